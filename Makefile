@@ -1,0 +1,42 @@
+# make demo   train, attack and report on a bare machine with Python 3.11 or newer; a few minutes on two CPU cores
+# make test   the whole test suite
+# make check  lint and types
+# make lock   renew requirements.lock from pyproject.toml
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check lock clean
+
+demo: $(INSTALLED)
+	$(BIN)/taet demo
+
+# One thread per worker: the tests' networks are too small to share, and two workers then use two cores.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "taet needs Python 3.11 or newer: make demo PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned packages into $(VENV) (PyTorch is large: some minutes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	touch $(INSTALLED)
+
+lock:
+	rm -rf .lock-venv
+	$(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/python -m pip install --quiet --editable '.[dev]'
+	{ sed -n '/^#/p' requirements.lock; .lock-venv/bin/python -m pip freeze --exclude-editable; } > requirements.new
+	mv requirements.new requirements.lock
+	rm -rf .lock-venv
+
+clean:
+	rm -rf $(VENV) .lock-venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,39 @@
+"""Adversarial robustness under long-tailed data: train, attack, report. Importing this does not import torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {"train": "taet.training", "evaluate": "taet.evaluation"}
+_FOLDERS = (
+    "attacks",
+    "config",
+    "data",
+    "evaluation",
+    "losses",
+    "methods",
+    "metrics",
+    "models",
+    "protocols",
+    "report",
+    "training",
+)
+
+if TYPE_CHECKING:
+    from taet.evaluation import evaluate as evaluate
+    from taet.training import train as train
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _FOLDERS:
+        return importlib.import_module(f"taet.{name}")
+    raise AttributeError(f"module 'taet' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY, *_FOLDERS])

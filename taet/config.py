@@ -1,0 +1,222 @@
+"""What a run is: frozen dataclasses, checked when built, turned to and from plain JSON. It knows no method."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from taet.errors import UserError, unknown
+
+
+def _require(condition: bool, what: str, got: object, allowed: str) -> None:
+    if not condition:
+        raise UserError(f"{what}: got {got}; allowed: {allowed}")
+
+
+def check_ball(what: str, value: float) -> None:
+    """Refuse a perturbation size outside [0, 1], and say how grey levels are written."""
+    hint = f"; did you mean {value:g}/255?" if 1 < value <= 255 else ""
+    if not 0 <= value <= 1:
+        raise UserError(f"{what}: got {value:g}; allowed: 0 to 1, where images lie, e.g. 8/255{hint}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images, and how they are made long-tailed."""
+
+    name: str = "digits-lt"
+    """A data set's name (see `taet list data`), npz:PATH or folder:PATH."""
+    root: str | None = None
+    """Folder that holds the official files; the environment variable TAET_DATA where it is not given."""
+    imbalance_ratio: float | None = None
+    """Largest class over smallest, >= 1. Not given: 10 for the sets named -lt, others are taken as they are."""
+    profile: Literal["exponential", "linear", "step"] = "exponential"
+    """How the class counts fall from the largest to the smallest."""
+    max_count: int | None = None
+    """Images of the largest training class. Not given: as many as the data allow."""
+    test: Literal["long-tailed", "balanced"] = "long-tailed"
+    """Cut the test set with the same imbalance ratio, or leave it balanced."""
+    test_max_count: int | None = None
+    """Images of the largest test class. Not given: as many as the data allow."""
+    validation: float = 0.0
+    """Share of each training class that is held out for validation, before classes are counted."""
+    size: int | None = None
+    """Resize every image to SIZE x SIZE pixels. Not given: as they are, which must be one size."""
+    seed: int = 0
+    """Seed of the choice of images; smaller subsets are nested in larger ones of the same seed."""
+
+    def __post_init__(self) -> None:
+        ratio = self.imbalance_ratio
+        if ratio is not None and not (math.isfinite(ratio) and ratio >= 1):
+            hint = f"; did you mean {1 / ratio:g}?" if 0 < ratio < 1 else ""
+            raise UserError(f"imbalance ratio: got {ratio:g}; allowed: 1 or more (largest class over smallest){hint}")
+        for what, count in (("max count", self.max_count), ("test max count", self.test_max_count)):
+            _require(count is None or count >= 1, what, count, "1 or more")
+        _require(0 <= self.validation < 1, "validation share", self.validation, "0 up to, not including, 1")
+        _require(self.size is None or self.size >= 4, "size", self.size, "4 pixels or more")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which network."""
+
+    name: str = "resnet18"
+    """A model's name (see `taet list models`)."""
+    normalize: Literal["data", "none"] = "data"
+    """Normalise inside the model by the training images' mean and standard deviation per channel, or not at all."""
+
+
+@dataclass(frozen=True)
+class Threat:
+    """The attack in training: projected gradient ascent in an L-infinity ball."""
+
+    eps: float = 8 / 255
+    """Radius of the ball, in units of the image range [0, 1]."""
+    step_size: float = 2 / 255
+    """Length of one step, same units."""
+    steps: int = 10
+    """Number of steps."""
+    start: Literal["gaussian", "uniform", "none"] = "gaussian"
+    """Start noise: 0.001 N(0, 1), U(-eps, eps), or none."""
+    bn_mode: Literal["eval", "train"] = "eval"
+    """Mode of batch normalisation while the attack runs."""
+
+    def __post_init__(self) -> None:
+        check_ball("threat eps", self.eps)
+        check_ball("threat step size", self.step_size)
+        _require(self.steps >= 0, "threat steps", self.steps, "0 or more")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Optimisation, as both papers do it: SGD with momentum and a step schedule."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per step."""
+    lr: float = 0.1
+    """Learning rate before the first milestone."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """L2 penalty on every parameter."""
+    milestones: tuple[float, ...] = (0.75, 0.9)
+    """Shares of the epochs after which the learning rate is divided by ten."""
+    outer: str = "cross-entropy"
+    """Loss that stands in for the label cross-entropy of a method's outer loss."""
+    augment: Literal["crop-flip", "crop", "none"] = "crop-flip"
+    """Random crop after zero padding by an eighth of the side, and mirroring where it keeps the label."""
+    precision: Literal["bf16", "float32"] = "bf16"
+    """Arithmetic of training under autocast; evaluation is always float32."""
+    channels_last: bool = True
+    """Memory layout of images and convolutions."""
+    selection: Literal["last", "best-validation", "best-test"] = "last"
+    """Which epoch's weights the run delivers; best-test looks at the test set and is marked as a leak."""
+    monitor_steps: int = 20
+    """PGD steps of the per-epoch curve."""
+    monitor_every: int = 1
+    """Epochs between two points of the curve; the last epoch always has one; 0: none."""
+    save_minutes: float = 5.0
+    """Minutes between two checkpoints within an epoch; the end of an epoch always has one."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int | None = None
+    """CPU threads; results repeat bit for bit at the same number. Not given: torch's choice."""
+    tensorboard: bool = False
+    """Write TensorBoard events as well (needs the extra `tensorboard`)."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            _require(getattr(self, name) >= 1, name.replace("_", " "), getattr(self, name), "1 or more")
+        _require(math.isfinite(self.lr) and self.lr > 0, "learning rate", self.lr, "above 0")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "0 up to, not including, 1")
+        _require(self.weight_decay >= 0, "weight decay", self.weight_decay, "0 or more")
+        ordered = list(self.milestones) == sorted(self.milestones)
+        within = all(0 < share <= 1 for share in self.milestones)
+        _require(ordered and within, "milestones", self.milestones, "rising shares of the epochs, e.g. 0.75 0.9")
+        _require(self.monitor_steps >= 1, "monitor steps", self.monitor_steps, "1 or more")
+        _require(self.monitor_every >= 0, "monitor every", self.monitor_every, "0 or more")
+        _require(self.threads is None or self.threads >= 1, "threads", self.threads, "1 or more")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The attacks that a finished model faces."""
+
+    attacks: tuple[str, ...] = ("clean", "fgsm", "pgd-20", "pgd-100", "autoattack")
+    """Names of attacks (see `taet list attacks`)."""
+    eps: float | None = None
+    """Radius of the ball. Not given: that of training."""
+    step_size: float = 1 / 255
+    """Step of PGD."""
+    batch_size: int = 250
+    """Images per batch; stored in the result, since AutoAttack's result depends on it."""
+    seed: int = 0
+    """Seed of every random start."""
+
+    def __post_init__(self) -> None:
+        if self.eps is not None:
+            check_ball("evaluation eps", self.eps)
+        check_ball("evaluation step size", self.step_size)
+        _require(self.batch_size >= 1, "evaluation batch size", self.batch_size, "1 or more")
+        _require(len(self.attacks) >= 1, "attacks", "none", "at least one")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides a run's numbers."""
+
+    method: str = "at"
+    """A method's name (see `taet list methods`)."""
+    settings: Any = None
+    """The method's own Config; None means its defaults."""
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    threat: Threat = field(default_factory=Threat)
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    protocol: str = "taet"
+    """The protocol whose settings the run started from."""
+    seed: int = 0
+    """Seed of weights, batches, augmentation and attack starts."""
+
+
+def override(run: Run, changes: Mapping[str, Any]) -> Run:
+    """Return `run` with dotted fields replaced, e.g. `{"training.epochs": 5, "seed": 1}`; each part is checked again."""
+    for path, value in changes.items():
+        run = _replace(run, path.split("."), value, path)
+    return run
+
+
+def _replace(node: Any, keys: list[str], value: Any, path: str) -> Any:
+    names = [f.name for f in dataclasses.fields(node)]
+    if keys[0] not in names:
+        raise unknown(f"setting '{path}': field", keys[0], names)
+    if len(keys) > 1:
+        value = _replace(getattr(node, keys[0]), keys[1:], value, path)
+    return dataclasses.replace(node, **{keys[0]: value})
+
+
+def to_json(config: Any) -> Any:
+    """Return a dataclass as plain dictionaries, lists, strings and numbers."""
+    return dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
+
+
+def from_json(kind: type, values: Mapping[str, Any]) -> Any:
+    """Rebuild the dataclass `kind` from what `to_json` gave; unknown fields are refused, missing ones take defaults."""
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise unknown(f"field of {kind.__name__}", key, hints)
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            value = from_json(typing.cast(type, hints[key]), value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[key] = value
+    return kind(**arguments)

@@ -1,0 +1,53 @@
+"""Sums over all processes; with one process, the identity.
+
+A global sum is all-reduced forward *and* backward. Every process then holds the same loss L; the gradient that reaches
+a process's share is the sum over processes of dL/dS, that is P dL/dS, and averaging the parameter gradients over the P
+processes gives exactly the gradient that one process would have computed on the whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that share a batch."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _GlobalSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def global_sum(value: Tensor) -> Tensor:
+    """Sum `value` (any shape) over all processes, differentiably."""
+    if world_size() == 1:
+        return value
+    total: Tensor = _GlobalSum.apply(value)  # type: ignore[no-untyped-call]
+    return total
+
+
+def global_mean(losses: Tensor) -> Tensor:
+    """Mean of per-sample values (N,) over the global batch; shards may differ in length."""
+    if world_size() == 1:
+        return losses.mean()
+    return global_sum(losses.sum()) / global_sum(losses.new_tensor(float(losses.numel())))

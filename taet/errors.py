@@ -1,0 +1,18 @@
+"""The one kind of error that is the user's: printed as one line, exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its text is one line that says what, what was got and what is allowed."""
+
+
+def unknown(kind: str, got: str, allowed: Iterable[str]) -> UserError:
+    """Return the error for a name that is not among `allowed`, with the nearest match where there is one."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return UserError(f"unknown {kind} '{got}'; allowed: {', '.join(names)}{hint}")
