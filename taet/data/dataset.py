@@ -1,0 +1,246 @@
+"""What a data set is: splits of uint8 images with labels, their checks, and how they are described."""
+
+from __future__ import annotations
+
+import hashlib
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from taet import metrics
+from taet.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their labels."""
+
+    images: NDArray[np.uint8]
+    """(N,H,W,C), C 1 or 3, grey levels 0 to 255."""
+    labels: NDArray[np.int64]
+    """(N,), 0 to the number of classes less one."""
+    class_names: tuple[str, ...]
+    indices: NDArray[np.int64]
+    """(N,): the position of each image in the source's own split."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Number of images of each class, (C,)."""
+        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256, in hexadecimal, of the images' shape as text, their bytes, and the labels as little-endian int64."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels, "<i8").data)
+        return digest.hexdigest()
+
+    def choose(self, positions: NDArray[np.int64]) -> Split:
+        """Return the images at `positions`, in that order."""
+        return replace(
+            self, images=self.images[positions], labels=self.labels[positions], indices=self.indices[positions]
+        )
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what identifies the split, as plain JSON: indices, sha256, class_counts."""
+        return {
+            "indices": self.indices.tolist(),
+            "sha256": self.sha256,
+            "class_counts": self.class_counts.tolist(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training, validation and test images of one classification task."""
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split
+    mirror: bool = True
+    """Does a mirrored image keep its label?"""
+    notes: tuple[str, ...] = ()
+    """What was decided when the set was made, in words."""
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train_images: ArrayLike,
+        train_labels: ArrayLike,
+        test_images: ArrayLike,
+        test_labels: ArrayLike,
+        *,
+        validation: tuple[ArrayLike, ArrayLike] | None = None,
+        class_names: Sequence[str] | None = None,
+        name: str = "arrays",
+        mirror: bool = True,
+    ) -> Dataset:
+        """Make a data set of arrays, as they are.
+
+        Images are uint8, (N,H,W), (N,H,W,1) or (N,H,W,3); labels are whole numbers 0..C-1, (N,) or (N,1); `validation`
+        is a pair (images, labels). Class names default to "0", "1", ... up to the largest training label. Every class
+        needs a training image. Anything else is a `UserError` that names the array.
+        """
+        parts = {"train": (train_images, train_labels), "val": validation, "test": (test_images, test_labels)}
+        arrays = {
+            part: (_checked_images(f"{part}_images", pair[0]), _checked_labels(f"{part}_labels", pair[1]))
+            for part, pair in parts.items()
+            if pair is not None
+        }
+        names = _checked_names(arrays["train"][1], class_names)
+        shape = arrays["train"][0].shape[1:]
+        for part, (images, labels) in arrays.items():
+            if len(images) != len(labels):
+                raise UserError(f"{part}_images and {part}_labels: got {len(images)} images but {len(labels)} labels")
+            if labels.max() >= len(names):
+                raise UserError(f"{part}_labels: got label {labels.max()}; allowed: 0 to {len(names) - 1}")
+            if images.shape[1:] != shape:
+                raise UserError(
+                    f"{part}_images: got images of shape {images.shape[1:]}; allowed: {shape}, as in training"
+                )
+        splits = {part: Split(*pair, names, np.arange(len(pair[1]))) for part, pair in arrays.items()}
+        return cls(name, splits["train"], splits.get("val"), splits["test"], mirror)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return self.train.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Training images of each class, (C,)."""
+        return self.train.class_counts
+
+    @property
+    def imbalance_ratio(self) -> float:
+        """Training images of the largest class over those of the smallest, >= 1."""
+        counts = self.class_counts
+        return float(counts.max() / counts.min())
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C,H,W), as a model takes it."""
+        height, width, channels = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def ranks(self) -> NDArray[np.int64]:
+        """Rank of each class by training count, (C,): see `taet.metrics.class_ranks`."""
+        return np.asarray(metrics.class_ranks(self.class_counts), np.int64)
+
+    @property
+    def groups(self) -> dict[str, NDArray[np.int64]]:
+        """Labels of the head, body and tail classes: see `taet.metrics.class_groups`."""
+        return {name: np.asarray(labels, np.int64) for name, labels in metrics.class_groups(self.class_counts).items()}
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what identifies the splits, as plain JSON: for each its indices, sha256 and class_counts."""
+        return {name: split.manifest() for name, split in self.splits.items()}
+
+
+def _checked_images(what: str, images: ArrayLike) -> NDArray[np.uint8]:
+    array = np.asarray(images)
+    if array.dtype != np.uint8:
+        nan = " with NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
+        raise UserError(f"{what}: got {array.dtype}{nan}; allowed: uint8, grey levels 0 to 255")
+    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
+        raise UserError(f"{what}: got shape {array.shape}; allowed: (N,H,W), (N,H,W,1) or (N,H,W,3)")
+    if 0 in array.shape:
+        raise UserError(f"{what}: got shape {array.shape}; at least one image is needed")
+    return array[..., np.newaxis] if array.ndim == 3 else array
+
+
+def _checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iu":
+        nan = " with NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
+        raise UserError(f"{what}: got {array.dtype}{nan}; allowed: whole numbers from 0")
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or len(array) == 0:
+        raise UserError(f"{what}: got shape {array.shape}; allowed: (N,) or (N,1), one label or more")
+    if array.min() < 0:
+        raise UserError(f"{what}: got label {array.min()}; allowed: whole numbers from 0")
+    return array.astype(np.int64)
+
+
+def _checked_names(train_labels: NDArray[np.int64], class_names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the class names, and refuse training labels that leave a class without an image."""
+    found = set(np.unique(train_labels).tolist())
+    if len(found if class_names is None else class_names) < 2:
+        raise UserError("classes: got a single class; allowed: 2 or more")
+    if class_names is not None and len(set(class_names)) < len(class_names):
+        twice = next(name for i, name in enumerate(class_names) if name in class_names[:i])
+        raise UserError(f"class names: got '{twice}' twice; allowed: a different name for each class")
+    count = len(class_names) if class_names is not None else max(found) + 1
+    # The smallest missing label is at most the number of those found, however large a stray label is.
+    missing = next((label for label in range(min(count, len(found) + 1)) if label not in found), None)
+    if missing is not None:
+        name = class_names[missing] if class_names is not None else missing
+        raise UserError(f"train_labels: class '{name}' has no training image; labels run from 0 to {count - 1}")
+    return tuple(class_names) if class_names is not None else tuple(str(label) for label in range(count))
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Return counts per class and split, imbalance ratio, groups, ranks, checksums and notes, as plain JSON."""
+    return {
+        "name": dataset.name,
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "mirror": dataset.mirror,
+        "imbalance_ratio": dataset.imbalance_ratio,
+        "images": {name: len(split) for name, split in dataset.splits.items()},
+        "class_counts": {name: split.class_counts.tolist() for name, split in dataset.splits.items()},
+        "ranks": dataset.ranks.tolist(),
+        "groups": {name: labels.tolist() for name, labels in dataset.groups.items()},
+        "sha256": {name: split.sha256 for name, split in dataset.splits.items()},
+        "notes": list(dataset.notes),
+    }
+
+
+def render(dataset: Dataset) -> str:
+    """Return a plain text table of `dataset`, at most 80 columns wide: a row and a bar of training images per class."""
+    about = describe(dataset)
+    counts: dict[str, list[int]] = about["class_counts"]
+    channels, height, width = dataset.image_shape
+    names = [name if len(name) <= 20 else f"{name[:17]}..." for name in dataset.class_names]
+    group_of = {label: group for group in ("head", "body", "tail") for label in about["groups"][group]}
+    columns = [["class", *names, "all"], ["group", *(group_of[i] for i in range(dataset.num_classes)), ""]]
+    columns += [[split, *map(str, numbers), str(sum(numbers))] for split, numbers in counts.items()]
+    aligned = [
+        [f"{cell:<{max(map(len, column))}}" if i < 2 else f"{cell:>{max(map(len, column))}}" for cell in column]
+        for i, column in enumerate(columns)
+    ]
+    rows = ["  ".join(cells) for cells in zip(*aligned, strict=True)]
+    room = 80 - len(rows[0]) - 2
+    bars = ["", *("#" * max(1, round(room * count / max(counts["train"]))) for count in counts["train"]), ""]
+    lines = [
+        f"{dataset.name}: {dataset.num_classes} classes, {width}x{height} pixels, "
+        f"{'grey' if channels == 1 else 'colour'}, imbalance ratio {dataset.imbalance_ratio:.4g}",
+        *(f"{row}  {bar}".rstrip() for row, bar in zip(rows, bars, strict=True)),
+        "SHA-256 of the image shape, images and labels:",
+        *(f"  {name:<10} {digest}" for name, digest in about["sha256"].items()),
+        *(line for note in dataset.notes for line in textwrap.wrap(f"- {note}", 80, subsequent_indent="  ")),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,110 @@
+"""Class counts of a long-tailed set, and the choice of images that gives them."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from taet.errors import UserError, unknown
+
+PROFILES = ("exponential", "linear", "step")
+
+
+def _floor(value: float) -> int:
+    # 98 * (1 / 49) is 1.9999999999999998 in binary but 2 on paper. The margin lies far above the rounding error of any
+    # count below a million, and far below the distance of every published count's real value to the next integer.
+    return math.floor(value + 1e-9)
+
+
+def long_tail_counts(
+    num_classes: int, max_count: int, imbalance_ratio: float, profile: str = "exponential"
+) -> list[int]:
+    """Return the number of images n_c of each class c = 0..C-1, from the largest class to the smallest.
+
+    exponential: floor(n_max IR^(-c / (C-1)));  linear: floor(n_max - (n_max - n_max / IR) c / (C-1));
+    step: n_max for the first ceil(C/2) classes, floor(n_max / IR) for the others.
+    `num_classes` C >= 2, `max_count` n_max >= 1, `imbalance_ratio` IR >= 1; anything else is a `UserError`. A count
+    may be 0 where n_max < IR. Source: Cui et al., CVPR 2019, arXiv:1901.05555 (exponential); Buda et al., Neural
+    Networks 2018, arXiv:1710.05381 (linear, step).
+    """
+    if num_classes < 2:
+        raise UserError(f"number of classes: got {num_classes}; allowed: 2 or more")
+    if max_count < 1:
+        raise UserError(f"max count: got {max_count}; allowed: 1 or more")
+    if not (math.isfinite(imbalance_ratio) and imbalance_ratio >= 1):
+        hint = f"; did you mean {1 / imbalance_ratio:g}?" if 0 < imbalance_ratio < 1 else ""
+        raise UserError(
+            f"imbalance ratio: got {imbalance_ratio:g}; allowed: 1 or more (largest class over smallest){hint}"
+        )
+    shares = [c / (num_classes - 1) for c in range(num_classes)]
+    if profile == "exponential":
+        return [_floor(max_count * imbalance_ratio**-share) for share in shares]
+    if profile == "linear":
+        drop = max_count - max_count / imbalance_ratio
+        return [_floor(max_count - drop * share) for share in shares]
+    if profile == "step":
+        return [max_count if share <= 0.5 else _floor(max_count / imbalance_ratio) for share in shares]
+    raise unknown("profile", profile, PROFILES)
+
+
+def largest_max_count(available: Sequence[int], imbalance_ratio: float, profile: str = "exponential") -> int:
+    """Return the largest n_max whose counts `available` (C,) images per class can give; 0 where there is none."""
+
+    def exceeds(max_count: int) -> bool:
+        counts = long_tail_counts(len(available), max_count, imbalance_ratio, profile)
+        return any(count > there for count, there in zip(counts, available, strict=True))
+
+    # The first count is n_max itself, and every count grows with it.
+    return bisect.bisect_left(range(1, available[0] + 1), True, key=exceeds)
+
+
+def held_out_counts(counts: Sequence[int], share: float) -> list[int]:
+    """Return how many of each class's n_c images to hold out: floor(share n_c + 1/2), but 1..n_c - 1 where n_c >= 2.
+
+    A class of one image keeps it; `share` 0 holds nothing out.
+    """
+    if share == 0:
+        return [0] * len(counts)
+    return [max(0, min(max(1, _floor(share * count + 0.5)), count - 1)) for count in counts]
+
+
+def long_tail_indices(labels: ArrayLike, counts: Sequence[int], seed: int = 0) -> NDArray[np.int64]:
+    """Return positions in `labels` (N,) that give `counts` (C,) images per class, int64 (sum of counts,), by class.
+
+    One Mersenne Twister (NumPy's legacy generator) is seeded once; for each class in ascending order the ascending list
+    of its positions is shuffled in place and its first n_c are kept. So the choice for smaller counts is contained in
+    that for larger ones. Labels lie in 0..C-1. A class with too few images is a `UserError`. This is the choice that
+    LDAM-DRW (Cao et al., NeurIPS 2019, arXiv:1906.07413) and the work after it make with seed 0.
+    """
+    labels = np.asarray(labels)
+    if not 0 <= seed < 2**32:
+        raise UserError(f"data seed: got {seed}; allowed: 0 to 2**32 - 1")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"labels: got {labels.dtype} of shape {labels.shape}; allowed: whole numbers of shape (N,)")
+    generator = np.random.RandomState(seed)
+    chosen = [np.empty(0, np.int64)]
+    for label, count in enumerate(counts):
+        positions = np.flatnonzero(labels == label)
+        if not 0 <= count <= len(positions):
+            raise UserError(f"class {label}: got a count of {count}; allowed: 0 to {len(positions)}, its images")
+        generator.shuffle(positions)
+        chosen.append(positions[:count])
+    return np.concatenate(chosen).astype(np.int64)
+
+
+def divide(
+    labels: ArrayLike, counts: Sequence[int], held_out: Sequence[int], seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide the choice of `long_tail_indices` in two: each class's first n_c - h_c positions, and its last h_c.
+
+    The first part is what `long_tail_indices` returns for n_c - h_c, so that it too is nested.
+    """
+    kept = [count - held for count, held in zip(counts, held_out, strict=True)]
+    chosen = long_tail_indices(labels, counts, seed)
+    rank = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = rank < np.repeat(kept, counts)
+    return chosen[first], chosen[~first]

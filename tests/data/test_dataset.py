@@ -1,0 +1,123 @@
+"""Splits and data sets: what is derived from them, what is refused, and how they are described."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from taet.data import Dataset, describe, render
+from taet.errors import UserError
+
+
+def test_a_data_set_of_arrays_is_the_arrays(arrays):
+    given = arrays()
+    dataset = Dataset.from_arrays(**given, class_names=["a", "b", "c"])
+    assert (dataset.train.images == given["train_images"]).all()
+    assert dataset.train.labels.dtype == np.int64
+    assert dataset.class_names == ("a", "b", "c")
+    assert dataset.num_classes == 3
+    assert dataset.class_counts.tolist() == [6, 3, 1]
+    assert dataset.imbalance_ratio == 6
+    assert dataset.image_shape == (3, 4, 5)
+    assert dataset.validation is None
+    assert len(dataset.test) == 5
+
+
+def test_grey_images_and_column_labels_are_brought_to_one_shape(arrays):
+    given = arrays(shape=(4, 5))
+    given["train_labels"] = given["train_labels"][:, np.newaxis].astype(np.uint8)
+    dataset = Dataset.from_arrays(**given)
+    assert dataset.train.images.shape == (10, 4, 5, 1)
+    assert dataset.train.labels.shape == (10,)
+    assert dataset.class_names == ("0", "1", "2")
+
+
+def test_ranks_and_groups_go_by_training_count_not_by_label(arrays):
+    dataset = Dataset.from_arrays(**arrays(train_counts=(1, 6, 3)))
+    assert dataset.ranks.tolist() == [2, 0, 1]
+    assert {name: dataset.groups[name].tolist() for name in ("head", "body", "tail")} == {
+        "head": [1],
+        "body": [],
+        "tail": [2, 0],
+    }
+
+
+def test_checksum_sees_images_labels_and_shape(arrays):
+    split = Dataset.from_arrays(**arrays()).train
+    assert split.sha256 == replace(split, images=split.images.copy(order="F")).sha256
+    changed = split.images.copy()
+    changed[0, 0, 0, 0] ^= 1
+    others = [
+        replace(split, images=changed),
+        replace(split, labels=np.roll(split.labels, 1)),
+        replace(split, images=split.images.transpose(0, 2, 1, 3).reshape(10, 5, 4, 3)),
+        replace(split, images=split.images.reshape(10, 5, 4, 3)),
+    ]
+    assert len({split.sha256, *(other.sha256 for other in others)}) == 5
+
+
+def test_manifest_is_plain_json_and_names_the_images(arrays):
+    dataset = Dataset.from_arrays(**arrays())
+    chosen = dataset.train.choose(np.array([7, 2]))
+    manifest = json.loads(json.dumps(replace(dataset, train=chosen, validation=dataset.test).manifest()))
+    assert list(manifest) == ["train", "validation", "test"]
+    assert manifest["train"] == {"indices": [7, 2], "sha256": chosen.sha256, "class_counts": [1, 1, 0]}
+    assert chosen.choose(np.array([1])).indices.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_images": np.full((10, 4, 5, 3), np.nan)}, "train_images: got float64 with NaN; allowed: uint8"),
+        ({"train_images": np.zeros((10, 4, 5, 3))}, "train_images: got float64; allowed: uint8"),
+        ({"test_images": np.zeros((5, 3, 4, 5), np.uint8)}, r"test_images: got shape \(5, 3, 4, 5\)"),
+        ({"test_images": np.zeros((5, 20), np.uint8)}, r"test_images: got shape \(5, 20\)"),
+        ({"test_images": np.zeros((0, 4, 5, 3), np.uint8)}, "at least one image"),
+        ({"test_images": np.zeros((5, 4, 4, 3), np.uint8)}, r"allowed: \(4, 5, 3\), as in training"),
+        ({"test_images": np.zeros((4, 4, 5, 3), np.uint8)}, "got 4 images but 5 labels"),
+        ({"train_labels": np.repeat([0, 1, np.nan], [6, 3, 1])}, "train_labels: got float64 with NaN"),
+        ({"train_labels": np.repeat([0.0, 1.0], 5)}, "train_labels: got float64; allowed: whole numbers"),
+        ({"train_labels": np.repeat([True, False], 5)}, "train_labels: got bool"),
+        ({"train_labels": np.zeros((10, 14), int)}, r"train_labels: got shape \(10, 14\)"),
+        ({"train_labels": np.repeat([-1, 1], 5)}, "train_labels: got label -1"),
+        ({"test_labels": np.array([0, 1, 2, 3, 0])}, "test_labels: got label 3; allowed: 0 to 2"),
+        ({"train_labels": np.repeat([0, 2], 5)}, "class '1' has no training image; labels run from 0 to 2"),
+        ({"train_labels": np.repeat([0, 2**62], 5)}, "class '1' has no training image"),
+        ({"train_labels": np.repeat([0, 1], 5), "class_names": ["a", "b", "c"]}, "class 'c' has no training image"),
+        ({"class_names": ["a", "b"]}, "train_labels: got label 2; allowed: 0 to 1"),
+        ({"class_names": ["a", "b", "a"]}, "class names: got 'a' twice"),
+        ({"class_names": ["a"]}, "got a single class"),
+        ({"train_labels": np.zeros(10, int)}, "got a single class"),
+        ({"validation": (np.zeros((2, 4, 5, 3), np.uint8), [0, 7])}, "val_labels: got label 7"),
+    ],
+)
+def test_bad_arrays_are_refused_in_one_line(change, message, arrays):
+    with pytest.raises(UserError, match=message) as error:
+        Dataset.from_arrays(**(arrays() | change))
+    assert "\n" not in str(error.value)
+
+
+def test_description_is_plain_json(arrays):
+    dataset = Dataset.from_arrays(**arrays(), name="three")
+    about = json.loads(json.dumps(describe(dataset)))
+    assert about["class_counts"] == {"train": [6, 3, 1], "test": [2, 2, 1]}
+    assert about["images"] == {"train": 10, "test": 5}
+    assert about["sha256"]["test"] == dataset.test.sha256
+    assert about["imbalance_ratio"] == 6
+    assert about["ranks"] == [0, 1, 2]
+
+
+def test_table_fits_a_terminal_and_its_bars_follow_the_counts(arrays):
+    dataset = Dataset.from_arrays(
+        **arrays((400, 100, 1)), class_names=["a name that is longer than its column", "b", "c"]
+    )
+    dataset = replace(dataset, validation=dataset.test, notes=("word " * 40,))
+    text = render(dataset)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    bars = [line.count("#") for line in lines[2:5]]
+    assert bars[0] > 25
+    assert bars[1] == round(bars[0] / 4)
+    assert bars[2] == 1
+    assert dataset.train.sha256 in text

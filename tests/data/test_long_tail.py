@@ -1,0 +1,148 @@
+"""Long-tailed counts and the choice of images: published numbers, and what holds for any numbers."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taet.data.long_tail import (
+    PROFILES,
+    divide,
+    held_out_counts,
+    largest_max_count,
+    long_tail_counts,
+    long_tail_indices,
+)
+from taet.errors import UserError
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "long_tail.json").read_text())
+SUBSET = GOLDEN["lt_subset_indices"]
+
+profiles = st.sampled_from(PROFILES)
+ratios = st.integers(1, 500) | st.floats(1, 500)
+
+
+@pytest.mark.parametrize("key", [key for key in GOLDEN if key.startswith("lt_counts")])
+def test_counts_are_the_published_ones(key):
+    golden = GOLDEN[key]
+    counts = long_tail_counts(golden["num_classes"], golden["max_count"], golden["imbalance_ratio"])
+    assert sum(counts) == golden["total"]
+    assert counts == golden.get("counts", counts)
+    assert (counts[0], counts[-1]) == (golden.get("first", counts[0]), golden.get("last", counts[-1]))
+
+
+@pytest.mark.parametrize(("imbalance_ratio", "total"), [(10, 4084), (20, 3401), (50, 2795), (100, 2478)])
+def test_long_tailed_test_set_has_the_published_size(imbalance_ratio, total):
+    assert sum(long_tail_counts(10, 1000, imbalance_ratio)) == total
+
+
+def test_linear_and_step_profiles_in_full():
+    assert long_tail_counts(5, 100, 10, "linear") == [100, 77, 55, 32, 10]
+    assert long_tail_counts(4, 100, 8, "step") == [100, 100, 12, 12]
+    assert long_tail_counts(5, 100, 8, "step") == [100, 100, 100, 12, 12]
+
+
+def test_a_count_that_is_whole_on_paper_is_not_rounded_down():
+    assert 98 * (1 / 49) < 2
+    assert long_tail_counts(2, 98, 49)[-1] == 2
+
+
+@given(st.integers(2, 40), st.integers(1, 5000), ratios, profiles)
+def test_counts_fall_from_the_largest_to_the_smallest(num_classes, max_count, ratio, profile):
+    counts = long_tail_counts(num_classes, max_count, ratio, profile)
+    assert len(counts) == num_classes
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == max_count
+    assert counts[-1] == (max_count / Fraction(ratio) + Fraction(1, 10**9)) // 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1, 10, 10), "number of classes: got 1"),
+        ((10, 0, 10), "max count: got 0"),
+        ((10, 10, 0.02), "imbalance ratio: got 0.02.*did you mean 50"),
+        ((10, 10, float("nan")), "imbalance ratio: got nan"),
+        ((10, 10, 10, "linaer"), "unknown profile 'linaer'.*did you mean 'linear'"),
+    ],
+)
+def test_impossible_profiles_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        long_tail_counts(*arguments)
+
+
+@given(st.lists(st.integers(0, 60), min_size=2, max_size=8), ratios, profiles)
+def test_largest_max_count_fits_and_one_more_does_not(available, ratio, profile):
+    def fits(max_count):
+        counts = long_tail_counts(len(available), max_count, ratio, profile)
+        return all(count <= there for count, there in zip(counts, available, strict=True))
+
+    largest = largest_max_count(available, ratio, profile)
+    assert largest == 0 or fits(largest)
+    assert not fits(largest + 1)
+
+
+def test_indices_are_the_published_choice():
+    indices = long_tail_indices(np.arange(50) % 5, SUBSET["counts"], SUBSET["seed"])
+    assert indices.dtype == np.int64
+    assert indices.tolist() == [index for one in SUBSET["per_class"] for index in one]
+
+
+def test_indices_leave_the_global_generator_alone():
+    before = np.random.get_state()[1:3]  # noqa: NPY002 - it is the global generator that is meant
+    long_tail_indices([0, 1, 0, 1], [2, 1], seed=3)
+    after = np.random.get_state()[1:3]  # noqa: NPY002
+    assert (before[0] == after[0]).all()
+    assert before[1] == after[1]
+
+
+@given(st.data())
+def test_smaller_choices_lie_within_larger_ones(data):
+    labels = np.array(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=40)))
+    counts = [data.draw(st.integers(0, int((labels == label).sum()))) for label in range(4)]
+    fewer = [data.draw(st.integers(0, count)) for count in counts]
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    large, small = long_tail_indices(labels, counts, seed), long_tail_indices(labels, fewer, seed)
+    assert labels[large].tolist() == sorted(labels[large])
+    assert np.bincount(labels[large], minlength=4).tolist() == counts
+    assert len(set(large.tolist())) == len(large)
+    assert set(small.tolist()) <= set(large.tolist())
+
+
+@given(st.data())
+def test_divide_keeps_the_first_and_holds_out_the_rest(data):
+    labels = np.array(data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=30)))
+    counts = [data.draw(st.integers(0, int((labels == label).sum()))) for label in range(3)]
+    held_out = [data.draw(st.integers(0, count)) for count in counts]
+    kept, held = divide(labels, counts, held_out, seed=1)
+    assert (
+        kept.tolist() == long_tail_indices(labels, [n - h for n, h in zip(counts, held_out, strict=True)], 1).tolist()
+    )
+    assert np.bincount(labels[held], minlength=3).tolist() == held_out
+    assert sorted([*kept, *held]) == sorted(long_tail_indices(labels, counts, 1))
+
+
+def test_held_out_counts_round_and_leave_one():
+    assert held_out_counts([5000, 645, 15, 14, 5, 2, 1, 0], 0.1) == [500, 65, 2, 1, 1, 1, 0, 0]
+    assert held_out_counts([100, 2, 1], 0.99) == [99, 1, 0]
+    assert held_out_counts([50], 0.29) == [15]  # 14.5 on paper, 14.499999999999998 in binary
+    assert held_out_counts([100, 2], 0) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts", "seed", "message"),
+    [
+        ([0, 0, 1], [2, 2], 0, "class 1: got a count of 2; allowed: 0 to 1"),
+        ([0, 0, 1], [-1, 1], 0, "class 0: got a count of -1"),
+        ([0, 1], [1, 1], -1, "data seed: got -1"),
+        ([0.0, 1.0], [1, 1], 0, "labels: got float64"),
+        ([[0], [1]], [1, 1], 0, r"labels: got int64 of shape \(2, 1\)"),
+    ],
+)
+def test_impossible_choices_are_refused(labels, counts, seed, message):
+    with pytest.raises(UserError, match=message):
+        long_tail_indices(labels, counts, seed)

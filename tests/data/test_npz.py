@@ -1,0 +1,80 @@
+"""Sets in one .npz file."""
+
+import numpy as np
+import pytest
+
+from taet.data import load
+from taet.errors import UserError
+
+
+def test_a_file_is_taken_as_it_is(tmp_path, arrays):
+    given = arrays()
+    np.savez(
+        tmp_path / "a.npz", **given, val_images=given["test_images"], val_labels=given["test_labels"][:, np.newaxis]
+    )
+    dataset = load(f"npz:{tmp_path / 'a.npz'}")
+    assert (dataset.train.images == given["train_images"]).all()
+    assert (dataset.test.labels == given["test_labels"]).all()
+    assert (dataset.validation.images == given["test_images"]).all()
+    assert dataset.notes == (
+        "taken as it is: the source's imbalance ratio is 6",
+        "the source's own validation split is kept",
+    )
+    assert load(str(tmp_path / "a.npz")).train.sha256 == dataset.train.sha256
+
+
+def test_class_names_are_read(tmp_path, arrays):
+    np.savez(tmp_path / "a.npz", **arrays(), class_names=np.array(["x", "y", "z"]))
+    assert load(f"npz:{tmp_path / 'a.npz'}").class_names == ("x", "y", "z")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_labels": np.array([0, None] * 5, object)}, "pickled objects"),
+        ({"class_names": np.array(["a", "b", "c"], object)}, "pickled objects"),
+        ({"class_names": np.arange(3)}, "class_names: got int64"),
+        ({"class_names": np.array([["a", "b", "c"]])}, r"class_names: got <U1 of shape \(1, 3\)"),
+        ({"val_images": np.zeros((2, 4, 5, 3), np.uint8)}, "has no val_labels; it has: .*train_images"),
+        ({"train_images": np.full((10, 4, 5, 3), np.nan)}, r"a\.npz': train_images: got float64 with NaN"),
+        ({"test_labels": np.array([0, 1, 2, 3, 0])}, r"a\.npz': test_labels: got label 3"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line(tmp_path, change, message, arrays):
+    np.savez(tmp_path / "a.npz", **(arrays() | change))
+    with pytest.raises(UserError, match=message) as error:
+        load(f"npz:{tmp_path / 'a.npz'}")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_keys_are_named_beside_those_there_are(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=np.zeros(3), test_labels=np.zeros(3))
+    with pytest.raises(UserError, match="has no train_images, train_labels, test_images; it has: x_train, test_labels"):
+        load(f"npz:{tmp_path / 'a.npz'}")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive at all", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read '.*a\.npz'"):
+        load(f"npz:{tmp_path / 'a.npz'}")
+
+
+def test_a_damaged_member_is_refused(tmp_path, arrays):
+    np.savez_compressed(tmp_path / "a.npz", **arrays())
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[100:140] = bytes(40)
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read '.*a\.npz'"):
+        load(f"npz:{tmp_path / 'a.npz'}")
+
+
+def test_a_single_array_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    with pytest.raises(UserError, match="holds a single array"):
+        load(f"npz:{tmp_path / 'a.npy'}")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no such file: '.*a\.npz'"):
+        load(str(tmp_path / "a.npz"))
