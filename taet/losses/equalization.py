@@ -1,0 +1,68 @@
+"""Hierarchical equalization loss (HEL): the class-wise loss of HARL and TAET.
+
+Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distributions, CVPR 2025, arXiv:2503.01924.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from taet.distributed import global_sum
+from taet.losses.long_tail import cross_entropy
+from taet.losses.loss import Loss
+
+Absent = Literal["zero", "skip", "ema"]
+
+# The public code of TAET keeps both divisions finite with this constant; a class without a sample then counts as loss 0.
+TINY = 1e-10
+
+
+def class_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy per class and samples per class over the global batch: (N, C), (N,) -> (C,), (C,); 0 where there is none."""
+    losses = cross_entropy(logits, labels)
+    zeros = losses.new_zeros(logits.shape[1])
+    # One reduction for both sums: under several processes this is a single all-reduce.
+    sums, counts = global_sum(
+        torch.stack([zeros.index_add(0, labels, losses), zeros.index_add(0, labels, torch.ones_like(losses))])
+    )
+    return sums / (counts + TINY), counts
+
+
+def hierarchical_equalization(
+    logits: Tensor,
+    labels: Tensor,
+    alpha: float = 0.1,
+    beta: float = 0.1,
+    gamma: float = 0.1,
+    absent: Absent = "zero",
+    running: Tensor | None = None,
+) -> Loss:
+    """Hierarchical equalization loss, alpha BCL + beta HDL + gamma RCEL, over the class means L_c of the cross-entropy.
+
+    BCL  = mean_c L_c                  balanced classification loss
+    HDL  = mean_c (L_c - BCL)^2        hierarchical deviation loss
+    RCEL = sum_c (L_c / sum_k L_k)^2   rare-class emphasis loss, in [1/C, 1]
+
+    logits (N, C), labels (N,) int64; the parts are logged without their factors. `absent` says what a class without a
+    sample in the batch is: "zero" counts it as loss 0 (the public code), "skip" averages over the classes present,
+    "ema" puts `running` (C,) in its place, a running mean of its past losses that carries no gradient.
+    On several processes the class means are those of the global batch. Source: TAET, CVPR 2025, arXiv:2503.01924,
+    section 3 (HARL); the constants are those of its public code.
+    """
+    means, counts = class_losses(logits, labels)
+    present = counts > 0
+    weights = torch.ones_like(means)
+    if absent == "skip":
+        weights = present.to(means.dtype)
+    elif absent == "ema":
+        if running is None:
+            raise ValueError('absent="ema" needs `running`, the running mean loss of every class')
+        means = torch.where(present, means, running.to(means.dtype).detach())
+    number = weights.sum()
+    bcl = (weights * means).sum() / number
+    hdl = (weights * (means - bcl).square()).sum() / number
+    rcel = (means / (means.sum() + TINY)).square().sum()
+    return Loss(alpha * bcl + beta * hdl + gamma * rcel, {"bcl": bcl, "hdl": hdl, "rcel": rcel}, logits)

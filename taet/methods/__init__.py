@@ -1,0 +1,27 @@
+"""Training methods, one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from taet import config, registry
+from taet.methods.base import Method, Task
+
+__all__ = ["Method", "Task", "build", "find"]
+
+
+def find(name: str) -> type[Method]:
+    """Return the class of the method called `name`: the one `Method` that its file defines."""
+    module = registry.find("methods", name).load()
+    classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    (found,) = [c for c in classes if issubclass(c, Method)]
+    return found
+
+
+def build(name: str, settings: Any, task: Task) -> Method:
+    """Return the method called `name`; `settings` is its Config, a mapping of knobs, or None for the defaults."""
+    cls = find(name)
+    if settings is None or isinstance(settings, Mapping):
+        settings = config.from_json(cls.Config, settings or {})
+    return cls(settings, task)

@@ -1,0 +1,170 @@
+"""The method interface: what a training method is given, what it returns, and the hooks that it may fill.
+
+A method is one small class in one file of this folder. The trainer knows none by name; per step it calls `perturb` on the
+frozen model, `loss`, and, when the weights have moved, `after_step`. State that changes lives in buffers, written in
+place in `start_epoch` and `after_step` only, and Python branches depend on the configuration and the stage only, so that
+a step may be captured once and replayed. A method never subclasses another one: it holds it and forwards the hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from taet.attacks.pgd import pgd
+from taet.config import Threat
+from taet.losses.long_tail import cross_entropy, outer_loss
+from taet.losses.loss import Loss
+
+__all__ = ["Adversarial", "Attack", "Loss", "Method", "Step", "Task"]
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+class Adversarial(NamedTuple):
+    """Examples to train on: x (N, C, H, W) in [0, 1], and per-sample facts about them of static shape."""
+
+    x: Tensor
+    info: Mapping[str, Tensor] = {}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The protocol's attack as a value: `attack(model, x, y)` returns examples in the ball around x and in [0, 1].
+
+    `objective` (logits, labels) -> (N,) is what the attack raises; `observe` sees the logits of every iterate before its
+    update; `active` (N,) freezes the examples where it is False. A method that must differ from the protocol names its
+    deviation (eps, step_size, steps, start) and declares it in `Method.deviations`.
+    """
+
+    threat: Threat
+    generator: torch.Generator
+    factor: Tensor | None = None
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        objective: Objective = cross_entropy,
+        *,
+        observe: Callable[[int, Tensor], None] | None = None,
+        active: Tensor | None = None,
+        **deviation: Any,
+    ) -> Tensor:
+        threat = self.threat
+        settings: dict[str, Any] = {
+            "eps": threat.eps,
+            "step_size": threat.step_size,
+            "steps": threat.steps,
+            "start": threat.start,
+            **deviation,
+        }
+        if self.factor is not None:
+            settings["eps"] = settings["eps"] * self.factor
+            settings["step_size"] = settings["step_size"] * self.factor
+        return pgd(
+            model, x, y, objective=objective, generator=self.generator, observe=observe, active=active,
+            bn_mode=threat.bn_mode, **settings,
+        )  # fmt: skip
+
+    def scaled(self, factor: Tensor) -> Attack:
+        """Return this attack with eps and step size multiplied by `factor` (N,)."""
+        return replace(self, factor=factor if self.factor is None else self.factor * factor)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is told about the training set and the schedule when it is built."""
+
+    class_counts: tuple[int, ...]
+    """Training images per class, after validation was taken out."""
+    image_shape: tuple[int, int, int]
+    epochs: int
+    steps_per_epoch: int
+    milestones: tuple[int, ...] = ()
+    """Epochs, from 0, at which the learning rate falls."""
+    outer: str = "cross-entropy"
+    """The run's outer loss."""
+    ranks: tuple[int, ...] = field(init=False)
+    """Rank of every class by training count, 0 the largest, ties by label."""
+    prior: tuple[float, ...] = field(init=False)
+    """Share of every class in the training set."""
+
+    def __post_init__(self) -> None:
+        order = sorted(range(len(self.class_counts)), key=lambda c: (-self.class_counts[c], c))
+        total = sum(self.class_counts)
+        object.__setattr__(self, "ranks", tuple(order.index(c) for c in range(len(order))))
+        object.__setattr__(self, "prior", tuple(n / total for n in self.class_counts))
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_counts)
+
+
+class Step(NamedTuple):
+    """What `after_step` is told: dataset positions (N,), the batch, its loss, the attack, and the optimiser's settings."""
+
+    index: Tensor
+    x: Tensor
+    y: Tensor
+    loss: Loss
+    attack: Attack
+    lr: float
+    weight_decay: float
+
+
+class Method(nn.Module):
+    """A training method. `loss` is required; every other hook has the default of plain adversarial training."""
+
+    title: ClassVar[str]
+    reference: ClassVar[str]
+    deviations: ClassVar[tuple[str, ...]] = ()
+    """Where the method leaves the protocol, in words; every table prints them."""
+    official: ClassVar[Mapping[str, Any]] = {}
+    """Its own published settings, as overrides of a Run."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """The method has no knobs."""
+
+    class_counts: Tensor
+
+    def __init__(self, config: Any, task: Task) -> None:
+        super().__init__()
+        self.config = config
+        self.task = task
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.register_buffer("class_counts", torch.tensor(task.class_counts, dtype=torch.float32), persistent=False)
+        self._outer = outer_loss(task.outer)
+        self.stage = self.stage_at(0)
+
+    def outer(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The run's outer loss on labels, (N,): every label term of an outer loss goes through here."""
+        return self._outer(logits, y, self.class_counts)
+
+    def stage_at(self, epoch: int) -> str:
+        """Name of the stage that `epoch` (from 0) belongs to; `clean` is a stage without an attack."""
+        return "adversarial"
+
+    def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
+        """Called once before each epoch; predicted_counts (C,) are the classes predicted in the epoch before."""
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        """Examples to train on; the model is frozen and restored by the trainer."""
+        return Adversarial(attack(model, x, y))
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        """The outer loss, on a model in train mode; pure, since weight perturbation calls it twice on one batch."""
+        raise NotImplementedError
+
+    def after_step(self, model: nn.Module, step: Step) -> None:
+        """Called when the weights have moved."""
+
+    def offset(self) -> Tensor:
+        """What is subtracted from the deployed logits, (C,)."""
+        return torch.zeros_like(self.class_counts)

@@ -1,0 +1,75 @@
+"""Hierarchical adversarially robust learning (HARL): the hierarchical equalization loss on PGD examples from the first epoch.
+
+Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distributions, CVPR 2025, arXiv:2503.01924.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taet.errors import UserError
+from taet.losses.equalization import Absent, class_losses, hierarchical_equalization
+from taet.methods.base import Adversarial, Loss, Method, Step, Task
+
+
+class Harl(Method):
+    """Loss: HEL(f(x'), y) = alpha BCL + beta HDL + gamma RCEL (see `taet.losses.hierarchical_equalization`)."""
+
+    title = "HARL"
+    reference = "TAET, CVPR 2025, arXiv:2503.01924"
+
+    @dataclass(frozen=True)
+    class Config:
+        """Factors of the three terms, and what a class without a sample in the batch counts as."""
+
+        alpha: float = 0.1
+        """Factor of the balanced classification loss (public code of TAET)."""
+        beta: float = 0.1
+        """Factor of the hierarchical deviation loss (same)."""
+        gamma: float = 0.1
+        """Factor of the rare-class emphasis loss (same)."""
+        absent: Absent = "zero"
+        """zero: loss 0 (public code); skip: left out of the means; ema: a running mean of its past loss."""
+        momentum: float = 0.9
+        """Share of the past in that running mean (ours; `absent` ema only)."""
+
+        def __post_init__(self) -> None:
+            for name in ("alpha", "beta", "gamma"):
+                value = getattr(self, name)
+                if not (math.isfinite(value) and value >= 0):
+                    raise UserError(f"method {name}: got {value:g}; allowed: 0 or more")
+            if self.absent not in ("zero", "skip", "ema"):
+                raise UserError(f"method absent: got {self.absent}; allowed: zero, skip, ema")
+            if not 0 <= self.momentum < 1:
+                raise UserError(f"method momentum: got {self.momentum:g}; allowed: 0 up to, not including, 1")
+
+    running: Tensor
+
+    def __init__(self, config: Any, task: Task) -> None:
+        super().__init__(config, task)
+        if task.outer != "cross-entropy":
+            raise UserError(
+                f"harl: got the outer loss {task.outer}; its loss already balances the classes and takes none"
+            )
+        # log C: the cross-entropy of a model that knows nothing, until a class has been seen.
+        self.register_buffer("running", torch.full((task.num_classes,), math.log(task.num_classes)))
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        config = self.config
+        logits = model(adversarial.x)
+        return hierarchical_equalization(
+            logits, y, config.alpha, config.beta, config.gamma, config.absent, self.running
+        )
+
+    def after_step(self, model: nn.Module, step: Step) -> None:
+        if self.config.absent != "ema":
+            return
+        with torch.no_grad():
+            means, counts = class_losses(step.loss.logits, step.y)
+            moved = torch.lerp(means, self.running, self.config.momentum)
+            self.running.copy_(torch.where(counts > 0, moved, self.running))

@@ -1,0 +1,56 @@
+"""Two-stage adversarial equalization training (TAET): clean cross-entropy first, then HARL.
+
+Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distributions, CVPR 2025, arXiv:2503.01924.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from taet.distributed import global_mean
+from taet.errors import UserError
+from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
+from taet.methods.harl import Harl
+
+
+class Taet(Method):
+    """Loss: mean CE(f(x), y) on clean images in the first stage, HEL(f(x'), y) on PGD examples in the second."""
+
+    title = "TAET"
+    reference = "CVPR 2025, arXiv:2503.01924"
+
+    @dataclass(frozen=True)
+    class Config(Harl.Config):
+        """HARL's knobs and the length of the clean stage."""
+
+        clean_share: float = 0.4
+        """Share of the epochs that are clean: 40 of 100 in the paper."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0 <= self.clean_share <= 1:
+                raise UserError(f"method clean share: got {self.clean_share:g}; allowed: 0 to 1")
+
+    def __init__(self, config: Any, task: Task) -> None:
+        super().__init__(config, task)
+        # The run's outer loss reaches the clean stage only: HEL already balances, and on shifted logits would do so twice.
+        self.equalization = Harl(config, replace(task, outer="cross-entropy"))
+
+    def stage_at(self, epoch: int) -> str:
+        return "clean" if epoch < round(self.config.clean_share * self.task.epochs) else "adversarial"
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        return Adversarial(x) if self.stage == "clean" else self.equalization.perturb(model, x, y, attack)
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        if self.stage == "adversarial":
+            return self.equalization.loss(model, x, y, adversarial)
+        logits = model(adversarial.x)
+        return Loss(global_mean(self.outer(logits, y)), {}, logits)
+
+    def after_step(self, model: nn.Module, step: Step) -> None:
+        if self.stage == "adversarial":
+            self.equalization.after_step(model, step)

@@ -1,0 +1,60 @@
+"""The shape that every model has: normalisation, features, head, and the deployed offset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """A network with its normalisation inside: logits(x) = head(features(x)) - offset, x (N, C, H, W) in [0, 1] -> (N, classes).
+
+    Normalisation is part of the model so that a perturbation is always measured in the units of the image. The head
+    works in float32 also under autocast, since class terms and attacks read small differences of logits. `offset`
+    (classes,) is zero while training and what the method deploys afterwards (a post-hoc class prior).
+    """
+
+    mean: Tensor
+    std: Tensor
+    offset: Tensor
+
+    def __init__(self, body: nn.Module, head: nn.Module, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, channels, 1, 1))
+        self.register_buffer("offset", torch.zeros(num_classes))
+
+    def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the per-channel mean and standard deviation that inputs are normalised by, in image units."""
+        self.mean.copy_(torch.tensor(mean).view_as(self.mean))
+        self.std.copy_(torch.tensor(std).view_as(self.std))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate features (N, D) of images (N, C, H, W) in [0, 1]."""
+        features: Tensor = self.body((x - self.mean) / self.std)
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x)
+        with torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = self.head(features.to(self.offset.dtype)) - self.offset
+        return logits
+
+
+class Adapter(nn.Module):
+    """Anyone's module (images in [0, 1] -> logits) as a classifier: float32 logits and the deployed offset."""
+
+    offset: Tensor
+
+    def __init__(self, network: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("offset", torch.zeros(num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits.to(self.offset.dtype) - self.offset
