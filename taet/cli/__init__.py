@@ -1,0 +1,70 @@
+"""The command line: `taet COMMAND ...`, one file per command."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from taet.errors import UserError, unknown
+
+COMMANDS = {
+    "demo": "train AT, AT-BSL and TAET on long-tailed digits, attack them, write report.html (minutes, no download)",
+    "train": "train a method: taet train METHOD [options], or go on: taet train --resume RUN",
+    "evaluate": "attack a finished run and write its result card",
+    "report": "make one self-contained HTML file from any number of runs",
+    "list": "list methods, attacks, data, models or protocols",
+    "data": "show what a data set holds: taet data show NAME",
+    "doctor": "say whether this machine can train, and how fast",
+}
+
+EPILOG = """Every command has --help with examples and --debug, which shows the traceback behind an error.
+Exit status: 0 done, 2 a mistake in the call (one line says which), 130 interrupted with everything so far saved."""
+
+
+def help_text() -> str:
+    lines = ["usage: taet COMMAND [options]", "", "Adversarial robustness under long-tailed data.", ""]
+    lines += [f"  {name:9} {text}" for name, text in COMMANDS.items()]
+    return "\n".join([*lines, "", EPILOG])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"taet: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntaet: interrupted; what was done so far is saved", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `taet list methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        print(f"taet: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text())
+        return 0
+    if arguments[0] == "--version":
+        from taet import __version__
+
+        print(f"taet {__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        raise unknown("command", arguments[0], COMMANDS)
+    module = importlib.import_module(f"taet.cli.{arguments[0]}")
+    module.run(arguments[1:])
+    return 0

@@ -1,0 +1,107 @@
+"""Flags from dataclasses through tyro, with its errors turned into one line."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from taet.errors import UserError, unknown
+
+T = TypeVar("T")
+
+FRACTION = re.compile(r"(--[\w.-]+=)?([+-]?\d+(?:\.\d+)?)/(\d+)")
+ALIASES = {"--data": "--data.name", "--model": "--model.name"}
+
+
+def normalise(arguments: Sequence[str]) -> list[str]:
+    """Write k/255 as a number, and the short forms --data and --model in full."""
+    result = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        argument = ALIASES.get(flag, flag) + equals + value
+        found = FRACTION.fullmatch(argument)
+        if found and int(found[3]):
+            argument = f"{found[1] or ''}{float(found[2]) / int(found[3])!r}"
+        result.append(argument)
+    return result
+
+
+def parse(
+    kind: type[T],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    examples: Sequence[str],
+    default: T | None = None,
+) -> T:
+    """Fill the dataclass `kind` from `arguments`; a mistake is a `UserError` in one line, --help prints and exits with 0."""
+    text = description + "\n\nexamples:\n" + "\n".join(f"  {example}" for example in examples)
+    asks_for_help = any(argument in ("-h", "--help") for argument in arguments)
+    with contextlib.nullcontext(io.StringIO()) if asks_for_help else _captured() as output:
+        try:
+            return tyro.cli(kind, args=normalise(arguments), prog=prog, description=text, default=default)
+        except SystemExit as exit_:
+            if not exit_.code:
+                raise
+    raise UserError(_one_line(output.getvalue(), prog))
+
+
+@contextlib.contextmanager
+def _captured() -> Iterator[io.StringIO]:
+    """Catch what tyro prints, on lines too long to be wrapped."""
+    output, before = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "4000"
+    try:
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+            yield output
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _one_line(box: str, prog: str) -> str:
+    text = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯| \t") for line in box.splitlines()]
+    lines = [line for line in text if set(line) - set("─-+ ")]  # first the title of the box, then its message
+    choice = re.search(r"invalid choice '(.*?)' for argument '(.*?)'. Expected one of (\(.*?\))", " ".join(lines))
+    if choice:
+        return str(unknown(choice[2], choice[1], ast.literal_eval(choice[3])))
+    message = lines[1] if len(lines) > 1 else "the options cannot be read"
+    near = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(lines))
+    hint = f"; did you mean {near[1]}?" if near else ""
+    return f"{message.replace('Unrecognized options', 'unknown option').rstrip('.')}{hint}; see {prog} --help"
+
+
+def take(arguments: list[str], flag: str) -> str | None:
+    """Remove `flag VALUE` or `flag=VALUE` from `arguments` and return the value; None where it is not given."""
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name != flag:
+            continue
+        if not equals:
+            if position + 1 == len(arguments):
+                raise UserError(f"{flag} needs a value")
+            value = arguments.pop(position + 1)
+        arguments.pop(position)
+        return value
+    return None
+
+
+def to_lines(values: Any, indent: str = "") -> list[str]:
+    """Plain `name: value` lines of a nested mapping, for people."""
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}:", *to_lines(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name}: {value}")
+    return lines

@@ -1,0 +1,66 @@
+"""Progress with the time left: a bar on a terminal, a line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from taet.training.trainer import Progress as Report
+
+LINE_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Report]:
+    """Yield a function (done, total, text) that shows how far the work called `title` is. It writes to standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(title)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None, text="")
+        yield lambda done, total, text: bar.update(task, completed=done, total=total, text=text)
+
+
+def _lines(title: str) -> Report:
+    began = time.monotonic()
+    first: float | None = None
+    printed = began - LINE_SECONDS
+
+    def show(done: float, total: float, text: str) -> None:
+        nonlocal printed, first
+        first = done if first is None else first  # a resumed run starts with some of its work done
+        now = time.monotonic()
+        if now - printed < LINE_SECONDS and done < total:
+            return
+        printed = now
+        rate = (done - first) / max(now - began, 1e-9)
+        left = f"{_clock((total - done) / rate)} left" if rate > 0 else "time left not known yet"
+        print(
+            f"{title}: {100 * done / max(total, 1e-9):3.0f} %, {_clock(now - began)} gone, {left}, {text}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return show
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,37 @@
+"""`taet report RUN...`: one self-contained HTML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from taet.cli import flags
+from taet.report import write
+
+EXAMPLES = ("taet report runs/*", "taet report runs/at runs/taet --out comparison.html --title 'AT against TAET'")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Runs and the file that they become."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders."""
+    out: Path = Path("report.html")
+    """File to write."""
+    title: str | None = None
+    """Title of the page."""
+
+
+def run(arguments: list[str]) -> None:
+    parsed = flags.parse(
+        Flags,
+        arguments,
+        prog="taet report",
+        description="Make one self-contained HTML file from any number of run folders.",
+        examples=EXAMPLES,
+    )
+    print(write(parsed.runs, parsed.out, title=parsed.title))

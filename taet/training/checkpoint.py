@@ -1,0 +1,159 @@
+"""Files of a run folder: written so that a kill at any moment leaves the last complete one, read so that nothing runs code."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from taet import config, methods, models
+from taet.config import Run
+from taet.data import Dataset, load
+from taet.errors import UserError
+
+SCHEMA = 1
+
+
+def write_atomically(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
+    """Write `content` aside, flush it to the disk, `check` it there, then rename: `path` is always a whole file, old or new."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if check is not None:
+            check(part)
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error.strerror)
+        raise UserError(f"cannot write {path}: {reason}; what was saved before is kept") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; a list of numbers takes one line."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    text = re.sub(r"\[([-+.eE\d,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    write_atomically(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder; a missing or broken one is the user's error, in one line."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is no run folder: it holds no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Save plain Python and tensors; they are loaded back once before they replace the last good file."""
+    buffer = io.BytesIO()
+    torch.save({"schema": SCHEMA, **state}, buffer)
+    write_atomically(path, buffer.getvalue(), check=lambda part: torch.load(part, weights_only=True))
+
+
+def load_checkpoint(path: Path, run_hash: str) -> dict[str, Any]:
+    """Load a checkpoint of the run with `run_hash`; never runs code from the file (weights_only)."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise UserError(f"nothing to resume: {path.parent} holds no {path.name} yet") from None
+    except Exception as error:  # torch reports a truncated or foreign file in many types
+        raise UserError(f"{path} is no checkpoint of taet, or is truncated ({type(error).__name__})") from None
+    if not isinstance(state, dict) or "schema" not in state:
+        raise UserError(f"{path} is no checkpoint of taet")
+    if state["schema"] > SCHEMA:
+        raise UserError(f"{path}: got schema {state['schema']}; allowed: up to {SCHEMA}; a newer taet wrote it")
+    if state.get("run_hash") != run_hash:
+        raise UserError(f"{path} belongs to another run than {path.parent / 'run.json'}; nothing was changed")
+    return state
+
+
+def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """Save the state of `model` as safetensors with JSON `metadata`."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(path, save(tensors, metadata={"taet": json.dumps(metadata)}))
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load a safetensors file into `model`; another architecture's file is refused in one line."""
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} holds no {path.name}: the run is not finished; resume it first") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no safetensors file, or is truncated ({error})") from None
+    expected = model.state_dict()
+    wrong = [
+        n
+        for n in sorted({*tensors, *expected})
+        if n not in tensors or n not in expected or tensors[n].shape != expected[n].shape
+    ]
+    if wrong:
+        raise UserError(f"{path} holds the weights of another model: {wrong[0]} does not fit ({len(wrong)} in all)")
+    model.load_state_dict(tensors)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes and values of a model's state, in order."""
+    total = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        array: Tensor = value.detach().cpu().contiguous()
+        total.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())
+        total.update(array.flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def run_from_json(values: Mapping[str, Any]) -> Run:
+    """Rebuild the Run of a run.json, its method's Config included."""
+    settings = values.get("settings")
+    run: Run = config.from_json(Run, {**values, "settings": None})
+    return config.override(run, {"settings": config.from_json(methods.find(run.method).Config, settings or {})})
+
+
+def load_run(folder: str | Path, weights: str = "model") -> tuple[Run, nn.Module, Dataset, dict[str, Any]]:
+    """Return (run, model with its weights, data set, run.json) of a finished run folder.
+
+    `weights` is `model` (what the run delivers), `model-last` or `model-best`. A data set whose test images are not
+    those of the run is refused.
+    """
+    folder = Path(folder)
+    info = read_json(folder / "run.json")
+    run = run_from_json(info["run"])
+    if info["data"].get("arrays"):
+        raise UserError(f"{folder} was trained on arrays in memory: call taet.evaluate(model, images, labels)")
+    if info["model_given"]:
+        raise UserError(f"{folder} was trained from a module in memory: call taet.evaluate(model, images, labels)")
+    dataset = load(**config.to_json(run.data))
+    recorded = info["data"]["test"]["sha256"]
+    if dataset.test.sha256 != recorded:
+        raise UserError(
+            f"the test images of {run.data.name} are not those of {folder}: SHA-256 {dataset.test.sha256[:12]}, the run had {recorded[:12]}"
+        )
+    model = models.build(run.model.name, dataset.num_classes, dataset.image_shape)
+    load_weights(folder / f"{weights}.safetensors", model)
+    return run, model.eval(), dataset, info

@@ -1,0 +1,54 @@
+"""The per-epoch curve: clean and PGD accuracy per class of the model as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from taet.attacks.ball import frozen
+from taet.attacks.pgd import pgd
+from taet.data.augmentation import to_unit
+from taet.randomness import generator
+
+Counts = dict[str, list[int]]
+
+
+def per_class(labels: Tensor, hits: Tensor, num_classes: int) -> Tensor:
+    """Count the samples with `hits` (N,) per class, (C,) int64, without synchronising."""
+    return torch.zeros(num_classes, dtype=torch.int64, device=labels.device).index_add_(0, labels, hits.long())
+
+
+def monitor(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    channels_last: bool,
+    pause: Callable[[], None],
+) -> dict[str, Counts]:
+    """Return {"clean": ..., "pgd-N": ...}, each with the correct and total images per class, in float32.
+
+    images uint8 (N, H, W, C), labels (N,). The start noise is U(-eps, eps), the same in every epoch, so that the curve
+    moves with the model alone. `pause` is called between batches.
+    """
+    attack = f"pgd-{steps}"
+    correct = {name: torch.zeros(num_classes, dtype=torch.int64, device=images.device) for name in ("clean", attack)}
+    with frozen(model):
+        for number, (batch, y) in enumerate(zip(images.split(batch_size), labels.split(batch_size), strict=True)):
+            pause()
+            x = to_unit(batch, channels_last=channels_last)
+            noise = generator(images.device, seed, "monitor", number)
+            attacked = pgd(model, x, y, eps=eps, step_size=step_size, steps=steps, start="uniform", generator=noise)
+            with torch.no_grad():
+                for name, inputs in (("clean", x), (attack, attacked)):
+                    correct[name] += per_class(y, model(inputs).argmax(1) == y, num_classes)
+    total = per_class(labels, torch.ones_like(labels), num_classes).tolist()
+    return {name: {"correct": counts.tolist(), "total": total} for name, counts in correct.items()}

@@ -1,0 +1,572 @@
+"""The one training loop: epochs of steps, a curve, checkpoints, and a run folder that any kill leaves resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taet import config, methods, metrics, models
+from taet.config import Run
+from taet.data import Dataset, Split, load
+from taet.data.loader import Loader
+from taet.errors import UserError
+from taet.methods import Task
+from taet.randomness import derive_seed, generator
+from taet.training import checkpoint
+from taet.training.environment import environment
+from taet.training.interruption import interruption
+from taet.training.monitor import monitor, per_class
+from taet.training.step import training_step
+
+Progress = Callable[[float, float, str], None]
+"""Told (units done, units in all, a line about where the run is); the units are forward and backward passes."""
+
+LOOK_SECONDS = (
+    0.5  # how often the loss is read for the progress line and checked: often enough to watch, too rare to cost
+)
+
+
+@dataclass(frozen=True, repr=False)
+class TrainingResult:
+    """A finished run: its folder, the model that it delivers (eval mode), the data, and one row per epoch."""
+
+    folder: Path
+    run: Run
+    model: nn.Module
+    dataset: Dataset
+    history: tuple[dict[str, Any], ...]
+
+    def __repr__(self) -> str:
+        last = next((row["monitor"] for row in reversed(self.history) if row["monitor"]), None)
+        lines = [f"{self.run.method} on {self.dataset.name}: {len(self.history)} epochs, {self.folder}"]
+        for name, counts in (last or {}).items():
+            if isinstance(counts, dict):
+                balanced = metrics.balanced_accuracy(counts["correct"], counts["total"])
+                lines.append(
+                    f"  {name:8} balanced accuracy {100 * balanced:.2f} % ({last['split']}, last point of the curve)"
+                )
+        return "\n".join(lines)
+
+
+@dataclass
+class Running:
+    """Sums over the steps of the epoch that is under way, on the device; part of every checkpoint."""
+
+    images: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    correct: Tensor | None = None
+    total: Tensor | None = None
+    predicted: Tensor | None = None
+
+    def add(self, loss: Any, labels: Tensor) -> None:
+        """Add one step; no value is read."""
+        classes = loss.logits.shape[1]
+        predictions = loss.logits.argmax(1)
+        everything = torch.ones_like(labels)
+        for name, value in {"total": loss.total, **loss.parts}.items():
+            weighted = value.double() * len(labels)
+            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
+        for name, counts in (
+            ("correct", per_class(labels, predictions == labels, classes)),
+            ("total", per_class(labels, everything, classes)),
+            ("predicted", per_class(predictions, everything, classes)),
+        ):
+            before = getattr(self, name)
+            setattr(self, name, counts if before is None else before + counts)
+        self.images += len(labels)
+
+    def to(self, device: torch.device) -> Running:
+        """Return these sums on `device`."""
+        moved = {name: value.to(device) for name, value in self.sums.items()}
+        counts = {
+            n: v if v is None else v.to(device) for n in ("correct", "total", "predicted") for v in [getattr(self, n)]
+        }
+        return Running(self.images, moved, **counts)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that `name` means; auto is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: got {name}; allowed: auto, cpu, cuda, cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: got {name}; allowed: auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: got {name}; this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def default_folder(run: Run) -> Path:
+    """Folder that a run without `out` takes."""
+    data = run.data.name.replace(":", "-").replace("/", "-").strip("-.")
+    ratio = "" if run.data.imbalance_ratio is None else f"-ir{run.data.imbalance_ratio:g}"
+    return Path("runs") / f"{run.method}-{data}{ratio}-{run.model.name}-{run.protocol}-seed{run.seed}"
+
+
+def milestone_epochs(run: Run) -> tuple[int, ...]:
+    """Milestones as epochs, from 0: they scale with the length of the run."""
+    return tuple(round(share * run.training.epochs) for share in run.training.milestones)
+
+
+def learning_rate(run: Run, epoch: int) -> float:
+    """Learning rate of `epoch` (from 0): divided by ten at every milestone that has passed."""
+    passed = sum(epoch >= milestone for milestone in milestone_epochs(run))
+    return float(run.training.lr * 0.1**passed)
+
+
+def train(
+    run: Run,
+    *,
+    out: str | Path | None = None,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Train `run` from the start into the new folder `out` and return the result.
+
+    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace what the run names. A folder that exists is
+    refused; KeyboardInterrupt leaves a checkpoint that `resume` continues bit-identically.
+    """
+    folder = Path(out) if out is not None else default_folder(run)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists: continue it with --resume {folder}, or choose another --out")
+    trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    checkpoint.write_json(folder / "run.json", trainer.description())
+    return trainer.fit()
+
+
+def resume(
+    folder: str | Path,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Continue the run in `folder` where its last checkpoint left it, or return it if it is finished."""
+    folder = Path(folder)
+    info = checkpoint.read_json(folder / "run.json")
+    run = checkpoint.run_from_json(info["run"])
+    if (info["model_given"] and model is None) or (info["data"]["arrays"] and dataset is None):
+        raise UserError(f"{folder} was trained on a module or arrays in memory: call taet.training.resume with them")
+    run = config.override(run, {"training.threads": info["threads"]})
+    trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
+    for split, recorded in info["data"]["splits"].items():
+        found = trainer.description()["data"]["splits"][split]
+        if found["sha256"] != recorded["sha256"]:
+            raise UserError(f"the {split} images are not those that {folder} was started with; nothing was changed")
+    if (folder / "checkpoint.pt").exists():
+        trainer.restore()
+    else:  # killed before the first one: from the start again
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    return trainer.fit()
+
+
+class Trainer:
+    """State and loop of one run."""
+
+    def __init__(
+        self, run: Run, folder: Path, *, model: nn.Module | None, dataset: Dataset | None, progress: Progress | None
+    ) -> None:
+        self.run, self.folder, self.progress = run, folder, progress
+        self.device = resolve_device(run.training.device)
+        self.given = {"model": model is not None, "dataset": dataset is not None}
+        self.dataset = dataset if dataset is not None else load(**config.to_json(run.data))
+        self.threads = run.training.threads or torch.get_num_threads()
+        self.split_name, self.watched = self._watched_split()
+        self.loader = Loader(
+            self.dataset.train,
+            batch_size=run.training.batch_size,
+            seed=run.seed,
+            augment=run.training.augment,
+            mirror=self.dataset.mirror,
+            channels_last=run.training.channels_last,
+            device=self.device,
+        )
+        task = Task(
+            class_counts=tuple(int(n) for n in self.dataset.class_counts),
+            image_shape=self.dataset.image_shape,
+            epochs=run.training.epochs,
+            steps_per_epoch=len(self.loader),
+            milestones=milestone_epochs(run),
+            outer=run.training.outer,
+        )
+        self.method = methods.build(run.method, run.settings, task).to(self.device)
+        self.run = config.override(run, {"settings": self.method.config})
+        self.model = self._model(model)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=run.training.lr,
+            momentum=run.training.momentum,
+            weight_decay=run.training.weight_decay,
+        )
+        self.epoch, self.step = 0, 0
+        self.seconds = {"training": 0.0, "all": 0.0}  # of the epoch under way
+        self.running = Running()
+        self.predicted = self.method.class_counts.clone()
+        self.best_score, self.best_epoch = -math.inf, -1
+        self.metrics_bytes = 0
+        self.run_hash = checkpoint.digest({**config.to_json(self.run), "training": self._training_without_machine()})
+
+    def _training_without_machine(self) -> dict[str, Any]:
+        """Training settings that decide the numbers; where and how often files are written do not."""
+        machine = ("device", "threads", "save_minutes", "tensorboard")
+        return {k: v for k, v in config.to_json(self.run.training).items() if k not in machine}
+
+    def _watched_split(self) -> tuple[str, Split]:
+        if self.dataset.validation is not None:
+            return "validation", self.dataset.validation
+        if self.run.training.selection == "best-validation":
+            raise UserError("selection best-validation needs a validation split: add --data.validation 0.1")
+        return "test", self.dataset.test
+
+    def _model(self, given: nn.Module | None) -> nn.Module:
+        classes, shape = self.dataset.num_classes, self.dataset.image_shape
+        model: nn.Module
+        if given is None:
+            model = models.build(self.run.model.name, classes, shape, seed=self.run.seed)
+            if self.run.model.normalize == "data":
+                pixels = self.dataset.train.images.reshape(-1, shape[0])
+                model.normalize_by(pixels.mean(0) / 255, pixels.std(0).clip(min=1) / 255)
+        else:
+            model = given if isinstance(given, models.Classifier | models.Adapter) else models.Adapter(given, classes)
+            with torch.no_grad():
+                logits = model.eval()(torch.zeros(2, *shape))
+            if logits.shape != (2, classes):
+                raise UserError(
+                    f"model: got output {tuple(logits.shape)} for 2 images; allowed: (2, {classes}), one logit per class"
+                )
+        layout = torch.channels_last if self.run.training.channels_last else torch.contiguous_format
+        return model.to(self.device, memory_format=layout)
+
+    def description(self) -> dict[str, Any]:
+        """What run.json holds."""
+        dataset, run = self.dataset, self.run
+        leak = self.split_name == "test" and run.training.selection == "best-test"
+        return {
+            "schema": checkpoint.SCHEMA,
+            "run": config.to_json(run),
+            "method_title": self.method.title,
+            "reference": self.method.reference,
+            "deviations": list(self.method.deviations),
+            "stages": self._stages(),
+            "selection": {"rule": run.training.selection, "split": self.split_name, "leak": leak},
+            "data": {
+                "name": dataset.name,
+                "class_names": list(dataset.class_names),
+                "num_classes": dataset.num_classes,
+                "image_shape": list(dataset.image_shape),
+                "imbalance_ratio": dataset.imbalance_ratio,
+                "notes": list(dataset.notes),
+                "arrays": self.given["dataset"],
+                "splits": dataset.manifest(),
+            },
+            "model_given": self.given["model"],
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "threads": self.threads,
+            **environment(self.device),
+        }
+
+    def _stages(self) -> list[dict[str, Any]]:
+        names = [self.method.stage_at(epoch) for epoch in range(self.run.training.epochs)]
+        changes = [e for e, name in enumerate(names) if e == 0 or names[e - 1] != name]
+        return [{"stage": names[e], "from_epoch": e + 1} for e in changes]
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write checkpoint.pt; a run whose numbers are not finite stops instead and keeps the file it has."""
+        self._check_finite()
+        checkpoint.save_checkpoint(
+            self.folder / "checkpoint.pt",
+            {
+                "run_hash": self.run_hash,
+                "model": self.model.state_dict(),
+                "method": self.method.state_dict(),
+                "method_optimizers": {name: o.state_dict() for name, o in self.method.optimizers.items()},
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": self.epoch,
+                "step": self.step,
+                "running": {f.name: getattr(self.running, f.name) for f in dataclasses.fields(Running)},
+                "predicted": self.predicted,
+                "best_score": self.best_score,
+                "best_epoch": self.best_epoch,
+                "metrics_bytes": self.metrics_bytes,
+                "seconds": self.seconds,
+            },
+        )
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Take the state of checkpoint.pt and cut metrics.jsonl to what it knew."""
+        state = checkpoint.load_checkpoint(self.folder / "checkpoint.pt", self.run_hash)
+        self.model.load_state_dict(state["model"])
+        self.method.load_state_dict(state["method"])
+        for name, values in state["method_optimizers"].items():
+            self.method.optimizers[name].load_state_dict(values)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.running = Running(**state["running"]).to(self.device)
+        self.predicted = state["predicted"].to(self.device)
+        self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
+        self.metrics_bytes = state["metrics_bytes"]
+        path = self.folder / "metrics.jsonl"
+        if self.metrics_bytes > (path.stat().st_size if path.exists() else 0):
+            raise UserError(f"{path} is shorter than when checkpoint.pt was written: it was changed; cannot resume")
+        if path.exists():
+            os.truncate(path, self.metrics_bytes)
+
+    def _check_finite(self) -> None:
+        for name in sorted(self.running.sums, key=lambda part: part == "total"):  # name the part before the sum of all
+            if not math.isfinite(self.running.sums[name].item()):
+                what = "the loss" if name == "total" else f"the part {name} of the loss"
+                self._stop_not_finite(what)
+        if not all(torch.isfinite(p).all() for p in self.model.parameters()):
+            self._stop_not_finite("a weight")
+
+    def _stop_not_finite(self, what: str) -> None:
+        kept = (
+            "checkpoint.pt keeps the last good state"
+            if (self.folder / "checkpoint.pt").exists()
+            else "nothing was saved yet"
+        )
+        raise UserError(
+            f"{what} is not finite in epoch {self.epoch + 1}, step {self.step}; stopped; {kept}; "
+            f"a lower --lr than {self.run.training.lr:g} is the usual remedy"
+        )
+
+    # -- loop ----------------------------------------------------------------------------------------------------------
+
+    def fit(self) -> TrainingResult:
+        """Run to the end of the last epoch, from wherever the state is."""
+        self.saved_at = self.looked_at = self.mark = time.monotonic()
+        with _global_state_kept(self.device, self.threads), interruption() as self.asked_to_stop:
+            while self.epoch < self.run.training.epochs:
+                self._train_epoch()
+                self._end_epoch(self._watch())
+        return self._finish()
+
+    def _train_epoch(self) -> None:
+        run, epoch = self.run, self.epoch
+        self.method.stage = self.method.stage_at(epoch)
+        if self.step == 0:
+            self.method.start_epoch(epoch, self.predicted)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(run, epoch)
+        for batch in self.loader.epoch(epoch, self.step):
+            torch.manual_seed(derive_seed(run.seed, "model", epoch, self.step))  # for a user's model with dropout
+            noise = generator(self.device, run.seed, "attack", epoch, self.step)
+            loss = training_step(
+                self.model,
+                self.method,
+                self.optimizer,
+                batch,
+                run.threat,
+                noise,
+                autocast=run.training.precision == "bf16",
+            )
+            self.running.add(loss, batch.y)
+            self.step += 1
+            self._pause("training")
+
+    def _pause(self, doing: str) -> None:
+        """Between two batches: keep time, show, save if it is due, and end here if the user asked for it."""
+        now = time.monotonic()
+        self.seconds["all"] += now - self.mark
+        self.seconds["training"] += now - self.mark if doing == "training" else 0.0
+        self.mark = now
+        if now - self.looked_at > LOOK_SECONDS:
+            self.looked_at = now
+            self._check_finite()
+            self._show()
+        if self.asked_to_stop.is_set():
+            self.save()
+            raise KeyboardInterrupt
+        if now - self.saved_at > 60 * self.run.training.save_minutes:
+            self.save()
+
+    def _watched_epochs(self) -> list[int]:
+        every, epochs = self.run.training.monitor_every, self.run.training.epochs
+        return [e for e in range(epochs) if every and ((e + 1) % every == 0 or e + 1 == epochs)]
+
+    def _watch(self) -> dict[str, Any] | None:
+        """The point of the curve that belongs to this epoch, and the best weights so far where there may be such."""
+        if self.epoch not in self._watched_epochs():
+            return None
+        run, split = self.run, self.watched
+        with self._deployed():
+            counts = monitor(
+                self.model,
+                torch.from_numpy(split.images).to(self.device),
+                torch.from_numpy(split.labels).to(self.device),
+                self.dataset.num_classes,
+                eps=run.threat.eps,
+                step_size=run.evaluation.step_size,
+                steps=run.training.monitor_steps,
+                batch_size=run.evaluation.batch_size,
+                seed=run.seed,
+                channels_last=run.training.channels_last,
+                pause=lambda: self._pause("watching"),
+            )
+        attacked = counts[f"pgd-{run.training.monitor_steps}"]
+        score = metrics.balanced_accuracy(attacked["correct"], attacked["total"])
+        if self._may_choose() and score > self.best_score:
+            self.best_score, self.best_epoch = score, self.epoch
+            self._save_weights("model-best")
+        return {"split": self.split_name, **counts}
+
+    def _may_choose(self) -> bool:
+        """Is there a split to choose an epoch on? The test set is one only if the user says so, and then it is a leak."""
+        return self.split_name == "validation" or self.run.training.selection == "best-test"
+
+    def _end_epoch(self, watched: dict[str, Any] | None) -> None:
+        self._check_finite()
+        running = self.running
+        assert running.correct is not None and running.total is not None and running.predicted is not None
+        row = {
+            "epoch": self.epoch + 1,
+            "stage": self.method.stage,
+            "lr": learning_rate(self.run, self.epoch),
+            "loss": {name: value.item() / running.images for name, value in running.sums.items()},
+            "train": {"correct": running.correct.tolist(), "total": running.total.tolist()},
+            "predicted": running.predicted.tolist(),
+            "monitor": watched,
+            "seconds": round(self.seconds["all"], 3),
+            "images_per_second": round(running.images / max(self.seconds["training"], 1e-9), 1),
+            "peak_memory_mb": round(peak_memory_mb(self.device), 1),
+        }
+        self._append(row)
+        self.predicted = running.predicted.to(self.predicted.dtype)
+        self.running = Running()
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, {"training": 0.0, "all": 0.0}
+        self.save()
+        self._show()
+
+    def _append(self, row: dict[str, Any]) -> None:
+        path = self.folder / "metrics.jsonl"
+        try:
+            with path.open("ab") as file:
+                file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+                file.flush()
+                os.fsync(file.fileno())
+                self.metrics_bytes = file.tell()
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; checkpoint.pt keeps the last good state") from None
+        if self.run.training.tensorboard:
+            write_tensorboard(self.folder / "tensorboard", row)
+
+    def _finish(self) -> TrainingResult:
+        """Write the weights that the run delivers, and the mark that it is done."""
+        last, best = self.run.training.epochs - 1, self.folder / "model-best.safetensors"
+        with self._deployed():
+            if self.run.training.selection == "last":
+                self._save_weights("model", epoch=last)
+                if self.best_epoch in (-1, last):
+                    best.unlink(missing_ok=True)
+            else:
+                self._save_weights("model-last", epoch=last)
+                checkpoint.load_weights(best, self.model)
+                self._save_weights("model", epoch=self.best_epoch)
+        checkpoint.load_weights(self.folder / "model.safetensors", self.model)
+        checkpoint.write_atomically(self.folder / "done", b"")
+        with (self.folder / "metrics.jsonl").open(encoding="utf-8") as file:
+            history = tuple(json.loads(line) for line in file)
+        return TrainingResult(self.folder, self.run, self.model.eval(), self.dataset, history)
+
+    def _save_weights(self, name: str, epoch: int | None = None) -> None:
+        metadata = {
+            "method": self.run.method,
+            "epoch": (self.epoch if epoch is None else epoch) + 1,
+            "run_hash": self.run_hash,
+        }
+        checkpoint.save_weights(self.folder / f"{name}.safetensors", self.model, metadata)
+
+    @contextlib.contextmanager
+    def _deployed(self) -> Iterator[None]:
+        """The model as it is deployed: with the method's offset, which is zero while training."""
+        offset = self.model.get_buffer("offset")
+        offset.copy_(self.method.offset())
+        try:
+            yield
+        finally:
+            offset.zero_()
+
+    # -- progress ------------------------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        if self.progress is None:
+            return
+        parts = [f"epoch {min(self.epoch + 1, self.run.training.epochs)}/{self.run.training.epochs}", self.method.stage]
+        if self.running.images:
+            parts.append(f"loss {self.running.sums['total'].item() / self.running.images:.3f}")
+        self.progress(*self._work(), " · ".join(parts))
+
+    def _work(self) -> tuple[float, float]:
+        """Forward and backward passes over images that are done, and that the run takes in all."""
+        run = self.run
+        attack, watch = 2 * run.threat.steps, 2 + 2 * run.training.monitor_steps
+        watched = self._watched_epochs()
+        images = len(self.dataset.train)
+        per_epoch = [
+            images * (3 + (0 if self.method.stage_at(e) == "clean" else attack))
+            + (e in watched) * len(self.watched) * watch
+            for e in range(run.training.epochs)
+        ]
+        done = sum(per_epoch[: self.epoch])
+        if self.epoch < run.training.epochs:
+            done += per_epoch[self.epoch] * self.step / (len(self.loader) + (self.epoch in watched))
+        return done, sum(per_epoch)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory so far in 10^6 bytes: allocated on a GPU, resident in the process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+
+
+def write_tensorboard(folder: Path, row: dict[str, Any]) -> None:
+    """Write one row of metrics.jsonl as TensorBoard scalars."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "TensorBoard is not installed: pip install 'taet[tensorboard]', or leave --tensorboard out"
+        ) from None
+    scalars = {f"loss/{name}": value for name, value in row["loss"].items()} | {"lr": row["lr"]}
+    for name, counts in (row["monitor"] or {}).items():
+        if isinstance(counts, dict):
+            scalars[f"balanced accuracy/{name}"] = metrics.balanced_accuracy(counts["correct"], counts["total"])
+    with SummaryWriter(str(folder)) as writer:  # type: ignore[no-untyped-call]
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, row["epoch"])  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _global_state_kept(device: torch.device, threads: int) -> Iterator[None]:
+    """Leave the caller's random state and number of threads as they were."""
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
