@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from taet.config import Data
 from taet.data import npz
 from taet.data.dataset import Dataset
+from taet.data.places import roots
 from taet.errors import UserError
 
 NAMES = {"cifar10-lt": "CIFAR-10, 32x32 colour pixels, made long-tailed; official files or cifar10.npz"}
@@ -19,11 +19,6 @@ CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "
 PER_CLASS = {"train": 5000, "test": 1000}
 OFFICIAL_FOLDER = "cifar-10-batches-py"
 ARCHIVE = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-
-
-def _roots(data: Data) -> list[Path]:
-    given = [data.root, os.environ.get("TAET_DATA"), "data"]
-    return list(dict.fromkeys(Path(root).expanduser() for root in given if root))
 
 
 def _official(root: Path) -> dict[str, NDArray[np.generic]]:
@@ -44,13 +39,13 @@ def _official(root: Path) -> dict[str, NDArray[np.generic]]:
     return arrays
 
 
-def _find(roots: list[Path]) -> dict[str, NDArray[np.generic]]:
-    for root in roots:
+def _find(folders: list[Path]) -> dict[str, NDArray[np.generic]]:
+    for root in folders:
         if (root / OFFICIAL_FOLDER).is_dir():
             return _official(root)
         if (root / "cifar10.npz").is_file():
             return npz.read_arrays(root / "cifar10.npz")
-    looked = ", ".join(f"'{root}'" for root in roots)
+    looked = ", ".join(f"'{root}'" for root in folders)
     raise UserError(
         f"CIFAR-10 is not in {looked}; unpack {ARCHIVE} (or put cifar10.npz) "
         "into a folder and name it with --data.root or TAET_DATA"
@@ -59,7 +54,7 @@ def _find(roots: list[Path]) -> dict[str, NDArray[np.generic]]:
 
 def read(data: Data) -> Dataset:
     """Return all of CIFAR-10, balanced: 50,000 training and 10,000 test images. Source: Krizhevsky, 2009."""
-    arrays = _find(_roots(data))
+    arrays = _find(roots(data))
     dataset = Dataset.from_arrays(*(arrays[key] for key in npz.REQUIRED), class_names=CLASS_NAMES, name=data.name)
     for part, expected in PER_CLASS.items():
         counts = dataset.splits[part].class_counts

@@ -11,6 +11,7 @@ from taet.config import Data
 from taet.data.dataset import Dataset, Split
 from taet.data.images import SUFFIXES, decode_all
 from taet.data.long_tail import divide, held_out_counts
+from taet.data.places import locate
 from taet.errors import UserError, unknown
 
 NAMES = {"folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the class folders"}
@@ -64,7 +65,7 @@ def read(data: Data) -> Dataset:
     Classes are the names of the class folders in the order of the alphabet. Images are grey where all of them are,
     else RGB; palettes, CMYK and transparency are turned into RGB.
     """
-    path = Path(data.name.removeprefix("folder:")).expanduser()
+    path = locate(data)
     if not path.is_dir():
         raise UserError(f"no such folder: '{path}'")
     folders = _split_folders(path)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from taet.config import Data
 from taet.data.dataset import Dataset
+from taet.data.places import locate
 from taet.errors import UserError
 
 NAMES = {"npz": "npz:PATH, a file with train_images, train_labels, test_images, test_labels (MedMNIST's keys)"}
@@ -45,7 +46,7 @@ def read(data: Data) -> Dataset:
 
     Format: Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795.
     """
-    path = Path(data.name.removeprefix("npz:")).expanduser()
+    path = locate(data)
     arrays = read_arrays(path)
     names = arrays.get("class_names")
     if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
