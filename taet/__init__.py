@@ -23,8 +23,8 @@ _FOLDERS = (
 )
 
 if TYPE_CHECKING:
-    from taet.evaluation import evaluate as evaluate
-    from taet.training import train as train
+    from taet.evaluation.evaluate import evaluate as evaluate
+    from taet.training.trainer import train as train
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import numbers
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +18,43 @@ from taet.errors import UserError, unknown
 def _require(condition: bool, what: str, got: object, allowed: str) -> None:
     if not condition:
         raise UserError(f"{what}: got {got}; allowed: {allowed}")
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+    if hint in (int, float):
+        wanted = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, wanted) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _check_field(name: str, value: Any, hint: Any) -> None:
+    if _fits(value, hint):
+        return
+    what = name.replace("_", " ")
+    if typing.get_origin(hint) is Literal and isinstance(value, str):
+        raise unknown(what, value, typing.get_args(hint))
+    kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    raise UserError(f"{what}: got {value!r}; allowed: {kind}")
+
+
+def check_fields(config: Any) -> None:
+    """Refuse a value of the wrong type, or one that is not among the choices of its field."""
+    for name, hint in _hints(config.__class__).items():
+        _check_field(name, getattr(config, name), hint)
 
 
 def check_ball(what: str, value: float) -> None:
@@ -50,6 +90,7 @@ class Data:
     """Seed of the choice of images; smaller subsets are nested in larger ones of the same seed."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         ratio = self.imbalance_ratio
         if ratio is not None and not (math.isfinite(ratio) and ratio >= 1):
             hint = f"; did you mean {1 / ratio:g}?" if 0 < ratio < 1 else ""
@@ -69,6 +110,9 @@ class Model:
     normalize: Literal["data", "none"] = "data"
     """Normalise inside the model by the training images' mean and standard deviation per channel, or not at all."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Threat:
@@ -86,6 +130,7 @@ class Threat:
     """Mode of batch normalisation while the attack runs."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_ball("threat eps", self.eps)
         check_ball("threat step size", self.step_size)
         _require(self.steps >= 0, "threat steps", self.steps, "0 or more")
@@ -131,11 +176,13 @@ class Training:
     """Write TensorBoard events as well (needs the extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("epochs", "batch_size"):
             _require(getattr(self, name) >= 1, name.replace("_", " "), getattr(self, name), "1 or more")
         _require(math.isfinite(self.lr) and self.lr > 0, "learning rate", self.lr, "above 0")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "0 up to, not including, 1")
-        _require(self.weight_decay >= 0, "weight decay", self.weight_decay, "0 or more")
+        decay = self.weight_decay
+        _require(math.isfinite(decay) and decay >= 0, "weight decay", decay, "0 or more")
         ordered = list(self.milestones) == sorted(self.milestones)
         within = all(0 < share <= 1 for share in self.milestones)
         _require(ordered and within, "milestones", self.milestones, "rising shares of the epochs, e.g. 0.75 0.9")
@@ -160,6 +207,7 @@ class Evaluation:
     """Seed of every random start."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.eps is not None:
             check_ball("evaluation eps", self.eps)
         check_ball("evaluation step size", self.step_size)
@@ -185,15 +233,20 @@ class Run:
     seed: int = 0
     """Seed of weights, batches, augmentation and attack starts."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 def override(run: Run, changes: Mapping[str, Any]) -> Run:
-    """Return `run` with dotted fields replaced, e.g. `{"training.epochs": 5, "seed": 1}`; each part is checked again."""
+    """Return `run` with dotted fields replaced, e.g. `{"training.epochs": 5, "seed": 1}`, each checked again."""
     for path, value in changes.items():
         run = _replace(run, path.split("."), value, path)
     return run
 
 
 def _replace(node: Any, keys: list[str], value: Any, path: str) -> Any:
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
+        raise UserError(f"setting '{path}': {keys[0]} is asked of {node!r}, which has no fields")
     names = [f.name for f in dataclasses.fields(node)]
     if keys[0] not in names:
         raise unknown(f"setting '{path}': field", keys[0], names)
@@ -204,12 +257,12 @@ def _replace(node: Any, keys: list[str], value: Any, path: str) -> Any:
 
 def to_json(config: Any) -> Any:
     """Return a dataclass as plain dictionaries, lists, strings and numbers."""
-    return dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
+    return dataclasses.asdict(config)
 
 
 def from_json(kind: type, values: Mapping[str, Any]) -> Any:
     """Rebuild the dataclass `kind` from what `to_json` gave; unknown fields are refused, missing ones take defaults."""
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     arguments = {}
     for key, value in values.items():
         if key not in hints:
@@ -218,5 +271,6 @@ def from_json(kind: type, values: Mapping[str, Any]) -> Any:
             value = from_json(typing.cast(type, hints[key]), value)
         elif isinstance(value, list):
             value = tuple(value)
+        _check_field(key, value, hints[key])
         arguments[key] = value
     return kind(**arguments)

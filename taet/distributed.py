@@ -26,13 +26,13 @@ def rank() -> int:
 
 class _GlobalSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
+    def forward(_: Any, value: Tensor) -> Tensor:
         total = value.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(_: Any, *grads: Tensor) -> Tensor:
         total = grads[0].clone()
         dist.all_reduce(total)
         return total
@@ -42,7 +42,7 @@ def global_sum(value: Tensor) -> Tensor:
     """Sum `value` (any shape) over all processes, differentiably."""
     if world_size() == 1:
         return value
-    total: Tensor = _GlobalSum.apply(value)  # type: ignore[no-untyped-call]
+    total: Tensor = _GlobalSum.apply(value)
     return total
 
 

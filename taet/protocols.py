@@ -21,7 +21,8 @@ def reat(method: str = "at") -> Run:
     """The protocol of REAT (arXiv:2307.10205): 80 epochs, the best on a validation split counts, a balanced test set.
 
     SGD as in `taet`, divided by ten at 60 and 75 of 80; Linf 8/255, 10 steps of 2/255 from U(-eps, eps); no input
-    normalisation; evaluation by PGD with step 2/255. The paper chose its epoch on the test set: `--selection best-test` does so too, and is marked as a leak.
+    normalisation; evaluation by PGD with step 2/255. The paper chose its epoch on the test set: `--selection best-test`
+    does so too, and is marked as a leak.
     """
     return Run(
         method=method,

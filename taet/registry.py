@@ -42,7 +42,7 @@ def _names(tree: ast.Module) -> dict[str, str] | None:
 
 @functools.cache
 def entries(kind: Kind) -> dict[str, Entry]:
-    """Return every name of `kind` in the order of the alphabet; reads source text only, so that listing needs no torch."""
+    """Return every name of `kind` in the order of the alphabet; reads source text only, so listing needs no torch."""
     found = {}
     for path in sorted((PACKAGE / kind).glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from taet.attacks.pgd import Objective, cross_entropy, pgd
+from taet.attacks.pgd import Objective, pgd
+from taet.losses.long_tail import cross_entropy
 
 NAMES = {"fgsm": "one gradient step of length eps, no random start (Goodfellow et al. 2015)"}
 

@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from taet.attacks.ball import BNMode, Start, draw_noise, frozen, per_sample, project
+from taet.losses.long_tail import cross_entropy, full_precision
 
 NAMES = {
     "pgd": "projected gradient ascent of N steps in the L-infinity ball, written pgd-N, e.g. pgd-20 (Madry et al. 2018)"
 }
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return logsumexp(z_i) - z_{i,y_i} per sample, (N,)."""
-    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def pgd(
@@ -67,7 +62,7 @@ def pgd(
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks",
     ICLR 2018, arXiv:1706.06083.
     """
-    origin = _float32(x.detach())
+    origin = full_precision(x.detach())
     noise = draw_noise(origin, eps, start, generator) if start_noise is None else start_noise
     x_adv = origin + noise
     if start == "uniform":
@@ -78,7 +73,7 @@ def pgd(
         for step in range(steps):
             with torch.enable_grad():
                 x_adv.requires_grad_()
-                logits = _float32(model(x_adv))
+                logits = full_precision(model(x_adv))
                 (gradient,) = torch.autograd.grad(objective(logits, y).sum(), x_adv)
             x_adv = x_adv.detach()
             if observe is not None:
@@ -88,7 +83,3 @@ def pgd(
                 update = update * per_sample(moves[step], origin)
             x_adv = project(x_adv + update, origin, eps)
     return project(x_adv, origin, eps)
-
-
-def _float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -24,6 +24,7 @@ Exit status: 0 done, 2 a mistake in the call (one line says which), 130 interrup
 
 
 def help_text() -> str:
+    """What `taet --help` prints."""
     lines = ["usage: taet COMMAND [options]", "", "Adversarial robustness under long-tailed data.", ""]
     lines += [f"  {name:9} {text}" for name, text in COMMANDS.items()]
     return "\n".join([*lines, "", EPILOG])
@@ -31,7 +32,7 @@ def help_text() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [*(sys.argv[1:] if argv is None else argv)]  # `list` here is the command, once it has been imported
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:

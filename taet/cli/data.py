@@ -1,4 +1,4 @@
-"""`taet data show NAME`: counts per class, imbalance ratio, groups and checksums of a data set as a run would take it."""
+"""`taet data show NAME`: a data set's counts per class, imbalance ratio, groups and checksums, as a run takes it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Flags:
 
 
 def run(arguments: list[str]) -> None:
+    """Show a data set."""
     if not arguments:
         raise UserError("which data set? taet data show NAME; see taet list data")
     action, *rest = arguments

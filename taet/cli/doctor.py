@@ -29,6 +29,7 @@ DATA_FILES = ("cifar10.npz", "cifar-10-batches-py", "ham10000_32.npz")
 
 
 def run(arguments: list[str]) -> None:
+    """Print what this machine can do."""
     if {"-h", "--help"} & set(arguments):
         print(HELP)
         return
@@ -43,9 +44,8 @@ def run(arguments: list[str]) -> None:
     print(f"{'device':12} {found['device']}, {found['threads']} threads")
     for name, speed in found["pgd_10_images_per_second"].items():
         print(f"{'PGD-10':12} {speed:.0f} images a second, ResNet-8, 32 x 32, {name}")
-    print(
-        f"{'data root':12} {found['data_root'] or 'TAET_DATA is not set'}: {', '.join(found['data']) or 'no known file'}"
-    )
+    files = ", ".join(found["data"]) or "no known file"
+    print(f"{'data root':12} {found['data_root'] or 'TAET_DATA is not set'}: {files}")
     print(f"{'disk':12} {found['disk_free_gb']:.1f} GB free here")
     for problem in found["problems"]:
         print(f"{'problem':12} {problem}")
@@ -80,7 +80,7 @@ def examine() -> dict[str, Any]:
 
 def attack_speed(device: torch.device, bf16: bool) -> float:
     """Images per second of PGD-10 on a batch of 128, the best of three after one warm-up."""
-    model = models.build("resnet8", 10).to(device, memory_format=torch.channels_last)
+    model = models.build("resnet8", 10).to(device).to(memory_format=torch.channels_last)
     x = torch.rand(128, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     y = torch.arange(128, device=device) % 10
     best = float("inf")

@@ -40,14 +40,13 @@ def parse(
     prog: str,
     description: str,
     examples: Sequence[str],
-    default: T | None = None,
 ) -> T:
-    """Fill the dataclass `kind` from `arguments`; a mistake is a `UserError` in one line, --help prints and exits with 0."""
+    """Fill the dataclass `kind` from `arguments`; a mistake is a `UserError` in one line, --help prints and exits."""
     text = description + "\n\nexamples:\n" + "\n".join(f"  {example}" for example in examples)
     asks_for_help = any(argument in ("-h", "--help") for argument in arguments)
     with contextlib.nullcontext(io.StringIO()) if asks_for_help else _captured() as output:
         try:
-            return tyro.cli(kind, args=normalise(arguments), prog=prog, description=text, default=default)
+            return tyro.cli(kind, args=normalise(arguments), prog=prog, description=text)
         except SystemExit as exit_:
             if not exit_.code:
                 raise
@@ -76,9 +75,12 @@ def _one_line(box: str, prog: str) -> str:
     if choice:
         return str(unknown(choice[2], choice[1], ast.literal_eval(choice[3])))
     message = lines[1] if len(lines) > 1 else "the options cannot be read"
-    near = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(lines))
+    if message.startswith("Missing from"):
+        message = f"{lines[2]} is missing" if len(lines) > 2 else message
+    message = re.sub(r"^Unrecognized options: ([^,\s]+).*", r"unknown option \1", message)
+    near = re.search(r"(?:Perhaps you meant|Arguments similar to [^:]*):\s*(--[\w.-]+)", " ".join(lines))
     hint = f"; did you mean {near[1]}?" if near else ""
-    return f"{message.replace('Unrecognized options', 'unknown option').rstrip('.')}{hint}; see {prog} --help"
+    return f"{message.rstrip('.')}{hint}; see {prog} --help"
 
 
 def take(arguments: list[str], flag: str) -> str | None:

@@ -25,6 +25,7 @@ def titles(kind: str) -> dict[str, str]:
 
 
 def run(arguments: list[str]) -> None:
+    """Print the names of one kind."""
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP)
         return

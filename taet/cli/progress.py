@@ -17,7 +17,7 @@ LINE_SECONDS = 10.0
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Report]:
-    """Yield a function (done, total, text) that shows how far the work called `title` is. It writes to standard error."""
+    """Yield a function (done, total, text) that shows on standard error how far the work called `title` is."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines(title)

@@ -27,6 +27,7 @@ class Flags:
 
 
 def run(arguments: list[str]) -> None:
+    """Write the report and print its path."""
     parsed = flags.parse(
         Flags,
         arguments,

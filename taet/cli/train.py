@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from dataclasses import field, make_dataclass
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ DESCRIPTION = (
 
 
 def run(arguments: list[str]) -> None:
+    """Train a new run, or resume one, and print what came out."""
     as_json = "--json" in arguments
     arguments = [a for a in arguments if a != "--json"]
     folder = flags.take(arguments, "--resume")
@@ -45,7 +47,8 @@ def run(arguments: list[str]) -> None:
         arguments = ["at", *arguments]
     chosen, out = configure(arguments[0], arguments[1:])
     with progress(chosen.method) as report:
-        show(train(chosen, out=out, progress=report), as_json)
+        command = shlex.join(["taet", "train", *arguments])
+        show(train(chosen, out=out, progress=report, command=command), as_json)
     return None
 
 
@@ -77,6 +80,7 @@ def configure(method: str, arguments: list[str]) -> tuple[Run, str | None]:
 
 
 def show(result: TrainingResult, as_json: bool) -> None:
+    """Print a finished run, for people or as JSON."""
     if as_json:
         print(json.dumps({"run": str(result.folder), "epochs": len(result.history), "last": result.history[-1]}))
     else:

@@ -16,12 +16,15 @@ from taet.losses.loss import Loss
 
 Absent = Literal["zero", "skip", "ema"]
 
-# The public code of TAET keeps both divisions finite with this constant; a class without a sample then counts as loss 0.
+# The public code of TAET keeps both divisions finite with this; a class without a sample then counts as loss 0.
 TINY = 1e-10
 
 
 def class_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy per class and samples per class over the global batch: (N, C), (N,) -> (C,), (C,); 0 where there is none."""
+    """Mean cross-entropy of each class, 0 where it has no sample, and its samples, over the global batch.
+
+    logits (N, C), labels (N,) -> (C,), (C,).
+    """
     losses = cross_entropy(logits, labels)
     zeros = losses.new_zeros(logits.shape[1])
     # One reduction for both sums: under several processes this is a single all-reduce.
@@ -44,7 +47,7 @@ def hierarchical_equalization(
 
     BCL  = mean_c L_c                  balanced classification loss
     HDL  = mean_c (L_c - BCL)^2        hierarchical deviation loss
-    RCEL = sum_c (L_c / sum_k L_k)^2   rare-class emphasis loss, in [1/C, 1]
+    RCEL = sum_c (L_c / sum_k L_k)^2   rare-class emphasis loss, in [1/C, 1] unless every L_c vanishes
 
     logits (N, C), labels (N,) int64; the parts are logged without their factors. `absent` says what a class without a
     sample in the batch is: "zero" counts it as loss 0 (the public code), "skip" averages over the classes present,

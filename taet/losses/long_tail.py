@@ -32,10 +32,11 @@ def logit_adjustment(logits: Tensor, labels: Tensor, class_counts: Tensor, tau: 
 
 
 def balanced_softmax(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
-    """Balanced softmax, CE(z + log n, y) -> (N,); equal to `logit_adjustment` at tau = 1, since softmax ignores a shift.
+    """Balanced softmax, CE(z + log n, y) -> (N,).
 
-    Every count must be positive. Source: Ren et al., Balanced Meta-Softmax, NeurIPS 2020, arXiv:2007.10740, equation 4;
-    in adversarial training: Yue et al., AT-BSL, CVPR 2024, arXiv:2403.10073.
+    It equals `logit_adjustment` at tau = 1, since softmax ignores a shift. Every count must be positive. Source: Ren et
+    al., Balanced Meta-Softmax, NeurIPS 2020, arXiv:2007.10740, equation 4; in adversarial training: Yue et al., AT-BSL,
+    CVPR 2024, arXiv:2403.10073.
     """
     counts = class_counts.to(full_precision(logits).dtype)
     return cross_entropy(full_precision(logits) + counts.log(), labels)
@@ -44,7 +45,7 @@ def balanced_softmax(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Te
 OuterLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 OUTER_LOSSES: dict[str, OuterLoss] = {
-    "cross-entropy": lambda logits, labels, class_counts: cross_entropy(logits, labels),
+    "cross-entropy": lambda logits, labels, _: cross_entropy(logits, labels),
     "balanced-softmax": balanced_softmax,
     "logit-adjustment": logit_adjustment,
 }

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Loss(NamedTuple):
-    """A training loss: the scalar to minimise, its terms by name for the log, and the logits (N, C) of the examples trained on."""
+    """A training loss: the scalar to minimise, its terms by name, and the logits (N, C) of the examples trained on."""
 
     total: Tensor
     parts: dict[str, Tensor]

@@ -1,9 +1,9 @@
 """The method interface: what a training method is given, what it returns, and the hooks that it may fill.
 
-A method is one small class in one file of this folder. The trainer knows none by name; per step it calls `perturb` on the
-frozen model, `loss`, and, when the weights have moved, `after_step`. State that changes lives in buffers, written in
-place in `start_epoch` and `after_step` only, and Python branches depend on the configuration and the stage only, so that
-a step may be captured once and replayed. A method never subclasses another one: it holds it and forwards the hooks.
+A method is one small class in one file of this folder. The trainer knows none by name; per step it calls `perturb` on
+the frozen model, `loss`, and, when the weights have moved, `after_step`. State that changes lives in buffers, written
+in place in `start_epoch` and `after_step` only, and Python branches depend on the configuration and the stage only, so
+that a step may be captured once and replayed. A method never subclasses another: it holds it and forwards the hooks.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Adversarial(NamedTuple):
 class Attack:
     """The protocol's attack as a value: `attack(model, x, y)` returns examples in the ball around x and in [0, 1].
 
-    `objective` (logits, labels) -> (N,) is what the attack raises; `observe` sees the logits of every iterate before its
-    update; `active` (N,) freezes the examples where it is False. A method that must differ from the protocol names its
-    deviation (eps, step_size, steps, start) and declares it in `Method.deviations`.
+    `objective` (logits, labels) -> (N,) is what the attack raises; `observe` sees the logits of every iterate before
+    its update; `active` (N,) freezes the examples where it is False. A method that must differ from the protocol names
+    its deviation (eps, step_size, steps, start) and declares it in `Method.deviations`.
     """
 
     threat: Threat
@@ -107,9 +107,9 @@ class Task:
 
 
 class Step(NamedTuple):
-    """What `after_step` is told: dataset positions (N,), the batch, its loss, the attack, and the optimiser's settings."""
+    """What `after_step` is told: positions in the data (N,), the batch, its loss, the attack, the optimiser."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a step
     x: Tensor
     y: Tensor
     loss: Loss

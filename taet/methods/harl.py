@@ -1,4 +1,4 @@
-"""Hierarchical adversarially robust learning (HARL): the hierarchical equalization loss on PGD examples from the first epoch.
+"""Hierarchical adversarially robust learning (HARL): the hierarchical equalization loss on PGD examples throughout.
 
 Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distributions, CVPR 2025, arXiv:2503.01924.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taet.config import check_fields
 from taet.errors import UserError
 from taet.losses.equalization import Absent, class_losses, hierarchical_equalization
 from taet.methods.base import Adversarial, Loss, Method, Step, Task
@@ -39,12 +40,11 @@ class Harl(Method):
         """Share of the past in that running mean (ours; `absent` ema only)."""
 
         def __post_init__(self) -> None:
+            check_fields(self)
             for name in ("alpha", "beta", "gamma"):
                 value = getattr(self, name)
                 if not (math.isfinite(value) and value >= 0):
                     raise UserError(f"method {name}: got {value:g}; allowed: 0 or more")
-            if self.absent not in ("zero", "skip", "ema"):
-                raise UserError(f"method absent: got {self.absent}; allowed: zero, skip, ema")
             if not 0 <= self.momentum < 1:
                 raise UserError(f"method momentum: got {self.momentum:g}; allowed: 0 up to, not including, 1")
 

@@ -36,7 +36,7 @@ class Taet(Method):
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)
-        # The run's outer loss reaches the clean stage only: HEL already balances, and on shifted logits would do so twice.
+        # The run's outer loss reaches the clean stage only: HEL balances already, and on shifted logits does it twice.
         self.equalization = Harl(config, replace(task, outer="cross-entropy"))
 
     def stage_at(self, epoch: int) -> str:

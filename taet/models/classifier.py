@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """A network with its normalisation inside: logits(x) = head(features(x)) - offset, x (N, C, H, W) in [0, 1] -> (N, classes).
+    """A network with its normalisation inside: logits(x) = head(features(x)) - offset.
 
-    Normalisation is part of the model so that a perturbation is always measured in the units of the image. The head
-    works in float32 also under autocast, since class terms and attacks read small differences of logits. `offset`
-    (classes,) is zero while training and what the method deploys afterwards (a post-hoc class prior).
+    x (N, C, H, W) in [0, 1] -> (N, classes). Normalisation is part of the model so that a perturbation is always
+    measured in the units of the image. The head works in float32 also under autocast, since class terms and attacks
+    read small differences of logits. `offset` (classes,) is zero while training and what the method deploys afterwards
+    (a post-hoc class prior).
     """
 
     mean: Tensor

@@ -1,7 +1,7 @@
 """Residual networks with basic blocks and the CIFAR stem (3x3, stride 1, no pooling).
 
-Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385; the CIFAR stem with the widths
-of ResNet-18 is what the papers of this field train.
+Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385; the CIFAR stem with the
+widths of ResNet-18 is what the papers of this field train.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from taet.models.classifier import Classifier
 
 NAMES = {
     "resnet18": "ResNet-18 with the CIFAR stem, 11.2 million parameters (both papers)",
-    "resnet8": "ResNet-8, one block at each of the widths 16, 32, 64: 78 thousand parameters, for CPUs and small images",
+    "resnet8": "ResNet-8, one block at each of the widths 16, 32, 64, 78 thousand parameters: for CPUs",
 }
 LAYOUTS = {"resnet18": ((64, 128, 256, 512), 2), "resnet8": ((16, 32, 64), 1)}  # widths, blocks per width
 
@@ -39,7 +39,7 @@ class BasicBlock(nn.Module):
 
 
 def residual_body(widths: Sequence[int], blocks: int, channels: int) -> nn.Sequential:
-    """Stem, `blocks` basic blocks per width (each width after the first halves the side), global average pooling -> (N, widths[-1])."""
+    """Stem, `blocks` basic blocks per width, each width after the first at half the side, average pooling: (N, D)."""
     layers: list[nn.Module] = [
         nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False),
         nn.BatchNorm2d(widths[0]),
@@ -54,6 +54,7 @@ def residual_body(widths: Sequence[int], blocks: int, channels: int) -> nn.Seque
 
 
 def build(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> Classifier:
+    """Return the network called `name` with He initialisation from the global random state."""
     widths, blocks = LAYOUTS[name]
     model = Classifier(
         residual_body(widths, blocks, image_shape[0]), nn.Linear(widths[-1], num_classes), num_classes, image_shape[0]

@@ -1,14 +1,11 @@
-"""Files of a run folder: written so that a kill at any moment leaves the last complete one, read so that nothing runs code."""
+"""Files of a run folder: checkpoints, weights, and how a finished run is read; no file ever runs code."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
-import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +18,9 @@ from taet import config, methods, models
 from taet.config import Run
 from taet.data import Dataset, load
 from taet.errors import UserError
+from taet.files import write_atomically
 
 SCHEMA = 1
-
-
-def write_atomically(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
-    """Write `content` aside, flush it to the disk, `check` it there, then rename: `path` is always a whole file, old or new."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if check is not None:
-            check(part)
-        part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error.strerror)
-        raise UserError(f"cannot write {path}: {reason}; what was saved before is kept") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; a list of numbers takes one line."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    text = re.sub(r"\[([-+.eE\d,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
-    write_atomically(path, (text + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -62,6 +31,17 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path.parent} is no run folder: it holds no {path.name}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read run.json; one that `taet train` did not write, or a newer one did, is refused."""
+    path = folder / "run.json"
+    info = read_json(path)
+    if not (isinstance(info, dict) and isinstance(info.get("schema"), int) and "run" in info):
+        raise UserError(f"{path} was not written by taet train")
+    if info["schema"] > SCHEMA:
+        raise UserError(f"{path}: got schema {info['schema']}; allowed: up to {SCHEMA}; a newer taet wrote it")
+    return info
 
 
 def digest(value: Any) -> str:
@@ -84,7 +64,7 @@ def load_checkpoint(path: Path, run_hash: str) -> dict[str, Any]:
         raise UserError(f"nothing to resume: {path.parent} holds no {path.name} yet") from None
     except Exception as error:  # torch reports a truncated or foreign file in many types
         raise UserError(f"{path} is no checkpoint of taet, or is truncated ({type(error).__name__})") from None
-    if not isinstance(state, dict) or "schema" not in state:
+    if not (isinstance(state, dict) and isinstance(state.get("schema"), int)):
         raise UserError(f"{path} is no checkpoint of taet")
     if state["schema"] > SCHEMA:
         raise UserError(f"{path}: got schema {state['schema']}; allowed: up to {SCHEMA}; a newer taet wrote it")
@@ -142,17 +122,18 @@ def load_run(folder: str | Path, weights: str = "model") -> tuple[Run, nn.Module
     those of the run is refused.
     """
     folder = Path(folder)
-    info = read_json(folder / "run.json")
+    info = read_record(folder)
     run = run_from_json(info["run"])
     if info["data"].get("arrays"):
         raise UserError(f"{folder} was trained on arrays in memory: call taet.evaluate(model, images, labels)")
     if info["model_given"]:
         raise UserError(f"{folder} was trained from a module in memory: call taet.evaluate(model, images, labels)")
     dataset = load(**config.to_json(run.data))
-    recorded = info["data"]["test"]["sha256"]
+    recorded = info["data"]["splits"]["test"]["sha256"]
     if dataset.test.sha256 != recorded:
         raise UserError(
-            f"the test images of {run.data.name} are not those of {folder}: SHA-256 {dataset.test.sha256[:12]}, the run had {recorded[:12]}"
+            f"the test images of {run.data.name} are not those of {folder}: "
+            f"got SHA-256 {dataset.test.sha256[:12]}, the run had {recorded[:12]}"
         )
     model = models.build(run.model.name, dataset.num_classes, dataset.image_shape)
     load_weights(folder / f"{weights}.safetensors", model)

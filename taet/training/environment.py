@@ -24,7 +24,7 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Commit of the checkout that taet is imported from, with `+` where files differ from it; None outside a checkout."""
+    """Commit of the checkout that taet is imported from, with `+` where files differ from it; None outside one."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -20,7 +20,7 @@ def interruption() -> Iterator[threading.Event]:
         yield asked
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(_: int, __: FrameType | None) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()

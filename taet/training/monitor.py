@@ -42,7 +42,9 @@ def monitor(
     attack = f"pgd-{steps}"
     correct = {name: torch.zeros(num_classes, dtype=torch.int64, device=images.device) for name in ("clean", attack)}
     with frozen(model):
-        for number, (batch, y) in enumerate(zip(images.split(batch_size), labels.split(batch_size), strict=True)):
+        for number, (batch, y) in enumerate(
+            zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
+        ):
             pause()
             x = to_unit(batch, channels_last=channels_last)
             noise = generator(images.device, seed, "monitor", number)

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
 import resource
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from taet import config, methods, metrics, models
+from taet.attacks.ball import frozen
 from taet.config import Run
 from taet.data import Dataset, Split, load
 from taet.data.loader import Loader
 from taet.errors import UserError
+from taet.files import write_atomically, write_json
 from taet.methods import Task
 from taet.randomness import derive_seed, generator
 from taet.training import checkpoint
 from taet.training.environment import environment
 from taet.training.interruption import interruption
-from taet.training.monitor import monitor, per_class
+from taet.training.monitor import monitor
+from taet.training.running import Running
 from taet.training.step import training_step
+from taet.training.tensorboard import write_tensorboard
 
 Progress = Callable[[float, float, str], None]
 """Told (units done, units in all, a line about where the run is); the units are forward and backward passes."""
@@ -49,51 +52,15 @@ class TrainingResult:
     history: tuple[dict[str, Any], ...]
 
     def __repr__(self) -> str:
-        last = next((row["monitor"] for row in reversed(self.history) if row["monitor"]), None)
+        last: dict[str, Any] = next((row["monitor"] for row in reversed(self.history) if row["monitor"]), {})
         lines = [f"{self.run.method} on {self.dataset.name}: {len(self.history)} epochs, {self.folder}"]
-        for name, counts in (last or {}).items():
+        for name, counts in last.items():
             if isinstance(counts, dict):
                 balanced = metrics.balanced_accuracy(counts["correct"], counts["total"])
                 lines.append(
                     f"  {name:8} balanced accuracy {100 * balanced:.2f} % ({last['split']}, last point of the curve)"
                 )
         return "\n".join(lines)
-
-
-@dataclass
-class Running:
-    """Sums over the steps of the epoch that is under way, on the device; part of every checkpoint."""
-
-    images: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    correct: Tensor | None = None
-    total: Tensor | None = None
-    predicted: Tensor | None = None
-
-    def add(self, loss: Any, labels: Tensor) -> None:
-        """Add one step; no value is read."""
-        classes = loss.logits.shape[1]
-        predictions = loss.logits.argmax(1)
-        everything = torch.ones_like(labels)
-        for name, value in {"total": loss.total, **loss.parts}.items():
-            weighted = value.double() * len(labels)
-            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
-        for name, counts in (
-            ("correct", per_class(labels, predictions == labels, classes)),
-            ("total", per_class(labels, everything, classes)),
-            ("predicted", per_class(predictions, everything, classes)),
-        ):
-            before = getattr(self, name)
-            setattr(self, name, counts if before is None else before + counts)
-        self.images += len(labels)
-
-    def to(self, device: torch.device) -> Running:
-        """Return these sums on `device`."""
-        moved = {name: value.to(device) for name, value in self.sums.items()}
-        counts = {
-            n: v if v is None else v.to(device) for n in ("correct", "total", "predicted") for v in [getattr(self, n)]
-        }
-        return Running(self.images, moved, **counts)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -136,21 +103,24 @@ def train(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     progress: Progress | None = None,
+    command: str = "",
 ) -> TrainingResult:
     """Train `run` from the start into the new folder `out` and return the result.
 
-    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace what the run names. A folder that exists is
-    refused; KeyboardInterrupt leaves a checkpoint that `resume` continues bit-identically.
+    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace what the run names; `command` says in the
+    run's record how it was called. A folder that exists is refused; KeyboardInterrupt leaves a checkpoint that `resume`
+    continues bit-identically.
     """
     folder = Path(out) if out is not None else default_folder(run)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # What a kill leaves before there is a run.json is only that file's unfinished part.
+    if folder.exists() and (not folder.is_dir() or any(file.name != "run.json.part" for file in folder.iterdir())):
         raise UserError(f"{folder} exists: continue it with --resume {folder}, or choose another --out")
     trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
-    checkpoint.write_json(folder / "run.json", trainer.description())
+    write_json(folder / "run.json", {**trainer.description(), "command": command})
     return trainer.fit()
 
 
@@ -163,15 +133,15 @@ def resume(
 ) -> TrainingResult:
     """Continue the run in `folder` where its last checkpoint left it, or return it if it is finished."""
     folder = Path(folder)
-    info = checkpoint.read_json(folder / "run.json")
+    info = checkpoint.read_record(folder)
     run = checkpoint.run_from_json(info["run"])
     if (info["model_given"] and model is None) or (info["data"]["arrays"] and dataset is None):
         raise UserError(f"{folder} was trained on a module or arrays in memory: call taet.training.resume with them")
     run = config.override(run, {"training.threads": info["threads"]})
     trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
     for split, recorded in info["data"]["splits"].items():
-        found = trainer.description()["data"]["splits"][split]
-        if found["sha256"] != recorded["sha256"]:
+        found = trainer.dataset.splits.get(split)
+        if found is None or found.sha256 != recorded["sha256"]:
             raise UserError(f"the {split} images are not those that {folder} was started with; nothing was changed")
     if (folder / "checkpoint.pt").exists():
         trainer.restore()
@@ -220,7 +190,7 @@ class Trainer:
         )
         self.epoch, self.step = 0, 0
         self.seconds = {"training": 0.0, "all": 0.0}  # of the epoch under way
-        self.running = Running()
+        self.running = Running.empty(self.dataset.num_classes, self.device)
         self.predicted = self.method.class_counts.clone()
         self.best_score, self.best_epoch = -math.inf, -1
         self.metrics_bytes = 0
@@ -232,9 +202,12 @@ class Trainer:
         return {k: v for k, v in config.to_json(self.run.training).items() if k not in machine}
 
     def _watched_split(self) -> tuple[str, Split]:
-        if self.dataset.validation is not None:
+        rule = self.run.training.selection
+        if rule != "last" and not self.run.training.monitor_every:
+            raise UserError(f"selection {rule} needs the curve; monitor every: got 0; allowed: 1 or more")
+        if self.dataset.validation is not None and rule != "best-test":
             return "validation", self.dataset.validation
-        if self.run.training.selection == "best-validation":
+        if rule == "best-validation":
             raise UserError("selection best-validation needs a validation split: add --data.validation 0.1")
         return "test", self.dataset.test
 
@@ -247,15 +220,14 @@ class Trainer:
                 pixels = self.dataset.train.images.reshape(-1, shape[0])
                 model.normalize_by(pixels.mean(0) / 255, pixels.std(0).clip(min=1) / 255)
         else:
+            with torch.no_grad(), frozen(given.to(self.device)):
+                output = given(torch.zeros(2, *shape, device=self.device))
+            if getattr(output, "shape", None) != (2, classes):
+                got = tuple(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+                raise UserError(f"model: got {got} for 2 images; allowed: (2, {classes}), one logit per class")
             model = given if isinstance(given, models.Classifier | models.Adapter) else models.Adapter(given, classes)
-            with torch.no_grad():
-                logits = model.eval()(torch.zeros(2, *shape))
-            if logits.shape != (2, classes):
-                raise UserError(
-                    f"model: got output {tuple(logits.shape)} for 2 images; allowed: (2, {classes}), one logit per class"
-                )
-        layout = torch.channels_last if self.run.training.channels_last else torch.contiguous_format
-        return model.to(self.device, memory_format=layout)
+        model.to(self.device)
+        return model.to(memory_format=torch.channels_last) if self.run.training.channels_last else model
 
     def description(self) -> dict[str, Any]:
         """What run.json holds."""
@@ -305,7 +277,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "epoch": self.epoch,
                 "step": self.step,
-                "running": {f.name: getattr(self.running, f.name) for f in dataclasses.fields(Running)},
+                "running": vars(self.running),
                 "predicted": self.predicted,
                 "best_score": self.best_score,
                 "best_epoch": self.best_epoch,
@@ -434,13 +406,12 @@ class Trainer:
         return {"split": self.split_name, **counts}
 
     def _may_choose(self) -> bool:
-        """Is there a split to choose an epoch on? The test set is one only if the user says so, and then it is a leak."""
+        """Is there a split to choose an epoch on? The test set is one only if the user says so, and it is a leak."""
         return self.split_name == "validation" or self.run.training.selection == "best-test"
 
     def _end_epoch(self, watched: dict[str, Any] | None) -> None:
         self._check_finite()
         running = self.running
-        assert running.correct is not None and running.total is not None and running.predicted is not None
         row = {
             "epoch": self.epoch + 1,
             "stage": self.method.stage,
@@ -455,7 +426,7 @@ class Trainer:
         }
         self._append(row)
         self.predicted = running.predicted.to(self.predicted.dtype)
-        self.running = Running()
+        self.running = Running.empty(self.dataset.num_classes, self.device)
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, {"training": 0.0, "all": 0.0}
         self.save()
         self._show()
@@ -486,7 +457,7 @@ class Trainer:
                 checkpoint.load_weights(best, self.model)
                 self._save_weights("model", epoch=self.best_epoch)
         checkpoint.load_weights(self.folder / "model.safetensors", self.model)
-        checkpoint.write_atomically(self.folder / "done", b"")
+        write_atomically(self.folder / "done", b"")
         with (self.folder / "metrics.jsonl").open(encoding="utf-8") as file:
             history = tuple(json.loads(line) for line in file)
         return TrainingResult(self.folder, self.run, self.model.eval(), self.dataset, history)
@@ -530,7 +501,7 @@ class Trainer:
             + (e in watched) * len(self.watched) * watch
             for e in range(run.training.epochs)
         ]
-        done = sum(per_epoch[: self.epoch])
+        done = float(sum(per_epoch[: self.epoch]))
         if self.epoch < run.training.epochs:
             done += per_epoch[self.epoch] * self.step / (len(self.loader) + (self.epoch in watched))
         return done, sum(per_epoch)
@@ -541,23 +512,6 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
-
-
-def write_tensorboard(folder: Path, row: dict[str, Any]) -> None:
-    """Write one row of metrics.jsonl as TensorBoard scalars."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "TensorBoard is not installed: pip install 'taet[tensorboard]', or leave --tensorboard out"
-        ) from None
-    scalars = {f"loss/{name}": value for name, value in row["loss"].items()} | {"lr": row["lr"]}
-    for name, counts in (row["monitor"] or {}).items():
-        if isinstance(counts, dict):
-            scalars[f"balanced accuracy/{name}"] = metrics.balanced_accuracy(counts["correct"], counts["total"])
-    with SummaryWriter(str(folder)) as writer:  # type: ignore[no-untyped-call]
-        for name, value in scalars.items():
-            writer.add_scalar(name, value, row["epoch"])  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,297 @@
+"""Attacking a model of a run folder, or any other, and making its result card."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from taet.attacks.autoattack import Progress
+from taet.attacks.ball import frozen
+from taet.attacks.counted import Counted
+from taet.attacks.precision import exact_float32
+from taet.config import Evaluation, Threat
+from taet.errors import UserError
+from taet.evaluation import diagnostics
+from taet.evaluation.columns import Bench, Images, as_arrays, attack_split, count_classes, digest, parse_attack
+from taet.evaluation.result import Column, Ints, ResultCard
+from taet.files import write_atomically
+from taet.training.checkpoint import load_run, weights_digest
+from taet.training.environment import environment
+from taet.training.trainer import resolve_device
+
+MOST_EXAMPLES = 24  # images kept for the figures of a report
+
+
+def evaluate(
+    model: nn.Module | str | os.PathLike[str],
+    images: Images | Tensor | None = None,
+    labels: NDArray[Any] | Tensor | None = None,
+    *,
+    attacks: Sequence[str] | None = None,
+    eps: float | None = None,
+    step_size: float | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    class_names: Sequence[str] | None = None,
+    train_class_counts: Sequence[int] | None = None,
+    weights: str = "model",
+    state_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> ResultCard:
+    """Attack a model on test images and return the result card, which prints itself as a table.
+
+    Everything is float32. Every attack faces all images, the clean ones are always the first column, and finished
+    batches are kept, so that an evaluation that was killed goes on where it was.
+
+    Args:
+        model: a run folder, or any Module from images (N, C, H, W) in [0, 1] to logits (N, classes).
+        images: with a Module: uint8 (N, H, W, C), grey levels 0 to 255, or floating point (N, C, H, W) in [0, 1].
+        labels: with a Module: integers (N,), 0 to classes - 1.
+        attacks: clean, fgsm, pgd-N, autoattack, autoattack-fast, autoattack-10. Not given: the run's, or those of
+            `taet.config.Evaluation`; so too the following four.
+        eps: radius of the L-infinity ball in units of the image range, e.g. 8/255.
+        step_size: step of PGD, same units.
+        batch_size: images per batch; stored, since AutoAttack's result depends on it in a few examples.
+        seed: seed of every random start, drawn per image and attack.
+        device: auto (for a Module where it is, for a run CUDA where there is one), cpu, cuda or cuda:N.
+        class_names: with a Module, names of the classes; their numbers where not given.
+        train_class_counts: with a Module, training images per class, which decide head, body and tail.
+        weights: with a run folder, which of its weights: model, model-last or model-best.
+        state_dir: with a Module, where finished batches are kept; nowhere if not given.
+        progress: called as progress(done, total, label), in estimated passes of an image through the model.
+        command: how this was started; stored in the card.
+
+    Returns:
+        The card; a run folder also gets it as evaluation.json, and images for figures in artifacts/examples.npz.
+
+    Raises:
+        UserError: unknown attacks, images out of range, labels that do not fit the model, a model that returns anything
+            but finite logits (N, classes).
+    """
+    for name in attacks or ():
+        parse_attack(name)  # a typing mistake is told before anything is loaded
+    if not isinstance(model, nn.Module):
+        if images is not None or labels is not None:
+            raise UserError("evaluate: got images beside a run folder; allowed: a run folder alone, it names its data")
+        folder = Path(model)
+        subject = _from_run(folder, weights)
+        state_dir = folder / "evaluation-state"
+    elif images is None or labels is None:
+        raise UserError("evaluate: got a model without images and labels; allowed: both, or a run folder alone")
+    else:
+        folder = None
+        subject = _from_module(model, images, labels, class_names, train_class_counts)
+    chosen: dict[str, Any] = {"eps": eps, "step_size": step_size, "batch_size": batch_size, "seed": seed}
+    settings = dataclasses.replace(
+        subject.settings,
+        attacks=("clean", *(name for name in attacks or subject.settings.attacks if name != "clean")),
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    where = subject.place if device == "auto" else resolve_device(device)
+    with _on(subject.model, where):
+        names = _class_names(subject, where)
+        radius = subject.train_eps if settings.eps is None else settings.eps
+        columns = attack_split(
+            subject.model,
+            subject.images,
+            subject.labels,
+            settings.attacks,
+            eps=radius,
+            step_size=settings.step_size,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            device=where,
+            state_dir=state_dir,
+            progress=progress,
+        )
+        machine = environment(where)
+        card = ResultCard(
+            **subject.about,
+            threat={"norm": "linf", "eps": radius},
+            model={
+                **subject.model_about,
+                "weights_sha256": weights_digest(subject.model),
+                "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+            },
+            data={
+                **subject.data_about,
+                "class_names": names,
+                "train_class_counts": subject.train_class_counts,
+                "test_sha256": digest(subject.images, subject.labels),
+            },
+            batch_size=settings.batch_size,
+            labels=subject.labels,
+            columns=columns,
+            created=machine.pop("started"),
+            environment=machine,
+            command=command,
+        )
+        card = dataclasses.replace(card, flags=diagnostics.flags(card))
+        if folder is not None:
+            _save_examples(folder / "artifacts" / "examples.npz", card, subject, settings, radius, where)
+            card.save(folder / f"evaluation{weights.removeprefix('model')}.json")
+            shutil.rmtree(folder / "evaluation-state", ignore_errors=True)
+    return card
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is evaluated: a model with its test images, and what the card says about where both come from."""
+
+    model: nn.Module
+    images: Images
+    labels: Ints
+    class_names: list[str] | None
+    train_class_counts: list[int] | None
+    settings: Evaluation
+    train_eps: float
+    place: torch.device
+    """Where the work is done unless the caller says otherwise."""
+    about: dict[str, Any]
+    model_about: dict[str, Any]
+    data_about: dict[str, Any]
+
+
+def _from_module(
+    model: nn.Module,
+    images: Images | Tensor,
+    labels: NDArray[Any] | Tensor,
+    class_names: Sequence[str] | None,
+    train_class_counts: Sequence[int] | None,
+) -> _Subject:
+    name = type(model).__name__
+    pixels, classes = as_arrays(images, labels)
+    return _Subject(
+        model=model,
+        images=pixels,
+        labels=classes,
+        class_names=None if class_names is None else list(class_names),
+        train_class_counts=None if train_class_counts is None else [int(count) for count in train_class_counts],
+        settings=Evaluation(),
+        train_eps=Threat().eps,
+        place=next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu")),
+        about={"method": name, "title": name, "protocol": "", "seed": None},
+        model_about={"name": name, "selection": None, "epoch": None, "leak": False},
+        data_about={"name": "arrays"},
+    )
+
+
+def _from_run(folder: Path, weights: str) -> _Subject:
+    run, model, dataset, info = load_run(folder, weights)
+    with safe_open(folder / f"{weights}.safetensors", framework="pt") as file:
+        epoch = json.loads(file.metadata()["taet"])["epoch"]
+    return _Subject(
+        model=model,
+        images=dataset.test.images,
+        labels=dataset.test.labels,
+        class_names=list(dataset.class_names),
+        train_class_counts=[int(count) for count in dataset.class_counts],
+        settings=run.evaluation,
+        train_eps=run.threat.eps,
+        place=resolve_device("auto"),
+        about={
+            "method": run.method,
+            "title": info["method_title"],
+            "protocol": run.protocol,
+            "seed": run.seed,
+            "run": {"config": info["run"], "command": info["command"]},
+        },
+        model_about={
+            "name": run.model.name,
+            "selection": info["selection"]["rule"],
+            "epoch": epoch,
+            "leak": info["selection"]["leak"],
+        },
+        data_about={
+            "name": dataset.name,
+            "imbalance_ratio": dataset.imbalance_ratio,
+            "notes": list(dataset.notes),
+        },
+    )
+
+
+def _class_names(subject: _Subject, device: torch.device) -> list[str]:
+    """Return the names of the classes, which must be as many as the model has logits; numbers where none are given."""
+    width = count_classes(subject.model, subject.images, subject.labels, device)
+    names = subject.class_names
+    if names is not None and len(names) != width:
+        raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
+    counts = subject.train_class_counts
+    if counts is not None and len(counts) != width:
+        raise UserError(f"training counts: got {len(counts)}; allowed: {width}, one per class")
+    return [str(label) for label in range(width)] if names is None else names
+
+
+@contextmanager
+def _on(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep the model on a device, and bring it back afterwards."""
+    before = next((tensor.device for tensor in model.state_dict().values()), device)
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(before)
+
+
+def _save_examples(
+    path: Path, card: ResultCard, subject: _Subject, settings: Evaluation, eps: float, device: torch.device
+) -> None:
+    """Save a few images of each class under the PGD with most steps: first those that it breaks, then any others."""
+    chains = [attack for attack in map(parse_attack, settings.attacks) if attack.kind == "pgd"]
+    if not chains:
+        return
+    attack = max(chains, key=lambda chain: chain.steps)
+    clean = card.column("clean")
+    rows = _example_rows(card.labels, clean, card.column(attack.name), card.num_classes)
+    bench = Bench(
+        Counted(subject.model),
+        subject.images,
+        subject.labels,
+        eps,
+        settings.step_size,
+        settings.batch_size,
+        settings.seed,
+        device,
+    )
+    with frozen(subject.model), exact_float32(device.type):
+        predictions, x_adv = bench.perturb(attack, rows)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        images=subject.images[rows],
+        adversarial=x_adv.permute(0, 2, 3, 1).cpu().numpy(),
+        labels=card.labels[rows],
+        clean_predictions=clean.predictions[rows],
+        adversarial_predictions=predictions.cpu().numpy(),
+        attack=np.array(attack.name),
+        eps=np.array(eps),
+    )
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+
+
+def _example_rows(labels: Ints, clean: Column, attacked: Column, num_classes: int) -> Ints:
+    """Choose at most 24 images, as many of each class, in the order of the classes."""
+    interest = clean.correct.astype(int) + (clean.correct & ~attacked.correct)
+    rows: list[int] = []
+    for label in range(num_classes):
+        members = np.flatnonzero(labels == label)
+        best = members[np.argsort(-interest[members], kind="stable")]
+        rows.extend(best[: max(1, MOST_EXAMPLES // num_classes)])
+    return np.asarray(rows[:MOST_EXAMPLES], dtype=np.int64)

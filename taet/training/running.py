@@ -1,0 +1,49 @@
+"""What the epoch under way has seen so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from taet.losses import Loss
+from taet.training.monitor import per_class
+
+
+@dataclass
+class Running:
+    """Sums over the steps of one epoch; they stay on the device, and every checkpoint holds them."""
+
+    correct: Tensor
+    """Examples trained on that were classified correctly, per class, (C,)."""
+    total: Tensor
+    """Examples trained on, per class, (C,)."""
+    predicted: Tensor
+    """Predicted classes of the examples trained on, (C,)."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """The loss and its parts, each weighted by the images of its batch."""
+    images: int = 0
+
+    @classmethod
+    def empty(cls, num_classes: int, device: torch.device) -> Running:
+        """Return the sums of an epoch that has not begun."""
+        correct, total, predicted = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
+        return cls(correct, total, predicted)
+
+    def add(self, loss: Loss, labels: Tensor) -> None:
+        """Add one step; no value is read, so nothing waits for the device."""
+        classes = len(self.total)
+        predictions = loss.logits.argmax(1)
+        everything = torch.ones_like(labels)
+        self.correct = self.correct + per_class(labels, predictions == labels, classes)
+        self.total = self.total + per_class(labels, everything, classes)
+        self.predicted = self.predicted + per_class(predictions, everything, classes)
+        for name, value in {"total": loss.total, **loss.parts}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.double() * len(labels)
+        self.images += len(labels)
+
+    def to(self, device: torch.device) -> Running:
+        """Return these sums on `device`."""
+        sums = {name: value.to(device) for name, value in self.sums.items()}
+        return Running(self.correct.to(device), self.total.to(device), self.predicted.to(device), sums, self.images)

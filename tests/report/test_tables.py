@@ -1,0 +1,82 @@
+"""Which cell of a column is best, which ties with it, and which columns are one attack."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from taet.evaluation.result import ResultCard
+from taet.report import tables
+from taet.report.tables import Cell
+
+
+def marks(*cells: Cell | None) -> list[tuple[str, bool] | None]:
+    return [cell and (cell.mark, cell.tied) for cell in tables.marked(cells)]
+
+
+def test_best_alone_where_no_interval_reaches_it() -> None:
+    assert marks(Cell(0.3, 0.2, 0.4), Cell(0.9, 0.8, 0.95), Cell(0.1, 0, 0.2)) == [
+        ("second", False),
+        ("best", False),
+        ("", False),
+    ]
+
+
+def test_best_is_a_tie_where_an_interval_overlaps() -> None:
+    cells = Cell(0.5, 0.4, 0.6), Cell(0.55, 0.45, 0.65), Cell(0.2, 0.1, 0.44)
+    assert marks(*cells) == [("second", True), ("best", True), ("", False)]
+
+
+def test_equal_values_are_best_together_and_leave_no_second() -> None:
+    cells = Cell(0.5, 0.4, 0.6), Cell(0.5, 0.4, 0.6), Cell(0.3, 0.2, 0.35)
+    assert marks(*cells) == [("best", True), ("best", True), ("", False)]
+
+
+def test_a_column_of_equal_values_has_no_best() -> None:
+    assert marks(Cell(0.0, 0.0, 0.1), Cell(0.0, 0.0, 0.1)) == [("", False), ("", False)]
+
+
+def test_missing_and_empty_cells_are_never_marked() -> None:
+    empty = Cell(math.nan, math.nan, math.nan)
+    assert marks(None, Cell(0.5, 0.4, 0.6)) == [None, ("", False)]
+    assert marks(None, empty, Cell(0.5, 0.4, 0.6), Cell(0.2, 0.1, 0.3)) == [
+        None,
+        ("", False),
+        ("best", False),
+        ("second", False),
+    ]
+    assert marks(empty, empty) == [("", False), ("", False)]
+
+
+@pytest.mark.parametrize(("eps", "words"), [(8 / 255, "8/255"), (0.5, "0.5"), (0.031, "0.031"), (1.0, "255/255")])
+def test_sizes_are_grey_levels_where_whole(eps: float, words: str) -> None:
+    assert tables.size(eps) == words
+
+
+def test_columns_are_one_attack_whatever_the_seed_but_not_the_radius(card: ResultCard) -> None:
+    def key(**changes: object) -> tables.AttackKey:
+        return tables.key(dataclasses.replace(card.column("pgd-20"), **changes))
+
+    same = key(parameters={"seed": 7, "steps": 20})
+    assert same == key()
+    assert key(eps=4 / 255) != same
+    assert key(parameters={"steps": 40}) != same
+    assert [head.detail for head in tables.heads([same, key(parameters={"steps": 40})])] == [
+        "L∞, ε 8/255, steps 20",
+        "L∞, ε 8/255, steps 40",
+    ]
+    assert tables.heads([same, key(eps=4 / 255)])[1].detail == "L∞, ε 4/255"
+
+
+def test_strongest_is_the_bounded_attack_with_the_lowest_balanced_robustness(card: ResultCard) -> None:
+    last = card.column("autoattack")
+    nothing_left = {"correct": last.correct & False, "predictions": (card.labels + 1) % 10, "parts": {}}
+    unbounded = dataclasses.replace(last, name="cw-l2", norm="l2", eps=None, bounded=False, **nothing_left)
+    card = dataclasses.replace(card, columns=(*card.columns, unbounded))
+    run = tables.Measured(None, card, {tables.key(c): card.summary(c.name) for c in card.columns})
+    strongest = tables.strongest([run])
+    assert strongest is not None
+    assert strongest.name == "autoattack"
+    assert tables.strongest([]) is None

@@ -1,0 +1,167 @@
+"""A run as a value: checked when built, changed field by field, and to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from typing import Any
+
+import pytest
+
+from taet import config, methods, protocols, registry
+from taet.config import Data, Evaluation, Model, Run, Threat, Training
+from taet.errors import UserError
+
+PARTS = (Data, Model, Threat, Training, Evaluation)
+CHOICES = [
+    (part, field.name)
+    for part in PARTS
+    for field in dataclasses.fields(part)
+    if typing.get_origin(typing.get_type_hints(part)[field.name]) is typing.Literal
+]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Threat(eps=8), r"threat eps: got 8; allowed: 0 to 1.*did you mean 8/255\?"),
+        (lambda: Threat(eps=-0.1), r"threat eps: got -0\.1; allowed: 0 to 1"),
+        (lambda: Threat(eps=300), r"threat eps: got 300; allowed: 0 to 1.*8/255$"),
+        (lambda: Threat(eps=math.nan), "threat eps: got nan"),
+        (lambda: Threat(step_size=2), r"threat step size: got 2;.*did you mean 2/255\?"),
+        (lambda: Threat(steps=-1), "threat steps: got -1; allowed: 0 or more"),
+        (lambda: Evaluation(eps=4), r"evaluation eps: got 4;.*did you mean 4/255\?"),
+        (lambda: Evaluation(step_size=1.5), "evaluation step size: got 1.5"),
+        (lambda: Evaluation(batch_size=0), "evaluation batch size: got 0; allowed: 1 or more"),
+        (lambda: Evaluation(attacks=()), "attacks: got none; allowed: at least one"),
+        (lambda: Data(imbalance_ratio=0.02), r"imbalance ratio: got 0\.02; allowed: 1 or more.*did you mean 50\?"),
+        (
+            lambda: Data(imbalance_ratio=0),
+            r"imbalance ratio: got 0; allowed: 1 or more \(largest class over smallest\)$",
+        ),
+        (lambda: Data(imbalance_ratio=math.inf), "imbalance ratio: got inf"),
+        (lambda: Data(imbalance_ratio=math.nan), "imbalance ratio: got nan"),
+        (lambda: Data(max_count=0), "max count: got 0; allowed: 1 or more"),
+        (lambda: Data(test_max_count=-3), "test max count: got -3"),
+        (lambda: Data(validation=1.0), "validation share: got 1.0; allowed: 0 up to, not including, 1"),
+        (lambda: Data(size=3), "size: got 3; allowed: 4 pixels or more"),
+        (lambda: Training(epochs=0), "epochs: got 0; allowed: 1 or more"),
+        (lambda: Training(batch_size=0), "batch size: got 0; allowed: 1 or more"),
+        (lambda: Training(lr=0), "learning rate: got 0; allowed: above 0"),
+        (lambda: Training(lr=math.inf), "learning rate: got inf"),
+        (lambda: Training(momentum=1), "momentum: got 1"),
+        (lambda: Training(weight_decay=-1e-4), "weight decay: got -0.0001"),
+        (lambda: Training(milestones=(0.9, 0.75)), "milestones: got .*; allowed: rising shares"),
+        (lambda: Training(milestones=(75, 90)), "milestones: got .*; allowed: rising shares"),
+        (lambda: Training(monitor_steps=0), "monitor steps: got 0"),
+        (lambda: Training(monitor_every=-1), "monitor every: got -1"),
+        (lambda: Training(threads=0), "threads: got 0"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(build: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_borders_of_what_is_allowed_are_allowed() -> None:
+    Threat(eps=0, step_size=0, steps=0)
+    Threat(eps=1, step_size=1)
+    Data(imbalance_ratio=1, max_count=1, validation=0, size=4)
+    Training(epochs=1, batch_size=1, momentum=0, weight_decay=0, milestones=(), monitor_every=0, threads=1)
+    Training(milestones=(0.5, 0.5, 1.0))
+
+
+@pytest.mark.parametrize(("part", "name"), CHOICES, ids=lambda value: getattr(value, "__name__", value))
+def test_a_value_outside_its_choices_is_refused(part: Any, name: str) -> None:
+    allowed = typing.get_args(typing.get_type_hints(part)[name])
+    near = allowed[0] + "x"
+    for build in (lambda: part(**{name: near}), lambda: config.from_json(part, {name: near})):
+        with pytest.raises(UserError, match=near):
+            build()
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        (Training, {"epochs": "5"}),
+        (Training, {"milestones": ["a"]}),
+        (Run, {"training": 5}),
+    ],
+    ids=str,
+)
+def test_a_value_of_the_wrong_type_is_refused(part: Any, values: dict[str, Any]) -> None:
+    """A run.json that was edited by hand: one line, never a traceback."""
+    with pytest.raises(UserError):
+        config.from_json(part, values)
+
+
+def test_everything_is_frozen() -> None:
+    for part in (Run(), *(kind() for kind in PARTS)):
+        name = dataclasses.fields(part)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, name, "other")
+
+
+def test_override_replaces_dotted_fields_and_leaves_the_rest() -> None:
+    run = Run()
+    changed = config.override(run, {"training.epochs": 5, "seed": 1, "threat.eps": 4 / 255})
+    assert (changed.training.epochs, changed.seed, changed.threat.eps) == (5, 1, 4 / 255)
+    assert config.override(changed, {"training.epochs": 100, "seed": 0, "threat.eps": 8 / 255}) == run
+    assert run == Run()
+    assert config.override(run, {}) == run
+
+
+def test_override_checks_each_part_again() -> None:
+    with pytest.raises(UserError, match="did you mean 8/255"):
+        config.override(Run(), {"threat.eps": 8})
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("training.epoch", "did you mean 'epochs'?"),
+        ("trainin.epochs", "did you mean 'training'?"),
+        ("threat.epsilon", "did you mean 'eps'?"),
+        ("sed", "did you mean 'seed'?"),
+        ("seed.x", "seed.x"),
+        ("training.epochs.first", "training.epochs.first"),
+    ],
+)
+def test_override_refuses_an_unknown_field_with_the_nearest_match(path: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.override(Run(), {path: 1})
+    assert hint in str(caught.value)
+    assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", sorted(protocols.PROTOCOLS))
+def test_a_run_goes_to_json_and_back(protocol: str) -> None:
+    run = protocols.start(protocol, "at")
+    assert config.from_json(Run, json.loads(json.dumps(config.to_json(run), allow_nan=False))) == run
+
+
+@pytest.mark.parametrize("name", sorted(registry.entries("methods")))
+def test_the_settings_of_every_method_go_to_json_and_back(name: str) -> None:
+    kind = methods.find(name).Config
+    values = json.loads(json.dumps(config.to_json(kind()), allow_nan=False))
+    assert config.from_json(kind, values) == kind()
+    assert set(values) == {field.name for field in dataclasses.fields(kind)}
+    inside = config.to_json(dataclasses.replace(Run(), method=name, settings=kind()))
+    assert inside["settings"] == config.to_json(kind())
+
+
+def test_from_json_takes_defaults_for_what_is_missing_and_refuses_what_is_unknown() -> None:
+    assert config.from_json(Run, {}) == Run()
+    assert config.from_json(Run, {"threat": {"steps": 7}}) == Run(threat=Threat(steps=7))
+    with pytest.raises(UserError, match=r"unknown field of Threat 'step'.*did you mean 'steps'\?"):
+        config.from_json(Run, {"threat": {"step": 7}})
+    with pytest.raises(UserError, match=r"did you mean 50\?"):
+        config.from_json(Run, {"data": {"imbalance_ratio": 0.02}})
+
+
+def test_the_defaults_hold_exact_fractions() -> None:
+    assert Threat().eps * 255 == pytest.approx(8, rel=1e-15)
+    assert Threat().step_size * 255 == pytest.approx(2, rel=1e-15)

@@ -1,0 +1,125 @@
+"""Several processes give the gradients of one, however unevenly they share the batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from taet.distributed import global_mean, global_sum, rank, world_size
+from taet.losses import cross_entropy, hierarchical_equalization
+
+CLASSES, SAMPLES, PROCESSES = 5, 11, 2
+# Where the batch is cut. The labels leave class 4 out of the whole batch and others out of one share only.
+CUTS = {"uneven": 7, "one-image": 10, "all-on-one": 11}
+LABELS = torch.tensor([0, 1, 0, 0, 1, 0, 2, 3, 3, 0, 2])
+RUNNING = torch.linspace(0.5, 2.5, CLASSES, dtype=torch.float64)
+
+
+def hel(absent: str) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda logits, labels: hierarchical_equalization(logits, labels, 0.3, 0.7, 1.1, absent, RUNNING).total
+
+
+LOSSES = {
+    "cross-entropy": lambda logits, labels: global_mean(cross_entropy(logits, labels)),
+    **{f"hel-{absent}": hel(absent) for absent in ("zero", "skip", "ema")},
+}
+
+
+def gradients(loss: Callable[[Tensor, Tensor], Tensor], share: slice) -> dict[str, Tensor]:
+    """The loss of one small network on one share of the batch, and the gradient of each parameter."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(SAMPLES, 3, generator=generator, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, CLASSES)).double()
+    for parameter in model.parameters():
+        parameter.data.normal_(generator=generator)
+    value = loss(model(x[share]), LABELS[share])
+    value.backward()
+    return {"loss": value.detach(), **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
+
+
+def work(number: int, folder: Path) -> None:
+    """What each process does: its share of every batch under every loss, then the average of the gradients."""
+    dist.init_process_group(
+        "gloo",
+        init_method=(folder / "meeting-point").as_uri(),
+        rank=number,
+        world_size=PROCESSES,
+        timeout=timedelta(seconds=60),
+    )
+    assert (rank(), world_size()) == (number, PROCESSES)
+    found = {}
+    for cut_name, cut in CUTS.items():
+        share = slice(0, cut) if number == 0 else slice(cut, SAMPLES)
+        for loss_name, loss in LOSSES.items():
+            values = gradients(loss, share)
+            for name, value in values.items():
+                if name != "loss":
+                    dist.all_reduce(value)
+                    value /= PROCESSES
+            found[f"{cut_name}/{loss_name}"] = values
+    found["sum"] = {"value": global_sum(torch.tensor([1.0, 10.0]) * (number + 1))}
+    torch.save(found, folder / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """What two processes found; they meet through a file and talk over the loopback interface."""
+    folder = tmp_path_factory.mktemp("processes")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(number), str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(PROCESSES)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * PROCESSES, "\n".join(outputs)
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(PROCESSES)]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_processes_give_the_gradients_of_one(
+    loss: str, cut: str, results: list[dict[str, dict[str, Tensor]]]
+) -> None:
+    expected = gradients(LOSSES[loss], slice(0, SAMPLES))
+    assert len(expected) == 5
+    for found in results:
+        assert found[f"{cut}/{loss}"].keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[f"{cut}/{loss}"][name], value, rtol=0, atol=1e-12, msg=name)
+
+
+def test_a_global_sum_is_the_same_on_every_process(results: list[dict[str, dict[str, Tensor]]]) -> None:
+    assert [found["sum"]["value"].tolist() for found in results] == [[3, 30]] * PROCESSES
+
+
+def test_one_process_is_its_own_world() -> None:
+    value = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
+    assert (rank(), world_size()) == (0, 1)
+    assert global_sum(value) is value
+    assert global_mean(value).item() == 3
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), Path(sys.argv[2]))

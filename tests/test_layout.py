@@ -1,0 +1,163 @@
+"""The architecture, checked: who imports whom, what a listing costs, and that everything public is documented."""
+
+from __future__ import annotations
+
+import ast
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "taet"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LEAVES = {"config", "distributed", "errors", "files", "metrics", "randomness", "registry"}
+# data -> models -> losses, attacks -> methods -> training -> evaluation -> report, and what each may use of it besides
+# the leaves: a model knows no data, a loss no model, an attack no model but as a function.
+FOLDERS = {
+    "data": set(),
+    "models": set(),
+    "losses": set(),
+    "attacks": {"losses"},
+    "methods": {"models", "losses", "attacks"},
+    "training": {"data", "models", "losses", "attacks", "methods"},
+    "evaluation": {"data", "models", "losses", "attacks", "methods", "training"},
+    "report": {"data", "models", "losses", "attacks", "methods", "training", "evaluation"},
+}
+# On top, with what the leaves themselves may use of each other.
+LEAF_IMPORTS = {"config": {"errors"}, "files": {"errors"}, "registry": {"errors"}}
+PROTOCOLS = {"config", "errors"}
+EVERYTHING = {*LEAVES, *FOLDERS, "protocols", "cli"}
+
+
+def part_of(path: Path) -> str:
+    """The folder, or for a file of the package itself its name, that `path` belongs to."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_parts(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and part of every import of this package in a file, also those inside functions and for types only."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [f"taet.{alias.name}" for alias in node.names] if node.module == "taet" else [node.module or ""]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "taet" and len(parts) > 1:
+                yield node.lineno, parts[1]
+
+
+def allowed_for(part: str) -> set[str]:
+    if part in FOLDERS:
+        return {part} | LEAVES | FOLDERS[part]
+    if part in LEAVES:
+        return LEAF_IMPORTS.get(part, set())
+    if part == "protocols":
+        return PROTOCOLS
+    assert part in {"cli", "__init__", "__main__"}, f"{part}: a new folder needs a place in the order of this test"
+    return EVERYTHING | {"__version__"}
+
+
+def identify(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", FILES, ids=identify)
+def test_imports_go_one_way(path: Path) -> None:
+    allowed = allowed_for(part_of(path))
+    wrong = [
+        f"line {line}: {part}" for line, part in imported_parts(ast.parse(path.read_text())) if part not in allowed
+    ]
+    assert not wrong
+
+
+def test_every_part_of_the_order_is_there() -> None:
+    assert {part_of(path) for path in FILES} == EVERYTHING | {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=identify)
+def test_every_public_function_and_class_is_documented(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    definitions = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    undocumented = [node.name for node in definitions if not ast.get_docstring(node)]
+    assert ast.get_docstring(tree), "the file says what it holds"
+    assert not undocumented
+
+
+@pytest.mark.parametrize("path", [*FILES, *PACKAGE.rglob("*.j2")], ids=identify)
+def test_no_file_names_a_folder_of_somebodys_machine(path: Path) -> None:
+    found = re.findall(r"(?<![\w.~)}])/(?:home|tmp|root|work|mnt|Users|data)\b/?[^\s\"']*", path.read_text())
+    assert not found
+
+
+def python(code: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "import taet; dir(taet); assert taet.__version__",
+        "from taet.cli import main; assert main(['--help']) == 0",
+        "from taet.cli import main; assert main(['--version']) == 0",
+        *(
+            f"from taet.cli import main; assert main(['list', '{kind}']) == 0"
+            for kind in ("methods", "attacks", "data", "models", "protocols")
+        ),
+        "from taet.cli import main; assert main(['list', 'methods', '--json']) == 0",
+        "from taet.cli import main; assert main(['no-such-command']) == 2",
+    ],
+)
+def test_what_answers_at_once_imports_no_torch(call: str) -> None:
+    python(f"{call}\nimport sys\nassert 'torch' not in sys.modules, 'imports torch'")
+
+
+def test_help_takes_less_than_a_third_of_a_second_of_one_core() -> None:
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "taet", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train", "evaluate", "data.load", "data.long_tail_counts", "data.long_tail_indices", "models.build",
+        "losses.cross_entropy", "losses.kl_divergence", "losses.balanced_softmax", "losses.logit_adjustment",
+        "losses.hierarchical_equalization", "attacks.fgsm", "attacks.pgd", "attacks.autoattack", "metrics.accuracy",
+        "metrics.balanced_accuracy", "metrics.per_class_accuracy", "metrics.group_accuracy", "metrics.wilson_interval",
+    ],
+)  # fmt: skip
+def test_public_names_are_reached_from_the_package(name: str) -> None:
+    import taet
+
+    value: object = taet
+    for part in name.split("."):
+        value = getattr(value, part)
+    assert callable(value)
+    assert (value.__doc__ or "").strip()
+    assert name.split(".")[0] in dir(taet)
+
+
+def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
+    import taet
+
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        _ = taet.no_such_name
