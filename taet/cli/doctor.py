@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> None:
         return
     for name, value in found["versions"].items():
         print(f"{name:12} {value or 'MISSING: pip install ' + name}")
-    print(f"{'device':12} {found['device']}, {found['threads']} threads")
+    print(f"{'device':12} {found['device']}, threads: {found['threads']}")
     for name, speed in found["pgd_10_images_per_second"].items():
         print(f"{'PGD-10':12} {speed:.0f} images a second, ResNet-8, 32 x 32, {name}")
     files = ", ".join(found["data"]) or "no known file"

@@ -31,7 +31,7 @@ from taet.training.interruption import interruption
 from taet.training.monitor import monitor
 from taet.training.running import Running
 from taet.training.step import training_step
-from taet.training.tensorboard import write_tensorboard
+from taet.training.tensorboard import board
 
 Progress = Callable[[float, float, str], None]
 """Told (units done, units in all, a line about where the run is); the units are forward and backward passes."""
@@ -330,7 +330,11 @@ class Trainer:
     def fit(self) -> TrainingResult:
         """Run to the end of the last epoch, from wherever the state is."""
         self.saved_at = self.looked_at = self.mark = time.monotonic()
-        with _global_state_kept(self.device, self.threads), interruption() as self.asked_to_stop:
+        with (
+            _global_state_kept(self.device, self.threads),
+            interruption() as self.asked_to_stop,
+            board(self.folder / "tensorboard", self.run.training.tensorboard) as self.write_scalars,
+        ):
             while self.epoch < self.run.training.epochs:
                 self._train_epoch()
                 self._end_epoch(self._watch())
@@ -441,8 +445,7 @@ class Trainer:
                 self.metrics_bytes = file.tell()
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; checkpoint.pt keeps the last good state") from None
-        if self.run.training.tensorboard:
-            write_tensorboard(self.folder / "tensorboard", row)
+        self.write_scalars(row)
 
     def _finish(self) -> TrainingResult:
         """Write the weights that the run delivers, and the mark that it is done."""

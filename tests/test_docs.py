@@ -1,0 +1,114 @@
+"""The documents say what the code does: commands exist, examples run, tables are those of the result cards."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from taet import config, registry
+from taet.attacks.ball import frozen
+from taet.cli import COMMANDS
+from taet.cli.train import configure
+from taet.config import Threat
+from taet.evaluation import parse_attack
+from taet.methods import Task
+from taet.methods.base import Attack, Method
+from taet.models import build
+from taet.protocols import PROTOCOLS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def commands() -> list[list[str]]:
+    lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
+    calls = [line for line in lines if re.match(r"    taet \w", line) and "|" not in line]
+    return [call.split("#")[0].split("->")[0].split()[1:] for call in calls]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_a_command_in_the_documents_exists_with_its_flags(words: list[str]) -> None:
+    command, *rest = words
+    assert command in COMMANDS
+    if command == "train" and rest[0] != "--resume":
+        run, _ = configure(rest[0], rest[1:])
+        assert run.method == rest[0]
+    elif command == "evaluate" and "--attacks" in rest:
+        for name in rest[rest.index("--attacks") + 1 :]:
+            parse_attack(name)
+
+
+def test_every_method_attack_data_set_and_protocol_is_documented() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for kind in ("methods", "attacks", "data", "models"):
+        for name in registry.entries(kind):
+            assert re.search(rf"`{name}\b", text), f"{name} is in no document"
+    for name in PROTOCOLS:
+        assert f"`{name}`" in text
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "results" / "README.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_method_of_the_contributing_guide_works(tmp_path: Path) -> None:
+    source = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S)
+    assert source is not None
+    path = tmp_path / "contributed.py"
+    path.write_text(source[1], encoding="utf-8")
+    cls: type[Method] = load(path).LabelSmoothing
+    task = Task(class_counts=(6, 3, 2), image_shape=(1, 8, 8), epochs=2, steps_per_epoch=1)
+    method = cls(config.from_json(cls.Config, {"smoothing": 0.0}), task)
+    model = build("resnet8", 3, (1, 8, 8))
+    x, y = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1, 2, 2])
+    attack = Attack(Threat(steps=2), torch.Generator().manual_seed(0))
+    with frozen(model):
+        adversarial = method.perturb(model, x, y, attack)
+    loss = method.loss(model, x, y, adversarial)
+    torch.testing.assert_close(loss.total, torch.nn.functional.cross_entropy(loss.logits, y))
+    loss.total.backward()  # type: ignore[no-untyped-call]
+
+
+def test_the_tables_are_those_of_the_result_cards() -> None:
+    render = load(ROOT / "results" / "render.py")
+    for page in render.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert text == render.rendered(text), f"{page.name}: run python results/render.py --write"
+
+
+def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> None:
+    cards = sorted((ROOT / "results").glob("*/*.json"))
+    assert cards
+    from taet.evaluation import ResultCard
+
+    for path in cards:
+        card = ResultCard.load(path)
+        assert card.command.startswith("taet evaluate")
+        assert card.run["command"].startswith("taet ")
+        assert not re.search(r"/(tmp|home|work|root)/", path.read_text(encoding="utf-8")), path
+
+
+def test_the_changelog_knows_this_version() -> None:
+    import taet
+
+    assert f"## {taet.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"version: {taet.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f'version = "{taet.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
