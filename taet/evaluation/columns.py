@@ -77,6 +77,7 @@ def attack_split(
     batch_size: int = 250,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    known: Sequence[Column] = (),
     state_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Column, ...]:
@@ -92,6 +93,7 @@ def attack_split(
         batch_size: images per batch.
         seed: seed of the random starts. PGD draws per image and attack, so its noise does not depend on the batching.
         device: where the model is.
+        known: columns of the same model and images; one whose settings are those asked for is taken as it is.
         state_dir: folder that keeps each finished batch; an evaluation of the same weights, images and settings takes
             them from there.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
@@ -116,7 +118,7 @@ def attack_split(
                 units = Units(Path(state_dir), attack.name, _sha256([identity, attack.name, bench.settings(attack)]))
             meter.begin(number)
             run = bench.run_suite if attack.kind == "autoattack" else bench.run_batches
-            column = run(attack, units, meter)
+            column = bench.among(known, attack) or run(attack, units, meter)
             if attack.kind == "clean":
                 meter.correct = int(column.correct.sum())
             columns.append(column)
@@ -200,6 +202,12 @@ class Bench:
             "restarts": 1,
             "seed": self.seed,
         }
+
+    def among(self, columns: Sequence[Column], attack: Attack) -> Column | None:
+        """Return the column that holds this attack with these settings, if there is one."""
+        eps, wanted = None if attack.kind == "clean" else self.eps, self.parameters(attack).items()
+        same = (c for c in columns if c.name == attack.name and c.eps == eps and wanted <= c.parameters.items())
+        return next(same, None)
 
     def identity(self) -> str:
         """Hash of the model's layers and weights, the images, the labels, and the software that decides a flag."""

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,9 @@ def evaluate(
         command: how this was started; stored in the card.
 
     Returns:
-        The card; a run folder also gets it as evaluation.json, and images for figures in artifacts/examples.npz.
+        The card; a run folder also gets it as evaluation.json, and images for figures in artifacts/examples.npz. What
+        that file holds already is not measured again: columns with the same settings are taken from it, others stay in
+        it, and a card about another ball, batch size or software is kept beside it under the time of its making.
 
     Raises:
         UserError: unknown attacks, images out of range, labels that do not fit the model, a model that returns anything
@@ -86,16 +89,17 @@ def evaluate(
     """
     for name in attacks or ():
         parse_attack(name)  # a typing mistake is told before anything is loaded
+    path: Path | None = None
     if not isinstance(model, nn.Module):
         if images is not None or labels is not None:
             raise UserError("evaluate: got images beside a run folder; allowed: a run folder alone, it names its data")
         folder = Path(model)
+        path = folder / f"evaluation{weights.removeprefix('model')}.json"
         subject = _from_run(folder, weights)
         state_dir = folder / "evaluation-state"
     elif images is None or labels is None:
         raise UserError("evaluate: got a model without images and labels; allowed: both, or a run folder alone")
     else:
-        folder = None
         subject = _from_module(model, images, labels, class_names, train_class_counts)
     chosen: dict[str, Any] = {"eps": eps, "step_size": step_size, "batch_size": batch_size, "seed": seed}
     settings = dataclasses.replace(
@@ -107,6 +111,22 @@ def evaluate(
     with _on(subject.model, where):
         names = _class_names(subject, where)
         radius = subject.train_eps if settings.eps is None else settings.eps
+        machine = environment(where)
+        model_about = {
+            **subject.model_about,
+            "weights_sha256": weights_digest(subject.model),
+            "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+        }
+        test_sha256 = digest(subject.images, subject.labels)
+        threat = {"norm": "linf", "eps": radius}
+        facts = {
+            "model": {"weights_sha256": model_about["weights_sha256"]},
+            "data": {"test_sha256": test_sha256},
+            "threat": threat,
+            "batch_size": settings.batch_size,
+            "environment": {"versions": machine["versions"], "device": machine["device"]},
+        }
+        known = () if path is None else _known_columns(path, facts)
         columns = attack_split(
             subject.model,
             subject.images,
@@ -117,37 +137,50 @@ def evaluate(
             batch_size=settings.batch_size,
             seed=settings.seed,
             device=where,
+            known=known,
             state_dir=state_dir,
             progress=progress,
         )
-        machine = environment(where)
         card = ResultCard(
             **subject.about,
-            threat={"norm": "linf", "eps": radius},
-            model={
-                **subject.model_about,
-                "weights_sha256": weights_digest(subject.model),
-                "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
-            },
+            threat=threat,
+            model=model_about,
             data={
                 **subject.data_about,
                 "class_names": names,
                 "train_class_counts": subject.train_class_counts,
-                "test_sha256": digest(subject.images, subject.labels),
+                "test_sha256": test_sha256,
             },
             batch_size=settings.batch_size,
             labels=subject.labels,
-            columns=columns,
+            columns=(*columns, *(column for column in known if column.name not in settings.attacks)),
             created=machine.pop("started"),
             environment=machine,
             command=command,
         )
         card = dataclasses.replace(card, flags=diagnostics.flags(card))
-        if folder is not None:
-            _save_examples(folder / "artifacts" / "examples.npz", card, subject, settings, radius, where)
-            card.save(folder / f"evaluation{weights.removeprefix('model')}.json")
-            shutil.rmtree(folder / "evaluation-state", ignore_errors=True)
+        if path is not None:
+            _save_examples(path.parent / "artifacts" / "examples.npz", card, subject, settings, radius, where)
+            if path.exists() and not known:  # about another ball, batch size or software: kept beside the new one
+                stamp = re.sub("[^0-9]", "", ResultCard.load(path).created)
+                path.replace(path.with_name(f"{path.stem}-{stamp}.json"))
+            card.save(path)
+            shutil.rmtree(path.parent / "evaluation-state", ignore_errors=True)
     return card
+
+
+def _known_columns(path: Path, facts: dict[str, Any]) -> tuple[Column, ...]:
+    """Return the columns of the card at `path`, if there is one and it agrees with `facts` about what was tested how."""
+    if not path.exists():
+        return ()
+    card = ResultCard.load(path)
+    for name, wanted in facts.items():
+        found = getattr(card, name)
+        if isinstance(wanted, dict):
+            found = {key: found.get(key) for key in wanted}
+        if found != wanted:
+            return ()
+    return card.columns
 
 
 @dataclass(frozen=True)
