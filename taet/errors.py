@@ -13,6 +13,7 @@ class UserError(Exception):
 def unknown(kind: str, got: str, allowed: Iterable[str]) -> UserError:
     """Return the error for a name that is not among `allowed`, with the nearest match where there is one."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(got.lower(), lower, n=1, cutoff=0.5)
+    hint = f"; did you mean '{lower[near[0]]}'?" if near else ""
     return UserError(f"unknown {kind} '{got}'; allowed: {', '.join(names)}{hint}")

@@ -24,16 +24,16 @@ def write_atomically(path: Path, content: bytes, check: Callable[[Path], object]
         if check is not None:
             check(part)
         part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name itself
+        finally:
+            os.close(folder)
     except OSError as error:
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error.strerror)
         raise UserError(f"cannot write {path}: {reason}; what was saved before is kept") from error
     finally:
         part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name itself
-    finally:
-        os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -170,7 +170,7 @@ def evaluate(
 
 
 def _known_columns(path: Path, facts: dict[str, Any]) -> tuple[Column, ...]:
-    """Return the columns of the card at `path`, if there is one and it agrees with `facts` about what was tested how."""
+    """Return the columns of the card at `path`, if it agrees with `facts` about what was tested and how."""
     if not path.exists():
         return ()
     card = ResultCard.load(path)

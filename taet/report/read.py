@@ -16,9 +16,7 @@ import numpy.typing as npt
 from taet import metrics
 from taet.errors import UserError
 from taet.evaluation.result import ResultCard
-
-SCHEMA = 1
-"""Newest schema of run.json that is understood."""
+from taet.training.checkpoint import read_record
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -124,7 +122,7 @@ def read(path: Path) -> RunFolder:
     """Read the run folder `path`; a folder that is no run, or that is damaged, is a `UserError`."""
     if not (path / "run.json").is_file():
         raise UserError(f"{path}: no run folder (it has no run.json); allowed: folders that taet train wrote")
-    record = _record(path / "run.json")
+    record = read_record(path)
     try:
         data = _data(record)
         epochs = _epochs(path / "metrics.jsonl")
@@ -141,17 +139,6 @@ def read(path: Path) -> RunFolder:
             data, test_sha256=str(card.data.get("test_sha256", data.test_sha256)), test_counts=test_counts
         )
     return RunFolder(path, record, epochs, card, _examples(path / "artifacts" / "examples.npz", data), data)
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from error
-    schema = record.get("schema") if isinstance(record, dict) else None
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise UserError(f"{path}: schema {schema}; allowed: up to {SCHEMA}; a newer taet wrote it")
-    return dict(record)
 
 
 def _data(record: Mapping[str, Any]) -> Data:

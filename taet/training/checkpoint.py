@@ -84,7 +84,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
     try:
         tensors = load_file(path)
     except FileNotFoundError:
-        raise UserError(f"{path.parent} holds no {path.name}: the run is not finished; resume it first") from None
+        held = sorted(found.name for found in path.parent.glob("*.safetensors"))
+        finished = held and (path.parent / "done").exists()
+        why = f"it has {', '.join(held)}" if finished else "the run is not finished; resume it first"
+        raise UserError(f"{path.parent} holds no {path.name}: {why}") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file, or is truncated ({error})") from None
     expected = model.state_dict()

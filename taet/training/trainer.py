@@ -220,8 +220,13 @@ class Trainer:
                 pixels = self.dataset.train.images.reshape(-1, shape[0])
                 model.normalize_by(pixels.mean(0) / 255, pixels.std(0).clip(min=1) / 255)
         else:
-            with torch.no_grad(), frozen(given.to(self.device)):
-                output = given(torch.zeros(2, *shape, device=self.device))
+            try:
+                with torch.no_grad(), frozen(given.to(self.device)):
+                    output = given(torch.zeros(2, *shape, device=self.device))
+            except RuntimeError as error:
+                raise UserError(
+                    f"model: cannot take images of shape {shape}: {' '.join(str(error).split())}"
+                ) from error
             if getattr(output, "shape", None) != (2, classes):
                 got = tuple(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
                 raise UserError(f"model: got {got} for 2 images; allowed: (2, {classes}), one logit per class")

@@ -125,7 +125,7 @@ def test_a_loss_that_balances_already_refuses_another_outer_loss(name: str, oute
 
 @pytest.mark.parametrize("name", ["harl", "taet"])
 def test_an_unknown_choice_is_refused_with_those_allowed(name: str) -> None:
-    with pytest.raises(UserError, match="^unknown absent 'skp'; allowed: ema, skip, zero; did you mean 'skip'"):
+    with pytest.raises(UserError, match=r"^unknown absent 'skp'; allowed: ema, skip, zero; did you mean 'skip'"):
         methods.find(name).Config(absent="skp")
 
 

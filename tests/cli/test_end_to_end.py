@@ -1,0 +1,129 @@
+"""Train, evaluate and report on digits through the commands, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taet import metrics
+from taet.cli import demo
+from taet.evaluation import ResultCard
+
+
+def test_train_leaves_a_run_folder(finished: Any) -> None:
+    assert finished.train.code == 0
+    names = {path.name for path in finished.folder.iterdir()}
+    assert {"run.json", "metrics.jsonl", "checkpoint.pt", "model.safetensors", "done", "evaluation.json"} <= names
+    assert "evaluation-state" not in names
+    rows = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 11))
+    for name in ("clean", "pgd-2"):
+        balanced = metrics.balanced_accuracy(**rows[-1]["monitor"][name])
+        assert re.search(rf"{name} +balanced accuracy {100 * balanced:.2f} %", finished.train.out)
+    assert f"next: taet evaluate {finished.folder}" in finished.train.out
+    assert "100 %" in finished.train.err
+
+
+def test_it_learnt_something(finished: Any) -> None:
+    card = ResultCard.load(finished.folder / "evaluation.json")
+    assert card.summary("clean").accuracy > 0.5
+    assert card.summary("clean").accuracy >= card.summary("pgd-3").accuracy >= card.summary("autoattack-10").accuracy
+
+
+def test_every_number_that_evaluate_prints_is_in_the_card(finished: Any) -> None:
+    assert finished.evaluate.code == 0
+    card = ResultCard.load(finished.folder / "evaluation.json")
+    assert [column.name for column in card.columns] == ["clean", "fgsm", "pgd-3", "autoattack-10"]
+    assert card.threat == {"norm": "linf", "eps": 0.02}
+    lines = finished.evaluate.out.splitlines()
+    for column in card.columns:
+        (line,) = [line for line in lines if line.startswith(f"{column.name} ")]
+        summary = card.summary(column.name)
+        _, worst = summary.worst_class
+        shares = (summary.accuracy, *summary.accuracy_interval, summary.balanced, *summary.balanced_interval, worst)
+        assert re.findall(r"\d+\.\d", line) == [f"{100 * share:.1f}" for share in shares]
+    assert f"{len(card.labels)} test images" in lines[0]
+    assert f"next: taet report {finished.folder}" in lines[-1]
+
+
+def test_evaluate_prints_the_card_as_json(taet: Any, finished: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    outcome = taet("evaluate", folder, "--attacks", "clean", "--json")
+    assert json.loads(outcome.out) == json.loads((folder / "evaluation.json").read_text())
+
+
+def test_evaluate_repeats_itself(taet: Any, finished: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    assert taet("evaluate", folder, "--attacks", "fgsm", "pgd-3", "--eps", "0.02").code == 0
+    again, card = (ResultCard.load(place / "evaluation.json") for place in (folder, finished.folder))
+    for name in ("clean", "fgsm", "pgd-3"):
+        assert (again.column(name).correct == card.column(name).correct).all()
+        assert (again.column(name).predictions == card.column(name).predictions).all()
+
+
+def test_report_is_one_file_that_names_the_run(finished: Any) -> None:
+    page = finished.report.read_text()
+    assert "<html" in page
+    assert str(finished.folder) in page
+    for name in ("fgsm", "autoattack-10"):
+        assert name in page.lower()
+    balanced = ResultCard.load(finished.folder / "evaluation.json").summary("autoattack-10").balanced
+    assert f"{100 * balanced:.1f}" in page
+
+
+def test_train_prints_json(taet: Any, small: list[str], tmp_path: Path) -> None:
+    outcome = taet("train", "harl", *small, "--epochs", "1", "--out", tmp_path / "run", "--json")
+    printed = json.loads(outcome.out)
+    assert (printed["run"], printed["epochs"]) == (str(tmp_path / "run"), 1)
+    assert printed["last"]["loss"].keys() == {"total", "bcl", "hdl", "rcel"}
+    resumed = taet("train", "--resume", tmp_path / "run", "--json")
+    assert json.loads(resumed.out) == printed
+
+
+def test_the_reat_protocol(taet: Any, small: list[str], tmp_path: Path) -> None:
+    words = [*small, "--protocol", "reat", "--epochs", "2", "--data.imbalance-ratio", "10", "--out", tmp_path / "run"]
+    assert taet("train", "at-bsl", *words).code == 0
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert info["run"]["protocol"] == "reat"
+    assert info["selection"] == {"rule": "best-validation", "split": "validation", "leak": False}
+    assert info["data"]["splits"]["test"]["class_counts"] == [6] * 10  # balanced
+    assert (tmp_path / "run" / "model-last.safetensors").exists()
+    assert taet("evaluate", tmp_path / "run", "--attacks", "fgsm", "--weights", "model-last").code == 0
+    card = ResultCard.load(tmp_path / "run" / "evaluation-last.json")
+    assert (card.protocol, card.model["epoch"]) == ("reat", 2)
+
+
+def test_the_demonstration_and_that_a_second_one_reuses_it(
+    taet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"training.epochs": 2, "training.monitor_steps": 2, "threat.steps": 1, "data.max_count": 40}
+    small |= {"evaluation.attacks": ("clean", "fgsm", "pgd-3"), "data.test_max_count": 10}
+    monkeypatch.setattr(demo, "CHANGES", demo.CHANGES | small)
+    outcome = taet("demo", "--out", tmp_path / "demo")
+    assert outcome.code == 0
+    report = tmp_path / "demo" / "report.html"
+    assert f"open {report}" in outcome.out
+    page = report.read_text()
+    for method in ("at", "at-bsl", "taet"):
+        assert str(tmp_path / "demo" / "runs" / method) in page
+    titles = [f"[{number}/6]" for number in range(1, 7)]
+    assert all(title in outcome.err for title in titles)
+
+    cards = sorted((tmp_path / "demo").glob("runs/*/evaluation.json"))
+    before = [card.read_bytes() for card in cards]
+    assert len(before) == 3
+
+    def again(*_: Any, **__: Any) -> None:
+        raise AssertionError("done already")
+
+    monkeypatch.setattr(demo, "train", again)
+    monkeypatch.setattr(demo, "evaluate", again)
+    report.unlink()
+    assert taet("demo", "--out", tmp_path / "demo").code == 0
+    assert report.exists()
+    assert [card.read_bytes() for card in cards] == before

@@ -1,0 +1,65 @@
+"""From words to a Run."""
+
+from __future__ import annotations
+
+import pytest
+
+from taet import protocols
+from taet.cli.flags import normalise, take
+from taet.cli.train import configure
+from taet.config import override
+from taet.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--eps", "8/255"], ["--eps", repr(8 / 255)]),
+        (["--eps=8/255"], [f"--eps={8 / 255!r}"]),
+        (["--threat.eps=1.5/255"], [f"--threat.eps={1.5 / 255!r}"]),
+        (["--out", "runs/8/255"], ["--out", "runs/8/255"]),
+        (["--data", "x"], ["--data.name", "x"]),
+        (["--model=resnet8"], ["--model.name=resnet8"]),
+        (["--data.size", "8"], ["--data.size", "8"]),
+        (["--eps", "8/0"], ["--eps", "8/0"]),
+        (["npz:a/1/2"], ["npz:a/1/2"]),
+    ],
+)
+def test_normalise(given: list[str], expected: list[str]) -> None:
+    assert normalise(given) == expected
+
+
+def test_take_removes_a_flag() -> None:
+    arguments = ["a", "--protocol", "reat", "b", "--out=x"]
+    assert take(arguments, "--protocol") == "reat"
+    assert take(arguments, "--out") == "x"
+    assert take(arguments, "--seed") is None
+    assert arguments == ["a", "b"]
+    with pytest.raises(UserError, match="--protocol needs a value"):
+        take(["--protocol"], "--protocol")
+
+
+def test_no_option_is_the_protocol() -> None:
+    run, out = configure("at", [])
+    assert (override(run, {"settings": None}), out) == (protocols.taet("at"), None)
+
+
+def test_a_protocol_sets_the_other_defaults() -> None:
+    run, _ = configure("at-bsl", ["--protocol", "reat", "--epochs", "8"])
+    expected = override(protocols.reat("at-bsl"), {"training.epochs": 8, "settings": run.settings})
+    assert run == expected
+    assert run.training.selection == "best-validation"
+    assert run.data.imbalance_ratio == 50
+
+
+def test_every_part_of_a_run_has_its_flags() -> None:
+    words = "--data cifar10-lt --data.imbalance-ratio 20 --model=resnet8 --threat.eps 4/255 --lr 0.05 --outer "
+    words += (
+        "balanced-softmax --milestones 0.5 0.8 --evaluation.attacks clean pgd-7 --method.absent skip --seed 3 --out x"
+    )
+    run, out = configure("harl", words.split())
+    assert (run.method, run.seed, out) == ("harl", 3, "x")
+    assert (run.data.name, run.data.imbalance_ratio, run.model.name) == ("cifar10-lt", 20, "resnet8")
+    assert (run.threat.eps, run.training.lr, run.training.outer) == (4 / 255, 0.05, "balanced-softmax")
+    assert (run.training.milestones, run.evaluation.attacks) == ((0.5, 0.8), ("clean", "pgd-7"))
+    assert run.settings.absent == "skip"

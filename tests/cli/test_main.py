@@ -1,0 +1,117 @@
+"""The commands themselves: help, lists, doctor, exit codes, and what is not imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taet import __version__, registry
+from taet.cli import COMMANDS
+from taet.errors import UserError
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help_lists_every_command(taet: Any, arguments: list[str]) -> None:
+    outcome = taet(*arguments)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert all(f"  {name} " in outcome.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [*([command] for command in COMMANDS), ["train", "taet"]])
+def test_help_of_every_command_shows_examples(taet: Any, arguments: list[str]) -> None:
+    outcome = taet(*arguments, "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    examples = outcome.out.split("examples:")[1]
+    assert examples.strip().startswith(f"taet {arguments[0]}")
+
+
+def test_help_of_train_shows_the_knobs_of_the_method_and_the_defaults_of_the_protocol(taet: Any) -> None:
+    outcome = taet("train", "taet", "--help", "--protocol", "reat")
+    assert "--method.clean-share" in outcome.out
+    assert "best-validation" in outcome.out
+    assert "--method.clean-share" not in taet("train", "at", "--help").out
+
+
+def test_version(taet: Any) -> None:
+    assert taet("--version").out == f"taet {__version__}\n"
+
+
+@pytest.mark.parametrize("kind", ["methods", "attacks", "data", "models", "protocols"])
+def test_list(taet: Any, kind: Any) -> None:
+    found = json.loads(taet("list", kind, "--json").out)
+    assert all(entry["name"] and entry["title"] for entry in found)
+    names = [entry["name"] for entry in found]
+    assert names == (["taet", "reat"] if kind == "protocols" else list(registry.entries(kind)))
+    lines = taet("list", kind).out.splitlines()
+    assert [line.split()[0] for line in lines] == names
+
+
+def test_data_show(taet: Any) -> None:
+    found = json.loads(taet("data", "show", "digits-lt", "--max-count", "20", "--json").out)
+    assert found["class_counts"]["train"] == [20, 15, 11, 9, 7, 5, 4, 3, 2, 2]
+    assert json.loads(taet("data", "show", "--data.name", "digits-lt", "--data.max-count", "20", "--json").out) == found
+    assert found["sha256"]["train"] in taet("data", "show", "digits-lt", "--max-count", "20").out
+
+
+def test_doctor(taet: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("taet.cli.doctor.attack_speed", lambda _, bf16: 100.0 + bf16)
+    (tmp_path / "cifar10.npz").touch()
+    monkeypatch.setenv("TAET_DATA", str(tmp_path))
+    found = json.loads(taet("doctor", "--json").out)
+    assert found["pgd_10_images_per_second"] == {"bf16": 101.0, "float32": 100.0}
+    assert found["data"] == ["cifar10.npz"]
+    text = taet("doctor").out
+    assert all(version in text for version in found["versions"].values())
+    assert "cifar10.npz" in text
+    monkeypatch.setattr("taet.cli.doctor.attack_speed", lambda _, bf16: 100.0 - bf16)
+    assert "bf16 is slower than float32" in taet("doctor").out
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+def test_lists_and_help_do_not_import_torch() -> None:
+    code = "import sys, taet; from taet.cli import main; main(['list', 'methods']); main(['--help']); "
+    done = python("-c", code + "sys.exit('torch' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_mistake_is_one_line_and_exit_status_2_as_a_process() -> None:
+    done = python("-m", "taet", "trian")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("taet: error: unknown command 'trian'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(taet: Any) -> None:
+    with pytest.raises(UserError, match="unknown command 'trian'"):
+        taet("trian", "--debug")
+    done = python("-m", "taet", "list", "methds", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "did you mean 'methods'?" in done.stderr
+
+
+def test_an_interruption_is_one_line_and_exit_status_130(taet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("taet.cli.list.run", interrupted)
+    outcome = taet("list", "methods")
+    assert (outcome.code, outcome.err.strip()) == (130, "taet: interrupted; what was done so far is saved")
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m taet list attacks | true", shell=True, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""

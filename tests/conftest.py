@@ -1,0 +1,67 @@
+"""Runs of a second, and what it means that two of them are the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from taet import config, protocols
+from taet.config import Run
+
+MEASURED = ("seconds", "images_per_second", "peak_memory_mb")
+TINY = {
+    "data.max_count": 20,
+    "model.name": "resnet8",
+    "threat.eps": 0.05,
+    "threat.step_size": 0.025,
+    "threat.steps": 1,
+    "training.epochs": 2,
+    "training.batch_size": 32,
+    "training.lr": 0.02,
+    "training.monitor_steps": 1,
+    "training.threads": 1,
+    "evaluation.batch_size": 100,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Run]:
+    """Return a run of two epochs of three steps each on 78 digits; changes are dotted fields."""
+
+    def build(method: str = "at", changes: dict[str, Any] | None = None) -> Run:
+        return config.override(protocols.taet(method), TINY | (changes or {}))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def rows() -> Callable[[Path], list[dict[str, Any]]]:
+    """Return the rows of metrics.jsonl without what a clock or the machine decides."""
+
+    def read(folder: Path) -> list[dict[str, Any]]:
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return [{name: value for name, value in row.items() if name not in MEASURED} for row in lines]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def assert_same(rows: Callable[[Path], list[dict[str, Any]]]) -> Callable[[Path, Path], None]:
+    """Assert that two finished runs have the same files, the same weights bit for bit, and the same curve."""
+
+    def check(folder: Path, expected: Path) -> None:
+        names = sorted(path.name for path in expected.iterdir())
+        assert sorted(path.name for path in folder.iterdir()) == names
+        for name in (name for name in names if name.endswith(".safetensors")):
+            tensors, wanted = load_file(folder / name), load_file(expected / name)
+            assert tensors.keys() == wanted.keys()
+            assert all(torch.equal(tensors[key], wanted[key]) for key in wanted), name
+        assert rows(folder) == rows(expected)
+
+    return check

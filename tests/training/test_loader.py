@@ -1,0 +1,114 @@
+"""Batches against naive implementations, one image at a time."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from taet.data import Split
+from taet.data.augmentation import crop_flip, to_unit
+from taet.data.loader import Loader
+
+
+def split(count: int, side: int = 8, channels: int = 3) -> Split:
+    images = np.random.default_rng(0).integers(1, 256, (count, side, side, channels), dtype=np.uint8)
+    return Split(images, np.arange(count) % 3, ("a", "b", "c"), np.arange(count))
+
+
+def loader(count: int = 20, **changes: Any) -> Loader:
+    settings: dict[str, Any] = {"batch_size": 6, "seed": 3, "augment": "crop-flip", "mirror": True}
+    settings |= {"channels_last": False, "device": torch.device("cpu")}
+    return Loader(split(count), **(settings | changes))
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 7, 13, 20])
+def test_each_image_comes_once_per_epoch_with_its_label(count: int) -> None:
+    batches = list(loader(count).epoch(0))
+    index = torch.cat([batch.index for batch in batches])
+    assert sorted(index.tolist()) == list(range(count))
+    assert torch.equal(torch.cat([batch.y for batch in batches]), index % 3)
+    assert len(batches) == len(loader(count))
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(12, [6, 6]), (13, [6, 7]), (14, [6, 6, 2]), (7, [7]), (6, [6]), (1, [1])]
+)
+def test_a_single_image_left_over_joins_the_batch_before(count: int, sizes: list[int]) -> None:
+    assert [len(batch.y) for batch in loader(count).epoch(0)] == sizes
+
+
+def test_epochs_differ_and_seeds_differ_and_both_repeat() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return torch.cat([batch.index for batch in loader(seed=seed).epoch(epoch)]).tolist()
+
+    assert order(3, 1) == order(3, 1)
+    assert len({tuple(order(seed, epoch)) for seed in (3, 4) for epoch in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 4])
+def test_entering_an_epoch_at_a_step_gives_the_same_batches(first: int) -> None:
+    whole, entered = list(loader().epoch(2)), list(loader().epoch(2, first))
+    assert len(entered) == len(whole) - first
+    for got, expected in zip(entered, whole[first:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_without_augmentation_the_images_are_those_of_the_split() -> None:
+    source = loader(augment="none")
+    for batch in source.epoch(0):
+        expected = source.images[batch.index].permute(0, 3, 1, 2) / 255
+        assert torch.equal(batch.x, expected)
+
+
+def shifts(result: np.ndarray, image: np.ndarray, border: int) -> list[tuple[int, int, bool]]:
+    """Every (row, column, flipped) under which `result` is a crop of the padded image."""
+    height, width, _ = image.shape
+    padded = np.pad(image, ((border, border), (border, border), (0, 0)))
+    places = itertools.product(range(2 * border + 1), range(2 * border + 1), (False, True))
+
+    def crop(row: int, column: int, flipped: bool) -> np.ndarray:
+        window = padded[row : row + height, column : column + width]
+        return window[:, ::-1] if flipped else window
+
+    return [place for place in places if np.array_equal(result, crop(*place))]
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_crop_flip_is_a_crop_of_the_padded_image(mirror: bool) -> None:
+    images = torch.from_numpy(split(200, side=16).images)
+    result = crop_flip(images, torch.Generator().manual_seed(0), mirror=mirror)
+    assert result.shape == images.shape
+    assert result.dtype == torch.uint8
+    drawn = [shifts(after.numpy(), before.numpy(), border=2) for after, before in zip(result, images, strict=True)]
+    assert all(len(found) == 1 for found in drawn)
+    rows, columns, flipped = zip(*(found[0] for found in drawn), strict=True)
+    assert set(rows) == set(columns) == {0, 1, 2, 3, 4}
+    assert len(set(zip(rows, columns, strict=True))) == 25  # rows and columns are drawn apart
+    assert 70 < sum(flipped) < 130 if mirror else not any(flipped)
+
+
+@pytest.mark.parametrize(("augment", "mirror", "flips"), [("crop-flip", False, 0), ("crop", True, 0)])
+def test_images_are_mirrored_only_where_the_data_and_the_run_allow_it(augment: str, mirror: bool, flips: int) -> None:
+    source = loader(60, augment=augment, mirror=mirror)
+    found = 0
+    for batch in source.epoch(0):
+        for x, index in zip(batch.x, batch.index, strict=True):
+            pixels = (x.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+            found += shifts(pixels, source.images[index].numpy(), border=1)[0][2]
+    assert found == flips
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_to_unit_keeps_values_and_gives_the_layout(channels_last: bool) -> None:
+    images = torch.from_numpy(split(5).images)
+    x = to_unit(images, channels_last=channels_last)
+    assert x.dtype == torch.float32
+    assert torch.equal(x, torch.stack([image.permute(2, 0, 1).float() / 255 for image in images]))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert x.is_contiguous(memory_format=layout)
+    ends = to_unit(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1))
+    assert ends.flatten().tolist() == [0.0, 1.0]

@@ -1,0 +1,178 @@
+"""A run that is stopped anywhere and resumed is the run that was not."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from taet.config import Run
+from taet.training import TrainingResult, resume, train, trainer
+from taet.training.interruption import interruption
+
+STEPS = 6  # two epochs of three steps
+AssertSame = Callable[[Path, Path], None]
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "at": ("at", {}),
+    "stages": ("taet", {}),  # epoch 1 is clean, epoch 2 is not
+    "validation": ("harl", {"data.max_count": 30, "data.validation": 0.2, "training.selection": "best-validation"}),
+}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it, nothing is tidied up."""
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def whole(
+    request: pytest.FixtureRequest, tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory
+) -> TrainingResult:
+    """A run that nothing stopped."""
+    method, changes = RUNS[request.param]
+    return train(tiny(method, changes), out=tmp_path_factory.mktemp("whole") / "run")
+
+
+def go_on(run: Run, folder: Path) -> None:
+    """What a user does after a kill."""
+    if (folder / "run.json").exists():
+        resume(folder)
+    else:
+        train(run, out=folder)
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, at: int, stop: Callable[[], None]) -> None:
+    """Call `stop` before the step with index `at`."""
+    step, calls = trainer.training_step, itertools.count()
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        if next(calls) == at:
+            stop()
+        return step(*args, **options)
+
+    monkeypatch.setattr(trainer, "training_step", wrapped)
+
+
+def raise_killed() -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("at", range(STEPS))
+def test_killed_before_any_step(
+    whole: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame, at: int
+) -> None:
+    with monkeypatch.context() as patch:
+        stopping(patch, at, raise_killed)
+        with pytest.raises(Killed):
+            train(whole.run, out=tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint.pt").exists() == (at >= 3)
+    go_on(whole.run, tmp_path / "run")
+    assert_same(tmp_path / "run", whole.folder)
+
+
+@pytest.mark.parametrize("at", range(STEPS))
+def test_interrupted_in_any_step(
+    whole: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame, at: int
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        stopping(patch, at, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(whole.run, out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stopping(patch, STEPS - at - 1, raise_killed)  # the step under way was finished and kept: none more is needed
+        resume(tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert_same(tmp_path / "run", whole.folder)
+
+
+def test_killed_at_every_write(
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame
+) -> None:
+    changes = {"training.save_minutes": 0.0, "training.batch_size": 64, "evaluation.batch_size": 500}
+    run = tiny("taet", changes | {"data.validation": 0.2, "training.selection": "best-validation"})
+    flush, writes = os.fsync, itertools.count()
+
+    def counted(descriptor: int) -> None:
+        next(writes)
+        flush(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", counted)
+        whole = train(run, out=tmp_path / "whole")
+    total = next(writes)
+    assert total > 20
+    for number in range(total):
+        folder, calls = tmp_path / str(number), itertools.count()
+
+        def killing(_: int, calls: itertools.count[int] = calls, number: int = number) -> None:
+            if next(calls) == number:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", killing)
+            with pytest.raises(Killed):
+                train(run, out=folder)
+        unfinished = "checkpoint.pt.part" if (folder / "run.json").exists() else "run.json.part"
+        (folder / unfinished).write_bytes(b"half of it")
+        go_on(run, folder)
+        (folder / "checkpoint.pt.part").unlink(missing_ok=True)  # stays where no other checkpoint was due
+        assert_same(folder, whole.folder)
+
+
+def test_stopped_again_and_again(
+    whole: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame
+) -> None:
+    folder = tmp_path / "run"
+    for _ in range(STEPS):
+        with monkeypatch.context() as patch:
+            stopping(patch, 0, lambda: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(KeyboardInterrupt):
+                go_on(whole.run, folder)
+    resume(folder)
+    assert_same(folder, whole.folder)
+
+
+@pytest.mark.parametrize(("at", "again"), [(3, True), (4, False)])
+def test_a_method_is_told_of_each_epoch_once(
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, again: bool
+) -> None:
+    told: list[tuple[int, list[float]]] = []
+
+    def start_epoch(_: Any, epoch: int, predicted_counts: Tensor) -> None:
+        told.append((epoch, predicted_counts.tolist()))
+
+    monkeypatch.setattr("taet.methods.at.AdversarialTraining.start_epoch", start_epoch)
+    run = tiny("at", {"training.save_minutes": 0.0})
+    with monkeypatch.context() as patch:
+        stopping(patch, at, raise_killed)
+        with pytest.raises(Killed):
+            train(run, out=tmp_path / "run")
+    assert [epoch for epoch, _ in told] == [0, 1]
+    history = resume(tmp_path / "run").history
+    second = (1, history[0]["predicted"])
+    assert told[1:] == ([second, second] if again else [second])  # again only where epoch 2 had no step yet
+
+
+def test_a_finished_run_is_returned_as_it_is(
+    whole: TrainingResult, monkeypatch: pytest.MonkeyPatch, rows: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    before = rows(whole.folder), (whole.folder / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        stopping(patch, 0, raise_killed)
+        again = resume(whole.folder)
+    assert again.history == whole.history
+    assert (rows(whole.folder), (whole.folder / "model.safetensors").read_bytes()) == before
+
+
+def test_the_first_signal_asks_and_the_second_interrupts() -> None:
+    with interruption() as asked:
+        signal.raise_signal(signal.SIGINT)
+        assert asked.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)

@@ -1,0 +1,470 @@
+"""The loop: its schedule, its rows, what it delivers, and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import importlib.metadata
+import json
+import os
+import random
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import taet
+from taet import metrics, protocols
+from taet.config import Run, override
+from taet.data import Dataset
+from taet.errors import UserError
+from taet.training import TrainingResult, resume, train, trainer
+from taet.training.checkpoint import weights_digest
+from taet.training.monitor import monitor
+from taet.training.trainer import Trainer, learning_rate, milestone_epochs
+
+VALIDATED = {"data.max_count": 40, "data.validation": 0.2, "training.epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def result(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+    """TAET, so that there are two stages and the parts of HEL; float32."""
+    run = tiny("taet", {"training.epochs": 3, "training.precision": "float32"})
+    return train(run, out=tmp_path_factory.mktemp("result") / "run")
+
+
+def arrays(classes: int = 3, per_class: int = 10) -> Dataset:
+    """Grey 6x6 images whose brightness tells the class."""
+    draw, labels = np.random.default_rng(0), np.repeat(np.arange(classes), per_class)
+    images = (80 * labels[:, None, None] + draw.integers(0, 40, (len(labels), 6, 6))).astype(np.uint8)
+    return Dataset.from_arrays(images, labels, images, labels)
+
+
+# -- schedule ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("protocol", "epochs", "expected"),
+    [("taet", 100, (75, 90)), ("taet", 10, (8, 9)), ("reat", 80, (60, 75)), ("reat", 16, (12, 15))],
+)
+def test_milestones_scale_with_the_epochs(protocol: str, epochs: int, expected: tuple[int, int]) -> None:
+    run = override(protocols.start(protocol, "at"), {"training.epochs": epochs})
+    assert milestone_epochs(run) == expected
+    rates = [learning_rate(run, epoch) for epoch in range(epochs)]
+    first, second = expected
+    assert rates == pytest.approx([0.1] * first + [0.01] * (second - first) + [0.001] * (epochs - second))
+
+
+def test_the_optimiser_follows_the_schedule(
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, step = [], trainer.training_step
+
+    def spy(*args: Any, **options: Any) -> Any:
+        seen.append(args[2].param_groups[0]["lr"])
+        return step(*args, **options)
+
+    monkeypatch.setattr(trainer, "training_step", spy)
+    run = tiny("at", {"training.epochs": 4, "training.milestones": (0.5, 0.75), "training.lr": 0.02})
+    finished = train(run, out=tmp_path / "run")
+    assert seen == pytest.approx([0.02] * 6 + [0.002] * 3 + [0.0002] * 3)
+    assert [row["lr"] for row in finished.history] == pytest.approx([0.02, 0.02, 0.002, 0.0002])
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_complete(result: TrainingResult) -> None:
+    stored = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert stored == list(result.history)
+    assert [row["epoch"] for row in stored] == [1, 2, 3]
+    assert [row["stage"] for row in stored] == ["clean", "adversarial", "adversarial"]
+    counts = result.dataset.class_counts.tolist()
+    for row in stored:
+        assert row["train"]["total"] == counts
+        assert all(0 <= right <= all_ for right, all_ in zip(row["train"]["correct"], counts, strict=True))
+        assert sum(row["predicted"]) == sum(counts)
+        assert len(row["predicted"]) == len(counts)
+        assert row["seconds"] > 0
+        assert row["images_per_second"] > 0
+        assert row["peak_memory_mb"] > 0
+        assert row["monitor"].keys() == {"split", "clean", "pgd-1"}
+        assert row["monitor"]["clean"]["total"] == result.dataset.test.class_counts.tolist()
+    assert stored[0]["loss"].keys() == {"total"}
+    for row in stored[1:]:
+        parts = dict(row["loss"])
+        assert parts.pop("total") == pytest.approx(0.1 * sum(parts.values()), rel=1e-5)
+        assert parts.keys() == {"bcl", "hdl", "rcel"}
+
+
+def test_the_last_point_of_the_curve_is_that_of_the_delivered_model(result: TrainingResult) -> None:
+    test, last = result.dataset.test, result.history[-1]["monitor"]
+    card = taet.evaluate(result.model, test.images, test.labels, attacks=("clean",))
+    correct, total = metrics.class_counts(card.column("clean").correct, test.labels, 10)
+    assert last["clean"] == {"correct": correct.tolist(), "total": total.tolist()}
+    assert last["split"] == "test"
+
+
+def test_the_first_step_is_counted_as_a_loop_would(
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, step = [], trainer.training_step
+
+    def spy(model: nn.Module, method: Any, optimizer: Any, batch: Any, *args: Any, **options: Any) -> Any:
+        loss = step(model, method, optimizer, batch, *args, **options)
+        seen.append((loss.total.item(), loss.logits.argmax(1), batch.y))
+        return loss
+
+    monkeypatch.setattr(trainer, "training_step", spy)
+    row = train(tiny("at", {"training.epochs": 1}), out=tmp_path / "run").history[0]
+    predicted, labels = (torch.cat([step[i] for step in seen]).tolist() for i in (1, 2))
+    assert row["predicted"] == [predicted.count(label) for label in range(10)]
+    hits = [label for guess, label in zip(predicted, labels, strict=True) if guess == label]
+    assert row["train"]["correct"] == [hits.count(label) for label in range(10)]
+    assert row["loss"]["total"] == pytest.approx(sum(total * len(y) for total, _, y in seen) / 78, rel=1e-9)
+
+
+def test_methods_are_told_the_predictions_of_the_epoch_before(
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[float]] = []
+
+    def start_epoch(_: Any, __: int, predicted_counts: Tensor) -> None:
+        told.append(predicted_counts.tolist())
+
+    monkeypatch.setattr("taet.methods.at.AdversarialTraining.start_epoch", start_epoch)
+    finished = train(tiny("at"), out=tmp_path / "run")
+    assert told == [finished.dataset.class_counts.tolist(), finished.history[0]["predicted"]]
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, []), (1, [1, 2, 3]), (2, [2, 3])])
+def test_the_curve_has_a_point_every_so_often(
+    tiny: Callable[..., Run], tmp_path: Path, every: int, expected: list[int]
+) -> None:
+    run = tiny("at", {"training.epochs": 3, "training.monitor_every": every})
+    history = train(run, out=tmp_path / "run").history
+    assert [row["epoch"] for row in history if row["monitor"]] == expected
+
+
+# -- repetition --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_the_same_run_repeats_bit_for_bit(
+    tiny: Callable[..., Run], tmp_path: Path, assert_same: Callable[[Path, Path], None], precision: str
+) -> None:
+    run = tiny("at", {"training.precision": precision})
+    first, second = (train(run, out=tmp_path / name) for name in "ab")
+    assert_same(second.folder, first.folder)
+    other = train(override(run, {"seed": 1}), out=tmp_path / "c")
+    assert weights_digest(other.model) != weights_digest(first.model)
+
+
+def test_the_weights_are_float32_under_bf16(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    results = [
+        train(tiny("at", {"training.precision": precision, "training.epochs": 1}), out=tmp_path / precision)
+        for precision in ("bf16", "float32")
+    ]
+    tensors = [load_file(result.folder / "model.safetensors") for result in results]
+    assert {value.dtype for values in tensors for value in values.values()} == {torch.float32, torch.int64}
+    assert weights_digest(results[0].model) != weights_digest(results[1].model)  # the arithmetic was another one
+
+
+def test_the_callers_random_state_and_threads_are_left_alone(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    train(tiny("at", {"training.epochs": 1, "training.threads": threads + 1}), out=tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]  # noqa: NPY002
+    assert torch.get_num_threads() == threads
+
+
+# -- what is delivered -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """Make the second epoch the best on the curve, whatever the model does; return the weights at each point."""
+    weights: list[dict[str, Tensor]] = []
+
+    def watch(model: nn.Module, _: Tensor, __: Tensor, num_classes: int, **___: Any) -> Any:
+        weights.append(copy.deepcopy(model.state_dict()))
+        right = (1, 3, 2)[len(weights) - 1]
+        counts = {"correct": [right] * num_classes, "total": [4] * num_classes}
+        return {"clean": counts, "pgd-1": counts}
+
+    monkeypatch.setattr(trainer, "monitor", watch)
+    return weights
+
+
+def delivered(folder: Path, name: str = "model") -> tuple[dict[str, Tensor], int]:
+    path = folder / f"{name}.safetensors"
+    with safe_open(path, framework="pt") as file:
+        return load_file(path), json.loads(file.metadata()["taet"])["epoch"]
+
+
+def same(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    return tensors.keys() == others.keys() and all(torch.equal(tensors[key], others[key]) for key in tensors)
+
+
+@pytest.mark.parametrize(
+    ("selection", "validation", "epoch", "leak", "split"),
+    [
+        ("last", 0.2, 3, False, "validation"),
+        ("best-validation", 0.2, 2, False, "validation"),
+        ("best-test", 0.0, 2, True, "test"),
+        ("best-test", 0.2, 2, True, "test"),
+    ],
+)
+def test_a_run_delivers_the_epoch_that_was_asked_for(
+    tiny: Callable[..., Run],
+    tmp_path: Path,
+    scripted: list[dict[str, Tensor]],
+    selection: str,
+    validation: float,
+    epoch: int,
+    leak: bool,
+    split: str,
+) -> None:
+    run = tiny("at", VALIDATED | {"training.selection": selection, "data.validation": validation})
+    finished = train(run, out=tmp_path / "run")
+    tensors, told = delivered(finished.folder)
+    assert told == epoch
+    assert same(tensors, scripted[epoch - 1])
+    assert same(finished.model.state_dict(), scripted[epoch - 1])
+    other, other_epoch = ("model-best", 2) if selection == "last" else ("model-last", 3)
+    tensors, told = delivered(finished.folder, other)
+    assert told == other_epoch
+    assert same(tensors, scripted[other_epoch - 1])
+    info = json.loads((finished.folder / "run.json").read_text())
+    assert info["selection"] == {"rule": selection, "split": split, "leak": leak}
+    assert {row["monitor"]["split"] for row in finished.history} == {split}
+
+
+def test_without_validation_nothing_is_chosen(tiny: Callable[..., Run], tmp_path: Path, scripted: list[Any]) -> None:
+    finished = train(tiny("at", {"training.epochs": 3}), out=tmp_path / "run")
+    assert len(scripted) == 3
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {"run.json", "metrics.jsonl", "checkpoint.pt", "model.safetensors", "done"}
+
+
+def test_the_curve_is_on_the_validation_split_and_the_best_is_its_best(
+    tiny: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = tiny("at", VALIDATED | {"training.selection": "best-validation"})
+    finished = train(run, out=tmp_path / "run")
+    split = finished.dataset.validation
+    assert split is not None
+    scores = [metrics.balanced_accuracy(**row["monitor"]["pgd-1"]) for row in finished.history]
+    epoch = 1 + int(np.argmax(scores))
+    assert delivered(finished.folder)[1] == epoch
+    again = monitor(
+        finished.model,
+        torch.from_numpy(split.images),
+        torch.from_numpy(split.labels),
+        10,
+        eps=run.threat.eps,
+        step_size=run.evaluation.step_size,
+        steps=1,
+        batch_size=run.evaluation.batch_size,
+        seed=run.seed,
+        channels_last=True,
+        pause=lambda: None,
+    )
+    assert {"split": "validation", **again} == finished.history[epoch - 1]["monitor"]
+
+
+def test_choosing_an_epoch_needs_a_split_and_a_curve(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs a validation split: add --data\.validation"):
+        train(tiny("at", {"training.selection": "best-validation"}), out=tmp_path / "run")
+    with pytest.raises(UserError, match=r"needs the curve.*monitor every: got 0"):
+        train(tiny("at", VALIDATED | {"training.selection": "best-validation", "training.monitor_every": 0}))
+    assert not (tmp_path / "run").exists()
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("part", "named"), [("total", "the loss"), ("hdl", "the part hdl of the loss")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    tiny: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: Callable[[Path], list[Any]],
+    part: str,
+    named: str,
+    value: float,
+) -> None:
+    step, calls = trainer.training_step, [0]
+
+    def breaking(*args: Any, **options: Any) -> Any:
+        loss = step(*args, **options)
+        calls[0] += 1
+        if calls[0] != 5:  # the second step of the second epoch
+            return loss
+        bad = torch.tensor(value)
+        return loss._replace(total=bad, parts={} if part == "total" else {part: bad})
+
+    monkeypatch.setattr(trainer, "training_step", breaking)
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match=f"{named} is not finite in epoch 2.*keeps the last good state") as caught:
+        train(tiny("at"), out=folder)
+    assert "\n" not in str(caught.value)
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"] == 1
+    assert len(rows(folder)) == 1
+    assert not (folder / "done").exists()
+    assert len(resume(folder).history) == 2  # the fault is over
+
+
+def test_a_diverging_run_stops(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not finite in epoch"):
+        train(tiny("at", {"training.lr": 1e30, "training.epochs": 4}), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 5, 6])
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    tiny: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_same: Callable[[Path, Path], None],
+    after: int,
+) -> None:
+    run, folder = tiny("at", {"training.save_minutes": 0.0}), tmp_path / "run"
+    whole = train(run, out=tmp_path / "whole")
+    flush, calls = os.fsync, [0]
+
+    def full(descriptor: int) -> None:
+        calls[0] += not stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        if calls[0] > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"(?i)cannot write .*: no space left on") as caught:
+            train(run, out=folder)
+    assert "\n" not in str(caught.value)
+    again = resume(folder) if (folder / "run.json").exists() else train(run, out=folder)
+    assert_same(again.folder, whole.folder)
+
+
+def test_a_folder_that_exists_is_refused_and_left_alone(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=f"{tmp_path} exists: continue it with --resume"):
+        train(tiny("at"), out=tmp_path)
+    with pytest.raises(UserError, match=r"notes\.txt exists"):
+        train(tiny("at"), out=tmp_path / "notes.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+# -- modules and arrays of one's own -----------------------------------------------------------------------------------
+
+
+def network(classes: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, classes))
+
+
+def test_a_plain_module_and_arrays_train_and_resume(
+    tiny: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_same: Callable[[Path, Path], None],
+) -> None:
+    run, data = tiny("taet", {"training.batch_size": 10, "training.epochs": 12, "training.lr": 0.1}), arrays()
+    whole = train(run, out=tmp_path / "whole", model=network(), dataset=data)
+    assert metrics.balanced_accuracy(**whole.history[-1]["monitor"]["clean"]) == 1.0
+    logits = whole.model(torch.rand(4, 1, 6, 6))
+    assert logits.shape == (4, 3)
+
+    step, calls = trainer.training_step, [0]
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 20:
+            raise KeyboardInterrupt
+        return step(*args, **options)
+
+    folder = tmp_path / "again"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(run, out=folder, model=network(), dataset=data)
+    with pytest.raises(UserError, match="was trained on a module or arrays in memory"):
+        resume(folder)
+    with pytest.raises(UserError, match=r"evaluate\(model, images, labels\)"):
+        taet.evaluate(folder)
+    with pytest.raises(UserError, match="the train images are not those"):
+        resume(folder, model=network(), dataset=arrays(per_class=11))
+    resume(folder, model=network(), dataset=data)
+    assert_same(folder, whole.folder)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_module_of_another_width_is_refused(tiny: Callable[..., Run], tmp_path: Path, classes: int) -> None:
+    with pytest.raises(UserError, match=rf"\(2, {classes}\).*allowed: \(2, 3\), one logit per class"):
+        train(tiny("at"), out=tmp_path / "run", model=network(classes), dataset=arrays())
+    assert not (tmp_path / "run").exists()
+
+
+# -- run.json ----------------------------------------------------------------------------------------------------------
+
+
+def test_run_json_says_what_was_done(result: TrainingResult) -> None:
+    info = json.loads((result.folder / "run.json").read_text())
+    assert info["stages"] == [{"stage": "clean", "from_epoch": 1}, {"stage": "adversarial", "from_epoch": 2}]
+    splits = info["data"]["splits"]
+    assert splits.keys() == {"train", "test"}
+    for name, split in result.dataset.splits.items():
+        assert splits[name]["class_counts"] == split.class_counts.tolist()
+        assert splits[name]["sha256"] == split.sha256
+        assert len(splits[name]["indices"]) == len(split)
+    counts = splits["train"]["class_counts"]
+    assert counts == [20, 15, 11, 9, 7, 5, 4, 3, 2, 2]
+    assert info["data"]["imbalance_ratio"] == 10.0
+    assert info["parameters"] == sum(parameter.numel() for parameter in result.model.parameters())
+    assert info["versions"]["torch"] == importlib.metadata.version("torch")
+    assert (info["method_title"], info["run"]["seed"], info["threads"]) == ("TAET", 0, 1)
+
+
+def test_a_validation_split_leaves_the_class_counts(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    plan = Trainer(tiny("at", VALIDATED), tmp_path, model=None, dataset=None, progress=None)
+    splits = plan.description()["data"]["splits"]
+    assert plan.method.class_counts.tolist() == splits["train"]["class_counts"]
+    held = np.array(splits["validation"]["class_counts"])
+    assert (held >= 1).all()
+    assert (np.array(splits["train"]["class_counts"]) + held).tolist() == [40, 30, 23, 18, 14, 11, 8, 6, 5, 4]
+
+
+def test_the_repr_is_the_last_point_of_the_curve(result: TrainingResult) -> None:
+    balanced = metrics.balanced_accuracy(**result.history[-1]["monitor"]["clean"])
+    assert f"clean    balanced accuracy {100 * balanced:.2f} %" in repr(result)
+    assert str(result.folder) in repr(result)
+
+
+def test_progress_rises_to_the_whole(tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[float, float, str]] = []
+    monkeypatch.setattr(trainer, "LOOK_SECONDS", 0.0)
+    train(tiny("taet"), out=tmp_path / "run", progress=lambda *args: told.append(args))
+    done, total, texts = zip(*told, strict=True)
+    assert list(done) == sorted(done)
+    assert len(set(done)) > 6
+    assert done[-1] == total[-1]
+    assert len(set(total)) == 1
+    assert "epoch 1/2" in texts[0]
+    assert any("clean" in text for text in texts)
+
+
+def test_tensorboard_gets_the_rows(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(tiny("at", {"training.tensorboard": True}), out=tmp_path / "run")
+    assert sum(path.stat().st_size for path in (tmp_path / "run" / "tensorboard").iterdir()) > 200
