@@ -246,7 +246,7 @@ def test_bad_input_is_one_line(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="schema 2; allowed: up to 1"):
         report.write([broken], tmp_path / "report.html")
     (broken / "run.json").write_text("{")
-    with pytest.raises(UserError, match="run.json cannot be read"):
+    with pytest.raises(UserError, match=r"run\.json cannot be read"):
         report.write([broken], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
