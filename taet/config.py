@@ -54,7 +54,11 @@ def _check_field(name: str, value: Any, hint: Any) -> None:
 def check_fields(config: Any) -> None:
     """Refuse a value of the wrong type, or one that is not among the choices of its field."""
     for name, hint in _hints(config.__class__).items():
-        _check_field(name, getattr(config, name), hint)
+        value = getattr(config, name)
+        if isinstance(value, numbers.Number) and hasattr(value, "item"):  # NumPy's numbers are no JSON
+            value = value.item()
+            object.__setattr__(config, name, value)
+        _check_field(name, value, hint)
 
 
 def check_ball(what: str, value: float) -> None:
@@ -73,7 +77,9 @@ class Data:
     root: str | None = None
     """Folder that holds the official files; the environment variable TAET_DATA where it is not given."""
     imbalance_ratio: float | None = None
-    """Largest class over smallest, >= 1. Not given: 10 for the sets named -lt, others are taken as they are."""
+    """Largest class over smallest, >= 1. Not given: the next value for sets named -lt; others stay as they are."""
+    default_imbalance_ratio: float = 10.0
+    """What a set named -lt is cut to where no ratio is given: 10 in protocol taet (TAET, table 1), 50 in reat."""
     profile: Literal["exponential", "linear", "step"] = "exponential"
     """How the class counts fall from the largest to the smallest."""
     max_count: int | None = None
@@ -91,10 +97,11 @@ class Data:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        ratio = self.imbalance_ratio
-        if ratio is not None and not (math.isfinite(ratio) and ratio >= 1):
-            hint = f"; did you mean {1 / ratio:g}?" if 0 < ratio < 1 else ""
-            raise UserError(f"imbalance ratio: got {ratio:g}; allowed: 1 or more (largest class over smallest){hint}")
+        for ratio in (self.imbalance_ratio, self.default_imbalance_ratio):
+            if ratio is not None and not (math.isfinite(ratio) and ratio >= 1):
+                hint = f"; did you mean {1 / ratio:g}?" if 0 < ratio < 1 else ""
+                allowed = "1 or more (largest class over smallest)"
+                raise UserError(f"imbalance ratio: got {ratio:g}; allowed: {allowed}{hint}")
         for what, count in (("max count", self.max_count), ("test max count", self.test_max_count)):
             _require(count is None or count >= 1, what, count, "1 or more")
         _require(0 <= self.validation < 1, "validation share", self.validation, "0 up to, not including, 1")
@@ -179,7 +186,9 @@ class Training:
         check_fields(self)
         for name in ("epochs", "batch_size"):
             _require(getattr(self, name) >= 1, name.replace("_", " "), getattr(self, name), "1 or more")
-        _require(math.isfinite(self.lr) and self.lr > 0, "learning rate", self.lr, "above 0")
+        _require(0 < self.lr <= 1e38, "learning rate", self.lr, "above 0, within float32")
+        minutes = self.save_minutes
+        _require(math.isfinite(minutes) and minutes >= 0, "save minutes", minutes, "0 (after every step) or more")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "0 up to, not including, 1")
         decay = self.weight_decay
         _require(math.isfinite(decay) and decay >= 0, "weight decay", decay, "0 or more")

@@ -19,11 +19,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def rank() -> int:
-    """Number of this process, from 0."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
 class _GlobalSum(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, value: Tensor) -> Tensor:

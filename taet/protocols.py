@@ -27,7 +27,7 @@ def reat(method: str = "at") -> Run:
     return Run(
         method=method,
         protocol="reat",
-        data=Data(imbalance_ratio=50, test="balanced", validation=0.1),
+        data=Data(default_imbalance_ratio=50.0, test="balanced", validation=0.1),
         model=Model(normalize="none"),
         threat=Threat(start="uniform"),
         training=Training(epochs=80, milestones=(60 / 80, 75 / 80), selection="best-validation"),

@@ -27,6 +27,8 @@ class Entry:
     name: str
     module: str
     title: str
+    reference: str | None = None
+    """Where a method is published."""
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -40,6 +42,14 @@ def _names(tree: ast.Module) -> dict[str, str] | None:
     return None
 
 
+def _reference(tree: ast.Module) -> str | None:
+    """The literal `reference = "..."` of the class in a method's file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "reference" for t in node.targets):
+            return str(ast.literal_eval(node.value))
+    return None
+
+
 @functools.cache
 def entries(kind: Kind) -> dict[str, Entry]:
     """Return every name of `kind` in the order of the alphabet; reads source text only, so listing needs no torch."""
@@ -50,7 +60,7 @@ def entries(kind: Kind) -> dict[str, Entry]:
         if names is None and kind == "methods" and path.stem not in ("__init__", "base"):
             names = {path.stem.replace("_", "-"): (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")}
         for name, title in (names or {}).items():
-            found[name] = Entry(name, f"taet.{kind}.{path.stem}", title)
+            found[name] = Entry(name, f"taet.{kind}.{path.stem}", title, _reference(tree))
     return dict(sorted(found.items()))
 
 

@@ -8,6 +8,7 @@ import math
 import typing
 from typing import Any
 
+import numpy as np
 import pytest
 
 from taet import config, methods, protocols, registry
@@ -165,3 +166,15 @@ def test_from_json_takes_defaults_for_what_is_missing_and_refuses_what_is_unknow
 def test_the_defaults_hold_exact_fractions() -> None:
     assert Threat().eps * 255 == pytest.approx(8, rel=1e-15)
     assert Threat().step_size * 255 == pytest.approx(2, rel=1e-15)
+
+
+def test_numpy_numbers_become_plain_ones() -> None:
+    run = config.override(Run(), {"training.epochs": np.int64(3), "threat.eps": np.float32(0.5)})
+    assert json.loads(json.dumps(config.to_json(run)))["training"]["epochs"] == 3
+    assert type(run.threat.eps) is float
+
+
+@pytest.mark.parametrize("minutes", [float("nan"), float("inf"), -1.0])
+def test_minutes_between_checkpoints_are_finite(minutes: float) -> None:
+    with pytest.raises(UserError, match="save minutes"):
+        Training(save_minutes=minutes)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from taet import protocols
+from taet import config, protocols
 from taet.config import Run
+from taet.data import load
 from taet.errors import UserError
 
 
@@ -51,3 +54,13 @@ def test_every_protocol_keeps_the_method_and_says_its_own_name() -> None:
 def test_an_unknown_protocol_is_refused_with_the_nearest_match() -> None:
     with pytest.raises(UserError, match=r"unknown protocol 'teat'; allowed: reat, taet; did you mean"):
         protocols.start("teat", "at")
+
+
+def test_the_ratio_of_a_protocol_is_for_sets_that_are_made_long_tailed(tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(2), (40, 8))
+    images = np.zeros((48, 8, 8), np.uint8)
+    path = tmp_path / "own.npz"
+    np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    settings = config.to_json(protocols.reat("at").data)
+    assert load(**{**settings, "name": str(path), "validation": 0.0}).class_counts.tolist() == [40, 8]
+    assert load(**{**settings, "validation": 0.0}).imbalance_ratio > 40

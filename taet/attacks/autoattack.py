@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet.attacks.ball import frozen, verify
+from taet.attacks.ball import check_floating, frozen, verify
 from taet.attacks.counted import Counted
 from taet.attacks.precision import exact_float32
+from taet.attacks.progress import Progress, ticking
 from taet.config import check_ball
 from taet.errors import UserError, unknown
 
@@ -27,7 +28,6 @@ NAMES = {
 
 Version = Literal["standard", "fast", "10"]
 Arrays = Mapping[str, NDArray[Any]]
-Progress = Callable[[int, int, str], None]
 
 MAX_TARGETS = 9  # classes that the official suite aims at
 QUERIES = 5000  # of Square in the official suite
@@ -98,6 +98,8 @@ def plan(num_classes: int, version: Version = "standard") -> Plan:
     elif num_classes == 2:
         parts = ("apgd-ce", "fab-t", "square")
         note = "2 classes: without APGD-T, which needs 4"
+    elif num_classes <= MAX_TARGETS:
+        note = f"attacks all {num_classes - 1} other classes; the standard suite attacks {MAX_TARGETS}"
     if version == "fast":
         parts = tuple(part for part in parts if part.startswith("apgd"))
     return Plan(parts, 10 if version == "10" else 100, QUERIES, min(MAX_TARGETS, num_classes - 1), note)
@@ -132,7 +134,8 @@ def autoattack(
         seed: seed of every part on every batch.
         device: where the model is; x's device where it is not given.
         state: finished units are put there, and are taken from there instead of being run again.
-        progress: called as progress(done, total, label) after each unit, in estimated passes through the model.
+        progress: called as progress(done, total, label) before each unit and at most twice a second inside it, in
+            estimated passes of an image through the model.
 
     Raises:
         UserError: images that are not floating point in [0, 1], labels out of range, a model that returns no logits.
@@ -193,16 +196,23 @@ def run_parts(
             survivors = correct.nonzero().flatten()
             units = torch.split(survivors, batch_size) if len(survivors) else ()
             for batch, indices in enumerate(units):
-                if progress is not None:
-                    ahead = len(survivors) - batch * batch_size
-                    later = int(correct.sum()) * sum(chosen.cost(name) for name in chosen.parts[number + 1 :])
-                    progress(done, done + ahead * chosen.cost(part) + later, f"{part} {batch + 1}/{len(units)}")
+                ahead = len(survivors) - batch * batch_size
+                later = int(correct.sum()) * sum(chosen.cost(name) for name in chosen.parts[number + 1 :])
+                total, label = done + ahead * chosen.cost(part) + later, f"{part} {batch + 1}/{len(units)}"
+                expected = len(indices) * chosen.cost(part)
+
+                def report(passes: float, done: float = done, total: float = total, label: str = label) -> None:
+                    if progress is not None:
+                        progress(done + passes, total, label)
+
+                report(0)
                 labels = y[indices]
                 unit = _restore(state, f"{part}-{batch}", indices, labels, keep_examples)
                 if unit is None:
                     images = x[indices].float().contiguous().to(device)
                     attack = _attack(part, chosen, counted, eps, seed, device)
-                    unit = _run_unit(part, attack, counted, images, labels.to(device), eps, keep_examples)
+                    with ticking(counted, expected, report):
+                        unit = _run_unit(part, attack, counted, images, labels.to(device), eps, keep_examples)
                     unit["indices"] = indices.cpu().numpy()
                     if state is not None:
                         state.put(f"{part}-{batch}", unit)
@@ -215,7 +225,7 @@ def run_parts(
                 seconds += float(unit["seconds"])
                 forwards += int(unit["forwards"])
                 backwards += int(unit["backwards"])
-                done += len(indices) * chosen.cost(part)
+                done += expected
             parts[part] = correct.clone()
         if progress is not None:
             progress(done, done, "done")
@@ -227,8 +237,7 @@ def check_inputs(x: Tensor, y: Tensor, eps: float, batch_size: int) -> None:
     check_ball("eps", eps)
     if batch_size < 1:
         raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
-    if not x.is_floating_point():
-        raise UserError(f"images: got {x.dtype}; allowed: floating point in [0, 1] (divide uint8 by 255)")
+    check_floating(x)
     if x.ndim != 4 or len(x) == 0:
         raise UserError(f"images: got shape {tuple(x.shape)}; allowed: (N, C, H, W) with N of 1 or more")
     if not bool(((x >= 0) & (x <= 1)).all()):

@@ -18,6 +18,12 @@ BALL_TOLERANCE = 1e-6  # float32 rounds x + eps - x by less than 1.2e-7
 GAUSSIAN_SCALE = 0.001  # of the start noise of TRADES (Zhang et al., ICML 2019, arXiv:1901.08573)
 
 
+def check_floating(x: Tensor) -> None:
+    """Refuse images that are not floating point."""
+    if not x.is_floating_point():
+        raise UserError(f"images: got {x.dtype}; allowed: floating point in [0, 1] (divide uint8 by 255)")
+
+
 def per_sample(value: float | Tensor, x: Tensor) -> float | Tensor:
     """Return a number as it is, and one number per sample (N,) in a shape that multiplies `x` (N, ...)."""
     return value.view(-1, *[1] * (x.ndim - 1)) if isinstance(value, Tensor) and value.ndim == 1 else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ class Counted(nn.Module):
         self.model = model
         self.forwards = 0
         self.backwards = 0
+        self.tick: Callable[[], None] | None = None  # called after each forward
+
+    @property
+    def passes(self) -> int:
+        """Images that passed through, forward or backward."""
+        return self.forwards + self.backwards
 
     def forward(self, x: Tensor) -> Tensor:
         output: Any = self.model(x)
@@ -30,6 +37,8 @@ class Counted(nn.Module):
             raise UserError(f"model output: got shape {tuple(output.shape)}; allowed: logits ({len(x)}, classes)")
         logits = output.to(torch.float32, copy=True)
         self.forwards += len(x)
+        if self.tick is not None:
+            self.tick()
         if logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return logits

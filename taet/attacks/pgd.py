@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from taet.attacks.ball import BNMode, Start, draw_noise, frozen, per_sample, project
+from taet.attacks.ball import BNMode, Start, check_floating, draw_noise, frozen, per_sample, project
+from taet.config import check_ball
 from taet.losses.long_tail import cross_entropy, full_precision
 
 NAMES = {
@@ -44,7 +45,8 @@ def pgd(
         model: from x (N, ...) to logits (N, C).
         x: images (N, ...), floating point in [0, 1].
         y: labels (N,), handed to the objective.
-        eps: radius of the ball, a number or one per sample (N,), in units of the image range.
+        eps: radius of the ball, a number or one per sample (N,), in units of the image range. Numbers are checked;
+            tensors are not, since reading them would wait for the device.
         steps: number of steps, 0 or more; after 0 steps the start itself is returned, inside the ball.
         step_size: length of a step, a number or one per sample (N,), same units.
         start: "uniform" U(-eps, eps) clipped to [0, 1]; "gaussian" 0.001 N(0, 1), not clipped before the first step;
@@ -59,9 +61,16 @@ def pgd(
     Returns:
         Adversarial images, detached, in the shape of x; float32, or float64 where x is.
 
+    Raises:
+        UserError: an eps or step_size outside [0, 1], images that are not floating point.
+
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks",
     ICLR 2018, arXiv:1706.06083.
     """
+    check_floating(x)
+    for what, size in (("eps", eps), ("step size", step_size)):
+        if not isinstance(size, Tensor):
+            check_ball(what, size)
     origin = full_precision(x.detach())
     noise = draw_noise(origin, eps, start, generator) if start_noise is None else start_noise
     x_adv = origin + noise

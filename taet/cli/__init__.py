@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if debug or error.filename is None:
+        if debug:
             raise
-        print(f"taet: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"taet: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return 2
 
 

@@ -27,6 +27,7 @@ CHANGES = {
     "threat.step_size": 0.04,
     "evaluation.step_size": 0.02,
     "evaluation.batch_size": 400,
+    "training.precision": "float32",  # many a processor only emulates bf16, and here float32 is fast enough
     "training.epochs": 60,
     "training.batch_size": 64,
     "training.monitor_every": 2,

@@ -15,8 +15,7 @@ from torch.nn import functional
 from taet import models
 from taet.attacks import pgd
 from taet.errors import UserError
-from taet.training.environment import PACKAGES, environment
-from taet.training.trainer import resolve_device
+from taet.training.environment import PACKAGES, environment, resolve_device
 
 HELP = """usage: taet doctor [--json]
 

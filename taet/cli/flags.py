@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import io
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tyro
 
@@ -16,21 +17,29 @@ from taet.errors import UserError, unknown
 
 T = TypeVar("T")
 
-FRACTION = re.compile(r"(--[\w.-]+=)?([+-]?\d+(?:\.\d+)?)/(\d+)")
+FRACTION = re.compile(r"([+-]?\d+(?:\.\d+)?)/(\d+)")
+BALL_FLAG = re.compile(r"--(?:[\w-]+\.)?(?:eps|step-size)")  # what is measured in grey levels and written as a fraction
 ALIASES = {"--data": "--data.name", "--model": "--model.name"}
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:
-    """Write k/255 as a number, and the short forms --data and --model in full."""
-    result = []
+    """Write k/255 after --eps and --step-size as a number, and the short forms --data and --model in full."""
+    result: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        argument = ALIASES.get(flag, flag) + equals + value
-        found = FRACTION.fullmatch(argument)
-        if found and int(found[3]):
-            argument = f"{found[1] or ''}{float(found[2]) / int(found[3])!r}"
+        if equals and BALL_FLAG.fullmatch(flag):
+            argument = f"{flag}={_number(value)}"
+        elif result and BALL_FLAG.fullmatch(result[-1]):
+            argument = _number(argument)
+        elif flag in ALIASES:
+            argument = ALIASES[flag] + equals + value
         result.append(argument)
     return result
+
+
+def _number(text: str) -> str:
+    found = FRACTION.fullmatch(text)
+    return repr(float(found[1]) / int(found[2])) if found and int(found[2]) else text
 
 
 def parse(
@@ -79,7 +88,8 @@ def _one_line(box: str, prog: str) -> str:
         message = f"{lines[2]} is missing" if len(lines) > 2 else message
     message = re.sub(r"^Unrecognized options: ([^,\s]+).*", r"unknown option \1", message)
     near = re.search(r"(?:Perhaps you meant|Arguments similar to [^:]*):\s*(--[\w.-]+)", " ".join(lines))
-    hint = f"; did you mean {near[1]}?" if near else ""
+    short = difflib.get_close_matches(message.rpartition(" ")[2], ALIASES, n=1)
+    hint = f"; did you mean {near[1] if near else short[0]}?" if near or short else ""
     return f"{message.rstrip('.')}{hint}; see {prog} --help"
 
 
@@ -96,14 +106,3 @@ def take(arguments: list[str], flag: str) -> str | None:
         arguments.pop(position)
         return value
     return None
-
-
-def to_lines(values: Any, indent: str = "") -> list[str]:
-    """Plain `name: value` lines of a nested mapping, for people."""
-    lines = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{name}:", *to_lines(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{name}: {value}")
-    return lines

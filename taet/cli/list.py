@@ -17,11 +17,15 @@ examples:
   taet list attacks --json"""
 
 
-def titles(kind: str) -> dict[str, str]:
-    """Every name of `kind` with one line about it."""
+def rows(kind: str) -> list[dict[str, str]]:
+    """Every name of `kind` with one line about it, and a method's paper."""
     if kind == "protocols":
-        return {name: (start.__doc__ or "").split("\n")[0] for name, start in PROTOCOLS.items()}
-    return {name: entry.title for name, entry in registry.entries(cast(registry.Kind, kind)).items()}
+        return [{"name": name, "title": (start.__doc__ or "").split("\n")[0]} for name, start in PROTOCOLS.items()]
+    found = registry.entries(cast(registry.Kind, kind)).values()
+    return [
+        {"name": entry.name, "title": entry.title} | ({"reference": entry.reference} if entry.reference else {})
+        for entry in found
+    ]
 
 
 def run(arguments: list[str]) -> None:
@@ -35,10 +39,12 @@ def run(arguments: list[str]) -> None:
     (kind,) = kinds
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
-    names = titles(kind)
+    listed = rows(kind)
     if "--json" in arguments:
-        print(json.dumps([{"name": name, "title": title} for name, title in names.items()], indent=1))
+        print(json.dumps(listed, indent=1))
         return
-    width = max(map(len, names))
-    for name, title in names.items():
-        print(f"{name:{width}}  {title}")
+    width = max(len(row["name"]) for row in listed)
+    for row in listed:
+        print(f"{row['name']:{width}}  {row['title']}")
+        if "reference" in row:
+            print(f"{'':{width}}  {row['reference']}")

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from taet.training.trainer import Progress as Report
+from taet.attacks.progress import Progress as Report
 
 LINE_SECONDS = 10.0
+SPEED_SECONDS = 3600.0  # of the past that the time left is estimated from: a step of large work may take minutes
 
 
 @contextlib.contextmanager
@@ -32,7 +33,7 @@ def progress(title: str) -> Iterator[Report]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, speed_estimate_period=SPEED_SECONDS) as bar:
         task = bar.add_task(title, total=None, text="")
         yield lambda done, total, text: bar.update(task, completed=done, total=total, text=text)
 
@@ -49,13 +50,13 @@ def _lines(title: str) -> Report:
         if now - printed < LINE_SECONDS and done < total:
             return
         printed = now
+        gone = _clock(now - began)
+        if done >= total:
+            print(f"{title}: 100 %, done in {gone}, {text}", file=sys.stderr, flush=True)
+            return
         rate = (done - first) / max(now - began, 1e-9)
-        left = f"{_clock((total - done) / rate)} left" if rate > 0 else "time left not known yet"
-        print(
-            f"{title}: {100 * done / max(total, 1e-9):3.0f} %, {_clock(now - began)} gone, {left}, {text}",
-            file=sys.stderr,
-            flush=True,
-        )
+        left = f", {_clock((total - done) / rate)} left" if rate > 0 else ""
+        print(f"{title}: {100 * done / total:.0f} %, {gone} gone{left}, {text}", file=sys.stderr, flush=True)
 
     return show
 

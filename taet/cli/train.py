@@ -15,8 +15,9 @@ from taet.cli import flags
 from taet.cli.progress import progress
 from taet.config import Data, Evaluation, Model, Run, Threat, Training
 from taet.errors import UserError
+from taet.evaluation import parse_attack
 from taet.training import resume, train
-from taet.training.trainer import TrainingResult, default_folder
+from taet.training.trainer import TrainingResult
 
 EXAMPLES = (
     "taet train taet --data digits-lt --model resnet8 --epochs 30",
@@ -76,6 +77,8 @@ def configure(method: str, arguments: list[str]) -> tuple[Run, str | None]:
     parsed = flags.parse(kind, arguments, prog=f"taet train {method}", description=DESCRIPTION, examples=EXAMPLES)
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
     settings, out = values.pop("method"), values.pop("out")
+    for name in values["evaluation"].attacks:
+        parse_attack(name)  # now, not when the training is over
     return dataclasses.replace(start, settings=settings, **values), out
 
 
@@ -86,6 +89,3 @@ def show(result: TrainingResult, as_json: bool) -> None:
     else:
         print(result)
         print(f"next: taet evaluate {result.folder}")
-
-
-__all__ = ["configure", "default_folder", "run"]

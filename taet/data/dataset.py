@@ -44,6 +44,22 @@ class Split:
         digest.update(np.ascontiguousarray(self.labels, "<i8").data)
         return digest.hexdigest()
 
+    def channel_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel, in image units [0, 1]; a channel without any spread gets 1/255.
+
+        From histograms, so that it takes no more memory than a few images.
+        """
+        histograms = np.zeros((self.images.shape[3], 256), dtype=np.int64)
+        for start in range(0, len(self), 256):
+            part = self.images[start : start + 256]
+            for channel, histogram in enumerate(histograms):
+                histogram += np.bincount(part[..., channel].ravel(), minlength=256)
+        levels = np.arange(256) / 255
+        shares = histograms / histograms.sum(1, keepdims=True)
+        mean = shares @ levels
+        spread = np.sqrt((shares @ levels**2 - mean**2).clip(min=1 / 255**2))
+        return mean.tolist(), spread.tolist()
+
     def choose(self, positions: NDArray[np.int64]) -> Split:
         """Return the images at `positions`, in that order."""
         return replace(

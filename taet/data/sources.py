@@ -14,7 +14,6 @@ from taet.data.images import resize
 from taet.data.long_tail import PROFILES, divide, held_out_counts, largest_max_count, long_tail_counts
 from taet.errors import UserError, unknown
 
-DEFAULT_IMBALANCE_RATIO = 10.0  # of the sets named -lt: that of TAET's main table
 PATH_SOURCES = ("npz", "folder")
 TESTS = ("long-tailed", "balanced")
 
@@ -67,7 +66,7 @@ def _class_counts(source: Dataset, data: Data) -> tuple[list[int], list[int], li
     """Return the class counts of the training and of the test set, and in words how they came about."""
     ratio = data.imbalance_ratio
     if ratio is None and data.name.partition(":")[0] not in PATH_SOURCES:
-        ratio = DEFAULT_IMBALANCE_RATIO
+        ratio = data.default_imbalance_ratio
     train_counts, test_counts = _capped(source.train, data.max_count), _capped(source.test, data.test_max_count)
     if ratio is None:
         capped = ", but for the caps on its classes" if data.max_count or data.test_max_count else ""
@@ -109,6 +108,7 @@ def load(
     *,
     root: str | None = None,
     imbalance_ratio: float | None = None,
+    default_imbalance_ratio: float = 10.0,
     profile: Literal["exponential", "linear", "step"] = "exponential",
     max_count: int | None = None,
     test: Literal["long-tailed", "balanced"] = "long-tailed",
@@ -119,20 +119,33 @@ def load(
 ) -> Dataset:
     """Return the data set `name`: digits-lt, cifar10-lt, npz:PATH, folder:PATH, or the bare path of either.
 
-    The sets named -lt are cut to a long-tailed profile with `imbalance_ratio` (default 10), classes in the order of the
-    labels; others are taken as they are unless it is given. `max_count` is the largest training class (by default the
-    largest that the data allow) or, where nothing is cut, a cap on every class; `test_max_count` does the same for the
-    test set. `test`: "long-tailed" cuts the test set with the same ratio, "balanced" leaves it. `validation` holds out
-    that share of each training class, after the cut and before `class_counts` are counted; a source's own validation
-    split is kept instead. `size` resizes to size x size pixels, bilinear and antialiased. The same `seed` always
-    chooses the same images, smaller sets within larger ones. Mistakes in arguments or files are a `UserError`.
+    The sets named -lt are cut to a long-tailed profile with `imbalance_ratio`, or `default_imbalance_ratio` where that
+    is not given, classes in the order of the labels; others are taken as they are unless it is given. `max_count` is
+    the largest training class (by default the largest that the data allow) or, where nothing is cut, a cap on every
+    class; `test_max_count` does the same for the test set. `test`: "long-tailed" cuts the test set with the same ratio,
+    "balanced" leaves it. `validation` holds out that share of each training class, after the cut and before
+    `class_counts` are counted; a source's own validation split is kept instead. `size` resizes to size x size pixels,
+    bilinear and antialiased. The same `seed` always chooses the same images, smaller sets within larger ones. Mistakes
+    in arguments or files are a `UserError`.
     """
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
     if test not in TESTS:
         raise unknown("test set", test, TESTS)
     full_name = _full_name(name)
-    data = Data(full_name, root, imbalance_ratio, profile, max_count, test, test_max_count, validation, size, seed)
+    data = Data(
+        name=full_name,
+        root=root,
+        imbalance_ratio=imbalance_ratio,
+        default_imbalance_ratio=default_imbalance_ratio,
+        profile=profile,
+        max_count=max_count,
+        test=test,
+        test_max_count=test_max_count,
+        validation=validation,
+        size=size,
+        seed=seed,
+    )
     source = _read(data)
     train_counts, test_counts, notes = _class_counts(source, data)
 

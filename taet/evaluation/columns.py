@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from taet.attacks import fgsm, pgd
 from taet.attacks.autoattack import NAMES as SUITES
-from taet.attacks.autoattack import Arrays, Progress, Version, plan, run_parts
+from taet.attacks.autoattack import Arrays, Version, plan, run_parts
 from taet.attacks.ball import draw_noise, frozen, verify
 from taet.attacks.counted import Counted
 from taet.attacks.precision import exact_float32
+from taet.attacks.progress import Progress, ticking
 from taet.config import check_ball
 from taet.data.augmentation import to_unit
 from taet.errors import UserError, unknown
@@ -66,6 +67,16 @@ def parse_attack(name: str) -> Attack:
     raise unknown("attack", name, ("clean", "fgsm", "pgd-20", "pgd-100", *SUITES))
 
 
+def parse_attacks(names: Sequence[str]) -> list[Attack]:
+    """Return what one or more names mean; none, an unknown one and one that is there twice are a `UserError`."""
+    parsed = [parse_attack(name) for name in names]
+    if not parsed:
+        raise UserError("attacks: got none; allowed: one or more, e.g. clean pgd-20")
+    if len(set(parsed)) < len(parsed):
+        raise UserError(f"attacks: got {' '.join(names)}; allowed: each once")
+    return parsed
+
+
 def attack_split(
     model: nn.Module,
     images: Images | Tensor,
@@ -87,7 +98,7 @@ def attack_split(
         model: on `device`, from images (N, C, H, W) in [0, 1] to logits (N, classes); attacked in eval mode.
         images: uint8 (N, H, W, C), grey levels 0 to 255, or floating point (N, C, H, W) in [0, 1].
         labels: integers (N,).
-        attacks: names for `parse_attack`, each once.
+        attacks: names for `parse_attack`, one or more, each once.
         eps: radius of the L-infinity ball in units of the image range.
         step_size: step of PGD, same units.
         batch_size: images per batch.
@@ -98,9 +109,7 @@ def attack_split(
             them from there.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
     """
-    parsed = [parse_attack(name) for name in attacks]
-    if len(set(parsed)) < len(parsed):
-        raise UserError(f"attacks: got {' '.join(attacks)}; allowed: each once")
+    parsed = parse_attacks(attacks)
     check_ball("eps", eps)
     check_ball("step size", step_size)
     if batch_size < 1:
@@ -115,7 +124,7 @@ def attack_split(
         for number, attack in enumerate(parsed):
             units = None
             if state_dir is not None:
-                units = Units(Path(state_dir), attack.name, _sha256([identity, attack.name, bench.settings(attack)]))
+                units = Units(Path(state_dir), attack.name, sha256([identity, attack.name, bench.settings(attack)]))
             meter.begin(number)
             run = bench.run_suite if attack.kind == "autoattack" else bench.run_batches
             column = bench.among(known, attack) or run(attack, units, meter)
@@ -213,19 +222,26 @@ class Bench:
         """Hash of the model's layers and weights, the images, the labels, and the software that decides a flag."""
         network = self.model.model
         software = [self.device.type, version("torch"), version("pyautoattack")]
-        return _sha256([repr(network), weights_digest(network), digest(self.images, self.labels), software])
+        return sha256([repr(network), weights_digest(network), digest(self.images, self.labels), software])
+
+    def batch(self, rows: Ints) -> tuple[Tensor, Tensor]:
+        """Return the images `rows` as the model takes them, and their labels, on the model's device."""
+        return as_unit(self.images[rows]).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
+
+    def start_noise(self, purpose: str, x: Tensor, rows: Ints) -> Tensor:
+        """Draw U(-eps, eps) in the shape of x, for each image by itself, so that it does not depend on the batching."""
+        blank = torch.empty(x.shape[1:])
+        draws = [generator("cpu", self.seed, purpose, int(row)) for row in rows]
+        return torch.stack([draw_noise(blank, self.eps, "uniform", draw) for draw in draws]).to(x.device)
 
     def perturb(self, attack: Attack, rows: Ints) -> tuple[Tensor, Tensor]:
         """Return the predictions (N,) on the images `rows` under an attack of ours, and the images attacked."""
-        x = as_unit(self.images[rows]).to(self.device)
-        y = torch.from_numpy(self.labels[rows]).to(self.device)
+        x, y = self.batch(rows)
         x_adv = x
         if attack.kind == "fgsm":
             x_adv = fgsm(self.model, x, y, eps=self.eps)
         elif attack.kind == "pgd":
-            blank = torch.empty(x.shape[1:])
-            draws = [generator("cpu", self.seed, attack.name, int(row)) for row in rows]
-            noise = torch.stack([draw_noise(blank, self.eps, "uniform", draw) for draw in draws]).to(self.device)
+            noise = self.start_noise(attack.name, x, rows)
             x_adv = pgd(self.model, x, y, eps=self.eps, steps=attack.steps, step_size=self.step_size, start_noise=noise)
         verify(attack.name, x_adv, x, self.eps)
         with torch.no_grad():
@@ -236,22 +252,27 @@ class Bench:
 
     def run_batches(self, attack: Attack, units: Units | None, progress: Progress) -> Column:
         """Run an attack of ours, or none, on all images."""
-        count = len(self.labels)
+        count, passes = len(self.labels), _passes(attack)
         predictions = np.empty(count, dtype=np.int64)
         seconds, forwards, backwards = 0.0, 0, 0
         for start in range(0, count, self.batch_size):
             rows = np.arange(start, min(start + self.batch_size, count))
-            progress(start * _passes(attack), count * _passes(attack), attack.name)
+
+            def report(inside: float, start: int = start) -> None:
+                progress(start * passes + inside, count * passes, attack.name)
+
+            report(0)
             unit = None if units is None else units.get(str(start))
             if unit is None or unit["predictions"].shape != rows.shape:
-                unit = self._run_unit(attack, rows)
+                with ticking(self.model, len(rows) * passes, report):
+                    unit = self._run_unit(attack, rows)
                 if units is not None:
                     units.put(str(start), unit)
             predictions[rows] = unit["predictions"]
             seconds += float(unit["seconds"])
             forwards += int(unit["forwards"])
             backwards += int(unit["backwards"])
-        progress(count * _passes(attack), count * _passes(attack), attack.name)
+        progress(count * passes, count * passes, attack.name)
         correct = predictions == self.labels
         return self._column(attack, correct, predictions, seconds, forwards, backwards)
 
@@ -337,13 +358,13 @@ class _Meter:
     correct: int
     """Images that AutoAttack will have to break: all, until the clean ones are known."""
     number: int = 0
-    before: int = 0
-    here: int = 0
+    before: float = 0
+    here: float = 0
 
     def begin(self, number: int) -> None:
         self.number, self.before, self.here = number, self.before + self.here, 0
 
-    def __call__(self, done: int, total: int, label: str) -> None:
+    def __call__(self, done: float, total: float, label: str) -> None:
         self.here = done
         if self.report is not None:
             later = sum(self._expected(attack) for attack in self.attacks[self.number + 1 :])
@@ -369,5 +390,6 @@ def digest(images: Images, labels: Ints) -> str:
     return total.hexdigest()
 
 
-def _sha256(value: Any) -> str:
+def sha256(value: Any) -> str:
+    """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()

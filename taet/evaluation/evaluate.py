@@ -20,29 +20,29 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from taet.attacks.autoattack import Progress
 from taet.attacks.ball import frozen
 from taet.attacks.counted import Counted
 from taet.attacks.precision import exact_float32
+from taet.attacks.progress import Progress
 from taet.config import Evaluation, Threat
+from taet.data import Dataset
 from taet.errors import UserError
-from taet.evaluation import diagnostics
-from taet.evaluation.columns import Bench, Images, as_arrays, attack_split, count_classes, digest, parse_attack
+from taet.evaluation import diagnostics, probe
+from taet.evaluation.columns import Bench, Images, as_arrays, attack_split, count_classes, digest, parse_attacks
 from taet.evaluation.result import Column, Ints, ResultCard
 from taet.files import write_atomically
 from taet.training.checkpoint import load_run, weights_digest
-from taet.training.environment import environment
-from taet.training.trainer import resolve_device
+from taet.training.environment import environment, resolve_device
 
 MOST_EXAMPLES = 24  # images kept for the figures of a report
 
 
 def evaluate(
-    model: nn.Module | str | os.PathLike[str],
+    model_or_run_dir: nn.Module | str | os.PathLike[str],
     images: Images | Tensor | None = None,
     labels: NDArray[Any] | Tensor | None = None,
     *,
-    attacks: Sequence[str] | None = None,
+    attacks: Sequence[str] | str | None = None,
     eps: float | None = None,
     step_size: float | None = None,
     batch_size: int | None = None,
@@ -51,6 +51,8 @@ def evaluate(
     class_names: Sequence[str] | None = None,
     train_class_counts: Sequence[int] | None = None,
     weights: str = "model",
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
     state_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     command: str = "",
@@ -61,11 +63,11 @@ def evaluate(
     batches are kept, so that an evaluation that was killed goes on where it was.
 
     Args:
-        model: a run folder, or any Module from images (N, C, H, W) in [0, 1] to logits (N, classes).
+        model_or_run_dir: a run folder, or any Module from images (N, C, H, W) in [0, 1] to logits (N, classes).
         images: with a Module: uint8 (N, H, W, C), grey levels 0 to 255, or floating point (N, C, H, W) in [0, 1].
         labels: with a Module: integers (N,), 0 to classes - 1.
-        attacks: clean, fgsm, pgd-N, autoattack, autoattack-fast, autoattack-10. Not given: the run's, or those of
-            `taet.config.Evaluation`; so too the following four.
+        attacks: one or more of clean, fgsm, pgd-N, autoattack, autoattack-fast, autoattack-10. Not given: the run's,
+            or those of `taet.config.Evaluation`; so too the following four.
         eps: radius of the L-infinity ball in units of the image range, e.g. 8/255.
         step_size: step of PGD, same units.
         batch_size: images per batch; stored, since AutoAttack's result depends on it in a few examples.
@@ -74,6 +76,8 @@ def evaluate(
         class_names: with a Module, names of the classes; their numbers where not given.
         train_class_counts: with a Module, training images per class, which decide head, body and tail.
         weights: with a run folder, which of its weights: model, model-last or model-best.
+        model: with the folder of a run that was trained from a Module, one like it; it is given the run's weights.
+        dataset: with the folder of a run that was trained on arrays in memory, those arrays again.
         state_dir: with a Module, where finished batches are kept; nowhere if not given.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
         command: how this was started; stored in the card.
@@ -84,27 +88,31 @@ def evaluate(
         it, and a card about another ball, batch size or software is kept beside it under the time of its making.
 
     Raises:
-        UserError: unknown attacks, images out of range, labels that do not fit the model, a model that returns anything
-            but finite logits (N, classes).
+        UserError: no, unknown or repeated attacks, images out of range, labels that do not fit the model, a model that
+            returns anything but finite logits (N, classes).
     """
-    for name in attacks or ():
-        parse_attack(name)  # a typing mistake is told before anything is loaded
+    asked = [attacks] if isinstance(attacks, str) else attacks
+    if asked is not None:
+        parse_attacks(asked)  # a typing mistake is told before anything is loaded
     path: Path | None = None
-    if not isinstance(model, nn.Module):
+    if not isinstance(model_or_run_dir, nn.Module):
         if images is not None or labels is not None:
             raise UserError("evaluate: got images beside a run folder; allowed: a run folder alone, it names its data")
-        folder = Path(model)
+        folder = Path(model_or_run_dir)
         path = folder / f"evaluation{weights.removeprefix('model')}.json"
-        subject = _from_run(folder, weights)
-        state_dir = folder / "evaluation-state"
+        subject = _from_run(folder, weights, model, dataset)
+        state_dir = path.with_name(f"{path.stem}-state")
+    elif model is not None or dataset is not None:
+        raise UserError("evaluate: got model= or dataset= beside a Module; allowed: with a run folder that needs them")
     elif images is None or labels is None:
         raise UserError("evaluate: got a model without images and labels; allowed: both, or a run folder alone")
     else:
-        subject = _from_module(model, images, labels, class_names, train_class_counts)
+        subject = _from_module(model_or_run_dir, images, labels, class_names, train_class_counts)
     chosen: dict[str, Any] = {"eps": eps, "step_size": step_size, "batch_size": batch_size, "seed": seed}
+    wanted = [attack.name for attack in parse_attacks(subject.settings.attacks if asked is None else asked)]
     settings = dataclasses.replace(
         subject.settings,
-        attacks=("clean", *(name for name in attacks or subject.settings.attacks if name != "clean")),
+        attacks=("clean", *(name for name in wanted if name != "clean")),
         **{name: value for name, value in chosen.items() if value is not None},
     )
     where = subject.place if device == "auto" else resolve_device(device)
@@ -117,16 +125,29 @@ def evaluate(
             "weights_sha256": weights_digest(subject.model),
             "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
         }
-        test_sha256 = digest(subject.images, subject.labels)
         threat = {"norm": "linf", "eps": radius}
         facts = {
             "model": {"weights_sha256": model_about["weights_sha256"]},
-            "data": {"test_sha256": test_sha256},
+            "data": {"test_sha256": subject.test_sha256},
             "threat": threat,
             "batch_size": settings.batch_size,
             "environment": {"versions": machine["versions"], "device": machine["device"]},
         }
-        known = () if path is None else _known_columns(path, facts)
+        known = None if path is None else _known(path, facts)
+        known_columns = () if known is None else known.columns
+        bench = Bench(
+            Counted(subject.model),
+            subject.images,
+            subject.labels,
+            radius,
+            settings.step_size,
+            settings.batch_size,
+            settings.seed,
+            where,
+        )
+        probed = {} if known is None or known.probe.get("seed") != settings.seed else known.probe
+        probing = not probed and settings.attacks != ("clean",)
+        meter = _Meter(progress, probe.passes(bench) if probing else 0)
         columns = attack_split(
             subject.model,
             subject.images,
@@ -137,10 +158,12 @@ def evaluate(
             batch_size=settings.batch_size,
             seed=settings.seed,
             device=where,
-            known=known,
+            known=known_columns,
             state_dir=state_dir,
-            progress=progress,
+            progress=meter.attacks,
         )
+        if probing:
+            probed = probe.probe(bench, state_dir, meter.probe)
         card = ResultCard(
             **subject.about,
             threat=threat,
@@ -149,38 +172,57 @@ def evaluate(
                 **subject.data_about,
                 "class_names": names,
                 "train_class_counts": subject.train_class_counts,
-                "test_sha256": test_sha256,
+                "test_sha256": subject.test_sha256,
             },
             batch_size=settings.batch_size,
             labels=subject.labels,
-            columns=(*columns, *(column for column in known if column.name not in settings.attacks)),
+            columns=(*columns, *(column for column in known_columns if column.name not in settings.attacks)),
+            probe=probed,
             created=machine.pop("started"),
             environment=machine,
             command=command,
         )
         card = dataclasses.replace(card, flags=diagnostics.flags(card))
         if path is not None:
-            _save_examples(path.parent / "artifacts" / "examples.npz", card, subject, settings, radius, where)
-            if path.exists() and not known:  # about another ball, batch size or software: kept beside the new one
+            _save_examples(path.parent / "artifacts" / "examples.npz", card, bench, settings.attacks)
+            if path.exists() and known is None:  # about another ball, batch size or software: kept beside the new one
                 stamp = re.sub("[^0-9]", "", ResultCard.load(path).created)
                 path.replace(path.with_name(f"{path.stem}-{stamp}.json"))
             card.save(path)
-            shutil.rmtree(path.parent / "evaluation-state", ignore_errors=True)
+            shutil.rmtree(path.with_name(f"{path.stem}-state"), ignore_errors=True)
     return card
 
 
-def _known_columns(path: Path, facts: dict[str, Any]) -> tuple[Column, ...]:
-    """Return the columns of the card at `path`, if it agrees with `facts` about what was tested and how."""
+@dataclass
+class _Meter:
+    """Adds the probe, which comes last, to the progress of the attacks; all in passes of an image."""
+
+    report: Progress | None
+    probe_passes: int
+    attack_passes: float = 0
+
+    def attacks(self, done: float, total: float, label: str) -> None:
+        self.attack_passes = total
+        if self.report is not None:
+            self.report(done, total + self.probe_passes, label)
+
+    def probe(self, done: float) -> None:
+        if self.report is not None:
+            self.report(self.attack_passes + done, self.attack_passes + self.probe_passes, "probe")
+
+
+def _known(path: Path, facts: dict[str, Any]) -> ResultCard | None:
+    """Return the card at `path`, if it agrees with `facts` about what was tested and how."""
     if not path.exists():
-        return ()
+        return None
     card = ResultCard.load(path)
     for name, wanted in facts.items():
         found = getattr(card, name)
         if isinstance(wanted, dict):
             found = {key: found.get(key) for key in wanted}
         if found != wanted:
-            return ()
-    return card.columns
+            return None
+    return card
 
 
 @dataclass(frozen=True)
@@ -190,6 +232,7 @@ class _Subject:
     model: nn.Module
     images: Images
     labels: Ints
+    test_sha256: str
     class_names: list[str] | None
     train_class_counts: list[int] | None
     settings: Evaluation
@@ -214,6 +257,7 @@ def _from_module(
         model=model,
         images=pixels,
         labels=classes,
+        test_sha256=digest(pixels, classes),
         class_names=None if class_names is None else list(class_names),
         train_class_counts=None if train_class_counts is None else [int(count) for count in train_class_counts],
         settings=Evaluation(),
@@ -225,14 +269,13 @@ def _from_module(
     )
 
 
-def _from_run(folder: Path, weights: str) -> _Subject:
-    run, model, dataset, info = load_run(folder, weights)
-    with safe_open(folder / f"{weights}.safetensors", framework="pt") as file:
-        epoch = json.loads(file.metadata()["taet"])["epoch"]
+def _from_run(folder: Path, weights: str, given: nn.Module | None, arrays: Dataset | None) -> _Subject:
+    run, model, dataset, info = load_run(folder, weights, model=given, dataset=arrays)
     return _Subject(
         model=model,
         images=dataset.test.images,
         labels=dataset.test.labels,
+        test_sha256=dataset.test.sha256,
         class_names=list(dataset.class_names),
         train_class_counts=[int(count) for count in dataset.class_counts],
         settings=run.evaluation,
@@ -246,9 +289,9 @@ def _from_run(folder: Path, weights: str) -> _Subject:
             "run": {"config": info["run"], "command": info["command"]},
         },
         model_about={
-            "name": run.model.name,
+            "name": run.model.name if given is None else type(given).__name__,
             "selection": info["selection"]["rule"],
-            "epoch": epoch,
+            "epoch": _epoch(folder / f"{weights}.safetensors"),
             "leak": info["selection"]["leak"],
         },
         data_about={
@@ -257,6 +300,16 @@ def _from_run(folder: Path, weights: str) -> _Subject:
             "notes": list(dataset.notes),
         },
     )
+
+
+def _epoch(path: Path) -> int:
+    """Return the epoch that weights of a run were saved after, as their file says."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    try:
+        return int(json.loads(metadata["taet"])["epoch"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} was not written by taet train: its metadata name no epoch") from None
 
 
 def _class_names(subject: _Subject, device: torch.device) -> list[str]:
@@ -282,38 +335,26 @@ def _on(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(before)
 
 
-def _save_examples(
-    path: Path, card: ResultCard, subject: _Subject, settings: Evaluation, eps: float, device: torch.device
-) -> None:
+def _save_examples(path: Path, card: ResultCard, bench: Bench, attacks: Sequence[str]) -> None:
     """Save a few images of each class under the PGD with most steps: first those that it breaks, then any others."""
-    chains = [attack for attack in map(parse_attack, settings.attacks) if attack.kind == "pgd"]
+    chains = [attack for attack in parse_attacks(attacks) if attack.kind == "pgd"]
     if not chains:
         return
     attack = max(chains, key=lambda chain: chain.steps)
     clean = card.column("clean")
     rows = _example_rows(card.labels, clean, card.column(attack.name), card.num_classes)
-    bench = Bench(
-        Counted(subject.model),
-        subject.images,
-        subject.labels,
-        eps,
-        settings.step_size,
-        settings.batch_size,
-        settings.seed,
-        device,
-    )
-    with frozen(subject.model), exact_float32(device.type):
+    with frozen(bench.model), exact_float32(bench.device.type):
         predictions, x_adv = bench.perturb(attack, rows)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
-        images=subject.images[rows],
+        images=bench.images[rows],
         adversarial=x_adv.permute(0, 2, 3, 1).cpu().numpy(),
         labels=card.labels[rows],
         clean_predictions=clean.predictions[rows],
         adversarial_predictions=predictions.cpu().numpy(),
         attack=np.array(attack.name),
-        eps=np.array(eps),
+        eps=np.array(bench.eps),
     )
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, buffer.getvalue())

@@ -117,6 +117,9 @@ class ResultCard:
     columns: tuple[Column, ...]
     flags: tuple[dict[str, str], ...] = ()
     """Warnings of the diagnostics: {"flag": short name, "text": what it means and what to do}."""
+    probe: dict[str, Any] = field(default_factory=dict)
+    """What was tried on the first images to find out what attacks can be fooled by (`taet.evaluation.probe`); empty
+    where it was not run, since nothing was attacked."""
     run: dict[str, Any] = field(default_factory=dict)
     """How the model was trained: {"config": the whole Run, "command": the call}; empty for a model from elsewhere."""
     environment: dict[str, Any] = field(default_factory=dict)
@@ -126,6 +129,9 @@ class ResultCard:
     def __post_init__(self) -> None:
         count, classes = len(self.labels), self.num_classes
         _check_classes("labels", self.labels, count, classes)
+        counts = self.data.get("train_class_counts")
+        if counts is not None and len(counts) != classes:
+            raise UserError(f"data train_class_counts: got {len(counts)}; allowed: {classes}, one per class")
         names = [column.name for column in self.columns]
         if len(set(names)) < len(names):
             raise UserError(f"columns: got {', '.join(names)}; allowed: each attack once")
@@ -197,6 +203,7 @@ class ResultCard:
             "run": _plain(self.run),
             "environment": self.environment,
             "flags": list(self.flags),
+            "probe": self.probe,
             "columns": [
                 {
                     "name": column.name,
@@ -308,6 +315,7 @@ def _read(cls: type[ResultCard], stored: Mapping[str, Any]) -> ResultCard:
         labels=_unpack_integers(stored["labels"]),
         columns=columns,
         flags=tuple(dict(flag) for flag in stored["flags"]),
+        probe=dict(stored["probe"]),
         run=dict(stored["run"]),
         environment=dict(stored["environment"]),
         created=stored["created"],

@@ -5,12 +5,13 @@ Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distrib
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from taet.distributed import global_sum
+from taet.errors import unknown
 from taet.losses.long_tail import cross_entropy
 from taet.losses.loss import Loss
 
@@ -55,6 +56,8 @@ def hierarchical_equalization(
     On several processes the class means are those of the global batch. Source: TAET, CVPR 2025, arXiv:2503.01924,
     section 3 (HARL); the constants are those of its public code.
     """
+    if absent not in get_args(Absent):
+        raise unknown("absent", absent, get_args(Absent))
     means, counts = class_losses(logits, labels)
     present = counts > 0
     weights = torch.ones_like(means)

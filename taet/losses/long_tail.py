@@ -21,24 +21,29 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(full_precision(logits), labels, reduction="none")
 
 
+def _positive(class_counts: Tensor, logits: Tensor) -> Tensor:
+    """Counts in the precision of the loss; 0 becomes 1, whose logarithm is finite."""
+    return class_counts.to(full_precision(logits).dtype).clamp(min=1)
+
+
 def logit_adjustment(logits: Tensor, labels: Tensor, class_counts: Tensor, tau: float = 1.0) -> Tensor:
     """Logit-adjusted cross-entropy, CE(z + tau log pi, y) with pi_c = n_c / N -> (N,).
 
-    Every count must be positive. Source: Menon et al., Long-tail learning via logit adjustment, ICLR 2021,
-    arXiv:2007.07314, equation 10.
+    A class without a training image counts as one. Source: Menon et al., Long-tail learning via logit adjustment, ICLR
+    2021, arXiv:2007.07314, equation 10.
     """
-    counts = class_counts.to(full_precision(logits).dtype)
+    counts = _positive(class_counts, logits)
     return cross_entropy(full_precision(logits) + tau * (counts / counts.sum()).log(), labels)
 
 
 def balanced_softmax(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
     """Balanced softmax, CE(z + log n, y) -> (N,).
 
-    It equals `logit_adjustment` at tau = 1, since softmax ignores a shift. Every count must be positive. Source: Ren et
-    al., Balanced Meta-Softmax, NeurIPS 2020, arXiv:2007.10740, equation 4; in adversarial training: Yue et al., AT-BSL,
-    CVPR 2024, arXiv:2403.10073.
+    It equals `logit_adjustment` at tau = 1, since softmax ignores a shift. A class without a training image counts as
+    one. Source: Ren et al., Balanced Meta-Softmax, NeurIPS 2020, arXiv:2007.10740, equation 4; in adversarial training:
+    Yue et al., AT-BSL, CVPR 2024, arXiv:2403.10073.
     """
-    counts = class_counts.to(full_precision(logits).dtype)
+    counts = _positive(class_counts, logits)
     return cross_entropy(full_precision(logits) + counts.log(), labels)
 
 

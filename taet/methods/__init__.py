@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taet import config, registry
+from taet.errors import UserError
 from taet.methods.base import Method, Task
 
 __all__ = ["Method", "Task", "build", "find"]
@@ -24,4 +25,6 @@ def build(name: str, settings: Any, task: Task) -> Method:
     cls = find(name)
     if settings is None or isinstance(settings, Mapping):
         settings = config.from_json(cls.Config, settings or {})
+    if type(settings) is not cls.Config:
+        raise UserError(f"method {name}: got settings of type {type(settings).__qualname__}; allowed: its own Config")
     return cls(settings, task)

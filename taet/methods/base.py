@@ -15,14 +15,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.pgd import pgd
+from taet.attacks.pgd import Objective, pgd
 from taet.config import Threat
 from taet.losses.long_tail import cross_entropy, outer_loss
 from taet.losses.loss import Loss
+from taet.metrics import class_ranks
 
 __all__ = ["Adversarial", "Attack", "Loss", "Method", "Step", "Task"]
-
-Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 class Adversarial(NamedTuple):
@@ -44,6 +43,11 @@ class Attack:
     threat: Threat
     generator: torch.Generator
     factor: Tensor | None = None
+    """Of every sample's eps and step size, (N,)."""
+    weights: Tensor | None = None
+    """Of the objective, by label, (C,); a sign step with BN in eval mode does not feel them."""
+    prior: Tensor | None = None
+    """Class counts whose logarithm is added to the logits that the objective sees, (C,)."""
 
     def __call__(
         self,
@@ -68,9 +72,26 @@ class Attack:
             settings["eps"] = settings["eps"] * self.factor
             settings["step_size"] = settings["step_size"] * self.factor
         return pgd(
-            model, x, y, objective=objective, generator=self.generator, observe=observe, active=active,
-            bn_mode=threat.bn_mode, **settings,
-        )  # fmt: skip
+            model,
+            x,
+            y,
+            objective=self._rebalanced(objective),
+            generator=self.generator,
+            observe=observe,
+            active=active,
+            bn_mode=threat.bn_mode,
+            **settings,
+        )
+
+    def _rebalanced(self, objective: Objective) -> Objective:
+        if self.prior is None and self.weights is None:
+            return objective
+
+        def rebalanced(logits: Tensor, labels: Tensor) -> Tensor:
+            values = objective(logits if self.prior is None else logits + self.prior.log(), labels)
+            return values if self.weights is None else self.weights[labels] * values
+
+        return rebalanced
 
     def scaled(self, factor: Tensor) -> Attack:
         """Return this attack with eps and step size multiplied by `factor` (N,)."""
@@ -96,9 +117,8 @@ class Task:
     """Share of every class in the training set."""
 
     def __post_init__(self) -> None:
-        order = sorted(range(len(self.class_counts)), key=lambda c: (-self.class_counts[c], c))
         total = sum(self.class_counts)
-        object.__setattr__(self, "ranks", tuple(order.index(c) for c in range(len(order))))
+        object.__setattr__(self, "ranks", tuple(int(rank) for rank in class_ranks(self.class_counts)))
         object.__setattr__(self, "prior", tuple(n / total for n in self.class_counts))
 
     @property

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from taet import registry
-from taet.models.classifier import Adapter, Classifier
+from taet.models.classifier import Adapter, Classifier, adapted
 from taet.randomness import derive_seed
 
-__all__ = ["Adapter", "Classifier", "build"]
+__all__ = ["Adapter", "Classifier", "adapted", "build"]
 
 
 def build(name: str, num_classes: int, image_shape: tuple[int, int, int] = (3, 32, 32), seed: int = 0) -> Classifier:
@@ -17,7 +17,7 @@ def build(name: str, num_classes: int, image_shape: tuple[int, int, int] = (3, 3
     image_shape is (channels, height, width); `forward` maps (N, *image_shape) in [0, 1] to logits (N, num_classes).
     """
     entry = registry.find("models", name)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reaches every device
         torch.manual_seed(derive_seed(seed, "weights"))
         model: Classifier = entry.load().build(name, num_classes, image_shape)
     return model

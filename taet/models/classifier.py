@@ -46,6 +46,11 @@ class Classifier(nn.Module):
         return logits
 
 
+def adapted(model: nn.Module, num_classes: int) -> nn.Module:
+    """Return `model` if it can be deployed as it is, else in an `Adapter`."""
+    return model if isinstance(model, Classifier | Adapter) else Adapter(model, num_classes)
+
+
 class Adapter(nn.Module):
     """Anyone's module (images in [0, 1] -> logits) as a classifier: float32 logits and the deployed offset."""
 

@@ -37,11 +37,17 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Read run.json; one that `taet train` did not write, or a newer one did, is refused."""
     path = folder / "run.json"
     info = read_json(path)
-    if not (isinstance(info, dict) and isinstance(info.get("schema"), int) and "run" in info):
-        raise UserError(f"{path} was not written by taet train")
-    if info["schema"] > SCHEMA:
-        raise UserError(f"{path}: got schema {info['schema']}; allowed: up to {SCHEMA}; a newer taet wrote it")
-    return info
+    try:
+        if info["schema"] > SCHEMA:
+            raise UserError(f"{path}: got schema {info['schema']}; allowed: up to {SCHEMA}; a newer taet wrote it")
+        for name in ("method_title", "selection", "model_given", "threads", "command"):
+            info[name]
+        info["run"]["method"], info["data"]["arrays"], info["data"]["splits"]["test"]
+        for split in info["data"]["splits"].values():
+            split["sha256"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} was not written by taet train ({type(error).__name__}: {error})") from None
+    return dict(info)
 
 
 def digest(value: Any) -> str:
@@ -53,7 +59,11 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Save plain Python and tensors; they are loaded back once before they replace the last good file."""
     buffer = io.BytesIO()
     torch.save({"schema": SCHEMA, **state}, buffer)
-    write_atomically(path, buffer.getvalue(), check=lambda part: torch.load(part, weights_only=True))
+    write_atomically(path, buffer.getvalue(), check=_loads)
+
+
+def _loads(path: Path) -> None:
+    torch.load(path, weights_only=True, map_location="cpu")
 
 
 def load_checkpoint(path: Path, run_hash: str) -> dict[str, Any]:
@@ -73,9 +83,13 @@ def load_checkpoint(path: Path, run_hash: str) -> dict[str, Any]:
     return state
 
 
-def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
-    """Save the state of `model` as safetensors with JSON `metadata`."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Save a model's `state` as safetensors with JSON `metadata`."""
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in state.items()
+    }
     write_atomically(path, save(tensors, metadata={"taet": json.dumps(metadata)}))
 
 
@@ -118,26 +132,41 @@ def run_from_json(values: Mapping[str, Any]) -> Run:
     return config.override(run, {"settings": config.from_json(methods.find(run.method).Config, settings or {})})
 
 
-def load_run(folder: str | Path, weights: str = "model") -> tuple[Run, nn.Module, Dataset, dict[str, Any]]:
+def load_run(
+    folder: str | Path, weights: str = "model", *, model: nn.Module | None = None, dataset: Dataset | None = None
+) -> tuple[Run, nn.Module, Dataset, dict[str, Any]]:
     """Return (run, model with its weights, data set, run.json) of a finished run folder.
 
-    `weights` is `model` (what the run delivers), `model-last` or `model-best`. A data set whose test images are not
-    those of the run is refused.
+    `weights` is `model` (what the run delivers), `model-last` or `model-best`. A run that was trained from a module or
+    on arrays in memory needs them again: `model` gets its weights. Other test images than the run's are refused.
     """
     folder = Path(folder)
     info = read_record(folder)
     run = run_from_json(info["run"])
-    if info["data"].get("arrays"):
-        raise UserError(f"{folder} was trained on arrays in memory: call taet.evaluate(model, images, labels)")
-    if info["model_given"]:
-        raise UserError(f"{folder} was trained from a module in memory: call taet.evaluate(model, images, labels)")
-    dataset = load(**config.to_json(run.data))
+    check_given(folder, info, model, dataset)
+    dataset = load(**config.to_json(run.data)) if dataset is None else dataset
     recorded = info["data"]["splits"]["test"]["sha256"]
     if dataset.test.sha256 != recorded:
         raise UserError(
             f"the test images of {run.data.name} are not those of {folder}: "
             f"got SHA-256 {dataset.test.sha256[:12]}, the run had {recorded[:12]}"
         )
-    model = models.build(run.model.name, dataset.num_classes, dataset.image_shape)
+    if model is None:
+        model = models.build(run.model.name, dataset.num_classes, dataset.image_shape)
+    model = models.adapted(model, dataset.num_classes)
     load_weights(folder / f"{weights}.safetensors", model)
     return run, model.eval(), dataset, info
+
+
+def check_given(folder: Path, info: Mapping[str, Any], model: nn.Module | None, dataset: Dataset | None) -> None:
+    """Refuse a run that was not given the module or arrays from memory that it needs, or that names its own."""
+    for name, needed, given in (
+        ("model", info["model_given"], model is not None),
+        ("dataset", info["data"]["arrays"], dataset is not None),
+    ):
+        if needed and not given:
+            raise UserError(
+                f"{folder} was trained with a {name} from memory: give it again, from Python, as {name}=..."
+            )
+        if given and not needed:
+            raise UserError(f"{folder} names its own {name}: got another as {name}=...")

@@ -6,11 +6,15 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import resource
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from taet.errors import UserError
 
 PACKAGES = ("taet", "torch", "torchvision", "numpy", "pyautoattack", "safetensors")
 
@@ -59,3 +63,26 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": f"{device.type}: {name}",
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that `name` means; auto is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: got {name}; allowed: auto, cpu, cuda, cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: got {name}; allowed: auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: got {name}; this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory so far in 10^6 bytes: allocated on a GPU since the run began, else resident in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # Linux counts in KiB, macOS in bytes

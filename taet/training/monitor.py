@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from taet.attacks.ball import frozen
 from taet.attacks.pgd import pgd
+from taet.attacks.precision import exact_float32
 from taet.data.augmentation import to_unit
 from taet.randomness import generator
 
@@ -41,7 +42,7 @@ def monitor(
     """
     attack = f"pgd-{steps}"
     correct = {name: torch.zeros(num_classes, dtype=torch.int64, device=images.device) for name in ("clean", attack)}
-    with frozen(model):
+    with frozen(model), exact_float32(images.device.type):
         for number, (batch, y) in enumerate(
             zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
         ):

@@ -6,9 +6,8 @@ import contextlib
 import json
 import math
 import os
-import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 
 from taet import config, methods, metrics, models
 from taet.attacks.ball import frozen
+from taet.attacks.progress import Progress
 from taet.config import Run
 from taet.data import Dataset, Split, load
 from taet.data.loader import Loader
@@ -26,15 +26,13 @@ from taet.files import write_atomically, write_json
 from taet.methods import Task
 from taet.randomness import derive_seed, generator
 from taet.training import checkpoint
-from taet.training.environment import environment
+from taet.training.environment import environment, peak_memory_mb, resolve_device
 from taet.training.interruption import interruption
 from taet.training.monitor import monitor
 from taet.training.running import Running
+from taet.training.schedule import learning_rate, milestone_epochs
 from taet.training.step import training_step
 from taet.training.tensorboard import board
-
-Progress = Callable[[float, float, str], None]
-"""Told (units done, units in all, a line about where the run is); the units are forward and backward passes."""
 
 LOOK_SECONDS = (
     0.5  # how often the loss is read for the progress line and checked: often enough to watch, too rare to cost
@@ -63,37 +61,11 @@ class TrainingResult:
         return "\n".join(lines)
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device that `name` means; auto is CUDA where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device: got {name}; allowed: auto, cpu, cuda, cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device: got {name}; allowed: auto, cpu, cuda, cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: got {name}; this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
 def default_folder(run: Run) -> Path:
     """Folder that a run without `out` takes."""
     data = run.data.name.replace(":", "-").replace("/", "-").strip("-.")
     ratio = "" if run.data.imbalance_ratio is None else f"-ir{run.data.imbalance_ratio:g}"
     return Path("runs") / f"{run.method}-{data}{ratio}-{run.model.name}-{run.protocol}-seed{run.seed}"
-
-
-def milestone_epochs(run: Run) -> tuple[int, ...]:
-    """Milestones as epochs, from 0: they scale with the length of the run."""
-    return tuple(round(share * run.training.epochs) for share in run.training.milestones)
-
-
-def learning_rate(run: Run, epoch: int) -> float:
-    """Learning rate of `epoch` (from 0): divided by ten at every milestone that has passed."""
-    passed = sum(epoch >= milestone for milestone in milestone_epochs(run))
-    return float(run.training.lr * 0.1**passed)
 
 
 def train(
@@ -121,6 +93,7 @@ def train(
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
     write_json(folder / "run.json", {**trainer.description(), "command": command})
+    trainer.save()  # the first weights too are on the disk before they move, whoever made them
     return trainer.fit()
 
 
@@ -135,8 +108,7 @@ def resume(
     folder = Path(folder)
     info = checkpoint.read_record(folder)
     run = checkpoint.run_from_json(info["run"])
-    if (info["model_given"] and model is None) or (info["data"]["arrays"] and dataset is None):
-        raise UserError(f"{folder} was trained on a module or arrays in memory: call taet.training.resume with them")
+    checkpoint.check_given(folder, info, model, dataset)
     run = config.override(run, {"training.threads": info["threads"]})
     trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
     for split, recorded in info["data"]["splits"].items():
@@ -190,10 +162,13 @@ class Trainer:
         )
         self.epoch, self.step = 0, 0
         self.seconds = {"training": 0.0, "all": 0.0}  # of the epoch under way
+        self.saved_at = time.monotonic()
         self.running = Running.empty(self.dataset.num_classes, self.device)
         self.predicted = self.method.class_counts.clone()
         self.best_score, self.best_epoch = -math.inf, -1
+        self.best_weights: dict[str, torch.Tensor] | None = None
         self.metrics_bytes = 0
+        self.watched_batches = 0
         self.run_hash = checkpoint.digest({**config.to_json(self.run), "training": self._training_without_machine()})
 
     def _training_without_machine(self) -> dict[str, Any]:
@@ -208,7 +183,8 @@ class Trainer:
         if self.dataset.validation is not None and rule != "best-test":
             return "validation", self.dataset.validation
         if rule == "best-validation":
-            raise UserError("selection best-validation needs a validation split: add --data.validation 0.1")
+            remedy = "Dataset.from_arrays(validation=...)" if self.given["dataset"] else "--data.validation 0.1"
+            raise UserError(f"selection best-validation needs a validation split: add {remedy}")
         return "test", self.dataset.test
 
     def _model(self, given: nn.Module | None) -> nn.Module:
@@ -217,8 +193,7 @@ class Trainer:
         if given is None:
             model = models.build(self.run.model.name, classes, shape, seed=self.run.seed)
             if self.run.model.normalize == "data":
-                pixels = self.dataset.train.images.reshape(-1, shape[0])
-                model.normalize_by(pixels.mean(0) / 255, pixels.std(0).clip(min=1) / 255)
+                model.normalize_by(*self.dataset.train.channel_statistics())
         else:
             try:
                 with torch.no_grad(), frozen(given.to(self.device)):
@@ -230,7 +205,7 @@ class Trainer:
             if getattr(output, "shape", None) != (2, classes):
                 got = tuple(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
                 raise UserError(f"model: got {got} for 2 images; allowed: (2, {classes}), one logit per class")
-            model = given if isinstance(given, models.Classifier | models.Adapter) else models.Adapter(given, classes)
+            model = models.adapted(given, classes)
         model.to(self.device)
         return model.to(memory_format=torch.channels_last) if self.run.training.channels_last else model
 
@@ -276,6 +251,7 @@ class Trainer:
             self.folder / "checkpoint.pt",
             {
                 "run_hash": self.run_hash,
+                "splits": {name: split.sha256 for name, split in self.dataset.splits.items()},
                 "model": self.model.state_dict(),
                 "method": self.method.state_dict(),
                 "method_optimizers": {name: o.state_dict() for name, o in self.method.optimizers.items()},
@@ -286,6 +262,7 @@ class Trainer:
                 "predicted": self.predicted,
                 "best_score": self.best_score,
                 "best_epoch": self.best_epoch,
+                "best_weights": self.best_weights,
                 "metrics_bytes": self.metrics_bytes,
                 "seconds": self.seconds,
             },
@@ -295,7 +272,14 @@ class Trainer:
     def restore(self) -> None:
         """Take the state of checkpoint.pt and cut metrics.jsonl to what it knew."""
         state = checkpoint.load_checkpoint(self.folder / "checkpoint.pt", self.run_hash)
-        self.model.load_state_dict(state["model"])
+        if state["splits"] != {name: split.sha256 for name, split in self.dataset.splits.items()}:
+            raise UserError(f"{self.folder / 'checkpoint.pt'} was written on other images; nothing was changed")
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())
+            raise UserError(f"the model is not the one that {self.folder} was started with: {detail}") from None
+        self.model.get_buffer("offset").zero_()  # not zero if the run was stopped while it watched
         self.method.load_state_dict(state["method"])
         for name, values in state["method_optimizers"].items():
             self.method.optimizers[name].load_state_dict(values)
@@ -304,6 +288,7 @@ class Trainer:
         self.running = Running(**state["running"]).to(self.device)
         self.predicted = state["predicted"].to(self.device)
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
+        self.best_weights = state["best_weights"]
         self.metrics_bytes = state["metrics_bytes"]
         path = self.folder / "metrics.jsonl"
         if self.metrics_bytes > (path.stat().st_size if path.exists() else 0):
@@ -320,21 +305,16 @@ class Trainer:
             self._stop_not_finite("a weight")
 
     def _stop_not_finite(self, what: str) -> None:
-        kept = (
-            "checkpoint.pt keeps the last good state"
-            if (self.folder / "checkpoint.pt").exists()
-            else "nothing was saved yet"
-        )
         raise UserError(
-            f"{what} is not finite in epoch {self.epoch + 1}, step {self.step}; stopped; {kept}; "
-            f"a lower --lr than {self.run.training.lr:g} is the usual remedy"
+            f"{what} is not finite in epoch {self.epoch + 1}, step {self.step}; stopped; checkpoint.pt keeps the last "
+            f"good state; a lower --lr than {self.run.training.lr:g} is the usual remedy"
         )
 
     # -- loop ----------------------------------------------------------------------------------------------------------
 
     def fit(self) -> TrainingResult:
         """Run to the end of the last epoch, from wherever the state is."""
-        self.saved_at = self.looked_at = self.mark = time.monotonic()
+        self.looked_at = self.mark = time.monotonic()
         with (
             _global_state_kept(self.device, self.threads),
             interruption() as self.asked_to_stop,
@@ -355,18 +335,27 @@ class Trainer:
         for batch in self.loader.epoch(epoch, self.step):
             torch.manual_seed(derive_seed(run.seed, "model", epoch, self.step))  # for a user's model with dropout
             noise = generator(self.device, run.seed, "attack", epoch, self.step)
-            loss = training_step(
-                self.model,
-                self.method,
-                self.optimizer,
-                batch,
-                run.threat,
-                noise,
-                autocast=run.training.precision == "bf16",
-            )
+            try:
+                loss = training_step(
+                    self.model,
+                    self.method,
+                    self.optimizer,
+                    batch,
+                    run.threat,
+                    noise,
+                    autocast=run.training.precision == "bf16",
+                )
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise UserError(
+                    f"batch size: a batch of {len(batch.y)} leaves batch normalisation one value per channel; "
+                    "take a larger --batch-size"
+                ) from error
             self.running.add(loss, batch.y)
             self.step += 1
             self._pause("training")
+        self._check_finite()
 
     def _pause(self, doing: str) -> None:
         """Between two batches: keep time, show, save if it is due, and end here if the user asked for it."""
@@ -374,6 +363,7 @@ class Trainer:
         self.seconds["all"] += now - self.mark
         self.seconds["training"] += now - self.mark if doing == "training" else 0.0
         self.mark = now
+        self.watched_batches += doing == "watching"
         if now - self.looked_at > LOOK_SECONDS:
             self.looked_at = now
             self._check_finite()
@@ -407,11 +397,11 @@ class Trainer:
                 channels_last=run.training.channels_last,
                 pause=lambda: self._pause("watching"),
             )
-        attacked = counts[f"pgd-{run.training.monitor_steps}"]
-        score = metrics.balanced_accuracy(attacked["correct"], attacked["total"])
-        if self._may_choose() and score > self.best_score:
-            self.best_score, self.best_epoch = score, self.epoch
-            self._save_weights("model-best")
+            attacked = counts[f"pgd-{run.training.monitor_steps}"]
+            score = metrics.balanced_accuracy(attacked["correct"], attacked["total"])
+            if self._may_choose() and score > self.best_score:
+                self.best_score, self.best_epoch = score, self.epoch
+                self.best_weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
         return {"split": self.split_name, **counts}
 
     def _may_choose(self) -> bool:
@@ -419,7 +409,6 @@ class Trainer:
         return self.split_name == "validation" or self.run.training.selection == "best-test"
 
     def _end_epoch(self, watched: dict[str, Any] | None) -> None:
-        self._check_finite()
         running = self.running
         row = {
             "epoch": self.epoch + 1,
@@ -435,7 +424,7 @@ class Trainer:
         }
         self._append(row)
         self.predicted = running.predicted.to(self.predicted.dtype)
-        self.running = Running.empty(self.dataset.num_classes, self.device)
+        self.running, self.watched_batches = Running.empty(self.dataset.num_classes, self.device), 0
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, {"training": 0.0, "all": 0.0}
         self.save()
         self._show()
@@ -453,30 +442,24 @@ class Trainer:
         self.write_scalars(row)
 
     def _finish(self) -> TrainingResult:
-        """Write the weights that the run delivers, and the mark that it is done."""
-        last, best = self.run.training.epochs - 1, self.folder / "model-best.safetensors"
+        """Write the weights that the run delivers, the others where they differ, and the mark that it is done."""
+        last, best = self.run.training.epochs - 1, self.best_epoch
         with self._deployed():
-            if self.run.training.selection == "last":
-                self._save_weights("model", epoch=last)
-                if self.best_epoch in (-1, last):
-                    best.unlink(missing_ok=True)
-            else:
-                self._save_weights("model-last", epoch=last)
-                checkpoint.load_weights(best, self.model)
-                self._save_weights("model", epoch=self.best_epoch)
+            weights = {"last": (self.model.state_dict(), last), "best": (self.best_weights, best)}
+            chosen, other = ("last", "best") if self.run.training.selection == "last" else ("best", "last")
+            self._save_weights("model", *weights[chosen])
+            if other == "last" or best not in (-1, last):
+                self._save_weights(f"model-{other}", *weights[other])
         checkpoint.load_weights(self.folder / "model.safetensors", self.model)
         write_atomically(self.folder / "done", b"")
         with (self.folder / "metrics.jsonl").open(encoding="utf-8") as file:
             history = tuple(json.loads(line) for line in file)
         return TrainingResult(self.folder, self.run, self.model.eval(), self.dataset, history)
 
-    def _save_weights(self, name: str, epoch: int | None = None) -> None:
-        metadata = {
-            "method": self.run.method,
-            "epoch": (self.epoch if epoch is None else epoch) + 1,
-            "run_hash": self.run_hash,
-        }
-        checkpoint.save_weights(self.folder / f"{name}.safetensors", self.model, metadata)
+    def _save_weights(self, name: str, tensors: Mapping[str, torch.Tensor] | None, epoch: int) -> None:
+        assert tensors is not None
+        metadata = {"method": self.run.method, "epoch": epoch + 1, "run_hash": self.run_hash}
+        checkpoint.save_weights(self.folder / f"{name}.safetensors", tensors, metadata)
 
     @contextlib.contextmanager
     def _deployed(self) -> Iterator[None]:
@@ -499,34 +482,32 @@ class Trainer:
         self.progress(*self._work(), " · ".join(parts))
 
     def _work(self) -> tuple[float, float]:
-        """Forward and backward passes over images that are done, and that the run takes in all."""
-        run = self.run
-        attack, watch = 2 * run.threat.steps, 2 + 2 * run.training.monitor_steps
-        watched = self._watched_epochs()
-        images = len(self.dataset.train)
-        per_epoch = [
-            images * (3 + (0 if self.method.stage_at(e) == "clean" else attack))
-            + (e in watched) * len(self.watched) * watch
-            for e in range(run.training.epochs)
-        ]
-        done = float(sum(per_epoch[: self.epoch]))
-        if self.epoch < run.training.epochs:
-            done += per_epoch[self.epoch] * self.step / (len(self.loader) + (self.epoch in watched))
-        return done, sum(per_epoch)
+        """Forward and backward passes of an image that are done, and that the run takes in all."""
+        epochs = range(self.run.training.epochs)
+        total = sum(sum(self._units(epoch)) for epoch in epochs)
+        done = sum(sum(self._units(epoch)) for epoch in epochs[: self.epoch])
+        if self.epoch < len(epochs):
+            train, watch = self._units(self.epoch)
+            batches = math.ceil(len(self.watched) / self.run.evaluation.batch_size)
+            done += train * self.step / len(self.loader)
+            if self.step == len(self.loader):
+                done += watch * min(self.watched_batches / batches, 1)
+        return done, total
 
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Most memory so far in 10^6 bytes: allocated on a GPU, resident in the process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+    def _units(self, epoch: int) -> tuple[float, float]:
+        """What an epoch's training and its point of the curve cost: a backward to the weights counts as two passes."""
+        attack = 0 if self.method.stage_at(epoch) == "clean" else 2 * self.run.threat.steps
+        watched = len(self.watched) if epoch in self._watched_epochs() else 0
+        return len(self.dataset.train) * (3.0 + attack), watched * (2.0 + 2 * self.run.training.monitor_steps)
 
 
 @contextlib.contextmanager
 def _global_state_kept(device: torch.device, threads: int) -> Iterator[None]:
     """Leave the caller's random state and number of threads as they were."""
     before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reaches every device
         torch.set_num_threads(threads)
         try:
             yield

@@ -15,6 +15,8 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
 from taet.attacks.autoattack import Arrays, Outcome, Version, _attack, autoattack, plan, run_parts
+from taet.attacks.counted import Counted
+from taet.attacks.progress import ticking
 from taet.errors import UserError
 
 EPS = 0.06
@@ -103,6 +105,8 @@ def test_the_plan_follows_the_number_of_classes() -> None:
     assert (plan(10).iterations, plan(10).queries, plan(10).target_classes) == (100, 5000, 9)
     assert plan(10).note is None
     assert plan(4).target_classes == 3
+    assert plan(7).note == "attacks all 6 other classes; the standard suite attacks 9"
+    assert plan(9).note
     assert plan(3).parts == ("apgd-ce", "apgd-dlr", "fab-t", "square")
     assert plan(2).parts == ("apgd-ce", "fab-t", "square")
     assert plan(3).note
@@ -210,12 +214,37 @@ def test_a_model_that_returns_a_view_of_its_input_is_not_written_into() -> None:
 @pytest.mark.usefixtures("few_queries")
 def test_progress_ends_at_its_total_and_names_the_parts() -> None:
     model, (x, y) = train(4), data(4)
-    seen: list[tuple[int, int, str]] = []
+    seen: list[tuple[float, float, str]] = []
     run_parts(model, x, y, eps=EPS, version="10", batch_size=BATCH, progress=lambda *report: seen.append(report))
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
     assert [total for _, total, _ in seen] == sorted((total for _, total, _ in seen), reverse=True)
     assert seen[-1][0] == seen[-1][1]
     assert seen[0][2] == "apgd-ce 1/3"
+
+
+@pytest.mark.usefixtures("few_queries")
+def test_progress_moves_inside_a_unit_but_not_beyond_what_it_was_expected_to_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("taet.attacks.progress.TICK_SECONDS", 0.0)
+    model, (x, y) = train(4), data(4)
+    seen: list[tuple[float, float, str]] = []
+    run_parts(model, x, y, eps=EPS, version="10", batch_size=BATCH, progress=lambda *report: seen.append(report))
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+    assert all(done <= total for done, total, _ in seen)
+    for label in {label for _, _, label in seen} - {"done"}:
+        unit = [done for done, _, name in seen if name == label]
+        assert len(set(unit)) > 5
+        assert unit[-1] - unit[0] <= BATCH * plan(4, "10").cost(label.partition(" ")[0])
+
+
+def test_ticks_are_rare() -> None:
+    model, (x, _) = Counted(train(4)), data(4)
+    seen: list[float] = []
+    with ticking(model, 1000, seen.append):
+        for _ in range(20):
+            model(x)
+    assert seen == []
 
 
 def test_a_model_that_is_wrong_everywhere_is_done_at_once() -> None:

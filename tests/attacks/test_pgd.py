@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from taet.attacks import fgsm, pgd
 from taet.attacks.pgd import cross_entropy
+from taet.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "attacks.json").read_text())
 
@@ -197,6 +198,27 @@ def test_objective_gets_float32_under_autocast() -> None:
         x_adv = pgd(model, x.bfloat16(), y, eps=0.1, steps=1, step_size=0.1, objective=objective)
     assert dtypes == [torch.float32]
     assert x_adv.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": 8}, "eps: got 8; .* did you mean 8/255"),
+        ({"eps": -1}, "eps: got -1"),
+        ({"step_size": 2.0}, "step size: got 2; .* did you mean 2/255"),
+        ({"step_size": float("nan")}, "step size: got nan"),
+        ({"x": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "images: got torch.uint8; .*divide uint8 by 255"),
+    ],
+)
+def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:
+    arguments = {"x": torch.zeros(2, 3, 8, 8), "y": torch.zeros(2).long(), "eps": 0.1, "step_size": 0.1, **change}
+    with pytest.raises(UserError, match=message) as error:
+        pgd(network(), **arguments, steps=1)
+    assert "\n" not in str(error.value)
+    if "step_size" not in change:
+        del arguments["step_size"]
+        with pytest.raises(UserError, match=message):
+            fgsm(network(), **arguments)
 
 
 def test_train_mode_moves_the_statistics_in_every_step() -> None:

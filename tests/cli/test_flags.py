@@ -49,7 +49,7 @@ def test_a_protocol_sets_the_other_defaults() -> None:
     expected = override(protocols.reat("at-bsl"), {"training.epochs": 8, "settings": run.settings})
     assert run == expected
     assert run.training.selection == "best-validation"
-    assert run.data.imbalance_ratio == 50
+    assert (run.data.imbalance_ratio, run.data.default_imbalance_ratio) == (None, 50)
 
 
 def test_every_part_of_a_run_has_its_flags() -> None:
@@ -63,3 +63,19 @@ def test_every_part_of_a_run_has_its_flags() -> None:
     assert (run.threat.eps, run.training.lr, run.training.outer) == (4 / 255, 0.05, "balanced-softmax")
     assert (run.training.milestones, run.evaluation.attacks) == ((0.5, 0.8), ("clean", "pgd-7"))
     assert run.settings.absent == "skip"
+
+
+def test_only_sizes_of_the_ball_are_fractions() -> None:
+    assert normalise(["--out", "2026/11", "--threat.eps", "8/255", "--step-size=1/255", "4/2"]) == [
+        "--out",
+        "2026/11",
+        "--threat.eps",
+        repr(8 / 255),
+        f"--step-size={1 / 255!r}",
+        "4/2",
+    ]
+
+
+def test_an_attack_with_a_typo_is_refused_before_the_training() -> None:
+    with pytest.raises(UserError, match=r"unknown attack 'pgd20'.*did you mean 'pgd-20'"):
+        configure("at", ["--evaluation.attacks", "clean", "pgd20"])

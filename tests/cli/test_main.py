@@ -49,7 +49,7 @@ def test_list(taet: Any, kind: Any) -> None:
     names = [entry["name"] for entry in found]
     assert names == (["taet", "reat"] if kind == "protocols" else list(registry.entries(kind)))
     lines = taet("list", kind).out.splitlines()
-    assert [line.split()[0] for line in lines] == names
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == names
 
 
 def test_data_show(taet: Any) -> None:
@@ -115,3 +115,9 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         f"{sys.executable} -m taet list attacks | true", shell=True, capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
+
+
+def test_methods_are_listed_with_their_papers(taet: Any) -> None:
+    found = {entry["name"]: entry for entry in json.loads(taet("list", "methods", "--json").out)}
+    assert "arXiv:2503.01924" in found["taet"]["reference"]
+    assert "arXiv:2503.01924" in taet("list", "methods").out

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from taet.data import Dataset, describe, render
+from taet.data import Dataset, Split, describe, render
 from taet.errors import UserError
 
 
@@ -121,3 +121,13 @@ def test_table_fits_a_terminal_and_its_bars_follow_the_counts(arrays):
     assert bars[1] == round(bars[0] / 4)
     assert bars[2] == 1
     assert dataset.train.sha256 in text
+
+
+def test_channel_statistics_are_those_of_the_pixels() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (300, 4, 5, 3), dtype=np.uint8)
+    images[..., 2] = 7
+    split = Split(images, np.zeros(300, np.int64), ("a", "b"), np.arange(300))
+    mean, spread = split.channel_statistics()
+    np.testing.assert_allclose(mean, images.reshape(-1, 3).mean(0) / 255)
+    np.testing.assert_allclose(spread[:2], images.reshape(-1, 3).std(0)[:2] / 255)
+    assert spread[2] == 1 / 255

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from taet.evaluation import Column, ResultCard
 from taet.evaluation.diagnostics import flags
@@ -28,10 +29,22 @@ def column(name: str, accuracy: float, **change: Any) -> Column:
     return Column(**{**values, **change})
 
 
-def raised(*columns: Column, labels: Any = None, model: dict[str, Any] | None = None) -> list[str]:
+def raised(
+    *columns: Column, labels: Any = None, model: dict[str, Any] | None = None, probe: dict[str, Any] | None = None
+) -> list[str]:
     labels = np.arange(COUNT) % 2 if labels is None else labels
     card = ResultCard(
-        "at", "AT", "taet", {}, 0, model or {}, {"class_names": ["a", "b"], "name": "toy"}, 250, labels, columns
+        "at",
+        "AT",
+        "taet",
+        {},
+        0,
+        model or {},
+        {"class_names": ["a", "b"], "name": "toy"},
+        250,
+        labels,
+        columns,
+        probe=probe or {},
     )
     found = flags(card)
     assert all(flag["text"].endswith(".") and "\n" not in flag["text"] for flag in found)
@@ -83,3 +96,38 @@ def test_few_images_and_a_leak_are_named() -> None:
     assert raised(few, labels=labels) == ["few-images-per-class"]
     assert raised(model={"leak": True}) == ["selected-on-test-set"]
     assert raised(labels=np.arange(400) % 2) == ["small-test-set"]
+
+
+def test_what_a_test_set_resolves_is_said_with_its_assumption() -> None:
+    card = ResultCard("at", "AT", "taet", {}, 0, {}, {"class_names": ["a", "b"]}, 250, np.arange(400) % 2, ())
+    (flag,) = flags(card)
+    assert "above about 5 points, if they disagree on 25 % of the images" in flag["text"]  # 1.96 sqrt(0.25 / 400)
+
+
+SOUND = {
+    "images": 250,
+    "seed": 0,
+    "repeat_difference": 9e-5,
+    "distributions": 249,
+    "clean_correct": 200,
+    "zero_gradients": 0,
+    "pgd_correct": 100,
+    "scaled_pgd_correct": 90,
+    "only_pgd_correct": 11,
+    "only_scaled_pgd_correct": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, []),
+        ({"repeat_difference": 1.1e-4}, ["randomised"]),
+        ({"distributions": 250}, ["softmax-outputs"]),
+        ({"zero_gradients": 1}, ["zero-gradients"]),
+        ({"only_pgd_correct": 12}, ["logit-scale"]),
+        ({"only_pgd_correct": 40, "only_scaled_pgd_correct": 29}, []),  # as likely by chance
+    ],
+)
+def test_the_probe_raises_flags_at_its_thresholds(change: dict[str, Any], expected: list[str]) -> None:
+    assert raised(probe={**SOUND, **change}) == expected

@@ -98,6 +98,7 @@ def test_every_attack_faces_all_images_and_the_columns_say_what_was_done() -> No
     assert (pgd.forwards, pgd.backwards) == (6 * 22, 5 * 22)
     assert pgd.parameters == {"steps": 5, "step_size": EPS / 2, "start": "uniform", "restarts": 1, "seed": 0}
     assert suite.parameters["target_classes"] == 3
+    assert suite.parameters["note"] == "attacks all 3 other classes; the standard suite attacks 9"
     assert (clean.norm, clean.eps, clean.bounded) == (None, None, False)
     assert (pgd.norm, pgd.eps, pgd.bounded) == ("linf", EPS, True)
     assert card.summary("clean").groups["head"] >= 0
@@ -177,7 +178,18 @@ def test_progress_never_goes_back_and_ends_at_its_total() -> None:
     evaluate(progress=lambda *report: seen.append(report))
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
     assert seen[-1][0] == seen[-1][1]
-    assert {label.partition(":")[0] for _, _, label in seen} == set(ATTACKS)
+    assert {label.partition(":")[0] for _, _, label in seen} == {*ATTACKS, "probe"}
+
+
+def test_progress_moves_inside_a_unit_but_not_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taet.attacks.progress.TICK_SECONDS", 0.0)
+    seen: list[tuple[float, float, str]] = []
+    evaluate(attacks="pgd-5", batch_size=22, progress=lambda *report: seen.append(report))
+    inside = [done for done, _, label in seen if label == "pgd-5"]
+    # 22 clean passes before; then after each forward, the backwards being one step behind
+    assert inside == [22 + 22 * passes for passes in (0, 1, 3, 5, 7, 9, 11, 11)]
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+    assert all(done <= total for done, total, _ in seen)
 
 
 class Returns(nn.Module):
@@ -205,6 +217,10 @@ class Returns(nn.Module):
         ({"eps": 8.0}, "did you mean 8/255"),
         ({"batch_size": 0}, "batch size"),
         ({"attacks": ("fgsm", "fgsm")}, "each once"),
+        ({"attacks": ("clean", "clean", "fgsm")}, "each once"),
+        ({"attacks": ()}, "attacks: got none"),
+        ({"attacks": "fgsn"}, "did you mean 'fgsm'"),
+        ({"dataset": object()}, "dataset= beside a Module"),
         ({"device": "gpu"}, "device"),
     ],
 )

@@ -50,6 +50,7 @@ def card(**change: Any) -> ResultCard:
             column("autoattack", ATTACKED, parts=parts, seconds=1.5, forwards=100, backwards=90),
         ),
         "flags": ({"flag": "small", "text": "A small set."},),
+        "probe": {"images": 4, "repeat_difference": 0.5},
     }
     return ResultCard(**{**values, **change})
 
@@ -76,6 +77,7 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
     after = ResultCard.load(tmp_path / "card.json")
     assert after.to_json() == before.to_json()
     assert repr(after) == repr(before)
+    assert after.probe == before.probe
     for old, new in zip(before.columns, after.columns, strict=True):
         np.testing.assert_array_equal(new.correct, old.correct)
         np.testing.assert_array_equal(new.predictions, old.predictions)
@@ -112,6 +114,9 @@ def flip_first_bit(stored: dict[str, Any]) -> None:
         (lambda s: s["columns"][1].update(name="clean"), "allowed: each attack once"),
         (lambda s: s["labels"].update(count=9), "a field has the wrong form"),
         (lambda s: s.pop("threat"), "'threat' is missing"),
+        (lambda s: s.pop("probe"), "'probe' is missing"),
+        (lambda s: s["data"].update(train_class_counts=[9, 3, 1]), "train_class_counts: got 3; allowed: 4"),
+        (lambda s: s["data"].update(train_class_counts=[9, 3, 1, 1, 1]), "train_class_counts: got 5; allowed: 4"),
         (lambda s: s.update(columns=3), "a field has the wrong form"),
         (lambda s: s.update(schema=2), "schema: got 2; allowed: 1; update taet"),
         (lambda s: s.update(kind="else"), "not a result card"),

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from taet.errors import UserError
 from taet.losses import Loss, hierarchical_equalization
 from taet.losses.equalization import Absent, class_losses
 
@@ -200,3 +201,8 @@ def test_absent_classes_of_a_long_tailed_batch_pull_the_balanced_loss_towards_ze
         torch.testing.assert_close(zero.parts["bcl"], skip.parts["bcl"] * present / 10, rtol=1e-5, atol=0)
         missing.append(10 - present)
     assert sum(missing) / len(missing) == pytest.approx(expected, abs=0.15)  # 3 standard errors
+
+
+def test_an_unknown_treatment_of_absent_classes_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown absent 'drop'; allowed: ema, skip, zero"):
+        hierarchical_equalization(torch.zeros(2, 3), torch.tensor([0, 1]), absent="drop")  # type: ignore[arg-type]

@@ -150,3 +150,11 @@ def test_outer_losses_go_by_name() -> None:
         assert loss(logits, labels, COUNTS).shape == (len(labels),)
     with pytest.raises(UserError, match=r"unknown outer loss 'balanced'.*did you mean 'balanced-softmax'\?"):
         outer_loss("balanced")
+
+
+@pytest.mark.parametrize("loss", [balanced_softmax, logit_adjustment])
+def test_a_class_without_a_training_image_counts_as_one(loss: Any) -> None:
+    logits, labels = torch.zeros(2, 3), torch.tensor([2, 0])
+    torch.testing.assert_close(
+        loss(logits, labels, torch.tensor([4, 2, 0])), loss(logits, labels, torch.tensor([4, 2, 1]))
+    )

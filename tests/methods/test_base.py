@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from taet import methods
+from taet import methods, models
 from taet.attacks import pgd
 from taet.config import Threat
 from taet.data.loader import Batch
@@ -95,3 +95,23 @@ def test_an_unknown_outer_loss_is_refused_with_the_nearest_match() -> None:
     task = Task(class_counts=(2, 1), image_shape=(1, 8, 8), epochs=1, steps_per_epoch=1, outer="balance-softmax")
     with pytest.raises(UserError, match=r"did you mean 'balanced-softmax'\?"):
         methods.build("at", None, task)
+
+
+def test_settings_of_another_method_are_refused() -> None:
+    task = Task(class_counts=(4, 2), image_shape=(1, 8, 8), epochs=2, steps_per_epoch=1)
+    with pytest.raises(UserError, match=r"method taet: got settings of type Harl\.Config; allowed: its own Config"):
+        methods.build("taet", methods.find("harl").Config(), task)
+
+
+def test_a_prior_moves_the_examples_and_label_weights_do_not() -> None:
+    model = models.build("resnet8", 3, (1, 8, 8))
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(12, 1, 8, 8, generator=generator), torch.arange(12) % 3
+
+    def attacked(**rebalancing: torch.Tensor) -> torch.Tensor:
+        attack = Attack(Threat(steps=3), torch.Generator().manual_seed(0), **rebalancing)
+        return attack(model, x, y)
+
+    plain = attacked()
+    assert torch.equal(attacked(weights=torch.tensor([0.01, 1.0, 7.0])), plain)
+    assert not torch.equal(attacked(prior=torch.tensor([100.0, 10.0, 1.0])), plain)

@@ -130,6 +130,7 @@ def write_run(
             "image_shape": [channels, 8, 8],
             "imbalance_ratio": 10.0,
             "notes": [],
+            "arrays": False,
             "splits": {
                 "train": {"indices": [], "sha256": "cd" * 32, "class_counts": train.tolist()},
                 "test": {"indices": [], "sha256": "ab" * 32, "class_counts": test.tolist()},
@@ -137,6 +138,9 @@ def write_run(
         },
         "stages": stages if method == "taet" else [{"stage": "train", "from_epoch": 1}],
         "selection": {"rule": selection},
+        "model_given": False,
+        "threads": 1,
+        "command": "taet train",
         "parameters": 1000,
     }
     (path / "run.json").write_text(json.dumps(record))

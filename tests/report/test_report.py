@@ -241,6 +241,11 @@ def test_bad_input_is_one_line(make_run: MakeRun, tmp_path: Path) -> None:
     (broken / "artifacts" / "examples.npz").write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(UserError, match="not readable as example images"):
         report.write([broken], tmp_path / "report.html")
+    (broken / "run.json").rename(tmp_path / "kept.json")
+    (broken / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="was not written by taet train"):
+        report.write([broken], tmp_path / "report.html")
+    (tmp_path / "kept.json").rename(broken / "run.json")
     newer = json.loads((broken / "run.json").read_text()) | {"schema": 2}
     (broken / "run.json").write_text(json.dumps(newer))
     with pytest.raises(UserError, match="schema 2; allowed: up to 1"):

@@ -117,7 +117,7 @@ def test_a_checkpoint_that_does_not_load_back_leaves_the_old_one(path: Path) -> 
 
 def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
     model, other = models.build("resnet8", 3, seed=1), models.build("resnet8", 3, seed=2)
-    save_weights(tmp_path / "model.safetensors", model, {"epoch": 1})
+    save_weights(tmp_path / "model.safetensors", model.state_dict(), {"epoch": 1})
     assert weights_digest(model) != weights_digest(other)
     load_weights(tmp_path / "model.safetensors", other)
     assert weights_digest(model) == weights_digest(other)
@@ -125,7 +125,7 @@ def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     path, model = tmp_path / "model.safetensors", models.build("resnet8", 3)
-    save_weights(path, models.build("resnet8", 4), {})
+    save_weights(path, models.build("resnet8", 4).state_dict(), {})
     refused(lambda: load_weights(path, model), "weights of another model: head.bias does not fit .3 in all")
     save_file({"a": torch.zeros(1)}, path)
     before = weights_digest(model)
@@ -136,7 +136,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0, 4, 1000])
 def test_truncated_weights_are_refused(tmp_path: Path, size: int) -> None:
     path, model = tmp_path / "model.safetensors", models.build("resnet8", 3)
-    save_weights(path, model, {})
+    save_weights(path, model.state_dict(), {})
     path.write_bytes(path.read_bytes()[:size])
     refused(lambda: load_weights(path, model), "is no safetensors file, or is truncated")
 
@@ -196,3 +196,12 @@ def test_metrics_that_lost_rows_are_refused(folder: Path) -> None:
 def test_a_run_without_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     refused(lambda: load_run(folder), "the run is not finished")
+
+
+def test_tied_weights_are_saved(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    save_weights(tmp_path / "tied.safetensors", model.state_dict(), {})
+    again = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    load_weights(tmp_path / "tied.safetensors", again)
+    assert torch.equal(again[1].weight, model[0].weight)

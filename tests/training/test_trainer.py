@@ -399,9 +399,9 @@ def test_a_plain_module_and_arrays_train_and_resume(
         patch.setattr(trainer, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(run, out=folder, model=network(), dataset=data)
-    with pytest.raises(UserError, match="was trained on a module or arrays in memory"):
+    with pytest.raises(UserError, match="was trained with a model from memory: give it again"):
         resume(folder)
-    with pytest.raises(UserError, match=r"evaluate\(model, images, labels\)"):
+    with pytest.raises(UserError, match="give it again"):
         taet.evaluate(folder)
     with pytest.raises(UserError, match="the train images are not those"):
         resume(folder, model=network(), dataset=arrays(per_class=11))
