@@ -136,7 +136,7 @@ def _probe(card: ResultCard) -> Iterator[tuple[str, str]]:
             "logit-scale",
             f"With logits times 10 in its objective PGD-20 leaves {100 * facts['scaled_pgd_correct'] / images:.1f} % "
             f"of the first {images} images correct, else {100 * facts['pgd_correct'] / images:.1f} %: PGD on logits "
-            "of this scale misses what a stronger attack finds, so its numbers are too high; report AutoAttack, not PGD.",
+            "of this scale misses what a stronger attack finds: its numbers are too high; report AutoAttack.",
         )
 
 
