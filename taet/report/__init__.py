@@ -102,17 +102,21 @@ def _page(runs: Sequence[RunFolder], title: str | None) -> str:
 
 
 def _series(runs: Sequence[RunFolder]) -> list[Series]:
-    """Give each run its label: the method, its seed where the method repeats, its folder where the seed repeats too."""
+    """Give each run its label: its method, with its seed and then its folder where that repeats on the same data."""
     from taet.report import figures
 
     methods = list(dict.fromkeys(run.method for run in runs))
-    seeds = Counter(run.method for run in runs)
-    labels = [run.method if seeds[run.method] == 1 else f"{run.method} (seed {run.seed})" for run in runs]
-    repeated = Counter(labels)
+    labels = [run.method for run in runs]
+    for detail in (lambda run: f"seed {run.seed}", lambda run: run.path.name, lambda run: str(run.path)):
+        met = Counter(zip((run.data for run in runs), labels, strict=True))
+        labels = [
+            label if met[run.data, label] == 1 else f"{label} ({detail(run)})"
+            for run, label in zip(runs, labels, strict=True)
+        ]
     return [
         figures.Series(
             run=run,
-            label=label if repeated[label] == 1 else f"{label} ({run.path})",
+            label=label,
             anchor=f"run-{index + 1}",
             index=index,
             colour=figures.COLOURS[methods.index(run.method) % len(figures.COLOURS)],

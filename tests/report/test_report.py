@@ -185,7 +185,14 @@ def test_seeds_are_rows_of_their_own_and_a_repeated_folder_is_one(make_run: Make
     again = make_run(tmp_path / "again", "taet", seed=1)
     page = Page(report.write([*seeds, seeds[0], again], tmp_path / "report.html"))
     labels = [row[0][1] for row in page.tables[0][1:]]
-    assert labels == ["taet (seed 0)", f"taet (seed 1) ({seeds[1]})", f"taet (seed 1) ({again})"]
+    assert labels == ["taet (seed 0)", "taet (seed 1) (s1)", "taet (seed 1) (again)"]
+
+
+def test_a_method_on_two_data_sets_needs_no_detail(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "ten", "at"), make_run(tmp_path / "two", "at", names=("a", "b"))]
+    page = Page(report.write(runs, tmp_path / "report.html"))
+    heads = [table[1][0][1] for table in page.tables if table[0][0][1] == "Run"]
+    assert set(heads) == {"at"}
 
 
 def test_runs_on_other_data_are_not_compared(make_run: MakeRun, tmp_path: Path) -> None:
