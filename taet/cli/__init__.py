@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()  # here, where a reader that has gone or a full disk is still caught
+        return status
     except UserError as error:
         if debug:
             raise
@@ -46,13 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ntaet: interrupted; what was done so far is saved", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, e.g. `taet list methods | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except OSError as error:
         if debug:
             raise
+        if error.filename is None:
+            _drop_output()
         print(f"taet: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return 2
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: Python would try again, and fail again, on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:
