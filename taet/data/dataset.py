@@ -16,6 +16,14 @@ from taet import metrics
 from taet.errors import UserError
 
 
+def images_sha256(images: NDArray[Any], labels: NDArray[np.int64]) -> str:
+    """SHA-256, in hexadecimal, of the images' shape as text, their bytes, and the labels as little-endian int64."""
+    digest = hashlib.sha256(repr(images.shape).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels, "<i8").data)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images with their labels."""
@@ -38,11 +46,8 @@ class Split:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256, in hexadecimal, of the images' shape as text, their bytes, and the labels as little-endian int64."""
-        digest = hashlib.sha256(repr(self.images.shape).encode())
-        digest.update(np.ascontiguousarray(self.images).data)
-        digest.update(np.ascontiguousarray(self.labels, "<i8").data)
-        return digest.hexdigest()
+        """What identifies the images and labels: see `images_sha256`."""
+        return images_sha256(self.images, self.labels)
 
     def channel_statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, in image units [0, 1]; a channel without any spread gets 1/255.

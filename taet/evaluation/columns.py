@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import time
@@ -26,11 +24,12 @@ from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Progress, ticking
 from taet.config import check_ball
 from taet.data.augmentation import to_unit
+from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
 from taet.evaluation.result import Column, Ints
 from taet.evaluation.state import Units
 from taet.randomness import generator
-from taet.training.checkpoint import weights_digest
+from taet.training.checkpoint import digest, weights_digest
 from taet.training.environment import version
 
 Images = NDArray[Any]
@@ -124,7 +123,7 @@ def attack_split(
         for number, attack in enumerate(parsed):
             units = None
             if state_dir is not None:
-                units = Units(Path(state_dir), attack.name, sha256([identity, attack.name, bench.settings(attack)]))
+                units = Units(Path(state_dir), attack.name, digest([identity, attack.name, bench.settings(attack)]))
             meter.begin(number)
             run = bench.run_suite if attack.kind == "autoattack" else bench.run_batches
             column = bench.among(known, attack) or run(attack, units, meter)
@@ -222,7 +221,7 @@ class Bench:
         """Hash of the model's layers and weights, the images, the labels, and the software that decides a flag."""
         network = self.model.model
         software = [self.device.type, version("torch"), version("pyautoattack")]
-        return sha256([repr(network), weights_digest(network), digest(self.images, self.labels), software])
+        return digest([repr(network), weights_digest(network), images_sha256(self.images, self.labels), software])
 
     def batch(self, rows: Ints) -> tuple[Tensor, Tensor]:
         """Return the images `rows` as the model takes them, and their labels, on the model's device."""
@@ -380,16 +379,3 @@ class _Meter:
 def _passes(attack: Attack) -> int:
     """Passes per image: forward and backward in each step, and the forward that decides."""
     return 2 * attack.steps + 1
-
-
-def digest(images: Images, labels: Ints) -> str:
-    """SHA-256 of the images' shape as text, their bytes, and the labels as little-endian int64, as `Split.sha256`."""
-    total = hashlib.sha256(repr(images.shape).encode())
-    total.update(np.ascontiguousarray(images).data)
-    total.update(np.ascontiguousarray(labels, "<i8").data)
-    return total.hexdigest()
-
-
-def sha256(value: Any) -> str:
-    """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -26,9 +26,10 @@ from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Progress
 from taet.config import Evaluation, Threat
 from taet.data import Dataset
+from taet.data.dataset import images_sha256
 from taet.errors import UserError
 from taet.evaluation import diagnostics, probe
-from taet.evaluation.columns import Bench, Images, as_arrays, attack_split, count_classes, digest, parse_attacks
+from taet.evaluation.columns import Bench, Images, as_arrays, attack_split, count_classes, parse_attacks
 from taet.evaluation.result import Column, Ints, ResultCard
 from taet.files import write_atomically
 from taet.training.checkpoint import load_run, weights_digest
@@ -257,7 +258,7 @@ def _from_module(
         model=model,
         images=pixels,
         labels=classes,
-        test_sha256=digest(pixels, classes),
+        test_sha256=images_sha256(pixels, classes),
         class_names=None if class_names is None else list(class_names),
         train_class_counts=None if train_class_counts is None else [int(count) for count in train_class_counts],
         settings=Evaluation(),

@@ -15,9 +15,10 @@ from taet.attacks import pgd
 from taet.attacks.ball import frozen
 from taet.attacks.precision import exact_float32
 from taet.attacks.progress import ticking
-from taet.evaluation.columns import Bench, sha256
+from taet.evaluation.columns import Bench
 from taet.evaluation.state import Units
 from taet.losses.long_tail import cross_entropy
+from taet.training.checkpoint import digest
 
 STEPS = 20
 STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and REAT papers' PGD-20
@@ -55,7 +56,7 @@ def probe(
     if state_dir is None:
         return _measure(bench, progress)
     settings = [bench.identity(), "probe", bench.eps, count(bench), bench.seed]
-    units = Units(Path(state_dir), "probe", sha256(settings))
+    units = Units(Path(state_dir), "probe", digest(settings))
     unit = units.get("facts")
     if unit is not None:
         progress(passes(bench))

@@ -10,6 +10,7 @@ from torch import nn
 
 from taet import config, protocols, train
 from taet.data import load
+from taet.data.dataset import images_sha256
 from taet.errors import UserError
 from taet.evaluation import ResultCard, columns, evaluate, probe
 
@@ -98,5 +99,5 @@ def test_a_run_from_memory_is_evaluated_with_what_it_was_trained_from(tmp_path: 
     stored = ResultCard.load(folder / "evaluation.json")
     assert stored.to_json() == card.to_json()
     assert (card.model["name"], card.data["name"]) == ("Sequential", data.name)
-    assert card.data["test_sha256"] == data.test.sha256 == columns.digest(data.test.images, data.test.labels)
+    assert card.data["test_sha256"] == data.test.sha256 == images_sha256(data.test.images, data.test.labels)
     assert (folder / "artifacts" / "examples.npz").exists()
