@@ -131,16 +131,52 @@ class Threat:
     """Length of one step, same units."""
     steps: int = 10
     """Number of steps."""
-    start: Literal["gaussian", "uniform", "none"] = "gaussian"
-    """Start noise: 0.001 N(0, 1), U(-eps, eps), or none."""
+    start: Literal["gaussian", "uniform", "positive", "none"] = "gaussian"
+    """Start noise: 0.001 N(0, 1), U(-eps, eps), U(0, eps) (RoBal's public code), or none."""
     bn_mode: Literal["eval", "train"] = "eval"
     """Mode of batch normalisation while the attack runs."""
+    weighting: Literal["none", "rw", "rws", "enr", "brw", "rbl"] = "none"
+    """Re-balancing of the attack's objective by class (REAT, table 2); only brw acts on sign steps in eval mode."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_ball("threat eps", self.eps)
         check_ball("threat step size", self.step_size)
         _require(self.steps >= 0, "threat steps", self.steps, "0 or more")
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The loss on labels that trains the weights, and its constants."""
+
+    name: Literal["cross-entropy", "balanced-softmax", "logit-adjustment", "focal", "class-balanced", "ldam"] = (
+        "cross-entropy"
+    )
+    """What stands in for the label cross-entropy of a method's outer loss."""
+    tau: float = 1.0
+    """Logit adjustment: factor of the log prior (Menon et al., ICLR 2021)."""
+    gamma: float = 2.0
+    """Focal loss: exponent of the modulating factor (Lin et al., ICCV 2017)."""
+    focal_form: Literal["softmax", "sigmoid"] = "softmax"
+    """Focal loss: on the probability of the label, or on one binary problem per class."""
+    beta: float = 0.9999
+    """Class-balanced loss and DRW: beta of the effective number of images (Cui et al., CVPR 2019)."""
+    max_margin: float = 0.5
+    """LDAM: margin of the rarest class (Cao et al., NeurIPS 2019)."""
+    scale: float = 30.0
+    """LDAM: scale of its cosine head (same); a method with a cosine head of its own keeps its own scale."""
+    drw: bool = False
+    """Deferred re-weighting: class-balanced weights from the first milestone on (same paper)."""
+    divide_by: Literal["weights", "batch"] = "weights"
+    """Weighted losses are divided by the sum of the batch's weights, or by the size of the batch."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("tau", "gamma", "max_margin"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, f"outer {name.replace('_', ' ')}", value, "0 or more")
+        _require(0 <= self.beta < 1, "outer beta", self.beta, "0 up to, not including, 1")
+        _require(math.isfinite(self.scale) and self.scale > 0, "outer scale", self.scale, "above 0")
 
 
 @dataclass(frozen=True)
@@ -159,10 +195,22 @@ class Training:
     """L2 penalty on every parameter."""
     milestones: tuple[float, ...] = (0.75, 0.9)
     """Shares of the epochs after which the learning rate is divided by ten."""
-    outer: str = "cross-entropy"
-    """Loss that stands in for the label cross-entropy of a method's outer loss."""
-    augment: Literal["crop-flip", "crop", "none"] = "crop-flip"
-    """Random crop after zero padding by an eighth of the side, and mirroring where it keeps the label."""
+    augment: Literal["crop-flip", "crop", "none", "randaugment", "autoaugment"] = "crop-flip"
+    """Random crop after zero padding by an eighth of the side, and mirroring where it keeps the label; before it, also
+    RandAugment (2 operations of magnitude 8) or AutoAugment (the CIFAR-10 policy), as AT-BSL does."""
+    sampling: Literal["shuffled", "class-balanced"] = "shuffled"
+    """Every image once per epoch, or as many draws of a class each equally likely and an image of it, with return."""
+    awp: float = 0.0
+    """Adversarial weight perturbation: its length relative to each weight tensor (0.01 with cross-entropy, 0.005 with
+    TRADES); 0: none."""
+    awp_start: float = 0.0
+    """Share of the epochs before weights are perturbed."""
+    ema: float = 0.0
+    """Decay of the exponential moving average of the weights, which is then what the run delivers; 0.995 is usual, 0:
+    none."""
+    swa: float = 1.0
+    """Share of the epochs after which the weights of every epoch are averaged, which is then what the run delivers,
+    e.g. 0.275 (epoch 55 of 200); 1: none."""
     precision: Literal["bf16", "float32"] = "bf16"
     """Arithmetic of training under autocast; evaluation is always float32."""
     channels_last: bool = True
@@ -173,12 +221,16 @@ class Training:
     """PGD steps of the per-epoch curve."""
     monitor_every: int = 1
     """Epochs between two points of the curve; the last epoch always has one; 0: none."""
+    distance_images: int = 0
+    """Training images of every class whose attacked versions are compared from epoch to epoch (REAT, figure 3)."""
     save_minutes: float = 5.0
     """Minutes between two checkpoints within an epoch; the end of an epoch always has one."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = None
     """CPU threads; results repeat bit for bit at the same number. Not given: torch's choice."""
+    workers: int = 0
+    """Processes that prepare the images of RandAugment and AutoAugment ahead; 0: the training process itself."""
     tensorboard: bool = False
     """Write TensorBoard events as well (needs the extra `tensorboard`)."""
 
@@ -195,6 +247,13 @@ class Training:
         ordered = list(self.milestones) == sorted(self.milestones)
         within = all(0 < share <= 1 for share in self.milestones)
         _require(ordered and within, "milestones", self.milestones, "rising shares of the epochs, e.g. 0.75 0.9")
+        _require(math.isfinite(self.awp) and 0 <= self.awp < 1, "awp", self.awp, "0 up to, not including, 1")
+        _require(0 <= self.awp_start <= 1, "awp start", self.awp_start, "0 to 1")
+        _require(0 <= self.ema < 1, "ema", self.ema, "0 up to, not including, 1")
+        _require(0 <= self.swa <= 1, "swa", self.swa, "0 to 1")
+        _require(not self.ema or self.swa == 1, "swa beside ema", self.swa, "one average of the weights")
+        _require(self.distance_images >= 0, "distance images", self.distance_images, "0 or more")
+        _require(self.workers >= 0, "workers", self.workers, "0 or more")
         _require(self.monitor_steps >= 1, "monitor steps", self.monitor_steps, "1 or more")
         _require(self.monitor_every >= 0, "monitor every", self.monitor_every, "0 or more")
         _require(self.threads is None or self.threads >= 1, "threads", self.threads, "1 or more")
@@ -235,6 +294,7 @@ class Run:
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     threat: Threat = field(default_factory=Threat)
+    outer: Outer = field(default_factory=Outer)
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     protocol: str = "taet"

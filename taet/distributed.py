@@ -7,6 +7,7 @@ processes gives exactly the gradient that one process would have computed on the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,3 +47,14 @@ def global_mean(losses: Tensor) -> Tensor:
     if world_size() == 1:
         return losses.mean()
     return global_sum(losses.sum()) / global_sum(losses.new_tensor(float(losses.numel())))
+
+
+def average_gradients(gradients: Sequence[Tensor]) -> None:
+    """Replace gradients, in place, by their mean over all processes; one reduction for all of them."""
+    if world_size() == 1 or not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for gradient, mean in zip(gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view(gradient.shape))

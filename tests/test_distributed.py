@@ -8,19 +8,25 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from taet.distributed import global_mean, global_sum, world_size
-from taet.losses import cross_entropy, hierarchical_equalization
+from taet.config import Outer
+from taet.distributed import average_gradients, global_mean, global_sum, world_size
+from taet.losses import cross_entropy, hierarchical_equalization, tail_margin
+from taet.losses.outer import OuterLoss
+from taet.losses.tail_margin import Form
 
 CLASSES, SAMPLES, PROCESSES = 5, 11, 2
 # Where the batch is cut. The labels leave class 4 out of the whole batch and others out of one share only.
 CUTS = {"uneven": 7, "one-image": 10, "all-on-one": 11}
 LABELS = torch.tensor([0, 1, 0, 0, 1, 0, 2, 3, 3, 0, 2])
+# Classes 3 and 2 are tail, and of them 2 is in both shares of the uneven cut.
+COUNTS = torch.tensor([50, 30, 2, 3, 20])
 RUNNING = torch.linspace(0.5, 2.5, CLASSES, dtype=torch.float64)
 
 
@@ -28,9 +34,22 @@ def hel(absent: str) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda logits, labels: hierarchical_equalization(logits, labels, 0.3, 0.7, 1.1, absent, RUNNING).total
 
 
+def outer(name: str, **settings: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    loss = OuterLoss(Outer(name, **settings), COUNTS, scale=5.0, drw_from=0)
+    return lambda logits, labels: global_mean(loss(logits, labels))
+
+
+def tail(form: Form) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda features, labels: tail_margin(features, labels, COUNTS, form)
+
+
 LOSSES = {
     "cross-entropy": lambda logits, labels: global_mean(cross_entropy(logits, labels)),
     **{f"hel-{absent}": hel(absent) for absent in ("zero", "skip", "ema")},
+    **{name: outer(name) for name in ("balanced-softmax", "focal", "class-balanced", "ldam")},
+    "class-balanced-over-batch": outer("class-balanced", divide_by="batch"),
+    "deferred-ldam": outer("ldam", drw=True),
+    **{f"tail-{form}": tail(form) for form in ("official", "paper", "per-pair")},
 }
 
 
@@ -61,10 +80,7 @@ def work(number: int, folder: Path) -> None:
         share = slice(0, cut) if number == 0 else slice(cut, SAMPLES)
         for loss_name, loss in LOSSES.items():
             values = gradients(loss, share)
-            for name, value in values.items():
-                if name != "loss":
-                    dist.all_reduce(value)
-                    value /= PROCESSES
+            average_gradients([value for name, value in values.items() if name != "loss"])
             found[f"{cut_name}/{loss_name}"] = values
     found["sum"] = {"value": global_sum(torch.tensor([1.0, 10.0]) * (number + 1))}
     torch.save(found, folder / f"{number}.pt")
@@ -119,6 +135,8 @@ def test_one_process_is_its_own_world() -> None:
     assert world_size() == 1
     assert global_sum(value) is value
     assert global_mean(value).item() == 3
+    average_gradients([value.detach()])
+    assert value.tolist() == [1, 2, 6]
 
 
 if __name__ == "__main__":

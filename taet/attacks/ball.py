@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from taet.attacks.noise import Source
 from taet.errors import UserError
 
-Start = Literal["gaussian", "uniform", "none"]
+Start = Literal["gaussian", "uniform", "positive", "none"]
 BNMode = Literal["eval", "train"]
 
 BALL_TOLERANCE = 1e-6  # float32 rounds x + eps - x by less than 1.2e-7
@@ -40,18 +41,18 @@ def distance(x_adv: Tensor, x: Tensor) -> Tensor:
     return (x_adv - x).abs().flatten(1).amax(1)
 
 
-def draw_noise(x: Tensor, eps: float | Tensor, start: Start, generator: torch.Generator | None = None) -> Tensor:
-    """Return start noise in the shape of `x`: 0.001 N(0, 1), U(-eps, eps) or zeros.
+def draw_noise(x: Tensor, eps: float | Tensor, start: Start, source: Source | None = None) -> Tensor:
+    """Return start noise in the shape of `x`: 0.001 N(0, 1), U(-eps, eps), U(0, eps) or zeros.
 
-    It is drawn from `generator`, never from the global one; without a generator, from a fresh one seeded with 0.
+    It is drawn from `source`, never from the global generator; without one, from a fresh generator seeded with 0.
     """
     if start == "none":
         return torch.zeros_like(x)
-    if generator is None:
-        generator = torch.Generator(x.device).manual_seed(0)
+    if source is None:
+        source = Source(torch.Generator(x.device).manual_seed(0))
     if start == "gaussian":
-        return GAUSSIAN_SCALE * torch.empty_like(x).normal_(generator=generator)
-    return per_sample(eps, x) * torch.empty_like(x).uniform_(-1, 1, generator=generator)
+        return GAUSSIAN_SCALE * source.normal(x)
+    return per_sample(eps, x) * source.uniform(x, 0.0 if start == "positive" else -1.0, 1.0)
 
 
 def verify(attack: str, x_adv: Tensor, x: Tensor, eps: float) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from taet.attacks.ball import BNMode, Start, check_floating, draw_noise, frozen, per_sample, project
+from taet.attacks.noise import Source
 from taet.config import check_ball
 from taet.losses.long_tail import cross_entropy, full_precision
 
@@ -49,8 +50,8 @@ def pgd(
             tensors are not, since reading them would wait for the device.
         steps: number of steps, 0 or more; after 0 steps the start itself is returned, inside the ball.
         step_size: length of a step, a number or one per sample (N,), same units.
-        start: "uniform" U(-eps, eps) clipped to [0, 1]; "gaussian" 0.001 N(0, 1), not clipped before the first step;
-            or "none".
+        start: "uniform" U(-eps, eps) or "positive" U(0, eps), clipped to [0, 1]; "gaussian" 0.001 N(0, 1), not clipped
+            before the first step; or "none".
         objective: from (logits, labels) to (N,), to be made large; logits arrive in float32 or wider.
         bn_mode: "eval", or "train" for batch statistics, which moves the running ones in every step.
         generator: source of the start noise, on x's device; without it, a fresh one seeded with 0.
@@ -72,9 +73,10 @@ def pgd(
         if not isinstance(size, Tensor):
             check_ball(what, size)
     origin = full_precision(x.detach())
-    noise = draw_noise(origin, eps, start, generator) if start_noise is None else start_noise
-    x_adv = origin + noise
-    if start == "uniform":
+    if start_noise is None:
+        start_noise = draw_noise(origin, eps, start, None if generator is None else Source(generator))
+    x_adv = origin + start_noise
+    if start in ("uniform", "positive"):
         x_adv = project(x_adv, origin, eps)
     length = per_sample(step_size, origin)
     moves = None if active is None else active.expand(steps, -1)

@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 FRACTION = re.compile(r"([+-]?\d+(?:\.\d+)?)/(\d+)")
 BALL_FLAG = re.compile(r"--(?:[\w-]+\.)?(?:eps|step-size)")  # what is measured in grey levels and written as a fraction
-ALIASES = {"--data": "--data.name", "--model": "--model.name"}
+ALIASES = {"--data": "--data.name", "--model": "--model.name", "--outer": "--outer.name"}
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:
-    """Write k/255 after --eps and --step-size as a number, and the short forms --data and --model in full."""
+    """Write k/255 after --eps and --step-size as a number, and the short forms --data, --model and --outer in full."""
     result: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")

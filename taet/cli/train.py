@@ -13,7 +13,7 @@ import tyro
 from taet import methods, protocols
 from taet.cli import flags
 from taet.cli.progress import progress
-from taet.config import Data, Evaluation, Model, Run, Threat, Training
+from taet.config import Data, Evaluation, Model, Outer, Run, Threat, Training
 from taet.errors import UserError
 from taet.evaluation import parse_attack
 from taet.training import resume, train
@@ -27,7 +27,8 @@ EXAMPLES = (
     "taet train --resume runs/harl-skip",
 )
 DESCRIPTION = (
-    "Train METHOD under a protocol: --protocol taet (default) or reat sets every other default. "
+    "Train METHOD under a protocol: --protocol taet (default) or reat sets every other default; official takes the "
+    "settings that METHOD was published with. "
     "Options --method.* are the method's own."
 )
 
@@ -62,9 +63,10 @@ def configure(method: str, arguments: list[str]) -> tuple[Run, str | None]:
         ("data", Data, start.data),
         ("model", Model, start.model),
         ("threat", Threat, start.threat),
+        ("outer", Outer, start.outer),
         ("training", Annotated[Training, tyro.conf.arg(name="")], start.training),
         ("evaluation", Evaluation, start.evaluation),
-        ("method", config, config()),
+        ("method", config, start.settings or config()),
     ]
     seed = Annotated[int, tyro.conf.arg(help="Seed of weights, batches, augmentation and attack starts.")]
     folder = Annotated[str | None, tyro.conf.arg(help="Folder of the run, which must be new.")]

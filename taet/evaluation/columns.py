@@ -20,6 +20,7 @@ from taet.attacks.autoattack import NAMES as SUITES
 from taet.attacks.autoattack import Arrays, Version, plan, run_parts
 from taet.attacks.ball import draw_noise, frozen, verify
 from taet.attacks.counted import Counted
+from taet.attacks.noise import Source
 from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Progress, ticking
 from taet.config import check_ball
@@ -229,9 +230,9 @@ class Bench:
 
     def start_noise(self, purpose: str, x: Tensor, rows: Ints) -> Tensor:
         """Draw U(-eps, eps) in the shape of x, for each image by itself, so that it does not depend on the batching."""
-        blank = torch.empty(x.shape[1:])
-        draws = [generator("cpu", self.seed, purpose, int(row)) for row in rows]
-        return torch.stack([draw_noise(blank, self.eps, "uniform", draw) for draw in draws]).to(x.device)
+        blank = torch.empty(1, *x.shape[1:])
+        draws = [Source(generator("cpu", self.seed, purpose, int(row))) for row in rows]
+        return torch.cat([draw_noise(blank, self.eps, "uniform", draw) for draw in draws]).to(x.device)
 
     def perturb(self, attack: Attack, rows: Ints) -> tuple[Tensor, Tensor]:
         """Return the predictions (N,) on the images `rows` under an attack of ours, and the images attacked."""

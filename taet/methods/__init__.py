@@ -7,9 +7,9 @@ from typing import Any
 
 from taet import config, registry
 from taet.errors import UserError
-from taet.methods.base import Method, Task
+from taet.methods.base import Attack, Method, Task
 
-__all__ = ["Method", "Task", "build", "find"]
+__all__ = ["Attack", "Method", "Task", "build", "find"]
 
 
 def find(name: str) -> type[Method]:
@@ -27,4 +27,6 @@ def build(name: str, settings: Any, task: Task) -> Method:
         settings = config.from_json(cls.Config, settings or {})
     if type(settings) is not cls.Config:
         raise UserError(f"method {name}: got settings of type {type(settings).__qualname__}; allowed: its own Config")
+    if task.weighting != "none" and not cls.label_attack:
+        raise UserError(f"{name}: got the weighting {task.weighting}; its attack raises no loss on labels: only none")
     return cls(settings, task)

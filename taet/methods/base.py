@@ -15,11 +15,15 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from taet.attacks.ball import draw_noise
+from taet.attacks.noise import Source
 from taet.attacks.pgd import Objective, pgd
-from taet.config import Threat
-from taet.losses.long_tail import cross_entropy, outer_loss
+from taet.config import Outer, Threat
+from taet.losses.long_tail import cross_entropy
 from taet.losses.loss import Loss
+from taet.losses.outer import OuterLoss
 from taet.metrics import class_ranks
+from taet.models.heads import Head
 
 __all__ = ["Adversarial", "Attack", "Loss", "Method", "Step", "Task"]
 
@@ -36,12 +40,14 @@ class Attack:
     """The protocol's attack as a value: `attack(model, x, y)` returns examples in the ball around x and in [0, 1].
 
     `objective` (logits, labels) -> (N,) is what the attack raises; `observe` sees the logits of every iterate before
-    its update; `active` (N,) freezes the examples where it is False. A method that must differ from the protocol names
-    its deviation (eps, step_size, steps, start) and declares it in `Method.deviations`.
+    its update; `active`, (N,) or (steps, N), freezes the examples where it is False. A method that must differ from the
+    protocol names its deviation (eps, step_size, steps, start) and declares it in `Method.deviations`; its eps and
+    step size are then final, so it builds them from `attack.eps` and `attack.step_size`. A method that draws numbers
+    draws them from `attack.source`.
     """
 
     threat: Threat
-    generator: torch.Generator
+    source: Source
     factor: Tensor | None = None
     """Of every sample's eps and step size, (N,)."""
     weights: Tensor | None = None
@@ -61,27 +67,31 @@ class Attack:
         **deviation: Any,
     ) -> Tensor:
         threat = self.threat
-        settings: dict[str, Any] = {
-            "eps": threat.eps,
-            "step_size": threat.step_size,
-            "steps": threat.steps,
-            "start": threat.start,
-            **deviation,
-        }
-        if self.factor is not None:
-            settings["eps"] = settings["eps"] * self.factor
-            settings["step_size"] = settings["step_size"] * self.factor
+        settings: dict[str, Any] = {"eps": self.eps, "step_size": self.step_size, "steps": threat.steps, **deviation}
+        start = settings.pop("start", threat.start)
+        if "start_noise" not in settings:
+            settings["start_noise"] = draw_noise(x, settings["eps"], start, self.source)
         return pgd(
             model,
             x,
             y,
+            start=start,
             objective=self._rebalanced(objective),
-            generator=self.generator,
             observe=observe,
             active=active,
             bn_mode=threat.bn_mode,
             **settings,
         )
+
+    @property
+    def eps(self) -> float | Tensor:
+        """Radius of the ball, a number or one per sample (N,)."""
+        return self.threat.eps if self.factor is None else self.threat.eps * self.factor
+
+    @property
+    def step_size(self) -> float | Tensor:
+        """Length of a step, a number or one per sample (N,)."""
+        return self.threat.step_size if self.factor is None else self.threat.step_size * self.factor
 
     def _rebalanced(self, objective: Objective) -> Objective:
         if self.prior is None and self.weights is None:
@@ -97,6 +107,10 @@ class Attack:
         """Return this attack with eps and step size multiplied by `factor` (N,)."""
         return replace(self, factor=factor if self.factor is None else self.factor * factor)
 
+    def weighted(self, weights: Tensor) -> Attack:
+        """Return this attack with an objective weighted by label, `weights` (C,)."""
+        return replace(self, weights=weights)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -109,8 +123,10 @@ class Task:
     steps_per_epoch: int
     milestones: tuple[int, ...] = ()
     """Epochs, from 0, at which the learning rate falls."""
-    outer: str = "cross-entropy"
+    outer: Outer = field(default_factory=Outer)
     """The run's outer loss."""
+    weighting: str = "none"
+    """The re-balancing of the attack that the run asks for."""
     ranks: tuple[int, ...] = field(init=False)
     """Rank of every class by training count, 0 the largest, ties by label."""
     prior: tuple[float, ...] = field(init=False)
@@ -127,7 +143,9 @@ class Task:
 
 
 class Step(NamedTuple):
-    """What `after_step` is told: positions in the data (N,), the batch, its loss, the attack, the optimiser."""
+    """What `after_step` is told: positions in the data (N,), the batch, its loss, the attack, the optimiser's settings,
+    and how many steps of the run came before.
+    """
 
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a step
     x: Tensor
@@ -136,6 +154,7 @@ class Step(NamedTuple):
     attack: Attack
     lr: float
     weight_decay: float
+    number: int = 0
 
 
 class Method(nn.Module):
@@ -147,6 +166,10 @@ class Method(nn.Module):
     """Where the method leaves the protocol, in words; every table prints them."""
     official: ClassVar[Mapping[str, Any]] = {}
     """Its own published settings, as overrides of a Run."""
+    label_attack: ClassVar[bool] = True
+    """Is the attack's objective a loss on labels? Only then can the run re-balance it."""
+    uses_features: bool = False
+    """Does the loss read `model.features`?"""
 
     @dataclass(frozen=True)
     class Config:
@@ -160,12 +183,23 @@ class Method(nn.Module):
         self.task = task
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.register_buffer("class_counts", torch.tensor(task.class_counts, dtype=torch.float32), persistent=False)
-        self._outer = outer_loss(task.outer)
+        # Every label term of an outer loss goes through here: `self.outer(logits, y)` -> (N,).
+        self.outer = OuterLoss(
+            task.outer, task.class_counts, scale=self.head().scale, drw_from=min(task.milestones, default=None)
+        )
         self.stage = self.stage_at(0)
 
-    def outer(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The run's outer loss on labels, (N,): every label term of an outer loss goes through here."""
-        return self._outer(logits, y, self.class_counts)
+    def head(self) -> Head:
+        """The head that the method needs: its own, or LDAM's cosine head, or a linear one."""
+        return Head("cosine", scale=self.task.outer.scale) if self.task.outer.name == "ldam" else Head()
+
+    def enter(self, epoch: int) -> None:
+        """Take stage and outer loss to `epoch`, also of methods held; the trainer calls it on resume as well."""
+        for module in self.modules():
+            if isinstance(module, Method):
+                module.stage = module.stage_at(epoch)
+            elif isinstance(module, OuterLoss):
+                module.enter(epoch)
 
     def stage_at(self, epoch: int) -> str:
         """Name of the stage that `epoch` (from 0) belongs to; `clean` is a stage without an attack."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from taet.config import Outer
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
@@ -17,10 +18,14 @@ from taet.methods.harl import Harl
 
 
 class Taet(Method):
-    """Loss: mean CE(f(x), y) on clean images in the first stage, HEL(f(x'), y) on PGD examples in the second."""
+    """Loss: mean CE(f(x), y) on clean images in the first stage, HEL(f(x'), y) on PGD examples in the second.
+
+    Official: as in `Harl`.
+    """
 
     title = "TAET"
     reference = "CVPR 2025, arXiv:2503.01924"
+    official = Harl.official
 
     @dataclass(frozen=True)
     class Config(Harl.Config):
@@ -37,7 +42,7 @@ class Taet(Method):
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)
         # The run's outer loss reaches the clean stage only: HEL balances already, and on shifted logits does it twice.
-        self.equalization = Harl(config, replace(task, outer="cross-entropy"))
+        self.equalization = Harl(config, replace(task, outer=Outer()))
 
     def stage_at(self, epoch: int) -> str:
         return "clean" if epoch < round(self.config.clean_share * self.task.epochs) else "adversarial"

@@ -6,12 +6,19 @@ import torch
 
 from taet import registry
 from taet.models.classifier import Adapter, Classifier, adapted
+from taet.models.heads import CosineHead, Head
 from taet.randomness import derive_seed
 
-__all__ = ["Adapter", "Classifier", "adapted", "build"]
+__all__ = ["Adapter", "Classifier", "CosineHead", "Head", "adapted", "build"]
 
 
-def build(name: str, num_classes: int, image_shape: tuple[int, int, int] = (3, 32, 32), seed: int = 0) -> Classifier:
+def build(
+    name: str,
+    num_classes: int,
+    image_shape: tuple[int, int, int] = (3, 32, 32),
+    seed: int = 0,
+    head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
+) -> Classifier:
     """Return the model called `name` with fresh weights drawn from `seed`; the global random state is left as it was.
 
     image_shape is (channels, height, width); `forward` maps (N, *image_shape) in [0, 1] to logits (N, num_classes).
@@ -19,5 +26,5 @@ def build(name: str, num_classes: int, image_shape: tuple[int, int, int] = (3, 3
     entry = registry.find("models", name)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reaches every device
         torch.manual_seed(derive_seed(seed, "weights"))
-        model: Classifier = entry.load().build(name, num_classes, image_shape)
+        model: Classifier = entry.load().build(name, num_classes, image_shape, head)
     return model

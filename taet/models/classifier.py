@@ -39,11 +39,14 @@ class Classifier(nn.Module):
         features: Tensor = self.body((x - self.mean) / self.std)
         return features
 
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.features(x)
-        with torch.autocast(x.device.type, enabled=False):
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (N, classes) of features (N, D)."""
+        with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.head(features.to(self.offset.dtype)) - self.offset
         return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features(x))
 
 
 def adapted(model: nn.Module, num_classes: int) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from taet.models.classifier import Classifier
+from taet.models.heads import Head, build_head
 
 NAMES = {
     "resnet18": "ResNet-18 with the CIFAR stem, 11.2 million parameters (both papers)",
@@ -53,12 +54,11 @@ def residual_body(widths: Sequence[int], blocks: int, channels: int) -> nn.Seque
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def build(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> Classifier:
+def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head) -> Classifier:
     """Return the network called `name` with He initialisation from the global random state."""
     widths, blocks = LAYOUTS[name]
-    model = Classifier(
-        residual_body(widths, blocks, image_shape[0]), nn.Linear(widths[-1], num_classes), num_classes, image_shape[0]
-    )
+    body = residual_body(widths, blocks, image_shape[0])
+    model = Classifier(body, build_head(head, widths[-1], num_classes), num_classes, image_shape[0])
     for module in model.modules():
         if isinstance(module, nn.Conv2d):  # He et al., 2015, arXiv:1502.01852: keeps the variance through rectifiers
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -40,7 +40,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         if info["schema"] > SCHEMA:
             raise UserError(f"{path}: got schema {info['schema']}; allowed: up to {SCHEMA}; a newer taet wrote it")
-        for name in ("method_title", "selection", "model_given", "threads", "command"):
+        for name in ("method_title", "selection", "model_given", "head", "threads", "command"):
             info[name]
         info["run"]["method"], info["data"]["arrays"], info["data"]["splits"]["test"]
         for split in info["data"]["splits"].values():
@@ -152,7 +152,7 @@ def load_run(
             f"got SHA-256 {dataset.test.sha256[:12]}, the run had {recorded[:12]}"
         )
     if model is None:
-        model = models.build(run.model.name, dataset.num_classes, dataset.image_shape)
+        model = models.build(run.model.name, dataset.num_classes, dataset.image_shape, head=models.Head(**info["head"]))
     model = models.adapted(model, dataset.num_classes)
     load_weights(folder / f"{weights}.safetensors", model)
     return run, model.eval(), dataset, info

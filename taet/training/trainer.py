@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -13,19 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from taet import config, methods, metrics, models
 from taet.attacks.ball import frozen
+from taet.attacks.noise import Source
 from taet.attacks.progress import Progress
+from taet.attacks.weighting import generation_weighting
 from taet.config import Run
 from taet.data import Dataset, Split, load
 from taet.data.loader import Loader
 from taet.errors import UserError
 from taet.files import write_atomically, write_json
-from taet.methods import Task
+from taet.methods import Attack, Task
+from taet.models import Classifier, CosineHead
 from taet.randomness import derive_seed, generator
 from taet.training import checkpoint
+from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
+from taet.training.drift import Drift
 from taet.training.environment import environment, peak_memory_mb, resolve_device
 from taet.training.interruption import interruption
 from taet.training.monitor import monitor
@@ -142,6 +149,8 @@ class Trainer:
             mirror=self.dataset.mirror,
             channels_last=run.training.channels_last,
             device=self.device,
+            sampling=run.training.sampling,
+            workers=run.training.workers,
         )
         task = Task(
             class_counts=tuple(int(n) for n in self.dataset.class_counts),
@@ -149,7 +158,8 @@ class Trainer:
             epochs=run.training.epochs,
             steps_per_epoch=len(self.loader),
             milestones=milestone_epochs(run),
-            outer=run.training.outer,
+            outer=run.outer,
+            weighting=run.threat.weighting,
         )
         self.method = methods.build(run.method, run.settings, task).to(self.device)
         self.run = config.override(run, {"settings": self.method.config})
@@ -160,6 +170,9 @@ class Trainer:
             momentum=run.training.momentum,
             weight_decay=run.training.weight_decay,
         )
+        averaged = bool(run.training.ema) or run.training.swa < 1
+        self.average = WeightAverage(self.model) if averaged else None
+        self.drift = Drift(self.dataset.train, run.training.distance_images, self.device)
         self.epoch, self.step = 0, 0
         self.seconds = {"training": 0.0, "all": 0.0}  # of the epoch under way
         self.saved_at = time.monotonic()
@@ -173,7 +186,7 @@ class Trainer:
 
     def _training_without_machine(self) -> dict[str, Any]:
         """Training settings that decide the numbers; where and how often files are written do not."""
-        machine = ("device", "threads", "save_minutes", "tensorboard")
+        machine = ("device", "threads", "save_minutes", "workers", "tensorboard")
         return {k: v for k, v in config.to_json(self.run.training).items() if k not in machine}
 
     def _watched_split(self) -> tuple[str, Split]:
@@ -191,7 +204,7 @@ class Trainer:
         classes, shape = self.dataset.num_classes, self.dataset.image_shape
         model: nn.Module
         if given is None:
-            model = models.build(self.run.model.name, classes, shape, seed=self.run.seed)
+            model = models.build(self.run.model.name, classes, shape, seed=self.run.seed, head=self.method.head())
             if self.run.model.normalize == "data":
                 model.normalize_by(*self.dataset.train.channel_statistics())
         else:
@@ -206,8 +219,23 @@ class Trainer:
                 got = tuple(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
                 raise UserError(f"model: got {got} for 2 images; allowed: (2, {classes}), one logit per class")
             model = models.adapted(given, classes)
+            self._check_needs(model)
         model.to(self.device)
         return model.to(memory_format=torch.channels_last) if self.run.training.channels_last else model
+
+    def _check_needs(self, model: nn.Module) -> None:
+        """Refuse a module from memory that lacks the features or the head that the method works with."""
+        head, name = self.method.head(), self.run.method
+        if self.method.uses_features and not isinstance(model, Classifier):
+            raise UserError(f"model: {name} reads its features; give a taet.models.Classifier(body, head, ...)")
+        if head.kind == "linear":
+            return
+        found = model.head if isinstance(model, Classifier) else None
+        if not (isinstance(found, CosineHead) and (found.scale, found.gamma) == (head.scale, head.gamma)):
+            raise UserError(
+                f"model: {name} needs a cosine head of scale {head.scale:g} and gamma {head.gamma:g}; give a "
+                "taet.models.Classifier with a taet.models.CosineHead"
+            )
 
     def description(self) -> dict[str, Any]:
         """What run.json holds."""
@@ -232,6 +260,7 @@ class Trainer:
                 "splits": dataset.manifest(),
             },
             "model_given": self.given["model"],
+            "head": self.method.head()._asdict(),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "threads": self.threads,
             **environment(self.device),
@@ -263,6 +292,8 @@ class Trainer:
                 "best_score": self.best_score,
                 "best_epoch": self.best_epoch,
                 "best_weights": self.best_weights,
+                "average": self.average and self.average.state(),
+                "drift": self.drift.before,
                 "metrics_bytes": self.metrics_bytes,
                 "seconds": self.seconds,
             },
@@ -279,7 +310,6 @@ class Trainer:
         except RuntimeError as error:
             detail = " ".join(str(error).split())
             raise UserError(f"the model is not the one that {self.folder} was started with: {detail}") from None
-        self.model.get_buffer("offset").zero_()  # not zero if the run was stopped while it watched
         self.method.load_state_dict(state["method"])
         for name, values in state["method_optimizers"].items():
             self.method.optimizers[name].load_state_dict(values)
@@ -289,6 +319,9 @@ class Trainer:
         self.predicted = state["predicted"].to(self.device)
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
         self.best_weights = state["best_weights"]
+        if self.average is not None:
+            self.average.restore(state["average"])
+        self.drift.restore(state["drift"])
         self.metrics_bytes = state["metrics_bytes"]
         path = self.folder / "metrics.jsonl"
         if self.metrics_bytes > (path.stat().st_size if path.exists() else 0):
@@ -322,28 +355,30 @@ class Trainer:
         ):
             while self.epoch < self.run.training.epochs:
                 self._train_epoch()
-                self._end_epoch(self._watch())
-        return self._finish()
+                self._end_epoch(self._watch(), self._measure_drift())
+            return self._finish()
 
     def _train_epoch(self) -> None:
         run, epoch = self.run, self.epoch
-        self.method.stage = self.method.stage_at(epoch)
+        self.method.enter(epoch)
         if self.step == 0:
             self.method.start_epoch(epoch, self.predicted)
+        self._rebalance()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(run, epoch)
         for batch in self.loader.epoch(epoch, self.step):
             torch.manual_seed(derive_seed(run.seed, "model", epoch, self.step))  # for a user's model with dropout
-            noise = generator(self.device, run.seed, "attack", epoch, self.step)
+            number = epoch * len(self.loader) + self.step
             try:
                 loss = training_step(
                     self.model,
                     self.method,
                     self.optimizer,
                     batch,
-                    run.threat,
-                    noise,
+                    self._attack("attack", epoch, self.step),
                     autocast=run.training.precision == "bf16",
+                    awp=run.training.awp if epoch >= round(run.training.awp_start * run.training.epochs) else 0.0,
+                    number=number,
                 )
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
@@ -354,8 +389,42 @@ class Trainer:
                 ) from error
             self.running.add(loss, batch.y)
             self.step += 1
+            if self.average is not None and run.training.ema:
+                steps = run.training.epochs * len(self.loader)
+                self.average.add(self.model, ema_decay(number, round(EMA_WARMUP * steps), run.training.ema))
             self._pause("training")
         self._check_finite()
+        swa_epoch = epoch - round(run.training.swa * run.training.epochs)
+        # A run that was stopped while it watched comes here again, with the epoch averaged already.
+        if self.average is not None and run.training.swa < 1 and self.average.models == swa_epoch:
+            self.average.add_equally(self.model)
+
+    def _rebalance(self) -> None:
+        """Take the attack's weighting to the predictions of the last epoch."""
+        self.weighting = generation_weighting(
+            self.run.threat.weighting, self.method.class_counts, self.predicted.to(self.method.class_counts.dtype)
+        )
+
+    def _attack(self, *purpose: str | int) -> Attack:
+        """The protocol's attack, with the noise that belongs to `purpose`."""
+        source = Source(generator(self.device, self.run.seed, *purpose))
+        return Attack(self.run.threat, source, None, *self.weighting)
+
+    def _examples(self, model: nn.Module, x: Tensor, y: Tensor, *purpose: str | int) -> Tensor:
+        """What the method trains on where it is given x: the attack's examples, or x itself in a clean stage."""
+        autocast = self.run.training.precision == "bf16"
+        with (
+            torch.enable_grad(),
+            frozen(model, self.run.threat.bn_mode),
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast),
+        ):
+            return self.method.perturb(model, x, y, self._attack(*purpose)).x
+
+    def _measure_drift(self) -> list[float] | None:
+        """Distance per class between this epoch's examples and those of the epoch before, where it is asked for."""
+        return self.drift.measure(
+            lambda number, x, y: self._examples(self.model, x, y, "drift", number), self.run.training.batch_size
+        )
 
     def _pause(self, doing: str) -> None:
         """Between two batches: keep time, show, save if it is due, and end here if the user asked for it."""
@@ -383,32 +452,32 @@ class Trainer:
         if self.epoch not in self._watched_epochs():
             return None
         run, split = self.run, self.watched
-        with self._deployed():
-            counts = monitor(
-                self.model,
-                torch.from_numpy(split.images).to(self.device),
-                torch.from_numpy(split.labels).to(self.device),
-                self.dataset.num_classes,
-                eps=run.threat.eps,
-                step_size=run.evaluation.step_size,
-                steps=run.training.monitor_steps,
-                batch_size=run.evaluation.batch_size,
-                seed=run.seed,
-                channels_last=run.training.channels_last,
-                pause=lambda: self._pause("watching"),
-            )
-            attacked = counts[f"pgd-{run.training.monitor_steps}"]
-            score = metrics.balanced_accuracy(attacked["correct"], attacked["total"])
-            if self._may_choose() and score > self.best_score:
-                self.best_score, self.best_epoch = score, self.epoch
-                self.best_weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+        model = self._deployed()
+        counts = monitor(
+            model,
+            torch.from_numpy(split.images).to(self.device),
+            torch.from_numpy(split.labels).to(self.device),
+            self.dataset.num_classes,
+            eps=run.threat.eps,
+            step_size=run.evaluation.step_size,
+            steps=run.training.monitor_steps,
+            batch_size=run.evaluation.batch_size,
+            seed=run.seed,
+            channels_last=run.training.channels_last,
+            pause=lambda: self._pause("watching"),
+        )
+        attacked = counts[f"pgd-{run.training.monitor_steps}"]
+        score = metrics.balanced_accuracy(attacked["correct"], attacked["total"])
+        if self._may_choose() and score > self.best_score:
+            self.best_score, self.best_epoch = score, self.epoch
+            self.best_weights = {name: value.cpu() for name, value in model.state_dict().items()}
         return {"split": self.split_name, **counts}
 
     def _may_choose(self) -> bool:
         """Is there a split to choose an epoch on? The test set is one only if the user says so, and it is a leak."""
         return self.split_name == "validation" or self.run.training.selection == "best-test"
 
-    def _end_epoch(self, watched: dict[str, Any] | None) -> None:
+    def _end_epoch(self, watched: dict[str, Any] | None, distance: list[float] | None) -> None:
         running = self.running
         row = {
             "epoch": self.epoch + 1,
@@ -417,6 +486,7 @@ class Trainer:
             "loss": {name: value.item() / running.images for name, value in running.sums.items()},
             "train": {"correct": running.correct.tolist(), "total": running.total.tolist()},
             "predicted": running.predicted.tolist(),
+            "distance": distance,
             "monitor": watched,
             "seconds": round(self.seconds["all"], 3),
             "images_per_second": round(running.images / max(self.seconds["training"], 1e-9), 1),
@@ -444,12 +514,12 @@ class Trainer:
     def _finish(self) -> TrainingResult:
         """Write the weights that the run delivers, the others where they differ, and the mark that it is done."""
         last, best = self.run.training.epochs - 1, self.best_epoch
-        with self._deployed():
-            weights = {"last": (self.model.state_dict(), last), "best": (self.best_weights, best)}
-            chosen, other = ("last", "best") if self.run.training.selection == "last" else ("best", "last")
-            self._save_weights("model", *weights[chosen])
-            if other == "last" or best not in (-1, last):
-                self._save_weights(f"model-{other}", *weights[other])
+        self._rebalance()
+        weights = {"last": (self._deployed().state_dict(), last), "best": (self.best_weights, best)}
+        chosen, other = ("last", "best") if self.run.training.selection == "last" else ("best", "last")
+        self._save_weights("model", *weights[chosen])
+        if other == "last" or best not in (-1, last):
+            self._save_weights(f"model-{other}", *weights[other])
         checkpoint.load_weights(self.folder / "model.safetensors", self.model)
         write_atomically(self.folder / "done", b"")
         with (self.folder / "metrics.jsonl").open(encoding="utf-8") as file:
@@ -461,15 +531,33 @@ class Trainer:
         metadata = {"method": self.run.method, "epoch": epoch + 1, "run_hash": self.run_hash}
         checkpoint.save_weights(self.folder / f"{name}.safetensors", tensors, metadata)
 
-    @contextlib.contextmanager
-    def _deployed(self) -> Iterator[None]:
-        """The model as it is deployed: with the method's offset, which is zero while training."""
-        offset = self.model.get_buffer("offset")
-        offset.copy_(self.method.offset())
-        try:
-            yield
-        finally:
-            offset.zero_()
+    def _deployed(self) -> nn.Module:
+        """A copy of the model as it is deployed: averaged weights where they are asked for, and the method's offset."""
+        model = copy.deepcopy(self.model)
+        if self.average is not None and self.average.models:
+            model.load_state_dict(self.average.tensors)
+            if self.run.training.swa < 1:
+                self._estimate_statistics(model)
+        model.get_buffer("offset").copy_(self.method.offset())
+        return model
+
+    def _estimate_statistics(self, model: nn.Module) -> None:
+        """Set the statistics of batch normalisation to those of one epoch of the examples that `model` faces.
+
+        An average of weights is a network that never saw a batch. The public code of SWA in this field passes clean
+        images; a network trained on adversarial ones needs theirs.
+        """
+        attacked = copy.deepcopy(model)
+        epoch = min(self.epoch, self.run.training.epochs - 1)
+        self.method.enter(epoch)
+        torch.manual_seed(derive_seed(self.run.seed, "model", epoch, "swa"))
+
+        def batches() -> Iterator[Tensor]:
+            for step, batch in enumerate(self.loader.epoch(epoch)):
+                yield self._examples(attacked, batch.x, batch.y, "swa", epoch, step)
+                self._pause("estimating")
+
+        update_bn(batches(), model)
 
     # -- progress ------------------------------------------------------------------------------------------------------
 

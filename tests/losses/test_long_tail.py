@@ -1,11 +1,9 @@
-"""Cross-entropy, its long-tailed relatives and the divergence: golden numbers, gradients, symmetries and precision."""
+"""Cross-entropy and its long-tailed relatives: golden numbers, gradients, symmetries and precision."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,30 +11,62 @@ import torch
 from torch import Tensor
 
 from taet.errors import UserError
-from taet.losses import balanced_softmax, cross_entropy, kl_divergence, logit_adjustment
-from taet.losses.long_tail import OUTER_LOSSES, outer_loss
+from taet.losses import (
+    balanced_softmax,
+    class_balanced,
+    cross_entropy,
+    effective_number_weights,
+    focal,
+    ldam,
+    logit_adjustment,
+    rebalancing_weights,
+)
+from taet.losses.long_tail import ldam_margins, log_prior
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 COUNTS = torch.tensor([400.0, 90.0, 25.0, 10.0, 3.0])
 
-# The mean that each golden number is, from the tensors of its inputs.
-MEANS: dict[str, Callable[..., Tensor]] = {
+# (logits, labels, class_counts) -> (N,), every per-sample loss of the file.
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "cross_entropy": lambda z, y, _: cross_entropy(z, y),
+    "balanced_softmax": balanced_softmax,
+    "logit_adjustment": lambda z, y, n: logit_adjustment(z, y, n, 0.7),
+    "focal-softmax": lambda z, y, _: focal(z, y),
+    "focal-softmax-half": lambda z, y, _: focal(z, y, 0.5),
+    "focal-sigmoid": lambda z, y, _: focal(z, y, form="sigmoid"),
+    "focal-sigmoid-half": lambda z, y, _: focal(z, y, 0.5, "sigmoid"),
+    "class_balanced": class_balanced,
+    "ldam": ldam,
+}
+
+# What each golden number is, from its inputs i; the key may end in /field of what is expected.
+NUMBERS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "at_ce_mean": lambda i: cross_entropy(i["logits"], i["labels"]).mean(),
     "balanced_softmax": lambda i: balanced_softmax(i["logits"], i["labels"], i["class_counts"]).mean(),
-    "logit_adjust_train_tau1.0": lambda i: logit_adjustment(i["logits"], i["labels"], i["class_counts"], 1.0).mean(),
-    "logit_adjust_train_tau1.5": lambda i: logit_adjustment(i["logits"], i["labels"], i["class_counts"], 1.5).mean(),
-    "trades_outer_beta6": lambda i: kl_divergence(i["logits_nat"], i["logits_adv"]).mean(),
+    "logit_adjust_train_tau1.0": lambda i: logit_adjustment(**i).mean(),
+    "logit_adjust_train_tau1.5": lambda i: logit_adjustment(**i).mean(),
+    "logit_adjust_posthoc_tau1/adjusted": lambda i: i["logits"] - i["tau"] * log_prior(i["class_counts"]),
+    "focal_softmax_gamma2": lambda i: focal(**i).mean(),
+    "focal_sigmoid_gamma2": lambda i: focal(**i, form="sigmoid").mean(),
+    "cb_weights_beta0.9999": lambda i: effective_number_weights(**i),
+    "cb_softmax/divide_by_B": lambda i: class_balanced(**i).mean(),
+    "cb_softmax/divide_by_sum_w": lambda i: (
+        class_balanced(**i).sum() / effective_number_weights(i["class_counts"], i["beta"])[i["labels"]].sum()
+    ),
+    "cb_focal_sigmoid_beta0.9999_gamma2": lambda i: (
+        effective_number_weights(i["class_counts"], i["beta"])[i["labels"]]
+        * focal(i["logits"], i["labels"], i["gamma"], "sigmoid")
+    ).mean(),
+    "ldam_s30_m0.5/margins": lambda i: ldam_margins(i["class_counts"], i["max_m"]),
+    "ldam_s30_m0.5/loss": lambda i: ldam(i["cosines"], i["labels"], i["class_counts"], i["max_m"], i["s"]).mean(),
+    "reat_rbl/weights": lambda i: rebalancing_weights(i["class_counts"], i["adv_pred_counts"]),
+    "reat_rbl/loss": lambda i: rebalanced(**i),
+    "reat_rbl_zero_count/weights": lambda i: rebalancing_weights(i["class_counts"], i["adv_pred_counts"]),
 }
 
 
-def golden_inputs(key: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Inputs of a golden number: labels as int64, lists of numbers as `dtype`."""
-    return {
-        name: torch.tensor(value, dtype=torch.int64 if name == "labels" else dtype)
-        if isinstance(value, list)
-        else value
-        for name, value in GOLDEN[key]["inputs"].items()
-    }
+def rebalanced(logits: Tensor, labels: Tensor, class_counts: Tensor, adv_pred_counts: Tensor) -> Tensor:
+    weights = rebalancing_weights(class_counts, adv_pred_counts)[labels]
+    return (weights * cross_entropy(logits, labels)).sum() / weights.sum()
 
 
 def batch(dtype: torch.dtype = torch.float64, samples: int = 12) -> tuple[Tensor, Tensor]:
@@ -45,39 +75,48 @@ def batch(dtype: torch.dtype = torch.float64, samples: int = 12) -> tuple[Tensor
     return logits.to(dtype), torch.randint(len(COUNTS), (samples,), generator=generator)
 
 
-def losses_on(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Every per-sample loss of this folder on one batch."""
-    return {
-        "cross_entropy": cross_entropy(logits, labels),
-        "balanced_softmax": balanced_softmax(logits, labels, COUNTS),
-        "logit_adjustment": logit_adjustment(logits, labels, COUNTS, 0.7),
-        "kl_divergence": kl_divergence(logits.flip(0), logits),
-    }
+@pytest.mark.parametrize("key", NUMBERS)
+def test_golden(key: str, golden: Any) -> None:
+    name, _, field = key.partition("/")
+    number = golden(name)
+    number.check(NUMBERS[key](number.inputs), field or None)
 
 
-@pytest.mark.parametrize("key", MEANS)
-def test_losses_are_golden(key: str) -> None:
-    expected = GOLDEN[key]["expected"]
-    expected = expected["kl_batchmean"] if isinstance(expected, dict) else expected
-    exact = MEANS[key](golden_inputs(key, torch.float64))
-    assert exact.dtype == torch.float64
-    assert exact.item() == pytest.approx(expected, rel=0, abs=GOLDEN[key]["tolerance"])
-    single = MEANS[key](golden_inputs(key, torch.float32))
-    assert single.dtype == torch.float32
-    assert single.item() == pytest.approx(expected, rel=1e-5)
+def test_post_hoc_adjustment_moves_the_decision_to_rare_classes(golden: Any) -> None:
+    number = golden("logit_adjust_posthoc_tau1")
+    adjusted = NUMBERS["logit_adjust_posthoc_tau1/adjusted"](number.inputs)
+    assert adjusted.argmax(1).tolist() == number.record["expected"]["argmax"]
+    assert number.inputs["logits"].argmax(1).tolist() != number.record["expected"]["argmax"]
 
 
 def test_losses_agree_with_loops_over_samples_and_classes() -> None:
     logits, labels = batch()
-    counts = COUNTS.tolist()
+    found = {name: loss(logits, labels, COUNTS) for name, loss in LOSSES.items()}
+    n = COUNTS.tolist()
+    weights = [1e-4 / (1 - 0.9999**c) for c in n]
     for i, (z, y) in enumerate(zip(logits.tolist(), labels.tolist(), strict=True)):
-        ce = math.log(sum(map(math.exp, z))) - z[y]
-        assert cross_entropy(logits, labels)[i].item() == pytest.approx(ce, rel=1e-12)
-        shifted = math.log(sum(n * math.exp(v) for n, v in zip(counts, z, strict=True))) - z[y] - math.log(counts[y])
-        assert balanced_softmax(logits, labels, COUNTS)[i].item() == pytest.approx(shifted, rel=1e-12)
-        p, q = ([math.exp(v) / sum(map(math.exp, row)) for v in row] for row in (logits.flip(0)[i].tolist(), z))
-        kl = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-        assert kl_divergence(logits.flip(0), logits)[i].item() == pytest.approx(kl, rel=1e-9, abs=1e-12)
+        p_y = math.exp(z[y]) / sum(map(math.exp, z))
+        binary = [1 / (1 + math.exp(-v if c == y else v)) for c, v in enumerate(z)]
+        margins = [0.5 * c**-0.25 / 3**-0.25 for c in n]
+        moved = [30 * (v - margins[c] * (c == y)) for c, v in enumerate(z)]
+        expected = {
+            "cross_entropy": -math.log(p_y),
+            "balanced_softmax": -math.log(
+                n[y] * math.exp(z[y]) / sum(c * math.exp(v) for c, v in zip(n, z, strict=True))
+            ),
+            "logit_adjustment": -math.log(
+                n[y] ** 0.7 * math.exp(z[y]) / sum(c**0.7 * math.exp(v) for c, v in zip(n, z, strict=True))
+            ),
+            "focal-softmax": -((1 - p_y) ** 2) * math.log(p_y),
+            "focal-softmax-half": -((1 - p_y) ** 0.5) * math.log(p_y),
+            "focal-sigmoid": sum(-((1 - q) ** 2) * math.log(q) for q in binary),
+            "focal-sigmoid-half": sum(-((1 - q) ** 0.5) * math.log(q) for q in binary),
+            "class_balanced": -5 * weights[y] / sum(weights) * math.log(p_y),
+            "ldam": math.log(sum(math.exp(v - moved[y]) for v in moved)),
+        }
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            assert found[name][i].item() == pytest.approx(value, rel=1e-8, abs=1e-12), name
 
 
 def test_balanced_softmax_is_logit_adjustment_with_tau_1_and_tau_0_is_cross_entropy() -> None:
@@ -94,67 +133,101 @@ def test_balanced_softmax_is_logit_adjustment_with_tau_1_and_tau_0_is_cross_entr
     assert balanced_softmax(even, frequent, COUNTS) < cross_entropy(even, frequent)
 
 
-def test_divergence_is_zero_between_equals_positive_otherwise_and_not_symmetric() -> None:
-    logits, _ = batch()
-    other = logits.flip(0)
-    torch.testing.assert_close(
-        kl_divergence(logits, logits + 7), torch.zeros(12, dtype=torch.float64), rtol=0, atol=1e-12
+def test_constants_that_switch_a_loss_off_leave_cross_entropy() -> None:
+    logits, labels = batch()
+    expected = cross_entropy(logits, labels)
+    for off in (
+        focal(logits, labels, gamma=0.0),
+        class_balanced(logits, labels, COUNTS, beta=0.0),
+        ldam(logits, labels, COUNTS, max_margin=0.0, scale=1.0),
+    ):
+        torch.testing.assert_close(off, expected, rtol=1e-12, atol=1e-12)
+    binary = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, torch.nn.functional.one_hot(labels, 5).double(), reduction="none"
     )
-    assert (kl_divergence(other, logits) > 0).all()
-    assert not torch.allclose(kl_divergence(other, logits), kl_divergence(logits, other))
+    torch.testing.assert_close(focal(logits, labels, 0.0, "sigmoid"), binary.sum(1), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "balanced_softmax", "logit_adjustment", "kl_divergence"])
+def test_the_effective_number_of_a_small_class_is_its_size() -> None:
+    counts = torch.tensor([5000.0, 500.0, 1.0], dtype=torch.float64)
+    inverse = 1 / counts
+    for beta, ratios in ((0.9999, (1.27, 1.03)), (1 - 1e-9, (1, 1))):
+        weights = effective_number_weights(counts, beta)
+        assert weights.sum().item() == pytest.approx(3)
+        beside = weights / inverse
+        assert [round(r.item(), 2) for r in beside[:2] / beside[2]] == [pytest.approx(r) for r in ratios]
+    for beta in (1.0, -0.1, math.nan):
+        with pytest.raises(UserError, match=r"beta: got .*; allowed: 0 up to, not including, 1"):
+            effective_number_weights(counts, beta)
+
+
+def test_weights_keep_their_digits_in_float32_at_a_beta_near_1() -> None:
+    counts = torch.tensor([5000, 100, 1])
+    for beta in (0.9999, 0.999999):
+        torch.testing.assert_close(
+            effective_number_weights(counts, beta).double(),
+            effective_number_weights(counts.double(), beta),
+            rtol=1e-6,
+            atol=0,
+        )
+
+
+def test_classes_that_the_model_predicts_less_than_they_occur_weigh_more() -> None:
+    counts = torch.tensor([50, 50, 50, 50])
+    weights = rebalancing_weights(counts, torch.tensor([100, 50, 25, 25]))
+    assert weights.sum().item() == pytest.approx(4)
+    assert weights[0] < weights[1] < weights[2] == weights[3]
+    # One image: the effective number of predictions is 1 if there was any, else 0.
+    single = rebalancing_weights(torch.tensor([1, 1, 0]), torch.tensor([7, 0, 3]))
+    assert (single[1] / single[0]).item() == pytest.approx((1 + 1e-5) / 1e-5, rel=1e-5)
+    assert single[2] == single[0]
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
     logits, labels = batch(samples=4)
-    assert torch.autograd.gradcheck(lambda z: losses_on(z, labels)[name], (logits.requires_grad_(),))
+    # Cosines, where the scaled loss is not flat.
+    logits = logits / 10 if name == "ldam" else logits
+    assert torch.autograd.gradcheck(lambda z: LOSSES[name](z, labels, COUNTS), (logits.requires_grad_(),))
 
 
-def test_divergence_has_a_gradient_in_both_arguments() -> None:
-    target, logits = (batch()[0] + shift for shift in (0, torch.arange(5.0)))
-    assert torch.autograd.gradcheck(kl_divergence, (target[:3].requires_grad_(), logits[:3].requires_grad_()))
-
-
-def test_classes_may_be_renumbered() -> None:
+@pytest.mark.parametrize("name", LOSSES)
+def test_classes_may_be_renumbered(name: str) -> None:
     logits, labels = batch()
     order = torch.tensor([3, 0, 4, 1, 2])  # new class j is old class order[j]
-    renumbered = balanced_softmax(logits[:, order], order.argsort()[labels], COUNTS[order])
-    torch.testing.assert_close(renumbered, balanced_softmax(logits, labels, COUNTS), rtol=1e-12, atol=1e-12)
+    renumbered = LOSSES[name](logits[:, order], order.argsort()[labels], COUNTS[order])
+    torch.testing.assert_close(renumbered, LOSSES[name](logits, labels, COUNTS), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_half_precision_logits_give_the_loss_of_the_same_logits_in_float32(half: torch.dtype) -> None:
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_logits_give_the_loss_of_the_same_logits_in_float32(name: str, half: torch.dtype) -> None:
     logits, labels = batch(half)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        reduced = losses_on(logits, labels)
-    for name, expected in losses_on(logits.float(), labels).items():
-        assert reduced[name].dtype == torch.float32, name
-        assert torch.equal(reduced[name], expected), name
+        reduced = LOSSES[name](logits, labels, COUNTS)
+    assert reduced.dtype == torch.float32
+    assert torch.equal(reduced, LOSSES[name](logits.float(), labels, COUNTS))
 
 
-def test_huge_logits_stay_finite() -> None:
+@pytest.mark.parametrize("label", [0, 1, 2])
+@pytest.mark.parametrize("name", LOSSES)
+def test_huge_logits_stay_finite(name: str, label: int) -> None:
     logits = torch.tensor([[3e4, -3e4, 0.0, 0.0, 0.0]], requires_grad=True)
-    for name, values in losses_on(logits, torch.tensor([1])).items():
-        (gradient,) = torch.autograd.grad(values.sum(), logits)
-        assert torch.isfinite(values).all(), name
-        assert torch.isfinite(gradient).all(), name
+    values = LOSSES[name](logits, torch.tensor([label]), COUNTS)
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
+    assert torch.isfinite(values).all()
+    assert torch.isfinite(gradient).all()
+    assert (values >= 0).all()
 
 
-def test_outer_losses_go_by_name() -> None:
-    logits, labels = batch()
-    for name, expected in (("cross-entropy", "cross_entropy"), ("balanced-softmax", "balanced_softmax")):
-        assert torch.equal(outer_loss(name)(logits, labels, COUNTS), losses_on(logits, labels)[expected])
-    adjusted = logit_adjustment(logits, labels, COUNTS, tau=1.0)
-    assert torch.equal(outer_loss("logit-adjustment")(logits, labels, COUNTS), adjusted)
-    for loss in OUTER_LOSSES.values():
-        assert loss(logits, labels, COUNTS).shape == (len(labels),)
-    with pytest.raises(UserError, match=r"unknown outer loss 'balanced'.*did you mean 'balanced-softmax'\?"):
-        outer_loss("balanced")
-
-
-@pytest.mark.parametrize("loss", [balanced_softmax, logit_adjustment])
-def test_a_class_without_a_training_image_counts_as_one(loss: Any) -> None:
+@pytest.mark.parametrize("name", ["balanced_softmax", "logit_adjustment", "class_balanced", "ldam"])
+def test_a_class_without_a_training_image_counts_as_one(name: str) -> None:
     logits, labels = torch.zeros(2, 3), torch.tensor([2, 0])
-    torch.testing.assert_close(
-        loss(logits, labels, torch.tensor([4, 2, 0])), loss(logits, labels, torch.tensor([4, 2, 1]))
-    )
+    none, one = (LOSSES[name](logits, labels, torch.tensor([4, 2, last])) for last in (0, 1))
+    assert torch.isfinite(none).all()
+    torch.testing.assert_close(none, one)
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(UserError, match=r"unknown focal form 'soft'.*did you mean 'softmax'\?"):
+        focal(torch.zeros(2, 3), torch.tensor([0, 1]), form="soft")  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 
 from taet.data import Split
 from taet.data.augmentation import crop_flip, to_unit
-from taet.data.loader import Loader
+from taet.data.loader import Batch, Loader, class_balanced
+from taet.data.policies import Work, apply
+from taet.randomness import generator
 
 
 def split(count: int, side: int = 8, channels: int = 3) -> Split:
@@ -49,12 +52,17 @@ def test_epochs_differ_and_seeds_differ_and_both_repeat() -> None:
     assert len({tuple(order(seed, epoch)) for seed in (3, 4) for epoch in (0, 1)}) == 4
 
 
+def assert_equal(batches: list[Batch], expected: list[Batch]) -> None:
+    for batch, other in zip(batches, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+
+
 @pytest.mark.parametrize("first", [0, 1, 3, 4])
-def test_entering_an_epoch_at_a_step_gives_the_same_batches(first: int) -> None:
-    whole, entered = list(loader().epoch(2)), list(loader().epoch(2, first))
-    assert len(entered) == len(whole) - first
-    for got, expected in zip(entered, whole[first:], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+@pytest.mark.parametrize("sampling", ["shuffled", "class-balanced"])
+@pytest.mark.parametrize("augment", ["crop-flip", "randaugment"])
+def test_entering_an_epoch_at_a_step_gives_the_same_batches(first: int, sampling: str, augment: str) -> None:
+    source = loader(sampling=sampling, augment=augment)
+    assert_equal(list(source.epoch(2, first)), list(source.epoch(2))[first:])
 
 
 def test_without_augmentation_the_images_are_those_of_the_split() -> None:
@@ -100,6 +108,52 @@ def test_images_are_mirrored_only_where_the_data_and_the_run_allow_it(augment: s
             pixels = (x.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
             found += shifts(pixels, source.images[index].numpy(), border=1)[0][2]
     assert found == flips
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("policy", ["randaugment", "autoaugment"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_policy_comes_before_the_crop_and_the_flip(policy: str, mirror: bool, channels: int) -> None:
+    images = split(20, channels=channels)
+    settings: dict[str, Any] = {"channels_last": False, "device": torch.device("cpu")}
+    source = Loader(images, batch_size=6, seed=3, augment=policy, mirror=mirror, **settings)
+    for step, batch in enumerate(source.epoch(4)):
+        changed = apply(policy, Work(images.images[batch.index.numpy()], 3, ("policy", 4, step)))
+        cropped = crop_flip(changed, generator("cpu", 3, "augment", 4, step), mirror=mirror)
+        assert torch.equal(batch.x, to_unit(cropped))
+
+
+def test_workers_change_no_batch_and_end_with_an_abandoned_epoch() -> None:
+    here, ahead = loader(augment="randaugment"), loader(augment="randaugment", workers=2)
+    assert_equal(list(ahead.epoch(1, 1)), list(here.epoch(1, 1)))
+    batches = ahead.epoch(0)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    del batches
+    assert not multiprocessing.active_children()
+
+
+def test_class_balanced_draws_classes_alike_and_the_images_of_a_class_alike() -> None:
+    labels = torch.tensor([4] * 3 + [0] * 60 + [2] * 12 + [5])[torch.randperm(76, generator=generator("cpu", 0))]
+    epochs = 400
+    draws = torch.cat([class_balanced(labels, generator("cpu", 1, epoch)) for epoch in range(epochs)])
+    assert len(draws) == epochs * len(labels)
+    times = draws.bincount(minlength=len(labels)).double()
+    for label in (0, 2, 4, 5):  # within five standard deviations of a binomial, or a multinomial's largest
+        drawn, share = times[labels == label], 1 / 4
+        assert abs(drawn.sum() - len(draws) * share) < 5 * (len(draws) * share * (1 - share)) ** 0.5
+        share /= len(drawn)
+        assert (drawn - len(draws) * share).abs().max() < 5 * (len(draws) * share * (1 - share)) ** 0.5
+    assert times.min() > 0
+
+
+def test_class_balanced_epochs_are_as_long_as_shuffled_ones_and_repeat() -> None:
+    source, again = loader(sampling="class-balanced"), loader(sampling="class-balanced")
+    epochs = [torch.cat([batch.index for batch in source.epoch(epoch)]) for epoch in (0, 1)]
+    assert [len(batch.y) for batch in source.epoch(0)] == [len(batch.y) for batch in loader().epoch(0)]
+    assert all(torch.equal(batch.y, batch.index % 3) for batch in source.epoch(0))
+    assert not torch.equal(*epochs)
+    assert torch.equal(epochs[0], torch.cat([batch.index for batch in again.epoch(0)]))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -1,0 +1,47 @@
+"""Re-balancing of the objective of an attack in training by class: AE generation in REAT's terms.
+
+Under sign steps with BN in eval mode a positive weight per label moves no example: no sample feels another, and a sign
+does not feel a factor. So RW, RWS, ENR and RBL give the examples of plain PGD there, bit for bit; BRW, which shifts the
+logits, does not.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from taet.losses import effective_number_weights, rebalancing_weights
+
+
+class Weighting(NamedTuple):
+    """Factor of the objective by label (C,), and class counts whose logarithm is added to its logits (C,)."""
+
+    weights: Tensor | None = None
+    prior: Tensor | None = None
+
+
+def normalised(weights: Tensor) -> Tensor:
+    """Weights (C,) with sum C."""
+    return weights * (len(weights) / weights.sum())
+
+
+def generation_weighting(name: str, class_counts: Tensor, predicted_counts: Tensor) -> Weighting:
+    """Return the weighting called `name`; class_counts n and predicted_counts m are (C,), float.
+
+    rw: w = 1/n; rws: w = 1/sqrt(n); enr: w = (1-b)/(1-b^n), b = (N-1)/N, N = sum n; rbl: REAT's weights from the
+    predictions m of the epoch before; all with sum C. brw: log n is added to the logits. A class without an image
+    counts as one. Source: Li et al., REAT, arXiv:2307.10205, table 2; it has no code for rw, rws, enr and brw, whose
+    definitions here are ours.
+    """
+    counts = class_counts.clamp(min=1)
+    if name == "rw":
+        return Weighting(normalised(1 / counts))
+    if name == "rws":
+        return Weighting(normalised(counts.rsqrt()))
+    if name == "enr":
+        total = float(counts.sum())
+        return Weighting(effective_number_weights(counts, (total - 1) / total))
+    if name == "rbl":
+        return Weighting(rebalancing_weights(counts, predicted_counts))
+    return Weighting(prior=counts) if name == "brw" else Weighting()

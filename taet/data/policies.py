@@ -1,0 +1,114 @@
+"""RandAugment and AutoAugment: published policies, image by image, in this process or ahead of it in others."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from taet.randomness import derive_seed
+
+POLICIES = frozenset(("randaugment", "autoaugment"))
+
+
+class Work(NamedTuple):
+    """A batch that a policy is to change: images uint8 (N, H, W, C), C 1 or 3, and what their draws are for."""
+
+    images: NDArray[np.uint8]
+    seed: int
+    purpose: tuple[str | int, ...]
+
+
+@functools.cache
+def transform(policy: str) -> Callable[[Image.Image], Image.Image]:
+    """Return torchvision's transform as AT-BSL trains with it (Yue et al., CVPR 2024, arXiv:2403.10073).
+
+    randaugment: two of fourteen operations, at magnitude 8 of 31 (Cubuk et al., CVPR Workshops 2020, arXiv:1909.13719).
+    autoaugment: one of the 25 pairs of operations found for CIFAR-10 (Cubuk et al., CVPR 2019, arXiv:1805.09501).
+    """
+    # Here, since a run without a policy should not wait for this import.
+    from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode, RandAugment
+
+    if policy == "autoaugment":
+        return AutoAugment(AutoAugmentPolicy.CIFAR10, interpolation=InterpolationMode.NEAREST)
+    return RandAugment(num_ops=2, magnitude=8, num_magnitude_bins=31, interpolation=InterpolationMode.NEAREST)
+
+
+def apply(policy: str, work: Work) -> Tensor:
+    """Change every image of a batch: uint8 (N, H, W, C), what is moved in from outside is black.
+
+    Image i draws from the seed of (seed, purpose..., i) alone; torch's global generator is as before on return.
+
+    Both policies may shear, shift, rotate by up to 8 degrees, and change brightness, contrast, sharpness, colour and
+    grey levels; solarizing inverts the bright part of an image. AutoAugment shifts by up to 0.45 of the side, where
+    RandAugment shifts by an eighth, and may invert the whole image. Neither mirrors. Made for photographs, they can
+    push a digit out of its frame or turn it dark on bright: whether the label holds is for the user to judge. Without
+    colour, a change of colour does nothing.
+    """
+    change = transform(policy)
+    changed = np.empty_like(work.images)
+    with torch.random.fork_rng(devices=()):  # torchvision draws from the global generator
+        for place, image in enumerate(work.images):
+            # Not torch.manual_seed, which reaches every device.
+            torch.default_generator.manual_seed(derive_seed(work.seed, *work.purpose, place))
+            picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+            changed[place] = np.asarray(change(picture)).reshape(image.shape)
+    return torch.from_numpy(changed)
+
+
+class _Changed(Dataset[Tensor]):
+    """What a worker holds: the policy. Images come with the work, so that a worker starts at once and stays small."""
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+
+    def __getitem__(self, work: Work) -> Tensor:
+        return apply(self.policy, work)
+
+
+def _end_with_parent(_: int) -> None:
+    """Make a worker end when its parent does, and no sooner."""
+    # Ctrl-C reaches the whole group of processes; the parent first ends its batch and saves, and needs its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A parent that is killed tells nobody, and torch's own watch looks at the server of forks, which lives on.
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _exit_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def apply_all(policy: str, batches: Iterator[Work], workers: int) -> Iterator[Tensor]:
+    """Yield `apply(policy, work)` for every batch, in order; with workers > 0 two batches per worker ahead.
+
+    The workers end with the iterator, whether it was exhausted or dropped.
+    """
+    if not workers:
+        return map(functools.partial(apply, policy), batches)
+    # Not fork: the parent has threads, and often a GPU. The server of forks imports once for all workers.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torchvision.transforms"])
+    loader = DataLoader(
+        _Changed(policy),
+        batch_size=None,
+        sampler=batches,
+        num_workers=workers,
+        multiprocessing_context=context,
+        worker_init_fn=_end_with_parent,
+        generator=torch.Generator(),  # it draws a seed for its workers, otherwise from the global generator
+    )
+    return iter(loader)

@@ -1,0 +1,97 @@
+"""The run's outer loss: what stands in for the cross-entropy on labels in the loss of every method that has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from taet.config import Outer
+from taet.distributed import global_mean
+from taet.errors import UserError
+from taet.losses.long_tail import (
+    cross_entropy,
+    effective_number_weights,
+    focal,
+    full_precision,
+    ldam_margins,
+    less_margin,
+    log_prior,
+    positive_counts,
+)
+
+
+class OuterLoss(nn.Module):
+    """The loss that `outer` names, (logits (N, C), labels (N,)) -> (N,); the training loss is its `global_mean`.
+
+    cross-entropy       CE(z, y)
+    balanced-softmax    CE(z + log n, y)                          (see `taet.losses` for each and its source)
+    logit-adjustment    CE(z + tau log pi, y)
+    focal               (1 - p_y)^gamma CE(z, y), or its sigmoid form
+    class-balanced      w_y CE(z, y) with w of `effective_number_weights`
+    ldam                CE(z - scale m_y at the label, y) on logits of a cosine head that has multiplied by `scale`
+
+    With `outer.drw`, whichever loss it is takes the weights of class-balanced, and only from epoch `drw_from` (from 0)
+    on: deferred re-weighting (Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413). A weighted loss is divided by the
+    mean weight of the global batch, so that its mean is the weighted mean, or, with divide_by "batch", left as it is.
+    Class counts are (C,) training images per class. Raises UserError for `drw` without an epoch to begin at.
+    """
+
+    shift: Tensor
+    margins: Tensor
+    balanced: Tensor
+    weights: Tensor
+
+    def __init__(
+        self, outer: Outer, class_counts: Sequence[int] | Tensor, scale: float = 1.0, drw_from: int | None = None
+    ) -> None:
+        super().__init__()
+        begin = drw_from if outer.drw else 0
+        if begin is None:
+            raise UserError("outer drw: got a schedule without a milestone; allowed: one at which it can begin")
+        self.outer = outer
+        self.begin = begin
+        # In float64, whatever the logits are in: casting down loses nothing that they could hold.
+        counts = torch.as_tensor(class_counts, dtype=torch.float64)
+        shifts = {"balanced-softmax": positive_counts(counts).log(), "logit-adjustment": outer.tau * log_prior(counts)}
+        constants = {
+            "shift": shifts.get(outer.name, torch.zeros_like(counts)),
+            "margins": scale * ldam_margins(counts, outer.max_margin),
+            "balanced": effective_number_weights(counts, outer.beta),
+            "weights": torch.ones_like(counts),
+        }
+        for name, values in constants.items():  # not saved: they follow from the task and the epoch
+            self.register_buffer(name, values, persistent=False)
+        self.enter(0)
+
+    @property
+    def name(self) -> str:
+        return self.outer.name
+
+    def enter(self, epoch: int) -> None:
+        """Set the class weights to those of `epoch`, from 0; in place, so that a captured step sees them."""
+        self.weights.copy_(self.balanced if epoch >= self.begin else torch.ones_like(self.balanced))
+
+    def shifted(self, logits: Tensor) -> Tensor:
+        """Logits plus the log prior under balanced-softmax and logit-adjustment, else as they are; (N, C)."""
+        logits = full_precision(logits)
+        if self.name not in ("balanced-softmax", "logit-adjustment"):
+            return logits
+        return logits + self.shift.to(logits.dtype)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        losses = self._unweighted(full_precision(logits), labels)
+        if not (self.outer.drw or self.name == "class-balanced"):
+            return losses
+        weights = self.weights.to(losses.dtype)[labels]
+        if self.outer.divide_by == "weights":
+            weights = weights / global_mean(weights)
+        return weights * losses
+
+    def _unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.name == "focal":
+            return focal(logits, labels, self.outer.gamma, self.outer.focal_form)
+        if self.name == "ldam":
+            return cross_entropy(less_margin(logits, labels, self.margins.to(logits.dtype)), labels)
+        return cross_entropy(self.shifted(logits), labels)

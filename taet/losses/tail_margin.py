@@ -1,0 +1,82 @@
+"""TAIL: REAT's regulariser of the features of tail classes.
+
+Source: Li et al., Alleviating the Effect of Data Imbalance on Adversarial Training (REAT), arXiv:2307.10205.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from taet.distributed import global_sum
+from taet.errors import unknown
+from taet.losses.long_tail import full_precision, positive_counts
+from taet.metrics import class_ranks
+
+Form = Literal["official", "paper", "per-pair"]
+
+
+def tail_classes(class_counts: Tensor, form: Form = "official") -> Tensor:
+    """Which classes are tail, (C,) bool, by rank of their training counts, largest first, ties by label.
+
+    Counted from 1, the paper has the ranks ceil(2C/3)..C (10 classes: the last four); its public code, and so the forms
+    official and per-pair, has 2 floor(C/3) + 2..C (10 classes: the last three; 3 classes: none).
+    This reads the counts on the CPU; in a training loop compute it once.
+    """
+    if form not in get_args(Form):
+        raise unknown("tail margin", form, get_args(Form))
+    classes = len(class_counts)
+    others = -(-2 * classes // 3) - 1 if form == "paper" else 2 * (classes // 3) + 1
+    return torch.as_tensor(class_ranks(class_counts.tolist()) >= others, device=class_counts.device)
+
+
+def tail_margin(
+    features: Tensor, labels: Tensor, class_counts: Tensor, form: Form = "official", tail: Tensor | None = None
+) -> Tensor:
+    """TAIL, a divergence between the features of tail examples i and of all examples j of the batch -> scalar.
+
+    With p = softmax(h) over the D features, T the examples of tail classes (see `tail_classes`), B those of the batch,
+    w_ij = sqrt(N / n_{y_i}) + sqrt(N / n_{y_j}), and s_ij = -1 where the labels are equal, 1 elsewhere:
+
+    official   1/|T| sum_{i in T} [1/B sum_j s_ij w_ij] [1/(B D) sum_j KL(p_i || p_j)]
+    per-pair   1/|T| sum_{i in T} 1/B sum_j s_ij w_ij KL(p_i || p_j)
+    paper      1/|T| sum_{i in T} 1/B sum_j -s_ij w_ij KL(p_j || p_i)
+
+    `official` is what the public code computes: a mean over all pairs and features slips in where it wants each pair's
+    divergence, which leaves about a D-th of `per-pair`. Both hold p_i fixed and draw the features of other classes
+    *towards* it; `official` draws those of its own class as well, or pushes all off in a batch where the w_ij of its
+    own class outweigh the others. `paper` is its equation 3: it pushes them apart, and gradients flow through both.
+
+    features (N, D), labels (N,), class_counts (C,); `tail` (C,) bool is `tail_classes(class_counts, form)`, which a
+    training loop computes once. 0 in a batch without a tail example. On several processes i and j run over the global
+    batch. Source: REAT, arXiv:2307.10205, section 3 and public code.
+    """
+    tail = tail_classes(class_counts, form) if tail is None else tail
+    log_p = full_precision(features).log_softmax(1)
+    fixed = log_p if form == "paper" else log_p.detach()
+    p = fixed.exp()
+    # The divergence of a pair is bilinear in (p, sum p log p) of one example and (log p, 1) of the other. Sums over the
+    # examples of each class thus hold all that the pairs do, and are what processes have to share.
+    rows = torch.cat([p, log_p, (p * fixed).sum(1, keepdim=True), torch.ones_like(log_p[:, :1])], 1)
+    sums = global_sum(rows.new_zeros(len(class_counts), rows.shape[1]).index_add(0, labels, rows))
+    width = features.shape[1]
+    p_sums, log_p_sums, negentropy, number = torch.split(sums, [width, width, 1, 1], 1)
+    with torch.autocast(features.device.type, enabled=False):  # which would multiply in half precision
+        # Sum of KL(p_i || p_j) over the examples i of one class (rows) and j of another (columns), (C, C).
+        pairs = negentropy * number.T - p_sums @ log_p_sums.T
+    counts = positive_counts(class_counts.to(log_p.dtype))
+    root = (counts.sum() / counts).sqrt()
+    weights = (root[:, None] + root) * (1 - 2 * torch.eye(len(root), device=root.device, dtype=root.dtype))
+    batch = number.sum()
+    if form == "official":
+        values = (weights * number.T).sum(1) * pairs.sum(1) / (batch * width)
+    elif form == "per-pair":
+        values = (weights * pairs).sum(1)
+    elif form == "paper":
+        values = -(weights * pairs.T).sum(1)
+    else:
+        raise unknown("tail margin", form, get_args(Form))
+    members = (tail * number.squeeze(1)).sum()
+    return (tail * values).sum() / (batch * members.clamp(min=1))

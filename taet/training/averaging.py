@@ -1,0 +1,52 @@
+"""Averages of the weights over the steps (EMA) or the epochs (SWA) of a run; the run then delivers the average."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+EMA_WARMUP = 0.025  # share of the steps before averaging begins (Gowal et al., 2020, arXiv:2010.03593, public code)
+
+
+def ema_decay(step: int, warmup: int, tau: float) -> float:
+    """Decay after `step` steps: 0 within the first `warmup`, then min(tau, (1 + k) / (10 + k)), k = step - warmup.
+
+    Source: Gowal et al., Uncovering the limits of adversarial training, 2020, arXiv:2010.03593, and its public code.
+    """
+    since = step - warmup
+    return 0.0 if since < 0 else min(tau, (1 + since) / (10 + since))
+
+
+class WeightAverage:
+    """A running average of a model's parameters and statistics: average <- d average + (1 - d) model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.models = 0
+        """How many models it holds."""
+
+    @torch.no_grad()
+    def add(self, model: nn.Module, decay: float) -> None:
+        """Move towards `model`, in place; whole numbers, such as counts of batches, are taken as they are."""
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.tensors[name].lerp_(value, 1 - decay)
+            else:
+                self.tensors[name].copy_(value)
+        self.models += 1
+
+    def add_equally(self, model: nn.Module) -> None:
+        """Add a model with the weight of every one before it: average <- average + (model - average) / (k + 1)."""
+        self.add(model, self.models / (self.models + 1))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"models": self.models, "tensors": self.tensors}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave, in place."""
+        self.models = state["models"]
+        for name, value in state["tensors"].items():
+            self.tensors[name].copy_(value)

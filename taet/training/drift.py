@@ -1,0 +1,51 @@
+"""How far the adversarial examples of the same images move from one epoch to the next (REAT, figure 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taet.data import Split
+from taet.data.augmentation import to_unit
+from taet.training.monitor import per_class
+
+
+class Drift:
+    """Attacked versions of the first images of every class, kept from epoch to epoch.
+
+    The images are not augmented and the start noise is the same each time, so that the distance is due to the model.
+    """
+
+    def __init__(self, split: Split, images_per_class: int, device: torch.device) -> None:
+        chosen = [np.flatnonzero(split.labels == c)[:images_per_class] for c in range(len(split.class_names))]
+        rows = np.concatenate(chosen)
+        self.images = torch.from_numpy(split.images[rows]).to(device)
+        self.labels = torch.from_numpy(split.labels[rows]).to(device)
+        self.num_classes = len(split.class_names)
+        self.before: Tensor | None = None
+        """Examples of the epoch before, (N, C, H, W)."""
+
+    def measure(self, attack: Callable[[int, Tensor, Tensor], Tensor], batch_size: int) -> list[float] | None:
+        """Mean L2 distance per class between the examples of this epoch and of the one before, in image units.
+
+        attack(number, x, y) returns the examples of a batch. None in the first epoch, and where no images were asked
+        for; 0 for a class without images.
+        """
+        if not len(self.labels):
+            return None
+        batches = zip(torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True)
+        found = torch.cat([attack(number, to_unit(images), y) for number, (images, y) in enumerate(batches)])
+        before, self.before = self.before, found
+        if before is None:
+            return None
+        distances = (found - before).flatten(1).norm(dim=1).double()
+        total = distances.new_zeros(self.num_classes).index_add(0, self.labels, distances)
+        images = per_class(self.labels, torch.ones_like(self.labels), self.num_classes)
+        return [float(value) for value in total / images.clamp(min=1)]
+
+    def restore(self, before: Tensor | None) -> None:
+        """Take the examples that a checkpoint held."""
+        self.before = None if before is None else before.to(self.labels.device)

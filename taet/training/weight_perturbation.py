@@ -1,0 +1,64 @@
+"""Adversarial weight perturbation (AWP): the step is taken at weights that raise the loss most nearby.
+
+Source: Wu, Xia, Wang, Adversarial weight perturbation helps robust generalization, NeurIPS 2020, arXiv:2004.05884.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from taet.distributed import average_gradients
+
+TINY = 1e-20  # of the public code: a weight tensor without a gradient is not perturbed
+
+
+def weight_perturbation(weight: Tensor, gradient: Tensor, gamma: float) -> Tensor:
+    """Return v = gamma ||w|| g / ||g||, in the shape of `weight`; norms are over the whole tensor (equations 7 to 9).
+
+    The public code gets the direction from a step of a proxy model whose learning rate cancels; this is exact.
+    """
+    length: Tensor = gamma * weight.norm() / (gradient.norm() + TINY)
+    return gradient * length
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put the buffers of `model`, such as statistics of batch normalisation, back afterwards, in place."""
+    before = [buffer.clone() for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value)
+
+
+@contextmanager
+def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
+    """Add to each weight tensor with more than one dimension what raises `loss`() most, and take it away afterwards.
+
+    The ascent leaves the gradients and the statistics of batch normalisation as they were. What the optimiser does
+    within the context, weight decay included, happens at the perturbed weights. gamma 0 changes nothing.
+    """
+    if gamma == 0:
+        yield
+        return
+    weights = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
+    with buffers_kept(model):
+        found = torch.autograd.grad(loss(), weights, allow_unused=True)
+    used = [(weight, gradient) for weight, gradient in zip(weights, found, strict=True) if gradient is not None]
+    average_gradients([gradient for _, gradient in used])
+    with torch.no_grad():
+        moves = [(weight, weight_perturbation(weight, gradient, gamma)) for weight, gradient in used]
+        for weight, move in moves:
+            weight.add_(move)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, move in moves:
+                weight.sub_(move)

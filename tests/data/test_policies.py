@@ -1,0 +1,121 @@
+"""Policies against torchvision's own transforms, seeded image by image."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from taet.data.policies import POLICIES, Work, apply, apply_all
+from taet.randomness import derive_seed
+
+SHAPES = [(32, 32, 3), (8, 8, 1), (12, 20, 3)]
+
+
+def published(policy: str) -> Callable[[Image.Image], Image.Image]:
+    from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandAugment
+
+    return {"randaugment": RandAugment(2, 8), "autoaugment": AutoAugment(AutoAugmentPolicy.CIFAR10)}[policy]
+
+
+def work(count: int = 60, shape: tuple[int, ...] = (32, 32, 3), step: int = 7) -> Work:
+    images = np.random.default_rng(step).integers(0, 256, (count, *shape), dtype=np.uint8)
+    return Work(images, 5, ("policy", 2, step))
+
+
+def works(steps: int = 6) -> Iterator[Work]:
+    return (work(4, step=step) for step in range(steps))
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_image_is_what_torchvision_makes_of_it_under_its_seed(policy: str, shape: tuple[int, ...]) -> None:
+    given = work(shape=shape)
+    before = given.images.copy()
+    changed = apply(policy, given)
+    assert np.array_equal(given.images, before)
+    assert changed.dtype == torch.uint8
+    assert changed.shape == given.images.shape
+    with torch.random.fork_rng():
+        for place, (image, result) in enumerate(zip(given.images, changed.numpy(), strict=True)):
+            picture = Image.fromarray(image[:, :, 0], "L") if shape[2] == 1 else Image.fromarray(image, "RGB")
+            torch.manual_seed(derive_seed(5, "policy", 2, 7, place))
+            expected = np.asarray(published(policy)(picture))
+            assert np.array_equal(result.reshape(expected.shape), expected)
+    assert (changed.numpy() != given.images).any(axis=(1, 2, 3)).sum() > 20
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_draw_depends_on_seed_purpose_and_place_alone(policy: str) -> None:
+    given = work(20)
+    changed = apply(policy, given)
+    assert torch.equal(changed, apply(policy, given))
+    others = given.images.copy()
+    others[::2] = 255 - others[::2]
+    assert torch.equal(apply(policy, given._replace(images=others))[1::2], changed[1::2])
+    assert torch.equal(apply(policy, given._replace(images=given.images[:3])), changed[:3])
+    alike = given._replace(images=np.repeat(given.images[:1], 20, axis=0))
+    assert len({bytes(image) for image in apply(policy, alike).numpy()}) > 5  # places differ
+    for other in (alike._replace(seed=6), alike._replace(purpose=("policy", 2, 8))):
+        assert not torch.equal(apply(policy, other), apply(policy, alike))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_global_generator_is_left_alone(workers: int) -> None:
+    before = torch.get_rng_state()
+    for _ in apply_all("autoaugment", works(2), workers):
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_give_the_same_images_and_are_gone_afterwards() -> None:
+    expected = [apply("randaugment", batch) for batch in works()]
+    for workers in (0, 1, 2):
+        made = list(apply_all("randaugment", works(), workers))
+        assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+        assert not multiprocessing.active_children()
+
+
+def test_workers_outlive_an_interrupt_and_end_when_their_iterator_is_dropped() -> None:
+    made: Any = apply_all("randaugment", works(8), 1)
+    next(made)
+    for child in multiprocessing.active_children():
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGINT)
+    for _ in range(5):  # more than were made ahead
+        next(made)
+    assert len(multiprocessing.active_children()) == 1
+    del made
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_when_their_parent_is_killed() -> None:
+    code = """
+        import multiprocessing, os, signal
+        import numpy as np
+        from taet.data.policies import Work, apply_all
+        made = apply_all("randaugment", (Work(np.zeros((1, 8, 8, 3), np.uint8), 0, (i,)) for i in range(99)), 2)
+        next(made), next(made)
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    # They inherit its output, which is at an end only when all of them have ended.
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=30)
+    assert done.returncode == -signal.SIGKILL
+    assert len(done.stdout.split()) == 2
+
+
+def test_what_trains_without_a_policy_does_not_wait_for_torchvision() -> None:
+    code = "import sys, taet.data.loader; assert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

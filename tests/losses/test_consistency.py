@@ -1,0 +1,122 @@
+"""Losses that compare two predictions: golden numbers, loops, gradients and precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from taet.losses import boosted_cross_entropy, kl_divergence
+from taet.losses.consistency import misclassification_kl, runner_up_penalty
+
+# (target_logits, logits, labels) -> (N,)
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "kl": lambda target, logits, _: kl_divergence(target, logits),
+    "misclassification-kl": misclassification_kl,
+    "boosted": lambda _, logits, labels: boosted_cross_entropy(logits, labels),
+    "runner-up": lambda _, logits, labels: runner_up_penalty(logits, labels),
+}
+
+
+def batch(samples: int = 12, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    target, logits = 3 * torch.randn(2, samples, 5, generator=generator, dtype=torch.float64)
+    return target.to(dtype), logits.to(dtype), torch.randint(5, (samples,), generator=generator)
+
+
+def test_trades_is_golden(golden: Any) -> None:
+    number = golden("trades_outer_beta6")
+    i = number.inputs
+    divergence = kl_divergence(i["logits_nat"], i["logits_adv"]).mean()
+    number.check(divergence, "kl_batchmean")
+    natural = torch.nn.functional.cross_entropy(i["logits_nat"], i["labels"])
+    number.check(natural, "ce_nat")
+    number.check(natural + i["beta"] * divergence, "loss")
+
+
+@pytest.mark.parametrize("key", ["mart_outer_beta5", "mart_outer_beta6"])
+def test_mart_is_golden(key: str, golden: Any) -> None:
+    number = golden(key)
+    i = number.inputs
+    boosted = boosted_cross_entropy(i["logits_adv"], i["labels"]).mean()
+    divergence = misclassification_kl(i["logits_nat"], i["logits_adv"], i["labels"]).mean()
+    number.check(boosted, "bce")
+    number.check(divergence, "weighted_kl")
+    number.check(boosted + i["beta"] * divergence, "loss")
+
+
+def test_losses_agree_with_loops_over_samples_and_classes() -> None:
+    target, logits, labels = batch()
+    found = {name: loss(target, logits, labels) for name, loss in LOSSES.items()}
+    for i, y in enumerate(labels.tolist()):
+        p, q = ([math.exp(v) / sum(map(math.exp, z)) for v in z] for z in (target[i].tolist(), logits[i].tolist()))
+        penalty = -math.log(1.0001 - max(v for c, v in enumerate(q) if c != y) + 1e-12)
+        expected = {
+            "kl": sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)),
+            "misclassification-kl": sum(a * (math.log(a) - math.log(b + 1e-12)) for a, b in zip(p, q, strict=True))
+            * (1.0000001 - p[y]),
+            "boosted": -math.log(q[y]) + penalty,
+            "runner-up": penalty,
+        }
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            assert found[name][i].item() == pytest.approx(value, rel=1e-9, abs=1e-12), name
+
+
+def test_divergence_is_zero_between_equals_positive_otherwise_and_not_symmetric() -> None:
+    logits, other, _ = batch()
+    torch.testing.assert_close(
+        kl_divergence(logits, logits + 7), torch.zeros(12, dtype=torch.float64), rtol=0, atol=1e-12
+    )
+    assert (kl_divergence(other, logits) > 0).all()
+    assert not torch.allclose(kl_divergence(other, logits), kl_divergence(logits, other))
+
+
+def test_the_runner_up_is_never_the_label() -> None:
+    sure = torch.tensor([[40.0, 0.0, 0.0]])
+    right, wrong = runner_up_penalty(sure, torch.tensor([0])), runner_up_penalty(sure, torch.tensor([1]))
+    assert right.item() == pytest.approx(-math.log(1.0001), rel=1e-3)
+    assert wrong.item() == pytest.approx(-math.log(1e-4), rel=1e-3)
+
+
+def test_a_target_that_is_sure_of_the_label_asks_for_no_consistency() -> None:
+    sure = torch.tensor([[40.0, 0.0, 0.0]], dtype=torch.float64)
+    other = sure.flip(1)
+    known, unknown = (misclassification_kl(sure, other, torch.tensor([label])).item() for label in (0, 1))
+    assert known == pytest.approx(unknown * 1e-7, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_those_of_finite_differences_in_both_arguments(name: str) -> None:
+    target, logits, labels = batch(samples=3)
+    if name in ("kl", "misclassification-kl"):
+        target.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda t, z: LOSSES[name](t, z, labels), (target, logits.requires_grad_()), check_undefined_grad=False
+    )
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_logits_give_the_loss_of_the_same_logits_in_float32(name: str, half: torch.dtype) -> None:
+    target, logits, labels = batch(dtype=half)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reduced = LOSSES[name](target, logits, labels)
+    assert reduced.dtype == torch.float32
+    assert torch.equal(reduced, LOSSES[name](target.float(), logits.float(), labels))
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+@pytest.mark.parametrize("name", LOSSES)
+def test_huge_logits_stay_finite(name: str, label: int) -> None:
+    logits = torch.tensor([[3e4, -3e4, 0.0]], requires_grad=True)
+    target = torch.tensor([[0.0, 1e4, -1e4]], requires_grad=True)
+    values = LOSSES[name](target, logits, torch.tensor([label]))
+    gradients = torch.autograd.grad(values.sum(), (target, logits), allow_unused=True)
+    assert torch.isfinite(values).all()
+    assert all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
+    assert gradients[1] is not None

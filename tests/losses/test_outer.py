@@ -1,0 +1,173 @@
+"""The run's outer loss: each name is its function, weights as asked, deferred where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import torch
+from torch import Tensor
+
+from taet.config import Outer
+from taet.errors import UserError
+from taet.losses import (
+    balanced_softmax,
+    class_balanced,
+    cross_entropy,
+    effective_number_weights,
+    focal,
+    ldam,
+    logit_adjustment,
+)
+from taet.losses.outer import OuterLoss
+
+COUNTS = [400, 90, 25, 10, 3]
+NUMBERS = torch.tensor(COUNTS)
+NAMES: tuple[str, ...] = get_args(get_type_hints(Outer)["name"])
+# None of them a default.
+SETTINGS: dict[str, Any] = {"tau": 1.5, "gamma": 1.3, "beta": 0.99, "max_margin": 0.4}
+SCALE = 8.0
+
+# What each name is without weights, on (logits, labels).
+PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross-entropy": cross_entropy,
+    "balanced-softmax": lambda z, y: balanced_softmax(z, y, NUMBERS),
+    "logit-adjustment": lambda z, y: logit_adjustment(z, y, NUMBERS, 1.5),
+    "focal": lambda z, y: focal(z, y, 1.3),
+    "class-balanced": cross_entropy,
+    "ldam": lambda z, y: ldam(z / SCALE, y, NUMBERS, 0.4, SCALE),
+}
+
+
+def outer(name: str, drw_from: int | None = None, **changes: Any) -> OuterLoss:
+    return OuterLoss(Outer(name, **{**SETTINGS, **changes}), COUNTS, SCALE, drw_from)  # type: ignore[arg-type]
+
+
+def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    logits = 3 * torch.randn(12, len(COUNTS), generator=generator, dtype=torch.float64)
+    return logits.to(dtype), torch.randint(len(COUNTS), (12,), generator=generator)
+
+
+def weighted(name: str) -> Tensor:
+    """The weighted mean of the loss without weights, as a framework's weighted mean has it."""
+    logits, labels = batch()
+    weights = effective_number_weights(NUMBERS.double(), 0.99)[labels]
+    return (weights * PLAIN[name](logits, labels)).sum() / weights.sum()
+
+
+def close(value: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "class-balanced"])
+def test_each_name_is_its_function(name: str) -> None:
+    loss = outer(name)
+    assert loss.name == name
+    close(loss(*batch()), PLAIN[name](*batch()))
+
+
+def test_every_name_has_a_function() -> None:
+    assert set(NAMES) == set(PLAIN)
+
+
+def test_the_sigmoid_form_of_focal_can_be_asked_for() -> None:
+    close(outer("focal", focal_form="sigmoid")(*batch()), focal(*batch(), 1.3, "sigmoid"))
+
+
+def test_class_balanced_is_the_weighted_mean_or_divides_by_the_batch() -> None:
+    close(outer("class-balanced")(*batch()).mean(), weighted("class-balanced"))
+    close(outer("class-balanced", divide_by="batch")(*batch()), class_balanced(*batch(), NUMBERS, 0.99))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_deferred_to_an_epoch_whatever_the_loss(name: str) -> None:
+    loss = outer(name, drw=True, drw_from=3)
+    plain = PLAIN[name](*batch())
+    held = loss.weights
+    # The order is that of a run that resumed: the weights follow from the epoch alone.
+    for epoch in (0, 2, 3, 9, 1, 4):
+        loss.enter(epoch)
+        value = loss(*batch())
+        if epoch < 3:
+            close(value, plain)
+        else:
+            close(value.mean(), weighted(name))
+    assert loss.weights is held  # a captured step reads the same memory
+    assert outer(name, drw=True, drw_from=0).weights[4] > 1
+
+
+def test_weights_are_not_deferred_unless_asked() -> None:
+    for epoch_of_decay in (None, 3):
+        close(outer("class-balanced", epoch_of_decay)(*batch()).mean(), weighted("class-balanced"))
+        assert torch.equal(outer("focal", epoch_of_decay)(*batch()), outer("focal")(*batch()))
+
+
+def test_the_shift_is_the_prior_under_two_losses_only() -> None:
+    logits, labels = batch()
+    for name in NAMES:
+        loss = outer(name)
+        if name in ("balanced-softmax", "logit-adjustment"):
+            close(cross_entropy(loss.shifted(logits), labels), loss(logits, labels))
+            assert not torch.equal(loss.shifted(logits), logits)
+        else:
+            assert torch.equal(loss.shifted(logits), logits)
+        assert loss.shifted(logits.bfloat16()).dtype == torch.float32
+
+
+def test_golden_class_balanced(golden: Any) -> None:
+    number = golden("cb_softmax")
+    i = number.inputs
+    for divide_by, field in (("weights", "divide_by_sum_w"), ("batch", "divide_by_B")):
+        loss = OuterLoss(Outer("class-balanced", divide_by=divide_by), i["class_counts"])  # type: ignore[arg-type]
+        number.check(loss(i["logits"], i["labels"]).mean(), field)
+
+
+def test_golden_class_balanced_focal(golden: Any) -> None:
+    number = golden("cb_focal_sigmoid_beta0.9999_gamma2")
+    i = number.inputs
+    settings = Outer("focal", focal_form="sigmoid", drw=True, divide_by="batch")
+    number.check(OuterLoss(settings, i["class_counts"], drw_from=0)(i["logits"], i["labels"]).mean())
+
+
+def test_golden_ldam_with_and_without_deferred_weights(golden: Any) -> None:
+    number = golden("ldam_s30_m0.5")
+    i = number.inputs
+    loss = OuterLoss(Outer("ldam", drw=True), i["class_counts"], scale=30.0, drw_from=1)
+    number.check(loss(30 * i["cosines"], i["labels"]).mean(), "loss")
+    loss.enter(1)
+    golden("ldam_drw_s30_m0.5").check(loss(30 * i["cosines"], i["labels"]).mean())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_precision_is_that_of_the_logits_and_at_least_float32(name: str) -> None:
+    loss = outer(name, drw=True, drw_from=0)
+    assert loss(*batch(torch.float64)).dtype == torch.float64
+    expected = loss(*batch(torch.float32))
+    assert expected.dtype == torch.float32
+    torch.testing.assert_close(expected.double(), loss(*batch()), rtol=1e-5, atol=1e-6)
+    logits, labels = batch(torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss(logits, labels), loss(logits.float(), labels))
+    assert torch.equal(loss.double()(*batch()), outer(name, drw=True, drw_from=0)(*batch()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_huge_logits_and_a_class_without_images_stay_finite(name: str) -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0], [0.0, 0.0, 1e4]], requires_grad=True)
+    values = OuterLoss(Outer(name, drw=True), [5, 2, 0], drw_from=0)(logits, torch.tensor([1, 2]))  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
+    assert torch.isfinite(values).all()
+    assert torch.isfinite(gradient).all()
+
+
+def test_nothing_of_it_is_saved() -> None:
+    assert not outer("ldam", drw=True, drw_from=2).state_dict()
+
+
+def test_deferred_weights_need_an_epoch_to_begin_at() -> None:
+    settings = replace(Outer(), drw=True)
+    with pytest.raises(UserError, match="outer drw: got a schedule without a milestone"):
+        OuterLoss(settings, COUNTS)

@@ -1,0 +1,210 @@
+"""TAIL against golden numbers and a loop over pairs, in value and gradient, and what its three forms do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from taet import metrics
+from taet.errors import UserError
+from taet.losses import tail_margin
+from taet.losses.tail_margin import Form, tail_classes
+
+FORMS: tuple[Form, ...] = get_args(Form)
+# Neither sorted nor without a tie: ranks, not labels, decide. By size: 3, 0, 5, 1 and 4 and 6, 2.
+COUNTS = torch.tensor([300.0, 60.0, 4.0, 900.0, 60.0, 150.0, 60.0])
+TAIL = {"official": {2, 6}, "per-pair": {2, 6}, "paper": {2, 4, 6}}
+
+
+def draw(seed: int, samples: int = 9, width: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = 2 * torch.randn(samples, width, generator=generator, dtype=torch.float64)
+    return features, torch.randint(len(COUNTS), (samples,), generator=generator)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p.log() - q.log())).sum()
+
+
+def naive(features: Tensor, labels: Tensor, form: Form) -> Tensor:
+    """The formulas as they stand: a loop over tail examples, and one over all."""
+    p = features.softmax(1)
+    held = p.detach()
+    omega = (COUNTS.sum() / COUNTS.double()).sqrt()
+    number, width = features.shape
+    of_tail = [i for i in range(number) if int(labels[i]) in TAIL[form]]
+    total = 0 * features.sum()
+    for i in of_tail:
+        signed = [(-1 if labels[i] == labels[j] else 1) * (omega[labels[i]] + omega[labels[j]]) for j in range(number)]
+        if form == "official":
+            scalar = sum(kl(held[i], p[j]) for j in range(number)) / (number * width)
+            total = total + scalar * sum(signed) / number
+        elif form == "per-pair":
+            total = total + sum(signed[j] * kl(held[i], p[j]) for j in range(number)) / number
+        else:
+            total = total - sum(signed[j] * kl(p[j], p[i]) for j in range(number)) / number
+    return total / max(1, len(of_tail))
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "form", "sign"),
+    [
+        ("reat_tail", "official_collapsed", "official", 1),
+        ("reat_tail", "per_pair", "per-pair", 1),
+        ("reat_tail", "per_pair_sign_flipped", "per-pair", -1),
+        ("reat_tail_paper", None, "paper", 1),
+    ],
+)
+def test_golden(key: str, field: str | None, form: Form, sign: int, golden: Any) -> None:
+    number = golden(key)
+    number.check(sign * tail_margin(**number.inputs, form=form), field)
+    if key == "reat_tail":
+        tail = tail_classes(number.inputs["class_counts"], form)
+        assert tail.nonzero().flatten().tolist() == number.record["expected"]["tail_classes"]
+        assert tail[number.inputs["labels"]].sum().item() == number.record["expected"]["n_tail"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("seed", range(5))
+def test_value_and_gradient_are_those_of_a_loop_over_pairs(form: Form, seed: int) -> None:
+    features, labels = draw(seed)
+    labels[0] = 2
+    ours, theirs = features.clone().requires_grad_(), features.clone().requires_grad_()
+    value, expected = tail_margin(ours, labels, COUNTS, form), naive(theirs, labels, form)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    (gradient,), (wanted,) = torch.autograd.grad(value, ours), torch.autograd.grad(expected, theirs)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-12)
+    assert gradient.abs().max() > 1e-3
+
+
+def test_gradient_of_the_paper_form_is_that_of_finite_differences() -> None:
+    features, labels = draw(7, samples=5)
+    labels[0] = 2
+    assert torch.autograd.gradcheck(lambda h: tail_margin(h, labels, COUNTS, "paper"), (features.requires_grad_(),))
+
+
+@pytest.mark.parametrize("form", ["official", "per-pair"])
+def test_the_tail_example_itself_is_held_fixed(form: Form) -> None:
+    features, labels = draw(1, samples=4)
+    labels[:] = torch.tensor([2, 0, 0, 3])
+    features.requires_grad_()
+    tail_margin(features, labels, COUNTS, form).backward()
+    assert features.grad is not None
+    # Its own pair has KL(p_i || p_i), whose gradient vanishes at the minimum.
+    torch.testing.assert_close(features.grad[0], torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert (features.grad[1:].abs().amax(1) > 1e-4).all()
+
+
+def test_a_step_down_draws_other_classes_to_the_tail_and_under_the_paper_form_pushes_them_off() -> None:
+    features, labels = draw(2, samples=5)
+    labels[:] = torch.tensor([2, 3, 3, 5, 0])
+
+    def distances(h: Tensor) -> Tensor:
+        p = h.softmax(1)
+        return torch.stack([kl(p[0], other) for other in p[1:]])
+
+    for form in FORMS:
+        moved = features.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(tail_margin(moved, labels, COUNTS, form), moved)
+        farther = distances((moved - 1e-3 * gradient).detach()) > distances(features)
+        assert farther.tolist() == [form == "paper"] * 4, form
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tail_classes_go_by_rank_not_by_label(form: Form) -> None:
+    assert set(tail_classes(COUNTS, form).nonzero().flatten().tolist()) == TAIL[form]
+    features, labels = draw(3)
+    order = torch.tensor([4, 1, 0, 6, 2, 5, 3])  # new class j is old class order[j]
+    distinct = COUNTS + torch.arange(7.0)  # without ties, which labels break
+    renumbered = tail_margin(features, order.argsort()[labels], distinct[order], form)
+    torch.testing.assert_close(renumbered, tail_margin(features, labels, distinct, form), rtol=1e-12, atol=1e-12)
+    shuffled = tail_margin(features.flip(0), labels.flip(0), distinct, form)
+    torch.testing.assert_close(shuffled, renumbered, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("classes", "code", "paper"),
+    [
+        (2, [1], [1]),
+        (3, [], [1, 2]),
+        (4, [3], [2, 3]),
+        (10, [7, 8, 9], [6, 7, 8, 9]),
+        (100, range(67, 100), range(66, 100)),
+    ],
+)
+def test_which_classes_are_tail(classes: int, code: list[int], paper: list[int]) -> None:
+    counts = torch.arange(classes, 0, -1)
+    for form, expected in (("official", code), ("per-pair", code), ("paper", paper)):
+        assert tail_classes(counts, form).nonzero().flatten().tolist() == list(expected)  # type: ignore[arg-type]
+    assert tail_classes(counts, "paper").nonzero().flatten().tolist() == metrics.class_groups(counts.tolist())["tail"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_a_tail_example_it_is_zero_and_so_is_its_gradient(form: Form) -> None:
+    features, _ = draw(4, samples=5)
+    features.requires_grad_()
+    for counts, labels in (
+        (COUNTS, torch.tensor([0, 0, 3, 5, 1])),
+        (torch.tensor([9.0, 3.0]), torch.zeros(5, dtype=torch.int64)),
+        *([(torch.tensor([9.0, 3.0, 1.0]), torch.tensor([0, 1, 2, 2, 1]))] if form != "paper" else []),
+    ):
+        value = tail_margin(features, labels, counts, form)
+        assert value.item() == 0
+        (gradient,) = torch.autograd.grad(value, features)
+        assert torch.equal(gradient, torch.zeros_like(features))
+
+
+def test_the_official_form_is_about_a_width_th_of_per_pair() -> None:
+    width, ratios = 512, []
+    counts = torch.tensor([5000, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100])  # CIFAR-10-LT, ratio 50
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        features = torch.randn(128, width, generator=generator, dtype=torch.float64)
+        labels = torch.multinomial(counts / counts.sum(), 128, replacement=True, generator=generator)
+        official, per_pair = (tail_margin(features, labels, counts, form).item() for form in ("official", "per-pair"))
+        assert official > 0
+        ratios.append(per_pair / official)
+    assert min(ratios) > 0.8 * width
+    assert max(ratios) < 1.2 * width
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tail_that_was_computed_before_is_taken_as_it_is(form: Form) -> None:
+    features, labels = draw(5)
+    labels[0] = 2
+    tail = tail_classes(COUNTS, form)
+    expected = tail_margin(features, labels, COUNTS, form)
+    assert expected != 0
+    assert torch.equal(tail_margin(features, labels, COUNTS, form, tail), expected)
+    assert tail_margin(features, labels, COUNTS, form, tail & False) == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_features_give_the_value_of_the_same_features_in_float32(form: Form, half: torch.dtype) -> None:
+    features, labels = draw(6, samples=20, width=32)
+    features = features.to(half)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reduced = tail_margin(features, labels, COUNTS, form)
+    assert reduced.dtype == torch.float32
+    assert torch.equal(reduced, tail_margin(features.float(), labels, COUNTS, form))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_huge_features_and_absent_images_stay_finite(form: Form) -> None:
+    features = torch.tensor([[1e4, -1e4, 0.0], [0.0, 0.0, 0.0], [-1e4, 0.0, 1e4]], requires_grad=True)
+    value = tail_margin(features, torch.tensor([0, 1, 2]), torch.tensor([5, 3, 0, 0]), form)
+    (gradient,) = torch.autograd.grad(value, features)
+    assert math.isfinite(value.item())
+    assert torch.isfinite(gradient).all()
+
+
+def test_an_unknown_form_is_refused() -> None:
+    features, labels = draw(0)
+    for tail in (None, torch.ones(7, dtype=torch.bool)):
+        with pytest.raises(UserError, match=r"unknown tail margin 'perpair'.*did you mean 'per-pair'\?"):
+            tail_margin(features, labels, COUNTS, "perpair", tail)  # type: ignore[arg-type]
