@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -17,3 +19,13 @@ def generator(device: Any, seed: int, *purpose: str | int) -> Any:
     import torch
 
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
+    """Seed torch's global generators, which draw initial weights, for (seed, purpose...), and give them back after."""
+    import torch
+
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reaches every device
+        torch.manual_seed(derive_seed(seed, *purpose))
+        yield

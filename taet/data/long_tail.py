@@ -51,6 +51,19 @@ def long_tail_counts(
     raise unknown("profile", profile, PROFILES)
 
 
+def expected_absent_classes(class_counts: Sequence[int], batch_size: int) -> float:
+    """Return how many classes a full batch is expected to hold no image of, in an epoch that is shuffled.
+
+    sum_c binomial(N - n_c, B) / binomial(N, B), the hypergeometric chance of each class to be missed: class_counts n_c
+    (C,), N their sum, `batch_size` B from 0 to N, else a `UserError`. A loss that averages over all C classes of a
+    batch, such as HARL's, counts so many of them as 0.
+    """
+    total = sum(class_counts)
+    if not 0 <= batch_size <= total:
+        raise UserError(f"batch size: got {batch_size}; allowed: 0 to {total}, the images")
+    return sum(math.comb(total - count, batch_size) for count in class_counts) / math.comb(total, batch_size)
+
+
 def largest_max_count(available: Sequence[int], imbalance_ratio: float, profile: str = "exponential") -> int:
     """Return the largest n_max whose counts `available` (C,) images per class can give; 0 where there is none."""
 

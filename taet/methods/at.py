@@ -6,6 +6,9 @@ Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Atta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import Tensor, nn
 
 from taet.distributed import global_mean
@@ -13,10 +16,29 @@ from taet.methods.base import Adversarial, Loss, Method
 
 
 class AdversarialTraining(Method):
-    """Loss: mean CE(f(x'), y), through the run's outer loss."""
+    """Loss: mean CE(f(x'), y), through the run's outer loss.
+
+    Official: the recipe of Rice et al. (Overfitting in adversarially robust deep learning, ICML 2020,
+    arXiv:2002.11569), a PreActResNet-18 whose images are padded by reflection, with a clean pass in train mode after
+    each step; not the original's 80,000 steps of a wide ResNet on pixels in [0, 255].
+    """
 
     title = "AT"
     reference = "Madry et al., ICLR 2018, arXiv:1706.06083"
+    official: ClassVar[Mapping[str, Any]] = {
+        "model.normalize": "data",
+        "threat.eps": 8 / 255,
+        "threat.step_size": 2 / 255,
+        "threat.steps": 10,
+        "threat.start": "uniform",
+        "threat.bn_mode": "train",
+        "training.epochs": 200,
+        "training.batch_size": 128,
+        "training.lr": 0.1,
+        "training.momentum": 0.9,
+        "training.weight_decay": 5e-4,
+        "training.milestones": (0.5, 0.75),
+    }
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         logits = model(adversarial.x)

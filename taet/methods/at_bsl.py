@@ -6,13 +6,13 @@ Source: Yue et al., Revisiting Adversarial Training under Long-Tailed Distributi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from taet.distributed import global_mean
 from taet.errors import UserError
-from taet.losses import balanced_softmax
 from taet.methods.base import Adversarial, Loss, Method, Task
 
 
@@ -42,14 +42,14 @@ class AdversarialTrainingBalancedSoftmax(Method):
     }
 
     def __init__(self, config: Any, task: Task) -> None:
-        super().__init__(config, task)
         if task.outer.name not in ("cross-entropy", "balanced-softmax"):
             raise UserError(
                 f"at-bsl: got the outer loss {task.outer.name}; its loss is balanced softmax: "
                 f"use `at --outer {task.outer.name}`"
             )
+        super().__init__(config, replace(task, outer=replace(task.outer, name="balanced-softmax")))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         logits = model(adversarial.x)
-        total = global_mean(balanced_softmax(logits, y, self.class_counts))
+        total = global_mean(self.outer(logits, y))
         return Loss(total, {}, logits)

@@ -160,13 +160,13 @@ class Step(NamedTuple):
 class Method(nn.Module):
     """A training method. `loss` is required; every other hook has the default of plain adversarial training."""
 
-    title: ClassVar[str]
-    reference: ClassVar[str]
-    deviations: ClassVar[tuple[str, ...]] = ()
+    title: str
+    reference: str
+    deviations: tuple[str, ...] = ()
     """Where the method leaves the protocol, in words; every table prints them."""
     official: ClassVar[Mapping[str, Any]] = {}
     """Its own published settings, as overrides of a Run."""
-    label_attack: ClassVar[bool] = True
+    label_attack: bool = True
     """Is the attack's objective a loss on labels? Only then can the run re-balance it."""
     uses_features: bool = False
     """Does the loss read `model.features`?"""

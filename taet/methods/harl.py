@@ -74,6 +74,8 @@ class Harl(Method):
             raise UserError(
                 f"harl: got the outer loss {task.outer.name}; its loss already balances the classes and takes none"
             )
+        if task.outer.drw:
+            raise UserError("harl: got deferred re-weighting; its loss already balances the classes and takes none")
         # log C: the cross-entropy of a model that knows nothing, until a class has been seen.
         self.register_buffer("running", torch.full((task.num_classes,), math.log(task.num_classes)))
 

@@ -41,6 +41,10 @@ class Taet(Method):
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)
+        if task.outer.drw and self.stage_at(min(task.milestones)) != "clean":
+            raise UserError(
+                "taet: got deferred re-weighting; it begins at the first milestone, and no epoch from there on is clean"
+            )
         # The run's outer loss reaches the clean stage only: HEL balances already, and on shifted logits does it twice.
         self.equalization = Harl(config, replace(task, outer=Outer()))
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from taet import registry
 from taet.models.classifier import Adapter, Classifier, adapted
 from taet.models.heads import CosineHead, Head
-from taet.randomness import derive_seed
+from taet.randomness import seeded
 
 __all__ = ["Adapter", "Classifier", "CosineHead", "Head", "adapted", "build"]
 
@@ -24,7 +22,6 @@ def build(
     image_shape is (channels, height, width); `forward` maps (N, *image_shape) in [0, 1] to logits (N, num_classes).
     """
     entry = registry.find("models", name)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reaches every device
-        torch.manual_seed(derive_seed(seed, "weights"))
+    with seeded(seed, "weights"):
         model: Classifier = entry.load().build(name, num_classes, image_shape, head)
     return model

@@ -1,5 +1,6 @@
 """Long-tailed counts and the choice of images: published numbers, and what holds for any numbers."""
 
+import itertools
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from taet.data.long_tail import (
     PROFILES,
     divide,
+    expected_absent_classes,
     held_out_counts,
     largest_max_count,
     long_tail_counts,
@@ -146,3 +148,28 @@ def test_held_out_counts_round_and_leave_one():
 def test_impossible_choices_are_refused(labels, counts, seed, message):
     with pytest.raises(UserError, match=message):
         long_tail_indices(labels, counts, seed)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=3).filter(any), st.data())
+def test_expected_absent_classes_is_the_mean_over_all_batches(counts, data):
+    labels = [label for label, count in enumerate(counts) for _ in range(count)][:9]
+    counts = [labels.count(label) for label in range(len(counts))]
+    size = data.draw(st.integers(0, len(labels)))
+    batches = list(itertools.combinations(labels, size))
+    absent = sum(len(counts) - len(set(batch)) for batch in batches)
+    assert expected_absent_classes(counts, size) == pytest.approx(absent / len(batches))
+
+
+@pytest.mark.parametrize(
+    ("classes", "max_count", "imbalance_ratio", "absent"),
+    [(10, 5000, 50, 0.8), (10, 5000, 100, 1.4), (100, 500, 10, 36), (100, 500, 50, 46), (100, 500, 100, 50)],
+)
+def test_expected_absent_classes_of_cifar_at_batch_128(classes, max_count, imbalance_ratio, absent):
+    counts = long_tail_counts(classes, max_count, imbalance_ratio)
+    assert round(expected_absent_classes(counts, 128), 1 if classes == 10 else None) == absent
+
+
+@pytest.mark.parametrize("size", [-1, 4])
+def test_expected_absent_classes_of_no_batch_is_refused(size):
+    with pytest.raises(UserError, match=rf"^batch size: got {size}; allowed: 0 to 3"):
+        expected_absent_classes([2, 1], size)

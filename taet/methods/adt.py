@@ -1,0 +1,240 @@
+"""Adversarial distributional training (ADT): cross-entropy on draws from a distribution of perturbations.
+
+min_theta E max_p E_{delta ~ p} CE(f(x + delta), y) + lambda H(p), with delta = eps a and a in (-1, 1).
+Source: Dong et al., Adversarial Distributional Training for Robust Deep Learning, NeurIPS 2020, arXiv:2002.05999.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taet.attacks.ball import per_sample
+from taet.config import check_fields
+from taet.distributed import global_mean, global_sum
+from taet.errors import UserError
+from taet.losses.long_tail import cross_entropy, full_precision
+from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
+from taet.models.generator import Encoder, Generator
+from taet.randomness import seeded
+
+TINY = 1e-8  # beside what is divided by or taken the logarithm of (public code)
+LATENT = 64  # size of the implicit variant's code (paper)
+ENTROPY_WEIGHT = {"exp": 0.01, "exp-am": 0.01, "imp-am": 1.0}  # lambda (public code)
+
+
+class AdversarialDistributionalTraining(Method):
+    """Loss: mean CE(f(x'), y), x' = clip_[0,1](x + eps a), where a follows a distribution that raises CE + lambda H.
+
+    exp      a = tanh(mu + sigma r), r normal, sigma = softplus(rho): mu and rho are fitted to every image anew, in
+             `steps` steps of Adam without memory (both betas 0) on the sum of `samples` gradients
+    exp-am   mu and rho come from a generator that sees the image and two gradients of the loss at it
+    imp-am   a = tanh of what a generator makes of the same and of a uniform code; an encoder that recovers the code
+             bounds -H from above, and only a bound above `threshold` is charged
+
+    The generators train with the classifier: one backward pass in which the gradient that arrives at x' turns its sign
+    on the way to them, so that they ascend the loss that the weights descend. They use batch statistics and are dropped
+    after training. The public code trains them with width 256 in batches of 64.
+    """
+
+    title = "ADT"
+    reference = "Dong et al., NeurIPS 2020, arXiv:2002.05999"
+    deviations = (
+        "perturbations are drawn from a distribution with an optimiser of its own; the threat's steps, step size and "
+        "start are not used",
+    )
+    label_attack = False
+    official: ClassVar[Mapping[str, Any]] = {
+        "threat.eps": 8 / 255,
+        "threat.bn_mode": "eval",
+        "training.epochs": 76,
+        "training.batch_size": 64,
+        "training.lr": 0.1,
+        "training.momentum": 0.9,
+        "training.milestones": (75 / 76,),
+        "training.weight_decay": 2e-4,
+        "model.normalize": "none",
+        "method.width": 256,
+    }
+
+    @dataclass(frozen=True)
+    class Config:
+        """The form of the distribution, and how it is fitted."""
+
+        variant: Literal["exp", "exp-am", "imp-am"] = "exp"
+        """exp: fitted to each image; exp-am: given by a generator; imp-am: by a generator without a density."""
+        entropy_weight: float | None = None
+        """Factor lambda of the entropy. Not given: 0.01 with exp and exp-am, 1 with imp-am (public code)."""
+        steps: int = 7
+        """exp: steps of the fit (paper)."""
+        samples: int = 5
+        """exp: draws per step (paper)."""
+        inner_lr: float = 0.3
+        """exp: learning rate of the fit (paper)."""
+        accumulate: bool = True
+        """exp: a step follows the sum of all gradients so far, as in the public code, or the newest only."""
+        width: int = 64
+        """exp-am, imp-am: maps of the generator's first layer; 256 in the paper, at the cost of 19 ResNet-18."""
+        generator_lr: float = 2e-4
+        """exp-am, imp-am: learning rate of the generator and the encoder (public code)."""
+        threshold: float = 0.9
+        """imp-am: bound on -H, per dimension of the code, up to which nothing is charged (public code)."""
+
+        def __post_init__(self) -> None:
+            check_fields(self)
+            for name in ("steps", "samples", "width"):
+                if getattr(self, name) < 1:
+                    raise UserError(f"method {name}: got {getattr(self, name)}; allowed: 1 or more")
+            for name in ("inner_lr", "generator_lr"):
+                rate = getattr(self, name)
+                if not (math.isfinite(rate) and rate > 0):
+                    raise UserError(f"method {name.replace('_', ' ')}: got {rate:g}; allowed: above 0")
+            weight = self.entropy_weight
+            if weight is not None and not (math.isfinite(weight) and weight >= 0):
+                raise UserError(f"method entropy weight: got {weight:g}; allowed: 0 or more")
+            if not math.isfinite(self.threshold):
+                raise UserError(f"method threshold: got {self.threshold:g}; allowed: a finite number")
+
+    def __init__(self, config: Any, task: Task) -> None:
+        super().__init__(config, task)
+        weight = config.entropy_weight
+        self.entropy_weight = ENTROPY_WEIGHT[config.variant] if weight is None else weight
+        if config.variant == "exp":
+            return
+        channels, *side = task.image_shape
+        outputs, latent = (2 * channels, 0) if config.variant == "exp-am" else (channels, LATENT)
+        with seeded(0, "adt"):
+            self.generator = Generator(3 * channels, outputs, config.width, (side[0], side[1]), latent)
+            self.encoder = Encoder(channels, LATENT) if latent else None
+        self.optimizers["generator"] = torch.optim.Adam(
+            self.generator.parameters(), lr=config.generator_lr, betas=(0.5, 0.999)
+        )
+        if self.encoder is not None:
+            self.optimizers["encoder"] = torch.optim.Adam(self.encoder.parameters(), lr=config.generator_lr)
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        if self.config.variant == "exp":
+            mean, rho = self._fit(model, x, y, attack)
+            directions, _ = tanh_gaussian(mean, rho, attack.source.normal(x))
+            return Adversarial(moved(x, attack.eps, directions))
+        first = mean_gradient(model, x, y)
+        second = mean_gradient(model, moved(x, attack.eps, first.sign()), y)
+        inputs = torch.cat([x, first, second], 1)
+        if self.config.variant == "exp-am":
+            noise = attack.source.normal(x)
+        else:
+            noise = attack.source.uniform(x.new_empty(len(x), LATENT), -1, 1)
+        eps = attack.eps if isinstance(attack.eps, Tensor) else x.new_full((len(x),), attack.eps)
+        with torch.no_grad():
+            directions, _ = self._generate(inputs, noise)
+        return Adversarial(moved(x, eps, directions), {"inputs": inputs, "noise": noise, "eps": eps})
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        if self.config.variant == "exp":
+            logits = model(adversarial.x)
+            return Loss(global_mean(self.outer(logits, y)), {}, logits)
+        info = adversarial.info
+        directions, values = self._generate(info["inputs"], info["noise"])
+        logits = model(_Reversed.apply(moved(x, info["eps"], directions)))
+        label, value = global_mean(self.outer(logits, y)), global_mean(values)
+        charge = -value if self.config.variant == "exp-am" else (value - self.config.threshold).clamp(min=0)
+        return Loss(label + self.entropy_weight * charge, {"label": label, "entropy_charge": charge}, logits)
+
+    def after_step(self, model: nn.Module, step: Step) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+
+    def _fit(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
+        """Mu and rho, (2, N, C, H, W): ascent on mean CE + lambda mean H, both over the global batch."""
+        count = global_sum(x.new_full((), len(x)))
+
+        def gradient(parameters: Tensor) -> Tensor:
+            total = torch.zeros_like(parameters)
+            for _ in range(self.config.samples):
+                with torch.enable_grad():
+                    parameters = parameters.detach().requires_grad_()
+                    directions, entropy = tanh_gaussian(parameters[0], parameters[1], attack.source.normal(x))
+                    losses = cross_entropy(model(moved(x, attack.eps, directions)), y)
+                    objective = (losses + self.entropy_weight * entropy).sum() / count
+                total += torch.autograd.grad(objective, parameters)[0]
+            return total
+
+        config = self.config
+        start = full_precision(x.new_zeros(2, *x.shape))
+        return ascend(gradient, start, config.steps, config.inner_lr, config.accumulate)
+
+    def _generate(self, inputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Directions (N, C, H, W) in (-1, 1), and of every sample H, or in the implicit variant the bound on -H."""
+        if self.encoder is None:
+            mean, rho = full_precision(self.generator(inputs)).chunk(2, 1)
+            return tanh_gaussian(mean, rho, noise)
+        directions = full_precision(self.generator(inputs, noise)).tanh()
+        mean, raw = full_precision(self.encoder(directions)).chunk(2, 1)
+        return directions, negative_entropy_bound(noise, mean, functional.softplus(raw))
+
+
+class _Reversed(torch.autograd.Function):
+    """The identity, whose gradient has the other sign."""
+
+    @staticmethod
+    def forward(_: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return -gradients[0]
+
+
+def moved(x: Tensor, eps: float | Tensor, directions: Tensor) -> Tensor:
+    """Images x + eps a, clipped to [0, 1]; eps is a number or one per sample (N,)."""
+    return (x + per_sample(eps, x) * directions).clamp(0, 1)
+
+
+def mean_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Gradient, with respect to x, of the mean cross-entropy over the global batch."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy(model(x), y).sum(), x)
+    return gradient / global_sum(x.new_full((), len(x)))
+
+
+def tanh_gaussian(mean: Tensor, rho: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions a = tanh(mu + sigma r) with sigma = softplus(rho), and the entropy of each sample up to a constant.
+
+    H_i = mean over the elements of sample i of r^2/2 + log sigma + log(1 - a^2), the negative log-density at the draw.
+    mean, rho and noise (N, ...) -> (N, ...) in (-1, 1), and (N,).
+    """
+    sigma = functional.softplus(rho)
+    directions = torch.tanh(mean + noise * sigma)
+    elements = noise.square() / 2 + (sigma + TINY).log() + (1 - directions.square() + TINY).log()
+    return directions, elements.flatten(1).mean(1)
+
+
+def negative_entropy_bound(codes: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Upper bound on the negative entropy per dimension of the code, by how well a Gaussian recovers it.
+
+    U_i = mean over dimensions of (z - m)^2 / 2v + log(v)/2 + log sqrt(2 pi); all (N, D) -> (N,).
+    """
+    squares = (codes - mean).square() / (2 * variance + TINY)
+    return (squares + (variance + TINY).log() / 2 + math.log(2 * math.pi) / 2).mean(1)
+
+
+def ascend(
+    gradient: Callable[[Tensor], Tensor], start: Tensor, steps: int, lr: float, accumulate: bool = True
+) -> Tensor:
+    """Take steps of Adam with both betas 0, v <- v + lr G / (|G| + 1e-8), almost a sign step.
+
+    G is the gradient at v, or, with `accumulate`, the sum of all gradients so far: the public code never clears them.
+    """
+    value, total = start, torch.zeros_like(start)
+    for _ in range(steps):
+        newest = gradient(value)
+        total = total + newest if accumulate else newest
+        value = value + lr * total / (total.abs() + TINY)
+    return value

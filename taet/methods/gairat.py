@@ -1,0 +1,105 @@
+"""GAIRAT: adversarial training that counts an example more, the fewer attack steps it withstands.
+
+Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, ICLR 2021, arXiv:2010.01736.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from taet.config import check_fields
+from taet.distributed import global_mean, global_sum
+from taet.errors import UserError
+from taet.methods.base import Adversarial, Attack, Loss, Method
+
+Weighting = Literal["tanh", "sigmoid", "discrete"]
+
+
+def importance(kappa: Tensor, steps: int, weighting: Weighting, lam: float) -> Tensor:
+    """Weight of examples that the model still got right before kappa (N,) of K `steps`, not yet normalised -> (N,).
+
+    tanh       [tanh(lam + 5 (k0 - kappa) / k0) + 1] / 2,  k0 = floor(K / 2)
+    sigmoid    sigmoid(lam + 5 (k0 - kappa) / k0)
+    discrete   (K + 1 - kappa) / (K + 1)
+    """
+    if weighting == "discrete":
+        weights: Tensor = (steps + 1 - kappa) / (steps + 1)
+        return weights
+    # At K = 1 the public code divides by zero; the paper's K / 2 does not. Without a step all weigh the same.
+    half = max(steps // 2, 0.5)
+    margin = lam + 5 * (half - kappa) / half
+    # (tanh(t) + 1) / 2 = sigmoid(2 t), which keeps its digits where tanh is nearly -1.
+    return torch.sigmoid(2 * margin if weighting == "tanh" else margin)
+
+
+def weighted_mean(weights: Tensor, losses: Tensor) -> Tensor:
+    """sum_i w_i l_i / sum_i w_i over the global batch: weights (N,), losses (N,) -> scalar."""
+    sums = global_sum(torch.stack([(weights * losses).sum(), weights.sum()]))
+    return sums[0] / sums[1]
+
+
+class Gairat(Method):
+    """Loss: mean CE(f(x'), y) until the first milestone; from then on its mean weighted by `importance`.
+
+    kappa counts the steps before which the example was still classified correctly, over the whole attack and not up to
+    the first failure; the final example is not counted. Without a milestone the weights never come. The gain over AT
+    under PGD largely disappears under AutoAttack.
+
+    Official: a WRN-32-10, and a third, half decay of the learning rate at 11/12 of the epochs.
+    """
+
+    title = "GAIRAT"
+    reference = "Zhang et al., ICLR 2021, arXiv:2010.01736"
+    official: ClassVar[Mapping[str, Any]] = {
+        "model.normalize": "none",
+        "threat.eps": 0.031,
+        "threat.step_size": 0.007,
+        "threat.steps": 10,
+        "threat.start": "uniform",
+        "threat.bn_mode": "eval",
+        "training.epochs": 120,
+        "training.batch_size": 128,
+        "training.lr": 0.1,
+        "training.momentum": 0.9,
+        "training.weight_decay": 2e-4,
+        "training.milestones": (59 / 120, 89 / 120),
+    }
+
+    @dataclass(frozen=True)
+    class Config:
+        """How steps become weights."""
+
+        weighting: Weighting = "tanh"
+        """Function from the number of steps to the weight (public code)."""
+        lam: float = -1.0
+        """Lambda, added to the argument of tanh and sigmoid: the larger, the more equal the weights (public code)."""
+
+        def __post_init__(self) -> None:
+            check_fields(self)
+            if not -20 <= self.lam <= 20:  # beyond, every weight of a batch may vanish in float32
+                raise UserError(f"method lam: got {self.lam:g}; allowed: -20 to 20")
+
+    def stage_at(self, epoch: int) -> str:
+        return "weighted" if self.task.milestones and epoch >= min(self.task.milestones) else "burn-in"
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        kappa = torch.zeros(len(y), device=x.device)
+
+        def count(_: int, logits: Tensor) -> None:
+            kappa.add_(logits.argmax(1) == y)
+
+        examples = attack(model, x, y, observe=count)
+        weights = importance(kappa, attack.threat.steps, self.config.weighting, self.config.lam)
+        return Adversarial(examples, {"kappa": kappa, "weights": weights})
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        logits = model(adversarial.x)
+        losses = self.outer(logits, y)
+        if self.stage == "burn-in":
+            return Loss(global_mean(losses), {}, logits)
+        return Loss(weighted_mean(adversarial.info["weights"], losses), {}, logits)

@@ -1,0 +1,114 @@
+"""Hypersphere embedding (HE): adversarial training on cosines with a margin; PGD, TRADES and ALP forms.
+
+Source: Pang et al., Boosting Adversarial Training with Hypersphere Embedding, NeurIPS 2020, arXiv:2002.08619.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from taet.config import check_fields
+from taet.distributed import global_mean
+from taet.errors import UserError
+from taet.losses import kl_divergence
+from taet.losses.long_tail import less_margin
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+from taet.models.heads import Head
+
+BETA = {"trades": 6.0, "alp": 0.5}  # public code
+
+
+class HypersphereEmbedding(Method):
+    """Loss on the logits s cos of a cosine head, with HE(z, y) = CE(z - s m at the label, y) through the outer loss.
+
+    pgd      mean HE(f(x'), y)
+    trades   mean HE(f(x), y) + beta mean KL(f(x) || f(x')), where x' raises that divergence
+    alp      mean [HE(f(x), y) + HE(f(x'), y)] / 2 + beta mean (cos(x) - cos(x'))^2
+
+    Attacks and divergences see s cos without the margin. The head's normalisation is differentiated, where the public
+    code overwrites the weights with their directions after every update. Its commands take s 10 with pgd, weight decay
+    2e-4 and s 15 with trades, s 20 and m 0.3 with alp.
+    """
+
+    title = "HE"
+    reference = "Pang et al., NeurIPS 2020, arXiv:2002.08619"
+    official: ClassVar[Mapping[str, Any]] = {
+        "threat.eps": 0.031,
+        "threat.step_size": 0.007,
+        "threat.start": "gaussian",
+        "threat.steps": 10,
+        "training.epochs": 77,
+        "training.milestones": (75 / 77,),
+        "training.weight_decay": 5e-4,
+        "model.normalize": "data",
+    }
+
+    @dataclass(frozen=True)
+    class Config:
+        """The form, and the constants of the cosines."""
+
+        variant: Literal["pgd", "trades", "alp"] = "pgd"
+        """pgd: cross-entropy on attacked images; trades, alp: on the clean ones too, and a term that ties the two."""
+        scale: float = 15.0
+        """Factor s of the cosines (public code), wherever the model is used."""
+        margin: float = 0.2
+        """Margin m that the cosine of the label is lowered by in the loss (public code)."""
+        beta: float | None = None
+        """Factor of the term that ties the two. Not given: 6 with trades, 0.5 with alp (public code)."""
+
+        def __post_init__(self) -> None:
+            check_fields(self)
+            if not (math.isfinite(self.scale) and self.scale > 0):
+                raise UserError(f"method scale: got {self.scale:g}; allowed: above 0")
+            if not 0 <= self.margin <= 2:
+                raise UserError(f"method margin: got {self.margin:g}; allowed: 0 to 2, the range of cosines")
+            if self.beta is None:
+                return
+            if self.variant == "pgd":
+                raise UserError(f"method beta: got {self.beta:g}; allowed: none with pgd, which has no such term")
+            if not (math.isfinite(self.beta) and self.beta >= 0):
+                raise UserError(f"method beta: got {self.beta:g}; allowed: 0 or more")
+
+    def __init__(self, config: Any, task: Task) -> None:
+        super().__init__(config, task)
+        if config.variant == "trades" and task.weighting != "none":
+            raise UserError(
+                f"he: got the weighting {task.weighting}; the attack of its variant trades raises no loss on labels: "
+                "only none"
+            )
+        self.beta = BETA.get(config.variant, 0.0) if config.beta is None else config.beta
+
+    def head(self) -> Head:
+        return Head("cosine", scale=self.config.scale)
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        if self.config.variant != "trades":
+            return super().perturb(model, x, y, attack)
+        with torch.no_grad():
+            natural = model(x)
+        return Adversarial(attack(model, x, y, lambda logits, _: kl_divergence(natural, logits)))
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        if self.config.variant == "pgd":
+            logits = model(adversarial.x)
+            return Loss(global_mean(self.margin_loss(logits, y)), {}, logits)
+        natural, logits = model(x), model(adversarial.x)
+        if self.config.variant == "trades":
+            label = global_mean(self.margin_loss(natural, y))
+            tie = global_mean(kl_divergence(natural, logits))
+        else:
+            label = global_mean(self.margin_loss(natural, y) + self.margin_loss(logits, y)) / 2
+            tie = global_mean(((natural - logits) / self.config.scale).square().mean(1))
+        return Loss(label + self.beta * tie, {"label": label, "tie": tie}, logits)
+
+    def margin_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The outer loss on logits s cos (N, C) whose cosine of the label is lowered by the margin, (N,)."""
+        margin = logits.new_full((), self.config.scale * self.config.margin)
+        losses: Tensor = self.outer(less_margin(logits, y, margin), y)
+        return losses

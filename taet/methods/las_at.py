@@ -1,0 +1,311 @@
+"""Adversarial training with a learnable attack strategy (LAS-AT): a network chooses how each image is attacked.
+
+Source: Jia et al., LAS-AT: Adversarial Training with Learnable Attack Strategy, CVPR 2022, arXiv:2203.06616.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from taet.attacks.ball import draw_noise, frozen
+from taet.attacks.pgd import pgd
+from taet.config import check_fields
+from taet.distributed import average_gradients, global_mean
+from taet.errors import UserError
+from taet.losses import cross_entropy, kl_divergence
+from taet.losses.long_tail import full_precision
+from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
+from taet.models.strategy import Strategy
+from taet.randomness import seeded
+
+UNIT = 1 / 8  # levels are published in 1/255 at an eps of 8/255: each is an eighth of the threat's eps
+PROBE_STEPS, PROBE_STEP, RESTARTS = 10, 2 * UNIT, 2  # of the attack that measures the look-ahead copy (public code)
+LARGEST_NORM = 1.0  # that the strategy's gradient is clipped to (public code)
+
+Range = tuple[int, int]
+
+
+class Published(NamedTuple):
+    """Settings of one variant: inclusive ranges as its published commands give them, and its public code."""
+
+    ranges: Mapping[str, Range]
+    interval: int
+    robust_reward: float
+    clean_reward: float
+    largest_loss: float
+    """That the reward of the attacked loss is clamped to."""
+    momentum: float = 0.0
+    """Of the strategy's optimiser."""
+    weight_decay: float = 0.0
+    """Likewise."""
+
+
+PUBLISHED = {
+    "las-pgd": Published(
+        ranges={"eps": (3, 15), "steps": (3, 14), "step_size": (1, 5)},
+        interval=20,
+        robust_reward=4.0,
+        clean_reward=2.0,
+        largest_loss=10.0,
+    ),
+    "las-trades": Published(
+        ranges={"eps": (5, 9), "steps": (7, 14), "step_size": (2, 4), "beta": (5, 9)},
+        interval=1,
+        robust_reward=8.0,
+        clean_reward=4.0,
+        largest_loss=20.0,
+        momentum=0.9,
+        weight_decay=5e-4,
+    ),
+}
+
+
+class LearnableAttackStrategy(Method):
+    """Loss on examples of an attack whose eps, steps and step size are drawn for each image by a strategy network.
+
+    las-pgd      mean CE(f(x'), q): q has `label_mass` on the label and the rest spread over the other classes; x'
+                 raises the cross-entropy
+    las-trades   mean CE(f(x), y) + mean beta_i KL(f(x) || f(x')), where beta_i is drawn too and x' raises the KL
+
+    Every `interval` steps the strategy learns by REINFORCE, on mean(-log p(choices)) times one reward for the batch,
+    R = attacked loss + robust_reward * robust accuracy + clean_reward * clean accuracy, without a baseline. Both
+    accuracies are those of a copy of the model after one step of plain SGD on x'; robust is under ten steps of PGD with
+    two restarts at the threat's eps. The strategy is dropped after training.
+
+    LAS-AWP is las-pgd with `--awp 0.01`, eps 7 15, steps 8 16, step size 2 5, interval 1 and both reward
+    factors 1; its public code trains on the plain cross-entropy, which is `label_mass` 1.
+    """
+
+    title = "LAS-AT"
+    reference = "Jia et al., CVPR 2022, arXiv:2203.06616"
+    deviations = (
+        "eps (las-pgd: 3/8 to 15/8 of the threat's, las-trades: 5/8 to 9/8), steps and step size are drawn for every "
+        "image by a strategy network; las-pgd starts from U(-eps, eps) of the threat, las-trades from 0.001 N(0, 1)",
+    )
+    label_attack = False
+    official: ClassVar[Mapping[str, Any]] = {
+        "threat.eps": 8 / 255,
+        "threat.bn_mode": "eval",
+        "training.epochs": 110,
+        "training.batch_size": 128,
+        "training.lr": 0.1,
+        "training.momentum": 0.9,
+        "training.milestones": (99 / 110, 104 / 110),
+        "training.weight_decay": 5e-4,
+    }
+
+    @dataclass(frozen=True)
+    class Config:
+        """The form of the loss, what the strategy chooses from, and how it learns."""
+
+        variant: Literal["las-pgd", "las-trades"] = "las-pgd"
+        """las-pgd: smoothed cross-entropy on attacked images; las-trades: TRADES."""
+        label_mass: float = 0.7
+        """las-pgd: target probability of the label (paper)."""
+        eps: Range | None = None
+        """Lowest and highest radius in eighths of the threat's. Not given: 3 15, las-trades 5 9 (public commands)."""
+        steps: Range | None = None
+        """Fewest and most steps. Not given: 3 14, las-trades 7 14 (same)."""
+        step_size: Range | None = None
+        """Shortest and longest step in eighths of the threat's eps. Not given: 1 5, las-trades 2 4 (same)."""
+        beta: Range | None = None
+        """las-trades: lowest and highest factor of the KL. Not given: 5 9 (same)."""
+        interval: int | None = None
+        """Steps from one update of the strategy to the next. Not given: 20, las-trades 1 (same)."""
+        robust_reward: float | None = None
+        """Factor of the copy's robust accuracy in the reward. Not given: 4, las-trades 8 (public code)."""
+        clean_reward: float | None = None
+        """Factor of the copy's clean accuracy in the reward. Not given: 2, las-trades 4 (same)."""
+        strategy_lr: float = 1e-4
+        """Learning rate of the strategy (same); las-trades divides it by ten at every milestone."""
+        width: int = 16
+        """Maps of the strategy network's first layer, a quarter of the published ResNet-18's 64."""
+
+        def __post_init__(self) -> None:
+            check_fields(self)
+            if not 0 < self.label_mass <= 1:
+                raise UserError(f"method label mass: got {self.label_mass:g}; allowed: above 0, up to 1")
+            for name in ("eps", "steps", "step_size", "beta"):
+                levels = getattr(self, name)
+                if levels is not None and not (len(levels) == 2 and 0 <= levels[0] <= levels[1] <= 255):
+                    what = name.replace("_", " ")
+                    raise UserError(f"method {what}: got {levels}; allowed: lowest and highest, within 0 to 255")
+            if self.beta is not None and self.variant != "las-trades":
+                raise UserError(f"method beta: got {self.beta}; only the variant las-trades has a KL term")
+            for name in ("robust_reward", "clean_reward"):
+                factor = getattr(self, name)
+                if factor is not None and not (math.isfinite(factor) and factor >= 0):
+                    raise UserError(f"method {name.replace('_', ' ')}: got {factor:g}; allowed: 0 or more")
+            if not (math.isfinite(self.strategy_lr) and self.strategy_lr > 0):
+                raise UserError(f"method strategy lr: got {self.strategy_lr:g}; allowed: above 0")
+            for name in ("interval", "width"):
+                number = getattr(self, name)
+                if number is not None and number < 1:
+                    raise UserError(f"method {name}: got {number}; allowed: 1 or more")
+
+    def __init__(self, config: Any, task: Task) -> None:
+        super().__init__(config, task)
+        published = PUBLISHED[config.variant]
+        knobs = {name: getattr(config, name) for name in ("interval", "robust_reward", "clean_reward")}
+        self.published = published._replace(**{name: value for name, value in knobs.items() if value is not None})
+        self.ranges = {name: getattr(config, name) or levels for name, levels in published.ranges.items()}
+        options = [highest - lowest + 1 for lowest, highest in self.ranges.values()]
+        with seeded(0, "las-at"):
+            self.strategy = Strategy(options, config.width, task.image_shape[0])
+        self.optimizers["strategy"] = torch.optim.SGD(
+            self.strategy.parameters(),
+            lr=config.strategy_lr,
+            momentum=published.momentum,
+            weight_decay=published.weight_decay,
+        )
+
+    def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
+        if self.config.variant == "las-trades":
+            passed = sum(epoch >= milestone for milestone in self.task.milestones)
+            for group in self.optimizers["strategy"].param_groups:
+                group["lr"] = self.config.strategy_lr * 0.1**passed
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        with torch.no_grad(), frozen(self.strategy):
+            choices = draw(self._log_probabilities(x), self._uniform(x, attack))
+        return self._attacked(model, x, y, attack, choices)
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        if self.config.variant == "las-pgd":
+            logits = model(adversarial.x)
+            return Loss(global_mean(self.smoothed(logits, y)), {}, logits)
+        natural, logits = model(x), model(adversarial.x)
+        label = global_mean(self.outer(natural, y))
+        divergence = global_mean(adversarial.info["beta"] * kl_divergence(natural, logits))
+        return Loss(label + divergence, {"label": label, "divergence": divergence}, logits)
+
+    def after_step(self, model: nn.Module, step: Step) -> None:
+        """Let the strategy learn when its turn has come; the model is as before."""
+        if step.number % self.published.interval:
+            return
+        x, optimizer = step.x, self.optimizers["strategy"]
+        self.strategy.train(len(x) > 1)  # one image has no batch statistics
+        log_probabilities = self._log_probabilities(x)
+        choices = draw(log_probabilities, self._uniform(x, step.attack))
+        loss = reinforce(log_probabilities, choices, self._reward(model, step, choices))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        average_gradients([p.grad for p in self.strategy.parameters() if p.grad is not None])
+        clip_grad_norm_(self.strategy.parameters(), LARGEST_NORM)
+        optimizer.step()
+
+    def smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy with a target of `label_mass` on the label, through the outer loss, the rest on the others."""
+        mass: float = self.config.label_mass
+        log_p = self.outer.shifted(logits).log_softmax(1)
+        others = log_p.gather(1, y[:, None]).squeeze(1) - log_p.sum(1)
+        label: Tensor = self.outer(logits, y)
+        return mass * label + (1 - mass) / (logits.shape[1] - 1) * others
+
+    def _log_probabilities(self, x: Tensor) -> list[Tensor]:
+        return [full_precision(logits).log_softmax(1) for logits in self.strategy(x)]
+
+    def _uniform(self, x: Tensor, attack: Attack) -> Tensor:
+        """What the choices of each image are drawn with, (N, heads), float32 so that x's type moves no choice."""
+        return attack.source.uniform(x.new_empty(len(x), len(self.ranges), dtype=torch.float32))
+
+    def _attacked(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, choices: Tensor) -> Adversarial:
+        """Examples of the attack that `choices` (N, heads) describe; the model is in eval mode."""
+        drawn = zip(self.ranges, choices.unbind(1), strict=True)
+        levels = {name: (choice + self.ranges[name][0]).to(x.dtype) for name, choice in drawn}
+        most = self.ranges["steps"][1]
+        settings: dict[str, Any] = {
+            "eps": attack.eps * (UNIT * levels["eps"]),
+            "step_size": attack.eps * (UNIT * levels["step_size"]),
+            "steps": most,
+            "active": torch.arange(most, device=x.device)[:, None] < levels["steps"],
+        }
+        if self.config.variant == "las-trades":
+            with torch.no_grad():
+                natural = model(x)
+            x_adv = attack(model, x, y, lambda logits, _: kl_divergence(natural, logits), start="gaussian", **settings)
+            return Adversarial(x_adv, {"beta": levels["beta"]})
+        # The start knows the threat's ball, not the drawn one: it may lie outside that until the first step.
+        start = (x + draw_noise(x, attack.eps, "uniform", attack.source)).clamp(0, 1) - x
+        return Adversarial(attack(model, x, y, start="none", start_noise=start, **settings))
+
+    def _reward(self, model: nn.Module, step: Step, choices: Tensor) -> Tensor:
+        """What the choices are worth: how far they raise the loss, and what one step on them makes of the model."""
+        x, y, attack = step.x, step.y, step.attack
+        ahead = copy.deepcopy(model)
+        with frozen(ahead):
+            adversarial = self._attacked(ahead, x, y, attack, choices)
+            with torch.no_grad():
+                if self.config.variant == "las-pgd":
+                    raised = global_mean(cross_entropy(ahead(adversarial.x), y))
+                else:
+                    raised = self.loss(ahead, x, y, adversarial).total
+        optimizer = torch.optim.SGD(ahead.parameters(), lr=step.lr, weight_decay=step.weight_decay)
+        self.loss(ahead.train(), x, y, adversarial).total.backward()  # type: ignore[no-untyped-call]
+        average_gradients([p.grad for p in ahead.parameters() if p.grad is not None])
+        optimizer.step()
+        probed = probe(ahead, x, y, attack)
+        with torch.no_grad(), frozen(ahead):
+            robust, clean = (global_mean((ahead(images).argmax(1) == y).to(x.dtype)) for images in (probed, x))
+        factors = self.published
+        return raised.clamp(0, factors.largest_loss) + factors.robust_reward * robust + factors.clean_reward * clean
+
+
+def draw(log_probabilities: Sequence[Tensor], uniform: Tensor) -> Tensor:
+    """Choices (N, heads) int64: each head's cumulative distribution inverted at `uniform` (N, heads) in [0, 1)."""
+    choices = []
+    for head, values in enumerate(log_probabilities):
+        passed = uniform[:, head, None] >= values.detach().exp().cumsum(1)
+        choices.append(passed[:, :-1].sum(1))  # rounding may leave the last sum below 1: its option takes what is left
+    return torch.stack(choices, 1)
+
+
+def reinforce(log_probabilities: Sequence[Tensor], choices: Tensor, reward: Tensor) -> Tensor:
+    """The loss of REINFORCE, R sum over heads of mean_i -log p(choice_i).
+
+    log_probabilities: (N, options) per head; choices: (N, heads); reward: scalar.
+    """
+    chosen = [values.gather(1, choices[:, head, None]).squeeze(1) for head, values in enumerate(log_probabilities)]
+    return reward * global_mean(-torch.stack(chosen).sum(0))
+
+
+def probe(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
+    """Examples of ten steps in the threat's ball, of two restarts the one with the larger cross-entropy, (N, ...).
+
+    An image that is misclassified stays where it is. Batch normalisation is in train mode, as in the public code.
+    """
+    eps = attack.eps
+    active = torch.ones_like(y, dtype=torch.bool)
+
+    def stop_misclassified(_: int, logits: Tensor) -> None:
+        active.copy_(logits.argmax(1) == y)  # pgd reads it after this call, in every step
+
+    best, best_loss = x, x.new_full((len(x),), -math.inf)
+    for _ in range(RESTARTS):
+        x_adv = pgd(
+            model,
+            x,
+            y,
+            eps=eps,
+            step_size=PROBE_STEP * eps,
+            steps=PROBE_STEPS,
+            start="uniform",
+            start_noise=draw_noise(x, eps, "uniform", attack.source),
+            bn_mode="train",
+            active=active,
+            observe=stop_misclassified,
+        )
+        with torch.no_grad(), frozen(model, "train"):
+            loss = cross_entropy(model(x_adv), y)
+        larger = loss >= best_loss
+        best = torch.where(larger.view(-1, *[1] * (x.ndim - 1)), x_adv, best)
+        best_loss = torch.where(larger, loss, best_loss)
+    return best

@@ -1,0 +1,65 @@
+"""MART: boosted cross-entropy, and a divergence that counts more where the model is wrong about the clean image.
+
+Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from taet.config import check_fields
+from taet.distributed import global_mean
+from taet.errors import UserError
+from taet.losses.consistency import misclassification_kl, runner_up_penalty
+from taet.methods.base import Adversarial, Loss, Method
+
+
+class Mart(Method):
+    """Loss: mean BCE(f(x'), y) + beta mean KL(f(x) || f(x')) (1 - p_y(x)), on PGD examples.
+
+    BCE is the cross-entropy, which is the run's outer loss, plus a penalty of the likeliest wrong class, which sees the
+    logits that the outer loss shifts by the class prior. Nothing is detached (see `taet.losses.consistency`).
+
+    Official: a ResNet-18. For the WRN-34-10 it has lr 0.1, weight decay 7e-4, beta 6 and 90 epochs.
+    """
+
+    title = "MART"
+    reference = "Wang et al., ICLR 2020"
+    official: ClassVar[Mapping[str, Any]] = {
+        "model.normalize": "none",
+        "threat.eps": 0.031,
+        "threat.step_size": 0.007,
+        "threat.steps": 10,
+        "threat.start": "gaussian",
+        "threat.bn_mode": "eval",
+        "training.epochs": 120,
+        "training.batch_size": 128,
+        "training.lr": 0.01,
+        "training.momentum": 0.9,
+        "training.weight_decay": 3.5e-3,
+        "training.milestones": (74 / 120, 89 / 120, 99 / 120),
+    }
+
+    @dataclass(frozen=True)
+    class Config:
+        """Factor of the divergence."""
+
+        beta: float = 5.0
+        """Factor of the divergence (public code for the ResNet-18; 6 for the WRN-34-10)."""
+
+        def __post_init__(self) -> None:
+            check_fields(self)
+            if not (math.isfinite(self.beta) and self.beta >= 0):
+                raise UserError(f"method beta: got {self.beta:g}; allowed: 0 or more")
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        natural = model(x)
+        logits = model(adversarial.x)
+        bce = global_mean(self.outer(logits, y) + runner_up_penalty(self.outer.shifted(logits), y))
+        kl = global_mean(misclassification_kl(natural, logits, y))
+        return Loss(bce + self.config.beta * kl, {"bce": bce, "kl": kl}, logits)

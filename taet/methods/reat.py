@@ -1,0 +1,99 @@
+"""REAT: re-balanced generation of adversarial examples, balanced softmax, and a regulariser of tail features.
+
+Source: Li et al., Alleviating the Effect of Data Imbalance on Adversarial Training, arXiv:2307.10205, 2023.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from taet.config import check_fields
+from taet.distributed import global_mean
+from taet.errors import UserError
+from taet.losses import rebalancing_weights
+from taet.losses.tail_margin import Form, tail_classes, tail_margin
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+
+
+class Reat(Method):
+    """Loss: mean CE(f(x') + log n, y) + TAIL(h(x'), y), with x' from PGD on the objective that RBL weighs by class.
+
+    RBL follows the classes predicted in the epoch before; under sign steps with BN in eval mode, as in the protocols
+    and the public code, it moves no example. Another outer loss of the run takes the place of balanced softmax (the
+    paper's table 1). See `taet.losses.rebalancing_weights`, `balanced_softmax` and `tail_margin`.
+
+    Official: its public code keeps the epoch that is best under PGD-20 on the test set.
+    """
+
+    title = "REAT"
+    reference = "Li et al., arXiv:2307.10205, 2023"
+    official: ClassVar[Mapping[str, Any]] = {
+        "model.normalize": "none",
+        "threat.eps": 8 / 255,
+        "threat.step_size": 2 / 255,
+        "threat.steps": 10,
+        "threat.start": "uniform",
+        "threat.bn_mode": "eval",
+        "training.epochs": 80,
+        "training.batch_size": 128,
+        "training.lr": 0.1,
+        "training.momentum": 0.9,
+        "training.weight_decay": 5e-4,
+        "training.milestones": (60 / 80, 75 / 80),
+    }
+
+    @dataclass(frozen=True)
+    class Config:
+        """The three parts, each of which can be left out, and the form of the regulariser."""
+
+        rbl: bool = True
+        """Weigh the attack's objective by class (the paper's RBL)."""
+        bsl: bool = True
+        """Balanced softmax as the label loss, where the run names no other; without it, cross-entropy."""
+        tail: bool = True
+        """Regularise the features of tail classes (the paper's TAIL)."""
+        form: Form = "official"
+        """TAIL as the public code computes it, as in equation 3, or the code's with each pair's own divergence."""
+        tail_weight: float = 1.0
+        """Factor of TAIL (public code)."""
+
+        def __post_init__(self) -> None:
+            check_fields(self)
+            if not (math.isfinite(self.tail_weight) and self.tail_weight >= 0):
+                raise UserError(f"method tail weight: got {self.tail_weight:g}; allowed: 0 or more")
+
+    weights: Tensor
+    tail: Tensor
+
+    def __init__(self, config: Any, task: Task) -> None:
+        if config.bsl and task.outer.name == "cross-entropy":
+            task = replace(task, outer=replace(task.outer, name="balanced-softmax"))
+        super().__init__(config, task)
+        if config.rbl and task.weighting != "none":
+            raise UserError(
+                f"reat: got the weighting {task.weighting}; it weighs its attack itself: add --method.no-rbl"
+            )
+        self.uses_features = config.tail
+        self.register_buffer("weights", rebalancing_weights(self.class_counts, self.class_counts))
+        self.register_buffer("tail", tail_classes(self.class_counts, config.form), persistent=False)
+
+    def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
+        self.weights.copy_(rebalancing_weights(self.class_counts, predicted_counts))
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        return Adversarial((attack.weighted(self.weights) if self.config.rbl else attack)(model, x, y))
+
+    def loss(self, model: Any, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        if not self.config.tail:
+            logits = model(adversarial.x)
+            return Loss(global_mean(self.outer(logits, y)), {}, logits)
+        features = model.features(adversarial.x)
+        logits = model.classify(features)
+        label = global_mean(self.outer(logits, y))
+        tail = tail_margin(features, y, self.class_counts, self.config.form, self.tail)
+        return Loss(label + self.config.tail_weight * tail, {"label": label, "tail": tail}, logits)

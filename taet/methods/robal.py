@@ -1,0 +1,134 @@
+"""RoBal: a cosine classifier with class-aware margins in training and a shifted boundary afterwards.
+
+Source: Wu et al., Adversarial Robustness under Long-Tailed Distribution, CVPR 2021, arXiv:2104.02703.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from taet.config import check_fields
+from taet.distributed import global_mean
+from taet.errors import UserError
+from taet.losses import kl_divergence
+from taet.losses.long_tail import less_margin, log_prior, positive_counts
+from taet.methods.base import Adversarial, Loss, Method
+from taet.models.heads import Head
+
+MANY_CLASSES = 100
+
+
+class Constants(NamedTuple):
+    """The numbers that a form of RoBal is made of; `RoBal.Config` says what each is."""
+
+    margin: float
+    scale: float
+    tau_b: float
+    tau_m: float
+    beta: float
+    gamma: float
+    tau_p: float
+
+
+# By form, and whether there are many classes: the public code's configurations of CIFAR-10-LT and CIFAR-100-LT.
+PUBLISHED = {
+    ("R", False): Constants(0.1, 10, tau_b=1.5, tau_m=0.3, beta=6, gamma=1 / 32, tau_p=0),
+    ("N", False): Constants(0.1, 10, tau_b=1.2, tau_m=0, beta=6, gamma=1 / 32, tau_p=0.1),
+    ("R", True): Constants(0.3, 10, tau_b=0, tau_m=0, beta=6, gamma=1 / 16, tau_p=1.7),
+    ("N", True): Constants(0.2, 10, tau_b=0, tau_m=0, beta=3, gamma=1 / 32, tau_p=1.5),
+}
+
+
+class RoBal(Method):
+    """Loss: mean CE(u, y) + beta mean KL(z / s || z' / s) on logits z = f(x), z' = f(x') of a cosine head of scale s.
+
+    u_c = z'_c - [c = y] (s m + tau_m log(n_c / n_min)) + tau_b log pi_c: the larger a class, the larger its margin. An
+    outer loss other than cross-entropy takes the place of CE(u, y) and sees z' as it is. Deployed logits are
+    z - tau_p log pi, and whoever attacks the model sees them.
+
+    Differs from the public code: the attack is the protocol's and sees z', as evaluation does, where the code attacks
+    z' / s from U(0, eps); the learning rate falls once per milestone, where the code multiplies the factor in every
+    epoch, which freezes training after epoch 62 of 80; log softmax, where the code has log(q + 1e-12): equal but for
+    the 1e-12, and finite; two forwards per step for four. Its R model of CIFAR-10-LT is deployed with scale 1, which
+    hides gradients from attacks; ours keeps s, and the same predictions.
+    """
+
+    title = "RoBal"
+    reference = "Wu et al., CVPR 2021, arXiv:2104.02703"
+    official: ClassVar[Mapping[str, Any]] = {
+        "threat.eps": 0.031,
+        "threat.step_size": 0.0078,
+        "threat.steps": 5,
+        "threat.start": "positive",
+        "training.epochs": 80,
+        "training.batch_size": 64,
+        "training.milestones": (60 / 80, 75 / 80),
+        "training.weight_decay": 2e-4,
+        "model.normalize": "none",
+    }
+
+    @dataclass(frozen=True)
+    class Config:
+        """The form, and constants of one's own in place of those published for it (by the number of classes)."""
+
+        form: Literal["R", "N"] = "R"
+        """Which published constants: R for robust, N for natural accuracy."""
+        margin: float | None = None
+        """Margin m of every cosine. Not given: R 0.1, N 0.1; with 100 classes or more R 0.3, N 0.2."""
+        scale: float | None = None
+        """Factor s of the cosines, wherever the model is used. Not given: 10."""
+        tau_b: float | None = None
+        """Factor of the log prior added to the logits in the loss. Not given: R 1.5, N 1.2; many classes 0."""
+        tau_m: float | None = None
+        """Factor of log(n_c / n_min) in the margin. Not given: R 0.3, N 0; many classes 0."""
+        beta: float | None = None
+        """Factor of the divergence. Not given: 6; N with many classes 3."""
+        gamma: float | None = None
+        """Added to the norm of each class weight in the head. Not given: 1/32; R with many classes 1/16."""
+        tau_p: float | None = None
+        """Factor of the log prior taken from the deployed logits. Not given: R 0, N 0.1; many classes R 1.7, N 1.5."""
+
+        def __post_init__(self) -> None:
+            check_fields(self)
+            for name in Constants._fields:
+                value = getattr(self, name)
+                if value is None:
+                    continue
+                if not (math.isfinite(value) and value >= 0):
+                    raise UserError(f"method {name}: got {value:g}; allowed: 0 or more")
+            if self.scale == 0:
+                raise UserError("method scale: got 0; allowed: above 0")
+
+    @cached_property
+    def constants(self) -> Constants:
+        """What the configuration gives, and what is published for the rest."""
+        given = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name != "form"}
+        published = PUBLISHED[self.config.form, self.task.num_classes >= MANY_CLASSES]
+        return published._replace(**{name: value for name, value in given.items() if value is not None})
+
+    def head(self) -> Head:
+        return Head("cosine", scale=self.constants.scale, gamma=self.constants.gamma)
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        natural, logits = model(x), model(adversarial.x)
+        scale = self.constants.scale
+        rebalanced = self.with_margins(logits, y) if self.outer.name == "cross-entropy" else logits
+        label = global_mean(self.outer(rebalanced, y))
+        kl = global_mean(kl_divergence(natural / scale, logits / scale))
+        return Loss(label + self.constants.beta * kl, {"label": label, "kl": kl}, logits)
+
+    def with_margins(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Logits u that the cross-entropy sees, from those of the model; (N, C)."""
+        c = self.constants
+        counts = positive_counts(self.class_counts.to(logits.dtype))
+        margins = c.scale * c.margin + c.tau_m * (counts / counts.min()).log()
+        return less_margin(logits, y, margins) + c.tau_b * log_prior(counts)
+
+    def offset(self) -> Tensor:
+        return self.constants.tau_p * log_prior(self.class_counts)

@@ -1,0 +1,127 @@
+"""RobustLT: any method, with a smaller training budget for head classes and a larger one for tail classes.
+
+Source: Zhang et al., RobustLT, CVPR 2026, arXiv:2605.13395.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taet import config as configs
+from taet import methods
+from taet.config import check_fields
+from taet.errors import UserError
+from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
+from taet.models.heads import Head
+
+
+def class_budgets(class_counts: Tensor, a: float) -> Tensor:
+    """Budget of every class relative to eps, (1 - a) + a s_c / sum_k (n_k / N) s_k with s_c = sqrt(log(n_max / n_c)).
+
+    class_counts n (C,) -> (C,), 1 - a for the largest class; the mean over the training images is 1. Classes of one
+    size have 1 each; a class without an image has the budget of one image.
+    """
+    counts = class_counts.to(torch.float64)
+    scores = (counts.max() / counts.clamp(min=1)).log().sqrt()
+    mean = (counts * scores).sum() / counts.sum()
+    return (1 - a + a * scores / mean if mean > 0 else torch.ones_like(scores)).to(class_counts.dtype)
+
+
+def base_settings(name: str, knobs: Sequence[str]) -> Any:
+    """Return the Config of the method called `name`, from knobs written as on the command line, "beta=3"."""
+    values = {}
+    for knob in knobs:
+        field, equals, text = knob.partition("=")
+        if not equals:
+            raise UserError(f"robust-lt knob: got '{knob}'; allowed: name=value, e.g. beta=3")
+        try:
+            values[field.strip()] = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError):
+            values[field.strip()] = text.strip()
+    return configs.from_json(methods.find(name).Config, values)
+
+
+class RobustLT(Method):
+    """The base method's loss, on examples whose eps and step size are those of the threat times a factor by class.
+
+    The factor of class c in epoch t of E (from 1) is min((t - 1) / (b E), 1) times that of `class_budgets`. So the
+    warm-up shrinks the whole budget: it is 0 in the first epoch, whose examples are the images themselves, and from
+    epoch b E + 1 on its mean over the training images is eps. Evaluation stays at eps for every class.
+    """
+
+    title = "RobustLT"
+    reference = "Zhang et al., CVPR 2026, arXiv:2605.13395"
+    deviations = ("training eps and step size differ by class and grow from 0 in the warm-up",)
+
+    @dataclass(frozen=True)
+    class Config:
+        """The method whose budget is set by class, and how."""
+
+        base: str = "at-bsl"
+        """Name of the method that is wrapped (the paper: at-bsl and taet)."""
+        a: float = 0.3
+        """Share of the budget that follows the class counts, 0 to 1 (the paper)."""
+        b: float | None = None
+        """Share of the epochs of the warm-up; 0: none. Not given: the paper's, 1.0 with taet, 0.8 with others."""
+        knobs: tuple[str, ...] = ()
+        """Settings of the base method, as name=value."""
+
+        def __post_init__(self) -> None:
+            check_fields(self)
+            if self.base == "robust-lt":
+                raise UserError("method base: got robust-lt; allowed: any other method")
+            for name, value in (("a", self.a), ("b", self.b)):
+                if value is not None and not 0 <= value <= 1:
+                    raise UserError(f"method {name}: got {value:g}; allowed: 0 to 1")
+
+    base: Method
+    budgets: Tensor
+    factor: Tensor
+
+    def __init__(self, config: Any, task: Task) -> None:
+        base = methods.build(config.base, base_settings(config.base, config.knobs), task)
+        self.__dict__["base"] = base  # the head and the first stage are asked for before a module can be held
+        super().__init__(config, task)
+        self.base = base
+        self.title = f"{RobustLT.title} + {base.title}"
+        self.reference = f"{RobustLT.reference}; {base.reference}"
+        self.deviations = (*base.deviations, *RobustLT.deviations)
+        self.label_attack = base.label_attack
+        self.uses_features = base.uses_features
+        self.optimizers = base.optimizers
+        self.register_buffer("budgets", class_budgets(self.class_counts, config.a), persistent=False)
+        self.register_buffer("factor", self.budgets.clone())
+
+    def head(self) -> Head:
+        return self.base.head()
+
+    def stage_at(self, epoch: int) -> str:
+        return self.base.stage_at(epoch)
+
+    def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
+        self.base.start_epoch(epoch, predicted_counts)
+        self.factor.copy_(self.warm_up(epoch) * self.budgets)
+
+    def warm_up(self, epoch: int) -> float:
+        """Share of the budget in `epoch`, from 0."""
+        default = 1.0 if self.config.base == "taet" else 0.8
+        length = (default if self.config.b is None else self.config.b) * self.task.epochs
+        return min(epoch / length, 1.0) if length else 1.0
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        return self.base.perturb(model, x, y, attack.scaled(self.factor[y]))
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        return self.base.loss(model, x, y, adversarial)
+
+    def after_step(self, model: nn.Module, step: Step) -> None:
+        self.base.after_step(model, step._replace(attack=step.attack.scaled(self.factor[step.y])))
+
+    def offset(self) -> Tensor:
+        return self.base.offset()

@@ -1,0 +1,31 @@
+"""Standard training: empirical risk minimisation on clean images, without an attack.
+
+min_theta E CE(f(x), y). With the run's outer loss in place of the cross-entropy it is the clean baseline of long-tailed
+recognition.
+Source: Vapnik, Principles of Risk Minimization for Learning Theory, NeurIPS 1991.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from taet.distributed import global_mean
+from taet.methods.base import Adversarial, Attack, Loss, Method
+
+
+class Standard(Method):
+    """Loss: mean CE(f(x), y), through the run's outer loss; every epoch is clean."""
+
+    title = "Standard"
+    reference = "Vapnik, NeurIPS 1991"
+    label_attack = False  # there is none
+
+    def stage_at(self, epoch: int) -> str:
+        return "clean"
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        return Adversarial(x)
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        logits = model(adversarial.x)
+        return Loss(global_mean(self.outer(logits, y)), {}, logits)

@@ -1,0 +1,73 @@
+"""TRADES: cross-entropy on clean images, and a divergence between the predictions on clean and attacked ones.
+
+Source: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, ICML 2019, arXiv:1901.08573.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from taet.config import check_fields
+from taet.distributed import global_mean
+from taet.errors import UserError
+from taet.losses import kl_divergence
+from taet.methods.base import Adversarial, Attack, Loss, Method
+
+
+class Trades(Method):
+    """Loss: mean CE(f(x), y) + beta mean KL(f(x) || f(x')), with x' made to raise that KL.
+
+    The gradient flows through both predictions, and both terms share one forward pass of the clean images; the public
+    code makes a second one, which moves the statistics of batch normalisation once more and changes nothing else. The
+    KL has no slope at x itself, so the attack needs start noise.
+
+    Official: a WRN-34-10, stopped two epochs into the smaller learning rate.
+    """
+
+    title = "TRADES"
+    reference = "Zhang et al., ICML 2019, arXiv:1901.08573"
+    label_attack = False
+    official: ClassVar[Mapping[str, Any]] = {
+        "model.normalize": "none",
+        "threat.eps": 0.031,
+        "threat.step_size": 0.007,
+        "threat.steps": 10,
+        "threat.start": "gaussian",
+        "threat.bn_mode": "eval",
+        "training.epochs": 76,
+        "training.batch_size": 128,
+        "training.lr": 0.1,
+        "training.momentum": 0.9,
+        "training.weight_decay": 2e-4,
+        "training.milestones": (74 / 76,),
+    }
+
+    @dataclass(frozen=True)
+    class Config:
+        """Factor of the divergence."""
+
+        beta: float = 6.0
+        """Factor of the divergence, 1 / lambda of the paper (its section 5)."""
+
+        def __post_init__(self) -> None:
+            check_fields(self)
+            if not (math.isfinite(self.beta) and self.beta >= 0):
+                raise UserError(f"method beta: got {self.beta:g}; allowed: 0 or more")
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        with torch.no_grad():
+            natural = model(x)  # the same at every step of the attack, since the model holds still
+        return Adversarial(attack(model, x, y, lambda logits, _: kl_divergence(natural, logits)))
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        natural = model(x)
+        logits = model(adversarial.x)
+        label = global_mean(self.outer(natural, y))
+        kl = global_mean(kl_divergence(natural, logits))
+        return Loss(label + self.config.beta * kl, {"natural": label, "kl": kl}, logits)

@@ -1,0 +1,181 @@
+"""RobustLT: the budget by class, its warm-up, and that the method inside is otherwise as it was."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taet import methods
+from taet.attacks.noise import Source
+from taet.config import Outer, Threat
+from taet.errors import UserError
+from taet.methods import Task
+from taet.methods.base import Attack, Step
+from taet.methods.robust_lt import class_budgets
+from taet.models import Head
+from taet.training.step import training_step
+
+COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
+CIFAR10_LT = torch.tensor([5000.0, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100])
+
+
+def task(outer="cross-entropy", weighting="none", epochs=10):
+    return Task(COUNTS, (1, 8, 8), epochs, 1, milestones=(6, 8), outer=Outer(outer), weighting=weighting)
+
+
+def build(base, *knobs, outer="cross-entropy", weighting="none", **settings):
+    return methods.build("robust-lt", {"base": base, "knobs": knobs, **settings}, task(outer, weighting))
+
+
+def attack(**threat):
+    return Attack(Threat(**{"steps": 2, **threat}), Source(torch.Generator().manual_seed(0)))
+
+
+@given(st.lists(st.integers(1, 5000), min_size=2, max_size=20), st.floats(0, 1))
+def test_the_mean_budget_of_an_image_is_eps_and_the_largest_class_has_the_smallest(counts, a):
+    n = torch.tensor(counts, dtype=torch.float64)
+    budgets = class_budgets(n, a)
+    assert ((n * budgets).sum() / n.sum()).item() == pytest.approx(1)
+    assert budgets[n.argmax()] == budgets.min()
+    if n.min() < n.max():
+        assert budgets.min().item() == pytest.approx(1 - a)
+    order = n.argsort(descending=True)
+    assert (budgets[order].diff() >= 0).all()
+
+
+def test_budgets_of_cifar10_lt_are_those_of_the_formula():
+    scores = [math.sqrt(math.log(5000 / n)) for n in CIFAR10_LT.tolist()]
+    tau = 0.3 / sum(n / CIFAR10_LT.sum().item() * s for n, s in zip(CIFAR10_LT.tolist(), scores, strict=True))
+    assert class_budgets(CIFAR10_LT, 0.3).tolist() == pytest.approx([0.7 + tau * s for s in scores])
+
+
+def test_a_class_without_an_image_has_the_budget_of_one():
+    budgets = class_budgets(torch.tensor([10.0, 1.0, 0.0]), 0.3)
+    assert torch.isfinite(budgets).all()
+    assert budgets[2] == budgets[1]
+
+
+@pytest.mark.parametrize(
+    ("base", "b", "length"), [("at-bsl", None, 8), ("taet", None, 10), ("at", 0.5, 5), ("at", 0, 0)]
+)
+def test_the_warm_up_grows_the_whole_budget_from_nothing(base, b, length):
+    method = build(base, b=b)
+    for epoch in range(10):
+        factor = method.factor
+        method.start_epoch(epoch, method.class_counts)
+        share = min(epoch / length, 1) if length else 1
+        torch.testing.assert_close(method.factor, share * class_budgets(method.class_counts, 0.3))
+        assert method.factor is factor, "written in place"
+    assert "factor" in method.state_dict(), "a run that is resumed within an epoch goes on with it"
+
+
+@pytest.mark.parametrize("start", ["uniform", "gaussian"])
+def test_every_example_keeps_to_the_budget_of_its_class(start, network, digits):
+    method = build("at", a=0.6)
+    distance = {}
+    for epoch in (0, 4, 9):
+        method.start_epoch(epoch, method.class_counts)
+        x = method.perturb(network(10), digits.x, digits.y, attack(steps=6, start=start)).x
+        distance[epoch] = (x - digits.x).abs().flatten(1).amax(1)
+        assert (distance[epoch] <= 8 / 255 * method.factor[digits.y] + 1e-6).all()
+    assert (distance[0] == 0).all(), "the first epoch trains on the images themselves"
+    head, tail = (distance[9][digits.y == c].max() for c in (0, 9))
+    assert head.item() == pytest.approx(0.4 * 8 / 255, abs=1e-6)
+    assert tail > 8 / 255
+
+
+@pytest.mark.parametrize("base", ["at", "at-bsl", "trades", "mart", "gairat", "reat", "harl", "taet", "standard"])
+def test_it_is_the_base_on_an_attack_scaled_by_class(base, network, digits):
+    wrapped, plain = build(base), methods.build(base, None, task())
+    predicted = torch.arange(1.0, 11)
+    models = {}
+    for epoch in (0, 7):
+        for method in (wrapped, plain):
+            method.enter(epoch)
+            method.start_epoch(epoch, predicted)
+            scaled = attack() if method is wrapped else attack().scaled(wrapped.factor[digits.y])
+            model = network(10)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            models[method] = training_step(model, method, optimizer, digits, scaled, autocast=False), model
+        (ours, our_model), (theirs, their_model) = models[wrapped], models[plain]
+        assert wrapped.stage == plain.stage
+        assert torch.equal(ours.total, theirs.total)
+        assert ours.parts.keys() == theirs.parts.keys()
+        for mine, other in zip(our_model.parameters(), their_model.parameters(), strict=True):
+            assert torch.equal(mine, other)
+    inner = {name.removeprefix("base."): v for name, v in wrapped.state_dict().items() if name.startswith("base.")}
+    assert inner.keys() == plain.state_dict().keys()
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in inner.items())
+
+
+def test_after_step_hands_the_base_the_scaled_attack(network, digits, monkeypatch):
+    method, seen = build("harl"), []
+    monkeypatch.setattr(type(method.base), "after_step", lambda *given: seen.append(given[-1]))
+    loss = method.loss(network(10), digits.x, digits.y, method.perturb(network(10), digits.x, digits.y, attack()))
+    step = Step(digits.index, digits.x, digits.y, loss, attack(), 0.1, 5e-4, 7)
+    method.after_step(network(10), step)
+    assert torch.equal(seen[0].attack.factor, method.factor[digits.y])
+    assert (seen[0].loss, seen[0].number) == (loss, 7)
+
+
+def test_everything_that_the_base_says_of_itself_is_passed_on():
+    method = build("trades")
+    assert method.title == "RobustLT + TRADES"
+    assert "Zhang et al., ICML 2019" in method.reference
+    assert not method.label_attack
+    assert methods.find("robust-lt").title == "RobustLT", "the class is as it was"
+    assert [build("reat").uses_features, build("reat", "tail=False").uses_features] == [True, False]
+    assert build("at", outer="ldam").head() == Head("cosine", 30.0)
+    assert [build("taet").stage_at(epoch) for epoch in (3, 4)] == ["clean", "adversarial"]
+    assert method.optimizers is method.base.optimizers
+    assert len(method.deviations) == 1 + len(method.base.deviations)
+    assert torch.equal(method.offset(), method.base.offset())
+    gairat = build("gairat")
+    gairat.enter(9)
+    assert gairat.base.stage == gairat.stage == "weighted"
+
+
+def test_knobs_are_the_bases_own_settings():
+    assert build("trades", "beta=3").base.config.beta == 3
+    assert build("harl", "absent=skip", "gamma = 0.5").base.config == methods.find("harl").Config(
+        absent="skip", gamma=0.5
+    )
+    assert build("reat", "rbl=False", "form=per-pair").base.config.rbl is False
+
+
+@pytest.mark.parametrize(("base", "knobs", "message"), [
+    ("robust-lt", (), "method base: got robust-lt; allowed: any other method"),
+    ("trads", (), r"unknown method 'trads'; .*did you mean 'trades'\?"),
+    ("trades", ("beta",), "robust-lt knob: got 'beta'; allowed: name=value, e.g. beta=3"),
+    ("trades", ("betta=3",), r"unknown field of Config 'betta'; allowed: beta; did you mean 'beta'\?"),
+    ("trades", ("beta=big",), "beta: got 'big'; allowed: float"),
+    ("trades", ("beta=-3",), "method beta: got -3; allowed: 0 or more"),
+    ("harl", ("absent=skp",), "unknown absent 'skp'; allowed: ema, skip, zero; did you mean 'skip'"),
+    ("at", ("beta=3",), "unknown field of Config 'beta'"),
+])  # fmt: skip
+def test_a_base_or_knob_that_cannot_be_is_refused_in_one_line(base, knobs, message):
+    with pytest.raises(UserError, match=f"^{message}") as error:
+        build(base, *knobs)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"a": 1.5}, "method a: got 1.5; allowed: 0 to 1"),
+    ({"a": math.nan}, "method a: got nan; allowed: 0 to 1"),
+    ({"b": -0.1}, "method b: got -0.1; allowed: 0 to 1"),
+])  # fmt: skip
+def test_nonsense_is_refused_in_one_line(settings, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        build("at", **settings)
+
+
+def test_what_the_base_refuses_stays_refused():
+    with pytest.raises(UserError, match="trades: got the weighting brw"):
+        build("trades", weighting="brw")
+    with pytest.raises(UserError, match="harl: got the outer loss focal"):
+        build("harl", outer="focal")
+    assert build("at", weighting="brw").label_attack
