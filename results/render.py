@@ -1,45 +1,95 @@
 """Print the tables of README.md and results/README.md from the result cards beside this file.
 
+A folder is a table. METHOD.json is a row; METHOD-seed0.json, METHOD-seed1.json and so on are one, the mean over the
+seeds with its standard error; the cards of a subfolder are rows of the variant that it is named after.
+
 python results/render.py            prints the tables
 python results/render.py --write    puts them between the markers of both files
 """
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from taet.evaluation import ResultCard
+from taet import metrics
+from taet.evaluation import ResultCard, Summary
 
 HERE = Path(__file__).parent
+Value = tuple[float, tuple[float, float]]
+"""A share and its 95 % interval."""
+
 BEGIN, END = "<!-- results: python results/render.py --write -->", "<!-- end of results -->"
 PAGES = (HERE.parent / "README.md", HERE / "README.md")
 
 
-def cell(value: float, interval: tuple[float, float], best: bool) -> str:
-    """A percentage with its interval, bold where it is the highest of its column."""
-    text = f"{100 * value:.1f}"
-    return f"{f'**{text}**' if best else text} ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})"
+def cards_by_row(folder: Path) -> dict[str, list[ResultCard]]:
+    """The cards of every row, under its name: the method's title, its file where several have that, and the variant."""
+    groups: dict[tuple[str, str], list[ResultCard]] = {}
+    for path in sorted(folder.rglob("*.json")):
+        variant = " + ".join(path.relative_to(folder).parent.parts)
+        groups.setdefault((variant, re.sub(r"-seed\d+$", "", path.stem)), []).append(ResultCard.load(path))
+    titles = Counter((variant, cards[0].title) for (variant, _), cards in groups.items())
+    rows = {}
+    for (variant, stem), cards in groups.items():
+        title = cards[0].title if titles[variant, cards[0].title] == 1 else f"{cards[0].title} ({stem})"
+        rows[f"{title} + {variant}" if variant else title] = cards
+    return rows
+
+
+def mean(values: Sequence[Value]) -> float:
+    """The mean over seeds."""
+    return float(metrics.mean_and_standard_error([share for share, _ in values])[0])
+
+
+def cell(values: Sequence[Value], best: bool) -> str:
+    """A percentage with its interval, or a mean with its standard error; bold where it is the highest of its column."""
+    text = f"{100 * mean(values):.1f}"
+    text = f"**{text}**" if best else text
+    if len(values) == 1:
+        low, high = values[0][1]
+        return f"{text} ({100 * low:.1f}–{100 * high:.1f})"
+    return f"{text} ({100 * metrics.mean_and_standard_error([share for share, _ in values])[1]:.1f})"
 
 
 def table(folder: Path) -> str:
-    """Balanced accuracy of every card in `folder`, and that of the tail under AutoAttack."""
-    cards = [ResultCard.load(path) for path in sorted(folder.glob("*.json"))]
-    columns = [column.name for column in cards[0].columns]
-    rows = []
-    for card in cards:
-        summaries = [card.summary(name) for name in columns]
-        values = [(s.balanced, s.balanced_interval) for s in summaries]
-        tail = summaries[-1]
-        rows.append((card.title, [*values, (tail.groups["tail"], tail.group_intervals["tail"])]))
-    best = [max(values[i][0] for _, values in rows) for i in range(len(columns) + 1)]
-    lines = [
-        "| method | " + " | ".join([*columns, f"tail, {columns[-1]}"]) + " |",
-        "|---" * (len(columns) + 2) + "|",
-    ]
-    for title, values in rows:
-        cells = [cell(value, interval, value == top) for (value, interval), top in zip(values, best, strict=True)]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    """Balanced accuracy of every row, that of the tail under AutoAttack, and of means also plain accuracy and n.
+
+    Rows of several seeds are in the order of balanced accuracy under AutoAttack.
+    """
+    rows = cards_by_row(folder)
+    first = next(iter(rows.values()))[0]
+    attacks = [column.name for column in first.columns]
+    hardest = "autoattack" if "autoattack" in attacks else attacks[-1]
+    seeds = any(len(cards) > 1 for cards in rows.values())
+
+    def balanced(summary: Summary) -> Value:
+        return summary.balanced, summary.balanced_interval
+
+    def tail(summary: Summary) -> Value:
+        return summary.groups["tail"], summary.group_intervals["tail"]
+
+    def accuracy(summary: Summary) -> Value:
+        return summary.accuracy, summary.accuracy_interval
+
+    columns = [(name, name, balanced) for name in attacks] + [(f"tail, {hardest}", hardest, tail)]
+    columns += [("accuracy", "clean", accuracy)] if seeds else []
+    values = {
+        name: [[of(card.summary(attack)) for card in cards] for _, attack, of in columns]
+        for name, cards in rows.items()
+    }
+    best = [max(mean(row[column]) for row in values.values()) for column in range(len(columns))]
+    if seeds:
+        place = attacks.index(hardest)
+        values = dict(sorted(values.items(), key=lambda row: -mean(row[1][place])))
+    heads = [*(head for head, _, _ in columns), *(["n"] if seeds else [])]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name, row in values.items():
+        cells = [cell(seen, mean(seen) == top) for seen, top in zip(row, best, strict=True)]
+        lines.append(f"| {name} | " + " | ".join([*cells, *([str(len(rows[name]))] if seeds else [])]) + " |")
     return "\n".join(lines)
 
 

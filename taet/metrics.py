@@ -105,6 +105,19 @@ def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95)
     return float(max(mean - below, 0)), float(min(mean + above, 1))
 
 
+def mean_and_standard_error(values: ArrayLike) -> tuple[Floats, Floats]:
+    """Return the mean over the first axis of `values`, (n, ...), and its standard error, (...) each.
+
+    With s the sample standard deviation, sqrt(sum_i (v_i - mean)^2 / (n - 1)), the standard error is s / sqrt(n); one
+    value has none (nan), and of no value the mean is nan as well.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    count, unknown = len(sample), np.full(sample.shape[1:], np.nan)
+    if count < 2:
+        return (sample[0] if count else unknown), unknown
+    return sample.mean(0), np.asarray(sample.std(0, ddof=1) / math.sqrt(count))
+
+
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> Ints:
     """Return how often class r was predicted as class k, (C, C) integers, rows r true, columns k predicted."""
     true, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predictions, dtype=np.int64)

@@ -1,10 +1,13 @@
-"""The two protocols: what every method shares, so that a comparison compares methods and nothing else."""
+"""The protocols: what every method shares, so that a comparison compares methods and nothing else.
+
+And the profile `official`, which is the opposite: every method with the settings of its own publication.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from taet.config import Data, Evaluation, Model, Run, Threat, Training
+from taet.config import Data, Evaluation, Model, Run, Threat, Training, override
 from taet.errors import unknown
 
 
@@ -35,7 +38,20 @@ def reat(method: str = "at") -> Run:
     )
 
 
-PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat}
+def official(method: str = "at") -> Run:
+    """Every method with its own published optimiser, schedule and attack: to reproduce its repository, not to compare.
+
+    What the method does not say stays as in `taet`. Keys of `Method.official` are those of a run; `method.*` are knobs.
+    """
+    from taet import methods  # here, since a listing of the protocols needs no method
+
+    cls = methods.find(method)
+    knobs = {key.removeprefix("method."): value for key, value in cls.official.items() if key.startswith("method.")}
+    settings = {key: value for key, value in cls.official.items() if not key.startswith("method.")}
+    return override(Run(method=method, protocol="official", settings=cls.Config(**knobs)), settings)
+
+
+PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "official": official}
 
 
 def start(protocol: str, method: str) -> Run:

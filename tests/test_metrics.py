@@ -77,6 +77,22 @@ def test_balanced_interval_covers_the_truth() -> None:
     assert 930 <= covered <= 990
 
 
+def test_mean_and_standard_error_are_those_of_the_textbook() -> None:
+    mean, error = metrics.mean_and_standard_error([0.2, 0.4, 0.9])
+    assert mean == pytest.approx(0.5)
+    assert error == pytest.approx(math.sqrt((0.09 + 0.01 + 0.16) / 2) / math.sqrt(3))
+    means, errors = metrics.mean_and_standard_error([[0.2, 1.0], [0.4, math.nan], [0.9, 1.0]])
+    np.testing.assert_allclose(means, [0.5, np.nan])
+    np.testing.assert_allclose(errors, [float(error), np.nan])
+
+
+def test_one_value_has_no_standard_error_and_none_no_mean() -> None:
+    mean, error = metrics.mean_and_standard_error([0.25])
+    assert (mean, math.isnan(error)) == (0.25, True)
+    assert np.isnan(metrics.mean_and_standard_error([])).all()
+    assert np.isnan(metrics.mean_and_standard_error(np.empty((0, 3)))).all()
+
+
 def test_ranks_and_groups_follow_counts_not_labels() -> None:
     counts = [5, 9, 1, 9, 3, 2, 8]
     assert metrics.class_ranks(counts).tolist() == [3, 0, 6, 1, 4, 5, 2]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taet import config, protocols
+from taet import config, methods, protocols, registry
 from taet.config import Run
 from taet.data import load
 from taet.errors import UserError
@@ -47,12 +47,25 @@ def test_reat() -> None:
 def test_every_protocol_keeps_the_method_and_says_its_own_name() -> None:
     for name, start in protocols.PROTOCOLS.items():
         run = start("at-bsl")
-        assert (run.method, run.protocol, run.settings) == ("at-bsl", name, None)
+        assert (run.method, run.protocol) == ("at-bsl", name)
+        assert run.settings in (None, methods.find("at-bsl").Config())
         assert (start.__doc__ or "").strip()
 
 
+@pytest.mark.parametrize("name", registry.entries("methods"))
+def test_official_is_each_method_with_its_own_settings(name: str) -> None:
+    run, cls = protocols.official(name), methods.find(name)
+    assert run.protocol == "official"
+    assert isinstance(run.settings, cls.Config)
+    for path, value in cls.official.items():
+        found = run
+        for key in path.replace("method.", "settings.").split("."):
+            found = getattr(found, key)
+        assert found == value, path
+
+
 def test_an_unknown_protocol_is_refused_with_the_nearest_match() -> None:
-    with pytest.raises(UserError, match=r"unknown protocol 'teat'; allowed: reat, taet; did you mean"):
+    with pytest.raises(UserError, match=r"unknown protocol 'teat'; allowed: official, reat, taet; did you mean"):
         protocols.start("teat", "at")
 
 

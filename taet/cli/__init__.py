@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "train AT, AT-BSL and TAET on long-tailed digits, attack them, write report.html (minutes, no download)",
     "train": "train a method: taet train METHOD [options], or go on: taet train --resume RUN",
     "evaluate": "attack a finished run and write its result card",
+    "compare": "train and attack methods x data x imbalance x seeds as a file says; only what is missing is run",
     "report": "make one self-contained HTML file from any number of runs",
     "list": "list methods, attacks, data, models or protocols",
     "data": "show what a data set holds: taet data show NAME",
@@ -20,7 +21,8 @@ COMMANDS = {
 }
 
 EPILOG = """Every command has --help with examples and --debug, which shows the traceback behind an error.
-Exit status: 0 done, 2 a mistake in the call (one line says which), 130 interrupted with everything so far saved."""
+Exit status: 0 done, 1 a cell of a comparison failed, 2 a mistake in the call (one line says which), 130 interrupted
+with everything so far saved."""
 
 
 def help_text() -> str:
@@ -75,6 +77,5 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if arguments[0] not in COMMANDS:
         raise unknown("command", arguments[0], COMMANDS)
-    module = importlib.import_module(f"taet.cli.{arguments[0]}")
-    module.run(arguments[1:])
-    return 0
+    status: int | None = importlib.import_module(f"taet.cli.{arguments[0]}").run(arguments[1:])
+    return status or 0

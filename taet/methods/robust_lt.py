@@ -57,7 +57,7 @@ class RobustLT(Method):
 
     title = "RobustLT"
     reference = "Zhang et al., CVPR 2026, arXiv:2605.13395"
-    deviations = ("training eps and step size differ by class and grow from 0 in the warm-up",)
+    deviations: tuple[str, ...] = ("training eps and step size differ by class and grow from 0 in the warm-up",)
 
     @dataclass(frozen=True)
     class Config:

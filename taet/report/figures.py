@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from taet.report.read import Data, Examples, Floats, Ints, Monitor, RunFolder
+from taet.report.read import Data, Epoch, Examples, Floats, Ints, Monitor, RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from taet.evaluation.result import Summary
+    from taet.evaluation.result import ResultCard
+    from taet.report.tables import Classes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
@@ -43,6 +44,8 @@ WIDTH = 4.0
 """Inches of every panel: 384 CSS pixels, so that a phone shows it nearly at full size."""
 NAMED_CLASSES = 30
 """Up to so many classes each row of a figure carries its class name; beyond, its rank."""
+MANY = len(COLOURS)
+"""Of more series than this, no figure shows all at once."""
 EXAMPLES = 8
 FEW_TEST_IMAGES = 50
 """Below so many test images one of them moves the accuracy of its class by more than two points."""
@@ -50,13 +53,54 @@ FEW_TEST_IMAGES = 50
 
 @dataclass(frozen=True)
 class Series:
-    """A run as it is drawn: the same label, colour, line and marker through the whole page."""
+    """Runs that differ in nothing but the seed, as they are drawn: one label, colour, line and marker on the page."""
 
-    run: RunFolder
+    runs: tuple[RunFolder, ...]
     label: str
     anchor: str
     index: int
     colour: str
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].method
+
+    @property
+    def data(self) -> Data:
+        return self.runs[0].data
+
+    @property
+    def cards(self) -> list[ResultCard]:
+        return [run.card for run in self.runs if run.card is not None]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training of one run, the mean over seeds."""
+        return float(np.mean([run.seconds for run in self.runs if run.card is not None]))
+
+    @property
+    def machine(self) -> tuple[Any, ...]:
+        """What seconds depend on besides the method."""
+        return tuple(dict.fromkeys((run.record.get("device"), run.record.get("threads")) for run in self.runs))
+
+    @property
+    def flags(self) -> dict[str, tuple[str, list[int]]]:
+        """What the diagnostics found, by flag: its text, and the seeds that it was raised for."""
+        found: dict[str, tuple[str, list[int]]] = {}
+        for run in self.runs:
+            for flag in run.card.flags if run.card is not None else ():
+                found.setdefault(flag["flag"], (flag["text"], []))[1].append(run.seed)
+        return found
+
+    def over_seeds(self, value: Callable[[Epoch], Any]) -> list[tuple[Epoch, Any]]:
+        """Return the mean of a value over the seeds, per epoch that has it, with an epoch of one of the runs."""
+        found: dict[int, list[tuple[Epoch, Any]]] = {}
+        for run in self.runs:
+            for epoch in run.epochs:
+                drawn = value(epoch)
+                if drawn is not None:
+                    found.setdefault(epoch.epoch, []).append((epoch, drawn))
+        return [(found[e][0][0], np.mean([drawn for _, drawn in found[e]], axis=0)) for e in sorted(found)]
 
     @property
     def dashes(self) -> Any:
@@ -206,9 +250,9 @@ def histogram(data: Data, name: str) -> Panel:
     return _panel(figure, name, "Training images per class", "head, body and tail from top to bottom")
 
 
-def class_bars(series: Series, clean: Summary, attacked: Summary | None, attack: str, name: str) -> Panel:
-    """Clean and robust accuracy of each class: two bars per row, with 95 % intervals."""
-    figure, axes, order = class_rows(series.run.data)
+def class_bars(series: Series, clean: Classes, attacked: Classes | None, attack: str, name: str) -> Panel:
+    """Clean and robust accuracy of each class: two bars per row, with intervals."""
+    figure, axes, order = class_rows(series.data)
     rows = np.arange(len(order), dtype=np.float64)
     outlined: dict[str, Any] = {"color": "white", "edgecolor": series.colour, "hatch": "/////", "linewidth": 0.7}
     tinted: dict[str, Any] = {"color": series.colour, "alpha": 0.3, "linewidth": 0}
@@ -216,40 +260,37 @@ def class_bars(series: Series, clean: Summary, attacked: Summary | None, attack:
     bars = [(clean, -0.19, outlined if len(order) <= NAMED_CLASSES else tinted, "clean")]
     if attacked is not None:
         bars.append((attacked, 0.19, filled, attack))
-    for summary, shift, look, label in bars:
-        values = np.asarray(summary.per_class)[order]
-        low, high = (np.asarray(bound)[order] for bound in summary.per_class_interval)
+    for classes, shift, look, label in bars:
+        values = classes.values[order]
         axes.barh(rows + shift, np.nan_to_num(values), 0.36, label=label, **look)
-        _whiskers(axes, values, (low, high), rows + shift, INK)
+        _whiskers(axes, values, (classes.low[order], classes.high[order]), rows + shift, INK)
     axes.set_xlim(0, 1)
     _percent_axis(axes.xaxis)
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.6)
     return _panel(figure, name, series.label, f"clean accuracy and accuracy under {attack} of each class")
 
 
-def class_dots(rows_of: Sequence[tuple[Series, Summary]], title: str, name: str) -> Panel:
-    """Accuracy of each class under one attack, one marker per run, with 95 % intervals."""
-    data = rows_of[0][0].run.data
-    figure, axes, order = class_rows(data)
+def class_dots(rows_of: Sequence[tuple[Series, Classes]], title: str, name: str) -> Panel:
+    """Accuracy of each class under one attack, one marker per series, with intervals."""
+    figure, axes, order = class_rows(rows_of[0][0].data)
     shifts = np.linspace(-0.3, 0.3, len(rows_of)) if len(rows_of) > 1 else np.zeros(1)
     size = 4.5 if len(order) <= NAMED_CLASSES else 2.0
-    for (series, summary), shift in zip(rows_of, shifts, strict=True):
+    for (series, classes), shift in zip(rows_of, shifts, strict=True):
         rows = np.arange(len(order)) + shift
-        values = np.asarray(summary.per_class)[order]
-        low, high = (np.asarray(bound)[order] for bound in summary.per_class_interval)
-        _whiskers(axes, values, (low, high), rows, series.colour)
+        values = classes.values[order]
+        _whiskers(axes, values, (classes.low[order], classes.high[order]), rows, series.colour)
         axes.plot(values, rows, linestyle="none", marker=series.marker, markersize=size, color=series.colour)
     axes.set_xlim(-0.02, 1.02)
     _percent_axis(axes.xaxis)
-    return _panel(figure, name, title, "accuracy of each class, one marker per run")
+    return _panel(figure, name, title, "accuracy of each class, one marker per method")
 
 
 def predicted_classes(series: Series, name: str) -> Panel | None:
     """How often each class was predicted on the training examples, in the first and in the last epoch."""
-    points = [(epoch, epoch.predicted) for epoch in series.run.epochs if epoch.predicted is not None]
+    points = series.over_seeds(lambda epoch: epoch.predicted)
     if not points:
         return None
-    data = series.run.data
+    data = series.data
     figure, axes, order = class_rows(data)
     rows = np.arange(len(order))
     axes.barh(rows, np.asarray(data.train_counts)[order], 0.7, color="#d9d9d9", label="training images")
@@ -267,7 +308,7 @@ def predicted_classes(series: Series, name: str) -> Panel | None:
 
 def confusion(series: Series, matrix: Ints, name: str) -> Panel:
     """Confusion matrix with rows (true classes) normalised to 1, classes from the largest to the smallest."""
-    data = series.run.data
+    data = series.data
     order, count = data.order, len(data.order)
     counts = np.asarray(matrix, dtype=np.float64)[np.ix_(order, order)]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -296,10 +337,10 @@ def confusion(series: Series, matrix: Ints, name: str) -> Panel:
 # --- curves over training --------------------------------------------------------------------------------------------
 
 
-def switches(run: RunFolder) -> list[tuple[int, str]]:
-    """Return (first epoch, stage) of every stage but the first that the run has reached."""
-    last = run.epochs[-1].epoch if run.epochs else 0
-    stages = run.record.get("stages") or []
+def switches(series: Series) -> list[tuple[int, str]]:
+    """Return (first epoch, stage) of every stage but the first that a run of the series has reached."""
+    last = max((epoch.epoch for run in series.runs for epoch in run.epochs), default=0)
+    stages = series.runs[0].record.get("stages") or []
     return [(int(s["from_epoch"]), str(s["stage"])) for s in stages[1:] if int(s["from_epoch"]) <= last]
 
 
@@ -331,49 +372,77 @@ def _mark_switches(axes: Axes, marks: Mapping[tuple[int, str], Sequence[str]], l
         )
 
 
-def accuracy_curves(
-    all_series: Sequence[Series], title: str, value: Callable[[Monitor], float], top: float, name: str
-) -> Panel:
-    """One value per epoch and run, drawn where it was measured, with every change of stage marked."""
+Value = Callable[[Monitor], float]
+
+
+def curve(series: Series, value: Value) -> tuple[list[int], list[float]]:
+    """The epochs at which the curve of a series was measured, and there the mean of `value` over the seeds."""
+    points = series.over_seeds(lambda epoch: None if epoch.monitor is None else value(epoch.monitor))
+    return [epoch.epoch for epoch, _ in points], [float(mean) for _, mean in points]
+
+
+def accuracy_curves(all_series: Sequence[Series], title: str, value: Value, top: float, name: str) -> Panel:
+    """One value per epoch and series, drawn where it was measured, with every change of stage marked."""
     figure, (axes,) = _figure(2.7)
     marks: dict[tuple[int, str], dict[str, None]] = {}
-    last = max(series.run.epochs[-1].epoch for series in all_series)
+    last = max(run.epochs[-1].epoch for series in all_series for run in series.runs if run.epochs)
     for series in all_series:
-        points = [(epoch.epoch, value(epoch.monitor)) for epoch in series.run.epochs if epoch.monitor is not None]
-        marker = {"marker": series.marker, "markersize": 4.0, "markevery": max(1, len(points) // 8)}
-        x, y = zip(*points, strict=True)
+        x, y = curve(series, value)
+        marker = {"marker": series.marker, "markersize": 4.0, "markevery": max(1, len(x) // 8)}
         axes.plot(x, y, color=series.colour, linestyle=series.dashes, linewidth=1.6, **marker)
-        for mark in switches(series.run):
-            marks.setdefault(mark, {})[series.run.method] = None
+        for mark in switches(series):
+            marks.setdefault(mark, {})[series.method] = None
     axes.set_ylim(0, top)
     axes.grid(axis="y")
     _percent_axis(axes.yaxis)
     _epoch_axis(axes, last)
     _mark_switches(axes, {mark: list(methods) for mark, methods in marks.items()}, last)
-    return _panel(figure, name, title, "value per epoch, one line per run")
+    return _panel(figure, name, title, "value per epoch, one line per method")
+
+
+def own_curves(series: Series, reference: Series | None, values: Mapping[str, Value], top: float, name: str) -> Panel:
+    """The curves of one series, each with its name, before those of a reference in grey."""
+    figure, (axes,) = _figure(2.5)
+    looks: Sequence[dict[str, Any]] = (
+        {"linewidth": 1.2, "linestyle": DASHES[1]},
+        {"linewidth": 2.0},
+        {"linewidth": 1.2, "linestyle": DASHES[2]},
+    )
+    for (label, value), look in zip(values.items(), looks, strict=True):
+        if reference is not None:
+            axes.plot(*curve(reference, value), color="#bdbdbd", **look)
+        axes.plot(*curve(series, value), color=series.colour, label=label, **look)
+    axes.set_ylim(0, top)
+    axes.grid(axis="y")
+    _percent_axis(axes.yaxis)
+    last = max(run.epochs[-1].epoch for run in series.runs if run.epochs)
+    _epoch_axis(axes, last)
+    _mark_switches(axes, {mark: [] for mark in switches(series)}, last)
+    figure.legend(loc="outside lower center", ncols=len(values), handlelength=1.8, fontsize=8)
+    return _panel(figure, name, series.label, f"value per epoch: {', '.join(values)}")
 
 
 def loss_curves(series: Series, name: str) -> Panel | None:
     """The total loss and its parts over the epochs, one small axis each."""
-    epochs = series.run.epochs
-    parts = list(dict.fromkeys(part for epoch in epochs for part in epoch.loss))
+    parts = list(dict.fromkeys(part for run in series.runs for epoch in run.epochs for part in epoch.loss))
     if not parts:
         return None
     parts.sort(key=lambda part: part != "total")
     figure, grid = _figure(0.75 + 0.95 * len(parts), rows=len(parts))
-    x = [epoch.epoch for epoch in epochs]
+    last = max(run.epochs[-1].epoch for run in series.runs if run.epochs)
     for axes, part in zip(grid, parts, strict=True):
-        y = [epoch.loss.get(part, float("nan")) for epoch in epochs]
+        points = series.over_seeds(lambda epoch: epoch.loss.get(part, float("nan")))  # noqa: B023  # called at once
         look = {"linewidth": 1.8 if part == "total" else 1.2, "marker": series.marker, "markersize": 3.0}
+        x, y = [epoch.epoch for epoch, _ in points], [mean for _, mean in points]
         axes.plot(x, y, color=series.colour, markevery=max(1, len(x) // 12), **look)
         axes.grid(axis="y")
         axes.set_ylabel(_short(part), rotation=0, ha="right", va="center")
         axes.margins(y=0.15)
-        for epoch, _ in switches(series.run):
+        for epoch, _ in switches(series):
             axes.axvline(epoch - 0.5, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
     figure.align_ylabels(list(grid))
-    _epoch_axis(grid[-1], x[-1])
-    _mark_switches(grid[0], {mark: [] for mark in switches(series.run)}, x[-1])
+    _epoch_axis(grid[-1], last)
+    _mark_switches(grid[0], {mark: [] for mark in switches(series)}, last)
     return _panel(figure, name, series.label, f"loss per epoch: {', '.join(parts)}")
 
 

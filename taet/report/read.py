@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from taet.training.checkpoint import read_record
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+# The machine does not decide a run's numbers, nor does the place of the data, nor which attacks follow.
+UNDECIDING = {f"training.{name}" for name in ("device", "threads", "save_minutes", "workers", "tensorboard")}
+UNDECIDING |= {"data.root", "evaluation.attacks"}
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,29 @@ class RunFolder:
     @property
     def seed(self) -> int:
         return int(self.record["run"]["seed"])
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that training took, with the points of its curve."""
+        return sum(epoch.seconds for epoch in self.epochs)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What runs that differ in nothing but the seed have in common, by dotted name."""
+        return {name: value for name, value in deciding(self.record["run"]).items() if name != "seed"}
+
+
+def deciding(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide the numbers of a run, given as JSON, by dotted name."""
+    return {name: value for name, value in _leaves(run, "") if name not in UNDECIDING}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, list(value) if isinstance(value, tuple) else value
 
 
 def read(path: Path) -> RunFolder:

@@ -1,4 +1,4 @@
-"""Tables of the report: values with 95 % intervals, all recomputed from the masks of the result cards."""
+"""Tables of the report: values with 95 % intervals, or means over seeds with standard errors, all from result cards."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from taet import metrics
 
 if TYPE_CHECKING:
-    from taet.evaluation.result import Column, ResultCard, Summary
+    from taet.evaluation.result import Column, Interval, Summary
     from taet.report.figures import Series
     from taet.report.read import Data
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
+
+
+ERRORS = 2
+"""Standard errors to either side of a mean, where means over seeds are compared as intervals are."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,19 @@ class Cell:
     mark: str = ""
     tied: bool = False
     detail: str = ""
+    error: float | None = None
+    """Standard error over seeds; None where there is one."""
+    count: int = 1
+    """Seeds."""
+
+
+def spread(values: Sequence[float], intervals: Sequence[Interval], detail: str = "") -> Cell:
+    """Return one run's value with its interval, or the mean over the seeds of several with its standard error."""
+    if len(values) == 1:
+        return Cell(values[0], *intervals[0], detail=detail)
+    mean, error = (float(number) for number in metrics.mean_and_standard_error(values))
+    low, high = max(mean - ERRORS * error, 0.0), min(mean + ERRORS * error, 1.0)
+    return Cell(mean, low, high, detail=detail, error=error, count=len(values))
 
 
 @dataclass(frozen=True)
@@ -41,13 +60,26 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Fact:
+    """A cell of words, which no other is compared with."""
+
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
 class Table:
-    """Rows of cells, one row per run; a cell is None where the run was not measured."""
+    """Rows of cells, one per method and its settings; a cell is None where nothing was measured."""
 
     title: str
     heads: tuple[Head, ...]
-    rows: tuple[tuple[Series, tuple[Cell | None, ...]], ...]
+    rows: tuple[tuple[Series, tuple[Cell | Fact | None, ...]], ...]
     note: str = ""
+
+    def beside(self, heads: Sequence[Head], facts: Sequence[Sequence[Fact]]) -> Table:
+        """Return this table with columns of facts added, which are given by row."""
+        rows = tuple((series, (*cells, *more)) for (series, cells), more in zip(self.rows, facts, strict=True))
+        return dataclasses.replace(self, heads=(*self.heads, *heads), rows=rows)
 
 
 def marked(cells: Sequence[Cell | None]) -> list[Cell | None]:
@@ -134,52 +166,109 @@ def key(column: Column) -> AttackKey:
 
 @dataclass(frozen=True)
 class Measured:
-    """An evaluated run with the numbers of each of its columns."""
+    """Evaluated runs of one series with the numbers of each of their columns, one summary per seed."""
 
     series: Series
-    card: ResultCard
-    summaries: Mapping[AttackKey, Summary]
+    summaries: Mapping[AttackKey, tuple[Summary, ...]]
+
+    def balanced(self, attack: AttackKey) -> float:
+        """Mean balanced accuracy under an attack; nan where it was not measured."""
+        found = self.summaries.get(attack, ())
+        return float(metrics.mean_and_standard_error([summary.balanced for summary in found])[0])
 
 
 def measured(all_series: Sequence[Series]) -> list[Measured]:
-    """Return the evaluated runs among `all_series`, every number recomputed from the masks."""
-    return [
-        Measured(series, card, {key(column): card.summary(column.name) for column in card.columns})
-        for series in all_series
-        if (card := series.run.card) is not None
-    ]
+    """Return the evaluated ones among `all_series`, every number recomputed from the masks."""
+    runs = []
+    for series in all_series:
+        summaries: dict[AttackKey, tuple[Summary, ...]] = {}
+        for card in series.cards:
+            for column in card.columns:
+                summaries[key(column)] = (*summaries.get(key(column), ()), card.summary(column.name))
+        if summaries:
+            runs.append(Measured(series, summaries))
+    return runs
 
 
 def strongest(runs: Sequence[Measured]) -> AttackKey | None:
     """Return the bounded attack with the lowest mean balanced robustness, of those that most runs have."""
 
     def order(attack: AttackKey) -> tuple[int, float]:
-        values = [run.summaries[attack].balanced for run in runs if attack in run.summaries]
+        values = [run.balanced(attack) for run in runs if attack in run.summaries]
         return -len(values), sum(values) / len(values)
 
     bounded = [attack for run in runs for attack in run.summaries if attack.norm is not None and attack.bounded]
     return min(bounded, key=order, default=None)
 
 
+def ranked(runs: Sequence[Measured]) -> list[Measured]:
+    """Return the runs by balanced accuracy under the strongest attack, highest first; those without it are last."""
+    attack = strongest(runs)
+    if attack is None:
+        return list(runs)
+    return sorted(runs, key=lambda run: -np.nan_to_num(run.balanced(attack), nan=-1.0))
+
+
 # --- the tables ------------------------------------------------------------------------------------------------------
 
 
-def headline(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Table:
-    """Balanced accuracy and balanced robustness: methods x attacks."""
+def headline(runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: AttackKey | None) -> Table:
+    """Balanced accuracy and robustness, methods x attacks; that of the tail under the hardest, accuracy, and cost."""
+    clean = next((attack for attack in attacks if attack.norm is None), None)
+    columns: list[tuple[Head, AttackKey, Callable[[Sequence[Summary]], Cell | None]]]
+    columns = [(head, attack, balanced_cell) for head, attack in zip(heads(attacks), attacks, strict=True)]
+    if hardest is not None:
+        columns.append((Head("tail", hardest.name), hardest, tail_cell))
+    if clean is not None:
+        columns.append((Head("accuracy", "plain, clean"), clean, accuracy_cell))
 
     def cell(run: Measured, column: int) -> Cell | None:
-        summary = run.summaries.get(attacks[column])
-        return Cell(summary.balanced, *summary.balanced_interval) if summary else None
+        _, attack, value = columns[column]
+        return value(run.summaries[attack]) if attack in run.summaries else None
 
-    return table("Balanced accuracy", heads(attacks), runs, cell)
+    return table("Balanced accuracy", [head for head, _, _ in columns], runs, cell).beside(*costs(runs))
+
+
+def balanced_cell(summaries: Sequence[Summary]) -> Cell:
+    """Balanced accuracy of one column of the cards."""
+    return spread([s.balanced for s in summaries], [s.balanced_interval for s in summaries])
+
+
+def accuracy_cell(summaries: Sequence[Summary]) -> Cell:
+    """Plain accuracy of one column of the cards."""
+    return spread([s.accuracy for s in summaries], [s.accuracy_interval for s in summaries])
+
+
+def tail_cell(summaries: Sequence[Summary]) -> Cell | None:
+    """Balanced accuracy of the tail in one column of the cards; None where the training counts are not known."""
+    return group_cell(summaries, "tail") if all("tail" in s.groups for s in summaries) else None
+
+
+def group_cell(summaries: Sequence[Summary], group: str) -> Cell:
+    """Balanced accuracy inside a group of classes."""
+    return spread([s.groups[group] for s in summaries], [s.group_intervals[group] for s in summaries])
+
+
+def costs(runs: Sequence[Measured]) -> tuple[list[Head], list[list[Fact]]]:
+    """Seconds of training, also relative to AT on the same machine, and how many kinds of flag the cards raise."""
+    plain_at = [run.series for run in runs if run.series.method == "at"]
+    base = min(plain_at, key=lambda series: series.index, default=None)
+
+    def training(series: Series) -> Fact:
+        seconds = f"{series.seconds:.0f} s" if series.seconds >= 10 else f"{series.seconds:.1f} s"
+        if base is None or base.machine != series.machine or not base.seconds:
+            return Fact(seconds)
+        return Fact(seconds, f"{series.seconds / base.seconds:.2f} × {base.label}")
+
+    heads = [Head("training", "per run"), Head("flags", "kinds")]
+    return heads, [[training(run.series), Fact(str(len(run.series.flags)))] for run in runs]
 
 
 def plain(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Table:
     """Plain accuracy and robustness: methods x attacks."""
 
     def cell(run: Measured, column: int) -> Cell | None:
-        summary = run.summaries.get(attacks[column])
-        return Cell(summary.accuracy, *summary.accuracy_interval) if summary else None
+        return accuracy_cell(run.summaries[attacks[column]]) if attacks[column] in run.summaries else None
 
     return table("Plain accuracy", heads(attacks), runs, cell)
 
@@ -190,13 +279,16 @@ def by_group(runs: Sequence[Measured], attack: AttackKey, data: Data) -> Table:
     names = [*groups, "worst class"]
 
     def cell(run: Measured, column: int) -> Cell | None:
-        summary = run.summaries.get(attack)
-        if summary is None:
+        summaries = run.summaries.get(attack)
+        if summaries is None:
             return None
         if names[column] != "worst class":
-            return Cell(summary.groups[names[column]], *summary.group_intervals[names[column]])
-        index, value = summary.worst_class
-        return class_cell(summary, index, data.class_names[index]) if not math.isnan(value) else None
+            return group_cell(summaries, names[column])
+        values = classes(summaries).values
+        if np.isnan(values).all():
+            return None
+        index = int(np.nanargmin(values))
+        return class_cell(summaries, index, data.class_names[index])
 
     columns = [Head(name.replace("_", " "), _classes(len(groups.get(name, ())))) for name in names]
     return table(attack.name, columns, runs, cell, attack.threat)
@@ -206,28 +298,43 @@ def _classes(count: int) -> str:
     return "" if count == 0 else "1 class" if count == 1 else f"{count} classes"
 
 
-def class_cell(summary: Summary, index: int, detail: str = "") -> Cell:
+@dataclass(frozen=True)
+class Classes:
+    """Accuracy of every class with its interval, (C,) each: of one run, or the mean over seeds."""
+
+    values: metrics.Floats
+    low: metrics.Floats
+    high: metrics.Floats
+
+
+def classes(summaries: Sequence[Summary]) -> Classes:
+    """Return the accuracy of every class in one column of the cards."""
+    cells = [class_cell(summaries, index) for index in range(len(summaries[0].per_class))]
+    return Classes(*(np.array([getattr(cell, name) for cell in cells]) for name in ("value", "low", "high")))
+
+
+def class_cell(summaries: Sequence[Summary], index: int, detail: str = "") -> Cell:
     """The accuracy of one class."""
-    low, high = summary.per_class_interval
-    return Cell(float(summary.per_class[index]), float(low[index]), float(high[index]), detail=detail)
+    intervals = [(float(low[index]), float(high[index])) for low, high in (s.per_class_interval for s in summaries)]
+    return spread([float(summary.per_class[index]) for summary in summaries], intervals, detail)
 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Rows of classes, from the largest to the smallest; one column per attack and run."""
+    """Rows of classes, from the largest to the smallest; one column per attack and series."""
 
     heads: tuple[tuple[Series, str], ...]
     rows: tuple[tuple[int, tuple[Cell | None, ...]], ...]
 
 
 def per_class(runs: Sequence[Measured], attacks: Sequence[AttackKey], data: Data) -> ClassTable:
-    """Accuracy of every class under each of `attacks`, the best run of each class and attack marked."""
+    """Accuracy of every class under each of `attacks`, the best of each class and attack marked."""
     columns = tuple((run.series, attack.name) for attack in attacks for run in runs)
     rows = []
     for index in map(int, data.order):
         cells: list[Cell | None] = []
         for attack in attacks:
             found = [run.summaries.get(attack) for run in runs]
-            cells += marked([class_cell(summary, index) if summary else None for summary in found])
+            cells += marked([class_cell(summaries, index) if summaries else None for summaries in found])
         rows.append((index, tuple(cells)))
     return ClassTable(columns, tuple(rows))

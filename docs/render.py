@@ -1,0 +1,273 @@
+"""Write docs/methods/: one page per method, from its source, the golden numbers, the measured cost and the cards.
+
+python docs/render.py            prints the names of pages that are out of date
+python docs/render.py --write    writes them
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from taet import methods, protocols, registry
+from taet.config import Outer
+from taet.errors import UserError
+from taet.evaluation import ResultCard
+from taet.methods import Method, Task
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "methods"
+COST = ROOT / "results" / "cost.json"
+OUTERS = get_args(get_type_hints(Outer)["name"])
+# Golden numbers of losses and attacks that a method is made of; those in its own test file are found there.
+SHARED = {
+    "at": ("at_ce_mean", "pgd5_ce_linear"),
+    "at-bsl": ("balanced_softmax", "pgd5_ce_linear"),
+    "trades": ("trades_outer_beta6", "pgd5_kl_linear"),
+    "mart": ("mart_outer_beta5", "mart_outer_beta6", "pgd5_ce_linear"),
+    "reat": ("reat_rbl", "reat_rbl_zero_count", "reat_tail", "reat_tail_paper", "balanced_softmax"),
+    "harl": ("harl_all_present", "harl_absent_class"),
+    "taet": ("harl_all_present", "harl_absent_class", "at_ce_mean"),
+    "las-at": ("las_masked_pgd_linear",),
+    "standard": ("at_ce_mean",),
+}
+HEAD = "<!-- python docs/render.py --write -->"
+
+
+def task(**changes: Any) -> Task:
+    """A long-tailed task of ten classes, over the 100 epochs of protocol taet."""
+    counts = (5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50)
+    return Task(counts, (3, 32, 32), epochs=100, steps_per_epoch=97, milestones=(75, 90), **changes)
+
+
+def golden_keys(name: str) -> list[str]:
+    """Golden numbers that tests of the method, or of what it is made of, check."""
+    keys = {key for path in (ROOT / "tests" / "golden").glob("*.json") for key in json.loads(path.read_text())}
+    path = ROOT / "tests" / "methods" / f"test_{name.replace('-', '_')}.py"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    words = set(re.findall(r"[\w.]+", text))
+    families = re.findall(r'f"(\w+_)\{', text)  # f"gairat_weights_{weighting}"
+    own = {key for key in keys if key in words or any(key.startswith(family) for family in families)}
+    return sorted({*own, *SHARED.get(name, ())})
+
+
+def prose(text: str) -> str:
+    """A docstring as Markdown: paragraphs whose columns are aligned stay as they are typed."""
+    blocks = re.split(r"\n\s*\n", inspect.cleandoc(text))
+    aligned = [bool(re.search(r"\S {2,}\S", block)) or block.startswith(" ") for block in blocks]
+    return "\n\n".join(f"```text\n{b}\n```" if fixed else b for b, fixed in zip(blocks, aligned, strict=True))
+
+
+def knobs(cls: type[Method]) -> Iterator[tuple[str, str, str]]:
+    """Name, default and description of every knob, those of a Config that it extends first."""
+    for kind in reversed(cls.Config.__mro__[:-1]):
+        tree = ast.parse(inspect.cleandoc(inspect.getsource(kind)))
+        body = tree.body[0].body  # type: ignore[attr-defined]
+        for field, after in zip(body, [*body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+                default = getattr(cls.Config(), field.target.id)  # type: ignore[union-attr]
+                described = ast.literal_eval(after.value)
+                yield field.target.id, shown(default), " ".join(described.split())  # type: ignore[union-attr]
+
+
+def shown(value: Any) -> str:
+    """A setting as people write it."""
+    if value is None:
+        return "by the number of classes or the variant"
+    if isinstance(value, tuple):
+        return " ".join(map(shown, value)) or "none"
+    if isinstance(value, float) and 0 < value < 1 and float(f"{value:.4g}") != value:
+        levels = 255 * value
+        return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-9 else f"{value:.4g}"
+    return str(value)
+
+
+def accepted(name: str) -> tuple[list[str], str]:
+    """Outer losses that the method takes, and what it says to another."""
+    taken, refusal = [], ""
+    for outer in OUTERS:
+        try:
+            methods.build(name, None, task(outer=Outer(outer)))
+            taken.append(outer)
+        except UserError as error:
+            refusal = str(error)
+    return taken, refusal
+
+
+def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows])
+
+
+def stages(method: Method) -> str:
+    """Stages over the epochs of protocol taet."""
+    names = [method.stage_at(epoch) for epoch in range(method.task.epochs)]
+    return ", then ".join(f"{name} ({names.count(name)} of 100 epochs)" for name in dict.fromkeys(names))
+
+
+def in_a_run(name: str) -> str:
+    """What the switches of a run do to the method."""
+    method = methods.build(name, None, task())
+    taken, refusal = accepted(name)
+    head = method.head()
+    lines = [
+        f"- stages: {stages(method)}",
+        f"- `--outer`: {', '.join(taken)}" + (f' (otherwise: "{refusal}")' if refusal else ""),
+        "- `--threat.weighting`: " + ("any" if type(method).label_attack else "none; its attack raises no label loss"),
+        "- head: " + ("linear" if head.kind == "linear" else f"cosine, scale {head.scale:g}, gamma {head.gamma:g}"),
+    ]
+    if method.uses_features:
+        lines.append("- reads the features of the model, so a module of yours must be a `taet.models.Classifier`")
+    lines += [f"- leaves the protocol: {text}" for text in method.deviations]
+    return "\n".join(lines)
+
+
+def official(name: str) -> str:
+    """Where the profile `official` differs from the protocol taet."""
+    plain, own = protocols.taet(name), protocols.official(name)
+    rows = []
+    for key in methods.find(name).official:
+        if key.startswith("method."):
+            continue
+        values = [functools.reduce(getattr, key.split("."), run) for run in (plain, own)]
+        if values[0] != values[1]:
+            rows.append((f"`{key}`", shown(values[1]), shown(values[0])))
+    own_knobs = {k: v for k, v in methods.find(name).official.items() if k.startswith("method.")}
+    rows += [(f"`{key}`", shown(value), "") for key, value in own_knobs.items()]
+    if not rows:
+        return "`--protocol official` is the protocol `taet`."
+    return "`--protocol official` differs from `taet` in:\n\n" + table(("setting", "official", "protocol taet"), rows)
+
+
+@functools.cache
+def costs() -> dict[str, Any]:
+    """The committed measurement of costs."""
+    return dict(json.loads(COST.read_text(encoding="utf-8"))) if COST.exists() else {"costs": []}
+
+
+def cost_rows(name: str) -> list[tuple[str, ...]]:
+    """Rows of the table of costs that are of this method."""
+    return [
+        (
+            " ".join([name, *map(str, cost["settings"].values())]),
+            f"{cost['forwards']:g}",
+            f"{cost['backwards']:g}",
+            f"{cost['passes_ratio']:.2f}",
+            f"{cost['seconds_ratio']:.2f} ({cost['spread'][0]:.2f}–{cost['spread'][1]:.2f})",
+        )
+        for cost in costs()["costs"]
+        if cost["name"] == name
+    ]
+
+
+COST_HEADS = ("", "forward", "backward", "passes, AT = 1", "seconds, AT = 1 (least–largest)")
+
+
+def cost_setting() -> str:
+    """How the costs were measured."""
+    found = costs()
+    return (
+        "Passes of the classifier per image and step, mean over a run; seconds per step beside PGD-10 AT in the same "
+        f"round, median of {found['rounds']}: {found['network']}, 32 x 32, batches of {found['batch_size']}, float32, "
+        f"{found['threads']} thread, {found['environment']['device']}. `taet list methods --cost` measures here and now."
+    )
+
+
+@functools.cache
+def cards() -> list[tuple[str, ResultCard]]:
+    """Every committed card with the heading of its comparison."""
+    found = []
+    for about in sorted((ROOT / "results").glob("*/about.md")):
+        heading = about.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
+        found += [(heading, ResultCard.load(path)) for path in sorted(about.parent.glob("*.json"))]
+    return found
+
+
+def measured(name: str) -> str:
+    """Balanced accuracy of the method in every comparison: the mean over seeds, where there are several."""
+    groups: dict[tuple[str, str], list[ResultCard]] = {}
+    for heading, card in cards():
+        if card.method == name:
+            groups.setdefault((heading, card.title), []).append(card)
+    rows = []
+    for (heading, title), of in groups.items():
+        values = []
+        for column in ("clean", "pgd-20", "autoattack"):
+            found = [card.summary(column).balanced for card in of if column in {c.name for c in card.columns}]
+            values.append(f"{100 * sum(found) / len(found):.1f}" if found else "")
+        rows.append((title, heading, str(len(of)), *values))
+    if not rows:
+        return "No result card yet."
+    return table(("", "comparison", "runs", "clean", "PGD-20", "AutoAttack"), rows) + (
+        "\n\nBalanced accuracy in per cent; intervals, tails and the commands are in [results](../../results/README.md)."
+    )
+
+
+def page(name: str) -> str:
+    """The page of one method."""
+    entry, cls = registry.find("methods", name), methods.find(name)
+    about = inspect.getdoc(entry.load()) or ""
+    golden = golden_keys(name)
+    rows = [(f"`--method.{knob.replace('_', '-')}`", default, text) for knob, default, text in knobs(cls)]
+    parts = [
+        HEAD,
+        f"# `{name}`: {cls.title}",
+        prose(about),
+        "## Loss",
+        prose(cls.__doc__ or ""),
+        "## Knobs",
+        table(("flag", "default", "what it is"), rows) if rows else "None.",
+        "## In a run",
+        in_a_run(name),
+        "## As published",
+        official(name),
+        "## Checked against",
+        ("Golden numbers from an independent float64 implementation: " + ", ".join(f"`{key}`" for key in golden) + ".")
+        if golden
+        else "No golden number; closed forms in its tests.",
+        "## Cost",
+        table(COST_HEADS, cost_rows(name)) if cost_rows(name) else "Not measured yet.",
+        "## Measured",
+        measured(name),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def index() -> str:
+    """The list of all methods, with what they cost."""
+    rows = []
+    for name in registry.entries("methods"):
+        cls = methods.find(name)
+        cost = cost_rows(name)[0][3:] if cost_rows(name) else ("", "")
+        rows.append((f"[`{name}`]({name}.md)", cls.title, cls.reference, *cost))
+    parts = [
+        HEAD,
+        "# Methods",
+        "Every method under the same data order, optimiser, schedule and attack. What a run can switch for all of them "
+        "is in [protocols](../protocols.md).",
+        table(("name", "method", "source", "passes, AT = 1", "seconds, AT = 1"), rows),
+        cost_setting() if costs()["costs"] else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def pages() -> dict[Path, str]:
+    """Every page and its text."""
+    found = {PAGES / f"{name}.md": page(name) for name in registry.entries("methods")}
+    return {PAGES / "README.md": index(), **found}
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        if "--write" in sys.argv:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            print(path.relative_to(ROOT))

@@ -1,0 +1,329 @@
+"""Running what a comparison lacks: cells side by side, each as processes of the command line, and what came out."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from taet.errors import UserError
+from taet.experiments.cells import Cell, cells
+from taet.experiments.specification import Specification, parse, read
+from taet.files import write_json
+from taet.report import write
+from taet.training.interruption import interruption
+
+SCHEMA = 1
+LOOK_SECONDS = 0.1  # between two looks at the processes
+OPEN = ("started", "missing")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A cell with its state: done, started, missing, failed or not applicable, and why."""
+
+    cell: Cell
+    state: str
+    reason: str
+    commands: tuple[str, ...]
+    """What is left to do."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what comparison.json says of the cell."""
+        cell = self.cell
+        return {
+            "name": cell.name,
+            "row": cell.row,
+            "method": cell.entry.method,
+            "variant": cell.variant.name,
+            "data": cell.data,
+            "imbalance": cell.imbalance,
+            "seed": cell.seed,
+            "state": self.state,
+            "reason": self.reason,
+            "folder": str(cell.folder),
+            "seconds": cell.seconds(),
+            "commands": list(self.commands),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every cell as it was left, and the report, which there is as soon as there is a run."""
+
+    title: str
+    out: Path
+    outcomes: tuple[Outcome, ...]
+    out_of_time: bool = False
+    report: Path | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many cells are in each state."""
+        return dict(Counter(outcome.state for outcome in self.outcomes))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what comparison.json holds."""
+        return {
+            "schema": SCHEMA,
+            "title": self.title,
+            "out_of_time": self.out_of_time,
+            "counts": self.counts,
+            "cells": [outcome.to_json() for outcome in self.outcomes],
+        }
+
+
+def compare(
+    specification: Specification | Mapping[str, Any] | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    time_budget: float | None = None,
+    jobs: int = 1,
+    dry_run: bool = False,
+    say: Say | None = None,
+) -> Comparison:
+    """Run the cells that `out` lacks, and write `out`/comparison.json and `out`/report.html.
+
+    A cell is `taet train` and `taet evaluate`, as processes of their own whose output is in `out`/logs: one that fails
+    leaves the others alone. What is done is taken as it is, what was started goes on, so a comparison that was
+    interrupted or killed continues when it is called again. Two calls on one folder share the work.
+
+    Args:
+        specification: a TOML file, the same keys as a mapping, or what `read` gave.
+        out: folder of the comparison; not given, the name of the file without its ending.
+        time_budget: seconds after which nothing is begun and what runs is stopped; it saves and goes on next time.
+        jobs: cells side by side; the processor's cores are shared among them.
+        dry_run: say what would be run, and touch nothing.
+        say: told every event in one line.
+
+    Raises:
+        UserError: a mistake in the specification, or a folder that holds a run with other settings.
+        KeyboardInterrupt: on SIGINT or SIGTERM, when every process has saved and ended.
+    """
+    begun = time.monotonic()
+    if jobs < 1:
+        raise UserError(f"jobs: got {jobs}; allowed: 1 or more")
+    if time_budget is not None and not time_budget > 0:
+        raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
+    place = Path(out) if out is not None else _default_out(specification)
+    wanted = _specification(specification)
+    planned = cells(wanted, place)
+    threads = max(1, _cores() // jobs)
+    if dry_run:
+        return Comparison(wanted.title, place, _outcomes(planned, {}, threads))
+    try:
+        (place / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {place / 'logs'}: {error.strerror}") from None
+    work = _Work(planned, place / "logs", jobs, threads, say or (lambda _: None))
+    interrupted = work.run(math.inf if time_budget is None else begun + time_budget)
+    outcomes = _outcomes(planned, work.failed, threads)
+    left = any(outcome.state in OPEN for outcome in outcomes)
+    result = Comparison(wanted.title, place, outcomes, out_of_time=left and not interrupted)
+    write_json(place / "comparison.json", result.to_json())
+    if interrupted:
+        raise KeyboardInterrupt
+    return Comparison(wanted.title, place, outcomes, result.out_of_time, _report(result))
+
+
+def _default_out(specification: object) -> Path:
+    if isinstance(specification, Specification | Mapping):
+        raise UserError("compare: got no out; allowed: a folder, where the specification is no file")
+    return Path(Path(str(specification)).stem)
+
+
+def _specification(given: Specification | Mapping[str, Any] | str | os.PathLike[str]) -> Specification:
+    if isinstance(given, Specification):
+        return given
+    return parse(given) if isinstance(given, Mapping) else read(Path(given))
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) -> tuple[Outcome, ...]:
+    outcomes = []
+    for cell in planned:
+        state: str = cell.state
+        reason = cell.reason
+        if cell.name in failed and state != "done":
+            state, reason = "failed", failed[cell.name]
+        commands = tuple(shlex.join(["taet", *words]) for words in cell.commands(threads))
+        outcomes.append(Outcome(cell, state, reason, commands))
+    return tuple(outcomes)
+
+
+def _report(result: Comparison) -> Path | None:
+    """Write the report of every run that there is, with what is not there and why."""
+    there = [outcome.cell for outcome in result.outcomes if (outcome.cell.folder / "run.json").exists()]
+    if not there:
+        return None
+    not_run = [
+        (_words(outcome), outcome.reason or outcome.state) for outcome in result.outcomes if outcome.state != "done"
+    ]
+    return write(
+        [cell.folder for cell in there],
+        result.out / "report.html",
+        title=result.title,
+        names=[cell.row for cell in there],
+        not_run=list(dict.fromkeys(not_run)),
+    )
+
+
+def _words(outcome: Outcome) -> str:
+    """A cell in words; what is not applicable is so for every seed."""
+    cell = outcome.cell
+    ratio = "" if cell.imbalance is None else f", imbalance ratio {cell.imbalance:g}"
+    seed = "" if outcome.state == "not applicable" else f", seed {cell.seed}"
+    return f"{cell.row} on {cell.data}{ratio}{seed}"
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Job:
+    """A cell under way: its command, and the log that its process writes and, as long as it lives, has locked."""
+
+    cell: Cell
+    words: list[str]
+    log: BinaryIO
+    process: subprocess.Popen[bytes]
+    begun: float = field(default_factory=time.monotonic)
+
+
+class _Work:
+    """The cells that are not done, as many side by side as there are jobs."""
+
+    def __init__(self, planned: Sequence[Cell], logs: Path, jobs: int, threads: int, say: Say) -> None:
+        self.logs, self.jobs, self.threads, self.say = logs, jobs, threads, say
+        states = [cell.state for cell in planned]
+        self.waiting = deque(cell for cell, state in zip(planned, states, strict=True) if state in OPEN)
+        self.done, self.total = states.count("done"), len(planned) - states.count("not applicable")
+        self.running: list[_Job] = []
+        self.failed: dict[str, str] = {}
+        self.elsewhere: set[str] = set()
+        self.begun, self.ended = time.monotonic(), 0
+        listed = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
+        say(f"{len(planned)} cells: {listed}; logs in {logs}")
+
+    def run(self, deadline: float) -> bool:
+        """Work until all is done, the time is up, or the user interrupts: was it the user?"""
+        with interruption() as asked:
+            try:
+                while (self.waiting or self.running) and not asked.is_set() and time.monotonic() < deadline:
+                    self._fill()
+                    self._look()
+                    asked.wait(LOOK_SECONDS)
+            finally:
+                self._stop()
+            return asked.is_set()
+
+    def _fill(self) -> None:
+        """Start as many cells as there is room for; one that another process works on is asked again later."""
+        for _ in range(len(self.waiting)):
+            if len(self.running) == self.jobs:
+                return
+            cell = self.waiting.popleft()
+            log = (self.logs / f"{cell.name}.txt").open("ab")
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.close()
+                self.waiting.append(cell)
+                if cell.name not in self.elsewhere:
+                    self.say(f"{cell.name}: another process is at work on it")
+                    self.elsewhere.add(cell.name)
+                continue
+            self._next(cell, log)
+
+    def _next(self, cell: Cell, log: BinaryIO, before: _Job | None = None) -> None:
+        """Start the next command of a cell, or end it."""
+        commands = cell.commands(self.threads)
+        begun = time.monotonic() if before is None else before.begun
+        if not commands:
+            log.close()
+            self.ended += 1
+            left = (len(self.waiting) + len(self.running)) * (time.monotonic() - self.begun) / self.ended
+            after = f", about {_clock(left)} left" if left else ""
+            self._tell(cell, f"done in {_clock(time.monotonic() - begun)}{after}")
+        elif before is not None and commands[0] == before.words:
+            self._fail(cell, log, "the command ended well, but left its work undone")
+        else:
+            self._tell(cell, " ".join(commands[0][:2] if "--resume" in commands[0] else commands[0][:1]))
+            self.running.append(_Job(cell, commands[0], log, self._start(cell, commands[0], log), begun))
+
+    def _start(self, cell: Cell, words: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
+        log.write(f"$ {shlex.join(['taet', *words])}\n".encode())
+        log.flush()
+        threads = (cell.run and cell.run.training.threads) or self.threads
+        return subprocess.Popen(
+            [sys.executable, "-m", "taet", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            start_new_session=True,  # Ctrl-C reaches a process through us, and once: the second one would not save
+        )
+
+    def _look(self) -> None:
+        """Go on with the cells whose process has ended."""
+        for job in [job for job in self.running if job.process.poll() is not None]:
+            self.running.remove(job)
+            if job.process.returncode == 0:
+                self._next(job.cell, job.log, before=job)
+            else:
+                self._fail(job.cell, job.log, f"{_ending(job.process.returncode)}: {_last_line(Path(job.log.name))}")
+
+    def _fail(self, cell: Cell, log: BinaryIO, why: str) -> None:
+        log.close()
+        self.ended += 1
+        self.failed[cell.name] = why
+        self._tell(cell, f"failed: {why}")
+
+    def _stop(self) -> None:
+        """Have every process save and end."""
+        if self.running:
+            self.say(f"stopping {len(self.running)} running cells; they save what they have")
+        for _ in range(2):  # asked again, they do not wait for the end of their batch
+            for job in self.running:
+                job.process.send_signal(signal.SIGINT)
+            try:
+                for job in self.running:
+                    job.process.wait()
+                    job.log.close()
+                break
+            except KeyboardInterrupt:
+                continue
+
+    def _tell(self, cell: Cell, what: str) -> None:
+        self.say(f"[{self.done + self.ended}/{self.total}] {cell.name}: {what}")
+
+
+def _ending(status: int) -> str:
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("taet: error: ")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,227 @@
+"""What is to be compared: a TOML file of methods x data x imbalance ratios x seeds, every key of it checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taet import protocols, registry
+from taet.config import Run
+from taet.errors import UserError, unknown
+
+KEYS = ("title", "methods", "data", "imbalance", "seeds", "protocol", "settings", "variants")
+METHOD_KEYS = ("name", "method", "settings")
+VARIANT_KEYS = ("name", "settings")
+NAME = re.compile(r"[A-Za-z0-9.+-]+")  # names become folders; parts of a folder's name are joined by _
+PARTS = tuple(f.name for f in dataclasses.fields(Run) if dataclasses.is_dataclass(f.default_factory))
+OWN = {"data.name": "data", "data.imbalance_ratio": "imbalance"}  # settings that are keys of the specification
+
+Settings = Mapping[str, Any]
+"""Dotted settings of a run, and `method.KNOB` for those of its method; lists are tuples."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method of the comparison, under the name that its row has."""
+
+    name: str
+    method: str
+    settings: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings under which the whole grid is repeated; without a name, the grid as it is."""
+
+    name: str = ""
+    settings: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Specification:
+    """Methods x data x imbalance ratios x seeds, with what all of them share."""
+
+    title: str
+    methods: tuple[Entry, ...]
+    data: tuple[str, ...]
+    imbalance: tuple[float | None, ...]
+    """Imbalance ratios; None takes the data as they are."""
+    seeds: tuple[int, ...]
+    protocol: str
+    settings: Settings
+    variants: tuple[Variant, ...]
+    """The plain grid, then every variant."""
+
+
+def read(path: str | Path) -> Specification:
+    """Read the specification in the TOML file `path`; a mistake in it is a `UserError` that names the key."""
+    try:
+        with Path(path).open("rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"specification {path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"specification {path}: no TOML: {error}") from None
+    try:
+        return parse(values, title=Path(path).stem)
+    except UserError as error:
+        raise UserError(f"specification {path}: {error}") from None
+
+
+def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification:
+    """Return the specification that a TOML table holds; `title` is its title where it has none."""
+    _check_keys("key", values, KEYS)
+    names = registry.entries("methods")
+    if values.get("methods") == "all":
+        methods = [Entry(name, name) for name in names]
+    else:
+        methods = [_entry(value) for value in _list(values, "methods", (str, dict))]
+    data = _list(values, "data", (str,))
+    imbalance = _list(values, "imbalance", (int, float)) if "imbalance" in values else [None]
+    seeds = _list(values, "seeds", (int,)) if "seeds" in values else [0]
+    protocol = _value(values, "protocol", str, "taet")
+    protocols.start(protocol, methods[0].method)
+    variants = [_variant(value) for value in _list(values, "variants", (dict,))] if "variants" in values else []
+    for key, found in (
+        ("methods", [method.name for method in methods]),
+        ("data", data),
+        ("imbalance", imbalance),
+        ("seeds", seeds),
+        ("variants", [variant.name for variant in variants]),
+    ):
+        twice = [name for name, count in Counter(found).items() if count > 1]
+        if twice:
+            raise UserError(f"{key}: got {twice[0]} {found.count(twice[0])} times; allowed: each once")
+    return Specification(
+        title=_value(values, "title", str, title),
+        methods=tuple(methods),
+        data=tuple(data),
+        imbalance=tuple(imbalance),
+        seeds=tuple(seeds),
+        protocol=protocol,
+        settings=_settings("settings", _value(values, "settings", dict, {})),
+        variants=(Variant(), *variants),
+    )
+
+
+def _entry(value: Any) -> Entry:
+    if isinstance(value, str):
+        registry.find("methods", value)
+        return Entry(value, value)
+    _check_keys("key of an entry of methods", value, METHOD_KEYS)
+    name = _name("methods", value)
+    method = _value(value, "method", str, name)
+    registry.find("methods", method)
+    return Entry(name, method, _settings(f"methods: {name}", _value(value, "settings", dict, {}), own=True))
+
+
+def _variant(value: Any) -> Variant:
+    _check_keys("key of an entry of variants", value, VARIANT_KEYS)
+    name = _name("variants", value)
+    settings = _settings(f"variants: {name}", _value(value, "settings", dict, {}))
+    if not settings:
+        raise UserError(f"variants: {name}: got no settings; allowed: one or more")
+    return Variant(name, settings)
+
+
+# --- one key ---------------------------------------------------------------------------------------------------------
+
+
+def _check_keys(what: str, values: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    for key in values:
+        if key not in allowed:
+            raise unknown(what, key, allowed)
+
+
+def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _words(kinds: tuple[type, ...]) -> str:
+    named = {str: "text", int: "whole numbers", float: "numbers", dict: "tables"}
+    return " or ".join(named[kind] for kind in kinds if not (kind is int and float in kinds))
+
+
+def _list(values: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> list[Any]:
+    if key not in values:
+        raise UserError(f"{key} is missing; allowed: a list of {_words(kinds)}")
+    found = values[key]
+    if not isinstance(found, list) or not found:
+        every = " or 'all'" if key == "methods" else ""
+        raise UserError(f"{key}: got {found!r}; allowed: a list of {_words(kinds)}, one or more{every}")
+    for item in found:
+        if not _is(item, kinds):
+            raise UserError(f"{key}: got {item!r}; allowed: {_words(kinds)}")
+    return found
+
+
+def _value(values: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = values.get(key, default)
+    if not _is(value, (kind,)):
+        raise UserError(f"{key}: got {value!r}; allowed: {'a table' if kind is dict else 'text'}")
+    return value
+
+
+def _name(key: str, values: Mapping[str, Any]) -> str:
+    name = _value(values, "name", str, "")
+    if not NAME.fullmatch(name):
+        raise UserError(f"{key}: got the name {name!r}; allowed: letters, digits and the signs . + -")
+    return str(name)
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def _settings(where: str, values: Mapping[str, Any], own: bool = False) -> dict[str, Any]:
+    """Return settings by their dotted names; in a method's `own`, a name without a part is one of its knobs."""
+    settings: dict[str, Any] = {}
+    for key, value in _flat(values):
+        name = key.replace("-", "_")
+        part = name.partition(".")[0]
+        if part not in (*PARTS, "method"):
+            if not own:
+                raise UserError(f"{where}: {_no_part(name)}")
+            name = f"method.{name}"
+        if name in OWN:
+            raise UserError(f"{where}: got {key}; allowed: as {OWN[name]} of the specification")
+        if name in settings:
+            raise UserError(f"{where}: got {key} twice; allowed: each once")
+        try:
+            settings[name] = _setting(name, value)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    return settings
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted key, value) of a table: `"a.b" = 1` and `a.b = 1` are the same."""
+    pairs = []
+    for key, value in values.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return pairs
+
+
+def _no_part(name: str) -> str:
+    known = [f"{part}.{f.name}" for part in PARTS for f in dataclasses.fields(getattr(Run(), part))]
+    near = [full for full in known if full.partition(".")[2] == name] or difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"unknown setting '{name}'; allowed: {', '.join(f'{part}.*' for part in (*PARTS, 'method'))}{hint}"
+
+
+def _setting(name: str, value: Any) -> Any:
+    """Return a setting's value as the dataclasses take it: lists as tuples, 8/255 as a number."""
+    if isinstance(value, list):
+        return tuple(_setting(name, item) for item in value)
+    if not isinstance(value, str | int | float | bool):
+        raise UserError(f"{name}: got {value!r}; allowed: text, a number, true or false, or a list of them")
+    fraction = re.fullmatch(r"(\d+(?:\.\d+)?)/([1-9]\d*)", value) if isinstance(value, str) else None
+    if fraction and name.rpartition(".")[2] in ("eps", "step_size"):
+        return float(fraction[1]) / int(fraction[2])
+    return value
