@@ -46,7 +46,7 @@ def global_mean(losses: Tensor) -> Tensor:
     """Mean of per-sample values (N,) over the global batch; shards may differ in length."""
     if world_size() == 1:
         return losses.mean()
-    return global_sum(losses.sum()) / global_sum(losses.new_tensor(float(losses.numel())))
+    return global_sum(losses.sum()) / global_sum(losses.new_full((), float(losses.numel())))
 
 
 def average_gradients(gradients: Sequence[Tensor]) -> None:

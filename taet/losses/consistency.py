@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional
 
-from taet.losses.long_tail import cross_entropy, full_precision
+from taet.losses.long_tail import cross_entropy, full_precision, is_label
 
 
 def kl_divergence(target_logits: Tensor, logits: Tensor) -> Tensor:
@@ -26,8 +25,7 @@ def runner_up_penalty(logits: Tensor, labels: Tensor) -> Tensor:
     al., MART, ICLR 2020; the constants, which keep it finite, are those of its public code.
     """
     q = full_precision(logits).softmax(1)
-    label = functional.one_hot(labels, q.shape[1]).bool()
-    runner_up = q.masked_fill(label, -1).max(1).values
+    runner_up = q.masked_fill(is_label(q, labels), -1).max(1).values
     return -(1.0001 - runner_up + 1e-12).log()
 
 

@@ -78,7 +78,7 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0, form: FocalForm = 
         # 1 - p_y; above 0, since the slope of x^gamma at 0 is infinite for gamma < 1.
         return (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).tiny) ** gamma * loss
     if form == "sigmoid":
-        toward = torch.where(_is_label(logits, labels), logits, -logits)
+        toward = torch.where(is_label(logits, labels), logits, -logits)
         return -((gamma * functional.logsigmoid(-toward)).exp() * functional.logsigmoid(toward)).sum(1)
     raise unknown("focal form", form, get_args(FocalForm))
 
@@ -120,7 +120,7 @@ def ldam_margins(class_counts: Tensor, max_margin: float = 0.5) -> Tensor:
 
 def less_margin(logits: Tensor, labels: Tensor, margins: Tensor) -> Tensor:
     """Return logits (N, C) less the margin of the label, z_y - m_y, at the label alone; margins (C,)."""
-    return torch.where(_is_label(logits, labels), logits - margins, logits)
+    return torch.where(is_label(logits, labels), logits - margins, logits)
 
 
 def ldam(cosines: Tensor, labels: Tensor, class_counts: Tensor, max_margin: float = 0.5, scale: float = 30.0) -> Tensor:
@@ -151,5 +151,6 @@ def _sum_to_classes(weights: Tensor) -> Tensor:
     return weights * (len(weights) / weights.sum())
 
 
-def _is_label(logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.one_hot(labels, logits.shape[1]).bool()
+def is_label(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which of the logits (N, C) are those of the labels (N,), (N, C) bool; unlike one_hot it waits for no device."""
+    return labels[:, None] == torch.arange(logits.shape[1], device=labels.device)

@@ -57,7 +57,7 @@ class AdversarialDistributionalTraining(Method):
         "training.batch_size": 64,
         "training.lr": 0.1,
         "training.momentum": 0.9,
-        "training.milestones": (75 / 76,),
+        "training.milestones": (74 / 76,),
         "training.weight_decay": 2e-4,
         "model.normalize": "none",
         "method.width": 256,

@@ -88,7 +88,7 @@ class Gairat(Method):
         return "weighted" if self.task.milestones and epoch >= min(self.task.milestones) else "burn-in"
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
-        kappa = torch.zeros(len(y), device=x.device)
+        kappa = x.new_zeros(len(y))
 
         def count(_: int, logits: Tensor) -> None:
             kappa.add_(logits.argmax(1) == y)

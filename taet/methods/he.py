@@ -32,21 +32,28 @@ class HypersphereEmbedding(Method):
     alp      mean [HE(f(x), y) + HE(f(x'), y)] / 2 + beta mean (cos(x) - cos(x'))^2
 
     Attacks and divergences see s cos without the margin. The head's normalisation is differentiated, where the public
-    code overwrites the weights with their directions after every update. Its commands take s 10 with pgd, weight decay
-    2e-4 and s 15 with trades, s 20 and m 0.3 with alp.
+    code overwrites the weights with their directions in every forward pass.
+
+    Official: the public code's command for pgd, which has s 10, on a WRN-34-10. Its defaults are s 15 and weight decay
+    2e-4, as for trades; alp has s 20 and m 0.3.
     """
 
     title = "HE"
     reference = "Pang et al., NeurIPS 2020, arXiv:2002.08619"
     official: ClassVar[Mapping[str, Any]] = {
+        "model.normalize": "data",
         "threat.eps": 0.031,
         "threat.step_size": 0.007,
-        "threat.start": "gaussian",
         "threat.steps": 10,
+        "threat.start": "gaussian",
+        "threat.bn_mode": "eval",
         "training.epochs": 77,
-        "training.milestones": (75 / 77,),
+        "training.batch_size": 128,
+        "training.lr": 0.1,
+        "training.momentum": 0.9,
         "training.weight_decay": 5e-4,
-        "model.normalize": "data",
+        "training.milestones": (74 / 77,),
+        "method.scale": 10.0,
     }
 
     @dataclass(frozen=True)

@@ -62,15 +62,18 @@ class RoBal(Method):
     title = "RoBal"
     reference = "Wu et al., CVPR 2021, arXiv:2104.02703"
     official: ClassVar[Mapping[str, Any]] = {
+        "model.normalize": "none",
         "threat.eps": 0.031,
         "threat.step_size": 0.0078,
         "threat.steps": 5,
         "threat.start": "positive",
+        "threat.bn_mode": "eval",
         "training.epochs": 80,
         "training.batch_size": 64,
-        "training.milestones": (60 / 80, 75 / 80),
+        "training.lr": 0.1,
+        "training.momentum": 0.9,
         "training.weight_decay": 2e-4,
-        "model.normalize": "none",
+        "training.milestones": (60 / 80, 75 / 80),
     }
 
     @dataclass(frozen=True)

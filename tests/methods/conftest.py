@@ -1,39 +1,148 @@
-"""A small network with batch normalisation, and a few digits."""
+"""Every variant and stage of every method that the registry finds, a small network, and a few digits.
+
+A test that takes `case` runs over all of them, also wrapped in a method that holds another; one that takes `plain_case`
+leaves the wrapped ones out, and one that takes `wrapped_case` takes no others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
+from taet import methods, registry
 from taet.data import load
 from taet.data.augmentation import to_unit
 from taet.data.loader import Batch
-from taet.models import Adapter
+from taet.methods import Method, Task
+from taet.models import Classifier, Head
+from taet.models.heads import build_head
 
-Network = Callable[..., Adapter]
+METHODS = sorted(registry.entries("methods"))
+COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
+EPOCHS, MILESTONES = 5, (3, 4)
+
+# Knobs that make a method cheaper here and change nothing in kind.
+SMALL: dict[str, dict[str, Any]] = {
+    "adt": {"steps": 2, "samples": 2, "width": 2},
+    "las-at": {"steps": (1, 2), "width": 4, "interval": 3},
+}
+
+Network = Callable[..., Classifier]
+
+
+def make_task(classes: int = 10, image_shape: tuple[int, int, int] = (1, 8, 8), **more: Any) -> Task:
+    """A long-tailed training set and a run of five epochs."""
+    counts = COUNTS if classes == 10 else tuple(range(classes + 1, 1, -1))
+    return Task(counts, image_shape, epochs=EPOCHS, steps_per_epoch=4, milestones=MILESTONES, **more)
+
+
+class Case(NamedTuple):
+    """A method, its knobs, and an epoch (from 0) of one of its stages."""
+
+    name: str
+    knobs: dict[str, Any]
+    stage: str = ""
+    epoch: int = 0
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{knob}={value}" for knob, value in self.knobs.items()), self.stage])
+
+    def fresh(self, **task: Any) -> Method:
+        """The method as it is built, small, for a task of these settings."""
+        if "base" not in self.knobs:
+            return methods.build(self.name, SMALL.get(self.name, {}) | self.knobs, make_task(**task))
+        small = SMALL.get(self.knobs["base"], {})
+        knobs = tuple(f"{name}={value}" for name, value in small.items())
+        return methods.build(self.name, {**self.knobs, "knobs": knobs}, make_task(**task))
+
+    def build(self, **task: Any) -> Method:
+        """The same in the middle of its run, after an epoch with these predictions."""
+        method = self.fresh(**task)
+        method.enter(self.epoch)
+        method.start_epoch(self.epoch, torch.arange(method.task.num_classes, 0, -1.0))
+        return method
+
+
+def choices(name: str) -> dict[str, tuple[Any, ...]]:
+    """Knobs that take one of a few values, with these values."""
+    hints = typing.get_type_hints(methods.find(name).Config)
+    found = {knob: typing.get_args(hint) for knob, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
+    return found | {knob: (False, True) for knob, hint in hints.items() if hint is bool}
+
+
+def variants(name: str) -> Iterator[dict[str, Any]]:
+    """The defaults, and every other value of every choice; a method that holds another, over each of the others."""
+    defaults = methods.find(name).Config()
+    if hasattr(defaults, "base"):
+        yield from ({"base": other} for other in METHODS if other != name)
+        return
+    yield {}
+    for knob, values in choices(name).items():
+        yield from ({knob: value} for value in values if value != getattr(defaults, knob))
+
+
+def all_cases() -> list[Case]:
+    """Every variant of every method, in the last epoch of each of its stages."""
+    found = []
+    for name in METHODS:
+        for knobs in variants(name):
+            method = Case(name, knobs).fresh()
+            stages = {method.stage_at(epoch): epoch for epoch in range(EPOCHS)}
+            found += [Case(name, knobs, stage, epoch) for stage, epoch in stages.items()]
+    return found
+
+
+CASES = all_cases()
+WRAPPED = [case for case in CASES if "base" in case.knobs]
+PLAIN = [case for case in CASES if "base" not in case.knobs]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for argument, found in (("case", CASES), ("plain_case", PLAIN), ("wrapped_case", WRAPPED)):
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, found, ids=str)
+
+
+def make_network(
+    classes: int,
+    channels: int = 1,
+    dtype: torch.dtype = torch.float32,
+    head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
+) -> Classifier:
+    """Return a classifier: convolution, batch normalisation, pooling, a head."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+        )
+        return Classifier(body, build_head(head, 128, classes), classes, channels).to(dtype)
 
 
 @pytest.fixture(scope="session")
 def network() -> Network:
-    """Return (classes, channels, dtype) -> classifier: convolution, batch normalisation, pooling, a layer."""
+    """Return (classes, channels, dtype, head) -> classifier, the same at every call."""
+    return make_network
 
-    def build(classes: int, channels: int = 1, dtype: torch.dtype = torch.float32) -> Adapter:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            layers = nn.Sequential(
-                nn.Conv2d(channels, 8, 3, padding=1, bias=False),
-                nn.BatchNorm2d(8),
-                nn.ReLU(),
-                nn.AdaptiveAvgPool2d(4),
-                nn.Flatten(),
-                nn.Linear(128, classes),
-            )
-        return Adapter(layers, classes).to(dtype)
 
-    return build
+@pytest.fixture(scope="session")
+def task() -> Callable[..., Task]:
+    """Return (classes, image_shape, other fields of a task) -> task."""
+    return make_task
+
+
+@pytest.fixture(scope="session")
+def stages() -> Callable[[str], list[Case]]:
+    """Return name -> each stage of the method with its defaults; of one that holds another, with plain training."""
+    return lambda name: [case for case in CASES if case.name == name and case.knobs in ({}, {"base": "at"})]
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +153,10 @@ def digits() -> Batch:
     labels = torch.from_numpy(split.labels)[index]
     assert len(labels.unique()) == 10
     return Batch(index, to_unit(torch.from_numpy(split.images)[index], channels_last=False), labels)
+
+
+@pytest.fixture(scope="session")
+def batch(digits: Batch) -> Batch:
+    """At most three of these digits of each class."""
+    chosen = torch.cat([(digits.y == c).nonzero()[:3, 0] for c in range(10)])
+    return Batch(*(part[chosen] for part in digits))

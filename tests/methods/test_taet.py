@@ -11,30 +11,35 @@ import torch
 from torch import Tensor
 
 from taet import methods
-from taet.config import Threat
+from taet.attacks.noise import Source
+from taet.config import Outer, Threat
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.losses import balanced_softmax, cross_entropy, hierarchical_equalization
 from taet.methods import Method, Task
 from taet.methods.base import Adversarial, Attack, Loss
-from taet.models import Adapter
+from taet.models import Classifier
 from taet.training.step import training_step
 
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
 THREAT = Threat(steps=2)
 CLEAN, ADVERSARIAL = 0, 9  # epochs of a run of ten
-Network = Callable[..., Adapter]
+Network = Callable[..., Classifier]
 
 
-def build(name: str, epoch: int = ADVERSARIAL, outer: str = "cross-entropy", epochs: int = 10, **knobs: Any) -> Method:
-    task = Task(class_counts=COUNTS, image_shape=(1, 8, 8), epochs=epochs, steps_per_epoch=1, outer=outer)
+def build(name: str, epoch: int = ADVERSARIAL, outer: Any = "cross-entropy", epochs: int = 10, **knobs: Any) -> Method:
+    task = Task(class_counts=COUNTS, image_shape=(1, 8, 8), epochs=epochs, steps_per_epoch=1, outer=Outer(outer))
     method = methods.build(name, knobs, task)
-    method.stage = method.stage_at(epoch)
+    method.enter(epoch)
     return method
 
 
-def examples(method: Method, model: Adapter, batch: Batch) -> Adversarial:
-    return method.perturb(model, batch.x, batch.y, Attack(THREAT, torch.Generator().manual_seed(0)))
+def attack() -> Attack:
+    return Attack(THREAT, Source(torch.Generator().manual_seed(0)))
+
+
+def examples(method: Method, model: Classifier, batch: Batch) -> Adversarial:
+    return method.perturb(model, batch.x, batch.y, attack())
 
 
 def loss_of(method: Method, network: Network, batch: Batch) -> Loss:
@@ -42,9 +47,9 @@ def loss_of(method: Method, network: Network, batch: Batch) -> Loss:
     return method.loss(model.train(), batch.x, batch.y, examples(method, model, batch))
 
 
-def step(method: Method, model: Adapter, batch: Batch) -> Loss:
+def step(method: Method, model: Classifier, batch: Batch) -> Loss:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return training_step(model, method, optimizer, batch, THREAT, torch.Generator().manual_seed(0), autocast=False)
+    return training_step(model, method, optimizer, batch, attack(), autocast=False)
 
 
 def logits_of(network: Network, x: Tensor) -> Tensor:
