@@ -2,6 +2,9 @@
 
 A file that assigns the literal dictionary `NAMES = {"name": "one line about it"}` offers those names; in `methods` a
 file without one offers its own name (at_bsl.py is `at-bsl`), described by the first line of its docstring.
+
+Files of one's own are found as well, in the folders `methods`, `attacks`, `data` and `models` of every folder that the
+environment variable TAET_PLUGINS lists, or one by one through `add`.
 """
 
 from __future__ import annotations
@@ -9,15 +12,19 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import importlib.util
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from taet.errors import unknown
+from taet.errors import UserError, unknown
 
 Kind = Literal["methods", "attacks", "data", "models"]
 PACKAGE = Path(__file__).parent
+_added: list[tuple[Kind, Path]] = []
 
 
 @dataclass(frozen=True)
@@ -29,9 +36,24 @@ class Entry:
     title: str
     reference: str | None = None
     """Where a method is published."""
+    path: Path | None = None
+    """The file, where it is none of this package."""
 
     def load(self) -> ModuleType:
-        return importlib.import_module(self.module)
+        """Import the module; a file of one's own once, under a name that no package has."""
+        if self.path is None or self.module in sys.modules:
+            return importlib.import_module(self.module)
+        spec = importlib.util.spec_from_file_location(self.module, self.path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[self.module] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[self.module]
+            raise UserError(f"{self.path} cannot be imported: {type(error).__name__}: {error}") from error
+        return module
 
 
 def _names(tree: ast.Module) -> dict[str, str] | None:
@@ -50,17 +72,46 @@ def _reference(tree: ast.Module) -> str | None:
     return None
 
 
-@functools.cache
+def add(kind: Kind, path: str | Path) -> None:
+    """Offer what the file `path` holds, as if it lay in the folder `kind` of this package, in this process."""
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise UserError(f"{kind}: got {path}; allowed: a Python file")
+    if (kind, path) not in _added:
+        _added.append((kind, path))
+
+
+def _own(kind: Kind) -> tuple[Path, ...]:
+    """Files of the user, those of TAET_PLUGINS first."""
+    folders = [Path(folder).expanduser() for folder in os.environ.get("TAET_PLUGINS", "").split(os.pathsep) if folder]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"TAET_PLUGINS: got {folder}; allowed: folders that hold methods, attacks, data or models")
+    listed = [path.resolve() for folder in folders for path in sorted((folder / kind).glob("*.py"))]
+    return tuple(dict.fromkeys([*listed, *(path for added, path in _added if added == kind)]))
+
+
 def entries(kind: Kind) -> dict[str, Entry]:
     """Return every name of `kind` in the order of the alphabet; reads source text only, so listing needs no torch."""
-    found = {}
-    for path in sorted((PACKAGE / kind).glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+    return _entries(kind, _own(kind))
+
+
+@functools.cache
+def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, Entry]:
+    found: dict[str, Entry] = {}
+    for path in [*sorted((PACKAGE / kind).glob("*.py")), *own]:
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is no Python file: {error}") from None
         names = _names(tree)
         if names is None and kind == "methods" and path.stem not in ("__init__", "base"):
             names = {path.stem.replace("_", "-"): (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")}
+        module, place = (f"taet_plugin_{kind}_{path.stem}", path) if path in own else (f"taet.{kind}.{path.stem}", None)
         for name, title in (names or {}).items():
-            found[name] = Entry(name, f"taet.{kind}.{path.stem}", title, _reference(tree))
+            if place is not None and name in found:
+                raise UserError(f"{path}: there is a {name} among the {kind} already; rename yours")
+            found[name] = Entry(name, module, title, _reference(tree), place)
     return dict(sorted(found.items()))
 
 

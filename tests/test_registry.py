@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import subprocess
 import sys
 import typing
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from taet import methods, registry
+from taet.cli import main
+from taet.cli.train import configure
 from taet.errors import UserError
 from taet.registry import Kind
 
 KINDS = typing.get_args(Kind)
 # What the project promises by name; more may come.
+# fmt: off
 PROMISED = {
-    "methods": {"at", "at-bsl", "harl", "taet"},
+    "methods": {
+        "adt", "at", "at-bsl", "gairat", "harl", "he", "las-at", "mart", "reat", "robal", "robust-lt", "standard",
+        "taet", "trades",
+    },
     "attacks": {"fgsm", "pgd", "autoattack", "autoattack-fast", "autoattack-10"},
     "data": {"digits-lt", "cifar10-lt"},
     "models": {"resnet18", "resnet8"},
 }
+# fmt: on
+ROOT = Path(__file__).parents[1]
 
 
 def test_listing_imports_no_torch() -> None:
@@ -65,7 +77,7 @@ def test_base_and_package_files_offer_nothing() -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "message"),
     [
-        ("methods", "tate", r"unknown method 'tate'; allowed: at, .*did you mean '(at|taet)'\?"),
+        ("methods", "tate", r"unknown method 'tate'; allowed: adt, at, .*did you mean '(at|taet)'\?"),
         ("methods", "at_bsl", r"did you mean 'at-bsl'\?"),
         ("attacks", "autoatack", r"unknown attack 'autoatack'.*did you mean 'autoattack'\?"),
         ("data", "cifar10lt", r"unknown data set 'cifar10lt'.*did you mean 'cifar10-lt'\?"),
@@ -76,3 +88,82 @@ def test_base_and_package_files_offer_nothing() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest_match(kind: Kind, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         registry.find(kind, name)
+
+
+# -- files of one's own ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a user with the method of the example."""
+    (tmp_path / "methods").mkdir()
+    shutil.copy(ROOT / "examples" / "add_a_method.py", tmp_path / "methods" / "own.py")
+    monkeypatch.setenv("TAET_PLUGINS", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_method_of_a_user_is_in_the_list_and_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list", "methods"]) == 0
+    assert "prediction-balanced  Cross-entropy weighted by class" in capsys.readouterr().out
+    run, _ = configure("prediction-balanced", ["--method.power", "0.5"])
+    assert run.settings.power == 0.5
+    short = "--data.max-count 20 --model resnet8 --epochs 1 --threat.steps 1 --monitor-steps 1 --threads 1"
+    for method in (["prediction-balanced"], ["robust-lt", "--method.base", "prediction-balanced"]):
+        assert main(["train", *method, *short.split(), "--out", str(tmp_path / method[0])]) == 0
+        assert (tmp_path / method[0] / "done").exists()
+    assert main(["train", "prediction-balanced", "--method.power", "9"]) == 2
+    assert "method power: got 9; allowed: 0 to 4" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("plugins")
+def test_the_contract_tests_find_it_and_hold() -> None:
+    """In a process of its own, as its author would run them."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "prediction-balanced"]
+    done = subprocess.run(
+        [*command, "tests/methods/test_contract.py"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 20, done.stdout
+
+
+def test_a_file_can_be_added_in_a_program(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TAET_PLUGINS")
+    monkeypatch.setattr(registry, "_added", [])
+    assert "prediction-balanced" not in registry.entries("methods")
+    for _ in range(2):
+        registry.add("methods", plugins / "methods" / "own.py")
+    assert methods.find("prediction-balanced").title == "Prediction-balanced AT"
+    with pytest.raises(UserError, match="allowed: a Python file"):
+        registry.add("methods", plugins / "methods" / "none.py")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("NAMES = {'at': 'another one'}", "there is a at among the methods already"),
+        ("def", "is no Python file"),
+    ],
+)
+def test_a_file_that_cannot_be_offered_is_refused_in_one_line(plugins: Path, source: str, message: str) -> None:
+    (plugins / "methods" / "own.py").write_text(source)
+    registry._entries.cache_clear()
+    with pytest.raises(UserError, match=message):
+        registry.entries("methods")
+
+
+def test_a_file_that_breaks_when_it_is_imported_is_named(plugins: Path) -> None:
+    (plugins / "methods" / "broken.py").write_text('"""Breaks."""\nimport no_such_module\n')
+    with pytest.raises(UserError, match=r"broken\.py cannot be imported: ModuleNotFoundError"):
+        methods.find("broken")
+
+
+def test_a_folder_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TAET_PLUGINS", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"TAET_PLUGINS: got .*nowhere; allowed: folders"):
+        registry.entries("methods")
