@@ -33,6 +33,8 @@ SHARED = {
     "trades": ("trades_outer_beta6", "pgd5_kl_linear"),
     "mart": ("mart_outer_beta5", "mart_outer_beta6", "pgd5_ce_linear"),
     "reat": ("reat_rbl", "reat_rbl_zero_count", "reat_tail", "reat_tail_paper", "balanced_softmax"),
+    "he": ("he_head",),
+    "robal": ("robal_cos_head_gamma1_32_scale1",),
     "harl": ("harl_all_present", "harl_absent_class"),
     "taet": ("harl_all_present", "harl_absent_class", "at_ce_mean"),
     "las-at": ("las_masked_pgd_linear",),
@@ -62,7 +64,11 @@ def prose(text: str) -> str:
     """A docstring as Markdown: paragraphs whose columns are aligned stay as they are typed."""
     blocks = re.split(r"\n\s*\n", inspect.cleandoc(text))
     aligned = [bool(re.search(r"\S {2,}\S", block)) or block.startswith(" ") for block in blocks]
-    return "\n\n".join(f"```text\n{b}\n```" if fixed else b for b, fixed in zip(blocks, aligned, strict=True))
+    # A bracket before a parenthesis is part of a formula, not a link.
+    shown = [
+        f"```text\n{b}\n```" if fixed else b.replace("](", "]\\(") for b, fixed in zip(blocks, aligned, strict=True)
+    ]
+    return "\n\n".join(shown)
 
 
 def knobs(cls: type[Method]) -> Iterator[tuple[str, str, str]]:
@@ -177,7 +183,7 @@ def cost_setting() -> str:
     return (
         "Passes of the classifier per image and step, mean over a run; seconds per step beside PGD-10 AT in the same "
         f"round, median of {found['rounds']}: {found['network']}, 32 x 32, batches of {found['batch_size']}, float32, "
-        f"{found['threads']} thread, {found['environment']['device']}. `taet list methods --cost` measures here and now."
+        f"{found['threads']} thread, {found['environment']['device']}. `taet list methods --cost` measures anew."
     )
 
 
@@ -207,7 +213,7 @@ def measured(name: str) -> str:
     if not rows:
         return "No result card yet."
     return table(("", "comparison", "runs", "clean", "PGD-20", "AutoAttack"), rows) + (
-        "\n\nBalanced accuracy in per cent; intervals, tails and the commands are in [results](../../results/README.md)."
+        "\n\nBalanced accuracy in per cent; intervals, tails and commands: see [results](../../results/README.md)."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from taet import config, registry
 from taet.attacks.ball import frozen
+from taet.attacks.noise import Source
 from taet.cli import COMMANDS
 from taet.cli.train import configure
 from taet.config import Threat
@@ -23,7 +25,7 @@ from taet.models import build
 from taet.protocols import PROTOCOLS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def load(path: Path) -> ModuleType:
@@ -79,7 +81,7 @@ def test_the_method_of_the_contributing_guide_works(tmp_path: Path) -> None:
     method = cls(config.from_json(cls.Config, {"smoothing": 0.0}), task)
     model = build("resnet8", 3, (1, 8, 8))
     x, y = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1, 2, 2])
-    attack = Attack(Threat(steps=2), torch.Generator().manual_seed(0))
+    attack = Attack(Threat(steps=2), Source(torch.Generator().manual_seed(0)))
     with frozen(model):
         adversarial = method.perturb(model, x, y, attack)
     loss = method.loss(model, x, y, adversarial)
@@ -104,6 +106,27 @@ def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> N
         assert card.command.startswith("taet evaluate")
         assert card.run["command"].startswith("taet ")
         assert not re.search(r"/(tmp|home|work|root)/", path.read_text(encoding="utf-8")), path
+
+
+def test_the_pages_of_the_methods_are_those_of_the_code() -> None:
+    render = load(ROOT / "docs" / "render.py")
+    for path, text in render.pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python docs/render.py --write"
+
+
+def test_every_golden_number_is_checked_by_a_test_and_named_on_a_page() -> None:
+    """Averages and weight perturbation are no method's, so no page names theirs."""
+    render = load(ROOT / "docs" / "render.py")
+    named = {key for name in registry.entries("methods") for key in render.golden_keys(name)}
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    families = set(re.findall(r'f"(\w+_)\{', tests))
+    for path in (ROOT / "tests" / "golden").glob("*.json"):
+        if path.stem == "long_tail":  # whose test runs over every key
+            continue
+        for key in json.loads(path.read_text(encoding="utf-8")):
+            assert f'"{key}"' in tests or any(key.startswith(family) for family in families), f"{key} has no test"
+            if path.stem == "methods":
+                assert key in named, f"{key} is on no page"
 
 
 def test_the_changelog_knows_this_version() -> None:
