@@ -13,6 +13,7 @@ _FOLDERS = (
     "config",
     "data",
     "evaluation",
+    "experiments",
     "losses",
     "methods",
     "metrics",

@@ -28,9 +28,11 @@ FOLDERS = {
     "evaluation": {"data", "models", "losses", "attacks", "methods", "training"},
     "report": {"data", "models", "losses", "attacks", "methods", "training", "evaluation"},
 }
+# Beside the report, which it writes: it may use all that the report may, and the protocols that its runs start from.
+FOLDERS["experiments"] = {*FOLDERS["report"], "report", "protocols"}
 # On top, with what the leaves themselves may use of each other.
 LEAF_IMPORTS = {"config": {"errors"}, "files": {"errors"}, "registry": {"errors"}}
-PROTOCOLS = {"config", "errors"}
+PROTOCOLS = {"config", "errors", "methods"}  # methods only for the profile `official`, and when it is asked for
 EVERYTHING = {*LEAVES, *FOLDERS, "protocols", "cli"}
 
 
@@ -141,7 +143,9 @@ def test_help_takes_less_than_a_third_of_a_second_of_one_core() -> None:
     [
         "train", "evaluate", "data.load", "data.long_tail_counts", "data.long_tail_indices", "models.build",
         "losses.cross_entropy", "losses.kl_divergence", "losses.balanced_softmax", "losses.logit_adjustment",
-        "losses.hierarchical_equalization", "attacks.fgsm", "attacks.pgd", "attacks.autoattack", "metrics.accuracy",
+        "losses.hierarchical_equalization", "losses.focal", "losses.class_balanced", "losses.ldam",
+        "losses.boosted_cross_entropy", "losses.tail_margin", "losses.effective_number_weights",
+        "losses.rebalancing_weights", "experiments.compare", "attacks.fgsm", "attacks.pgd", "attacks.autoattack", "metrics.accuracy",
         "metrics.balanced_accuracy", "metrics.per_class_accuracy", "metrics.group_accuracy", "metrics.wilson_interval",
     ],
 )  # fmt: skip

@@ -21,8 +21,8 @@ EXAMPLES = (
     "taet compare digits.toml --dry-run",
     "taet compare digits.toml --out runs/digits --jobs 2 --time-budget 2h30m",
 )
-DESCRIPTION = """Train and attack every cell of the grid that SPEC, a TOML file, describes, and write a report. What is done
-is taken as it is, what was started goes on; each cell is a run folder in OUT/runs with its output in OUT/logs.
+DESCRIPTION = """Train and attack every cell of the grid that SPEC, a TOML file, describes, and write a report. What is
+done is taken as it is, what was started goes on; each cell is a run folder in OUT/runs, its output in OUT/logs.
 
 Exit status: 0 all done, or the time budget used up; 1 a cell failed, the others are done; 2 a mistake in SPEC or in the
 call; 130 interrupted, with everything so far saved.

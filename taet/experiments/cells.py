@@ -85,9 +85,10 @@ class Cell:
         asked = deciding(config.to_json(self.run))
         for name in sorted({*held, *asked}):
             if held.get(name) != asked.get(name):
+                here, there = asked.get(name), held.get(name)
                 raise UserError(
-                    f"{self.folder} holds a run with other settings: {name.replace('settings.', 'method.')} is "
-                    f"{held.get(name)} there and {asked.get(name)} in the specification; choose another --out, or remove it"
+                    f"{self.folder} holds a run with other settings: {name.replace('settings.', 'method.')} is {there} "
+                    f"there and {here} in the specification; choose another --out, or remove the folder"
                 )
 
     def seconds(self) -> dict[str, float]:

@@ -100,8 +100,8 @@ class _Bench:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
         stages = [self.method.stage_at(epoch) for epoch in range(EPOCHS)]
         self.stages = [(stages.index(stage), stages.count(stage) / EPOCHS) for stage in dict.fromkeys(stages)]
-        # Where nothing happens between steps, fewer tell as much.
-        self.steps = CYCLE if type(self.method).after_step is not Method.after_step else 4
+        # Where nothing of its own learns between steps, fewer tell as much.
+        self.steps = CYCLE if self.method.optimizers else 2
 
     def run(self, batch: Batch) -> Iterator[float]:
         """Run the steps of each stage; yield the share of the run that each has, when it is over."""
@@ -116,7 +116,7 @@ class _Bench:
 
     def passes(self) -> tuple[float, float]:
         """Forward and backward passes per image and step."""
-        totals, size = [0.0, 0.0], 4
+        totals, size = [0.0, 0.0], 2
         with _counted(self.model.body) as count:
             for share in self.run(_batch(size, self.method.class_counts.device)):
                 for place, name in enumerate(("forwards", "backwards")):

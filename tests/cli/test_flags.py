@@ -60,7 +60,7 @@ def test_every_part_of_a_run_has_its_flags() -> None:
     run, out = configure("harl", words.split())
     assert (run.method, run.seed, out) == ("harl", 3, "x")
     assert (run.data.name, run.data.imbalance_ratio, run.model.name) == ("cifar10-lt", 20, "resnet8")
-    assert (run.threat.eps, run.training.lr, run.training.outer) == (4 / 255, 0.05, "balanced-softmax")
+    assert (run.threat.eps, run.training.lr, run.outer.name) == (4 / 255, 0.05, "balanced-softmax")
     assert (run.training.milestones, run.evaluation.attacks) == ((0.5, 0.8), ("clean", "pgd-7"))
     assert run.settings.absent == "skip"
 

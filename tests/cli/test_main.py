@@ -47,7 +47,7 @@ def test_list(taet: Any, kind: Any) -> None:
     found = json.loads(taet("list", kind, "--json").out)
     assert all(entry["name"] and entry["title"] for entry in found)
     names = [entry["name"] for entry in found]
-    assert names == (["taet", "reat"] if kind == "protocols" else list(registry.entries(kind)))
+    assert names == (["taet", "reat", "official"] if kind == "protocols" else list(registry.entries(kind)))
     lines = taet("list", kind).out.splitlines()
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == names
 

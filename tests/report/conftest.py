@@ -139,6 +139,7 @@ def write_run(
         "stages": stages if method == "taet" else [{"stage": "train", "from_epoch": 1}],
         "selection": {"rule": selection},
         "model_given": False,
+        "head": {"kind": "linear", "scale": 1.0, "gamma": 0.0},
         "threads": 1,
         "command": "taet train",
         "parameters": 1000,
@@ -181,6 +182,14 @@ def make_run() -> Callable[..., Path]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
     return [write_run(folder / method, method) for method in METHODS]
+
+
+@pytest.fixture
+def make_card() -> Callable[..., ResultCard]:
+    def build(method: str, seed: int = 0) -> ResultCard:
+        return build_card(method, METHODS[method], NAMES, counts(10, 140, 10), counts(10, 90, 10), seed)
+
+    return build
 
 
 @pytest.fixture

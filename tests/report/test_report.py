@@ -17,6 +17,7 @@ import pytest
 from taet import report
 from taet.errors import UserError
 from taet.evaluation.result import ResultCard
+from taet.report import figures
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack-10", "autoattack")
 PARTS = ("results", "histogram-section", "classes", "confusion", "training", "images", "flags")
@@ -102,26 +103,37 @@ def test_every_part_is_there(page: Page) -> None:
 
 def test_the_numbers_of_the_tables_are_those_of_the_cards(page: Page, runs: list[Path]) -> None:
     balanced, plain = page.tables[:2]
-    assert [name.split()[0] for _, name in balanced[0][1:]] == list(ATTACKS)
-    for row, path in enumerate(runs, 1):
+    heads = [name.split()[0] for _, name in balanced[0][1:]]
+    assert heads == [*ATTACKS, "tail", "accuracy", "training", "flags"]
+    for path in runs:
         card = ResultCard.load(path / "evaluation.json")
-        for column, attack in enumerate(ATTACKS, 1):
-            summary = card.summary(attack)
-            for table, value, interval in (
-                (balanced, summary.balanced, summary.balanced_interval),
-                (plain, summary.accuracy, summary.accuracy_interval),
-            ):
-                words = table[row][column][1].split()
-                assert words[0] == f"{100 * value:.1f}"
-                assert words[-1] == "–".join(f"{100 * bound:.1f}" for bound in interval)
+        (row,) = [row for row in balanced if row[0][1] == path.name]
+        (plain_row,) = [row for row in plain if row[0][1] == path.name]
+        summaries = [card.summary(attack) for attack in ATTACKS]
+        hardest = summaries[-1]
+        expected = [(cells, s.balanced, s.balanced_interval) for cells, s in zip(row[1:6], summaries, strict=True)]
+        expected += [
+            (cells, s.accuracy, s.accuracy_interval) for cells, s in zip(plain_row[1:], summaries, strict=True)
+        ]
+        expected += [(row[6], hardest.groups["tail"], hardest.group_intervals["tail"])]
+        expected += [(row[7], summaries[0].accuracy, summaries[0].accuracy_interval)]
+        for (_, text), value, interval in expected:
+            assert text.split()[0] == f"{100 * value:.1f}"
+            assert text.split()[-1] == "–".join(f"{100 * bound:.1f}" for bound in interval)
+        assert row[8][1] == "15 s 1.00 × at"
+        assert row[9][1] == str(len(card.flags))
 
 
-def test_best_and_second_best_are_marked_by_class_and_by_sign(page: Page, runs: list[Path]) -> None:
-    cards = [ResultCard.load(path / "evaluation.json") for path in runs]
-    for column, attack in enumerate(ATTACKS, 1):
-        values = [card.summary(attack).balanced for card in cards]
+def test_rows_are_in_the_order_of_robustness_under_the_strongest_attack(page: Page) -> None:
+    place = 1 + list(ATTACKS).index("autoattack")
+    values = [float(row[place][1].split()[0]) for row in page.tables[0][1:]]
+    assert values == sorted(values, reverse=True)
+
+
+def test_best_and_second_best_are_marked_by_class_and_by_sign(page: Page) -> None:
+    for column in range(1, 1 + len(ATTACKS)):
         cells = [row[column] for row in page.tables[0][1:]]
-        order = np.argsort(values)
+        order = np.argsort([float(text.split()[0]) for _, text in cells])
         assert (cells[order[-1]][0], cells[order[-1]][1].split()[1][0]) == ("best", "▲")
         assert (cells[order[-2]][0], cells[order[-2]][1].split()[1][0]) == ("second", "△")
         assert cells[order[0]][0] == ""
@@ -167,7 +179,7 @@ def test_a_run_without_a_card_is_named_and_shows_its_curves(make_run: MakeRun, t
     page = Page(report.write([done, waiting], tmp_path / "report.html"))
     assert "Not evaluated yet: taet." in " ".join(page.text.split())
     assert "run-2-loss-figure_1" in page.ids
-    assert all(len(table) == 2 for table in page.tables[:2])
+    assert all(len(table) == 2 for table in page.tables[:2])  # a head and the one that has a card
     alone = Page(report.write([waiting], tmp_path / "alone.html"))
     assert "No run has a result card" in alone.text
     assert "No run has kept example images." in alone.text
@@ -180,18 +192,88 @@ def test_one_run_has_no_best(make_run: MakeRun, tmp_path: Path) -> None:
     assert "Under autoattack, at keeps a balanced accuracy of" in page.text
 
 
-def test_seeds_are_rows_of_their_own_and_a_repeated_folder_is_one(make_run: MakeRun, tmp_path: Path) -> None:
-    seeds = [make_run(tmp_path / f"s{seed}", "taet", seed=seed) for seed in range(2)]
-    again = make_run(tmp_path / "again", "taet", seed=1)
-    page = Page(report.write([*seeds, seeds[0], again], tmp_path / "report.html"))
-    labels = [row[0][1] for row in page.tables[0][1:]]
-    assert labels == ["taet (seed 0)", "taet (seed 1) (s1)", "taet (seed 1) (again)"]
+def test_seeds_are_one_row_with_mean_and_standard_error_and_a_repeated_folder_is_one(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    seeds = [make_run(tmp_path / f"s{seed}", "taet", seed=seed) for seed in range(3)]
+    other = make_run(tmp_path / "at", "at", seed=0)
+    page = Page(report.write([*seeds, seeds[0], other], tmp_path / "report.html"))
+    rows = {row[0][1]: row for row in page.tables[0][1:]}
+    assert set(rows) == {"taet n = 3", "at"}
+    cards = [ResultCard.load(path / "evaluation.json") for path in seeds]
+    for column, attack in enumerate(ATTACKS, 1):
+        values = np.array([card.summary(attack).balanced for card in cards])
+        text = rows["taet n = 3"][column][1].split()
+        assert text[0] == f"{100 * values.mean():.1f}"
+        assert text[-1] == f"({100 * values.std(ddof=1) / np.sqrt(3):.1f})"
+    assert "4 runs (taet, at; 1 to 3 seeds each)" in page.text
+    assert "the standard error of the mean over n seeds, in brackets, or, for one seed, 95 % intervals" in page.text
+    assert page.tags["img"] == 2 * 3 * 8  # examples are those of the first seed
+    assert "raised for 3 of 3 seeds" in page.text
+    assert [name for name, count in Counter(page.ids).items() if count > 1] == []
+
+
+def test_a_row_whose_runs_were_not_all_attacked_alike_says_how_many_were(make_run: MakeRun, tmp_path: Path) -> None:
+    seeds = [make_run(tmp_path / f"s{seed}", "at", seed=seed, evaluated=seed < 2) for seed in range(3)]
+    page = Page(report.write(seeds, tmp_path / "report.html"))
+    (row,) = page.tables[0][1:]
+    assert row[1][1].endswith(", n = 2")
+    assert "Not evaluated yet: at (seed 2)." in " ".join(page.text.split())
+
+
+def test_a_run_that_repeats_a_seed_is_a_row_of_its_own(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, "taet", seed=seed) for name, seed in (("s0", 0), ("s1", 1), ("again", 1))]
+    page = Page(report.write(runs, tmp_path / "report.html"))
+    assert {row[0][1] for row in page.tables[0][1:]} == {"taet (s0, s1) n = 2", "taet (again)"}
+
+
+def test_runs_of_other_settings_are_named_by_them(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / str(seed), "at", seed=seed) for seed in (0, 1)]
+    for path in runs[1:]:
+        record = json.loads((path / "run.json").read_text())
+        record["run"]["outer"]["name"] = "balanced-softmax"
+        record["run"]["training"]["threads"] = 7  # of the machine: no setting of its own
+        (path / "run.json").write_text(json.dumps(record))
+    page = Page(report.write(runs, tmp_path / "report.html"))
+    assert {row[0][1] for row in page.tables[0][1:]} == {"at (outer cross-entropy)", "at (outer balanced-softmax)"}
+
+
+def test_names_and_what_was_not_run_are_shown_as_given(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / str(seed), "at", seed=seed % 2) for seed in range(4)]
+    names = ["at", "at", "at + bsl", "at + bsl"]
+    page = Page(report.write(runs, tmp_path / "r.html", names=names, not_run=[("harl + bsl", "it takes <none>")]))
+    assert {row[0][1] for row in page.tables[0][1:]} == {"at n = 2", "at + bsl n = 2"}
+    assert [("", "harl + bsl"), ("words", "it takes <none>")] in [row for table in page.tables for row in table]
+    assert "#not-run" in page.links
+
+
+def test_the_cost_is_relative_to_at_only_on_the_same_machine(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / method, method) for method in ("at", "taet", "harl")]
+    record = json.loads((runs[1] / "run.json").read_text()) | {"device": "cuda: another"}
+    (runs[1] / "run.json").write_text(json.dumps(record))
+    rows = Page(report.write(runs, tmp_path / "r.html")).tables[0][1:]
+    costs = {row[0][1]: row[-2][1] for row in rows}
+    assert costs == {"at": "15 s 1.00 × at", "taet": "15 s", "harl": "15 s 1.00 × at"}
+
+
+def test_many_methods_have_a_figure_of_curves_each_and_no_figure_of_all(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [make_run(tmp_path / method, method, epochs=2, examples=False) for method in ("taet", "at")]
+    few = Page(report.write(runs, tmp_path / "r.html"))
+    monkeypatch.setattr(figures, "MANY", 1)
+    many = Page(report.write(runs, tmp_path / "r.html"))
+    assert {"data-1-dots-0-figure_1", "data-1-curve-3-figure_1"} <= set(few.ids)
+    assert {"run-1-curve-figure_1", "run-2-curve-figure_1"} <= set(many.ids)
+    assert not [name for name in many.ids if name.startswith(("data-1-dots", "data-1-curve"))]
+    assert many.tags["details"] > few.tags["details"]
+    assert "2 runs (2 methods and settings)" in many.text
 
 
 def test_a_method_on_two_data_sets_needs_no_detail(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "ten", "at"), make_run(tmp_path / "two", "at", names=("a", "b"))]
     page = Page(report.write(runs, tmp_path / "report.html"))
-    heads = [table[1][0][1] for table in page.tables if table[0][0][1] == "Run"]
+    heads = [table[1][0][1] for table in page.tables if table[0][0][1] == "Method"]
     assert set(heads) == {"at"}
 
 

@@ -16,6 +16,16 @@ def marks(*cells: Cell | None) -> list[tuple[str, bool] | None]:
     return [cell and (cell.mark, cell.tied) for cell in tables.marked(cells)]
 
 
+def test_one_value_keeps_its_interval_and_several_become_a_mean() -> None:
+    assert tables.spread([0.5], [(0.4, 0.6)]) == Cell(0.5, 0.4, 0.6)
+    cell = tables.spread([0.2, 0.4], [(0.1, 0.3), (0.3, 0.5)], "words")
+    assert (cell.value, cell.count, cell.detail) == (pytest.approx(0.3), 2, "words")
+    assert cell.error == pytest.approx(0.1)
+    assert (cell.low, cell.high) == (pytest.approx(0.1), pytest.approx(0.5))
+    assert tables.spread([0.0, 1.0], [(0.0, 0.1), (0.9, 1.0)]).low == 0.0
+    assert math.isnan(tables.spread([math.nan, 0.5], [(0, 1), (0, 1)]).value)
+
+
 def test_best_alone_where_no_interval_reaches_it() -> None:
     assert marks(Cell(0.3, 0.2, 0.4), Cell(0.9, 0.8, 0.95), Cell(0.1, 0, 0.2)) == [
         ("second", False),
@@ -75,7 +85,7 @@ def test_strongest_is_the_bounded_attack_with_the_lowest_balanced_robustness(car
     nothing_left = {"correct": last.correct & False, "predictions": (card.labels + 1) % 10, "parts": {}}
     unbounded = dataclasses.replace(last, name="cw-l2", norm="l2", eps=None, bounded=False, **nothing_left)
     card = dataclasses.replace(card, columns=(*card.columns, unbounded))
-    run = tables.Measured(None, card, {tables.key(c): card.summary(c.name) for c in card.columns})
+    run = tables.Measured(None, {tables.key(c): (card.summary(c.name),) for c in card.columns})
     strongest = tables.strongest([run])
     assert strongest is not None
     assert strongest.name == "autoattack"

@@ -1,0 +1,139 @@
+"""`taet compare`: one whole comparison that is killed on its way, and what the command prints and returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taet.cli import compare as command
+from taet.errors import UserError
+from taet.evaluation import ResultCard
+from taet.experiments import comparison
+
+SPECIFICATION = """
+title = "Balanced softmax or not"
+methods = ["at", "harl"]
+data = ["digits-lt"]
+[settings]
+outer.name = "balanced-softmax"
+model.name = "resnet8"
+data = {max_count = 20, test_max_count = 2}
+training = {epochs = 2, batch_size = 32, precision = "float32", monitor_steps = 1}
+threat = {steps = 1, eps = "13/255"}
+evaluation.attacks = ["clean", "fgsm"]
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a specification of a cell and of one that is not applicable."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two.toml").write_text(SPECIFICATION)
+    return tmp_path
+
+
+def test_a_comparison_that_is_killed_goes_on(taet: Any, place: Path) -> None:
+    words = [sys.executable, "-m", "taet", "compare", "two.toml", "--jobs", "2"]
+    killed = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    first, deadline = place / "two" / "runs" / "at_digits-lt_seed0", time.monotonic() + 60
+    while not (first / "run.json").exists():
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+
+    outcome = taet("compare", "two.toml", "--jobs", "2")
+    assert (outcome.code, outcome.out) == (0, "2 cells: 1 done, 1 not applicable\nopen two/report.html\n")
+    record = json.loads((first / "run.json").read_text())
+    assert record["command"].startswith("taet train at --data digits-lt --outer balanced-softmax --model resnet8 ")
+    assert record["command"].endswith("--out two/runs/at_digits-lt_seed0")
+    card = ResultCard.load(first / "evaluation.json")
+    assert card.command == "taet evaluate two/runs/at_digits-lt_seed0"
+    page = (place / "two" / "report.html").read_text()
+    assert "<h1>Balanced softmax or not</h1>" in page
+    assert all(words in page for words in ("harl on digits-lt", "its loss already balances"))
+
+    listed = taet("compare", "two.toml", "--dry-run")
+    assert listed.out.splitlines()[0] == "at_digits-lt_seed0: done"
+    assert listed.out.splitlines()[1].startswith("harl_digits-lt_seed0: not applicable: harl: got the outer loss")
+    changed = SPECIFICATION.replace("epochs = 2", "epochs = 3")
+    (place / "two.toml").write_text(changed)
+    refused = taet("compare", "two.toml")
+    assert (refused.code, refused.out) == (2, "")
+    assert "two/runs/at_digits-lt_seed0 holds a run with other settings: training.epochs is 2 there" in refused.err
+
+
+def test_a_dry_run_prints_commands_and_json(taet: Any, place: Path) -> None:
+    lines = taet("compare", "two.toml", "--dry-run", "--out", "else").out.splitlines()
+    assert lines[0] == "at_digits-lt_seed0: missing"
+    assert lines[1].startswith("    taet train at --data digits-lt")
+    assert lines[2] == "    taet evaluate else/runs/at_digits-lt_seed0"
+    assert lines[-1] == "2 cells: 1 missing, 1 not applicable"
+    stored = json.loads(taet("compare", "two.toml", "--dry-run", "--json").out)
+    assert stored["counts"] == {"missing": 1, "not applicable": 1}
+    assert [path.name for path in place.iterdir()] == ["two.toml"]
+
+
+def test_what_the_time_budget_left_is_said_with_the_command_that_goes_on(place: Path) -> None:
+    planned = comparison.compare("two.toml", place / "out", dry_run=True)
+    result = dataclasses.replace(planned, out_of_time=True, report=place / "report.html")
+    assert command.summary(result, "taet compare two.toml --time-budget 1h").splitlines() == [
+        "2 cells: 1 missing, 1 not applicable",
+        "the time budget is used up; go on: taet compare two.toml --time-budget 1h",
+        f"open {place / 'report.html'}",
+    ]
+
+
+@pytest.mark.usefixtures("place")
+def test_a_cell_that_failed_is_exit_status_1(taet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(work: Any, _: float) -> bool:
+        work.failed["at_digits-lt_seed0"] = "exit status 2: the disk is full"
+        return False
+
+    monkeypatch.setattr(comparison._Work, "run", broken)
+    outcome = taet("compare", "two.toml")
+    assert outcome.code == 1
+    assert outcome.out.splitlines() == [
+        "failed: at_digits-lt_seed0: exit status 2: the disk is full",
+        "2 cells: 1 failed, 1 not applicable",
+    ]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("2h30m", 9000), ("90m", 5400), ("600s", 600), ("1h1m1s", 3661)])
+def test_durations(text: str, expected: float) -> None:
+    assert command.seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "2", "h", "30m2h", "1.5h", "-3m"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(UserError, match=r"allowed: hours, minutes and seconds, e\.g\. 2h30m"):
+        command.seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("compare", "is missing"),
+        ("compare no.toml", "specification no.toml: cannot be read"),
+        ("compare two.toml --jobs 0", "jobs: got 0; allowed: 1 or more"),
+        ("compare two.toml --time-budget soon", "time budget: got 'soon'"),
+        ("compare two.toml --time-budget 0s", "time budget: got 0 seconds; allowed: above 0"),
+        ("compare two.toml --job 2", "unknown option --job; did you mean --jobs?"),
+    ],
+)
+def test_a_mistake_in_the_call_is_one_line(taet: Any, place: Path, words: str, part: str) -> None:
+    outcome = taet(*words.split())
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("\n") == 1
+    assert part in outcome.err
+    assert [path.name for path in place.iterdir()] == ["two.toml"]

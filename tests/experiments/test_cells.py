@@ -1,0 +1,143 @@
+"""Cells: the runs that they are, the words that make the same runs, and what a folder says of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taet import config
+from taet.cli.train import configure
+from taet.errors import UserError
+from taet.evaluation import ResultCard
+from taet.experiments import parse
+from taet.experiments.cells import Cell, cells
+
+
+def planned(small: dict[str, Any], out: Path, **changes: Any) -> list[Cell]:
+    return cells(parse(small | changes), out)
+
+
+@pytest.mark.parametrize("protocol", ["taet", "reat", "official"])
+def test_the_words_of_a_cell_make_its_run(small: dict[str, Any], tmp_path: Path, protocol: str) -> None:
+    settings = {**small["settings"], "training.tensorboard": True, "training.channels_last": False}
+    settings |= {"training.milestones": [0.5, 0.8], "evaluation.step_size": "2/255", "outer.drw": False}
+    found = planned(small, tmp_path, methods="all", protocol=protocol, settings=settings, imbalance=[5.5], seeds=[4])
+    for cell in found:
+        assert cell.run is not None, cell.reason
+        (words, *_) = cell.commands(threads=3)
+        run, out = configure(words[1], words[2:])
+        assert words[0] == "train"
+        assert out == str(cell.folder)
+        assert run == config.override(cell.run, {"training.threads": 3}), cell.name
+
+
+def test_cells_are_in_the_order_in_which_a_part_of_them_is_most_useful(small: dict[str, Any], tmp_path: Path) -> None:
+    variants = [{"name": "bsl", "settings": {"outer.name": "balanced-softmax"}}]
+    found = planned(small, tmp_path, methods=["at", "harl"], seeds=[0, 1], variants=variants)
+    assert [cell.name for cell in found] == [
+        f"{name}_digits-lt_seed{seed}" for seed in (0, 1) for name in ("at", "harl", "at_bsl", "harl_bsl")
+    ]
+    assert [cell.row for cell in found[:4]] == ["at", "harl", "at + bsl", "harl + bsl"]
+    assert [cell.run.seed for cell in found if cell.run] == [0, 0, 0, 1, 1, 1]
+
+
+def test_what_a_method_cannot_take_is_not_applicable_with_the_reason(small: dict[str, Any], tmp_path: Path) -> None:
+    variants = [
+        {"name": "bsl", "settings": {"outer.name": "balanced-softmax"}},
+        {"name": "skip", "settings": {"method.absent": "skip"}},
+    ]
+    methods = ["at", "harl", {"name": "at-focal", "method": "at", "settings": {"outer.name": "focal"}}]
+    found = planned(small, tmp_path, methods=methods, seeds=[0], variants=variants)
+    reasons = {cell.row: cell.reason for cell in found if cell.state == "not applicable"}
+    assert reasons.keys() == {"harl + bsl", "at-focal + bsl", "at + skip", "at-focal + skip"}
+    assert reasons["harl + bsl"].startswith("harl: got the outer loss balanced-softmax")
+    assert reasons["at-focal + bsl"] == "its own settings say outer.name focal"
+    assert reasons["at + skip"] == "unknown setting 'method.absent'; at has none of its own"
+    (skip,) = [cell for cell in found if cell.row == "harl + skip"]
+    assert skip.run is not None
+    assert skip.run.settings.absent == "skip"
+    assert not [cell for cell in found if cell.reason and cell.commands(1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"settings": {"training.epoch": 3}}, r"settings: no method can take them: at: .*did you mean 'epochs'\?"),
+        ({"settings": {"training.epochs": "3"}}, "settings: no method can take them: at: epochs: got '3'"),
+        ({"settings": {"method.absent": "skip"}}, "at has none of its own"),
+        ({"settings": {"evaluation.attacks": ["pgd20"]}}, r"unknown attack 'pgd20'.*did you mean 'pgd-20'\?"),
+        ({"settings": {"training.selection": "best-validation"}}, "best-validation needs a validation split"),
+        ({"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]}, r"variants: x: no method.*'focal'\?"),
+        ({"methods": [{"name": "x", "method": "harl", "settings": {"absnt": 1}}]}, r"methods: x: .*mean 'absent'\?"),
+        ({"data": ["digit-lt"]}, r"unknown data set 'digit-lt'.*did you mean 'digits-lt'\?"),
+        ({"imbalance": [0.1]}, r"imbalance ratio: got 0.1.*did you mean 10\?"),
+        ({"imbalance": [1000]}, "would get no training image"),
+        ({"data": ["npz:a/b.npz", "npz:a-b.npz"]}, "no such file"),
+    ],
+)
+def test_a_mistake_that_concerns_every_method(
+    small: dict[str, Any], tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        planned(small, tmp_path, **changes)
+
+
+def test_two_data_sets_never_share_a_folder(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from taet.data import load
+
+    digits = load(**config.to_json(planned(small, tmp_path)[0].run).pop("data"))
+    monkeypatch.setattr("taet.experiments.cells.load", lambda **_: digits)
+    with pytest.raises(UserError, match=r"data: npz:a/b.npz and npz:a-b.npz would both be in"):
+        planned(small, tmp_path, data=["npz:a/b.npz", "npz:a-b.npz"])
+
+
+@pytest.fixture
+def cell(small: dict[str, Any], template: Path, tmp_path: Path) -> Cell:
+    """The first cell, with a folder that is done."""
+    (found, *_) = planned(small, tmp_path)
+    shutil.copytree(template, found.folder)
+    return found
+
+
+def test_a_folder_says_how_far_its_cell_is(cell: Cell) -> None:
+    folder = str(cell.folder)
+    assert (cell.state, cell.commands(1)) == ("done", [])
+    assert cell.seconds()["training"] > 0
+    (cell.folder / "evaluation.json").unlink()
+    assert (cell.state, cell.commands(1)) == ("started", [["evaluate", folder]])
+    (cell.folder / "done").unlink()
+    assert (cell.state, cell.commands(1)) == ("started", [["train", "--resume", folder], ["evaluate", folder]])
+    (cell.folder / "run.json").unlink()
+    assert cell.state == "missing"
+    assert [words[0] for words in cell.commands(1)] == ["train", "evaluate"]
+
+
+def test_a_card_about_another_ball_is_not_enough(cell: Cell) -> None:
+    path = cell.folder / "evaluation.json"
+    card = json.loads(path.read_text())
+    card["threat"]["eps"] = 0.01
+    path.write_text(json.dumps(card))
+    assert cell.commands(1) == [["evaluate", str(cell.folder)]]
+
+
+def test_attacks_are_added_to_a_run_that_is_done(cell: Cell, small: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**small["settings"], "evaluation.attacks": ["fgsm", "pgd-3"]}
+    (more, *_) = planned(small, tmp_path, settings=settings)
+    assert more.commands(1) == [["evaluate", str(cell.folder), "--attacks", "fgsm", "pgd-3"]]
+    settings["evaluation.attacks"] = ["fgsm"]
+    (fewer, *_) = planned(small, tmp_path, settings=settings)
+    assert fewer.state == "done"
+    assert [column.name for column in ResultCard.load(cell.folder / "evaluation.json").columns] == ["clean", "fgsm"]
+
+
+def test_a_folder_with_other_settings_is_refused(cell: Cell, small: dict[str, Any], tmp_path: Path) -> None:
+    words = rf"{cell.folder} holds a run with other settings: training.lr is 0.1 there and 0.2 in the specification"
+    with pytest.raises(UserError, match=words):
+        planned(small, tmp_path, settings={**small["settings"], "training.lr": 0.2})
+    planned(small, tmp_path, settings={**small["settings"], "training.threads": 7, "training.device": "cuda:9"})

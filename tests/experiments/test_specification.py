@@ -1,0 +1,121 @@
+"""What a specification says, and that every mistake in one is a line that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taet import registry
+from taet.errors import UserError
+from taet.experiments import parse, read
+
+TEXT = """
+title = "Two"
+methods = ["at", {name = "harl-skip", method = "harl", settings = {absent = "skip", "outer.name" = "focal"}}]
+data = ["digits-lt"]
+imbalance = [10, 50.0]
+seeds = [3]
+protocol = "reat"
+[settings]
+training.batch-size = 32
+"threat.eps" = "8/255"
+training.milestones = [0.5, 0.8]
+[[variants]]
+name = "ra+bsl"
+settings = {"outer.name" = "balanced-softmax", method.beta = 6}
+"""
+
+
+def test_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "two.toml"
+    path.write_text(TEXT)
+    found = read(path)
+    assert (found.title, found.data, found.imbalance) == ("Two", ("digits-lt",), (10, 50.0))
+    assert (found.seeds, found.protocol) == ((3,), "reat")
+    assert found.settings == {
+        "training.batch_size": 32,
+        "threat.eps": 8 / 255,
+        "training.milestones": (0.5, 0.8),
+    }
+    assert [(entry.name, entry.method, entry.settings) for entry in found.methods] == [
+        ("at", "at", {}),
+        ("harl-skip", "harl", {"method.absent": "skip", "outer.name": "focal"}),
+    ]
+    assert [(variant.name, variant.settings) for variant in found.variants] == [
+        ("", {}),
+        ("ra+bsl", {"outer.name": "balanced-softmax", "method.beta": 6}),
+    ]
+
+
+def test_what_is_not_given_has_a_default(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text('methods = "all"\ndata = ["digits-lt"]')
+    found = read(path)
+    assert [entry.name for entry in found.methods] == list(registry.entries("methods"))
+    assert (found.title, found.imbalance, found.seeds, found.protocol) == ("small", (None,), (0,), "taet")
+
+
+GOOD: dict[str, Any] = {"methods": ["at"], "data": ["digits-lt"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": ["at"]}, r"unknown key 'method'.*did you mean 'methods'\?"),
+        ({"methods": "at"}, r"methods: got 'at'; allowed: a list of text or tables, one or more or 'all'"),
+        ({"methods": []}, r"methods: got \[\]; allowed"),
+        ({"methods": [1]}, "methods: got 1"),
+        ({"methods": ["att"]}, r"unknown method 'att'.*did you mean"),
+        ({"methods": ["at", "at"]}, "methods: got at 2 times; allowed: each once"),
+        ({"methods": [{"name": "x", "metod": "at"}]}, r"unknown key of an entry of methods 'metod'.*'method'\?"),
+        ({"methods": [{"name": "x"}]}, "unknown method 'x'"),
+        ({"methods": [{"method": "at"}]}, "methods: got the name ''; allowed: letters"),
+        ({"methods": [{"name": "a/b", "method": "at"}]}, "got the name 'a/b'; allowed: letters"),
+        ({"methods": [{"name": "x", "method": "at", "settings": 1}]}, "settings: got 1; allowed: a table"),
+        ({"data": "digits-lt"}, "data: got 'digits-lt'; allowed: a list of text"),
+        ({"data": ["digits-lt", "digits-lt"]}, "data: got digits-lt 2 times"),
+        ({"imbalance": [True]}, "imbalance: got True; allowed: numbers"),
+        ({"imbalance": ["10"]}, "imbalance: got '10'; allowed: numbers"),
+        ({"imbalance": []}, r"imbalance: got \[\]"),
+        ({"seeds": [0.5]}, "seeds: got 0.5; allowed: whole numbers"),
+        ({"seeds": 3}, "seeds: got 3; allowed: a list"),
+        ({"seeds": [0, 0]}, "seeds: got 0 2 times"),
+        ({"protocol": "tat"}, r"unknown protocol 'tat'.*did you mean 'taet'\?"),
+        ({"protocol": 1}, "protocol: got 1; allowed: text"),
+        ({"title": ["x"]}, r"title: got \['x'\]"),
+        ({"settings": {"epochs": 3}}, r"settings: unknown setting 'epochs'.*did you mean 'training.epochs'\?"),
+        ({"settings": {"trainin.epochs": 3}}, r"unknown setting.*allowed: data\.\*.*did you mean 'training.epochs'\?"),
+        ({"settings": {"data.name": "x"}}, "settings: got data.name; allowed: as data of the specification"),
+        ({"settings": {"data": {"imbalance-ratio": 3}}}, "allowed: as imbalance of the specification"),
+        ({"settings": {"seed": 3}}, "unknown setting 'seed'"),
+        ({"settings": {"training.epochs": 3, "training": {"epochs": 4}}}, "settings: got training.epochs twice"),
+        ({"settings": {"training.epochs": [[None]]}}, "settings: training.epochs: got None"),
+        ({"variants": [{"name": "x"}]}, "variants: x: got no settings"),
+        ({"variants": [{"settings": {"outer.name": "focal"}}]}, "variants: got the name ''"),
+        ({"variants": {"name": "x"}}, "variants: got .*; allowed: a list of tables"),
+        ({"variants": [{"name": "x", "setings": {}}]}, r"unknown key of an entry of variants 'setings'.*'settings'\?"),
+    ],
+)
+def test_a_mistake_is_one_line(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        parse(GOOD | changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["methods", "data"])
+def test_a_key_that_is_missing(missing: str) -> None:
+    with pytest.raises(UserError, match=f"{missing} is missing"):
+        parse({key: value for key, value in GOOD.items() if key != missing})
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.toml: cannot be read \(No such file"):
+        read(tmp_path / "none.toml")
+    (tmp_path / "broken.toml").write_text("methods = [")
+    with pytest.raises(UserError, match=r"broken\.toml: no TOML: "):
+        read(tmp_path / "broken.toml")
+    (tmp_path / "wrong.toml").write_text("seeds = [0]")
+    with pytest.raises(UserError, match=r"specification .*wrong\.toml: methods is missing"):
+        read(tmp_path / "wrong.toml")

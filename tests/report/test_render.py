@@ -1,0 +1,63 @@
+"""The tables of the README: a row per card, or per method with several seeds."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from taet.evaluation.result import ResultCard
+
+
+@pytest.fixture(scope="module")
+def render() -> ModuleType:
+    path = Path(__file__).parents[2] / "results" / "render.py"
+    spec = importlib.util.spec_from_file_location("render", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cells(table: str) -> dict[str, list[str]]:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_single_cards_have_intervals_and_the_order_of_their_names(
+    render: ModuleType, make_card: Callable[..., ResultCard], tmp_path: Path
+) -> None:
+    for method in ("taet", "at"):
+        make_card(method).save(tmp_path / f"{method}.json")
+    table = cells(render.table(tmp_path))
+    assert [*table] == ["method", "---", "at in words", "taet in words"]
+    assert table["method"][-2:] == ["autoattack", "tail, autoattack"]
+    summary = make_card("at").summary("clean")
+    low, high = summary.balanced_interval
+    assert table["at in words"][0] == f"{100 * summary.balanced:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def test_seeds_are_means_with_standard_errors_in_the_order_of_robustness(
+    render: ModuleType, make_card: Callable[..., ResultCard], tmp_path: Path
+) -> None:
+    (tmp_path / "ra").mkdir()
+    for seed in range(3):
+        for method, name in (("at", "at"), ("taet", "taet"), ("at", "at-other"), ("at", "ra/at")):
+            make_card(method, seed=seed + 10 * len(name)).save(tmp_path / f"{name}-seed{seed}.json")
+    table = cells(render.table(tmp_path))
+    assert table.pop("method")[-3:] == ["tail, autoattack", "accuracy", "n"]
+    table.pop("---")
+    assert set(table) == {"at in words (at)", "at in words (at-other)", "at in words + ra", "taet in words"}
+    robust = [float(row[4].strip("*").split("*")[0].split()[0]) for row in table.values()]
+    assert robust == sorted(robust, reverse=True)
+    values = np.array([make_card("taet", seed=seed + 40).summary("autoattack").balanced for seed in range(3)])
+    mean, error = table["taet in words"][4].split()
+    assert mean.strip("*") == f"{100 * values.mean():.1f}"
+    assert error == f"({100 * values.std(ddof=1) / np.sqrt(3):.1f})"
+    assert table["taet in words"][-1] == "3"
+    assert [sum("**" in row[column] for row in table.values()) for column in range(7)] == [1] * 7
