@@ -145,7 +145,8 @@ def test_help_takes_less_than_a_third_of_a_second_of_one_core() -> None:
         "losses.cross_entropy", "losses.kl_divergence", "losses.balanced_softmax", "losses.logit_adjustment",
         "losses.hierarchical_equalization", "losses.focal", "losses.class_balanced", "losses.ldam",
         "losses.boosted_cross_entropy", "losses.tail_margin", "losses.effective_number_weights",
-        "losses.rebalancing_weights", "experiments.compare", "attacks.fgsm", "attacks.pgd", "attacks.autoattack", "metrics.accuracy",
+        "losses.rebalancing_weights", "experiments.compare", "attacks.fgsm", "attacks.pgd", "attacks.autoattack",
+        "metrics.accuracy",
         "metrics.balanced_accuracy", "metrics.per_class_accuracy", "metrics.group_accuracy", "metrics.wilson_interval",
     ],
 )  # fmt: skip
