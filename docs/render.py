@@ -193,7 +193,7 @@ def cards() -> list[tuple[str, ResultCard]]:
     found = []
     for about in sorted((ROOT / "results").glob("*/about.md")):
         heading = about.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
-        found += [(heading, ResultCard.load(path)) for path in sorted(about.parent.glob("*.json"))]
+        found += [(heading, ResultCard.load(path)) for path in sorted(about.parent.rglob("*.json"))]
     return found
 
 

@@ -23,7 +23,10 @@ Value = tuple[float, tuple[float, float]]
 """A share and its 95 % interval."""
 
 BEGIN, END = "<!-- results: python results/render.py --write -->", "<!-- end of results -->"
-PAGES = (HERE.parent / "README.md", HERE / "README.md")
+README = HERE.parent / "README.md"
+PAGES = (README, HERE / "README.md")
+# The README has the comparisons of all methods, and of their columns these.
+FRONT, FRONT_COLUMNS = ("digits-lt-methods", "cifar10-lt-methods"), ("clean", "pgd-20", "autoattack")
 
 
 def cards_by_row(folder: Path) -> dict[str, list[ResultCard]]:
@@ -55,14 +58,14 @@ def cell(values: Sequence[Value], best: bool) -> str:
     return f"{text} ({100 * metrics.mean_and_standard_error([share for share, _ in values])[1]:.1f})"
 
 
-def table(folder: Path) -> str:
+def table(folder: Path, wanted: Sequence[str] = ()) -> str:
     """Balanced accuracy of every row, that of the tail under AutoAttack, and of means also plain accuracy and n.
 
-    Rows of several seeds are in the order of balanced accuracy under AutoAttack.
+    Columns are `wanted`, or every attack; rows are in the order of balanced accuracy under AutoAttack.
     """
     rows = cards_by_row(folder)
     first = next(iter(rows.values()))[0]
-    attacks = [column.name for column in first.columns]
+    attacks = [column.name for column in first.columns if not wanted or column.name in wanted]
     hardest = "autoattack" if "autoattack" in attacks else attacks[-1]
     seeds = any(len(cards) > 1 for cards in rows.values())
 
@@ -82,9 +85,8 @@ def table(folder: Path) -> str:
         for name, cards in rows.items()
     }
     best = [max(mean(row[column]) for row in values.values()) for column in range(len(columns))]
-    if seeds:
-        place = attacks.index(hardest)
-        values = dict(sorted(values.items(), key=lambda row: -mean(row[1][place])))
+    place = attacks.index(hardest)
+    values = dict(sorted(values.items(), key=lambda row: -mean(row[1][place])))
     heads = [*(head for head, _, _ in columns), *(["n"] if seeds else [])]
     lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, row in values.items():
@@ -93,22 +95,26 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def tables() -> str:
-    """Every folder's table under its heading, which is the first line of the folder's about.md."""
+def tables(front: bool) -> str:
+    """Every folder's table under its about.md, or those of the front page under its heading and first paragraph."""
     abouts = sorted(HERE.glob("*/about.md"))
-    return "\n\n".join(f"{about.read_text(encoding='utf-8').strip()}\n\n{table(about.parent)}" for about in abouts)
+    texts = {about.parent.name: about.read_text(encoding="utf-8").strip() for about in abouts}
+    if front:
+        short = {name: "\n\n".join(texts[name].split("\n\n")[:2]) for name in FRONT}
+        return "\n\n".join(f"{text}\n\n{table(HERE / name, FRONT_COLUMNS)}" for name, text in short.items())
+    return "\n\n".join(f"{text}\n\n{table(HERE / name)}" for name, text in texts.items())
 
 
-def rendered(page: str) -> str:
+def rendered(path: Path) -> str:
     """The text of a page with the tables between its markers."""
-    before, rest = page.split(BEGIN)
+    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{tables(front=path == README)}\n{END}{after}"
 
 
 if __name__ == "__main__":
     if "--write" in sys.argv:
         for path in PAGES:
-            path.write_text(rendered(path.read_text(encoding="utf-8")), encoding="utf-8")
+            path.write_text(rendered(path), encoding="utf-8")
     else:
-        print(tables())
+        print(tables(front=False))

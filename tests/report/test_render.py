@@ -29,13 +29,15 @@ def cells(table: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-def test_single_cards_have_intervals_and_the_order_of_their_names(
+def test_single_cards_have_intervals_and_the_order_of_robustness(
     render: ModuleType, make_card: Callable[..., ResultCard], tmp_path: Path
 ) -> None:
     for method in ("taet", "at"):
         make_card(method).save(tmp_path / f"{method}.json")
     table = cells(render.table(tmp_path))
-    assert [*table] == ["method", "---", "at in words", "taet in words"]
+    robust = {name: make_card(name).summary("autoattack").balanced for name in ("at", "taet")}
+    assert [*table] == ["method", "---", *(f"{name} in words" for name in sorted(robust, key=lambda m: -robust[m]))]
+    assert cells(render.table(tmp_path, ("clean", "autoattack")))["method"] == ["clean", *table["method"][-2:]]
     assert table["method"][-2:] == ["autoattack", "tail, autoattack"]
     summary = make_card("at").summary("clean")
     low, high = summary.balanced_interval
