@@ -109,7 +109,7 @@ class AdversarialDistributionalTraining(Method):
             return
         channels, *side = task.image_shape
         outputs, latent = (2 * channels, 0) if config.variant == "exp-am" else (channels, LATENT)
-        with seeded(0, "adt"):
+        with seeded(task.seed, "adt"):
             self.generator = Generator(3 * channels, outputs, config.width, (side[0], side[1]), latent)
             self.encoder = Encoder(channels, LATENT) if latent else None
         self.optimizers["generator"] = torch.optim.Adam(

@@ -127,6 +127,8 @@ class Task:
     """The run's outer loss."""
     weighting: str = "none"
     """The re-balancing of the attack that the run asks for."""
+    seed: int = 0
+    """The run's seed, for the first weights of networks that the method brings along."""
     ranks: tuple[int, ...] = field(init=False)
     """Rank of every class by training count, 0 the largest, ties by label."""
     prior: tuple[float, ...] = field(init=False)

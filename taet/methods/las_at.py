@@ -158,7 +158,7 @@ class LearnableAttackStrategy(Method):
         self.published = published._replace(**{name: value for name, value in knobs.items() if value is not None})
         self.ranges = {name: getattr(config, name) or levels for name, levels in published.ranges.items()}
         options = [highest - lowest + 1 for lowest, highest in self.ranges.values()]
-        with seeded(0, "las-at"):
+        with seeded(task.seed, "las-at"):
             self.strategy = Strategy(options, config.width, task.image_shape[0])
         self.optimizers["strategy"] = torch.optim.SGD(
             self.strategy.parameters(),

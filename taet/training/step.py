@@ -47,7 +47,8 @@ def training_step(
     group = optimizer.param_groups[0]
     parts = {name: value.detach() for name, value in loss.parts.items()}
     loss = Loss(loss.total.detach(), parts, loss.logits.detach())
-    method.after_step(
-        model, Step(batch.index, batch.x, batch.y, loss, attack, group["lr"], group["weight_decay"], number)
-    )
+    with precision:
+        method.after_step(
+            model, Step(batch.index, batch.x, batch.y, loss, attack, group["lr"], group["weight_decay"], number)
+        )
     return loss

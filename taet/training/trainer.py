@@ -160,6 +160,7 @@ class Trainer:
             milestones=milestone_epochs(run),
             outer=run.outer,
             weighting=run.threat.weighting,
+            seed=run.seed,
         )
         self.method = methods.build(run.method, run.settings, task).to(self.device)
         self.run = config.override(run, {"settings": self.method.config})
