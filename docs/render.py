@@ -54,7 +54,7 @@ def golden_keys(name: str) -> list[str]:
     keys = {key for path in (ROOT / "tests" / "golden").glob("*.json") for key in json.loads(path.read_text())}
     path = ROOT / "tests" / "methods" / f"test_{name.replace('-', '_')}.py"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    words = set(re.findall(r"[\w.]+", text))
+    words = set(re.findall(r'"([\w.]+)"', text))
     families = re.findall(r'f"(\w+_)\{', text)  # f"gairat_weights_{weighting}"
     own = {key for key in keys if key in words or any(key.startswith(family) for family in families)}
     return sorted({*own, *SHARED.get(name, ())})
@@ -86,7 +86,7 @@ def knobs(cls: type[Method]) -> Iterator[tuple[str, str, str]]:
 def shown(value: Any) -> str:
     """A setting as people write it."""
     if value is None:
-        return "by the number of classes or the variant"
+        return "see there"
     if isinstance(value, tuple):
         return " ".join(map(shown, value)) or "none"
     if isinstance(value, float) and 0 < value < 1 and float(f"{value:.4g}") != value:

@@ -177,6 +177,19 @@ class Outer:
             _require(math.isfinite(value) and value >= 0, f"outer {name.replace('_', ' ')}", value, "0 or more")
         _require(0 <= self.beta < 1, "outer beta", self.beta, "0 up to, not including, 1")
         _require(math.isfinite(self.scale) and self.scale > 0, "outer scale", self.scale, "above 0")
+        weighted = self.drw or self.name == "class-balanced"
+        for knob, used in {
+            "tau": self.name == "logit-adjustment",
+            "gamma": self.name == "focal",
+            "focal_form": self.name == "focal",
+            "beta": weighted,
+            "divide_by": weighted,
+            "max_margin": self.name == "ldam",
+            "scale": self.name == "ldam",
+        }.items():
+            if not used and getattr(self, knob) != getattr(Outer, knob):
+                what = f"outer {knob.replace('_', ' ')}"
+                raise UserError(f"{what}: got {getattr(self, knob)}; the outer loss {self.name} has no such constant")
 
 
 @dataclass(frozen=True)
@@ -210,7 +223,8 @@ class Training:
     none."""
     swa: float = 1.0
     """Share of the epochs after which the weights of every epoch are averaged, which is then what the run delivers,
-    e.g. 0.275 (epoch 55 of 200); 1: none."""
+    e.g. 0.275 (epoch 55 of 200); 1: none. A point of the curve then attacks the training images once, for statistics
+    of the average's own."""
     precision: Literal["bf16", "float32"] = "bf16"
     """Arithmetic of training under autocast; evaluation is always float32."""
     channels_last: bool = True

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from taet import config, methods, protocols, registry
-from taet.config import Data, Evaluation, Model, Run, Threat, Training
+from taet.config import Data, Evaluation, Model, Outer, Run, Threat, Training
 from taet.errors import UserError
+from taet.training.checkpoint import run_from_json
 
 PARTS = (Data, Model, Threat, Training, Evaluation)
 CHOICES = [
@@ -141,7 +142,8 @@ def test_override_refuses_an_unknown_field_with_the_nearest_match(path: str, hin
 @pytest.mark.parametrize("protocol", sorted(protocols.PROTOCOLS))
 def test_a_run_goes_to_json_and_back(protocol: str) -> None:
     run = protocols.start(protocol, "at")
-    assert config.from_json(Run, json.loads(json.dumps(config.to_json(run), allow_nan=False))) == run
+    values = json.loads(json.dumps(config.to_json(run), allow_nan=False))
+    assert run_from_json(values) == config.override(run, {"settings": methods.find("at").Config()})
 
 
 @pytest.mark.parametrize("name", sorted(registry.entries("methods")))
@@ -178,3 +180,22 @@ def test_numpy_numbers_become_plain_ones() -> None:
 def test_minutes_between_checkpoints_are_finite(minutes: float) -> None:
     with pytest.raises(UserError, match="save minutes"):
         Training(save_minutes=minutes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gamma": 1.0}, "outer gamma: got 1.0; the outer loss cross-entropy has no such constant"),
+        ({"name": "focal", "tau": 2.0}, "outer tau: got 2.0; the outer loss focal has no such constant"),
+        ({"name": "ldam", "beta": 0.9}, "outer beta: got 0.9; the outer loss ldam has no such constant"),
+        ({"name": "class-balanced", "scale": 5.0}, "outer scale"),
+        ({"name": "balanced-softmax", "focal_form": "sigmoid"}, "outer focal form"),
+    ],
+)
+def test_a_constant_that_the_outer_loss_has_not_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Outer(**changes)
+
+
+def test_deferred_weights_have_their_constants_under_any_outer_loss() -> None:
+    assert Outer(name="ldam", drw=True, beta=0.9, divide_by="batch").beta == 0.9

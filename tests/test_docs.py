@@ -92,7 +92,8 @@ def test_the_method_of_the_contributing_guide_works(tmp_path: Path) -> None:
 def test_the_tables_are_those_of_the_result_cards() -> None:
     render = load(ROOT / "results" / "render.py")
     for page in render.PAGES:
-        assert page.read_text(encoding="utf-8") == render.rendered(page), f"{page.name}: run python results/render.py --write"
+        text = page.read_text(encoding="utf-8")
+        assert text == render.rendered(page), f"{page.name}: run python results/render.py --write"
 
 
 def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> None:

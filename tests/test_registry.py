@@ -163,6 +163,15 @@ def test_a_file_that_breaks_when_it_is_imported_is_named(plugins: Path) -> None:
         methods.find("broken")
 
 
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_file_holds_one_method(plugins: Path, number: int) -> None:
+    classes = "".join(f"class M{i}(Method): ...\n" for i in range(number))
+    source = f'"""Counts."""\nfrom taet.methods.base import Method\n{classes}'
+    (plugins / "methods" / f"count{number}.py").write_text(source)
+    with pytest.raises(UserError, match=rf"count{number}\.py: got {number} methods; allowed: one class"):
+        methods.find(f"count{number}")
+
+
 def test_a_folder_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TAET_PLUGINS", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"TAET_PLUGINS: got .*nowhere; allowed: folders"):

@@ -1,8 +1,8 @@
 """Re-balancing of the objective of an attack in training by class: AE generation in REAT's terms.
 
 Under sign steps with BN in eval mode a positive weight per label moves no example: no sample feels another, and a sign
-does not feel a factor. So RW, RWS, ENR and RBL give the examples of plain PGD there, bit for bit; BRW, which shifts the
-logits, does not.
+does not feel a factor. So RW, RWS, ENR and RBL give the examples of plain PGD there, but for signs that rounding turns,
+of which there are many in bf16; BRW, which shifts the logits, does not.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from taet.losses import effective_number_weights, rebalancing_weights
+from taet.losses.long_tail import sum_to_classes
 
 
 class Weighting(NamedTuple):
@@ -19,11 +20,6 @@ class Weighting(NamedTuple):
 
     weights: Tensor | None = None
     prior: Tensor | None = None
-
-
-def normalised(weights: Tensor) -> Tensor:
-    """Weights (C,) with sum C."""
-    return weights * (len(weights) / weights.sum())
 
 
 def generation_weighting(name: str, class_counts: Tensor, predicted_counts: Tensor) -> Weighting:
@@ -36,9 +32,9 @@ def generation_weighting(name: str, class_counts: Tensor, predicted_counts: Tens
     """
     counts = class_counts.clamp(min=1)
     if name == "rw":
-        return Weighting(normalised(1 / counts))
+        return Weighting(sum_to_classes(1 / counts))
     if name == "rws":
-        return Weighting(normalised(counts.rsqrt()))
+        return Weighting(sum_to_classes(counts.rsqrt()))
     if name == "enr":
         total = float(counts.sum())
         return Weighting(effective_number_weights(counts, (total - 1) / total))

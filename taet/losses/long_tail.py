@@ -95,7 +95,7 @@ def effective_number_weights(class_counts: Tensor, beta: float) -> Tensor:
         raise UserError(f"beta: got {beta:g}; allowed: 0 up to, not including, 1")
     log_beta = math.log(beta) if beta else -math.inf
     # 1 - beta^n, which float32 would round away at beta near 1; the numerator cancels in the scaling.
-    return _sum_to_classes(1 / -torch.expm1(positive_counts(class_counts) * log_beta))
+    return sum_to_classes(1 / -torch.expm1(positive_counts(class_counts) * log_beta))
 
 
 def class_balanced(logits: Tensor, labels: Tensor, class_counts: Tensor, beta: float = 0.9999) -> Tensor:
@@ -144,10 +144,11 @@ def rebalancing_weights(class_counts: Tensor, predicted_counts: Tensor) -> Tenso
     counts = positive_counts(class_counts)
     # m log b = m log(1 - 1/n), and 0 where m is, also at n = 1.
     log_power = torch.special.xlog1py(predicted_counts.to(counts.dtype), -1 / counts)
-    return _sum_to_classes(1 / (-torch.expm1(log_power) * counts + 1e-5))
+    return sum_to_classes(1 / (-torch.expm1(log_power) * counts + 1e-5))
 
 
-def _sum_to_classes(weights: Tensor) -> Tensor:
+def sum_to_classes(weights: Tensor) -> Tensor:
+    """Class weights (C,) times what makes their sum C."""
     return weights * (len(weights) / weights.sum())
 
 

@@ -16,8 +16,10 @@ def find(name: str) -> type[Method]:
     """Return the class of the method called `name`: the one `Method` that its file defines."""
     module = registry.find("methods", name).load()
     classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
-    (found,) = [c for c in classes if issubclass(c, Method)]
-    return found
+    found = [c for c in classes if issubclass(c, Method)]
+    if len(found) != 1:
+        raise UserError(f"{module.__file__}: got {len(found)} methods; allowed: one class that extends Method")
+    return found[0]
 
 
 def build(name: str, settings: Any, task: Task) -> Method:

@@ -40,6 +40,7 @@ from taet.training.running import Running
 from taet.training.schedule import learning_rate, milestone_epochs
 from taet.training.step import training_step
 from taet.training.tensorboard import board
+from taet.training.weight_perturbation import buffers_kept
 
 LOOK_SECONDS = (
     0.5  # how often the loss is read for the progress line and checked: often enough to watch, too rare to cost
@@ -172,6 +173,10 @@ class Trainer:
             weight_decay=run.training.weight_decay,
         )
         averaged = bool(run.training.ema) or run.training.swa < 1
+        if run.training.swa < 1 and round(run.training.swa * run.training.epochs) >= run.training.epochs:
+            raise UserError(
+                f"swa: got {run.training.swa:g}; that leaves none of {run.training.epochs} epochs to average"
+            )
         self.average = WeightAverage(self.model) if averaged else None
         self.drift = Drift(self.dataset.train, run.training.distance_images, self.device)
         self.epoch, self.step = 0, 0
@@ -179,6 +184,7 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.running = Running.empty(self.dataset.num_classes, self.device)
         self.predicted = self.method.class_counts.clone()
+        self.weighting = generation_weighting(run.threat.weighting, self.method.class_counts, self.predicted)
         self.best_score, self.best_epoch = -math.inf, -1
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.metrics_bytes = 0
@@ -295,6 +301,7 @@ class Trainer:
                 "best_weights": self.best_weights,
                 "average": self.average and self.average.state(),
                 "drift": self.drift.before,
+                "weights": self.weighting.weights,
                 "metrics_bytes": self.metrics_bytes,
                 "seconds": self.seconds,
             },
@@ -323,6 +330,8 @@ class Trainer:
         if self.average is not None:
             self.average.restore(state["average"])
         self.drift.restore(state["drift"])
+        if self.weighting.weights is not None:
+            self.weighting.weights.copy_(state["weights"])
         self.metrics_bytes = state["metrics_bytes"]
         path = self.folder / "metrics.jsonl"
         if self.metrics_bytes > (path.stat().st_size if path.exists() else 0):
@@ -335,7 +344,7 @@ class Trainer:
             if not math.isfinite(self.running.sums[name].item()):
                 what = "the loss" if name == "total" else f"the part {name} of the loss"
                 self._stop_not_finite(what)
-        if not all(torch.isfinite(p).all() for p in self.model.parameters()):
+        if not all(torch.isfinite(p).all() for p in (*self.model.parameters(), *self.method.parameters())):
             self._stop_not_finite("a weight")
 
     def _stop_not_finite(self, what: str) -> None:
@@ -363,8 +372,8 @@ class Trainer:
         run, epoch = self.run, self.epoch
         self.method.enter(epoch)
         if self.step == 0:
+            self._rebalance()
             self.method.start_epoch(epoch, self.predicted)
-        self._rebalance()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(run, epoch)
         for batch in self.loader.epoch(epoch, self.step):
@@ -401,10 +410,11 @@ class Trainer:
             self.average.add_equally(self.model)
 
     def _rebalance(self) -> None:
-        """Take the attack's weighting to the predictions of the last epoch."""
-        self.weighting = generation_weighting(
-            self.run.threat.weighting, self.method.class_counts, self.predicted.to(self.method.class_counts.dtype)
-        )
+        """Take the attack's weights to the predictions of the last epoch, in place: a captured step sees them."""
+        counts = self.method.class_counts
+        weights, _ = generation_weighting(self.run.threat.weighting, counts, self.predicted.to(counts.dtype))
+        if self.weighting.weights is not None and weights is not None:
+            self.weighting.weights.copy_(weights)
 
     def _attack(self, *purpose: str | int) -> Attack:
         """The protocol's attack, with the noise that belongs to `purpose`."""
@@ -416,6 +426,7 @@ class Trainer:
         autocast = self.run.training.precision == "bf16"
         with (
             torch.enable_grad(),
+            buffers_kept(model),  # an attack in train mode moves the statistics
             frozen(model, self.run.threat.bn_mode),
             torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast),
         ):
@@ -515,7 +526,6 @@ class Trainer:
     def _finish(self) -> TrainingResult:
         """Write the weights that the run delivers, the others where they differ, and the mark that it is done."""
         last, best = self.run.training.epochs - 1, self.best_epoch
-        self._rebalance()
         weights = {"last": (self._deployed().state_dict(), last), "best": (self.best_weights, best)}
         chosen, other = ("last", "best") if self.run.training.selection == "last" else ("best", "last")
         self._save_weights("model", *weights[chosen])

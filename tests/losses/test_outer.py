@@ -27,7 +27,12 @@ COUNTS = [400, 90, 25, 10, 3]
 NUMBERS = torch.tensor(COUNTS)
 NAMES: tuple[str, ...] = get_args(get_type_hints(Outer)["name"])
 # None of them a default.
-SETTINGS: dict[str, Any] = {"tau": 1.5, "gamma": 1.3, "beta": 0.99, "max_margin": 0.4}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "logit-adjustment": {"tau": 1.5},
+    "focal": {"gamma": 1.3},
+    "class-balanced": {"beta": 0.99},
+    "ldam": {"max_margin": 0.4},
+}
 SCALE = 8.0
 
 # What each name is without weights, on (logits, labels).
@@ -42,7 +47,8 @@ PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def outer(name: str, drw_from: int | None = None, **changes: Any) -> OuterLoss:
-    return OuterLoss(Outer(name, **{**SETTINGS, **changes}), COUNTS, SCALE, drw_from)  # type: ignore[arg-type]
+    own = SETTINGS.get(name, {}) | ({"beta": 0.99} if changes.get("drw") else {})
+    return OuterLoss(Outer(name, **{**own, **changes}), COUNTS, SCALE, drw_from)  # type: ignore[arg-type]
 
 
 def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -147,6 +147,32 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     assert all(torch.equal(value, cut[name]) for name, value in whole.items())
 
 
+def test_an_average_of_no_epoch_is_refused(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"swa: got 0\.9; that leaves none of 3 epochs to average"):
+        train(tiny("at", {"training.epochs": 3, "training.swa": 0.9}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("bn_mode", ["eval", "train"])
+def test_what_is_delivered_is_what_was_watched_last(
+    bn_mode: str, tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the attack's weights follow the predictions, and batch statistics the attack."""
+    models: list[dict[str, Tensor]] = []
+    deployed = Trainer._deployed
+
+    def spy(self: Trainer) -> nn.Module:
+        model = deployed(self)
+        models.append({name: value.clone() for name, value in model.state_dict().items()})
+        return model
+
+    monkeypatch.setattr(Trainer, "_deployed", spy)
+    changes = {"training.swa": 0.4, "threat.weighting": "rbl", "threat.bn_mode": bn_mode}
+    train(tiny("at", {"training.epochs": 3, **changes}), out=tmp_path / "run")
+    *_, watched, delivered = models
+    assert all(torch.equal(value, delivered[name]) for name, value in watched.items())
+
+
 def test_two_averages_at_once_are_refused() -> None:
     with pytest.raises(UserError, match="swa beside ema"):
         Training(ema=0.9, swa=0.5)

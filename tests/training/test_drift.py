@@ -51,10 +51,11 @@ def rows(folder: Path) -> list[list[float] | None]:
     return [json.loads(line)["distance"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("bn_mode", ["eval", "train"])
 def test_a_run_records_it_and_goes_on_with_it(
-    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bn_mode: str, tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tiny("taet", {"training.epochs": 5, "training.distance_images": 3})
+    run = tiny("taet", {"training.epochs": 5, "training.distance_images": 3, "threat.bn_mode": bn_mode})
     train(run, out=tmp_path / "whole")
     found = rows(tmp_path / "whole")
     assert found[0] is None
