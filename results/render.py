@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from taet import metrics
+from taet import methods, metrics, registry
 from taet.evaluation import ResultCard, Summary
 
 HERE = Path(__file__).parent
@@ -58,10 +58,20 @@ def cell(values: Sequence[Value], best: bool) -> str:
     return f"{text} ({100 * metrics.mean_and_standard_error([share for share, _ in values])[1]:.1f})"
 
 
+def deviations(cards: Sequence[ResultCard]) -> list[str]:
+    """Where the runs of a row leave the protocol: as their cards say, or where one does not, as the method declares."""
+    found: list[str] = []
+    for card in cards:
+        known = "deviations" in card.run or card.method not in registry.entries("methods")
+        found += card.deviations if known else methods.find(card.method).deviations
+    return list(dict.fromkeys(found))
+
+
 def table(folder: Path, wanted: Sequence[str] = ()) -> str:
     """Balanced accuracy of every row, that of the tail under AutoAttack, and of means also plain accuracy and n.
 
-    Columns are `wanted`, or every attack; rows are in the order of balanced accuracy under AutoAttack.
+    Columns are `wanted`, or every attack; rows are in the order of balanced accuracy under AutoAttack. A row that
+    leaves the protocol has a mark after its name, and the words below the table.
     """
     rows = cards_by_row(folder)
     first = next(iter(rows.values()))[0]
@@ -88,11 +98,16 @@ def table(folder: Path, wanted: Sequence[str] = ()) -> str:
     place = attacks.index(hardest)
     values = dict(sorted(values.items(), key=lambda row: -mean(row[1][place])))
     heads = [*(head for head, _, _ in columns), *(["n"] if seeds else [])]
+    left = {name: deviations(rows[name]) for name in values}
+    notes = list(dict.fromkeys(text for texts in left.values() for text in texts))
     lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, row in values.items():
         cells = [cell(seen, mean(seen) == top) for seen, top in zip(row, best, strict=True)]
-        lines.append(f"| {name} | " + " | ".join([*cells, *([str(len(rows[name]))] if seeds else [])]) + " |")
-    return "\n".join(lines)
+        marks = ", ".join(str(1 + notes.index(text)) for text in left[name])
+        label = f"{name}<sup>{marks}</sup>" if marks else name
+        lines.append(f"| {label} | " + " | ".join([*cells, *([str(len(rows[name]))] if seeds else [])]) + " |")
+    footnotes = (f"<sup>{number}</sup> leaves the protocol: {text}" for number, text in enumerate(notes, 1))
+    return "\n\n".join(["\n".join(lines), *footnotes])
 
 
 def tables(front: bool) -> str:

@@ -18,7 +18,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from taet.errors import UserError, unknown
 
@@ -38,6 +38,8 @@ class Entry:
     """Where a method is published."""
     path: Path | None = None
     """The file, where it is none of this package."""
+    deviations: tuple[str, ...] = ()
+    """Where a method leaves the protocol, in words, as far as its file says so in literals."""
 
     def load(self) -> ModuleType:
         """Import the module; a file of one's own once, under a name that no package has."""
@@ -64,11 +66,17 @@ def _names(tree: ast.Module) -> dict[str, str] | None:
     return None
 
 
-def _reference(tree: ast.Module) -> str | None:
-    """The literal `reference = "..."` of the class in a method's file."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "reference" for t in node.targets):
-            return str(ast.literal_eval(node.value))
+def _literal(tree: ast.Module, name: str) -> Any:
+    """The literal that a class of the file assigns to `name`, with or without a type; None where there is none."""
+    for node in (node for cls in tree.body if isinstance(cls, ast.ClassDef) for node in cls.body):
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            try:
+                return ast.literal_eval(node.value)
+            except ValueError:  # computed when the class is made
+                return None
     return None
 
 
@@ -111,7 +119,8 @@ def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, Entry]:
         for name, title in (names or {}).items():
             if place is not None and name in found:
                 raise UserError(f"{path}: there is a {name} among the {kind} already; rename yours")
-            found[name] = Entry(name, module, title, _reference(tree), place)
+            deviations = tuple(_literal(tree, "deviations") or ())
+            found[name] = Entry(name, module, title, _literal(tree, "reference"), place, deviations)
     return dict(sorted(found.items()))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from taet.attacks.ball import BNMode, Start, check_floating, draw_noise, frozen, per_sample, project
 from taet.attacks.noise import Source
 from taet.config import check_ball
+from taet.losses.consistency import kl_divergence
 from taet.losses.long_tail import cross_entropy, full_precision
 
 NAMES = {
@@ -17,6 +18,17 @@ NAMES = {
 }
 
 Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objective:
+    """The objective KL(f(x) || f(x')) of TRADES, which uses no labels; f(x) is computed once, for all steps.
+
+    So the model has to hold still from here to the last step, as `frozen` makes it. Source: Zhang et al., TRADES, ICML
+    2019, arXiv:1901.08573.
+    """
+    with torch.no_grad():
+        natural = model(x)
+    return lambda logits, _: kl_divergence(natural, logits)
 
 
 def pgd(

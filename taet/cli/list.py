@@ -6,7 +6,7 @@ With --cost the methods are run, which takes a minute or two.
 from __future__ import annotations
 
 import json
-from typing import cast
+from typing import Any, cast
 
 from taet import registry
 from taet.errors import UserError, unknown
@@ -24,13 +24,15 @@ examples:
   taet list attacks --json"""
 
 
-def rows(kind: str) -> list[dict[str, str]]:
-    """Every name of `kind` with one line about it, and a method's paper."""
+def rows(kind: str) -> list[dict[str, Any]]:
+    """Every name of `kind` with one line about it, a method's paper, and where it leaves the protocol."""
     if kind == "protocols":
         return [{"name": name, "title": (start.__doc__ or "").split("\n")[0]} for name, start in PROTOCOLS.items()]
     found = registry.entries(cast(registry.Kind, kind)).values()
     return [
-        {"name": entry.name, "title": entry.title} | ({"reference": entry.reference} if entry.reference else {})
+        {"name": entry.name, "title": entry.title}
+        | ({"reference": entry.reference} if entry.reference else {})
+        | ({"deviations": list(entry.deviations)} if kind == "methods" else {})
         for entry in found
     ]
 
@@ -81,4 +83,6 @@ def run(arguments: list[str]) -> None:
         print(f"{row['name']:{width}}  {row['title']}")
         if "reference" in row:
             print(f"{'':{width}}  {row['reference']}")
+        for text in row.get("deviations", ()):
+            print(f"{'':{width}}  leaves the protocol: {text}")
     return None

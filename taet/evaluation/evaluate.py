@@ -287,7 +287,7 @@ def _from_run(folder: Path, weights: str, given: nn.Module | None, arrays: Datas
             "title": info["method_title"],
             "protocol": run.protocol,
             "seed": run.seed,
-            "run": {"config": info["run"], "command": info["command"]},
+            "run": {"config": info["run"], "command": info["command"], "deviations": info["deviations"]},
         },
         model_about={
             "name": run.model.name if given is None else type(given).__name__,

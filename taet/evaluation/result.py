@@ -121,7 +121,8 @@ class ResultCard:
     """What was tried on the first images to find out what attacks can be fooled by (`taet.evaluation.probe`); empty
     where it was not run, since nothing was attacked."""
     run: dict[str, Any] = field(default_factory=dict)
-    """How the model was trained: {"config": the whole Run, "command": the call}; empty for a model from elsewhere."""
+    """How the model was trained: {"config": the whole Run, "command": the call}, and where it is known, "deviations":
+    where the method leaves the protocol, in words; empty for a model from elsewhere."""
     environment: dict[str, Any] = field(default_factory=dict)
     created: str = ""
     command: str = ""
@@ -155,6 +156,11 @@ class ResultCard:
     @property
     def num_classes(self) -> int:
         return len(self.data["class_names"])
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """Where the training left the protocol, in words; empty also where the card does not know."""
+        return tuple(map(str, self.run.get("deviations") or ()))
 
     def column(self, name: str) -> Column:
         """Return the column of an attack; an unknown name is a `UserError` with the nearest match."""
@@ -283,7 +289,8 @@ class ResultCard:
             )
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([head, *lines, *(f"! {flag['text']}" for flag in self.flags)])
+        deviations = (f"leaves the protocol: {text}" for text in self.deviations)
+        return "\n".join([head, *lines, *deviations, *(f"! {flag['text']}" for flag in self.flags)])
 
 
 def _read(cls: type[ResultCard], stored: Mapping[str, Any]) -> ResultCard:

@@ -62,6 +62,8 @@ class Comparison:
     data: Data
     series: tuple[Series, ...]
     evaluated: tuple[Series, ...]
+    deviations: tuple[str, ...]
+    """Footnotes of every table, the first is 1: where rows leave the protocol."""
     summary: str
     result: str
     strongest: str
@@ -195,6 +197,7 @@ def _compare(data: Data, all_series: Sequence[Series], anchor: str) -> Compariso
         data=data,
         series=tuple(all_series),
         evaluated=tuple(run.series for run in runs),
+        deviations=tuple(dict.fromkeys(text for run in runs for text in run.series.deviations)),
         summary=_summary(data, all_series, attacks),
         result=_result(headline, attacks.index(strongest)) if strongest else "",
         strongest=strongest.name if strongest else "",
@@ -453,7 +456,7 @@ def _provenance(run: RunFolder) -> list[tuple[str, str]]:
         ("run folder", str(run.path)),
         ("method", record.get("method_title")),
         ("reference", record.get("reference")),
-        ("deviations", "; ".join(map(str, record.get("deviations") or ())) or "none"),
+        ("deviations", "; ".join(run.deviations) or "none"),
         ("method settings", settings.get("settings")),
         ("protocol", settings.get("protocol")),
         ("model", settings.get("model")),

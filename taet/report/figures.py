@@ -84,6 +84,11 @@ class Series:
         return tuple(dict.fromkeys((run.record.get("device"), run.record.get("threads")) for run in self.runs))
 
     @property
+    def deviations(self) -> tuple[str, ...]:
+        """Where the runs left the protocol, in words."""
+        return tuple(dict.fromkeys(text for run in self.runs for text in run.deviations))
+
+    @property
     def flags(self) -> dict[str, tuple[str, list[int]]]:
         """What the diagnostics found, by flag: its text, and the seeds that it was raised for."""
         found: dict[str, tuple[str, list[int]]] = {}

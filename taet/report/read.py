@@ -122,6 +122,11 @@ class RunFolder:
         return int(self.record["run"]["seed"])
 
     @property
+    def deviations(self) -> tuple[str, ...]:
+        """Where the method left the protocol, in words."""
+        return tuple(map(str, self.record.get("deviations") or ()))
+
+    @property
     def seconds(self) -> float:
         """Seconds that training took, with the points of its curve."""
         return sum(epoch.seconds for epoch in self.epochs)

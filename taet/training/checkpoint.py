@@ -40,7 +40,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         if info["schema"] > SCHEMA:
             raise UserError(f"{path}: got schema {info['schema']}; allowed: up to {SCHEMA}; a newer taet wrote it")
-        for name in ("method_title", "selection", "model_given", "head", "threads", "command"):
+        for name in ("method_title", "deviations", "selection", "model_given", "head", "threads", "command"):
             info[name]
         info["run"]["method"], info["data"]["arrays"], info["data"]["splits"]["test"]
         for split in info["data"]["splits"].values():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from taet import __version__, registry
+from taet import __version__, methods, registry
 from taet.cli import COMMANDS
 from taet.errors import UserError
 
@@ -132,3 +132,15 @@ def test_methods_are_listed_with_their_papers(taet: Any) -> None:
     found = {entry["name"]: entry for entry in json.loads(taet("list", "methods", "--json").out)}
     assert "arXiv:2503.01924" in found["taet"]["reference"]
     assert "arXiv:2503.01924" in taet("list", "methods").out
+
+
+def test_methods_are_listed_with_where_they_leave_the_protocol(taet: Any) -> None:
+    found = {entry["name"]: entry["deviations"] for entry in json.loads(taet("list", "methods", "--json").out)}
+    assert found == {name: list(methods.find(name).deviations) for name in registry.entries("methods")}
+    assert found["taet"] == []
+    assert all(found[name] for name in ("las-at", "robust-lt"))  # without and with a type
+    lines = [line.strip() for line in taet("list", "methods").out.splitlines()]
+    printed = [line for line in lines if line.startswith("leaves the protocol")]
+    assert printed == [f"leaves the protocol: {text}" for texts in found.values() for text in texts]
+    assert lines[lines.index(f"leaves the protocol: {found['las-at'][0]}") - 1].startswith("Jia et al.")
+    assert "deviations" not in json.loads(taet("list", "attacks", "--json").out)[0]

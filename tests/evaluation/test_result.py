@@ -91,6 +91,17 @@ def test_the_table_names_every_attack_and_flag() -> None:
         assert word in text
 
 
+def test_a_card_says_where_its_training_left_the_protocol_and_need_not_know(tmp_path: Path) -> None:
+    known = card(run={"config": {}, "command": "", "deviations": ("its own eps",)})
+    known.save(tmp_path / "card.json")
+    assert ResultCard.load(tmp_path / "card.json").deviations == known.deviations == ("its own eps",)
+    assert "leaves the protocol: its own eps\n! A small set." in repr(known)
+    runs: tuple[dict[str, Any], ...] = ({}, {"config": {}}, {"deviations": []})
+    for run in runs:
+        assert card(run=run).deviations == ()
+        assert "leaves the protocol" not in repr(card(run=run))
+
+
 def test_an_unknown_column_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'pgd-20'"):
         card().column("pgd-2")

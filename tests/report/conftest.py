@@ -108,6 +108,7 @@ def write_run(
     examples: bool = True,
     channels: int = 3,
     selection: str = "last",
+    deviations: Sequence[str] = (),
 ) -> Path:
     """Write a run folder with the files that training and evaluation write."""
     (path / "artifacts").mkdir(parents=True)
@@ -119,7 +120,7 @@ def write_run(
         "run": config.to_json(run),
         "method_title": f"{method} in words",
         "reference": "Authors, Venue, arXiv:0000.00000",
-        "deviations": [],
+        "deviations": list(deviations),
         "versions": {"taet": "0.1.0", "torch": "2.11"},
         "commit": "0" * 40,
         "device": "cpu",
@@ -186,8 +187,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def make_card() -> Callable[..., ResultCard]:
-    def build(method: str, seed: int = 0) -> ResultCard:
-        return build_card(method, METHODS[method], NAMES, counts(10, 140, 10), counts(10, 90, 10), seed)
+    def build(method: str, seed: int = 0, **changes: Any) -> ResultCard:
+        train, test = counts(10, 140, 10), counts(10, 90, 10)
+        return build_card(method, METHODS.get(method, 0.5), NAMES, train, test, seed, **changes)
 
     return build
 

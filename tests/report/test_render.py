@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from taet import methods
 from taet.evaluation.result import ResultCard
 
 
@@ -63,3 +64,24 @@ def test_seeds_are_means_with_standard_errors_in_the_order_of_robustness(
     assert error == f"({100 * values.std(ddof=1) / np.sqrt(3):.1f})"
     assert table["taet in words"][-1] == "3"
     assert [sum("**" in row[column] for row in table.values()) for column in range(7)] == [1] * 7
+
+
+def test_rows_that_leave_the_protocol_are_marked_and_the_words_are_below(
+    render: ModuleType, make_card: Callable[..., ResultCard], tmp_path: Path
+) -> None:
+    for seed in range(2):
+        make_card("taet", seed=seed, run={"deviations": ["its own eps"]}).save(tmp_path / f"taet-seed{seed}.json")
+        make_card("at", seed=seed).save(tmp_path / f"at-seed{seed}.json")
+        make_card("adt", seed=seed, run={"deviations": []}).save(tmp_path / f"adt-seed{seed}.json")
+        make_card("unknown", seed=seed).save(tmp_path / f"unknown-seed{seed}.json")
+        make_card("las-at", seed=seed).save(tmp_path / f"las-at-seed{seed}.json")  # does not know: the declared ones
+    table, *notes = render.table(tmp_path).split("\n\n")
+    assert len(table.splitlines()) == 2 + 5
+    names = [name for name in cells(table) if name not in ("method", "---")]
+    marked = [name.removesuffix("</sup>").split("<sup>") for name in names if "<sup>" in name]
+    (declared,) = methods.find("las-at").deviations
+    words = {"taet in words": "its own eps", "las-at in words": declared}
+    assert notes == [f"<sup>{mark}</sup> leaves the protocol: {words[name]}" for name, mark in marked]
+    assert sorted(name for name, _ in marked) == sorted(words)
+    assert [mark for _, mark in marked] == ["1", "2"]
+    assert {"at in words", "adt in words", "unknown in words"} < set(names)

@@ -295,6 +295,31 @@ def test_a_run_that_chose_its_epoch_on_the_test_set_says_so(make_run: MakeRun, t
     assert "never used to choose anything" not in page.text
 
 
+def test_rows_that_leave_the_protocol_are_marked_in_every_table_with_the_words_below_it(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    runs = [make_run(tmp_path / "at")]
+    runs += [make_run(tmp_path / f"las{seed}", "las-at", seed=seed, deviations=["its <own> eps"]) for seed in range(2)]
+    runs += [make_run(tmp_path / "lt", "robust-lt", deviations=["its <own> eps", "eps by class"])]
+    page = Page(report.write(runs, tmp_path / "report.html"))
+    assert page.tags["own"] == 0
+    rows = {" ".join(row[0][1].split()) for row in page.tables[0][1:]}
+    assert rows == {"at", "las-at 1 n = 2", "robust-lt 1, 2"}
+    for table in page.tables:
+        names = [row[0][1] for row in table[1:]] if table[0][0][1] != "Class" else [name for _, name in table[0][3:]]
+        for method, marks in (("at", None), ("las-at", "1"), ("robust-lt", "1, 2")):
+            found = [" ".join(name.split()).removeprefix(method) for name in names if name.split()[0] == method]
+            assert found
+            assert all(rest.startswith(f" {marks}") if marks else " 1" not in rest for rest in found)
+    notes = re.findall(r'<p class="note"><sup>(\d)</sup> leaves the protocol: ([^<]*)</p>', page.source)
+    assert notes == [("1", "its &lt;own&gt; eps"), ("2", "eps by class")] * len(page.tables)
+
+
+def test_a_page_of_runs_that_keep_the_protocol_has_no_footnotes(page: Page) -> None:
+    assert page.tags["sup"] == 0
+    assert "leaves the protocol" not in page.text
+
+
 def test_classes_with_few_test_images_are_marked(page: Page) -> None:
     assert "Fewer than 50 test images: three (42)," in " ".join(page.text.split())
     assert "two (54)" not in page.text
