@@ -224,5 +224,6 @@ def _flags(settings: Settings) -> tuple[str, ...]:
 
 def _word(name: str, value: Any) -> str:
     """A value as the command line takes it; sizes of the ball in grey levels where they are whole."""
-    levels = round(255 * value) if name.rpartition(".")[2] in ("eps", "step-size") else 0
+    of_the_ball = name.rpartition(".")[2] in ("eps", "step-size") and isinstance(value, float)
+    levels = round(255 * value) if of_the_ball else 0
     return f"{levels}/255" if levels and levels / 255 == value else str(value)

@@ -35,6 +35,14 @@ def test_the_words_of_a_cell_make_its_run(small: dict[str, Any], tmp_path: Path,
         assert run == config.override(cell.run, {"training.threads": 3}), cell.name
 
 
+def test_levels_of_a_method_are_no_sizes_of_the_ball(small: dict[str, Any], tmp_path: Path) -> None:
+    entry = {"name": "narrow", "method": "las-at", "settings": {"method.eps": [8, 8]}}
+    (cell,) = planned(small, tmp_path, methods=[entry], seeds=[0])
+    assert cell.run is not None, cell.reason
+    (words, *_) = cell.commands(threads=1)
+    assert configure(words[1], words[2:])[0].settings.eps == (8, 8) == cell.run.settings.eps
+
+
 def test_cells_are_in_the_order_in_which_a_part_of_them_is_most_useful(small: dict[str, Any], tmp_path: Path) -> None:
     variants = [{"name": "bsl", "settings": {"outer.name": "balanced-softmax"}}]
     found = planned(small, tmp_path, methods=["at", "harl"], seeds=[0, 1], variants=variants)
