@@ -138,6 +138,8 @@ def in_a_run(name: str) -> str:
 
 def official(name: str) -> str:
     """Where the profile `official` differs from the protocol taet."""
+    if not methods.find(name).official:
+        return "It has no settings of its own: `--protocol official` is refused."
     plain, own = protocols.taet(name), protocols.official(name)
     rows = []
     for key in methods.find(name).official:
@@ -148,8 +150,6 @@ def official(name: str) -> str:
             rows.append((f"`{key}`", shown(values[1]), shown(values[0])))
     own_knobs = {k: v for k, v in methods.find(name).official.items() if k.startswith("method.")}
     rows += [(f"`{key}`", shown(value), "") for key, value in own_knobs.items()]
-    if not rows:
-        return "`--protocol official` is the protocol `taet`."
     return "`--protocol official` differs from `taet` in:\n\n" + table(("setting", "official", "protocol taet"), rows)
 
 

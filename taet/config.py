@@ -321,21 +321,45 @@ class Run:
 
 
 def override(run: Run, changes: Mapping[str, Any]) -> Run:
-    """Return `run` with dotted fields replaced, e.g. `{"training.epochs": 5, "seed": 1}`, each checked again."""
+    """Return `run` with dotted fields replaced, e.g. `{"training.epochs": 5, "seed": 1}`, each checked again.
+
+    All fields of a part are replaced at once, so their order does not matter.
+    """
+    tree = _Changes()
     for path, value in changes.items():
-        run = _replace(run, path.split("."), value, path)
-    return run
+        *parts, last = path.split(".")
+        node = tree
+        for part in parts:
+            node = node.setdefault(part, _Changes())
+            if not isinstance(node, _Changes):
+                raise UserError(f"setting '{path}': {part} is given as a whole as well")
+        node[last] = value
+    replaced: Run = _replace(run, tree, "")
+    return replaced
 
 
-def _replace(node: Any, keys: list[str], value: Any, path: str) -> Any:
+class _Changes(dict[str, Any]):
+    """Changes to the fields of a part of a run; a plain dictionary is a value."""
+
+    @property
+    def first(self) -> str:
+        """Dotted name of the first field that is changed."""
+        name, value = next(iter(self.items()))
+        return f"{name}.{value.first}" if isinstance(value, _Changes) else name
+
+
+def _replace(node: Any, changes: _Changes, prefix: str) -> Any:
     if not dataclasses.is_dataclass(node) or isinstance(node, type):
-        raise UserError(f"setting '{path}': {keys[0]} is asked of {node!r}, which has no fields")
+        name = changes.first
+        raise UserError(f"setting '{prefix}{name}': {name} is asked of {node!r}, which has no fields")
     names = [f.name for f in dataclasses.fields(node)]
-    if keys[0] not in names:
-        raise unknown(f"setting '{path}': field", keys[0], names)
-    if len(keys) > 1:
-        value = _replace(getattr(node, keys[0]), keys[1:], value, path)
-    return dataclasses.replace(node, **{keys[0]: value})
+    values = {}
+    for name, value in changes.items():
+        if name not in names:
+            raise unknown(f"setting '{prefix}{_Changes({name: value}).first}': field", name, names)
+        part = isinstance(value, _Changes)
+        values[name] = _replace(getattr(node, name), value, f"{prefix}{name}.") if part else value
+    return dataclasses.replace(node, **values)
 
 
 def to_json(config: Any) -> Any:

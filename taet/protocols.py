@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from taet.config import Data, Evaluation, Model, Run, Threat, Training, override
-from taet.errors import unknown
+from taet.errors import UserError, unknown
 
 
 def taet(method: str = "at") -> Run:
@@ -42,10 +42,16 @@ def official(method: str = "at") -> Run:
     """Every method with its own published optimiser, schedule and attack: to reproduce its repository, not to compare.
 
     What the method does not say stays as in `taet`. Keys of `Method.official` are those of a run; `method.*` are knobs.
+    A method that says nothing, as one that wraps another, has no such profile: a `UserError`.
     """
     from taet import methods  # here, since a listing of the protocols needs no method
 
     cls = methods.find(method)
+    if not cls.official:
+        raise UserError(
+            f"protocol official: got {method}, which was published without settings of its own; allowed: the method "
+            "that it wraps, if it wraps one, or the protocols taet and reat"
+        )
     knobs = {key.removeprefix("method."): value for key, value in cls.official.items() if key.startswith("method.")}
     settings = {key: value for key, value in cls.official.items() if not key.startswith("method.")}
     return override(Run(method=method, protocol="official", settings=cls.Config(**knobs)), settings)

@@ -139,6 +139,18 @@ def test_override_refuses_an_unknown_field_with_the_nearest_match(path: str, hin
     assert path in str(caught.value)
 
 
+@pytest.mark.parametrize("names", [("outer.name", "outer.gamma"), ("outer.gamma", "outer.name")])
+def test_override_does_not_depend_on_the_order_within_a_part(names: tuple[str, str]) -> None:
+    values = {"outer.name": "focal", "outer.gamma": 1.0}
+    run = config.override(Run(), {name: values[name] for name in names})
+    assert (run.outer.name, run.outer.gamma) == ("focal", 1.0)
+
+
+def test_override_refuses_a_part_and_a_field_of_it() -> None:
+    with pytest.raises(UserError, match=r"'outer\.gamma': outer is given as a whole as well"):
+        config.override(Run(), {"outer": Outer("focal"), "outer.gamma": 1.0})
+
+
 @pytest.mark.parametrize("protocol", sorted(protocols.PROTOCOLS))
 def test_a_run_goes_to_json_and_back(protocol: str) -> None:
     run = protocols.start(protocol, "at")

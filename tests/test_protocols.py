@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,16 +53,69 @@ def test_every_protocol_keeps_the_method_and_says_its_own_name() -> None:
         assert (start.__doc__ or "").strip()
 
 
-@pytest.mark.parametrize("name", registry.entries("methods"))
-def test_official_is_each_method_with_its_own_settings(name: str) -> None:
-    run, cls = protocols.official(name), methods.find(name)
-    assert run.protocol == "official"
-    assert isinstance(run.settings, cls.Config)
-    for path, value in cls.official.items():
-        found = run
-        for key in path.replace("method.", "settings.").split("."):
-            found = getattr(found, key)
-        assert found == value, path
+def published(
+    training: tuple[int, int, float, tuple[int, ...], float],
+    threat: tuple[float, float, int, str],
+    normalize: str = "none",
+    bn_mode: str = "eval",
+    **more: Any,
+) -> dict[str, Any]:
+    """Settings of a run: epochs, batch, rate, epochs (from 0) where it falls, decay; eps, step size, steps, start."""
+    epochs, batch_size, lr, falls, decay = training
+    names = ("threat.eps", "threat.step_size", "threat.steps", "threat.start")
+    return {
+        "training.epochs": epochs,
+        "training.batch_size": batch_size,
+        "training.lr": lr,
+        "training.momentum": 0.9,
+        "training.milestones": tuple(epoch / epochs for epoch in falls),
+        "training.weight_decay": decay,
+        **dict(zip(names, threat, strict=True)),
+        "threat.bn_mode": bn_mode,
+        "model.normalize": normalize,
+        **{name.replace("__", "."): value for name, value in more.items()},
+    }
+
+
+# As published; what a method leaves to the protocol `taet` is in words in its docstring.
+HARL = published((100, 128, 0.1, (75, 90), 5e-4), (0.031, 0.003, 10, "gaussian"), "data")
+TAET_ATTACK = (8 / 255, 2 / 255, 10, "gaussian")  # of those that have an attack of their own
+OFFICIAL: dict[str, dict[str, Any]] = {
+    "adt": published((76, 64, 0.1, (74,), 2e-4), TAET_ATTACK),
+    "at": published((200, 128, 0.1, (100, 150), 5e-4), (8 / 255, 2 / 255, 10, "uniform"), "data", "train"),
+    "at-bsl": published(
+        (100, 128, 0.1, (74, 89, 99), 5e-4), (8 / 255, 2 / 255, 10, "gaussian"), training__augment="autoaugment"
+    ),
+    "gairat": published((120, 128, 0.1, (59, 89), 2e-4), (0.031, 0.007, 10, "uniform")),
+    "harl": HARL,
+    "he": published((77, 128, 0.1, (74,), 5e-4), (0.031, 0.007, 10, "gaussian"), "data", method__scale=10.0),
+    "las-at": published((110, 128, 0.1, (99, 104), 5e-4), TAET_ATTACK, "data", method__width=64),
+    "mart": published((120, 128, 0.01, (74, 89, 99), 3.5e-3), (0.031, 0.007, 10, "gaussian")),
+    "reat": published((80, 128, 0.1, (60, 75), 5e-4), (8 / 255, 2 / 255, 10, "uniform")),
+    "robal": published((80, 64, 0.1, (60, 75), 2e-4), (0.031, 0.0078, 5, "positive")),
+    "taet": HARL,
+    "trades": published((76, 128, 0.1, (74,), 2e-4), (0.031, 0.007, 10, "gaussian")),
+}
+OURS = [name for name, entry in registry.entries("methods").items() if entry.path is None]
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_is_each_method_as_it_was_published_and_nothing_else(name: str) -> None:
+    knobs = {key.removeprefix("method."): value for key, value in OFFICIAL[name].items() if key.startswith("method.")}
+    settings = {key: value for key, value in OFFICIAL[name].items() if not key.startswith("method.")}
+    own = methods.find(name).Config(**knobs)
+    assert protocols.official(name) == config.override(
+        protocols.taet(name), {"protocol": "official", "settings": own, **settings}
+    )
+
+
+def test_a_method_without_published_settings_has_no_profile() -> None:
+    without = {name for name in OURS if name not in OFFICIAL}
+    assert without == {"robust-lt", "standard"}
+    for name in without:
+        words = f"^protocol official: got {name}, which was [^\n]+; allowed: [^\n]+ the protocols taet and reat$"
+        with pytest.raises(UserError, match=words):
+            protocols.start("official", name)
 
 
 def test_an_unknown_protocol_is_refused_with_the_nearest_match() -> None:

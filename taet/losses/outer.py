@@ -81,17 +81,27 @@ class OuterLoss(nn.Module):
         return logits + self.shift.to(logits.dtype)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        losses = self._unweighted(full_precision(logits), labels)
+        if self.name == "focal":
+            losses = focal(full_precision(logits), labels, self.outer.gamma, self.outer.focal_form)
+        else:
+            losses = cross_entropy(self.prepared(logits, labels), labels)
+        return self.weighed(losses, labels)
+
+    def prepared(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits that its cross-entropy sees, shifted by the prior or, under ldam, lowered by the margin; (N, C).
+
+        Focal loss sees them as they are.
+        """
+        logits = self.shifted(logits)
+        if self.name != "ldam":
+            return logits
+        return less_margin(logits, labels, self.margins.to(logits.dtype))
+
+    def weighed(self, losses: Tensor, labels: Tensor) -> Tensor:
+        """Losses (N,) times the weights of their classes, under class-balanced and `drw`; else as they are."""
         if not (self.outer.drw or self.name == "class-balanced"):
             return losses
         weights = self.weights.to(losses.dtype)[labels]
         if self.outer.divide_by == "weights":
             weights = weights / global_mean(weights)
         return weights * losses
-
-    def _unweighted(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.name == "focal":
-            return focal(logits, labels, self.outer.gamma, self.outer.focal_form)
-        if self.name == "ldam":
-            return cross_entropy(less_margin(logits, labels, self.margins.to(logits.dtype)), labels)
-        return cross_entropy(self.shifted(logits), labels)

@@ -27,6 +27,12 @@ from taet.randomness import seeded
 TINY = 1e-8  # beside what is divided by or taken the logarithm of (public code)
 LATENT = 64  # size of the implicit variant's code (paper)
 ENTROPY_WEIGHT = {"exp": 0.01, "exp-am": 0.01, "imp-am": 1.0}  # lambda (public code)
+AMORTISED = ("exp-am", "imp-am")
+USED_BY = {
+    **dict.fromkeys(("steps", "samples", "inner_lr", "accumulate"), ("exp",)),
+    **dict.fromkeys(("width", "generator_lr"), AMORTISED),
+    "threshold": ("imp-am",),
+}
 
 
 class AdversarialDistributionalTraining(Method):
@@ -40,7 +46,13 @@ class AdversarialDistributionalTraining(Method):
 
     The generators train with the classifier: one backward pass in which the gradient that arrives at x' turns its sign
     on the way to them, so that they ascend the loss that the weights descend. They use batch statistics and are dropped
-    after training. The public code trains them with width 256 in batches of 64.
+    after training. The part `entropy` of the loss is what lambda charges: -H, or the bound less `threshold` where it is
+    above.
+
+    The fit never clears its gradients: each step follows the sum of those so far. The public code does so, the paper's
+    algorithm does not say it; `accumulate` turns it off.
+
+    Official: exp on a WRN-28-10. The generators are trained in the same batches of 64, with `width` 256.
     """
 
     title = "ADT"
@@ -60,7 +72,6 @@ class AdversarialDistributionalTraining(Method):
         "training.milestones": (74 / 76,),
         "training.weight_decay": 2e-4,
         "model.normalize": "none",
-        "method.width": 256,
     }
 
     @dataclass(frozen=True)
@@ -100,6 +111,12 @@ class AdversarialDistributionalTraining(Method):
                 raise UserError(f"method entropy weight: got {weight:g}; allowed: 0 or more")
             if not math.isfinite(self.threshold):
                 raise UserError(f"method threshold: got {self.threshold:g}; allowed: a finite number")
+            for name, variants in USED_BY.items():
+                value, what = getattr(self, name), name.replace("_", " ")
+                if self.variant not in variants and value != getattr(type(self), name):
+                    raise UserError(
+                        f"method {what}: got {value}; allowed: with the variant {' or '.join(variants)} only"
+                    )
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)
@@ -144,7 +161,7 @@ class AdversarialDistributionalTraining(Method):
         logits = model(_Reversed.apply(moved(x, info["eps"], directions)))
         label, value = global_mean(self.outer(logits, y)), global_mean(values)
         charge = -value if self.config.variant == "exp-am" else (value - self.config.threshold).clamp(min=0)
-        return Loss(label + self.entropy_weight * charge, {"label": label, "entropy_charge": charge}, logits)
+        return Loss(label + self.entropy_weight * charge, {"label": label, "entropy": charge}, logits)
 
     def after_step(self, model: nn.Module, step: Step) -> None:
         for optimizer in self.optimizers.values():

@@ -18,6 +18,8 @@ from taet.methods.base import Adversarial, Loss, Method
 class AdversarialTraining(Method):
     """Loss: mean CE(f(x'), y), through the run's outer loss.
 
+    The protocols attack with batch normalisation in eval mode; the original graph and Rice et al. do it in train mode.
+
     Official: the recipe of Rice et al. (Overfitting in adversarially robust deep learning, ICML 2020,
     arXiv:2002.11569), a PreActResNet-18 whose images are padded by reflection, with a clean pass in train mode after
     each step; not the original's 80,000 steps of a wide ResNet on pixels in [0, 255].

@@ -17,7 +17,9 @@ from taet.methods.base import Adversarial, Loss, Method, Task
 
 
 class AdversarialTrainingBalancedSoftmax(Method):
-    """Loss: mean CE(f(x') + log n, y).
+    """Loss: mean CE(f(x') + log n, y), with the counts n of the images trained on, after validation was taken out.
+
+    The attack raises the cross-entropy of f(x') itself, and the prior is not part of the deployed model.
 
     Official: with AutoAugment, the default of its public code, which keeps the epoch from the first decay on that is
     best under PGD-20 on the test set.

@@ -22,8 +22,12 @@ from taet.methods.base import Adversarial, Loss, Method, Step, Task
 class Harl(Method):
     """Loss: HEL(f(x'), y) = alpha BCL + beta HDL + gamma RCEL (see `taet.losses.hierarchical_equalization`).
 
+    A class without a sample in the batch counts as loss 0 by default, as in the public code: it shrinks the mean, adds
+    to the variance and takes its share of the emphasis; `absent` has two other ways. Over several processes the class
+    means are those of the whole batch.
+
     Official: the notebooks of TAET, with a ResNet-50 on images enlarged to 224 x 224 and an extra clean pass in train
-    mode at each step. Ten of their steps end 0.001 short of their ball.
+    mode at each step. Ten of their steps end 0.001 short of their ball; the protocols' steps cross it.
     """
 
     title = "HARL"
@@ -65,6 +69,8 @@ class Harl(Method):
                     raise UserError(f"method {name}: got {value:g}; allowed: 0 or more")
             if not 0 <= self.momentum < 1:
                 raise UserError(f"method momentum: got {self.momentum:g}; allowed: 0 up to, not including, 1")
+            if self.momentum != type(self).momentum and self.absent != "ema":
+                raise UserError(f"method momentum: got {self.momentum:g}; allowed: with absent ema only")
 
     running: Tensor
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
+from taet.attacks.pgd import natural_divergence
 from taet.config import check_fields
 from taet.distributed import global_mean
 from taet.errors import UserError
@@ -32,10 +32,11 @@ class HypersphereEmbedding(Method):
     alp      mean [HE(f(x), y) + HE(f(x'), y)] / 2 + beta mean (cos(x) - cos(x'))^2
 
     Attacks and divergences see s cos without the margin. The head's normalisation is differentiated, where the public
-    code overwrites the weights with their directions in every forward pass.
+    code overwrites the weights with their directions in every forward pass. Logits keep the factor s wherever the model
+    is used, where the public code evaluates bare cosines, whose nearly flat softmax may mislead an attack.
 
-    Official: the public code's command for pgd, which has s 10, on a WRN-34-10. Its defaults are s 15 and weight decay
-    2e-4, as for trades; alp has s 20 and m 0.3.
+    Official: the public code's command for pgd, which has s 10, on a WRN-34-10, with its rounded 0.031 and 0.007. Its
+    defaults are s 15 and weight decay 2e-4, as for trades; alp has s 20 and m 0.3.
     """
 
     title = "HE"
@@ -97,9 +98,7 @@ class HypersphereEmbedding(Method):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         if self.config.variant != "trades":
             return super().perturb(model, x, y, attack)
-        with torch.no_grad():
-            natural = model(x)
-        return Adversarial(attack(model, x, y, lambda logits, _: kl_divergence(natural, logits)))
+        return Adversarial(attack(model, x, y, natural_divergence(model, x)))
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         if self.config.variant == "pgd":
@@ -108,11 +107,11 @@ class HypersphereEmbedding(Method):
         natural, logits = model(x), model(adversarial.x)
         if self.config.variant == "trades":
             label = global_mean(self.margin_loss(natural, y))
-            tie = global_mean(kl_divergence(natural, logits))
+            name, tie = "kl", global_mean(kl_divergence(natural, logits))
         else:
             label = global_mean(self.margin_loss(natural, y) + self.margin_loss(logits, y)) / 2
-            tie = global_mean(((natural - logits) / self.config.scale).square().mean(1))
-        return Loss(label + self.beta * tie, {"label": label, "tie": tie}, logits)
+            name, tie = "mse", global_mean(((natural - logits) / self.config.scale).square().mean(1))
+        return Loss(label + self.beta * tie, {"label": label, name: tie}, logits)
 
     def margin_loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The outer loss on logits s cos (N, C) whose cosine of the label is lowered by the margin, (N,)."""

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from taet.attacks.ball import draw_noise, frozen
-from taet.attacks.pgd import pgd
+from taet.attacks.pgd import natural_divergence, pgd
 from taet.config import check_fields
-from taet.distributed import average_gradients, global_mean
+from taet.distributed import average_gradients, global_mean, world_size
 from taet.errors import UserError
 from taet.losses import cross_entropy, kl_divergence
 from taet.losses.long_tail import full_precision
@@ -78,10 +78,21 @@ class LearnableAttackStrategy(Method):
     Every `interval` steps the strategy learns by REINFORCE, on mean(-log p(choices)) times one reward for the batch,
     R = attacked loss + robust_reward * robust accuracy + clean_reward * clean accuracy, without a baseline. Both
     accuracies are those of a copy of the model after one step of plain SGD on x'; robust is under ten steps of PGD with
-    two restarts at the threat's eps. The strategy is dropped after training.
+    two restarts at the threat's eps. Its gradient is clipped to length 1, as published; that of a fresh network is tens
+    of times longer (about 6 R on 32 x 32 images), and while it is, the size of the reward moves nothing. The strategy
+    is dropped after training.
 
-    LAS-AWP is las-pgd with `--awp 0.01`, eps 7 15, steps 8 16, step size 2 5, interval 1 and both reward
-    factors 1; its public code trains on the plain cross-entropy, which is `label_mass` 1.
+    The ranges include both ends, as the published commands do; the public code's own defaults leave out the upper one.
+    They scale with the threat's eps, so that another threat, or a budget by class, reaches them. The outer loss sees
+    the smoothed target: the logits and class weights are those of its cross-entropy. Focal loss knows one label only
+    and needs `label_mass` 1.
+
+    With `--awp 0.01`, eps 7 15, steps 8 16, step size 2 5, interval 1, `label_mass` 1 and both reward factors 1,
+    las-pgd comes near LAS-AWP, whose public code differs: its strategy's learning rate falls with that of the model,
+    its copy's step is on the smoothed cross-entropy although training is on the plain one, and its examples end within
+    the threat's ball, whatever eps was drawn.
+
+    Official: las-pgd on a WRN-34-10. las-trades has 100 epochs, with the learning rate divided by ten at 75 and 90.
     """
 
     title = "LAS-AT"
@@ -100,6 +111,7 @@ class LearnableAttackStrategy(Method):
         "training.momentum": 0.9,
         "training.milestones": (99 / 110, 104 / 110),
         "training.weight_decay": 5e-4,
+        "method.width": 64,
     }
 
     @dataclass(frozen=True)
@@ -139,7 +151,9 @@ class LearnableAttackStrategy(Method):
                     what = name.replace("_", " ")
                     raise UserError(f"method {what}: got {levels}; allowed: lowest and highest, within 0 to 255")
             if self.beta is not None and self.variant != "las-trades":
-                raise UserError(f"method beta: got {self.beta}; only the variant las-trades has a KL term")
+                raise UserError(f"method beta: got {self.beta}; allowed: with the variant las-trades only")
+            if self.label_mass != type(self).label_mass and self.variant != "las-pgd":
+                raise UserError(f"method label mass: got {self.label_mass:g}; allowed: with the variant las-pgd only")
             for name in ("robust_reward", "clean_reward"):
                 factor = getattr(self, name)
                 if factor is not None and not (math.isfinite(factor) and factor >= 0):
@@ -153,6 +167,11 @@ class LearnableAttackStrategy(Method):
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)
+        if task.outer.name == "focal" and config.variant == "las-pgd" and config.label_mass < 1:
+            raise UserError(
+                "las-at: got the outer loss focal, which knows one label per image, where las-pgd's target has several "
+                "classes; allowed: with --method.label-mass 1"
+            )
         published = PUBLISHED[config.variant]
         knobs = {name: getattr(config, name) for name in ("interval", "robust_reward", "clean_reward")}
         self.published = published._replace(**{name: value for name, value in knobs.items() if value is not None})
@@ -184,15 +203,16 @@ class LearnableAttackStrategy(Method):
             return Loss(global_mean(self.smoothed(logits, y)), {}, logits)
         natural, logits = model(x), model(adversarial.x)
         label = global_mean(self.outer(natural, y))
-        divergence = global_mean(adversarial.info["beta"] * kl_divergence(natural, logits))
-        return Loss(label + divergence, {"label": label, "divergence": divergence}, logits)
+        kl = global_mean(adversarial.info["beta"] * kl_divergence(natural, logits))
+        return Loss(label + kl, {"label": label, "kl": kl}, logits)
 
     def after_step(self, model: nn.Module, step: Step) -> None:
         """Let the strategy learn when its turn has come; the model is as before."""
         if step.number % self.published.interval:
             return
         x, optimizer = step.x, self.optimizers["strategy"]
-        self.strategy.train(len(x) > 1)  # one image has no batch statistics
+        # One image has no batch statistics; all processes decide alike, by the number of images over all of them.
+        self.strategy.train((step.attack.source.total or len(x)) // world_size() > 1)
         log_probabilities = self._log_probabilities(x)
         choices = draw(log_probabilities, self._uniform(x, step.attack))
         loss = reinforce(log_probabilities, choices, self._reward(model, step, choices))
@@ -203,12 +223,15 @@ class LearnableAttackStrategy(Method):
         optimizer.step()
 
     def smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy with a target of `label_mass` on the label, through the outer loss, the rest on the others."""
+        """The outer loss with a target of `label_mass` on the label and the rest spread over the others, (N,)."""
         mass: float = self.config.label_mass
-        log_p = self.outer.shifted(logits).log_softmax(1)
-        others = log_p.gather(1, y[:, None]).squeeze(1) - log_p.sum(1)
-        label: Tensor = self.outer(logits, y)
-        return mass * label + (1 - mass) / (logits.shape[1] - 1) * others
+        if mass == 1:
+            whole: Tensor = self.outer(logits, y)
+            return whole
+        log_p = self.outer.prepared(logits, y).log_softmax(1)
+        label = log_p.gather(1, y[:, None]).squeeze(1)
+        others = (log_p.sum(1) - label) / (logits.shape[1] - 1)
+        return self.outer.weighed(-mass * label - (1 - mass) * others, y)
 
     def _log_probabilities(self, x: Tensor) -> list[Tensor]:
         return [full_precision(logits).log_softmax(1) for logits in self.strategy(x)]
@@ -229,9 +252,7 @@ class LearnableAttackStrategy(Method):
             "active": torch.arange(most, device=x.device)[:, None] < levels["steps"],
         }
         if self.config.variant == "las-trades":
-            with torch.no_grad():
-                natural = model(x)
-            x_adv = attack(model, x, y, lambda logits, _: kl_divergence(natural, logits), start="gaussian", **settings)
+            x_adv = attack(model, x, y, natural_divergence(model, x), start="gaussian", **settings)
             return Adversarial(x_adv, {"beta": levels["beta"]})
         # The start knows the threat's ball, not the drawn one: it may lie outside that until the first step.
         start = (x + draw_noise(x, attack.eps, "uniform", attack.source)).clamp(0, 1) - x

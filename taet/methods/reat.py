@@ -25,9 +25,12 @@ class Reat(Method):
 
     RBL follows the classes predicted in the epoch before; under sign steps with BN in eval mode, as in the protocols
     and the public code, it moves no example. Another outer loss of the run takes the place of balanced softmax (the
-    paper's table 1). See `taet.losses.rebalancing_weights`, `balanced_softmax` and `tail_margin`.
+    paper's table 1). TAIL is by default what the public code computes: it draws tail features near to those of other
+    classes, about 1/D as strongly as divergences pair by pair would with D features; equation 3 pushes them away
+    (`form`). See `taet.losses.rebalancing_weights`, `balanced_softmax` and `tail_margin`.
 
-    Official: its public code keeps the epoch that is best under PGD-20 on the test set.
+    Official: its public code keeps the epoch that is best under PGD-20 on the test set. Its start U(-eps, eps) is not
+    clipped to [0, 1] before the first step; ours is.
     """
 
     title = "REAT"
@@ -66,6 +69,10 @@ class Reat(Method):
             check_fields(self)
             if not (math.isfinite(self.tail_weight) and self.tail_weight >= 0):
                 raise UserError(f"method tail weight: got {self.tail_weight:g}; allowed: 0 or more")
+            for name in ("form", "tail_weight"):
+                value = getattr(self, name)
+                if not self.tail and value != getattr(type(self), name):
+                    raise UserError(f"method {name.replace('_', ' ')}: got {value}; allowed: with tail only")
 
     weights: Tensor
     tail: Tensor

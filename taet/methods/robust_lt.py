@@ -53,6 +53,8 @@ class RobustLT(Method):
     The factor of class c in epoch t of E (from 1) is min((t - 1) / (b E), 1) times that of `class_budgets`. So the
     warm-up shrinks the whole budget: it is 0 in the first epoch, whose examples are the images themselves, and from
     epoch b E + 1 on its mean over the training images is eps. Evaluation stays at eps for every class.
+
+    It has no settings of its own in the profile `official`: those are the base method's.
     """
 
     title = "RobustLT"
@@ -86,6 +88,8 @@ class RobustLT(Method):
 
     def __init__(self, config: Any, task: Task) -> None:
         base = methods.build(config.base, base_settings(config.base, config.knobs), task)
+        if all(base.stage_at(epoch) == "clean" for epoch in range(task.epochs)):
+            raise UserError(f"method base: got {config.base}, which attacks in no epoch; allowed: one that does")
         self.__dict__["base"] = base  # the head and the first stage are asked for before a module can be held
         super().__init__(config, task)
         self.base = base

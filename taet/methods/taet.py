@@ -20,6 +20,10 @@ from taet.methods.harl import Harl
 class Taet(Method):
     """Loss: mean CE(f(x), y) on clean images in the first stage, HEL(f(x'), y) on PGD examples in the second.
 
+    The first stage is the same share of the epochs in a run of any length; without it, TAET is HARL. The run's outer
+    loss reaches the first stage only: HEL balances the classes already, and on shifted logits it would do so twice,
+    until the largest classes are never predicted.
+
     Official: as in `Harl`.
     """
 
@@ -45,7 +49,11 @@ class Taet(Method):
             raise UserError(
                 "taet: got deferred re-weighting; it begins at the first milestone, and no epoch from there on is clean"
             )
-        # The run's outer loss reaches the clean stage only: HEL balances already, and on shifted logits does it twice.
+        if task.outer.name != "cross-entropy" and self.stage_at(0) != "clean":
+            raise UserError(
+                f"taet: got the outer loss {task.outer.name}; it reaches the clean stage only, and of "
+                f"{task.epochs} epochs none is clean"
+            )
         self.equalization = Harl(config, replace(task, outer=Outer()))
 
     def stage_at(self, epoch: int) -> str:

@@ -123,6 +123,23 @@ def test_the_shift_is_the_prior_under_two_losses_only() -> None:
         assert loss.shifted(logits.bfloat16()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("deferred", [False, True])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "focal"])
+def test_it_is_the_weighed_cross_entropy_of_the_prepared_logits(name: str, deferred: bool) -> None:
+    """So a target of several classes can go through the same logits and weights."""
+    loss, (logits, labels) = outer(name, drw=deferred, drw_from=0), batch()
+    prepared = loss.prepared(logits, labels)
+    close(loss.weighed(cross_entropy(prepared, labels), labels), loss(logits, labels))
+    assert torch.equal(prepared, logits) == (name in ("cross-entropy", "class-balanced"))
+    ones = loss.weighed(torch.ones_like(logits[:, 0]), labels)
+    close(ones.mean(), torch.ones_like(ones).mean())
+    assert (ones == 1).all() != (deferred or name == "class-balanced")
+
+
+def test_focal_loss_sees_the_logits_as_they_are() -> None:
+    assert torch.equal(outer("focal").prepared(*batch()), batch()[0])
+
+
 def test_golden_class_balanced(golden: Any) -> None:
     number = golden("cb_softmax")
     i = number.inputs

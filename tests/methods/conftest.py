@@ -1,11 +1,13 @@
 """Every variant and stage of every method that the registry finds, a small network, and a few digits.
 
 A test that takes `case` runs over all of them, also wrapped in a method that holds another; one that takes `plain_case`
-leaves the wrapped ones out, and one that takes `wrapped_case` takes no others.
+leaves the wrapped ones out, and one that takes `wrapped_case` takes no others. `whole_variant` is a variant with all of
+its stages.
 """
 
 from __future__ import annotations
 
+import itertools
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -26,12 +28,6 @@ METHODS = sorted(registry.entries("methods"))
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
 EPOCHS, MILESTONES = 5, (3, 4)
 
-# Knobs that make a method cheaper here and change nothing in kind.
-SMALL: dict[str, dict[str, Any]] = {
-    "adt": {"steps": 2, "samples": 2, "width": 2},
-    "las-at": {"steps": (1, 2), "width": 4, "interval": 3},
-}
-
 Network = Callable[..., Classifier]
 
 
@@ -39,6 +35,13 @@ def make_task(classes: int = 10, image_shape: tuple[int, int, int] = (1, 8, 8), 
     """A long-tailed training set and a run of five epochs."""
     counts = COUNTS if classes == 10 else tuple(range(classes + 1, 1, -1))
     return Task(counts, image_shape, epochs=EPOCHS, steps_per_epoch=4, milestones=MILESTONES, **more)
+
+
+def small(name: str, knobs: dict[str, Any]) -> dict[str, Any]:
+    """Knobs that make a method with these knobs cheaper and change nothing in kind."""
+    if name == "adt":
+        return {"steps": 2, "samples": 2} if knobs.get("variant", "exp") == "exp" else {"width": 2}
+    return {"steps": (1, 2), "width": 4, "interval": 3} if name == "las-at" else {}
 
 
 class Case(NamedTuple):
@@ -55,9 +58,8 @@ class Case(NamedTuple):
     def fresh(self, **task: Any) -> Method:
         """The method as it is built, small, for a task of these settings."""
         if "base" not in self.knobs:
-            return methods.build(self.name, SMALL.get(self.name, {}) | self.knobs, make_task(**task))
-        small = SMALL.get(self.knobs["base"], {})
-        knobs = tuple(f"{name}={value}" for name, value in small.items())
+            return methods.build(self.name, small(self.name, self.knobs) | self.knobs, make_task(**task))
+        knobs = tuple(f"{name}={value}" for name, value in small(self.knobs["base"], {}).items())
         return methods.build(self.name, {**self.knobs, "knobs": knobs}, make_task(**task))
 
     def build(self, **task: Any) -> Method:
@@ -76,10 +78,10 @@ def choices(name: str) -> dict[str, tuple[Any, ...]]:
 
 
 def variants(name: str) -> Iterator[dict[str, Any]]:
-    """The defaults, and every other value of every choice; a method that holds another, over each of the others."""
+    """The defaults, and every other value of every choice; a method that holds another, over each that attacks."""
     defaults = methods.find(name).Config()
     if hasattr(defaults, "base"):
-        yield from ({"base": other} for other in METHODS if other != name)
+        yield from ({"base": other} for other in METHODS if other not in (name, "standard"))
         return
     yield {}
     for knob, values in choices(name).items():
@@ -100,12 +102,15 @@ def all_cases() -> list[Case]:
 CASES = all_cases()
 WRAPPED = [case for case in CASES if "base" in case.knobs]
 PLAIN = [case for case in CASES if "base" not in case.knobs]
+VARIANTS = [list(stages) for _, stages in itertools.groupby(CASES, lambda case: (case.name, case.knobs))]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for argument, found in (("case", CASES), ("plain_case", PLAIN), ("wrapped_case", WRAPPED)):
         if argument in metafunc.fixturenames:
             metafunc.parametrize(argument, found, ids=str)
+    if "whole_variant" in metafunc.fixturenames:
+        metafunc.parametrize("whole_variant", VARIANTS, ids=[str(stages[0]) for stages in VARIANTS])
 
 
 def make_network(

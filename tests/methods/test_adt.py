@@ -39,7 +39,8 @@ def build(
     variant: str = "exp", shape: tuple[int, int, int] = (1, 8, 8), outer: str = "cross-entropy", **knobs: Any
 ) -> Method:
     task = Task(COUNTS, shape, epochs=4, steps_per_epoch=4, outer=Outer(outer))  # type: ignore[arg-type]
-    return methods.build("adt", {"variant": variant, "width": 4, **knobs}, task)
+    small = {} if variant == "exp" else {"width": 4}
+    return methods.build("adt", {"variant": variant, **small, **knobs}, task)
 
 
 def attack(seed: int = 0, eps: float = 8 / 255) -> Attack:
@@ -61,6 +62,11 @@ def sharp(model: Classifier) -> Classifier:
     with torch.no_grad():
         model.head.weight *= 10
     return model
+
+
+def charged(variant: str) -> dict[str, float]:
+    """Knobs under which every bound is charged."""
+    return {"threshold": -5.0} if variant == "imp-am" else {}
 
 
 def golden(key: str) -> tuple[dict[str, Any], Any, float]:
@@ -209,10 +215,10 @@ def test_the_generator_sees_the_image_and_two_gradients(variant: str, network: N
 @amortised
 def test_one_backward_pass_serves_both_sides(variant: str, network: Network, digits: Batch) -> None:
     """The weights get the gradient of the loss, the generator that of its own: -CE + lambda * charge."""
-    method, model = build(variant, entropy_weight=0.3, threshold=-5.0), network(10)
+    method, model = build(variant, entropy_weight=0.3, **charged(variant)), network(10)
     adversarial = perturb(method, model, digits, attack())
     loss = method.loss(model.train(), digits.x, digits.y, adversarial)
-    assert loss.total.item() == pytest.approx((loss.parts["label"] + 0.3 * loss.parts["entropy_charge"]).item())
+    assert loss.total.item() == pytest.approx((loss.parts["label"] + 0.3 * loss.parts["entropy"]).item())
     loss.total.backward()
     inputs, noise = adversarial.info["inputs"], adversarial.info["noise"]
     if variant == "exp-am":
@@ -255,8 +261,8 @@ def test_only_a_bound_above_the_threshold_is_charged(network: Network, digits: B
     def charge(threshold: float) -> float:
         method = build("imp-am", threshold=threshold)
         loss = method.loss(model.train(), digits.x, digits.y, adversarial)
-        assert loss.total.item() == pytest.approx((loss.parts["label"] + loss.parts["entropy_charge"]).item())
-        return loss.parts["entropy_charge"].item()
+        assert loss.total.item() == pytest.approx((loss.parts["label"] + loss.parts["entropy"]).item())
+        return loss.parts["entropy"].item()
 
     assert charge(100.0) == 0
     assert charge(-2.0) == pytest.approx(charge(-1.0) + 1, abs=1e-5)
@@ -278,7 +284,7 @@ def test_generators_are_the_same_in_every_run_and_leave_the_random_state_alone(v
 def test_a_step_moves_the_generators_once_also_with_perturbed_weights(
     variant: str, network: Network, digits: Batch
 ) -> None:
-    method, model = build(variant, threshold=-5.0), network(10)
+    method, model = build(variant, **charged(variant)), network(10)
     before = deepcopy(method.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     training_step(model, method, optimizer, digits, attack(), autocast=False, awp=0.01)
@@ -289,14 +295,14 @@ def test_a_step_moves_the_generators_once_also_with_perturbed_weights(
 
 @amortised
 def test_a_restored_run_goes_on_as_before(variant: str, network: Network, digits: Batch) -> None:
-    method, model = build(variant, threshold=-5.0), network(10)
+    method, model = build(variant, **charged(variant)), network(10)
 
     def step(method: Method, model: nn.Module, seed: int) -> Tensor:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         return training_step(model, method, optimizer, digits, attack(seed), autocast=False).total
 
     step(method, model, 0)
-    other, twin = build(variant, threshold=-5.0), deepcopy(model)
+    other, twin = build(variant, **charged(variant)), deepcopy(model)
     other.load_state_dict(deepcopy(method.state_dict()))
     for name, optimizer in method.optimizers.items():
         other.optimizers[name].load_state_dict(deepcopy(optimizer.state_dict()))
@@ -312,7 +318,8 @@ def test_a_restored_run_goes_on_as_before(variant: str, network: Network, digits
     ("labels", "shape"), [([7], (1, 4, 4)), ([1, 2, 9], (1, 8, 8)), ([4, 4], (3, 32, 32))], ids=["4", "8", "32"]
 )
 def test_any_image_size(variant: str, labels: list[int], shape: tuple[int, int, int], network: Network) -> None:
-    method, model, batch = build(variant, shape, steps=2, samples=1), network(10, shape[0]), batch_of(labels, shape)
+    small = {"steps": 2, "samples": 1} if variant == "exp" else {}
+    method, model, batch = build(variant, shape, **small), network(10, shape[0]), batch_of(labels, shape)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loss = training_step(model, method, optimizer, batch, attack(), autocast=False)
     assert torch.isfinite(loss.total)
@@ -348,6 +355,18 @@ def test_the_outer_loss_is_the_run_s(variant: str, network: Network, digits: Bat
 def test_bad_knobs(knob: str, value: float) -> None:
     with pytest.raises(UserError, match=f"method {knob.replace('_', ' ')}: got .*allowed"):
         build(**{knob: value})
+
+
+@pytest.mark.parametrize(
+    ("variant", "knob", "value", "where"),
+    [("exp-am", "steps", 9, "exp"), ("imp-am", "inner_lr", 0.1, "exp"), ("imp-am", "accumulate", False, "exp"),
+     ("exp", "width", 8, "exp-am or imp-am"), ("exp", "generator_lr", 0.1, "exp-am or imp-am"),
+     ("exp", "threshold", 0.1, "imp-am"), ("exp-am", "threshold", 0.1, "imp-am")],
+)  # fmt: skip
+def test_a_knob_of_another_variant_is_refused(variant: str, knob: str, value: Any, where: str) -> None:
+    what = knob.replace("_", " ")
+    with pytest.raises(UserError, match=f"^method {what}: got {value}; allowed: with the variant {where} only$"):
+        build(variant, **{knob: value})
 
 
 def test_the_published_entropy_weights_and_no_weighting_of_the_attack() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from taet import config, methods, protocols
+from taet import methods
 from taet.attacks.noise import Source
 from taet.config import Outer, Threat
 from taet.errors import UserError
@@ -119,6 +119,12 @@ def test_kappa_counts_the_iterates_before_each_step_and_not_the_last(network, di
     assert torch.equal(examples.info["weights"], importance(examples.info["kappa"], 4, "tanh", -1.0))
 
 
+def test_lambda_is_refused_where_the_weights_have_none():
+    assert build(weighting="sigmoid", lam=0.5).config.lam == 0.5
+    with pytest.raises(UserError, match=r"^method lam: got 0.5; allowed: with the weightings tanh and sigmoid only$"):
+        build(weighting="discrete", lam=0.5)
+
+
 @pytest.mark.parametrize(("knob", "value", "message"), [
     ("lam", math.inf, "method lam: got inf; allowed: -20 to 20"),
     ("lam", math.nan, "method lam: got nan; allowed: -20 to 20"),
@@ -127,9 +133,3 @@ def test_kappa_counts_the_iterates_before_each_step_and_not_the_last(network, di
 def test_nonsense_is_refused_in_one_line(knob, value, message):
     with pytest.raises(UserError, match=f"^{message}"):
         build(**{knob: value})
-
-
-def test_its_published_settings():
-    run = config.override(protocols.taet("gairat"), methods.find("gairat").official)
-    assert (run.threat.start, run.training.epochs, run.training.weight_decay) == ("uniform", 120, 2e-4)
-    assert [round(share * 120) for share in run.training.milestones] == [59, 89]

@@ -21,6 +21,7 @@ from taet.attacks.noise import Source
 from taet.config import Outer, Threat
 from taet.data.loader import Batch
 from taet.errors import UserError
+from taet.losses import effective_number_weights
 from taet.methods import Method, Task, las_at
 from taet.methods.base import Adversarial, Attack, Loss, Step
 from taet.methods.las_at import PUBLISHED, draw, probe, reinforce
@@ -40,10 +41,11 @@ def build(
     variant: str = "las-pgd",
     counts: tuple[int, ...] = COUNTS,
     shape: tuple[int, int, int] = (1, 8, 8),
-    outer: str = "cross-entropy",
+    outer: Any = "cross-entropy",
     **knobs: Any,
 ) -> Method:
-    task = Task(counts, shape, epochs=8, steps_per_epoch=4, milestones=(6, 7), outer=Outer(outer))  # type: ignore[arg-type]
+    outer = outer if isinstance(outer, Outer) else Outer(outer)
+    task = Task(counts, shape, epochs=8, steps_per_epoch=4, milestones=(6, 7), outer=outer)
     return methods.build("las-at", {"variant": variant, "width": 2, **knobs}, task)
 
 
@@ -218,14 +220,41 @@ def test_las_trades_weighs_each_divergence_by_its_own_beta(network: Network, dig
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_label_terms_go_through_the_outer_loss() -> None:
-    logits, y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 0, 1])
-    method = build(counts=(3, 2, 1), outer="balanced-softmax")
-    target = torch.full((6, 3), 0.15).scatter(1, y[:, None], 0.7)
-    expected = F.cross_entropy(logits + torch.tensor([3.0, 2.0, 1.0]).log(), target, reduction="none")
-    torch.testing.assert_close(method.smoothed(logits, y), expected)
+LABELS = torch.tensor([0, 1, 2, 0, 0, 1])
+LOGITS = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "outer",
+    ["cross-entropy", "balanced-softmax", "logit-adjustment", "class-balanced", "ldam", Outer(drw=True),
+     Outer("ldam", drw=True)],
+    ids=str,
+)  # fmt: skip
+def test_both_shares_of_the_target_go_through_the_outer_loss(outer: Any) -> None:
+    """The framework's cross-entropy with a soft target, on what the outer loss makes of the logits."""
+    method = build(counts=(30, 6, 1), outer=outer)
+    method.enter(6)  # the first milestone
+    name, weights, counts = method.outer.name, torch.ones(3), torch.tensor([30.0, 6, 1])
+    seen = LOGITS.clone()
+    if name in ("balanced-softmax", "logit-adjustment"):
+        seen += (counts / counts.sum()).log()
+    if name == "ldam":
+        seen -= 30 * 0.5 * counts.pow(-0.25) * F.one_hot(LABELS, 3)
+    if name == "class-balanced" or method.outer.outer.drw:
+        weights = effective_number_weights(counts, 0.9999)
+    target = torch.full((6, 3), 0.15).scatter(1, LABELS[:, None], 0.7)
+    losses = weights[LABELS] * F.cross_entropy(seen, target, reduction="none") / weights[LABELS].mean()
+    torch.testing.assert_close(method.smoothed(LOGITS, LABELS), losses)
+    whole = build(counts=(30, 6, 1), outer=outer, label_mass=1.0)
+    assert torch.equal(whole.smoothed(LOGITS, LABELS), whole.outer(LOGITS, LABELS))
+
+
+def test_focal_loss_knows_one_label_only() -> None:
+    with pytest.raises(UserError, match=r"^las-at: got the outer loss focal, [^\n]+ with --method.label-mass 1$"):
+        build(outer="focal")
     plain = build(counts=(3, 2, 1), outer="focal", label_mass=1.0)
-    torch.testing.assert_close(plain.smoothed(logits, y), plain.outer(logits, y))
+    assert torch.equal(plain.smoothed(LOGITS, LABELS), plain.outer(LOGITS, LABELS))
+    assert build("las-trades", outer="focal").outer.name == "focal"
 
 
 # -- how the strategy learns -------------------------------------------------------------------------------------------
@@ -258,6 +287,21 @@ def test_the_strategy_learns_in_every_interval_th_step_only(network: Network, di
         moved.append(not same(before, state(method)))
     assert moved == [True, False, False, True, False, False, True]
     assert [build(variant).published.interval for variant in PUBLISHED] == [20, 1]
+
+
+@pytest.mark.parametrize(
+    ("total", "processes", "learns"), [(None, 1, True), (5, 2, True), (3, 2, False), (4, 4, False)]
+)
+def test_batch_statistics_are_used_everywhere_or_nowhere(
+    total: int | None, processes: int, learns: bool, network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three images on two processes one has a single image, without batch statistics; the other does as it does."""
+    monkeypatch.setattr(las_at, "world_size", lambda: processes)
+    method, batch = build(), Batch(*(part[:2] for part in digits))
+    step = step_of(batch)
+    source = Source(torch.Generator().manual_seed(0), total=total)
+    method.after_step(network(10), step._replace(attack=Attack(Threat(eps=EPS), source)))
+    assert method.strategy.training is learns
 
 
 def test_its_gradient_is_clipped(network: Network, digits: Batch) -> None:
@@ -413,6 +457,16 @@ def test_the_strategy_is_the_same_in_every_run_and_leaves_the_random_state_alone
 def test_bad_knobs(knob: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"method {knob.replace('_', ' ')}: got "):
         build(**{knob: value})
+
+
+@pytest.mark.parametrize(
+    ("variant", "knobs", "where"),
+    [("las-trades", {"label_mass": 0.5}, "las-pgd"), ("las-pgd", {"beta": (5, 9)}, "las-trades")],
+)
+def test_a_knob_of_the_other_variant_is_refused(variant: str, knobs: dict[str, Any], where: str) -> None:
+    what = next(iter(knobs)).replace("_", " ")
+    with pytest.raises(UserError, match=rf"^method {what}: got .+; allowed: with the variant {where} only$"):
+        build(variant, **knobs)
 
 
 def test_no_weighting_of_the_attack() -> None:

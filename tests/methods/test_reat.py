@@ -159,6 +159,12 @@ def test_a_second_weighting_of_the_attack_is_refused_unless_its_own_is_off():
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize(("knob", "value"), [("form", "paper"), ("tail_weight", 0.5)])
+def test_knobs_of_tail_are_refused_without_it(knob, value):
+    with pytest.raises(UserError, match=f"^method {knob.replace('_', ' ')}: got {value}; allowed: with tail only$"):
+        build(tail=False, **{knob: value})
+
+
 @pytest.mark.parametrize(("knob", "value", "message"), [
     ("tail_weight", -1.0, "method tail weight: got -1; allowed: 0 or more"),
     ("tail_weight", math.nan, "method tail weight: got nan; allowed: 0 or more"),

@@ -120,6 +120,28 @@ def test_an_outer_loss_of_the_run_takes_the_place_of_the_margin_loss_alone() -> 
     torch.testing.assert_close(balanced.total, balanced.parts["label"] + 6 * balanced.parts["kl"])
 
 
+@pytest.mark.parametrize("outer", ["cross-entropy", "focal", "class-balanced", "balanced-softmax", "logit-adjustment"])
+@pytest.mark.parametrize(("classes", "form", "published"), [(10, "N", 0.1), (100, "R", 1.7)])
+def test_the_prior_is_in_the_outer_loss_or_in_the_deployed_logits(
+    outer: str, classes: int, form: str, published: float
+) -> None:
+    counts = tuple(range(classes + 1, 1, -1))
+    expected = 0 if outer in ("balanced-softmax", "logit-adjustment") else published
+    method = build(counts, outer, form=form)
+    assert method.constants == build(counts, form=form).constants._replace(tau_p=expected)
+    assert method.offset().any() == (expected > 0)
+    assert build(counts, outer, form=form, tau_p=0.5).constants.tau_p == 0.5, "it was asked for"
+
+
+@pytest.mark.parametrize("knob", ["margin", "tau_b", "tau_m"])
+def test_constants_of_the_margin_loss_are_refused_where_another_takes_its_place(knob: str) -> None:
+    knobs = {knob: 0.0}
+    assert build(**knobs).constants._asdict()[knob] == 0
+    words = f"^robal: got {knob} 0 and the outer loss focal, [^\n]+; allowed: with cross-entropy only$"
+    with pytest.raises(UserError, match=words):
+        build(outer="focal", **knobs)
+
+
 def test_the_attack_is_the_one_of_the_protocol_on_the_logits_of_the_model(
     network: Callable[..., Classifier], digits: Batch
 ) -> None:

@@ -88,7 +88,7 @@ def test_every_example_keeps_to_the_budget_of_its_class(start, network, digits):
     assert tail > 8 / 255
 
 
-@pytest.mark.parametrize("base", ["at", "at-bsl", "trades", "mart", "gairat", "reat", "harl", "taet", "standard"])
+@pytest.mark.parametrize("base", ["at", "at-bsl", "trades", "mart", "gairat", "reat", "harl", "taet"])
 def test_it_is_the_base_on_an_attack_scaled_by_class(base, network, digits):
     wrapped, plain = build(base), methods.build(base, None, task())
     predicted = torch.arange(1.0, 11)
@@ -137,6 +137,14 @@ def test_everything_that_the_base_says_of_itself_is_passed_on():
     gairat = build("gairat")
     gairat.enter(9)
     assert gairat.base.stage == gairat.stage == "weighted"
+
+
+@pytest.mark.parametrize(("base", "knobs"), [("standard", ()), ("taet", ("clean_share=1",))])
+def test_a_base_that_never_attacks_has_no_budget_to_scale(base, knobs):
+    with pytest.raises(
+        UserError, match=f"^method base: got {base}, which attacks in no epoch; allowed: one that does$"
+    ):
+        build(base, *knobs)
 
 
 def test_knobs_are_the_bases_own_settings():

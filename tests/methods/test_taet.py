@@ -128,6 +128,19 @@ def test_a_loss_that_balances_already_refuses_another_outer_loss(name: str, oute
         build(name, outer=outer)
 
 
+@pytest.mark.parametrize(("epochs", "share"), [(10, 0.0), (1, 0.4), (10, 0.04)])
+def test_an_outer_loss_is_refused_where_no_epoch_is_clean(epochs: int, share: float) -> None:
+    assert build("taet", epochs=epochs, clean_share=share).stage == "adversarial"
+    with pytest.raises(UserError, match=rf"^taet: got the outer loss focal; .* of {epochs} epochs none is clean$"):
+        build("taet", outer="focal", epochs=epochs, clean_share=share)
+
+
+@pytest.mark.parametrize("name", ["harl", "taet"])
+def test_a_momentum_is_refused_where_no_mean_runs(name: str) -> None:
+    with pytest.raises(UserError, match=r"^method momentum: got 0.5; allowed: with absent ema only$"):
+        build(name, momentum=0.5)
+
+
 @pytest.mark.parametrize("name", ["harl", "taet"])
 def test_an_unknown_choice_is_refused_with_those_allowed(name: str) -> None:
     with pytest.raises(UserError, match=r"^unknown absent 'skp'; allowed: ema, skip, zero; did you mean 'skip'"):
