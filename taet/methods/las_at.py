@@ -167,11 +167,6 @@ class LearnableAttackStrategy(Method):
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)
-        if task.outer.name == "focal" and config.variant == "las-pgd" and config.label_mass < 1:
-            raise UserError(
-                "las-at: got the outer loss focal, which knows one label per image, where las-pgd's target has several "
-                "classes; allowed: with --method.label-mass 1"
-            )
         published = PUBLISHED[config.variant]
         knobs = {name: getattr(config, name) for name in ("interval", "robust_reward", "clean_reward")}
         self.published = published._replace(**{name: value for name, value in knobs.items() if value is not None})
@@ -223,15 +218,15 @@ class LearnableAttackStrategy(Method):
         optimizer.step()
 
     def smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The outer loss with a target of `label_mass` on the label and the rest spread over the others, (N,)."""
+        """`label_mass` of the outer loss, and the rest of the cross-entropy with the other classes, evenly, (N,).
+
+        That one sees the logits and class weights that the outer loss sees; focal loss scales its own share only.
+        """
         mass: float = self.config.label_mass
-        if mass == 1:
-            whole: Tensor = self.outer(logits, y)
-            return whole
         log_p = self.outer.prepared(logits, y).log_softmax(1)
-        label = log_p.gather(1, y[:, None]).squeeze(1)
-        others = (log_p.sum(1) - label) / (logits.shape[1] - 1)
-        return self.outer.weighed(-mass * label - (1 - mass) * others, y)
+        others = (log_p.gather(1, y[:, None]).squeeze(1) - log_p.sum(1)) / (logits.shape[1] - 1)
+        label: Tensor = self.outer(logits, y)
+        return mass * label + (1 - mass) * self.outer.weighed(others, y)
 
     def _log_probabilities(self, x: Tensor) -> list[Tensor]:
         return [full_precision(logits).log_softmax(1) for logits in self.strategy(x)]

@@ -21,7 +21,7 @@ from taet.attacks.noise import Source
 from taet.config import Outer, Threat
 from taet.data.loader import Batch
 from taet.errors import UserError
-from taet.losses import effective_number_weights
+from taet.losses import effective_number_weights, focal
 from taet.methods import Method, Task, las_at
 from taet.methods.base import Adversarial, Attack, Loss, Step
 from taet.methods.las_at import PUBLISHED, draw, probe, reinforce
@@ -249,12 +249,10 @@ def test_both_shares_of_the_target_go_through_the_outer_loss(outer: Any) -> None
     assert torch.equal(whole.smoothed(LOGITS, LABELS), whole.outer(LOGITS, LABELS))
 
 
-def test_focal_loss_knows_one_label_only() -> None:
-    with pytest.raises(UserError, match=r"^las-at: got the outer loss focal, [^\n]+ with --method.label-mass 1$"):
-        build(outer="focal")
-    plain = build(counts=(3, 2, 1), outer="focal", label_mass=1.0)
-    assert torch.equal(plain.smoothed(LOGITS, LABELS), plain.outer(LOGITS, LABELS))
-    assert build("las-trades", outer="focal").outer.name == "focal"
+def test_focal_loss_takes_the_place_of_the_label_share_only() -> None:
+    smoothed = build(outer="focal").smoothed(LOGITS, LABELS)
+    rest = build().smoothed(LOGITS, LABELS) - 0.7 * F.cross_entropy(LOGITS, LABELS, reduction="none")
+    torch.testing.assert_close(smoothed, 0.7 * focal(LOGITS, LABELS, 2.0) + rest)
 
 
 # -- how the strategy learns -------------------------------------------------------------------------------------------
