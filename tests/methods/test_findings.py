@@ -48,6 +48,26 @@ def test_weights_move_examples_where_samples_feel_each_other_through_bn_in_train
     assert moved.double().mean() > 0.005
 
 
+def in_bf16(network, digits, weights):
+    """Share of pixels that differ from plain PGD, both under autocast in bf16, as training runs by default."""
+    plain = Attack(Threat(start="uniform"), Source(torch.Generator().manual_seed(0)))
+    weighted = replace(plain, source=Source(torch.Generator().manual_seed(0)), weights=weights)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [attack(network(10), digits.x, digits.y) for attack in (plain, weighted)]
+    return (found[0] != found[1]).double().mean().item()
+
+
+def test_powers_of_two_move_no_example_in_bf16_either(network, digits):
+    assert in_bf16(network, digits, 2.0 ** torch.arange(-5, 5)) == 0
+
+
+@pytest.mark.parametrize("name", FACTORS_ONLY)
+def test_in_bf16_weights_turn_signs_by_rounding_as_one_factor_for_all_does(name, network, digits):
+    weights = generation_weighting(name, COUNTS, PREDICTED).weights
+    moved, by_rounding = in_bf16(network, digits, weights), in_bf16(network, digits, torch.full((10,), 3.0))
+    assert 0 < moved < 1.5 * by_rounding
+
+
 def test_the_official_tail_is_about_one_over_the_width_of_the_one_per_pair():
     generator = torch.Generator().manual_seed(0)
     counts = torch.tensor(long_tail_counts(10, 5000, 50))
