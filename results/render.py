@@ -9,6 +9,7 @@ python results/render.py --write    puts them between the markers of both files
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections import Counter
@@ -26,7 +27,7 @@ BEGIN, END = "<!-- results: python results/render.py --write -->", "<!-- end of 
 README = HERE.parent / "README.md"
 PAGES = (README, HERE / "README.md")
 # The README has the comparisons of all methods, and of their columns these.
-FRONT, FRONT_COLUMNS = ("digits-lt-methods", "cifar10-lt-methods"), ("clean", "pgd-20", "autoattack")
+FRONT, FRONT_COLUMNS = ("digits-lt-methods",), ("clean", "pgd-20", "autoattack")
 
 
 def cards_by_row(folder: Path) -> dict[str, list[ResultCard]]:
@@ -67,8 +68,22 @@ def deviations(cards: Sequence[ResultCard]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def costs() -> dict[tuple[str, str | None], float]:
+    """Measured seconds of a training step beside AT's, by method and variant; None is the default one."""
+    measured = json.loads((HERE / "cost.json").read_text(encoding="utf-8"))["costs"]
+    return {(cost["name"], cost["settings"].get("variant")): cost["seconds_ratio"] for cost in measured}
+
+
+def cost(card: ResultCard) -> str:
+    """What a training step costs beside AT's, where that was measured: not where a method wraps another than usual."""
+    settings = card.run.get("config", {}).get("settings") or {}
+    plain = settings.get("base") in (None, "at-bsl")
+    found = costs().get((card.method, settings.get("variant")), costs().get((card.method, None)))
+    return f"{found:.2f}" if found is not None and plain else ""
+
+
 def table(folder: Path, wanted: Sequence[str] = ()) -> str:
-    """Balanced accuracy of every row, that of the tail under AutoAttack, and of means also plain accuracy and n.
+    """Balanced accuracy of every row, that of the tail under AutoAttack, of means also plain accuracy and n, and cost.
 
     Columns are `wanted`, or every attack; rows are in the order of balanced accuracy under AutoAttack. A row that
     leaves the protocol has a mark after its name, and the words below the table.
@@ -97,15 +112,16 @@ def table(folder: Path, wanted: Sequence[str] = ()) -> str:
     best = [max(mean(row[column]) for row in values.values()) for column in range(len(columns))]
     place = attacks.index(hardest)
     values = dict(sorted(values.items(), key=lambda row: -mean(row[1][place])))
-    heads = [*(head for head, _, _ in columns), *(["n"] if seeds else [])]
+    heads = [*(head for head, _, _ in columns), *(["n"] if seeds else []), "cost, AT = 1"]
     left = {name: deviations(rows[name]) for name in values}
     notes = list(dict.fromkeys(text for texts in left.values() for text in texts))
     lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, row in values.items():
         cells = [cell(seen, mean(seen) == top) for seen, top in zip(row, best, strict=True)]
+        cells += [*([str(len(rows[name]))] if seeds else []), cost(rows[name][0])]
         marks = ", ".join(str(1 + notes.index(text)) for text in left[name])
         label = f"{name}<sup>{marks}</sup>" if marks else name
-        lines.append(f"| {label} | " + " | ".join([*cells, *([str(len(rows[name]))] if seeds else [])]) + " |")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     footnotes = (f"<sup>{number}</sup> leaves the protocol: {text}" for number, text in enumerate(notes, 1))
     return "\n\n".join(["\n".join(lines), *footnotes])
 

@@ -38,8 +38,8 @@ def test_single_cards_have_intervals_and_the_order_of_robustness(
     table = cells(render.table(tmp_path))
     robust = {name: make_card(name).summary("autoattack").balanced for name in ("at", "taet")}
     assert [*table] == ["method", "---", *(f"{name} in words" for name in sorted(robust, key=lambda m: -robust[m]))]
-    assert cells(render.table(tmp_path, ("clean", "autoattack")))["method"] == ["clean", *table["method"][-2:]]
-    assert table["method"][-2:] == ["autoattack", "tail, autoattack"]
+    assert cells(render.table(tmp_path, ("clean", "autoattack")))["method"] == ["clean", *table["method"][-3:]]
+    assert table["method"][-3:] == ["autoattack", "tail, autoattack", "cost, AT = 1"]
     summary = make_card("at").summary("clean")
     low, high = summary.balanced_interval
     assert table["at in words"][0] == f"{100 * summary.balanced:.1f} ({100 * low:.1f}–{100 * high:.1f})"
@@ -53,7 +53,7 @@ def test_seeds_are_means_with_standard_errors_in_the_order_of_robustness(
         for method, name in (("at", "at"), ("taet", "taet"), ("at", "at-other"), ("at", "ra/at")):
             make_card(method, seed=seed + 10 * len(name)).save(tmp_path / f"{name}-seed{seed}.json")
     table = cells(render.table(tmp_path))
-    assert table.pop("method")[-3:] == ["tail, autoattack", "accuracy", "n"]
+    assert table.pop("method")[-4:] == ["tail, autoattack", "accuracy", "n", "cost, AT = 1"]
     table.pop("---")
     assert set(table) == {"at in words (at)", "at in words (at-other)", "at in words + ra", "taet in words"}
     robust = [float(row[4].strip("*").split("*")[0].split()[0]) for row in table.values()]
@@ -62,7 +62,7 @@ def test_seeds_are_means_with_standard_errors_in_the_order_of_robustness(
     mean, error = table["taet in words"][4].split()
     assert mean.strip("*") == f"{100 * values.mean():.1f}"
     assert error == f"({100 * values.std(ddof=1) / np.sqrt(3):.1f})"
-    assert table["taet in words"][-1] == "3"
+    assert table["taet in words"][-2] == "3"
     assert [sum("**" in row[column] for row in table.values()) for column in range(7)] == [1] * 7
 
 
