@@ -61,6 +61,15 @@ def check_fields(config: Any) -> None:
         _check_field(name, value, hint)
 
 
+def check_factors(config: Any, *names: str, above_zero: bool = False) -> None:
+    """Refuse a knob of a method, among `names`, that is neither None nor a finite number of 0 or more, or above 0."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and (value > 0 if above_zero else value >= 0)):
+            allowed = "above 0" if above_zero else "0 or more"
+            raise UserError(f"method {name.replace('_', ' ')}: got {value:g}; allowed: {allowed}")
+
+
 def check_ball(what: str, value: float) -> None:
     """Refuse a perturbation size outside [0, 1], and say how grey levels are written."""
     hint = f"; did you mean {value:g}/255?" if 1 < value <= 255 else ""

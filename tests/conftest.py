@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,34 @@ def tiny() -> Callable[..., Run]:
         return config.override(protocols.taet(method), TINY | (changes or {}))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def side_by_side() -> Callable[[str, Path, int], None]:
+    """Run a test file as so many processes, each told its rank and a folder to meet in; they talk over the loopback."""
+
+    def run(script: str, folder: Path, processes: int) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+        if sys.platform == "linux":
+            environment["GLOO_SOCKET_IFNAME"] = "lo"
+        started = [
+            subprocess.Popen(
+                [sys.executable, script, str(rank), str(folder)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(processes)
+        ]
+        try:
+            outputs = [process.communicate(timeout=300)[0] for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        assert [process.returncode for process in started] == [0] * processes, "\n".join(outputs)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -88,28 +86,12 @@ def work(number: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+def results(
+    tmp_path_factory: pytest.TempPathFactory, side_by_side: Callable[[str, Path, int], None]
+) -> list[dict[str, dict[str, Tensor]]]:
     """What two processes found; they meet through a file and talk over the loopback interface."""
     folder = tmp_path_factory.mktemp("processes")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    if sys.platform == "linux":
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(number), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(PROCESSES)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * PROCESSES, "\n".join(outputs)
+    side_by_side(__file__, folder, PROCESSES)
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(PROCESSES)]
 
 

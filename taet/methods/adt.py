@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taet.attacks.ball import per_sample
-from taet.config import check_fields
+from taet.config import check_factors, check_fields
 from taet.distributed import global_mean, global_sum
 from taet.errors import UserError
 from taet.losses.long_tail import cross_entropy, full_precision
@@ -102,13 +102,8 @@ class AdversarialDistributionalTraining(Method):
             for name in ("steps", "samples", "width"):
                 if getattr(self, name) < 1:
                     raise UserError(f"method {name}: got {getattr(self, name)}; allowed: 1 or more")
-            for name in ("inner_lr", "generator_lr"):
-                rate = getattr(self, name)
-                if not (math.isfinite(rate) and rate > 0):
-                    raise UserError(f"method {name.replace('_', ' ')}: got {rate:g}; allowed: above 0")
-            weight = self.entropy_weight
-            if weight is not None and not (math.isfinite(weight) and weight >= 0):
-                raise UserError(f"method entropy weight: got {weight:g}; allowed: 0 or more")
+            check_factors(self, "inner_lr", "generator_lr", above_zero=True)
+            check_factors(self, "entropy_weight")
             if not math.isfinite(self.threshold):
                 raise UserError(f"method threshold: got {self.threshold:g}; allowed: a finite number")
             for name, variants in USED_BY.items():

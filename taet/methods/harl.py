@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from taet.config import check_fields
+from taet.config import check_factors, check_fields
 from taet.errors import UserError
 from taet.losses.equalization import Absent, class_losses, hierarchical_equalization
 from taet.methods.base import Adversarial, Loss, Method, Step, Task
@@ -63,10 +63,7 @@ class Harl(Method):
 
         def __post_init__(self) -> None:
             check_fields(self)
-            for name in ("alpha", "beta", "gamma"):
-                value = getattr(self, name)
-                if not (math.isfinite(value) and value >= 0):
-                    raise UserError(f"method {name}: got {value:g}; allowed: 0 or more")
+            check_factors(self, "alpha", "beta", "gamma")
             if not 0 <= self.momentum < 1:
                 raise UserError(f"method momentum: got {self.momentum:g}; allowed: 0 up to, not including, 1")
             if self.momentum != type(self).momentum and self.absent != "ema":

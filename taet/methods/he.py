@@ -5,7 +5,6 @@ Source: Pang et al., Boosting Adversarial Training with Hypersphere Embedding, N
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -13,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from taet.attacks.pgd import natural_divergence
-from taet.config import check_fields
+from taet.config import check_factors, check_fields
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses import kl_divergence
@@ -72,16 +71,12 @@ class HypersphereEmbedding(Method):
 
         def __post_init__(self) -> None:
             check_fields(self)
-            if not (math.isfinite(self.scale) and self.scale > 0):
-                raise UserError(f"method scale: got {self.scale:g}; allowed: above 0")
+            check_factors(self, "scale", above_zero=True)
+            check_factors(self, "beta")
             if not 0 <= self.margin <= 2:
                 raise UserError(f"method margin: got {self.margin:g}; allowed: 0 to 2, the range of cosines")
-            if self.beta is None:
-                return
-            if self.variant == "pgd":
+            if self.beta is not None and self.variant == "pgd":
                 raise UserError(f"method beta: got {self.beta:g}; allowed: none with pgd, which has no such term")
-            if not (math.isfinite(self.beta) and self.beta >= 0):
-                raise UserError(f"method beta: got {self.beta:g}; allowed: 0 or more")
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from taet.attacks.ball import draw_noise, frozen
 from taet.attacks.pgd import natural_divergence, pgd
-from taet.config import check_fields
+from taet.config import check_factors, check_fields
 from taet.distributed import average_gradients, global_mean, world_size
 from taet.errors import UserError
 from taet.losses import cross_entropy, kl_divergence
@@ -154,12 +154,8 @@ class LearnableAttackStrategy(Method):
                 raise UserError(f"method beta: got {self.beta}; allowed: with the variant las-trades only")
             if self.label_mass != type(self).label_mass and self.variant != "las-pgd":
                 raise UserError(f"method label mass: got {self.label_mass:g}; allowed: with the variant las-pgd only")
-            for name in ("robust_reward", "clean_reward"):
-                factor = getattr(self, name)
-                if factor is not None and not (math.isfinite(factor) and factor >= 0):
-                    raise UserError(f"method {name.replace('_', ' ')}: got {factor:g}; allowed: 0 or more")
-            if not (math.isfinite(self.strategy_lr) and self.strategy_lr > 0):
-                raise UserError(f"method strategy lr: got {self.strategy_lr:g}; allowed: above 0")
+            check_factors(self, "robust_reward", "clean_reward")
+            check_factors(self, "strategy_lr", above_zero=True)
             for name in ("interval", "width"):
                 number = getattr(self, name)
                 if number is not None and number < 1:

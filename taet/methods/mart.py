@@ -5,16 +5,14 @@ Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Miscla
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from taet.config import check_fields
+from taet.config import check_factors, check_fields
 from taet.distributed import global_mean
-from taet.errors import UserError
 from taet.losses.consistency import misclassification_kl, runner_up_penalty
 from taet.methods.base import Adversarial, Loss, Method
 
@@ -56,8 +54,7 @@ class Mart(Method):
 
         def __post_init__(self) -> None:
             check_fields(self)
-            if not (math.isfinite(self.beta) and self.beta >= 0):
-                raise UserError(f"method beta: got {self.beta:g}; allowed: 0 or more")
+            check_factors(self, "beta")
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         natural = model(x)

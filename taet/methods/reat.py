@@ -5,14 +5,13 @@ Source: Li et al., Alleviating the Effect of Data Imbalance on Adversarial Train
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from taet.config import check_fields
+from taet.config import check_factors, check_fields
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses import rebalancing_weights
@@ -67,8 +66,7 @@ class Reat(Method):
 
         def __post_init__(self) -> None:
             check_fields(self)
-            if not (math.isfinite(self.tail_weight) and self.tail_weight >= 0):
-                raise UserError(f"method tail weight: got {self.tail_weight:g}; allowed: 0 or more")
+            check_factors(self, "tail_weight")
             for name in ("form", "tail_weight"):
                 value = getattr(self, name)
                 if not self.tail and value != getattr(type(self), name):

@@ -5,7 +5,6 @@ Source: Wu et al., Adversarial Robustness under Long-Tailed Distribution, CVPR 2
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from taet.config import check_fields
+from taet.config import check_factors, check_fields
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses import kl_divergence
@@ -103,14 +102,8 @@ class RoBal(Method):
 
         def __post_init__(self) -> None:
             check_fields(self)
-            for name in Constants._fields:
-                value = getattr(self, name)
-                if value is None:
-                    continue
-                if not (math.isfinite(value) and value >= 0):
-                    raise UserError(f"method {name}: got {value:g}; allowed: 0 or more")
-            if self.scale == 0:
-                raise UserError("method scale: got 0; allowed: above 0")
+            check_factors(self, *Constants._fields)
+            check_factors(self, "scale", above_zero=True)
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)

@@ -5,7 +5,6 @@ Source: Zhang et al., Theoretically Principled Trade-off between Robustness and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,9 +12,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from taet.attacks.pgd import natural_divergence
-from taet.config import check_fields
+from taet.config import check_factors, check_fields
 from taet.distributed import global_mean
-from taet.errors import UserError
 from taet.losses import kl_divergence
 from taet.methods.base import Adversarial, Attack, Loss, Method
 
@@ -58,8 +56,7 @@ class Trades(Method):
 
         def __post_init__(self) -> None:
             check_fields(self)
-            if not (math.isfinite(self.beta) and self.beta >= 0):
-                raise UserError(f"method beta: got {self.beta:g}; allowed: 0 or more")
+            check_factors(self, "beta")
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         return Adversarial(attack(model, x, y, natural_divergence(model, x)))

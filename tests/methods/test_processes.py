@@ -7,10 +7,8 @@ sample stand in for those of the batch, on the same parameters.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -141,28 +139,12 @@ def work(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Values], list[dict[str, Values]]]:
+def results(
+    tmp_path_factory: pytest.TempPathFactory, side_by_side: Callable[[str, Path, int], None]
+) -> tuple[dict[str, Values], list[dict[str, Values]]]:
     """What one process found, and what each of two did; they meet through a file and talk over the loopback device."""
     folder = tmp_path_factory.mktemp("processes")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    if sys.platform == "linux":
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(PROCESSES)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * PROCESSES, "\n".join(outputs)
+    side_by_side(__file__, folder, PROCESSES)
     alone, *together = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("alone", 0, 1))
     return alone, together
 
