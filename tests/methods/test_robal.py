@@ -185,7 +185,7 @@ def test_the_offset_is_the_log_prior_where_one_is_published() -> None:
 @pytest.mark.parametrize("knob", ["margin", "scale", "tau_b", "tau_m", "beta", "gamma", "tau_p"])
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_nonsense_is_refused_in_one_line_that_names_the_knob(knob: str, value: float) -> None:
-    with pytest.raises(UserError, match=rf"^method {knob}: got {value}; allowed: [^\n]+$"):
+    with pytest.raises(UserError, match=rf"^method {knob.replace('_', ' ')}: got {value}; allowed: [^\n]+$"):
         build(**{knob: value})
 
 
