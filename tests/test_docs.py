@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +20,7 @@ from taet.cli import COMMANDS
 from taet.cli.train import configure
 from taet.config import Threat
 from taet.evaluation import parse_attack
+from taet.experiments.specification import parse, read
 from taet.methods import Task
 from taet.methods.base import Attack, Method
 from taet.models import build
@@ -87,6 +89,16 @@ def test_the_method_of_the_contributing_guide_works(tmp_path: Path) -> None:
     loss = method.loss(model, x, y, adversarial)
     torch.testing.assert_close(loss.total, torch.nn.functional.cross_entropy(loss.logits, y))
     loss.total.backward()  # type: ignore[no-untyped-call]
+
+
+def test_the_specifications_of_comparisons_can_be_read() -> None:
+    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    source = re.search(r"```toml\n(.*?)```", page, re.S)
+    assert source is not None
+    assert [entry.name for entry in parse(tomllib.loads(source[1])).methods] == ["at", "taet", "trades", "harl-skip"]
+    for path in (ROOT / "results").glob("*/compare.toml"):
+        assert f"taet compare {path.relative_to(ROOT)} --out runs/{path.parent.name}" in path.read_text(encoding="utf-8")
+        read(path)
 
 
 def test_the_tables_are_those_of_the_result_cards() -> None:
