@@ -97,7 +97,8 @@ def test_the_specifications_of_comparisons_can_be_read() -> None:
     assert source is not None
     assert [entry.name for entry in parse(tomllib.loads(source[1])).methods] == ["at", "taet", "trades", "harl-skip"]
     for path in (ROOT / "results").glob("*/compare.toml"):
-        assert f"taet compare {path.relative_to(ROOT)} --out runs/{path.parent.name}" in path.read_text(encoding="utf-8")
+        command = f"taet compare {path.relative_to(ROOT)} --out runs/{path.parent.name}"
+        assert command in path.read_text(encoding="utf-8")
         read(path)
 
 
