@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 import inspect
 import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
-from taet import methods, protocols, registry
+from taet import config, methods, protocols, registry
 from taet.config import Outer
 from taet.errors import UserError
 from taet.evaluation import ResultCard
@@ -83,10 +85,17 @@ def knobs(cls: type[Method]) -> Iterator[tuple[str, str, str]]:
                 yield field.target.id, shown(default), " ".join(described.split())  # type: ignore[union-attr]
 
 
+def flag(knob: str, default: str) -> str:
+    """The flag of a knob on the command line; one that is on has another to turn it off."""
+    return f"`--method.{'no-' if default == 'on' else ''}{knob.replace('_', '-')}`"
+
+
 def shown(value: Any) -> str:
     """A setting as people write it."""
     if value is None:
         return "see there"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, tuple):
         return " ".join(map(shown, value)) or "none"
     if isinstance(value, float) and 0 < value < 1 and float(f"{value:.4g}") != value:
@@ -188,31 +197,48 @@ def cost_setting() -> str:
 
 
 @functools.cache
-def cards() -> list[tuple[str, ResultCard]]:
-    """Every committed card with the heading of its comparison."""
+def results() -> ModuleType:
+    """What writes the tables of results/, whose rows are those of the pages."""
+    spec = importlib.util.spec_from_file_location("results_render", ROOT / "results" / "render.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def rows() -> list[tuple[str, str, list[ResultCard]]]:
+    """Heading of the comparison, name of the row and its cards, of every row of every table."""
     found = []
     for about in sorted((ROOT / "results").glob("*/about.md")):
         heading = about.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
-        found += [(heading, ResultCard.load(path)) for path in sorted(about.parent.rglob("*.json"))]
+        found += [(heading, name, cards) for name, cards in results().cards_by_row(about.parent).items()]
     return found
 
 
+def changed(card: ResultCard) -> str:
+    """Knobs of the method that the run changed."""
+    plain = config.to_json(methods.find(card.method).Config())
+    given = card.run["config"]["settings"] or {}
+    return ", ".join(f"{knob} {shown(value)}" for knob, value in given.items() if plain.get(knob) != value)
+
+
 def measured(name: str) -> str:
-    """Balanced accuracy of the method in every comparison: the mean over seeds, where there are several."""
-    groups: dict[tuple[str, str], list[ResultCard]] = {}
-    for heading, card in cards():
-        if card.method == name:
-            groups.setdefault((heading, card.title), []).append(card)
-    rows = []
-    for (heading, title), of in groups.items():
+    """Balanced accuracy of the method in every row of every comparison; with several seeds their mean."""
+    lines = []
+    for heading, row, of in rows():
+        if of[0].method != name:
+            continue
         values = []
         for column in ("clean", "pgd-20", "autoattack"):
             found = [card.summary(column).balanced for card in of if column in {c.name for c in card.columns}]
             values.append(f"{100 * sum(found) / len(found):.1f}" if found else "")
-        rows.append((title, heading, str(len(of)), *values))
-    if not rows:
+        lines.append((row, changed(of[0]), heading, str(len(of)), *values))
+    if not lines:
         return "No result card yet."
-    return table(("", "comparison", "runs", "clean", "PGD-20", "AutoAttack"), rows) + (
+    heads = ("row", "changed knobs", "comparison", "runs", "clean", "PGD-20", "AutoAttack")
+    return table(heads, lines) + (
         "\n\nBalanced accuracy in per cent; intervals, tails and commands: see [results](../../results/README.md)."
     )
 
@@ -222,7 +248,7 @@ def page(name: str) -> str:
     entry, cls = registry.find("methods", name), methods.find(name)
     about = inspect.getdoc(entry.load()) or ""
     golden = golden_keys(name)
-    rows = [(f"`--method.{knob.replace('_', '-')}`", default, text) for knob, default, text in knobs(cls)]
+    rows = [(flag(knob, default), default, text) for knob, default, text in knobs(cls)]
     parts = [
         HEAD,
         f"# `{name}`: {cls.title}",

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,15 +30,14 @@ FRONT, FRONT_COLUMNS = ("digits-lt-methods",), ("clean", "pgd-20", "autoattack")
 
 
 def cards_by_row(folder: Path) -> dict[str, list[ResultCard]]:
-    """The cards of every row, under its name: the method's title, its file where several have that, and the variant."""
+    """The cards of every row, under its name: the method's title, its file if that is not the method's, the variant."""
     groups: dict[tuple[str, str], list[ResultCard]] = {}
     for path in sorted(folder.rglob("*.json")):
         variant = " + ".join(path.relative_to(folder).parent.parts)
         groups.setdefault((variant, re.sub(r"-seed\d+$", "", path.stem)), []).append(ResultCard.load(path))
-    titles = Counter((variant, cards[0].title) for (variant, _), cards in groups.items())
     rows = {}
     for (variant, stem), cards in groups.items():
-        title = cards[0].title if titles[variant, cards[0].title] == 1 else f"{cards[0].title} ({stem})"
+        title = cards[0].title if stem == cards[0].method else f"{cards[0].title} ({stem})"
         rows[f"{title} + {variant}" if variant else title] = cards
     return rows
 
@@ -78,6 +76,8 @@ def cost(card: ResultCard) -> str:
     """What a training step costs beside AT's, where that was measured: not where a method wraps another than usual."""
     settings = card.run.get("config", {}).get("settings") or {}
     plain = settings.get("base") in (None, "at-bsl")
+    if card.method == "at":
+        return "1"
     found = costs().get((card.method, settings.get("variant")), costs().get((card.method, None)))
     return f"{found:.2f}" if found is not None and plain else ""
 

@@ -211,3 +211,15 @@ def test_a_constant_that_the_outer_loss_has_not_is_refused(changes: dict[str, An
 
 def test_deferred_weights_have_their_constants_under_any_outer_loss() -> None:
     assert Outer(name="ldam", drw=True, beta=0.9, divide_by="batch").beta == 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"awp_start": 0.5}, "awp start: got 0.5; allowed: with awp above 0"),
+        ({"workers": 2}, "workers: got 2; allowed: with"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Training(**changes)

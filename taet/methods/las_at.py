@@ -84,8 +84,8 @@ class LearnableAttackStrategy(Method):
 
     The ranges include both ends, as the published commands do; the public code's own defaults leave out the upper one.
     They scale with the threat's eps, so that another threat, or a budget by class, reaches them. The outer loss sees
-    the smoothed target: the logits and class weights are those of its cross-entropy. Focal loss knows one label only
-    and needs `label_mass` 1.
+    the smoothed target: the logits and class weights are those of its cross-entropy. Focal loss, which knows one label
+    only, scales the label's share.
 
     With `--awp 0.01`, eps 7 15, steps 8 16, step size 2 5, interval 1, `label_mass` 1 and both reward factors 1,
     las-pgd comes near LAS-AWP, whose public code differs: its strategy's learning rate falls with that of the model,

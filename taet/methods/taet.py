@@ -24,7 +24,7 @@ class Taet(Method):
     loss reaches the first stage only: HEL balances the classes already, and on shifted logits it would do so twice,
     until the largest classes are never predicted.
 
-    Official: as in `Harl`.
+    Official: as HARL.
     """
 
     title = "TAET"

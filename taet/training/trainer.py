@@ -59,7 +59,8 @@ class TrainingResult:
 
     def __repr__(self) -> str:
         last: dict[str, Any] = next((row["monitor"] for row in reversed(self.history) if row["monitor"]), {})
-        lines = [f"{self.run.method} on {self.dataset.name}: {len(self.history)} epochs, {self.folder}"]
+        epochs = f"{len(self.history)} epoch{'' if len(self.history) == 1 else 's'}"
+        lines = [f"{self.run.method} on {self.dataset.name}: {epochs}, {self.folder}"]
         for name, counts in last.items():
             if isinstance(counts, dict):
                 balanced = metrics.balanced_accuracy(counts["correct"], counts["total"])
@@ -92,10 +93,12 @@ def train(
     continues bit-identically.
     """
     folder = Path(out) if out is not None else default_folder(run)
+    trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
     # What a kill leaves before there is a run.json is only that file's unfinished part.
     if folder.exists() and (not folder.is_dir() or any(file.name != "run.json.part" for file in folder.iterdir())):
-        raise UserError(f"{folder} exists: continue it with --resume {folder}, or choose another --out")
-    trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
+        if trainer.is_that_of(folder):
+            raise UserError(f"{folder} exists: continue it with --resume {folder}, or choose another --out")
+        raise UserError(f"{folder} exists and is not this run; choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -128,6 +131,13 @@ def resume(
     else:  # killed before the first one: from the start again
         (folder / "metrics.jsonl").unlink(missing_ok=True)
     return trainer.fit()
+
+
+def run_hash(run: Run) -> str:
+    """SHA-256 of the settings that decide a run's numbers; where and how often files are written do not."""
+    machine = ("device", "threads", "save_minutes", "workers", "tensorboard")
+    training = {k: v for k, v in config.to_json(run.training).items() if k not in machine}
+    return checkpoint.digest({**config.to_json(run), "training": training})
 
 
 class Trainer:
@@ -189,12 +199,14 @@ class Trainer:
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.metrics_bytes = 0
         self.watched_batches = 0
-        self.run_hash = checkpoint.digest({**config.to_json(self.run), "training": self._training_without_machine()})
+        self.run_hash = run_hash(self.run)
 
-    def _training_without_machine(self) -> dict[str, Any]:
-        """Training settings that decide the numbers; where and how often files are written do not."""
-        machine = ("device", "threads", "save_minutes", "workers", "tensorboard")
-        return {k: v for k, v in config.to_json(self.run.training).items() if k not in machine}
+    def is_that_of(self, folder: Path) -> bool:
+        """Does `folder` hold this very run, whatever the machine?"""
+        try:
+            return run_hash(checkpoint.run_from_json(checkpoint.read_record(folder)["run"])) == self.run_hash
+        except UserError:
+            return False
 
     def _watched_split(self) -> tuple[str, Split]:
         rule = self.run.training.selection

@@ -170,8 +170,9 @@ def damaged(finished: Any, tmp_path: Path) -> Path:
 
 def test_a_run_folder_that_exists(refused: Callable[..., None], small: list[str], finished: Any) -> None:
     before = (finished.folder / "run.json").read_bytes()
-    words = ["train", "at", *small, "--out", finished.folder]
+    words = ["train", "at", *small, "--epochs", "10", "--out", finished.folder]
     refused(words, f"{finished.folder} exists: continue it with --resume {finished.folder}")
+    refused([*words, "--outer.drw"], f"{finished.folder} exists and is not this run; choose another --out")
     assert (finished.folder / "run.json").read_bytes() == before
 
 

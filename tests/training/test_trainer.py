@@ -359,7 +359,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 
 def test_a_folder_that_exists_is_refused_and_left_alone(tiny: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=f"{tmp_path} exists: continue it with --resume"):
+    with pytest.raises(UserError, match=f"{tmp_path} exists and is not this run; choose another --out"):
         train(tiny("at"), out=tmp_path)
     with pytest.raises(UserError, match=r"notes\.txt exists"):
         train(tiny("at"), out=tmp_path / "notes.txt")
