@@ -42,15 +42,16 @@ def official(method: str = "at") -> Run:
     """Every method with its own published optimiser, schedule and attack: to reproduce its repository, not to compare.
 
     What the method does not say stays as in `taet`. Keys of `Method.official` are those of a run; `method.*` are knobs.
-    A method that says nothing, as one that wraps another, has no such profile: a `UserError`.
+    A method that says nothing has no such profile, which is a `UserError`; where it wraps another, run that base method
+    itself under it.
     """
     from taet import methods  # here, since a listing of the protocols needs no method
 
     cls = methods.find(method)
     if not cls.official:
         raise UserError(
-            f"protocol official: got {method}, which was published without settings of its own; allowed: the method "
-            "that it wraps, if it wraps one, or the protocols taet and reat"
+            f"protocol official: got {method}, which has no settings of its own to take; allowed: a method that has "
+            "(where one wraps another: that base method itself), or the protocols taet and reat"
         )
     knobs = {key.removeprefix("method."): value for key, value in cls.official.items() if key.startswith("method.")}
     settings = {key: value for key, value in cls.official.items() if not key.startswith("method.")}

@@ -24,6 +24,7 @@ from taet.errors import UserError, unknown
 
 Kind = Literal["methods", "attacks", "data", "models"]
 PACKAGE = Path(__file__).parent
+WORDS: dict[Kind, str] = {"methods": "method", "attacks": "attack", "data": "data set", "models": "model"}
 _added: list[tuple[Kind, Path]] = []
 
 
@@ -118,17 +119,20 @@ def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, Entry]:
         module, place = (f"taet_plugin_{kind}_{path.stem}", path) if path in own else (f"taet.{kind}.{path.stem}", None)
         for name, title in (names or {}).items():
             if place is not None and name in found:
-                raise UserError(f"{path}: there is a {name} among the {kind} already; rename yours")
+                raise UserError(f"{path}: the {WORDS[kind]} '{name}' exists already; rename yours")
             deviations = tuple(_literal(tree, "deviations") or ())
             found[name] = Entry(name, module, title, _literal(tree, "reference"), place, deviations)
     return dict(sorted(found.items()))
 
 
 def find(kind: Kind, name: str) -> Entry:
-    """Return the entry called `name`; an unknown name is a `UserError` with the nearest match."""
+    """Return the entry called `name`; an unknown name is a `UserError` with the nearest match.
+
+    A method that resembles none may be a plugin that was there when a run was made, which the error then says.
+    """
     known = entries(kind)
     if name not in known:
-        raise unknown(
-            {"methods": "method", "attacks": "attack", "data": "data set", "models": "model"}[kind], name, known
-        )
+        error = unknown(WORDS[kind], name, known)
+        strange = kind == "methods" and "did you mean" not in str(error)
+        raise UserError(f"{error}; is it a plugin? name its folder in TAET_PLUGINS") if strange else error
     return known[name]

@@ -78,7 +78,8 @@ def test_base_and_package_files_offer_nothing() -> None:
     ("kind", "name", "message"),
     [
         ("methods", "tate", r"unknown method 'tate'; allowed: adt, at, .*did you mean '(at|taet)'\?"),
-        ("methods", "at_bsl", r"did you mean 'at-bsl'\?"),
+        ("methods", "at_bsl", r"did you mean 'at-bsl'\?$"),
+        ("methods", "prediction-balanced", r"taet, trades; is it a plugin\? name its folder in TAET_PLUGINS$"),
         ("attacks", "autoatack", r"unknown attack 'autoatack'.*did you mean 'autoattack'\?"),
         ("data", "cifar10lt", r"unknown data set 'cifar10lt'.*did you mean 'cifar10-lt'\?"),
         ("models", "resnet81", r"unknown model 'resnet81'.*did you mean 'resnet18'\?|did you mean 'resnet8'\?"),
@@ -146,7 +147,7 @@ def test_a_file_can_be_added_in_a_program(plugins: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("NAMES = {'at': 'another one'}", "there is a at among the methods already"),
+        ("NAMES = {'at': 'another one'}", "the method 'at' exists already; rename yours"),
         ("def", "is no Python file"),
     ],
 )
@@ -170,6 +171,50 @@ def test_a_file_holds_one_method(plugins: Path, number: int) -> None:
     (plugins / "methods" / f"count{number}.py").write_text(source)
     with pytest.raises(UserError, match=rf"count{number}\.py: got {number} methods; allowed: one class"):
         methods.find(f"count{number}")
+
+
+WHOLE = {
+    "title": 'title = "One"',
+    "reference": 'reference = "a test"',
+    "Config": "@dataclass(frozen=True)\n    class Config:\n        power: float = 1.0",
+    "loss": "def loss(self, model, x, y, adversarial): ...",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "source", "message"),
+    [
+        ("whole", "Config", WHOLE["Config"], None),
+        ("knobless", "Config", "", None),
+        ("lossless", "loss", "", "got no method loss; allowed: loss"),
+        ("untitled", "title", "", "got no title; allowed: a text"),
+        ("unsaid", "title", "title: str", "got no title; allowed: a text"),
+        ("unreferenced", "reference", "reference = 3", "got no reference; allowed: a text"),
+        ("plain", "Config", "class Config:\n        power: float = 1.0", "got a Config that is no frozen dataclass"),
+        ("thawed", "Config", "@dataclass\n    class Config:\n        power: float = 1.0", "no frozen dataclass"),
+        ("derived", "Config", "class Config(Method.Config):\n        power: float = 1.0", "no frozen dataclass"),
+        ("mapping", "Config", "Config = {}", "no frozen dataclass"),
+        (
+            "bare",
+            "Config",
+            "@dataclass(frozen=True)\n    class Config:\n        power: float",
+            "power without a default",
+        ),
+    ],
+)
+def test_a_method_that_lacks_a_part_is_refused_in_one_line(
+    plugins: Path, name: str, part: str, source: str, message: str | None
+) -> None:
+    body = "\n    ".join((WHOLE | {part: source}).values())
+    head = '"""Part."""\nfrom dataclasses import dataclass\nfrom taet.methods.base import Method\n\n\n'
+    (plugins / "methods" / f"{name}.py").write_text(f"{head}class One(Method):\n    {body}\n")
+    if message is None:
+        assert methods.find(name).title == "One"
+        return
+    with pytest.raises(UserError, match=rf"{name}\.py: One: .*{message}") as caught:
+        methods.find(name)
+    assert "\n" not in str(caught.value)
+    assert main(["train", name]) == 2
 
 
 def test_a_folder_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

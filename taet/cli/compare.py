@@ -36,9 +36,9 @@ A specification:
   seeds = [0, 1, 2]
   protocol = "taet"
 
-  [settings]                  # of every run
-  model.name = "resnet8"
-  training.epochs = 60
+  [settings]                  # of every run, by the names of the options of taet train
+  model = "resnet8"
+  epochs = 60
   threat.eps = "8/255"
 
   [[variants]]                # the grid once more, with settings added, for the methods that can take them

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import difflib
 import io
+import itertools
 import os
 import re
+import typing
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -52,14 +55,19 @@ def parse(
 ) -> T:
     """Fill the dataclass `kind` from `arguments`; a mistake is a `UserError` in one line, --help prints and exits."""
     text = description + "\n\nexamples:\n" + "\n".join(f"  {example}" for example in examples)
-    asks_for_help = any(argument in ("-h", "--help") for argument in arguments)
-    with contextlib.nullcontext(io.StringIO()) if asks_for_help else _captured() as output:
+    words = normalise(arguments)
+    if any(word in ("-h", "--help") for word in words):
+        return tyro.cli(kind, args=words, prog=prog, description=text)  # prints, and exits
+    with _captured() as output:
         try:
-            return tyro.cli(kind, args=normalise(arguments), prog=prog, description=text)
+            return tyro.cli(kind, args=words, prog=prog, description=text)
         except SystemExit as exit_:
             if not exit_.code:
                 raise
-    raise UserError(_one_line(output.getvalue(), prog))
+    raise UserError(f"{_mistake(output.getvalue(), kind, words, prog)}; see {prog} --help")
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -77,20 +85,84 @@ def _captured() -> Iterator[io.StringIO]:
             os.environ["COLUMNS"] = before
 
 
-def _one_line(box: str, prog: str) -> str:
+def _mistake(box: str, kind: type, words: Sequence[str], prog: str) -> str:
+    """What tyro's box of text says, in one line: what, what was got and what is allowed."""
     text = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯| \t") for line in box.splitlines()]
     lines = [line for line in text if set(line) - set("─-+ ")]  # first the title of the box, then its message
-    choice = re.search(r"invalid choice '(.*?)' for argument '(.*?)'. Expected one of (\(.*?\))", " ".join(lines))
-    if choice:
-        return str(unknown(choice[2], choice[1], ast.literal_eval(choice[3])))
-    message = lines[1] if len(lines) > 1 else "the options cannot be read"
-    if message.startswith("Missing from"):
-        message = f"{lines[2]} is missing" if len(lines) > 2 else message
-    message = re.sub(r"^Unrecognized options: ([^,\s]+).*", r"unknown option \1", message)
-    near = re.search(r"(?:Perhaps you meant|Arguments similar to [^:]*):\s*(--[\w.-]+)", " ".join(lines))
-    short = difflib.get_close_matches(message.rpartition(" ")[2], ALIASES, n=1)
-    hint = f"; did you mean {near[1] if near else short[0]}?" if near or short else ""
-    return f"{message.rstrip('.')}{hint}; see {prog} --help"
+    message, whole = lines[1] if len(lines) > 1 else "the options cannot be read", " ".join(lines)
+    if found := re.search(r"invalid choice '(.*?)' for argument '(.*?)'. Expected one of (\(.*?\))", whole):
+        return str(unknown(found[2], found[1], ast.literal_eval(found[3])))
+    if found := re.match(r"Missing value for argument '(--.*?)'", message):
+        return f"{found[1]} needs a value"
+    if message.startswith("Missing from") and len(lines) > 2:
+        return f"{lines[2]} is missing"
+    if found := re.match(r"Error parsing (--[\w.-]+)", message):
+        metavar = next((line for line in lines if line.startswith(f"{found[1]} ")), "").partition(" ")[2]
+        return f"{found[1]}: got '{_given(found[1], words)}'; allowed: {_form(found[1], metavar)}"
+    if found := re.match(r"Unrecognized options: ([^,\s]+)", message):
+        near = re.search(r"(?:Perhaps you meant|Arguments similar to [^:]*):\s*(--[\w.-]+)", whole)
+        return _unknown_option(found[1], near[1] if near else None, kind, prog)
+    return message.rstrip(".")
+
+
+def _given(option: str, words: Sequence[str]) -> str:
+    """The values that follow the last `option` among the words, or its value after =."""
+    values: list[str] = []
+    for position, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == option:
+            after = itertools.takewhile(lambda other: not re.match(r"--?[A-Za-z]", other), words[position + 1 :])
+            values = [value] if equals else list(after)
+    return " ".join(values)
+
+
+def _form(option: str, metavar: str) -> str:
+    """What tyro calls INT, {None}|FLOAT or {INT INT}, in words."""
+    kinds = re.findall("INT|FLOAT", metavar)
+    noun = "number" if "FLOAT" in kinds else "whole number"
+    if not kinds:
+        return metavar
+    if "..." in metavar:
+        return f"{noun}s"
+    if len(kinds) > 1:
+        return f"{'two' if len(kinds) == 2 else len(kinds)} {noun}s"
+    return f"a {noun}, e.g. 8/255" if BALL_FLAG.fullmatch(option) else f"a {noun}"
+
+
+def _unknown_option(option: str, near: str | None, kind: type, prog: str) -> str:
+    """An option that there is not; one with a dot is compared with those of its part, or with all that have a dot."""
+    if not option.startswith("-"):
+        return f"got '{option}', which belongs to no option"
+    part, dot, last = option.partition(".")
+    if dot:
+        parts = _options(kind)
+        own = parts.get(part.removeprefix("--"))
+        if own == []:
+            return f"unknown option {option}; {prog.rpartition(' ')[2]} has none of its own"
+        if own is not None:
+            matches = [f"{part}.{name}" for name in _near(last, [name.partition(".")[2] for name in own])]
+        else:
+            dotted = [name for names in parts.values() for name in names if "." in name]
+            matches = [f"--{last}"] if f"--{last}" in parts[""] else _near(option, dotted)
+    else:
+        matches = [near] if near else _near(option, [*ALIASES])
+    return f"unknown option {option}" + (f"; did you mean {matches[0]}?" if matches else "")
+
+
+def _near(name: str, known: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(name, known, n=1)
+
+
+def _options(kind: type) -> dict[str, list[str]]:
+    """The options of every part that has a prefix, and of all others under ''."""
+    parts: dict[str, list[str]] = {"": []}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        inner, *extras = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+        fields = [field.name for field in dataclasses.fields(inner)] if dataclasses.is_dataclass(inner) else None
+        prefixed = fields is not None and not any(getattr(extra, "name", None) == "" for extra in extras)
+        words = [f"--{name}.{field}" if prefixed else f"--{field}" for field in ([name] if fields is None else fields)]
+        parts.setdefault(name if prefixed else "", []).extend(word.replace("_", "-") for word in words)
+    return parts
 
 
 def take(arguments: list[str], flag: str) -> str | None:
@@ -100,9 +172,9 @@ def take(arguments: list[str], flag: str) -> str | None:
         if name != flag:
             continue
         if not equals:
-            if position + 1 == len(arguments):
-                raise UserError(f"{flag} needs a value")
-            value = arguments.pop(position + 1)
+            value = arguments.pop(position + 1) if position + 1 < len(arguments) else ""
+        if not value or value.startswith("--"):
+            raise UserError(f"{flag} needs a value")
         arguments.pop(position)
         return value
     return None

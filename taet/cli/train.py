@@ -26,11 +26,13 @@ EXAMPLES = (
     "taet train at --data folder:./lesions --data.size 32 --outer balanced-softmax",
     "taet train --resume runs/harl-skip",
 )
-DESCRIPTION = (
-    "Train METHOD under a protocol: --protocol taet (default) or reat sets every other default; official takes the "
-    "settings that METHOD was published with. "
-    "Options --method.* are the method's own."
-)
+DESCRIPTION = """Train METHOD. Options --method.* are its own; --data, --model and --outer are short for --data.name,
+--model.name and --outer.name.
+
+beside the options below:
+  --protocol NAME   sets every other default: taet (default), reat, or official, the settings METHOD was published with
+  --resume RUN      go on with a run that stopped; takes no other option but --json
+  --json            print the finished run as JSON"""
 
 
 def run(arguments: list[str]) -> None:

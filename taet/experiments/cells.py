@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,16 +12,14 @@ from typing import Any, Literal
 from taet import config, methods, protocols
 from taet.config import Data, Run
 from taet.data import Dataset, load
-from taet.errors import UserError
+from taet.errors import UserError, unknown
 from taet.evaluation import ResultCard, parse_attack
-from taet.experiments.specification import Entry, Settings, Specification, Variant
+from taet.experiments.specification import SHORT, Entry, Settings, Specification, Variant
 from taet.report.read import deciding
 from taet.training.checkpoint import read_json, read_record, run_from_json
 from taet.training.trainer import Trainer
 
 State = Literal["done", "started", "missing", "not applicable"]
-
-SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # as the command line calls them
 
 
 @dataclass(frozen=True)
@@ -108,17 +106,27 @@ class Cell:
 def cells(specification: Specification, out: Path) -> list[Cell]:
     """Return every cell, all methods of the first seed first; their runs are folders of `out`/runs.
 
-    A setting that no method can take is a mistake, and a `UserError`; one that some cannot take makes their cells not
-    applicable.
+    A mistake is a `UserError`: settings of an entry that its method alone cannot take, shared ones or a variant's that
+    no method can take. Shared ones that some cannot take make their cells not applicable.
     """
-    for entry in specification.methods:
-        try:
-            _run(specification, entry, entry.settings)
-        except UserError as error:
-            raise UserError(f"methods: {entry.name}: {error}") from None
+    try:
+        return _planned(specification, out)
+    except UserError as error:
+        where = "" if specification.path is None else f"specification {specification.path}: "
+        raise UserError(f"{where}{error}") from None
+
+
+def _planned(specification: Specification, out: Path) -> list[Cell]:
+    starts = {entry.name: _start(specification.protocol, entry) for entry in specification.methods}
+    if all(isinstance(start, str) for start in starts.values()):
+        raise UserError(str(next(iter(starts.values()))))
     datasets: dict[Data, Dataset] = {}
-    first = [_cell(specification, out, datasets, *point) for point in _grid(specification)]
-    _check_variants(first)
+    first = [_cell(specification, out, datasets, starts, *point) for point in _grid(specification)]
+    for cell in first:
+        start = starts[cell.entry.name]
+        if cell.run is None and cell.entry.settings and not cell.variant.name and isinstance(start, Run):
+            _check_entry(specification, datasets, start, cell)
+    _check_shared(specification, [cell for cell in first if isinstance(starts[cell.entry.name], Run)])
     planned = [_with_seed(cell, seed) for seed in specification.seeds for cell in first]
     folders: dict[Path, Cell] = {}
     for cell in planned:
@@ -129,6 +137,21 @@ def cells(specification: Specification, out: Path) -> list[Cell]:
     return planned
 
 
+def _start(protocol: str, entry: Entry) -> Run | str:
+    """The run that the protocol prescribes, or why it has none for the method; a mistake in the entry is refused."""
+    start: Run | str
+    try:
+        methods.find(entry.method)  # a file that is broken is a mistake under every protocol
+        try:
+            start = protocols.start(protocol, entry.method)
+        except UserError as error:
+            start = str(error)
+        _run(protocols.taet(entry.method) if isinstance(start, str) else start, entry, entry.settings)
+    except UserError as error:
+        raise UserError(f"methods: {entry.name}: {error}") from None
+    return start
+
+
 def _grid(specification: Specification) -> Iterator[tuple[str, float | None, Variant, Entry]]:
     for data in specification.data:
         for ratio in specification.imbalance:
@@ -137,10 +160,15 @@ def _grid(specification: Specification) -> Iterator[tuple[str, float | None, Var
                     yield data, ratio, variant, entry
 
 
+def _of_data(data: str, ratio: float | None) -> Settings:
+    return {"data.name": data} | ({} if ratio is None else {"data.imbalance_ratio": ratio})
+
+
 def _cell(
     specification: Specification,
     out: Path,
     datasets: dict[Data, Dataset],
+    starts: Mapping[str, Run | str],
     data: str,
     ratio: float | None,
     variant: Variant,
@@ -150,23 +178,14 @@ def _cell(
     place = data.replace(":", "-").replace("/", "-").strip("-.")
     parts = [entry.name, variant.name, place, "" if ratio is None else f"ir{ratio:g}"]
     name = "_".join(part for part in parts if part)
-    own: Settings = {"data.name": data} | ({} if ratio is None else {"data.imbalance_ratio": ratio})
-    settings = {**own, **specification.settings, **variant.settings, **entry.settings}
-    run, reason = None, ""
-    try:
-        for key in variant.settings.keys() & entry.settings.keys():
-            if variant.settings[key] != entry.settings[key]:
-                raise UserError(f"its own settings say {key} {entry.settings[key]}")
-        run = _run(specification, entry, settings)
-    except UserError as error:
-        reason = str(error)
-    if run is not None:
-        if run.data not in datasets:  # a mistake in these concerns every method
-            datasets[run.data] = load(**config.to_json(run.data))
-        try:
-            run = _resolved(run, datasets[run.data])
-        except UserError as error:
-            run, reason = None, str(error)
+    settings = {**_of_data(data, ratio), **specification.settings, **variant.settings, **entry.settings}
+    made = starts[entry.name]
+    if isinstance(made, Run):
+        made = _made(made, entry, settings, datasets)
+    for key in variant.settings.keys() & entry.settings.keys():
+        if variant.settings[key] != entry.settings[key]:
+            made = f"its own settings say {key} {entry.settings[key]}"
+    run, reason = (made, "") if isinstance(made, Run) else (None, made)
     flags = _flags({**settings, "protocol": specification.protocol})
     return Cell(name, entry, variant, data, ratio, 0, out / "runs" / name, run, flags, reason)
 
@@ -178,18 +197,42 @@ def _with_seed(cell: Cell, seed: int) -> Cell:
     return dataclasses.replace(cell, name=name, seed=seed, run=run, flags=flags, folder=folder)
 
 
-def _run(specification: Specification, entry: Entry, settings: Settings) -> Run:
-    """The run of a method under the protocol, with settings on top; its data are not looked at."""
-    run = protocols.start(specification.protocol, entry.method)
-    knobs: Any = methods.find(entry.method).Config() if run.settings is None else run.settings
+def _run(start: Run, entry: Entry, settings: Settings) -> Run:
+    """The run of a method, with settings on top of its protocol; its data are not looked at."""
+    knobs: Any = methods.find(entry.method).Config() if start.settings is None else start.settings
     own = {key.removeprefix("method."): value for key, value in settings.items() if key.startswith("method.")}
-    if own and not dataclasses.fields(knobs):
-        raise UserError(f"unknown setting 'method.{next(iter(own))}'; {entry.method} has none of its own")
+    known = [field.name for field in dataclasses.fields(knobs)]
+    for name in own:
+        if not known:
+            raise UserError(f"unknown setting 'method.{name}'; {entry.method} has none of its own")
+        if name not in known:
+            raise unknown(f"knob of {entry.method}", name, known)
     shared = {key: value for key, value in settings.items() if not key.startswith("method.")}
-    run = config.override(run, {"settings": config.override(knobs, own), **shared})
+    run = config.override(start, {"settings": config.override(knobs, own), **shared})
     for attack in run.evaluation.attacks:
         parse_attack(attack)
     return run
+
+
+def _made(start: Run, entry: Entry, settings: Settings, datasets: dict[Data, Dataset]) -> Run | str:
+    """The run of a method as its run.json would have it, or why its method refuses it."""
+    try:
+        run = _run(start, entry, settings)
+    except UserError as error:
+        return str(error)
+    if run.data not in datasets:
+        try:
+            datasets[run.data] = load(**config.to_json(run.data))
+        except UserError as error:  # which concerns every method, unless the entry has data settings of its own
+            shared = {key: settings[key] for key in settings.keys() - entry.settings.keys() if key.startswith("data.")}
+            if any(key.startswith("data.") for key in entry.settings):
+                load(**config.to_json(config.override(start, shared).data))
+                raise UserError(f"methods: {entry.name}: {error}") from None
+            raise
+    try:
+        return _resolved(run, datasets[run.data])
+    except UserError as error:
+        return str(error)
 
 
 def _resolved(run: Run, dataset: Dataset) -> Run:
@@ -199,13 +242,39 @@ def _resolved(run: Run, dataset: Dataset) -> Run:
     return config.override(run, {"settings": settings})
 
 
-def _check_variants(planned: Sequence[Cell]) -> None:
+def _check_entry(specification: Specification, datasets: dict[Data, Dataset], start: Run, cell: Cell) -> None:
+    """Refuse an entry whose own settings its method cannot take on the data of the cell, whatever is shared."""
+    shared = {key: value for key, value in specification.settings.items() if key.startswith("data.")}
+    data = {**_of_data(cell.data, cell.imbalance), **shared}
+    alone = _made(start, cell.entry, {**data, **cell.entry.settings}, datasets)
+    if isinstance(alone, str) and alone != _made(start, cell.entry, data, datasets):
+        raise UserError(f"methods: {cell.entry.name}: {alone}")
+
+
+def _check_shared(specification: Specification, planned: Sequence[Cell]) -> None:
     """Refuse settings, of all or of a variant, that no method can take."""
-    for variant in dict.fromkeys(cell.variant.name for cell in planned):
-        of = [cell for cell in planned if cell.variant.name == variant]
-        if all(cell.run is None for cell in of):
-            where = f"variants: {variant}" if variant else "settings"
-            raise UserError(f"{where}: no method can take them: {of[0].entry.name}: {of[0].reason}")
+    for variant in specification.variants:
+        of = [cell for cell in planned if cell.variant is variant]
+        if any(cell.run is not None for cell in of):
+            continue
+        where = f"variants: {variant.name}" if variant.name else "settings"
+        settings = {**specification.settings, **variant.settings}
+        knobs = {f.name for cell in of for f in dataclasses.fields(methods.find(cell.entry.method).Config)}
+        own = [key for key in settings if key.startswith("method.")]
+        try:
+            for key in own:
+                if key.removeprefix("method.") not in knobs:
+                    raise _no_knob(key, knobs)
+            _run(protocols.taet(), Entry("at", "at"), {key: settings[key] for key in settings if key not in own})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: no method can take them: {of[0].entry.name}: {of[0].reason}")
+
+
+def _no_knob(key: str, knobs: Collection[str]) -> UserError:
+    if knobs:
+        return unknown("setting", key, [f"method.{knob}" for knob in knobs])
+    return UserError(f"unknown setting '{key}'; none of the methods has settings of its own")
 
 
 def _flags(settings: Settings) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taet import protocols, registry
-from taet.config import Run
+from taet import methods, protocols, registry
+from taet.config import Data, Run, Training
 from taet.errors import UserError, unknown
 
 KEYS = ("title", "methods", "data", "imbalance", "seeds", "protocol", "settings", "variants")
@@ -21,7 +21,17 @@ METHOD_KEYS = ("name", "method", "settings")
 VARIANT_KEYS = ("name", "settings")
 NAME = re.compile(r"[A-Za-z0-9.+-]+")  # names become folders; parts of a folder's name are joined by _
 PARTS = tuple(f.name for f in dataclasses.fields(Run) if dataclasses.is_dataclass(f.default_factory))
-OWN = {"data.name": "data", "data.imbalance_ratio": "imbalance"}  # settings that are keys of the specification
+SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # as the command line calls them
+BARE = {short: name for name, short in SHORT.items()} | {
+    f.name: f"training.{f.name}" for f in dataclasses.fields(Training)
+}
+OWN = {  # settings that are keys of the specification
+    "data.name": "data",
+    "data.imbalance_ratio": "imbalance",
+    "seed": "seeds",
+    "protocol": "protocol",
+}
+MAX_SEED = 2**63 - 1
 
 Settings = Mapping[str, Any]
 """Dotted settings of a run, and `method.KNOB` for those of its method; lists are tuples."""
@@ -58,6 +68,8 @@ class Specification:
     settings: Settings
     variants: tuple[Variant, ...]
     """The plain grid, then every variant."""
+    path: Path | None = None
+    """The file that says so."""
 
 
 def read(path: str | Path) -> Specification:
@@ -70,7 +82,7 @@ def read(path: str | Path) -> Specification:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"specification {path}: no TOML: {error}") from None
     try:
-        return parse(values, title=Path(path).stem)
+        return dataclasses.replace(parse(values, title=Path(path).stem), path=Path(path))
     except UserError as error:
         raise UserError(f"specification {path}: {error}") from None
 
@@ -80,17 +92,23 @@ def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification
     _check_keys("key", values, KEYS)
     names = registry.entries("methods")
     if values.get("methods") == "all":
-        methods = [Entry(name, name) for name in names]
+        entries = [Entry(name, name) for name in names]
     else:
-        methods = [_entry(value) for value in _list(values, "methods", (str, dict))]
+        entries = [_entry(value) for value in _list(values, "methods", (str, dict))]
     data = _list(values, "data", (str,))
     imbalance = _list(values, "imbalance", (int, float)) if "imbalance" in values else [None]
     seeds = _list(values, "seeds", (int,)) if "seeds" in values else [0]
     protocol = _value(values, "protocol", str, "taet")
-    protocols.start(protocol, methods[0].method)
+    if protocol not in protocols.PROTOCOLS:
+        raise unknown("protocol", protocol, protocols.PROTOCOLS)
+    for ratio in imbalance:
+        Data(imbalance_ratio=ratio)
+    for seed in seeds:
+        if not 0 <= seed <= MAX_SEED:
+            raise UserError(f"seeds: got {seed}; allowed: 0 to 2^63 - 1")
     variants = [_variant(value) for value in _list(values, "variants", (dict,))] if "variants" in values else []
     for key, found in (
-        ("methods", [method.name for method in methods]),
+        ("methods", [entry.name for entry in entries]),
         ("data", data),
         ("imbalance", imbalance),
         ("seeds", seeds),
@@ -101,7 +119,7 @@ def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification
             raise UserError(f"{key}: got {twice[0]} {found.count(twice[0])} times; allowed: each once")
     return Specification(
         title=_value(values, "title", str, title),
-        methods=tuple(methods),
+        methods=tuple(entries),
         data=tuple(data),
         imbalance=tuple(imbalance),
         seeds=tuple(seeds),
@@ -119,7 +137,15 @@ def _entry(value: Any) -> Entry:
     name = _name("methods", value)
     method = _value(value, "method", str, name)
     registry.find("methods", method)
-    return Entry(name, method, _settings(f"methods: {name}", _value(value, "settings", dict, {}), own=True))
+    own, where = _value(value, "settings", dict, {}), f"methods: {name}"
+    return Entry(name, method, _settings(where, own, knobs=_knobs(where, method) if own else ()))
+
+
+def _knobs(where: str, method: str) -> list[str]:
+    try:
+        return [field.name for field in dataclasses.fields(methods.find(method).Config)]
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _variant(value: Any) -> Variant:
@@ -179,18 +205,17 @@ def _name(key: str, values: Mapping[str, Any]) -> str:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def _settings(where: str, values: Mapping[str, Any], own: bool = False) -> dict[str, Any]:
-    """Return settings by their dotted names; in a method's `own`, a name without a part is one of its knobs."""
+def _settings(where: str, values: Mapping[str, Any], knobs: Sequence[str] = ()) -> dict[str, Any]:
+    """Return settings by their dotted names, from those or the command line's; `knobs` need no `method.`."""
     settings: dict[str, Any] = {}
     for key, value in _flat(values):
         name = key.replace("-", "_")
-        part = name.partition(".")[0]
-        if part not in (*PARTS, "method"):
-            if not own:
-                raise UserError(f"{where}: {_no_part(name)}")
-            name = f"method.{name}"
+        name = f"method.{name}" if name in knobs else BARE.get(name, name)
         if name in OWN:
             raise UserError(f"{where}: got {key}; allowed: as {OWN[name]} of the specification")
+        part, dot, _ = name.partition(".")
+        if not dot or part not in (*PARTS, "method"):
+            raise UserError(f"{where}: {_no_part(name, knobs)}")
         if name in settings:
             raise UserError(f"{where}: got {key} twice; allowed: each once")
         try:
@@ -208,11 +233,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def _no_part(name: str) -> str:
-    known = [f"{part}.{f.name}" for part in PARTS for f in dataclasses.fields(getattr(Run(), part))]
-    near = [full for full in known if full.partition(".")[2] == name] or difflib.get_close_matches(name, known, n=1)
+def _no_part(name: str, knobs: Sequence[str]) -> str:
+    dotted = [f"{part}.{f.name}" for part in PARTS for f in dataclasses.fields(getattr(Run(), part))]
+    known = [*knobs, *BARE, *dotted]
+    near = [full for full in dotted if full.partition(".")[2] == name] or difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"unknown setting '{name}'; allowed: {', '.join(f'{part}.*' for part in (*PARTS, 'method'))}{hint}"
+    parts = ", ".join([*knobs, *(f"{part}.*" for part in (*PARTS, "method"))])
+    return f"unknown setting '{name}'; allowed: {parts}, or an option of taet train by its name{hint}"
 
 
 def _setting(name: str, value: Any) -> Any:

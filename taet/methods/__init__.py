@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,13 +14,29 @@ __all__ = ["Attack", "Method", "Task", "build", "find"]
 
 
 def find(name: str) -> type[Method]:
-    """Return the class of the method called `name`: the one `Method` that its file defines."""
+    """Return the class of the method called `name`: the one `Method` that its file defines, which must be whole."""
     module = registry.find("methods", name).load()
     classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
     found = [c for c in classes if issubclass(c, Method)]
     if len(found) != 1:
         raise UserError(f"{module.__file__}: got {len(found)} methods; allowed: one class that extends Method")
+    _check_class(found[0], f"{module.__file__}: {found[0].__name__}")
     return found[0]
+
+
+def _check_class(cls: type[Method], where: str) -> None:
+    """Refuse a class that lacks what every method has to say."""
+    if cls.loss is Method.loss:
+        raise UserError(f"{where}: got no method loss; allowed: loss(self, model, x, y, adversarial)")
+    for name in ("title", "reference"):
+        if not isinstance(getattr(cls, name, None), str) or not getattr(cls, name):
+            raise UserError(f"{where}: got no {name}; allowed: a text, {name} = '...'")
+    kind = vars(cls.Config).get("__dataclass_params__") if isinstance(cls.Config, type) else None
+    if kind is None or not kind.frozen:
+        raise UserError(f"{where}: got a Config that is no frozen dataclass; allowed: @dataclass(frozen=True)")
+    for field in dataclasses.fields(cls.Config):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: got the knob {field.name} without a default; allowed: one for every knob")
 
 
 def build(name: str, settings: Any, task: Task) -> Method:

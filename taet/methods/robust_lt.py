@@ -6,6 +6,8 @@ Source: Zhang et al., RobustLT, CVPR 2026, arXiv:2605.13395.
 from __future__ import annotations
 
 import ast
+import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from taet import config as configs
 from taet import methods
 from taet.config import check_fields
-from taet.errors import UserError
+from taet.errors import UserError, unknown
 from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
 from taet.models.heads import Head
 
@@ -34,17 +36,37 @@ def class_budgets(class_counts: Tensor, a: float) -> Tensor:
 
 
 def base_settings(name: str, knobs: Sequence[str]) -> Any:
-    """Return the Config of the method called `name`, from knobs written as on the command line, "beta=3"."""
-    values = {}
+    """Return the Config of the method called `name`, from knobs spelled as on the command line, "tail-weight=2"."""
+    kind, where = methods.find(name).Config, f"robust-lt: knob of {name}"
+    names = [field.name for field in dataclasses.fields(kind)]
+    values: dict[str, Any] = {}
     for knob in knobs:
-        field, equals, text = knob.partition("=")
+        field, equals, text = (part.strip() for part in knob.partition("="))
+        field = field.replace("-", "_")
+        if not names:
+            raise UserError(f"{where}: got '{knob}'; allowed: none, {name} has none of its own")
+        if field not in names:
+            spelled = [known.replace("_", "-") for known in names]
+            raise UserError(f"{where}: {unknown('name', field.replace('_', '-'), spelled)}")
         if not equals:
-            raise UserError(f"robust-lt knob: got '{knob}'; allowed: name=value, e.g. beta=3")
-        try:
-            values[field.strip()] = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError):
-            values[field.strip()] = text.strip()
-    return configs.from_json(methods.find(name).Config, values)
+            raise UserError(f"{where}: got '{knob}'; allowed: {knob}=value")
+        if field in values:
+            raise UserError(f"{where}: got {field.replace('_', '-')} more than once; allowed: each once")
+        values[field] = _value(text)
+    try:
+        return configs.from_json(kind, values)
+    except UserError as error:
+        raise UserError(f"{where}: {str(error).removeprefix('method ')}") from None
+
+
+def _value(text: str) -> Any:
+    """What the text of a knob means: true and false, numbers, several of them apart by blanks, or the text itself."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(re.sub(r"(?<=\d)\s+(?=[-+.\d])", ", ", text))
+    except (ValueError, SyntaxError, TypeError):
+        return text
 
 
 class RobustLT(Method):
@@ -54,7 +76,7 @@ class RobustLT(Method):
     warm-up shrinks the whole budget: it is 0 in the first epoch, whose examples are the images themselves, and from
     epoch b E + 1 on its mean over the training images is eps. Evaluation stays at eps for every class.
 
-    It has no settings of its own in the profile `official`: those are the base method's.
+    It has no settings of its own for the profile `official`: run the base method itself under it.
     """
 
     title = "RobustLT"
@@ -72,7 +94,7 @@ class RobustLT(Method):
         b: float | None = None
         """Share of the epochs of the warm-up; 0: none. Not given: the paper's, 1.0 with taet, 0.8 with others."""
         knobs: tuple[str, ...] = ()
-        """Settings of the base method, as name=value."""
+        """Settings of the base method, as on the command line without --method: name=value, e.g. tail-weight=2."""
 
         def __post_init__(self) -> None:
             check_fields(self)

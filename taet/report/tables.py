@@ -85,19 +85,21 @@ class Table:
 def marked(cells: Sequence[Cell | None]) -> list[Cell | None]:
     """Mark the best and the second best value of a column, and every cell whose interval overlaps that of the best.
 
-    A column whose values are all equal has no best.
+    A column whose values are all equal has no best; a second value that several share, or that is 0, is no second best.
     """
-    values = sorted({cell.value for cell in cells if cell is not None and not math.isnan(cell.value)}, reverse=True)
+    there = [cell.value for cell in cells if cell is not None and not math.isnan(cell.value)]
+    values = sorted(set(there), reverse=True)
     if len(values) < 2:
         return list(cells)
     best = [cell for cell in cells if cell is not None and cell.value == values[0]]
+    has_second = there.count(values[0]) == there.count(values[1]) == 1 and values[1] > 0
     floor = min(cell.low for cell in best)
 
     def mark(cell: Cell | None) -> Cell | None:
         if cell is None or math.isnan(cell.value):
             return cell
         is_best = cell.value == values[0]
-        second = len(best) == 1 and cell.value == values[1]
+        second = has_second and cell.value == values[1]
         within = (
             sum(other is not None and other.high >= floor for other in cells) > 1 if is_best else cell.high >= floor
         )
@@ -213,13 +215,16 @@ def ranked(runs: Sequence[Measured]) -> list[Measured]:
 
 
 def headline(runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: AttackKey | None) -> Table:
-    """Balanced accuracy and robustness, methods x attacks; that of the tail under the hardest, accuracy, and cost."""
+    """Balanced accuracy and robustness, methods x attacks; that of the tail under the hardest, accuracy, and cost.
+
+    Accuracy is left out where it is the balanced one.
+    """
     clean = next((attack for attack in attacks if attack.norm is None), None)
     columns: list[tuple[Head, AttackKey, Callable[[Sequence[Summary]], Cell | None]]]
     columns = [(head, attack, balanced_cell) for head, attack in zip(heads(attacks), attacks, strict=True)]
     if hardest is not None:
         columns.append((Head("tail", hardest.name), hardest, tail_cell))
-    if clean is not None:
+    if clean is not None and not even(runs):
         columns.append((Head("accuracy", "plain, clean"), clean, accuracy_cell))
 
     def cell(run: Measured, column: int) -> Cell | None:
@@ -227,6 +232,12 @@ def headline(runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: At
         return value(run.summaries[attack]) if attack in run.summaries else None
 
     return table("Balanced accuracy", [head for head, _, _ in columns], runs, cell).beside(*costs(runs))
+
+
+def even(runs: Sequence[Measured]) -> bool:
+    """Has every class that is tested as many test images as the others? Then plain accuracy is the balanced one."""
+    totals = [summary.total for run in runs for summaries in run.summaries.values() for summary in summaries]
+    return all(len(set(total[total > 0].tolist())) <= 1 for total in totals)
 
 
 def balanced_cell(summaries: Sequence[Summary]) -> Cell:
@@ -265,7 +276,9 @@ def costs(runs: Sequence[Measured]) -> tuple[list[Head], list[list[Fact]]]:
 
 
 def plain(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Table:
-    """Plain accuracy and robustness: methods x attacks."""
+    """Plain accuracy and robustness: methods x attacks; no columns and no rows where they are the balanced ones."""
+    if even(runs):
+        return Table("Plain accuracy", (), (), "the balanced one, since the test set has as many images of every class")
 
     def cell(run: Measured, column: int) -> Cell | None:
         return accuracy_cell(run.summaries[attacks[column]]) if attacks[column] in run.summaries else None

@@ -129,11 +129,14 @@ def test_what_is_no_duration(text: str) -> None:
         ("compare two.toml --time-budget soon", "time budget: got 'soon'"),
         ("compare two.toml --time-budget 0s", "time budget: got 0 seconds; allowed: above 0"),
         ("compare two.toml --job 2", "unknown option --job; did you mean --jobs?"),
+        ("compare bad.toml", "taet: error: specification bad.toml: methods: typo: unknown method 'trade'"),
     ],
 )
 def test_a_mistake_in_the_call_is_one_line(taet: Any, place: Path, words: str, part: str) -> None:
+    typo = 'methods = [{name = "typo", method = "robust-lt", settings = {base = "trade"}}]'
+    (place / "bad.toml").write_text(SPECIFICATION.replace('methods = ["at", "harl"]', typo))
     outcome = taet(*words.split())
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.count("\n") == 1
     assert part in outcome.err
-    assert [path.name for path in place.iterdir()] == ["two.toml"]
+    assert sorted(path.name for path in place.iterdir()) == ["bad.toml", "two.toml"]

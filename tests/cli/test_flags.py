@@ -35,8 +35,35 @@ def test_take_removes_a_flag() -> None:
     assert take(arguments, "--out") == "x"
     assert take(arguments, "--seed") is None
     assert arguments == ["a", "b"]
-    with pytest.raises(UserError, match="--protocol needs a value"):
-        take(["--protocol"], "--protocol")
+    for words in (["--protocol"], ["--protocol", "--data.max-count", "20"], ["--protocol="]):
+        with pytest.raises(UserError, match=r"^--protocol needs a value$"):
+            take(words, "--protocol")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("at --epochs x", "--epochs: got 'x'; allowed: a whole number"),
+        ("at --epochs 3 --epochs=1.5", "--epochs: got '1.5'; allowed: a whole number"),
+        ("at --data.size x", "--data.size: got 'x'; allowed: a whole number"),
+        ("at --threat.eps x --seed 3", "--threat.eps: got 'x'; allowed: a number, e.g. 8/255"),
+        ("at --milestones 0.5 x", "--milestones: got '0.5 x'; allowed: numbers"),
+        ("las-at --method.eps 3", "--method.eps: got '3'; allowed: two whole numbers"),
+        ("at --lr", "--lr needs a value"),
+        ("at stray", "got 'stray', which belongs to no option"),
+        ("at --method.beta 3", "unknown option --method.beta; at has none of its own"),
+        ("trades --method.bta 3", "unknown option --method.bta; did you mean --method.beta?"),
+        ("trades --method.steps 3", "unknown option --method.steps"),
+        ("at --thret.eps 3", "unknown option --thret.eps; did you mean --threat.eps?"),
+        ("at --training.epochs 3", "unknown option --training.epochs; did you mean --epochs?"),
+        ("at --modl x", "unknown option --modl; did you mean --model?"),
+    ],
+)
+def test_a_mistake_says_what_was_got_and_what_is_allowed(words: str, message: str) -> None:
+    method, *rest = words.split()
+    with pytest.raises(UserError) as caught:
+        configure(method, rest)
+    assert str(caught.value) == f"{message}; see taet train {method} --help"
 
 
 def test_no_option_is_the_protocol() -> None:

@@ -38,6 +38,13 @@ def test_help_of_train_shows_the_knobs_of_the_method_and_the_defaults_of_the_pro
     assert "--method.clean-share" not in taet("train", "at", "--help").out
 
 
+def test_help_of_train_names_every_option(taet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    text = taet("train", "--help").out
+    for words in ("--protocol", "--resume", "--json", "--data, --model and --outer are short for --data.name"):
+        assert words in text
+
+
 def test_version(taet: Any) -> None:
     assert taet("--version").out == f"taet {__version__}\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -76,15 +77,24 @@ def test_what_a_method_cannot_take_is_not_applicable_with_the_reason(small: dict
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"settings": {"training.epoch": 3}}, r"settings: no method can take them: at: .*did you mean 'epochs'\?"),
-        ({"settings": {"training.epochs": "3"}}, "settings: no method can take them: at: epochs: got '3'"),
-        ({"settings": {"method.absent": "skip"}}, "at has none of its own"),
+        ({"settings": {"training.epoch": 3}}, r"^settings: unknown setting .*did you mean 'epochs'\?"),
+        ({"settings": {"training.epochs": "3"}}, "^settings: epochs: got '3'"),
+        ({"settings": {"method.absent": "skip"}}, "^settings: unknown .*none of the methods has settings of its own"),
+        (
+            {"settings": {"method.bta": 3}, "methods": ["at", "trades"]},
+            r"^settings: unknown setting 'method.bta'; .*did you mean 'method.beta'\?",
+        ),
+        (
+            {"settings": {"outer.name": "focal"}, "methods": ["harl"]},
+            "^settings: no method can take them: harl: harl: got",
+        ),
         ({"settings": {"evaluation.attacks": ["pgd20"]}}, r"unknown attack 'pgd20'.*did you mean 'pgd-20'\?"),
         ({"settings": {"training.selection": "best-validation"}}, "best-validation needs a validation split"),
-        ({"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]}, r"variants: x: no method.*'focal'\?"),
-        ({"methods": [{"name": "x", "method": "harl", "settings": {"absnt": 1}}]}, r"methods: x: .*mean 'absent'\?"),
+        (
+            {"variants": [{"name": "x", "settings": {"outer.name": "focl"}}]},
+            r"^variants: x: unknown name 'focl'.*'focal'\?",
+        ),
         ({"data": ["digit-lt"]}, r"unknown data set 'digit-lt'.*did you mean 'digits-lt'\?"),
-        ({"imbalance": [0.1]}, r"imbalance ratio: got 0.1.*did you mean 10\?"),
         ({"imbalance": [1000]}, "would get no training image"),
         ({"data": ["npz:a/b.npz", "npz:a-b.npz"]}, "no such file"),
     ],
@@ -94,6 +104,59 @@ def test_a_mistake_that_concerns_every_method(
 ) -> None:
     with pytest.raises(UserError, match=words):
         planned(small, tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("robust-lt", {"base": "trade"}, r"unknown method 'trade'.*did you mean 'trades'\?"),
+        ("robust-lt", {"base": "trades", "knobs": ["bta=3"]}, "robust-lt: knob of trades: unknown name 'bta'"),
+        ("harl", {"outer.name": "focal"}, "harl: got the outer loss focal"),
+        ("reat", {"threat.weighting": "rw"}, "reat: got the weighting rw"),
+        ("at", {"selection": "best-validation"}, "selection best-validation needs a validation split"),
+        ("at", {"method.beta": 3}, "unknown setting 'method.beta'; at has none of its own"),
+        ("trades", {"method.bta": 3}, r"unknown knob of trades 'bta'; .*did you mean 'beta'\?"),
+        ("at", {"data.max_count": 9999}, "a largest class of 9999"),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["taet", "official"])
+def test_a_mistake_in_an_entry_is_its_own_and_leaves_no_row_out(
+    small: dict[str, Any], tmp_path: Path, method: str, settings: dict[str, Any], words: str, protocol: str
+) -> None:
+    entry = {"name": "mine", "method": method, "settings": settings}
+    if (method, protocol) == ("robust-lt", "official"):
+        assert not planned(small, tmp_path, methods=["at", entry], protocol=protocol)[1].run
+        return
+    with pytest.raises(UserError, match=f"^methods: mine: .*{words}") as caught:
+        planned(small, tmp_path, methods=["at", entry], protocol=protocol)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_entry_that_only_the_shared_settings_make_possible_or_impossible(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    chosen = {"name": "chosen", "method": "at", "settings": {"selection": "best-validation"}}
+    skip = {"name": "skip", "method": "harl", "settings": {"absent": "skip"}}
+    settings = {**small["settings"], "data.validation": 0.2, "outer": "focal"}
+    first, second = planned(small, tmp_path, methods=[chosen, skip], seeds=[0], settings=settings)
+    assert first.run is not None
+    assert second.reason.startswith("harl: got the outer loss focal")
+
+
+def test_a_method_without_published_settings_is_not_applicable_under_official(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    found = planned(small, tmp_path, methods=["robust-lt", "at", "standard"], seeds=[0], protocol="official")
+    assert [cell.state for cell in found] == ["not applicable", "missing", "not applicable"]
+    assert found[0].reason.startswith("protocol official: got robust-lt")
+    with pytest.raises(UserError, match=r"^protocol official: got standard"):
+        planned(small, tmp_path, methods=["standard", "robust-lt"], protocol="official")
+
+
+def test_a_mistake_names_the_file_of_the_specification(small: dict[str, Any], tmp_path: Path) -> None:
+    specification = dataclasses.replace(parse(small | {"data": ["digit-lt"]}), path=Path("study.toml"))
+    with pytest.raises(UserError, match=r"^specification study\.toml: unknown data set"):
+        cells(specification, tmp_path)
 
 
 def test_two_data_sets_never_share_a_folder(

@@ -57,6 +57,15 @@ def test_what_is_not_given_has_a_default(tmp_path: Path) -> None:
     assert (found.title, found.imbalance, found.seeds, found.protocol) == ("small", (None,), (0,), "taet")
 
 
+def test_settings_may_have_the_names_that_the_command_line_has() -> None:
+    settings = {"epochs": 2, "batch-size": 8, "model": "resnet8", "outer": "focal"}
+    full = {"training.epochs": 2, "training.batch_size": 8, "model.name": "resnet8", "outer.name": "focal"}
+    assert parse(GOOD | {"settings": settings}).settings == full
+    assert parse(GOOD | {"variants": [{"name": "x", "settings": settings}]}).variants[1].settings == full
+    entry = {"name": "x", "method": "harl", "settings": settings | {"momentum": 0.5}}
+    assert parse(GOOD | {"methods": [entry]}).methods[0].settings == full | {"method.momentum": 0.5}, "harl's own knob"
+
+
 GOOD: dict[str, Any] = {"methods": ["at"], "data": ["digits-lt"]}
 
 
@@ -85,11 +94,20 @@ GOOD: dict[str, Any] = {"methods": ["at"], "data": ["digits-lt"]}
         ({"protocol": "tat"}, r"unknown protocol 'tat'.*did you mean 'taet'\?"),
         ({"protocol": 1}, "protocol: got 1; allowed: text"),
         ({"title": ["x"]}, r"title: got \['x'\]"),
-        ({"settings": {"epochs": 3}}, r"settings: unknown setting 'epochs'.*did you mean 'training.epochs'\?"),
+        ({"settings": {"epoch": 3}}, r"settings: unknown setting 'epoch'.*did you mean 'epochs'\?"),
+        ({"settings": {"threat": 3}}, "settings: unknown setting 'threat'; allowed: .* an option of taet train"),
+        ({"settings": {"eps": 3}}, r"unknown setting 'eps'.*did you mean 'threat.eps'\?"),
+        ({"settings": {"data": "x"}}, "settings: got data; allowed: as data of the specification"),
+        ({"settings": {"epochs": 3, "training.epochs": 4}}, "settings: got training.epochs twice"),
         ({"settings": {"trainin.epochs": 3}}, r"unknown setting.*allowed: data\.\*.*did you mean 'training.epochs'\?"),
         ({"settings": {"data.name": "x"}}, "settings: got data.name; allowed: as data of the specification"),
         ({"settings": {"data": {"imbalance-ratio": 3}}}, "allowed: as imbalance of the specification"),
-        ({"settings": {"seed": 3}}, "unknown setting 'seed'"),
+        ({"settings": {"seed": 3}}, "settings: got seed; allowed: as seeds of the specification"),
+        ({"settings": {"protocol": "reat"}}, "settings: got protocol; allowed: as protocol of the specification"),
+        ({"seeds": [-1]}, "seeds: got -1; allowed: 0 to 2"),
+        ({"seeds": [2**63]}, "seeds: got 9223372036854775808; allowed: 0 to 2"),
+        ({"imbalance": [0.1]}, r"imbalance ratio: got 0.1.*did you mean 10\?"),
+        ({"methods": [{"name": "x", "method": "harl", "settings": {"absnt": 1}}]}, r"methods: x: .*mean 'absent'\?"),
         ({"settings": {"training.epochs": 3, "training": {"epochs": 4}}}, "settings: got training.epochs twice"),
         ({"settings": {"training.epochs": [[None]]}}, "settings: training.epochs: got None"),
         ({"variants": [{"name": "x"}]}, "variants: x: got no settings"),

@@ -15,7 +15,7 @@ from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Attack, Step
-from taet.methods.robust_lt import class_budgets
+from taet.methods.robust_lt import base_settings, class_budgets
 from taet.models import Head
 from taet.training.step import training_step
 
@@ -153,17 +153,22 @@ def test_knobs_are_the_bases_own_settings():
         absent="skip", gamma=0.5
     )
     assert build("reat", "rbl=False", "form=per-pair").base.config.rbl is False
+    spelled = build("reat", "tail-weight=2", "rbl=false", "bsl=true").base.config
+    assert (spelled.tail_weight, spelled.rbl, spelled.bsl) == (2, False, True)
+    assert [base_settings("las-at", [f"eps={text}"]).eps for text in ("3 9", "3,9", "(3, 9)")] == [(3, 9)] * 3
 
 
 @pytest.mark.parametrize(("base", "knobs", "message"), [
     ("robust-lt", (), "method base: got robust-lt; allowed: any other method"),
     ("trads", (), r"unknown method 'trads'; .*did you mean 'trades'\?"),
-    ("trades", ("beta",), "robust-lt knob: got 'beta'; allowed: name=value, e.g. beta=3"),
-    ("trades", ("betta=3",), r"unknown field of Config 'betta'; allowed: beta; did you mean 'beta'\?"),
-    ("trades", ("beta=big",), "beta: got 'big'; allowed: float"),
-    ("trades", ("beta=-3",), "method beta: got -3; allowed: 0 or more"),
-    ("harl", ("absent=skp",), "unknown absent 'skp'; allowed: ema, skip, zero; did you mean 'skip'"),
-    ("at", ("beta=3",), "unknown field of Config 'beta'"),
+    ("trades", ("beta",), "robust-lt: knob of trades: got 'beta'; allowed: beta=value$"),
+    ("trades", ("betta=3",), r"robust-lt: knob of trades: unknown name 'betta'; allowed: beta; did you mean 'beta'\?"),
+    ("trades", ("beta=big",), "robust-lt: knob of trades: beta: got 'big'; allowed: float"),
+    ("trades", ("beta=-3",), "robust-lt: knob of trades: beta: got -3; allowed: 0 or more"),
+    ("reat", ("tail-weigt=3",), r"robust-lt: knob of reat: unknown name 'tail-weigt'; .*'tail-weight'\?"),
+    ("reat", ("tail-weight=3", "tail_weight=2"), "robust-lt: knob of reat: got tail-weight more than once; allowed"),
+    ("harl", ("absent=skp",), "robust-lt: knob of harl: unknown absent 'skp'; allowed: ema, skip, zero; did you mean"),
+    ("at", ("beta=3",), "robust-lt: knob of at: got 'beta=3'; allowed: none, at has none of its own"),
 ])  # fmt: skip
 def test_a_base_or_knob_that_cannot_be_is_refused_in_one_line(base, knobs, message):
     with pytest.raises(UserError, match=f"^{message}") as error:

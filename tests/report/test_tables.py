@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 
+import numpy as np
 import pytest
 
 from taet.evaluation.result import ResultCard
@@ -44,6 +46,12 @@ def test_equal_values_are_best_together_and_leave_no_second() -> None:
     assert marks(*cells) == [("best", True), ("best", True), ("", False)]
 
 
+def test_a_second_value_that_is_shared_or_nothing_is_not_marked() -> None:
+    best, second, none = Cell(0.5, 0.4, 0.6), Cell(0.3, 0.2, 0.35), Cell(0.0, 0.0, 0.1)
+    assert [mark and mark[0] for mark in marks(best, second, second, none)] == ["best", "", "", ""]
+    assert [mark and mark[0] for mark in marks(best, none)] == ["best", ""]
+
+
 def test_a_column_of_equal_values_has_no_best() -> None:
     assert marks(Cell(0.0, 0.0, 0.1), Cell(0.0, 0.0, 0.1)) == [("", False), ("", False)]
 
@@ -78,6 +86,33 @@ def test_columns_are_one_attack_whatever_the_seed_but_not_the_radius(card: Resul
         "L∞, ε 8/255, steps 40",
     ]
     assert tables.heads([same, key(eps=4 / 255)])[1].detail == "L∞, ε 4/255"
+
+
+def of_balanced_images(card: ResultCard) -> ResultCard:
+    count = np.bincount(card.labels).min()
+    kept = np.concatenate([np.flatnonzero(card.labels == c)[:count] for c in np.unique(card.labels)])
+    columns = tuple(
+        dataclasses.replace(column, correct=column.correct[kept], predictions=column.predictions[kept], parts={})
+        for column in card.columns
+    )
+    return dataclasses.replace(card, labels=card.labels[kept], columns=columns)
+
+
+def test_plain_accuracy_is_left_out_where_the_test_set_is_balanced(
+    card: ResultCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "costs", lambda runs: ([], [[] for _ in runs]))
+    for balanced, found in ((False, card), (True, of_balanced_images(card))):
+        series = types.SimpleNamespace()
+        run = tables.Measured(series, {tables.key(c): (found.summary(c.name),) for c in found.columns})
+        attacks = list(run.summaries)
+        names = [head.name for head in tables.headline([run], attacks, tables.strongest([run])).heads]
+        assert ("accuracy" in names) == (not balanced)
+        plain = tables.plain([run], attacks)
+        assert (len(plain.rows), len(plain.heads)) == ((0, 0) if balanced else (1, len(attacks)))
+        assert bool(plain.note) == balanced
+        summary = found.summary("clean")
+        assert (summary.accuracy == pytest.approx(summary.balanced)) == balanced
 
 
 def test_strongest_is_the_bounded_attack_with_the_lowest_balanced_robustness(card: ResultCard) -> None:
