@@ -26,7 +26,7 @@ BEGIN, END = "<!-- results: python results/render.py --write -->", "<!-- end of 
 README = HERE.parent / "README.md"
 PAGES = (README, HERE / "README.md")
 # The README has the comparisons of all methods, and of their columns these.
-FRONT, FRONT_COLUMNS = ("digits-lt-methods",), ("clean", "pgd-20", "autoattack")
+FRONT, FRONT_COLUMNS = ("digits-lt-methods", "cifar10-lt-methods"), ("clean", "pgd-20", "autoattack")
 
 
 def cards_by_row(folder: Path) -> dict[str, list[ResultCard]]:
@@ -83,10 +83,10 @@ def cost(card: ResultCard) -> str:
 
 
 def table(folder: Path, wanted: Sequence[str] = ()) -> str:
-    """Balanced accuracy of every row, that of the tail under AutoAttack, of means also plain accuracy and n, and cost.
+    """Balanced accuracy of every row, that of the tail under AutoAttack, and cost; of means also n and plain accuracy.
 
-    Columns are `wanted`, or every attack; rows are in the order of balanced accuracy under AutoAttack. A row that
-    leaves the protocol has a mark after its name, and the words below the table.
+    Columns are `wanted`, or every attack; plain accuracy is left out where it is the same. Rows are in the order of
+    balanced accuracy under AutoAttack. One that leaves the protocol has a mark, and the words below the table.
     """
     rows = cards_by_row(folder)
     first = next(iter(rows.values()))[0]
@@ -104,7 +104,9 @@ def table(folder: Path, wanted: Sequence[str] = ()) -> str:
         return summary.accuracy, summary.accuracy_interval
 
     columns = [(name, name, balanced) for name in attacks] + [(f"tail, {hardest}", hardest, tail)]
-    columns += [("accuracy", "clean", accuracy)] if seeds else []
+    clean = [card.summary("clean") for cards in rows.values() for card in cards]
+    even = all(summary.accuracy == summary.balanced for summary in clean)  # as on a balanced test set
+    columns += [("accuracy", "clean", accuracy)] if seeds and not even else []
     values = {
         name: [[of(card.summary(attack)) for card in cards] for _, attack, of in columns]
         for name, cards in rows.items()
