@@ -10,6 +10,7 @@ python results/render.py --write    puts them between the markers of both files
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -25,14 +26,14 @@ Value = tuple[float, tuple[float, float]]
 BEGIN, END = "<!-- results: python results/render.py --write -->", "<!-- end of results -->"
 README = HERE.parent / "README.md"
 PAGES = (README, HERE / "README.md")
-# The README has the comparisons of all methods, and of their columns these.
+# The README has the comparisons of all methods without their variants, and of their columns these.
 FRONT, FRONT_COLUMNS = ("digits-lt-methods", "cifar10-lt-methods"), ("clean", "pgd-20", "autoattack")
 
 
-def cards_by_row(folder: Path) -> dict[str, list[ResultCard]]:
+def cards_by_row(folder: Path, variants: bool = True) -> dict[str, list[ResultCard]]:
     """The cards of every row, under its name: the method's title, its file if that is not the method's, the variant."""
     groups: dict[tuple[str, str], list[ResultCard]] = {}
-    for path in sorted(folder.rglob("*.json")):
+    for path in sorted(folder.rglob("*.json") if variants else folder.glob("*.json")):
         variant = " + ".join(path.relative_to(folder).parent.parts)
         groups.setdefault((variant, re.sub(r"-seed\d+$", "", path.stem)), []).append(ResultCard.load(path))
     rows = {}
@@ -82,13 +83,13 @@ def cost(card: ResultCard) -> str:
     return f"{found:.2f}" if found is not None and plain else ""
 
 
-def table(folder: Path, wanted: Sequence[str] = ()) -> str:
+def table(folder: Path, wanted: Sequence[str] = (), variants: bool = True) -> str:
     """Balanced accuracy of every row, that of the tail under AutoAttack, and cost; of means also n and plain accuracy.
 
     Columns are `wanted`, or every attack; plain accuracy is left out where it is the same. Rows are in the order of
     balanced accuracy under AutoAttack. One that leaves the protocol has a mark, and the words below the table.
     """
-    rows = cards_by_row(folder)
+    rows = cards_by_row(folder, variants)
     first = next(iter(rows.values()))[0]
     attacks = [column.name for column in first.columns if not wanted or column.name in wanted]
     hardest = "autoattack" if "autoattack" in attacks else attacks[-1]
@@ -105,7 +106,7 @@ def table(folder: Path, wanted: Sequence[str] = ()) -> str:
 
     columns = [(name, name, balanced) for name in attacks] + [(f"tail, {hardest}", hardest, tail)]
     clean = [card.summary("clean") for cards in rows.values() for card in cards]
-    even = all(summary.accuracy == summary.balanced for summary in clean)  # as on a balanced test set
+    even = all(math.isclose(summary.accuracy, summary.balanced) for summary in clean)  # as on a balanced test set
     columns += [("accuracy", "clean", accuracy)] if seeds and not even else []
     values = {
         name: [[of(card.summary(attack)) for card in cards] for _, attack, of in columns]
@@ -134,7 +135,9 @@ def tables(front: bool) -> str:
     texts = {about.parent.name: about.read_text(encoding="utf-8").strip() for about in abouts}
     if front:
         short = {name: "\n\n".join(texts[name].split("\n\n")[:2]) for name in FRONT}
-        return "\n\n".join(f"{text}\n\n{table(HERE / name, FRONT_COLUMNS)}" for name, text in short.items())
+        return "\n\n".join(
+            f"{text}\n\n{table(HERE / name, FRONT_COLUMNS, variants=False)}" for name, text in short.items()
+        )
     return "\n\n".join(f"{text}\n\n{table(HERE / name)}" for name, text in texts.items())
 
 
