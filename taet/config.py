@@ -285,6 +285,10 @@ class Training:
         _require(self.threads is None or self.threads >= 1, "threads", self.threads, "1 or more")
 
 
+# Settings of training that say where and how fast a run is made and how often it is saved: they decide no number.
+MACHINE = frozenset(("device", "threads", "save_minutes", "workers", "tensorboard"))
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The attacks that a finished model faces."""

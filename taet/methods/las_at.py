@@ -78,9 +78,8 @@ class LearnableAttackStrategy(Method):
     Every `interval` steps the strategy learns by REINFORCE, on mean(-log p(choices)) times one reward for the batch,
     R = attacked loss + robust_reward * robust accuracy + clean_reward * clean accuracy, without a baseline. Both
     accuracies are those of a copy of the model after one step of plain SGD on x'; robust is under ten steps of PGD with
-    two restarts at the threat's eps. Its gradient is clipped to length 1, as published; that of a fresh network is tens
-    of times longer (about 6 R on 32 x 32 images), and while it is, the size of the reward moves nothing. The strategy
-    is dropped after training.
+    two restarts at the threat's eps. Its gradient is clipped to length 1, as published; that of a fresh network is
+    longer by far, and while it is, the size of the reward moves nothing. The strategy is dropped after training.
 
     The ranges include both ends, as the published commands do; the public code's own defaults leave out the upper one.
     They scale with the threat's eps, so that another threat, or a budget by class, reaches them. The outer loss sees

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from taet import metrics
+from taet.config import MACHINE
 from taet.errors import UserError
 from taet.evaluation.result import ResultCard
 from taet.training.checkpoint import read_record
@@ -22,7 +23,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 # The machine does not decide a run's numbers, nor does the place of the data, nor which attacks follow.
-UNDECIDING = {f"training.{name}" for name in ("device", "threads", "save_minutes", "workers", "tensorboard")}
+UNDECIDING = {f"training.{name}" for name in MACHINE}
 UNDECIDING |= {"data.root", "evaluation.attacks"}
 
 

@@ -134,9 +134,8 @@ def resume(
 
 
 def run_hash(run: Run) -> str:
-    """SHA-256 of the settings that decide a run's numbers; where and how often files are written do not."""
-    machine = ("device", "threads", "save_minutes", "workers", "tensorboard")
-    training = {k: v for k, v in config.to_json(run.training).items() if k not in machine}
+    """SHA-256 of the settings that decide a run's numbers."""
+    training = {k: v for k, v in config.to_json(run.training).items() if k not in config.MACHINE}
     return checkpoint.digest({**config.to_json(run), "training": training})
 
 
