@@ -77,6 +77,14 @@ def check_ball(what: str, value: float) -> None:
         raise UserError(f"{what}: got {value:g}; allowed: 0 to 1, where images lie, e.g. 8/255{hint}")
 
 
+def check_radius(what: str, value: float, norm: str) -> None:
+    """Refuse the size of a perturbation that no ball of `norm` has: an L2 length grows with the image, beyond 1."""
+    if norm == "linf":
+        check_ball(what, value)
+    elif not 0 <= value < math.inf:
+        raise UserError(f"{what}: got {value:g}; allowed: 0 or more, e.g. 1.0")
+
+
 @dataclass(frozen=True)
 class Data:
     """Which images, and how they are made long-tailed."""
@@ -293,12 +301,20 @@ MACHINE = frozenset(("device", "threads", "save_minutes", "workers", "tensorboar
 class Evaluation:
     """The attacks that a finished model faces."""
 
-    attacks: tuple[str, ...] = ("clean", "fgsm", "pgd-20", "pgd-100", "autoattack")
-    """Names of attacks (see `taet list attacks`)."""
+    attacks: tuple[str, ...] = ("clean", "fgsm", "pgd-20", "pgd-100", "cw-l2", "autoattack")
+    """Names of attacks (see `taet list attacks`), with options where wanted, e.g. pgd-20:restarts=5."""
     eps: float | None = None
-    """Radius of the ball. Not given: that of training."""
+    """Radius of the L-infinity ball. Not given: that of training."""
     step_size: float = 1 / 255
-    """Step of PGD."""
+    """Step of PGD in the L-infinity ball."""
+    eps_l2: float = 1.0
+    """Radius of the L2 ball, same units: of pgd-l2, autoattack-l2, and of cw-l2 where it is bounded (REAT)."""
+    step_size_l2: float = 0.2
+    """Length of a step of PGD in the L2 ball (REAT)."""
+    cw_constant: float | None = 10.0
+    """Weight of the margin in cw-l2 (TAET's code). None: the smallest that succeeds, by binary search."""
+    cw_bounded: bool = False
+    """Does a success of cw-l2 count only within eps_l2?"""
     batch_size: int = 250
     """Images per batch; stored in the result, since AutoAttack's result depends on it."""
     seed: int = 0
@@ -308,7 +324,12 @@ class Evaluation:
         check_fields(self)
         if self.eps is not None:
             check_ball("evaluation eps", self.eps)
+            _require(self.eps > 0, "evaluation eps", 0, "above 0; without an attack: --attacks clean")
         check_ball("evaluation step size", self.step_size)
+        for what, value in (("eps l2", self.eps_l2), ("step size l2", self.step_size_l2)):
+            _require(0 < value < math.inf, f"evaluation {what}", f"{value:g}", "above 0")
+        if self.cw_constant is not None:
+            _require(0 < self.cw_constant < math.inf, "cw constant", f"{self.cw_constant:g}", "above 0")
         _require(self.batch_size >= 1, "evaluation batch size", self.batch_size, "1 or more")
         _require(len(self.attacks) >= 1, "attacks", "none", "at least one")
 

@@ -1,7 +1,8 @@
-"""Accuracy, balanced accuracy, groups and confidence intervals, all computed from counts.
+"""Accuracy, balanced accuracy, errors, groups, intervals and tests, all computed from counts, masks and scores.
 
 `correct` and `total` are integer arrays (C,): per class, how many test images there are and how many were classified
 correctly. A class without test images has no accuracy: it is nan where classes are listed, and left out of means.
+A mask has one truth value per test image, (N,): classified correctly or not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+FEW_PER_CLASS = 50
+"""With fewer test images than this, one image moves the accuracy of its class by more than two points, and the 95 %
+interval of the class is more than 26 points wide at its widest."""
+DRAWS = 10_000
+"""Resamplings of a bootstrap or a randomisation test: the share of them beyond a 2.5 % quantile is known to within 0.3
+points, sqrt(.025 * .975 / DRAWS) * 1.96."""
 
 
 def class_counts(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Ints, Ints]:
@@ -61,6 +70,119 @@ def worst_class(correct: ArrayLike, total: ArrayLike) -> tuple[int, float]:
     return label, float(recalls[label])
 
 
+def weak_classes(correct: ArrayLike, total: ArrayLike) -> list[int]:
+    """Return the labels of the classes whose recall is below the balanced accuracy, whatever their size.
+
+    Under an attack these are TAET's weak classes, which need not be the small ones.
+    Source: "TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distributions", CVPR 2025,
+    arXiv:2503.01924.
+    """
+    below = per_class_accuracy(correct, total) < balanced_accuracy(correct, total)
+    return [int(label) for label in np.flatnonzero(below)]
+
+
+def few_images(total: ArrayLike) -> list[int]:
+    """Return the labels of the classes with fewer than `FEW_PER_CLASS` test images, those with none among them."""
+    return [int(label) for label in np.flatnonzero(np.asarray(total) < FEW_PER_CLASS)]
+
+
+def flip_rate(clean_predictions: ArrayLike, predictions: ArrayLike) -> float:
+    """Return the share of the images that the model answers otherwise under attack, mean 1{F(x') != F(x)}.
+
+    It asks for no label: an image that was misclassified before, and is misclassified otherwise, counts too. Both
+    arguments are classes, (N,); nan without images.
+    """
+    flipped = np.asarray(clean_predictions) != np.asarray(predictions)
+    return _ratio(flipped.sum(), flipped.size).item()
+
+
+def class_flip_rate(
+    clean_predictions: ArrayLike, predictions: ArrayLike, labels: ArrayLike, num_classes: int
+) -> Floats:
+    """Return the flip rate among the images of each true class, (C,) in [0, 1]; nan where a class has no images."""
+    flipped = np.asarray(clean_predictions) != np.asarray(predictions)
+    return per_class_accuracy(*class_counts(flipped, labels, num_classes))
+
+
+def class_errors(
+    clean_correct: ArrayLike, correct: ArrayLike, labels: ArrayLike, num_classes: int
+) -> tuple[Floats, Floats]:
+    """Return `(natural, boundary)`, the two parts of the robust error of each class, (C,) in [0, 1] each.
+
+        natural_c = P(F(x) != y | y = c),   boundary_c = P(F(x) = y and F(x') != y | y = c)
+
+    Their sum is the share of the class for which the image or its adversarial example is misclassified: x itself lies
+    in the ball, so an image that an attack happens to correct stays an error. `clean_correct` and `correct` are the
+    masks without and under attack; a class without images is nan.
+    Source: Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, "Theoretically principled trade-off between robustness and
+    accuracy" (TRADES), ICML 2019, arXiv:1901.08573, section 3.
+    """
+    before, after = np.asarray(clean_correct, dtype=bool), np.asarray(correct, dtype=bool)
+    natural = per_class_accuracy(*class_counts(~before, labels, num_classes))
+    return natural, per_class_accuracy(*class_counts(before & ~after, labels, num_classes))
+
+
+def worst_case(masks: ArrayLike) -> Mask:
+    """Return which images are correct under the first attack, the first two, ..., all of them, (A, N).
+
+    `masks` (A, N) holds what each attack left correct. The last row is the exact worst case: an image counts only if
+    it withstood every attack, which no mean of their accuracies can tell.
+    """
+    return np.logical_and.accumulate(np.asarray(masks, dtype=bool), axis=0)
+
+
+def median_distance(distances: ArrayLike) -> float:
+    """Return the median distance (N,) at which the images fell, where nan, an image that did not, lies beyond all.
+
+    0 is an image that was misclassified before. nan where half of the images or more did not fall, or without images.
+    """
+    values = np.asarray(distances, dtype=np.float64)
+    median = float(np.median(np.where(np.isnan(values), np.inf, values))) if values.size else math.inf
+    return median if math.isfinite(median) else math.nan
+
+
+def pairwise_auc(scores: ArrayLike, labels: ArrayLike) -> NDArray[np.float32]:
+    """Return how well the score of each class tells it from each other class, A (C, C) in [0, 1].
+
+        A[j, k] = P(s_j(x) > s_j(x')) + P(s_j(x) = s_j(x')) / 2   for x drawn from class j and x' from class k
+
+    the area under the ROC curve of score j on these two classes alone, by counting pairs (Mann and Whitney). nan on
+    the diagonal and where one of the two classes has no images. `scores` (N, C) are finite and comparable between
+    images: softmax probabilities, not logits, whose common offset means nothing. The result is in single precision, in
+    which cards keep it. It takes O(N C log N).
+    Source: Hand, Till, "A simple generalisation of the area under the ROC curve for multiple class classification
+    problems", Machine Learning 45, 2001, section 3; their Â(j|k).
+    """
+    values, classes = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    if values.ndim != 2 or values.shape[:1] != classes.shape or not np.isfinite(values).all():
+        raise ValueError(f"scores: got {values.shape}; allowed: finite ({len(classes)}, C), one row per label")
+    num_classes = values.shape[1]
+    total = np.bincount(classes, minlength=num_classes)
+    matrix = np.full((num_classes, num_classes), np.nan, dtype=np.float32)
+    for label in np.flatnonzero(total):
+        column = values[:, label]
+        own = np.sort(column[classes == label])
+        # Each image is above `below` of the class's own scores and level with `level - below` of them.
+        below, level = np.searchsorted(own, column, "left"), np.searchsorted(own, column, "right")
+        lost = np.bincount(classes, weights=(below + level) / 2, minlength=num_classes)
+        matrix[label] = 1 - _ratio(lost, len(own) * total)
+    np.fill_diagonal(matrix, np.nan)
+    return matrix
+
+
+def roc_auc(matrix: ArrayLike) -> float:
+    """Return the macro one-versus-one area under the ROC curve in [0, 1]: the mean of the matrix over all pairs.
+
+        M = 2 / (K (K - 1)) sum_{j < k} (A[j, k] + A[k, j]) / 2
+
+    over the K classes with images; `matrix` is what `pairwise_auc` gives; nan with fewer than two classes.
+    Source: Hand, Till, Machine Learning 45, 2001, section 3; their M.
+    """
+    areas = np.asarray(matrix, dtype=np.float64)
+    known = ~np.isnan(areas)
+    return float(areas[known].mean()) if known.any() else math.nan
+
+
 def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
     """Return the score interval `(low, high)` of a proportion, in the shape of the counts; nan where the total is 0.
 
@@ -88,8 +210,8 @@ def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95)
 
         mean(p) - sqrt(sum_c (p_c - l_c)^2)/K,   mean(p) + sqrt(sum_c (u_c - p_c)^2)/K
 
-    It is a closed form, chosen over a stratified bootstrap because that gives a width of zero to a class that is all
-    right or all wrong, which small tail classes often are.
+    It is a closed form, the one that cards store, chosen over a stratified bootstrap (`bootstrap_interval`) because
+    that gives a width of zero to a class that is all right or all wrong, which small tail classes often are.
     Source: Zou, Huang, Zhang, "A note on confidence interval estimation for a linear function of binomial proportions",
     Computational Statistics & Data Analysis 53, 2009.
     """
@@ -103,6 +225,47 @@ def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95)
     below = np.sqrt(((recalls - low) ** 2).sum()) / classes
     above = np.sqrt(((high - recalls) ** 2).sum()) / classes
     return float(max(mean - below, 0)), float(min(mean + above, 1))
+
+
+def bootstrap_interval(
+    correct: ArrayLike, total: ArrayLike, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """Return the percentile interval `(low, high)` of the balanced accuracy by a stratified bootstrap.
+
+    Drawing n_c images of class c with replacement, of which a share p_c is correct, gives Binomial(n_c, p_c) correct
+    ones: the bootstrap of the mask needs the counts only. `draws` is how often, `seed` decides the numbers drawn.
+
+    Known weakness: a class that is all right or all wrong is so in every draw and adds no width, so the interval is too
+    short where classes are small or near 0 or 1; `balanced_interval` keeps its width there.
+    Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
+    """
+    present = np.asarray(total) > 0
+    if not present.any():
+        return math.nan, math.nan
+    count = np.asarray(total)[present]
+    recalls = per_class_accuracy(np.asarray(correct)[present], count)
+    drawn = np.random.default_rng(seed).binomial(count, recalls, size=(draws, len(count)))
+    low, high = np.quantile((drawn / count).mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the two-sided p-value of McNemar's test that two classifiers are right equally often, in [0, 1].
+
+    Of the m images that only one of the two gets right, each is either's with probability 1/2 if they do not differ:
+
+        p = min(1, 2 sum_{i <= min(b, c)} binom(m, i) / 2^m),   m = b + c
+
+    with b = `only_first` and c = `only_second`. It is exact, to rounding, for any count: nothing is approximated by a
+    normal distribution.
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
+    Psychometrika 12, 1947; in its exact binomial form.
+    """
+    count = only_first + only_second
+    i = np.arange(1, min(only_first, only_second) + 1)
+    # Logarithms, since 2^m overflows: log binom(m, i) = sum_{t <= i} log((m - t + 1) / t).
+    terms = np.concatenate([[0.0], np.cumsum(np.log((count - i + 1) / i))]) - count * math.log(2)
+    return min(1.0, 2 * float(np.exp(terms).sum()))
 
 
 def mean_and_standard_error(values: ArrayLike) -> tuple[Floats, Floats]:

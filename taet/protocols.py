@@ -34,7 +34,12 @@ def reat(method: str = "at") -> Run:
         model=Model(normalize="none"),
         threat=Threat(start="uniform"),
         training=Training(epochs=80, milestones=(60 / 80, 75 / 80), selection="best-validation"),
-        evaluation=Evaluation(attacks=("clean", "pgd-20", "pgd-100", "autoattack"), step_size=2 / 255),
+        evaluation=Evaluation(
+            attacks=("clean", "pgd-20", "pgd-100", "cw-linf-100", "autoattack"),
+            step_size=2 / 255,
+            cw_constant=None,
+            cw_bounded=True,
+        ),
     )
 
 
@@ -57,6 +62,15 @@ def official(method: str = "at") -> Run:
     settings = {key: value for key, value in cls.official.items() if not key.startswith("method.")}
     return override(Run(method=method, protocol="official", settings=cls.Config(**knobs)), settings)
 
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "taet": ("clean", "fgsm", "pgd-20", "pgd-100", "cw-l2", "autoattack"),
+    "reat": (
+        *("clean", "pgd-20", "pgd-100", "cw-linf-100", "autoattack", "adaptive-pgd-20", "adaptive-pgd-100"),
+        *("pgd-l2-20", "pgd-l2-100", "cw-l2", "adaptive-pgd-l2-20", "adaptive-pgd-l2-100"),
+    ),
+}
+"""Every column of a paper's tables of robustness; runs of `reat` face those of its main tables unless asked for all."""
 
 PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "official": official}
 

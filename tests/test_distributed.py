@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from taet.config import Outer
-from taet.distributed import average_gradients, global_mean, global_sum, world_size
+from taet.distributed import average_gradients, gather, global_mean, global_sum, rank, world_size
 from taet.losses import cross_entropy, hierarchical_equalization, tail_margin
 from taet.losses.outer import OuterLoss
 from taet.losses.tail_margin import Form
@@ -72,7 +72,7 @@ def work(number: int, folder: Path) -> None:
         world_size=PROCESSES,
         timeout=timedelta(seconds=60),
     )
-    assert world_size() == PROCESSES
+    assert (rank(), world_size()) == (number, PROCESSES)
     found = {}
     for cut_name, cut in CUTS.items():
         share = slice(0, cut) if number == 0 else slice(cut, SAMPLES)
@@ -81,6 +81,7 @@ def work(number: int, folder: Path) -> None:
             average_gradients([value for name, value in values.items() if name != "loss"])
             found[f"{cut_name}/{loss_name}"] = values
     found["sum"] = {"value": global_sum(torch.tensor([1.0, 10.0]) * (number + 1))}
+    found["gathered"] = {"value": torch.tensor(gather([number, 10] * (number + 1))[1])}  # of unequal lengths
     torch.save(found, folder / f"{number}.pt")
     dist.destroy_process_group()
 
@@ -112,9 +113,14 @@ def test_a_global_sum_is_the_same_on_every_process(results: list[dict[str, dict[
     assert [found["sum"]["value"].tolist() for found in results] == [[3, 30]] * PROCESSES
 
 
+def test_what_is_gathered_is_the_same_on_every_process(results: list[dict[str, dict[str, Tensor]]]) -> None:
+    assert [found["gathered"]["value"].tolist() for found in results] == [[1, 10, 1, 10]] * PROCESSES
+
+
 def test_one_process_is_its_own_world() -> None:
     value = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
-    assert world_size() == 1
+    assert (rank(), world_size()) == (0, 1)
+    assert gather("alone") == ["alone"]
     assert global_sum(value) is value
     assert global_mean(value).item() == 3
     average_gradients([value.detach()])

@@ -28,6 +28,8 @@ FOLDERS = {
     "evaluation": {"data", "models", "losses", "attacks", "methods", "training"},
     "report": {"data", "models", "losses", "attacks", "methods", "training", "evaluation"},
 }
+# A protocol stands for the columns of its paper.
+FOLDERS["evaluation"].add("protocols")
 # Beside the report, which it writes: it may use all that the report may, and the protocols that its runs start from.
 FOLDERS["experiments"] = {*FOLDERS["report"], "report", "protocols"}
 # On top, with what the leaves themselves may use of each other.
@@ -146,6 +148,7 @@ def test_help_takes_less_than_a_third_of_a_second_of_one_core() -> None:
         "losses.hierarchical_equalization", "losses.focal", "losses.class_balanced", "losses.ldam",
         "losses.boosted_cross_entropy", "losses.tail_margin", "losses.effective_number_weights",
         "losses.rebalancing_weights", "experiments.compare", "attacks.fgsm", "attacks.pgd", "attacks.autoattack",
+        "attacks.cw_l2", "attacks.cw_linf", "attacks.deepfool", "evaluation.check",
         "metrics.accuracy",
         "metrics.balanced_accuracy", "metrics.per_class_accuracy", "metrics.group_accuracy", "metrics.wilson_interval",
     ],

@@ -6,6 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from taet import metrics
 
@@ -105,3 +108,159 @@ def test_ranks_and_groups_follow_counts_not_labels() -> None:
         "last_half": [5, 6, 7, 8, 9],
     }
     assert metrics.class_groups([3, 2, 1])["body"] == []
+
+
+def test_weak_classes_are_those_below_the_mean_of_the_classes_that_there_are() -> None:
+    assert metrics.weak_classes(CORRECT, TOTAL) == [2]
+    assert metrics.weak_classes([9, 5, 1, 0], [10, 10, 10, 0]) == [2]
+    assert metrics.weak_classes([4, 4], [8, 8]) == []
+    assert metrics.weak_classes([0], [0]) == []
+
+
+def test_few_images_are_fewer_than_fifty() -> None:
+    assert metrics.few_images([49, 50, 0, 1000]) == [0, 2]
+
+
+images = st.integers(1, 40).flatmap(
+    lambda count: st.tuples(*(st.lists(st.integers(0, 3), min_size=count, max_size=count) for _ in range(3)))
+)
+
+
+@given(images)
+def test_flips_and_errors_equal_naive_loops(drawn: tuple[list[int], list[int], list[int]]) -> None:
+    labels, clean, attacked = drawn
+    rows = list(zip(labels, clean, attacked, strict=True))
+    assert metrics.flip_rate(clean, attacked) == pytest.approx(sum(a != b for _, a, b in rows) / len(rows))
+    flips = metrics.class_flip_rate(clean, attacked, labels, 5)
+    natural, boundary = metrics.class_errors(
+        np.array(clean) == np.array(labels), np.array(attacked) == np.array(labels), labels, 5
+    )
+    for c in range(5):
+        own = [(a, b) for label, a, b in rows if label == c]
+        if not own:
+            assert np.isnan([flips[c], natural[c], boundary[c]]).all()
+            continue
+        assert flips[c] == pytest.approx(sum(a != b for a, b in own) / len(own))
+        assert natural[c] == pytest.approx(sum(a != c for a, _ in own) / len(own))
+        assert boundary[c] == pytest.approx(sum(a == c and b != c for a, b in own) / len(own))
+        # Robust error: the image or its adversarial example is misclassified.
+        assert natural[c] + boundary[c] == pytest.approx(sum(a != c or b != c for a, b in own) / len(own))
+
+
+def test_no_images_flip_at_no_rate() -> None:
+    assert math.isnan(metrics.flip_rate([], []))
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=5))
+def test_the_worst_case_is_the_conjunction_of_all_masks_so_far(masks: list[list[bool]]) -> None:
+    left = metrics.worst_case(masks)
+    for count in range(1, len(masks) + 1):
+        assert left[count - 1].tolist() == [all(mask[i] for mask in masks[:count]) for i in range(6)]
+
+
+def test_an_image_that_did_not_fall_is_further_than_any_that_did() -> None:
+    assert metrics.median_distance([0.0, 0.2, 0.7]) == 0.2
+    assert metrics.median_distance([0.2, math.nan, 0.7]) == 0.7
+    assert metrics.median_distance([0.1, 0.3, math.nan]) == 0.3
+    for beyond in ([0.2, math.nan, math.nan], [0.2, math.nan], []):
+        assert math.isnan(metrics.median_distance(beyond))
+
+
+def softmax_scores(seed: int, count: int, classes: int, decimals: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores whose ties are many where the decimals are few; the last class has no images."""
+    generator = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(classes - 1), generator.integers(0, classes - 1, count)])
+    logits = generator.normal(size=(len(labels), classes)).round(decimals)
+    logits[np.arange(len(labels)), labels] += 1
+    scores = np.exp(logits)
+    return scores / scores.sum(1, keepdims=True), labels
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(3, 5), st.integers(0, 2))
+def test_pairwise_auc_counts_pairs(seed: int, count: int, classes: int, decimals: int) -> None:
+    scores, labels = softmax_scores(seed, count, classes, decimals)
+    matrix = metrics.pairwise_auc(scores, labels)
+    for j in range(classes):
+        for k in range(classes):
+            own, others = scores[labels == j, j], scores[labels == k, j]
+            if j == k or not (len(own) and len(others)):
+                assert np.isnan(matrix[j, k])
+                continue
+            won = sum((a > b) + (a == b) / 2 for a in own for b in others)
+            assert matrix[j, k] == pytest.approx(won / (len(own) * len(others)), abs=1e-6)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 8])
+@pytest.mark.parametrize("classes", [4, 11])
+def test_roc_auc_equals_scikit_learn(classes: int, decimals: int) -> None:
+    scores, labels = softmax_scores(0, 300, classes, decimals)
+    present = scores[:, :-1] / scores[:, :-1].sum(1, keepdims=True)  # scikit-learn takes no class without images
+    expected = roc_auc_score(labels, present, multi_class="ovo", average="macro")
+    assert metrics.roc_auc(metrics.pairwise_auc(present, labels)) == pytest.approx(expected, abs=1e-7)
+
+
+def test_roc_auc_at_its_ends() -> None:
+    labels = np.array([0, 0, 1, 1, 2])
+    assert metrics.roc_auc(metrics.pairwise_auc(np.eye(3)[labels], labels)) == 1
+    assert metrics.roc_auc(metrics.pairwise_auc(1 - np.eye(3)[labels], labels)) == 0
+    assert metrics.roc_auc(metrics.pairwise_auc(np.full((5, 3), 1 / 3), labels)) == 0.5
+    assert math.isnan(metrics.roc_auc(metrics.pairwise_auc(np.ones((2, 3)), [1, 1])))
+
+
+@pytest.mark.parametrize("scores", [np.ones((4, 3)), np.ones(5), np.full((5, 3), np.nan)])
+def test_scores_that_do_not_fit_are_refused(scores: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="scores"):
+        metrics.pairwise_auc(scores, np.zeros(5, dtype=int))
+
+
+def test_bootstrap_interval_equals_drawing_the_images() -> None:
+    correct, total = np.array([30, 12, 3]), np.array([40, 20, 5])
+    generator = np.random.default_rng(1)
+    masks = [np.arange(n) < c for c, n in zip(correct, total, strict=True)]
+    drawn = [np.mean([generator.choice(mask, len(mask)).mean() for mask in masks]) for _ in range(4000)]
+    low, high = metrics.bootstrap_interval(correct, total)
+    np.testing.assert_allclose((low, high), np.quantile(drawn, [0.025, 0.975]), atol=0.01)
+    assert metrics.bootstrap_interval(correct, total) == (low, high)
+    assert metrics.bootstrap_interval(correct, total, seed=1) != (low, high)
+
+
+def test_bootstrap_interval_of_one_large_class_is_that_of_the_normal_distribution() -> None:
+    low, high = metrics.bootstrap_interval([600], [1000], level=0.9)
+    half = 1.6449 * math.sqrt(0.6 * 0.4 / 1000)
+    assert (low, high) == pytest.approx((0.6 - half, 0.6 + half), abs=0.002)
+
+
+def test_bootstrap_interval_has_no_width_where_the_closed_form_has() -> None:
+    assert metrics.bootstrap_interval([3, 0], [3, 4]) == (0.5, 0.5)
+    low, high = metrics.balanced_interval([3, 0], [3, 4])
+    assert low < 0.4
+    assert high > 0.6
+    assert np.isnan(metrics.bootstrap_interval([0], [0])).all()
+
+
+def test_bootstrap_interval_covers_the_truth_where_classes_are_large() -> None:
+    generator = np.random.default_rng(0)
+    truth, total = np.array([0.8, 0.6, 0.3]), np.array([200, 100, 60])
+    covered = 0
+    for _ in range(300):
+        low, high = metrics.bootstrap_interval(generator.binomial(total, truth), total, draws=1000)
+        covered += low <= truth.mean() <= high
+    assert 275 <= covered <= 297
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_binomial_sum(only_first: int, only_second: int) -> None:
+    count = only_first + only_second
+    tail = sum(math.comb(count, i) for i in range(min(only_first, only_second) + 1))
+    p = metrics.mcnemar(only_first, only_second)
+    assert p == pytest.approx(min(1, 2 * tail / 2**count))
+    assert p == metrics.mcnemar(only_second, only_first)
+
+
+def test_mcnemar_of_large_counts_is_that_of_the_normal_distribution() -> None:
+    assert metrics.mcnemar(0, 0) == 1
+    assert metrics.mcnemar(50_000, 50_000) == 1
+    z = (51_000 - 50_000 - 1) / math.sqrt(101_000)  # with continuity correction
+    assert metrics.mcnemar(51_000, 50_000) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-3)
+    assert 0 <= metrics.mcnemar(100_000, 0) < 1e-300

@@ -27,7 +27,10 @@ PROMISED = {
         "adt", "at", "at-bsl", "gairat", "harl", "he", "las-at", "mart", "reat", "robal", "robust-lt", "standard",
         "taet", "trades",
     },
-    "attacks": {"fgsm", "pgd", "autoattack", "autoattack-fast", "autoattack-10"},
+    "attacks": {
+        "fgsm", "pgd", "pgd-l2", "cw-linf", "cw-l2", "deepfool", "adaptive",
+        "autoattack", "autoattack-fast", "autoattack-10", "autoattack-l2", "autoattack-l2-fast", "autoattack-l2-10",
+    },
     "data": {"digits-lt", "cifar10-lt"},
     "models": {"resnet18", "resnet8"},
 }
@@ -53,7 +56,7 @@ def test_every_promised_name_is_there_with_a_title_in_the_order_of_the_alphabet(
     assert list(entries) == sorted(entries)
     for name, entry in entries.items():
         assert entry.name == name
-        assert 10 <= len(entry.title) <= 120, name
+        assert 10 <= len(entry.title) <= 170, name
         assert "\n" not in entry.title
         assert name == name.lower()
         assert "_" not in name

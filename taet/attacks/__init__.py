@@ -1,7 +1,12 @@
-"""Attacks as pure functions: `(model, x, y, *, eps, ...) -> x_adv`, in the ball and in [0, 1]."""
+"""Attacks as pure functions: `(model, x, y, *, eps, ...) -> x_adv`, in the ball and in [0, 1].
+
+`cw_l2` and `deepfool` look for the smallest perturbation: for them eps may be None, and the ball without bounds.
+"""
 
 from taet.attacks.autoattack import autoattack
+from taet.attacks.cw import cw_l2, cw_linf
+from taet.attacks.deepfool import deepfool
 from taet.attacks.fgsm import fgsm
 from taet.attacks.pgd import pgd
 
-__all__ = ["autoattack", "fgsm", "pgd"]
+__all__ = ["autoattack", "cw_l2", "cw_linf", "deepfool", "fgsm", "pgd"]

@@ -1,7 +1,8 @@
-"""The L-infinity ball, start noise inside it, and a model that holds still while it is attacked."""
+"""The L-infinity and the L2 ball, start noise inside them, and a model that holds still while it is attacked."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from taet.attacks.noise import Source
 from taet.errors import UserError
 
+Norm = Literal["linf", "l2"]
 Start = Literal["gaussian", "uniform", "positive", "none"]
 BNMode = Literal["eval", "train"]
 
@@ -27,24 +29,60 @@ def check_floating(x: Tensor) -> None:
 
 def per_sample(value: float | Tensor, x: Tensor) -> float | Tensor:
     """Return a number as it is, and one number per sample (N,) in a shape that multiplies `x` (N, ...)."""
-    return value.view(-1, *[1] * (x.ndim - 1)) if isinstance(value, Tensor) and value.ndim == 1 else value
+    return spread(value, x) if isinstance(value, Tensor) and value.ndim == 1 else value
 
 
-def project(x_adv: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
-    """Clip to [x - eps, x + eps], then to [0, 1]; `eps` is a number or one per sample (N,)."""
+def spread(values: Tensor, x: Tensor) -> Tensor:
+    """Return one value per sample (N,) in a shape that goes with `x` (N, ...)."""
+    return values.view(-1, *[1] * (x.ndim - 1))
+
+
+def choose(chosen: Tensor, x: Tensor, other: Tensor) -> Tensor:
+    """Return the samples of `x` (N, ...) where `chosen` (N,) is true, those of `other` elsewhere."""
+    return torch.where(spread(chosen, x), x, other)
+
+
+def lengths(values: Tensor) -> Tensor:
+    """Return the L2 norm of each sample of (N, ...), (N,) in float64, so that no square is lost or overflows."""
+    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64)
+    return norms
+
+
+def unit(values: Tensor) -> Tensor:
+    """Scale each sample of (N, ...) to an L2 norm of 1; one that is zero stays zero."""
+    length = lengths(values).to(values.dtype).clamp(min=torch.finfo(values.dtype).tiny)
+    return values / spread(length, values)
+
+
+def project(x_adv: Tensor, x: Tensor, eps: float | Tensor, norm: Norm = "linf") -> Tensor:
+    """Bring `x_adv` into the ball around `x`, then clip to [0, 1]; `eps` is a number or one per sample (N,).
+
+    L-infinity: clip to [x - eps, x + eps]. L2: x + min(1, eps / ||x_adv - x||) (x_adv - x), with eps less what the
+    rounding of that sum can add, since a solid image rounds all its pixels alike.
+    """
     radius = per_sample(eps, x)
-    return x_adv.clamp(x - radius, x + radius).clamp(0, 1)
+    if norm == "linf":
+        return x_adv.clamp(x - radius, x + radius).clamp(0, 1)
+    delta = x_adv - x
+    limits = torch.finfo(x.dtype)
+    rounding = limits.eps / 4 * math.sqrt(math.prod(x.shape[1:]))  # half a unit in the last place of a number below 1
+    length = spread(lengths(delta).to(x.dtype).clamp(min=limits.tiny), x)
+    return (x + delta * ((radius - rounding) / length).clamp(0, 1)).clamp(0, 1)
 
 
-def distance(x_adv: Tensor, x: Tensor) -> Tensor:
-    """Return the L-infinity distance of each sample, (N,)."""
-    return (x_adv - x).abs().flatten(1).amax(1)
+def distance(x_adv: Tensor, x: Tensor, norm: Norm = "linf") -> Tensor:
+    """Return how far each sample was moved, (N,): max_i |x_adv_i - x_i|, or ||x_adv - x||_2 in float64."""
+    return (x_adv - x).abs().flatten(1).amax(1) if norm == "linf" else lengths(x_adv - x)
 
 
-def draw_noise(x: Tensor, eps: float | Tensor, start: Start, source: Source | None = None) -> Tensor:
-    """Return start noise in the shape of `x`: 0.001 N(0, 1), U(-eps, eps), U(0, eps) or zeros.
+def draw_noise(
+    x: Tensor, eps: float | Tensor, start: Start, source: Source | None = None, norm: Norm = "linf"
+) -> Tensor:
+    """Return start noise in the shape of `x`: 0.001 N(0, 1), uniform in the ball or in its positive part, or zeros.
 
-    It is drawn from `source`, never from the global generator; without one, from a fresh generator seeded with 0.
+    Uniform is U(-eps, eps) per value in the L-infinity ball, positive U(0, eps). In the L2 ball of D values it is
+    eps u^(1/D) n / ||n|| with n ~ N(0, 1) and u ~ U(0, 1), positive its absolute value. All is drawn from `source`,
+    never from the global generator; without one, from a fresh generator seeded with 0.
     """
     if start == "none":
         return torch.zeros_like(x)
@@ -52,16 +90,26 @@ def draw_noise(x: Tensor, eps: float | Tensor, start: Start, source: Source | No
         source = Source(torch.Generator(x.device).manual_seed(0))
     if start == "gaussian":
         return GAUSSIAN_SCALE * source.normal(x)
-    return per_sample(eps, x) * source.uniform(x, 0.0 if start == "positive" else -1.0, 1.0)
+    radius = per_sample(eps, x)
+    if norm == "linf":
+        return radius * source.uniform(x, 0.0 if start == "positive" else -1.0, 1.0)
+    direction = unit(source.normal(x))
+    share = source.uniform(x.new_empty(len(x))) ** (1 / math.prod(x.shape[1:]))
+    return radius * spread(share, x) * (direction.abs() if start == "positive" else direction)
 
 
-def verify(attack: str, x_adv: Tensor, x: Tensor, eps: float) -> None:
-    """Refuse what an attack returned if any of it is outside the ball around `x`, outside [0, 1], or not a number."""
-    inside = (distance(x_adv, x) <= eps + BALL_TOLERANCE) & ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
+def verify(attack: str, x_adv: Tensor, x: Tensor, eps: float | Tensor | None, norm: Norm = "linf") -> None:
+    """Refuse what an attack returned if any of it left the ball around `x` or [0, 1], or is not a number.
+
+    `eps` is a number, one per sample (N,), or None for an attack without a ball, of which only the range is asked.
+    """
+    inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
+    if eps is not None:
+        inside &= distance(x_adv, x, norm) <= eps + BALL_TOLERANCE
     if not bool(inside.all()):
+        ball = "" if eps is None else "their balls or " if isinstance(eps, Tensor) else f"the ball of {eps:g} or "
         raise UserError(
-            f"{attack}: {int((~inside).sum())} images left the ball of {eps:g} or the range 0 to 1; "
-            "are the model's gradients finite?"
+            f"{attack}: {int((~inside).sum())} images left {ball}the range 0 to 1; are the model's gradients finite?"
         )
 
 

@@ -1,34 +1,37 @@
-"""Projected gradient ascent in the L-infinity ball."""
+"""Projected gradient ascent in the L-infinity or the L2 ball."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from taet.attacks.ball import BNMode, Start, check_floating, draw_noise, frozen, per_sample, project
+from taet.attacks.ball import (
+    BNMode,
+    Norm,
+    Start,
+    check_floating,
+    choose,
+    draw_noise,
+    frozen,
+    per_sample,
+    project,
+    unit,
+)
 from taet.attacks.noise import Source
-from taet.config import check_ball
-from taet.losses.consistency import kl_divergence
+from taet.attacks.objectives import Objective, fooled
+from taet.config import check_radius
+from taet.errors import UserError, unknown
 from taet.losses.long_tail import cross_entropy, full_precision
 
 NAMES = {
-    "pgd": "projected gradient ascent of N steps in the L-infinity ball, written pgd-N, e.g. pgd-20 (Madry et al. 2018)"
+    "pgd": "pgd-N: N signed gradient steps from a random start, the standard measure (Madry et al. 2018);"
+    " 2N passes per restart",
+    "pgd-l2": "pgd-l2-N: N gradient steps in the L2 ball, a norm not trained against (Madry et al. 2018);"
+    " 2N passes per restart",
 }
-
-Objective = Callable[[Tensor, Tensor], Tensor]
-
-
-def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objective:
-    """The objective KL(f(x) || f(x')) of TRADES, which uses no labels; f(x) is computed once, for all steps.
-
-    So the model has to hold still from here to the last step, as `frozen` makes it. Source: Zhang et al., TRADES, ICML
-    2019, arXiv:1901.08573.
-    """
-    with torch.no_grad():
-        natural = model(x)
-    return lambda logits, _: kl_divergence(natural, logits)
 
 
 def pgd(
@@ -39,70 +42,138 @@ def pgd(
     eps: float | Tensor,
     steps: int,
     step_size: float | Tensor,
+    norm: Norm = "linf",
     start: Start = "uniform",
     objective: Objective = cross_entropy,
+    targeted: bool = False,
+    restarts: int = 1,
     bn_mode: BNMode = "eval",
     generator: torch.Generator | None = None,
     start_noise: Tensor | None = None,
     active: Tensor | None = None,
     observe: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Ascend an objective in the ball: x' <- clip_[0,1](clip_[x-eps,x+eps](x' + step_size sign(grad_x' objective))).
+    """Ascend an objective in the ball: x' <- clip_[0,1](project(x' + step_size direction(grad_x' objective))).
 
-    The objective is summed over samples, so that each moves by its own gradient alone. Afterwards the model's modes,
-    parameters, gradients and (with `bn_mode="eval"`) statistics, the inputs and the global random state are as before.
-    Nothing synchronises with the device and no branch depends on values, so the whole can be captured in a CUDA graph,
-    given `start_noise`.
+    The direction is the gradient's sign in the L-infinity ball, and in the L2 ball the gradient of each sample divided
+    by its norm, where a zero gradient moves nothing. The objective is summed over samples, so that each moves by its
+    own gradient alone. Afterwards the model's modes, parameters, gradients and (with `bn_mode="eval"`) statistics, the
+    inputs and the global random state are as before. Nothing synchronises with the device and no branch depends on
+    values, so the whole can be captured in a CUDA graph, given `start_noise`.
 
     Args:
         model: from x (N, ...) to logits (N, C).
         x: images (N, ...), floating point in [0, 1].
-        y: labels (N,), handed to the objective.
+        y: labels (N,), handed to the objective; the classes aimed at if `targeted`.
         eps: radius of the ball, a number or one per sample (N,), in units of the image range. Numbers are checked;
             tensors are not, since reading them would wait for the device.
         steps: number of steps, 0 or more; after 0 steps the start itself is returned, inside the ball.
-        step_size: length of a step, a number or one per sample (N,), same units.
-        start: "uniform" U(-eps, eps) or "positive" U(0, eps), clipped to [0, 1]; "gaussian" 0.001 N(0, 1), not clipped
-            before the first step; or "none".
+        step_size: length of a step in `norm`, a number or one per sample (N,), same units.
+        norm: "linf" or "l2".
+        start: "uniform" in the ball or "positive", in the part of it above x, clipped to [0, 1]; "gaussian"
+            0.001 N(0, 1), not projected before the first step; or "none".
         objective: from (logits, labels) to (N,), to be made large; logits arrive in float32 or wider.
+        targeted: make the objective small instead, at the class aimed at.
+        restarts: starts that are tried, 1 or more. With several, each sample keeps the first that fools the model (or
+            reaches its target), else the one of the highest objective, which takes one more forward per restart.
         bn_mode: "eval", or "train" for batch statistics, which moves the running ones in every step.
         generator: source of the start noise, on x's device; without it, a fresh one seeded with 0.
-        start_noise: noise in the shape of x that stands in for the draw.
+        start_noise: noise that stands in for the draw, in the shape of x, or (restarts, *x.shape).
         active: truth values, (N,) or (steps, N): which samples move, always or in each step.
-        observe: called as observe(step, logits) before the update of each step.
+        observe: called as observe(step, logits) before the update of each step, in every restart.
 
     Returns:
         Adversarial images, detached, in the shape of x; float32, or float64 where x is.
 
     Raises:
-        UserError: an eps or step_size outside [0, 1], images that are not floating point.
+        UserError: an unknown norm or start; an eps or step_size that no ball of the norm has (L-infinity: 0 to 1);
+            images that are not floating point; no restart, or several from the same start.
 
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks",
     ICLR 2018, arXiv:1706.06083.
     """
     check_floating(x)
+    for what, name, allowed in (("norm", norm, get_args(Norm)), ("start", start, get_args(Start))):
+        if name not in allowed:
+            raise unknown(what, str(name), allowed)
     for what, size in (("eps", eps), ("step size", step_size)):
         if not isinstance(size, Tensor):
-            check_ball(what, size)
+            check_radius(what, size, norm)
+    if restarts < 1:
+        raise UserError(f"restarts: got {restarts}; allowed: 1 or more")
     origin = full_precision(x.detach())
-    if start_noise is None:
-        start_noise = draw_noise(origin, eps, start, None if generator is None else Source(generator))
-    x_adv = origin + start_noise
-    if start in ("uniform", "positive"):
-        x_adv = project(x_adv, origin, eps)
+    starts = _starts(origin, eps, start, norm, restarts, generator, start_noise)
     length = per_sample(step_size, origin)
     moves = None if active is None else active.expand(steps, -1)
-    with frozen(model, bn_mode):
+
+    def height(logits: Tensor) -> Tensor:
+        return -objective(logits, y) if targeted else objective(logits, y)
+
+    def climb(x_adv: Tensor) -> Tensor:
         for step in range(steps):
             with torch.enable_grad():
                 x_adv.requires_grad_()
                 logits = full_precision(model(x_adv))
-                (gradient,) = torch.autograd.grad(objective(logits, y).sum(), x_adv)
+                (gradient,) = torch.autograd.grad(height(logits).sum(), x_adv)
             x_adv = x_adv.detach()
             if observe is not None:
                 observe(step, logits.detach())
-            update = length * gradient.sign()
+            update = length * _direction(gradient, norm)
             if moves is not None:
                 update = update * per_sample(moves[step], origin)
-            x_adv = project(x_adv + update, origin, eps)
-    return project(x_adv, origin, eps)
+            x_adv = project(x_adv + update, origin, eps, norm)
+        return project(x_adv, origin, eps, norm)
+
+    def judge(x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            logits = full_precision(model(x_adv))
+            return fooled(logits, y, targeted), height(logits)
+
+    with frozen(model, bn_mode):
+        return climb(next(starts)) if restarts == 1 else _best((climb(begin) for begin in starts), judge)
+
+
+def _starts(
+    origin: Tensor,
+    eps: float | Tensor,
+    start: Start,
+    norm: Norm,
+    restarts: int,
+    generator: torch.Generator | None,
+    start_noise: Tensor | None,
+) -> Iterator[Tensor]:
+    """Return where the ascent begins, once per restart."""
+    if start_noise is None and restarts > 1:
+        if start == "none":
+            raise UserError("restarts: got several of start none, which are all the same; allowed: 1")
+        generator = generator or torch.Generator(origin.device).manual_seed(0)  # else each would draw the same
+    source = None if generator is None else Source(generator)
+    noises: Iterable[Tensor]
+    if start_noise is None:
+        noises = (draw_noise(origin, eps, start, source, norm) for _ in range(restarts))
+    else:
+        noises = start_noise if start_noise.ndim > origin.ndim else start_noise[None]
+        if len(noises) != restarts:
+            raise UserError(f"start noise: got {len(noises)}; allowed: one per restart, {restarts}")
+    begins = (origin + noise for noise in noises)
+    return (project(x_adv, origin, eps, norm) if start in ("uniform", "positive") else x_adv for x_adv in begins)
+
+
+def _direction(gradient: Tensor, norm: Norm) -> Tensor:
+    """The move of length 1 in `norm` that raises the objective most, as far as its gradient (N, ...) tells."""
+    return gradient.sign() if norm == "linf" else unit(gradient)
+
+
+def _best(climbed: Iterator[Tensor], judge: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    """Keep for each sample the first result that breaks it, else the highest; `judge` says for each whether, how high.
+
+    No branch depends on a value.
+    """
+    best = next(climbed)
+    broken, highest = judge(best)
+    for x_adv in climbed:
+        breaks, height = judge(x_adv)
+        better = ~broken & (breaks | (height > highest))
+        best, highest = choose(better, x_adv, best), torch.where(better, height, highest)
+        broken = broken | breaks
+    return best

@@ -1,77 +1,215 @@
-"""`taet evaluate RUN`: attack a finished run and write its result card."""
+"""`taet evaluate`: attack a finished run, or a model of any origin, and write its result card."""
 
 from __future__ import annotations
 
+import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
 from taet.cli import flags
+from taet.cli.processes import together
 from taet.cli.progress import progress
-from taet.evaluation import evaluate, parse_attack
+from taet.config import Data, Evaluation
+from taet.data import Dataset, load
+from taet.errors import UserError
+from taet.evaluation import evaluate
+from taet.evaluation.attack import check_attacks
+from taet.models import foreign
+from taet.training.checkpoint import load_run
+from taet.training.environment import resolve_device
 
 EXAMPLES = (
     "taet evaluate runs/x",
-    "taet evaluate runs/x --attacks clean pgd-20 autoattack-fast",
+    "taet evaluate runs/x --attacks clean pgd-20:restarts=5 cw-l2:c=search autoattack-fast",
+    "taet evaluate runs/x --attacks reat --curves steps eps",
     "taet evaluate runs/x --weights model-best --eps 4/255 --json",
+    "taet evaluate --model torchvision:resnet18 --weights net.pt --data cifar10-lt --normalize cifar10",
+    "torchrun --nproc-per-node 2 -m taet evaluate runs/x",
+    "taet evaluate --model mynets.wide:build --weights net.safetensors --data npz:test.npz --out runs/wide",
 )
+DESCRIPTION = """Attack a finished run and write its result card, RUN/evaluation.json; an evaluation that was
+interrupted goes on where it was.
+
+A model of any origin takes --model and --data instead of RUN: see taet evaluate --model NAME --help."""
+MODEL_DESCRIPTION = """Attack a model of any origin on the test images of a data set and write its result card,
+OUT/evaluation.json; an evaluation that was interrupted goes on where it was. `taet check` says before what to expect.
+
+A model is named by package.module:callable (of nothing, or of num_classes; the current directory is importable),
+torchvision:NAME, timm:NAME, a name of taet list models, or a run folder, whose model then meets other images than its
+own. A file of weights never runs code: it is .safetensors, or
+what torch.save wrote of tensors alone; a key that they lie under, such as state_dict, and a prefix of all their names,
+such as module., are found by themselves. --model and --data are short for --model.name and --data.name."""
 
 
-@dataclass(frozen=True)
-class Flags:
-    """A run and what it faces; what is not given is what the run was configured with."""
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a model faces; what is not given is what a run was configured with, or the default."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
     attacks: tuple[str, ...] | None = None
-    """Names of attacks (see `taet list attacks`), e.g. clean fgsm pgd-20 pgd-100 autoattack."""
+    """Names of attacks (see `taet list attacks`), or a protocol, taet or reat, for all columns of its paper."""
+    curves: tuple[Literal["steps", "eps", "logit-scale"], ...] = ()
+    """Curves of the accuracy to be measured as well."""
+    worst_case: bool = False
+    """Run the attacks one after another, each on what those before it left, for the one column of the worst case."""
     eps: float | None = None
-    """Radius of the ball, e.g. 8/255."""
+    """Radius of the L-infinity ball, e.g. 8/255."""
     step_size: float | None = None
-    """Step of PGD, e.g. 1/255."""
+    """Step of PGD in it, e.g. 1/255."""
+    eps_l2: float | None = None
+    """Radius of the L2 ball, e.g. 128/255."""
+    step_size_l2: float | None = None
+    """Length of a step of PGD in it."""
     batch_size: int | None = None
     """Images per batch."""
     seed: int | None = None
     """Seed of every random start."""
-    weights: Literal["model", "model-last", "model-best"] = "model"
-    """What the run delivers, its last epoch, or its best one."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a model's weights, the scale of its input and its test images come from."""
+
+    weights: Path | None = None
+    """File of its weights. Not given: those that the callable returns, or fresh ones."""
+    normalize: str = "none"
+    """Scale of input that it expects: none, imagenet, cifar10, cifar100, or means/deviations as M1,M2,M3/S1,S2,S3."""
+    data: Data = field(default_factory=lambda: Data(name=""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """A run and what it faces."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    weights: Literal["model", "model-last", "model-best"] = "model"
+    """What the run delivers, its last epoch, or its best one."""
+    json: bool = False
+    """Print the result card instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """A model of any origin, its test images, and what it faces."""
+
+    model: Annotated[str, tyro.conf.arg(name="model.name")]
+    """package.module:callable, torchvision:NAME, timm:NAME, a name of taet list models, or a run folder."""
+    origin: Annotated[Origin, tyro.conf.arg(name="")] = field(default_factory=Origin)
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    out: Path | None = None
+    """Folder of the card. Not given: runs/evaluate-NAME."""
     json: bool = False
     """Print the result card instead of a table."""
 
 
 def run(arguments: list[str]) -> None:
-    """Attack a run and print its card."""
-    parsed = flags.parse(
-        Flags,
-        arguments,
-        prog="taet evaluate",
-        description="Attack a finished run and write its result card, RUN/evaluation.json; an evaluation that was "
-        "interrupted goes on where it was.",
-        examples=EXAMPLES,
-    )
-    for name in parsed.attacks or ():
-        parse_attack(name)
+    """Attack a run or a model and print its card."""
+    parsed, command = read(arguments), shlex.join(["taet", "evaluate", *arguments])
+    with together(parsed.settings.device):
+        if isinstance(parsed, ModelFlags):
+            of_model(parsed, command)
+        else:
+            of_run(parsed, command)
+
+
+def read(arguments: list[str]) -> RunFlags | ModelFlags:
+    """Return what the words of the call mean; attacks with a mistake are refused before anything is loaded."""
+    options = {word.partition("=")[0] for word in arguments}
+    parsed: RunFlags | ModelFlags
+    if options & {"--model", "--model.name"}:
+        parsed = _parse(ModelFlags, arguments, MODEL_DESCRIPTION)
+    elif options & {"--data", "--data.name"}:
+        raise UserError("--data goes with --model; a run folder names its own data")
+    else:
+        parsed = _parse(RunFlags, arguments, DESCRIPTION)
+    if parsed.settings.attacks is not None:
+        check_attacks(Evaluation(attacks=parsed.settings.attacks))
+    return parsed
+
+
+def _parse(kind: type[flags.T], arguments: list[str], description: str) -> flags.T:
+    return flags.parse(kind, arguments, prog="taet evaluate", description=description, examples=EXAMPLES)
+
+
+def of_run(parsed: RunFlags, command: str) -> None:
+    """Attack a finished run."""
+    options = asdict(parsed.settings)
     with progress(f"evaluate {parsed.run}") as report:
+        card = evaluate(parsed.run, weights=parsed.weights, progress=report, command=command, **options)
+    if parsed.json:
+        show_stored(parsed.run / f"evaluation{parsed.weights.removeprefix('model')}.json")
+    else:
+        print(f"{card}\nnext: taet report {parsed.run}")
+
+
+def of_model(parsed: ModelFlags, command: str) -> None:
+    """Attack a model of any origin."""
+    options = asdict(parsed.settings) | {"device": str(resolve_device(parsed.settings.device))}
+    run = Path(parsed.model)
+    subject: Path | torch.nn.Module = run
+    notes: tuple[str, ...] = ()
+    about: dict[str, Any] = {}
+    if (run / "run.json").is_file():
+        dataset = _data(parsed.model, parsed.origin)
+    else:
+        (subject, notes), dataset = open_model(parsed.model, parsed.origin)
+        counts = dataset.class_counts.tolist()
+        about = {"name": parsed.model, "class_names": dataset.class_names, "train_class_counts": counts}
+    out = parsed.out or Path("runs", "evaluate-" + re.sub(r"[^\w.-]+", "-", parsed.model))
+    with progress(f"evaluate {parsed.model}") as report:
         card = evaluate(
-            parsed.run,
-            attacks=parsed.attacks,
-            eps=parsed.eps,
-            step_size=parsed.step_size,
-            batch_size=parsed.batch_size,
-            seed=parsed.seed,
-            device=parsed.device,
-            weights=parsed.weights,
+            subject,
+            dataset.test.images,
+            dataset.test.labels,
+            data_about={
+                "name": dataset.name,
+                "imbalance_ratio": dataset.imbalance_ratio,
+                "notes": list(dataset.notes),
+            },
+            out=out,
             progress=report,
-            command=shlex.join(["taet", "evaluate", *arguments]),
+            command=command,
+            **about,
+            **options,
         )
     if parsed.json:
-        path = parsed.run / f"evaluation{parsed.weights.removeprefix('model')}.json"
-        print(path.read_text(encoding="utf-8"), end="")
+        show_stored(out / "evaluation.json")
     else:
-        print(card)
-        print(f"next: taet report {parsed.run}")
+        print("\n".join([str(card), *notes, f"next: taet report {out}"]))
+
+
+def _data(name: str, origin: Origin) -> Dataset:
+    if not origin.data.name:
+        raise UserError(f"--data is missing: {name} names no test images; see taet list data")
+    if (Path(name) / "run.json").is_file() and (origin.weights is not None or origin.normalize != "none"):
+        raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
+    return load(**asdict(origin.data))
+
+
+def open_model(name: str, origin: Origin) -> tuple[foreign.Loaded, Dataset]:
+    """Load the data that a model of any origin is tried on, and the model with as many classes."""
+    dataset = _data(name, origin)
+    if (Path(name) / "run.json").is_file():
+        _, model, _, _ = load_run(name)
+        return foreign.Loaded(model, (f"weights and normalisation: those of the run {name}",)), dataset
+    loaded = foreign.load(
+        name,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+        weights=origin.weights,
+        normalize=origin.normalize,
+    )
+    return loaded, dataset
+
+
+def show_stored(path: Path) -> None:
+    """Print a card as it is stored."""
+    print(path.read_text(encoding="utf-8"), end="")

@@ -21,7 +21,7 @@ from taet.errors import UserError, unknown
 T = TypeVar("T")
 
 FRACTION = re.compile(r"([+-]?\d+(?:\.\d+)?)/(\d+)")
-BALL_FLAG = re.compile(r"--(?:[\w-]+\.)?(?:eps|step-size)")  # what is measured in grey levels and written as a fraction
+BALL_FLAG = re.compile(r"--(?:[\w-]+\.)?(?:eps|step-size)(?:-l2)?")  # image units, which may be written as a fraction
 ALIASES = {"--data": "--data.name", "--model": "--model.name", "--outer": "--outer.name"}
 
 

@@ -15,7 +15,7 @@ from taet.cli import flags
 from taet.cli.progress import progress
 from taet.config import Data, Evaluation, Model, Outer, Run, Threat, Training
 from taet.errors import UserError
-from taet.evaluation import parse_attack
+from taet.evaluation.attack import check_attacks
 from taet.training import resume, train
 from taet.training.trainer import TrainingResult
 
@@ -81,8 +81,7 @@ def configure(method: str, arguments: list[str]) -> tuple[Run, str | None]:
     parsed = flags.parse(kind, arguments, prog=f"taet train {method}", description=DESCRIPTION, examples=EXAMPLES)
     values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
     settings, out = values.pop("method"), values.pop("out")
-    for name in values["evaluation"].attacks:
-        parse_attack(name)  # now, not when the training is over
+    check_attacks(values["evaluation"])  # now, not when the training is over
     return dataclasses.replace(start, settings=settings, **values), out
 
 

@@ -1,7 +1,8 @@
 """Attacking a model, and the result card that keeps what came out."""
 
-from taet.evaluation.columns import attack_split, parse_attack
+from taet.evaluation.attack import parse_attack
+from taet.evaluation.check import Check, check
 from taet.evaluation.evaluate import evaluate
 from taet.evaluation.result import Column, ResultCard, Summary
 
-__all__ = ["Column", "ResultCard", "Summary", "attack_split", "evaluate", "parse_attack"]
+__all__ = ["Check", "Column", "ResultCard", "Summary", "check", "evaluate", "parse_attack"]

@@ -3,135 +3,85 @@
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet.attacks import fgsm, pgd
-from taet.attacks.autoattack import NAMES as SUITES
-from taet.attacks.autoattack import Arrays, Version, plan, run_parts
-from taet.attacks.ball import draw_noise, frozen, verify
+from taet import metrics
+from taet.attacks.autoattack import fast_of, run_parts
+from taet.attacks.ball import distance, frozen, verify
 from taet.attacks.counted import Counted
-from taet.attacks.noise import Source
 from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Progress, ticking
-from taet.config import check_ball
+from taet.attacks.units import Arrays, run_units
 from taet.data.augmentation import to_unit
 from taet.data.dataset import images_sha256
-from taet.errors import UserError, unknown
-from taet.evaluation.result import Column, Ints
+from taet.errors import UserError
+from taet.evaluation.attack import Attack
+from taet.evaluation.kept import kept
+from taet.evaluation.perturb import Draws, perturb
+from taet.evaluation.result import WORST_CASE, Column, Ints
 from taet.evaluation.state import Units
-from taet.randomness import generator
 from taet.training.checkpoint import digest, weights_digest
 from taet.training.environment import version
 
 Images = NDArray[Any]
 """uint8 (N, H, W, C) or float32 (N, C, H, W) in [0, 1]."""
 
-
-@dataclass(frozen=True)
-class Attack:
-    """An attack's name, taken apart."""
-
-    name: str
-    kind: Literal["clean", "fgsm", "pgd", "autoattack"]
-    steps: int = 0
-    """Gradient steps; not used by AutoAttack."""
-    version: Version = "standard"
-
-
-def parse_attack(name: str) -> Attack:
-    """Return what "clean", "fgsm", "pgd-N" or a version of AutoAttack means; any other name is a `UserError`."""
-    fixed = (
-        Attack("clean", "clean"),
-        Attack("fgsm", "fgsm", steps=1),
-        Attack("autoattack", "autoattack"),
-        Attack("autoattack-fast", "autoattack", version="fast"),
-        Attack("autoattack-10", "autoattack", version="10"),
-    )
-    for attack in fixed:
-        if attack.name == name:
-            return attack
-    if re.fullmatch(r"pgd-[1-9]\d*", name):
-        return Attack(name, "pgd", steps=int(name.removeprefix("pgd-")))
-    if name == "pgd":
-        raise UserError("attack 'pgd': got no number of steps; allowed: pgd-N, e.g. pgd-20")
-    raise unknown("attack", name, ("clean", "fgsm", "pgd-20", "pgd-100", *SUITES))
-
-
-def parse_attacks(names: Sequence[str]) -> list[Attack]:
-    """Return what one or more names mean; none, an unknown one and one that is there twice are a `UserError`."""
-    parsed = [parse_attack(name) for name in names]
-    if not parsed:
-        raise UserError("attacks: got none; allowed: one or more, e.g. clean pgd-20")
-    if len(set(parsed)) < len(parsed):
-        raise UserError(f"attacks: got {' '.join(names)}; allowed: each once")
-    return parsed
+MINIMAL = ("cw-l2", "deepfool")
+"""Attacks that look for the smallest perturbation, so that its length is worth keeping."""
+WORK = ("seconds", "forwards", "backwards")
 
 
 def attack_split(
-    model: nn.Module,
-    images: Images | Tensor,
-    labels: NDArray[Any] | Tensor,
-    attacks: Sequence[str],
+    bench: Bench,
+    attacks: Sequence[Attack],
     *,
-    eps: float,
-    step_size: float = 1 / 255,
-    batch_size: int = 250,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
     known: Sequence[Column] = (),
     state_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Column, ...]:
-    """Run every attack on all images, in float32, and return one column each.
+    """Run every attack on all images, in float32, and return one column each, in the order of `attacks`.
 
     Args:
-        model: on `device`, from images (N, C, H, W) in [0, 1] to logits (N, classes); attacked in eval mode.
-        images: uint8 (N, H, W, C), grey levels 0 to 255, or floating point (N, C, H, W) in [0, 1].
-        labels: integers (N,).
-        attacks: names for `parse_attack`, one or more, each once.
-        eps: radius of the L-infinity ball in units of the image range.
-        step_size: step of PGD, same units.
-        batch_size: images per batch.
-        seed: seed of the random starts. PGD draws per image and attack, so its noise does not depend on the batching.
-        device: where the model is.
+        bench: the model, the images that it is attacked on, and how they are cut into batches.
+        attacks: one or more, each once.
         known: columns of the same model and images; one whose settings are those asked for is taken as it is.
         state_dir: folder that keeps each finished batch; an evaluation of the same weights, images and settings takes
             them from there.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
     """
-    parsed = parse_attacks(attacks)
-    check_ball("eps", eps)
-    check_ball("step size", step_size)
-    if batch_size < 1:
-        raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
-    where, (pixels, classes) = torch.device(device), as_arrays(images, labels)
-    num_classes = count_classes(model, pixels, classes, where)
-    bench = Bench(Counted(model), pixels, classes, eps, step_size, batch_size, seed, where)
-    meter = _Meter(progress, parsed, num_classes, len(classes), correct=len(classes))
-    identity = None if state_dir is None else bench.identity()
-    columns = []
-    with frozen(model), exact_float32(where.type):
-        for number, attack in enumerate(parsed):
-            units = None
-            if state_dir is not None:
-                units = Units(Path(state_dir), attack.name, digest([identity, attack.name, bench.settings(attack)]))
-            meter.begin(number)
-            run = bench.run_suite if attack.kind == "autoattack" else bench.run_batches
-            column = bench.among(known, attack) or run(attack, units, meter)
+    # The fast suite is the first half of the standard one: where both are asked for it costs nothing, if it comes last.
+    order = sorted(range(len(attacks)), key=lambda number: attacks[number].parameters.get("version") == "fast")
+    meter = _Meter(progress, [attacks[number] for number in order], bench)
+    columns: dict[int, Column] = {}
+    with bench.still():
+        for place, number in enumerate(order):
+            attack, there = attacks[number], [*columns.values(), *known]
+            meter.begin(place)
+            columns[number] = among(there, attack) or bench.run(attack, there, bench.units(attack, state_dir), meter)
             if attack.kind == "clean":
-                meter.correct = int(column.correct.sum())
-            columns.append(column)
-    return tuple(columns)
+                meter.correct = int(columns[number].correct.sum())
+    return tuple(columns[number] for number in range(len(attacks)))
+
+
+def among(columns: Sequence[Column], attack: Attack) -> Column | None:
+    """Return the column that holds this attack with these settings, if there is one."""
+    for column in columns:
+        same = (column.name, column.norm, column.eps) == (attack.name, attack.norm, attack.eps)
+        old = attack.kind == "clean" and column.roc_auc is None  # from a card without one, which one pass makes
+        if same and not old and attack.parameters.items() <= column.parameters.items():
+            # What was measured for a curve alone is asked for by name now, or the other way round.
+            return replace(column, curve=attack.curve and column.curve)
+    return None
 
 
 def as_arrays(images: Images | Tensor, labels: NDArray[Any] | Tensor) -> tuple[Images, Ints]:
@@ -168,12 +118,21 @@ def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
     x = as_unit(images[:2]).to(device)
-    try:
-        with torch.no_grad(), frozen(model), exact_float32(device.type):
-            width = Counted(model)(x).shape[1]
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"model: fails on images of shape {tuple(x.shape)} ({reason})") from error
+    with kept(model) as changes, frozen(model), exact_float32(device.type):
+        try:
+            leaf = x.clone().requires_grad_()
+            logits = Counted(model)(leaf)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"model: fails on images of shape {tuple(x.shape)} ({reason})") from error
+        changed = changes()
+    if changed:
+        raise UserError(f"model: {changed[0]} changes when it answers in eval mode; allowed: one that holds still")
+    if not logits.requires_grad:
+        raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
+    width = logits.shape[1]
     if labels.max() >= width:
         raise UserError(f"labels: got up to {labels.max()}; allowed: 0 to {width - 1}, one per logit of the model")
     return int(width)
@@ -181,42 +140,22 @@ def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.
 
 @dataclass(frozen=True)
 class Bench:
-    """A model, the test images that it is attacked on, and the settings that all attacks share."""
+    """A model, the test images that it is attacked on, and how they are cut into batches."""
 
     model: Counted
     images: Images
     labels: Ints
-    eps: float
-    step_size: float
+    num_classes: int
     batch_size: int
     seed: int
     device: torch.device
 
-    def settings(self, attack: Attack) -> dict[str, Any]:
-        """Everything that decides an attack's result, the images and the model apart."""
-        return {"eps": self.eps, "batch_size": self.batch_size, **self.parameters(attack)}
-
-    def parameters(self, attack: Attack) -> dict[str, Any]:
-        """What the attack is given besides the ball."""
-        if attack.kind == "clean":
-            return {}
-        if attack.kind == "fgsm":
-            return {"steps": 1, "step_size": self.eps, "start": "none"}
-        if attack.kind == "autoattack":
-            return {"version": attack.version, "seed": self.seed}
-        return {
-            "steps": attack.steps,
-            "step_size": self.step_size,
-            "start": "uniform",
-            "restarts": 1,
-            "seed": self.seed,
-        }
-
-    def among(self, columns: Sequence[Column], attack: Attack) -> Column | None:
-        """Return the column that holds this attack with these settings, if there is one."""
-        eps, wanted = None if attack.kind == "clean" else self.eps, self.parameters(attack).items()
-        same = (c for c in columns if c.name == attack.name and c.eps == eps and wanted <= c.parameters.items())
-        return next(same, None)
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """The model in eval mode with frozen parameters, in exact float32; the caller's random state is kept."""
+        every_gpu = range(torch.cuda.device_count())  # a model that draws numbers must not move it
+        with frozen(self.model), exact_float32(self.device.type), torch.random.fork_rng(every_gpu):
+            yield
 
     def identity(self) -> str:
         """Hash of the model's layers and weights, the images, the labels, and the software that decides a flag."""
@@ -224,127 +163,223 @@ class Bench:
         software = [self.device.type, version("torch"), version("pyautoattack")]
         return digest([repr(network), weights_digest(network), images_sha256(self.images, self.labels), software])
 
+    def units(
+        self, attack: Attack, state_dir: str | os.PathLike[str] | None, after: Sequence[dict[str, Any]] = ()
+    ) -> Units | None:
+        """Where the finished batches of an attack are kept, on all images or on those that others have left."""
+        if state_dir is None:
+            return None
+        settings = [self.identity(), attack.settings(), self.batch_size, *after]
+        return Units(Path(state_dir), attack.name, digest(settings))
+
+    def batches(self, rows: Ints | None = None) -> list[Ints]:
+        """Cut rows of the test set, all where none are given, in ascending order."""
+        every = np.arange(len(self.labels)) if rows is None else rows
+        return [every[start : start + self.batch_size] for start in range(0, len(every), self.batch_size)]
+
     def batch(self, rows: Ints) -> tuple[Tensor, Tensor]:
         """Return the images `rows` as the model takes them, and their labels, on the model's device."""
         return as_unit(self.images[rows]).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
 
-    def start_noise(self, purpose: str, x: Tensor, rows: Ints) -> Tensor:
-        """Draw U(-eps, eps) in the shape of x, for each image by itself, so that it does not depend on the batching."""
-        blank = torch.empty(1, *x.shape[1:])
-        draws = [Source(generator("cpu", self.seed, purpose, int(row))) for row in rows]
-        return torch.cat([draw_noise(blank, self.eps, "uniform", draw) for draw in draws]).to(x.device)
-
     def perturb(self, attack: Attack, rows: Ints) -> tuple[Tensor, Tensor]:
-        """Return the predictions (N,) on the images `rows` under an attack of ours, and the images attacked."""
+        """Return the images `rows`, clean and as an attack of ours makes them, which is checked."""
         x, y = self.batch(rows)
-        x_adv = x
-        if attack.kind == "fgsm":
-            x_adv = fgsm(self.model, x, y, eps=self.eps)
-        elif attack.kind == "pgd":
-            noise = self.start_noise(attack.name, x, rows)
-            x_adv = pgd(self.model, x, y, eps=self.eps, steps=attack.steps, step_size=self.step_size, start_noise=noise)
-        verify(attack.name, x_adv, x, self.eps)
+        x_adv = perturb(attack, self.model, x, y, Draws(self.seed, attack.name, rows))
+        verify(attack.name, x_adv, x, attack.eps, attack.norm or "linf")
+        return x, x_adv
+
+    def answers(self, attack: Attack, x_adv: Tensor, rows: Ints) -> Tensor:
+        """Return the logits of images, which must be finite."""
         with torch.no_grad():
-            logits = self.model(x_adv)
+            logits: Tensor = self.model(x_adv)
         if not bool(logits.isfinite().all()):
             raise UserError(f"model output: not finite under '{attack.name}' on images {rows[0]} to {rows[-1]}")
-        return logits.max(1).indices, x_adv
+        return logits
 
-    def run_batches(self, attack: Attack, units: Units | None, progress: Progress) -> Column:
-        """Run an attack of ours, or none, on all images."""
-        count, passes = len(self.labels), _passes(attack)
-        predictions = np.empty(count, dtype=np.int64)
-        seconds, forwards, backwards = 0.0, 0, 0
-        for start in range(0, count, self.batch_size):
-            rows = np.arange(start, min(start + self.batch_size, count))
+    def run(self, attack: Attack, there: Sequence[Column], units: Units | None, progress: Progress) -> Column:
+        """Run one attack on all images; `there` are columns of the same model that may spare work."""
+        if attack.parameters.get("version") == "fast":
+            name, parameters = attack.name.replace("-fast", ""), {**attack.parameters, "version": "standard"}
+            suite = among(there, replace(attack, name=name, parameters=parameters))
+            if suite is not None:
+                return _first_parts(suite, attack, self.labels, self.num_classes)
+        clean = next((column.predictions for column in there if column.name == "clean"), None)
+        every = np.arange(len(self.labels))
+        result = self.attack(attack, every, clean, units, progress)
+        scores = result.scores
+        return Column(
+            name=attack.name,
+            norm=attack.norm,
+            eps=attack.eps,
+            bounded=attack.bounded,
+            parameters={**attack.parameters, **result.parameters},
+            correct=result.predictions == self.labels,
+            predictions=result.predictions,
+            parts={part: mask for part, mask in result.parts.items() if attack.kind == "autoattack"},
+            distances=result.distances if attack.kind in MINIMAL else None,
+            roc_auc=None if scores is None else metrics.pairwise_auc(scores, self.labels),
+            curve=attack.curve,
+            **result.work,
+        )
 
-            def report(inside: float, start: int = start) -> None:
-                progress(start * passes + inside, count * passes, attack.name)
+    def run_worst_case(
+        self,
+        attacks: Sequence[Attack],
+        clean: Column,
+        state_dir: str | os.PathLike[str] | None,
+        progress: Progress | None,
+    ) -> Column:
+        """Run attacks of one threat model, cheap ones first, each on the images that those before it left correct."""
+        order = _one_threat_model(attacks, self.num_classes)
+        meter = _Meter(progress, order, self, chained=True)
+        predictions = clean.predictions.copy()
+        work: dict[str, Any] = dict.fromkeys(WORK, 0)
+        parts: dict[str, NDArray[np.bool_]] = {}
+        with self.still():
+            for number, attack in enumerate(order):
+                before = predictions == self.labels
+                rows = np.flatnonzero(before)
+                meter.correct = len(rows)
+                meter.begin(number)
+                units = self.units(attack, state_dir, after=[one.settings() for one in order[:number]])
+                result = self.attack(attack, rows, predictions[rows], units, meter)
+                predictions[rows] = result.predictions
+                work = {name: work[name] + result.work[name] for name in WORK}
+                for part, mask in result.parts.items():
+                    parts[part] = before.copy()
+                    parts[part][rows] = mask
+        return Column(
+            name=WORST_CASE[order[0].norm or "linf"],
+            norm=order[0].norm,
+            eps=order[0].eps,
+            bounded=True,
+            parameters={"attacks": [attack.settings() for attack in order]},
+            correct=predictions == self.labels,
+            predictions=predictions,
+            parts=parts,
+            **work,
+        )
 
-            report(0)
-            unit = None if units is None else units.get(str(start))
-            if unit is None or unit["predictions"].shape != rows.shape:
-                with ticking(self.model, len(rows) * passes, report):
-                    unit = self._run_unit(attack, rows)
-                if units is not None:
-                    units.put(str(start), unit)
-            predictions[rows] = unit["predictions"]
-            seconds += float(unit["seconds"])
-            forwards += int(unit["forwards"])
-            backwards += int(unit["backwards"])
-        progress(count * passes, count * passes, attack.name)
-        correct = predictions == self.labels
-        return self._column(attack, correct, predictions, seconds, forwards, backwards)
-
-    def run_suite(self, attack: Attack, units: Units | None, progress: Progress) -> Column:
-        """Run a version of AutoAttack on all images."""
+    def attack(
+        self, attack: Attack, rows: Ints, natural: Ints | None, units: Units | None, progress: Progress
+    ) -> _Result:
+        """Attack some images, which are cut into batches anew; `natural` are the predictions on the clean ones."""
+        if len(rows) == 0:
+            parts = attack.plan(self.num_classes).parts if attack.kind == "autoattack" else (attack.name,)
+            return _Result(rows, dict.fromkeys(parts, np.ones(0, dtype=bool)), dict.fromkeys(WORK, 0))
+        labels = self.labels[rows]
+        if attack.kind != "autoattack":
+            done = self._batches(attack, rows, units, progress)
+            predictions, scores, distances = (
+                np.concatenate([unit[name] for unit in done]) for name in ("predictions", "scores", "distances")
+            )
+            work = {name: sum(unit[name].item() for unit in done) for name in WORK}
+            return _Result(predictions, {attack.name: predictions == labels}, work, scores, distances)
+        assert attack.eps is not None
         outcome = run_parts(
             self.model.model,
-            as_unit(self.images),
-            torch.from_numpy(self.labels),
-            eps=self.eps,
-            version=attack.version,
+            as_unit(self.images[rows]),
+            torch.from_numpy(labels),
+            eps=attack.eps,
+            norm=attack.norm or "linf",
+            version=attack.parameters["version"],
             batch_size=self.batch_size,
-            seed=self.seed,
+            seed=attack.parameters["seed"],
             device=self.device,
             keep_examples=False,
+            natural=None if natural is None else torch.from_numpy(natural),
             state=units,
             progress=lambda done, total, label: progress(done, total, f"{attack.name}: {label}"),
         )
-        parts = {name: mask.numpy() for name, mask in outcome.parts.items()}
-        column = self._column(
-            attack,
-            outcome.correct.numpy(),
+        return _Result(
             outcome.predictions.numpy(),
-            outcome.seconds,
-            outcome.forwards,
-            outcome.backwards,
-            parts,
+            {part: mask.numpy() for part, mask in outcome.parts.items()},
+            {name: getattr(outcome, name) for name in WORK},
+            parameters=outcome.plan.facts(),
         )
-        chosen = outcome.plan
-        column.parameters.update(parts=list(chosen.parts), iterations=chosen.iterations)
-        if {"apgd-t", "fab-t"} & set(chosen.parts):
-            column.parameters["target_classes"] = chosen.target_classes
-        if "square" in chosen.parts:
-            column.parameters["queries"] = chosen.queries
-        if chosen.note:
-            column.parameters["note"] = chosen.note
-        return column
 
-    def _run_unit(self, attack: Attack, rows: Ints) -> Arrays:
+    def _batches(self, attack: Attack, rows: Ints, units: Units | None, progress: Progress) -> list[Arrays]:
+        batches, passes = self.batches(rows), attack.passes(self.num_classes)
+
+        def report(number: int, inside: float = 0) -> None:
+            progress(number * self.batch_size * passes + inside, len(rows) * passes, attack.name)
+
+        def measure(number: int) -> Arrays:
+            with ticking(self.model, len(batches[number]) * passes, lambda inside: report(number, inside)):
+                return self._measure(attack, batches[number])
+
+        done = run_units(
+            len(batches),
+            measure,
+            state=units,
+            key=str,
+            valid=lambda number, unit: np.array_equal(unit["rows"], batches[number]),
+            begin=report,
+        )
+        progress(len(rows) * passes, len(rows) * passes, attack.name)
+        return done
+
+    def _measure(self, attack: Attack, rows: Ints) -> Arrays:
+        """Attack one batch, check every example that comes back, and return what happened."""
         began, forwards, backwards = time.perf_counter(), self.model.forwards, self.model.backwards
-        predictions = self.perturb(attack, rows)[0].cpu().numpy()
+        x, x_adv = self.perturb(attack, rows)
+        logits = self.answers(attack, x_adv, rows)
+        predictions = logits.max(1).indices.cpu().numpy()
+        moved = distance(x_adv, x, attack.norm or "linf").cpu().numpy()
         return {
+            "rows": rows,
             "predictions": predictions,
+            "scores": logits.softmax(1).cpu().numpy(),
+            "distances": np.where(predictions != self.labels[rows], moved, np.nan).astype(np.float32),
             "seconds": np.asarray(time.perf_counter() - began),
             "forwards": np.asarray(self.model.forwards - forwards),
             "backwards": np.asarray(self.model.backwards - backwards),
         }
 
-    def _column(
-        self,
-        attack: Attack,
-        correct: NDArray[np.bool_],
-        predictions: Ints,
-        seconds: float,
-        forwards: int,
-        backwards: int,
-        parts: dict[str, NDArray[np.bool_]] | None = None,
-    ) -> Column:
-        clean = attack.kind == "clean"
-        return Column(
-            name=attack.name,
-            norm=None if clean else "linf",
-            eps=None if clean else self.eps,
-            bounded=not clean,
-            parameters=self.parameters(attack),
-            correct=correct,
-            predictions=predictions,
-            parts=parts or {},
-            seconds=seconds,
-            forwards=forwards,
-            backwards=backwards,
-        )
+
+@dataclass(frozen=True, eq=False)
+class _Result:
+    """What an attack did to N images."""
+
+    predictions: Ints
+    parts: dict[str, NDArray[np.bool_]]
+    """(N,) still correct after each part of AutoAttack, or after the one part that any other attack is."""
+    work: dict[str, Any]
+    scores: NDArray[np.float32] | None = None
+    """(N, C): softmax of the logits under the attack."""
+    distances: NDArray[np.float32] | None = None
+    """(N,): length of each perturbation that fools the model, nan where it does not."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def _first_parts(suite: Column, attack: Attack, labels: Ints, num_classes: int) -> Column:
+    """Return the column of the fast suite from that of the standard one, which begins with it: nothing is run."""
+    parts, predictions = fast_of(suite.parts, suite.predictions, labels)
+    return replace(
+        suite,
+        name=attack.name,
+        parameters={**attack.parameters, **attack.plan(num_classes).facts(), "from": suite.name},
+        correct=predictions == labels,
+        predictions=predictions,
+        parts=parts,
+        seconds=0.0,
+        forwards=0,
+        backwards=0,
+        curve=attack.curve,
+    )
+
+
+def _one_threat_model(attacks: Sequence[Attack], num_classes: int) -> list[Attack]:
+    """Return attacks in the order of their cost, which must be bounded by one ball and hold one AutoAttack at most."""
+    chain = sorted((attack for attack in attacks if attack.kind != "clean"), key=lambda one: one.passes(num_classes))
+    balls = list(dict.fromkeys((attack.norm, attack.eps) for attack in chain))
+    if len(balls) != 1 or balls[0][1] is None:
+        named = ", ".join(f"{one.name} ({one.norm}, {one.eps and f'{one.eps:g}'})" for one in chain)
+        raise UserError(f"worst case: got {named or 'no attack'}; allowed: attacks of one norm and radius")
+    suites = [attack.name for attack in chain if attack.kind == "autoattack"]
+    if len(suites) > 1:
+        raise UserError(f"worst case: got {' and '.join(suites)}; allowed: one version of AutoAttack")
+    return chain
 
 
 @dataclass
@@ -352,14 +387,17 @@ class _Meter:
     """Adds the attack under way to those before and after it, all in passes of an image through the model."""
 
     report: Progress | None
-    attacks: list[Attack]
-    num_classes: int
-    count: int
-    correct: int
-    """Images that AutoAttack will have to break: all, until the clean ones are known."""
+    attacks: Sequence[Attack]
+    bench: Bench
+    chained: bool = False
+    """Does each attack meet only the images that those before it left?"""
     number: int = 0
     before: float = 0
     here: float = 0
+
+    def __post_init__(self) -> None:
+        self.correct = len(self.bench.labels)
+        """Images that AutoAttack will have to break: all, until the clean ones are known."""
 
     def begin(self, number: int) -> None:
         self.number, self.before, self.here = number, self.before + self.here, 0
@@ -371,12 +409,5 @@ class _Meter:
             self.report(self.before + done, self.before + total + later, label)
 
     def _expected(self, attack: Attack) -> int:
-        if attack.kind != "autoattack":
-            return self.count * _passes(attack)
-        chosen = plan(self.num_classes, attack.version)
-        return self.correct * sum(chosen.cost(part) for part in chosen.parts)
-
-
-def _passes(attack: Attack) -> int:
-    """Passes per image: forward and backward in each step, and the forward that decides."""
-    return 2 * attack.steps + 1
+        met = self.correct if attack.kind == "autoattack" or self.chained else len(self.bench.labels)
+        return met * attack.passes(self.bench.num_classes)

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,17 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from taet.attacks.ball import frozen
 from taet.attacks.counted import Counted
-from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Progress
 from taet.config import Evaluation, Threat
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
+from taet.distributed import rank
 from taet.errors import UserError
 from taet.evaluation import diagnostics, probe
-from taet.evaluation.columns import Bench, Images, as_arrays, attack_split, count_classes, parse_attacks
+from taet.evaluation.attack import Attack, check_attacks, expand, parse_attacks
+from taet.evaluation.columns import Bench, Images, as_arrays, as_unit, attack_split, count_classes
+from taet.evaluation.curves import curve_attacks
 from taet.evaluation.result import Column, Ints, ResultCard
 from taet.files import write_atomically
 from taet.training.checkpoint import load_run, weights_digest
@@ -44,13 +45,20 @@ def evaluate(
     labels: NDArray[Any] | Tensor | None = None,
     *,
     attacks: Sequence[str] | str | None = None,
+    curves: Sequence[str] = (),
+    worst_case: bool = False,
     eps: float | None = None,
     step_size: float | None = None,
+    eps_l2: float | None = None,
+    step_size_l2: float | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
     device: str = "auto",
+    name: str | None = None,
     class_names: Sequence[str] | None = None,
     train_class_counts: Sequence[int] | None = None,
+    data_about: Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
     weights: str = "model",
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
@@ -65,21 +73,31 @@ def evaluate(
 
     Args:
         model_or_run_dir: a run folder, or any Module from images (N, C, H, W) in [0, 1] to logits (N, classes).
-        images: with a Module: uint8 (N, H, W, C), grey levels 0 to 255, or floating point (N, C, H, W) in [0, 1].
-        labels: with a Module: integers (N,), 0 to classes - 1.
-        attacks: one or more of clean, fgsm, pgd-N, autoattack, autoattack-fast, autoattack-10. Not given: the run's,
-            or those of `taet.config.Evaluation`; so too the following four.
+        images: with a Module, or in place of a run's own: uint8 (N, H, W, C), grey levels 0 to 255, or floating point
+            (N, C, H, W) in [0, 1].
+        labels: of those images: integers (N,), 0 to classes - 1.
+        attacks: one or more names of `taet list attacks`, with options where wanted (pgd-20:restarts=5), or a protocol,
+            taet or reat, for all columns of its paper. Not given: the run's, or those of `taet.config.Evaluation`; so
+            too eps to seed.
+        curves: of steps, eps and logit-scale, those to be measured; each point is a column of its own.
+        worst_case: run the attacks one after another, each on the images that those before it left correct, and
+            return that one column beside the clean one: cheaper, where only the worst case is asked for.
         eps: radius of the L-infinity ball in units of the image range, e.g. 8/255.
         step_size: step of PGD, same units.
+        eps_l2: radius of the L2 ball, same units.
+        step_size_l2: length of a step of PGD in the L2 ball.
         batch_size: images per batch; stored, since AutoAttack's result depends on it in a few examples.
         seed: seed of every random start, drawn per image and attack.
         device: auto (for a Module where it is, for a run CUDA where there is one), cpu, cuda or cuda:N.
+        name: with a Module, what the card calls it; its class where not given.
         class_names: with a Module, names of the classes; their numbers where not given.
         train_class_counts: with a Module, training images per class, which decide head, body and tail.
+        data_about: what the card says about images that were given: name, imbalance_ratio, notes.
+        out: folder of the card and its examples. Not given: the run's; with a Module nothing is kept.
         weights: with a run folder, which of its weights: model, model-last or model-best.
         model: with the folder of a run that was trained from a Module, one like it; it is given the run's weights.
         dataset: with the folder of a run that was trained on arrays in memory, those arrays again.
-        state_dir: with a Module, where finished batches are kept; nowhere if not given.
+        state_dir: with a Module, where finished batches are kept; in `out`, or nowhere, if not given.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
         command: how this was started; stored in the card.
 
@@ -93,33 +111,54 @@ def evaluate(
             returns anything but finite logits (N, classes).
     """
     asked = [attacks] if isinstance(attacks, str) else attacks
-    if asked is not None:
-        parse_attacks(asked)  # a typing mistake is told before anything is loaded
+    if asked is not None:  # a typing mistake is told before anything is loaded
+        check_attacks(Evaluation(attacks=tuple(asked)))
+    curve_attacks(curves, Evaluation(), Threat().eps)
     path: Path | None = None
     if not isinstance(model_or_run_dir, nn.Module):
-        if images is not None or labels is not None:
-            raise UserError("evaluate: got images beside a run folder; allowed: a run folder alone, it names its data")
         folder = Path(model_or_run_dir)
-        path = folder / f"evaluation{weights.removeprefix('model')}.json"
+        path = (folder if out is None else Path(out)) / f"evaluation{weights.removeprefix('model')}.json"
+        if (images is None) != (labels is None) or (images is not None and out is None):
+            raise UserError("evaluate: got images beside a run, which has its own; allowed: with labels= and out=")
         subject = _from_run(folder, weights, model, dataset)
-        state_dir = path.with_name(f"{path.stem}-state")
+        if images is not None and labels is not None:
+            subject = _on_other_images(subject, images, labels, data_about)
     elif model is not None or dataset is not None:
         raise UserError("evaluate: got model= or dataset= beside a Module; allowed: with a run folder that needs them")
     elif images is None or labels is None:
         raise UserError("evaluate: got a model without images and labels; allowed: both, or a run folder alone")
     else:
-        subject = _from_module(model_or_run_dir, images, labels, class_names, train_class_counts)
-    chosen: dict[str, Any] = {"eps": eps, "step_size": step_size, "batch_size": batch_size, "seed": seed}
-    wanted = [attack.name for attack in parse_attacks(subject.settings.attacks if asked is None else asked)]
+        subject = _from_module(
+            model_or_run_dir,
+            images,
+            labels,
+            name or type(model_or_run_dir).__name__,
+            class_names,
+            train_class_counts,
+            data_about,
+        )
+        path = None if out is None else Path(out) / "evaluation.json"
+    if path is not None:
+        state_dir = path.with_name(f"{path.stem}-state")
+    chosen: dict[str, Any] = {
+        "eps": eps,
+        "step_size": step_size,
+        "eps_l2": eps_l2,
+        "step_size_l2": step_size_l2,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    given = {name: value for name, value in chosen.items() if value is not None}
     settings = dataclasses.replace(
-        subject.settings,
-        attacks=("clean", *(name for name in wanted if name != "clean")),
-        **{name: value for name, value in chosen.items() if value is not None},
+        expand(subject.settings.attacks if asked is None else asked, subject.settings), **given
     )
+    radius = subject.train_eps if settings.eps is None else settings.eps
+    listed = parse_attacks(["clean", *(name for name in settings.attacks if name != "clean")], settings, radius)
     where = subject.place if device == "auto" else resolve_device(device)
     with _on(subject.model, where):
         names = _class_names(subject, where)
-        radius = subject.train_eps if settings.eps is None else settings.eps
+        counted, size = Counted(subject.model), settings.batch_size
+        bench = Bench(counted, subject.images, subject.labels, len(names), size, settings.seed, where)
         machine = environment(where)
         model_about = {
             **subject.model_about,
@@ -136,35 +175,18 @@ def evaluate(
         }
         known = None if path is None else _known(path, facts)
         known_columns = () if known is None else known.columns
-        bench = Bench(
-            Counted(subject.model),
-            subject.images,
-            subject.labels,
-            radius,
-            settings.step_size,
-            settings.batch_size,
-            settings.seed,
-            where,
-        )
         probed = {} if known is None or known.probe.get("seed") != settings.seed else known.probe
-        probing = not probed and settings.attacks != ("clean",)
+        probing = not probed and len(listed) > 1
+        drawn = [attack for attack in curve_attacks(curves, settings, radius) if attack.name not in settings.attacks]
+        columns = (listed[:1] if worst_case else listed) + drawn
         meter = _Meter(progress, probe.passes(bench) if probing else 0)
-        columns = attack_split(
-            subject.model,
-            subject.images,
-            subject.labels,
-            settings.attacks,
-            eps=radius,
-            step_size=settings.step_size,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            device=where,
-            known=known_columns,
-            state_dir=state_dir,
-            progress=meter.attacks,
-        )
+        measured = attack_split(bench, columns, known=known_columns, state_dir=state_dir, progress=meter.attacks)
+        if worst_case:
+            clean = measured[0]
+            measured = (*measured, bench.run_worst_case(listed[1:], clean, state_dir, meter.attacks))
         if probing:
-            probed = probe.probe(bench, state_dir, meter.probe)
+            probed = probe.probe(bench, radius, state_dir, meter.probe)
+        here = {column.name for column in measured}
         card = ResultCard(
             **subject.about,
             threat=threat,
@@ -177,15 +199,15 @@ def evaluate(
             },
             batch_size=settings.batch_size,
             labels=subject.labels,
-            columns=(*columns, *(column for column in known_columns if column.name not in settings.attacks)),
+            columns=(*measured, *(column for column in known_columns if column.name not in here)),
             probe=probed,
             created=machine.pop("started"),
             environment=machine,
             command=command,
         )
         card = dataclasses.replace(card, flags=diagnostics.flags(card))
-        if path is not None:
-            _save_examples(path.parent / "artifacts" / "examples.npz", card, bench, settings.attacks)
+        if path is not None and rank() == 0:
+            _save_examples(path.parent / "artifacts" / "examples.npz", card, bench, listed)
             if path.exists() and known is None:  # about another ball, batch size or software: kept beside the new one
                 stamp = re.sub("[^0-9]", "", ResultCard.load(path).created)
                 path.replace(path.with_name(f"{path.stem}-{stamp}.json"))
@@ -249,10 +271,11 @@ def _from_module(
     model: nn.Module,
     images: Images | Tensor,
     labels: NDArray[Any] | Tensor,
+    name: str,
     class_names: Sequence[str] | None,
     train_class_counts: Sequence[int] | None,
+    data_about: Mapping[str, Any] | None,
 ) -> _Subject:
-    name = type(model).__name__
     pixels, classes = as_arrays(images, labels)
     return _Subject(
         model=model,
@@ -266,7 +289,7 @@ def _from_module(
         place=next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu")),
         about={"method": name, "title": name, "protocol": "", "seed": None},
         model_about={"name": name, "selection": None, "epoch": None, "leak": False},
-        data_about={"name": "arrays"},
+        data_about={"name": "arrays", **(data_about or {})},
     )
 
 
@@ -303,6 +326,15 @@ def _from_run(folder: Path, weights: str, given: nn.Module | None, arrays: Datas
     )
 
 
+def _on_other_images(
+    subject: _Subject, images: Images | Tensor, labels: NDArray[Any] | Tensor, data_about: Mapping[str, Any] | None
+) -> _Subject:
+    pixels, classes = as_arrays(images, labels)
+    about = {"name": "arrays", **(data_about or {})}
+    sha256 = images_sha256(pixels, classes)
+    return dataclasses.replace(subject, images=pixels, labels=classes, test_sha256=sha256, data_about=about)
+
+
 def _epoch(path: Path) -> int:
     """Return the epoch that weights of a run were saved after, as their file says."""
     with safe_open(path, framework="pt") as file:
@@ -336,26 +368,33 @@ def _on(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(before)
 
 
-def _save_examples(path: Path, card: ResultCard, bench: Bench, attacks: Sequence[str]) -> None:
+def _save_examples(path: Path, card: ResultCard, bench: Bench, attacks: Sequence[Attack]) -> None:
     """Save a few images of each class under the PGD with most steps: first those that it breaks, then any others."""
-    chains = [attack for attack in parse_attacks(attacks) if attack.kind == "pgd"]
+    chains = [attack for attack in attacks if attack.kind == "pgd" and attack.norm == "linf"]
+    chains = [attack for attack in chains if any(column.name == attack.name for column in card.columns)]
     if not chains:
         return
-    attack = max(chains, key=lambda chain: chain.steps)
+    attack = max(chains, key=lambda chain: chain.parameters["steps"])
+    if path.exists():
+        with np.load(path) as stored:
+            before = [column for column in card.columns if column.name == str(stored["attack"])]
+        if before and before[0].parameters["steps"] > attack.parameters["steps"]:
+            return  # of a stronger attack, whose column the card still has
     clean = card.column("clean")
     rows = _example_rows(card.labels, clean, card.column(attack.name), card.num_classes)
-    with frozen(bench.model), exact_float32(bench.device.type):
-        predictions, x_adv = bench.perturb(attack, rows)
+    with bench.still():
+        _, x_adv = bench.perturb(attack, rows)
+        predictions = bench.answers(attack, x_adv, rows).argmax(1)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
-        images=bench.images[rows],
+        images=np.rint(255 * as_unit(bench.images[rows]).permute(0, 2, 3, 1).numpy()).astype(np.uint8),
         adversarial=x_adv.permute(0, 2, 3, 1).cpu().numpy(),
         labels=card.labels[rows],
         clean_predictions=clean.predictions[rows],
         adversarial_predictions=predictions.cpu().numpy(),
         attack=np.array(attack.name),
-        eps=np.array(bench.eps),
+        eps=np.array(attack.eps),
     )
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, buffer.getvalue())

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from taet.attacks import pgd
-from taet.attacks.ball import frozen
-from taet.attacks.precision import exact_float32
+from taet.attacks.objectives import scaled
 from taet.attacks.progress import ticking
+from taet.attacks.units import Arrays, run_units
 from taet.evaluation.columns import Bench
+from taet.evaluation.perturb import Draws
 from taet.evaluation.state import Units
 from taet.losses.long_tail import cross_entropy
 from taet.training.checkpoint import digest
@@ -37,12 +38,13 @@ def passes(bench: Bench) -> int:
 
 
 def probe(
-    bench: Bench, state_dir: str | os.PathLike[str] | None, progress: Callable[[float], None]
+    bench: Bench, eps: float, state_dir: str | os.PathLike[str] | None, progress: Callable[[float], None]
 ) -> dict[str, int | float]:
     """Try the model on the first batch, in test order, and return what was found.
 
     Args:
-        bench: the model, its images and the ball.
+        bench: the model and its images.
+        eps: radius of the L-infinity ball.
         state_dir: folder that keeps the outcome, for an evaluation that is interrupted and started again.
         progress: called as progress(done), of `passes(bench)`.
 
@@ -53,51 +55,45 @@ def probe(
         (step eps / 8, uniform start) leaves correct; scaled_pgd_correct: the same with the logits times 10 in the
         objective; only_pgd_correct and only_scaled_pgd_correct: images that one leaves correct and the other breaks.
     """
-    if state_dir is None:
-        return _measure(bench, progress)
-    settings = [bench.identity(), "probe", bench.eps, count(bench), bench.seed]
-    units = Units(Path(state_dir), "probe", digest(settings))
-    unit = units.get("facts")
-    if unit is not None:
-        progress(passes(bench))
-    else:
-        unit = {name: np.asarray(value) for name, value in _measure(bench, progress).items()}
-        units.put("facts", unit)
-    return {name: value.item() for name, value in unit.items()}
+    units = None
+    if state_dir is not None:
+        settings = [bench.identity(), "probe", eps, count(bench), bench.seed]
+        units = Units(Path(state_dir), "probe", digest(settings))
+
+    def measure(_: int) -> Arrays:
+        return {name: np.asarray(value) for name, value in _measure(bench, eps, progress).items()}
+
+    (facts,) = run_units(1, measure, state=units, key=lambda _: "facts", valid=lambda *_: True)
+    progress(passes(bench))
+    return {name: value.item() for name, value in facts.items()}
 
 
-def _measure(bench: Bench, progress: Callable[[float], None]) -> dict[str, int | float]:
+def _measure(bench: Bench, eps: float, progress: Callable[[float], None]) -> dict[str, int | float]:
     model, rows = bench.model, np.arange(count(bench))
     x, y = bench.batch(rows)
-    every_gpu = range(torch.cuda.device_count())  # a model that draws numbers must not move the caller's random state
-    with (
-        torch.random.fork_rng(every_gpu),
-        frozen(model),
-        exact_float32(bench.device.type),
-        ticking(model, passes(bench), progress),
-    ):
+    with bench.still(), ticking(model, passes(bench), progress):
         with torch.no_grad():
             first, second = model(x), model(x)
         correct = first.max(1).indices == y
         leaf = x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(cross_entropy(model(leaf), y).sum(), leaf)
-        noise = bench.start_noise("probe", x, rows)
+        noise = Draws(bench.seed, "probe", rows).start(x, eps)
 
         def survives(factor: float) -> Tensor:
             x_adv = pgd(
                 model,
                 x,
                 y,
-                eps=bench.eps,
+                eps=eps,
                 steps=STEPS,
-                step_size=STEP_SHARE * bench.eps,
+                step_size=STEP_SHARE * eps,
                 start_noise=noise,
-                objective=lambda logits, labels: cross_entropy(factor * logits, labels),
+                objective=scaled(cross_entropy, factor),
             )
             with torch.no_grad():
                 return torch.as_tensor(model(x_adv).max(1).indices == y)
 
-        plain, scaled = survives(1.0), survives(LOGIT_FACTOR)
+        plain, magnified = survives(1.0), survives(LOGIT_FACTOR)
     progress(passes(bench))
     repeated = torch.nn.functional.normalize(first) - torch.nn.functional.normalize(second)
     distribution = (first >= 0).all(1) & ((first.sum(1) - 1).abs() <= SUM_TOLERANCE)
@@ -109,8 +105,8 @@ def _measure(bench: Bench, progress: Callable[[float], None]) -> dict[str, int |
         "clean_correct": correct.sum(),
         "zero_gradients": (correct & (gradient == 0).flatten(1).all(1)).sum(),
         "pgd_correct": plain.sum(),
-        "scaled_pgd_correct": scaled.sum(),
-        "only_pgd_correct": (plain & ~scaled).sum(),
-        "only_scaled_pgd_correct": (scaled & ~plain).sum(),
+        "scaled_pgd_correct": magnified.sum(),
+        "only_pgd_correct": (plain & ~magnified).sum(),
+        "only_scaled_pgd_correct": (magnified & ~plain).sum(),
     }
     return {name: value.item() if isinstance(value, Tensor) else value for name, value in facts.items()}

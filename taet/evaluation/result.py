@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import os
@@ -16,15 +15,29 @@ from numpy.typing import NDArray
 
 from taet import metrics
 from taet.errors import UserError, unknown
+from taet.evaluation.packing import (
+    pack_floats,
+    pack_integers,
+    pack_mask,
+    plain,
+    unpack_floats,
+    unpack_integers,
+    unpack_mask,
+)
+from taet.evaluation.paired import Difference, compare_runs
+from taet.evaluation.schema import KIND, SCHEMA, check_schema, check_summary, migrate
+from taet.evaluation.summary import Interval, Summary, summarise
 from taet.files import write_json
 
-SCHEMA = 1
-KIND = "taet result card"
-TOLERANCE = 1e-9  # of a stored share against the recomputed one: far above rounding, far below one image
+__all__ = ["Column", "Interval", "ResultCard", "Summary"]
+
+CURVES = ("", "steps", "eps", "logit-scale")
+WORST_CASE = {"linf": "worst-case", "l2": "worst-case-l2"}
+"""Name of the column that is the worst case within the balls of a norm."""
 
 Mask = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-Interval = tuple[float, float]
+Floats32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,49 +64,41 @@ class Column:
     """Image-forwards: images that passed through the model."""
     backwards: int = 0
     """Image-backwards: images whose gradient was computed."""
+    distances: Floats32 | None = None
+    """(N,), of an attack that looks for the nearest example: norm of the perturbation, 0 where the image was
+    misclassified before, nan where the attack failed; None of other attacks."""
+    roc_auc: Floats32 | None = None
+    """(C, C): how well the score of class j tells it from class k (`metrics.pairwise_auc`); None where not measured."""
+    curve: str = ""
+    """The curve for which alone this was measured, one of `CURVES`; empty for an attack that tables show."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Ball and parameters, random seeds apart: where they agree, two columns of one name are the same attack."""
+        ball = {"norm": self.norm, "eps": self.eps, "bounded": self.bounded}
+        return {**ball, **_without_seeds(plain(self.parameters))}
 
-@dataclass(frozen=True, eq=False)
-class Summary:
-    """The numbers of one column; shares are in [0, 1], intervals are at 95 %, a class without test images is nan."""
-
-    correct: Ints
-    """(C,): test images classified correctly."""
-    total: Ints
-    """(C,): test images."""
-    accuracy: float
-    accuracy_interval: Interval
-    balanced: float
-    """Mean recall over the classes that have test images."""
-    balanced_interval: Interval
-    per_class: metrics.Floats
-    per_class_interval: tuple[metrics.Floats, metrics.Floats]
-    """(low, high), each (C,)."""
-    groups: dict[str, float]
-    """Balanced accuracy of head, body, tail and last_half; empty where the training counts are not known."""
-    group_intervals: dict[str, Interval]
-    worst_class: tuple[int, float]
-    """(label, recall) of the class with the lowest recall."""
-    confusion: Ints
-    """(C, C), rows true, columns predicted."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all but the confusion matrix as plain lists and numbers, None for nan."""
-        low, high = self.per_class_interval
-        values = {
-            "correct": self.correct,
-            "total": self.total,
-            "accuracy": self.accuracy,
-            "accuracy_interval": self.accuracy_interval,
-            "balanced": self.balanced,
-            "balanced_interval": self.balanced_interval,
-            "per_class": self.per_class,
-            "per_class_interval": (low, high),
-            "groups": self.groups,
-            "group_intervals": self.group_intervals,
-            "worst_class": self.worst_class,
-        }
-        return {name: _plain(value) for name, value in values.items()}
+    def check(self, labels: Ints, num_classes: int) -> None:
+        """Refuse a column that contradicts itself or the true classes of the images, (N,), with a `UserError`."""
+        where = f"column '{self.name}'"
+        _check_classes(f"{where} predictions", self.predictions, len(labels), num_classes)
+        if self.correct.shape != labels.shape or (self.correct != (self.predictions == labels)).any():
+            raise UserError(f"{where} correct: does not agree with its predictions and the labels")
+        before = np.ones(len(labels), dtype=bool)
+        for part, mask in self.parts.items():
+            if mask.shape != labels.shape or (mask & ~before).any():
+                raise UserError(f"{where} part '{part}': an image that was broken before is correct again")
+            before = mask
+        if self.parts and (before != self.correct).any():
+            raise UserError(f"{where} parts: the last one does not agree with the column")
+        if self.distances is not None:
+            _check_floats(f"{where} distances", self.distances, ~self.correct, math.inf)
+        if self.roc_auc is not None:
+            present = np.bincount(labels, minlength=num_classes) > 0
+            pairs = present & present[:, None] & ~np.eye(num_classes, dtype=bool)
+            _check_floats(f"{where} roc_auc", self.roc_auc, pairs, 1.0)
+        if self.curve not in CURVES:
+            raise unknown("curve", self.curve, filter(None, CURVES))
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,17 +142,7 @@ class ResultCard:
         if len(set(names)) < len(names):
             raise UserError(f"columns: got {', '.join(names)}; allowed: each attack once")
         for column in self.columns:
-            where = f"column '{column.name}'"
-            _check_classes(f"{where} predictions", column.predictions, count, classes)
-            if column.correct.shape != (count,) or (column.correct != (column.predictions == self.labels)).any():
-                raise UserError(f"{where} correct: does not agree with its predictions and the labels")
-            before = np.ones(count, dtype=bool)
-            for part, mask in column.parts.items():
-                if mask.shape != (count,) or (mask & ~before).any():
-                    raise UserError(f"{where} part '{part}': an image that was broken before is correct again")
-                before = mask
-            if column.parts and (before != column.correct).any():
-                raise UserError(f"{where} parts: the last one does not agree with the column")
+            column.check(self.labels, classes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -163,33 +158,74 @@ class ResultCard:
         return tuple(map(str, self.run.get("deviations") or ()))
 
     def column(self, name: str) -> Column:
-        """Return the column of an attack; an unknown name is a `UserError` with the nearest match."""
+        """Return the column of an attack; an unknown name is a `UserError` with the nearest match.
+
+        `worst-case` and `worst-case-l2` are computed where they were not measured.
+        """
         for column in self.columns:
             if column.name == name:
                 return column
-        raise unknown("column", name, [column.name for column in self.columns])
+        for norm, known in WORST_CASE.items():
+            if known == name:
+                return self.worst_case(norm)
+        raise unknown("column", name, [*(column.name for column in self.columns), *WORST_CASE.values()])
+
+    def worst_case(self, norm: str = "linf", eps: float | None = None) -> Column:
+        """Return the worst case over the card's attacks within one ball, exact image by image, as a column.
+
+        An image is correct if it is correct clean, since it lies in the ball itself, and under every attack that had to
+        stay in this ball. Columns that were measured for a curve alone, and examples made on another model, are left
+        out. An image that fell has the prediction of the first column that broke it; `parts` tell which one that was.
+
+        Args:
+            norm: linf or l2.
+            eps: radius in units of the image range; if not given, that of the card's threat or, in the other norm, the
+                only one there is.
+        """
+        inside = [
+            column
+            for column in self.columns
+            if column.bounded and column.norm == norm and not column.curve and "source" not in column.parameters
+        ]
+        if eps is None and self.threat.get("norm") == norm:
+            eps = self.threat["eps"]
+        radii = sorted({column.eps for column in inside if column.eps is not None and eps in (None, column.eps)})
+        if len(radii) != 1:
+            got = f"attacks of radius {', '.join(f'{one:g}' for one in radii)}" if radii else "none"
+            wanted = "" if eps is None else f" of radius {eps:g}"
+            raise UserError(f"worst case: got {got}; allowed: bounded {norm} attacks{wanted}, all of one radius")
+        inside = [column for column in inside if column.eps == radii[0]]
+        columns = [column for column in self.columns if column.name == "clean"] + inside
+        masks = np.stack([column.correct for column in columns])
+        left = dict(zip((column.name for column in columns), metrics.worst_case(masks), strict=True))
+        first = masks.argmin(0)  # the first that is False; 0 where none is, and there every prediction is the label
+        return Column(
+            name=WORST_CASE[norm],
+            norm=norm,
+            eps=radii[0],
+            bounded=True,
+            parameters={"attacks": [{"name": c.name, "norm": c.norm, "eps": c.eps, **c.parameters} for c in inside]},
+            correct=left[columns[-1].name],
+            predictions=np.stack([column.predictions for column in columns])[first, np.arange(len(first))],
+            parts={column.name: left[column.name] for column in inside},
+            seconds=sum(column.seconds for column in columns),
+            forwards=sum(column.forwards for column in columns),
+            backwards=sum(column.backwards for column in columns),
+        )
+
+    def compare(self, other: ResultCard, column: str) -> Difference:
+        """Return by how much this card's model is better than another's in balanced accuracy under one attack.
+
+        The uncertainty is that of the test images: it says which of the two models is better, not which method, for
+        which several seeds are needed (`taet.evaluation.paired.compare_runs`).
+        """
+        return compare_runs([self], [other], column)
 
     def summary(self, name: str) -> Summary:
         """Compute the numbers of a column from its masks."""
-        column, classes = self.column(name), self.num_classes
-        correct, total = metrics.class_counts(column.correct, self.labels, classes)
+        clean = next((column for column in self.columns if column.name == "clean"), None)
         train_counts = self.data.get("train_class_counts")
-        groups = metrics.class_groups(train_counts) if train_counts is not None else {}
-        low, high = metrics.wilson_interval(correct.sum(), total.sum())
-        return Summary(
-            correct=correct,
-            total=total,
-            accuracy=metrics.accuracy(correct, total),
-            accuracy_interval=(float(low), float(high)),
-            balanced=metrics.balanced_accuracy(correct, total),
-            balanced_interval=metrics.balanced_interval(correct, total),
-            per_class=metrics.per_class_accuracy(correct, total),
-            per_class_interval=metrics.wilson_interval(correct, total),
-            groups=metrics.group_accuracy(correct, total, groups),
-            group_intervals={name: metrics.balanced_interval(correct[of], total[of]) for name, of in groups.items()},
-            worst_class=metrics.worst_class(correct, total),
-            confusion=metrics.confusion_matrix(self.labels, column.predictions, classes),
-        )
+        return summarise(self.column(name), clean, self.labels, self.num_classes, train_counts)
 
     def to_json(self) -> dict[str, Any]:
         """Return the card as plain JSON; masks are packed bits in base64, first image in the highest bit."""
@@ -202,11 +238,11 @@ class ResultCard:
             "threat": self.threat,
             "seed": self.seed,
             "model": self.model,
-            "data": _plain(self.data),
+            "data": plain(self.data),
             "batch_size": self.batch_size,
             "created": self.created,
             "command": self.command,
-            "run": _plain(self.run),
+            "run": plain(self.run),
             "environment": self.environment,
             "flags": list(self.flags),
             "probe": self.probe,
@@ -216,18 +252,21 @@ class ResultCard:
                     "norm": column.norm,
                     "eps": column.eps,
                     "bounded": column.bounded,
-                    "parameters": _plain(column.parameters),
+                    "parameters": plain(column.parameters),
                     "seconds": column.seconds,
                     "forwards": column.forwards,
                     "backwards": column.backwards,
                     "summary": self.summary(column.name).to_json(),
-                    "correct": _pack_mask(column.correct),
-                    "predictions": _pack_integers(column.predictions),
-                    "parts": {part: _pack_mask(mask) for part, mask in column.parts.items()},
+                    "correct": pack_mask(column.correct),
+                    "predictions": pack_integers(column.predictions),
+                    "parts": {part: pack_mask(mask) for part, mask in column.parts.items()},
+                    "distances": pack_floats(column.distances),
+                    "roc_auc": pack_floats(column.roc_auc),
+                    "curve": column.curve,
                 }
                 for column in self.columns
             ],
-            "labels": _pack_integers(self.labels),
+            "labels": pack_integers(self.labels),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -255,28 +294,25 @@ class ResultCard:
 
     @classmethod
     def from_json(cls, stored: Any) -> ResultCard:
-        """Rebuild a card from what `to_json` gave."""
-        if not isinstance(stored, Mapping) or stored.get("kind") != KIND:
-            raise UserError("not a result card")
-        schema = stored.get("schema")
-        if schema != SCHEMA:
-            hint = "; update taet" if isinstance(schema, int) and schema > SCHEMA else ""
-            raise UserError(f"schema: got {schema}; allowed: {SCHEMA}{hint}")
+        """Rebuild a card from what `to_json` gave, in this schema or an older one."""
+        schema = check_schema(stored)
         try:
-            card = _read(cls, stored)
+            card = _read(cls, migrate(stored))
             summaries = [(column["name"], column["summary"]) for column in stored["columns"]]
         except KeyError as error:
             raise UserError(f"the field {error} is missing") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"a field has the wrong form ({error})") from error
         for name, summary in summaries:
-            _compare(f"column '{name}' summary", summary, card.summary(name).to_json())
+            check_summary(f"column '{name}' summary", summary, card.summary(name).to_json(), schema)
         return card
 
     def __repr__(self) -> str:
         head = f"{self.title or self.method} on {self.data.get('name', 'arrays')}: {len(self.labels)} test images"
-        rows = [("attack", "accuracy %", "balanced %", "worst class %")]
+        rows = [("attack", "accuracy %", "balanced %", "worst class %", "")]
         for column in self.columns:
+            if column.curve:
+                continue
             summary = self.summary(column.name)
             label, value = summary.worst_class
             rows.append(
@@ -285,9 +321,10 @@ class ResultCard:
                     _percent(summary.accuracy, summary.accuracy_interval),
                     _percent(summary.balanced, summary.balanced_interval),
                     f"{100 * value:.1f} ({self.class_names[label]})" if label >= 0 else "-",
+                    _reach(column, summary),
                 )
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         deviations = (f"leaves the protocol: {text}" for text in self.deviations)
         return "\n".join([head, *lines, *deviations, *(f"! {flag['text']}" for flag in self.flags)])
@@ -301,12 +338,15 @@ def _read(cls: type[ResultCard], stored: Mapping[str, Any]) -> ResultCard:
             eps=column["eps"],
             bounded=bool(column["bounded"]),
             parameters=dict(column["parameters"]),
-            correct=_unpack_mask(column["correct"]),
-            predictions=_unpack_integers(column["predictions"]),
-            parts={part: _unpack_mask(mask) for part, mask in column["parts"].items()},
+            correct=unpack_mask(column["correct"]),
+            predictions=unpack_integers(column["predictions"]),
+            parts={part: unpack_mask(mask) for part, mask in column["parts"].items()},
             seconds=float(column["seconds"]),
             forwards=int(column["forwards"]),
             backwards=int(column["backwards"]),
+            distances=unpack_floats(column["distances"]),
+            roc_auc=unpack_floats(column["roc_auc"]),
+            curve=str(column["curve"]),
         )
         for column in stored["columns"]
     )
@@ -319,7 +359,7 @@ def _read(cls: type[ResultCard], stored: Mapping[str, Any]) -> ResultCard:
         model=dict(stored["model"]),
         data=dict(stored["data"]),
         batch_size=int(stored["batch_size"]),
-        labels=_unpack_integers(stored["labels"]),
+        labels=unpack_integers(stored["labels"]),
         columns=columns,
         flags=tuple(dict(flag) for flag in stored["flags"]),
         probe=dict(stored["probe"]),
@@ -330,28 +370,6 @@ def _read(cls: type[ResultCard], stored: Mapping[str, Any]) -> ResultCard:
     )
 
 
-def _compare(where: str, stored: Any, computed: Any) -> None:
-    """Refuse a stored value that differs from the recomputed one, and name it."""
-    if isinstance(computed, dict) and isinstance(stored, dict) and stored.keys() == computed.keys():
-        for key, value in computed.items():
-            _compare(f"{where} {key}", stored[key], value)
-    elif isinstance(computed, list) and isinstance(stored, list) and len(stored) == len(computed):
-        for index, value in enumerate(computed):
-            _compare(f"{where}[{index}]", stored[index], value)
-    elif not _agree(stored, computed):
-        raise UserError(f"{where}: stored {_short(stored)}, recomputed from the masks {_short(computed)}")
-
-
-def _agree(stored: Any, computed: Any) -> bool:
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (stored, computed))
-    return math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE) if numbers else bool(stored == computed)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _check_classes(where: str, values: Ints, count: int, classes: int) -> None:
     if values.shape != (count,) or values.dtype.kind not in "iu":
         raise UserError(f"{where}: got {values.dtype} {values.shape}; allowed: integers ({count},)")
@@ -359,38 +377,29 @@ def _check_classes(where: str, values: Ints, count: int, classes: int) -> None:
         raise UserError(f"{where}: got {values.min()} to {values.max()}; allowed: 0 to {classes - 1}")
 
 
-def _pack_mask(mask: Mask) -> dict[str, Any]:
-    return {"count": len(mask), "bits": base64.b64encode(np.packbits(mask).tobytes()).decode()}
-
-
-def _unpack_mask(packed: Mapping[str, Any]) -> Mask:
-    count, content = int(packed["count"]), base64.b64decode(packed["bits"], validate=True)
-    if len(content) != (count + 7) // 8:
-        raise ValueError(f"{len(content)} bytes for {count} bits")
-    return np.unpackbits(np.frombuffer(content, dtype=np.uint8), count=count).astype(bool)
-
-
-def _pack_integers(values: Ints) -> dict[str, Any]:
-    return {"count": len(values), "uint16": base64.b64encode(values.astype("<u2").tobytes()).decode()}
-
-
-def _unpack_integers(packed: Mapping[str, Any]) -> Ints:
-    values = np.frombuffer(base64.b64decode(packed["uint16"], validate=True), dtype="<u2")
-    if len(values) != int(packed["count"]):
-        raise ValueError(f"{len(values)} integers for {packed['count']}")
-    return values.astype(np.int64)
-
-
-def _plain(value: Any) -> Any:
-    """Return arrays and tuples as lists, numpy scalars as numbers and nan as None."""
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _check_floats(where: str, values: Floats32, known: Mask, most: float) -> None:
+    """Refuse numbers that are not there exactly where they are `known`, else nan, or not from 0 to `most`."""
+    if values.shape != known.shape or values.dtype != np.float32:
+        raise UserError(f"{where}: got {values.dtype} {values.shape}; allowed: float32 {known.shape}")
+    if (np.isfinite(values) != known).any() or not ((values[known] >= 0) & (values[known] <= most)).all():
+        raise UserError(f"{where}: a number is missing, out of range, or where there can be none")
 
 
 def _percent(value: float, interval: Interval) -> str:
     return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if not math.isnan(value) else "-"
+
+
+def _without_seeds(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_seeds(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: _without_seeds(entry) for name, entry in value.items() if name != "seed"}
+    return value
+
+
+def _reach(column: Column, summary: Summary) -> str:
+    """Say of an attack without a ball how far it had to go, since it breaks nearly all images."""
+    if column.norm is None or column.bounded:
+        return ""
+    known = not math.isnan(summary.median_distance)
+    return f"no bound; median {column.norm} distance {summary.median_distance:.3g}" if known else "no bound"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.attacks.autoattack import Arrays
+from taet.attacks.units import Arrays
 from taet.files import write_atomically
 
 
@@ -23,7 +24,7 @@ class Units:
     """
 
     def __init__(self, root: Path, attack: str, identity: str) -> None:
-        self.folder = root / f"{attack}-{identity[:16]}"
+        self.folder = root / f"{re.sub('[^a-z0-9-]', '_', attack)}-{identity[:16]}"
         self.identity = identity
         self.folder.mkdir(parents=True, exist_ok=True)
 

@@ -13,7 +13,8 @@ from taet import config, methods, protocols
 from taet.config import Data, Run
 from taet.data import Dataset, load
 from taet.errors import UserError, unknown
-from taet.evaluation import ResultCard, parse_attack
+from taet.evaluation import ResultCard
+from taet.evaluation.attack import check_attacks, expand
 from taet.experiments.specification import SHORT, Entry, Settings, Specification, Variant
 from taet.report.read import deciding
 from taet.training.checkpoint import read_json, read_record, run_from_json
@@ -73,7 +74,8 @@ class Cell:
         card, asked = ResultCard.load(path), self.run.evaluation
         eps = self.run.threat.eps if asked.eps is None else asked.eps
         same = card.threat["eps"] == eps and card.batch_size == asked.batch_size
-        return same and {"clean", *asked.attacks} <= {column.name for column in card.columns}
+        wanted = expand(asked.attacks, asked).attacks
+        return same and {"clean", *wanted} <= {column.name for column in card.columns}
 
     def check_folder(self) -> None:
         """Refuse a folder that holds a run with other settings than the specification says."""
@@ -209,8 +211,7 @@ def _run(start: Run, entry: Entry, settings: Settings) -> Run:
             raise unknown(f"knob of {entry.method}", name, known)
     shared = {key: value for key, value in settings.items() if not key.startswith("method.")}
     run = config.override(start, {"settings": config.override(knobs, own), **shared})
-    for attack in run.evaluation.attacks:
-        parse_attack(attack)
+    check_attacks(run.evaluation)
     return run
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from taet.attacks.ball import draw_noise
 from taet.attacks.noise import Source
-from taet.attacks.pgd import Objective, pgd
+from taet.attacks.objectives import Objective
+from taet.attacks.pgd import pgd
 from taet.config import Outer, Threat
 from taet.losses.long_tail import cross_entropy
 from taet.losses.loss import Loss

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from taet.attacks.pgd import natural_divergence
+from taet.attacks.objectives import natural_divergence
 from taet.config import check_factors, check_fields
 from taet.distributed import global_mean
 from taet.errors import UserError

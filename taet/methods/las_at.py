@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from taet.attacks.ball import draw_noise, frozen
-from taet.attacks.pgd import natural_divergence, pgd
+from taet.attacks.objectives import natural_divergence
+from taet.attacks.pgd import pgd
 from taet.config import check_factors, check_fields
 from taet.distributed import average_gradients, global_mean, world_size
 from taet.errors import UserError

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+import math
 import sys
 from typing import Any
 
@@ -14,13 +16,21 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
-from taet.attacks.autoattack import Arrays, Outcome, Version, _attack, autoattack, plan, run_parts
+from taet.attacks.autoattack import NAMES, Outcome, Plan, Version, _Suite, autoattack, fast_of, plan, run_parts
+from taet.attacks.ball import Norm
 from taet.attacks.counted import Counted
 from taet.attacks.progress import ticking
+from taet.attacks.units import Arrays
 from taet.errors import UserError
 
-EPS = 0.06
+EPS: dict[Norm, float] = {"linf": 0.06, "l2": 0.45}
+MODULE = sys.modules["taet.attacks.autoattack"]
 BATCH = 9  # does not divide the number of examples
+
+
+@pytest.fixture
+def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "QUERIES", 50)
 
 
 def data(classes: int, channels: int = 3, count: int = 24) -> tuple[Tensor, Tensor]:
@@ -30,6 +40,10 @@ def data(classes: int, channels: int = 3, count: int = 24) -> tuple[Tensor, Tens
     y = torch.arange(count) % classes
     noise = 0.25 * torch.randn(count, channels, 8, 8, generator=generator)
     return (0.5 + 0.4 * (patterns[y] - 0.5) + noise).clamp(0, 1), y
+
+
+def _suite(model: nn.Module, x: Tensor, y: Tensor, chosen: Plan) -> _Suite:
+    return _Suite(Counted(model), x, y, EPS[chosen.norm], chosen, len(y), 0, x.device, True, None)
 
 
 def train(classes: int, channels: int = 3) -> nn.Module:
@@ -44,7 +58,7 @@ def _trained(classes: int, channels: int) -> nn.Module:
         model = nn.Sequential(
             nn.Conv2d(channels, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, classes)
         )
-        x, y = data(classes, channels, 40 * classes)
+        x, y = data(classes, channels, 40 * min(classes, 30))
         optimizer = torch.optim.Adam(model.parameters(), 0.01)
         for _ in range(30):
             optimizer.zero_grad()
@@ -54,33 +68,36 @@ def _trained(classes: int, channels: int) -> nn.Module:
     return model.eval()
 
 
-def official(model: nn.Module, x: Tensor, y: Tensor, classes: int, iterations: int) -> Tensor:
-    """The official package, called as its users call it; fewer classes and iterations are set by hand."""
-    suite = pyautoattack.AutoAttack(model, norm="Linf", eps=EPS, seed=0, version="standard", device="cpu")
-    if iterations != 100:
-        common = {"norm": "Linf", "n_restarts": 1, "n_iter": iterations, "eps": EPS, "device": "cpu", "verbose": False}
+def stock(model: nn.Module, eps: float, chosen: Plan) -> pyautoattack.AutoAttack:
+    """The official package as its users set it up; fewer classes, iterations and queries are set by hand."""
+    name = {"linf": "Linf", "l2": "L2"}[chosen.norm]
+    suite = pyautoattack.AutoAttack(model, norm=name, eps=eps, seed=0, version="standard", device="cpu")
+    if chosen.iterations != 100:
+        common = {"norm": name, "n_restarts": 1, "n_iter": chosen.iterations, "eps": eps, "device": "cpu"}
         suite.apgd = APGDAttack(model, rho=0.75, logger=suite.logger, **common)
         suite.apgd_targeted = APGDAttack_targeted(model, rho=0.75, logger=suite.logger, **common)
         suite.fab = FABAttack_PT(model, **common)
-    suite.apgd_targeted.n_target_classes = suite.fab.n_target_classes = min(9, classes - 1)
-    suite.attacks_to_run = list(plan(classes).parts)
+    if chosen.note:
+        suite.apgd_targeted.n_target_classes = suite.fab.n_target_classes = chosen.target_classes
+        suite.attacks_to_run = list(chosen.parts)
+    suite.square.n_queries = chosen.queries
+    return suite
+
+
+def official(model: nn.Module, x: Tensor, y: Tensor, eps: float, chosen: Plan) -> Tensor:
+    """What the official package returns."""
     trace = sys.gettrace()
     try:
-        x_adv, _ = suite.run_standard_evaluation(x, y, batch_size=BATCH)
+        x_adv, _ = stock(model, eps, chosen).run_standard_evaluation(x, y, batch_size=BATCH)
     finally:
         sys.settrace(trace)
     return x_adv
 
 
-@pytest.mark.parametrize(
-    ("classes", "channels", "version"),
-    [(10, 1, "standard"), (2, 3, "10"), (3, 3, "10"), (4, 3, "10"), (10, 3, "10")],
-)
-def test_equals_the_official_package_example_by_example(classes: int, channels: int, version: Version) -> None:
-    model = train(classes, channels)
-    x, y = data(classes, channels, 24 if classes > 3 else 13)
-    outcome = run_parts(model, x, y, eps=EPS, version=version, batch_size=BATCH)
-    expected = official(model, x, y, classes, 100 if version == "standard" else 10)
+def assert_official(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: Norm, version: Version) -> None:
+    """Flag by flag and image by image what the official package gives; every part can only break more."""
+    outcome = run_parts(model, x, y, eps=eps, norm=norm, version=version, batch_size=BATCH)
+    expected = official(model, x, y, eps, outcome.plan)
     assert outcome.x_adv is not None
     assert torch.equal(outcome.x_adv, expected)
     clean = model(x).argmax(1) == y
@@ -94,10 +111,84 @@ def test_equals_the_official_package_example_by_example(classes: int, channels: 
     assert torch.equal(before, outcome.correct)
 
 
-def test_ten_iterations_have_the_checkpoints_of_ten() -> None:
-    attack = _attack("apgd-t", plan(10, "10"), nn.Identity(), EPS, 0, torch.device("cpu")).__self__  # type: ignore[attr-defined]
-    assert (attack.n_iter, attack.n_iter_2, attack.n_iter_min, attack.size_decr) == (10, 2, 1, 1)
-    assert attack.n_target_classes == 9
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_standard_suite_is_set_as_the_official_package_sets_it(norm: Norm) -> None:
+    model, (x, y) = train(10), data(10)
+    suite = _suite(model, x, y, plan(10, "standard", norm))
+    theirs = stock(model, EPS[norm], suite.plan)
+    assert theirs.attacks_to_run == list(suite.plan.parts)
+    theirs.fab.targeted, theirs.fab.n_restarts = True, 1  # as its run sets it
+    for part, attack in zip(
+        suite.plan.parts, (theirs.apgd, theirs.apgd_targeted, theirs.fab, theirs.square), strict=True
+    ):
+        ours: Any = suite._attack(part)
+        ours = getattr(ours, "__self__", None) or ours.__closure__[-1].cell_contents.__self__
+        left_out = {"model", "predict", "logger", "device", "seed"}
+        assert {k: v for k, v in vars(ours).items() if k not in left_out} == {
+            k: v for k, v in vars(attack).items() if k not in left_out
+        }
+
+
+def test_equals_the_official_package_example_by_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "QUERIES", 300)
+    assert_official(train(10, 1), *data(10, 1, BATCH), EPS["linf"], "linf", "standard")
+
+
+@pytest.mark.usefixtures("few_queries")
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 7, 8, 9, 10, 11, 100, 200])
+def test_equals_the_official_suite_for_any_number_of_classes(classes: int, norm: Norm) -> None:
+    radius = EPS[norm] * (1 if classes < 10 else 0.4 if classes < 100 else 0.2)  # many classes are close to each other
+    x, y = data(classes, count=14)
+    assert_official(train(classes), x, y, radius, norm, "10")
+
+
+@pytest.mark.usefixtures("few_queries")
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("classes", [3, 10])
+def test_every_part_alone_is_that_of_the_official_package(classes: int, norm: Norm) -> None:
+    model, (x, y) = train(classes), data(classes, count=20)
+    chosen = plan(classes, "10", norm)
+    suite, theirs = (_suite(model, x, y, chosen), stock(model, EPS[norm], chosen))
+    by_name = {"apgd-t": theirs.apgd_targeted, "fab-t": theirs.fab, "square": theirs.square}
+    theirs.fab.targeted, theirs.fab.n_restarts = True, 1
+    for part in chosen.parts:
+        attack = by_name.get(part, theirs.apgd)
+        attack.loss = {"apgd-ce": "ce", "apgd-dlr": "dlr"}.get(part, getattr(attack, "loss", None))
+        attack.seed = 0
+        with torch.no_grad(), torch.random.fork_rng():
+            expected = attack.perturb(x.clone(), y.clone())
+        ((_, unit),) = suite.run(part, torch.arange(len(y)), None, 0, 0)
+        wrong = model(expected).argmax(1) != y
+        assert torch.equal(torch.from_numpy(unit["x_adv"]), expected[wrong])
+        assert bool(wrong.any()) or (part == "square" and classes == 3)
+
+
+@pytest.mark.usefixtures("few_queries")
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 20, 15), (3, 224, 224)])
+def test_breaks_of_a_linear_model_what_can_be_broken_at_any_image_size(shape: tuple[int, int, int], norm: Norm) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 2))
+    with torch.no_grad():
+        model[1].weight.normal_(generator=generator)
+        model[1].bias.zero_()
+    few = 2 if shape[1] == 224 else 4
+    x = 0.4 + 0.2 * torch.rand(few, *shape, generator=generator)
+    logits = model(x).detach()
+    y = logits.argmax(1)
+    first, second = model[1].weight.detach()
+    dual = torch.linalg.vector_norm(first - second, 1 if norm == "linf" else 2)
+    border = (logits[:, 0] - logits[:, 1]).abs() / dual  # the distance to the other class
+    eps = float(border.sort().values[few // 2 - 1 : few // 2 + 1].mean())
+    outcome = run_parts(model, x, y, eps=eps, norm=norm, version="10", batch_size=BATCH)
+    assert norm == "l2" or eps < 0.4  # no image meets the border of [0, 1] before that of its class
+    assert outcome.correct.tolist() == (border > eps).tolist()
+    assert outcome.x_adv is not None
+    expected = official(model, x, y, eps, outcome.plan)
+    torch.testing.assert_close(outcome.x_adv, expected, rtol=0, atol=1e-6)
+    moved = (outcome.x_adv.double() - x.double()).flatten(1)
+    assert float(torch.linalg.vector_norm(moved, 2 if norm == "l2" else math.inf, dim=1).max()) <= eps + 1e-6
 
 
 def test_the_plan_follows_the_number_of_classes() -> None:
@@ -112,10 +203,29 @@ def test_the_plan_follows_the_number_of_classes() -> None:
     assert plan(3).note
     assert plan(2).note
     assert plan(10, "fast").parts == ("apgd-ce", "apgd-t")
+    assert plan(10, "10", "l2") == dataclasses.replace(plan(10, "10"), norm="l2")
+    assert "target_classes" not in plan(3, "fast").facts()
+    assert plan(3, "fast").facts()["note"] == plan(3).note
+    assert plan(10).facts() == {
+        "parts": ["apgd-ce", "apgd-t", "fab-t", "square"],
+        "iterations": 100,
+        "target_classes": 9,
+        "queries": 5000,
+    }
     with pytest.raises(UserError, match="1 class"):
         plan(1)
     with pytest.raises(UserError, match="did you mean 'fast'"):
         plan(10, "fasst")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="unknown norm 'l1'"):
+        plan(10, norm="l1")  # type: ignore[arg-type]
+
+
+def test_the_list_says_what_each_version_costs() -> None:
+    for name, line in NAMES.items():
+        norm: Norm = "l2" if "-l2" in name else "linf"
+        version = name.removeprefix("autoattack").removeprefix("-l2").removeprefix("-") or "standard"
+        chosen = plan(10, version, norm)  # type: ignore[arg-type]
+        assert f" {sum(map(chosen.cost, chosen.parts))} passes" in line
 
 
 class Memory:
@@ -135,17 +245,12 @@ class Memory:
         self.units[key] = arrays
 
 
-@pytest.fixture
-def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 50)
-
-
 @pytest.mark.usefixtures("few_queries")
 def test_resumes_at_the_unit_that_was_not_finished() -> None:
     model, (x, y) = train(4), data(4)
 
     def run(state: Memory) -> Outcome:
-        return run_parts(model, x, y, eps=EPS, version="10", batch_size=BATCH, state=state)
+        return run_parts(model, x, y, eps=EPS["linf"], version="10", batch_size=BATCH, state=state)
 
     whole = Memory({}, 99)
     expected = run(whole)
@@ -156,10 +261,7 @@ def test_resumes_at_the_unit_that_was_not_finished() -> None:
         second = Memory(units, 99)
         resumed = run(second)
         assert second.keys == whole.keys[kills:]
-        assert resumed.x_adv is not None
-        assert expected.x_adv is not None
-        assert torch.equal(resumed.x_adv, expected.x_adv)
-        assert torch.equal(resumed.predictions, expected.predictions)
+        assert_same(resumed, expected)
         assert (resumed.forwards, resumed.backwards) == (expected.forwards, expected.backwards)
 
 
@@ -167,38 +269,113 @@ def test_resumes_at_the_unit_that_was_not_finished() -> None:
 def test_units_about_other_images_are_not_trusted() -> None:
     model, (x, y) = train(4), data(4)
     state = Memory({}, 99)
-    run_parts(model, x.flip(0), y.flip(0), eps=EPS, version="10", batch_size=BATCH, state=state)
-    expected = run_parts(model, x, y, eps=EPS, version="10", batch_size=7)
-    found = run_parts(model, x, y, eps=EPS, version="10", batch_size=7, state=state)
+    run_parts(model, x.flip(0), y.flip(0), eps=EPS["linf"], version="10", batch_size=BATCH, state=state)
+    expected = run_parts(model, x, y, eps=EPS["linf"], version="10", batch_size=7)
+    found = run_parts(model, x, y, eps=EPS["linf"], version="10", batch_size=7, state=state)
     assert torch.equal(found.correct, expected.correct)
 
 
 @pytest.mark.usefixtures("few_queries")
 def test_nothing_but_the_result_changes() -> None:
     model, (x, y) = train(4).train(), data(4)
+    model[1].eval()  # a mixture of modes comes back as it was
+    modes = [module.training for module in model.modules()]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     before, generator_state = x.clone(), torch.random.get_rng_state()
-    precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    switches: list[Any] = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
+    usual = [switch.fp32_precision for switch in switches]
 
     def tracer(*_: object) -> None:
         return None
 
     outer = sys.gettrace()
     sys.settrace(tracer)
+    switches[0].fp32_precision, switches[1].fp32_precision = "bf16", "tf32"
     try:
-        x_adv = autoattack(model, x, y, eps=EPS, version="10", batch_size=BATCH)
+        x_adv = attack(model, x, y)
         assert sys.gettrace() is tracer
+        assert [switch.fp32_precision for switch in switches] == ["bf16", "tf32"]
     finally:
+        switches[0].fp32_precision, switches[1].fp32_precision = usual
         sys.settrace(outer)
-    assert all(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == modes
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), generator_state)
     assert torch.equal(x, before)
-    assert torch.backends.mkldnn.matmul.fp32_precision == precision  # type: ignore[attr-defined]
-    assert float((x_adv - x).abs().max()) <= EPS + 1e-6
+    assert float((x_adv - x).abs().max()) <= EPS["linf"] + 1e-6
+
+
+def attack(model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+    return autoattack(model, x, y, eps=EPS["linf"], version="10", batch_size=BATCH, **settings)
+
+
+@pytest.mark.usefixtures("few_queries")
+def test_what_the_caller_is_about_does_not_matter() -> None:
+    model, (x, y) = train(4), data(4)
+    expected = attack(model, x, y)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(autoattack(model, x, y, eps=EPS, version="10", batch_size=BATCH), x_adv)
+        assert torch.equal(attack(model, x, y), expected)
+        assert torch.is_autocast_enabled("cpu")
+    with torch.no_grad():
+        assert torch.equal(attack(model, x, y), expected)
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        found = attack(model, x.clone(), y.clone())
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(found, expected)
+    assert not found.is_inference()
+    generator_state = torch.random.get_rng_state()
+    try:
+        torch.random.manual_seed(99)
+        assert torch.equal(attack(model, x, y), expected)
+    finally:
+        torch.random.set_rng_state(generator_state)
+
+
+@pytest.mark.usefixtures("few_queries")
+def test_clean_predictions_that_are_known_are_not_made_again() -> None:
+    model, (x, y) = train(4), data(4)
+    y[:3] = (y[:3] + 1) % 4  # wrong without an attack
+
+    def run(**settings: Any) -> Outcome:
+        return run_parts(model, x, y, eps=EPS["linf"], version="10", batch_size=BATCH, **settings)
+
+    expected, found = run(), run(natural=model(x).argmax(1))
+    assert_same(found, expected)
+    assert (found.forwards, found.backwards) == (expected.forwards - len(y), expected.backwards)
+
+
+def assert_same(found: Outcome, expected: Outcome) -> None:
+    assert found.x_adv is not None
+    assert expected.x_adv is not None
+    assert torch.equal(found.x_adv, expected.x_adv)
+    assert torch.equal(found.predictions, expected.predictions)
+    assert torch.equal(found.correct, expected.correct)
+    assert found.parts.keys() == expected.parts.keys()
+    assert all(torch.equal(mask, expected.parts[part]) for part, mask in found.parts.items())
+
+
+@pytest.mark.usefixtures("few_queries")
+@pytest.mark.parametrize(("classes", "norm"), [(2, "linf"), (3, "l2"), (4, "linf"), (5, "l2")])
+def test_the_fast_suite_is_the_beginning_of_the_standard_one(classes: int, norm: Norm) -> None:
+    model, (x, y) = train(classes), data(classes, count=BATCH + 1)
+    y[:2] = (y[:2] + 1) % classes
+
+    def run(version: Version, state: Memory) -> Outcome:
+        return run_parts(model, x, y, eps=0.5 * EPS[norm], norm=norm, version=version, batch_size=BATCH, state=state)
+
+    state = Memory({}, 99)
+    fast = run("fast", state)
+    standard = run("standard", state)  # goes on where the fast one ended
+    assert not {key for key in state.keys if state.keys.count(key) > 1}
+    parts, predictions = fast_of(
+        {part: mask.numpy() for part, mask in standard.parts.items()}, standard.predictions.numpy(), y.numpy()
+    )
+    assert list(parts) == list(fast.parts) == list(plan(classes, "fast").parts)
+    assert all(mask.tolist() == fast.parts[part].tolist() for part, mask in parts.items())
+    assert predictions.tolist() == fast.predictions.tolist()
+    assert 0 < int(fast.correct.sum()) < len(y)
 
 
 @pytest.mark.usefixtures("few_queries")
@@ -211,15 +388,36 @@ def test_a_model_that_returns_a_view_of_its_input_is_not_written_into() -> None:
     assert x_adv.isfinite().all()
 
 
+Report = tuple[float, float, str]
+
+
+def watched(**settings: Any) -> list[Report]:
+    """The progress of a suite of 24 images in three batches, of which a part breaks two thirds."""
+    seen: list[Report] = []
+    model, (x, y) = train(4), data(4)
+    run_parts(model, x, y, eps=EPS["linf"], batch_size=BATCH, progress=lambda *report: seen.append(report), **settings)
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+    assert all(done <= total for done, total, _ in seen)
+    return seen
+
+
 @pytest.mark.usefixtures("few_queries")
 def test_progress_ends_at_its_total_and_names_the_parts() -> None:
-    model, (x, y) = train(4), data(4)
-    seen: list[tuple[float, float, str]] = []
-    run_parts(model, x, y, eps=EPS, version="10", batch_size=BATCH, progress=lambda *report: seen.append(report))
-    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
-    assert [total for _, total, _ in seen] == sorted((total for _, total, _ in seen), reverse=True)
+    seen = watched(version="10")
     assert seen[-1][0] == seen[-1][1]
-    assert seen[0][2] == "apgd-ce 1/3"
+    labels = [label for _, _, label in seen]
+    assert labels[:4] == ["clean 1/3", "clean 2/3", "clean 3/3", "apgd-ce 1/3"]
+    assert labels[-2:] == ["square 1/1", "done"]
+
+
+@pytest.mark.usefixtures("few_queries")
+def test_the_work_ahead_is_estimated_from_the_share_that_stands() -> None:
+    seen = watched(version="10")
+    whole = seen[-1][1]
+    totals = {label: total for _, total, label in seen}
+    assert totals["apgd-ce 1/3"] > 2 * whole  # as if nothing broke
+    assert 0.5 * whole < totals["apgd-ce 2/3"] < 1.5 * whole
+    assert 0.5 * whole < totals["apgd-ce 3/3"] < 1.5 * whole
 
 
 @pytest.mark.usefixtures("few_queries")
@@ -227,15 +425,20 @@ def test_progress_moves_inside_a_unit_but_not_beyond_what_it_was_expected_to_cos
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("taet.attacks.progress.TICK_SECONDS", 0.0)
-    model, (x, y) = train(4), data(4)
-    seen: list[tuple[float, float, str]] = []
-    run_parts(model, x, y, eps=EPS, version="10", batch_size=BATCH, progress=lambda *report: seen.append(report))
-    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
-    assert all(done <= total for done, total, _ in seen)
+    seen = watched(version="10")
     for label in {label for _, _, label in seen} - {"done"}:
-        unit = [done for done, _, name in seen if name == label]
-        assert len(set(unit)) > 5
-        assert unit[-1] - unit[0] <= BATCH * plan(4, "10").cost(label.partition(" ")[0])
+        unit, cost = [done for done, _, name in seen if name == label], plan(4, "10").cost(label.partition(" ")[0])
+        assert len(set(unit)) > (1 if cost == 1 else 5)
+        assert unit[-1] - unit[0] <= BATCH * cost
+
+
+@pytest.mark.usefixtures("few_queries")
+def test_progress_of_what_is_resumed_starts_where_the_work_starts() -> None:
+    state = Memory({}, 99)
+    watched(version="10", state=state)
+    kept = {key: unit for key, unit in state.units.items() if not key.startswith("square")}
+    labels = [label for _, _, label in watched(version="10", state=Memory(kept, 99))]
+    assert labels == ["square 1/1", "done"]
 
 
 def test_ticks_are_rare() -> None:
@@ -250,12 +453,55 @@ def test_ticks_are_rare() -> None:
 def test_a_model_that_is_wrong_everywhere_is_done_at_once() -> None:
     model, (x, y) = train(4), data(4)
     wrong = (model(x).argmax(1) + 1) % 4
-    outcome = run_parts(model, x, wrong, eps=EPS)
+    outcome = run_parts(model, x, wrong, eps=EPS["linf"])
     assert not outcome.correct.any()
     assert outcome.x_adv is not None
     assert torch.equal(outcome.x_adv, x)
     assert outcome.backwards == 0
     assert (y >= 0).all()
+
+
+class Mean(nn.Module):
+    """Two logits: 1, and the sum of the values of an image over the root of their number, which begins at 0."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.start = x[:1].mean()
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = (x - self.start).flatten(1)
+        second = values.sum(1) / math.sqrt(values.shape[1])  # the L2 length of a shift of all values alike
+        return torch.stack([torch.full_like(second, 0.1), second], 1)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (12, 12), (14, 20), (24, 24)])
+def test_square_takes_the_sizes_in_l2_at_which_the_official_package_fails(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "QUERIES", 100)
+    x, y = torch.full((3, 1, *size), 0.5), torch.zeros(3, dtype=torch.int64)
+    suite = _suite(Mean(x), x, y, plan(2, "standard", "l2"))
+    with pytest.raises((RuntimeError, ZeroDivisionError)):
+        stock(Mean(x), EPS["l2"], suite.plan).square.perturb(x, y)
+    ((_, unit),) = suite.run("square", torch.arange(3), None, 0, 0)
+    assert unit["predictions"].any()
+    assert unit["x_adv"].shape[1:] == x.shape[1:]
+
+
+def test_an_image_that_was_rounded_out_of_the_l2_ball_is_drawn_back_before_it_is_judged() -> None:
+    x, y = torch.full((1, 3, 64, 64), 0.5), torch.zeros(1, dtype=torch.int64)  # all values are rounded alike
+    eps = 1.0
+
+    def length(x_adv: Tensor) -> float:
+        return float((x_adv.double() - x.double()).norm())
+
+    theirs = stock(Mean(x), eps, plan(2, "standard", "l2")).apgd
+    with torch.no_grad(), torch.random.fork_rng():
+        assert length(theirs.perturb(x, y)) > eps + 1e-6
+    outcome = run_parts(Mean(x), x, y, eps=eps, norm="l2", version="fast")
+    assert outcome.x_adv is not None
+    assert eps - 1e-4 < length(outcome.x_adv) <= eps
+    assert not outcome.correct.any()
 
 
 @pytest.mark.parametrize(
@@ -269,6 +515,13 @@ def test_a_model_that_is_wrong_everywhere_is_done_at_once() -> None:
         ({"y": torch.tensor([0, 4])}, "labels: got up to 4; allowed: 0 to 3"),
         ({"y": torch.tensor([0, -1])}, "labels: got -1"),
         ({"eps": 8.0}, "did you mean 8/255"),
+        ({"eps": 0.0}, "eps: got 0; allowed: above 0"),
+        ({"eps": 0.0, "norm": "l2"}, "eps: got 0; allowed: above 0"),
+        ({"eps": float("inf"), "norm": "l2"}, "eps: got inf"),
+        ({"eps": float("nan"), "norm": "l2"}, "eps: got nan"),
+        ({"norm": "l3"}, "unknown norm 'l3'.*did you mean"),
+        ({"natural": torch.zeros(3, dtype=torch.int64)}, "natural predictions: got torch.int64"),
+        ({"model": lambda x: torch.zeros(len(x), 4) / 0}, "model output: not finite under clean on images 0 to 1"),
         ({"batch_size": 0}, "batch size"),
         ({"model": nn.Flatten(0)}, "model output: got shape"),
     ],
@@ -278,7 +531,7 @@ def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:
         "model": train(4),
         "x": torch.zeros(2, 3, 8, 8),
         "y": torch.zeros(2, dtype=torch.int64),
-        "eps": EPS,
+        "eps": EPS["linf"],
     } | change
     with pytest.raises(UserError, match=message) as error:
         autoattack(arguments.pop("model"), arguments.pop("x"), arguments.pop("y"), **arguments)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from taet.attacks.ball import distance, draw_noise, frozen, project, verify
+from taet.attacks.ball import choose, distance, draw_noise, frozen, lengths, project, unit, verify
+from taet.attacks.noise import Source
+from taet.config import check_radius
 from taet.errors import UserError
 
 
@@ -16,6 +22,64 @@ def test_project_clips_to_the_ball_of_each_sample_and_to_the_image_range() -> No
     projected = project(far, x, torch.tensor([0.125, 0.25]))
     assert projected.tolist() == [[0, 0.625, 1], [0, 0.75, 1]]
     assert project(far, x, 0.25)[0].tolist() == [0, 0.75, 1]
+
+
+def test_project_scales_onto_the_l2_ball_of_each_sample_then_clips() -> None:
+    x = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.9, 0.5], [0.5, 0.5]], dtype=torch.float64)
+    far = x + torch.tensor([[3.0, 4.0], [0.03, 0.04], [3.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    eps = torch.tensor([0.1, 0.1, 0.2, 0.0], dtype=torch.float64)
+    expected = torch.tensor([[0.56, 0.58], [0.53, 0.54], [1.0, 0.5], [0.5, 0.5]], dtype=torch.float64)
+    torch.testing.assert_close(project(far, x, eps, "l2"), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(project(far, x, 0.1, "l2")[:2], expected[:2], rtol=0, atol=1e-12)
+    assert torch.equal(project(far, x, 0.0, "l2"), x)
+
+
+@given(
+    grey=st.floats(0, 1, width=32),
+    spread=st.floats(0, 2, width=32),
+    eps=st.floats(0, 5),
+    pixels=st.sampled_from([1, 64, 3 * 224 * 224]),
+)
+@settings(deadline=None)
+def test_no_rounding_leaves_the_l2_ball_even_of_a_solid_image(
+    grey: float, spread: float, eps: float, pixels: int
+) -> None:
+    x = torch.full((1, pixels), grey)
+    for far in (x + spread, x - spread):
+        projected = project(far, x, eps, "l2")
+        assert float((projected.double() - x.double()).norm()) <= eps + 1e-6
+        verify("attack", projected, x, eps, "l2")
+
+
+def test_lengths_and_units_survive_squares_that_float32_does_not_hold() -> None:
+    values = torch.tensor([[3e-30, 4e-30], [3e30, 4e30], [0.0, 0.0]])
+    assert lengths(values).tolist() == pytest.approx([5e-30, 5e30, 0])
+    torch.testing.assert_close(unit(values), torch.tensor([[0.6, 0.8], [0.6, 0.8], [0.0, 0.0]]))
+
+
+def test_choose_takes_whole_samples() -> None:
+    ones, zeros = torch.ones(3, 1, 2, 2), torch.zeros(3, 1, 2, 2)
+    assert choose(torch.tensor([True, False, True]), ones, zeros).flatten(1).sum(1).tolist() == [4, 0, 4]
+
+
+def test_l2_noise_is_uniform_in_the_ball_of_each_sample() -> None:
+    x, eps = torch.zeros(4000, 1, 1, 3), torch.tensor([0.5, 2.0]).repeat(2000)
+    noise = draw_noise(x, eps, "uniform", norm="l2").flatten(1).double()
+    share = (noise.norm(dim=1) / eps) ** 3  # of the ball's volume within the point's radius: uniform in [0, 1]
+    places = torch.arange(1, 4001) / 4000
+    assert float((share.sort().values - places).abs().max()) < 1.95 / math.sqrt(4000)  # Kolmogorov-Smirnov at 0.1 %
+    direction = noise / noise.norm(dim=1, keepdim=True)
+    assert float(direction.mean(0).abs().max()) < 0.04
+    torch.testing.assert_close(direction.T @ direction / 4000, torch.eye(3).double() / 3, rtol=0, atol=0.02)
+    assert torch.equal(draw_noise(x, eps, "positive", norm="l2").flatten(1).double(), noise.abs())
+    assert torch.equal(draw_noise(x, eps, "gaussian", norm="l2"), draw_noise(x, eps, "gaussian"))
+
+
+def test_a_part_of_the_batch_draws_the_l2_noise_that_the_whole_batch_gives_it() -> None:
+    x = torch.zeros(6, 3, 2, 2)
+    whole = draw_noise(x, 1.0, "uniform", Source(torch.Generator().manual_seed(5)), "l2")
+    part = draw_noise(x[2:4], 1.0, "uniform", Source(torch.Generator().manual_seed(5), begin=2, total=6), "l2")
+    assert torch.equal(part, whole[2:4])
 
 
 def test_noise_has_its_distribution_and_leaves_the_global_generator_alone() -> None:
@@ -58,7 +122,29 @@ def test_frozen_with_train_mode_touches_batch_normalisation_alone() -> None:
 def test_verify_names_what_left_the_ball() -> None:
     x = torch.full((3, 1, 2, 2), 0.5)
     verify("good", x + 0.1, x, 0.1)
+    verify("good", x + 0.1, x, 0.2, "l2")
+    verify("good", x + 0.5, x, None)
     assert distance(x + 0.1, x).shape == (3,)
+    assert distance(x + 0.1, x, "l2").tolist() == pytest.approx([0.2] * 3)
     for wrong in (x + 0.11, x * float("nan"), torch.full_like(x, -0.01)):
         with pytest.raises(UserError, match="bad: 3 images left the ball"):
             verify("bad", wrong, x, 0.1 if wrong[0, 0, 0, 0] > 0 else 1)
+    with pytest.raises(UserError, match=r"bad: 3 images left the ball of 0.2 or the range 0 to 1; are"):
+        verify("bad", x + 0.101, x, 0.2, "l2")
+    with pytest.raises(UserError, match=r"bad: 1 images left their balls or the range 0 to 1"):
+        verify("bad", x + 0.1, x, torch.tensor([0.1, 0.09, 0.2]))
+    for wrong in (x + 0.51, x * float("nan")):
+        with pytest.raises(UserError, match=r"bad: 3 images left the range 0 to 1; are the model's gradients finite\?"):
+            verify("bad", wrong, x, None)
+
+
+def test_a_radius_above_1_is_one_of_l2_only() -> None:
+    for size in (0.0, 1.0):
+        check_radius("eps", size, "linf")
+        check_radius("eps", size, "l2")
+    check_radius("eps", 128.0, "l2")
+    with pytest.raises(UserError, match=r"eps: got 8; allowed: 0 to 1.*did you mean 8/255\?"):
+        check_radius("eps", 8.0, "linf")
+    for wrong in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(UserError, match=r"eps: got .*; allowed: 0 or more"):
+            check_radius("eps", wrong, "l2")

@@ -1,4 +1,4 @@
-"""PGD and FGSM against golden numbers, closed forms, and their promises to leave things alone."""
+"""PGD against golden numbers and naive loops, and its promises to leave things alone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from taet.attacks import fgsm, pgd
-from taet.attacks.pgd import cross_entropy
+from taet.attacks import cw_linf, pgd
+from taet.attacks.ball import Norm, distance
+from taet.attacks.objectives import fooled, margin, natural_divergence
 from taet.errors import UserError
+from taet.losses import cross_entropy
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "attacks.json").read_text())
 
@@ -95,26 +98,6 @@ def test_ball_step_and_number_of_steps_may_differ_per_sample() -> None:
         active=torch.arange(int(steps.max()))[:, None] < steps,
     )
     check("las_masked_pgd_linear", x_adv)
-
-
-@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
-def test_a_linear_model_breaks_exactly_at_margin_over_l1_norm(attack: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    model = nn.Linear(20, 2, dtype=torch.float64)
-    model.weight.data = torch.randn(2, 20, generator=generator, dtype=torch.float64)
-    x = 0.4 + 0.2 * torch.rand(16, 20, generator=generator, dtype=torch.float64)
-    logits = model(x).detach()
-    y = logits.argmax(1)
-    margin = logits.amax(1) - logits.amin(1)
-    critical = margin / (model.weight[0] - model.weight[1]).abs().sum().detach()
-    assert float(critical.max()) < 0.4  # away from the borders of the image range
-    for factor, breaks in ((0.999, False), (1.001, True)):
-        eps = critical * factor
-        if attack == "fgsm":
-            x_adv = fgsm(model, x, y, eps=eps)
-        else:
-            x_adv = pgd(model, x, y, eps=eps, steps=20, step_size=eps / 4)
-        assert ((model(x_adv).argmax(1) != y) == breaks).all()
 
 
 def test_nothing_but_the_result_changes() -> None:
@@ -207,6 +190,13 @@ def test_objective_gets_float32_under_autocast() -> None:
         ({"eps": -1}, "eps: got -1"),
         ({"step_size": 2.0}, "step size: got 2; .* did you mean 2/255"),
         ({"step_size": float("nan")}, "step size: got nan"),
+        ({"eps": -0.5, "norm": "l2"}, "eps: got -0.5; allowed: 0 or more"),
+        ({"step_size": float("inf"), "norm": "l2"}, "step size: got inf"),
+        ({"norm": "L2"}, "unknown norm 'L2'; allowed: l2, linf; did you mean 'l2'"),
+        ({"start": "unifrom"}, "unknown start 'unifrom'.*did you mean 'uniform'"),
+        ({"restarts": 0}, "restarts: got 0; allowed: 1 or more"),
+        ({"restarts": 2, "start": "none"}, "restarts: got several of start none"),
+        ({"restarts": 2, "start_noise": torch.zeros(2, 3, 8, 8)}, "start noise: got 1; allowed: one per restart, 2"),
         ({"x": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "images: got torch.uint8; .*divide uint8 by 255"),
     ],
 )
@@ -215,10 +205,6 @@ def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         pgd(network(), **arguments, steps=1)
     assert "\n" not in str(error.value)
-    if "step_size" not in change:
-        del arguments["step_size"]
-        with pytest.raises(UserError, match=message):
-            fgsm(network(), **arguments)
 
 
 def test_train_mode_moves_the_statistics_in_every_step() -> None:
@@ -227,9 +213,121 @@ def test_train_mode_moves_the_statistics_in_every_step() -> None:
     assert int(model[1].num_batches_tracked) == 3
 
 
-def test_fgsm_is_one_signed_step() -> None:
-    model, (x, y) = network().eval(), images()
-    leaf = x.clone().requires_grad_()
-    cross_entropy(model(leaf), y).sum().backward()
-    assert leaf.grad is not None
-    torch.testing.assert_close(fgsm(model, x, y, eps=0.05), (x + 0.05 * leaf.grad.sign()).clamp(0, 1))
+def test_l2_steps_along_each_gradient_and_scales_back_onto_each_ball() -> None:
+    model, (x, y) = network().eval().double(), images()
+    x = x.double()
+    eps = torch.tensor([0.0, 0.1, 0.2, 0.5, 1.0, 3.0], dtype=torch.float64)
+    x_adv = pgd(model, x, y, eps=eps, steps=4, step_size=eps / 3, norm="l2", start="none")
+    for i in range(6):
+        moved = x[i].clone()
+        for _ in range(4):
+            leaf = moved.clone().requires_grad_()
+            F.cross_entropy(model(leaf[None]), y[i : i + 1]).backward()
+            assert leaf.grad is not None
+            delta = moved + eps[i] / 3 * leaf.grad / leaf.grad.norm() - x[i]
+            moved = (x[i] + delta * min(1.0, float(eps[i] / delta.norm().clamp(min=1e-9)))).clamp(0, 1)
+        torch.testing.assert_close(x_adv[i], moved, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("norm", "eps", "step_size"), [("linf", 0.1, 0.03), ("l2", 1.0, 0.3)])
+def test_targeted_is_the_ascent_of_the_negative_objective(norm: Norm, eps: float, step_size: float) -> None:
+    model, (x, y) = network(), images()
+    target = (y + 1) % 5
+    settings: dict[str, Any] = {"eps": eps, "steps": 20, "step_size": step_size, "norm": norm}
+    for objective in (cross_entropy, margin):
+        x_adv = pgd(model, x, target, objective=objective, targeted=True, **settings)
+        negative = pgd(model, x, target, objective=lambda z, t, f=objective: -f(z, t), **settings)  # type: ignore[misc]
+        assert torch.equal(x_adv, negative)
+        assert (objective(model.eval()(x_adv), target) < objective(model.eval()(x), target)).all()
+
+
+def first_two(logits: Tensor, y: Tensor) -> Tensor:
+    """An objective that says little about whether the model is fooled."""
+    return logits[:, :2].sum(1) + 0 * y
+
+
+@pytest.mark.parametrize("objective", [cross_entropy, first_two])
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_restarts_keep_the_first_that_fools_the_model_else_the_highest(
+    norm: Norm, targeted: bool, objective: Any
+) -> None:
+    model, (x, y) = network().eval(), images(40)
+    generator = torch.Generator().manual_seed(2)
+    noise = 0.2 * torch.randn(4, *x.shape, generator=generator)
+    settings: dict[str, Any] = {"steps": 2, "norm": norm, "targeted": targeted, "objective": objective}
+    settings |= {"eps": 0.2, "step_size": 0.002} if norm == "linf" else {"eps": 2.0, "step_size": 0.02}
+    single = [pgd(model, x, y, start_noise=one, **settings) for one in noise]
+    together = pgd(model, x, y, start_noise=noise, restarts=4, **settings)
+    logits = [model(x_adv).detach() for x_adv in single]
+    heights = torch.stack([(-1 if targeted else 1) * objective(z, y) for z in logits], 1)
+    breaks = torch.stack([fooled(z, y, targeted) for z in logits], 1)
+    chosen = [next((k for k, b in enumerate(row) if b), int(heights[i].argmax())) for i, row in enumerate(breaks)]
+    assert len(set(chosen)) > 1
+    assert torch.equal(together, torch.stack([single[k][i] for i, k in enumerate(chosen)]))
+    assert torch.equal(fooled(model(together), y, targeted), breaks.any(1))
+    assert not torch.equal(breaks.any(1), breaks[:, 0]), "restarts break images that the first does not"
+
+
+def test_restarts_draw_one_after_the_other() -> None:
+    model, (x, _) = network().eval(), images()
+    y = model(x).argmax(1)
+    settings: dict[str, Any] = {"eps": 0.01, "steps": 0, "step_size": 0.1}
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.stack([pgd(model, x, y, generator=generator, **settings) for _ in range(3)])
+    losses = torch.stack([cross_entropy(model(x_adv), y) for x_adv in draws])
+    kept = pgd(model, x, y, restarts=3, **settings)
+    assert not fooled(model(kept), y).any()
+    assert torch.equal(kept, draws[losses.argmax(0), torch.arange(6)])
+    assert len(losses.argmax(0).unique()) > 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_gradient_of_zero_moves_nothing_and_a_tiny_one_moves_as_far_as_any(norm: Norm) -> None:
+    x, y = images()
+    settings: dict[str, Any] = {"eps": 0.5, "steps": 1, "step_size": 0.1, "norm": norm, "start": "none"}
+    weights = torch.tensor([0.0, 1e-30, 1.0, 1.0, 1.0, 1.0])
+
+    def model(images: Tensor) -> Tensor:
+        return weights[:, None] * images.mean(3).flatten(1)
+
+    moved = distance(pgd(model, 0.25 + x / 2, y, objective=margin, **settings), 0.25 + x / 2, norm)
+    assert moved.tolist() == pytest.approx([0.0, *[0.1] * 5], rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("start", ["uniform", "positive", "gaussian", "none"])
+def test_every_start_stays_in_the_ball_and_a_radius_per_sample_is_as_many_calls(norm: Norm, start: Any) -> None:
+    model, (x, y) = network(), images()
+    eps = torch.tensor([0.0, 0.01, 0.1, 0.2, 0.5, 1.0])
+    noise = 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
+    settings: dict[str, Any] = {"steps": 3, "norm": norm, "start": start, "objective": natural_divergence(model, x)}
+    x_adv = pgd(model, x, y, eps=eps, step_size=eps / 2, **settings)
+    assert (distance(x_adv, x, norm) <= eps + 1e-6).all()
+    assert 0 <= float(x_adv.min()) <= float(x_adv.max()) <= 1
+    settings["objective"] = margin
+    whole = pgd(model, x, y, eps=eps, step_size=eps / 2, start_noise=noise, **settings)
+    for i in range(6):
+        row, size = slice(i, i + 1), float(eps[i])
+        alone = pgd(model, x[row], y[row], eps=size, step_size=size / 2, start_noise=noise[row], **settings)
+        torch.testing.assert_close(whole[row], alone)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_no_branch_depends_on_values(norm: Norm) -> None:
+    model, (x, y) = network(), images()
+    noise = 0.02 * torch.randn(2, 2, *x.shape, generator=torch.Generator().manual_seed(3))
+
+    def attack(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+        return pgd(model, x, y, eps=0.05, steps=2, step_size=0.02, norm=norm, restarts=2, start_noise=noise)
+
+    graph = make_fx(attack)(x, y, noise[0])
+    assert torch.equal(graph(1 - x, 4 - y, noise[1]), attack(1 - x, 4 - y, noise[1]))
+
+
+def test_cw_linf_is_the_ascent_of_the_margin() -> None:
+    model, (x, y) = network(), images()
+    settings: dict[str, Any] = {"eps": 0.1, "steps": 3, "step_size": 0.05}
+    x_adv = cw_linf(model, x, y, **settings)
+    assert torch.equal(x_adv, pgd(model, x, y, objective=margin, **settings))
+    assert (margin(model.eval()(x_adv), y) > margin(model.eval()(x), y)).all()

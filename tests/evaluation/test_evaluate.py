@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,75 +15,41 @@ import taet
 from taet import config
 from taet.attacks import fgsm
 from taet.errors import UserError
-from taet.evaluation import ResultCard, attack_split, parse_attack
+from taet.evaluation import ResultCard
 from taet.evaluation.state import Units
 
 EPS = 0.1
 ATTACKS = ("clean", "fgsm", "pgd-5", "autoattack-10")
-
-
-@functools.cache
-def task() -> tuple[nn.Module, np.ndarray, np.ndarray]:
-    """A small network trained on noisy copies of one pattern per class, and uint8 test images."""
-    generator = np.random.default_rng(0)
-    labels = np.arange(22) % 4
-    patterns = generator.uniform(80, 176, (4, 8, 8, 3))
-    images = np.clip(patterns[labels] + generator.normal(0, 50, (22, 8, 8, 3)), 0, 255).astype(np.uint8)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4))
-        x, y = unit(images), torch.from_numpy(labels)
-        optimizer = torch.optim.Adam(model.parameters(), 0.02)
-        for _ in range(30):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        optimizer.zero_grad()
-    return model.eval(), images, labels
+Task = tuple[nn.Module, np.ndarray, np.ndarray]
+Evaluated = Callable[..., ResultCard]
 
 
 def unit(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().contiguous() / 255
 
 
-@pytest.fixture(autouse=True)
-def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 30)
+@pytest.fixture
+def evaluate(evaluated: Evaluated) -> Evaluated:
+    """Evaluate the small network, with ATTACKS unless others are given."""
 
+    def run(**change: Any) -> ResultCard:
+        attacks = change.pop("attacks", ATTACKS)
+        return evaluated(*([attacks] if isinstance(attacks, str) else attacks), **change)
 
-def evaluate(**change: Any) -> ResultCard:
-    model, images, labels = task()
-    settings = {"attacks": ATTACKS, "eps": EPS, "step_size": EPS / 2, "batch_size": 8}
-    return taet.evaluate(change.pop("model", model), images, labels, **{**settings, **change})
+    return run
 
 
 def flags(card: ResultCard) -> list[list[bool]]:
     return [column.correct.tolist() for column in card.columns]
 
 
-@pytest.mark.parametrize("name", ["clean", "fgsm", "pgd-1", "pgd-20", "autoattack", "autoattack-fast", "autoattack-10"])
-def test_names_of_attacks_are_understood(name: str) -> None:
-    attack = parse_attack(name)
-    assert attack.name == name
-    assert attack.steps == {"fgsm": 1, "pgd-1": 1, "pgd-20": 20}.get(name, 0)
+def test_a_mistyped_attack_is_refused_before_the_work(evaluate: Evaluated) -> None:
+    with pytest.raises(UserError, match="did you mean 'pgd-20'"):
+        evaluate(model=None, attacks=("clean", "pdg-20"))
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("pgd", "allowed: pgd-N, e.g. pgd-20"),
-        ("pdg-20", "did you mean 'pgd-20'"),
-        ("pgd-0", "unknown attack"),
-        ("auto-attack", "did you mean 'autoattack'"),
-    ],
-)
-def test_a_mistyped_attack_is_refused_before_the_work(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        evaluate(attacks=("clean", name))
-
-
-def test_every_attack_faces_all_images_and_the_columns_say_what_was_done() -> None:
-    model, images, labels = task()
+def test_every_attack_faces_all_images_and_the_columns_say_what_was_done(evaluate: Evaluated, task: Task) -> None:
+    model, images, labels = task
     card = evaluate(class_names=["a", "b", "c", "d"], train_class_counts=[9, 5, 3, 1])
     x, y = unit(images), torch.from_numpy(labels)
     assert [column.name for column in card.columns] == list(ATTACKS)
@@ -105,23 +70,23 @@ def test_every_attack_faces_all_images_and_the_columns_say_what_was_done() -> No
     assert {flag["flag"] for flag in card.flags} >= {"few-images-per-class", "small-test-set"}
 
 
-def test_uint8_and_float_images_are_the_same_images() -> None:
-    model, images, labels = task()
+def test_uint8_and_float_images_are_the_same_images(task: Task) -> None:
+    model, images, labels = task
     settings: dict[str, Any] = {"attacks": ("fgsm", "pgd-5"), "eps": EPS, "batch_size": 8}
     first = taet.evaluate(model, images, labels, **settings)
     second = taet.evaluate(model, unit(images), torch.from_numpy(labels), **settings)
     assert flags(first) == flags(second)
 
 
-def test_flags_depend_neither_on_the_order_of_attacks_nor_on_the_batch_size_of_pgd() -> None:
+def test_flags_depend_neither_on_the_order_of_attacks_nor_on_the_batch_size_of_pgd(evaluate: Evaluated) -> None:
     forwards = evaluate(attacks=("clean", "pgd-5", "fgsm"))
     backwards = evaluate(attacks=("fgsm", "pgd-5", "clean"), batch_size=5)
     for name in ("clean", "pgd-5", "fgsm"):
         np.testing.assert_array_equal(forwards.column(name).correct, backwards.column(name).correct)
 
 
-def test_the_model_is_given_back_as_it_was() -> None:
-    model = task()[0].train()
+def test_the_model_is_given_back_as_it_was(evaluate: Evaluated, task: Task) -> None:
+    model = task[0].train()
     state = torch.random.get_rng_state()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     evaluate(model=model)
@@ -132,7 +97,9 @@ def test_the_model_is_given_back_as_it_was() -> None:
     model.eval()
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_evaluation_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate: Evaluated
+) -> None:
     expected = evaluate(state_dir=tmp_path / "whole")
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.npz"))
     put, left, written = Units.put, [0], list[str]()
@@ -158,22 +125,26 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
         assert sorted(written) == sorted(str(file.with_suffix("")) for file in files)
 
 
-def test_state_of_another_evaluation_or_damaged_state_is_not_trusted(tmp_path: Path) -> None:
-    model, images, labels = task()
-    settings: dict[str, Any] = {"eps": EPS, "step_size": EPS / 2, "batch_size": 8, "state_dir": tmp_path}
-    (before,) = attack_split(model, images, labels, ["pgd-5"], **settings)
-    for path in tmp_path.rglob("*.npz"):
-        path.write_bytes(path.read_bytes()[: int(path.stem) * 9 + 100])
-    (again,) = attack_split(model, images, labels, ["pgd-5"], **settings)
-    np.testing.assert_array_equal(again.correct, before.correct)
-    count = len(list(tmp_path.iterdir()))
-    attack_split(model, images, labels, ["pgd-5"], **{**settings, "eps": EPS / 2})
-    attack_split(model, images, (labels + 1) % 4, ["pgd-5"], **settings)
-    attack_split(nn.Sequential(*model, nn.ReLU()), images, labels, ["pgd-5"], **settings)
-    assert len(list(tmp_path.iterdir())) == count + 3
+def test_state_of_another_evaluation_or_damaged_state_is_not_trusted(
+    evaluate: Evaluated, task: Task, tmp_path: Path
+) -> None:
+    def run(**change: Any) -> ResultCard:
+        return evaluate(attacks=("pgd-5",), state_dir=tmp_path, **change)
+
+    model, images, labels = task
+    before = run()
+    for number, path in enumerate(sorted(tmp_path.rglob("*.npz"))):
+        path.write_bytes(path.read_bytes()[: number * 72 + 100])
+    assert flags(run()) == flags(before)
+    folders = len(list(tmp_path.glob("pgd-5-*")))
+    run(eps=EPS / 2)
+    run(model=nn.Sequential(*model, nn.ReLU()))
+    assert len(list(tmp_path.glob("pgd-5-*"))) == folders + 2
+    taet.evaluate(model, images, (labels + 1) % 4, attacks="pgd-5", eps=EPS, batch_size=8, state_dir=tmp_path)
+    assert len(list(tmp_path.glob("pgd-5-*"))) == folders + 3
 
 
-def test_progress_never_goes_back_and_ends_at_its_total() -> None:
+def test_progress_never_goes_back_and_ends_at_its_total(evaluate: Evaluated) -> None:
     seen: list[tuple[int, int, str]] = []
     evaluate(progress=lambda *report: seen.append(report))
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
@@ -181,7 +152,7 @@ def test_progress_never_goes_back_and_ends_at_its_total() -> None:
     assert {label.partition(":")[0] for _, _, label in seen} == {*ATTACKS, "probe"}
 
 
-def test_progress_moves_inside_a_unit_but_not_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_moves_inside_a_unit_but_not_beyond_it(monkeypatch: pytest.MonkeyPatch, evaluate: Evaluated) -> None:
     monkeypatch.setattr("taet.attacks.progress.TICK_SECONDS", 0.0)
     seen: list[tuple[float, float, str]] = []
     evaluate(attacks="pgd-5", batch_size=22, progress=lambda *report: seen.append(report))
@@ -193,14 +164,28 @@ def test_progress_moves_inside_a_unit_but_not_beyond_it(monkeypatch: pytest.Monk
 
 
 class Returns(nn.Module):
-    """A model that returns what a function makes of the logits."""
+    """A model that returns what a function makes of the logits of four classes."""
 
     def __init__(self, change: Any) -> None:
         super().__init__()
-        self.model, self.change = task()[0], change
+        self.model, self.change = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), change
 
     def forward(self, x: Tensor) -> Any:
         return self.change(self.model(x))
+
+
+class Counts(nn.Module):
+    """A model with a memory: it counts the images that it has seen, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 4)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        logits: Tensor = self.linear(x.flatten(1))
+        return logits
 
 
 @pytest.mark.parametrize(
@@ -214,7 +199,15 @@ class Returns(nn.Module):
         ({"train_class_counts": [1, 2]}, "training counts: got 2"),
         ({"model": nn.Conv2d(1, 2, 3)}, "model: fails on images of shape"),
         ({"model": nn.Linear(2, 2).double()}, "float32"),
+        ({"model": Counts()}, "model: seen changes when it answers in eval mode"),
+        ({"model": Returns(lambda z: z.detach())}, "no gradient reaches the image"),
         ({"eps": 8.0}, "did you mean 8/255"),
+        ({"eps": 0.0}, "eps: got 0; allowed: above 0"),
+        ({"eps": -0.1}, "eps: got -0.1; allowed: 0 to 1"),
+        ({"eps_l2": 0.0}, "eps l2: got 0; allowed: above 0"),
+        ({"step_size_l2": -1.0}, "step size l2: got -1; allowed: above 0"),
+        ({"curves": ["stepz"]}, "unknown curve 'stepz'.*did you mean 'steps'"),
+        ({"attacks": ("taet", "reat")}, "one protocol at a time"),
         ({"batch_size": 0}, "batch size"),
         ({"attacks": ("fgsm", "fgsm")}, "each once"),
         ({"attacks": ("clean", "clean", "fgsm")}, "each once"),
@@ -224,7 +217,9 @@ class Returns(nn.Module):
         ({"device": "gpu"}, "device"),
     ],
 )
-def test_a_model_or_setting_that_does_not_fit_is_one_line(change: dict[str, Any], message: str) -> None:
+def test_a_model_or_setting_that_does_not_fit_is_one_line(
+    change: dict[str, Any], message: str, evaluate: Evaluated
+) -> None:
     with pytest.raises(UserError, match=message) as error:
         evaluate(**change)
     assert "\n" not in str(error.value)
@@ -244,14 +239,16 @@ def test_a_model_or_setting_that_does_not_fit_is_one_line(change: dict[str, Any]
         (None, None, "without images"),
     ],
 )
-def test_images_and_labels_that_do_not_fit_are_one_line(images: Any, labels: Any, message: str) -> None:
+def test_images_and_labels_that_do_not_fit_are_one_line(images: Any, labels: Any, message: str, task: Task) -> None:
     with pytest.raises(UserError, match=message):
-        taet.evaluate(task()[0], images, labels if labels is None else np.array(labels))
+        taet.evaluate(task[0], images, labels if labels is None else np.array(labels))
 
 
-def test_images_beside_a_run_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a run folder alone"):
-        taet.evaluate(tmp_path, np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, int))
+def test_images_beside_a_run_folder_need_labels_and_a_place_for_their_card(tmp_path: Path) -> None:
+    images, labels = np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, int)
+    for given in ({"images": images, "labels": labels}, {"images": images, "out": tmp_path}, {"labels": labels}):
+        with pytest.raises(UserError, match="images beside a run, which has its own; allowed: with labels= and out="):
+            taet.evaluate(tmp_path, **given)
 
 
 def test_a_run_folder_gets_its_card_and_its_examples(tmp_path: Path) -> None:
@@ -289,3 +286,18 @@ def test_a_run_folder_gets_its_card_and_its_examples(tmp_path: Path) -> None:
         for position, label in enumerate(range(10)):
             members = np.flatnonzero(card.labels == label)
             assert examples["adversarial_predictions"][2 * position] in column.predictions[members]
+    with np.load(folder / "artifacts" / "examples.npz") as examples:
+        images, labels = examples["images"], examples["labels"]
+    other = taet.evaluate(
+        folder,
+        images,
+        labels,
+        attacks="fgsm",
+        out=tmp_path / "other",
+        data_about={"name": "others"},
+    )
+    assert len(other.labels) == 20
+    assert (other.method, other.data["name"]) == ("at", "others")
+    assert other.data["train_class_counts"] == card.data["train_class_counts"]
+    assert ResultCard.load(tmp_path / "other" / "evaluation.json").to_json() == other.to_json()
+    assert ResultCard.load(folder / "evaluation.json").to_json() == card.to_json()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import pytest
 from taet import metrics
 from taet.errors import UserError
 from taet.evaluation import Column, ResultCard
+from taet.evaluation.schema import migrate
 
+COMMITTED = sorted(Path(__file__).parents[2].glob("results/*/**/*.json"))
 LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 0, 1, 0])
 CLEAN = np.array([0, 0, 1, 1, 1, 2, 0, 0, 1, 0])
 ATTACKED = np.array([1, 0, 1, 1, 2, 0, 0, 0, 0, 0])
+BROKEN = np.array([1, 1, 1, 0, 2, 0, 0, 1, 0, 0])
+DISTANCES = np.array([0.5, 0.25, 0, 1, 1.5, 2, 0, 0.75, 0.5, np.nan], dtype=np.float32)
 
 
 def column(name: str, predictions: np.ndarray, **change: Any) -> Column:
@@ -55,6 +60,19 @@ def card(**change: Any) -> ResultCard:
     return ResultCard(**{**values, **change})
 
 
+def full_card(**change: Any) -> ResultCard:
+    """A card with every kind of column: an AUC, distances, and one for a curve alone."""
+    scores = np.eye(4)[CLEAN] + np.eye(4)[LABELS]
+    unbounded = {"norm": "l2", "eps": None, "bounded": False}
+    columns = (
+        column("clean", CLEAN, norm=None, eps=None, bounded=False, roc_auc=metrics.pairwise_auc(scores, LABELS)),
+        column("pgd-20", ATTACKED),
+        column("cw-l2", BROKEN, **unbounded, distances=DISTANCES),
+        column("pgd-20:eps=0.1", BROKEN, eps=0.1, curve="eps"),
+    )
+    return card(**{"columns": columns, **change})
+
+
 def test_summary_is_computed_from_the_masks() -> None:
     summary = card().summary("pgd-20")
     correct, total = np.array([3, 1, 0, 0]), np.array([5, 3, 2, 0])
@@ -68,11 +86,37 @@ def test_summary_is_computed_from_the_masks() -> None:
     assert summary.groups["head"] == pytest.approx(3 / 5)
     assert summary.confusion.sum() == 10
     assert summary.confusion[0].tolist() == [3, 2, 0, 0]
+    assert summary.flip_rate == 0.4
+    np.testing.assert_allclose(summary.class_flip_rate, [1 / 5, 2 / 3, 1 / 2, np.nan])
+    np.testing.assert_allclose(summary.natural_error, [1 / 5, 0, 1 / 2, np.nan])
+    np.testing.assert_allclose(summary.boundary_error, [1 / 5, 2 / 3, 1 / 2, np.nan])
+    assert summary.weak_classes == (2,)  # balanced: 14/45, and the second class has 15/45
+    assert summary.few_images == (0, 1, 2, 3)
+    assert math.isnan(summary.median_distance)
+    assert math.isnan(summary.roc_auc)
     assert card(data={"class_names": ["a", "b", "c"]}).summary("clean").groups == {}
 
 
-def test_round_trip_keeps_everything(tmp_path: Path) -> None:
-    before = card()
+def test_without_a_clean_column_nothing_is_known_of_what_an_attack_changed() -> None:
+    summary = card(columns=(column("pgd-20", ATTACKED),)).summary("pgd-20")
+    assert math.isnan(summary.flip_rate)
+    for values in (summary.class_flip_rate, summary.natural_error, summary.boundary_error):
+        assert np.isnan(values).all()
+        assert values.shape == (4,)
+
+
+def test_distances_and_areas_are_summed_up() -> None:
+    summary = full_card().summary("cw-l2")
+    assert summary.median_distance == 0.625  # of 0 0 .25 .5 .5 .75 1 1.5 2 and one that did not fall
+    area = full_card().summary("clean").roc_auc
+    scores = np.eye(4)[CLEAN] + np.eye(4)[LABELS]
+    assert area == metrics.roc_auc(metrics.pairwise_auc(scores, LABELS))
+    assert 0.5 < area < 1
+
+
+@pytest.mark.parametrize("make", [card, full_card])
+def test_round_trip_keeps_everything(tmp_path: Path, make: Any) -> None:
+    before = make()
     before.save(tmp_path / "card.json")
     after = ResultCard.load(tmp_path / "card.json")
     assert after.to_json() == before.to_json()
@@ -82,6 +126,11 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
         np.testing.assert_array_equal(new.correct, old.correct)
         np.testing.assert_array_equal(new.predictions, old.predictions)
         assert list(new.parts) == list(old.parts)
+        assert new.curve == old.curve
+        for name in ("distances", "roc_auc"):
+            assert (getattr(new, name) is None) == (getattr(old, name) is None)
+            if getattr(old, name) is not None:
+                np.testing.assert_array_equal(getattr(new, name), getattr(old, name), strict=True)
     assert [path.name for path in tmp_path.iterdir()] == ["card.json"]
 
 
@@ -89,6 +138,63 @@ def test_the_table_names_every_attack_and_flag() -> None:
     text = repr(card())
     for word in ("clean", "pgd-20", "autoattack", "40.0 [", "A small set."):
         assert word in text
+
+
+def test_the_table_says_how_far_an_attack_without_a_ball_went_and_leaves_out_curves() -> None:
+    lines = repr(full_card()).splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == ["attack", "clean", "pgd-20", "cw-l2"]
+    assert lines[4].endswith("no bound; median l2 distance 0.625")
+    assert not any("eps=0.1" in line or line.endswith(" ") for line in lines)
+    lost = column("cw-l2", BROKEN, norm="l2", eps=None, bounded=False)
+    assert repr(card(columns=(lost,))).splitlines()[2].endswith("no bound")
+
+
+def test_the_worst_case_is_the_conjunction_of_the_attacks_in_one_ball() -> None:
+    second, third = np.array([0, 0, 0, 0, 1, 2, 0, 0, 1, 2]), np.array([0, 1, 0, 1, 1, 2, 2, 0, 1, 0])
+    whole = card(
+        columns=(
+            column("clean", CLEAN, norm=None, eps=None, bounded=False),
+            column("pgd-20", second, seconds=1.0, forwards=10, backwards=5),
+            column("pgd-100", third, seconds=2.0, forwards=20, backwards=10, parameters={"steps": 100, "seed": 3}),
+            column("pgd-20:eps=0.1", BROKEN, eps=0.1),
+            column("pgd-20:step=0.1", BROKEN, curve="steps"),
+            column("pgd-20@other", BROKEN, parameters={"source": {"name": "other"}}),
+            column("deepfool", BROKEN, norm="l2", eps=None, bounded=False),
+            column("pgd-l2-20", BROKEN, norm="l2", eps=1.0),
+            column("pgd-l2-100", ATTACKED, norm="l2", eps=1.0),
+        )
+    )
+    worst = whole.worst_case()
+    assert worst.correct.tolist() == ((CLEAN == LABELS) & (second == LABELS) & (third == LABELS)).tolist()
+    #                                   first to break: clean at 2 and 6, second at 3 and 9, third at 1
+    assert worst.predictions.tolist() == [0, 1, 1, 0, 1, 2, 0, 0, 1, 2]
+    assert list(worst.parts) == ["pgd-20", "pgd-100"]
+    assert worst.parts["pgd-20"].tolist() == ((CLEAN == LABELS) & (second == LABELS)).tolist()
+    assert (worst.name, worst.norm, worst.eps, worst.bounded) == ("worst-case", "linf", 8 / 255, True)
+    assert (worst.seconds, worst.forwards, worst.backwards) == (3.0, 30, 15)
+    assert worst.settings["attacks"][1] == {"name": "pgd-100", "norm": "linf", "eps": 8 / 255, "steps": 100}
+    assert whole.summary("worst-case").accuracy == 0.5
+    weaker = (CLEAN == LABELS) & (BROKEN == LABELS)
+    assert whole.column("worst-case-l2").correct.tolist() == (weaker & (ATTACKED == LABELS)).tolist()
+    assert whole.worst_case("linf", eps=0.1).correct.tolist() == weaker.tolist()
+    kept = card(columns=(*whole.columns, worst))  # it is a column like any other, and adds nothing to itself
+    assert kept.column("worst-case") is worst
+    assert kept.worst_case().correct.tolist() == worst.correct.tolist()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ((), "worst case: got none; allowed: bounded l2 attacks, all of one radius"),
+        ((column("a", ATTACKED, norm="l2", eps=1.0), column("b", BROKEN, norm="l2", eps=0.5)), "got .* radius 0.5, 1;"),
+        ((column("deepfool", BROKEN, norm="l2", eps=None, bounded=False),), "worst case: got none"),
+    ],
+)
+def test_a_worst_case_needs_attacks_of_one_radius(columns: tuple[Column, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        card(columns=columns).column("worst-case-l2")
+    with pytest.raises(UserError, match=r"bounded linf attacks of radius 0\.031"):
+        card(columns=columns).worst_case()
 
 
 def test_a_card_says_where_its_training_left_the_protocol_and_need_not_know(tmp_path: Path) -> None:
@@ -129,7 +235,18 @@ def flip_first_bit(stored: dict[str, Any]) -> None:
         (lambda s: s["data"].update(train_class_counts=[9, 3, 1]), "train_class_counts: got 3; allowed: 4"),
         (lambda s: s["data"].update(train_class_counts=[9, 3, 1, 1, 1]), "train_class_counts: got 5; allowed: 4"),
         (lambda s: s.update(columns=3), "a field has the wrong form"),
-        (lambda s: s.update(schema=2), "schema: got 2; allowed: 1; update taet"),
+        (lambda s: s.update(schema=3), "schema: got 3; allowed: 1 to 2; update taet"),
+        (lambda s: s.update(schema=0), "schema: got 0; allowed: 1 to 2"),
+        (lambda s: s.update(schema="2"), "schema: got '2'; allowed: 1 to 2"),
+        (lambda s: s.update(schema=True), "schema: got True; allowed: 1 to 2"),
+        (lambda s: s.pop("schema"), "schema: got None; allowed: 1 to 2"),
+        (lambda s: s["columns"][1]["summary"].update(flip_rate=0.5), "summary flip_rate: stored 0.5"),
+        (lambda s: s["columns"][1]["summary"].pop("flip_rate"), "column 'pgd-20' summary"),
+        (lambda s: s["columns"][1]["summary"]["natural_error"].__setitem__(0, 0.0), r"natural_error\[0\]"),
+        (lambda s: s["columns"][1]["summary"]["weak_classes"].append(0), "summary weak_classes"),
+        (lambda s: s["columns"][1]["summary"].update(roc_auc=0.5), "summary roc_auc: stored 0.5.*None"),
+        (lambda s: s["columns"][1].pop("distances"), "'distances' is missing"),
+        (lambda s: s["columns"][1].update(curve="stps"), "unknown curve 'stps'.*did you mean 'steps'"),
         (lambda s: s.update(kind="else"), "not a result card"),
     ],
 )
@@ -142,6 +259,83 @@ def test_tampering_is_named(tmp_path: Path, tamper: Any, message: str) -> None:
         ResultCard.load(path)
     assert "card.json" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def replace_float(stored: dict[str, Any], value: float) -> None:
+    """Put a value in the place of the first number of the distances."""
+    values = DISTANCES.copy()
+    values[0] = value
+    stored["columns"][2]["distances"] = card(
+        columns=(column("a", BROKEN, distances=values),)
+    ).to_json()["columns"][0]["distances"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (lambda s: replace_float(s, 0.625), "column 'cw-l2' summary median_distance: stored 0.625.*0.6875"),
+        (lambda s: s["columns"][2]["summary"].update(median_distance=0.1), "median_distance: stored 0.1"),
+        (lambda s: s["columns"][0]["summary"].update(roc_auc=1.0), "column 'clean' summary roc_auc: stored 1.0"),
+        (lambda s: s["columns"][2]["distances"].update(shape=[9]), "a field has the wrong form"),
+        (lambda s: s["columns"][0]["roc_auc"].update(shape=[2, 8]), r"roc_auc: got float32 \(2, 8\)"),
+    ],
+)
+def test_tampering_with_distances_and_areas_is_named(tamper: Any, message: str) -> None:
+    stored = json.loads(json.dumps(full_card().to_json()))
+    tamper(stored)
+    with pytest.raises(UserError, match=message):
+        ResultCard.from_json(stored)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_committed_card_loads(path: Path) -> None:
+    stored = json.loads(path.read_text())
+    loaded = ResultCard.load(path)
+    again = loaded.to_json()
+    assert [column["correct"] for column in again["columns"]] == [column["correct"] for column in stored["columns"]]
+
+
+def as_schema_1(stored: dict[str, Any]) -> dict[str, Any]:
+    """What the first schema would have stored."""
+    first = {
+        "correct", "total", "accuracy", "accuracy_interval", "balanced", "balanced_interval", "per_class",
+        "per_class_interval", "groups", "group_intervals", "worst_class",
+    }  # fmt: skip
+    columns = []
+    for each in stored["columns"]:
+        summary = {name: value for name, value in each["summary"].items() if name in first}
+        kept = {name: value for name, value in each.items() if name not in ("distances", "roc_auc", "curve")}
+        columns.append({**kept, "summary": summary})
+    return {**stored, "schema": 1, "columns": columns}
+
+
+def test_a_card_of_the_first_schema_is_migrated() -> None:
+    stored = as_schema_1(card().to_json())
+    before = json.dumps(stored)
+    assert ResultCard.from_json(stored).to_json() == card().to_json()
+    migrated = migrate(stored)
+    assert json.dumps(stored) == before
+    assert migrated["schema"] == 2
+    for each in migrated["columns"]:
+        assert (each["distances"], each["roc_auc"], each["curve"]) == (None, None, "")
+    assert migrate(migrated) is migrated
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (lambda s: s["columns"][1]["summary"].update(balanced=0.9), "summary balanced: stored 0.9"),
+        (lambda s: s["columns"][1]["summary"].pop("balanced"), "column 'pgd-20' summary"),
+        (lambda s: s["columns"][1]["summary"].update(flip_rate=0.4), "column 'pgd-20' summary"),
+        (lambda s: s.pop("columns"), "'columns' is missing"),
+        (lambda s: s.update(columns=[1]), "a field has the wrong form"),
+    ],
+)
+def test_the_numbers_of_the_first_schema_are_not_believed_either(tamper: Any, message: str) -> None:
+    stored = as_schema_1(json.loads(json.dumps(card().to_json())))
+    tamper(stored)
+    with pytest.raises(UserError, match=message):
+        ResultCard.from_json(stored)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +363,25 @@ def test_a_card_that_contradicts_itself_is_never_made() -> None:
         card(columns=(column("pgd-20", np.full(10, 9)),))
     with pytest.raises(UserError, match="labels"):
         card(labels=LABELS - 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distances": DISTANCES.astype(float)}, r"distances: got float64 \(10,\); allowed: float32 \(10,\)"),
+        ({"distances": DISTANCES[:9]}, r"distances: got float32 \(9,\)"),
+        ({"distances": -DISTANCES}, "distances: a number is"),
+        ({"distances": np.zeros(10, dtype=np.float32)}, "distances: a number is missing, out of range, or where there"),
+        ({"distances": np.where(np.isnan(DISTANCES), DISTANCES, np.float32(np.inf))}, "distances: a number is"),
+        ({"roc_auc": np.ones((3, 3), dtype=np.float32)}, r"roc_auc: got float32 \(3, 3\); allowed: float32 \(4, 4\)"),
+        ({"roc_auc": np.ones((4, 4), dtype=np.float32)}, "roc_auc: a number is"),
+        ({"roc_auc": 2 * metrics.pairwise_auc(np.eye(4)[LABELS], LABELS)}, "roc_auc: a number is"),
+        ({"curve": "epss"}, "unknown curve 'epss'; allowed: eps, logit-scale, steps; did you mean 'eps'"),
+    ],
+)
+def test_a_column_that_contradicts_itself_is_never_kept(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        card(columns=(column("cw-l2", BROKEN, **change),))
 
 
 def test_a_full_disk_keeps_the_old_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

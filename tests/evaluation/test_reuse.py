@@ -41,11 +41,9 @@ def test_attacks_are_added_and_none_is_run_twice(run: Path, monkeypatch: pytest.
     first = evaluate(run, attacks=["fgsm", "pgd-2"])
     monkeypatch.setattr(probe, "probe", None)  # not measured again either
     ran: list[str] = []
-    real = columns.Bench.run_batches
+    real = columns.Bench.run
     monkeypatch.setattr(
-        columns.Bench,
-        "run_batches",
-        lambda self, attack, *rest: (ran.append(attack.name), real(self, attack, *rest))[1],
+        columns.Bench, "run", lambda self, attack, *rest: (ran.append(attack.name), real(self, attack, *rest))[1]
     )
     second = evaluate(run, attacks=["pgd-2", "pgd-3"])
     assert ran == ["pgd-3"]

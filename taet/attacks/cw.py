@@ -1,0 +1,127 @@
+"""Carlini and Wagner's attacks: the smallest L2 perturbation that fools the model, and PGD on their margin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taet.attacks.ball import check_floating, choose, distance, frozen
+from taet.attacks.objectives import fooled, margin
+from taet.attacks.pgd import pgd
+from taet.config import check_radius
+from taet.errors import UserError
+from taet.losses.long_tail import full_precision
+
+NAMES = {
+    "cw-l2": "smallest L2 perturbation by Adam, any norm or within eps (Carlini, Wagner 2017); 200 passes,"
+    " c=search 1800",
+    "cw-linf": "cw-linf-N: pgd-N on the margin of the logits, blind to their scale (REAT's CW); 2N passes per restart",
+}
+
+BOX = 0.9999995  # keeps atanh(2x - 1) finite at black and white; of the authors' public code
+
+
+def cw_linf(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+    """Run `pgd` on the margin max_{k != y} z_k - z_y in the L-infinity ball; settings and guarantees as there.
+
+    Source: the margin is that of Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017,
+    arXiv:1608.04644; as an objective of PGD it is from Madry et al., ICLR 2018, arXiv:1706.06083.
+    """
+    return pgd(model, x, y, objective=margin, **settings)
+
+
+def cw_l2(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    c: float | None = 10.0,
+    kappa: float = 0.0,
+    steps: int = 100,
+    lr: float = 0.01,
+    search_steps: int = 9,
+    initial_c: float = 1e-3,
+    eps: float | Tensor | None = None,
+    targeted: bool = False,
+) -> Tensor:
+    """Minimise ||x' - x||_2^2 + c max(z_y - max_{k != y} z_k, -kappa) over x' = (tanh(w) + 1) / 2 with Adam.
+
+    A success is an image that fools the model by a margin of kappa or more, max_{k != y} z_k - z_y >= kappa. Of all
+    iterates of all rounds, the clean image among them, each sample keeps the success of the smallest norm: one that is
+    misclassified by kappa comes back as it is. The samples do not touch each other, and nothing synchronises with the
+    device. The model, the inputs and the global random state are left as they were.
+
+    Args:
+        model: from x (N, ...) to logits (N, C) with C of 2 or more.
+        x: images (N, ...), floating point in [0, 1].
+        y: labels (N,); the classes aimed at if `targeted`.
+        c: weight of the margin. None: searched per sample, from `initial_c` up by factors of 10 until a round succeeds,
+            then by bisection between the largest weight that failed and the smallest that succeeded.
+        kappa: the margin asked for, in logits, 0 or more.
+        steps: gradient steps in each round, 1 or more; the iterate before each is judged.
+        lr: learning rate of Adam, on w.
+        search_steps: rounds of the search, 1 or more.
+        initial_c: the weight that the search begins with.
+        eps: successes count within this L2 radius only, a number or one per sample (N,); None: at any norm.
+        targeted: reach class y by kappa: max(max_{k != y} z_k - z_y, -kappa) stands for the margin.
+
+    Returns:
+        Adversarial images, detached, in the shape of x, the clean image where none was found; float32, or float64
+        where x is.
+
+    Raises:
+        UserError: images that are not floating point; a setting out of range.
+
+    Source: Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644,
+    section VI A; the search and its defaults are those of the authors' public code.
+    """
+    check_floating(x)
+    for what, value in (("c", c), ("lr", lr), ("initial c", initial_c)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{what}: got {value:g}; allowed: above 0")
+    if not 0 <= kappa < math.inf:
+        raise UserError(f"kappa: got {kappa:g}; allowed: 0 or more")
+    for what, count in (("steps", steps), ("search steps", search_steps)):
+        if count < 1:
+            raise UserError(f"{what}: got {count}; allowed: 1 or more")
+    if eps is not None and not isinstance(eps, Tensor):
+        check_radius("eps", eps, "l2")
+    origin = full_precision(x.detach())
+
+    def judge(logits: Tensor) -> tuple[Tensor, Tensor]:
+        gap = margin(logits, y) if targeted else -margin(logits, y)
+        return gap, fooled(logits, y, targeted) & (gap <= -kappa)
+
+    def descend(weight: Tensor, best: Tensor, smallest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One round: the best images, their squared norms, and whether any iterate of this round was a success."""
+        succeeded = torch.zeros_like(weight, dtype=torch.bool)
+        w = (BOX * (2 * origin - 1)).atanh().requires_grad_()
+        adam = torch.optim.Adam([w], lr=lr)
+        for _ in range(steps):
+            with torch.enable_grad():
+                x_adv = (w.tanh() + 1) / 2
+                gap, success = judge(full_precision(model(x_adv)))
+                squared = (x_adv - origin).square().flatten(1).sum(1)
+                (w.grad,) = torch.autograd.grad((squared + weight * gap.clamp(min=-kappa)).sum(), w)
+            adam.step()
+            x_adv, squared = x_adv.detach(), squared.detach()
+            better = success & (squared < smallest)
+            best, smallest = choose(better, x_adv, best), torch.where(better, squared, smallest)
+            succeeded = succeeded | success
+        return best, smallest, succeeded
+
+    weight = origin.new_full((len(origin),), initial_c if c is None else c)
+    fails, succeeds = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
+    with frozen(model):
+        with torch.no_grad():
+            _, success = judge(full_precision(model(origin)))
+        best, smallest = origin, torch.where(success, 0, succeeds)
+        for _ in range(search_steps if c is None else 1):
+            best, smallest, success = descend(weight, best, smallest)
+            fails, succeeds = torch.where(success, fails, weight), torch.where(success, weight, succeeds)
+            weight = torch.where(succeeds.isinf(), 10 * weight, (fails + succeeds) / 2)
+    return best if eps is None else choose(distance(best, origin, "l2") <= eps, best, origin)

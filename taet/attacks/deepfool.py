@@ -1,0 +1,104 @@
+"""DeepFool: step after step to the nearest boundary of the linearised model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from taet.attacks.ball import check_floating, choose, distance, frozen, lengths, spread, unit
+from taet.attacks.objectives import fooled
+from taet.config import check_radius
+from taet.errors import UserError
+from taet.losses.long_tail import full_precision, is_label
+
+NAMES = {
+    "deepfool": "nearest L2 boundary by linearising: quick distances (Moosavi-Dezfooli et al. 2016); 500 passes at most"
+}
+
+BEYOND = 1e-4  # added to a step's length, so that it ends across a boundary, not on it; of the authors' public code
+
+
+def deepfool(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: int = 50,
+    overshoot: float = 0.02,
+    eps: float | Tensor | None = None,
+    candidates: int = 10,
+) -> Tensor:
+    """Step to the nearest boundary of the linearised model until it is crossed: x' = clip_[0,1](x + (1 + overshoot) r).
+
+    With w_k = grad (z_k - z_y) and d_k = |z_k - z_y| / ||w_k||_2 at x', a step adds (d_l + 1e-4) w_l / ||w_l||_2 to r
+    for the nearest class l = argmin_k d_k. The model is linearised at x' itself, overshoot and clip included, so that
+    one forward says both whether the boundary is crossed and where to go on. A sample that is across, or misclassified
+    from the first, moves no more, and the steps end when none does. Each takes one forward and `candidates` - 1
+    backwards. The model, the inputs and the global random state are left as they were.
+
+    Args:
+        model: from x (N, ...) to logits (N, C) with C of 2 or more.
+        x: images (N, ...), floating point in [0, 1].
+        y: labels (N,).
+        steps: most steps that are taken, 1 or more.
+        overshoot: how far past the boundary, as a share of the perturbation, 0 or more.
+        eps: successes count within this L2 radius only, a number or one per sample (N,); None: at any norm.
+        candidates: classes among which the nearest boundary is sought, those of the largest logits and the label's,
+            2 or more.
+
+    Returns:
+        Adversarial images, detached, in the shape of x, the clean image where none was found; float32, or float64
+        where x is.
+
+    Raises:
+        UserError: images that are not floating point; a setting out of range.
+
+    Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural networks",
+    CVPR 2016, arXiv:1511.04599, algorithm 2; overshoot, steps and candidates are those of the authors' public code.
+    """
+    check_floating(x)
+    for what, count, least in (("steps", steps, 1), ("candidates", candidates, 2)):
+        if count < least:
+            raise UserError(f"{what}: got {count}; allowed: {least} or more")
+    if not 0 <= overshoot < math.inf:
+        raise UserError(f"overshoot: got {overshoot:g}; allowed: 0 or more")
+    if eps is not None and not isinstance(eps, Tensor):
+        check_radius("eps", eps, "l2")
+    origin = full_precision(x.detach())
+    total = torch.zeros_like(origin)
+    x_adv = origin
+    with frozen(model):
+        for _ in range(steps):
+            with torch.enable_grad():
+                x_adv = x_adv.detach().requires_grad_()
+                logits = full_precision(model(x_adv))
+                standing = ~fooled(logits, y)
+                if not bool(standing.any()):
+                    break
+                move = _to_boundary(logits, y, x_adv, candidates)
+            total = choose(standing, total + move, total)
+            x_adv = (origin + (1 + overshoot) * total).clamp(0, 1)
+        with torch.no_grad():
+            success = fooled(full_precision(model(x_adv)), y)
+    if eps is not None:
+        success &= distance(x_adv, origin, "l2") <= eps
+    return choose(success, x_adv.detach(), origin)
+
+
+def _to_boundary(logits: Tensor, y: Tensor, x: Tensor, candidates: int) -> Tensor:
+    """The shortest move (N, ...) from `x` to a boundary of the linearised model; zero where no gradient shows one."""
+    others = logits.detach().masked_fill(is_label(logits, y), -torch.inf)
+    rivals = others.topk(min(candidates, logits.shape[1]) - 1).indices
+    gaps = logits.gather(1, rivals) - logits.gather(1, y[:, None])
+    move, nearest = torch.zeros_like(x), torch.full_like(gaps[:, 0], torch.inf, dtype=torch.float64)
+    for gap in gaps.unbind(1):
+        (gradient,) = torch.autograd.grad(gap.sum(), x, retain_graph=True)
+        reach = gap.detach().abs() / lengths(gradient)
+        nearer = reach < nearest
+        length = (reach + BEYOND).clamp(max=torch.finfo(x.dtype).max).to(x.dtype)
+        move = choose(nearer, spread(length, x) * unit(gradient), move)
+        nearest = torch.where(nearer, reach, nearest)
+    return move

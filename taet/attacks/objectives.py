@@ -1,0 +1,76 @@
+"""What an attack makes large: functions of logits (N, C) and labels (N,) that return one value per sample, (N,)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from taet.errors import UserError
+from taet.losses.consistency import kl_divergence
+from taet.losses.long_tail import cross_entropy, full_precision, is_label
+
+NAMES = {
+    "adaptive": "adaptive-pgd-N and the like: logits x10 (factor=F) in the attack, against flat softmax (REAT 2023);"
+    " cost as without"
+}
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+def fooled(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
+    """Return whether the largest logit is not that of y, or, if `targeted`, is that of y: (N, C), (N,) -> (N,)."""
+    predictions = logits.max(1).indices
+    return predictions == y if targeted else predictions != y
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Margin max_{k != y} z_k - z_y, above 0 where another class wins: (N, C) with C of 2 or more, (N,) -> (N,).
+
+    Descended with the class aimed at in place of y, it is the targeted objective of the same paper. Source: Carlini,
+    Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644, function f_6.
+    """
+    logits = full_precision(logits)
+    others = logits.masked_fill(is_label(logits, y), -torch.inf).max(1).values
+    return others - logits.gather(1, y[:, None]).squeeze(1)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, (max_{k != y} z_k - z_y) / (z_(1) - z_(3)), z sorted from the largest: -> (N,).
+
+    Neither a shift of the logits nor a positive factor changes it. Where the three largest are equal, 1e-12 (of the
+    public code) stands for the denominator. Source: Croce, Hein, AutoAttack, ICML 2020, arXiv:2003.01690, section 4.
+
+    Raises:
+        UserError: fewer than 3 classes.
+    """
+    if logits.shape[1] < 3:
+        raise UserError(f"objective dlr: got {logits.shape[1]} classes; allowed: 3 or more (use cw)")
+    largest = full_precision(logits).topk(3).values
+    return margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
+
+
+OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "cw": margin, "dlr": dlr}
+"""Objectives by the names that users type; "kl" is `natural_divergence`, which needs the model and the images."""
+
+
+def scaled(objective: Objective, factor: float) -> Objective:
+    """Return the objective of factor times the logits: (z, y) -> objective(factor z, y).
+
+    A factor of 10 makes the adaptive attack on models with small logits, whose softmax is so flat that all wrong
+    classes pull alike. It changes cross-entropy and KL; margin and DLR keep their directions. Source: Li et al., REAT,
+    arXiv:2307.10205, 2023.
+    """
+    return lambda logits, y: objective(factor * logits, y)
+
+
+def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objective:
+    """The objective KL(f(x) || f(x')) of TRADES, which uses no labels; f(x) is computed once, for all steps.
+
+    So the model has to hold still from here to the last step, as `frozen` makes it. Source: Zhang et al., TRADES, ICML
+    2019, arXiv:1901.08573.
+    """
+    with torch.no_grad():
+        natural = model(x)
+    return lambda logits, _: kl_divergence(natural, logits)

@@ -1,0 +1,88 @@
+"""Curves of an evaluation: attacks that differ in one setting, each an ordinary column of the card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from taet.config import Evaluation
+from taet.errors import unknown
+from taet.evaluation.attack import Attack, parse_attack
+from taet.evaluation.result import Column, ResultCard
+
+STEPS = (1, 2, 5, 10, 20, 50, 100)
+CHAIN = 20  # steps of the PGD whose ball or logits are changed
+BALLS = (1 / 4, 1 / 2, 1, 2, 4, 8)  # times eps
+WHOLE = 1.0  # a ball that holds every image: whatever is robust here is robust to being replaced
+FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)  # masked by too large logits below 1, by too small ones above
+CURVES = {
+    "steps": "accuracy under PGD against its number of steps (REAT, figures 4a and 8)",
+    "eps": "accuracy under PGD-20 against the radius of the ball, up to one that holds every image",
+    "logit-scale": "accuracy under PGD-20 against the factor of the logits in its objective",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one curve, x in ascending order."""
+
+    name: str
+    attack: str
+    """The attack that is varied."""
+    points: tuple[tuple[float, Column], ...]
+
+
+def curve_attacks(names: Sequence[str], settings: Evaluation, eps: float) -> list[Attack]:
+    """Return the attacks that the curves are made of, marked with the first curve that needs them.
+
+    Every point of the curve over eps takes steps in proportion to its ball, so that all can cross theirs.
+    """
+    radius = settings.eps if settings.eps is not None else eps
+    wanted: dict[str, list[str]] = {
+        "steps": [f"pgd-{steps}" for steps in STEPS],
+        "eps": [_ball(size, radius) for size in sorted({*(b * radius for b in BALLS if b * radius < WHOLE), WHOLE})],
+        "logit-scale": [_scale(factor) for factor in FACTORS],
+    }
+    attacks: dict[str, Attack] = {}
+    for name in names:
+        if name not in wanted:
+            raise unknown("curve", name, CURVES)
+        for attack in wanted[name]:
+            attacks.setdefault(attack, replace(parse_attack(attack, settings, eps), curve=name))
+    return list(attacks.values())
+
+
+def curves(card: ResultCard) -> tuple[Curve, ...]:
+    """Return every curve of which a card holds three points or more; clean images are the curve over eps at 0."""
+    chain = f"pgd-{CHAIN}"
+    found = (
+        ("steps", "PGD", r"pgd-\d+", lambda column: column.parameters["steps"]),
+        ("eps", chain, rf"clean|{chain}(:eps=[^,]*)?", lambda column: column.eps or 0),
+        (
+            "logit-scale",
+            chain,
+            rf"(adaptive-)?{chain}(:factor=[^,]*)?",
+            lambda column: column.parameters.get("factor", 1),
+        ),
+    )
+    all_curves = (Curve(name, attack, _points(card, pattern, x)) for name, attack, pattern, x in found)
+    return tuple(curve for curve in all_curves if len(curve.points) >= 3)
+
+
+def _points(card: ResultCard, pattern: str, x: Callable[[Column], float]) -> tuple[tuple[float, Column], ...]:
+    """Return the columns of these names in the order of x; of two at one place, the first."""
+    columns = [column for column in card.columns if re.fullmatch(pattern, column.name)]
+    return tuple(sorted({float(x(column)): column for column in reversed(columns)}.items()))
+
+
+def _ball(size: float, radius: float) -> str:
+    levels = size * 255
+    written = f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-9 and size < WHOLE else f"{size:.6g}"
+    return f"pgd-{CHAIN}" if size == radius else f"pgd-{CHAIN}:eps={written}"
+
+
+def _scale(factor: float) -> str:
+    if factor == 1:
+        return f"pgd-{CHAIN}"
+    return f"adaptive-pgd-{CHAIN}" + ("" if factor == 10 else f":factor={factor:g}")

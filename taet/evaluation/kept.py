@@ -1,0 +1,35 @@
+"""A model that is tried out, and given back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
+    """Give the model's state and the random state back afterwards; inside, say which tensors have changed so far."""
+    before = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
+
+    def changes() -> list[str]:
+        return [name for name, tensor in _tensors(model).items() if not _same(tensor, before.get(name))]
+
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield changes
+    finally:
+        with torch.no_grad():
+            for name in changes():
+                if name in before:
+                    _tensors(model)[name].copy_(before[name])
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _same(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and torch.equal(tensor.nan_to_num(), other.nan_to_num())

@@ -1,0 +1,68 @@
+"""Arrays as compact JSON and back: bits, small integers and real numbers in base64, little-endian."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def pack_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Pack truth values (N,), eight to a byte, the first in the highest bit."""
+    return {"count": len(mask), "bits": _encode(np.packbits(mask))}
+
+
+def unpack_mask(packed: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Return what was packed; another number of bytes than the count needs is a `ValueError`."""
+    count, content = int(packed["count"]), _decode(packed["bits"])
+    if len(content) != (count + 7) // 8:
+        raise ValueError(f"{len(content)} bytes for {count} bits")
+    return np.unpackbits(np.frombuffer(content, dtype=np.uint8), count=count).astype(bool)
+
+
+def pack_integers(values: NDArray[np.int64]) -> dict[str, Any]:
+    """Pack integers (N,) from 0 to 65535, two bytes each."""
+    return {"count": len(values), "uint16": _encode(values.astype("<u2"))}
+
+
+def unpack_integers(packed: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Return what was packed; another number of integers than the count is a `ValueError`."""
+    values = np.frombuffer(_decode(packed["uint16"]), dtype="<u2")
+    if len(values) != int(packed["count"]):
+        raise ValueError(f"{len(values)} integers for {packed['count']}")
+    return values.astype(np.int64)
+
+
+def pack_floats(values: NDArray[np.float32] | None) -> dict[str, Any] | None:
+    """Pack numbers of any shape, four bytes each, nan among them; None stays None."""
+    return None if values is None else {"shape": list(values.shape), "float32": _encode(values.astype("<f4"))}
+
+
+def unpack_floats(packed: Mapping[str, Any] | None) -> NDArray[np.float32] | None:
+    """Return what was packed; another number of numbers than the shape needs is a `ValueError`."""
+    if packed is None:
+        return None
+    return np.frombuffer(_decode(packed["float32"]), dtype="<f4").astype(np.float32).reshape(packed["shape"])
+
+
+def plain(value: Any) -> Any:
+    """Return arrays and tuples as lists, numpy scalars as numbers and nan as None, at any depth."""
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _encode(values: NDArray[Any]) -> str:
+    return base64.b64encode(values.tobytes()).decode()
+
+
+def _decode(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)

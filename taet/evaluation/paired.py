@@ -1,0 +1,165 @@
+"""Comparing two models on the same test images: by how much one is better, and whether these images can tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from taet import metrics
+from taet.errors import UserError
+from taet.evaluation.schema import short
+
+if TYPE_CHECKING:
+    from taet.evaluation.result import ResultCard
+
+LEVEL = 0.05
+# Two-sided 95 % quantile of Student's t for 1, 2, ... 9 degrees of freedom (any table); beyond ten runs the last one is
+# kept, which errs on the safe side.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Balanced accuracy of the first side less that of the second, on the same test images; shares, not points."""
+
+    value: float
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    p: float
+    """Of a difference as large as this one if the two sides were alike, image by image."""
+    runs: int = 1
+    """Pairs of runs that it is the mean of."""
+    standard_error: float = math.nan
+    """Over the pairs of runs; nan of one pair."""
+
+    @property
+    def decided(self) -> bool:
+        """Whether the sample tells the two sides apart: 0 is outside the interval, and p is below 5 %.
+
+        Both, because each alone decides too soon: the bootstrap with four images of difference, all one way (p is then
+        12.5 %), and p, which is about the images alone, where the seeds scatter.
+        """
+        return self.p < LEVEL and not self.low <= 0 <= self.high
+
+
+def difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    labels: ArrayLike,
+    num_classes: int,
+    *,
+    draws: int = metrics.DRAWS,
+    seed: int = 0,
+) -> Difference:
+    """Compare two masks on the same images, or several pairs of masks, one pair per seed.
+
+    With a_ri and b_ri whether run r of the first and of the second side gets image i right, d_i = mean_r(a_ri - b_ri):
+
+        value = (1/K) sum_c (1/n_c) sum_{i: y_i = c} d_i        over the K classes with images
+
+    The interval is the percentile interval of a paired stratified bootstrap: n_c images of class c are drawn with
+    replacement, each with its d_i. p is that of a randomisation test, which gives each d_i either sign with probability
+    1/2; of one pair of runs on classes of one size that is McNemar's exact test, else it is sampled, and is
+    (1 + k)/(1 + draws) with k draws as far from 0 as the value.
+
+    What is covered: which test images were drawn. Of one pair of runs that is all: it says which of these two models is
+    better, not which method, since another seed may give another answer. Of R >= 2 pairs the interval covers the
+    training seeds too: with q its distance from the value and t the Student quantile at R - 1 degrees of freedom, each
+    end lies at sqrt(q^2 + (t SE)^2), SE the standard error of the R differences (the way `metrics.balanced_interval`
+    adds what is independent). Two seeds hardly know their own scatter (t is 12.7): take three or more.
+
+    Args:
+        first: (N,) or (R, N), classified correctly or not.
+        second: the same shape; its run r is compared with run r of `first`.
+        labels: (N,) true classes.
+        num_classes: C.
+        draws: how often the images are drawn, and the signs.
+        seed: of these draws.
+
+    Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13; Fisher, "The Design of
+    Experiments", 1935, section 21; Phipson, Smyth, "Permutation p-values should never be zero", Statistical
+    Applications in Genetics and Molecular Biology 9, 2010.
+    """
+    left, right = np.atleast_2d(np.asarray(first, dtype=int)), np.atleast_2d(np.asarray(second, dtype=int))
+    classes = np.asarray(labels, dtype=np.int64)
+    if left.shape != right.shape or left.shape[1:] != classes.shape or not left.size:
+        raise ValueError(f"masks: got {left.shape} and {right.shape}; allowed: (runs, {len(classes)}) on both sides")
+    runs, generator = len(left), np.random.default_rng(seed)
+    counts = _gains(left, right, classes, num_classes)
+    total = counts.sum(1)
+    gains = np.arange(-runs, runs + 1) / runs
+    value = _balanced(counts, gains, total)
+    drawn = generator.multinomial(total, counts / total[:, None], size=(draws, len(total)))
+    low, high = np.quantile(_balanced(drawn, gains, total), [LEVEL / 2, 1 - LEVEL / 2])
+    each = (_gains(a[None], b[None], classes, num_classes) for a, b in zip(left, right, strict=True))
+    _, error = metrics.mean_and_standard_error([_balanced(one, np.arange(-1.0, 2.0), total) for one in each])
+    if runs > 1:
+        seeds = STUDENT[min(runs - 1, len(STUDENT)) - 1] * error
+        low, high = value - np.hypot(value - low, seeds), value + np.hypot(high - value, seeds)
+    return Difference(
+        value=float(value),
+        low=max(float(low), -1.0),
+        high=min(float(high), 1.0),
+        p=_p_value(counts, total, value, draws, generator),
+        runs=runs,
+        standard_error=float(error),
+    )
+
+
+def compare_runs(first: Sequence[ResultCard], second: Sequence[ResultCard], column: str) -> Difference:
+    """Return by how much the first models are better than the second under one attack, as their cards tell.
+
+    The i-th of `first` is compared with the i-th of `second`, as runs with the same seed (`difference`). Other test
+    images, or other settings of the attack (its random seed apart), are a `UserError`.
+    """
+    if len(first) != len(second) or not first:
+        raise UserError(
+            f"comparison: got {len(first)} and {len(second)} cards; allowed: as many on both sides, in pairs"
+        )
+    cards = [*first, *second]
+    columns = [card.column(column) for card in cards]
+    images, settings = cards[0].data.get("test_sha256"), columns[0].settings
+    for card, measured in zip(cards, columns, strict=True):
+        other, others = card.data.get("test_sha256"), measured.settings
+        if images is None or other != images:
+            raise UserError(f"comparison: got test images {short(images)} and {short(other)}; allowed: the same images")
+        for name in sorted(settings.keys() | others.keys()):
+            if settings.get(name) != others.get(name):
+                got = f"{name} {short(settings.get(name))} and {short(others.get(name))}"
+                raise UserError(f"comparison: '{column}' was measured with {got}; allowed: the same settings")
+    masks = [measured.correct for measured in columns]
+    return difference(masks[: len(first)], masks[len(first) :], cards[0].labels, cards[0].num_classes)
+
+
+def _gains(left: metrics.Ints, right: metrics.Ints, labels: metrics.Ints, num_classes: int) -> metrics.Ints:
+    """Count the images of each class with images that -R, ..., R more runs of the left than of the right get right."""
+    width = 2 * len(left) + 1
+    gain = (left - right).sum(0) + len(left)
+    counts = np.bincount(labels * width + gain, minlength=num_classes * width).reshape(num_classes, width)
+    return counts[counts.any(1)]
+
+
+def _balanced(counts: metrics.Ints, gains: metrics.Floats, total: metrics.Ints) -> metrics.Floats:
+    """Return the mean over classes of the mean gain of a class, over the last two axes of `counts`, (..., K, 2R+1)."""
+    means: metrics.Floats = (counts @ gains / total).mean(-1)
+    return means.round(12) + 0.0  # -0.0 is 0; what is equal, or 0, must not differ by rounding
+
+
+def _p_value(
+    counts: metrics.Ints, total: metrics.Ints, value: metrics.Floats, draws: int, generator: np.random.Generator
+) -> float:
+    runs = counts.shape[1] // 2
+    better, worse = counts[:, runs + 1 :], counts[:, runs - 1 :: -1]
+    if runs == 1 and (total == total[0]).all():
+        return metrics.mcnemar(int(better.sum()), int(worse.sum()))
+    changed = better + worse
+    signs = 2 * generator.binomial(changed, 0.5, size=(draws, *changed.shape)) - changed
+    null = _balanced(signs, np.arange(1, runs + 1) / runs, total)
+    beyond = int((np.abs(null) >= abs(value)).sum())
+    return (1 + beyond) / (1 + draws)

@@ -1,0 +1,90 @@
+"""The form in which result cards are stored: its number, what older forms lack, and numbers that must agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from taet.errors import UserError
+
+KIND = "taet result card"
+SCHEMA = 2
+TOLERANCE = 1e-9  # of a stored share against the recomputed one: far above rounding, far below one image
+
+Stored = Mapping[str, Any]
+
+ADDED: Mapping[int, frozenset[str]] = {
+    2: frozenset(
+        (
+            "flip_rate",
+            "class_flip_rate",
+            "natural_error",
+            "boundary_error",
+            "weak_classes",
+            "few_images",
+            "median_distance",
+            "roc_auc",
+        )
+    )
+}
+"""The numbers of a summary that a schema was the first to store."""
+
+
+def check_schema(stored: Any) -> int:
+    """Return the schema of a stored card; what is no card, or one that this version cannot read, is a `UserError`."""
+    if not isinstance(stored, Mapping) or stored.get("kind") != KIND:
+        raise UserError("not a result card")
+    schema = stored.get("schema")
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        hint = "; update taet" if type(schema) is int and schema > SCHEMA else ""
+        raise UserError(f"schema: got {short(schema)}; allowed: 1 to {SCHEMA}{hint}")
+    return schema
+
+
+def migrate(stored: Stored) -> Stored:
+    """Return a stored card of any older schema in this one: what it could not hold is there as not measured.
+
+    The summaries stay as they are: they are computed anew in any case, and compared as far as they go.
+    """
+    for schema in range(stored["schema"], SCHEMA):
+        stored = MIGRATIONS[schema](stored)
+    return stored
+
+
+def check_summary(where: str, stored: Any, computed: Stored, schema: int) -> None:
+    """Refuse a stored summary that differs from the recomputed one in any number that its schema holds."""
+    later = frozenset().union(*(names for added, names in ADDED.items() if added > schema))
+    _check(where, stored, {name: value for name, value in computed.items() if name not in later})
+
+
+def short(value: Any) -> str:
+    """Return a value in at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _from_1(stored: Stored) -> Stored:
+    added = {"distances": None, "roc_auc": None, "curve": ""}
+    return {**stored, "schema": 2, "columns": [{**column, **added} for column in stored["columns"]]}
+
+
+MIGRATIONS: Mapping[int, Callable[[Stored], Stored]] = {1: _from_1}
+"""From each older schema to the next one."""
+
+
+def _check(where: str, stored: Any, computed: Any) -> None:
+    """Refuse a stored value that differs from the recomputed one, and name it."""
+    if isinstance(computed, dict) and isinstance(stored, dict) and stored.keys() == computed.keys():
+        for key, value in computed.items():
+            _check(f"{where} {key}", stored[key], value)
+    elif isinstance(computed, list) and isinstance(stored, list) and len(stored) == len(computed):
+        for index, value in enumerate(computed):
+            _check(f"{where}[{index}]", stored[index], value)
+    elif not _agree(stored, computed):
+        raise UserError(f"{where}: stored {short(stored)}, recomputed from the masks {short(computed)}")
+
+
+def _agree(stored: Any, computed: Any) -> bool:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (stored, computed))
+    return math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE) if numbers else bool(stored == computed)

@@ -1,0 +1,104 @@
+"""The numbers of one column of a result card, computed from its masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taet import metrics
+from taet.evaluation.packing import plain
+from taet.metrics import Floats, Ints
+
+if TYPE_CHECKING:
+    from taet.evaluation.result import Column
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """The numbers of one column; shares are in [0, 1], intervals are at 95 %, a class without test images is nan."""
+
+    correct: Ints
+    """(C,): test images classified correctly."""
+    total: Ints
+    """(C,): test images."""
+    accuracy: float
+    accuracy_interval: Interval
+    balanced: float
+    """Mean recall over the classes that have test images."""
+    balanced_interval: Interval
+    per_class: Floats
+    per_class_interval: tuple[Floats, Floats]
+    """(low, high), each (C,)."""
+    groups: dict[str, float]
+    """Balanced accuracy of head, body, tail and last_half; empty where the training counts are not known."""
+    group_intervals: dict[str, Interval]
+    worst_class: tuple[int, float]
+    """(label, recall) of the class with the lowest recall."""
+    confusion: Ints
+    """(C, C), rows true, columns predicted."""
+    flip_rate: float
+    """Share of all images that are answered otherwise than clean; like the next three nan without a clean column."""
+    class_flip_rate: Floats
+    """(C,)."""
+    natural_error: Floats
+    """(C,): share misclassified clean."""
+    boundary_error: Floats
+    """(C,): share classified correctly clean and misclassified here."""
+    weak_classes: tuple[int, ...]
+    """Labels of the classes whose recall is below the balanced accuracy."""
+    few_images: tuple[int, ...]
+    """Labels of the classes with fewer than `metrics.FEW_PER_CLASS` test images."""
+    median_distance: float
+    """Median norm of the perturbations, an image that did not fall lying beyond all; nan where not measured."""
+    roc_auc: float
+    """Macro one-versus-one area under the ROC curve; nan where not measured."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the confusion matrix as plain lists and numbers, None for nan."""
+        return {name: plain(value) for name, value in vars(self).items() if name != "confusion"}
+
+
+def summarise(
+    column: Column, clean: Column | None, labels: Ints, num_classes: int, train_counts: Sequence[int] | None
+) -> Summary:
+    """Compute the numbers of a column on images with the given labels (N,).
+
+    What an attack changed is known where there is a `clean` column, groups where there are training counts (C,).
+    """
+    correct, total = metrics.class_counts(column.correct, labels, num_classes)
+    groups = metrics.class_groups(train_counts) if train_counts is not None else {}
+    low, high = metrics.wilson_interval(correct.sum(), total.sum())
+    flip_rate, class_flip_rate = math.nan, np.full(num_classes, np.nan)
+    natural, boundary = class_flip_rate, class_flip_rate
+    if clean is not None:
+        flip_rate = metrics.flip_rate(clean.predictions, column.predictions)
+        class_flip_rate = metrics.class_flip_rate(clean.predictions, column.predictions, labels, num_classes)
+        natural, boundary = metrics.class_errors(clean.correct, column.correct, labels, num_classes)
+    return Summary(
+        correct=correct,
+        total=total,
+        accuracy=metrics.accuracy(correct, total),
+        accuracy_interval=(float(low), float(high)),
+        balanced=metrics.balanced_accuracy(correct, total),
+        balanced_interval=metrics.balanced_interval(correct, total),
+        per_class=metrics.per_class_accuracy(correct, total),
+        per_class_interval=metrics.wilson_interval(correct, total),
+        groups=metrics.group_accuracy(correct, total, groups),
+        group_intervals={name: metrics.balanced_interval(correct[of], total[of]) for name, of in groups.items()},
+        worst_class=metrics.worst_class(correct, total),
+        confusion=metrics.confusion_matrix(labels, column.predictions, num_classes),
+        flip_rate=flip_rate,
+        class_flip_rate=class_flip_rate,
+        natural_error=natural,
+        boundary_error=boundary,
+        weak_classes=tuple(metrics.weak_classes(correct, total)),
+        few_images=tuple(metrics.few_images(total)),
+        median_distance=math.nan if column.distances is None else metrics.median_distance(column.distances),
+        roc_auc=math.nan if column.roc_auc is None else metrics.roc_auc(column.roc_auc),
+    )

@@ -1,0 +1,130 @@
+"""DeepFool against a loop over single images, its cost, and its edges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from taet.attacks import deepfool
+from taet.attacks.ball import distance, verify
+from taet.attacks.counted import Counted
+from taet.attacks.objectives import fooled
+from taet.errors import UserError
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 6))
+        model[1].weight.data *= 5
+        return model.eval().double()
+
+
+def images(count: int = 12) -> tuple[Tensor, Tensor]:
+    """Images with black and white pixels, and labels of which all but the first are those predicted."""
+    x = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = (1.4 * x - 0.2).clamp(0, 1)
+    y = network()(x).argmax(1)
+    y[0] = (y[0] + 1) % 6
+    return x, y
+
+
+def naive(model: nn.Module, x: Tensor, y: int, steps: int, overshoot: float, candidates: int) -> Tensor:
+    """One image (1, ...), word for word."""
+    total, x_adv = torch.zeros_like(x), x
+    for _ in range(steps):
+        leaf = x_adv.clone().requires_grad_()
+        logits = model(leaf)[0]
+        if int(logits.argmax()) != y:
+            return x_adv
+        rivals = sorted((k for k in range(6) if k != y), key=lambda k: -float(logits.detach()[k]))[: candidates - 1]
+        moves = []
+        for k in rivals:
+            (w,) = torch.autograd.grad(logits[k] - logits[y], leaf, retain_graph=True)
+            far = float((logits[k] - logits[y]).detach().abs() / w.norm())
+            moves.append((far, (far + 1e-4) * w / w.norm()))
+        total = total + min(moves, key=lambda move: move[0])[1]
+        x_adv = (x + (1 + overshoot) * total).clamp(0, 1)
+    return x_adv if int(model(x_adv).argmax()) != y else x
+
+
+@pytest.mark.parametrize(("steps", "overshoot", "candidates"), [(50, 0.02, 10), (3, 0.0, 3), (1, 0.5, 2)])
+def test_it_does_to_each_image_of_a_batch_what_a_loop_does_to_one(
+    steps: int, overshoot: float, candidates: int
+) -> None:
+    model, (x, y) = network(), images()
+    x_adv = deepfool(model, x, y, steps=steps, overshoot=overshoot, candidates=candidates)
+    for i in range(len(x)):
+        expected = naive(model, x[i : i + 1], int(y[i]), steps, overshoot, candidates)
+        torch.testing.assert_close(x_adv[i : i + 1], expected, rtol=0, atol=1e-9)
+    verify("deepfool", x_adv, x, None)
+    assert torch.equal(x_adv[0], x[0]), "misclassified already"
+    if steps == 50:
+        assert fooled(model(x_adv), y).all()
+        assert (distance(x_adv, x, "l2")[1:] > 0).all()
+
+
+def test_steps_end_when_every_image_is_across() -> None:
+    model, (x, y) = Counted(network()), images()
+    wrong = (network()(x).argmax(1) + 1) % 6
+    assert torch.equal(deepfool(model, x, wrong), x)
+    assert (model.forwards, model.backwards) == (2 * len(x), 0)
+    deepfool(model, x, y)
+    forwards = model.forwards // len(x) - 2
+    assert 3 <= forwards < 20
+    assert model.backwards // len(x) == 5 * (forwards - 2)  # the first to find all across, the last to judge
+
+
+def test_nothing_but_the_result_changes() -> None:
+    model, (x, y) = network().train().float(), images()
+    x = x.float()
+    model(x).sum().backward()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    gradient, generator, before = model[1].weight.grad.clone(), torch.random.get_rng_state(), x.clone()
+    with torch.no_grad():
+        x_adv = deepfool(model, x, y)
+    assert not x_adv.requires_grad
+    assert x_adv.dtype == torch.float32
+    assert all(module.training for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model[1].weight.grad, gradient)
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("slope", [0.0, 1e-44, 1e-30])
+def test_flat_logits_give_no_nan(slope: float) -> None:
+    x = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    y = torch.zeros(4, dtype=torch.int64)
+    first = torch.tensor([1.0, 0.0, 0.0])
+    x_adv = deepfool(lambda images: first + slope * images.flatten(1)[:, :3], x, y, steps=5)
+    assert torch.equal(x_adv, x), "no success, so the clean images"
+
+
+def test_equal_logits_are_left_by_a_small_step() -> None:
+    x = torch.full((1, 1, 1, 2), 0.5)
+    x_adv = deepfool(lambda images: images.flatten(1), x, torch.zeros(1, dtype=torch.int64))
+    assert float(distance(x_adv, x, "l2")) == pytest.approx(1.02e-4, rel=1e-3)
+    assert float(x_adv[0, 0, 0, 1]) > float(x_adv[0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps: got 0; allowed: 1 or more"),
+        ({"candidates": 1}, "candidates: got 1; allowed: 2 or more"),
+        ({"overshoot": -0.1}, "overshoot: got -0.1; allowed: 0 or more"),
+        ({"overshoot": float("nan")}, "overshoot: got nan"),
+        ({"eps": -1.0}, "eps: got -1; allowed: 0 or more"),
+        ({"x": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}, "images: got torch.uint8"),
+    ],
+)
+def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:
+    arguments = {"x": torch.zeros(2, 3, 4, 4), "y": torch.zeros(2).long(), **change}
+    with pytest.raises(UserError, match=message) as error:
+        deepfool(network(), **arguments)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,199 @@
+"""Every attack on linear models, where the smallest perturbation of each image is known in closed form.
+
+With z = W x + b, the boundary to class k is |z_y - z_k| / ||w_y - w_k||_p away, p being 1 for the L-infinity and 2 for
+the L2 norm, as long as the perturbed image stays in [0, 1]. Below the nearest boundary no attack may succeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from taet.attacks import cw_l2, cw_linf, deepfool, fgsm, pgd
+from taet.attacks.ball import Norm, distance, verify
+from taet.attacks.objectives import OBJECTIVES, Objective, margin
+
+PIXELS, COUNT = 60, 16
+DUAL = {"linf": 1, "l2": 2}
+
+
+def problem(classes: int, seed: int = 0) -> tuple[nn.Linear, Tensor, Tensor]:
+    """A linear model in float64, images in the middle of [0, 1] near a boundary, and its predictions as labels."""
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Linear(PIXELS, classes, dtype=torch.float64)
+    model.weight.data = 10 * torch.randn(classes, PIXELS, generator=generator, dtype=torch.float64)
+    model.bias.data = -0.5 * model.weight.data.sum(1)
+    x = 0.35 + 0.3 * torch.rand(40 * COUNT, PIXELS, generator=generator, dtype=torch.float64)
+    border = boundaries(model, x, predict(model, x), "l2").amin(1)
+    x = x[(border > 0.05) & (border < 0.3)][:COUNT]
+    assert len(x) == COUNT
+    return model, x, predict(model, x)
+
+
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x).argmax(1)
+
+
+def boundaries(model: nn.Linear, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
+    """Distance to the boundary of every class, (N, C); infinite for the label's."""
+    logits, weight = model(x).detach(), model.weight.detach()
+    gaps = logits.gather(1, y[:, None]) - logits
+    norms = (weight[y][:, None] - weight).norm(p=DUAL[norm], dim=2)
+    return (gaps / norms).scatter(1, y[:, None], float("inf"))
+
+
+def signed_step(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, **more: Any) -> Tensor:
+    return fgsm(model, x, y, eps=eps, **more)
+
+
+def ascent(norm: Norm, **settings: Any) -> Callable[..., Tensor]:
+    def attack(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, **more: Any) -> Tensor:
+        return pgd(model, x, y, eps=eps, steps=40, step_size=eps / 4, norm=norm, **settings, **more)
+
+    return attack
+
+
+def margin_ascent(model: nn.Module, x: Tensor, y: Tensor, eps: Tensor, **more: Any) -> Tensor:
+    more.pop("objective", None)
+    return cw_linf(model, x, y, eps=eps, steps=40, step_size=eps / 4, **more)
+
+
+BALLS: list[tuple[Norm, Callable[..., Tensor]]] = [
+    ("linf", signed_step),
+    ("linf", ascent("linf")),
+    ("linf", ascent("linf", start="positive")),
+    ("linf", margin_ascent),
+    ("l2", ascent("l2")),
+    ("l2", ascent("l2", start="none")),
+]
+
+
+@pytest.mark.parametrize(("norm", "attack"), BALLS)
+def test_two_classes_break_just_above_the_border_and_never_just_below(
+    norm: Norm, attack: Callable[..., Tensor]
+) -> None:
+    model, x, y = problem(2)
+    border = boundaries(model, x, y, norm).amin(1)
+    for factor, breaks in ((0.9999, False), (1.0001, True)):
+        x_adv = attack(model, x, y, border * factor)
+        verify("attack", x_adv, x, border * factor, norm)
+        assert ((predict(model, x_adv) != y) == breaks).all()
+
+
+@pytest.mark.parametrize(("norm", "attack"), BALLS)
+def test_aimed_at_the_nearest_class_it_is_reached_just_above_the_border(
+    norm: Norm, attack: Callable[..., Tensor]
+) -> None:
+    model, x, y = problem(5)
+    border, nearest = boundaries(model, x, y, norm).min(1)
+    for factor, breaks in ((0.9999, False), (1.0001, True)):
+        x_adv = attack(model, x, nearest, border * factor, targeted=True, objective=margin)
+        assert torch.equal(predict(model, x_adv), nearest if breaks else y)
+
+
+def test_the_margin_finds_the_nearest_class_by_itself_where_it_is_the_runner_up() -> None:
+    model, x, y = problem(5)
+    attacks: list[tuple[Norm, Callable[..., Tensor]]] = [
+        ("linf", signed_step),
+        ("linf", ascent("linf", start="none")),
+        ("l2", ascent("l2", start="none")),
+    ]
+    for norm, attack in attacks:
+        border, nearest = boundaries(model, x, y, norm).min(1)
+        rows = model(x).topk(2).indices[:, 1] == nearest
+        assert int(rows.sum()) >= 8
+        for factor, breaks in ((0.9999, False), (1.0001, True)):
+            x_adv = attack(model, x[rows], y[rows], border[rows] * factor, objective=margin)
+            assert ((predict(model, x_adv) != y[rows]) == breaks).all()
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    classes=st.integers(3, 6),
+    factor=st.floats(0.01, 0.999),
+    objective=st.sampled_from(sorted(OBJECTIVES)),
+    targeted=st.booleans(),
+)
+@settings(max_examples=12, deadline=None)
+def test_nothing_breaks_below_the_nearest_border_whatever_the_objective(
+    seed: int, classes: int, factor: float, objective: str, targeted: bool
+) -> None:
+    model, x, y = problem(classes, seed)
+    chosen: Objective = OBJECTIVES[objective]
+    aim = (y + 1) % classes if targeted else y
+    for norm, attack in BALLS:
+        eps = boundaries(model, x, y, norm).amin(1) * factor
+        x_adv = attack(model, x, aim, eps, objective=chosen, targeted=targeted)
+        verify("attack", x_adv, x, eps, norm)
+        assert torch.equal(predict(model, x_adv), y)
+    assert torch.equal(cw_l2(model, x, y, steps=20, eps=boundaries(model, x, y, "l2").amin(1) * factor), x)
+    assert torch.equal(deepfool(model, x, y, eps=boundaries(model, x, y, "l2").amin(1) * factor), x)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_search_of_cw_l2_comes_within_five_percent_and_never_below(targeted: bool) -> None:
+    model, x, y = problem(5)
+    border, nearest = boundaries(model, x, y, "l2").min(1)
+    x_adv = cw_l2(model, x, nearest if targeted else y, c=None, targeted=targeted)
+    assert (predict(model, x_adv) == nearest).all() if targeted else (predict(model, x_adv) != y).all()
+    ratio = distance(x_adv, x, "l2") / border
+    assert 1 - 1e-9 < float(ratio.min()) <= float(ratio.max()) < 1.05
+
+
+def test_confidence_moves_the_border_of_cw_l2_by_kappa() -> None:
+    model, x, y = problem(2)
+    difference = (model.weight[0] - model.weight[1]).norm().detach()
+    border = boundaries(model, x, y, "l2").amin(1) + 5 / difference
+    x_adv = cw_l2(model, x, y, c=None, kappa=5.0)
+    assert (margin(model(x_adv), y) >= 5).all()
+    ratio = distance(x_adv, x, "l2") / border
+    assert 1 - 1e-9 < float(ratio.min()) <= float(ratio.max()) < 1.05
+
+
+def test_a_weight_too_small_to_pay_for_the_boundary_finds_nothing() -> None:
+    # On the linear piece the minimum of ||d||^2 + c (gap - w d) is d = c w / 2, short of the boundary for c < 2 border
+    # / ||w||; with a larger weight the boundary itself is the minimum.
+    model, x, y = problem(2)
+    critical = 2 * boundaries(model, x, y, "l2").amin(1) / (model.weight[0] - model.weight[1]).norm().detach()
+    slow: dict[str, Any] = {"lr": 3e-4, "steps": 500}  # so that Adam's momentum carries nothing far past its minimum
+    assert torch.equal(cw_l2(model, x, y, c=float(critical.min()) * 0.5, **slow), x)
+    assert (predict(model, cw_l2(model, x, y, c=float(critical.max()) * 2, **slow)) != y).all()
+
+
+@pytest.mark.parametrize("overshoot", [0.0, 0.02, 0.5])
+def test_deepfool_crosses_the_nearest_border_by_its_overshoot(overshoot: float) -> None:
+    model, x, y = problem(5)
+    border, nearest = boundaries(model, x, y, "l2").min(1)
+    x_adv = deepfool(model, x, y, overshoot=overshoot)
+    assert torch.equal(predict(model, x_adv), nearest) or overshoot == 0.5  # so far beyond, a third class may win
+    assert (predict(model, x_adv) != y).all()
+    torch.testing.assert_close(distance(x_adv, x, "l2"), (1 + overshoot) * (border + 1e-4))
+
+
+def test_deepfool_with_two_candidates_goes_for_the_runner_up() -> None:
+    model, x, y = problem(5)
+    runner_up = model(x).topk(2).indices[:, 1:]
+    border = boundaries(model, x, y, "l2").gather(1, runner_up).squeeze(1)
+    assert (border > boundaries(model, x, y, "l2").amin(1)).any()
+    first = deepfool(model, x, y, candidates=2, steps=1)
+    moved = (first != x).any(1)
+    torch.testing.assert_close(distance(first, x, "l2")[moved], 1.02 * (border + 1e-4)[moved])
+
+
+@pytest.mark.parametrize("attack", [cw_l2, deepfool])
+def test_a_radius_per_sample_keeps_the_successes_within_it(attack: Callable[..., Tensor]) -> None:
+    model, x, y = problem(5)
+    free = attack(model, x, y)
+    found = distance(free, x, "l2")
+    wide = torch.arange(COUNT) % 2 == 0
+    bounded = attack(model, x, y, eps=found * torch.where(wide, 1.001, 0.999))
+    assert torch.equal(bounded[wide], free[wide])
+    assert torch.equal(bounded[~wide], x[~wide])
+    assert torch.equal(attack(model, x, y, eps=float(found.max()) * 1.001), free)
