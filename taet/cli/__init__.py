@@ -12,7 +12,9 @@ from taet.errors import UserError, unknown
 COMMANDS = {
     "demo": "train AT, AT-BSL and TAET on long-tailed digits, attack them, write report.html (minutes, no download)",
     "train": "train a method: taet train METHOD [options], or go on: taet train --resume RUN",
-    "evaluate": "attack a finished run and write its result card",
+    "check": "say what would spoil an evaluation of a run or of any model, and how long it would take",
+    "evaluate": "attack a finished run, or any model, and write its result card",
+    "transfer": "evaluate each of several runs on the adversarial examples of every other",
     "compare": "train and attack methods x data x imbalance x seeds as a file says; only what is missing is run",
     "report": "make one self-contained HTML file from any number of runs",
     "list": "list methods, attacks, data, models or protocols",

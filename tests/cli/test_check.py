@@ -1,0 +1,123 @@
+"""`taet check`: runs and models of any origin; what cannot be evaluated is one line and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+SOURCE = """
+import torch
+from torch import nn
+
+class Brightness(nn.Module):
+    # Right on every image: the classes differ in their level of grey.
+    def __init__(self):
+        super().__init__()
+        self.levels = nn.Parameter(torch.tensor([0.2, 0.4, 0.6, 0.8]))
+
+    def forward(self, x):
+        return -50 * (x.mean((1, 2, 3))[:, None] - self.levels).square()
+
+class Pair(Brightness):
+    def forward(self, x):
+        return super().forward(x), x
+
+class Broken(Brightness):
+    def forward(self, x):
+        return super().forward(x) / 0 * 0
+
+def narrow(num_classes):
+    return nn.Sequential(Brightness(), nn.Linear(4, 3))
+
+def wide():
+    return nn.Sequential(Brightness(), nn.Linear(4, 1000))
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with grey.npz, whose four classes differ in brightness, and the module grey_nets."""
+    labels = np.arange(80) % 4
+    noise = np.random.default_rng(0).normal(0, 10, (80, 32, 32, 3))
+    images = np.clip(51 * (labels + 1)[:, None, None, None] + noise, 0, 255).astype(np.uint8)
+    arrays = {f"{part}_images": images for part in ("train", "test")}
+    np.savez(tmp_path / "grey.npz", **arrays, **{f"{part}_labels": labels for part in ("train", "test")})
+    (tmp_path / "grey_nets.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("grey_nets", None)
+
+
+def test_a_run(taet: Any, finished: Any) -> None:
+    outcome = taet("check", finished.folder)
+    assert (outcome.code, outcome.err) == (0, "")
+    head, *lines = outcome.out.splitlines()
+    assert head.startswith(f"{finished.folder}: 77,754 parameters, 10 logits for images of 1 x 8 x 8; tried on")
+    assert any(line.startswith("ok normalisation") for line in lines)
+    found = json.loads(taet("check", finished.folder, "--attacks", "pgd-3", "autoattack", "--json").out)
+    assert [cost["attack"] for cost in found["costs"]] == ["pgd-3", "autoattack"]
+    assert found["ok"] == all(finding["ok"] for finding in found["findings"])
+
+
+def test_a_model_of_any_origin(taet: Any) -> None:
+    outcome = taet("check", "grey_nets:Brightness", "--data", "grey.npz", "--attacks", "clean", "pgd-20")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "100.0 % correct as given" in outcome.out
+    assert "\n! " not in outcome.out
+    assert outcome.out.endswith("weights: as grey_nets:Brightness gives them\n")
+
+
+def test_a_wrong_normalisation_is_told_and_is_no_failure(taet: Any) -> None:
+    words = ("check", "grey_nets:Brightness", "--data", "grey.npz", "--normalize", "imagenet")
+    outcome = taet(*words)
+    assert outcome.code == 0
+    (line,) = (line for line in outcome.out.splitlines() if line.startswith("!  normalisation"))
+    assert "100.0 % with --normalize none" in line
+    found = json.loads(taet(*words, "--json").out)
+    assert found["ok"] is False
+    assert found["accuracies"]["none"] == 1 > found["accuracy"]
+    assert found["notes"][-1] == "normalisation: imagenet, inside the model"
+
+
+def test_fresh_weights_are_told(taet: Any) -> None:
+    outcome = taet("check", "torchvision:resnet18", "--data", "grey.npz", "--batch-size", "16", "--attacks", "clean")
+    assert outcome.code == 0
+    assert "weights: none given, so fresh ones drawn from seed 0" in outcome.out
+    assert "11,178,564 parameters, 4 logits for images of 3 x 32 x 32; tried on 16 of 80" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("", "which model? taet check MODEL [options]"),
+        ("--json", "which model? taet check MODEL [options]"),
+        ("runs/x", "runs/x is no run folder: it holds no run.json"),
+        (".", "is no run folder: it holds no run.json"),
+        ("grey_nets:Brightness", "--data is missing: grey_nets:Brightness names no test images"),
+        ("grey_nets:Brightness --data gray.npz", "no such file: 'gray.npz'"),
+        ("grey_nets:Brightness --data grey.npz --weights w.pt", "weights: got w.pt; allowed: a file that exists"),
+        ("grey_nets:Brightness --data grey.npz --attacks pdg-20", "unknown attack 'pdg-20'"),
+        ("grey_nets:Brightness --data grey.npz --batch-size 0", "batch size: got 0; allowed: 1 or more"),
+        ("grey_nets:Brightness --data grey.npz --device gpu", "device: got gpu; allowed: auto, cpu, cuda"),
+        ("grey_nets:Brightness --data grey.npz --normalise imagenet", "did you mean --normalize?"),
+        ("grey_nets:brightness --data grey.npz", "did you mean 'Brightness'?"),
+        ("grey_nets:Pair --data grey.npz", "model output: got a tuple; allowed: one tensor of logits (N, classes)"),
+        ("grey_nets:Broken --data grey.npz", "model output: not finite on 80 of 80 clean test images"),
+        ("grey_nets:narrow --data grey.npz", "labels: got up to 3; allowed: 0 to 2, one per logit of the model"),
+        ("grey_nets:wide --data grey.npz", "model output: got 1000 logits; allowed: 4, one per class"),
+        ("torchvision:resnet-18 --data grey.npz", "did you mean 'resnet18'?"),
+        ("resnet18 --data digits-lt --normalize cifar10", "got 3 channels; allowed: 1, as the images have"),
+    ],
+)
+def test_mistakes_are_one_line(taet: Any, words: str, part: str) -> None:
+    outcome = taet("check", *words.split())
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("taet: error: ")
+    assert outcome.err.count("\n") == 1
+    assert part in outcome.err

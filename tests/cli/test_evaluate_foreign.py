@@ -1,0 +1,167 @@
+"""`taet evaluate --model`: anyone's network on anyone's images, from a file of weights to a result card."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from taet.evaluation import ResultCard
+
+ATTACKS = ("--attacks", "clean", "fgsm", "pgd-2")
+
+
+@pytest.fixture(autouse=True)
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Nine test images of three classes in few.npz, in the current directory; returned as a model takes them."""
+    generator, labels = np.random.default_rng(0), np.arange(12) % 3
+    pixels = generator.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    np.savez(
+        tmp_path / "few.npz",
+        train_images=pixels,
+        train_labels=labels,
+        test_images=pixels[:9],
+        test_labels=labels[:9],
+    )
+    monkeypatch.chdir(tmp_path)
+    return pixels[:9].transpose(0, 3, 1, 2).astype(np.float32) / 255
+
+
+def weights(path: str) -> torch.nn.Module:
+    """A network of torchvision, written as DataParallel in a training script writes it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = resnet18(num_classes=3).eval()
+    state = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"epoch": 7, "state_dict": state}, path)
+    return network
+
+
+def test_torchvision_end_to_end(taet: Any, images: np.ndarray) -> None:
+    network = weights("net.pt")
+    words = ("evaluate", "--model", "torchvision:resnet18", "--weights", "net.pt", "--data", "few.npz", *ATTACKS)
+    outcome = taet(*words, "--normalize", "imagenet", "--eps", "2/255", "--eps-l2=128/255", "--out", "card")
+    assert outcome.code == 0, outcome.err
+    card = ResultCard.load("card/evaluation.json")
+    assert [column.name for column in card.columns] == ["clean", "fgsm", "pgd-2"]
+    assert card.threat["eps"] == 2 / 255
+    assert card.data["name"].startswith("npz:few")
+    assert card.data["train_class_counts"] == [4, 4, 4]
+    assert card.command.startswith("taet evaluate --model torchvision:resnet18 --weights net.pt")
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        expected = network((torch.from_numpy(images) - mean) / std).argmax(1)
+    np.testing.assert_array_equal(card.column("clean").predictions, expected.numpy())
+    lines = outcome.out.splitlines()
+    assert lines[-1] == "next: taet report card"
+    assert lines[-2] == "normalisation: imagenet, inside the model"
+    assert lines[-3] == "weights: 122 tensors of net.pt under 'state_dict', without the prefix 'module.'"
+
+
+def test_without_weights_or_a_folder(taet: Any) -> None:
+    words = ("evaluate", "--model", "torchvision:resnet18", "--data", "few.npz", "--attacks", "clean")
+    outcome = taet(*words)
+    assert outcome.code == 0, outcome.err
+    assert "weights: none given, so fresh ones drawn from seed 0" in outcome.out
+    path = Path("runs", "evaluate-torchvision-resnet18", "evaluation.json")
+    assert taet(*words, "--json").out == path.read_text()
+    assert len(json.loads(path.read_text())["columns"]) == 1
+
+
+def test_what_was_measured_is_not_measured_again(taet: Any) -> None:
+    words = ("evaluate", "--model", "resnet8", "--data", "few.npz", "--out", "card")
+    assert taet(*words, "--attacks", "fgsm").code == 0
+    first = ResultCard.load("card/evaluation.json").column("fgsm").seconds
+    assert taet(*words, "--attacks", "pgd-2").code == 0
+    card = ResultCard.load("card/evaluation.json")
+    assert [column.name for column in card.columns] == ["clean", "pgd-2", "fgsm"]
+    assert card.column("fgsm").seconds == first
+
+
+def test_the_weights_of_a_run_give_the_flags_of_the_run(taet: Any, finished: Any) -> None:
+    data = ("--data", "digits-lt", "--data.max-count", "60", "--data.test-max-count", "6")
+    path = finished.folder / "model.safetensors"
+    words = ("--attacks", "fgsm", "pgd-3", "--eps", "0.02", "--out", "card")
+    assert taet("evaluate", "--model", "resnet8", "--weights", path, *data, *words).code == 0
+    own, run = ResultCard.load("card/evaluation.json"), ResultCard.load(finished.folder / "evaluation.json")
+    assert own.data["test_sha256"] == run.data["test_sha256"]
+    for name in ("clean", "fgsm", "pgd-3"):
+        np.testing.assert_array_equal(own.column(name).predictions, run.column(name).predictions)
+
+
+class Trap:
+    """Unpickling it makes a folder."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("sprung",)
+
+
+def pickled() -> None:
+    torch.save({"state_dict": resnet18(num_classes=3).state_dict(), "args": Trap()}, "net.pt")
+
+
+def of_another_network() -> None:
+    torch.save(resnet18(num_classes=5).state_dict(), "net.pt")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words", "part"),
+    [
+        (pickled, "torchvision:resnet18 --data few.npz --weights net.pt", "net.pt holds pickled code"),
+        (
+            of_another_network,
+            "torchvision:resnet18 --data few.npz --weights net.pt",
+            "2 of another shape (fc.weight (5, 512) for (3, 512), fc.bias (5,) for (3,))",
+        ),
+        (None, "torchvision:resnet-18 --data few.npz", "did you mean 'resnet18'?"),
+        (None, "resnet9 --data few.npz", "did you mean 'resnet8'?"),
+        (None, "no_such_module:build --data few.npz", "module 'no_such_module' cannot be imported"),
+        (None, "resnet8", "--data is missing: resnet8 names no test images"),
+        (None, "resnet8 --data few.npz --attacks pdg-20", "did you mean 'pgd-20'?"),
+        (None, "resnet8 --data few.npz --curves step", "unknown --curves 'step'"),
+        (None, "resnet8 --data few.npz --eps-l2 x", "--eps-l2: got 'x'; allowed: a number, e.g. 8/255"),
+        (None, "resnet8 --data few.npz --normalize imagnet", "did you mean 'imagenet'?"),
+        (None, "resnet8 --data few.npz --weights", "--weights needs a value"),
+        (None, "torchvision:resnet18 --data digits-lt", "model: fails on images of shape (2, 1, 8, 8)"),
+    ],
+)
+def test_mistakes_are_one_line(taet: Any, prepare: Callable[[], None] | None, words: str, part: str) -> None:
+    if prepare is not None:
+        prepare()
+    outcome = taet("evaluate", "--model", *words.split(), "--out", "card")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("taet: error: ")
+    assert outcome.err.count("\n") == 1
+    assert part in outcome.err
+    assert not Path("sprung").exists()
+    assert not Path("card", "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("runs/x --data few.npz", "--data goes with --model; a run folder names its own data"),
+        ("runs/x --model resnet8", "got 'runs/x', which belongs to no option"),
+        ("runs/x --normalize imagenet", "unknown option --normalize"),
+        ("runs/x --weights net.pt", "unknown --weights 'net.pt'; allowed: model, model-best, model-last"),
+    ],
+)
+def test_what_goes_with_a_run_and_what_with_a_model(taet: Any, words: str, part: str) -> None:
+    outcome = taet("evaluate", *words.split())
+    assert outcome.code == 2
+    assert part in outcome.err
+
+
+def test_help_of_both_forms(taet: Any) -> None:
+    run, model = taet("evaluate", "--help").out, taet("evaluate", "--model", "x", "--help").out
+    assert "Run folder" in run
+    assert "--normalize STR" not in run
+    for words in ("--normalize STR", "--data.name", "--weights", "torchvision:NAME, timm:NAME"):
+        assert words in model
