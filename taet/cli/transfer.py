@@ -1,0 +1,77 @@
+"""`taet transfer RUN RUN ...`: evaluate every run on the adversarial examples of every other."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from taet.cli import flags
+from taet.cli.processes import together
+from taet.cli.progress import progress
+from taet.evaluation.transfer import transfer
+
+EXAMPLES = (
+    "taet transfer runs/at runs/taet",
+    "taet transfer runs/* --attack pgd-100 --eps 8/255",
+    "taet transfer runs/at runs/taet --attack cw-linf-20:restarts=2 --json",
+)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Runs and the attack that makes the examples; what is not given is what the runs were configured with."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Two or more run folders with the same test images."""
+    attack: str = "pgd-20"
+    """Name of an attack (see `taet list attacks`), e.g. fgsm, pgd-20, cw-linf-100."""
+    eps: float | None = None
+    """Radius of the ball, e.g. 8/255."""
+    batch_size: int | None = None
+    """Images per batch."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    json: bool = False
+    """Print the matrices as JSON."""
+
+
+def run(arguments: list[str]) -> None:
+    """Measure what is missing, add it to the cards and print the matrix."""
+    parsed = read(arguments)
+    with together(parsed.device):
+        _measure(parsed, shlex.join(["taet", "transfer", *arguments]))
+
+
+def read(arguments: list[str]) -> Flags:
+    """Return what the words of the call mean."""
+    return flags.parse(
+        Flags,
+        arguments,
+        prog="taet transfer",
+        description="Evaluate every run on the adversarial examples that an attack makes on every other, add the "
+        "columns to their cards, RUN/evaluation.json, and print the matrix; what was interrupted goes on where it was.",
+        examples=EXAMPLES,
+    )
+
+
+def _measure(parsed: Flags, command: str) -> None:
+    with progress("transfer") as report:
+        result = transfer(
+            parsed.runs,
+            parsed.attack,
+            eps=parsed.eps,
+            batch_size=parsed.batch_size,
+            device=parsed.device,
+            progress=report,
+            command=command,
+        )
+    if parsed.json:
+        print(json.dumps(result.to_json(), indent=1))
+    else:
+        print(result)
+        print(f"next: taet report {shlex.join(map(str, parsed.runs))}")

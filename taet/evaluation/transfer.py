@@ -1,0 +1,416 @@
+"""Transfer: what examples that were made on one model do to another, for every pair of models."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from taet import metrics
+from taet.attacks.counted import Counted
+from taet.attacks.progress import Progress, ticking
+from taet.attacks.units import Arrays, run_units
+from taet.config import Evaluation
+from taet.data.dataset import Split, images_sha256
+from taet.distributed import joined, rank
+from taet.errors import UserError
+from taet.evaluation import diagnostics
+from taet.evaluation.attack import Attack, expand, parse_attack
+from taet.evaluation.columns import Bench, Images, among, as_arrays, count_classes
+from taet.evaluation.evaluate import evaluate
+from taet.evaluation.result import Column, ResultCard
+from taet.training.checkpoint import load_run, read_record, run_from_json, weights_digest
+from taet.training.environment import resolve_device
+
+STATE = "transfer-state"
+"""Folder in that of a source with its finished batches."""
+ALLOWED = "an attack that changes every image, e.g. fgsm, pgd-20, cw-linf-100"
+REFUSED = {"clean": "which makes no examples", "autoattack": "which leaves an image that it cannot break as it is"}
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """Accuracy of M models on the examples that an attack made on each of them; shares in [0, 1].
+
+    In a matrix (M, M) row i is the model that is attacked, column j the one that the examples were made on. On the
+    diagonal the attack sees the model that it fools: sound gradients make that the lowest value of its row. nan where
+    a pair was not measured.
+    """
+
+    attack: str
+    names: tuple[str, ...]
+    clean: metrics.Floats
+    """(M,): balanced accuracy on clean images."""
+    balanced: metrics.Floats
+    """(M, M): mean recall over the classes that have test images."""
+    accuracy: metrics.Floats
+    """(M, M): share of all images."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the names and matrices as plain lists and numbers, None for nan."""
+        return {
+            "attack": self.attack,
+            "names": list(self.names),
+            "clean": _plain(self.clean),
+            "balanced": _plain(self.balanced),
+            "accuracy": _plain(self.accuracy),
+        }
+
+    def __repr__(self) -> str:
+        shares = np.column_stack([self.clean, self.balanced])
+        rows = [("", "clean", *self.names)]
+        for name, values in zip(self.names, shares, strict=True):
+            rows.append((name, *("-" if math.isnan(value) else f"{100 * value:.1f}" for value in values)))
+        first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = [
+            "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths, strict=True))])
+            for row in rows
+        ]
+        head = f"balanced accuracy % of each row's model on the {self.attack} examples made on each column's"
+        return "\n".join([head, *lines])
+
+
+def transfer(
+    runs: Sequence[str | os.PathLike[str]],
+    attack: str = "pgd-20",
+    *,
+    eps: float | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+    command: str = "",
+) -> Transfer:
+    """Evaluate every run on the examples made on every other, add the columns to their cards, return the matrix.
+
+    The card of a run, evaluation.json, first gets the clean and the attack's own column, where it has them not; then
+    a column `pgd-20@SOURCE` for each other run, whose parameters are the attack's and
+    source: {"name": the folder's name, "weights_sha256": of the model that the examples were made on}. What a card
+    holds already, made on the same weights with the same settings, is not measured again; a transfer that was killed
+    goes on where it was. Examples are made once per source, batch by batch; every model is in memory.
+
+    Args:
+        runs: two or more run folders of different names, with the same test images.
+        attack: a name of `taet list attacks`, with options where wanted; not clean and no AutoAttack.
+        eps: radius of the L-infinity ball in units of the image range; that of each run if not given, which must agree.
+        batch_size: images per batch; that of each run if not given.
+        device: auto, cpu, cuda or cuda:N.
+        progress: called as progress(done, total, label), in estimated passes of an image through a model.
+        command: how this was started; stored in the cards.
+
+    Raises:
+        UserError: fewer than two runs, two of one name, other test images or settings of the attack from run to run.
+
+    Source: Papernot, McDaniel, Goodfellow, "Transferability in machine learning: from phenomena to black-box attacks
+    using adversarial samples", arXiv:1605.07277.
+    """
+    folders = _by_name([Path(run) for run in runs])
+    chosen = _agreed([*folders.values()], attack, eps)
+    where = resolve_device(device)
+    with joined(where.type):
+        meter = _Meter(progress, later=2 * len(folders))
+        cards: dict[str, ResultCard] = {}
+        for name, folder in folders.items():
+            meter.begin()
+            cards[name] = evaluate(
+                folder,
+                attacks=[attack],
+                eps=eps,
+                batch_size=batch_size,
+                device=device,
+                progress=meter,
+                command=command,
+            )
+        missing = {source: targets for source in folders if (targets := _missing(cards, source, chosen))}
+        benches = _benches(folders, batch_size, where) if missing else {}
+        meter.later = len(missing)
+        for source, targets in missing.items():
+            meter.begin()
+            columns = transfer_columns(
+                benches[source],
+                [benches[target] for target in targets],
+                chosen,
+                name=source,
+                state_dir=folders[source] / STATE,
+                progress=meter,
+            )
+            for target, column in zip(targets, columns, strict=True):
+                cards[target] = _added(cards[target], column)
+        if rank() == 0:
+            for name, folder in folders.items():
+                if any(name in targets for targets in missing.values()):
+                    cards[name].save(folder / "evaluation.json")
+            for folder in folders.values():
+                shutil.rmtree(folder / STATE, ignore_errors=True)
+    return matrix(cards, attack)
+
+
+def transfer_columns(
+    source: Bench,
+    targets: Sequence[Bench],
+    attack: Attack,
+    *,
+    name: str = "source",
+    state_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Column, ...]:
+    """Make examples on one model, once, and return what they do to each of the targets: a column each, in order.
+
+    Every example is checked to lie in the attack's ball around its image; all models are in eval mode and exact
+    float32. The random draws and the batches are those of the source's ordinary column, so that a target that is the
+    source itself gets the same predictions as there.
+
+    Args:
+        source: the model that is attacked, with the images (see `bench`).
+        targets: models with the same images and labels, each on the device that it is on.
+        attack: what `taet.evaluation.parse_attack` gave; not clean and no AutoAttack.
+        name: what the source is called in the columns.
+        state_dir: folder that keeps each finished batch; a call with the same models, images and attack takes them
+            from there.
+        progress: called as progress(done, total, label), in estimated passes of an image through a model.
+    """
+    _check(attack)
+    images = images_sha256(source.images, source.labels)
+    if any(images_sha256(target.images, target.labels) != images for target in targets):
+        raise UserError("transfer: got a target with other images or labels; allowed: those of the source")
+    if not targets:
+        return ()
+    made = transferred(attack, name, weights_digest(source.model.model))
+    keys = [target.identity() for target in targets]
+    batches, making = source.batches(), attack.passes(source.num_classes)
+
+    def report(number: int, inside: float = 0) -> None:
+        if progress is not None:
+            count, passes = len(source.labels), making + len(targets)
+            progress(min(number * source.batch_size, count) * passes + inside, count * passes, made.name)
+
+    def measure(number: int) -> Arrays:
+        rows = batches[number]
+        with ticking(source.model, len(rows) * making, lambda inside: report(number, inside)):
+            _, x_adv = source.perturb(attack, rows)
+        unit = {"rows": rows}
+        for key, target in zip(keys, targets, strict=True):
+            began = time.perf_counter()
+            unit[key] = target.answers(made, x_adv.to(target.device), rows).max(1).indices.cpu().numpy()
+            unit[f"{key} seconds"] = np.asarray(time.perf_counter() - began)
+        return unit
+
+    with ExitStack() as stack:
+        for held in (source, *targets):
+            stack.enter_context(held.still())
+        units = run_units(
+            len(batches),
+            measure,
+            state=source.units(made, state_dir),
+            key=str,
+            # One that other targets were answered in, as when a run was added, holds no example to ask these about.
+            valid=lambda number, unit: {*keys} <= unit.keys() and np.array_equal(unit["rows"], batches[number]),
+            begin=report,
+        )
+    report(len(batches))
+    columns = []
+    for key in keys:
+        predictions = np.concatenate([unit[key] for unit in units])
+        columns.append(
+            Column(
+                name=made.name,
+                norm=made.norm,
+                eps=made.eps,
+                bounded=made.bounded,
+                parameters=made.parameters,
+                correct=predictions == source.labels,
+                predictions=predictions,
+                seconds=sum(unit[f"{key} seconds"].item() for unit in units),
+                forwards=len(predictions),
+            )
+        )
+    return tuple(columns)
+
+
+def transferred(attack: Attack, name: str, weights_sha256: str) -> Attack:
+    """Return the attack as the columns of other models have it, when its examples are made on the model `name`."""
+    source = {"name": name, "weights_sha256": weights_sha256}
+    return replace(attack, name=f"{attack.name}@{name}", parameters={**attack.parameters, "source": source})
+
+
+def bench(
+    model: nn.Module,
+    images: Images | Tensor,
+    labels: NDArray[Any] | Tensor,
+    *,
+    batch_size: int = 250,
+    seed: int = 0,
+) -> Bench:
+    """Return a model, on the device where it is, with the test images that it is to meet, both checked.
+
+    Args:
+        model: any Module from images (N, C, H, W) in [0, 1] to logits (N, classes).
+        images: uint8 (N, H, W, C), grey levels 0 to 255, or floating point (N, C, H, W) in [0, 1].
+        labels: integers (N,), 0 to classes - 1.
+        batch_size: images per batch.
+        seed: of every random start, drawn per image and attack.
+    """
+    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    pixels, classes = as_arrays(images, labels)
+    width = count_classes(model, pixels, classes, device)
+    return Bench(Counted(model), pixels, classes, width, batch_size, seed, device)
+
+
+def matrix(cards: Mapping[str, ResultCard], attack: str) -> Transfer:
+    """Return what these cards, by the names to show, say about the examples of one attack.
+
+    Columns and models belong together by the hash of the weights, so that a run folder may be renamed or moved.
+    """
+    clean = [_shares(card, _named(card, "clean"))[0] for card in cards.values()]
+    pairs = [[_shares(target, _pair(target, source, attack)) for source in cards.values()] for target in cards.values()]
+    shares = np.asarray(pairs, dtype=np.float64).reshape(len(cards), len(cards), 2)
+    return Transfer(attack, tuple(cards), np.asarray(clean), shares[..., 0], shares[..., 1])
+
+
+def matrices(cards: Mapping[str, ResultCard]) -> tuple[Transfer, ...]:
+    """Return a matrix for each attack of which one of these models met examples that were made on another of them."""
+    weights = {card.model["weights_sha256"] for card in cards.values()}
+    attacks = {
+        column.name.removesuffix(f"@{column.parameters['source']['name']}")
+        for card in cards.values()
+        for column in card.columns
+        if column.parameters.get("source", {}).get("weights_sha256") in weights
+    }
+    return tuple(matrix(cards, attack) for attack in sorted(attacks))
+
+
+def _pair(target: ResultCard, source: ResultCard, attack: str) -> Column | None:
+    """Return the column of the target with the examples of the source; the ordinary one where they are the same."""
+    if target is source:
+        return _named(target, attack)
+    for column in target.columns:
+        origin = column.parameters.get("source", {})
+        ours = origin.get("weights_sha256") == source.model["weights_sha256"]
+        if ours and column.name == f"{attack}@{origin['name']}":
+            return column
+    return None
+
+
+def _named(card: ResultCard, name: str) -> Column | None:
+    return next((column for column in card.columns if column.name == name), None)
+
+
+def _shares(card: ResultCard, column: Column | None) -> tuple[float, float]:
+    """Return balanced and plain accuracy of a column; nan where there is none."""
+    if column is None:
+        return math.nan, math.nan
+    counts = metrics.class_counts(column.correct, card.labels, card.num_classes)
+    return metrics.balanced_accuracy(*counts), metrics.accuracy(*counts)
+
+
+def _plain(values: metrics.Floats) -> list[Any]:
+    """Return a row, or the rows of a matrix, with None for nan."""
+    if values.ndim > 1:
+        return [_plain(row) for row in values]
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the folders by their names, which must be two or more, each once."""
+    if len(folders) < 2:
+        raise UserError(f"transfer: got {len(folders)} run; allowed: two or more")
+    named: dict[str, Path] = {}
+    for folder in folders:
+        first = named.setdefault(folder.resolve().name, folder)
+        if first is not folder:
+            raise UserError(f"transfer: got {first} and {folder}, of one name; allowed: folders whose names differ")
+    return named
+
+
+def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> Attack:
+    """Return what `name` means to all runs, whose test images must be the same."""
+    if len(expand([name], Evaluation()).attacks) > 1:
+        raise UserError(f"transfer: got {name}, all columns of a protocol; allowed: {ALLOWED}")
+    records = [read_record(folder) for folder in folders]
+    attacks = [_attack(record, name, eps) for record in records]
+    for folder, record, attack in zip(folders, records, attacks, strict=True):
+        if _test(record) != _test(records[0]):
+            raise UserError(f"transfer: {folder} has other test images than {folders[0]}; allowed: the same ones")
+        ours, first = attack.settings(), attacks[0].settings()
+        for key in sorted(ours.keys() | first.keys()):
+            if ours.get(key) != first.get(key):
+                raise UserError(
+                    f"transfer: {name} has {key} {ours.get(key)} in {folder} and {first.get(key)} in {folders[0]}; "
+                    "allowed: the same, e.g. by --eps 8/255 or an option of the attack"
+                )
+    return attacks[0]
+
+
+def _attack(record: Mapping[str, Any], name: str, eps: float | None) -> Attack:
+    run = run_from_json(record["run"])
+    settings = run.evaluation if eps is None else replace(run.evaluation, eps=eps)
+    attack = parse_attack(name, settings, run.threat.eps)
+    _check(attack)
+    return attack
+
+
+def _check(attack: Attack) -> None:
+    if attack.kind in REFUSED:
+        raise UserError(f"transfer: got {attack.name}, {REFUSED[attack.kind]}; allowed: {ALLOWED}")
+
+
+def _test(record: Mapping[str, Any]) -> str:
+    return str(record["data"]["splits"]["test"]["sha256"])
+
+
+def _missing(cards: Mapping[str, ResultCard], source: str, attack: Attack) -> list[str]:
+    """Return the runs whose cards lack the attack with examples of `source`."""
+    made = transferred(attack, source, cards[source].model["weights_sha256"])
+    return [name for name, card in cards.items() if name != source and among(card.columns, made) is None]
+
+
+def _benches(folders: Mapping[str, Path], batch_size: int | None, device: torch.device) -> dict[str, Bench]:
+    """Load the models of runs that have the same test images, which are kept once."""
+    benches: dict[str, Bench] = {}
+    test: Split | None = None
+    for name, folder in folders.items():
+        run, model, dataset, _ = load_run(folder)
+        test = dataset.test if test is None else test
+        settings = run.evaluation
+        size = settings.batch_size if batch_size is None else batch_size
+        benches[name] = bench(model.to(device), test.images, test.labels, batch_size=size, seed=settings.seed)
+    return benches
+
+
+def _added(card: ResultCard, column: Column) -> ResultCard:
+    """Return the card with a column added, or put in the place of one of its name, and its warnings anew."""
+    kept = tuple(other for other in card.columns if other.name != column.name)
+    card = replace(card, columns=(*kept, column))
+    return replace(card, flags=diagnostics.flags(card))
+
+
+@dataclass
+class _Meter:
+    """Joins the progress of parts of the work; each to come is expected to take as much as the one under way."""
+
+    report: Progress | None
+    later: int
+    """Parts to come."""
+    before: float = 0
+    here: float = 0
+
+    def begin(self) -> None:
+        self.later, self.before, self.here = self.later - 1, self.before + self.here, 0
+
+    def __call__(self, done: float, total: float, label: str) -> None:
+        self.here = done
+        if self.report is not None:
+            self.report(self.before + done, self.before + total * (1 + self.later), label)
