@@ -16,16 +16,16 @@ import torch
 from taet import config, registry
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.cli import COMMANDS
+from taet.cli import COMMANDS, check, evaluate, transfer
 from taet.cli.train import configure
 from taet.config import Threat
-from taet.evaluation import parse_attack
 from taet.experiments.specification import parse, read
 from taet.methods import Task
 from taet.methods.base import Attack, Method
 from taet.models import build
 from taet.protocols import PROTOCOLS
 
+READ = {"evaluate": evaluate.read, "check": check.read, "transfer": transfer.read}
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -53,9 +53,8 @@ def test_a_command_in_the_documents_exists_with_its_flags(words: list[str]) -> N
     if command == "train" and rest[0] != "--resume":
         run, _ = configure(rest[0], rest[1:])
         assert run.method == rest[0]
-    elif command == "evaluate" and "--attacks" in rest:
-        for name in rest[rest.index("--attacks") + 1 :]:
-            parse_attack(name)
+    elif command in READ:
+        assert READ[command](rest)
 
 
 def test_every_method_attack_data_set_and_protocol_is_documented() -> None:
