@@ -19,7 +19,7 @@ class Flags:
     """Runs and the file that they become."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders."""
+    """Run folders, or folders that hold a result card alone, evaluation.json, as taet evaluate --model writes them."""
     out: Path = Path("report.html")
     """File to write."""
     title: str | None = None

@@ -74,9 +74,13 @@ class Column:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Ball and parameters, random seeds apart: where they agree, two columns of one name are the same attack."""
+        """Ball and parameters, random seeds apart: where they agree, two columns of one name are the same attack.
+
+        So is one that was taken "from" the column of a longer attack, which begins with it.
+        """
         ball = {"norm": self.norm, "eps": self.eps, "bounded": self.bounded}
-        return {**ball, **_without_seeds(plain(self.parameters))}
+        parameters = {name: value for name, value in self.parameters.items() if name != "from"}
+        return {**ball, **_without_seeds(plain(parameters))}
 
     def check(self, labels: Ints, num_classes: int) -> None:
         """Refuse a column that contradicts itself or the true classes of the images, (N,), with a `UserError`."""

@@ -1,9 +1,13 @@
-"""Reads run folders: what was run, the curves of its training, its result card and its example images."""
+"""Reads run folders: what was run, the curves of its training, its result card and its example images.
+
+A folder may hold a result card alone, that of a model from elsewhere.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -77,19 +81,23 @@ class Data:
 
     name: str
     class_names: tuple[str, ...]
-    train_counts: tuple[int, ...]
+    train_counts: tuple[int, ...] | None
+    """Training images of each class; None where they are not known, and then there are no groups of classes."""
     test_counts: tuple[int, ...]
     test_sha256: str
     notes: tuple[str, ...] = field(compare=False)
 
     @property
     def imbalance_ratio(self) -> float:
-        return max(self.train_counts) / min(self.train_counts)
+        """Largest over smallest training class, inf where a class has no image; nan where they are not known."""
+        if self.train_counts is None:
+            return math.nan
+        return max(self.train_counts) / min(self.train_counts) if min(self.train_counts) else math.inf
 
     @property
     def ranks(self) -> Ints:
-        """Place of each class by training count, 0 for the largest, (C,)."""
-        return metrics.class_ranks(self.train_counts)
+        """Place of each class by training count, 0 for the largest, (C,); its label where they are not known."""
+        return np.arange(len(self.class_names)) if self.train_counts is None else metrics.class_ranks(self.train_counts)
 
     @property
     def order(self) -> Ints:
@@ -98,9 +106,14 @@ class Data:
 
     @property
     def groups(self) -> dict[str, Ints]:
-        """Head, body and tail, each an array of class labels."""
-        groups = metrics.class_groups(self.train_counts)
-        return {name: np.asarray(groups[name], dtype=np.int64) for name in ("head", "body", "tail")}
+        """Head, body and tail, each an array of class labels; nothing where the training counts are not known."""
+        groups = {} if self.train_counts is None else metrics.class_groups(self.train_counts)
+        return {name: np.asarray(groups[name], dtype=np.int64) for name in groups if name != "last_half"}
+
+    @property
+    def few(self) -> tuple[int, ...]:
+        """Labels of the classes with so few test images that one of them moves their accuracy by points."""
+        return tuple(metrics.few_images(self.test_counts))
 
 
 @dataclass(frozen=True)
@@ -109,23 +122,39 @@ class RunFolder:
 
     path: Path
     record: Mapping[str, Any]
+    """run.json; empty where the folder holds a result card alone."""
     epochs: tuple[Epoch, ...]
     card: ResultCard | None
     examples: Examples | None
     data: Data
 
     @property
-    def method(self) -> str:
-        return str(self.record["run"]["method"])
+    def _alone(self) -> ResultCard | None:
+        """The card, where the folder holds nothing else that tells what was run."""
+        return None if self.record else self.card
 
     @property
-    def seed(self) -> int:
-        return int(self.record["run"]["seed"])
+    def config(self) -> Mapping[str, Any]:
+        """How it was trained, as JSON; empty for a model from elsewhere."""
+        told = self._alone.run.get("config") if self._alone is not None else self.record["run"]
+        return told or {}
+
+    @property
+    def method(self) -> str:
+        """The method; the name of the model where that is from elsewhere."""
+        return self._alone.method if self._alone is not None else str(self.record["run"]["method"])
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the training; None of a model from elsewhere."""
+        return self._alone.seed if self._alone is not None else int(self.record["run"]["seed"])
 
     @property
     def deviations(self) -> tuple[str, ...]:
         """Where the method left the protocol, in words."""
-        return tuple(map(str, self.record.get("deviations") or ()))
+        return (
+            self._alone.deviations if self._alone is not None else tuple(map(str, self.record.get("deviations") or ()))
+        )
 
     @property
     def seconds(self) -> float:
@@ -135,7 +164,7 @@ class RunFolder:
     @property
     def settings(self) -> dict[str, Any]:
         """What runs that differ in nothing but the seed have in common, by dotted name."""
-        return {name: value for name, value in deciding(self.record["run"]).items() if name != "seed"}
+        return {name: value for name, value in deciding(self.config).items() if name != "seed"}
 
 
 def deciding(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,29 +181,30 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 
 def read(path: Path) -> RunFolder:
-    """Read the run folder `path`; a folder that is no run, or that is damaged, is a `UserError`."""
-    if not (path / "run.json").is_file():
-        raise UserError(f"{path}: no run folder (it has no run.json); allowed: folders that taet train wrote")
-    record = read_record(path)
+    """Read the folder `path`; one that holds neither run nor result card, or is damaged, is a `UserError`."""
+    has_run, has_card = ((path / name).is_file() for name in ("run.json", "evaluation.json"))
+    if not (has_run or has_card):
+        raise UserError(
+            f"{path}: no run folder (it has no run.json, nor an evaluation.json); "
+            "allowed: folders that taet train or taet evaluate wrote"
+        )
+    card = ResultCard.load(path / "evaluation.json") if has_card else None
+    record = read_record(path) if has_run else {}
     try:
-        data = _data(record)
-        epochs = _epochs(path / "metrics.jsonl")
-        str(record["run"]["method"]), int(record["run"]["seed"])
+        data = _told_by_card(card) if card is not None and not has_run else _told_by_run(record)
+        run = RunFolder(path, record, _epochs(path / "metrics.jsonl"), card, None, data)
+        str(run.method), run.seed  # a record that lacks them is refused here
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged run folder: {type(error).__name__} {error}") from error
-    card = ResultCard.load(path / "evaluation.json") if (path / "evaluation.json").is_file() else None
-    if card is not None:
+    if card is not None and has_run:
         if card.class_names != data.class_names:
             raise UserError(f"{path}: the classes of evaluation.json are not those of run.json; evaluate the run again")
-        tested = np.bincount(card.labels, minlength=len(data.class_names))
-        test_counts = tuple(int(count) for count in tested)
-        data = dataclasses.replace(
-            data, test_sha256=str(card.data.get("test_sha256", data.test_sha256)), test_counts=test_counts
-        )
-    return RunFolder(path, record, epochs, card, _examples(path / "artifacts" / "examples.npz", data), data)
+        sha256 = str(card.data.get("test_sha256", data.test_sha256))
+        data = dataclasses.replace(data, test_sha256=sha256, test_counts=_tested(card))
+    return dataclasses.replace(run, data=data, examples=_examples(path / "artifacts" / "examples.npz", data))
 
 
-def _data(record: Mapping[str, Any]) -> Data:
+def _told_by_run(record: Mapping[str, Any]) -> Data:
     data = record["data"]
     train, test = data["splits"]["train"], data["splits"]["test"]
     return Data(
@@ -185,6 +215,22 @@ def _data(record: Mapping[str, Any]) -> Data:
         test_sha256=str(test["sha256"]),
         notes=tuple(str(note) for note in data.get("notes", ())),
     )
+
+
+def _told_by_card(card: ResultCard) -> Data:
+    counts = card.data.get("train_class_counts")
+    return Data(
+        name=str(card.data["name"]),
+        class_names=card.class_names,
+        train_counts=None if counts is None else tuple(int(count) for count in counts),
+        test_counts=_tested(card),
+        test_sha256=str(card.data["test_sha256"]),
+        notes=tuple(str(note) for note in card.data.get("notes") or ()),
+    )
+
+
+def _tested(card: ResultCard) -> tuple[int, ...]:
+    return tuple(int(count) for count in np.bincount(card.labels, minlength=card.num_classes))
 
 
 def _epochs(path: Path) -> tuple[Epoch, ...]:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 
 from taet import metrics
-
-if TYPE_CHECKING:
-    from taet.evaluation.result import Column, Interval, Summary
-    from taet.report.figures import Series
-    from taet.report.read import Data
-
-NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
-
+from taet.evaluation.summary import Interval, Summary
+from taet.report.measured import AttackKey, Head, Measured, heads
+from taet.report.paired import Of, Pairs
+from taet.report.read import Data
+from taet.report.sentences import percent
+from taet.report.series import Series
 
 ERRORS = 2
 """Standard errors to either side of a mean, where means over seeds are compared as intervals are."""
+NAMED = 6
+"""Up to so many classes are named in a cell."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,6 @@ def spread(values: Sequence[float], intervals: Sequence[Interval], detail: str =
 
 
 @dataclass(frozen=True)
-class Head:
-    """A column: its name as the card has it and, below, what it is."""
-
-    name: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
 class Fact:
     """A cell of words, which no other is compared with."""
 
@@ -82,156 +72,91 @@ class Table:
         return dataclasses.replace(self, heads=(*self.heads, *heads), rows=rows)
 
 
-def marked(cells: Sequence[Cell | None]) -> list[Cell | None]:
-    """Mark the best and the second best value of a column, and every cell whose interval overlaps that of the best.
+Apart = Callable[[int, int], bool]
+"""Is a cell, given by its row, known to be below the best one, which is given first?"""
 
-    A column whose values are all equal has no best; a second value that several share, or that is 0, is no second best.
+
+def marked(cells: Sequence[Cell | None], apart: Apart | None = None) -> list[Cell | None]:
+    """Mark the best and the second best value of a column, and every cell that is not known to be below the best.
+
+    Without `apart` that is known where the intervals do not overlap. A column whose values are all equal has no best; a
+    second value that several share, or that is 0, is no second best.
     """
-    there = [cell.value for cell in cells if cell is not None and not math.isnan(cell.value)]
-    values = sorted(set(there), reverse=True)
-    if len(values) < 2:
+    there = {row: cell for row, cell in enumerate(cells) if cell is not None and not math.isnan(cell.value)}
+    values = [cell.value for cell in there.values()]
+    ranking = sorted(set(values), reverse=True)
+    if len(ranking) < 2:
         return list(cells)
-    best = [cell for cell in cells if cell is not None and cell.value == values[0]]
-    has_second = there.count(values[0]) == there.count(values[1]) == 1 and values[1] > 0
-    floor = min(cell.low for cell in best)
-
-    def mark(cell: Cell | None) -> Cell | None:
-        if cell is None or math.isnan(cell.value):
-            return cell
-        is_best = cell.value == values[0]
-        second = has_second and cell.value == values[1]
-        within = (
-            sum(other is not None and other.high >= floor for other in cells) > 1 if is_best else cell.high >= floor
-        )
-        return dataclasses.replace(cell, mark="best" if is_best else "second" if second else "", tied=within)
-
-    return [mark(cell) for cell in cells]
+    below = apart or (lambda best, other: there[other].high < there[best].low)
+    tops = [row for row, cell in there.items() if cell.value == ranking[0]]
+    near = [row for row in there if row not in tops and not all(below(top, row) for top in tops)]
+    tied = {*near, *(tops if near or len(tops) > 1 else ())}
+    has_second = values.count(ranking[0]) == values.count(ranking[1]) == 1 and ranking[1] > 0
+    marks = {ranking[0]: "best", ranking[1]: "second" if has_second else ""}
+    return [
+        dataclasses.replace(cell, mark=marks.get(cell.value, ""), tied=row in tied)
+        if row in there and cell is not None
+        else cell
+        for row, cell in enumerate(cells)
+    ]
 
 
-def table(
-    title: str,
-    columns: Sequence[Head],
-    runs: Sequence[Measured],
-    cell: Callable[[Measured, int], Cell | None],
-    note: str = "",
+@dataclass(frozen=True)
+class Measure:
+    """A column of a table: how the number of a row is found, and when two of them are told apart."""
+
+    head: Head
+    cell: Callable[[Measured], Cell | None]
+    apart: Callable[[Measured, Measured], bool] | None = None
+    """Is the first known to be better than the second? Not given: where their intervals do not overlap."""
+    ranked: bool = True
+    """Is there a best?"""
+
+    def cells(self, runs: Sequence[Measured]) -> list[Cell | None]:
+        """Return the cell of every row, marked."""
+        cells, told = [self.cell(run) for run in runs], self.apart
+        if not self.ranked:
+            return cells
+        return marked(cells, None if told is None else lambda best, other: told(runs[best], runs[other]))
+
+
+def table(title: str, measures: Sequence[Measure], runs: Sequence[Measured], note: str = "") -> Table:
+    """Build a table column by column, each with its own marks."""
+    columns = [measure.cells(runs) for measure in measures]
+    rows = tuple((run.series, tuple(column[row] for column in columns)) for row, run in enumerate(runs))
+    return Table(title, tuple(measure.head for measure in measures), rows, note)
+
+
+# --- what the headline says ------------------------------------------------------------------------------------------
+
+
+def headline(
+    runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: AttackKey | None, data: Data, pairs: Pairs
 ) -> Table:
-    """Build a table column by column, each column marked; `cell` gives the value of a run in a column."""
-    cells = [marked([cell(run, column) for run in runs]) for column in range(len(columns))]
-    rows = tuple((run.series, tuple(column[row] for column in cells)) for row, run in enumerate(runs))
-    return Table(title, tuple(columns), rows, note)
-
-
-# --- which columns are the same attack -------------------------------------------------------------------------------
-
-
-def size(eps: float) -> str:
-    """Write a perturbation size as grey levels where it is a whole number of them: 8/255."""
-    levels = round(eps * 255)
-    return f"{levels}/255" if levels > 0 and math.isclose(eps * 255, levels, abs_tol=1e-4) else f"{eps:.4g}"
-
-
-@dataclass(frozen=True)
-class AttackKey:
-    """What makes two columns of two cards comparable: name, threat model and settings, the random seed aside."""
-
-    name: str
-    norm: str | None
-    eps: float | None
-    bounded: bool
-    settings: str
-
-    @property
-    def threat(self) -> str:
-        """The threat model in words; nothing for clean images."""
-        if self.norm is None:
-            return ""
-        ball = f"ε {size(self.eps)}" if self.bounded and self.eps is not None else "unbounded"
-        return f"{NORMS.get(self.norm, self.norm)}, {ball}"
-
-
-def heads(attacks: Sequence[AttackKey]) -> list[Head]:
-    """Name each attack; two that differ in nothing but their settings carry these as well."""
-    names = Counter((attack.name, attack.threat) for attack in attacks)
-
-    def detail(attack: AttackKey) -> str:
-        settings = (f"{name} {value}" for name, value in json.loads(attack.settings).items())
-        return attack.threat if names[attack.name, attack.threat] == 1 else ", ".join([attack.threat, *settings])
-
-    return [Head(attack.name, detail(attack)) for attack in attacks]
-
-
-def key(column: Column) -> AttackKey:
-    """Return what a column of a card is compared by."""
-    settings = {name: value for name, value in column.parameters.items() if name != "seed"}
-    return AttackKey(column.name, column.norm, column.eps, column.bounded, json.dumps(settings, sort_keys=True))
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Evaluated runs of one series with the numbers of each of their columns, one summary per seed."""
-
-    series: Series
-    summaries: Mapping[AttackKey, tuple[Summary, ...]]
-
-    def balanced(self, attack: AttackKey) -> float:
-        """Mean balanced accuracy under an attack; nan where it was not measured."""
-        found = self.summaries.get(attack, ())
-        return float(metrics.mean_and_standard_error([summary.balanced for summary in found])[0])
-
-
-def measured(all_series: Sequence[Series]) -> list[Measured]:
-    """Return the evaluated ones among `all_series`, every number recomputed from the masks."""
-    runs = []
-    for series in all_series:
-        summaries: dict[AttackKey, tuple[Summary, ...]] = {}
-        for card in series.cards:
-            for column in card.columns:
-                summaries[key(column)] = (*summaries.get(key(column), ()), card.summary(column.name))
-        if summaries:
-            runs.append(Measured(series, summaries))
-    return runs
-
-
-def strongest(runs: Sequence[Measured]) -> AttackKey | None:
-    """Return the bounded attack with the lowest mean balanced robustness, of those that most runs have."""
-
-    def order(attack: AttackKey) -> tuple[int, float]:
-        values = [run.balanced(attack) for run in runs if attack in run.summaries]
-        return -len(values), sum(values) / len(values)
-
-    bounded = [attack for run in runs for attack in run.summaries if attack.norm is not None and attack.bounded]
-    return min(bounded, key=order, default=None)
-
-
-def ranked(runs: Sequence[Measured]) -> list[Measured]:
-    """Return the runs by balanced accuracy under the strongest attack, highest first; those without it are last."""
-    attack = strongest(runs)
-    if attack is None:
-        return list(runs)
-    return sorted(runs, key=lambda run: -np.nan_to_num(run.balanced(attack), nan=-1.0))
-
-
-# --- the tables ------------------------------------------------------------------------------------------------------
-
-
-def headline(runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: AttackKey | None) -> Table:
     """Balanced accuracy and robustness, methods x attacks; that of the tail under the hardest, accuracy, and cost.
 
-    Accuracy is left out where it is the balanced one.
+    A cell is tied with the best where the paired comparison leaves it undecided. Without a ball there is no best: what
+    counts is the distance, which is below the value. Accuracy is left out where it is the balanced one, the tail where
+    the training counts are not known.
     """
     clean = next((attack for attack in attacks if attack.norm is None), None)
-    columns: list[tuple[Head, AttackKey, Callable[[Sequence[Summary]], Cell | None]]]
-    columns = [(head, attack, balanced_cell) for head, attack in zip(heads(attacks), attacks, strict=True)]
-    if hardest is not None:
-        columns.append((Head("tail", hardest.name), hardest, tail_cell))
+
+    def measure(head: Head, attack: AttackKey, cell: Callable[[Sequence[Summary]], Cell | None], of: Of) -> Measure:
+        return Measure(
+            head,
+            lambda run: cell(run.summaries[attack]) if attack in run.summaries else None,
+            lambda best, other: pairs.is_better(best, other, attack, of),
+            ranked=attack.bounded or attack.norm is None,
+        )
+
+    named = zip(heads(attacks), attacks, strict=True)
+    measures = [measure(head, attack, balanced_cell, "balanced") for head, attack in named]
+    if hardest is not None and data.train_counts is not None:
+        tail = Head("tail", hardest.name)
+        measures.append(measure(tail, hardest, partial(group_cell, group="tail"), "tail"))
     if clean is not None and not even(runs):
-        columns.append((Head("accuracy", "plain, clean"), clean, accuracy_cell))
-
-    def cell(run: Measured, column: int) -> Cell | None:
-        _, attack, value = columns[column]
-        return value(run.summaries[attack]) if attack in run.summaries else None
-
-    return table("Balanced accuracy", [head for head, _, _ in columns], runs, cell).beside(*costs(runs))
+        measures.append(measure(Head("accuracy", "plain, clean"), clean, accuracy_cell, "plain"))
+    return table("Balanced accuracy", measures, runs).beside(*costs(runs))
 
 
 def even(runs: Sequence[Measured]) -> bool:
@@ -241,8 +166,10 @@ def even(runs: Sequence[Measured]) -> bool:
 
 
 def balanced_cell(summaries: Sequence[Summary]) -> Cell:
-    """Balanced accuracy of one column of the cards."""
-    return spread([s.balanced for s in summaries], [s.balanced_interval for s in summaries])
+    """Balanced accuracy of one column of the cards; of an attack without a ball also how far it had to go."""
+    reach = float(metrics.mean_and_standard_error([s.median_distance for s in summaries])[0])
+    detail = "" if math.isnan(reach) else f"median {reach:.3g}"
+    return spread([s.balanced for s in summaries], [s.balanced_interval for s in summaries], detail)
 
 
 def accuracy_cell(summaries: Sequence[Summary]) -> Cell:
@@ -250,13 +177,10 @@ def accuracy_cell(summaries: Sequence[Summary]) -> Cell:
     return spread([s.accuracy for s in summaries], [s.accuracy_interval for s in summaries])
 
 
-def tail_cell(summaries: Sequence[Summary]) -> Cell | None:
-    """Balanced accuracy of the tail in one column of the cards; None where the training counts are not known."""
-    return group_cell(summaries, "tail") if all("tail" in s.groups for s in summaries) else None
-
-
-def group_cell(summaries: Sequence[Summary], group: str) -> Cell:
-    """Balanced accuracy inside a group of classes."""
+def group_cell(summaries: Sequence[Summary], group: str) -> Cell | None:
+    """Balanced accuracy inside a group of classes; None where a card does not know the training counts."""
+    if not all(group in s.groups for s in summaries):
+        return None
     return spread([s.groups[group] for s in summaries], [s.group_intervals[group] for s in summaries])
 
 
@@ -266,6 +190,8 @@ def costs(runs: Sequence[Measured]) -> tuple[list[Head], list[list[Fact]]]:
     base = min(plain_at, key=lambda series: series.index, default=None)
 
     def training(series: Series) -> Fact:
+        if not series.seconds:
+            return Fact("–", "not known")
         seconds = f"{series.seconds:.0f} s" if series.seconds >= 10 else f"{series.seconds:.1f} s"
         if base is None or base.machine != series.machine or not base.seconds:
             return Fact(seconds)
@@ -280,35 +206,86 @@ def plain(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Table:
     if even(runs):
         return Table("Plain accuracy", (), (), "the balanced one, since the test set has as many images of every class")
 
-    def cell(run: Measured, column: int) -> Cell | None:
-        return accuracy_cell(run.summaries[attacks[column]]) if attacks[column] in run.summaries else None
+    def measure(head: Head, attack: AttackKey) -> Measure:
+        return Measure(
+            head,
+            lambda run: accuracy_cell(run.summaries[attack]) if attack in run.summaries else None,
+            ranked=attack.bounded or attack.norm is None,
+        )
 
-    return table("Plain accuracy", heads(attacks), runs, cell)
+    return table("Plain accuracy", [measure(*pair) for pair in zip(heads(attacks), attacks, strict=True)], runs)
+
+
+# --- classes and groups of them --------------------------------------------------------------------------------------
 
 
 def by_group(runs: Sequence[Measured], attack: AttackKey, data: Data) -> Table:
     """Head, body, tail, the last half of the classes and the worst class under one attack."""
-    groups = {name: members for name, members in metrics.class_groups(data.train_counts).items() if members}
-    names = [*groups, "worst class"]
+    groups = {} if data.train_counts is None else metrics.class_groups(data.train_counts)
 
-    def cell(run: Measured, column: int) -> Cell | None:
-        summaries = run.summaries.get(attack)
-        if summaries is None:
-            return None
-        if names[column] != "worst class":
-            return group_cell(summaries, names[column])
+    def worst(summaries: Sequence[Summary]) -> Cell | None:
         values = classes(summaries).values
         if np.isnan(values).all():
             return None
         index = int(np.nanargmin(values))
-        return class_cell(summaries, index, data.class_names[index])
+        return class_cell(summaries, index, named([index], data))
 
-    columns = [Head(name.replace("_", " "), _classes(len(groups.get(name, ())))) for name in names]
-    return table(attack.name, columns, runs, cell, attack.threat)
+    def measure(name: str, detail: str, cell: Callable[[Sequence[Summary]], Cell | None]) -> Measure:
+        head = Head(name.replace("_", " "), detail)
+        return Measure(head, lambda run: cell(run.summaries[attack]) if attack in run.summaries else None)
+
+    measures = [
+        measure(name, _classes(len(members)), partial(group_cell, group=name))
+        for name, members in groups.items()
+        if members
+    ]
+    return table(attack.name, [*measures, measure("worst class", "", worst)], runs, attack.threat)
 
 
 def _classes(count: int) -> str:
-    return "" if count == 0 else "1 class" if count == 1 else f"{count} classes"
+    return "1 class" if count == 1 else f"{count} classes"
+
+
+def named(labels: Sequence[int], data: Data) -> str:
+    """Name classes, those with few test images with a star; of many the first few."""
+    few = data.few
+    names = [f"{data.class_names[label]}{' *' if label in few else ''}" for label in labels]
+    return ", ".join(names if len(names) <= NAMED else [*names[: NAMED - 1], f"{len(names) - NAMED + 1} more"])
+
+
+def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackKey, data: Data) -> Table:
+    """How often an attack changes the answer, how well the scores rank, and which classes are weak under the attack."""
+
+    def mean(values: Sequence[float]) -> str:
+        return percent(float(metrics.mean_and_standard_error(values)[0]))
+
+    def facts(run: Measured) -> tuple[Fact, ...]:
+        found = run.summaries.get(attack, ())
+        before = run.summaries.get(clean, ()) if clean is not None else ()
+        correct = np.sum([s.correct for s in found], axis=0)
+        weak = metrics.weak_classes(correct, np.sum([s.total for s in found], axis=0)) if found else []
+        ordered = sorted(weak, key=lambda label: -data.ranks[label])
+        return (
+            Fact(mean([s.flip_rate for s in found])),
+            Fact(mean([s.roc_auc for s in before])),
+            Fact(mean([s.roc_auc for s in found])),
+            Fact(str(len(weak)) if found else "–", named(ordered, data)),
+        )
+
+    columns = (
+        Head("answers changed", attack.name),
+        Head("ROC-AUC", "clean"),
+        Head("ROC-AUC", attack.name),
+        Head("weak classes", attack.name),
+    )
+    rows = [(run.series, facts(run)) for run in runs]
+    # An attack in parts knows no scores.
+    kept = [at for at in range(len(columns)) if any(cells[at].text != "–" for _, cells in rows)]
+    return Table(
+        "What the attack changes",
+        tuple(columns[at] for at in kept),
+        tuple((series, tuple(cells[at] for at in kept)) for series, cells in rows),
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import pytest
 
 from taet import config
 from taet.evaluation.result import Column, ResultCard
+from taet.report import measured, read, series
+from taet.report.measured import Measured
 
 METHODS = {"at": 0.45, "at-bsl": 0.55, "taet": 0.6}
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -174,7 +176,7 @@ def save_examples(path: Path, num_classes: int, channels: int) -> None:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run() -> Callable[..., Path]:
     return write_run
 
@@ -197,3 +199,12 @@ def make_card() -> Callable[..., ResultCard]:
 @pytest.fixture
 def card() -> ResultCard:
     return build_card("at", 0.5, NAMES, counts(10, 140, 10), counts(10, 90, 10))
+
+
+@pytest.fixture
+def measure() -> Callable[[ResultCard], Measured]:
+    def of(card: ResultCard) -> Measured:
+        folder = read.RunFolder(Path("at"), {}, (), card, None, read._told_by_card(card))
+        return measured.measured(series.grouped([folder], [None]))[0]
+
+    return of

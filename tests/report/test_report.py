@@ -17,9 +17,9 @@ import pytest
 from taet import report
 from taet.errors import UserError
 from taet.evaluation.result import ResultCard
-from taet.report import figures
+from taet.report import series
 
-ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack-10", "autoattack")
+ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case")
 PARTS = ("results", "histogram-section", "classes", "confusion", "training", "images", "flags")
 MakeRun = Callable[..., Path]
 
@@ -110,18 +110,18 @@ def test_the_numbers_of_the_tables_are_those_of_the_cards(page: Page, runs: list
         (row,) = [row for row in balanced if row[0][1] == path.name]
         (plain_row,) = [row for row in plain if row[0][1] == path.name]
         summaries = [card.summary(attack) for attack in ATTACKS]
-        hardest = summaries[-1]
-        expected = [(cells, s.balanced, s.balanced_interval) for cells, s in zip(row[1:6], summaries, strict=True)]
+        hardest = card.summary("autoattack")
+        expected = [(cells, s.balanced, s.balanced_interval) for cells, s in zip(row[1:7], summaries, strict=True)]
         expected += [
             (cells, s.accuracy, s.accuracy_interval) for cells, s in zip(plain_row[1:], summaries, strict=True)
         ]
-        expected += [(row[6], hardest.groups["tail"], hardest.group_intervals["tail"])]
-        expected += [(row[7], summaries[0].accuracy, summaries[0].accuracy_interval)]
+        expected += [(row[7], hardest.groups["tail"], hardest.group_intervals["tail"])]
+        expected += [(row[8], summaries[0].accuracy, summaries[0].accuracy_interval)]
         for (_, text), value, interval in expected:
             assert text.split()[0] == f"{100 * value:.1f}"
             assert text.split()[-1] == "–".join(f"{100 * bound:.1f}" for bound in interval)
-        assert row[8][1] == "15 s 1.00 × at"
-        assert row[9][1] == str(len(card.flags))
+        assert row[9][1] == "15 s 1.00 × at"
+        assert row[10][1] == str(len(card.flags))
 
 
 def test_rows_are_in_the_order_of_robustness_under_the_strongest_attack(page: Page) -> None:
@@ -261,7 +261,7 @@ def test_many_methods_have_a_figure_of_curves_each_and_no_figure_of_all(
 ) -> None:
     runs = [make_run(tmp_path / method, method, epochs=2, examples=False) for method in ("taet", "at")]
     few = Page(report.write(runs, tmp_path / "r.html"))
-    monkeypatch.setattr(figures, "MANY", 1)
+    monkeypatch.setattr(series, "MANY", 1)
     many = Page(report.write(runs, tmp_path / "r.html"))
     assert {"data-1-dots-0-figure_1", "data-1-curve-3-figure_1"} <= set(few.ids)
     assert {"run-1-curve-figure_1", "run-2-curve-figure_1"} <= set(many.ids)
@@ -307,6 +307,7 @@ def test_rows_that_leave_the_protocol_are_marked_in_every_table_with_the_words_b
     assert rows == {"at", "las-at 1 n = 2", "robust-lt 1, 2"}
     for table in page.tables:
         names = [row[0][1] for row in table[1:]] if table[0][0][1] != "Class" else [name for _, name in table[0][3:]]
+        names += [name for _, name in table[0][1:]] if table[0][0][1] == "Row less column" else []
         for method, marks in (("at", None), ("las-at", "1"), ("robust-lt", "1, 2")):
             found = [" ".join(name.split()).removeprefix(method) for name in names if name.split()[0] == method]
             assert found
@@ -341,7 +342,7 @@ def test_a_row_that_was_cut_short_is_left_out(make_run: MakeRun, tmp_path: Path)
 def test_bad_input_is_one_line(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder"):
         report.write([], tmp_path / "report.html")
-    with pytest.raises(UserError, match=r"no run folder \(it has no run.json\)"):
+    with pytest.raises(UserError, match=r"no run folder \(it has no run.json, nor an evaluation.json\)"):
         report.write([tmp_path], tmp_path / "report.html")
     broken = make_run(tmp_path / "broken")
     lines = (broken / "metrics.jsonl").read_text().splitlines(keepends=True)

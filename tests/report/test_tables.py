@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from taet.evaluation.result import ResultCard
-from taet.report import tables
+from taet.report import measured, tables
+from taet.report.measured import Measured
+from taet.report.paired import Pairs
 from taet.report.tables import Cell
 
 
@@ -34,6 +36,23 @@ def test_best_alone_where_no_interval_reaches_it() -> None:
         ("best", False),
         ("", False),
     ]
+
+
+def test_ties_are_those_that_are_not_known_to_be_below_the_best() -> None:
+    cells = [Cell(0.9, 0.8, 0.95), Cell(0.85, 0.8, 0.9), None, Cell(0.1, 0, 0.2)]
+    asked = []
+
+    def apart(best: int, other: int) -> bool:
+        asked.append((best, other))
+        return other == 1
+
+    assert [cell and (cell.mark, cell.tied) for cell in tables.marked(cells, apart)] == [
+        ("best", True),
+        ("second", False),
+        None,
+        ("", True),
+    ]
+    assert asked == [(0, 1), (0, 3)]
 
 
 def test_best_is_a_tie_where_an_interval_overlaps() -> None:
@@ -70,22 +89,22 @@ def test_missing_and_empty_cells_are_never_marked() -> None:
 
 @pytest.mark.parametrize(("eps", "words"), [(8 / 255, "8/255"), (0.5, "0.5"), (0.031, "0.031"), (1.0, "255/255")])
 def test_sizes_are_grey_levels_where_whole(eps: float, words: str) -> None:
-    assert tables.size(eps) == words
+    assert measured.size(eps) == words
 
 
 def test_columns_are_one_attack_whatever_the_seed_but_not_the_radius(card: ResultCard) -> None:
-    def key(**changes: object) -> tables.AttackKey:
-        return tables.key(dataclasses.replace(card.column("pgd-20"), **changes))
+    def key(**changes: object) -> measured.AttackKey:
+        return measured.key(dataclasses.replace(card.column("pgd-20"), **changes))
 
     same = key(parameters={"seed": 7, "steps": 20})
     assert same == key()
     assert key(eps=4 / 255) != same
     assert key(parameters={"steps": 40}) != same
-    assert [head.detail for head in tables.heads([same, key(parameters={"steps": 40})])] == [
+    assert [head.detail for head in measured.heads([same, key(parameters={"steps": 40})])] == [
         "L∞, ε 8/255, steps 20",
         "L∞, ε 8/255, steps 40",
     ]
-    assert tables.heads([same, key(eps=4 / 255)])[1].detail == "L∞, ε 4/255"
+    assert measured.heads([same, key(eps=4 / 255)])[1].detail == "L∞, ε 4/255"
 
 
 def of_balanced_images(card: ResultCard) -> ResultCard:
@@ -99,29 +118,15 @@ def of_balanced_images(card: ResultCard) -> ResultCard:
 
 
 def test_plain_accuracy_is_left_out_where_the_test_set_is_balanced(
-    card: ResultCard, monkeypatch: pytest.MonkeyPatch
+    card: ResultCard, measure: Callable[[ResultCard], Measured]
 ) -> None:
-    monkeypatch.setattr(tables, "costs", lambda runs: ([], [[] for _ in runs]))
     for balanced, found in ((False, card), (True, of_balanced_images(card))):
-        series = types.SimpleNamespace()
-        run = tables.Measured(series, {tables.key(c): (found.summary(c.name),) for c in found.columns})
-        attacks = list(run.summaries)
-        names = [head.name for head in tables.headline([run], attacks, tables.strongest([run])).heads]
-        assert ("accuracy" in names) == (not balanced)
+        run = measure(found)
+        attacks, data = measured.attacks_of([run]), run.series.data
+        headline = tables.headline([run], attacks, measured.strongest([run]), data, Pairs(data.groups["tail"]))
+        assert ("accuracy" in [head.name for head in headline.heads]) == (not balanced)
         plain = tables.plain([run], attacks)
         assert (len(plain.rows), len(plain.heads)) == ((0, 0) if balanced else (1, len(attacks)))
         assert bool(plain.note) == balanced
         summary = found.summary("clean")
         assert (summary.accuracy == pytest.approx(summary.balanced)) == balanced
-
-
-def test_strongest_is_the_bounded_attack_with_the_lowest_balanced_robustness(card: ResultCard) -> None:
-    last = card.column("autoattack")
-    nothing_left = {"correct": last.correct & False, "predictions": (card.labels + 1) % 10, "parts": {}}
-    unbounded = dataclasses.replace(last, name="cw-l2", norm="l2", eps=None, bounded=False, **nothing_left)
-    card = dataclasses.replace(card, columns=(*card.columns, unbounded))
-    run = tables.Measured(None, {tables.key(c): (card.summary(c.name),) for c in card.columns})
-    strongest = tables.strongest([run])
-    assert strongest is not None
-    assert strongest.name == "autoattack"
-    assert tables.strongest([]) is None

@@ -1,0 +1,91 @@
+"""Which attack broke which image: what each attack adds to the others, and each part of a suite to those before it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from taet import metrics
+from taet.evaluation.result import Column, ResultCard
+from taet.report.measured import AttackKey, Head, Measured, heads
+from taet.report.tables import Fact, Table
+
+
+def by_attack(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[Table]:
+    """Give a table for each threat model with two attacks or more: how many images each breaks, and only it."""
+    inside = [attack for attack in attacks if attack.bounded and not attack.is_worst_case]
+    for ball in dict.fromkeys(attack.ball for attack in inside):
+        here = [attack for attack in inside if attack.ball == ball]
+        if len(here) > 1:
+            columns = [Head("right, clean"), *(Head(head.name) for head in heads(here)), Head("left by all")]
+            rows = tuple((run.series, _attacks(run, here)) for run in runs)
+            yield Table("Images that each attack breaks", tuple(columns), rows, here[0].threat)
+
+
+def _attacks(run: Measured, attacks: Sequence[AttackKey]) -> tuple[Fact | None, ...]:
+    met = [attack for attack in attacks if attack in run.columns]
+    right: list[int] = []
+    left: list[int] = []
+    counts: dict[AttackKey, list[tuple[int, int]]] = {attack: [] for attack in met}
+    for card in run.series.cards:
+        columns = {attack: column for attack in met for owner, column in run.columns[attack] if owner is card}
+        if not columns:
+            continue
+        masks = np.stack([_clean(card), *(column.correct for column in columns.values())])
+        broken = ~masks[1:] & masks[0]
+        alone = broken & (broken.sum(0) == 1)
+        right.append(int(masks[0].sum()))
+        left.append(int(metrics.worst_case(masks)[-1].sum()))
+        for attack, all_of, only in zip(columns, broken.sum(1), alone.sum(1), strict=True):
+            counts[attack].append((int(all_of), int(only)))
+
+    def fact(attack: AttackKey) -> Fact | None:
+        found = counts.get(attack)
+        return (
+            Fact(_mean([all_of for all_of, _ in found]), f"{_mean([only for _, only in found])} only")
+            if found
+            else None
+        )
+
+    return (_fact(right), *map(fact, attacks), _fact(left))
+
+
+def by_part(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[Table]:
+    """Give a table for each attack in parts: how many images each part breaks that those before it left.
+
+    A worst case is one only where its attacks were not measured by themselves, which `by_attack` shows.
+    """
+    alone = Counter(attack.ball for attack in attacks if attack.bounded and not attack.is_worst_case)
+    for attack in (attack for attack in attacks if not attack.is_worst_case or alone[attack.ball] < 2):
+        members = [run for run in runs if attack in run.columns]
+        parts = [list(column.parts) for run in members for _, column in run.columns[attack] if column.parts]
+        if parts:
+            columns = [Head("right, clean"), *(Head(part) for part in parts[0]), Head("left")]
+            rows = tuple((run.series, _parts(run.columns[attack], parts[0])) for run in members)
+            yield Table(f"Parts of {attack.name}", tuple(columns), rows, attack.threat)
+
+
+def _parts(columns: Sequence[tuple[ResultCard, Column]], parts: Sequence[str]) -> tuple[Fact | None, ...]:
+    masks = [[_clean(card), *(column.parts[part] for part in parts)] for card, column in columns if column.parts]
+    if not masks:
+        return (None,) * (len(parts) + 2)
+    left = metrics.worst_case(np.swapaxes(np.asarray(masks), 0, 1)).sum(-1)
+    broken = left[:-1] - left[1:]
+    return tuple(Fact(_mean(counts)) for counts in (left[0], *broken, left[-1]))
+
+
+def _clean(card: ResultCard) -> metrics.Mask:
+    """Which images are classified correctly before the attack; all where that was not measured."""
+    clean = next((column.correct for column in card.columns if column.name == "clean"), None)
+    return np.ones(len(card.labels), dtype=bool) if clean is None else clean
+
+
+def _fact(counts: Sequence[int]) -> Fact | None:
+    return Fact(_mean(counts)) if counts else None
+
+
+def _mean(counts: Sequence[int]) -> str:
+    """Write a number of images, or the mean over seeds."""
+    return f"{float(np.mean(counts)):.1f}" if len(counts) > 1 else str(int(counts[0]))

@@ -1,0 +1,205 @@
+"""What was measured of each series: which columns of its cards are the same attack, and their numbers.
+
+Three kinds of column are no attack of their own here: those of a curve alone, those with examples of another model,
+and a worst case that was stored, which becomes one with the attacks measured beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from taet import metrics
+from taet.evaluation.attack import FAMILIES
+from taet.evaluation.result import WORST_CASE, Column, ResultCard
+from taet.evaluation.summary import Summary, summarise
+from taet.report.series import Series
+
+NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
+STRONGEST = "autoattack"
+"""The attack that the tables of a page are sorted by, where it was run."""
+
+
+def size(eps: float) -> str:
+    """Write a perturbation size as grey levels where it is a whole number of them: 8/255."""
+    levels = round(eps * 255)
+    return f"{levels}/255" if levels > 0 and math.isclose(eps * 255, levels, abs_tol=1e-4) else f"{eps:.4g}"
+
+
+@dataclass(frozen=True)
+class AttackKey:
+    """What makes two columns of two cards comparable: name, threat model and settings, the random seed aside."""
+
+    name: str
+    norm: str | None
+    eps: float | None
+    bounded: bool
+    settings: str
+
+    @property
+    def ball(self) -> tuple[str | None, float | None]:
+        """The threat model: norm and radius."""
+        return self.norm, self.eps
+
+    @property
+    def is_worst_case(self) -> bool:
+        return self.name in WORST_CASE.values()
+
+    @property
+    def threat(self) -> str:
+        """The threat model in words; nothing for clean images."""
+        if self.norm is None:
+            return ""
+        radius = "" if self.eps is None else size(self.eps) if self.norm == "linf" else f"{self.eps:.4g}"
+        return f"{NORMS.get(self.norm, self.norm)}, {f'ε {radius}' if self.bounded and radius else 'no ball'}"
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """Order of the columns of a table: clean, then norm by norm the balls, the worst case in each, and no ball.
+
+        Inside each the order is that of `taet list attacks`, with fewer steps first.
+        """
+        norms, families = [None, *NORMS], [*FAMILIES]
+        base = self.name.partition(":")[0]
+        found = re.fullmatch(r"(.+)-(\d+)", base)
+        family, steps = (f"{found[1]}-N", int(found[2])) if found and base not in families else (base, 0)
+        return (
+            norms.index(self.norm) if self.norm in norms else len(norms),
+            not self.bounded,
+            self.eps or 0.0,
+            self.is_worst_case,
+            families.index(family) if family in families else len(families),
+            steps,
+        )
+
+
+@dataclass(frozen=True)
+class Head:
+    """A column: its name as the card has it and, below, what it is."""
+
+    name: str
+    detail: str = ""
+
+
+def heads(attacks: Sequence[AttackKey]) -> list[Head]:
+    """Name each attack; two that differ in nothing but their settings carry these as well."""
+    names = Counter((attack.name, attack.threat) for attack in attacks)
+
+    def detail(attack: AttackKey) -> str:
+        settings = json.loads(attack.settings)
+        if attack.is_worst_case:
+            members = [member["name"] for member in settings["attacks"]]
+            told = f"{len(members)} attacks" if names[attack.name, attack.threat] == 1 else " ".join(members)
+            return f"{attack.threat}; {told}"
+        words = (f"{name} {value}" for name, value in settings.items())
+        return attack.threat if names[attack.name, attack.threat] == 1 else ", ".join([attack.threat, *words])
+
+    return [Head(attack.name, detail(attack)) for attack in attacks]
+
+
+def key(column: Column) -> AttackKey:
+    """Return what a column of a card is compared by."""
+    settings = {name: value for name, value in column.settings.items() if name not in ("norm", "eps", "bounded")}
+    if "attacks" in settings:  # of a worst case, which is the same in any order
+        members = _members(settings["attacks"])
+        settings["attacks"] = [members[name] for name in sorted(members)]
+    return AttackKey(column.name, column.norm, column.eps, column.bounded, json.dumps(settings, sort_keys=True))
+
+
+def _members(attacks: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the attacks of a worst case by name, those of a stored worst case among them."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for attack in sorted(attacks, key=lambda attack: "attacks" not in attack):
+        found |= _members(attack["attacks"]) if "attacks" in attack else {str(attack["name"]): attack}
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Evaluated runs of one series: each of their columns with its numbers, one per seed."""
+
+    series: Series
+    columns: Mapping[AttackKey, tuple[tuple[ResultCard, Column], ...]]
+    summaries: Mapping[AttackKey, tuple[Summary, ...]]
+
+    def balanced(self, attack: AttackKey) -> float:
+        """Mean balanced accuracy under an attack; nan where it was not measured."""
+        found = self.summaries.get(attack, ())
+        return float(metrics.mean_and_standard_error([summary.balanced for summary in found])[0])
+
+    def of_threat(self) -> list[AttackKey]:
+        """The attacks that had to stay in the ball that the cards are about."""
+
+        def inside(attack: AttackKey) -> bool:
+            cards = [card for card, _ in self.columns[attack]]
+            return attack.bounded and all(
+                attack.ball == (card.threat.get("norm"), card.threat.get("eps")) for card in cards
+            )
+
+        return [attack for attack in self.columns if inside(attack)]
+
+
+def measured(all_series: Sequence[Series]) -> list[Measured]:
+    """Return the evaluated ones among `all_series`, every number recomputed from the masks."""
+    runs = []
+    for series in all_series:
+        columns: dict[AttackKey, tuple[tuple[ResultCard, Column], ...]] = {}
+        for card in series.cards:
+            for column in shown(card):
+                columns[key(column)] = (*columns.get(key(column), ()), (card, column))
+        if columns:
+            summaries = {attack: tuple(_summary(*pair) for pair in pairs) for attack, pairs in columns.items()}
+            runs.append(Measured(series, columns, summaries))
+    return runs
+
+
+def shown(card: ResultCard) -> Iterator[Column]:
+    """Give the columns that tables show: clean images, every attack of its own, and the worst case within each ball."""
+    own = [column for column in card.columns if not column.curve and "source" not in column.parameters]
+    stored = [column for column in own if column.name in WORST_CASE.values()]
+    yield from (column for column in own if column not in stored)
+    balls = Counter((column.norm, column.eps) for column in own if column.bounded and column.norm is not None)
+    for (norm, eps), count in balls.items():
+        if norm in WORST_CASE and count > 1:
+            yield card.worst_case(norm, eps)
+        else:
+            yield from (column for column in stored if (column.norm, column.eps) == (norm, eps))
+
+
+def _summary(card: ResultCard, column: Column) -> Summary:
+    clean = next((other for other in card.columns if other.name == "clean"), None)
+    return summarise(column, clean, card.labels, card.num_classes, card.data.get("train_class_counts"))
+
+
+def strongest(runs: Sequence[Measured]) -> AttackKey | None:
+    """Return the attack to go by: AutoAttack, or else the one with the lowest mean balanced robustness.
+
+    It is bounded, of the threat model that the cards are about, and one that most runs have; a worst case only where
+    there is nothing else.
+    """
+
+    def order(attack: AttackKey) -> tuple[bool, int, bool, float]:
+        values = [run.balanced(attack) for run in runs if attack in run.summaries]
+        return attack.is_worst_case, -len(values), attack.name != STRONGEST, sum(values) / len(values)
+
+    return min((attack for run in runs for attack in run.of_threat()), key=order, default=None)
+
+
+def ranked(runs: Sequence[Measured]) -> list[Measured]:
+    """Return the runs by balanced accuracy under the strongest attack, highest first; those without it are last."""
+    attack = strongest(runs)
+    if attack is None:
+        return list(runs)
+    return sorted(runs, key=lambda run: -np.nan_to_num(run.balanced(attack), nan=-1.0))
+
+
+def attacks_of(runs: Sequence[Measured]) -> list[AttackKey]:
+    """Return every attack that a run has met, in the order of the columns of a table."""
+    return sorted(dict.fromkeys(attack for run in runs for attack in run.summaries), key=lambda attack: attack.place)

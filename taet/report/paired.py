@@ -1,0 +1,96 @@
+"""Paired comparisons between the series of a page: the same test images, and run by run the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from taet.evaluation.paired import Difference, difference
+from taet.evaluation.result import Column, ResultCard
+from taet.report import series
+from taet.report.measured import AttackKey, Measured
+from taet.report.series import Series
+
+Of = Literal["balanced", "tail", "plain"]
+"""Which accuracy is compared: balanced, balanced over the tail classes, or the share of all images."""
+
+
+class Pairs:
+    """Differences between series, each computed once."""
+
+    def __init__(self, tail: Sequence[int] = ()) -> None:
+        """Compare series on one data set, whose tail classes are given."""
+        self._tail = list(tail)
+        self._known: dict[tuple[AttackKey, Of, int, int], Difference] = {}
+
+    def difference(self, first: Measured, second: Measured, attack: AttackKey, of: Of = "balanced") -> Difference:
+        """Return by how much the first is more accurate under an attack that both have met."""
+        if first.series.index > second.series.index:
+            return opposite(self.difference(second, first, attack, of))
+        at = (attack, of, first.series.index, second.series.index)
+        if at not in self._known:
+            self._known[at] = self._compute(_in_pairs(first.columns[attack], second.columns[attack]), of)
+        return self._known[at]
+
+    def is_better(self, first: Measured, second: Measured, attack: AttackKey, of: Of) -> bool:
+        """Is the first known to be the more accurate?"""
+        found = self.difference(first, second, attack, of)
+        return found.decided and found.value > 0  # the seeds on both sides may rank otherwise than all of each side
+
+    def _compute(self, pairs: Sequence[tuple[ResultCard, Column, Column]], of: Of) -> Difference:
+        card = pairs[0][0]
+        among = np.isin(card.labels, self._tail) if of == "tail" else np.ones(len(card.labels), dtype=bool)
+        labels = card.labels[among]
+        return difference(
+            [first.correct[among] for _, first, _ in pairs],
+            [second.correct[among] for _, _, second in pairs],
+            np.zeros_like(labels) if of == "plain" else labels,
+            card.num_classes,
+        )
+
+
+def opposite(found: Difference) -> Difference:
+    """Return the difference with its two sides exchanged."""
+    return replace(found, value=-found.value, low=-found.high, high=-found.low)
+
+
+def _in_pairs(
+    first: Sequence[tuple[ResultCard, Column]], second: Sequence[tuple[ResultCard, Column]]
+) -> list[tuple[ResultCard, Column, Column]]:
+    """Put runs of the same seed together; where no seed is on both sides, in the order that they have."""
+    by_seed = {card.seed: column for card, column in second}
+    same = [(card, column, by_seed[card.seed]) for card, column in first if card.seed in by_seed]
+    return same or [(card, mine, other) for (card, mine), (_, other) in zip(first, second, strict=False)]
+
+
+@dataclass(frozen=True)
+class PairedTable:
+    """Differences under one attack, row less column; None where there is nothing to compare."""
+
+    attack: AttackKey
+    heads: tuple[Series, ...]
+    rows: tuple[tuple[Series, tuple[Difference | None, ...]], ...]
+
+
+def paired_table(runs: Sequence[Measured], attack: AttackKey, pairs: Pairs) -> PairedTable | None:
+    """Compare every two series under an attack; of many, each with AT and with the first. None of fewer than two.
+
+    `runs` are in the order of the rows.
+    """
+    met = [run for run in runs if attack in run.summaries]
+    if len(met) < 2:
+        return None
+    many = len(met) > series.MANY
+    base = min((run for run in met if run.series.method == "at"), key=lambda run: run.series.index, default=met[0])
+    against = list(dict.fromkeys((base, met[0]))) if many else met[1:]
+
+    def cell(row: int, other: Measured) -> Difference | None:
+        done = other is met[row] if many else other in met[: row + 1]
+        return None if done else pairs.difference(met[row], other, attack)
+
+    rows = [(run.series, tuple(cell(row, other) for other in against)) for row, run in enumerate(met)]
+    kept = rows if many else rows[:-1]  # the last has nothing below it
+    return PairedTable(attack, tuple(other.series for other in against), tuple(kept))

@@ -1,0 +1,62 @@
+"""What each run was made with, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taet.evaluation.result import Column
+from taet.report.read import RunFolder
+from taet.report.sentences import number, plain
+
+
+def provenance(run: RunFolder) -> list[tuple[str, str]]:
+    """Return the facts of a run, each with its name; what is not known is left out."""
+    record, settings = run.record, run.config
+    memory = max((epoch.peak_memory_mb or 0 for epoch in run.epochs), default=0)
+    planned = settings.get("training", {}).get("epochs")
+    facts: list[tuple[str, Any]] = [
+        ("run folder", str(run.path)),
+        ("method", record.get("method_title")),
+        ("reference", record.get("reference")),
+        ("deviations", "; ".join(run.deviations) or ("none" if settings else None)),
+        ("method settings", settings.get("settings")),
+        ("protocol", settings.get("protocol")),
+        ("model", settings.get("model")),
+        ("parameters", record.get("parameters")),
+        ("seed", run.seed),
+        ("epochs", f"{len(run.epochs)} of {planned}" if planned and record else len(run.epochs) or None),
+        ("training attack", settings.get("threat")),
+        ("outer loss", settings.get("outer")),
+        ("selection", record.get("selection")),
+        ("data notes", "; ".join(run.data.notes) or None),
+        ("versions", record.get("versions")),
+        ("commit", record.get("commit")),
+        ("device", record.get("device")),
+        ("started", record.get("started")),
+        ("training command", record.get("command")),
+        ("training time", run.epochs and f"{run.seconds:.1f} s" + (f", peak memory {memory:.0f} MB" if memory else "")),
+        ("test set SHA-256", run.data.test_sha256),
+    ]
+    if run.card is None:
+        facts.append(("evaluation", "none yet"))
+    else:
+        card = run.card
+        attacks = [_attack(column) for column in card.columns]
+        facts += [
+            ("weights SHA-256", card.model["weights_sha256"]),
+            ("weights", {k: v for k, v in card.model.items() if k != "weights_sha256"}),
+            ("evaluation batch size", card.batch_size),
+            ("attacks", "\n".join(attacks)),
+            ("evaluated", card.created),
+            ("evaluated on", card.environment),
+            ("evaluation command", card.command),
+        ]
+    return [(name, plain(value)) for name, value in facts if value not in (None, {}, (), "")]
+
+
+def _attack(column: Column) -> str:
+    curve = f" (for the curve {column.curve})" if column.curve else ""
+    return (
+        f"{column.name}{curve}: {plain(column.parameters) or 'no parameters'}; {column.seconds:.1f} s, "
+        f"{number(column.forwards)} forward and {number(column.backwards)} backward passes of an image"
+    )

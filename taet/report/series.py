@@ -1,0 +1,162 @@
+"""Runs that differ in nothing but the seed, put together, named, and given one look for the whole page.
+
+Colours are those of Okabe and Ito (Color Universal Design, 2008), in an order whose first three also differ in
+lightness; markers, line styles and hatches repeat what colour says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taet.report.read import Data, Epoch, RunFolder
+from taet.report.sentences import plain
+
+if TYPE_CHECKING:
+    from taet.evaluation.result import ResultCard
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
+SVG_DASHES = ("", "6 3", "1.5 2", "7 3 1.5 3")
+MARKERS = ("o", "s", "^", "D", "v")
+MARKER_PATHS = (
+    "M14 7a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",
+    "M14.5 3.5h7v7h-7Z",
+    "M18 2.5l4.5 8h-9Z",
+    "M18 2l5 5l-5 5l-5-5Z",
+    "M18 11.5l4.5-8h-9Z",
+)
+MANY = len(COLOURS)
+"""Of more series than this, no figure shows all at once."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Runs that differ in nothing but the seed, as they are drawn: one label, colour, line and marker on the page."""
+
+    runs: tuple[RunFolder, ...]
+    label: str
+    anchor: str
+    index: int
+    colour: str
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].method
+
+    @property
+    def data(self) -> Data:
+        return self.runs[0].data
+
+    @property
+    def cards(self) -> list[ResultCard]:
+        return [run.card for run in self.runs if run.card is not None]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training of one run, the mean over seeds."""
+        return float(np.mean([run.seconds for run in self.runs if run.card is not None]))
+
+    @property
+    def machine(self) -> tuple[Any, ...]:
+        """What seconds depend on besides the method."""
+        return tuple(dict.fromkeys((run.record.get("device"), run.record.get("threads")) for run in self.runs))
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """Where the runs left the protocol, in words."""
+        return tuple(dict.fromkeys(text for run in self.runs for text in run.deviations))
+
+    @property
+    def flags(self) -> dict[str, tuple[str, list[int | None]]]:
+        """What the diagnostics found, by flag: its text, and the seeds that it was raised for."""
+        found: dict[str, tuple[str, list[int | None]]] = {}
+        for run in self.runs:
+            for flag in run.card.flags if run.card is not None else ():
+                found.setdefault(flag["flag"], (flag["text"], []))[1].append(run.seed)
+        return found
+
+    def over_seeds(self, value: Callable[[Epoch], Any]) -> list[tuple[Epoch, Any]]:
+        """Return the mean of a value over the seeds, per epoch that has it, with an epoch of one of the runs."""
+        found: dict[int, list[tuple[Epoch, Any]]] = {}
+        for run in self.runs:
+            for epoch in run.epochs:
+                drawn = value(epoch)
+                if drawn is not None:
+                    found.setdefault(epoch.epoch, []).append((epoch, drawn))
+        return [(found[e][0][0], np.mean([drawn for _, drawn in found[e]], axis=0)) for e in sorted(found)]
+
+    @property
+    def dashes(self) -> Any:
+        return DASHES[self.index % len(DASHES)]
+
+    @property
+    def marker(self) -> str:
+        return MARKERS[self.index % len(MARKERS)]
+
+    @property
+    def svg_dashes(self) -> str:
+        return SVG_DASHES[self.index % len(SVG_DASHES)]
+
+    @property
+    def marker_path(self) -> str:
+        return MARKER_PATHS[self.index % len(MARKER_PATHS)]
+
+
+def grouped(runs: Sequence[RunFolder], names: Sequence[str | None]) -> list[Series]:
+    """Put the runs together that differ in nothing but the seed; a run that repeats a seed begins another series."""
+    groups: dict[tuple[Any, ...], list[RunFolder]] = {}
+    met: Counter[tuple[Any, ...]] = Counter()
+    for run, name in zip(runs, names, strict=True):
+        row = (run.data, name or json.dumps(run.settings, sort_keys=True))
+        groups.setdefault((*row, met[row, run.seed]), []).append(run)
+        met[row, run.seed] += 1
+    given = dict(zip((run.path for run in runs), names, strict=True))
+    methods = list(dict.fromkeys(run.method for run in runs))
+    return [
+        Series(
+            runs=tuple(group),
+            label=label,
+            anchor=f"run-{index + 1}",
+            index=index,
+            colour=COLOURS[methods.index(group[0].method) % len(COLOURS)],
+        )
+        for index, (group, label) in enumerate(zip(groups.values(), _labels([*groups.values()], given), strict=True))
+    ]
+
+
+def _labels(groups: Sequence[Sequence[RunFolder]], names: Mapping[Path, str | None]) -> list[str]:
+    """Name each group: as it is given, or its method, with what tells it from others where that repeats on the data."""
+    labels = [names[group[0].path] or group[0].method for group in groups]
+    for detail in (_own_settings, _folders, _paths):
+        met = Counter(zip((group[0].data for group in groups), labels, strict=True))
+        told = []
+        for group, label in zip(groups, labels, strict=True):
+            alike = zip(groups, labels, strict=True)
+            same = [other for other, name in alike if (other[0].data, name) == (group[0].data, label)]
+            words = detail(group, same) if met[group[0].data, label] > 1 else ""
+            told.append(f"{label} ({words})" if words else label)
+        labels = told
+    return labels
+
+
+def _own_settings(group: Sequence[RunFolder], among: Sequence[Sequence[RunFolder]]) -> str:
+    """The settings in which a group differs from the others."""
+    settings = [other[0].settings for other in among]
+    own = group[0].settings
+    names = [name for name in own if any(other.get(name) != own[name] for other in settings)]
+    return ", ".join(f"{name.removeprefix('settings.').removesuffix('.name')} {plain(own[name])}" for name in names)
+
+
+def _folders(group: Sequence[RunFolder], _: Sequence[Sequence[RunFolder]]) -> str:
+    return ", ".join(run.path.name for run in group)
+
+
+def _paths(group: Sequence[RunFolder], _: Sequence[Sequence[RunFolder]]) -> str:
+    return ", ".join(str(run.path) for run in group)

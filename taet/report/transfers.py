@@ -1,0 +1,41 @@
+"""Transfer between the models of a page: what examples that were made on one do to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from taet.evaluation import transfer
+from taet.report.series import Series
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Balanced accuracy: a row per model that is attacked, a column per model that the examples were made on."""
+
+    attack: str
+    names: tuple[str, ...]
+    rows: tuple[tuple[str, float, tuple[float, ...]], ...]
+    """Name, accuracy on clean images, and under the examples of each column; nan where it was not measured."""
+
+
+def matrices(all_series: Sequence[Series]) -> tuple[Matrix, ...]:
+    """Return a matrix for each attack whose examples were carried from one of the models to another."""
+    cards = {
+        one.label if len(one.runs) == 1 else f"{one.label}, seed {run.seed}": run.card
+        for one in all_series
+        for run in one.runs
+        if run.card is not None
+    }
+    found = []
+    for matrix in transfer.matrices(cards):
+        there = ~np.isnan(matrix.balanced) & ~np.eye(len(matrix.names), dtype=bool)
+        taking_part = np.flatnonzero(there.any(0) | there.any(1))
+        rows = [
+            (matrix.names[row], float(matrix.clean[row]), tuple(map(float, matrix.balanced[row, taking_part])))
+            for row in taking_part
+        ]
+        found.append(Matrix(matrix.attack, tuple(matrix.names[column] for column in taking_part), tuple(rows)))
+    return tuple(found)
