@@ -132,11 +132,13 @@ def worst_case(masks: ArrayLike) -> Mask:
 
 
 def median_distance(distances: ArrayLike) -> float:
-    """Return the median distance (N,) at which the images fell, where nan, an image that did not, lies beyond all.
+    """Return the median distance (N,) at which the images fell, of those that had to be moved at all.
 
-    0 is an image that was misclassified before. nan where half of the images or more did not fall, or without images.
+    0, an image that was misclassified before, is left out; nan, one that did not fall, lies beyond all. nan where half
+    of the images or more did not fall, or where none had to be moved.
     """
     values = np.asarray(distances, dtype=np.float64)
+    values = values[values != 0]
     median = float(np.median(np.where(np.isnan(values), np.inf, values))) if values.size else math.inf
     return median if math.isfinite(median) else math.nan
 

@@ -159,7 +159,7 @@ def test_the_worst_case_is_the_conjunction_of_all_masks_so_far(masks: list[list[
 
 
 def test_an_image_that_did_not_fall_is_further_than_any_that_did() -> None:
-    assert metrics.median_distance([0.0, 0.2, 0.7]) == 0.2
+    assert metrics.median_distance([0.0, 0.2, 0.7, 0.0, 0.3]) == 0.3
     assert metrics.median_distance([0.2, math.nan, 0.7]) == 0.7
     assert metrics.median_distance([0.1, 0.3, math.nan]) == 0.3
     for beyond in ([0.2, math.nan, math.nan], [0.2, math.nan], []):
