@@ -326,6 +326,8 @@ class Evaluation:
             check_ball("evaluation eps", self.eps)
             _require(self.eps > 0, "evaluation eps", 0, "above 0; without an attack: --attacks clean")
         check_ball("evaluation step size", self.step_size)
+        _require(self.step_size > 0, "evaluation step size", 0, "above 0")
+        _require(0 <= self.seed < 2**32, "evaluation seed", self.seed, "0 to 4294967295")
         for what, value in (("eps l2", self.eps_l2), ("step size l2", self.step_size_l2)):
             _require(0 < value < math.inf, f"evaluation {what}", f"{value:g}", "above 0")
         if self.cw_constant is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from statistics import NormalDist
 from typing import Any
 
@@ -77,8 +78,11 @@ def weak_classes(correct: ArrayLike, total: ArrayLike) -> list[int]:
     Source: "TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distributions", CVPR 2025,
     arXiv:2503.01924.
     """
-    below = per_class_accuracy(correct, total) < balanced_accuracy(correct, total)
-    return [int(label) for label in np.flatnonzero(below)]
+    counts = enumerate(zip(np.asarray(correct), np.asarray(total), strict=True))
+    recalls = {label: Fraction(int(right), int(count)) for label, (right, count) in counts if count > 0}
+    # Exact, since the mean of equal recalls, rounded, may be above them all.
+    mean = sum(recalls.values()) / max(len(recalls), 1)
+    return [label for label, recall in recalls.items() if recall < mean]
 
 
 def few_images(total: ArrayLike) -> list[int]:

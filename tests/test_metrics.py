@@ -115,6 +115,16 @@ def test_weak_classes_are_those_below_the_mean_of_the_classes_that_there_are() -
     assert metrics.weak_classes([9, 5, 1, 0], [10, 10, 10, 0]) == [2]
     assert metrics.weak_classes([4, 4], [8, 8]) == []
     assert metrics.weak_classes([0], [0]) == []
+    assert metrics.weak_classes([], []) == []
+
+
+def test_equal_classes_are_none_of_them_weak_however_their_mean_is_rounded() -> None:
+    for total in range(1, 60):
+        for classes in (3, 7, 10, 11):
+            for correct in range(total + 1):
+                assert metrics.weak_classes([correct] * classes, [total] * classes) == []
+    # Less than the mean by 1 / 3e15, which a tolerance would take for rounding.
+    assert metrics.weak_classes([10**15, 10**15, 10**15 - 1], [3 * 10**15] * 3) == [2]
 
 
 def test_few_images_are_fewer_than_fifty() -> None:

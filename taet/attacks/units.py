@@ -54,5 +54,8 @@ def run_units(
         return found
 
     processes = world_size()
-    shares = gather([unit(number) for number in range(rank(), count, processes)])
-    return [shares[number % processes][number // processes] for number in range(count)]
+    mine = [(key(number), unit(number)) for number in range(rank(), count, processes)]
+    done = {name: arrays for share in gather(mine) for name, arrays in share}
+    if done.keys() != {key(number) for number in range(count)}:
+        raise RuntimeError("processes that share work were asked for different units")
+    return [done[key(number)] for number in range(count)]

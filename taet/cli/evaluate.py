@@ -162,7 +162,8 @@ def of_model(parsed: ModelFlags, command: str) -> None:
     else:
         (subject, notes), dataset = open_model(parsed.model, parsed.origin)
         counts = dataset.class_counts.tolist()
-        about = {"name": parsed.model, "class_names": dataset.class_names, "train_class_counts": counts}
+        about = {"class_names": dataset.class_names, "train_class_counts": counts}
+        about |= {"name": parsed.model, "notes": notes}
     out = parsed.out or Path("runs", "evaluate-" + re.sub(r"[^\w.-]+", "-", parsed.model))
     with progress(f"evaluate {parsed.model}") as report:
         card = evaluate(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from taet import protocols, registry
@@ -71,6 +73,11 @@ class Attack:
         """Name, ball and parameters: two attacks with the same settings do the same."""
         return {"name": self.name, "norm": self.norm, "eps": self.eps, **self.parameters}
 
+    def check(self, num_classes: int) -> None:
+        """Refuse an objective that so few classes do not have."""
+        if self.parameters.get("objective") == "dlr" and num_classes < 3:
+            raise UserError(f"attack '{self.name}': got {num_classes} classes; allowed: 3 or more for DLR")
+
     def plan(self, num_classes: int) -> Plan:
         """The parts of an AutoAttack."""
         return plan(num_classes, self.parameters["version"], self.norm or "linf")
@@ -125,7 +132,8 @@ def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None =
         return _cw(name, given, settings)
     if family in FAMILIES:
         return _chain(name, family, steps, given, settings, radius)
-    return Attack(name, "own", "linf", given.get("eps", radius), {"seed": settings.seed})
+    source = hashlib.sha256(_own_files()[base].read_bytes()).hexdigest()
+    return Attack(name, "own", "linf", given.get("eps", radius), {"seed": settings.seed, "source_sha256": source})
 
 
 def parse_attacks(
@@ -177,11 +185,14 @@ def _family(base: str) -> tuple[str, int]:
         raise UserError(f"attack '{base}': a protocol, which stands for {len(protocols.COLUMNS[base])}; allowed: one")
     if f"{base}-N" in FAMILIES:
         raise UserError(f"attack '{base}': got no number of steps; allowed: {base}-N, e.g. {base}-20")
-    entry = registry.entries("attacks").get(base)
-    if entry is None or entry.path is None:
-        own = [other.name for other in registry.entries("attacks").values() if other.path is not None]
-        raise unknown("attack", base, [*EXAMPLES, *protocols.COLUMNS, *own])
+    if base not in _own_files():
+        raise unknown("attack", base, [*EXAMPLES, *protocols.COLUMNS, *_own_files()])
     return base, 0
+
+
+def _own_files() -> dict[str, Path]:
+    """The file of every attack of the user's own, by name."""
+    return {entry.name: entry.path for entry in registry.entries("attacks").values() if entry.path is not None}
 
 
 def _chain(name: str, family: str, steps: int, given: Mapping[str, Any], settings: Evaluation, radius: float) -> Attack:
@@ -207,9 +218,13 @@ def _chain(name: str, family: str, steps: int, given: Mapping[str, Any], setting
         parameters["objective"] = objective
     if family.startswith("adaptive"):
         parameters["factor"] = given.get("factor", FACTOR)
+    if objective == "kl" and parameters["start"] == "none":
+        raise UserError(f"attack '{name}': got no start noise with the objective kl, which has no gradient there")
     if "target" in given:
         if objective == "kl":
             raise UserError(f"attack '{name}': got a target with the objective kl, which sees no label")
+        if parameters.get("restarts", 1) > 1:
+            raise UserError(f"attack '{name}': got several restarts with a target; allowed: one or the other")
         parameters |= _target(given["target"], settings)
     return Attack(name, "pgd", "l2" if two else "linf", eps, parameters)
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from taet import metrics
 from taet.attacks.counted import Counted
@@ -23,8 +22,7 @@ from taet.evaluation.attack import Attack, expand, parse_attacks
 from taet.evaluation.columns import Bench, Images, as_arrays, count_classes
 from taet.evaluation.diagnostics import REPEAT_DIFFERENCE
 from taet.evaluation.kept import kept
-from taet.evaluation.probe import SUM_TOLERANCE
-from taet.losses.long_tail import cross_entropy
+from taet.evaluation.trial import SUM_TOLERANCE, Trial, answer, attempt, input_gradient, nonfinite, sample, told
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
 from taet.training.environment import environment
@@ -145,16 +143,16 @@ def check(
         width = count_classes(model, pixels, classes, device)
         if class_names is not None and len(class_names) != width:
             raise UserError(f"model output: got {width} logits; allowed: {len(class_names)}, one per class")
-        drawn = torch.randperm(len(classes), generator=generator("cpu", 0, "check"))[:batch_size]
         bench = Bench(Counted(model), pixels, classes, width, batch_size, 0, device)
         with bench.still():
-            trial = _try(model, *bench.batch(np.sort(drawn.numpy())))
+            trial = _try(bench.model, *bench.batch(sample(classes, batch_size, bench.seed)))
+            correct = _right(trial.logits, trial.y)
             speeds = _speeds(trial)
-            accuracies, normalisation = _normalisation(trial)
+            accuracies, normalisation = _normalisation(trial, correct)
             findings = (
                 _classes(width, classes, class_names),
                 normalisation,
-                _guessing(trial),
+                _guessing(trial, correct),
                 _logits(trial),
                 _range(trial),
                 _gradients(trial),
@@ -163,7 +161,7 @@ def check(
                 _precision(trial),
                 _mode(changes(), training),
             )
-    accuracy = float(trial.correct.mean())
+    right = _expected(trial, correct, classes)
     return Check(
         model=name or type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -172,74 +170,28 @@ def check(
         images=len(classes),
         tried=len(trial.y),
         device=environment(device)["device"],
-        accuracy=accuracy,
+        accuracy=float(correct.mean()),
         accuracies=accuracies,
         forward_speed=speeds[0],
         gradient_speed=speeds[1],
         findings=findings,
-        costs=tuple(_cost(attack, width, len(classes), accuracy, speeds) for attack in parsed),
+        costs=tuple(_cost(attack, width, len(classes), right, speeds) for attack in parsed),
     )
 
 
 # -- the trial ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """A model and what it answered to one batch."""
-
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-    logits: Tensor
-    gradient: Tensor
-    """Of the cross-entropy of each image, in the shape of x."""
-    dtype: torch.dtype
-    """Of the model's answer."""
-
-    @property
-    def correct(self) -> NDArray[np.bool_]:
-        """Which images are classified correctly, (N,)."""
-        return _right(self.logits, self.y)
-
-    def answer(self, x: Tensor) -> Tensor:
-        """Return float32 logits without a graph."""
-        return _answer(self.model, x)
-
-
-def _answer(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = Counted(model)(x)
-    return logits
+def _try(model: Counted, x: Tensor, y: Tensor) -> Trial:
+    """Ask for the logits and their gradient; what no attack could work with is a `UserError`."""
+    trial = attempt(model, x, y)
+    if wrong := int(nonfinite(trial.logits).sum()):
+        raise UserError(f"model output: not finite on {wrong} of {len(x)} clean test images")
+    return trial
 
 
 def _right(logits: Tensor, y: Tensor) -> NDArray[np.bool_]:
     return np.asarray((logits.max(1).indices == y).cpu())
-
-
-def _try(model: nn.Module, x: Tensor, y: Tensor) -> _Trial:
-    """Ask for the logits and their gradient; what no attack could work with is a `UserError`."""
-    try:
-        logits, gradient = _answer(model, x), _gradient(model, x, y)
-        with torch.no_grad():
-            dtype = model(x[:2]).dtype
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"model: fails on a batch of {len(x)} images ({reason})") from error
-    if wrong := int((~logits.isfinite()).any(1).sum()):
-        raise UserError(f"model output: not finite on {wrong} of {len(x)} clean test images")
-    return _Trial(model, x, y, logits, gradient, dtype)
-
-
-def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    leaf, gradient = x.clone().requires_grad_(), None
-    loss = cross_entropy(Counted(model)(leaf), y).sum()
-    if loss.requires_grad:
-        (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
-    if gradient is None:
-        why = "is there a detach, no_grad or argmax in forward?"
-        raise UserError(f"model: no gradient reaches the image, so no attack can follow one; {why}")
-    return gradient
 
 
 # -- findings ----------------------------------------------------------------------------------------------------------
@@ -253,20 +205,22 @@ def _classes(width: int, labels: NDArray[np.int64], class_names: Sequence[str] |
     return Finding("classes", True, f"{width} logits, one per class")
 
 
-def _normalisation(trial: _Trial) -> tuple[dict[str, float], Finding]:
+def _normalisation(trial: Trial, correct: NDArray[np.bool_]) -> tuple[dict[str, float], Finding]:
     """Compare the accuracy as it is with that of the network behind each of the usual normalisations.
 
     Another one is called better where McNemar's test says so at the level divided by the number of comparisons.
     """
-    network = trial.model.network if isinstance(trial.model, Normalized) else trial.model
+    model = trial.model.model
+    network = model.network if isinstance(model, Normalized) else model
     ways = _normalisations(trial.x.shape[1])
     masks = {
-        name: _right(_answer(_wrapped(network, how, trial.x.device), trial.x), trial.y) for name, how in ways.items()
+        name: _right(answer(Counted(_wrapped(network, how, trial.x.device)), trial.x), trial.y)
+        for name, how in ways.items()
     }
     accuracies = {name: float(mask.mean()) for name, mask in masks.items()}
     best = max(accuracies, key=lambda name: accuracies[name])
-    gained, lost = int((masks[best] & ~trial.correct).sum()), int((trial.correct & ~masks[best]).sum())
-    given = f"{100 * trial.correct.mean():.1f} % correct as given"
+    gained, lost = int((masks[best] & ~correct).sum()), int((correct & ~masks[best]).sum())
+    given = f"{100 * correct.mean():.1f} % correct as given"
     others = ", ".join(f"{name} {100 * value:.1f}" for name, value in accuracies.items())
     if gained <= lost or metrics.mcnemar(gained, lost) * len(ways) >= LEVEL:
         return accuracies, Finding("normalisation", True, f"{given}; no other is better ({others})")
@@ -296,10 +250,10 @@ def _flag(name: str, statistics: Statistics | None) -> str:
     return "/".join(",".join(f"{value:.6g}" for value in part) for part in statistics)
 
 
-def _guessing(trial: _Trial) -> Finding:
+def _guessing(trial: Trial, correct: NDArray[np.bool_]) -> Finding:
     """Tell a model that has learned these classes from one that answers at random or always the same."""
     classes = trial.logits.shape[1]
-    counts = metrics.class_counts(trial.correct, trial.y.cpu().numpy(), classes)
+    counts = metrics.class_counts(correct, trial.y.cpu().numpy(), classes)
     balanced, (low, _) = metrics.balanced_accuracy(*counts), metrics.balanced_interval(*counts)
     chance = 1 / int((counts[1] > 0).sum())
     text = f"balanced accuracy {100 * balanced:.1f} %, chance is {100 * chance:.1f} %"
@@ -308,10 +262,10 @@ def _guessing(trial: _Trial) -> Finding:
     return Finding("accuracy", False, f"{text}: are the weights, the order of the classes and the image size right?")
 
 
-def _logits(trial: _Trial) -> Finding:
+def _logits(trial: Trial) -> Finding:
     values = trial.logits
     if bool((values >= 0).all()):
-        if bool(((values.sum(1) - 1).abs() <= SUM_TOLERANCE).all()):
+        if bool(trial.distributions.all()):
             text = "probabilities: cross-entropy takes a second softmax of them, which flattens its gradients; "
             return Finding("logits", False, text + "return what goes into the softmax")
         if bool((values <= 1).all()):
@@ -322,31 +276,34 @@ def _logits(trial: _Trial) -> Finding:
     return Finding("logits", True, f"from {values.min():.3g} to {values.max():.3g}")
 
 
-def _range(trial: _Trial) -> Finding:
+def _range(trial: Trial) -> Finding:
     noise = torch.rand(trial.x[:1].shape, generator=generator("cpu", 0, "check", "noise")).to(trial.x.device)
     corners = {"black": torch.zeros_like(noise), "white": torch.ones_like(noise), "random": noise}
     # Two of each, since a layer may need more than one image.
-    wrong = [name for name, x in corners.items() if not bool(trial.answer(x.repeat(2, 1, 1, 1)).isfinite().all())]
+    wrong = [
+        name for name, x in corners.items() if not bool(answer(trial.model, x.repeat(2, 1, 1, 1)).isfinite().all())
+    ]
     if wrong:
         text = f"not finite on {' and '.join(wrong)} images, where an attack may lead; is something divided by zero?"
         return Finding("range", False, text)
     return Finding("range", True, "finite on test images and on black, white and random ones")
 
 
-def _gradients(trial: _Trial) -> Finding:
-    flat = trial.gradient.flatten(1)
-    if wrong := int((~flat.isfinite()).any(1).sum()):
-        text = f"not finite on {wrong} of {len(flat)} images: no attack can follow them; look for a root or norm at 0"
+def _gradients(trial: Trial) -> Finding:
+    if wrong := int(trial.nonfinite.sum()):
+        text = (
+            f"not finite on {wrong} of {len(trial.y)} images: no attack can follow them; look for a root or norm at 0"
+        )
         return Finding("gradients", False, text)
-    zero = np.asarray((flat == 0).all(1).cpu()) & trial.correct
-    if zero.any():
-        text = f"exactly zero on {zero.sum()} of {trial.correct.sum()} images that are correct: PGD cannot move them; "
+    if zero := int(trial.zero_gradients.sum()):
+        right = int(trial.correct.sum())
+        text = f"exactly zero on {zero} of {right} images that are correct: PGD cannot move them; "
         return Finding("gradients", False, text + "are the logits too large, or is a step not differentiable?")
     return Finding("gradients", True, "finite, and none is zero where the answer is correct")
 
 
-def _repetition(trial: _Trial) -> Finding:
-    moved = _difference(trial.answer(trial.x), trial.logits)
+def _repetition(trial: Trial) -> Finding:
+    moved = trial.repeat_difference()
     if moved > REPEAT_DIFFERENCE:
         text = (
             f"the same images get other answers when asked again (by {moved:.2g} of unit length): every number would "
@@ -355,8 +312,8 @@ def _repetition(trial: _Trial) -> Finding:
     return Finding("determinism", True, "the same images get the same answers" + _roughly(moved))
 
 
-def _batch(trial: _Trial) -> Finding:
-    moved = _difference(trial.answer(trial.x[:2]), trial.logits[:2])
+def _batch(trial: Trial) -> Finding:
+    moved = trial.batch_difference()
     if moved > REPEAT_DIFFERENCE:
         text = (
             f"the answer to an image depends on the others (by {moved:.2g} of unit length), as with batch statistics "
@@ -369,14 +326,12 @@ def _roughly(moved: float) -> str:
     return f", to {moved:.0e} of unit length" if moved else ""
 
 
-def _difference(first: Tensor, second: Tensor) -> float:
-    """Largest L2 distance between two answers to one image, each scaled to unit length."""
-    return float((functional.normalize(first) - functional.normalize(second)).norm(dim=1).max())
-
-
-def _precision(trial: _Trial) -> Finding:
-    if trial.dtype != torch.float32:
-        text = f"answers in {trial.dtype}: differences that decide an attack are rounded away; return float32"
+def _precision(trial: Trial) -> Finding:
+    pair = trial.x[:2]
+    with told(pair), torch.no_grad():
+        dtype = trial.model.model(pair).dtype
+    if dtype != torch.float32:
+        text = f"answers in {dtype}: differences that decide an attack are rounded away; return float32"
         return Finding("precision", False, text)
     return Finding("precision", True, "float32")
 
@@ -395,10 +350,10 @@ def _mode(changed: list[str], training: bool) -> Finding:
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
-def _speeds(trial: _Trial) -> tuple[float, float]:
+def _speeds(trial: Trial) -> tuple[float, float]:
     """Images a second, forward alone, and forward and backward."""
-    forward = _seconds(lambda: trial.answer(trial.x))
-    both = _seconds(lambda: _gradient(trial.model, trial.x, trial.y))
+    forward = _seconds(lambda: answer(trial.model, trial.x))
+    both = _seconds(lambda: input_gradient(trial.model, trial.x, trial.y))
     return len(trial.x) / forward, len(trial.x) / both
 
 
@@ -413,10 +368,18 @@ def _seconds(work: Callable[[], Tensor]) -> float:
     return min(once() for _ in range(TIMED))
 
 
-def _cost(attack: Attack, width: int, images: int, accuracy: float, speeds: tuple[float, float]) -> Cost:
+def _expected(trial: Trial, correct: NDArray[np.bool_], labels: NDArray[np.int64]) -> int:
+    """How many of all images may be classified correctly, by the accuracy of each class among those tried."""
+    classes = trial.logits.shape[1]
+    recalls = metrics.per_class_accuracy(*metrics.class_counts(correct, trial.y.cpu().numpy(), classes))
+    known = np.where(np.isnan(recalls), correct.mean(), recalls)
+    return round(float(known @ np.bincount(labels, minlength=classes)))
+
+
+def _cost(attack: Attack, width: int, images: int, right: int, speeds: tuple[float, float]) -> Cost:
     """The time of an attack, of whose passes every second one is a backward one, the last a forward one."""
     passes = attack.passes(width)
-    met = round(accuracy * images) if attack.kind == "autoattack" else images
+    met = right if attack.kind == "autoattack" else images
     forward, both = 1 / speeds[0], 1 / speeds[1]
     pairs, single = divmod(passes, 2)
     return Cost(attack.name, passes, met, met * (pairs * both + single * forward))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from taet.evaluation.kept import kept
 from taet.evaluation.perturb import Draws, perturb
 from taet.evaluation.result import WORST_CASE, Column, Ints
 from taet.evaluation.state import Units
+from taet.losses.long_tail import cross_entropy
 from taet.training.checkpoint import digest, weights_digest
 from taet.training.environment import version
 
@@ -39,6 +41,8 @@ Images = NDArray[Any]
 MINIMAL = ("cw-l2", "deepfool")
 """Attacks that look for the smallest perturbation, so that its length is worth keeping."""
 WORK = ("seconds", "forwards", "backwards")
+UNIT = {"rows", "predictions", "scores", "distances", *WORK}
+FINGERPRINT = 4  # images whose answers tell two models apart
 
 
 def attack_split(
@@ -133,6 +137,8 @@ def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.
     if not logits.requires_grad:
         raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
     width = logits.shape[1]
+    if width < 2:
+        raise UserError(f"model output: got {width} logit an image; allowed: one per class, 2 or more")
     if labels.max() >= width:
         raise UserError(f"labels: got up to {labels.max()}; allowed: 0 to {width - 1}, one per logit of the model")
     return int(width)
@@ -157,11 +163,26 @@ class Bench:
         with frozen(self.model), exact_float32(self.device.type), torch.random.fork_rng(every_gpu):
             yield
 
+    @cached_property
     def identity(self) -> str:
-        """Hash of the model's layers and weights, the images, the labels, and the software that decides a flag."""
+        """Hash of the model's layers, weights and first answers, the images, the labels, and the software."""
         network = self.model.model
         software = [self.device.type, version("torch"), version("pyautoattack")]
-        return digest([repr(network), weights_digest(network), images_sha256(self.images, self.labels), software])
+        rounded = np.round(self.fingerprint, 3).tolist()
+        images = images_sha256(self.images, self.labels)
+        return digest([repr(network), weights_digest(network), rounded, images, software])
+
+    @cached_property
+    def fingerprint(self) -> NDArray[np.float64]:
+        """Logits of the first images and the length of their gradients, which tell models of equal weights apart."""
+        x, y = self.batch(np.arange(min(FINGERPRINT, len(self.labels))))
+        with self.still():
+            torch.manual_seed(0)  # a model that draws numbers draws the same ones
+            leaf = x.requires_grad_()
+            logits = self.model(leaf)
+            (gradient,) = torch.autograd.grad(cross_entropy(logits, y).sum(), leaf)
+        slopes = gradient.flatten(1).norm(dim=1, keepdim=True)
+        return torch.cat([logits.detach(), slopes], 1).cpu().double().numpy()
 
     def units(
         self, attack: Attack, state_dir: str | os.PathLike[str] | None, after: Sequence[dict[str, Any]] = ()
@@ -169,7 +190,7 @@ class Bench:
         """Where the finished batches of an attack are kept, on all images or on those that others have left."""
         if state_dir is None:
             return None
-        settings = [self.identity(), attack.settings(), self.batch_size, *after]
+        settings = [self.identity, attack.settings(), self.batch_size, *after]
         return Units(Path(state_dir), attack.name, digest(settings))
 
     def batches(self, rows: Ints | None = None) -> list[Ints]:
@@ -184,9 +205,23 @@ class Bench:
     def perturb(self, attack: Attack, rows: Ints) -> tuple[Tensor, Tensor]:
         """Return the images `rows`, clean and as an attack of ours makes them, which is checked."""
         x, y = self.batch(rows)
-        x_adv = perturb(attack, self.model, x, y, Draws(self.seed, attack.name, rows))
+        # Copies, since what an attack of one's own does to its arguments must not reach the check.
+        with self._guarded(attack):
+            x_adv = perturb(attack, self.model, x.clone(), y.clone(), Draws(self.seed, attack.name, rows))
         verify(attack.name, x_adv, x, attack.eps, attack.norm or "linf")
         return x, x_adv
+
+    @contextmanager
+    def _guarded(self, attack: Attack) -> Iterator[None]:
+        """Keep the model from an attack of one's own, which may do to it what it likes."""
+        if attack.kind != "own":
+            yield
+            return
+        with kept(self.model) as changes, frozen(self.model):
+            yield
+            changed = changes()
+        if changed:
+            raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")
 
     def answers(self, attack: Attack, x_adv: Tensor, rows: Ints) -> Tensor:
         """Return the logits of images, which must be finite."""
@@ -230,7 +265,7 @@ class Bench:
         progress: Progress | None,
     ) -> Column:
         """Run attacks of one threat model, cheap ones first, each on the images that those before it left correct."""
-        order = _one_threat_model(attacks, self.num_classes)
+        order = one_threat_model(attacks, self.num_classes)
         meter = _Meter(progress, order, self, chained=True)
         predictions = clean.predictions.copy()
         work: dict[str, Any] = dict.fromkeys(WORK, 0)
@@ -253,7 +288,7 @@ class Bench:
             norm=order[0].norm,
             eps=order[0].eps,
             bounded=True,
-            parameters={"attacks": [attack.settings() for attack in order]},
+            parameters={"attacks": sorted((attack.settings() for attack in order), key=lambda one: str(one["name"]))},
             correct=predictions == self.labels,
             predictions=predictions,
             parts=parts,
@@ -276,21 +311,22 @@ class Bench:
             work = {name: sum(unit[name].item() for unit in done) for name in WORK}
             return _Result(predictions, {attack.name: predictions == labels}, work, scores, distances)
         assert attack.eps is not None
-        outcome = run_parts(
-            self.model.model,
-            as_unit(self.images[rows]),
-            torch.from_numpy(labels),
-            eps=attack.eps,
-            norm=attack.norm or "linf",
-            version=attack.parameters["version"],
-            batch_size=self.batch_size,
-            seed=attack.parameters["seed"],
-            device=self.device,
-            keep_examples=False,
-            natural=None if natural is None else torch.from_numpy(natural),
-            state=units,
-            progress=lambda done, total, label: progress(done, total, f"{attack.name}: {label}"),
-        )
+        with _told(attack):
+            outcome = run_parts(
+                self.model.model,
+                as_unit(self.images[rows]),
+                torch.from_numpy(labels),
+                eps=attack.eps,
+                norm=attack.norm or "linf",
+                version=attack.parameters["version"],
+                batch_size=self.batch_size,
+                seed=attack.parameters["seed"],
+                device=self.device,
+                keep_examples=False,
+                natural=None if natural is None else torch.from_numpy(natural),
+                state=units,
+                progress=lambda done, total, label: progress(done, total, f"{attack.name}: {label}"),
+            )
         return _Result(
             outcome.predictions.numpy(),
             {part: mask.numpy() for part, mask in outcome.parts.items()},
@@ -305,7 +341,8 @@ class Bench:
             progress(number * self.batch_size * passes + inside, len(rows) * passes, attack.name)
 
         def measure(number: int) -> Arrays:
-            with ticking(self.model, len(batches[number]) * passes, lambda inside: report(number, inside)):
+            expected = len(batches[number]) * passes
+            with _told(attack), ticking(self.model, expected, lambda inside: report(number, inside)):
                 return self._measure(attack, batches[number])
 
         done = run_units(
@@ -313,7 +350,7 @@ class Bench:
             measure,
             state=units,
             key=str,
-            valid=lambda number, unit: np.array_equal(unit["rows"], batches[number]),
+            valid=lambda number, unit: unit.keys() >= UNIT and np.array_equal(unit["rows"], batches[number]),
             begin=report,
         )
         progress(len(rows) * passes, len(rows) * passes, attack.name)
@@ -335,6 +372,19 @@ class Bench:
             "forwards": np.asarray(self.model.forwards - forwards),
             "backwards": np.asarray(self.model.backwards - backwards),
         }
+
+
+@contextmanager
+def _told(attack: Attack) -> Iterator[None]:
+    """Turn whatever the user's model, or attack, raises inside into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        hint = "; a smaller --batch-size takes less memory" if "memory" in reason else ""
+        raise UserError(f"'{attack.name}' failed in the model: {type(error).__name__}: {reason}{hint}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,7 +419,7 @@ def _first_parts(suite: Column, attack: Attack, labels: Ints, num_classes: int) 
     )
 
 
-def _one_threat_model(attacks: Sequence[Attack], num_classes: int) -> list[Attack]:
+def one_threat_model(attacks: Sequence[Attack], num_classes: int) -> list[Attack]:
     """Return attacks in the order of their cost, which must be bounded by one ball and hold one AutoAttack at most."""
     chain = sorted((attack for attack in attacks if attack.kind != "clean"), key=lambda one: one.passes(num_classes))
     balls = list(dict.fromkeys((attack.norm, attack.eps) for attack in chain))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from taet.config import Evaluation
 from taet.errors import unknown
@@ -54,26 +55,44 @@ def curve_attacks(names: Sequence[str], settings: Evaluation, eps: float) -> lis
 
 
 def curves(card: ResultCard) -> tuple[Curve, ...]:
-    """Return every curve of which a card holds three points or more; clean images are the curve over eps at 0."""
+    """Return every curve of which a card holds three points or more; clean images are the curve over eps at 0.
+
+    The points of one curve differ in what it varies alone, and over eps in their steps, which are in proportion to it.
+    Where a card holds several such sets, the curve is the one that was measured for it, else the largest.
+    """
     chain = f"pgd-{CHAIN}"
     found = (
-        ("steps", "PGD", r"pgd-\d+", lambda column: column.parameters["steps"]),
-        ("eps", chain, rf"clean|{chain}(:eps=[^,]*)?", lambda column: column.eps or 0),
-        (
-            "logit-scale",
-            chain,
-            rf"(adaptive-)?{chain}(:factor=[^,]*)?",
-            lambda column: column.parameters.get("factor", 1),
-        ),
+        ("steps", "PGD", r"pgd-\d+", "steps"),
+        ("eps", chain, rf"{chain}(:eps=[^,]*)?", "eps"),
+        ("logit-scale", chain, rf"(adaptive-)?{chain}(:factor=[^,]*)?", "factor"),
     )
-    all_curves = (Curve(name, attack, _points(card, pattern, x)) for name, attack, pattern, x in found)
+    all_curves = (Curve(name, attack, _points(card, name, pattern, varied)) for name, attack, pattern, varied in found)
     return tuple(curve for curve in all_curves if len(curve.points) >= 3)
 
 
-def _points(card: ResultCard, pattern: str, x: Callable[[Column], float]) -> tuple[tuple[float, Column], ...]:
-    """Return the columns of these names in the order of x; of two at one place, the first."""
+def _points(card: ResultCard, curve: str, pattern: str, varied: str) -> tuple[tuple[float, Column], ...]:
+    """Return the columns of these names that may be compared, in the order of what varies; of two at one place, the
+    first."""
     columns = [column for column in card.columns if re.fullmatch(pattern, column.name)]
-    return tuple(sorted({float(x(column)): column for column in reversed(columns)}.items()))
+    fixed = [_fixed(column, varied) for column in columns]
+    alike = ([column for column, other in zip(columns, fixed, strict=True) if other == one] for one in fixed)
+    chosen = max(alike, key=lambda group: (sum(column.curve == curve for column in group), len(group)), default=[])
+    if varied == "eps":
+        chosen = [*(column for column in card.columns if column.name == "clean"), *chosen]
+    return tuple(sorted({_place(column, varied): column for column in reversed(chosen)}.items()))
+
+
+def _fixed(column: Column, varied: str) -> dict[str, Any]:
+    """Settings that all points of a curve share."""
+    settings = column.settings
+    if varied == "eps":
+        settings["step_size"] = round(settings["step_size"] / (settings["eps"] or 1), 9)
+    return {name: value for name, value in settings.items() if name != varied}
+
+
+def _place(column: Column, varied: str) -> float:
+    """Where on its curve a column is: clean images in a ball of radius 0, plain PGD at a factor of 1."""
+    return float(column.settings.get(varied) or (1 if varied == "factor" else 0))
 
 
 def _ball(size: float, radius: float) -> str:

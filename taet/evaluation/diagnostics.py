@@ -40,6 +40,7 @@ LOGIT_SCALE_GAP = 0.04
 SQUARE_GAP = 0.002
 REPEAT_DIFFERENCE = 1e-4
 ZERO_GRADIENTS = 0
+NONFINITE_GRADIENTS = 0  # no sound model has one
 # Without a bound an attack must break every image, and a larger ball cannot be safer (Athalye, Carlini, Wagner, ICML
 # 2018, arXiv:1802.00420, section 3.1). One image in a hundred is left to steps that are not infinitely many.
 REMAINDER = 0.01
@@ -185,14 +186,49 @@ def _rises(card: ResultCard) -> Iterator[str]:
         )
 
 
-# --- the model, tried on the first images ----------------------------------------------------------------------------
+# --- the model, tried on a sample of the images ----------------------------------------------------------------------
+
+
+def _differs(card: ResultCard, fact: str) -> bool:
+    """Are the answers to one image farther apart than rounding? Cards of older versions lack some of these facts."""
+    return bool(card.probe.get(fact, 0.0) > REPEAT_DIFFERENCE)
 
 
 def _randomised(card: ResultCard) -> Iterator[str]:
-    if card.probe and card.probe["repeat_difference"] > REPEAT_DIFFERENCE:
+    if _differs(card, "repeat_difference"):
         yield (
             "The model answers the same images differently when it is asked again: every number here is one draw, and "
             "attacks that take the gradient of one draw are too weak; attack the mean of many (EOT)."
+        )
+
+
+def _changing(card: ResultCard) -> Iterator[str]:
+    if _differs(card, "later_difference") and not _differs(card, "repeat_difference"):
+        yield (
+            "The model answers the same images differently after it has answered others: it keeps something that "
+            "changes from call to call, so no two attacks met the same model and no number here is about one; let "
+            "nothing change in eval mode and evaluate anew."
+        )
+
+
+def _batch_dependent(card: ResultCard) -> Iterator[str]:
+    # A model that draws numbers, or changes, answers otherwise in any case.
+    steady = not (_differs(card, "repeat_difference") or _differs(card, "later_difference"))
+    if steady and _differs(card, "batch_difference"):
+        yield (
+            "The answer to an image depends on the others in its batch, as with batch statistics in eval mode: every "
+            f"number here is one for batches of {card.batch_size} in this order, and attacks on one image act on the "
+            "others; make the answers independent (running statistics) and evaluate anew."
+        )
+
+
+def _nonfinite(card: ResultCard) -> Iterator[str]:
+    wrong = card.probe.get("nonfinite_gradients", 0)
+    if wrong > NONFINITE_GRADIENTS:
+        yield (
+            f"On {wrong} of {card.probe['images']} images probed, or on PGD's way from them, a logit or the gradient "
+            "is not finite: an attack cannot follow it and counts the image as robust; look for a root, norm or "
+            "logarithm at 0, and believe no attack that uses gradients before that is mended."
         )
 
 
@@ -220,7 +256,7 @@ def _logit_scale(card: ResultCard) -> Iterator[str]:
     if (plain - magnified) / images > LOGIT_SCALE_GAP and exceeds(plain, magnified):
         yield (
             f"With logits times 10 in its objective PGD-20 leaves {100 * card.probe['scaled_pgd_correct'] / images:.1f}"
-            f" % of the first {images} images correct, else {100 * card.probe['pgd_correct'] / images:.1f} %: where "
+            f" % of {images} images correct, else {100 * card.probe['pgd_correct'] / images:.1f} %: where "
             "logits are this small (scaled down, or hardly trained) cross-entropy pushes to all other classes at once "
             "instead of the nearest, so PGD's numbers are too high; report AutoAttack."
         )
@@ -272,6 +308,9 @@ CHECKS: Mapping[str, Callable[[ResultCard], Iterator[str]]] = {
     "unbounded-attack-not-converged": _unbounded,
     "autoattack-variant": _variant,
     "randomised": _randomised,
+    "changes-between-calls": _changing,
+    "batch-dependent": _batch_dependent,
+    "nonfinite-gradients": _nonfinite,
     "softmax-outputs": _softmax,
     "zero-gradients": _zero_gradients,
     "logit-scale": _logit_scale,

@@ -18,7 +18,7 @@ from taet.attacks.noise import Source
 from taet.attacks.objectives import OBJECTIVES, Objective, natural_divergence, scaled
 from taet.errors import UserError
 from taet.evaluation.attack import Attack
-from taet.randomness import generator
+from taet.randomness import derive_seed, generator
 
 Model = Callable[[Tensor], Tensor]
 
@@ -73,6 +73,7 @@ def perturb(attack: Attack, model: Model, x: Tensor, y: Tensor, draws: Draws) ->
     if attack.kind == "deepfool":
         return deepfool(model, x, y, eps=attack.eps, **given)
     if attack.kind == "own":
+        torch.manual_seed(derive_seed(draws.seed, attack.name, int(draws.rows[0])))  # the caller's state is kept
         return _own(attack, model, x, y)
     restarts = given.get("restarts", 1)
     eps, norm, start = attack.eps or 0.0, attack.norm or "linf", given["start"]

@@ -127,7 +127,7 @@ class ResultCard:
     flags: tuple[dict[str, str], ...] = ()
     """Warnings of the diagnostics: {"flag": short name, "text": what it means and what to do}."""
     probe: dict[str, Any] = field(default_factory=dict)
-    """What was tried on the first images to find out what attacks can be fooled by (`taet.evaluation.probe`); empty
+    """What was tried on a sample of images to find out what attacks can be fooled by (`taet.evaluation.probe`); empty
     where it was not run, since nothing was attacked."""
     run: dict[str, Any] = field(default_factory=dict)
     """How the model was trained: {"config": the whole Run, "command": the call}, and where it is known, "deviations":
@@ -208,7 +208,12 @@ class ResultCard:
             norm=norm,
             eps=radii[0],
             bounded=True,
-            parameters={"attacks": [{"name": c.name, "norm": c.norm, "eps": c.eps, **c.parameters} for c in inside]},
+            parameters={
+                "attacks": [
+                    {"name": c.name, "norm": c.norm, "eps": c.eps, **c.parameters}
+                    for c in sorted(inside, key=lambda one: one.name)
+                ]
+            },
             correct=left[columns[-1].name],
             predictions=np.stack([column.predictions for column in columns])[first, np.arange(len(first))],
             parts={column.name: left[column.name] for column in inside},

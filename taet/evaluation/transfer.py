@@ -186,7 +186,7 @@ def transfer_columns(
     if not targets:
         return ()
     made = transferred(attack, name, weights_digest(source.model.model))
-    keys = [target.identity() for target in targets]
+    keys = [target.identity for target in targets]
     batches, making = source.batches(), attack.passes(source.num_classes)
 
     def report(number: int, inside: float = 0) -> None:

@@ -14,7 +14,8 @@ from taet.config import Data, Run
 from taet.data import Dataset, load
 from taet.errors import UserError, unknown
 from taet.evaluation import ResultCard
-from taet.evaluation.attack import check_attacks, expand
+from taet.evaluation.attack import check_attacks, expand, parse_attacks
+from taet.evaluation.columns import among
 from taet.experiments.specification import SHORT, Entry, Settings, Specification, Variant
 from taet.report.read import deciding
 from taet.training.checkpoint import read_json, read_record, run_from_json
@@ -74,8 +75,9 @@ class Cell:
         card, asked = ResultCard.load(path), self.run.evaluation
         eps = self.run.threat.eps if asked.eps is None else asked.eps
         same = card.threat["eps"] == eps and card.batch_size == asked.batch_size
-        wanted = expand(asked.attacks, asked).attacks
-        return same and {"clean", *wanted} <= {column.name for column in card.columns}
+        wanted = expand(asked.attacks, asked)
+        attacks = [one for one in parse_attacks(wanted.attacks, wanted, eps) if one.kind != "clean"]
+        return same and all(among(card.columns, attack) is not None for attack in attacks)
 
     def check_folder(self) -> None:
         """Refuse a folder that holds a run with other settings than the specification says."""

@@ -32,6 +32,11 @@ class Broken(Brightness):
     def forward(self, x):
         return super().forward(x) / 0 * 0
 
+class Picky(Brightness):
+    def forward(self, x):
+        assert len(x) <= 2, "two at most\\nnot more"
+        return super().forward(x)
+
 def narrow(num_classes):
     return nn.Sequential(Brightness(), nn.Linear(4, 3))
 
@@ -109,6 +114,7 @@ def test_fresh_weights_are_told(taet: Any) -> None:
         ("grey_nets:brightness --data grey.npz", "did you mean 'Brightness'?"),
         ("grey_nets:Pair --data grey.npz", "model output: got a tuple; allowed: one tensor of logits (N, classes)"),
         ("grey_nets:Broken --data grey.npz", "model output: not finite on 80 of 80 clean test images"),
+        ("grey_nets:Picky --data grey.npz", "model: fails on a batch of 80 images (two at most)"),
         ("grey_nets:narrow --data grey.npz", "labels: got up to 3; allowed: 0 to 2, one per logit of the model"),
         ("grey_nets:wide --data grey.npz", "model output: got 1000 logits; allowed: 4, one per class"),
         ("torchvision:resnet-18 --data grey.npz", "did you mean 'resnet18'?"),

@@ -128,6 +128,16 @@ def test_the_time_of_an_attack_is_that_of_its_passes(checked: Callable[..., Chec
     assert suite.passes == parse_attack("autoattack").passes(4)
 
 
+def test_the_images_that_autoattack_takes_up_are_estimated_class_by_class(data: Any) -> None:
+    images, labels = data
+    few = np.flatnonzero(labels == 1)[:5]  # whose logit is never the largest
+    rows = np.concatenate([np.flatnonzero(labels == 0), np.flatnonzero(labels == 2), few])
+    model = Brightness(centres=(0.2, 9.0, 0.6, 9.0))
+    found = check(model, images[rows], labels[rows], attacks=("autoattack",), batch_size=15)
+    assert found.accuracy == pytest.approx(2 / 3), "five images of each class are tried"
+    assert found.costs[0].images == 60
+
+
 def test_a_protocol_stands_for_its_attacks(checked: Callable[..., Check]) -> None:
     assert [cost.attack for cost in checked(Brightness(), attacks=("taet",)).costs][:2] == ["clean", "fgsm"]
     assert [cost.attack for cost in checked(Brightness(), attacks=Evaluation.attacks).costs] == [*Evaluation.attacks]
@@ -202,22 +212,26 @@ class Restless(Brightness):
         super().__init__()
         self.register_buffer("moving", torch.zeros(3), persistent)
         self.register_buffer("spread", torch.ones(3), persistent)
+        self.least = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        normal = functional.batch_norm(x, self.moving, self.spread, training=True)
+        normal = functional.batch_norm(x, self.moving, self.spread, training=len(x) >= self.least)
         return super().forward(0.5 + 0.2 * normal)
 
 
-def test_a_state_that_changes_in_eval_mode_is_given_back(checked: Callable[..., Check]) -> None:
-    stored, unstored = Restless(persistent=True), Restless(persistent=False)
-    with pytest.raises(UserError, match="change when it answers in eval mode"):
-        checked(stored)
-    found = warned(checked(unstored))
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_state_that_changes_in_eval_mode_is_given_back(checked: Callable[..., Check], persistent: bool) -> None:
+    model = Restless(persistent)
+    with pytest.raises(UserError, match="moving changes when it answers in eval mode"):
+        checked(model)
+    assert torch.equal(model.moving, torch.zeros(3))
+    assert torch.equal(model.spread, torch.ones(3))
+    model.least = 3  # so that the two images by which a wrong model is refused at once do not show it
+    found = warned(checked(model))
     assert "2 tensors of its state change in eval mode (moving, spread)" in found["eval mode"]
     assert "batch" in found
-    for model in (stored, unstored):
-        assert torch.equal(model.moving, torch.zeros(3))
-        assert torch.equal(model.spread, torch.ones(3))
+    assert torch.equal(model.moving, torch.zeros(3))
+    assert torch.equal(model.spread, torch.ones(3))
 
 
 def test_a_model_in_training_mode_is_tried_in_eval_mode_and_given_back(checked: Callable[..., Check]) -> None:
@@ -242,6 +256,15 @@ def inplace(z: Tensor) -> Tensor:
     return root
 
 
+class Picky(Brightness):
+    """Raises on more than two images what is no RuntimeError."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise KeyError(f"nothing for {len(x)}")
+        return super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -251,6 +274,7 @@ def inplace(z: Tensor) -> Tensor:
         (Answer(lambda z: z / (z.detach().amax(1, True) < -0.01)), r"not finite on \d+ of 120 clean test images"),
         (Answer(lambda z: z.detach()), "no gradient reaches the image"),
         (Answer(inplace), r"model: fails on a batch of 120 images \(one of the variables needed for gradient"),
+        (Picky(), r"model: fails on a batch of 120 images \('nothing for 120'\)"),
         (Brightness().double(), "weights that are not float32"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), Brightness()), r"model: fails on images of shape \(2, 3, 8, 8\)"),
     ],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import taet
 from taet.config import Evaluation
 from taet.errors import UserError
-from taet.evaluation import ResultCard
+from taet.evaluation import Column, ResultCard
 from taet.evaluation.columns import Bench
 from taet.evaluation.curves import CURVES, curve_attacks, curves
 from taet.evaluation.perturb import Draws
@@ -178,3 +178,45 @@ def test_a_curve_needs_three_points_and_holds_one_at_a_place(card: ResultCard) -
     again = replace(card.column("pgd-20"), name="pgd-20:eps=0.050")
     (curve,) = (curve for curve in curves(replace(card, columns=(*card.columns, again))) if curve.name == "eps")
     assert [column.name for x, column in curve.points if x == EPS] == ["pgd-20"]
+
+
+def with_parameters(column: Column, **change: Any) -> Column:
+    return replace(column, parameters={**column.parameters, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        ({"step_size": 0.02}, [0, EPS / 4, EPS / 2, 2 * EPS, 4 * EPS, 8 * EPS, 1]),
+        ({"start": "none"}, [0, EPS / 4, EPS / 2, 2 * EPS, 4 * EPS, 8 * EPS, 1]),
+        ({"restarts": 2}, [0, EPS / 4, EPS / 2, 2 * EPS, 4 * EPS, 8 * EPS, 1]),
+        ({"seed": 1}, [0, EPS / 4, EPS / 2, EPS, 2 * EPS, 4 * EPS, 8 * EPS, 1]),  # another draw of the same
+    ],
+)
+def test_a_point_of_other_settings_is_none_of_the_curve(
+    card: ResultCard, change: dict[str, Any], left: list[float]
+) -> None:
+    columns = [with_parameters(one, **change) if one.name == "pgd-20" else one for one in card.columns]
+    mixed = replace(card, columns=tuple(columns))
+    assert list(points(mixed, "eps")) == pytest.approx(left)
+    there = "seed" in change
+    assert list(points(mixed, "steps")) == [1, 2, 5, 10, *([20] * there), 50, 100]
+    assert list(points(mixed, "logit-scale")) == [0.01, 0.1, *([1] * there), 10, 100]
+
+
+def test_another_ball_is_another_curve(card: ResultCard) -> None:
+    columns = [replace(one, eps=2 * EPS) if one.name == "pgd-50" else one for one in card.columns]
+    assert list(points(replace(card, columns=tuple(columns)), "steps")) == [1, 2, 5, 10, 20, 100]
+
+
+def test_of_several_sets_the_curve_is_the_one_measured_for_it_else_the_largest(card: ResultCard) -> None:
+    names = [f"pgd-{steps}" for steps in (1, 2, 5, 10, 20, 50, 100)]
+    columns = [
+        with_parameters(card.column(name), **({"step_size": 0.02} if name in names[3:] else {})) for name in names
+    ]
+    marked = replace(card, columns=tuple(columns))
+    assert list(points(replace(marked, columns=tuple(replace(one, curve="") for one in columns)), "steps")) == [
+        10, 20, 50, 100,
+    ]  # fmt: skip
+    asked = tuple(replace(one, curve="" if one.name in names[3:] else "steps") for one in columns)
+    assert list(points(replace(marked, columns=asked), "steps")) == [1, 2, 5]

@@ -203,9 +203,12 @@ SOUND = {
     "images": 250,
     "seed": 0,
     "repeat_difference": 9e-5,
+    "later_difference": 9e-5,
+    "batch_difference": 9e-5,
     "distributions": 249,
     "clean_correct": 200,
     "zero_gradients": 0,
+    "nonfinite_gradients": 0,
     "pgd_correct": 100,
     "scaled_pgd_correct": 90,
     "only_pgd_correct": 11,
@@ -218,6 +221,11 @@ SOUND = {
     [
         ({}, set()),
         ({"repeat_difference": 1.1e-4}, {"randomised"}),
+        ({"repeat_difference": 0.1, "later_difference": 0.1, "batch_difference": 0.1}, {"randomised"}),
+        ({"later_difference": 1.1e-4}, {"changes-between-calls"}),
+        ({"later_difference": 0.1, "batch_difference": 0.1}, {"changes-between-calls"}),
+        ({"batch_difference": 1.1e-4}, {"batch-dependent"}),
+        ({"nonfinite_gradients": 1}, {"nonfinite-gradients"}),
         ({"distributions": 250}, {"softmax-outputs"}),
         ({"zero_gradients": 1}, {"zero-gradients"}),
         ({"only_pgd_correct": 12}, {"logit-scale"}),
@@ -226,6 +234,18 @@ SOUND = {
 )
 def test_the_probe_raises_flags_at_its_thresholds(change: dict[str, Any], expected: set[str]) -> None:
     assert set(found(probe={**SOUND, **change})) == expected
+
+
+def test_what_an_older_card_did_not_measure_raises_nothing() -> None:
+    later = {"later_difference", "batch_difference", "nonfinite_gradients"}
+    assert found(probe={name: value for name, value in SOUND.items() if name not in later}) == {}
+
+
+def test_flags_of_the_probe_say_on_what_they_rest() -> None:
+    texts = found(probe={**SOUND, "nonfinite_gradients": 3, "batch_difference": 1.0, "only_pgd_correct": 12})
+    assert texts["nonfinite-gradients"].startswith("On 3 of 250 images probed, or on PGD's way from them, a logit")
+    assert "for batches of 250 in this order" in texts["batch-dependent"]
+    assert "leaves 36.0 % of 250 images correct, else 40.0 %" in texts["logit-scale"]
 
 
 def test_a_card_without_columns_is_no_reason_to_fail() -> None:

@@ -201,6 +201,11 @@ class Counts(nn.Module):
         ({"model": nn.Linear(2, 2).double()}, "float32"),
         ({"model": Counts()}, "model: seen changes when it answers in eval mode"),
         ({"model": Returns(lambda z: z.detach())}, "no gradient reaches the image"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 1))}, "model output: got 1 logit an image"),
+        ({"model": len}, "evaluate: got a builtin_function_or_method; allowed: a torch.nn.Module"),
+        ({"train_class_counts": ["x"] * 4}, "training counts: got "),
+        ({"seed": 2**40}, "seed: got 1099511627776; allowed: 0 to"),
+        ({"step_size": 0.0}, "step size: got 0; allowed: above 0"),
         ({"eps": 8.0}, "did you mean 8/255"),
         ({"eps": 0.0}, "eps: got 0; allowed: above 0"),
         ({"eps": -0.1}, "eps: got -0.1; allowed: 0 to 1"),
@@ -223,6 +228,23 @@ def test_a_model_or_setting_that_does_not_fit_is_one_line(
     with pytest.raises(UserError, match=message) as error:
         evaluate(**change)
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_fails_later_is_one_line_too(evaluate: Evaluated) -> None:
+    def few(logits: Tensor) -> Tensor:
+        assert len(logits) < 8, "too many images"
+        return logits
+
+    with pytest.raises(UserError, match="'clean' failed in the model: AssertionError: too many images"):
+        evaluate(model=Returns(few))
+
+
+def test_two_classes_have_no_dlr_and_say_so_before_the_work(task: Task) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    seen: list[str] = []
+    with pytest.raises(UserError, match="got 2 classes; allowed: 3 or more for DLR"):
+        taet.evaluate(model, task[1], task[2] % 2, attacks="pgd-3:objective=dlr", progress=lambda *_: seen.append(""))
+    assert seen == []
 
 
 @pytest.mark.parametrize(

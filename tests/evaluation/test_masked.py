@@ -98,6 +98,31 @@ def saturated() -> nn.Module:
     return Through(lambda model, x: 1000 * model(x))
 
 
+def undefined() -> nn.Module:
+    """The gradient is nan between the grey levels of the test images."""
+
+    def between(x: Tensor) -> bool:
+        return bool((16 * x - (16 * x).round()).abs().max() > 0.01)
+
+    return Through(lambda model, x: model(x) + ((0 * x).sqrt().sum() if between(x) else 0))
+
+
+def coupled() -> nn.Module:
+    """Batch statistics in eval mode, as of BatchNorm(track_running_stats=False)."""
+    return Through(lambda model, x: functional.batch_norm(model(x), None, None, training=True))
+
+
+def counting() -> nn.Module:
+    """Its logits turn by a little with every fiftieth answer."""
+    answers: list[int] = []
+
+    def drifted(model: nn.Module, x: Tensor) -> Tensor:
+        answers.append(len(x))
+        return model(x) + 0.01 * (len(answers) // 50) * torch.arange(10.0)  # type: ignore[no-any-return]
+
+    return Through(drifted)
+
+
 @pytest.fixture
 def evaluate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ResultCard]:
     """Return a function that attacks a model on six hundred images; Square has 100 queries."""
@@ -149,6 +174,8 @@ def test_plain_adversarial_training_raises_nothing(
         ),
         (randomised, (), {"randomised"}, True),
         (probabilities, (), {"softmax-outputs"}, True),
+        (coupled, (), {"batch-dependent"}, True),
+        (counting, (), {"changes-between-calls"}, True),
         (
             saturated,
             (),
@@ -190,6 +217,11 @@ def test_an_attack_without_a_ball_that_stops_early_is_named_and_one_that_arrives
     assert left["cw-l2:lr=0.1"] == left["deepfool"] == 0
     (text,) = (flag["text"] for flag in card.flags if flag["flag"] == "unbounded-attack-not-converged")
     assert text.startswith(f"cw-l2 leaves {100 * left['cw-l2']:.1f} % of the images correct")
+
+
+def test_gradients_that_are_not_finite_are_named_where_no_attack_met_them(evaluate: Callable[..., ResultCard]) -> None:
+    assert masking(evaluate(undefined(), "fgsm", count=100)) == {"nonfinite-gradients"}
+    assert masking(evaluate(trained(), "fgsm", count=100)) == set()
 
 
 def test_examples_of_another_model_beat_gradients_that_are_masked(evaluate: Callable[..., ResultCard]) -> None:

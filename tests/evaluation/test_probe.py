@@ -1,4 +1,4 @@
-"""What the probe tells of the first batch, against counting it with the attack itself."""
+"""What the probe tells of its sample, against counting it with the attack itself."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from taet.attacks.counted import Counted
 from taet.evaluation import ResultCard, probe
 from taet.evaluation.columns import Bench
 from taet.evaluation.perturb import Draws
+from taet.evaluation.trial import sample
 
 EPS = 0.05  # which leaves some images of the small network correct
 Evaluated = Callable[..., ResultCard]
@@ -38,10 +39,19 @@ def bench_of(model: nn.Module, task: Task, batch_size: int = 22) -> Bench:
     return Bench(Counted(model), images, labels, 4, batch_size, 0, torch.device("cpu"))
 
 
-def test_the_facts_are_those_of_the_first_batch(task: Task, evaluated: Evaluated) -> None:
+def changed(model: nn.Module, change: Callable[[nn.Module, Tensor], Tensor], task: Task) -> dict[str, int | float]:
+    class Changed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return change(model, x)
+
+    return probe.probe(bench_of(Changed(), task), EPS, None, [].append)
+
+
+def test_the_facts_are_those_of_a_sample_of_the_images(task: Task, evaluated: Evaluated) -> None:
     model, images, labels = task
-    x, y = torch.from_numpy(images[:20]).permute(0, 3, 1, 2) / 255, torch.from_numpy(labels[:20])
-    start = Draws(0, "probe", np.arange(20)).start(x, EPS)
+    rows = sample(labels, 20, 0)
+    x, y = torch.from_numpy(images[rows]).permute(0, 3, 1, 2) / 255, torch.from_numpy(labels[rows])
+    start = Draws(0, "probe", rows).start(x, EPS)
 
     def survives(factor: float) -> Tensor:
         def objective(logits: Tensor, y: Tensor) -> Tensor:
@@ -52,13 +62,16 @@ def test_the_facts_are_those_of_the_first_batch(task: Task, evaluated: Evaluated
 
     plain, scaled = survives(1), survives(10)
     facts = evaluated("fgsm", eps=EPS, batch_size=20).probe
+    assert facts.pop("batch_difference") < 1e-5
     assert facts == {
         "images": 20,
         "seed": 0,
         "repeat_difference": 0,
+        "later_difference": 0,
         "distributions": 0,
         "clean_correct": int((model(x).argmax(1) == y).sum()),
         "zero_gradients": 0,
+        "nonfinite_gradients": 0,
         "pgd_correct": int(plain.sum()),
         "scaled_pgd_correct": int(scaled.sum()),
         "only_pgd_correct": int((plain & ~scaled).sum()),
@@ -78,12 +91,43 @@ def test_the_facts_are_those_of_the_first_batch(task: Task, evaluated: Evaluated
 def test_what_has_no_use_for_gradients_is_counted(
     task: Task, change: Callable[[nn.Module, Tensor], Tensor], fact: str
 ) -> None:
-    class Changed(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return change(task[0], x)
-
-    facts = probe.probe(bench_of(Changed(), task), EPS, None, [].append)
+    facts = changed(task[0], change, task)
     assert facts[fact] == facts["images" if fact == "distributions" else "clean_correct"] > 0
+
+
+def grey(x: Tensor) -> Tensor:
+    """How far each pixel is from a grey level of 8 bits, in levels."""
+    return (255 * x - (255 * x).round()).abs()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, x: model(x) + (0 * x).sqrt().sum(),  # the gradient is nan everywhere
+        lambda model, x: model(x) / (grey(x).amax((1, 2, 3)) < 0.01)[:, None],  # logits off the grid of test images
+        lambda model, x: model(x) + ((0 * x).sqrt().sum() if grey(x).max() > 0.01 else 0),  # the gradient there
+    ],
+)
+def test_what_is_not_finite_is_counted_also_on_the_way_of_pgd(
+    task: Task, change: Callable[[nn.Module, Tensor], Tensor]
+) -> None:
+    assert changed(task[0], change, task)["nonfinite_gradients"] == 22
+
+
+def test_a_model_that_changes_between_calls_is_seen(task: Task) -> None:
+    calls = []
+
+    def drifting(model: nn.Module, x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return model(x) + len(calls) // 10 * torch.arange(4.0)
+
+    facts = changed(task[0], drifting, task)
+    assert facts["repeat_difference"] == 0 < facts["later_difference"]
+
+
+def test_a_model_that_looks_at_the_whole_batch_is_seen(task: Task) -> None:
+    facts = changed(task[0], lambda model, x: model(x) - model(x).mean(0), task)
+    assert facts["repeat_difference"] == facts["later_difference"] == 0 < 0.01 < facts["batch_difference"]
 
 
 def test_it_is_kept_for_an_evaluation_that_goes_on(

@@ -1,0 +1,66 @@
+"""A few images of each class under attack, kept for the figures of a report."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from taet.evaluation.attack import Attack
+from taet.evaluation.columns import Bench, as_unit
+from taet.evaluation.result import Column, Ints, ResultCard
+from taet.files import write_atomically
+
+MOST_EXAMPLES = 24  # images kept
+
+
+def save_examples(path: Path, card: ResultCard, bench: Bench, attacks: Sequence[Attack]) -> None:
+    """Save a few images of each class under the PGD with most steps: first those that it breaks, then any others."""
+    chains = [attack for attack in attacks if attack.kind == "pgd" and attack.norm == "linf"]
+    chains = [attack for attack in chains if any(column.name == attack.name for column in card.columns)]
+    if not chains:
+        return
+    attack = max(chains, key=lambda chain: chain.parameters["steps"])
+    if _steps(path, card) > attack.parameters["steps"]:
+        return  # of a stronger attack, whose column the card still has
+    clean = card.column("clean")
+    rows = _example_rows(card.labels, clean, card.column(attack.name), card.num_classes)
+    with bench.still():
+        _, x_adv = bench.perturb(attack, rows)
+        predictions = bench.answers(attack, x_adv, rows).argmax(1)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        images=np.rint(255 * as_unit(bench.images[rows]).permute(0, 2, 3, 1).numpy()).astype(np.uint8),
+        adversarial=x_adv.permute(0, 2, 3, 1).cpu().numpy(),
+        labels=card.labels[rows],
+        clean_predictions=clean.predictions[rows],
+        adversarial_predictions=predictions.cpu().numpy(),
+        attack=np.array(attack.name),
+        eps=np.array(attack.eps),
+    )
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+
+
+def _steps(path: Path, card: ResultCard) -> int:
+    """Return the steps of the attack that the images of a file were made by; 0 where the card has no such column."""
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            name = str(stored["attack"])
+    except Exception:  # there is none, or it is damaged
+        return 0
+    return next((column.parameters.get("steps", 0) for column in card.columns if column.name == name), 0)
+
+
+def _example_rows(labels: Ints, clean: Column, attacked: Column, num_classes: int) -> Ints:
+    """Choose at most 24 images, as many of each class, in the order of the classes."""
+    interest = clean.correct.astype(int) + (clean.correct & ~attacked.correct)
+    rows: list[int] = []
+    for label in range(num_classes):
+        members = np.flatnonzero(labels == label)
+        best = members[np.argsort(-interest[members], kind="stable")]
+        rows.extend(best[: max(1, MOST_EXAMPLES // num_classes)])
+    return np.asarray(rows[:MOST_EXAMPLES], dtype=np.int64)

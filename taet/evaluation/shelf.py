@@ -1,0 +1,86 @@
+"""The cards of a folder: the latest under its own name, others beside it under the time of their making."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taet.evaluation.result import WORST_CASE, ResultCard
+
+LIKENESS = 1e-3  # of answers of one model on two occasions; rounding moves them by some 1e-6
+
+
+def find(path: Path, facts: Mapping[str, Any], answers: np.ndarray[Any, Any]) -> ResultCard | None:
+    """Return the card, the one at `path` or one beside it, that is about this model, these images and this ball.
+
+    Args:
+        path: where the latest card is, or will be.
+        facts: fields of the card, and their entries, that must agree.
+        answers: of the model on its first images (`Bench.fingerprint`); a card that has none agrees with any.
+    """
+    for place in (path, *_beside(path)):
+        if place.exists():
+            card = ResultCard.load(place)
+            if _agrees(card, facts) and _alike(card.model.get("answers"), answers):
+                return card
+    return None
+
+
+def put(path: Path, card: ResultCard) -> None:
+    """Save a card at `path`; cards that it does not hold wholly are kept beside it, others are removed."""
+    if path.exists():
+        before = ResultCard.load(path)
+        if not _holds(card, before):
+            path.replace(_place(path, before))
+    card.save(path)
+    for place in _beside(path):
+        if _holds(card, ResultCard.load(place)):
+            place.unlink()
+
+
+def _beside(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.stem}-[0-9]*.json"), reverse=True)
+
+
+def _place(path: Path, card: ResultCard) -> Path:
+    """A name that no card has yet."""
+    stamp = re.sub("[^0-9]", "", card.created) or "0"
+    place = path.with_name(f"{path.stem}-{stamp}.json")
+    while place.exists():
+        place = place.with_name(f"{place.stem}0.json")
+    return place
+
+
+def _agrees(card: ResultCard, facts: Mapping[str, Any]) -> bool:
+    for name, wanted in facts.items():
+        found = getattr(card, name)
+        if isinstance(wanted, dict):
+            found = {key: found.get(key) for key in wanted}
+        if found != wanted:
+            return False
+    return True
+
+
+def _alike(stored: Any, answers: np.ndarray[Any, Any]) -> bool:
+    if stored is None:
+        return True
+    before = np.array(stored, dtype=np.float64)
+    scale = float(np.nanmax(np.abs(answers), initial=0)) or 1.0
+    return before.shape == answers.shape and np.allclose(before, answers, rtol=0, atol=LIKENESS * scale, equal_nan=True)
+
+
+def _holds(card: ResultCard, other: ResultCard) -> bool:
+    """Has `card` every column of the other, the worst case apart, which follows from its columns?"""
+    return len(card.labels) == len(other.labels) and all(
+        column.name in WORST_CASE.values()
+        or any(
+            (mine.name, mine.settings) == (column.name, column.settings)
+            and np.array_equal(mine.predictions, column.predictions)
+            for mine in card.columns
+        )
+        for column in other.columns
+    )

@@ -1,0 +1,133 @@
+"""What is evaluated: a model with its test images, and what a card says about where both come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from taet.config import Evaluation, Threat
+from taet.data import Dataset
+from taet.data.dataset import images_sha256
+from taet.errors import UserError
+from taet.evaluation.columns import Images, as_arrays
+from taet.evaluation.result import Ints
+from taet.training.checkpoint import load_run
+from taet.training.environment import resolve_device
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a model with its test images, and what the card says about where both come from."""
+
+    model: nn.Module
+    images: Images
+    labels: Ints
+    test_sha256: str
+    class_names: list[str] | None
+    train_class_counts: list[int] | None
+    settings: Evaluation
+    train_eps: float
+    place: torch.device
+    """Where the work is done unless the caller says otherwise."""
+    about: dict[str, Any]
+    model_about: dict[str, Any]
+    data_about: dict[str, Any]
+
+
+def from_module(
+    model: nn.Module,
+    images: Images | Tensor,
+    labels: NDArray[Any] | Tensor,
+    name: str,
+    class_names: Sequence[str] | None,
+    train_class_counts: Sequence[int] | None,
+    data_about: Mapping[str, Any] | None,
+    notes: Sequence[str],
+) -> Subject:
+    """A Module on images that were given with it."""
+    pixels, classes = as_arrays(images, labels)
+    return Subject(
+        model=model,
+        images=pixels,
+        labels=classes,
+        test_sha256=images_sha256(pixels, classes),
+        class_names=None if class_names is None else list(class_names),
+        train_class_counts=None if train_class_counts is None else _counts(train_class_counts),
+        settings=Evaluation(),
+        train_eps=Threat().eps,
+        place=next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu")),
+        about={"method": name, "title": name, "protocol": "", "seed": None},
+        model_about={"name": name, "selection": None, "epoch": None, "leak": False, "notes": list(notes)},
+        data_about={"name": "arrays", **(data_about or {})},
+    )
+
+
+def from_run(folder: Path, weights: str, given: nn.Module | None, arrays: Dataset | None) -> Subject:
+    """The model of a run, on the test images of its data set."""
+    run, model, dataset, info = load_run(folder, weights, model=given, dataset=arrays)
+    return Subject(
+        model=model,
+        images=dataset.test.images,
+        labels=dataset.test.labels,
+        test_sha256=dataset.test.sha256,
+        class_names=list(dataset.class_names),
+        train_class_counts=[int(count) for count in dataset.class_counts],
+        settings=run.evaluation,
+        train_eps=run.threat.eps,
+        place=resolve_device("auto"),
+        about={
+            "method": run.method,
+            "title": info["method_title"],
+            "protocol": run.protocol,
+            "seed": run.seed,
+            "run": {"config": info["run"], "command": info["command"], "deviations": info["deviations"]},
+        },
+        model_about={
+            "name": run.model.name if given is None else type(given).__name__,
+            "selection": info["selection"]["rule"],
+            "epoch": _epoch(folder / f"{weights}.safetensors"),
+            "leak": info["selection"]["leak"],
+        },
+        data_about={
+            "name": dataset.name,
+            "imbalance_ratio": dataset.imbalance_ratio,
+            "notes": list(dataset.notes),
+        },
+    )
+
+
+def on_other_images(
+    subject: Subject, images: Images | Tensor, labels: NDArray[Any] | Tensor, data_about: Mapping[str, Any] | None
+) -> Subject:
+    """The same model on other images."""
+    pixels, classes = as_arrays(images, labels)
+    about = {"name": "arrays", **(data_about or {})}
+    sha256 = images_sha256(pixels, classes)
+    return dataclasses.replace(subject, images=pixels, labels=classes, test_sha256=sha256, data_about=about)
+
+
+def _epoch(path: Path) -> int:
+    """Return the epoch that weights of a run were saved after, as their file says."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    try:
+        return int(json.loads(metadata["taet"])["epoch"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} was not written by taet train: its metadata name no epoch") from None
+
+
+def _counts(given: Sequence[int]) -> list[int]:
+    counts = np.asarray(given)
+    if counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any():
+        raise UserError(f"training counts: got {given!r}; allowed: whole numbers of 0 or more, one per class")
+    return [int(count) for count in counts]
