@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal, get_args
@@ -14,7 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet.attacks.ball import BALL_TOLERANCE, Norm, check_floating, choose, distance, frozen, project, verify
+from taet.attacks.ball import (
+    BALL_TOLERANCE,
+    Norm,
+    check_floating,
+    check_range,
+    choose,
+    distance,
+    frozen,
+    project,
+    verify,
+)
 from taet.attacks.counted import Counted
 from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Progress, ticking
@@ -170,7 +182,8 @@ def autoattack(
 
     Args:
         model: from images to logits (N, classes).
-        x: images (N, C, H, W), floating point in [0, 1].
+        x: images (N, C, H, W), floating point in [0, 1], or uint8, which are divided by 255 batch by batch. A view in
+            another layout will do, such as (N, H, W, C) permuted.
         y: labels (N,), int64.
         eps: radius of the ball in units of the image range, above 0; in L-infinity at most 1.
         norm: "linf" or "l2".
@@ -179,12 +192,14 @@ def autoattack(
         seed: seed of every part on every batch.
         device: where the model is; x's device where it is not given.
         natural: classes (N,) that the model predicts for x, where they are known already; they are not made again.
-        state: finished units are put there, and are taken from there instead of being run again.
+        state: finished units are put there, and are taken from there instead of being run again, on the same images
+            and labels with the same settings; that the model is the same is the caller's affair.
         progress: called as progress(done, total, label) before each unit and at most twice a second inside it, in
             estimated passes of an image through the model.
 
     Raises:
-        UserError: images that are not floating point in [0, 1], labels out of range, a model that returns no logits.
+        UserError: images that are neither 8-bit nor floating point in [0, 1]; eps not one number; labels out of range;
+            a model that returns no logits, or whose logits or gradients are not finite on some image that is tried.
 
     Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
     attacks", ICML 2020, arXiv:2003.01690; the attacks are those of the package pyautoattack.
@@ -242,7 +257,7 @@ def run_parts(
     ):
         chosen = plan(_count_classes(counted, x, y, device), version, norm)
         suite = _Suite(counted, x, y, eps, chosen, batch_size, seed, device, keep_examples, state)
-        x_adv = x.detach().float().clone() if keep_examples else None
+        x_adv = as_float(x) if keep_examples else None
         predictions = y.clone() if natural is None else natural.to(y.device, copy=True)
         correct = predictions == y
         order = chosen.parts if natural is not None else ("clean", *chosen.parts)
@@ -270,17 +285,20 @@ def run_parts(
 
 
 def check_inputs(x: Tensor, y: Tensor, eps: float, norm: Norm, batch_size: int, natural: Tensor | None) -> None:
-    """Refuse images that are not floating point in [0, 1], classes that are not int64, and a ball that is none."""
+    """Refuse images that `as_float` does not bring into [0, 1], classes that are not int64, and a ball that is none."""
+    if isinstance(eps, Tensor):
+        raise UserError(f"eps: got a tensor of shape {tuple(eps.shape)}; allowed: one number (all images share a ball)")
     check_radius("eps", eps, norm)
     if eps == 0:
         raise UserError("eps: got 0; allowed: above 0 (what needs no attack is the clean accuracy)")
     if batch_size < 1:
         raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
-    check_floating(x)
+    if x.dtype != torch.uint8:
+        check_floating(x)
     if x.ndim != 4 or len(x) == 0:
         raise UserError(f"images: got shape {tuple(x.shape)}; allowed: (N, C, H, W) with N of 1 or more")
-    if not bool(((x >= 0) & (x <= 1)).all()):
-        raise UserError(f"images: got values from {x.min():g} to {x.max():g}; allowed: 0 to 1, without NaN")
+    if x.dtype != torch.uint8:
+        check_range(x)
     for what, classes in (("labels", y), ("natural predictions", y if natural is None else natural)):
         if classes.dtype != torch.int64 or classes.shape != (len(x),):
             got = f"{classes.dtype} {tuple(classes.shape)}"
@@ -289,9 +307,15 @@ def check_inputs(x: Tensor, y: Tensor, eps: float, norm: Norm, batch_size: int, 
         raise UserError(f"labels: got {int(y.min())}; allowed: 0 or more")
 
 
+def as_float(x: Tensor) -> Tensor:
+    """Return a contiguous float32 copy of images; uint8 ones are divided by 255, bit for bit as for training."""
+    values = x.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return values.div_(255) if x.dtype == torch.uint8 else values
+
+
 def _count_classes(model: Counted, x: Tensor, y: Tensor, device: torch.device) -> int:
     """Return how many logits the model gives, tried on one image; there must be one for each label."""
-    width = model(x[:1].float().contiguous().to(device)).shape[1]
+    width = model(as_float(x[:1]).to(device)).shape[1]
     if int(y.max()) >= width:
         raise UserError(f"labels: got up to {int(y.max())}; allowed: 0 to {width - 1}, one per logit of the model")
     return int(width)
@@ -343,27 +367,26 @@ class _Suite:
             compute,
             state=self.state,
             key=lambda number: f"{part}-{number}",
-            valid=lambda number, unit: self._whole(batches[number], unit),
+            valid=lambda number, unit: self._whole(part, batches[number], unit),
             begin=report,
         )
         return zip(batches, units, strict=True)
 
     def _run_unit(self, part: str, attack: Callable[[Tensor, Tensor], Tensor], indices: Tensor) -> Arrays:
         """Attack one batch, check every example that comes back, and return what happened as arrays."""
-        x, y = self.x[indices].float().contiguous().to(self.device), self.y[indices].to(self.device)
+        x, y = (given.to(self.device) for given in self._batch(indices))
         began, forwards, backwards = time.perf_counter(), self.model.forwards, self.model.backwards
-        x_adv = attack(x.clone(), y.clone()).detach()
-        if self.plan.norm == "l2":  # in float32 the library's scaling misses by up to 1e-5 at 224 x 224 pixels
-            left = distance(x_adv, x, "l2") > self.eps + BALL_TOLERANCE
-            x_adv = choose(left, project(x_adv, x, self.eps, "l2"), x_adv)
+        with self._watched(part, indices):
+            x_adv = attack(x.clone(), y.clone()).detach()
+            if self.plan.norm == "l2":  # in float32 the library's scaling misses by up to 1e-5 at 224 x 224 pixels
+                left = distance(x_adv, x, "l2") > self.eps + BALL_TOLERANCE
+                x_adv = choose(left, project(x_adv, x, self.eps, "l2"), x_adv)
+            # The largest logit of this very batch decides, as in the official evaluation: another batching may round
+            # otherwise.
+            found = self.model(x_adv).max(1).indices
         verify(part, x_adv, x, self.eps, self.plan.norm)
-        # The largest logit of this very batch decides, as in the official evaluation: another batching may round
-        # otherwise.
-        logits = self.model(x_adv)
-        if not bool(logits.isfinite().all()):
-            raise UserError(f"model output: not finite under {part} on images {int(indices[0])} to {int(indices[-1])}")
-        found = logits.max(1).indices
         unit = {"indices": indices.cpu().numpy(), "predictions": found.cpu().numpy()}
+        unit["content"] = self._content(part, indices)
         if self.keep_examples:
             unit["x_adv"] = x_adv[found != y].cpu().numpy()
         unit["seconds"] = np.asarray(time.perf_counter() - began)
@@ -371,16 +394,45 @@ class _Suite:
         unit["backwards"] = np.asarray(self.model.backwards - backwards)
         return unit
 
+    @contextmanager
+    def _watched(self, part: str, indices: Tensor) -> Iterator[None]:
+        """Refuse a model whose logits or gradients are not finite: the library passes over some and fails on others."""
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        if self.model.unsound():
+            images = f"images {int(indices[0])} to {int(indices[-1])}"
+            raise UserError(f"model: logits or gradients not finite under {part} on {images}") from failure
+        if failure is not None:
+            raise failure
+
+    def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images as the model takes them and their labels, where they are kept."""
+        return as_float(self.x[indices]), self.y[indices]
+
+    def _content(self, part: str, indices: Tensor) -> NDArray[np.uint8]:
+        """Hash of what decides a unit besides the model: images, labels and the settings of its part."""
+        chosen = self.plan
+        settings = [part, chosen.norm, self.eps, self.seed]
+        settings += [chosen.queries] if part == "square" else [chosen.iterations, chosen.target_classes]
+        digest = hashlib.sha256(repr(settings).encode())
+        for given in self._batch(indices):
+            digest.update(given.cpu().numpy().data)
+        return np.frombuffer(digest.digest(), dtype=np.uint8)
+
     def _broken(self, indices: Tensor, unit: Arrays) -> int:
         """Return how many images of a unit the model got wrong."""
         return int((unit["predictions"] != self.y[indices].cpu().numpy()).sum())
 
-    def _whole(self, indices: Tensor, unit: Arrays) -> bool:
-        """Is this a finished unit about these images?"""
-        needed = {"indices", "predictions", "seconds", "forwards", "backwards"}
+    def _whole(self, part: str, indices: Tensor, unit: Arrays) -> bool:
+        """Is this a finished unit of this part about these images?"""
+        needed = {"content", "indices", "predictions", "seconds", "forwards", "backwards"}
         if not needed | ({"x_adv"} if self.keep_examples else set()) <= unit.keys():
             return False
         same = np.array_equal(unit["indices"], indices.cpu().numpy())
+        same = same and np.array_equal(unit["content"], self._content(part, indices))
         if not same or unit["predictions"].shape != unit["indices"].shape:
             return False
         return not self.keep_examples or len(unit["x_adv"]) == self._broken(indices, unit)

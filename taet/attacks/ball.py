@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taet.attacks.noise import Source
+from taet.config import check_radius
 from taet.errors import UserError
 
 Norm = Literal["linf", "l2"]
@@ -27,6 +28,24 @@ def check_floating(x: Tensor) -> None:
         raise UserError(f"images: got {x.dtype}; allowed: floating point in [0, 1] (divide uint8 by 255)")
 
 
+def check_range(x: Tensor) -> None:
+    """Refuse images with a value outside [0, 1]; this waits for the device."""
+    if x.numel() == 0:
+        return
+    low, high = x.amin(), x.amax()
+    if not bool((low >= 0) & (high <= 1)):
+        raise UserError(f"images: got values from {low:g} to {high:g}; allowed: 0 to 1, without NaN")
+
+
+def check_size(what: str, size: float | Tensor, x: Tensor, norm: Norm) -> None:
+    """Refuse a size that no ball of `norm` has; of a tensor the shape alone is looked at, which waits for nothing."""
+    if not isinstance(size, Tensor):
+        check_radius(what, size, norm)
+    elif size.ndim > 0 and size.shape != x.shape[:1]:
+        got = f"a tensor of shape {tuple(size.shape)}"
+        raise UserError(f"{what}: got {got}; allowed: a number or one per image, ({len(x)},)")
+
+
 def per_sample(value: float | Tensor, x: Tensor) -> float | Tensor:
     """Return a number as it is, and one number per sample (N,) in a shape that multiplies `x` (N, ...)."""
     return spread(value, x) if isinstance(value, Tensor) and value.ndim == 1 else value
@@ -40,6 +59,23 @@ def spread(values: Tensor, x: Tensor) -> Tensor:
 def choose(chosen: Tensor, x: Tensor, other: Tensor) -> Tensor:
     """Return the samples of `x` (N, ...) where `chosen` (N,) is true, those of `other` elsewhere."""
     return torch.where(spread(chosen, x), x, other)
+
+
+def finite(values: Tensor) -> Tensor:
+    """Return for each sample of (N, ...) whether all its values are finite, (N,)."""
+    return values.isfinite().flatten(1).all(1)
+
+
+def refuse_unsound(attack: str, sound: Tensor) -> None:
+    """Refuse a model if an image's logits or gradients were not all finite: `sound` (N,) is false there.
+
+    Such a gradient shows no way to an adversarial image, so an attack that finds none has not measured the model.
+    """
+    if not bool(sound.all()):
+        got = f"{int((~sound).sum())} of {len(sound)} images"
+        raise UserError(
+            f"{attack}: the model's logits or gradients are not finite on {got}; allowed: finite everywhere"
+        )
 
 
 def lengths(values: Tensor) -> Tensor:

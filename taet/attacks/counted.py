@@ -1,4 +1,4 @@
-"""A model as an attack sees it: checked logits, and a count of the work."""
+"""A model as an attack sees it: checked logits, gradients that are watched, and a count of the work."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taet.attacks.ball import finite
 from taet.errors import UserError
 
 
@@ -15,6 +16,7 @@ class Counted(nn.Module):
     """Wrap a classifier: every answer is a fresh float32 tensor (N, C), and images that pass through are counted.
 
     Fresh, because an attack may write into the logits it is given, and a model may return a view of something it keeps.
+    What it gives for finite images is watched for values that are not finite, which some attacks pass over in silence.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -22,6 +24,7 @@ class Counted(nn.Module):
         self.model = model
         self.forwards = 0
         self.backwards = 0
+        self._unsound: Tensor | bool = False  # on the model's device, so that watching does not wait for it
         self.tick: Callable[[], None] | None = None  # called after each forward
 
     @property
@@ -29,19 +32,33 @@ class Counted(nn.Module):
         """Images that passed through, forward or backward."""
         return self.forwards + self.backwards
 
+    def unsound(self) -> bool:
+        """Was any logit or image gradient not finite since this was last asked?"""
+        found, self._unsound = bool(self._unsound), False
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
+        proper = finite(x.detach())
+        if x.requires_grad and torch.is_grad_enabled():
+            x = x.view_as(x)  # its gradient is that of this answer alone
+            x.register_hook(lambda gradient: self._watch(gradient, proper))  # type: ignore[no-untyped-call]
         output: Any = self.model(x)
         if not isinstance(output, Tensor):
             raise UserError(f"model output: got a {type(output).__name__}; allowed: one tensor of logits (N, classes)")
         if output.ndim != 2 or len(output) != len(x):
             raise UserError(f"model output: got shape {tuple(output.shape)}; allowed: logits ({len(x)}, classes)")
         logits = output.to(torch.float32, copy=True)
+        self._watch(logits.detach(), proper)
         self.forwards += len(x)
         if self.tick is not None:
             self.tick()
         if logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return logits
+
+    def _watch(self, values: Tensor, proper: Tensor) -> None:
+        """Note it if `values` (N, ...) are not finite for an image that is, `proper` (N,)."""
+        self._unsound = self._unsound | (proper & ~finite(values)).any()
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)

@@ -9,10 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taet.attacks.ball import check_floating, choose, distance, frozen
+from taet.attacks.ball import (
+    check_floating,
+    check_range,
+    check_size,
+    choose,
+    distance,
+    finite,
+    frozen,
+    refuse_unsound,
+)
 from taet.attacks.objectives import fooled, margin
 from taet.attacks.pgd import pgd
-from taet.config import check_radius
 from taet.errors import UserError
 from taet.losses.long_tail import full_precision
 
@@ -52,7 +60,7 @@ def cw_l2(
 
     A success is an image that fools the model by a margin of kappa or more, max_{k != y} z_k - z_y >= kappa. Of all
     iterates of all rounds, the clean image among them, each sample keeps the success of the smallest norm: one that is
-    misclassified by kappa comes back as it is. The samples do not touch each other, and nothing synchronises with the
+    misclassified by kappa comes back as it is. The samples do not touch each other, and no step synchronises with the
     device. The model, the inputs and the global random state are left as they were.
 
     Args:
@@ -74,12 +82,14 @@ def cw_l2(
         where x is.
 
     Raises:
-        UserError: images that are not floating point; a setting out of range.
+        UserError: images that are not floating point in [0, 1]; a setting out of range; a model whose logits or
+            gradients are not finite at some iterate.
 
     Source: Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644,
     section VI A; the search and its defaults are those of the authors' public code.
     """
     check_floating(x)
+    check_range(x)
     for what, value in (("c", c), ("lr", lr), ("initial c", initial_c)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{what}: got {value:g}; allowed: above 0")
@@ -88,40 +98,46 @@ def cw_l2(
     for what, count in (("steps", steps), ("search steps", search_steps)):
         if count < 1:
             raise UserError(f"{what}: got {count}; allowed: 1 or more")
-    if eps is not None and not isinstance(eps, Tensor):
-        check_radius("eps", eps, "l2")
+    if eps is not None:
+        check_size("eps", eps, x, "l2")
     origin = full_precision(x.detach())
 
     def judge(logits: Tensor) -> tuple[Tensor, Tensor]:
         gap = margin(logits, y) if targeted else -margin(logits, y)
         return gap, fooled(logits, y, targeted) & (gap <= -kappa)
 
-    def descend(weight: Tensor, best: Tensor, smallest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One round: the best images, their squared norms, and whether any iterate of this round was a success."""
-        succeeded = torch.zeros_like(weight, dtype=torch.bool)
+    def descend(weight: Tensor, best: Tensor, smallest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One round: the best images, their squared norms; was any iterate a success, were all of them sound?"""
+        succeeded, sound = torch.zeros_like(weight, dtype=torch.bool), torch.ones_like(weight, dtype=torch.bool)
         w = (BOX * (2 * origin - 1)).atanh().requires_grad_()
         adam = torch.optim.Adam([w], lr=lr)
         for _ in range(steps):
             with torch.enable_grad():
                 x_adv = (w.tanh() + 1) / 2
-                gap, success = judge(full_precision(model(x_adv)))
+                logits = full_precision(model(x_adv))
+                gap, success = judge(logits)
                 squared = (x_adv - origin).square().flatten(1).sum(1)
                 (w.grad,) = torch.autograd.grad((squared + weight * gap.clamp(min=-kappa)).sum(), w)
+            sound = sound & finite(logits) & finite(w.grad)
             adam.step()
             x_adv, squared = x_adv.detach(), squared.detach()
             better = success & (squared < smallest)
             best, smallest = choose(better, x_adv, best), torch.where(better, squared, smallest)
             succeeded = succeeded | success
-        return best, smallest, succeeded
+        return best, smallest, succeeded, sound
 
     weight = origin.new_full((len(origin),), initial_c if c is None else c)
     fails, succeeds = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
     with frozen(model):
         with torch.no_grad():
-            _, success = judge(full_precision(model(origin)))
+            logits = full_precision(model(origin))
+            _, success = judge(logits)
+        sound = finite(logits)
         best, smallest = origin, torch.where(success, 0, succeeds)
         for _ in range(search_steps if c is None else 1):
-            best, smallest, success = descend(weight, best, smallest)
+            best, smallest, success, whole = descend(weight, best, smallest)
+            sound = sound & whole
             fails, succeeds = torch.where(success, fails, weight), torch.where(success, weight, succeeds)
             weight = torch.where(succeeds.isinf(), 10 * weight, (fails + succeeds) / 2)
+    refuse_unsound("cw-l2", sound)
     return best if eps is None else choose(distance(best, origin, "l2") <= eps, best, origin)

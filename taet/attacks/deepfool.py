@@ -8,9 +8,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from taet.attacks.ball import check_floating, choose, distance, frozen, lengths, spread, unit
-from taet.attacks.objectives import fooled
-from taet.config import check_radius
+from taet.attacks.ball import (
+    check_floating,
+    check_range,
+    check_size,
+    choose,
+    distance,
+    finite,
+    frozen,
+    lengths,
+    refuse_unsound,
+    spread,
+    unit,
+)
+from taet.attacks.objectives import check_classes, fooled
 from taet.errors import UserError
 from taet.losses.long_tail import full_precision, is_label
 
@@ -54,42 +65,53 @@ def deepfool(
         where x is.
 
     Raises:
-        UserError: images that are not floating point; a setting out of range.
+        UserError: images that are not floating point in [0, 1]; a setting out of range; a model of one class, or whose
+            logits or gradients are not finite where they are looked at.
 
     Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural networks",
     CVPR 2016, arXiv:1511.04599, algorithm 2; overshoot, steps and candidates are those of the authors' public code.
     """
     check_floating(x)
+    check_range(x)
     for what, count, least in (("steps", steps, 1), ("candidates", candidates, 2)):
         if count < least:
             raise UserError(f"{what}: got {count}; allowed: {least} or more")
     if not 0 <= overshoot < math.inf:
         raise UserError(f"overshoot: got {overshoot:g}; allowed: 0 or more")
-    if eps is not None and not isinstance(eps, Tensor):
-        check_radius("eps", eps, "l2")
+    if eps is not None:
+        check_size("eps", eps, x, "l2")
     origin = full_precision(x.detach())
     total = torch.zeros_like(origin)
+    sound = torch.ones(len(origin), dtype=torch.bool, device=origin.device)
     x_adv = origin
     with frozen(model):
         for _ in range(steps):
             with torch.enable_grad():
                 x_adv = x_adv.detach().requires_grad_()
                 logits = full_precision(model(x_adv))
+                check_classes("deepfool", logits)
+                sound = sound & finite(logits)
                 standing = ~fooled(logits, y)
                 if not bool(standing.any()):
                     break
                 move = _to_boundary(logits, y, x_adv, candidates)
+            sound = sound & (finite(move) | ~standing)
             total = choose(standing, total + move, total)
             x_adv = (origin + (1 + overshoot) * total).clamp(0, 1)
         with torch.no_grad():
-            success = fooled(full_precision(model(x_adv)), y)
+            logits = full_precision(model(x_adv))
+        success = fooled(logits, y)
+        refuse_unsound("deepfool", sound & finite(logits))
     if eps is not None:
         success &= distance(x_adv, origin, "l2") <= eps
     return choose(success, x_adv.detach(), origin)
 
 
 def _to_boundary(logits: Tensor, y: Tensor, x: Tensor, candidates: int) -> Tensor:
-    """The shortest move (N, ...) from `x` to a boundary of the linearised model; zero where no gradient shows one."""
+    """The shortest move (N, ...) from `x` to a boundary of the linearised model.
+
+    It is zero where no gradient shows one, and not finite where a gradient is not.
+    """
     others = logits.detach().masked_fill(is_label(logits, y), -torch.inf)
     rivals = others.topk(min(candidates, logits.shape[1]) - 1).indices
     gaps = logits.gather(1, rivals) - logits.gather(1, y[:, None])
@@ -99,6 +121,6 @@ def _to_boundary(logits: Tensor, y: Tensor, x: Tensor, candidates: int) -> Tenso
         reach = gap.detach().abs() / lengths(gradient)
         nearer = reach < nearest
         length = (reach + BEYOND).clamp(max=torch.finfo(x.dtype).max).to(x.dtype)
-        move = choose(nearer, spread(length, x) * unit(gradient), move)
+        move = choose(nearer, spread(length, x) * unit(gradient), move) + 0 * gradient
         nearest = torch.where(nearer, reach, nearest)
     return move

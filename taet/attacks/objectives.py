@@ -25,12 +25,22 @@ def fooled(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
     return predictions == y if targeted else predictions != y
 
 
+def check_classes(what: str, logits: Tensor) -> None:
+    """Refuse logits without a class besides the label's."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise UserError(f"{what}: got logits of shape {tuple(logits.shape)}; allowed: (N, C) with C of 2 or more")
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """Margin max_{k != y} z_k - z_y, above 0 where another class wins: (N, C) with C of 2 or more, (N,) -> (N,).
 
     Descended with the class aimed at in place of y, it is the targeted objective of the same paper. Source: Carlini,
     Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644, function f_6.
+
+    Raises:
+        UserError: a single class.
     """
+    check_classes("margin", logits)
     logits = full_precision(logits)
     others = logits.masked_fill(is_label(logits, y), -torch.inf).max(1).values
     return others - logits.gather(1, y[:, None]).squeeze(1)

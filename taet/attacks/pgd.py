@@ -13,8 +13,10 @@ from taet.attacks.ball import (
     Norm,
     Start,
     check_floating,
+    check_size,
     choose,
     draw_noise,
+    finite,
     frozen,
     per_sample,
     project,
@@ -22,7 +24,6 @@ from taet.attacks.ball import (
 )
 from taet.attacks.noise import Source
 from taet.attacks.objectives import Objective, fooled
-from taet.config import check_radius
 from taet.errors import UserError, unknown
 from taet.losses.long_tail import cross_entropy, full_precision
 
@@ -56,17 +57,19 @@ def pgd(
     """Ascend an objective in the ball: x' <- clip_[0,1](project(x' + step_size direction(grad_x' objective))).
 
     The direction is the gradient's sign in the L-infinity ball, and in the L2 ball the gradient of each sample divided
-    by its norm, where a zero gradient moves nothing. The objective is summed over samples, so that each moves by its
-    own gradient alone. Afterwards the model's modes, parameters, gradients and (with `bn_mode="eval"`) statistics, the
-    inputs and the global random state are as before. Nothing synchronises with the device and no branch depends on
-    values, so the whole can be captured in a CUDA graph, given `start_noise`.
+    by its norm, where a zero gradient moves nothing. One that is not finite shows no way up: its sample comes back as
+    NaN, which `taet.attacks.ball.verify` refuses, so that a broken model never counts as a robust one. The objective is
+    summed over samples, so that each moves by its own gradient alone. Afterwards the model's modes, parameters,
+    gradients and (with `bn_mode="eval"`) statistics, the inputs and the global random state are as before. Nothing
+    synchronises with the device and no branch depends on values, so the whole can be captured in a CUDA graph, given
+    `start_noise`.
 
     Args:
         model: from x (N, ...) to logits (N, C).
-        x: images (N, ...), floating point in [0, 1].
+        x: images (N, ...), floating point in [0, 1]. The range is not checked, since that would wait for the device.
         y: labels (N,), handed to the objective; the classes aimed at if `targeted`.
         eps: radius of the ball, a number or one per sample (N,), in units of the image range. Numbers are checked;
-            tensors are not, since reading them would wait for the device.
+            of tensors the shape alone, since reading them would wait for the device.
         steps: number of steps, 0 or more; after 0 steps the start itself is returned, inside the ball.
         step_size: length of a step in `norm`, a number or one per sample (N,), same units.
         norm: "linf" or "l2".
@@ -75,7 +78,8 @@ def pgd(
         objective: from (logits, labels) to (N,), to be made large; logits arrive in float32 or wider.
         targeted: make the objective small instead, at the class aimed at.
         restarts: starts that are tried, 1 or more. With several, each sample keeps the first that fools the model (or
-            reaches its target), else the one of the highest objective, which takes one more forward per restart.
+            reaches its target) or is not finite, else the one of the highest objective, which takes one more forward
+            per restart.
         bn_mode: "eval", or "train" for batch statistics, which moves the running ones in every step.
         generator: source of the start noise, on x's device; without it, a fresh one seeded with 0.
         start_noise: noise that stands in for the draw, in the shape of x, or (restarts, *x.shape).
@@ -83,11 +87,12 @@ def pgd(
         observe: called as observe(step, logits) before the update of each step, in every restart.
 
     Returns:
-        Adversarial images, detached, in the shape of x; float32, or float64 where x is.
+        Adversarial images, detached, in the shape of x; float32, or float64 where x is. NaN where a gradient was not
+        finite.
 
     Raises:
         UserError: an unknown norm or start; an eps or step_size that no ball of the norm has (L-infinity: 0 to 1);
-            images that are not floating point; no restart, or several from the same start.
+            a tensor of another shape; images that are not floating point; no restart, or several from the same start.
 
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks",
     ICLR 2018, arXiv:1706.06083.
@@ -96,9 +101,8 @@ def pgd(
     for what, name, allowed in (("norm", norm, get_args(Norm)), ("start", start, get_args(Start))):
         if name not in allowed:
             raise unknown(what, str(name), allowed)
-    for what, size in (("eps", eps), ("step size", step_size)):
-        if not isinstance(size, Tensor):
-            check_radius(what, size, norm)
+    check_size("eps", eps, x, norm)
+    check_size("step size", step_size, x, norm)
     if restarts < 1:
         raise UserError(f"restarts: got {restarts}; allowed: 1 or more")
     origin = full_precision(x.detach())
@@ -127,7 +131,8 @@ def pgd(
     def judge(x_adv: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             logits = full_precision(model(x_adv))
-            return fooled(logits, y, targeted), height(logits)
+            sound = finite(logits) & finite(x_adv)
+            return fooled(logits, y, targeted) | ~sound, height(logits)  # what is not finite is kept, so that it shows
 
     with frozen(model, bn_mode):
         return climb(next(starts)) if restarts == 1 else _best((climb(begin) for begin in starts), judge)
@@ -161,7 +166,9 @@ def _starts(
 
 def _direction(gradient: Tensor, norm: Norm) -> Tensor:
     """The move of length 1 in `norm` that raises the objective most, as far as its gradient (N, ...) tells."""
-    return gradient.sign() if norm == "linf" else unit(gradient)
+    if norm == "l2":
+        return unit(gradient)
+    return gradient.sign() + 0 * gradient  # NaN where that is not finite; the sign alone of NaN is 0
 
 
 def _best(climbed: Iterator[Tensor], judge: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:

@@ -111,6 +111,12 @@ def as_arrays(images: Images | Tensor, labels: NDArray[Any] | Tensor) -> tuple[I
     return pixels, classes.astype(np.int64)
 
 
+def channels_first(pixels: Images) -> Tensor:
+    """Return images as (N, C, H, W) without a copy, uint8 or float as they are."""
+    tensor = torch.from_numpy(pixels)
+    return tensor.permute(0, 3, 1, 2) if tensor.dtype == torch.uint8 else tensor
+
+
 def as_unit(pixels: Images) -> Tensor:
     """Return images as float32 (N, C, H, W) in [0, 1], contiguous."""
     tensor = torch.from_numpy(pixels)
@@ -314,7 +320,7 @@ class Bench:
         with _told(attack):
             outcome = run_parts(
                 self.model.model,
-                as_unit(self.images[rows]),
+                channels_first(self.images if len(rows) == len(self.labels) else self.images[rows]),
                 torch.from_numpy(labels),
                 eps=attack.eps,
                 norm=attack.norm or "linf",

@@ -227,8 +227,8 @@ def _nonfinite(card: ResultCard) -> Iterator[str]:
     if wrong > NONFINITE_GRADIENTS:
         yield (
             f"On {wrong} of {card.probe['images']} images probed, or on PGD's way from them, a logit or the gradient "
-            "is not finite: an attack cannot follow it and counts the image as robust; look for a root, norm or "
-            "logarithm at 0, and believe no attack that uses gradients before that is mended."
+            "is not finite, so no attack can follow it there; look for a root, norm or logarithm at 0, and believe no "
+            "attack that uses gradients before that is mended."
         )
 
 

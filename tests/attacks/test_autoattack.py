@@ -15,12 +15,25 @@ import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from taet.attacks.autoattack import NAMES, Outcome, Plan, Version, _Suite, autoattack, fast_of, plan, run_parts
+from taet.attacks.autoattack import (
+    NAMES,
+    Outcome,
+    Plan,
+    Version,
+    _Suite,
+    as_float,
+    autoattack,
+    fast_of,
+    plan,
+    run_parts,
+)
 from taet.attacks.ball import Norm
 from taet.attacks.counted import Counted
 from taet.attacks.progress import ticking
 from taet.attacks.units import Arrays
+from taet.data.augmentation import to_unit
 from taet.errors import UserError
 
 EPS: dict[Norm, float] = {"linf": 0.06, "l2": 0.45}
@@ -276,6 +289,116 @@ def test_units_about_other_images_are_not_trusted() -> None:
 
 
 @pytest.mark.usefixtures("few_queries")
+@pytest.mark.parametrize("change", ["pixels", "labels", "eps", "seed", "norm", "nothing"])
+def test_units_of_another_attack_on_as_many_images_are_not_trusted(change: str) -> None:
+    model, (x, y) = train(4), data(4)
+    settings: dict[str, Any] = {"eps": EPS["linf"], "version": "fast", "batch_size": BATCH}
+    other_x, other_y = x.clone(), y.clone()
+    if change == "pixels":
+        other_x[:, 0, 0, 0] = 0.5
+    elif change == "labels":
+        other_y[::2] = (y[::2] + 1) % 4
+    other = {"eps": {"eps": 0.05}, "seed": {"seed": 1}, "norm": {"norm": "l2"}}.get(change, {})
+    state = Memory({}, 99)
+    run_parts(model, other_x, other_y, **{**settings, **other}, state=state)
+    count = len(state.keys)
+    first = run_parts(model, x, y, **settings, state=state)
+    assert_same(first, run_parts(model, x, y, **settings))
+    assert (len(state.keys) == count) == (change == "nothing")
+
+
+def test_the_fast_version_takes_the_units_of_the_standard_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "QUERIES", 5)
+    model, (x, y) = train(4), data(4, count=6)
+    state = Memory({}, 99)
+    run_parts(model, x, y, eps=EPS["linf"], state=state)
+    count = len(state.keys)
+    run_parts(model, x, y, eps=EPS["linf"], version="fast", state=state)
+    assert len(state.keys) == count
+
+
+@pytest.mark.parametrize("keep_examples", [True, False])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_8_bit_images_are_attacked_as_training_divides_them(dtype: torch.dtype, keep_examples: bool) -> None:
+    model, (x, y) = train(4), data(4)
+    pixels = (255 * x).round().byte().permute(0, 2, 3, 1).contiguous()
+    unit = to_unit(pixels)
+    settings: dict[str, Any] = {"eps": EPS["linf"], "version": "fast", "batch_size": BATCH}
+    state = Memory({}, 99)
+    expected = run_parts(model, unit, y, **settings, keep_examples=keep_examples, state=state)
+    given = pixels.permute(0, 3, 1, 2) if dtype == torch.uint8 else unit.double()
+    before = given.clone()
+    assert_same(run_parts(model, given, y, **settings, keep_examples=keep_examples), expected)
+    count = len(state.keys)
+    assert_same(run_parts(model, given, y, **settings, keep_examples=keep_examples, state=state), expected)
+    assert len(state.keys) == count, "the same images, however they are held, share their units"
+    assert torch.equal(given, before)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_8_bit_values_become_the_very_floats_of_training(channels: int) -> None:
+    pixels = torch.arange(256 * 2 * channels).reshape(2, 16, 16, channels).byte()
+    found = as_float(pixels.permute(0, 3, 1, 2))
+    assert torch.equal(found, to_unit(pixels))
+    assert found.is_contiguous()
+    assert as_float(found).data_ptr() != found.data_ptr(), "a copy, which may be written into"
+
+
+class Largest(TorchDispatchMode):
+    """Watches the bytes of the largest tensor that any operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not result._is_view():
+            self.largest = max(self.largest, result.nbytes)
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_nothing_as_large_as_the_test_set_is_made(dtype: torch.dtype) -> None:
+    model, x = train(4), torch.zeros(500, 3, 8, 8, dtype=dtype)
+    y = ((model(x[:1].float()).argmax() + 1) % 4).expand(500).clone()
+    with Largest() as watch:
+        run_parts(model, x, y, eps=EPS["linf"], batch_size=BATCH, keep_examples=False)
+    assert 0 < watch.largest < 20_000 < x.nbytes
+
+
+FAILING: dict[str, Any] = {
+    "gradients": lambda model: lambda x: model(x) + (0 * x.flatten(1)[:, :1]).sqrt(),
+    "logits": lambda model: lambda x: torch.where(on_grid(x), model(x), torch.nan),
+}
+
+
+def on_grid(x: Tensor) -> Tensor:
+    """Whether all values are multiples of 1/4, as clean ones are here: (N, 1)."""
+    return ((4 * x).round() == 4 * x).flatten(1).all(1)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("failing", "part"),
+    [
+        ("gradients", "apgd-ce"),
+        ("gradients", "apgd-t"),
+        ("gradients", "fab-t"),
+        ("logits", "fab-t"),
+        ("logits", "square"),
+    ],
+)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_what_is_not_finite_inside_a_part_is_refused_not_counted(
+    failing: str, part: str, norm: Norm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "QUERIES", 5)
+    x, model = (4 * data(4)[0][:6]).round() / 4, train(4)
+    y = model(x).argmax(1)
+    suite = _suite(FAILING[failing](model), x, y, plan(4, "10", norm))
+    with pytest.raises(UserError, match=f"model: logits or gradients not finite under {part} on images 0 to 5"):
+        list(suite.run(part, torch.arange(6), None, 0, 0))
+
+
+@pytest.mark.usefixtures("few_queries")
 def test_nothing_but_the_result_changes() -> None:
     model, (x, y) = train(4).train(), data(4)
     model[1].eval()  # a mixture of modes comes back as it was
@@ -347,9 +470,9 @@ def test_clean_predictions_that_are_known_are_not_made_again() -> None:
 
 
 def assert_same(found: Outcome, expected: Outcome) -> None:
-    assert found.x_adv is not None
-    assert expected.x_adv is not None
-    assert torch.equal(found.x_adv, expected.x_adv)
+    assert (found.x_adv is None) == (expected.x_adv is None)
+    if found.x_adv is not None and expected.x_adv is not None:
+        assert torch.equal(found.x_adv, expected.x_adv)
     assert torch.equal(found.predictions, expected.predictions)
     assert torch.equal(found.correct, expected.correct)
     assert found.parts.keys() == expected.parts.keys()
@@ -507,7 +630,7 @@ def test_an_image_that_was_rounded_out_of_the_l2_ball_is_drawn_back_before_it_is
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "divide uint8 by 255"),
+        ({"x": torch.zeros(2, 3, 8, 8, dtype=torch.int8)}, "images: got torch.int8"),
         ({"x": torch.full((2, 3, 8, 8), 255.0)}, "values from 255 to 255"),
         ({"x": torch.full((2, 3, 8, 8), float("nan"))}, "NaN"),
         ({"x": torch.zeros(2, 192)}, "shape"),
@@ -516,12 +639,17 @@ def test_an_image_that_was_rounded_out_of_the_l2_ball_is_drawn_back_before_it_is
         ({"y": torch.tensor([0, -1])}, "labels: got -1"),
         ({"eps": 8.0}, "did you mean 8/255"),
         ({"eps": 0.0}, "eps: got 0; allowed: above 0"),
+        ({"eps": torch.full((2,), 0.1)}, r"eps: got a tensor of shape \(2,\); allowed: one number"),
+        ({"eps": torch.tensor(0.1)}, r"eps: got a tensor of shape \(\); allowed: one number"),
         ({"eps": 0.0, "norm": "l2"}, "eps: got 0; allowed: above 0"),
         ({"eps": float("inf"), "norm": "l2"}, "eps: got inf"),
         ({"eps": float("nan"), "norm": "l2"}, "eps: got nan"),
         ({"norm": "l3"}, "unknown norm 'l3'.*did you mean"),
         ({"natural": torch.zeros(3, dtype=torch.int64)}, "natural predictions: got torch.int64"),
-        ({"model": lambda x: torch.zeros(len(x), 4) / 0}, "model output: not finite under clean on images 0 to 1"),
+        (
+            {"model": lambda x: torch.zeros(len(x), 4) / 0},
+            "model: logits or gradients not finite under clean on images 0 to 1",
+        ),
         ({"batch_size": 0}, "batch size"),
         ({"model": nn.Flatten(0)}, "model output: got shape"),
     ],

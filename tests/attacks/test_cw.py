@@ -134,6 +134,30 @@ def test_more_rounds_find_no_longer_perturbation() -> None:
     assert (norms[2] < norms[0]).any()
 
 
+FAILING: dict[str, Any] = {
+    "gradients": lambda model: lambda x: model(x) + (0 * x.flatten(1)[:, :1]).sqrt(),
+    "logits": lambda model: lambda x: model(x) / 0,
+    "logits off the 8-bit grid": lambda model: lambda x: torch.where(on_grid(x), model(x), torch.nan),
+}
+
+
+def on_grid(x: Tensor) -> Tensor:
+    """Whether all values are multiples of 1/4, as clean ones are here: (N, 1)."""
+    return ((4 * x).round() == 4 * x).flatten(1).all(1)[:, None]
+
+
+@pytest.mark.parametrize("settings", [{}, {"eps": 0.5}])
+@pytest.mark.parametrize("failing", FAILING)
+def test_what_is_not_finite_is_refused_not_counted(failing: str, settings: dict[str, Any]) -> None:
+    model, x = network(), (4 * images()[0]).round() / 4
+    y = model(x).argmax(1)
+    with pytest.raises(
+        UserError, match=r"cw-l2: the model's logits or gradients are not finite on 8 of 8 images"
+    ) as error:
+        cw_l2(FAILING[failing](model), x[:8], y[:8], **settings)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -146,10 +170,17 @@ def test_more_rounds_find_no_longer_perturbation() -> None:
         ({"search_steps": 0}, "search steps: got 0; allowed: 1 or more"),
         ({"eps": -1.0}, "eps: got -1; allowed: 0 or more"),
         ({"x": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}, "images: got torch.uint8"),
+        ({"x": torch.full((2, 3, 4, 4), 1.01)}, "images: got values from 1.01 to 1.01; allowed: 0 to 1, without NaN"),
+        ({"x": torch.full((2, 3, 4, 4), torch.nan)}, "images: got values from nan to nan"),
+        ({"eps": torch.ones(3)}, r"eps: got a tensor of shape \(3,\); allowed: a number or one per image, \(2,\)"),
+        (
+            {"model": lambda x: x.flatten(1)[:, :1]},
+            r"got logits of shape \(2, 1\); allowed: \(N, C\) with C of 2 or more",
+        ),
     ],
 )
 def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:
-    arguments = {"x": torch.zeros(2, 3, 4, 4), "y": torch.zeros(2).long(), **change}
+    arguments = {"model": network().float(), "x": torch.zeros(2, 3, 4, 4), "y": torch.zeros(2).long(), **change}
     with pytest.raises(UserError, match=message) as error:
-        cw_l2(network(), **arguments)
+        cw_l2(**arguments)
     assert "\n" not in str(error.value)

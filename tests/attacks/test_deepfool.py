@@ -112,6 +112,30 @@ def test_equal_logits_are_left_by_a_small_step() -> None:
     assert float(x_adv[0, 0, 0, 1]) > float(x_adv[0, 0, 0, 0])
 
 
+FAILING: dict[str, Any] = {
+    "gradients": lambda model: lambda x: model(x) + (0 * x.flatten(1)[:, :1]).sqrt(),
+    "logits": lambda model: lambda x: model(x) / 0,
+    "logits off the 8-bit grid": lambda model: lambda x: torch.where(on_grid(x), model(x), torch.nan),
+}
+
+
+def on_grid(x: Tensor) -> Tensor:
+    """Whether all values are multiples of 1/4, as clean ones are here: (N, 1)."""
+    return ((4 * x).round() == 4 * x).flatten(1).all(1)[:, None]
+
+
+@pytest.mark.parametrize("settings", [{}, {"eps": 0.5}])
+@pytest.mark.parametrize("failing", FAILING)
+def test_what_is_not_finite_is_refused_not_counted(failing: str, settings: dict[str, Any]) -> None:
+    model, x = network(), (4 * images()[0]).round() / 4
+    y = model(x).argmax(1)
+    with pytest.raises(
+        UserError, match=r"deepfool: the model's logits or gradients are not finite on 8 of 8 images"
+    ) as error:
+        deepfool(FAILING[failing](model), x[:8], y[:8], **settings)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -121,10 +145,17 @@ def test_equal_logits_are_left_by_a_small_step() -> None:
         ({"overshoot": float("nan")}, "overshoot: got nan"),
         ({"eps": -1.0}, "eps: got -1; allowed: 0 or more"),
         ({"x": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}, "images: got torch.uint8"),
+        ({"x": torch.full((2, 3, 4, 4), 1.01)}, "images: got values from 1.01 to 1.01; allowed: 0 to 1, without NaN"),
+        ({"x": torch.full((2, 3, 4, 4), torch.nan)}, "images: got values from nan to nan"),
+        ({"eps": torch.ones(3)}, r"eps: got a tensor of shape \(3,\); allowed: a number or one per image, \(2,\)"),
+        (
+            {"model": lambda x: x.flatten(1)[:, :1]},
+            r"got logits of shape \(2, 1\); allowed: \(N, C\) with C of 2 or more",
+        ),
     ],
 )
 def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:
-    arguments = {"x": torch.zeros(2, 3, 4, 4), "y": torch.zeros(2).long(), **change}
+    arguments = {"model": network().float(), "x": torch.zeros(2, 3, 4, 4), "y": torch.zeros(2).long(), **change}
     with pytest.raises(UserError, match=message) as error:
-        deepfool(network(), **arguments)
+        deepfool(**arguments)
     assert "\n" not in str(error.value)

@@ -49,8 +49,14 @@ def test_a_gradient_of_zero_moves_nothing() -> None:
     assert torch.equal(fgsm(lambda images: images.mean((2, 3)) * 0, x, y % 3, eps=0.1), x)
 
 
-@pytest.mark.parametrize("eps", [8, -1, float("nan")])
-def test_a_bad_radius_is_one_line(eps: float) -> None:
+def test_a_gradient_that_is_not_finite_makes_its_image_nan() -> None:
+    x, y = images()
+    x_adv = fgsm(lambda images: images.mean((2, 3)) + (0 * images.mean((2, 3))).sqrt(), x, y % 3, eps=0.1)
+    assert x_adv.isnan().flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("eps", [8, -1, float("nan"), torch.zeros(5)])
+def test_a_bad_radius_is_one_line(eps: float | Tensor) -> None:
     x, y = images()
     with pytest.raises(UserError, match=r"^eps: got") as error:
         fgsm(network(), x, y, eps=eps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,6 +51,12 @@ def test_neither_shift_nor_scale_of_the_logits_changes_dlr(
     logits, y = drawn(classes, seed)
     torch.testing.assert_close(dlr(factor * logits + shift, y), dlr(logits, y), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(margin(factor * logits + shift, y), factor * margin(logits, y), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", [margin, dlr])
+def test_one_logit_is_one_line(objective: Any) -> None:
+    with pytest.raises(UserError, match=r"got (logits of shape \(3, 1\)|1 classes); allowed: .* or more"):
+        objective(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))
 
 
 def test_dlr_needs_three_classes_and_stays_finite_where_they_are_equal() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from taet.attacks import cw_linf, pgd
-from taet.attacks.ball import Norm, distance
+from taet.attacks.ball import Norm, distance, verify
 from taet.attacks.objectives import fooled, margin, natural_divergence
 from taet.errors import UserError
 from taet.losses import cross_entropy
@@ -198,6 +198,9 @@ def test_objective_gets_float32_under_autocast() -> None:
         ({"restarts": 2, "start": "none"}, "restarts: got several of start none"),
         ({"restarts": 2, "start_noise": torch.zeros(2, 3, 8, 8)}, "start noise: got 1; allowed: one per restart, 2"),
         ({"x": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "images: got torch.uint8; .*divide uint8 by 255"),
+        ({"eps": torch.zeros(3)}, r"eps: got a tensor of shape \(3,\); allowed: a number or one per image, \(2,\)"),
+        ({"eps": torch.zeros(2, 1)}, r"eps: got a tensor of shape \(2, 1\)"),
+        ({"step_size": torch.zeros(1)}, r"step size: got a tensor of shape \(1,\)"),
     ],
 )
 def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:
@@ -311,6 +314,56 @@ def test_every_start_stays_in_the_ball_and_a_radius_per_sample_is_as_many_calls(
         row, size = slice(i, i + 1), float(eps[i])
         alone = pgd(model, x[row], y[row], eps=size, step_size=size / 2, start_noise=noise[row], **settings)
         torch.testing.assert_close(whole[row], alone)
+
+
+def rooted(where: Tensor, slope: float) -> Any:
+    """A model whose gradient at an image with the first value `where` (N,) is infinite, or NaN with a slope of 0."""
+
+    def model(x: Tensor) -> Tensor:
+        first = x.flatten(1)[:, 0]
+        return torch.stack([first, -first + slope * (first - where).sqrt()], 1)
+
+    return model
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_makes_its_image_nan_and_no_other(norm: Norm, slope: float) -> None:
+    x, y = 0.25 + images()[0] / 2, torch.zeros(6, dtype=torch.int64)
+    where = torch.full((6,), -1.0)
+    where[2] = x[2].flatten()[0]
+    model = rooted(where, slope)
+    assert model(x).isfinite().all()
+    x_adv = pgd(model, x, y, eps=0.1, steps=3, step_size=0.02, norm=norm, start="none")
+    assert x_adv.isnan().flatten(1).any(1).tolist() == [i == 2 for i in range(6)]
+    with pytest.raises(UserError, match=r"attack: 1 images left the ball .*gradients finite"):
+        verify("attack", x_adv, x, 0.1, norm)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_restarts_keep_what_is_not_finite(norm: Norm, bad: int) -> None:
+    x, y = 0.25 + images()[0] / 2, torch.zeros(6, dtype=torch.int64)
+    noise = torch.full((3, *x.shape), 0.01)
+    noise[bad] = 0
+    model = rooted(x.flatten(1)[:, 0], 0.0)
+    for laundered in (model, lambda images: model(images).nan_to_num()):  # a model that hides it counts no better
+        settings: dict[str, Any] = {"eps": 0.1, "steps": 2, "step_size": 0.001, "norm": norm, "restarts": 3}
+        assert pgd(laundered, x, y, start_noise=noise, **settings).isnan().flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("objective", [cross_entropy, margin])
+def test_restarts_keep_the_image_whose_logits_are_not_finite(objective: Any, value: float) -> None:
+    x, y = 0.25 + images()[0] / 2, torch.zeros(6, dtype=torch.int64)
+    noise = torch.stack([torch.zeros_like(x), torch.full_like(x, 0.01), torch.zeros_like(x)])
+
+    def model(images: Tensor) -> Tensor:
+        moved = (images != x).flatten(1).any(1)[:, None]
+        return torch.where(moved & torch.tensor([True, False]), value, torch.tensor([1.0, 0.0]) + 0 * x[:, 0, 0, :1])
+
+    x_adv = pgd(model, x, y, eps=0.1, steps=0, step_size=0.1, start_noise=noise, restarts=3, objective=objective)
+    assert not model(x_adv).isfinite().all(1).any()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
