@@ -212,6 +212,8 @@ def rows() -> list[tuple[str, str, list[ResultCard]]]:
     """Heading of the comparison, name of the row and its cards, of every row of every table."""
     found = []
     for about in sorted((ROOT / "results").glob("*/about.md")):
+        if about.parent.name in results().ATTACKS:  # models of another comparison, attacked once more
+            continue
         heading = about.read_text(encoding="utf-8").split("\n")[0].lstrip("# ")
         found += [(heading, name, cards) for name, cards in results().cards_by_row(about.parent).items()]
     return found

@@ -1,10 +1,10 @@
-"""Print the tables of README.md and results/README.md from the result cards beside this file.
+"""Print the tables of README.md, docs/evaluation.md and results/README.md from the result cards beside this file.
 
 A folder is a table. METHOD.json is a row; METHOD-seed0.json, METHOD-seed1.json and so on are one, the mean over the
 seeds with its standard error; the cards of a subfolder are rows of the variant that it is named after.
 
 python results/render.py            prints the tables
-python results/render.py --write    puts them between the markers of both files
+python results/render.py --write    puts them between the markers of the pages
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ Value = tuple[float, tuple[float, float]]
 
 BEGIN, END = "<!-- results: python results/render.py --write -->", "<!-- end of results -->"
 README = HERE.parent / "README.md"
-PAGES = (README, HERE / "README.md")
+EVALUATION = HERE.parent / "docs" / "evaluation.md"
+PAGES = (README, EVALUATION, HERE / "README.md")
 # The README has the comparisons of all methods without their variants, and of their columns these.
+# What attacks of one name say in different papers' sense belongs to the page about attacks.
+ATTACKS = ("cifar10-lt-attacks", "digits-lt-attacks")
 FRONT, FRONT_COLUMNS = ("digits-lt-methods", "cifar10-lt-methods"), ("clean", "pgd-20", "autoattack")
 
 
@@ -129,23 +132,25 @@ def table(folder: Path, wanted: Sequence[str] = (), variants: bool = True) -> st
     return "\n\n".join(["\n".join(lines), *footnotes])
 
 
-def tables(front: bool) -> str:
-    """Every folder's table under its about.md, or those of the front page under its heading and first paragraph."""
+def tables(page: Path) -> str:
+    """The tables of a page: of every folder under its about.md, or of some under the heading and first paragraph."""
     abouts = sorted(HERE.glob("*/about.md"))
     texts = {about.parent.name: about.read_text(encoding="utf-8").strip() for about in abouts}
-    if front:
-        short = {name: "\n\n".join(texts[name].split("\n\n")[:2]) for name in FRONT}
-        return "\n\n".join(
-            f"{text}\n\n{table(HERE / name, FRONT_COLUMNS, variants=False)}" for name, text in short.items()
-        )
-    return "\n\n".join(f"{text}\n\n{table(HERE / name)}" for name, text in texts.items())
+    short = {name: "\n\n".join(text.split("\n\n")[:2]) for name, text in texts.items()}
+    if page == README:
+        parts = [f"{short[name]}\n\n{table(HERE / name, FRONT_COLUMNS, variants=False)}" for name in FRONT]
+    elif page == EVALUATION:
+        parts = [f"{short[name]}\n\n{table(HERE / name)}" for name in ATTACKS]
+    else:
+        parts = [f"{text}\n\n{table(HERE / name)}" for name, text in texts.items()]
+    return "\n\n".join(parts)
 
 
 def rendered(path: Path) -> str:
     """The text of a page with the tables between its markers."""
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{tables(front=path == README)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{tables(path)}\n{END}{after}"
 
 
 if __name__ == "__main__":
@@ -153,4 +158,4 @@ if __name__ == "__main__":
         for path in PAGES:
             path.write_text(rendered(path), encoding="utf-8")
     else:
-        print(tables(front=False))
+        print(tables(HERE / "README.md"))

@@ -86,7 +86,7 @@ def _fixed(column: Column, varied: str) -> dict[str, Any]:
     """Settings that all points of a curve share."""
     settings = column.settings
     if varied == "eps":
-        settings["step_size"] = round(settings["step_size"] / (settings["eps"] or 1), 9)
+        settings["step_size"] = round(settings.get("step_size", 0) / (settings["eps"] or 1), 9)
     return {name: value for name, value in settings.items() if name != varied}
 
 

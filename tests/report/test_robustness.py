@@ -53,8 +53,9 @@ def rich(card: ResultCard) -> ResultCard:
         *(column(card, f"pgd-20:eps={k}/255", 1 - k / 80, eps=k / 255, curve="eps") for k in (2, 64)),
         column(card, "pgd-20:eps=1", 0.0, eps=1.0, curve="eps"),
         *(
-            column(card, f"adaptive-pgd-20:factor={f}", 0.6, parameters={"factor": float(f)}, curve="logit-scale")
+            column(card, f"adaptive-pgd-20:factor={f}", 0.6, parameters=given, curve="logit-scale")
             for f in (10, 100)
+            if (given := {"steps": 20, "factor": float(f)})
         ),
         column(card, f"pgd-20@{other}", 0.8, parameters={"steps": 20, "source": source}),
     )
