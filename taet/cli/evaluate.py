@@ -127,7 +127,8 @@ def read(arguments: list[str]) -> RunFlags | ModelFlags:
     if options & {"--model", "--model.name"}:
         parsed = _parse(ModelFlags, arguments, MODEL_DESCRIPTION)
     elif options & {"--data", "--data.name"}:
-        raise UserError("--data goes with --model; a run folder names its own data")
+        first = "" if arguments[0].startswith("-") else arguments[0]
+        raise UserError(f"--data goes with --model {first or 'NAME'}; a run folder alone names its own data")
     else:
         parsed = _parse(RunFlags, arguments, DESCRIPTION)
     if parsed.settings.attacks is not None:
@@ -164,7 +165,10 @@ def of_model(parsed: ModelFlags, command: str) -> None:
         counts = dataset.class_counts.tolist()
         about = {"class_names": dataset.class_names, "train_class_counts": counts}
         about |= {"name": parsed.model, "notes": notes}
-    out = parsed.out or Path("runs", "evaluate-" + re.sub(r"[^\w.-]+", "-", parsed.model))
+    origin = parsed.origin
+    parts = [parsed.model, *([origin.weights.stem] if origin.weights else [])]
+    parts += [origin.normalize] if origin.normalize != "none" else []
+    out = parsed.out or Path("runs", "evaluate-" + re.sub(r"[^\w.-]+", "-", "-".join(parts)))
     with progress(f"evaluate {parsed.model}") as report:
         card = evaluate(
             subject,

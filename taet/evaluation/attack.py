@@ -112,7 +112,9 @@ def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None =
     Raises:
         UserError: an unknown name or option with its nearest match, a value that an option does not take.
     """
-    base, _, options = name.partition(":")
+    base, colon, options = name.partition(":")
+    if colon and not options:
+        raise UserError(f"attack '{name}': got no option after the colon; allowed: option=value, or no colon")
     family, steps = _family(base)
     given = _options(name, options, FAMILIES.get(family, ("eps",)))
     radius = settings.eps if settings.eps is not None else Threat().eps if eps is None else eps
@@ -156,11 +158,11 @@ def check_attacks(settings: Evaluation) -> None:
     parse_attacks(expanded.attacks, expanded)
 
 
-def expand(names: Sequence[str], settings: Evaluation) -> Evaluation:
+def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None) -> Evaluation:
     """Return settings with these attacks, where the name of a protocol stands for all columns of its paper.
 
-    Such a bundle brings the paper's steps, L2 ball and CW along, since its columns mean nothing without them; two
-    protocols at once are a `UserError`.
+    Such a bundle brings the paper's steps, L2 ball and CW along, since its columns mean nothing without them; in a ball
+    of another radius `eps` than the paper's the step is in proportion. Two protocols at once are a `UserError`.
     """
     bundles = [name for name in names if name in protocols.COLUMNS]
     if len(bundles) > 1:
@@ -170,8 +172,9 @@ def expand(names: Sequence[str], settings: Evaluation) -> Evaluation:
     if not bundles:
         return replace(settings, attacks=attacks)
     theirs = protocols.start(bundles[0], "at").evaluation
-    fields = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")
-    return replace(settings, attacks=attacks, **{name: getattr(theirs, name) for name in fields})
+    fields = ("eps_l2", "step_size_l2", "cw_constant", "cw_bounded")
+    step_size = theirs.step_size * (1 if eps is None or eps == Threat().eps else eps / Threat().eps)
+    return replace(settings, attacks=attacks, step_size=step_size, **{name: getattr(theirs, name) for name in fields})
 
 
 def _family(base: str) -> tuple[str, int]:

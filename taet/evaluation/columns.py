@@ -161,6 +161,8 @@ class Bench:
     batch_size: int
     seed: int
     device: torch.device
+    opened: list[Units] = field(default_factory=list)
+    """Where batches were kept, to be removed when the card is written; what others keep beside it stays."""
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -196,8 +198,12 @@ class Bench:
         """Where the finished batches of an attack are kept, on all images or on those that others have left."""
         if state_dir is None:
             return None
-        settings = [self.identity, attack.settings(), self.batch_size, *after]
-        return Units(Path(state_dir), attack.name, digest(settings))
+        return self.keep(state_dir, attack.name, [attack.settings(), self.batch_size, *after])
+
+    def keep(self, state_dir: str | os.PathLike[str], name: str, settings: Sequence[Any]) -> Units:
+        """Open a place for the units of something that these settings decide, beside the model and the images."""
+        self.opened.append(Units(Path(state_dir), name, digest([self.identity, *settings])))
+        return self.opened[-1]
 
     def batches(self, rows: Ints | None = None) -> list[Ints]:
         """Cut rows of the test set, all where none are given, in ascending order."""
@@ -213,9 +219,13 @@ class Bench:
         x, y = self.batch(rows)
         # Copies, since what an attack of one's own does to its arguments must not reach the check.
         with self._guarded(attack):
-            x_adv = perturb(attack, self.model, x.clone(), y.clone(), Draws(self.seed, attack.name, rows))
+            x_adv = perturb(attack, self.model, x.clone(), y.clone(), self._draws(attack, rows))
         verify(attack.name, x_adv, x, attack.eps, attack.norm or "linf")
         return x, x_adv
+
+    def _draws(self, attack: Attack, rows: Ints) -> Draws:
+        """The same for an attack whatever its options, so that more restarts hold those of fewer."""
+        return Draws(self.seed, attack.name.partition(":")[0], rows)
 
     @contextmanager
     def _guarded(self, attack: Attack) -> Iterator[None]:

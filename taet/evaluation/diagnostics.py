@@ -286,6 +286,19 @@ def _small_test_set(card: ResultCard) -> Iterator[str]:
         )
 
 
+def _chance(card: ResultCard) -> Iterator[str]:
+    for column in card.columns:
+        if column.name == "clean":
+            summary = card.summary("clean")
+            present = int((summary.total > 0).sum())
+            if present > 1 and summary.balanced_interval[0] <= 1 / present:
+                yield (
+                    f"Without an attack the balanced accuracy is {100 * summary.balanced:.1f} %, where guessing reaches "
+                    f"{100 / present:.1f} %: there is no robustness to speak of; are weights, normalisation and the "
+                    "order of the classes right? taet check tries them."
+                )
+
+
 def _selection(card: ResultCard) -> Iterator[str]:
     if card.model.get("leak"):
         yield (
@@ -314,6 +327,7 @@ CHECKS: Mapping[str, Callable[[ResultCard], Iterator[str]]] = {
     "softmax-outputs": _softmax,
     "zero-gradients": _zero_gradients,
     "logit-scale": _logit_scale,
+    "at-chance": _chance,
     "few-images-per-class": _few_images,
     "small-test-set": _small_test_set,
     "selected-on-test-set": _selection,

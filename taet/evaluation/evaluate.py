@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +127,8 @@ def evaluate(
         raise UserError("evaluate: got a model without images and labels; allowed: both, or a run folder alone")
     else:
         path = None if out is None else Path(out) / "evaluation.json"
+        if path is not None and path.with_name("run.json").exists():
+            raise UserError(f"evaluate: {out} is a run, whose card is about its own model; allowed: another folder")
         called = name or type(model_or_run_dir).__name__
         subject = from_module(
             model_or_run_dir, images, labels, called, class_names, train_class_counts, data_about, notes
@@ -141,10 +142,9 @@ def evaluate(
         "seed": seed,
     }
     given = {name: value for name, value in chosen.items() if value is not None}
-    settings = dataclasses.replace(
-        expand(subject.settings.attacks if asked is None else asked, subject.settings), **given
-    )
-    radius = subject.train_eps if settings.eps is None else settings.eps
+    radius = next(size for size in (eps, subject.settings.eps, subject.train_eps) if size is not None)
+    names_asked = subject.settings.attacks if asked is None else asked
+    settings = dataclasses.replace(expand(names_asked, subject.settings, radius), **given)
     listed = parse_attacks(["clean", *(name for name in settings.attacks if name != "clean")], settings, radius)
     if worst_case and asked is None:  # of the attacks that a run faces anyway, those in its ball
         listed = listed[:1] + [attack for attack in listed if (attack.norm, attack.eps) == ("linf", radius)]
@@ -218,7 +218,9 @@ def _measured(
     probing = not probed and bool(len(listed) > 1 or points or chain)
     meter = _Meter(progress, probe.passes(bench) if probing else 0)
     asked = {attack.name for attack in listed}
-    columns = [*listed, *(attack for attack in points if attack.name not in asked)]
+    shown = {column.name for column in before if not column.curve}  # stays in the tables with other settings, too
+    drawn = [replace(point, curve="") if point.name in shown else point for point in points]
+    columns = [*listed, *(attack for attack in drawn if attack.name not in asked)]
     measured = attack_split(bench, columns, known=before, state_dir=state_dir, progress=meter.attacks)
     if chain:
         measured = (*measured, bench.run_worst_case(chain, measured[0], state_dir, meter.attacks))
@@ -246,7 +248,8 @@ def _measured(
     if path is not None and rank() == 0:
         shelf.put(path, card)
         save_examples(path.parent / "artifacts" / "examples.npz", card, bench, listed)
-        shutil.rmtree(path.with_name(f"{path.stem}-state"), ignore_errors=True)
+        for units in bench.opened:
+            units.remove()
     gather(None)  # no process begins anew before the card and its state are as they will be
     return card
 

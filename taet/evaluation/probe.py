@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,9 +16,7 @@ from taet.attacks.units import Arrays, run_units
 from taet.evaluation import trial
 from taet.evaluation.columns import Bench
 from taet.evaluation.perturb import Draws
-from taet.evaluation.state import Units
 from taet.losses.long_tail import cross_entropy
-from taet.training.checkpoint import digest
 
 STEPS = 20
 STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and REAT papers' PGD-20
@@ -62,10 +59,7 @@ def probe(
         the objective; only_pgd_correct and only_scaled_pgd_correct: images that one leaves correct and the other
         breaks.
     """
-    units = None
-    if state_dir is not None:
-        settings = [bench.identity, "probe", eps, count(bench), bench.seed]
-        units = Units(Path(state_dir), "probe", digest(settings))
+    units = None if state_dir is None else bench.keep(state_dir, "probe", [eps, count(bench), bench.seed])
 
     def measure(_: int) -> Arrays:
         return {name: np.asarray(value) for name, value in _measure(bench, eps, progress).items()}

@@ -40,7 +40,7 @@ Ints = NDArray[np.int64]
 Floats32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Column:
     """One attack on all test images, in test order."""
 
@@ -71,6 +71,10 @@ class Column:
     """(C, C): how well the score of class j tells it from class k (`metrics.pairwise_auc`); None where not measured."""
     curve: str = ""
     """The curve for which alone this was measured, one of `CURVES`; empty for an attack that tables show."""
+
+    def __repr__(self) -> str:
+        ball = f", {self.norm} {self.eps:.4g}" if self.eps is not None else ""
+        return f"Column('{self.name}'{ball}: {int(self.correct.sum())} of {len(self.correct)} correct)"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -284,12 +288,14 @@ class ResultCard:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ResultCard:
-        """Read a card and recompute every number in it from the masks.
+        """Read a card, a file or the one in a run folder, and recompute every number in it from the masks.
 
         A file that is no card, a newer schema, and a number that does not agree are each a `UserError`.
         """
+        path = Path(path)
+        path = path / "evaluation.json" if path.is_dir() else path
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"result card {path}: cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
@@ -318,6 +324,8 @@ class ResultCard:
 
     def __repr__(self) -> str:
         head = f"{self.title or self.method} on {self.data.get('name', 'arrays')}: {len(self.labels)} test images"
+        if self.threat:
+            head += f", {self.threat['norm']} ball of {self.threat['eps']:.4g}"
         rows = [("attack", "accuracy %", "balanced %", "worst class %", "")]
         for column in self.columns:
             if column.curve:

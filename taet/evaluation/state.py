@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,6 @@ class Units:
     def __init__(self, root: Path, attack: str, identity: str) -> None:
         self.folder = root / f"{re.sub('[^a-z0-9-]', '_', attack)}-{identity[:16]}"
         self.identity = identity
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: str) -> Arrays | None:
         """Return the arrays of a unit, or None."""
@@ -41,4 +42,11 @@ class Units:
         buffer = io.BytesIO()
         content: dict[str, Any] = {"identity": np.array(self.identity), **arrays}
         np.savez(buffer, **content)
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / f"{key}.npz", buffer.getvalue())
+
+    def remove(self) -> None:
+        """Delete the units, and the folder that they share with those of other attacks once it is empty."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()

@@ -147,7 +147,7 @@ def test_mistakes_are_one_line(taet: Any, prepare: Callable[[], None] | None, wo
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ("runs/x --data few.npz", "--data goes with --model; a run folder names its own data"),
+        ("runs/x --data few.npz", "--data goes with --model runs/x; a run folder alone names its own data"),
         ("runs/x --model resnet8", "got 'runs/x', which belongs to no option"),
         ("runs/x --normalize imagenet", "unknown option --normalize"),
         ("runs/x --weights net.pt", "unknown --weights 'net.pt'; allowed: model, model-best, model-last"),

@@ -139,6 +139,7 @@ def test_a_protocol_stands_for_the_columns_of_its_paper_with_their_settings() ->
     assert (settings.step_size, settings.cw_constant, settings.cw_bounded) == (2 / 255, None, True)
     assert (settings.eps, settings.seed) == (0.1, 3)
     assert expand(("pgd-20",), REAT) == Evaluation(**{**vars(REAT), "attacks": ("pgd-20",)})
+    assert expand(("reat",), Evaluation(), 16 / 255).step_size == pytest.approx(4 / 255)
     with pytest.raises(UserError, match="one protocol at a time"):
         expand(("taet", "reat"), Evaluation())
 

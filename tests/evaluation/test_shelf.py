@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
+from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.columns import Bench
 from taet.evaluation.state import Units
@@ -112,3 +113,44 @@ def test_a_damaged_unit_counts_as_missing_wherever_its_bits_have_turned(tmp_path
         path.write_bytes(bytes(damaged))
         found: Any = units.get("0")  # whatever it is, it is no exception
         assert found is None or isinstance(found, dict)
+
+
+def test_what_another_evaluation_has_begun_stays(evaluated: Evaluated, tmp_path: Path) -> None:
+    begun = tmp_path / "evaluation-state" / "autoattack-0123456789abcdef" / "square-1.npz"
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(b"of another")
+    evaluated("fgsm", out=tmp_path)
+    assert [path for path in (tmp_path / "evaluation-state").rglob("*") if path.is_file()] == [begun]
+
+
+def test_a_unit_finds_its_folder_again_after_another_process_is_done_with_it(tmp_path: Path) -> None:
+    mine, other = (Units(tmp_path / "state", "pgd-3", "x" * 64) for _ in range(2))
+    mine.put("0", {"rows": np.arange(2)})
+    other.remove()
+    assert not (tmp_path / "state").exists()
+    mine.put("1", {"rows": np.arange(2)})
+    assert mine.get("0") is None
+    assert mine.get("1") is not None
+
+
+def test_the_card_of_another_model_has_no_place_in_a_run(evaluated: Evaluated, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="is a run, whose card is about its own model"):
+        evaluated("fgsm", out=tmp_path)
+
+
+def test_a_column_that_was_asked_for_stays_in_the_tables_as_a_point_with_other_settings(
+    evaluated: Evaluated, tmp_path: Path
+) -> None:
+    evaluated("pgd-50", step_size=0.01, out=tmp_path)
+    card = evaluated("fgsm", curves=["steps"], out=tmp_path)
+    assert card.column("pgd-50").curve == ""
+    assert card.column("pgd-10").curve == "steps"
+
+
+def test_more_restarts_hold_those_of_fewer(evaluated: Evaluated) -> None:
+    names = ("pgd-2", "pgd-2:restarts=3", "pgd-2:restarts=6")
+    card = evaluated(*names, eps=0.04)
+    masks = [card.column(name).correct for name in names]
+    assert (masks[0] >= masks[1]).all()
+    assert (masks[1] >= masks[2]).all()
