@@ -293,7 +293,7 @@ def _chance(card: ResultCard) -> Iterator[str]:
             present = int((summary.total > 0).sum())
             if present > 1 and summary.balanced_interval[0] <= 1 / present:
                 yield (
-                    f"Without an attack the balanced accuracy is {100 * summary.balanced:.1f} %, where guessing reaches "
+                    f"Without an attack balanced accuracy is {100 * summary.balanced:.1f} %, where guessing reaches "
                     f"{100 / present:.1f} %: there is no robustness to speak of; are weights, normalisation and the "
                     "order of the classes right? taet check tries them."
                 )
