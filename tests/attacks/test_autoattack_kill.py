@@ -32,6 +32,7 @@ class Counting(Units):
     """Units that also note, before each is written, that it was done."""
 
     def put(self, key: str, arrays: Arrays) -> None:
+        self.folder.parent.mkdir(exist_ok=True)
         with (self.folder.parent / "done.txt").open("a") as file:
             file.write(f"{key}\n")
         super().put(key, arrays)
