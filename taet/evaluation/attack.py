@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from taet import protocols, registry
 from taet.attacks.autoattack import Plan, plan
-from taet.config import Evaluation, Threat, check_ball
+from taet.config import Evaluation, Threat, check_radius
 from taet.errors import UserError, unknown
 
 Kind = Literal["clean", "pgd", "cw-l2", "deepfool", "autoattack", "own"]
@@ -29,6 +29,8 @@ CANDIDATES = 10  # classes that DeepFool looks at, of those with the largest log
 OWN_PASSES = 100  # what an attack of one's own is guessed to take
 
 CHAIN = ("eps", "step", "start", "restarts", "target")
+MINIMAL = ("cw-l2", "deepfool")
+"""Attacks that look for the smallest perturbation: they may go without a ball, and its length is worth keeping."""
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "clean": (),
     "fgsm": ("eps", "objective", "target"),
@@ -116,7 +118,7 @@ def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None =
     if colon and not options:
         raise UserError(f"attack '{name}': got no option after the colon; allowed: option=value, or no colon")
     family, steps = _family(base)
-    given = _options(name, options, FAMILIES.get(family, ("eps",)))
+    given = _options(name, family, options)
     radius = settings.eps if settings.eps is not None else Threat().eps if eps is None else eps
     if family == "clean":
         return Attack(name, "clean")
@@ -254,8 +256,9 @@ def _target(target: str, settings: Evaluation) -> dict[str, Any]:
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
-def _options(name: str, text: str, allowed: Sequence[str]) -> dict[str, Any]:
+def _options(name: str, family: str, text: str) -> dict[str, Any]:
     """Read `option=value,...`; each at most once."""
+    allowed = FAMILIES.get(family, ("eps",))
     given: dict[str, Any] = {}
     for part in text.split(",") if text else ():
         option, equals, value = part.partition("=")
@@ -267,11 +270,10 @@ def _options(name: str, text: str, allowed: Sequence[str]) -> dict[str, Any]:
             given[option] = READERS[option](value)
         except ValueError:
             raise UserError(f"attack '{name}': {option} got '{value}'; allowed: {FORMS[option]}") from None
-    if "eps" in given and given["eps"] is None:
-        if "c" not in allowed and "overshoot" not in allowed:
+    if "eps" in given and family not in MINIMAL:
+        if given["eps"] is None:
             raise UserError(f"attack '{name}': eps got 'none'; allowed: a number, since this attack needs a ball")
-    elif "eps" in given and "l2" not in name and "deepfool" not in name:
-        check_ball(f"attack '{name}': eps", given["eps"])
+        check_radius(f"attack '{name}': eps", given["eps"], "l2" if family in FAMILIES and "-l2" in family else "linf")
     return given
 
 

@@ -19,7 +19,7 @@ from taet.attacks.counted import Counted
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.attack import Attack, expand, parse_attacks
-from taet.evaluation.columns import Bench, Images, as_arrays, count_classes
+from taet.evaluation.columns import Images, as_arrays, bench
 from taet.evaluation.diagnostics import REPEAT_DIFFERENCE
 from taet.evaluation.kept import kept
 from taet.evaluation.trial import SUM_TOLERANCE, Trial, answer, attempt, input_gradient, nonfinite, sample, told
@@ -137,15 +137,14 @@ def check(
     """
     parsed = parse_attacks(expand(attacks, Evaluation()).attacks)
     pixels, classes = as_arrays(images, labels)
-    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
     training = model.training
     with kept(model) as changes:
-        width = count_classes(model, pixels, classes, device)
+        tried = bench(model, pixels, classes, batch_size=batch_size)
+        width = tried.num_classes
         if class_names is not None and len(class_names) != width:
             raise UserError(f"model output: got {width} logits; allowed: {len(class_names)}, one per class")
-        bench = Bench(Counted(model), pixels, classes, width, batch_size, 0, device)
-        with bench.still():
-            trial = _try(bench.model, *bench.batch(sample(classes, batch_size, bench.seed)))
+        with tried.still():
+            trial = _try(tried.model, *tried.batch(sample(classes, batch_size, tried.seed)))
             correct = _right(trial.logits, trial.y)
             speeds = _speeds(trial)
             accuracies, normalisation = _normalisation(trial, correct)
@@ -169,7 +168,7 @@ def check(
         image_shape=(trial.x.shape[1], trial.x.shape[2], trial.x.shape[3]),
         images=len(classes),
         tried=len(trial.y),
-        device=environment(device)["device"],
+        device=environment(tried.device)["device"],
         accuracy=float(correct.mean()),
         accuracies=accuracies,
         forward_speed=speeds[0],
@@ -328,7 +327,7 @@ def _roughly(moved: float) -> str:
 
 def _precision(trial: Trial) -> Finding:
     pair = trial.x[:2]
-    with told(pair), torch.no_grad():
+    with told("model: fails on two images ({reason})"), torch.no_grad():
         dtype = trial.model.model(pair).dtype
     if dtype != torch.float32:
         text = f"answers in {dtype}: differences that decide an attack are rounded away; return float32"

@@ -26,20 +26,18 @@ from taet.attacks.units import Arrays, run_units
 from taet.data.augmentation import to_unit
 from taet.data.dataset import images_sha256
 from taet.errors import UserError
-from taet.evaluation.attack import Attack
+from taet.evaluation.attack import MINIMAL, Attack
 from taet.evaluation.kept import kept
 from taet.evaluation.perturb import Draws, perturb
 from taet.evaluation.result import WORST_CASE, Column, Ints
 from taet.evaluation.state import Units
-from taet.losses.long_tail import cross_entropy
+from taet.evaluation.trial import attempt, told
 from taet.training.checkpoint import digest, weights_digest
 from taet.training.environment import version
 
 Images = NDArray[Any]
 """uint8 (N, H, W, C) or float32 (N, C, H, W) in [0, 1]."""
 
-MINIMAL = ("cw-l2", "deepfool")
-"""Attacks that look for the smallest perturbation, so that its length is worth keeping."""
 WORK = ("seconds", "forwards", "backwards")
 UNIT = {"rows", "predictions", "scores", "distances", *WORK}
 FINGERPRINT = 4  # images whose answers tell two models apart
@@ -129,14 +127,8 @@ def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
     x = as_unit(images[:2]).to(device)
     with kept(model) as changes, frozen(model), exact_float32(device.type):
-        try:
-            leaf = x.clone().requires_grad_()
-            logits = Counted(model)(leaf)
-        except UserError:
-            raise
-        except Exception as error:  # whatever the user's code raises
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"model: fails on images of shape {tuple(x.shape)} ({reason})") from error
+        with told(f"model: fails on images of shape {tuple(x.shape)} ({{reason}})"):
+            logits = Counted(model)(x.clone().requires_grad_())
         changed = changes()
     if changed:
         raise UserError(f"model: {changed[0]} changes when it answers in eval mode; allowed: one that holds still")
@@ -186,11 +178,9 @@ class Bench:
         x, y = self.batch(np.arange(min(FINGERPRINT, len(self.labels))))
         with self.still():
             torch.manual_seed(0)  # a model that draws numbers draws the same ones
-            leaf = x.requires_grad_()
-            logits = self.model(leaf)
-            (gradient,) = torch.autograd.grad(cross_entropy(logits, y).sum(), leaf)
-        slopes = gradient.flatten(1).norm(dim=1, keepdim=True)
-        return torch.cat([logits.detach(), slopes], 1).cpu().double().numpy()
+            tried = attempt(self.model, x, y)
+        slopes = tried.gradient.flatten(1).norm(dim=1, keepdim=True)
+        return torch.cat([tried.logits, slopes], 1).cpu().double().numpy()
 
     def units(
         self, attack: Attack, state_dir: str | os.PathLike[str] | None, after: Sequence[dict[str, Any]] = ()
@@ -327,7 +317,7 @@ class Bench:
             work = {name: sum(unit[name].item() for unit in done) for name in WORK}
             return _Result(predictions, {attack.name: predictions == labels}, work, scores, distances)
         assert attack.eps is not None
-        with _told(attack):
+        with told(_failed(attack)):
             outcome = run_parts(
                 self.model.model,
                 channels_first(self.images if len(rows) == len(self.labels) else self.images[rows]),
@@ -358,7 +348,7 @@ class Bench:
 
         def measure(number: int) -> Arrays:
             expected = len(batches[number]) * passes
-            with _told(attack), ticking(self.model, expected, lambda inside: report(number, inside)):
+            with told(_failed(attack)), ticking(self.model, expected, lambda inside: report(number, inside)):
                 return self._measure(attack, batches[number])
 
         done = run_units(
@@ -390,17 +380,31 @@ class Bench:
         }
 
 
-@contextmanager
-def _told(attack: Attack) -> Iterator[None]:
-    """Turn whatever the user's model, or attack, raises inside into one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        hint = "; a smaller --batch-size takes less memory" if "memory" in reason else ""
-        raise UserError(f"'{attack.name}' failed in the model: {type(error).__name__}: {reason}{hint}") from error
+def _failed(attack: Attack) -> str:
+    return f"'{attack.name}' failed in the model: {{kind}}: {{reason}}"
+
+
+def bench(
+    model: nn.Module,
+    images: Images | Tensor,
+    labels: NDArray[Any] | Tensor,
+    *,
+    batch_size: int = 250,
+    seed: int = 0,
+) -> Bench:
+    """Return a model, on the device where it is, with the test images that it is to meet, both checked.
+
+    Args:
+        model: any Module from images (N, C, H, W) in [0, 1] to logits (N, classes).
+        images: uint8 (N, H, W, C), grey levels 0 to 255, or floating point (N, C, H, W) in [0, 1].
+        labels: integers (N,), 0 to classes - 1.
+        batch_size: images per batch.
+        seed: of every random start, drawn per image and attack.
+    """
+    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    pixels, classes = as_arrays(images, labels)
+    width = count_classes(model, pixels, classes, device)
+    return Bench(Counted(model), pixels, classes, width, batch_size, seed, device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ def own(card: ResultCard) -> list[Column]:
 
 def asked(card: ResultCard) -> list[Column]:
     """Attacks on the model itself that are more than a point of a curve."""
-    return [column for column in own(card) if not column.curve]
+    return [column for column in card.columns if column.ordinary]
 
 
 def one_steps(card: ResultCard) -> list[Column]:

@@ -77,6 +77,11 @@ class Column:
         return f"Column('{self.name}'{ball}: {int(self.correct.sum())} of {len(self.correct)} correct)"
 
     @property
+    def ordinary(self) -> bool:
+        """Is it an attack on the model itself that is more than a point of a curve, as tables show it?"""
+        return not self.curve and "source" not in self.parameters
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Ball and parameters, random seeds apart: where they agree, two columns of one name are the same attack.
 
@@ -190,11 +195,7 @@ class ResultCard:
             eps: radius in units of the image range; if not given, that of the card's threat or, in the other norm, the
                 only one there is.
         """
-        inside = [
-            column
-            for column in self.columns
-            if column.bounded and column.norm == norm and not column.curve and "source" not in column.parameters
-        ]
+        inside = [column for column in self.columns if column.bounded and column.norm == norm and column.ordinary]
         if eps is None and self.threat.get("norm") == norm:
             eps = self.threat["eps"]
         radii = sorted({column.eps for column in inside if column.eps is not None and eps in (None, column.eps)})

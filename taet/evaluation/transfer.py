@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,11 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from taet import metrics
-from taet.attacks.counted import Counted
 from taet.attacks.progress import Progress, ticking
 from taet.attacks.units import Arrays, run_units
 from taet.config import Evaluation
@@ -27,7 +23,7 @@ from taet.distributed import joined, rank
 from taet.errors import UserError
 from taet.evaluation import diagnostics
 from taet.evaluation.attack import Attack, expand, parse_attack
-from taet.evaluation.columns import Bench, Images, among, as_arrays, count_classes
+from taet.evaluation.columns import Bench, among, bench
 from taet.evaluation.evaluate import evaluate
 from taet.evaluation.result import Column, ResultCard
 from taet.training.checkpoint import load_run, read_record, run_from_json, weights_digest
@@ -150,8 +146,8 @@ def transfer(
             for name, folder in folders.items():
                 if any(name in targets for targets in missing.values()):
                     cards[name].save(folder / "evaluation.json")
-            for folder in folders.values():
-                shutil.rmtree(folder / STATE, ignore_errors=True)
+            for units in (units for held in benches.values() for units in held.opened):
+                units.remove()
     return matrix(cards, attack)
 
 
@@ -171,7 +167,7 @@ def transfer_columns(
     source itself gets the same predictions as there.
 
     Args:
-        source: the model that is attacked, with the images (see `bench`).
+        source: the model that is attacked, with the images (see `taet.evaluation.columns.bench`).
         targets: models with the same images and labels, each on the device that it is on.
         attack: what `taet.evaluation.parse_attack` gave; not clean and no AutoAttack.
         name: what the source is called in the columns.
@@ -241,29 +237,6 @@ def transferred(attack: Attack, name: str, weights_sha256: str) -> Attack:
     """Return the attack as the columns of other models have it, when its examples are made on the model `name`."""
     source = {"name": name, "weights_sha256": weights_sha256}
     return replace(attack, name=f"{attack.name}@{name}", parameters={**attack.parameters, "source": source})
-
-
-def bench(
-    model: nn.Module,
-    images: Images | Tensor,
-    labels: NDArray[Any] | Tensor,
-    *,
-    batch_size: int = 250,
-    seed: int = 0,
-) -> Bench:
-    """Return a model, on the device where it is, with the test images that it is to meet, both checked.
-
-    Args:
-        model: any Module from images (N, C, H, W) in [0, 1] to logits (N, classes).
-        images: uint8 (N, H, W, C), grey levels 0 to 255, or floating point (N, C, H, W) in [0, 1].
-        labels: integers (N,), 0 to classes - 1.
-        batch_size: images per batch.
-        seed: of every random start, drawn per image and attack.
-    """
-    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-    pixels, classes = as_arrays(images, labels)
-    width = count_classes(model, pixels, classes, device)
-    return Bench(Counted(model), pixels, classes, width, batch_size, seed, device)
 
 
 def matrix(cards: Mapping[str, ResultCard], attack: str) -> Transfer:

@@ -86,7 +86,7 @@ def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
 
 def answer(model: Counted, x: Tensor) -> Tensor:
     """Return logits without a graph; a model that fails is a `UserError`."""
-    with told(x), torch.no_grad():
+    with told(_on(x)), torch.no_grad():
         logits: Tensor = model(x)
     return logits
 
@@ -94,7 +94,7 @@ def answer(model: Counted, x: Tensor) -> Tensor:
 def input_gradient(model: Counted, x: Tensor, y: Tensor) -> Tensor:
     """Return the gradient of the cross-entropy at each image; a model that fails or has none is a `UserError`."""
     leaf, gradient = x.clone().requires_grad_(), None
-    with told(x):
+    with told(_on(x)):
         loss = cross_entropy(model(leaf), y).sum()
         if loss.requires_grad:
             (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
@@ -105,15 +105,21 @@ def input_gradient(model: Counted, x: Tensor, y: Tensor) -> Tensor:
 
 
 @contextmanager
-def told(x: Tensor) -> Iterator[None]:
-    """Inside, whatever a model raises when it is given x becomes a `UserError` of one line."""
+def told(failed: str) -> Iterator[None]:
+    """Inside, whatever the user's code raises becomes a `UserError` of one line: `failed`, with {reason} and {kind}."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # whatever the user's code raises
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"model: fails on a batch of {len(x)} images ({reason})") from error
+    except Exception as error:
+        kind = type(error).__name__
+        reason = str(error).partition("\n")[0] or kind
+        hint = "; a smaller --batch-size takes less memory" if "memory" in reason else ""
+        raise UserError(failed.format(reason=reason, kind=kind) + hint) from error
+
+
+def _on(x: Tensor) -> str:
+    return f"model: fails on a batch of {len(x)} images ({{reason}})"
 
 
 def nonfinite(values: Tensor) -> Tensor:

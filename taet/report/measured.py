@@ -162,7 +162,7 @@ def measured(all_series: Sequence[Series]) -> list[Measured]:
 
 def shown(card: ResultCard) -> Iterator[Column]:
     """Give the columns that tables show: clean images, every attack of its own, and the worst case within each ball."""
-    own = [column for column in card.columns if not column.curve and "source" not in column.parameters]
+    own = [column for column in card.columns if column.ordinary]
     stored = [column for column in own if column.name in WORST_CASE.values()]
     yield from (column for column in own if column not in stored)
     balls = Counter((column.norm, column.eps) for column in own if column.bounded and column.norm is not None)
