@@ -140,7 +140,7 @@ def test_an_evaluation_that_is_killed_again_and_again(
 def test_ctrl_c_is_one_line_and_the_run_goes_on(
     launch: Callable[..., BaseProcess], small: list[str], tmp_path: Path, assert_same: Callable[[Path, Path], None]
 ) -> None:
-    words = ["train", "at", *small, "--epochs", "10"]
+    words = ["train", "at", *small, "--epochs", "30"]
     finish(launch(*words, "--out", tmp_path / "whole"))
     folder = tmp_path / "run"
     process = subprocess.Popen(
