@@ -90,15 +90,17 @@ class Data:
     """Which images, and how they are made long-tailed."""
 
     name: str = "digits-lt"
-    """A data set's name (see `taet list data`), npz:PATH or folder:PATH."""
+    """A data set's name (see `taet list data`), or images of one's own: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH."""
     root: str | None = None
     """Folder that holds the official files; the environment variable TAET_DATA where it is not given."""
     imbalance_ratio: float | None = None
     """Largest class over smallest, >= 1. Not given: the next value for sets named -lt; others stay as they are."""
     default_imbalance_ratio: float = 10.0
-    """What a set named -lt is cut to where no ratio is given: 10 in protocol taet (TAET, table 1), 50 in reat."""
-    profile: Literal["exponential", "linear", "step"] = "exponential"
-    """How the class counts fall from the largest to the smallest."""
+    """What a set named -lt is cut to where no ratio is given: 10 in protocol taet (TAET, table 1), 50 in reat; a set that
+    is published with a ratio of its own (tiny-imagenet-lt: 100) takes that."""
+    profile: Literal["exponential", "linear", "step"] | None = None
+    """How the class counts fall from the largest to the smallest. Not given: exponential, or as the set is published
+    (tiny-imagenet-lt: linear)."""
     max_count: int | None = None
     """Images of the largest training class. Not given: as many as the data allow."""
     test: Literal["long-tailed", "balanced"] = "long-tailed"
@@ -107,10 +109,16 @@ class Data:
     """Images of the largest test class. Not given: as many as the data allow."""
     validation: float = 0.0
     """Share of each training class that is held out for validation, before classes are counted."""
+    group: str | None = None
+    """What keeps images (of a patient, a lesion, a track) together in one split: a column of a csv, whose column `group`
+    is taken where it has one; an array of an .npz; `folder`, the innermost folder of an image file."""
     size: int | None = None
     """Resize every image to SIZE x SIZE pixels. Not given: as they are, which must be one size."""
     seed: int = 0
     """Seed of the choice of images; smaller subsets are nested in larger ones of the same seed."""
+    storage: Literal["auto", "memory", "disk"] = "auto"
+    """Where images lie while a run reads them: in memory, or in a file that is built once and read batch by batch; auto:
+    on disk where they would take more than a quarter of the memory. The numbers are the same."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -130,7 +138,12 @@ class Model:
     """Which network."""
 
     name: str = "resnet18"
-    """A model's name (see `taet list models`)."""
+    """A model's name (see `taet list models`), torchvision:NAME, timm:NAME, or package.module:callable."""
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    """First layers of a residual network: 3x3 at full resolution (cifar), or 7x7 and pooling to a quarter (imagenet).
+    auto: imagenet from 96 pixels on."""
+    weights: str | None = None
+    """File of pretrained weights (.safetensors, or .pt of tensors only) to start from. Not given: fresh ones."""
     normalize: Literal["data", "none"] = "data"
     """Normalise inside the model by the training images' mean and standard deviation per channel, or not at all."""
 
@@ -211,20 +224,26 @@ class Outer:
 
 @dataclass(frozen=True)
 class Training:
-    """Optimisation, as both papers do it: SGD with momentum and a step schedule."""
+    """Optimisation; the defaults are what both papers do: SGD with momentum and a step schedule."""
 
     epochs: int = 100
     """Passes over the training images."""
     batch_size: int = 128
     """Images per step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW (Loshchilov and Hutter, ICLR 2019), which transformers need (see --recipe vit)."""
     lr: float = 0.1
-    """Learning rate before the first milestone."""
+    """Highest learning rate."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 5e-4
-    """L2 penalty on every parameter."""
+    """SGD: L2 penalty on every parameter. AdamW: decoupled decay of every weight that is no bias and no norm's."""
+    warmup: float = 0.0
+    """Share of the epochs over which the learning rate rises from 0, step by step."""
+    decay: Literal["steps", "cosine"] = "steps"
+    """How the learning rate falls: divided by ten at the milestones, or along half a cosine to 0."""
     milestones: tuple[float, ...] = (0.75, 0.9)
-    """Shares of the epochs after which the learning rate is divided by ten."""
+    """Shares of the epochs at which the learning rate is divided by ten, and deferred re-weighting begins."""
     augment: Literal["crop-flip", "crop", "none", "randaugment", "autoaugment"] = "crop-flip"
     """Random crop after zero padding by an eighth of the side, and mirroring where it keeps the label; before it, also
     RandAugment (2 operations of magnitude 8) or AutoAugment (the CIFAR-10 policy), as AT-BSL does."""
@@ -275,6 +294,9 @@ class Training:
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "0 up to, not including, 1")
         decay = self.weight_decay
         _require(math.isfinite(decay) and decay >= 0, "weight decay", decay, "0 or more")
+        _require(0 <= self.warmup < 1, "warmup", self.warmup, "0 up to, not including, 1")
+        if self.optimizer == "adamw":
+            _require(self.momentum == Training.momentum, "momentum", self.momentum, "with optimizer sgd only")
         ordered = list(self.milestones) == sorted(self.milestones)
         within = all(0 < share <= 1 for share in self.milestones)
         _require(ordered and within, "milestones", self.milestones, "rising shares of the epochs, e.g. 0.75 0.9")
@@ -293,8 +315,11 @@ class Training:
         _require(self.threads is None or self.threads >= 1, "threads", self.threads, "1 or more")
 
 
-# Settings of training that say where and how fast a run is made and how often it is saved: they decide no number.
-MACHINE = frozenset(("device", "threads", "save_minutes", "workers", "tensorboard"))
+# Settings that say where and how fast a run is made and how often it is saved: they decide no number.
+MACHINE = frozenset(
+    ("data.root", "data.storage")
+    + tuple(f"training.{name}" for name in ("device", "threads", "save_minutes", "workers", "tensorboard"))
+)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 # The machine does not decide a run's numbers, nor does the place of the data, nor which attacks follow.
-UNDECIDING = {f"training.{name}" for name in MACHINE}
-UNDECIDING |= {"data.root", "evaluation.attacks"}
+UNDECIDING = MACHINE | {"evaluation.attacks"}
 
 
 @dataclass(frozen=True)
