@@ -6,7 +6,12 @@ module, so that a perturbation is measured in the units of the image.
 
     python examples/own_model.py
 
-takes a few seconds on a CPU and writes its run folder into a temporary folder.
+takes a few seconds on a CPU and writes its run folder into a temporary folder. The same network from the command line,
+in the folder of this file, on images that it has the size for:
+
+    taet train at --data digits-lt --model own_model:small_network
+
+There its last linear layer becomes the head, so that methods that read features or bring a head of their own work too.
 """
 
 from __future__ import annotations

@@ -90,14 +90,15 @@ class Data:
     """Which images, and how they are made long-tailed."""
 
     name: str = "digits-lt"
-    """A data set's name (see `taet list data`), or images of one's own: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH."""
+    """A data set's name (see `taet list data`), or images of one's own: folder:PATH, csv:PATH, npz:PATH,
+    taet-npy:PATH."""
     root: str | None = None
     """Folder that holds the official files; the environment variable TAET_DATA where it is not given."""
     imbalance_ratio: float | None = None
     """Largest class over smallest, >= 1. Not given: the next value for sets named -lt; others stay as they are."""
     default_imbalance_ratio: float = 10.0
-    """What a set named -lt is cut to where no ratio is given: 10 in protocol taet (TAET, table 1), 50 in reat; a set that
-    is published with a ratio of its own (tiny-imagenet-lt: 100) takes that."""
+    """What a set named -lt is cut to where no ratio is given: 10 in protocol taet (TAET, table 1), 50 in reat; a set
+    that is published with a ratio of its own (tiny-imagenet-lt: 100) takes that."""
     profile: Literal["exponential", "linear", "step"] | None = None
     """How the class counts fall from the largest to the smallest. Not given: exponential, or as the set is published
     (tiny-imagenet-lt: linear)."""
@@ -110,15 +111,15 @@ class Data:
     validation: float = 0.0
     """Share of each training class that is held out for validation, before classes are counted."""
     group: str | None = None
-    """What keeps images (of a patient, a lesion, a track) together in one split: a column of a csv, whose column `group`
-    is taken where it has one; an array of an .npz; `folder`, the innermost folder of an image file."""
+    """What keeps images (of a patient, a lesion, a track) together in one split: a column of a csv, whose column
+    `group` is taken where it has one; `folder`, the innermost folder of an image file."""
     size: int | None = None
     """Resize every image to SIZE x SIZE pixels. Not given: as they are, which must be one size."""
     seed: int = 0
     """Seed of the choice of images; smaller subsets are nested in larger ones of the same seed."""
     storage: Literal["auto", "memory", "disk"] = "auto"
-    """Where images lie while a run reads them: in memory, or in a file that is built once and read batch by batch; auto:
-    on disk where they would take more than a quarter of the memory. The numbers are the same."""
+    """Where images lie while a run reads them: in memory, or in a file that is built once and read batch by batch;
+    auto: on disk where they would take more than a quarter of the memory. The numbers are the same."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -145,7 +146,8 @@ class Model:
     weights: str | None = None
     """File of pretrained weights (.safetensors, or .pt of tensors only) to start from. Not given: fresh ones."""
     normalize: Literal["data", "none"] = "data"
-    """Normalise inside the model by the training images' mean and standard deviation per channel, or not at all."""
+    """Normalise inside the model by the training images' mean and standard deviation per channel, or not at all, as a
+    network of package.module:callable never is."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -317,8 +319,15 @@ class Training:
 
 # Settings that say where and how fast a run is made and how often it is saved: they decide no number.
 MACHINE = frozenset(
-    ("data.root", "data.storage")
-    + tuple(f"training.{name}" for name in ("device", "threads", "save_minutes", "workers", "tensorboard"))
+    {
+        "data.root",
+        "data.storage",
+        "training.device",
+        "training.save_minutes",
+        "training.tensorboard",
+        "training.threads",
+        "training.workers",
+    }
 )
 
 

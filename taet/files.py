@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -42,3 +43,9 @@ def write_json(path: Path, value: Any) -> None:
     # A list of numbers begins on a line of its own; strings never hold a line break, so none is changed.
     text = re.sub(r"\[\n([-+.eE\d,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     write_atomically(path, (text + "\n").encode())
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

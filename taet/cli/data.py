@@ -1,52 +1,156 @@
-"""`taet data show NAME`: a data set's counts per class, imbalance ratio, groups and checksums, as a run takes it."""
+"""`taet data show NAME` and `taet data prepare NAME`: what a data set holds, and its files put where they belong."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
 from taet.cli import flags
 from taet.config import Data
 from taet.data import load
-from taet.data.dataset import describe, render
+from taet.data.dataset import Dataset, describe, render
 from taet.errors import UserError, unknown
 
-EXAMPLES = (
+SHOW = (
     "taet data show digits-lt",
     "taet data show cifar10-lt --root ~/data --imbalance-ratio 50",
     "taet data show folder:./lesions --size 32 --json",
+    "taet data show cifar100-lt --out counts.png",
 )
-ACTIONS = ("show",)
+PREPARE = (
+    "taet data prepare cifar10-lt",
+    "taet data prepare tiny-imagenet-lt --root ~/data",
+    "taet data prepare cifar10-lt --layout taet-npy --out cifar10lt_10",
+    "taet data prepare dermamnist --layout folder --out dermamnist_png",
+)
+HELP = f"""usage: taet data show NAME [options]
+       taet data prepare NAME [options]
+
+show     counts of each class in every split, imbalance ratio, checksums and what was decided, as a run would take the
+         set; --out FILE.png draws them, --json prints them for a program
+prepare  download the official files where a network is, else say which file to put where; check, unpack and read them;
+         --layout npz, folder (PNG images) or taet-npy also writes the set, cut as the options say, for other programs
+
+taet list data says the names; taet data show --help and taet data prepare --help say the options.
+
+examples:
+{chr(10).join(f"  {example}" for example in (*SHOW, *PREPARE))}"""
+ACTIONS = ("show", "prepare")
+PICTURES = (".png", ".pdf", ".svg")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Flags:
+class Show:
     """A data set and how to print it."""
 
     data: Annotated[Data, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Data)
     json: bool = False
     """Print JSON."""
+    out: Path | None = None
+    """Draw the images of each class in each split into this .png, .pdf or .svg file."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """A data set and what it becomes."""
+
+    data: Annotated[Data, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Data)
+    layout: Literal["npz", "folder", "taet-npy"] | None = None
+    """Also write the set, cut as the options say: one .npz with MedMNIST's keys, a folder of PNG images
+    (train/CLASS/...), or the folder of arrays that TAET's repository reads."""
+    out: Path | None = None
+    """Where --layout writes; nothing is overwritten. Not given: here, a name such as cifar10lt_10, as TAET's are."""
+
+
+def _parse(kind: type[T], action: str, arguments: list[str], description: str, examples: tuple[str, ...]) -> T:
+    named = ["--name", *arguments] if arguments and not arguments[0].startswith("-") else arguments
+    return flags.parse(
+        kind,
+        [argument.replace("--data.", "--", 1) for argument in named],
+        prog=f"taet data {action} NAME",
+        description=description,
+        examples=examples,
+    )
+
+
+def _show(arguments: list[str]) -> None:
+    parsed = _parse(Show, "show", arguments, "Show what a data set holds as a run would take it.", SHOW)
+    if parsed.out is not None and parsed.out.suffix.lower() not in PICTURES:
+        raise UserError(f"--out: got '{parsed.out}'; allowed: a file that ends in {', '.join(PICTURES)}")
+    dataset = load(**dataclasses.asdict(parsed.data))
+    print(json.dumps(describe(dataset), indent=1) if parsed.json else render(dataset))
+    if parsed.out is not None:
+        from taet.data.distribution import draw
+
+        draw(dataset, parsed.out)
+
+
+def _summary(dataset: Dataset) -> str:
+    counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+    return f"{dataset.name}: {counts} images of {dataset.num_classes} classes, imbalance {dataset.imbalance_ratio:.4g}"
+
+
+def _options(data: Data) -> str:
+    """The options that `data` was made of, as `taet train` takes them."""
+    words = []
+    for field in dataclasses.fields(Data):
+        value = getattr(data, field.name)
+        if field.name != "name" and value != field.default:
+            text = f"{value:.10g}" if isinstance(value, float) else str(value)
+            words.append(f"--data.{field.name.replace('_', '-')} {shlex.quote(text)}")
+    return " ".join([f"--data {shlex.quote(data.name)}", *words])
+
+
+def _default_out(dataset: Dataset, layout: str) -> Path:
+    """The name and the imbalance ratio: cifar10lt_10 where cifar10-lt is cut to 10, as TAET's repository has it."""
+    kind, _, path = dataset.name.partition(":")
+    stem = Path(path).stem if path else kind.replace("-", "")
+    ratio = f"{round(dataset.imbalance_ratio, 1):g}"
+    return Path(stem + (f"_{ratio}" if ratio != "1" else "") + {"npz": ".npz", "folder": "_png"}.get(layout, ""))
+
+
+def _prepare(arguments: list[str]) -> None:
+    from taet.cli.progress import progress
+    from taet.data import layouts
+    from taet.data.prepare import prepare
+
+    if not arguments:
+        raise UserError("which data set? taet data prepare NAME; see taet list data")
+    description = "Put a data set's official files where they are looked for, check them, and say what it holds."
+    parsed = _parse(Prepare, "prepare", arguments, description, PREPARE)
+    if parsed.out is not None and parsed.layout is None:
+        raise UserError(f"--out {parsed.out} needs --layout npz, folder or taet-npy")
+    with progress("prepare") as report:
+        dataset, done = prepare(parsed.data, report)
+    print("\n".join([*done, _summary(dataset)]))
+    if parsed.layout is None:
+        print(f"next: taet train taet {_options(parsed.data)}")
+        return
+    out = parsed.out or _default_out(dataset, parsed.layout)
+    with progress("write") as report:
+        layouts.write(dataset, parsed.layout, out, report)
+    print(f"written: {out}")
+    if not dataset.mirror:
+        print("note: a mirrored image of this set loses its label, which no layout can say; train with --augment crop")
+    print(f"next: taet data show {shlex.quote(f'{parsed.layout}:{out}')}")
 
 
 def run(arguments: list[str]) -> None:
-    """Show a data set."""
+    """Show or prepare a data set."""
     if not arguments:
-        raise UserError("which data set? taet data show NAME; see taet list data")
+        raise UserError("which data set? taet data show NAME or taet data prepare NAME; see taet list data")
     action, *rest = arguments
-    if action not in (*ACTIONS, "-h", "--help"):
+    if action in ("-h", "--help"):
+        print(HELP)
+    elif action not in ACTIONS:
         raise unknown("action of taet data", action, ACTIONS)
-    if rest and not rest[0].startswith("-"):
-        rest = ["--name", *rest]
-    parsed = flags.parse(
-        Flags,
-        ["--help"] if action.startswith("-") else [argument.replace("--data.", "--", 1) for argument in rest],
-        prog="taet data show NAME",
-        description="Show what a data set holds as a run would take it.",
-        examples=EXAMPLES,
-    )
-    dataset = load(**dataclasses.asdict(parsed.data))
-    print(json.dumps(describe(dataset), indent=1) if parsed.json else render(dataset))
+    else:
+        {"show": _show, "prepare": _prepare}[action](rest)

@@ -24,7 +24,10 @@ Says which versions are installed, which device a run would take, how fast it at
 examples:
   taet doctor
   taet doctor --json"""
-DATA_FILES = ("cifar10.npz", "cifar-10-batches-py", "ham10000_32.npz")
+DATA_FILES = (
+    *("cifar10.npz", "cifar-10-batches-py", "cifar100.npz", "cifar-100-python", "FashionMNIST/raw"),
+    *("dermamnist.npz", "ham10000_32.npz", "tiny-imagenet-200", "gtsrb"),
+)
 
 
 def run(arguments: list[str]) -> None:

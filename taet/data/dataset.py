@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,28 +14,39 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from taet import metrics
+from taet.data.store import Images, Stored, pieces
 from taet.errors import UserError
 
+MOST_ROWS = 40
+"""Classes that the table of a data set has a row for, which a screen just holds."""
 
-def images_sha256(images: NDArray[Any], labels: NDArray[np.int64]) -> str:
+
+def images_sha256(images: NDArray[Any] | Stored, labels: NDArray[np.int64]) -> str:
     """SHA-256, in hexadecimal, of the images' shape as text, their bytes, and the labels as little-endian int64."""
     digest = hashlib.sha256(repr(images.shape).encode())
-    digest.update(np.ascontiguousarray(images).data)
+    for piece in pieces(images):
+        digest.update(np.ascontiguousarray(piece).data)
     digest.update(np.ascontiguousarray(labels, "<i8").data)
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Images with their labels."""
 
-    images: NDArray[np.uint8]
-    """(N,H,W,C), C 1 or 3, grey levels 0 to 255."""
+    images: Images
+    """(N,H,W,C), C 1 or 3, grey levels 0 to 255; an array, or a file whose images are read when they are indexed."""
     labels: NDArray[np.int64]
     """(N,), 0 to the number of classes less one."""
     class_names: tuple[str, ...]
     indices: NDArray[np.int64]
     """(N,): the position of each image in the source's own split."""
+    groups: NDArray[np.int64] | None = None
+    """(N,): equal numbers mark images (of a patient, a lesion, a track) that belong in one split; None: none do."""
+
+    def __repr__(self) -> str:
+        place = f", in '{self.images.path}'" if isinstance(self.images, Stored) else ""
+        return f"Split({len(self)} images of {len(self.class_names)} classes, {_form(self.images)}{place})"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,23 +64,24 @@ class Split:
     def channel_statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, in image units [0, 1]; a channel without any spread gets 1/255.
 
-        From histograms, so that it takes no more memory than a few images.
+        Whole numbers are added up, piece by piece, so that it is exact and takes no more memory than a few images.
         """
-        histograms = np.zeros((self.images.shape[3], 256), dtype=np.int64)
-        for start in range(0, len(self), 256):
-            part = self.images[start : start + 256]
-            for channel, histogram in enumerate(histograms):
-                histogram += np.bincount(part[..., channel].ravel(), minlength=256)
-        levels = np.arange(256) / 255
-        shares = histograms / histograms.sum(1, keepdims=True)
-        mean = shares @ levels
-        spread = np.sqrt((shares @ levels**2 - mean**2).clip(min=1 / 255**2))
+        sums, squares = np.zeros((2, self.images.shape[3]), np.int64)
+        for piece in pieces(self.images):  # of at most 2^16 images: the sums stay below 2^32
+            flat = piece.reshape(len(piece), -1)
+            for total, values in ((sums, flat), (squares, np.square(flat, dtype=np.uint16))):
+                total += values.sum(0, dtype=np.uint32).reshape(-1, len(total)).sum(0, dtype=np.int64)
+        pixels = math.prod(self.images.shape[:3])
+        mean = sums / (255 * pixels)
+        spread = np.sqrt((squares / (255**2 * pixels) - mean**2).clip(min=1 / 255**2))
         return mean.tolist(), spread.tolist()
 
     def choose(self, positions: NDArray[np.int64]) -> Split:
-        """Return the images at `positions`, in that order."""
+        """Return the images at `positions`, in that order; those in a file stay there."""
+        images = self.images.choose(positions) if isinstance(self.images, Stored) else self.images[positions]
+        groups = None if self.groups is None else self.groups[positions]
         return replace(
-            self, images=self.images[positions], labels=self.labels[positions], indices=self.indices[positions]
+            self, images=images, labels=self.labels[positions], indices=self.indices[positions], groups=groups
         )
 
     def manifest(self) -> dict[str, Any]:
@@ -80,7 +93,7 @@ class Split:
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Training, validation and test images of one classification task."""
 
@@ -93,15 +106,19 @@ class Dataset:
     notes: tuple[str, ...] = ()
     """What was decided when the set was made, in words."""
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
+        return f"Dataset({_headline(self)}; {sizes} images)"
+
     @classmethod
     def from_arrays(
         cls,
-        train_images: ArrayLike,
+        train_images: ArrayLike | Stored,
         train_labels: ArrayLike,
-        test_images: ArrayLike,
+        test_images: ArrayLike | Stored,
         test_labels: ArrayLike,
         *,
-        validation: tuple[ArrayLike, ArrayLike] | None = None,
+        validation: tuple[ArrayLike | Stored, ArrayLike] | None = None,
         class_names: Sequence[str] | None = None,
         name: str = "arrays",
         mirror: bool = True,
@@ -180,8 +197,19 @@ class Dataset:
         return {name: split.manifest() for name, split in self.splits.items()}
 
 
-def _checked_images(what: str, images: ArrayLike) -> NDArray[np.uint8]:
-    array = np.asarray(images)
+def _form(images: Images) -> str:
+    """Return width and height in pixels, and whether there is colour."""
+    _, height, width, channels = images.shape
+    return f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}"
+
+
+def _headline(dataset: Dataset) -> str:
+    form, ratio = _form(dataset.train.images), dataset.imbalance_ratio
+    return f"{dataset.name}: {dataset.num_classes} classes, {form}, imbalance ratio {ratio:.4g}"
+
+
+def _checked_images(what: str, images: ArrayLike | Stored) -> Images:
+    array = images if isinstance(images, Stored) else np.asarray(images)
     if array.dtype != np.uint8:
         nan = " with NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
         raise UserError(f"{what}: got {array.dtype}{nan}; allowed: uint8, grey levels 0 to 255")
@@ -189,7 +217,7 @@ def _checked_images(what: str, images: ArrayLike) -> NDArray[np.uint8]:
         raise UserError(f"{what}: got shape {array.shape}; allowed: (N,H,W), (N,H,W,1) or (N,H,W,3)")
     if 0 in array.shape:
         raise UserError(f"{what}: got shape {array.shape}; at least one image is needed")
-    return array[..., np.newaxis] if array.ndim == 3 else array
+    return array if isinstance(array, Stored) or array.ndim == 4 else array[..., np.newaxis]
 
 
 def _checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
@@ -241,25 +269,31 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def render(dataset: Dataset) -> str:
-    """Return a plain text table of `dataset`, at most 80 columns wide: a row and a bar of training images per class."""
+    """Return a plain text table of `dataset`, at most 80 columns wide: a row and a bar of training images per class.
+
+    Of many classes some have a row, from the largest to the smallest in even steps, so that the bars draw the profile.
+    """
     about = describe(dataset)
-    counts: dict[str, list[int]] = about["class_counts"]
-    channels, height, width = dataset.image_shape
-    names = [name if len(name) <= 20 else f"{name[:17]}..." for name in dataset.class_names]
+    every = dataset.num_classes
+    shown, some = list(range(every)), every > MOST_ROWS
+    if some:
+        shown = np.argsort(dataset.ranks)[np.linspace(0, every - 1, MOST_ROWS).round().astype(int)].tolist()
     group_of = {label: group for group in ("head", "body", "tail") for label in about["groups"][group]}
-    columns = [["class", *names, "all"], ["group", *(group_of[i] for i in range(dataset.num_classes)), ""]]
-    columns += [[split, *map(str, numbers), str(sum(numbers))] for split, numbers in counts.items()]
+    names = [name if len(name) <= 20 else f"{name[:17]}..." for name in (dataset.class_names[i] for i in shown)]
+    columns = [["class", *names, "all"], ["group", *(group_of[label] for label in shown), ""]]
+    for split, counts in about["class_counts"].items():
+        columns.append([split, *(str(counts[label]) for label in shown), str(sum(counts))])
     aligned = [
         [f"{cell:<{max(map(len, column))}}" if i < 2 else f"{cell:>{max(map(len, column))}}" for cell in column]
         for i, column in enumerate(columns)
     ]
     rows = ["  ".join(cells) for cells in zip(*aligned, strict=True)]
-    room = 80 - len(rows[0]) - 2
-    bars = ["", *("#" * max(1, round(room * count / max(counts["train"]))) for count in counts["train"]), ""]
+    room, train = 80 - len(rows[0]) - 2, about["class_counts"]["train"]
+    bars = ["", *("#" * max(1, round(room * train[label] / max(train))) for label in shown), ""]
     lines = [
-        f"{dataset.name}: {dataset.num_classes} classes, {width}x{height} pixels, "
-        f"{'grey' if channels == 1 else 'colour'}, imbalance ratio {dataset.imbalance_ratio:.4g}",
+        _headline(dataset),
         *(f"{row}  {bar}".rstrip() for row, bar in zip(rows, bars, strict=True)),
+        *([f"{MOST_ROWS} of {every} classes, by training images in even steps; --json has all"] if some else []),
         "SHA-256 of the image shape, images and labels:",
         *(f"  {name:<10} {digest}" for name, digest in about["sha256"].items()),
         *(line for note in dataset.notes for line in textwrap.wrap(f"- {note}", 80, subsequent_indent="  ")),

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
-from itertools import chain
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Split
-from taet.data.images import SUFFIXES, decode_all
-from taet.data.long_tail import divide, held_out_counts
+from taet.data.dataset import Dataset
+from taet.data.images import SUFFIXES
+from taet.data.listing import Listing
 from taet.data.places import locate
 from taet.errors import UserError, unknown
 
 NAMES = {"folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the class folders"}
 VALIDATION = ("val", "valid", "validation")
-TEST_SHARE = 0.2
+GROUP = "folder"
 
 
-def _class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Return the image files of each class folder, both in the order of the alphabet."""
-    classes = {
-        child.name: sorted(
-            file
-            for file in child.rglob("*")
-            if file.suffix.lower() in SUFFIXES
-            and file.is_file()
-            and not any(part.startswith(".") for part in file.relative_to(child).parts)
+def _visible(names: list[str]) -> list[str]:
+    return [name for name in names if not name.startswith(".")]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files in `folder` and below, also behind links, each folder once; nothing that is hidden."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else _visible(folders)
+        if real not in seen:
+            yield from (Path(place, file) for file in _visible(files))
+        seen.add(real)
+
+
+def _class_folders(folder: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
+    """Return the image files of each class folder, both in the order of the alphabet; count what is left out."""
+    classes: dict[str, list[Path]] = {}
+    for child in sorted(folder.iterdir()):
+        if child.name.startswith("."):
+            continue
+        if not child.is_dir():
+            left_out["outside of the class folders"] += child.suffix.lower() in SUFFIXES
+            continue
+        files = list(_files(child))
+        classes[child.name] = sorted(
+            (file for file in files if file.suffix.lower() in SUFFIXES), key=lambda file: file.parts
         )
-        for child in sorted(folder.iterdir())
-        if child.is_dir() and not child.name.startswith(".")
-    }
+        left_out.update(file.suffix or "no ending" for file in files if file.suffix.lower() not in SUFFIXES)
     if len(classes) < 2:
         got = f"only '{next(iter(classes))}'" if classes else "none"
         raise UserError(f"class folders in '{folder}': got {got}; allowed: 2 or more")
-    for name, files in classes.items():
-        if not files:
+    for name, found in classes.items():
+        if not found:
             raise UserError(f"class folder '{folder / name}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
     return classes
 
@@ -59,37 +78,58 @@ def _split_folders(path: Path) -> dict[str, Path]:
     return splits
 
 
-def read(data: Data) -> Dataset:
-    """Return the folder's images; without train/ and test/, a fifth of each class, chosen by the seed, is for testing.
-
-    Classes are the names of the class folders in the order of the alphabet. Images are grey where all of them are,
-    else RGB; palettes, CMYK and transparency are turned into RGB.
-    """
+def _list(data: Data) -> Listing:
     path = locate(data)
     if not path.is_dir():
         raise UserError(f"no such folder: '{path}'")
-    folders = _split_folders(path)
-    classes = {split: _class_folders(folder) for split, folder in folders.items()}
+    if data.group not in (None, GROUP):
+        raise UserError(f"data group: got '{data.group}'; allowed of a folder: {GROUP}, the one below the class folder")
+    folders, left_out = _split_folders(path), Counter[str]()
+    classes = {split: _class_folders(folder, left_out) for split, folder in folders.items()}
     names = tuple(next(iter(classes.values())))
     for split, found in classes.items():
-        for name in found:
-            if name not in names:
-                raise unknown(f"class folder in '{folders[split]}':", name, names)
-    files = {
-        split: [(file, names.index(name)) for name in found for file in found[name]] for split, found in classes.items()
-    }
-    images = decode_all([file for file, _ in chain.from_iterable(files.values())], data.size)
-    splits, start = {}, 0
-    for split, pairs in files.items():
-        labels = np.array([label for _, label in pairs], np.int64)
-        splits[split] = Split(images[start : start + len(pairs)], labels, names, np.arange(len(pairs)))
-        start += len(pairs)
-    if "all" not in splits:
-        return Dataset(data.name, splits["train"], splits.get("validation"), splits["test"])
-    whole = splits["all"]
-    counts = whole.class_counts.tolist()
-    train, test = divide(whole.labels, counts, held_out_counts(counts, TEST_SHARE), data.seed)
-    note = (
-        f"no folder 'test': {TEST_SHARE:.0%} of each class, rounded, at least 1 of 2, is for testing (seed {data.seed})"
+        for name in found.keys() - set(names):
+            raise unknown(f"class folder in '{folders[split]}':", name, names)
+    rows = [
+        (file, label, split)
+        for split, found in classes.items()
+        for label, name in enumerate(names)
+        for file in found.get(name, ())
+    ]
+    below = tuple("/".join(file.relative_to(folders[split] / names[label]).parts[:-1]) for file, label, split in rows)
+    if data.group == GROUP and not any(below):
+        raise UserError(f"data group: got '{GROUP}', but no class folder in '{path}' holds folders")
+    others = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common() if count)
+    return Listing(
+        names,
+        tuple(file for file, _, _ in rows),
+        np.array([label for _, label, _ in rows], np.int64),
+        None if "all" in folders else tuple(split for _, _, split in rows),
+        "no folder 'test'",
+        below if data.group == GROUP else None,
+        (f"left out: {others}",) if others else (),
     )
-    return Dataset(data.name, whole.choose(np.sort(train)), None, whole.choose(np.sort(test)), notes=(note,))
+
+
+def holds_groups(data: Data) -> bool:
+    """Do class folders hold folders that may be taken as groups?"""
+    try:
+        _list(replace(data, group=GROUP))
+    except UserError:  # there are none, or the folder is no data at all, which reading it says
+        return False
+    return True
+
+
+def files(data: Data) -> dict[str, Sequence[Path]]:
+    """Return for each split the image files that its `indices` count."""
+    return _list(data).by_split()
+
+
+def read(data: Data) -> Dataset:
+    """Return the folder's images; without train/ and test/, a fifth of each class, chosen by the seed, is for testing.
+
+    Classes are the names of the class folders in the order of the alphabet; images may lie in folders below, which with
+    `group` "folder" are kept in one split: images of any class whose path below their class folder is the same. Images
+    are grey where all of them are, else RGB.
+    """
+    return _list(data).dataset(data)

@@ -1,22 +1,231 @@
-"""Image files and arrays: decoding and resizing."""
+"""Image files and arrays: what files hold, decoding and resizing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from taet.data.store import Images, gather, pieces
 from taet.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+A = TypeVar("A")
+B = TypeVar("B")
+
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+AHEAD = 64
+"""Results that threads may have ready before they are asked for, which bounds the memory that they take."""
+HEADERS = 64
+"""Files that a thread looks into at once: to hand over a single one would take as long as to look into it."""
+UNUSUAL = {
+    "deep": "16 bits per channel, scaled to 8",
+    "palette": "a palette, read as its colours",
+    "cmyk": "CMYK, converted to RGB",
+    "alpha": "an alpha channel, dropped: what is transparent gets the colour that is stored under it",
+    "frames": "several frames or pages, of which the first is read",
+    "turned": "turned upright by their EXIF tag",
+}
+"""What may be unusual about a file, and what is done with it."""
+
+
+def _ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """Yield `function` of each item in order; threads work on the next ones, never more than AHEAD of what is taken."""
+    pool = ThreadPoolExecutor()
+    waiting: deque[Future[B]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _settled() -> Iterator[None]:
+    """Let Pillow refuse what may be a decompression bomb, and be silent about details such as damaged EXIF tags.
+
+    Filters are the process's, so that this stands around threads and not inside them.
+    """
+    from PIL.Image import DecompressionBombWarning
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("error", DecompressionBombWarning)
+        yield
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Say why a file cannot be read."""
+    from PIL import UnidentifiedImageError
+
+    if path.is_file() and path.stat().st_size == 0:
+        return "it is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image, or a damaged one"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _refusal(unreadable: dict[Path, str], total: int) -> UserError:
+    (path, reason), *others = unreadable.items()
+    number = f"; {len(unreadable)} of {total} cannot be read, taet.data.images.unreadable(paths) lists them"
+    return UserError(f"cannot read image '{path}': {reason}{number if others else ''}")
+
+
+class _Header(NamedTuple):
+    """What the first bytes of an image file say."""
+
+    size: tuple[int, int]
+    """Width and height once it stands upright."""
+    grey: bool
+    unusual: tuple[str, ...]
+    """Keys of UNUSUAL."""
+
+
+def _is_grey(mode: str) -> bool:
+    return mode in ("1", "L", "LA", "La") or mode.startswith("I")
+
+
+def _header(path: Path) -> _Header | str:
+    """Return the header of an image file, or why it cannot be read."""
+    from PIL import ExifTags
+    from PIL import Image as pillow
+
+    try:
+        with pillow.open(path) as image:
+            mode = image.mode
+            if mode == "F":
+                raise ValueError("it holds floating point numbers; allowed: 8 or 16 bits per channel")
+            # A .png would be decoded for a tag behind its pixels; of a .tif Pillow has turned the size already.
+            turn = pillow.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+            across = turn in (5, 6, 7, 8) and image.format != "TIFF"
+            unusual = {
+                "deep": mode.startswith("I"),
+                "palette": mode in ("P", "PA"),
+                "cmyk": mode == "CMYK",
+                "alpha": mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info,
+                # The second picture that a phone puts into its .jpg is none to be learned from.
+                "frames": getattr(image, "is_animated", False) and image.format != "MPO",
+                "turned": turn in range(2, 9),
+            }
+            return _Header(
+                image.size[::-1] if across else image.size,
+                _is_grey(mode),
+                tuple(key for key, holds in unusual.items() if holds),
+            )
+    except Exception as error:  # decoders of damaged files raise errors of many kinds
+        return _reason(path, error)
+
+
+def _headers(paths: Sequence[Path]) -> list[_Header | str]:
+    return [_header(path) for path in paths]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What image files hold, by their headers."""
+
+    paths: tuple[Path, ...]
+    """The N files that can be read, as far as their headers tell."""
+    sizes: NDArray[np.int64]
+    """(N,2): width and height in pixels, once they stand upright."""
+    grey: NDArray[np.bool_]
+    """(N,): whether a file is greyscale."""
+    unusual: dict[str, tuple[Path, ...]]
+    """Files about which something is unusual, by what it is: a key of UNUSUAL."""
+    unreadable: dict[Path, str]
+    """Files that cannot be read, and why."""
+
+    @property
+    def channels(self) -> int:
+        """1 where all files are greyscale, 3 otherwise."""
+        return 1 if self.grey.all() else 3
+
+    @cached_property
+    def _by_area(self) -> NDArray[np.int64]:
+        return self.sizes[np.argsort(self.sizes.prod(1), kind="stable")]
+
+    @property
+    def smallest(self) -> tuple[int, int]:
+        """Width and height of the image with the fewest pixels."""
+        return _pair(self._by_area[0])
+
+    @property
+    def median(self) -> tuple[int, int]:
+        """Width and height of the image in the middle, by pixels."""
+        return _pair(self._by_area[len(self.paths) // 2])
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Width and height of the image with the most pixels."""
+        return _pair(self._by_area[-1])
+
+    @property
+    def uniform(self) -> bool:
+        """Are all images of one size?"""
+        return bool((self.sizes == self.sizes[:1]).all())
+
+    def sentences(self, size: int | None = None) -> list[str]:
+        """Say in words what there is; with `size`, to which they will be scaled, also how many have to be enlarged."""
+        total, grey = len(self.paths), int(self.grey.sum())
+        if total == 0:
+            return []
+        smallest, median, largest = (
+            f"{width}x{height}" for width, height in (self.smallest, self.median, self.largest)
+        )
+        spread = smallest if self.uniform else f"{smallest} to {largest}, median {median}"
+        colour = "grey" if grey == total else "colour" if grey == 0 else f"{grey} grey, read as colour like the others"
+        found = [f"{total} image files, {spread} pixels, {colour}"]
+        small = np.flatnonzero((self.sizes < (size or 0)).any(1))
+        if len(small):
+            found.append(_example(f"smaller than {size} pixels, enlarged", [self.paths[i] for i in small], total))
+        return [*found, *(_example(UNUSUAL[key], files, total) for key, files in self.unusual.items())]
+
+
+def _pair(size: NDArray[np.int64]) -> tuple[int, int]:
+    return int(size[0]), int(size[1])
+
+
+def _example(what: str, files: Sequence[Path], total: int) -> str:
+    return f"{len(files)} of {total} images: {what} (e.g. '{files[0].name}')"
+
+
+def survey(paths: Sequence[Path]) -> Survey:
+    """Look at the headers of image files, without decoding any; those that cannot be read are listed with the reason.
+
+    A file that is cut short behind its header looks well here: see `unreadable`.
+    """
+    batches = (paths[start : start + HEADERS] for start in range(0, len(paths), HEADERS))
+    with _settled():
+        headers = list(chain.from_iterable(_ahead(_headers, batches)))
+    found = list(zip(paths, headers, strict=True))
+    readable = [(path, header) for path, header in found if isinstance(header, _Header)]
+    unusual = {key: tuple(path for path, header in readable if key in header.unusual) for key in UNUSUAL}
+    return Survey(
+        tuple(path for path, _ in readable),
+        np.array([header.size for _, header in readable], np.int64).reshape(-1, 2),
+        np.array([header.grey for _, header in readable], bool),
+        {key: files for key, files in unusual.items() if files},
+        {path: header for path, header in found if isinstance(header, str)},
+    )
 
 
 def _scaled(image: Image, size: int | None) -> Image:
@@ -28,26 +237,27 @@ def _scaled(image: Image, size: int | None) -> Image:
     return image.resize((size, size), Resampling.BILINEAR)
 
 
-def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Return uint8 images (N,H,W,C), C 1 or 3, as (N,size,size,C): bilinear, antialiased."""
+def resized(images: Images, size: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield each of the images uint8 (N,H,W,C), C 1 or 3, as (size,size,C): bilinear, antialiased."""
     from PIL.Image import fromarray
 
-    count, height, width, channels = images.shape
-    if (height, width) == (size, size):
-        return images
-    resized = np.empty((count, size, size, channels), np.uint8)
-    for i, image in enumerate(images):
-        resized[i] = np.asarray(_scaled(fromarray(image.squeeze(-1) if channels == 1 else image), size)).reshape(
-            size, size, channels
-        )
-    return resized
+    def scale(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        picture = fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        return np.asarray(_scaled(picture, size)).reshape(size, size, -1)
+
+    return _ahead(scale, chain.from_iterable(pieces(images)))
+
+
+def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Return uint8 images (N,H,W,C), C 1 or 3, as (N,size,size,C): see `resized`."""
+    return images if images.shape[1:3] == (size, size) else np.stack(list(resized(images, size)))
 
 
 def _eight_bit(image: Image) -> Image:
     """Return `image` as grey ("L") where the file is greyscale, as "RGB" otherwise."""
     from PIL.Image import fromarray
 
-    if image.mode in ("1", "L", "LA"):
+    if image.mode in ("1", "L", "LA", "La"):
         return image.convert("L")
     if image.mode.startswith("I"):
         levels = np.asarray(image)
@@ -60,40 +270,92 @@ def _eight_bit(image: Image) -> Image:
     return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
 
 
-def decode(path: Path, size: int | None) -> NDArray[np.uint8]:
-    """Read one image file, upright by its EXIF tag: uint8 (H,W) where it is greyscale, (H,W,3) otherwise."""
+def _decode(path: Path, size: int | None) -> NDArray[np.uint8] | str:
+    """Return the pixels of an image file, or why it cannot be read."""
     from PIL import ImageOps
     from PIL.Image import open as open_image
 
     try:
-        with open_image(path) as image:
+        # Not by its name: Pillow would map a .tif into memory, and mix up the rows of one that has to be turned.
+        with path.open("rb") as file, open_image(file) as image:
             return np.asarray(_scaled(_eight_bit(ImageOps.exif_transpose(image)), size))
     except Exception as error:  # decoders of damaged files raise errors of many kinds
-        empty = path.is_file() and path.stat().st_size == 0
-        reason = "it is empty" if empty else " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read image '{path}': {reason}") from error
+        return _reason(path, error)
 
 
-def decode_all(paths: Sequence[Path], size: int | None) -> NDArray[np.uint8]:
-    """Read image files as one array uint8 (N,H,W,C): C 1 where all are greyscale, 3 otherwise.
+def decode(path: Path, size: int | None) -> NDArray[np.uint8]:
+    """Read one image file, upright by its EXIF tag: uint8 (H,W) where it is greyscale, (H,W,3) otherwise.
 
-    Files of different sizes, without `size`, are a `UserError`, as is a file that cannot be read.
+    Of 16 bits per channel the upper ones count, palettes and CMYK become RGB, an alpha channel is dropped, and of
+    several frames or pages the first is read. More than that is a `UserError`: 32 bits or floating point numbers per
+    channel, a damaged file, or so many pixels that Pillow warns (89 million). With `size`, it is size x size pixels.
+    To read many files use `decode_all`, or `decode_each` where they do not become one array; neither from a thread.
     """
-    images: list[NDArray[np.uint8]] = []
-    with ThreadPoolExecutor() as pool:
-        try:
-            for path, image in zip(paths, pool.map(decode, paths, repeat(size)), strict=True):
-                if images and image.shape[:2] != images[0].shape[:2]:
-                    (height, width), (first_height, first_width) = image.shape[:2], images[0].shape[:2]
-                    raise UserError(
-                        f"images of different sizes: '{paths[0]}' is {first_width}x{first_height} pixels, '{path}' is "
-                        f"{width}x{height}; give one size to all with --data.size {min(first_height, first_width)}"
-                    )
-                images.append(image)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-    channels = max(1 if image.ndim == 2 else 3 for image in images)
-    stacked = np.empty((len(images), *images[0].shape[:2], channels), np.uint8)
-    for i, image in enumerate(images):
-        stacked[i] = image.reshape(*image.shape[:2], -1)
-    return stacked
+    with _settled():
+        image = _decode(path, size)
+    if isinstance(image, str):
+        raise _refusal({path: image}, 1)
+    return image
+
+
+def decode_each(paths: Sequence[Path], size: int | None) -> Iterator[NDArray[np.uint8]]:
+    """Yield what `decode` returns of each file, in order; threads read a few files ahead.
+
+    At the first file that cannot be read the rest is read for others, so that the `UserError` says how many there are.
+    """
+    with _settled():
+        decoded = zip(paths, _ahead(lambda path: _decode(path, size), paths), strict=True)
+        for path, image in decoded:
+            if isinstance(image, str):
+                rest = {other: reason for other, reason in decoded if isinstance(reason, str)}
+                raise _refusal({path: image} | rest, len(paths))
+            yield image
+
+
+def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return the image files that cannot be read, and why; each is decoded, since a file may be cut short anywhere."""
+    with _settled():
+        decoded = _ahead(lambda path: _decode(path, 1), paths)
+        return {path: reason for path, reason in zip(paths, decoded, strict=True) if isinstance(reason, str)}
+
+
+def _different(first: Path, size: Sequence[int], other: Path, other_size: Sequence[int]) -> UserError:
+    (width, height), (other_width, other_height) = size, other_size
+    return UserError(
+        f"images of different sizes: '{first}' is {width}x{height} pixels, '{other}' is "
+        f"{other_width}x{other_height}; give one size to all with --data.size {min(width, height)}"
+    )
+
+
+def _key(paths: Sequence[Path], size: int | None, channels: int) -> str:
+    """Return a text that names what decides the pixels: the files, how they are read, and by which Pillow."""
+    from PIL import __version__
+
+    files = ((os.path.abspath(path), path.stat()) for path in paths)
+    lines = [f"{name}\t{about.st_size}\t{about.st_mtime_ns}" for name, about in files]
+    return "\n".join([f"image files, size {size}, {channels} channels, Pillow {__version__}", *lines])
+
+
+def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory", found: Survey | None = None) -> Images:
+    """Read image files as one array uint8 (N,H,W,C), C 1 where all are greyscale and 3 otherwise: see `decode`.
+
+    Shape and channels come from `found`, the survey of these files or of more; it is made where it is not given. So no
+    file is decoded twice and few at a time; the images go where `storage` says (see `taet.data.store.gather`). Files of
+    different sizes, without `size`, are a `UserError`, as is a file that cannot be read.
+    """
+    found = survey(paths) if found is None else found
+    if found.unreadable:
+        raise _refusal(found.unreadable, len(found.paths) + len(found.unreadable))
+    if size is None and not found.uniform:
+        other = int((found.sizes != found.sizes[0]).any(1).argmax())
+        raise _different(found.paths[0], found.sizes[0].tolist(), found.paths[other], found.sizes[other].tolist())
+    width, height = (size, size) if size is not None else _pair(found.sizes[0])
+
+    def images() -> Iterator[NDArray[np.uint8]]:
+        for path, image in zip(paths, decode_each(paths, size), strict=True):
+            if image.shape[:2] != (height, width):  # turned by a tag behind its pixels
+                raise _different(found.paths[0], (width, height), path, image.shape[1::-1])
+            yield np.broadcast_to(image.reshape(height, width, -1), (height, width, found.channels))
+
+    shape = (len(paths), height, width, found.channels)
+    return gather(images(), shape, key=_key(paths, size, found.channels), storage=storage)

@@ -1,17 +1,28 @@
-"""Batches of a training split, which lies as one uint8 tensor where it is read: on the device, or for a policy here."""
+"""Batches of a training split: of a uint8 tensor that lies where it is read, or streamed from memory or disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple, TypeGuard, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from taet.data.augmentation import crop_flip, to_unit
 from taet.data.dataset import Split
 from taet.data.policies import POLICIES, Work, apply_all
+from taet.data.store import Images, Stored
 from taet.randomness import generator
+
+AHEAD = 2
+"""Batches that are read before they are asked for."""
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 class Batch(NamedTuple):  # `index` shadows tuple.index, which nobody calls on a batch
@@ -37,12 +48,33 @@ def class_balanced(labels: Tensor, draws: torch.Generator) -> Tensor:
     return grouped[first[drawn] + place.long()]
 
 
+def ahead(function: Callable[[Given], Made], values: Iterable[Given]) -> Iterator[Made]:
+    """Yield `function` of every value in order, from a thread that is two values ahead and ends with the iterator."""
+    left = iter(values)
+    with ThreadPoolExecutor(1) as thread:
+        begun: deque[Future[Made]] = deque(thread.submit(function, value) for value in islice(left, AHEAD))
+        while begun:
+            done = begun.popleft().result()
+            begun.extend(thread.submit(function, value) for value in islice(left, 1))
+            yield done
+
+
+def fits(images: Images, device: torch.device) -> TypeGuard[NDArray[np.uint8]]:
+    """Are `images` to lie on the device as a whole? On a GPU, where they leave half of the free memory to the work."""
+    if isinstance(images, Stored):
+        return False
+    return device.type != "cuda" or 2 * images.nbytes <= torch.cuda.mem_get_info(device)[0]
+
+
 class Loader:
     """Shuffled, augmented batches; every draw from (seed, purpose, epoch, step).
 
     So any epoch can be entered at any step and gives the same batches. Each image comes once per epoch, or as
     `class_balanced` draws it. The last batch is shorter; a single image left over joins the batch before it, since
     batch normalisation cannot train on one.
+
+    Images on disk, or too large for the GPU, are streamed: a thread reads the rows of the next batches while one is
+    worked on. The batches are the same, bit for bit.
 
     `workers` processes apply the policy of `augment` ahead, if it is one (see `taet.data.policies`); they give the same
     batches for any number. Python starts them by importing the user's script, whose own work then has to stand below
@@ -63,8 +95,10 @@ class Loader:
         workers: int = 0,
     ) -> None:
         self.device = device
-        # A policy works on the CPU.
-        self.images = torch.from_numpy(split.images).to("cpu" if augment in POLICIES else device)
+        place = torch.device("cpu") if augment in POLICIES else device  # a policy works on the CPU
+        self.images: Tensor | Images = split.images
+        if fits(split.images, place):
+            self.images = torch.from_numpy(split.images).to(place)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.seed = seed
         self.augment = augment
@@ -81,10 +115,12 @@ class Loader:
         """Steps per epoch."""
         return len(self.bounds)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of `epoch` from `first_step` on."""
         steps = range(first_step, len(self))
-        order = self._order(epoch).to(self.images.device)
+        order = self._order(epoch)
+        if isinstance(self.images, Tensor):
+            order = order.to(self.images.device)
         indices = [order[begin:end] for begin, end in self.bounds[first_step:]]
         for step, index, images in zip(steps, indices, self._images(epoch, steps, indices), strict=True):
             if self.augment != "none":
@@ -102,15 +138,24 @@ class Loader:
 
     def _images(self, epoch: int, steps: range, indices: list[Tensor]) -> Iterator[Tensor]:
         """The images of every batch on the device, changed by the policy if there is one."""
-        batches = (self.images[index] for index in indices)
-        if self.augment not in POLICIES:
-            return batches
-        work = (
-            Work(images.numpy(), self.seed, ("policy", epoch, step))
-            for step, images in zip(steps, batches, strict=True)
-        )
-        return map(self._moved, apply_all(self.augment, work, self.workers))
+        images = self.images
+        read = (images[index] for index in indices) if isinstance(images, Tensor) else ahead(self._read, indices)
+        if self.augment in POLICIES:
+            work = (
+                Work(batch.numpy(), self.seed, ("policy", epoch, step)) for step, batch in zip(steps, read, strict=True)
+            )
+            read = apply_all(self.augment, work, self.workers)
+        return map(self._moved, read)
+
+    def _read(self, index: Tensor) -> Tensor:
+        assert not isinstance(self.images, Tensor)
+        return self._pinned(torch.from_numpy(self.images[index.numpy()]))
 
     def _moved(self, images: Tensor) -> Tensor:
+        if images.device.type == self.device.type:
+            return images
         # From pinned memory the copy does not wait for the steps that are still queued on the device.
-        return images.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else images
+        return self._pinned(images).to(self.device, non_blocking=True)
+
+    def _pinned(self, images: Tensor) -> Tensor:
+        return images.pin_memory() if self.device.type == "cuda" else images

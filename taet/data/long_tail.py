@@ -51,6 +51,18 @@ def long_tail_counts(
     raise unknown("profile", profile, PROFILES)
 
 
+def balanced_small_counts(
+    num_classes: int, max_count: int, imbalance_ratio: float, profile: str = "exponential"
+) -> list[int]:
+    """Return class counts of the same total as `long_tail_counts`, spread evenly; what is left over, from class 0 on.
+
+    n_c = floor(N / C) + (1 if c < N mod C else 0), N = sum of the long-tailed counts; the arguments and errors are
+    theirs. The upper bound that REAT compares with: Li et al., arXiv:2307.10205.
+    """
+    each, over = divmod(sum(long_tail_counts(num_classes, max_count, imbalance_ratio, profile)), num_classes)
+    return [each + (label < over) for label in range(num_classes)]
+
+
 def expected_absent_classes(class_counts: Sequence[int], batch_size: int) -> float:
     """Return how many classes a full batch is expected to hold no image of, in an epoch that is shuffled.
 

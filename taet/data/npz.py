@@ -3,60 +3,100 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.config import Data
 from taet.data.dataset import Dataset
 from taet.data.places import locate
+from taet.data.store import Stored, open_member
 from taet.errors import UserError
 
 NAMES = {"npz": "npz:PATH, a file with train_images, train_labels, test_images, test_labels (MedMNIST's keys)"}
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 VALIDATION = ("val_images", "val_labels")
+PARTS = {"train": "train", "validation": "val", "test": "test"}
+"""What the keys call the splits."""
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Return the arrays of MedMNIST's keys that are in the file; one that is required and missing is a `UserError`."""
+def read_arrays(path: Path, storage: str = "auto", group: str | None = None) -> dict[str, NDArray[Any] | Stored]:
+    """Return the arrays of MedMNIST's keys that are in the file; one that is required and missing is a `UserError`.
+
+    Images may lie on disk: see `taet.data.store.open_member`. With `group`, train_`group` is required too, and those of
+    the other splits are taken where they are there.
+    """
+    there = _names(path)
+    groups = [] if group is None else [f"{part}_{group}" for part in PARTS.values()]
+    required = [*REQUIRED, *(VALIDATION if any(key in there for key in VALIDATION) else ()), *groups[:1]]
+    missing = [key for key in required if key not in there]
+    if missing:
+        raise UserError(f"'{path}' has no {', '.join(missing)}; it has: {', '.join(there) or 'nothing'}")
+    wanted = [*required, *(key for key in (*groups[1:], "class_names") if key in there)]
+    return {key: open_member(path, key, storage) for key in wanted}
+
+
+def _names(path: Path) -> list[str]:
+    """Return the names of the arrays in an .npz file."""
     if not path.is_file():
         raise UserError(f"no such file: '{path}'")
     try:
-        with path.open("rb") as stream:  # np.load leaves a file that it opened itself open where it is no archive
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, NpzFile):
-                raise UserError(f"'{path}' holds a single array; allowed: an .npz file")
-            required = REQUIRED + (VALIDATION if any(key in file for key in VALIDATION) else ())
-            missing = [key for key in required if key not in file]
-            if missing:
-                raise UserError(f"'{path}' has no {', '.join(missing)}; it has: {', '.join(file.files) or 'nothing'}")
-            wanted = [key for key in (*required, "class_names") if key in file]
-            return {key: np.asarray(file[key]) for key in wanted}
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        pickled = isinstance(error, ValueError) and "pickle" in str(error)
-        reason = "it holds pickled objects or is no .npz file" if pickled else " ".join(str(error).split())
-        raise UserError(f"cannot read '{path}': {reason}; allowed: an .npz file of plain arrays") from error
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
+                raise UserError(f"'{path}' holds a single array; allowed: an .npz file") from error
+        raise UserError(f"cannot read '{path}': {error}; allowed: an .npz file of plain arrays") from error
 
 
 def read(data: Data) -> Dataset:
     """Return the file's splits as they are; its optional array `class_names` names the classes.
 
+    With `data.group` G, train_G, val_G and test_G hold what images have in common, numbers or text (N,).
     Format: Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795.
     """
     path = locate(data)
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, data.storage, data.group)
     names = arrays.get("class_names")
     if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
         raise UserError(f"'{path}': class_names: got {names.dtype} of shape {names.shape}; allowed: text of shape (C,)")
     try:
-        return Dataset.from_arrays(
+        dataset = Dataset.from_arrays(
             *(arrays[key] for key in REQUIRED),
             validation=(arrays["val_images"], arrays["val_labels"]) if "val_images" in arrays else None,
-            class_names=None if names is None else names.tolist(),
+            class_names=None if names is None else np.asarray(names).tolist(),
             name=data.name,
         )
+        return dataset if data.group is None else _grouped(dataset, arrays, data.group)
     except UserError as error:
         raise UserError(f"'{path}': {error}") from error
+
+
+def _grouped(dataset: Dataset, arrays: Mapping[str, NDArray[Any] | Stored], group: str) -> Dataset:
+    """Return the data set with the groups of its images, and a note where the file has one group in two splits."""
+    named = {split: f"{PARTS[split]}_{group}" for split in dataset.splits}
+    found = {split: np.asarray(arrays[name]) for split, name in named.items() if name in arrays}
+    for split, values in found.items():
+        count = len(dataset.splits[split])
+        if values.size != count or values.dtype.kind not in "iuSU":
+            allowed = f"whole numbers or text, ({count},), one for each image"
+            raise UserError(f"{named[split]}: got {values.dtype} of shape {values.shape}; allowed: {allowed}")
+    _, numbers = np.unique(np.concatenate([values.ravel() for values in found.values()]), return_inverse=True)
+    ends = np.cumsum([values.size for values in found.values()])[:-1]
+    groups = dict(zip(found, np.split(numbers.astype(np.int64), ends), strict=True))
+    splits = {split: replace(part, groups=groups.get(split)) for split, part in dataset.splits.items()}
+    shared = {split: len(np.intersect1d(groups["train"], groups[split])) for split in groups if split != "train"}
+    text = ", ".join(f"{number} in training and {split}" for split, number in shared.items() if number)
+    return replace(
+        dataset,
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits["test"],
+        notes=(*dataset.notes, *([f"the file's own splits divide groups of {group}: {text}"] if text else [])),
+    )

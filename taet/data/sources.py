@@ -2,47 +2,101 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from taet import registry
 from taet.config import Data
 from taet.data.dataset import Dataset, Split
-from taet.data.images import resize
-from taet.data.long_tail import PROFILES, divide, held_out_counts, largest_max_count, long_tail_counts
+from taet.data.groups import hold_out
+from taet.data.images import Survey, resized
+from taet.data.images import survey as survey_files
+from taet.data.long_tail import (
+    PROFILES,
+    balanced_small_counts,
+    divide,
+    held_out_counts,
+    largest_max_count,
+    long_tail_counts,
+    long_tail_indices,
+)
+from taet.data.store import Images, gather, pieces
 from taet.errors import UserError, unknown
 
-PATH_SOURCES = ("npz", "folder")
+PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")
 TESTS = ("long-tailed", "balanced")
+LONG_TAILED, BALANCED_SMALL = "-lt", "-balanced-small"
+MOST_NAMES = 10
+"""Classes that a note names."""
 
 
 def _full_name(name: str) -> str:
-    """Return `name`, with npz: or folder: put before a bare path."""
+    """Return `name`, with the kind of a bare path put before it."""
     if name in registry.entries("data") or name.partition(":")[0] in PATH_SOURCES:
         return name
-    if name.endswith(".npz"):
-        return f"npz:{name}"
-    if Path(name).expanduser().is_dir():
-        return f"folder:{name}"
+    for suffix in ("npz", "csv"):
+        if name.lower().endswith(f".{suffix}"):
+            return f"{suffix}:{name}"
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return f"taet-npy:{name}" if (path / "train_images.npy").is_file() else f"folder:{name}"
     if os.sep in name:
         raise UserError(
-            f"no such data: '{name}'; allowed: an .npz file, a folder of class folders, or a name of `taet list data`"
+            f"no such data: '{name}'; allowed: an .npz or .csv file, a folder of class folders, "
+            "or a name of `taet list data`"
         )
     return name
 
 
-def _read(data: Data) -> Dataset:
-    kind, _, path = data.name.partition(":")
+def _module(name: str) -> ModuleType:
+    kind, _, path = name.partition(":")
     if kind in PATH_SOURCES and not path:
         raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
-    dataset: Dataset = registry.find("data", kind).load().read(data)
+    return registry.find("data", kind).load()
+
+
+def is_own(name: str) -> bool:
+    """Are these images of one's own: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH, or a bare path?"""
+    return _full_name(name).partition(":")[0] in PATH_SOURCES
+
+
+def holds_groups(name: str, *, root: str | None = None) -> bool:
+    """Do the class folders of folder:PATH hold folders, each of which may be a patient or an object?"""
+    data = Data(name=_full_name(name), root=root)
+    module = _module(data.name)
+    return hasattr(module, "holds_groups") and bool(module.holds_groups(data))
+
+
+def _as_named(data: Data, published: Mapping[str, Mapping[str, Any]]) -> Data:
+    """Return `data` with the profile, and the ratio if one is meant, that its name stands for where none is given."""
+    facts = published.get(data.name, {})
+    ratio = data.imbalance_ratio
+    if ratio is None and not is_own(data.name) and data.name.endswith((LONG_TAILED, BALANCED_SMALL)):
+        ratio = float(facts.get("imbalance_ratio", data.default_imbalance_ratio))
+    profile = data.profile or facts.get("profile", PROFILES[0])
+    return replace(data, imbalance_ratio=ratio, profile=profile)
+
+
+def _read(data: Data, module: ModuleType) -> Dataset:
+    dataset: Dataset = module.read(data)
+    if data.group is not None and not is_own(data.name):
+        own = "keeps its own groups in one split without it" if dataset.train.groups is not None else "has no groups"
+        raise UserError(f"data group: got '{data.group}'; '{data.name}' {own}; allowed with: folder:PATH, csv:PATH")
+    if data.group is not None and dataset.train.groups is None:
+        raise UserError(f"data group: got '{data.group}'; '{data.name}' has no groups; allowed: folder:PATH, csv:PATH")
     return dataset
 
 
-def _long_tailed(split: Split, part: str, ratio: float, profile: str, max_count: int | None) -> list[int]:
-    """Return the long-tailed class counts of `split`, the largest that it allows where `max_count` is not given."""
+def _largest(split: Split, part: str, ratio: float, profile: str, max_count: int | None) -> int:
+    """Return the size of the largest class of the long-tailed `split`: `max_count`, or the largest that fits."""
     available = split.class_counts.tolist()
     largest = largest_max_count(available, ratio, profile)
     if largest == 0:
@@ -54,7 +108,7 @@ def _long_tailed(split: Split, part: str, ratio: float, profile: str, max_count:
             f"{part}: a largest class of {max_count} at imbalance ratio {ratio:g} needs {counts[short]} images "
             f"of class '{split.class_names[short]}', which has {available[short]}; the largest that fits: {largest}"
         )
-    return long_tail_counts(len(available), max_count or largest, ratio, profile)
+    return max_count or largest
 
 
 def _capped(split: Split, max_count: int | None) -> list[int]:
@@ -62,20 +116,33 @@ def _capped(split: Split, max_count: int | None) -> list[int]:
     return counts if max_count is None else [min(count, max_count) for count in counts]
 
 
+def _lacking(part: str, class_names: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """Say which classes have no image in a split, if any."""
+    names = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return [f"no {part} image of: {', '.join(names[:MOST_NAMES])}{more}"] if names else []
+
+
 def _class_counts(source: Dataset, data: Data) -> tuple[list[int], list[int], list[str]]:
     """Return the class counts of the training and of the test set, and in words how they came about."""
-    ratio = data.imbalance_ratio
-    if ratio is None and data.name.partition(":")[0] not in PATH_SOURCES:
-        ratio = data.default_imbalance_ratio
+    ratio, profile, classes = data.imbalance_ratio, data.profile or PROFILES[0], source.num_classes
+    spread = data.name.endswith(BALANCED_SMALL) and not is_own(data.name)
     train_counts, test_counts = _capped(source.train, data.max_count), _capped(source.test, data.test_max_count)
     if ratio is None:
         capped = ", but for the caps on its classes" if data.max_count or data.test_max_count else ""
         notes = [f"taken as it is{capped}: the source's imbalance ratio is {source.imbalance_ratio:.4g}"]
     else:
-        train_counts = _long_tailed(source.train, "training set", ratio, data.profile, data.max_count)
-        notes = [f"training set cut to the {data.profile} profile, imbalance ratio {ratio:g}, seed {data.seed}"]
-        if data.test == "long-tailed":
-            test_counts = _long_tailed(source.test, "test set", ratio, data.profile, data.test_max_count)
+        largest = _largest(source.train, "training set", ratio, profile, data.max_count)
+        train_counts = (balanced_small_counts if spread else long_tail_counts)(classes, largest, ratio, profile)
+        cut = f"{profile} profile, imbalance ratio {ratio:g}"
+        notes = [
+            f"as many training images as in the {cut}, {sum(train_counts)}, spread evenly, seed {data.seed}"
+            if spread
+            else f"training set cut to the {cut}, seed {data.seed}"
+        ]
+        if data.test == "long-tailed" and not spread:
+            largest = _largest(source.test, "test set", ratio, profile, data.test_max_count)
+            test_counts = long_tail_counts(classes, largest, ratio, profile)
             notes.append("test set cut to the same profile and ratio")
         else:
             most = "all images" if data.test_max_count is None else f"at most {data.test_max_count} images"
@@ -86,21 +153,65 @@ def _class_counts(source: Dataset, data: Data) -> tuple[list[int], list[int], li
             f"class '{empty}' would get no training image: imbalance ratio {ratio:g} with {largest} images in the "
             f"largest class; allowed: up to {largest}"
         )
-    lacking = [name for name, count in zip(source.class_names, test_counts, strict=True) if count == 0]
-    if lacking:
-        notes.append(f"no test image of: {', '.join(lacking)}")
-    return train_counts, test_counts, notes
+    return train_counts, test_counts, [*notes, *_lacking("test", source.class_names, test_counts)]
 
 
 def _divided(split: Split, counts: list[int], held_out: list[int], seed: int) -> tuple[Split, Split | None]:
-    if sum(counts) == len(split) and not any(held_out):
+    """Return `counts` images of each class less those held out, and the latter: whole groups where there are any."""
+    whole = sum(counts) == len(split)
+    if whole and not any(held_out):
         return split, None  # all of it, in its own order
-    kept, held = divide(split.labels, counts, held_out, seed)
-    return split.choose(kept), split.choose(held) if any(held_out) else None
+    if split.groups is None:
+        kept, held = divide(split.labels, counts, held_out, seed)
+    else:
+        chosen = np.arange(len(split)) if whole else long_tail_indices(split.labels, counts, seed)
+        apart = hold_out(split.labels[chosen], split.groups[chosen], held_out, seed)
+        kept, held = chosen[~apart], chosen[apart]
+    return split.choose(kept), split.choose(held) if len(held) else None
 
 
-def _resized(split: Split, size: int | None) -> Split:
-    return split if size is None else replace(split, images=resize(split.images, size))
+def _resized(split: Split, size: int | None, storage: str) -> Split:
+    number, height, width, channels = split.images.shape
+    if size is None or (height, width) == (size, size):
+        return split
+    key = f"{split.sha256} resized to {size}"
+    images = gather(resized(split.images, size), (number, size, size, channels), key=key, storage=storage)
+    return replace(split, images=images)
+
+
+def _fingerprints(images: Images) -> NDArray[np.uint64]:
+    """Return a number for each image, (N,), which only images of the same pixels share, but for a chance of 2^-64."""
+    digests = (
+        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest()
+        for piece in pieces(images)
+        for image in piece
+    )
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def _repeats(splits: Mapping[str, Split], data: Data, module: ModuleType) -> list[str]:
+    """Say how many images of one split are also in another, and name one."""
+    found = {part: _fingerprints(split.images) for part, split in splits.items()}
+    notes = []
+    for part, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        if part in found and other in found:
+            positions = np.flatnonzero(np.isin(found[part], found[other]))
+            if len(positions):
+                index = int(splits[part].indices[positions[0]])
+                example = f"'{module.files(data)[part][index]}'" if hasattr(module, "files") else f"number {index}"
+                notes.append(
+                    f"{len(positions)} of {len(splits[part])} {part} images are also in {other}, e.g. {example}"
+                )
+    return ["identical images: " + "; ".join(notes)] if notes else []
+
+
+def survey(name: str, *, root: str | None = None) -> Survey | None:
+    """Return what the image files of folder:PATH or csv:PATH hold, by their headers; None for data of other kinds."""
+    data = Data(name=_full_name(name), root=root)
+    files = getattr(_module(data.name), "files", None)
+    if files is None:
+        return None
+    return survey_files(list(dict.fromkeys(file for part in files(data).values() for file in part)))
 
 
 def load(
@@ -109,32 +220,37 @@ def load(
     root: str | None = None,
     imbalance_ratio: float | None = None,
     default_imbalance_ratio: float = 10.0,
-    profile: Literal["exponential", "linear", "step"] = "exponential",
+    profile: Literal["exponential", "linear", "step"] | None = None,
     max_count: int | None = None,
     test: Literal["long-tailed", "balanced"] = "long-tailed",
     test_max_count: int | None = None,
     validation: float = 0.0,
+    group: str | None = None,
     size: int | None = None,
     seed: int = 0,
+    storage: Literal["auto", "memory", "disk"] = "auto",
 ) -> Dataset:
-    """Return the data set `name`: digits-lt, cifar10-lt, npz:PATH, folder:PATH, or the bare path of either.
+    """Return the data set `name`: one of `taet list data`, {folder,csv,npz,taet-npy}:PATH, or a bare path.
 
-    The sets named -lt are cut to a long-tailed profile with `imbalance_ratio`, or `default_imbalance_ratio` where that
-    is not given, classes in the order of the labels; others are taken as they are unless it is given. `max_count` is
-    the largest training class (by default the largest that the data allow) or, where nothing is cut, a cap on every
-    class; `test_max_count` does the same for the test set. `test`: "long-tailed" cuts the test set with the same ratio,
+    The sets named -lt are cut to a long-tailed profile with `imbalance_ratio`, classes in the order of the labels;
+    where that is not given, as they are published, or else with `default_imbalance_ratio` and the exponential profile.
+    Those named -balanced-small get as many training images as that, spread evenly over the classes. Others are taken as
+    they are unless a ratio is given. `max_count` is the largest training class of the profile (by default the largest
+    that the data allow) or, where nothing is cut, a cap on every class; `test_max_count` does the same for the test
+    set. `test`: "long-tailed" cuts the test set with the same ratio, unless the training set is spread evenly;
     "balanced" leaves it. `validation` holds out that share of each training class, after the cut and before
-    `class_counts` are counted; a source's own validation split is kept instead. `size` resizes to size x size pixels,
-    bilinear and antialiased. The same `seed` always chooses the same images, smaller sets within larger ones. Mistakes
-    in arguments or files are a `UserError`.
+    `class_counts` are counted; a source's own validation split is kept instead. `group` names what keeps images of a
+    folder or a table together in one split; groups are held out whole. `size` resizes to size x size pixels, bilinear
+    and antialiased. The same `seed` always chooses the same images, smaller sets within larger ones where there are no
+    groups. `storage` says where the images lie, see `taet.config.Data`. Mistakes in arguments or files are a
+    `UserError`.
     """
-    if profile not in PROFILES:
+    if profile is not None and profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
     if test not in TESTS:
         raise unknown("test set", test, TESTS)
-    full_name = _full_name(name)
     data = Data(
-        name=full_name,
+        name=_full_name(name),
         root=root,
         imbalance_ratio=imbalance_ratio,
         default_imbalance_ratio=default_imbalance_ratio,
@@ -143,10 +259,14 @@ def load(
         test=test,
         test_max_count=test_max_count,
         validation=validation,
+        group=group,
         size=size,
         seed=seed,
+        storage=storage,
     )
-    source = _read(data)
+    module = _module(data.name)
+    data = _as_named(data, getattr(module, "PUBLISHED", {}))
+    source = _read(data, module)
     train_counts, test_counts, notes = _class_counts(source, data)
 
     held_out = [0] * source.num_classes
@@ -154,15 +274,26 @@ def load(
         notes.append("the source's own validation split is kept" + (", nothing else is held out" if validation else ""))
     elif validation:
         held_out = held_out_counts(train_counts, validation)
-        notes.append(f"{validation:.3g} of each training class, rounded, at least 1 of 2, is held out for validation")
+        rounded = "rounded, at least 1 of 2," if source.train.groups is None else "as near as whole groups come,"
+        notes.append(f"{validation:.3g} of each training class, {rounded} is held out for validation")
 
     train_split, held_out_split = _divided(source.train, train_counts, held_out, seed)
+    if held_out_split is not None:
+        notes += _lacking("validation", source.class_names, held_out_split.class_counts.tolist())
     test_split, _ = _divided(source.test, test_counts, [0] * source.num_classes, seed)
-    validation_split = held_out_split if source.validation is None else source.validation
+    parts = {
+        "train": train_split,
+        "validation": held_out_split if source.validation is None else source.validation,
+        "test": test_split,
+    }
+    splits = {part: split for part, split in parts.items() if split is not None}
+    if is_own(data.name):
+        notes += _repeats(splits, data, module)
+    sized = {part: _resized(split, size, storage) for part, split in splits.items()}
     return replace(
         source,
-        train=_resized(train_split, size),
-        validation=None if validation_split is None else _resized(validation_split, size),
-        test=_resized(test_split, size),
+        train=sized["train"],
+        validation=sized.get("validation"),
+        test=sized["test"],
         notes=(*source.notes, *notes),
     )

@@ -25,6 +25,7 @@ from taet.attacks.progress import Progress, ticking
 from taet.attacks.units import Arrays, run_units
 from taet.data.augmentation import to_unit
 from taet.data.dataset import images_sha256
+from taet.data.store import Stored
 from taet.errors import UserError
 from taet.evaluation.attack import MINIMAL, Attack
 from taet.evaluation.kept import kept
@@ -35,8 +36,8 @@ from taet.evaluation.trial import attempt, told
 from taet.training.checkpoint import digest, weights_digest
 from taet.training.environment import version
 
-Images = NDArray[Any]
-"""uint8 (N, H, W, C) or float32 (N, C, H, W) in [0, 1]."""
+Images = NDArray[Any] | Stored
+"""uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]."""
 
 WORK = ("seconds", "forwards", "backwards")
 UNIT = {"rows", "predictions", "scores", "distances", *WORK}
@@ -88,11 +89,15 @@ def among(columns: Sequence[Column], attack: Attack) -> Column | None:
 
 def as_arrays(images: Images | Tensor, labels: NDArray[Any] | Tensor) -> tuple[Images, Ints]:
     """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
-    pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    pixels: Images
+    if isinstance(images, Stored):
+        pixels = images
+    else:
+        pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
     classes = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if pixels.ndim != 4 or len(pixels) == 0:
         raise UserError(f"images: got shape {pixels.shape}; allowed: uint8 (N, H, W, C) or float (N, C, H, W)")
-    if pixels.dtype == np.uint8:
+    if isinstance(pixels, Stored) or pixels.dtype == np.uint8:
         if pixels.shape[3] not in (1, 3):
             raise UserError(f"images: got uint8 {pixels.shape}; allowed: (N, H, W, C) with 1 or 3 channels")
     elif pixels.dtype.kind == "f":
@@ -109,13 +114,13 @@ def as_arrays(images: Images | Tensor, labels: NDArray[Any] | Tensor) -> tuple[I
     return pixels, classes.astype(np.int64)
 
 
-def channels_first(pixels: Images) -> Tensor:
+def channels_first(pixels: NDArray[Any]) -> Tensor:
     """Return images as (N, C, H, W) without a copy, uint8 or float as they are."""
     tensor = torch.from_numpy(pixels)
     return tensor.permute(0, 3, 1, 2) if tensor.dtype == torch.uint8 else tensor
 
 
-def as_unit(pixels: Images) -> Tensor:
+def as_unit(pixels: NDArray[Any]) -> Tensor:
     """Return images as float32 (N, C, H, W) in [0, 1], contiguous."""
     tensor = torch.from_numpy(pixels)
     return to_unit(tensor) if tensor.dtype == torch.uint8 else tensor
@@ -320,7 +325,7 @@ class Bench:
         with told(_failed(attack)):
             outcome = run_parts(
                 self.model.model,
-                channels_first(self.images if len(rows) == len(self.labels) else self.images[rows]),
+                channels_first(np.asarray(self.images) if len(rows) == len(self.labels) else self.images[rows]),
                 torch.from_numpy(labels),
                 eps=attack.eps,
                 norm=attack.norm or "linf",

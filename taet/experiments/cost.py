@@ -117,7 +117,7 @@ class _Bench:
     def passes(self) -> tuple[float, float]:
         """Forward and backward passes per image and step."""
         totals, size = [0.0, 0.0], 2
-        with _counted(self.model.body) as count:
+        with _counted(self.model.get_submodule("body")) as count:
             for share in self.run(_batch(size, self.method.class_counts.device)):
                 for place, name in enumerate(("forwards", "backwards")):
                     totals[place] += share * count[name] / (size * self.steps)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from taet import registry
+from pathlib import Path
+
+from taet.errors import UserError
 from taet.models.classifier import Adapter, Classifier, adapted
+from taet.models.foreign import elsewhere, is_own, registered, taken_apart
 from taet.models.heads import CosineHead, Head
+from taet.models.weights import pretrained
 from taet.randomness import seeded
 
-__all__ = ["Adapter", "Classifier", "CosineHead", "Head", "adapted", "build"]
+__all__ = ["Adapter", "Classifier", "CosineHead", "Head", "adapted", "build", "is_own", "pretrained"]
 
 
 def build(
@@ -16,12 +20,36 @@ def build(
     image_shape: tuple[int, int, int] = (3, 32, 32),
     seed: int = 0,
     head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
-) -> Classifier:
-    """Return the model called `name` with fresh weights drawn from `seed`; the global random state is left as it was.
+    stem: str = "auto",
+    weights: str | Path | None = None,
+) -> Classifier | Adapter:
+    """Return the model called `name`, its weights drawn from `seed`; the global random state is left as it was.
 
-    image_shape is (channels, height, width); `forward` maps (N, *image_shape) in [0, 1] to logits (N, num_classes).
+    Args:
+        name: of `taet list models`, torchvision:NAME, timm:NAME, or package.module:callable, which takes nothing or
+            `num_classes` and returns a Module, or is one (the current directory is importable).
+        num_classes: C, width of the logits.
+        image_shape: (channels, height, width); `forward` maps (N, *image_shape) in [0, 1] to logits (N, C).
+        seed: of the first weights.
+        head: that a method asks for. A network of another origin keeps its own last layer where that is a linear one.
+        stem: cifar, imagenet, or auto: imagenet from 96 pixels on. Residual networks of this package have a choice.
+        weights: a file of pretrained weights, .safetensors or of `torch.save` with tensors only; a head for another
+            number of classes stays fresh. What was done is in the model's `notes`.
+
+    Returns:
+        A Classifier; an Adapter, without features, where no last linear layer gives the logits of another's network.
+
+    Raises:
+        UserError: an unknown name, a network that cannot take the images, a file that does not fit or holds code.
     """
-    entry = registry.find("models", name)
+    model: Classifier | Adapter
     with seeded(seed, "weights"):
-        model: Classifier = entry.load().build(name, num_classes, image_shape, head)
+        if ":" not in name:
+            model = registered(name, num_classes, image_shape, head, stem)
+        elif stem == "auto":
+            model = taken_apart(elsewhere(name, num_classes, image_shape), num_classes, image_shape, head)
+        else:
+            raise UserError(f"model stem: got {stem}; {name} has its own; allowed: auto")
+    if weights is not None:
+        model.notes = (*model.notes, pretrained(model, Path(weights)))
     return model

@@ -17,9 +17,13 @@ class Classifier(nn.Module):
     (a post-hoc class prior).
     """
 
+    body: nn.Module
+    head: nn.Module
     mean: Tensor
     std: Tensor
     offset: Tensor
+    notes: tuple[str, ...] = ()
+    """Where its parts and its first weights come from, where that is to be said."""
 
     def __init__(self, body: nn.Module, head: nn.Module, num_classes: int, channels: int) -> None:
         super().__init__()
@@ -49,7 +53,7 @@ class Classifier(nn.Module):
         return self.classify(self.features(x))
 
 
-def adapted(model: nn.Module, num_classes: int) -> nn.Module:
+def adapted(model: nn.Module, num_classes: int) -> Classifier | Adapter:
     """Return `model` if it can be deployed as it is, else in an `Adapter`."""
     return model if isinstance(model, Classifier | Adapter) else Adapter(model, num_classes)
 
@@ -57,7 +61,10 @@ def adapted(model: nn.Module, num_classes: int) -> nn.Module:
 class Adapter(nn.Module):
     """Anyone's module (images in [0, 1] -> logits) as a classifier: float32 logits and the deployed offset."""
 
+    network: nn.Module
     offset: Tensor
+    notes: tuple[str, ...] = ()
+    """As those of a Classifier."""
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()

@@ -1,36 +1,35 @@
-"""Models of any origin: the callable that builds one, the file of its weights, the normalisation that it expects.
+"""Models of any origin: ours, those of other libraries, and the user's own, which are code that is imported and run.
 
-No file ever runs code: weights are safetensors, or what `torch.load` reads with `weights_only=True`. A callable that is
-named by its import path is the user's own code, and is run.
+For training, a network is taken apart into features and head; for an evaluation it is left as it is, with the weights
+and the normalisation that it expects.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import importlib
 import inspect
-import pickle
-import re
 import sys
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from taet import registry
 from taet.errors import UserError, unknown
-from taet.models.classifier import Adapter
-from taet.models.heads import Head
+from taet.models.classifier import Adapter, Classifier, adapted
+from taet.models.heads import Head, build_head
+from taet.models.weights import fill, read
 from taet.randomness import seeded
 
 FORMS = ("package.module:callable", "torchvision:NAME", "timm:NAME")
-NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # what training scripts call the weights in a file
-FEW = 3  # names in a message
+RGB = 3
+# What torchvision's models for images of one size call it, by the first part of their names.
+IMAGE_SIZE = {"vit": "image_size", "maxvit": "input_size"}
 
 
 class Statistics(NamedTuple):
@@ -99,13 +98,18 @@ def load(
     """
     statistics = parse_normalization(normalize, image_shape[0])
     with seeded(0, "weights"):
-        network = _build(spec, num_classes, image_shape)
-    if weights is not None:
-        network, about = _with_weights(network, weights, num_classes)
-    elif ":" in spec and not spec.startswith(("torchvision:", "timm:")):
-        about = f"weights: as {spec} gives them"
-    else:
-        about = "weights: none given, so fresh ones drawn from seed 0"
+        build = elsewhere if ":" in spec else registered
+        network: nn.Module = build(spec, num_classes, image_shape)
+        if weights is not None:
+            state = read(weights)
+            if state.from_run and not isinstance(network, Classifier):
+                whole = any(key.startswith("network.") for key in state.tensors)
+                network = Adapter(network, num_classes) if whole else taken_apart(network, num_classes, image_shape)
+            about = fill(network, state, weights)
+        elif is_own(spec):
+            about = f"weights: as {spec} gives them"
+        else:
+            about = "weights: none given, so fresh ones drawn from seed 0"
     if statistics is None:
         return Loaded(network.eval(), (about,))
     note = f"normalisation: {normalize}, inside the model"
@@ -142,39 +146,157 @@ def _spelled_out(text: str) -> Statistics:
 # -- networks ----------------------------------------------------------------------------------------------------------
 
 
-def _build(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    kind, colon, name = spec.partition(":")
-    if not colon:
-        known = registry.entries("models")
-        if spec not in known:
-            raise unknown("model", spec, (*known, *FORMS))
-        network: nn.Module = registry.find("models", spec).load().build(spec, num_classes, image_shape, Head())
-        return network
+def is_own(name: str) -> bool:
+    """Is this a callable of the user's, package.module:callable?"""
+    return ":" in name and not name.startswith(("torchvision:", "timm:"))
+
+
+def registered(
+    name: str,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
+    stem: str = "auto",
+) -> Classifier:
+    """Return the network that `taet list models` calls `name`, for images (N, *image_shape)."""
+    known = registry.entries("models")
+    if name not in known:
+        raise unknown("model", name, (*known, *FORMS))
+    model: Classifier = known[name].load().build(name, num_classes, image_shape, head, stem)
+    return model
+
+
+def elsewhere(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Return the network that `spec`, KIND:NAME, names, as its author builds it, for images (N, *image_shape)."""
+    kind, _, name = spec.partition(":")
     if kind == "torchvision":
-        return _from_torchvision(name, num_classes)
+        return _from_torchvision(name, num_classes, image_shape)
     if kind == "timm":
-        return _from_timm(name, num_classes, image_shape[0])
+        return _from_timm(name, num_classes, image_shape)
     return _from_path(kind, name, num_classes)
 
 
-def _from_torchvision(name: str, num_classes: int) -> nn.Module:
+def taken_apart(
+    network: nn.Module,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
+) -> Classifier | Adapter:
+    """Return `network` as features and head: its last linear layer of `num_classes` outputs, or a cosine head instead.
+
+    That layer is the head if what it gives is what the network gives, which is tried on two images; the features are
+    its inputs then, and the parts are copies. A network without such a layer is used whole, and one that is a
+    Classifier already is returned.
+
+    Raises:
+        UserError: a network that cannot take the images, or does not give one logit per class.
+    """
+    images = torch.rand(2, *image_shape)
+    _try(network, images, num_classes)
+    if isinstance(network, Classifier | Adapter):
+        return network.train()
+    parts = _parts(network, num_classes, images)
+    if parts is not None:
+        body, last, name = parts
+        own = last if head.kind == "linear" else build_head(head, last.in_features, num_classes)
+        model = Classifier(body, own, num_classes, image_shape[0])
+        model.notes = (f"features: the inputs of the network's last layer, {name}",)
+        return model.train()
+    whole = adapted(network, num_classes)
+    whole.notes = ("the network is used whole: no linear layer gives its logits, so it has no features to read",)
+    return whole.train()
+
+
+def _try(network: nn.Module, images: Tensor, num_classes: int) -> None:
+    """Refuse a network that does not give one logit per class for two images."""
+    try:
+        with torch.no_grad():
+            logits = network.eval()(images)
+    except Exception as error:  # whatever the network raises
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"model: cannot take images of shape {tuple(images.shape[1:])}: {said}") from error
+    if getattr(logits, "shape", None) != (2, num_classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"model: got {got} for 2 images; allowed: (2, {num_classes}), one logit per class")
+    if getattr(network, "aux_logits", False):  # as torchvision's Inception networks have
+        raise UserError("model: its auxiliary classifiers give more outputs in training; allowed: one output")
+
+
+@torch.no_grad()
+def _parts(network: nn.Module, num_classes: int, images: Tensor) -> tuple[nn.Module, nn.Linear, str] | None:
+    """Copies of what leads to the last linear layer and of that layer, and its name; None if it gives no logits."""
+    body = copy.deepcopy(network)
+    linear = [(name, part) for name, part in body.named_modules() if isinstance(part, nn.Linear)]
+    name, last = next(((name, part) for name, part in reversed(linear) if part.out_features == num_classes), ("", None))
+    if last is None:
+        return None
+    # Both signs, and rows that no softmax gives: what is done with the layer's outputs afterwards would be seen.
+    answers = torch.linspace(-1, 1, 2 * num_classes).view(2, num_classes)
+    asked: list[Tensor] = []
+
+    def answer(_layer: nn.Module, inputs: tuple[Tensor, ...], _outputs: Tensor) -> Tensor:
+        asked.extend(inputs)
+        return answers
+
+    hook = last.register_forward_hook(answer)
+    try:
+        logits = body(images)
+        body.set_submodule(name, nn.Identity())
+        features = body(images)
+    except Exception:  # whatever a network does with the layer besides calling it
+        return None
+    hook.remove()
+    whole = len(asked) != 1 or asked[0].shape != (2, last.in_features)
+    if whole or not (torch.equal(logits, answers) and torch.allclose(features, asked[0])):
+        return None
+    return body, last, name
+
+
+def _from_torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     models: Any = importlib.import_module("torchvision.models")
     names = models.list_models(module=models)  # classifiers only
     if name not in names:
         raise _unlisted("torchvision", name, names, "torchvision.models.list_models()")
-    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    channels, height, width = image_shape
+    sizes = {"image_size": height, "input_size": (height, width)}
+    sized = {key: sizes[key] for first, key in IMAGE_SIZE.items() if name.partition("_")[0] == first}
+    network = _made(models.get_model, f"torchvision:{name}", name, weights=None, num_classes=num_classes, **sized)
+    if channels != RGB:
+        _take_channels(network, channels)
     return network
 
 
-def _from_timm(name: str, num_classes: int, channels: int) -> nn.Module:
+def _take_channels(network: nn.Module, channels: int) -> None:
+    """Give the first convolution as many input channels as the images have, fresh weights of the same spread."""
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    shape = (first.out_channels, channels, *first.kernel_size)
+    first.weight = nn.Parameter(torch.empty(shape).normal_(std=first.weight.std().item()))
+    first.in_channels = channels
+
+
+def _from_timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     try:
         timm = importlib.import_module("timm")
     except ImportError:
         raise UserError(f"model 'timm:{name}' needs the package timm: pip install 'taet[timm]'") from None
-    names = timm.list_models()
-    if name.partition(".")[0] not in names:  # a name may be followed by the tag of its pretraining
+    names, architecture = timm.list_models(), name.partition(".")[0]  # what follows is the tag of a pretraining
+    if architecture not in names:
         raise _unlisted("timm", name, names, "timm.list_models()")
-    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels)
+    channels, *size = image_shape
+    settings: dict[str, Any] = {"pretrained": False, "num_classes": num_classes, "in_chans": channels}
+    if timm.models.get_pretrained_cfg_value(architecture, "fixed_input_size"):
+        settings["img_size"] = tuple(size)
+    return _made(timm.create_model, f"timm:{name}", name, **settings)
+
+
+def _made(build: Any, spec: str, *arguments: Any, **settings: Any) -> nn.Module:
+    """Call what builds a network; what it raises, as for images of a size that it cannot have, is one line."""
+    try:
+        network = build(*arguments, **settings)
+    except Exception as error:  # whatever a library or the user's code raises
+        raise UserError(f"{spec} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{spec}: got a {type(network).__name__}; allowed: a torch.nn.Module, or what returns one")
     return network
 
 
@@ -192,17 +314,17 @@ def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
         raise UserError(f"model: got '{spec}'; allowed: {', '.join(FORMS)}, or a name of taet list models")
     with _importable_here():
         try:
-            module = importlib.import_module(module_name)
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # what the file draws, once, when it is imported shifts no other draw
+                module = importlib.import_module(module_name)
         except Exception as error:  # whatever the user's file raises
             raise UserError(f"module '{module_name}' cannot be imported: {type(error).__name__}: {error}") from error
         if not hasattr(module, name):
             own = (key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
             raise unknown(f"callable of {module_name}", name, own)
         made = getattr(module, name)
-        network = made if isinstance(made, nn.Module) else _call(made, spec, num_classes)
-    if not isinstance(network, nn.Module):
-        raise UserError(f"{spec}: got a {type(network).__name__}; allowed: a torch.nn.Module, or what returns one")
-    return network
+        return made if isinstance(made, nn.Module) else _call(made, spec, num_classes)
 
 
 @contextlib.contextmanager
@@ -215,113 +337,14 @@ def _importable_here() -> Iterator[None]:
         sys.path[:] = before
 
 
-def _call(build: Any, spec: str, num_classes: int) -> Any:
+def _call(build: Any, spec: str, num_classes: int) -> nn.Module:
     """Call what the user named, with `num_classes` if it takes that."""
     if not callable(build):
-        return build
+        raise UserError(f"{spec}: got a {type(build).__name__}; allowed: a torch.nn.Module, or what returns one")
     try:
         signature = inspect.signature(build)
         arguments = {"num_classes": num_classes} if "num_classes" in signature.parameters else {}
         signature.bind(**arguments)
     except (TypeError, ValueError) as error:  # ValueError: no signature, as of some built-in functions
         raise UserError(f"{spec} {error}; allowed: a callable of nothing, or of num_classes") from None
-    try:
-        return build(**arguments)
-    except Exception as error:  # whatever the user's code raises
-        raise UserError(f"{spec} failed: {type(error).__name__}: {error}") from error
-
-
-# -- weights -----------------------------------------------------------------------------------------------------------
-
-
-def _with_weights(network: nn.Module, path: Path, num_classes: int) -> tuple[nn.Module, str]:
-    """Return the network with the weights of a file, and in words what was done."""
-    state, place = _state(path, _read(path))
-    if "offset" in state and all(key == "offset" or key.startswith("network.") for key in state):
-        network = Adapter(network, num_classes)  # the form in which a run keeps the weights of a Module it was given
-    prefix, fitted = _without_prefix(state, network.state_dict().keys())
-    _fill(network, fitted, path)
-    under = f" under '{place}'" if place else ""
-    without = f", without the prefix '{prefix}'" if prefix else ""
-    return network, f"weights: {len(state)} tensors of {path}{under}{without}"
-
-
-def _read(path: Path) -> Any:
-    """Return what a file holds; code in it is refused, never run."""
-    if not path.is_file():
-        raise UserError(f"weights: got {path}; allowed: a file that exists (.safetensors, .pt or .pth)")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the form of old files, which are read or refused all the same
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch reports a truncated or foreign file in many types
-        code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if code is None:
-            reason = f"or is truncated ({type(error).__name__})"
-            raise UserError(f"{path} holds no weights that can be read without running code, {reason}") from None
-        holds = f"{path} holds pickled code ({code[1]}), which is never run"
-        raise UserError(f"{holds}; save model.state_dict() alone") from None
-
-
-def _state(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
-    """Return the names and tensors in a file's content, and the keys that they lie under, joined by dots."""
-    place: list[str] = []
-    while not _is_state(content):
-        inner = {key: value for key, value in content.items() if _holds_state(value)} if _is_mapping(content) else {}
-        chosen = [key for key in NAMED_STATES if key in inner] or list(inner)
-        if not chosen:
-            raise UserError(f"{path} holds no weights; allowed: names and tensors, as model.state_dict() gives them")
-        if chosen[0] not in NAMED_STATES and len(chosen) > 1:
-            raise UserError(f"{path} holds more than one set of weights: {', '.join(chosen)}; save one alone")
-        content = content[chosen[0]]
-        place.append(chosen[0])
-    return dict(content), ".".join(place)
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
-
-
-def _is_state(value: Any) -> bool:
-    return _is_mapping(value) and bool(value) and all(isinstance(entry, Tensor) for entry in value.values())
-
-
-def _holds_state(value: Any) -> bool:
-    return _is_state(value) or (_is_mapping(value) and any(_holds_state(entry) for entry in value.values()))
-
-
-def _without_prefix(state: dict[str, Tensor], expected: Collection[str]) -> tuple[str, dict[str, Tensor]]:
-    """Drop first parts that all names share, as "module." of DataParallel, where more of the names fit without them."""
-    candidates = [("", state)]
-    while prefix := _shared_prefix(candidates[-1][1]):
-        dropped, longer = candidates[-1]
-        shorter = {key.removeprefix(prefix): value for key, value in longer.items()}
-        candidates.append((dropped + prefix, shorter))
-    return max(candidates, key=lambda candidate: len(candidate[1].keys() & set(expected)))  # of equals the fewest
-
-
-def _shared_prefix(names: Collection[str]) -> str:
-    """The first part of the names with its dot, where all share it; else nothing."""
-    parts = {name.partition(".")[:2] for name in names}
-    first, dot = parts.pop()
-    return f"{first}." if dot and not parts else ""
-
-
-def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Copy the tensors into the network, or say which do not fit."""
-    held = network.state_dict()
-    other = [key for key, value in state.items() if key in held and value.shape != held[key].shape]
-    keys = network.load_state_dict({key: state[key] for key in state if key not in other}, strict=False)
-    missing = [key for key in keys.missing_keys if key not in other]
-    unexpected = keys.unexpected_keys
-    if missing or unexpected or other:
-        shapes = [f"{key} {tuple(state[key].shape)} for {tuple(held[key].shape)}" for key in other]
-        found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        parts = [f"{len(names)} {kind} ({_first(names)})" for kind, names in found if names]
-        raise UserError(f"{path} does not fit the model: {'; '.join(parts)}")
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")
+    return _made(build, spec, **arguments)

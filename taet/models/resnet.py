@@ -1,12 +1,14 @@
-"""Residual networks with basic blocks and the CIFAR stem (3x3, stride 1, no pooling).
+"""Residual networks of basic or bottleneck blocks, with the stem for small or for large images.
 
-Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385; the CIFAR stem with the
-widths of ResNet-18 is what the papers of this field train.
+Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385. Bottlenecks have their
+stride in the 3x3 convolution (version 1.5, as torchvision and the CIFAR code of this field have it), shortcuts that
+change the shape are 1x1 convolutions (option B of section 3.3).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,51 +17,133 @@ from taet.models.classifier import Classifier
 from taet.models.heads import Head, build_head
 
 NAMES = {
-    "resnet18": "ResNet-18 with the CIFAR stem, 11.2 million parameters (both papers)",
+    "resnet18": "ResNet-18, 11.2 million parameters (both papers)",
+    "resnet50": "ResNet-50, bottleneck blocks, 23.5 million parameters (TAET, at 224 pixels)",
+    "resnet20": "ResNet-20, three blocks at each of the widths 16, 32, 64, 272 thousand parameters (He et al.)",
     "resnet8": "ResNet-8, one block at each of the widths 16, 32, 64, 78 thousand parameters: for CPUs",
 }
-LAYOUTS = {"resnet18": ((64, 128, 256, 512), 2), "resnet8": ((16, 32, 64), 1)}  # widths, blocks per width
+IMAGENET_FROM = 96  # pixels: 12 after the stem and 2 before the pooling; a smaller image would be pooled away
 
 
 class BasicBlock(nn.Module):
     """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)), 3x3 convolutions."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    expansion: ClassVar[int] = 1
+    """Outputs per width."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = projection(inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-def residual_body(widths: Sequence[int], blocks: int, channels: int) -> nn.Sequential:
-    """Stem, `blocks` basic blocks per width, each width after the first at half the side, average pooling: (N, D)."""
+class Bottleneck(nn.Module):
+    """Convolutions of 1x1, 3x3 and 1x1, each normalised, with rectifiers as in the basic block; four times as wide."""
+
+    expansion: ClassVar[int] = 4
+    """Outputs per width."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = self.expansion * width
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.shortcut = projection(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.relu(self.bn1(self.conv1(x)))
+        out = torch.relu(self.bn2(self.conv2(out)))
+        return torch.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+
+
+def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """The shortcut: x itself, or a normalised 1x1 convolution where the shape changes."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class Layout(NamedTuple):
+    """What tells one residual network from another."""
+
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    """Per width."""
+    block: type[BasicBlock | Bottleneck] = BasicBlock
+
+
+LAYOUTS = {
+    "resnet18": Layout((64, 128, 256, 512), (2, 2, 2, 2)),
+    "resnet50": Layout((64, 128, 256, 512), (3, 4, 6, 3), Bottleneck),
+    "resnet20": Layout((16, 32, 64), (3, 3, 3)),
+    "resnet8": Layout((16, 32, 64), (1, 1, 1)),
+}
+
+
+def is_large(stem: str, image_shape: tuple[int, int, int]) -> bool:
+    """Does a network for images of this shape begin with the ImageNet stem? auto: from 96 pixels on, shorter side."""
+    return stem == "imagenet" or (stem == "auto" and min(image_shape[1:]) >= IMAGENET_FROM)
+
+
+def first_convolution(channels: int, width: int, large: bool) -> nn.Conv2d:
+    """3x3 at full resolution, or 7x7 at half of it (He et al., table 1)."""
+    kernel, stride = (7, 2) if large else (3, 1)
+    return nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False)
+
+
+def first_pooling(large: bool) -> list[nn.Module]:
+    """The second half of the ImageNet stem, down to a quarter of the resolution, or nothing."""
+    return [nn.MaxPool2d(3, 2, 1)] if large else []
+
+
+def strides(blocks: Sequence[int]) -> list[list[int]]:
+    """Per width the strides of its blocks: each width after the first begins at half the resolution."""
+    return [[2 if stage > 0 and block == 0 else 1 for block in range(count)] for stage, count in enumerate(blocks)]
+
+
+def residual_body(layout: Layout, channels: int, *, large: bool = False) -> nn.Sequential:
+    """Stem, blocks, average pooling: images (N, channels, H, W) -> features (N, expansion * last width)."""
+    first = layout.widths[0]
     layers: list[nn.Module] = [
-        nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False),
-        nn.BatchNorm2d(widths[0]),
+        first_convolution(channels, first, large),
+        nn.BatchNorm2d(first),
         nn.ReLU(),
+        *first_pooling(large),
     ]
-    inputs = widths[0]
-    for stage, width in enumerate(widths):
-        for block in range(blocks):
-            layers.append(BasicBlock(inputs, width, stride=2 if stage > 0 and block == 0 else 1))
-            inputs = width
+    inputs = first
+    for width, stage in zip(layout.widths, strides(layout.blocks), strict=True):
+        for stride in stage:
+            layers.append(layout.block(inputs, width, stride))
+            inputs = layout.block.expansion * width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head) -> Classifier:
-    """Return the network called `name` with He initialisation from the global random state."""
-    widths, blocks = LAYOUTS[name]
-    body = residual_body(widths, blocks, image_shape[0])
-    model = Classifier(body, build_head(head, widths[-1], num_classes), num_classes, image_shape[0])
+def residual_network(body: nn.Module, features: int, num_classes: int, channels: int, head: Head) -> Classifier:
+    """Return `body` with a head on its `features` outputs, convolutions drawn from N(0, 2 / fan-out).
+
+    This keeps the variance through rectifiers. Source: He et al., Delving Deep into Rectifiers, ICCV 2015,
+    arXiv:1502.01852.
+    """
+    model = Classifier(body, build_head(head, features, num_classes), num_classes, channels)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):  # He et al., 2015, arXiv:1502.01852: keeps the variance through rectifiers
+        if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return model
+
+
+def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head, stem: str) -> Classifier:
+    """Return the network called `name` with He initialisation from the global random state."""
+    layout, channels = LAYOUTS[name], image_shape[0]
+    body = residual_body(layout, channels, large=is_large(stem, image_shape))
+    return residual_network(body, layout.block.expansion * layout.widths[-1], num_classes, channels, head)

@@ -21,8 +21,8 @@ class Strategy(nn.Module):
 
     def __init__(self, options: Sequence[int], width: int, channels: int) -> None:
         super().__init__()
-        _, blocks = LAYOUTS["resnet18"]
-        self.body = residual_body([width * factor for factor in (1, 2, 4, 8)], blocks, channels)
+        widths = tuple(width * factor for factor in (1, 2, 4, 8))
+        self.body = residual_body(LAYOUTS["resnet18"]._replace(widths=widths), channels)
         self.heads = nn.ModuleList(nn.Linear(8 * width, count) for count in options)
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -132,18 +132,39 @@ def run_from_json(values: Mapping[str, Any]) -> Run:
     return config.override(run, {"settings": config.from_json(methods.find(run.method).Config, settings or {})})
 
 
-def load_run(
-    folder: str | Path, weights: str = "model", *, model: nn.Module | None = None, dataset: Dataset | None = None
-) -> tuple[Run, nn.Module, Dataset, dict[str, Any]]:
-    """Return (run, model with its weights, data set, run.json) of a finished run folder.
+def load_model(
+    folder: str | Path, weights: str = "model", *, model: nn.Module | None = None
+) -> tuple[Run, nn.Module, dict[str, Any]]:
+    """Return (run, model with its weights in eval mode, run.json) of a finished run folder; no data are needed.
 
-    `weights` is `model` (what the run delivers), `model-last` or `model-best`. A run that was trained from a module or
-    on arrays in memory needs them again: `model` gets its weights. Other test images than the run's are refused.
+    `weights` is `model` (what the run delivers), `model-last` or `model-best`. A run that was trained from a module in
+    memory needs it again: `model` gets the weights.
     """
     folder = Path(folder)
     info = read_record(folder)
     run = run_from_json(info["run"])
-    check_given(folder, info, model, dataset)
+    check_given(folder, info, "model", model)
+    classes, (channels, height, width) = info["data"]["num_classes"], info["data"]["image_shape"]
+    if model is None:
+        head = models.Head(**info["head"])
+        model = models.build(run.model.name, classes, (channels, height, width), head=head, stem=run.model.stem)
+    model = models.adapted(model, classes)
+    load_weights(folder / f"{weights}.safetensors", model)
+    return run, model.eval(), info
+
+
+def load_run(
+    folder: str | Path, weights: str = "model", *, model: nn.Module | None = None, dataset: Dataset | None = None
+) -> tuple[Run, nn.Module, Dataset, dict[str, Any]]:
+    """Return (run, model with its weights, data set, run.json) of a finished run folder: see `load_model`.
+
+    A run that was trained on arrays in memory needs them again. Other test images than the run's are refused.
+    """
+    folder = Path(folder)
+    info = read_record(folder)
+    run = run_from_json(info["run"])
+    check_given(folder, info, "dataset", dataset)
+    check_given(folder, info, "model", model)  # before the data are read
     dataset = load(**config.to_json(run.data)) if dataset is None else dataset
     recorded = info["data"]["splits"]["test"]["sha256"]
     if dataset.test.sha256 != recorded:
@@ -151,22 +172,14 @@ def load_run(
             f"the test images of {run.data.name} are not those of {folder}: "
             f"got SHA-256 {dataset.test.sha256[:12]}, the run had {recorded[:12]}"
         )
-    if model is None:
-        model = models.build(run.model.name, dataset.num_classes, dataset.image_shape, head=models.Head(**info["head"]))
-    model = models.adapted(model, dataset.num_classes)
-    load_weights(folder / f"{weights}.safetensors", model)
-    return run, model.eval(), dataset, info
+    run, model, info = load_model(folder, weights, model=model)
+    return run, model, dataset, info
 
 
-def check_given(folder: Path, info: Mapping[str, Any], model: nn.Module | None, dataset: Dataset | None) -> None:
-    """Refuse a run that was not given the module or arrays from memory that it needs, or that names its own."""
-    for name, needed, given in (
-        ("model", info["model_given"], model is not None),
-        ("dataset", info["data"]["arrays"], dataset is not None),
-    ):
-        if needed and not given:
-            raise UserError(
-                f"{folder} was trained with a {name} from memory: give it again, from Python, as {name}=..."
-            )
-        if given and not needed:
-            raise UserError(f"{folder} names its own {name}: got another as {name}=...")
+def check_given(folder: Path, info: Mapping[str, Any], name: str, given: object) -> None:
+    """Refuse a run that was not given the `model` or `dataset` from memory that it needs, or that names its own."""
+    needed = {"model": info["model_given"], "dataset": info["data"]["arrays"]}[name]
+    if needed and given is None:
+        raise UserError(f"{folder} was trained with a {name} from memory: give it again, from Python, as {name}=...")
+    if given is not None and not needed:
+        raise UserError(f"{folder} names its own {name}: got another as {name}=...")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from taet.attacks.ball import frozen
 from taet.attacks.pgd import pgd
 from taet.attacks.precision import exact_float32
+from taet.data import Split
 from taet.data.augmentation import to_unit
 from taet.randomness import generator
 
@@ -23,10 +24,9 @@ def per_class(labels: Tensor, hits: Tensor, num_classes: int) -> Tensor:
 
 def monitor(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    num_classes: int,
+    split: Split,
     *,
+    device: torch.device,
     eps: float,
     step_size: float,
     steps: int,
@@ -37,21 +37,21 @@ def monitor(
 ) -> dict[str, Counts]:
     """Return {"clean": ..., "pgd-N": ...}, each with the correct and total images per class, in float32.
 
-    images uint8 (N, H, W, C), labels (N,). The start noise is U(-eps, eps), the same in every epoch, so that the curve
-    moves with the model alone. `pause` is called between batches.
+    The images come to `device`, where the model is, batch by batch, wherever they lie. The start noise is U(-eps, eps),
+    the same in every epoch, so that the curve moves with the model alone. `pause` is called between batches.
     """
-    attack = f"pgd-{steps}"
-    correct = {name: torch.zeros(num_classes, dtype=torch.int64, device=images.device) for name in ("clean", attack)}
-    with frozen(model), exact_float32(images.device.type):
-        for number, (batch, y) in enumerate(
-            zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
-        ):
+    attack, num_classes = f"pgd-{steps}", len(split.class_names)
+    correct = {name: torch.zeros(num_classes, dtype=torch.int64, device=device) for name in ("clean", attack)}
+    with frozen(model), exact_float32(device.type):
+        for number, start in enumerate(range(0, len(split), batch_size)):
             pause()
-            x = to_unit(batch, channels_last=channels_last)
-            noise = generator(images.device, seed, "monitor", number)
+            rows = slice(start, start + batch_size)
+            x = to_unit(torch.from_numpy(split.images[rows]).to(device), channels_last=channels_last)
+            y = torch.from_numpy(split.labels[rows]).to(device)
+            noise = generator(device, seed, "monitor", number)
             attacked = pgd(model, x, y, eps=eps, step_size=step_size, steps=steps, start="uniform", generator=noise)
             with torch.no_grad():
                 for name, inputs in (("clean", x), (attack, attacked)):
                     correct[name] += per_class(y, model(inputs).argmax(1) == y, num_classes)
-    total = per_class(labels, torch.ones_like(labels), num_classes).tolist()
+    total = split.class_counts.tolist()
     return {name: {"correct": counts.tolist(), "total": total} for name, counts in correct.items()}

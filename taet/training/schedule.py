@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from taet.config import Run
 
 
@@ -10,7 +12,19 @@ def milestone_epochs(run: Run) -> tuple[int, ...]:
     return tuple(round(share * run.training.epochs) for share in run.training.milestones)
 
 
-def learning_rate(run: Run, epoch: int) -> float:
-    """Learning rate of `epoch` (from 0): divided by ten at every milestone that has passed."""
+def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
+    """Learning rate of `step` (from 0, of `steps` in an epoch) in `epoch` (from 0).
+
+    Over the first W = warmup * epochs the rate rises evenly, to the whole rate at the last of their steps. From there
+    `steps`: divided by ten at every milestone that has passed; `cosine`: half of 1 + cos(pi u), u the share that is
+    done of what follows the rise (Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983, without restarts).
+    """
+    training = run.training
+    done, rise = epoch * steps + step, round(training.warmup * training.epochs * steps)
+    if done < rise:
+        return training.lr * (done + 1) / rise
+    if training.decay == "cosine":
+        share = (done - rise) / (training.epochs * steps - rise)
+        return training.lr * (1 + math.cos(math.pi * share)) / 2
     passed = sum(epoch >= milestone for milestone in milestone_epochs(run))
-    return float(run.training.lr * 0.1**passed)
+    return float(training.lr * 0.1**passed)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from taet.attacks.progress import Progress
 from taet.attacks.weighting import generation_weighting
 from taet.config import Run
 from taet.data import Dataset, Split, load
-from taet.data.loader import Loader
+from taet.data.loader import Batch, Loader
 from taet.errors import UserError
-from taet.files import write_atomically, write_json
+from taet.files import file_sha256, write_atomically, write_json
 from taet.methods import Attack, Task
 from taet.models import Classifier, CosineHead
 from taet.randomness import derive_seed, generator
@@ -36,6 +36,7 @@ from taet.training.drift import Drift
 from taet.training.environment import environment, peak_memory_mb, resolve_device
 from taet.training.interruption import interruption
 from taet.training.monitor import monitor
+from taet.training.optimizer import build_optimizer
 from taet.training.running import Running
 from taet.training.schedule import learning_rate, milestone_epochs
 from taet.training.step import training_step
@@ -85,12 +86,13 @@ def train(
     dataset: Dataset | None = None,
     progress: Progress | None = None,
     command: str = "",
+    announce: Callable[[Trainer], None] | None = None,
 ) -> TrainingResult:
     """Train `run` from the start into the new folder `out` and return the result.
 
     `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace what the run names; `command` says in the
-    run's record how it was called. A folder that exists is refused; KeyboardInterrupt leaves a checkpoint that `resume`
-    continues bit-identically.
+    run's record how it was called; `announce` is called once, before the first step. A folder that exists is refused;
+    KeyboardInterrupt leaves a checkpoint that `resume` continues bit-identically.
     """
     folder = Path(out) if out is not None else default_folder(run)
     trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
@@ -105,6 +107,8 @@ def train(
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
     write_json(folder / "run.json", {**trainer.description(), "command": command})
     trainer.save()  # the first weights too are on the disk before they move, whoever made them
+    if announce is not None:
+        announce(trainer)
     return trainer.fit()
 
 
@@ -119,7 +123,8 @@ def resume(
     folder = Path(folder)
     info = checkpoint.read_record(folder)
     run = checkpoint.run_from_json(info["run"])
-    checkpoint.check_given(folder, info, model, dataset)
+    checkpoint.check_given(folder, info, "model", model)
+    checkpoint.check_given(folder, info, "dataset", dataset)
     run = config.override(run, {"training.threads": info["threads"]})
     trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
     for split, recorded in info["data"]["splits"].items():
@@ -135,8 +140,10 @@ def resume(
 
 def run_hash(run: Run) -> str:
     """SHA-256 of the settings that decide a run's numbers."""
-    training = {k: v for k, v in config.to_json(run.training).items() if k not in config.MACHINE}
-    return checkpoint.digest({**config.to_json(run), "training": training})
+    values = config.to_json(run)
+    for part, _, name in (setting.partition(".") for setting in config.MACHINE):
+        del values[part][name]
+    return checkpoint.digest(values)
 
 
 class Trainer:
@@ -175,12 +182,7 @@ class Trainer:
         self.method = methods.build(run.method, run.settings, task).to(self.device)
         self.run = config.override(run, {"settings": self.method.config})
         self.model = self._model(model)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=run.training.lr,
-            momentum=run.training.momentum,
-            weight_decay=run.training.weight_decay,
-        )
+        self.optimizer = build_optimizer(self.model, run.training)
         averaged = bool(run.training.ema) or run.training.swa < 1
         if run.training.swa < 1 and round(run.training.swa * run.training.epochs) >= run.training.epochs:
             raise UserError(
@@ -222,9 +224,21 @@ class Trainer:
         classes, shape = self.dataset.num_classes, self.dataset.image_shape
         model: nn.Module
         if given is None:
-            model = models.build(self.run.model.name, classes, shape, seed=self.run.seed, head=self.method.head())
-            if self.run.model.normalize == "data":
-                model.normalize_by(*self.dataset.train.channel_statistics())
+            chosen = self.run.model
+            built = models.build(
+                chosen.name,
+                classes,
+                shape,
+                seed=self.run.seed,
+                head=self.method.head(),
+                stem=chosen.stem,
+                weights=chosen.weights,
+            )
+            # A callable of the user's decides itself what its network does with images in [0, 1].
+            if isinstance(built, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
+                built.normalize_by(*self.dataset.train.channel_statistics())
+            self._check_needs(built)
+            model = built
         else:
             try:
                 with torch.no_grad(), frozen(given.to(self.device)):
@@ -245,7 +259,10 @@ class Trainer:
         """Refuse a module from memory that lacks the features or the head that the method works with."""
         head, name = self.method.head(), self.run.method
         if self.method.uses_features and not isinstance(model, Classifier):
-            raise UserError(f"model: {name} reads its features; give a taet.models.Classifier(body, head, ...)")
+            raise UserError(
+                f"model: {name} reads its features, which a network has whose logits are those of a last linear layer; "
+                "give such a network, or a taet.models.Classifier(body, head, ...)"
+            )
         if head.kind == "linear":
             return
         found = model.head if isinstance(model, Classifier) else None
@@ -280,6 +297,8 @@ class Trainer:
             "model_given": self.given["model"],
             "head": self.method.head()._asdict(),
             "parameters": sum(p.numel() for p in self.model.parameters()),
+            "model_notes": list(getattr(self.model, "notes", ())),
+            "pretrained_sha256": None if run.model.weights is None else file_sha256(Path(run.model.weights)),
             "threads": self.threads,
             **environment(self.device),
         }
@@ -385,35 +404,36 @@ class Trainer:
         if self.step == 0:
             self._rebalance()
             self.method.start_epoch(epoch, self.predicted)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(run, epoch)
-        for batch in self.loader.epoch(epoch, self.step):
-            torch.manual_seed(derive_seed(run.seed, "model", epoch, self.step))  # for a user's model with dropout
-            number = epoch * len(self.loader) + self.step
-            try:
-                loss = training_step(
-                    self.model,
-                    self.method,
-                    self.optimizer,
-                    batch,
-                    self._attack("attack", epoch, self.step),
-                    autocast=run.training.precision == "bf16",
-                    awp=run.training.awp if epoch >= round(run.training.awp_start * run.training.epochs) else 0.0,
-                    number=number,
-                )
-            except ValueError as error:
-                if "more than 1 value per channel" not in str(error):
-                    raise
-                raise UserError(
-                    f"batch size: a batch of {len(batch.y)} leaves batch normalisation one value per channel; "
-                    "take a larger --batch-size"
-                ) from error
-            self.running.add(loss, batch.y)
-            self.step += 1
-            if self.average is not None and run.training.ema:
-                steps = run.training.epochs * len(self.loader)
-                self.average.add(self.model, ema_decay(number, round(EMA_WARMUP * steps), run.training.ema))
-            self._pause("training")
+        with contextlib.closing(self.loader.epoch(epoch, self.step)) as batches:
+            for batch in batches:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(run, epoch, self.step, len(self.loader))
+                torch.manual_seed(derive_seed(run.seed, "model", epoch, self.step))  # for a user's model with dropout
+                number = epoch * len(self.loader) + self.step
+                try:
+                    loss = training_step(
+                        self.model,
+                        self.method,
+                        self.optimizer,
+                        batch,
+                        self._attack("attack", epoch, self.step),
+                        autocast=run.training.precision == "bf16",
+                        awp=run.training.awp if epoch >= round(run.training.awp_start * run.training.epochs) else 0.0,
+                        number=number,
+                    )
+                except ValueError as error:
+                    if "more than 1 value per channel" not in str(error):
+                        raise
+                    raise UserError(
+                        f"batch size: a batch of {len(batch.y)} leaves batch normalisation one value per channel; "
+                        "take a larger --batch-size"
+                    ) from error
+                self.running.add(loss, batch.y)
+                self.step += 1
+                if self.average is not None and run.training.ema:
+                    steps = run.training.epochs * len(self.loader)
+                    self.average.add(self.model, ema_decay(number, round(EMA_WARMUP * steps), run.training.ema))
+                self._pause("training")
         self._check_finite()
         swa_epoch = epoch - round(run.training.swa * run.training.epochs)
         # A run that was stopped while it watched comes here again, with the epoch averaged already.
@@ -478,9 +498,8 @@ class Trainer:
         model = self._deployed()
         counts = monitor(
             model,
-            torch.from_numpy(split.images).to(self.device),
-            torch.from_numpy(split.labels).to(self.device),
-            self.dataset.num_classes,
+            split,
+            device=self.device,
             eps=run.threat.eps,
             step_size=run.evaluation.step_size,
             steps=run.training.monitor_steps,
@@ -505,7 +524,7 @@ class Trainer:
         row = {
             "epoch": self.epoch + 1,
             "stage": self.method.stage,
-            "lr": learning_rate(self.run, self.epoch),
+            "lr": learning_rate(self.run, self.epoch, len(self.loader) - 1, len(self.loader)),  # of its last step
             "loss": {name: value.item() / running.images for name, value in running.sums.items()},
             "train": {"correct": running.correct.tolist(), "total": running.total.tolist()},
             "predicted": running.predicted.tolist(),
@@ -575,11 +594,42 @@ class Trainer:
         torch.manual_seed(derive_seed(self.run.seed, "model", epoch, "swa"))
 
         def batches() -> Iterator[Tensor]:
-            for step, batch in enumerate(self.loader.epoch(epoch)):
-                yield self._examples(attacked, batch.x, batch.y, "swa", epoch, step)
-                self._pause("estimating")
+            with contextlib.closing(self.loader.epoch(epoch)) as loaded:
+                for step, batch in enumerate(loaded):
+                    yield self._examples(attacked, batch.x, batch.y, "swa", epoch, step)
+                    self._pause("estimating")
 
         update_bn(batches(), model)
+
+    # -- cost ---------------------------------------------------------------------------------------------------------
+
+    def expected_seconds(self) -> float:
+        """Return how long the run would take from its start, by a step of every stage on copies of what it trains.
+
+        An epoch costs its passes (see `_units`) at the pace of its stage, the points of the curve at the fastest.
+        """
+        with _global_state_kept(self.device, self.threads):
+            with contextlib.closing(self.loader.epoch(0)) as batches:
+                batch = next(batches)
+            stages = [self.method.stage_at(epoch) for epoch in range(self.run.training.epochs)]
+            pace = {stage: self._pace(stages.index(stage), batch) for stage in dict.fromkeys(stages)}
+        costs = zip(stages, map(self._units, range(len(stages))), strict=True)
+        return sum(trained * pace[stage] + watched * min(pace.values()) for stage, (trained, watched) in costs)
+
+    def _pace(self, epoch: int, batch: Batch) -> float:
+        """Seconds of one pass of one image in a step of `epoch`: the second step, since the first sets things up."""
+        model, method = copy.deepcopy((self.model, self.method))
+        optimizer = build_optimizer(model, self.run.training)
+        method.enter(epoch)
+        method.start_epoch(epoch, self.predicted)
+        for number in range(2):
+            begun = time.monotonic()
+            attack = self._attack("expected", epoch, number)
+            loss = training_step(
+                model, method, optimizer, batch, attack, autocast=self.run.training.precision == "bf16", number=number
+            )
+            loss.total.item()  # waits for the device
+        return (time.monotonic() - begun) * len(self.dataset.train) / len(batch.y) / self._units(epoch)[0]
 
     # -- progress ------------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from taet.data import Dataset, Split, describe, render
+from taet.data import Dataset, Split, describe, render, store
+from taet.data.store import Stored, gather
 from taet.errors import UserError
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """Return a function that makes a data set of arrays with its training images on disk."""
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path))
+
+    def make(given):
+        images = given["train_images"]
+        return Dataset.from_arrays(
+            **given | {"train_images": gather(images, images.shape, key="train", storage="disk")}, name="three"
+        )
+
+    return make
 
 
 def test_a_data_set_of_arrays_is_the_arrays(arrays):
@@ -55,6 +70,45 @@ def test_checksum_sees_images_labels_and_shape(arrays):
         replace(split, images=split.images.reshape(10, 5, 4, 3)),
     ]
     assert len({split.sha256, *(other.sha256 for other in others)}) == 5
+
+
+@pytest.mark.parametrize("chunk", [1, 200, store.CHUNK])
+def test_images_on_disk_are_described_as_those_in_memory(chunk, arrays, stored, monkeypatch):
+    given = arrays()
+    disk, memory = stored(given), Dataset.from_arrays(**given, name="three")
+    assert isinstance(disk.train.images, Stored)
+    monkeypatch.setattr(store, "CHUNK", chunk)
+    assert describe(disk) == describe(memory)
+    assert render(disk) == render(memory)
+    assert disk.image_shape == (3, 4, 5)
+    assert disk.train.channel_statistics() == memory.train.channel_statistics()
+    rows = np.array([7, 2, 2])
+    chosen = disk.train.choose(rows)
+    assert chosen.manifest() == memory.train.choose(rows).manifest()
+    assert (chosen.images[:] == given["train_images"][rows]).all()
+
+
+def test_choosing_images_on_disk_reads_none(arrays, stored, monkeypatch):
+    split = stored(arrays()).train
+    monkeypatch.setattr(Stored, "_read", lambda *_: pytest.fail("pixels were read"))
+    assert len(split.choose(np.array([1, 5]))) == 2
+
+
+def test_groups_are_chosen_with_their_images(arrays):
+    split = Dataset.from_arrays(**arrays()).train
+    assert split.choose(np.array([3, 1])).groups is None
+    grouped = replace(split, groups=np.arange(10) * 7)
+    assert grouped.choose(np.array([3, 1])).groups.tolist() == [21, 7]
+
+
+def test_what_is_printed_is_one_short_line(arrays, stored):
+    dataset = Dataset.from_arrays(**arrays(), name="three")
+    assert repr(dataset) == (
+        "Dataset(three: 3 classes, 5x4 pixels, colour, imbalance ratio 6; 10 train, 5 test images)"
+    )
+    assert repr(dataset.test) == "Split(5 images of 3 classes, 5x4 pixels, colour)"
+    train = stored(arrays()).train
+    assert repr(train) == f"Split(10 images of 3 classes, 5x4 pixels, colour, in '{train.images.path}')"
 
 
 def test_manifest_is_plain_json_and_names_the_images(arrays):
@@ -123,10 +177,33 @@ def test_table_fits_a_terminal_and_its_bars_follow_the_counts(arrays):
     assert dataset.train.sha256 in text
 
 
-def test_channel_statistics_are_those_of_the_pixels() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (300, 4, 5, 3), dtype=np.uint8)
+@pytest.mark.parametrize(("classes", "rows"), [(40, 40), (41, 40), (1000, 40)])
+def test_of_many_classes_some_have_a_row_from_the_largest_to_the_smallest(classes, rows):
+    counts = np.random.default_rng(0).permutation(np.geomspace(1, 500, classes).astype(int))
+    blank = np.zeros((counts.sum(), 4, 4, 1), np.uint8)
+    labels = np.repeat(np.arange(classes), counts)
+    dataset = Dataset.from_arrays(blank, labels, blank[:classes], np.arange(classes))
+    lines = render(dataset).splitlines()
+    assert max(map(len, lines)) <= 80
+    table = [line.split() for line in lines[2 : 2 + rows]]
+    assert lines[2 + rows].split() == ["all", str(len(labels)), str(classes)]
+    assert all(int(count) == counts[int(name)] for name, _, count, *_ in table)
+    shown = [int(count) for _, _, count, *_ in table]
+    if classes == 40:
+        assert shown == counts.tolist()
+        assert "--json" not in "\n".join(lines)
+    else:
+        assert shown == sorted(shown, reverse=True)
+        assert (shown[0], shown[-1]) == (counts.max(), counts.min())
+        assert f"40 of {classes} classes, by training images in even steps; --json has all" in lines
+
+
+@pytest.mark.parametrize("count", [300, 70_000])  # beyond 66,000 white pixels the sum of squares leaves 32 bits
+def test_channel_statistics_are_those_of_the_pixels(count) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (count, 1, 2, 3), dtype=np.uint8)
+    images[..., 1] |= 240
     images[..., 2] = 7
-    split = Split(images, np.zeros(300, np.int64), ("a", "b"), np.arange(300))
+    split = Split(images, np.zeros(count, np.int64), ("a", "b"), np.arange(count))
     mean, spread = split.channel_statistics()
     np.testing.assert_allclose(mean, images.reshape(-1, 3).mean(0) / 255)
     np.testing.assert_allclose(spread[:2], images.reshape(-1, 3).std(0)[:2] / 255)

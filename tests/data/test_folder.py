@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from taet.config import Data
+from taet.data import folder as module
 from taet.data import load
 from taet.errors import UserError
 
@@ -115,6 +117,185 @@ def test_bad_folders_are_refused_in_one_line(split, spoil, message):
     with pytest.raises(UserError, match=message) as error:
         load(f"folder:{split}")
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def patients(tmp_path):
+    """Three kinds of lesion of 20 patients; patients 0 to 4 have two kinds."""
+    for number in range(20):
+        fill(tmp_path / "nv" / f"patient {number}", number, 1 + number % 4)
+    for number in range(5):
+        fill(tmp_path / "mel" / f"patient {number}", 100 + 10 * number, 2)
+    fill(tmp_path / "mel", 200, 10)
+    fill(tmp_path / "bkl" / "clinic" / "patient 99", 220, 3)
+    fill(tmp_path / "bkl" / "clinic" / "patient 98", 230, 2)
+    return tmp_path
+
+
+def owners(dataset):
+    """The folders of each split's images below their class folder, of the images that lie in one."""
+    files = module.files(Data(dataset.name, group="folder"))
+    return {
+        part: {"/".join(files[part][i].parts[2:-1]) for i in split.indices} - {""}
+        for part, split in dataset.splits.items()
+    }
+
+
+def test_folders_below_a_class_folder_stay_in_one_split(patients, monkeypatch):
+    monkeypatch.chdir(patients.parent)
+    dataset = load(f"folder:{patients.name}", group="folder", validation=0.2)
+    folders = owners(dataset)
+    assert not folders["train"] & folders["test"]
+    assert not folders["train"] & folders["validation"]
+    assert not folders["validation"] & folders["test"]
+    assert set().union(*folders.values()) == {
+        *(f"patient {number}" for number in range(20)),
+        "clinic/patient 98",
+        "clinic/patient 99",
+    }
+    total = np.array([5, 20, 50])
+    assert (abs(dataset.test.class_counts - total / 5) <= [3, 2, 4]).all()
+    assert dataset.class_counts.all()
+    assert dataset.notes[:2] == (
+        "no folder 'test': as near to 20% of each class as whole groups come is for testing (seed 0)",
+        "22 groups, each in one split; 10 images stand alone",
+    )
+    assert "0.2 of each training class, as near as whole groups come, is held out for validation" in dataset.notes
+    again = load(f"folder:{patients.name}", group="folder", validation=0.2)
+    assert again.manifest() == dataset.manifest()
+
+
+def test_a_folder_in_two_given_splits_is_refused(split):
+    fill(split / "train" / "cat" / "p 7", 30)
+    fill(split / "test" / "ant" / "p 7", 40)
+    assert len(load(str(split)).train) == 5
+    with pytest.raises(
+        UserError, match=r"group 'p 7' is in two splits: '.*train/cat/p 7/00\.png' is for train, '.*test"
+    ):
+        load(str(split), group="folder")
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ("patient", "data group: got 'patient'; allowed of a folder: folder"),
+        ("folder", "got 'folder', but no class folder in '.*' holds folders"),
+    ],
+)
+def test_groups_that_are_not_there_are_refused(flat, group, message):
+    with pytest.raises(UserError, match=message):
+        load(str(flat), group=group)
+
+
+def test_what_other_programs_leave_is_left_out_and_counted(split):
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "more.TXT"):
+        (split / "train" / "cat" / name).write_bytes(b"")
+    (split / "train" / "cat" / "no ending").write_bytes(b"")
+    fill(split / "test", 0)
+    (split / "labels.csv").write_bytes(b"")
+    dataset = load(str(split))
+    assert dataset.class_counts.tolist() == [1, 3]
+    assert dataset.notes[0].startswith("left out: ")
+    assert set(dataset.notes[0][10:].split(", ")) == {
+        "1 .db",
+        "1 .txt",
+        "1 .TXT",
+        "1 no ending",
+        "1 outside of the class folders",
+    }
+
+
+def test_names_may_hold_anything(tmp_path):
+    for name in ("mélanome malin", "皮膚", "a,b;c", "50%"):
+        fill(tmp_path / name, 10, 2)
+    (tmp_path / "皮膚" / "00.png").rename(tmp_path / "皮膚" / "Läsion nº 1 .PNG")
+    assert load(str(tmp_path)).class_names == ("50%", "a,b;c", "mélanome malin", "皮膚")
+
+
+def test_class_names_that_are_alike_are_noted(tmp_path):
+    for name in ("Cat", "cat", "dog", "e\u0301", "\u00e9"):
+        fill(tmp_path / name, 10, 2)
+    notes = load(str(tmp_path)).notes
+    assert "taken for different classes, though alike: 'Cat', 'cat'" in notes
+    assert len([note for note in notes if "alike" in note]) == 2
+
+
+def test_links_are_followed_once(split, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    fill(elsewhere, 200, 2)
+    (split / "train" / "ant" / "linked").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(elsewhere)
+    (split / "train" / "dog").symlink_to(elsewhere)
+    fill(split / "test" / "dog", 1)
+    assert load(str(split)).class_counts.tolist() == [3, 3, 2]
+    (split / "train" / "cat" / "broken.png").symlink_to(elsewhere / "gone.png")
+    with pytest.raises(UserError, match=r"cannot read image '.*broken\.png': No such file or directory"):
+        load(str(split))
+
+
+def test_more_than_a_thousand_classes_work(tmp_path):
+    fill(tmp_path / "train" / "0", 7, size=(4, 4))
+    for number in range(1, 1001):
+        (tmp_path / "train" / str(number)).mkdir()
+        (tmp_path / "train" / str(number) / "a.png").write_bytes((tmp_path / "train" / "0" / "00.png").read_bytes())
+    fill(tmp_path / "test" / "0", 8, size=(4, 4))
+    fill(tmp_path / "test" / "999", 8, size=(4, 4))
+    dataset = load(str(tmp_path))
+    assert dataset.num_classes == 1001
+    assert dataset.class_counts.tolist() == [1] * 1001
+    assert dataset.test.class_names[dataset.test.labels[1]] == "999"
+    assert dataset.notes[-1].endswith(" and 989 more")
+    assert len(dataset.notes[-1]) < 100
+
+
+def test_one_image_per_class_works_where_the_test_images_are_given(tmp_path):
+    fill(tmp_path / "ant", 1)
+    fill(tmp_path / "bee", 2)
+    with pytest.raises(UserError, match="no folder 'test', and no class has a second image to test on; allowed"):
+        load(str(tmp_path))
+    for name in ("ant", "bee"):
+        fill(tmp_path / "set" / "train" / name, 1)
+        fill(tmp_path / "set" / "test" / name, 3)
+    assert len(load(str(tmp_path / "set"), validation=0.5).train) == 2
+
+
+def test_images_in_two_splits_are_counted_and_one_is_named(tmp_path):
+    noise = iter(np.random.default_rng(0).integers(0, 256, (20, 6, 6), np.uint8))
+    for part in ("train", "val", "test"):
+        for name in ("ant", "cat"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(3):
+                Image.fromarray(next(noise)).save(tmp_path / part / name / f"{number}.png")
+    assert not any("identical" in note for note in load(str(tmp_path)).notes)
+    for source, copy in (
+        ("train/cat/0", "test/ant/twin"),
+        ("train/cat/1", "test/cat/twin"),
+        ("train/cat/1", "test/cat/triplet"),
+        ("test/ant/0", "val/ant/twin"),
+    ):
+        (tmp_path / f"{copy}.png").write_bytes((tmp_path / f"{source}.png").read_bytes())
+    assert load(str(tmp_path)).notes[-1] == (
+        f"identical images: 3 of 9 test images are also in train, e.g. '{tmp_path}/test/ant/twin.png'; "
+        f"1 of 9 test images are also in validation, e.g. '{tmp_path}/test/ant/0.png'"
+    )
+
+
+def test_images_held_out_for_validation_are_compared_too(flat):
+    image = (flat / "bee" / "00.png").read_bytes()
+    for number in range(20):
+        (flat / "cat" / f"{number}.png").write_bytes(image)
+    dataset = load(str(flat), validation=0.2)
+    assert "validation images are also in train, e.g. '" in dataset.notes[-1]
+    assert dataset.notes[-1].split("'")[1].startswith(f"{flat}/cat/")
+
+
+def test_on_disk_the_set_is_the_same(patients, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path_factory.mktemp("cache")))
+    memory, disk = (
+        load(str(patients), group="folder", validation=0.2, size=5, storage=storage) for storage in ("memory", "disk")
+    )
+    assert disk.manifest() == memory.manifest()
+    assert disk.notes == memory.notes
 
 
 def test_a_folder_without_class_folders_is_refused(tmp_path):

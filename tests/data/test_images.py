@@ -1,11 +1,33 @@
-"""Decoding and resizing of images."""
+"""What image files hold, decoding and resizing."""
+
+import os
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from taet.data.images import decode, decode_all, resize
+from taet.data import images as module
+from taet.data.images import SUFFIXES, decode, decode_all, decode_each, resize, survey, unreadable
+from taet.data.store import Stored
 from taet.errors import UserError
+
+
+def save(path, mode="RGB", size=(6, 4), colour=(10, 20, 30), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).convert(mode).save(path, **options)
+    return path
+
+
+def turned(path, orientation, size=(6, 3)):
+    """An image whose left half is black, to be turned as its tag says."""
+    pixels = np.full((size[1], size[0]), 255, np.uint8)
+    pixels[:, : size[0] // 2] = 0
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif)
+    return path
 
 
 def test_resizing_averages_when_it_shrinks():
@@ -59,12 +81,34 @@ def test_other_depths_are_refused(tmp_path, levels):
         decode(tmp_path / "a.tif", None)
 
 
-def test_exif_orientation_is_applied(tmp_path):
-    image = Image.new("L", (6, 3))
-    exif = image.getexif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    image.save(tmp_path / "a.jpg", exif=exif)
-    assert decode(tmp_path / "a.jpg", None).shape == (6, 3)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_exif_orientation_is_applied(tmp_path, suffix):
+    path = turned(tmp_path / f"a.{suffix}", 6)  # to be turned by 90 degrees: left becomes top
+    image = decode(path, None)
+    assert image.shape[:2] == (6, 3)
+    assert image[:2].max() < 50
+    assert image[-2:].min() > 200
+    assert survey([path]).sizes.tolist() == [[3, 6]]
+    assert decode_all([path], None).shape[:3] == (1, 6, 3)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
+def test_of_several_frames_the_first_is_read(tmp_path, suffix):
+    frames = [Image.new("RGB", (5, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    path = tmp_path / f"a.{suffix}"
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    assert (decode(path, None) == np.full((4, 5, 3), (255, 0, 0))).all()
+    assert survey([path]).unusual["frames"] == (path,)
+
+
+def test_an_alpha_channel_is_dropped_and_said_to_be(tmp_path):
+    Image.new("RGBA", (5, 4), (9, 8, 7, 0)).save(tmp_path / "a.png")
+    Image.new("LA", (5, 4), (9, 0)).save(tmp_path / "b.png")
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    assert decode(paths[0], None)[0, 0].tolist() == [9, 8, 7]
+    assert decode(paths[1], None)[0, 0] == 9
+    assert "2 of 2 images: an alpha channel, dropped" in survey(paths).sentences()[1]
 
 
 def test_grey_and_colour_files_together_are_colour(tmp_path):
@@ -99,3 +143,132 @@ def test_mixed_sizes_name_two_files_both_sizes_and_the_flag(tmp_path):
     with pytest.raises(UserError, match=r"a\.png' is 8x6 pixels, '.*b\.png' is 5x4.*--data\.size 6"):
         decode_all(paths, None)
     assert decode_all(paths, 4).shape == (2, 4, 4, 1)
+
+
+def test_a_survey_says_what_there_is(tmp_path):
+    sizes = [(6, 4), (60, 40), (20, 10), (30, 30)]
+    paths = [save(tmp_path / f"{i}.png", size=size) for i, size in enumerate(sizes)]
+    paths += [save(tmp_path / "grey.png", "L"), turned(tmp_path / "turned.jpg", 8)]
+    paths += [save(tmp_path / "palette.gif", "P"), save(tmp_path / "cmyk.tif", "CMYK")]
+    Image.fromarray(np.zeros((4, 6), np.uint16)).save(tmp_path / "deep.png")
+    paths.append(tmp_path / "deep.png")
+    found = survey(paths)
+    assert found.paths == tuple(paths)
+    assert found.sizes.tolist() == [*map(list, sizes), [6, 4], [3, 6], [6, 4], [6, 4], [6, 4]]
+    assert (found.smallest, found.median, found.largest) == ((3, 6), (6, 4), (60, 40))
+    assert not found.uniform
+    assert found.channels == 3
+    assert found.grey.tolist() == [False] * 4 + [True, True, False, False, True]
+    unusual = {key: [path.name for path in files] for key, files in found.unusual.items()}
+    assert unusual == {
+        "deep": ["deep.png"],
+        "palette": ["palette.gif"],
+        "cmyk": ["cmyk.tif"],
+        "turned": ["turned.jpg"],
+    }
+    assert found.sentences(10) == [
+        "9 image files, 3x6 to 60x40, median 6x4 pixels, 3 grey, read as colour like the others",
+        "6 of 9 images: smaller than 10 pixels, enlarged (e.g. '0.png')",
+        "1 of 9 images: 16 bits per channel, scaled to 8 (e.g. 'deep.png')",
+        "1 of 9 images: a palette, read as its colours (e.g. 'palette.gif')",
+        "1 of 9 images: CMYK, converted to RGB (e.g. 'cmyk.tif')",
+        "1 of 9 images: turned upright by their EXIF tag (e.g. 'turned.jpg')",
+    ]
+
+
+def test_a_survey_of_files_that_are_alike_is_one_sentence(tmp_path):
+    paths = [save(tmp_path / f"{i}.png", "L") for i in range(3)]
+    assert survey(paths).sentences() == ["3 image files, 6x4 pixels, grey"]
+    assert survey([]).sentences() == []
+
+
+def test_a_survey_and_decoding_agree_about_any_mode_and_kind_of_file(tmp_path):
+    paths = []
+    for suffix in sorted(SUFFIXES):
+        for mode in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA", "CMYK", "YCbCr", "PA"):
+            path = tmp_path / f"{mode}{suffix}"
+            try:
+                Image.new("L" if mode == "I;16" else "RGB", (6, 4)).convert(mode).save(path)
+                paths.append(path)
+            except (OSError, ValueError):  # there is no such file
+                path.unlink(missing_ok=True)
+    assert len(paths) > 40
+    for path in paths:
+        found = survey([path])
+        shape = decode(path, None).shape
+        assert shape[1::-1] == tuple(found.sizes[0])
+        assert (3 if len(shape) == 3 else 1) == found.channels
+        assert decode_all([path], None).shape == (1, 4, 6, found.channels)
+
+
+def test_unreadable_files_are_counted_and_the_first_is_named(tmp_path):
+    good = save(tmp_path / "good.png")
+    empty, text, gone = (tmp_path / name for name in ("empty.png", "text.png", "gone.png"))
+    empty.write_bytes(b"")
+    text.write_text("no image")
+    paths = [good, empty, text, gone]
+    assert survey(paths).paths == (good,)
+    assert survey(paths).unreadable == unreadable(paths)
+    assert unreadable(paths) == {
+        empty: "it is empty",
+        text: "it is no image, or a damaged one",
+        gone: "No such file or directory",
+    }
+    with pytest.raises(
+        UserError, match=r"empty\.png': it is empty; 3 of 4 cannot be read, .*unreadable\(paths\) lists"
+    ):
+        decode_all(paths, None)
+
+
+def test_files_that_are_cut_short_are_counted_too(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path in paths:
+        Image.fromarray(noise).save(path)
+    for path in paths[1::2]:
+        path.write_bytes(path.read_bytes()[:1000])
+    assert not survey(paths).unreadable
+    assert list(unreadable(paths)) == paths[1::2]
+    with pytest.raises(UserError, match=r"1\.png': .*truncated.*; 2 of 5 cannot be read") as error:
+        decode_all(paths, None)
+    assert "\n" not in str(error.value)
+
+
+def test_too_many_pixels_are_refused_in_one_line_and_warnings_stay_as_they_were(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", size=(30, 20))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    before = list(warnings.filters)
+    for read in (lambda: decode(path, 8), lambda: decode_all([path], 8), lambda: list(decode_each([path], 8))):
+        with pytest.raises(UserError, match=r"cannot read image '.*a\.png': Image size \(600 pixels\) exceeds limit"):
+            read()
+        assert warnings.filters == before
+
+
+def test_names_may_hold_anything(tmp_path):
+    path = save(tmp_path / "a folder" / "Läsion nº 1 — 皮膚.PNG")
+    assert decode_all([path], None).shape == (1, 4, 6, 3)
+
+
+def test_on_disk_are_the_same_images_and_files_are_read_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
+    paths = [save(tmp_path / f"{i}.png", colour=(i, 0, 0)) for i in range(5)] + [save(tmp_path / "grey.png", "L")]
+    memory, disk = (decode_all(paths, 8, storage) for storage in ("memory", "disk"))
+    assert isinstance(disk, Stored)
+    assert (disk[:] == memory).all()
+    monkeypatch.setattr(module, "_decode", None)
+    assert (decode_all(paths, 8, "disk")[:] == memory).all()
+    monkeypatch.undo()
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
+    save(paths[0], colour=(99, 0, 0))
+    os.utime(paths[0], (1, 1))
+    assert decode_all(paths, 8, "disk")[0][0, 0].tolist() == [99, 0, 0]
+
+
+def test_few_images_are_decoded_ahead(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png")
+    decoded = []
+    monkeypatch.setattr(module, "_decode", lambda *arguments: decoded.append(arguments) or np.zeros((4, 6), np.uint8))
+    images = decode_each([path] * 500, None)
+    next(images)
+    assert len(decoded) <= module.AHEAD
+    images.close()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from taet.data.long_tail import (
     PROFILES,
+    balanced_small_counts,
     divide,
     expected_absent_classes,
     held_out_counts,
@@ -60,6 +61,21 @@ def test_counts_fall_from_the_largest_to_the_smallest(num_classes, max_count, ra
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == max_count
     assert counts[-1] == (max_count / Fraction(ratio) + Fraction(1, 10**9)) // 1
+
+
+def test_balanced_small_is_the_long_tailed_total_spread_evenly():
+    assert balanced_small_counts(10, 5000, 50) == [1400] * 6 + [1399] * 4  # 13996 images
+    assert balanced_small_counts(100, 500, 10) == [196] * 73 + [195] * 27  # 19573 images
+    assert balanced_small_counts(4, 100, 8, "step") == [56, 56, 56, 56]
+    assert balanced_small_counts(3, 10, 1) == [10, 10, 10]
+
+
+@given(st.integers(2, 40), st.integers(1, 5000), ratios, profiles)
+def test_balanced_small_counts_differ_by_one_at_most(num_classes, max_count, ratio, profile):
+    counts = balanced_small_counts(num_classes, max_count, ratio, profile)
+    assert sum(counts) == sum(long_tail_counts(num_classes, max_count, ratio, profile))
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] - counts[-1] in (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,20 @@
 import numpy as np
 import pytest
 
-from taet.data import load
+from taet.config import Data
+from taet.data import load, npz
+from taet.data.store import Stored
 from taet.errors import UserError
 
 
 def test_a_file_is_taken_as_it_is(tmp_path, arrays):
     given = arrays()
-    np.savez(
-        tmp_path / "a.npz", **given, val_images=given["test_images"], val_labels=given["test_labels"][:, np.newaxis]
-    )
+    validation = 255 - given["test_images"]
+    np.savez(tmp_path / "a.npz", **given, val_images=validation, val_labels=given["test_labels"][:, np.newaxis])
     dataset = load(f"npz:{tmp_path / 'a.npz'}")
     assert (dataset.train.images == given["train_images"]).all()
     assert (dataset.test.labels == given["test_labels"]).all()
-    assert (dataset.validation.images == given["test_images"]).all()
+    assert (dataset.validation.images == validation).all()
     assert dataset.notes == (
         "taken as it is: the source's imbalance ratio is 6",
         "the source's own validation split is kept",
@@ -78,3 +79,51 @@ def test_a_single_array_is_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no such file: '.*a\.npz'"):
         load(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])
+def test_images_may_lie_on_disk(save, shape, tmp_path, arrays, monkeypatch):
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
+    given = arrays(shape=shape)
+    save(tmp_path / "a.npz", **given, val_images=given["test_images"], val_labels=given["test_labels"])
+    memory, disk = (npz.read(Data(f"npz:{tmp_path / 'a.npz'}", storage=storage)) for storage in ("memory", "disk"))
+    assert all(isinstance(split.images, Stored) for split in disk.splits.values())
+    assert not any(isinstance(split.images, Stored) for split in memory.splits.values())
+    assert disk.manifest() == memory.manifest()
+    assert isinstance(npz.read_arrays(tmp_path / "a.npz")["train_images"], np.ndarray)  # so small
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_groups_come_with_the_images_and_those_that_the_file_divides_are_told(tmp_path, arrays):
+    patients = {"train_patient": np.array(list("aabbbcddef")), "test_patient": np.array([*"xcyax"])[:, np.newaxis]}
+    np.savez(tmp_path / "a.npz", **arrays(), **patients)
+    dataset = npz.read(Data(f"npz:{tmp_path / 'a.npz'}", group="patient"))
+    assert dataset.train.groups.tolist() == [0, 0, 1, 1, 1, 2, 3, 3, 4, 5]
+    assert dataset.test.groups.tolist() == [6, 2, 7, 0, 6]
+    assert dataset.notes == ("the file's own splits divide groups of patient: 2 in training and test",)
+    assert npz.read(Data(f"npz:{tmp_path / 'a.npz'}")).train.groups is None
+
+
+@pytest.mark.parametrize("test", [{}, {"test_lesion": np.arange(20, 25)}])
+def test_groups_that_are_numbers_and_whole_need_no_note(test, tmp_path, arrays):
+    np.savez(tmp_path / "a.npz", **arrays(), train_lesion=np.arange(10) // 2 * 3, **test)
+    dataset = npz.read(Data(f"npz:{tmp_path / 'a.npz'}", group="lesion"))
+    assert dataset.train.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert (dataset.test.groups is None) == (not test)
+    assert dataset.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "has no train_patient; it has: train_images"),
+        ({"train_patient": np.arange(9)}, r"train_patient: got int64 of shape \(9,\); allowed: whole .*, \(10,\), one"),
+        ({"train_patient": np.ones(10)}, "train_patient: got float64"),
+        ({"train_patient": np.arange(10), "test_patient": np.arange(4)}, r"test_patient: got int64 of shape \(4,\)"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(given, message, tmp_path, arrays):
+    np.savez(tmp_path / "a.npz", **arrays(), **given)
+    with pytest.raises(UserError, match=message):
+        npz.read(Data(f"npz:{tmp_path / 'a.npz'}", group="patient"))

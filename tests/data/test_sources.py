@@ -9,6 +9,7 @@ import pytest
 
 from taet.config import Data
 from taet.data import load
+from taet.data.store import Stored
 from taet.errors import UserError
 
 
@@ -85,9 +86,16 @@ def test_validation_of_an_uncut_set_is_stratified(long_tailed):
     assert dataset.class_counts.tolist() == [36, 18, 4]
 
 
+def test_a_class_too_small_to_be_held_out_is_noted(tmp_path, arrays):
+    np.savez(tmp_path / "a.npz", **arrays((40, 20, 1)))
+    dataset = load(str(tmp_path / "a.npz"), validation=0.1)
+    assert dataset.validation.class_counts.tolist() == [4, 2, 0]
+    assert dataset.notes[-1] == "no validation image of: 2"
+
+
 def test_a_split_of_the_source_stands_for_the_held_out_share(tmp_path, arrays):
     given = arrays()
-    np.savez(tmp_path / "a.npz", **given, val_images=given["test_images"], val_labels=given["test_labels"])
+    np.savez(tmp_path / "a.npz", **given, val_images=255 - given["test_images"], val_labels=given["test_labels"])
     dataset = load(str(tmp_path / "a.npz"), validation=0.5)
     assert len(dataset.validation) == 5
     assert len(dataset.train) == 10
@@ -106,6 +114,125 @@ def test_size_resizes_every_split():
     assert {split.images.shape[1:] for split in dataset.splits.values()} == {(16, 16, 1)}
 
 
+SOURCE = """
+from taet.data import Dataset
+import numpy as np
+
+NAMES = {"toy": "whole", "toy-lt": "cut", "toy-balanced-small": "spread", "own-lt": "as published", "signs": "grouped"}
+PUBLISHED = {"own-lt": {"profile": "linear", "imbalance_ratio": 4.0}}
+
+
+def read(data):
+    import dataclasses
+    draws = np.random.default_rng(0)
+    labels = {"train": np.repeat([0, 1, 2], 40), "test": np.repeat([0, 1, 2], 8)}
+    images = {part: draws.integers(0, 256, (len(of), 4, 4, 3), np.uint8) for part, of in labels.items()}
+    dataset = Dataset.from_arrays(images["train"], labels["train"], images["test"], labels["test"], name=data.name)
+    if data.name == "signs":  # 10 tracks of 4 frames for each class
+        dataset = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, groups=np.arange(120) // 4))
+    return dataset
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    (tmp_path / "plugins" / "data").mkdir(parents=True)
+    (tmp_path / "plugins" / "data" / "toy.py").write_text(SOURCE)
+    monkeypatch.setenv("TAET_PLUGINS", str(tmp_path / "plugins"))
+    monkeypatch.delitem(sys.modules, "taet_plugin_data_toy", raising=False)
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_name_says_what_is_cut():
+    assert counts(load("toy")) == ([40, 40, 40], [8, 8, 8])
+    assert counts(load("toy", imbalance_ratio=4)) == ([40, 20, 10], [8, 4, 2])
+    assert counts(load("toy-lt")) == ([40, 12, 4], [8, 2, 0])
+    assert counts(load("toy-lt", default_imbalance_ratio=4)) == ([40, 20, 10], [8, 4, 2])
+    assert counts(load("toy-lt", imbalance_ratio=4, profile="linear")) == ([40, 25, 10], [8, 5, 2])
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_set_that_is_published_cut_is_cut_so():
+    assert counts(load("own-lt", default_imbalance_ratio=10)) == ([40, 25, 10], [8, 5, 2])
+    assert counts(load("own-lt", imbalance_ratio=8)) == ([40, 22, 5], [8, 4, 1])
+    assert counts(load("own-lt", profile="exponential")) == ([40, 20, 10], [8, 4, 2])
+    assert load("own-lt").notes[0] == "training set cut to the linear profile, imbalance ratio 4, seed 0"
+
+
+@pytest.mark.usefixtures("toy")
+def test_balanced_small_has_the_long_tailed_total_and_the_whole_test_set():
+    dataset = load("toy-balanced-small", imbalance_ratio=4, validation=0.1)
+    assert counts(load("toy-balanced-small", imbalance_ratio=4)) == ([24, 23, 23], [8, 8, 8])
+    assert counts(load("toy-balanced-small", test_max_count=2)) == ([19, 19, 18], [2, 2, 2])
+    assert counts(load("toy-balanced-small", imbalance_ratio=4, max_count=20)) == ([12, 12, 11], [8, 8, 8])
+    assert dataset.validation.class_counts.tolist() == [2, 2, 2]
+    assert dataset.notes[:2] == (
+        "as many training images as in the exponential profile, imbalance ratio 4, 70, spread evenly, seed 0",
+        "test set not made long-tailed: all images of each class",
+    )
+    long_tailed = load("toy-lt", imbalance_ratio=4)
+    assert set(dataset.train.indices[dataset.train.labels == 0]) < set(long_tailed.train.indices)
+
+
+@pytest.mark.usefixtures("toy")
+def test_groups_of_a_source_are_held_out_whole():
+    dataset = load("signs", validation=0.2)
+    assert dataset.validation.class_counts.tolist() == [8, 8, 8]
+    assert not set(dataset.validation.groups) & set(dataset.train.groups)
+    assert dataset.train.indices.tolist() == sorted(dataset.train.indices)
+    cut = load("signs", validation=0.2, imbalance_ratio=4)
+    assert not set(cut.validation.groups) & set(cut.train.groups)
+    assert (cut.class_counts + cut.validation.class_counts).tolist() == [40, 20, 10]
+    assert set(cut.train.indices) | set(cut.validation.indices) == set(load("signs", imbalance_ratio=4).train.indices)
+    with pytest.raises(UserError, match="data group: got 'track'; 'signs' keeps its own groups in one split without"):
+        load("signs", group="track")
+
+
+def test_a_folder_whose_name_ends_in_lt_is_taken_as_it_is(tmp_path, arrays):
+    np.savez(tmp_path / "a-lt", **arrays((40, 40, 40), (8, 8, 8)))
+    (tmp_path / "a-lt.npz").rename(tmp_path / "a-lt")
+    assert counts(load(f"npz:{tmp_path / 'a-lt'}")) == ([40, 40, 40], [8, 8, 8])
+
+
+def test_a_bare_path_is_known_by_what_it_is(tmp_path, arrays):
+    np.savez(tmp_path / "a.NPZ", **arrays())
+    (tmp_path / "a.NPZ.npz").rename(tmp_path / "a.NPZ")
+    assert load(str(tmp_path / "a.NPZ")).name == f"npz:{tmp_path}/a.NPZ"
+    with pytest.raises(UserError, match=r"no such file: '.*a\.CSV'"):
+        load(str(tmp_path / "a.CSV"))
+    given = arrays((6, 3, 2), (2, 2, 2), (4, 4, 3))
+    folder = tmp_path / "cifar10lt_10"
+    folder.mkdir()
+    for key, array in given.items():
+        flat = array.transpose(0, 3, 1, 2).reshape(len(array), -1) if key.endswith("images") else array
+        np.save(folder / f"{key}.npy", flat)
+    assert (load(str(folder)).train.images == given["train_images"]).all()
+
+
+def test_identical_images_in_two_splits_are_counted(tmp_path, arrays):
+    given = arrays((6, 3, 1), (4, 4, 4))
+    given["test_images"][[3, 7]] = given["train_images"][[5, 0]]
+    np.savez(tmp_path / "a.npz", **given)
+    note = "identical images: 2 of 12 test images are also in train, e.g. number 3"
+    assert load(str(tmp_path / "a.npz")).notes[-1] == note
+    assert load(str(tmp_path / "a.npz"), size=8).notes[-1] == note
+
+
+def test_where_the_images_lie_changes_nothing(tmp_path, arrays, monkeypatch):
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
+    given = arrays((40, 20, 5), (8, 4, 1))
+    given["test_images"][0] = given["train_images"][0]
+    np.savez(tmp_path / "a.npz", **given)
+    memory, disk = (
+        load(str(tmp_path / "a.npz"), validation=0.2, imbalance_ratio=4, size=6, storage=storage)
+        for storage in ("memory", "disk")
+    )
+    assert isinstance(disk.train.images, Stored)
+    assert isinstance(memory.train.images, np.ndarray)
+    assert disk.manifest() == memory.manifest()
+    assert disk.notes == memory.notes
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -118,6 +245,12 @@ def test_size_resizes_every_split():
         ("digits-lt", {"max_count": 0}, "max count: got 0"),
         ("digits-lt", {"max_count": 5000}, "class '0', which has 118; the largest that fits: 118"),
         ("digits-lt", {"profile": "exponental"}, "unknown profile 'exponental'.*did you mean 'exponential'"),
+        ("digits-lt", {"storage": "dsik"}, "unknown storage 'dsik'.*did you mean 'disk'"),
+        (
+            "digits-lt",
+            {"group": "writer"},
+            "data group: got 'writer'; 'digits-lt' has no groups; allowed with: folder:",
+        ),
         ("digits-lt", {"test": "balance"}, "unknown test set 'balance'.*did you mean 'balanced'"),
         ("digits-lt", {"validation": 1}, "validation share: got 1"),
         ("digits-lt", {"size": 2}, "size: got 2"),

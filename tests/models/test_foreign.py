@@ -128,16 +128,34 @@ def test_torchvision_and_our_own_names_are_built_with_the_classes_of_the_data() 
 
 
 def test_timm_is_asked_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def create_model(name: str, pretrained: bool, num_classes: int, in_chans: int) -> nn.Module:
-        assert (name, pretrained, in_chans) == ("small.some_tag", False, 3)
+    def create_model(name: str, pretrained: bool, num_classes: int, in_chans: int, **settings: Any) -> nn.Module:
+        assert (pretrained, in_chans) == (False, 3)
+        assert settings == ({"img_size": (8, 8)} if name == "large" else {})  # a transformer asks for one size
         return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))
 
     stand_in: Any = types.ModuleType("timm")
     stand_in.list_models, stand_in.create_model = lambda: ["small", "large"], create_model
+    stand_in.models = types.SimpleNamespace(get_pretrained_cfg_value=lambda name, _field: name == "large")
     monkeypatch.setitem(sys.modules, "timm", stand_in)
     assert load("timm:small.some_tag")(images()).shape == (3, 4)
+    assert load("timm:large")(images()).shape == (3, 4)
     with pytest.raises(UserError, match=r"unknown timm model 'smal'; .*did you mean 'small'\?"):
         load("timm:smal")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "feature"),
+    [("resnet18", (1, 32, 32), 512), ("vit_tiny_patch16_224", (3, 32, 48), 192), ("convnext_tiny", (3, 32, 32), 768)],
+)
+def test_timm_itself(name: str, shape: tuple[int, int, int], feature: int) -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    model = models.build(f"timm:{name}", 7, shape)
+    x = torch.rand(2, *shape)
+    assert isinstance(model, Classifier)
+    assert model.features(x).shape == (2, feature)
+    assert model(x).shape == (2, 7)
+    with pytest.raises(UserError, match=rf"timm:{name}.nope failed: RuntimeError: Invalid pretrained tag"):
+        models.build(f"timm:{name}.nope", 7, shape)
 
 
 def test_timm_that_is_not_installed_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +211,15 @@ def test_weights_of_a_run_bring_their_normalisation(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file(source.state_dict(), path)
     assert torch.equal(load("resnet8", weights=path)(images()), source(images()))
+
+
+def test_weights_of_a_run_that_took_a_network_apart(own: str, tmp_path: Path) -> None:
+    source = models.build(f"{own}:sized", 4, (3, 8, 8), seed=5).eval()
+    assert isinstance(source, Classifier)
+    source.normalize_by([0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    loaded = load(f"{own}:sized", weights=tmp_path / "model.safetensors")
+    assert torch.equal(loaded(images()), source(images()))
 
 
 def test_weights_of_a_run_that_was_given_a_module(own: str, tmp_path: Path) -> None:

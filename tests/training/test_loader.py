@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +17,9 @@ import torch
 
 from taet.data import Split
 from taet.data.augmentation import crop_flip, to_unit
-from taet.data.loader import Batch, Loader, class_balanced
+from taet.data.loader import AHEAD, Batch, Loader, ahead, class_balanced, fits
 from taet.data.policies import Work, apply
+from taet.data.store import Stored, gather
 from taet.randomness import generator
 
 
@@ -22,10 +28,10 @@ def split(count: int, side: int = 8, channels: int = 3) -> Split:
     return Split(images, np.arange(count) % 3, ("a", "b", "c"), np.arange(count))
 
 
-def loader(count: int = 20, **changes: Any) -> Loader:
+def loader(count: int = 20, *, given: Split | None = None, **changes: Any) -> Loader:
     settings: dict[str, Any] = {"batch_size": 6, "seed": 3, "augment": "crop-flip", "mirror": True}
     settings |= {"channels_last": False, "device": torch.device("cpu")}
-    return Loader(split(count), **(settings | changes))
+    return Loader(given or split(count), **(settings | changes))
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7, 13, 20])
@@ -131,6 +137,104 @@ def test_workers_change_no_batch_and_end_with_an_abandoned_epoch() -> None:
     assert len(multiprocessing.active_children()) == 2
     del batches
     assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Loader]:
+    """Return a function like `loader` whose images lie on disk, in another order there."""
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path))
+
+    def make(count: int = 20, **changes: Any) -> Loader:
+        given, order = split(count), np.random.default_rng(1).permutation(count)
+        images = gather(given.images[order], given.images.shape, key=str(count), storage="disk")
+        assert isinstance(images, Stored)
+        return loader(count, **changes, given=replace(given, images=images.choose(np.argsort(order))))
+
+    return make
+
+
+@pytest.mark.parametrize("sampling", ["shuffled", "class-balanced"])
+@pytest.mark.parametrize("augment", ["none", "crop", "crop-flip", "randaugment", "autoaugment"])
+@pytest.mark.parametrize("count", [1, 13, 40])
+def test_streamed_batches_are_those_of_images_in_memory(
+    count: int, augment: str, sampling: str, stored: Callable[..., Loader]
+) -> None:
+    for seed, channels_last, first in itertools.product((0, 7), (False, True), (0, 1, 4)):
+        settings: dict[str, Any] = {"seed": seed, "channels_last": channels_last}
+        settings |= {"augment": augment, "sampling": sampling}
+        streamed, resident = stored(count, **settings), loader(count, **settings)
+        assert_equal(list(streamed.epoch(seed, first)), list(resident.epoch(seed, first)))
+
+
+def reading() -> int:
+    """Number of threads that read ahead."""
+    return sum(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
+
+
+def test_streamed_batches_of_workers_are_the_same_and_nothing_outlives_the_epoch(stored: Callable[..., Loader]) -> None:
+    settings: dict[str, Any] = {"count": 100, "augment": "randaugment"}
+    streamed = stored(**settings, workers=2)
+    assert_equal(list(streamed.epoch(1, 1)), list(loader(**settings).epoch(1, 1)))
+    batches = streamed.epoch(0)
+    next(batches)
+    assert reading() == 1
+    del batches
+    assert not multiprocessing.active_children()
+    assert reading() == 0
+
+
+@pytest.mark.parametrize("end", ["dropped", "closed", "interrupted"])
+def test_no_thread_outlives_an_epoch_that_is_left_early(end: str, stored: Callable[..., Loader]) -> None:
+    batches = stored(200).epoch(0)
+    next(batches)
+    assert reading() == 1
+    if end == "dropped":
+        del batches
+    elif end == "closed":
+        batches.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            batches.throw(KeyboardInterrupt())
+    assert reading() == 0
+
+
+def test_one_thread_is_two_values_ahead_and_no_further() -> None:
+    begun: list[tuple[int, int]] = []
+
+    def double(value: int) -> int:
+        begun.append((value, threading.get_ident()))
+        return 2 * value
+
+    values = ahead(double, iter(range(10)))
+    for number in range(10):
+        assert next(values) == 2 * number
+        time.sleep(0.01)  # long enough for the thread to go too far if it did
+        assert number < len(begun) <= number + 1 + AHEAD
+    assert list(values) == []
+    assert [value for value, _ in begun] == list(range(10))
+    assert len({thread for _, thread in begun} - {threading.get_ident()}) == 1
+    assert list(ahead(double, [])) == []
+
+
+def test_what_fails_ahead_fails_in_its_place_and_ends_the_thread() -> None:
+    values = ahead(lambda value: 1 // value, [1, 1, 0, 1])
+    assert [next(values), next(values)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(values)
+    assert reading() == 0
+
+
+def test_images_are_kept_on_a_gpu_that_has_room_for_twice_as_many(
+    stored: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, cpu, gpu = split(20).images, torch.device("cpu"), torch.device("cuda")
+    for free, room in ((2 * images.nbytes, True), (2 * images.nbytes - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 2**40))
+        assert fits(images, gpu) == room
+    assert fits(images, cpu)
+    on_disk = stored().images
+    assert isinstance(on_disk, Stored)
+    assert not fits(on_disk, cpu)
 
 
 def test_class_balanced_draws_classes_alike_and_the_images_of_a_class_alike() -> None:

@@ -57,7 +57,7 @@ def arrays(classes: int = 3, per_class: int = 10) -> Dataset:
 def test_milestones_scale_with_the_epochs(protocol: str, epochs: int, expected: tuple[int, int]) -> None:
     run = override(protocols.start(protocol, "at"), {"training.epochs": epochs})
     assert milestone_epochs(run) == expected
-    rates = [learning_rate(run, epoch) for epoch in range(epochs)]
+    rates = [learning_rate(run, epoch, 0, 1) for epoch in range(epochs)]
     first, second = expected
     assert rates == pytest.approx([0.1] * first + [0.01] * (second - first) + [0.001] * (epochs - second))
 

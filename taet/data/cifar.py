@@ -1,0 +1,156 @@
+"""CIFAR-10 and CIFAR-100, from their official archives or from one .npz file with MedMNIST's keys."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taet.config import Data
+from taet.data import npz
+from taet.data.dataset import Dataset
+from taet.data.downloads import Download
+from taet.data.places import roots
+from taet.data.store import Stored
+from taet.errors import UserError
+
+NAMES = {
+    "cifar10": "CIFAR-10, 10 balanced classes of 32x32 colour pixels; official files or cifar10.npz",
+    "cifar10-lt": "CIFAR-10, 32x32 colour pixels, made long-tailed; official files or cifar10.npz",
+    "cifar10-balanced-small": "CIFAR-10, as many images as cifar10-lt has, spread evenly: REAT's upper bound",
+    "cifar100": "CIFAR-100, 100 balanced classes of 32x32 colour pixels; official files or cifar100.npz",
+    "cifar100-lt": "CIFAR-100, 32x32 colour pixels, made long-tailed; official files or cifar100.npz",
+    "cifar100-balanced-small": "CIFAR-100, as many images as cifar100-lt has, spread evenly: REAT's upper bound",
+}
+IMAGE_SHAPE = (3, 32, 32)
+
+
+class Version(NamedTuple):
+    """One of the two sets: where its official archive is, and what is in it."""
+
+    title: str
+    reader: str
+    """Torchvision's class."""
+    archive: Download
+    folder: str
+    """What the archive unpacks to."""
+    per_class: dict[str, int]
+    """Images of each class in each split."""
+    class_names: tuple[str, ...]
+    """In the order of the labels, as the archive's own list has them; of CIFAR-100 the fine classes."""
+
+
+def _version(number: int, md5: str, megabytes: float, folder: str, per_class: dict[str, int], names: str) -> Version:
+    file = f"cifar-{number}-python.tar.gz"
+    archive = Download(f"https://www.cs.toronto.edu/~kriz/{file}", file, md5, megabytes, unpacks_to=folder)
+    return Version(f"CIFAR-{number}", f"CIFAR{number}", archive, folder, per_class, tuple(names.split()))
+
+
+VERSIONS = {
+    "cifar10": _version(
+        10,
+        "c58f30108f718f92721af3b95e74349a",
+        170.5,
+        "cifar-10-batches-py",
+        {"train": 5000, "test": 1000},
+        "airplane automobile bird cat deer dog frog horse ship truck",
+    ),
+    "cifar100": _version(
+        100,
+        "eb9058c3a382ffc7106e4002c42a8d85",
+        169.0,
+        "cifar-100-python",
+        {"train": 500, "test": 100},
+        """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+        castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+        elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+        man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+        pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+        skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+        tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm""",
+    ),
+}
+
+
+def _kind(data: Data) -> str:
+    """Return cifar10 or cifar100, whatever is cut from it."""
+    return data.name.partition("-")[0]
+
+
+def downloads(data: Data) -> tuple[Download, ...]:
+    """Return the official archive, with torchvision's checksum."""
+    return (VERSIONS[_kind(data)].archive,)
+
+
+class Found(NamedTuple):
+    """What was found, and where."""
+
+    place: Path
+    arrays: dict[str, NDArray[Any] | Stored]
+    class_names: tuple[str, ...]
+
+
+def _official(root: Path, version: Version) -> Found:
+    """Return what is in the official files, which are pickles.
+
+    Torchvision opens none of them before it has seen the official MD5 of that file, so that no foreign code is run.
+    """
+    from torchvision import datasets
+
+    place = root / version.folder
+    arrays: dict[str, NDArray[Any] | Stored] = {}
+    try:
+        with warnings.catch_warnings():
+            # The official pickles spell NumPy types as they were in 2009, which newer NumPy deprecates.
+            warnings.simplefilter("ignore")
+            for part in version.per_class:
+                official = getattr(datasets, version.reader)(str(root), train=part == "train", download=False)
+                arrays |= {f"{part}_images": official.data, f"{part}_labels": np.asarray(official.targets)}
+    except RuntimeError as error:
+        url = version.archive.url
+        raise UserError(f"{version.title}: a file in '{place}' is missing or damaged; unpack {url} again") from error
+    return Found(place, arrays, tuple(official.classes))
+
+
+def _find(data: Data, version: Version) -> Found:
+    file = f"{_kind(data)}.npz"
+    for root in roots(data):
+        if (root / version.folder).is_dir():
+            return _official(root, version)
+        if (root / file).is_file():
+            return Found(root / file, npz.read_arrays(root / file, data.storage), version.class_names)
+    looked = ", ".join(f"'{root}'" for root in roots(data))
+    raise UserError(
+        f"{version.title} is not in {looked}; run taet data prepare {data.name}, or unpack {version.archive.url} "
+        f"(or put {file}) into a folder and name it with --data.root or TAET_DATA"
+    )
+
+
+def _check(dataset: Dataset, version: Version) -> None:
+    if dataset.image_shape != IMAGE_SHAPE:
+        raise UserError(f"got images of shape {dataset.image_shape}; allowed: {IMAGE_SHAPE}")
+    for part, expected in version.per_class.items():
+        for name, count in zip(dataset.class_names, dataset.splits[part].class_counts, strict=True):
+            if count != expected:
+                raise UserError(f"got {count} {part} images of '{name}'; allowed: {expected} of each class")
+
+
+def read(data: Data) -> Dataset:
+    """Return the whole set, balanced: 50,000 training and 10,000 test images. Source: Krizhevsky, 2009.
+
+    Of CIFAR-100 the classes are the 100 fine ones. A file that is missing, damaged or of another content is a
+    `UserError`.
+    """
+    version = VERSIONS[_kind(data)]
+    found = _find(data, version)
+    try:
+        dataset = Dataset.from_arrays(
+            *(found.arrays[key] for key in npz.REQUIRED), class_names=found.class_names, name=data.name
+        )
+        _check(dataset, version)
+    except UserError as error:
+        raise UserError(f"{version.title} in '{found.place}': {error}") from error
+    return dataset

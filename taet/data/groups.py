@@ -1,0 +1,110 @@
+"""Images that belong together, such as those of one patient, are held out together or not at all."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taet.errors import UserError
+
+ROUNDING = 1e-9
+"""A gain that is no more than this may be an error of floating point numbers."""
+
+
+def _nearest(sizes: Sequence[int], target: int, everything: bool) -> list[int]:
+    """Return positions of `sizes`, all above 0, whose sum is the nearest to `target` that there is.
+
+    Of two sums as near, the larger. `everything`: may all be chosen? The earlier positions are preferred, so that a
+    random order of sizes gives a random choice.
+    """
+    last: dict[int, int] = {}  # of a sum, the position of the size that made it reachable
+    reached, within = 1, (1 << 2 * target + 1) - 1  # bit s: some of the sizes so far add up to s
+    forbidden = 0 if everything else 1 << sum(sizes)
+    for position, size in enumerate(sizes):
+        if reached >> target & 1:
+            break
+        new = reached << size & within & ~reached & ~forbidden
+        reached |= new
+        while new:
+            made = new.bit_length() - 1
+            last[made] = position
+            new ^= 1 << made
+    best = min((0, *last), key=lambda made: (abs(made - target), -made))
+    chosen = []
+    while best:
+        chosen.append(last[best])
+        best -= sizes[last[best]]
+    return chosen
+
+
+def _choose(groups: Sequence[list[tuple[int, int]]], room: list[float], left: list[int]) -> list[int]:
+    """Return positions of groups that have about room[c] images of each class c together.
+
+    Each group is a list of classes with its number of images of them. One after the other, as often as it helps, a
+    group is chosen or given back where that lowers the sum of room[c]^2 over its value at first, at least 1, `room`
+    being what is still missing. left[c] groups have images of class c; one of them is never chosen. Both are changed.
+    """
+    weights = [1 / max(number, 1) for number in room]
+    chosen: set[int] = set()
+    changed = True
+    while changed:
+        changed = False
+        for position, group in enumerate(groups):
+            sign = -1 if position in chosen else 1
+            if sign == 1 and any(left[label] <= 1 for label, _ in group):
+                continue
+            gain = sum(weights[label] * count * (2 * sign * room[label] - count) for label, count in group)
+            if gain > ROUNDING:
+                changed = True
+                chosen ^= {position}
+                for label, count in group:
+                    room[label] -= sign * count
+                    left[label] -= sign
+    return sorted(chosen)
+
+
+def hold_out(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], held_out: Sequence[int], seed: int = 0
+) -> NDArray[np.bool_]:
+    """Choose whole groups so that about held_out[c] images of each class c are held out; return which images, (N,).
+
+    labels (N,): 0..C-1; groups (N,): equal numbers mark images that stay together; held_out (C,): 0 or more. At least
+    one group of every class stays. Where no group has images of several classes, a class gets the number nearest to
+    held_out[c] that whole groups add up to (of two as near, the larger). Groups of several classes are chosen before
+    the others, by local search, to hold their share of held_out. Which groups are held, where several would do, is up
+    to `seed`.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"data seed: got {seed}; allowed: 0 to 2**32 - 1")
+    names, codes = np.unique(groups, return_inverse=True)
+    # NumPy's legacy generator, as for long-tailed sets, since its draws never change.
+    codes = np.random.RandomState(seed).permutation(len(names))[codes]
+    total = len(held_out)
+    # How many images each group has of each class that it has, by group.
+    cells, counts = np.unique(codes * total + labels, return_counts=True)
+    owners, classes = np.divmod(cells, total)
+    shared = np.bincount(owners, minlength=len(names))[owners] > 1
+    left = np.bincount(classes, minlength=total).tolist()
+
+    several: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for owner, label, count in zip(*(array[shared].tolist() for array in (owners, classes, counts)), strict=True):
+        several[owner].append((label, count))
+    share = np.bincount(classes, counts * shared, total) / np.bincount(labels, minlength=total).clip(min=1)
+    numbers = list(several)
+    held = [numbers[position] for position in _choose(list(several.values()), (share * held_out).tolist(), left)]
+
+    among = np.isin(owners, held)
+    missing = np.array(held_out) - np.bincount(classes[among], counts[among], total).astype(np.int64)
+    single = np.flatnonzero(~shared)
+    single = single[np.argsort(classes[single], kind="stable")]
+    bounds = np.searchsorted(classes[single], np.arange(total + 1)).tolist()
+    for label, (start, end) in enumerate(itertools.pairwise(bounds)):
+        own = single[start:end]
+        if missing[label] > 0:
+            chosen = _nearest(counts[own].tolist(), int(missing[label]), everything=left[label] > end - start)
+            held += owners[own[chosen]].tolist()
+    return np.isin(codes, held)

@@ -1,0 +1,186 @@
+"""The German Traffic Sign Recognition Benchmark, from its official folders."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taet.config import Data
+from taet.data.dataset import Dataset, Split
+from taet.data.downloads import Download
+from taet.data.images import decode_all
+from taet.data.places import roots
+from taet.errors import UserError
+
+NAMES = {
+    "gtsrb": "GTSRB, 43 German traffic signs, long-tailed as it is (11 to 1); frames of one sign stay in one split"
+}
+CLASS_NAMES = (
+    "speed limit 20",
+    "speed limit 30",
+    "speed limit 50",
+    "speed limit 60",
+    "speed limit 70",
+    "speed limit 80",
+    "end of speed limit 80",
+    "speed limit 100",
+    "speed limit 120",
+    "no overtaking",
+    "no overtaking by lorries",
+    "right of way at crossing",
+    "priority road",
+    "give way",
+    "stop",
+    "no vehicles",
+    "no lorries",
+    "no entry",
+    "danger",
+    "bend left",
+    "bend right",
+    "double bend",
+    "uneven road",
+    "slippery road",
+    "road narrows on right",
+    "road works",
+    "traffic lights",
+    "pedestrians",
+    "children",
+    "bicycles",
+    "ice or snow",
+    "wild animals",
+    "end of all limits",
+    "turn right",
+    "turn left",
+    "straight on",
+    "straight on or right",
+    "straight on or left",
+    "keep right",
+    "keep left",
+    "roundabout",
+    "end of no overtaking",
+    "end of no overtaking by lorries",
+)
+"""In the order of the official class numbers; in words of our own."""
+SIZE = 32
+TRAINING = {"Final_Training/Images": 39_209, "Training": 26_640}
+"""Folders that may hold the training images, most wanted first, and how many there are: the benchmark's training set,
+and the part of it that the online competition of IJCNN 2011 had, which torchvision takes."""
+TEST = 12_630
+TRACKS = 100_000
+"""Track numbers have five digits."""
+BASE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
+ARCHIVES = (
+    Download(
+        url=f"{BASE}/GTSRB_Final_Training_Images.zip",
+        file="gtsrb/GTSRB_Final_Training_Images.zip",
+        md5="f33fd80ac59bff73c82d25ab499e03a3",
+        megabytes=276.3,
+        unpacks_to="gtsrb/GTSRB/Final_Training",
+    ),
+    Download(
+        url=f"{BASE}/GTSRB_Final_Test_Images.zip",
+        file="gtsrb/GTSRB_Final_Test_Images.zip",
+        md5="c7e4e6327067d32654124b0fe9e82185",
+        megabytes=89.0,
+        unpacks_to="gtsrb/GTSRB/Final_Test",
+    ),
+    Download(
+        url=f"{BASE}/GTSRB_Final_Test_GT.zip",
+        file="gtsrb/GTSRB_Final_Test_GT.zip",
+        md5="fe31e9c9270bbcd7b84b7f21a9d9d9e5",
+        megabytes=0.1,
+        unpacks_to="gtsrb/GT-final_test.csv",
+    ),
+)
+AGAIN = "delete what is damaged and run taet data prepare gtsrb"
+
+
+def downloads(data: Data) -> tuple[Download, ...]:  # noqa: ARG001 - there is one version
+    """Return what `read` reads, as it is published; torchvision keeps it in the same places."""
+    return ARCHIVES
+
+
+def _find(folders: list[Path]) -> tuple[Path, str]:
+    """Return the folder GTSRB, and which of its folders holds the training images."""
+    places = [root / folder for root in folders for folder in ("gtsrb/GTSRB", "GTSRB")]
+    for place in places:
+        for training in TRAINING:
+            if (place / training).is_dir():
+                return place, training
+    looked = ", ".join(f"'{root}'" for root in folders)
+    raise UserError(
+        f"GTSRB is not in {looked}; run taet data prepare gtsrb, or unpack {', '.join(a.name for a in ARCHIVES)} "
+        f"from {BASE}/ into a folder gtsrb of one of them, or name it with --data.root or TAET_DATA"
+    )
+
+
+def _training(folder: Path) -> tuple[list[Path], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the training files, their labels, and for each a number of its class and track, which is one sign."""
+    paths = [path for label in range(len(CLASS_NAMES)) for path in sorted((folder / f"{label:05}").glob("*.ppm"))]
+    strange = next((path for path in paths if not re.fullmatch(r"\d{5}_\d{5}", path.stem)), None)
+    if strange is not None:
+        raise UserError(f"GTSRB: got '{strange}'; allowed: names such as 00003_00029.ppm, the track and the frame")
+    labels = np.array([int(path.parent.name) for path in paths], np.int64)
+    tracks = np.array([int(path.stem[:5]) for path in paths], np.int64)
+    return paths, labels, labels * TRACKS + tracks
+
+
+def _test(place: Path) -> tuple[list[Path], NDArray[np.int64]]:
+    """Return the test files and their labels, in the order of the official table."""
+    images = place / "Final_Test" / "Images"
+    tables = [folder / "GT-final_test.csv" for folder in (place.parent, place, place / "Final_Test", images)]
+    table = next((path for path in tables if path.is_file()), None)
+    if table is None:
+        raise UserError(f"GTSRB: '{tables[0]}' is missing; {AGAIN}")
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = [(row["Filename"], int(row["ClassId"])) for row in csv.DictReader(file, delimiter=";")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"GTSRB: '{table}' is no table with the columns Filename and ClassId; {AGAIN}") from error
+    outside = next((label for _, label in rows if not 0 <= label < len(CLASS_NAMES)), None)
+    if outside is not None:
+        raise UserError(f"GTSRB: '{table}': got class {outside}; allowed: 0 to {len(CLASS_NAMES) - 1}")
+    return [images / name for name, _ in rows], np.array([label for _, label in rows], np.int64)
+
+
+def _check(what: str, folder: Path, labels: NDArray[np.int64], expected: int) -> None:
+    counts = np.bincount(labels, minlength=len(CLASS_NAMES))
+    if len(labels) != expected or not counts.all():
+        empty = [f"none of class {label}" for label in np.flatnonzero(counts == 0)[:1]]
+        got = ", ".join([f"{len(labels)} {what} images", *empty])
+        raise UserError(f"GTSRB: got {got} in '{folder}'; allowed: {expected}, some of each class; {AGAIN}")
+
+
+def read(data: Data) -> Dataset:
+    """Return the training images, grouped by track, and the 12,630 test images of 43 classes.
+
+    There are 39,209 training images, of 210 to 2,250 per class, or the 26,640 of the online competition that
+    torchvision takes where only these are there. Every image is used whole: the sign, and around it a border of a tenth
+    of its size, at least 5 pixels. Its sides, 15 to 250 pixels, are scaled to 32 where no other size is asked for. A
+    track is some 30 frames of one sign while a car passes it. Mirrored signs are others. Source: Stallkamp, Schlipsing,
+    Salmen and Igel, The German Traffic Sign Recognition Benchmark, IJCNN 2011.
+    """
+    place, training = _find(roots(data))
+    train_paths, train_labels, tracks = _training(place / training)
+    test_paths, test_labels = _test(place)
+    _check("training", place / training, train_labels, TRAINING[training])
+    _check("test", place / "Final_Test", test_labels, TEST)
+    size = data.size or SIZE
+    train_images, test_images = (decode_all(paths, size, data.storage) for paths in (train_paths, test_paths))
+    number = len(np.unique(tracks))
+    scaled = f"whole images, sign and border, scaled to {size}x{size} pixels"
+    return Dataset(
+        data.name,
+        Split(train_images, train_labels, CLASS_NAMES, np.arange(len(train_labels)), groups=tracks),
+        None,
+        Split(test_images, test_labels, CLASS_NAMES, np.arange(len(test_labels))),
+        mirror=False,
+        notes=(
+            scaled if data.size else f"{scaled}, since they have many sizes and none was asked for",
+            f"the training images are frames of {number} signs; a validation split holds out whole signs",
+        ),
+    )

@@ -1,0 +1,136 @@
+"""A data set as files that other programs read: one .npz, a tree of PNG images, or the arrays of TAET's repository."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from taet.data import taet_npy
+from taet.data.dataset import Dataset
+from taet.data.downloads import Progress
+from taet.data.npz import PARTS
+from taet.data.store import pieces
+from taet.errors import UserError, unknown
+
+
+class _Count:
+    """Reports how many of all images are written."""
+
+    def __init__(self, dataset: Dataset, progress: Progress, what: str) -> None:
+        self.done, self.total = 0, sum(map(len, dataset.splits.values()))
+        self.progress, self.what = progress, what
+
+    def add(self, images: int) -> None:
+        self.done += images
+        self.progress(self.done, self.total, self.what)
+
+
+def _write_npz(dataset: Dataset, path: Path, count: _Count) -> None:
+    """Write MedMNIST's keys, `class_names` and, where images have groups, train_group and so on.
+
+    Grey images are (N,H,W), labels and groups (N,).
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+
+        def save(name: str, array: NDArray[Any]) -> None:
+            with archive.open(f"{name}.npy", "w") as member:
+                npy.write_array(member, array, allow_pickle=False)
+
+        for part, split in dataset.splits.items():
+            number, height, width, channels = split.images.shape
+            shape = (number, height, width) if channels == 1 else (number, height, width, channels)
+            with archive.open(f"{PARTS[part]}_images.npy", "w", force_zip64=True) as member:
+                npy.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
+                for block in pieces(split.images):
+                    member.write(np.ascontiguousarray(block).data)
+                    count.add(len(block))
+            save(f"{PARTS[part]}_labels", split.labels)
+            if split.groups is not None:
+                save(f"{PARTS[part]}_group", split.groups)
+        save("class_names", np.array(dataset.class_names))
+
+
+def class_folders(class_names: Sequence[str]) -> list[str]:
+    """Return a folder name for each class; their order of the alphabet is that of the labels, as readers take it.
+
+    A class is preceded by its label, with leading zeros, where its own name sorts elsewhere.
+    """
+    safe = [re.sub(r'[\\/:*?"<>|\x00-\x1f]', "-", name).strip(". ") for name in class_names]
+    distinct = len({name.casefold() for name in safe}) == len(safe)  # some file systems know no capitals
+    if distinct and all(safe) and safe == sorted(safe):
+        return safe
+    width = len(str(len(safe) - 1))
+    return [
+        f"{label:0{width}}" if name == str(label) else f"{label:0{width}} {name}".strip()
+        for label, name in enumerate(safe)
+    ]
+
+
+def _save_png(image: NDArray[np.uint8], path: Path) -> None:
+    from PIL.Image import fromarray
+
+    fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path, "PNG")
+
+
+def _write_folder(dataset: Dataset, path: Path, count: _Count) -> None:
+    """Write train/CLASS/POSITION.png and so on, where the position is that in the source's own split."""
+    names = class_folders(dataset.class_names)
+    with ThreadPoolExecutor() as pool:
+        for part, split in dataset.splits.items():
+            width = len(str(split.indices.max()))
+            for label in np.unique(split.labels):
+                (path / PARTS[part] / names[label]).mkdir(parents=True)
+            files = (
+                path / PARTS[part] / names[label] / f"{index:0{width}}.png"
+                for label, index in zip(split.labels, split.indices, strict=True)
+            )
+            for block in pieces(split.images):
+                list(pool.map(_save_png, block, itertools.islice(files, len(block))))
+                count.add(len(block))
+
+
+def _write_taet_npy(dataset: Dataset, path: Path, count: _Count) -> None:
+    taet_npy.write(dataset, path)
+    count.add(count.total)
+
+
+WRITERS: dict[str, Callable[[Dataset, Path, _Count], None]] = {
+    "npz": _write_npz,
+    "folder": _write_folder,
+    "taet-npy": _write_taet_npy,
+}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.is_file():
+        path.unlink()
+
+
+def write(dataset: Dataset, layout: str, out: Path, progress: Progress) -> None:
+    """Write `dataset` to the file (npz) or folder `out`, which must not exist and appears only once it is whole."""
+    if layout not in WRITERS:
+        raise unknown("layout", layout, WRITERS)
+    if out.exists():
+        raise UserError(f"'{out}' exists already and is kept; allowed: another place, by --out")
+    part = out.with_name(f".{out.name}.part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove(part)  # left by a process that was killed
+        WRITERS[layout](dataset, part, _Count(dataset, progress, f"writing {out.name}"))
+        part.rename(out)
+    except OSError as error:
+        raise UserError(f"cannot write '{out}': {error.strerror}") from error
+    finally:
+        _remove(part)

@@ -1,0 +1,139 @@
+"""Image files with labels, as a folder or a table lists them, and how they become a data set."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taet.config import Data
+from taet.data.dataset import Dataset, Split
+from taet.data.groups import hold_out
+from taet.data.images import decode_all, survey
+from taet.data.long_tail import divide, held_out_counts
+from taet.errors import UserError
+
+PARTS = ("train", "validation", "test")
+TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Listing:
+    """N image files and what is known of each."""
+
+    class_names: tuple[str, ...]
+    files: tuple[Path, ...]
+    labels: NDArray[np.int64]
+    """(N,)."""
+    splits: tuple[str, ...] | None
+    """The split of each file, one of PARTS; None: not divided, so that a share of each class is for testing."""
+    undivided: str
+    """Why not, where they are not, in words."""
+    group_names: tuple[str, ...] | None
+    """What each file belongs to, "" where it stands alone; None: all stand alone."""
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def groups(self) -> NDArray[np.int64] | None:
+        """The groups as numbers, (N,)."""
+        if self.group_names is None:
+            return None
+        numbers: dict[str | int, int] = {}
+        return np.array(
+            [numbers.setdefault(name or i, len(numbers)) for i, name in enumerate(self.group_names)], np.int64
+        )
+
+    def parts(self, seed: int) -> dict[str, NDArray[np.int64]]:
+        """Return the positions of the files of each split."""
+        if self.splits is not None:
+            given = np.array(self.splits)
+            found = {part: np.flatnonzero(given == part) for part in PARTS}
+            return {part: positions for part, positions in found.items() if len(positions)}
+        counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        held_out = held_out_counts(counts, TEST_SHARE)
+        if self.groups is None:
+            train, test = divide(self.labels, counts, held_out, seed)
+        else:
+            held = hold_out(self.labels, self.groups, held_out, seed)
+            train, test = np.flatnonzero(~held), np.flatnonzero(held)
+        if len(test) == 0:
+            reason = "no class has a second image" if self.groups is None else "no group is small enough"
+            raise UserError(f"{self.undivided}, and {reason} to test on; allowed: test images, or more of each class")
+        return {"train": np.sort(train), "test": np.sort(test)}
+
+    def by_split(self) -> dict[str, Sequence[Path]]:
+        """Return for each split the files that its `indices` count: all of them where no split is given.
+
+        A validation split that is not given is held out of the training split, whose files it counts.
+        """
+        if self.splits is None:
+            return dict.fromkeys(PARTS, self.files)
+        found: dict[str, list[Path]] = {part: [] for part in PARTS}
+        for file, part in zip(self.files, self.splits, strict=True):
+            found[part].append(file)
+        return {part: found[part] or found["train"] for part in PARTS}
+
+    def dataset(self, data: Data) -> Dataset:
+        """Read the files: images are grey where all of them are, else RGB; see `taet.data.images.decode`."""
+        parts = self.parts(data.seed)
+        self._check(parts)
+        found = survey(self.files)
+        images = decode_all(self.files, data.size, data.storage, found)
+        whole = Split(images, self.labels, self.class_names, np.arange(len(self.files)), self.groups)
+        splits = {part: whole.choose(positions) for part, positions in parts.items()}
+        if self.splits is not None:
+            splits = {part: replace(split, indices=np.arange(len(split))) for part, split in splits.items()}
+        notes = (*self._division(data.seed), *self.notes, *self._similar_names(), *found.sentences(data.size))
+        return Dataset(data.name, splits["train"], splits.get("validation"), splits["test"], notes=notes)
+
+    def _check(self, parts: dict[str, NDArray[np.int64]]) -> None:
+        """Refuse a class without a training image, and a group in two splits."""
+        in_training = np.bincount(self.labels[parts["train"]], minlength=len(self.class_names))
+        if not in_training.all():
+            label = int(in_training.argmin())
+            file = self.files[int((self.labels == label).argmax())]
+            raise UserError(f"class '{self.class_names[label]}' has no training image, only others such as '{file}'")
+        if self.groups is None or self.splits is None:
+            return
+        assert self.group_names is not None
+        place = np.empty(len(self.files), np.int64)
+        for number, positions in enumerate(parts.values()):
+            place[positions] = number
+        first = np.unique(self.groups, return_index=True)[1]
+        strays = np.flatnonzero(place != place[first[self.groups]])
+        if len(strays):
+            stray = int(strays[0])
+            before = int(first[self.groups[stray]])
+            raise UserError(
+                f"group '{self.group_names[stray]}' is in two splits: '{self.files[before]}' is for "
+                f"{self.splits[before]}, '{self.files[stray]}' for {self.splits[stray]}; keep it in one"
+            )
+
+    def _division(self, seed: int) -> list[str]:
+        notes = []
+        if self.splits is None:
+            share = (
+                f"{TEST_SHARE:.0%} of each class, rounded, at least 1 of 2,"
+                if self.groups is None
+                else f"as near to {TEST_SHARE:.0%} of each class as whole groups come"
+            )
+            notes.append(f"{self.undivided}: {share} is for testing (seed {seed})")
+        if self.group_names is not None:
+            alone = sum(not name for name in self.group_names)
+            named = len(set(self.group_names)) - (alone > 0)
+            notes.append(f"{named} groups, each in one split" + (f"; {alone} images stand alone" if alone else ""))
+        return notes
+
+    def _similar_names(self) -> list[str]:
+        """Say which classes are called alike but for the case of letters, or the way that Unicode writes them."""
+        alike: dict[str, list[str]] = defaultdict(list)
+        for name in self.class_names:
+            alike[unicodedata.normalize("NFC", name).casefold()].append(name)
+        groups = (", ".join(f"'{name}'" for name in names) for names in alike.values() if len(names) > 1)
+        return [f"taken for different classes, though alike: {names}" for names in groups]

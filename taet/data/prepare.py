@@ -1,0 +1,90 @@
+"""Everything between a data set's name and its files lying where they are looked for, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from http.client import HTTPException
+from pathlib import Path
+
+from taet import registry
+from taet.config import Data
+from taet.data.archives import unpack
+from taet.data.dataset import Dataset
+from taet.data.downloads import Download, Progress, check_md5, fetch
+from taet.data.places import roots
+from taet.data.sources import load
+from taet.errors import UserError
+
+
+def _downloads(data: Data) -> tuple[Download, ...]:
+    """Return the official files of a data set; none where it comes with the software or is one of the user's own."""
+    entry = registry.entries("data").get(data.name.partition(":")[0])
+    offered = getattr(entry.load(), "downloads", None) if entry is not None else None
+    return () if offered is None else tuple(offered(data))
+
+
+def _read(data: Data) -> Dataset:
+    return load(**dataclasses.asdict(data))
+
+
+def _readable(data: Data) -> Dataset | None:
+    try:
+        return _read(data)
+    except UserError:
+        return None
+
+
+def _fetch_all(missing: Sequence[Download], root: Path, progress: Progress) -> None:
+    """Download what is missing; where that is impossible, say in one line what to put where."""
+    for position, download in enumerate(missing):
+        try:
+            fetch(download, root, progress)
+        except (OSError, HTTPException) as error:
+            reason = " ".join(str(error).strip("<>").split()).removeprefix("urlopen error ") or type(error).__name__
+            orders = ", and ".join(
+                f"{left.name} ({left.megabytes:.1f} MB, MD5 {left.md5}) from {left.url} at '{root / left.file}'"
+                for left in missing[position:]
+            )
+            raise UserError(
+                f"cannot download {download.name} ({reason}); put {orders}, then run the same command again"
+            ) from error
+
+
+def _ready(download: Download, folders: Sequence[Path], progress: Progress) -> str:
+    """Check a file that is there and unpack it where that has not been done; return what was found and done."""
+    root = download.root(folders)
+    assert root is not None
+    archive = root / download.file
+    if archive.is_file():
+        progress(0, 1, f"checking {download.name}")
+        check_md5(archive, download.md5)
+    checked = f"MD5 {download.md5} is right" if archive.is_file() else "the archive is gone, so its MD5 is not checked"
+    if download.unpacks_to is None:
+        return f"'{archive}': {checked}"
+    target = root / download.unpacks_to
+    if target.exists():
+        return f"'{target}' was there; {checked}"
+    unpack(archive, archive.parent, progress)
+    if not target.exists():
+        raise UserError(f"'{archive}' holds no {target.name}; expected: the archive that is at {download.url}")
+    return f"'{target}' is unpacked from {archive.name}; {checked}"
+
+
+def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
+    """Fetch, check and unpack what is missing of a data set; return it as a run takes it, and what was done, in words.
+
+    Official files are downloaded to the first folder that is looked in (--data.root, TAET_DATA, ./data), their MD5 is
+    checked, archives are unpacked beside them, and the set is read, which checks its counts. What is there already is
+    kept. Without a network, a `UserError` says in one line which file to put where.
+    """
+    folders = roots(data)
+    wanted = _downloads(data)
+    missing = [download for download in wanted if download.root(folders) is None]
+    if missing:
+        dataset = _readable(data)
+        if dataset is not None:
+            return dataset, ["all is there, in other files than the official archives"]
+        _fetch_all(missing, folders[0], progress)
+    done = [_ready(download, folders, progress) for download in wanted]
+    return _read(data), done or ["nothing to download"]

@@ -1,0 +1,246 @@
+"""Images that need not fit in memory: built once into a file, of which only the rows asked for are read."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import math
+import mmap
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from taet.errors import UserError
+
+CHUNK = 1 << 24
+"""Bytes that are read or written at once."""
+HELD = 16
+"""Images that are read before their pages are given back: each may map 2 MiB, where the system caches huge pages."""
+SHARE = 4
+"""Images that would take more than one part in so many of the memory are kept on disk."""
+
+
+class Stored:
+    """Images uint8 (N,H,W,C) in an .npy file: indexed by position like an array, which reads those images alone."""
+
+    ndim = 4
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, path: Path, rows: NDArray[np.int64] | None = None) -> None:
+        """Open the uint8 array (M,H,W,C) in `path`; `rows` (N,) are the images that are meant, all if not given."""
+        self.path = path
+        with path.open("rb") as file:
+            npy.read_magic(file)
+            shape, _, _ = npy.read_array_header_1_0(file)
+            self._start = file.tell()
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._map.madvise(mmap.MADV_RANDOM)
+        self._pixels = np.frombuffer(self._map, np.uint8, offset=self._start).reshape(shape)
+        self._rows = np.arange(shape[0]) if rows is None else rows
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N,H,W,C)."""
+        height, width, channels = self._pixels.shape[1:]
+        return len(self._rows), height, width, channels
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the images would take in memory."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, positions: int | slice | NDArray[np.integer[Any]] | NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """Read the images at `positions` into memory; one number gives one image (H,W,C)."""
+        if isinstance(positions, tuple):
+            raise TypeError("images on disk are read whole: index them by position, then the array that comes")
+        rows = np.asarray(self._rows[positions])
+        images = np.empty((rows.size, *self.shape[1:]), np.uint8)
+        step = max(1, CHUNK // math.prod(self.shape[1:]))
+        for first in range(0, rows.size, step):
+            self._read(rows.ravel()[first : first + step], images[first : first + step])
+        return images.reshape(*rows.shape, *self.shape[1:])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """All images in memory, where somebody asks for an array."""
+        if copy is False:
+            raise ValueError("images on disk cannot become an array without a copy")
+        return self[:].astype(dtype or np.uint8, copy=False)
+
+    def __reduce__(self) -> tuple[type[Stored], tuple[Path, NDArray[np.int64]]]:
+        return Stored, (self.path, self._rows)
+
+    def __repr__(self) -> str:
+        return f"Stored({' x '.join(map(str, self.shape))}, uint8, '{self.path}')"
+
+    def choose(self, positions: NDArray[np.integer[Any]] | NDArray[np.bool_]) -> Stored:
+        """Return the images at `positions`, in that order; nothing is read."""
+        return Stored(self.path, self._rows[positions])
+
+    def _read(self, rows: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
+        size = math.prod(self.shape[1:])
+        for begin in (self._start + rows * size).tolist():  # the disk looks for all of them at once
+            page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
+        for first in range(0, len(rows), HELD):
+            part = slice(first, first + HELD)
+            self._pixels.take(rows[part], axis=0, out=images[part], mode="clip")  # "raise" would copy twice
+            self._map.madvise(mmap.MADV_DONTNEED)  # else every page once read counts as this process's memory
+
+
+Images: TypeAlias = NDArray[np.uint8] | Stored
+"""uint8 (N,H,W,C), in memory or on disk."""
+
+
+def pieces(images: NDArray[Any] | Stored) -> Iterator[NDArray[Any]]:
+    """Yield all images in order, a few megabytes and at most 65,536 images at a time."""
+    step = min(max(1, CHUNK * len(images) // max(1, images.nbytes)), 1 << 16)
+    return (images[first : first + step] for first in range(0, len(images), step))
+
+
+def cache() -> Path:
+    """Return the folder of the files that are built: TAET_CACHE, or ~/.cache/taet. They may be deleted at any time."""
+    return Path(os.environ.get("TAET_CACHE") or "~/.cache/taet").expanduser()
+
+
+def memory(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that there are: the machine's, or fewer where its control group is given fewer."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return limits[0]
+    for path in (line.removeprefix("0::/") for line in groups if line.startswith("0::/")):  # version 2 of such groups
+        group = root / "sys/fs/cgroup" / path
+        files = (folder / "memory.max" for folder in (group, *group.parents))
+        texts = (file.read_text().strip() for file in files if file.is_file())
+        limits += [int(text) for text in texts if text != "max"]
+    return min(limits)
+
+
+def on_disk(size: int, storage: str) -> bool:
+    """Are `size` bytes of images to lie on disk? storage: memory, disk, or auto, by the memory that there is."""
+    return storage == "disk" or (storage == "auto" and size > memory() // SHARE)
+
+
+def gather(images: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int], *, key: str, storage: str) -> Images:
+    """Return `images`, N arrays uint8 (H,W,C) in order, as one (N,H,W,C) of that shape: in memory or on disk.
+
+    On disk they are written once, to a file that `key` names: it has to hold whatever decides the pixels, such as the
+    paths, sizes and times of the files that they come from. Where that file is there already, `images` is not touched.
+    `storage`: see `on_disk`. A disk that is full is a `UserError`.
+    """
+    if on_disk(math.prod(shape), storage):
+        return _kept((np.ascontiguousarray(image).data for image in images), shape, key)
+    together = np.empty(shape, np.uint8)
+    for place, image in zip(together, images, strict=True):
+        place[:] = image
+    return together
+
+
+def open_member(path: Path, name: str, storage: str) -> NDArray[Any] | Stored:
+    """Return the array `name` of an .npz file; images, uint8 (N,H,W) or (N,H,W,C), may lie on disk as (N,H,W,C).
+
+    They get there piece by piece, compressed or not. An array of Python objects, which only unpickling would read, and
+    a damaged file are a `UserError`.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+            shape = _images_inside(member)
+            if shape is not None and on_disk(math.prod(shape), storage):
+                about = path.stat()
+                key = f"{path.resolve()}\n{about.st_size}\n{about.st_mtime_ns}\n{name}"
+                return _kept(_contents(member, math.prod(shape)), shape, key)
+            member.seek(0)
+            return npy.read_array(member, allow_pickle=False)
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        pickled = isinstance(error, ValueError) and "pickle" in str(error)
+        reason = "it holds pickled objects" if pickled else " ".join(str(error).split())
+        raise UserError(f"cannot read '{path}': {name}: {reason}; allowed: an .npz file of plain arrays") from error
+
+
+def _images_inside(member: IO[bytes]) -> tuple[int, int, int, int] | None:
+    """Read the header of an .npy file; return (N,H,W,C) where images follow that can be copied as they lie."""
+    if npy.read_magic(member) != (1, 0):  # the later versions are for records of many fields
+        return None
+    shape, by_columns, dtype = npy.read_array_header_1_0(member)
+    if dtype != np.uint8 or by_columns or len(shape) not in (3, 4) or 0 in shape:
+        return None
+    number, height, width, channels = (*shape, 1)[:4]
+    return number, height, width, channels
+
+
+def _contents(member: IO[bytes], size: int) -> Iterator[bytes]:
+    """Yield the `size` bytes that are left of a zip's member, whose checksum is compared at its end."""
+    while piece := member.read(CHUNK):
+        size -= len(piece)
+        yield piece
+    if size != 0:
+        raise ValueError("it is cut short" if size > 0 else "it is longer than it says")
+
+
+def _kept(contents: Iterable[Any], shape: tuple[int, int, int, int], key: str) -> Stored:
+    """Return the file that `key` names, and write it first if it is not there whole."""
+    path = cache() / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+    header = _header(shape)
+    if not _whole(path, header, shape):
+        _build(path, header, contents, shape)
+    return Stored(path)
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    npy.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def _whole(path: Path, header: bytes, shape: tuple[int, ...]) -> bool:
+    if not path.is_file() or path.stat().st_size != len(header) + math.prod(shape):
+        return False
+    with path.open("rb") as file:
+        return file.read(len(header)) == header
+
+
+def _build(path: Path, header: bytes, contents: Iterable[Any], shape: tuple[int, ...]) -> None:
+    """Write header and contents aside, then rename: what has the name of the file is always whole."""
+    part, size = path.with_suffix(".part"), len(header) + math.prod(shape)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # a process that needs the same file waits here, and then finds it
+            if _whole(path, header, shape):
+                return
+            file.truncate(0)  # what a kill has left
+            try:
+                if shutil.disk_usage(path.parent).free < size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                file.write(header)
+                for content in contents:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                if file.tell() != size:
+                    raise ValueError(f"got {file.tell() - len(header)} bytes of images for the shape {shape}")
+                part.replace(path)
+            except BaseException:
+                os.ftruncate(file.fileno(), 0)  # not unlinked: another process may be waiting to write it
+                raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "no space left on the disk" if full else str(error.strerror)
+        raise UserError(
+            f"cannot keep {size / 1e9:.1f} GB of images in '{path.parent}': {reason}; allowed: another folder, by "
+            "TAET_CACHE, or --data.storage memory"
+        ) from error

@@ -1,0 +1,132 @@
+"""Tiny-ImageNet, from its official folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from taet.config import Data
+from taet.data.dataset import Dataset, Split
+from taet.data.downloads import Download
+from taet.data.images import decode_all
+from taet.data.places import roots
+from taet.errors import UserError
+
+NAMES = {
+    "tiny-imagenet": "Tiny-ImageNet, 200 classes of 64x64 colour pixels, whole; the official folder tiny-imagenet-200",
+    "tiny-imagenet-lt": "Tiny-ImageNet made long-tailed, as published: linear, 500 training images down to 5",
+}
+PUBLISHED = {"tiny-imagenet-lt": {"profile": "linear", "imbalance_ratio": 100.0}}
+"""How the set is cut in REAT: Li et al., arXiv:2307.10205."""
+FOLDER = "tiny-imagenet-200"
+CLASSES = 200
+PER_CLASS = {"train": 500, "test": 50}
+ARCHIVE = Download(
+    url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    file="tiny-imagenet-200.zip",
+    md5="90528d7ca1a48142e341f4ef8d21d0de",
+    megabytes=248.1,
+    unpacks_to=FOLDER,
+)
+AGAIN = f"delete the folder {FOLDER} and run taet data prepare tiny-imagenet"
+
+
+def downloads(data: Data) -> tuple[Download, ...]:  # noqa: ARG001 - there is one version
+    """Return what `read` reads, as it is published."""
+    return (ARCHIVE,)
+
+
+def _find(folders: list[Path]) -> Path:
+    for root in folders:
+        if (root / FOLDER).is_dir():
+            return root / FOLDER
+    looked = ", ".join(f"'{root}'" for root in folders)
+    raise UserError(
+        f"Tiny-ImageNet is not in {looked}; run taet data prepare tiny-imagenet, or unpack {ARCHIVE.url} into one of "
+        "them, or name another with --data.root or TAET_DATA"
+    )
+
+
+def _rows(path: Path, columns: int) -> list[list[str]]:
+    """Return the first fields of each line of a table of the folder, which tabs divide."""
+    try:
+        rows = [line.split("\t")[:columns] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Tiny-ImageNet: cannot read '{path}'; {AGAIN}") from error
+    short = next((number for number, row in enumerate(rows, 1) if len(row) < columns), None)
+    if short is not None:
+        raise UserError(f"Tiny-ImageNet: line {short} of '{path}' has fewer than {columns} columns; {AGAIN}")
+    return rows
+
+
+def _class_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
+    """Return the first word of each class, followed by its WordNet id where two classes share it."""
+    words = dict(_rows(folder / "words.txt", 2))
+    names = [words.get(wnid, wnid).split(",")[0] for wnid in wnids]
+    shared = Counter(names)
+    return tuple(name if shared[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True))
+
+
+def _labelled_files(folder: Path, wnids: list[str]) -> dict[str, tuple[list[Path], list[int]]]:
+    """Return the image files of both splits with their labels; training files in the order of class, then of name."""
+    files = [sorted((folder / "train" / wnid / "images").glob("*.JPEG")) for wnid in wnids]
+    numbers = {wnid: label for label, wnid in enumerate(wnids)}
+    annotations = [
+        (name, numbers.get(wnid, CLASSES)) for name, wnid in _rows(folder / "val" / "val_annotations.txt", 2)
+    ]
+    return {
+        "train": (
+            [file for of_class in files for file in of_class],
+            [label for label, of_class in enumerate(files) for _ in of_class],
+        ),
+        "test": (
+            [folder / "val" / "images" / name for name, _ in annotations],
+            [label for _, label in annotations],
+        ),
+    }
+
+
+def _check(folder: Path, wnids: list[str], part: str, labels: list[int]) -> None:
+    """Refuse a split in which a class has another number of images; label CLASSES stands for any other class."""
+    counts = np.bincount(labels, minlength=CLASSES + 1)
+    wrong = np.flatnonzero(counts != [PER_CLASS[part]] * CLASSES + [0])
+    if len(wrong):
+        wnid = [*wnids, "that wnids.txt does not name"][wrong[0]]
+        raise UserError(
+            f"Tiny-ImageNet: class {wnid} has {counts[wrong[0]]} {part} images in '{folder}'; "
+            f"allowed: {PER_CLASS[part]} of each; {AGAIN}"
+        )
+
+
+def read(data: Data) -> Dataset:
+    """Return all of Tiny-ImageNet, balanced: 500 training and 50 test images of each of 200 classes, 64x64 pixels.
+
+    The test images are the official validation images, since the official test images have no labels. Classes are in
+    the order of their WordNet ids, as a reader of class folders gives them, not in that of wnids.txt; training images
+    of a class are in the order of their file names. Greyscale files become colour. Source: Le and Yang, Tiny ImageNet
+    visual recognition challenge, Stanford CS 231N, 2015.
+    """
+    folder = _find(roots(data))
+    wnids = sorted({wnid.strip() for (wnid,) in _rows(folder / "wnids.txt", 1)})
+    if len(wnids) != CLASSES:
+        raise UserError(
+            f"Tiny-ImageNet: '{folder / 'wnids.txt'}' names {len(wnids)} classes; allowed: {CLASSES}; {AGAIN}"
+        )
+    names = _class_names(folder, wnids)
+    splits = {}
+    for part, (paths, labels) in _labelled_files(folder, wnids).items():
+        _check(folder, wnids, part, labels)
+        images = decode_all(paths, data.size, data.storage)
+        splits[part] = Split(images, np.array(labels, np.int64), names, np.arange(len(labels)))
+    return Dataset(
+        data.name,
+        splits["train"],
+        None,
+        splits["test"],
+        notes=(
+            "classes are in the order of their WordNet ids",
+            "the test images are the official validation images: those of the official test set have no labels",
+        ),
+    )

@@ -1,0 +1,71 @@
+"""Vision transformers: an image is a sequence of patches, a class token gathers what the classifier reads.
+
+Source: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, arXiv:2010.11929; the dimensions of `vit-small-p4`
+are DeiT-S's (Touvron et al., ICML 2021, arXiv:2012.12877). The network is torchvision's, with its initialisation and
+without dropout; only the head is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from taet.errors import UserError
+from taet.models.classifier import Classifier
+from taet.models.heads import Head, build_head
+
+NAMES = {
+    "vit-b16": "ViT-B/16, patches of 16 pixels, for 224 pixels, 86 million parameters (Dosovitskiy et al.)",
+    "vit-small-p4": "ViT of DeiT-S's dimensions with patches of 4 pixels, for 32 pixels, 21 million parameters",
+    "vit-mini-p4": "ViT of 6 layers of width 128 with patches of 4 pixels, 1.2 million parameters: for CPUs",
+}
+
+
+class Layout(NamedTuple):
+    """What tells one transformer from another."""
+
+    patch: int
+    """Side in pixels."""
+    width: int
+    """Of a token."""
+    depth: int
+    """Layers."""
+    heads: int
+    """Of attention, per layer."""
+    inner: int
+    """Width within the two-layer perceptron."""
+
+
+LAYOUTS = {
+    "vit-b16": Layout(16, 768, 12, 12, 3072),
+    "vit-small-p4": Layout(4, 384, 12, 6, 1536),
+    "vit-mini-p4": Layout(4, 128, 6, 4, 512),
+}
+
+
+def vision_transformer(
+    layout: Layout, num_classes: int, image_shape: tuple[int, int, int], head: Head, name: str = "vit"
+) -> Classifier:
+    """Return a transformer for squares whose side the patch divides; other images are a `UserError`."""
+    from torchvision.models import VisionTransformer
+
+    channels, height, width = image_shape
+    if height != width or height % layout.patch:
+        side = layout.patch * max(1, round(min(height, width) / layout.patch))
+        allowed = f"squares of a multiple of {layout.patch}; resize them: --data.size {side}"
+        raise UserError(f"{name}: got images of {height} x {width} pixels; allowed: {allowed}")
+    body: Any = VisionTransformer(height, layout.patch, layout.depth, layout.heads, layout.width, layout.inner)
+    body.heads = nn.Identity()
+    if channels != body.conv_proj.in_channels:
+        body.conv_proj = nn.Conv2d(channels, layout.width, layout.patch, layout.patch)
+        nn.init.trunc_normal_(body.conv_proj.weight, std=(channels * layout.patch**2) ** -0.5)  # as torchvision does
+        nn.init.zeros_(body.conv_proj.bias)
+    return Classifier(body, build_head(head, layout.width, num_classes), num_classes, channels)
+
+
+def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head, stem: str) -> Classifier:
+    """Return the transformer called `name`, its weights drawn from the global random state."""
+    if stem != "auto":
+        raise UserError(f"model stem: got {stem}; {name} begins with patches; allowed: auto")
+    return vision_transformer(LAYOUTS[name], num_classes, image_shape, head, name)

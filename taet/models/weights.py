@@ -1,0 +1,170 @@
+"""Files of weights: what they hold is read without running any of it, and fitted to the names of a model."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from taet.errors import UserError
+from taet.models.classifier import Adapter, Classifier
+
+NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # what training scripts call the weights in a file
+SETTINGS = ("mean", "std", "offset")  # of a Classifier or Adapter: the data and the method of a run decide them
+PARTS = ("body.", "head.", "network.")  # of them, all else
+FEW = 3  # names in a message
+
+
+class State(NamedTuple):
+    """Names and tensors of a file, and the keys that they lie under in it, joined by dots."""
+
+    tensors: dict[str, Tensor]
+    place: str
+
+    @property
+    def from_run(self) -> bool:
+        """Are these the names of a Classifier or Adapter, as a run keeps them?"""
+        return "offset" in self.tensors and all(key in SETTINGS or key.startswith(PARTS) for key in self.tensors)
+
+
+def read(path: Path) -> State:
+    """Return the weights in a .safetensors file, or in a file of `torch.save` that holds tensors only.
+
+    They may lie under a key such as "state_dict". Code in a file is refused, never run.
+    """
+    content, place = _content(path), []
+    while not _is_state(content):
+        inner = {key: value for key, value in content.items() if _holds_state(value)} if _is_mapping(content) else {}
+        chosen = [key for key in NAMED_STATES if key in inner] or list(inner)
+        if not chosen:
+            raise UserError(f"{path} holds no weights; allowed: names and tensors, as model.state_dict() gives them")
+        if chosen[0] not in NAMED_STATES and len(chosen) > 1:
+            raise UserError(f"{path} holds more than one set of weights: {', '.join(chosen)}; save one alone")
+        content = content[chosen[0]]
+        place.append(chosen[0])
+    return State(dict(content), ".".join(place))
+
+
+def _content(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"weights: got {path}; allowed: a file that exists (.safetensors, .pt or .pth)")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the form of old files, which are read or refused all the same
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch reports a truncated or foreign file in many types
+        code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if code is None:
+            reason = f"or is truncated ({type(error).__name__})"
+            raise UserError(f"{path} holds no weights that can be read without running code, {reason}") from None
+        holds = f"{path} holds pickled code ({code[1]}), which is never run"
+        raise UserError(f"{holds}; save model.state_dict() alone") from None
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def _is_state(value: Any) -> bool:
+    return _is_mapping(value) and bool(value) and all(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _holds_state(value: Any) -> bool:
+    return _is_state(value) or (_is_mapping(value) and any(_holds_state(entry) for entry in value.values()))
+
+
+# -- into a model ------------------------------------------------------------------------------------------------------
+
+
+def fill(network: nn.Module, state: State, path: Path) -> str:
+    """Give `network` all the tensors of `state`, none too few or too many, and return in words what was done."""
+    prefix, tensors = _without_prefix(state.tensors, network.state_dict().keys())
+    _copy(network, tensors, path)
+    return _sentence(state, path, prefix)
+
+
+def pretrained(model: Classifier | Adapter, path: Path) -> str:
+    """Start `model` from the weights in a file, and return in words what was done.
+
+    The file may hold the network as its author built it, or what a run keeps. The body must fit exactly. A head of
+    another shape, as for other classes, stays fresh; normalisation and offset are left alone: data and method decide.
+
+    Raises:
+        UserError: a file that holds code, or no weights, or those of another body.
+    """
+    state = read(path)
+    body, own = (model.body, model.head) if isinstance(model, Classifier) else (model.network, None)
+    tensors = state.tensors
+    if state.from_run:
+        kept = {key: value for key, value in tensors.items() if key not in SETTINGS}
+        tensors = {key.removeprefix("network.").removeprefix("body."): value for key, value in kept.items()}
+    names = body.state_dict().keys()
+    prefix, tensors = _without_prefix(tensors, names)
+    rest = {key: value for key, value in tensors.items() if key not in names}
+    head = _layer(rest) if own is not None else {}
+    _copy(body, {key: value for key, value in tensors.items() if not (head and key in rest)}, path)
+    sentence = _sentence(state, path, prefix)
+    if own is None or not head:
+        return sentence
+    shapes = {key: value.shape for key, value in own.state_dict().items()}
+    if shapes == {key: value.shape for key, value in head.items()}:
+        own.load_state_dict(head)
+        return f"{sentence}, its head included"
+    classes = len(head["weight"])
+    other = "of another kind" if classes == len(model.offset) else f"for {classes} classes"
+    return f"{sentence}; the head is fresh, since that of the file is {other}"
+
+
+def _layer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under their last names if they are those of one linear layer, with or without a bias; else none."""
+    places, layer = {key.rpartition(".")[0] for key in state}, {key.rpartition(".")[2]: state[key] for key in state}
+    return layer if len(places) == 1 and {"weight"} <= layer.keys() <= {"weight", "bias"} else {}
+
+
+def _sentence(state: State, path: Path, prefix: str) -> str:
+    under = f" under '{state.place}'" if state.place else ""
+    without = f", without the prefix '{prefix}'" if prefix else ""
+    return f"weights: {len(state.tensors)} tensors of {path}{under}{without}"
+
+
+def _without_prefix(state: dict[str, Tensor], expected: Collection[str]) -> tuple[str, dict[str, Tensor]]:
+    """Drop first parts that all names share, as "module." of DataParallel, where more of the names fit without them."""
+    candidates = [("", state)]
+    while prefix := _shared_prefix(candidates[-1][1]):
+        dropped, longer = candidates[-1]
+        shorter = {key.removeprefix(prefix): value for key, value in longer.items()}
+        candidates.append((dropped + prefix, shorter))
+    return max(candidates, key=lambda candidate: len(candidate[1].keys() & set(expected)))  # of equals the fewest
+
+
+def _shared_prefix(names: Collection[str]) -> str:
+    """The first part of the names with its dot, where all share it; else nothing."""
+    first, *others = {name.partition(".")[:2] for name in names} or {("", "")}
+    return "".join(first) if first[1] and not others else ""
+
+
+def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy the tensors into the network, or say which do not fit."""
+    held = network.state_dict()
+    other = [key for key, value in state.items() if key in held and value.shape != held[key].shape]
+    keys = network.load_state_dict({key: state[key] for key in state if key not in other}, strict=False)
+    missing = [key for key in keys.missing_keys if key not in other]
+    unexpected = keys.unexpected_keys
+    if missing or unexpected or other:
+        shapes = [f"{key} {tuple(state[key].shape)} for {tuple(held[key].shape)}" for key in other]
+        found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        parts = [f"{len(names)} {kind} ({_first(names)})" for kind, names in found if names]
+        raise UserError(f"{path} does not fit the model: {'; '.join(parts)}")
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")

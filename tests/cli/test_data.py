@@ -1,0 +1,105 @@
+"""`taet data show` and `taet data prepare`."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+SMALL = ["digits-lt", "--max-count", "20", "--test-max-count", "6", "--imbalance-ratio", "10"]
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("Network is unreachable")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.delenv("TAET_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_help_covers_both_actions(taet: Any) -> None:
+    outcome = taet("data", "--help")
+    assert outcome.code == 0
+    examples = outcome.out.split("examples:")[1]
+    assert "taet data show " in examples
+    assert "taet data prepare " in examples
+    for action, option in (("show", "--json"), ("prepare", "--layout")):
+        text = taet("data", action, "--help").out
+        assert option in text
+        assert f"taet data {action} " in text.split("examples:")[1]
+
+
+def test_show_draws_a_picture(taet: Any, tmp_path: Path) -> None:
+    outcome = taet("data", "show", *SMALL, "--out", "counts.png")
+    assert outcome.code == 0
+    assert "imbalance ratio 10" in outcome.out
+    with Image.open(tmp_path / "counts.png") as image:
+        assert image.format == "PNG"
+    wrong = taet("data", "show", *SMALL, "--out", "counts.txt")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "--out: got 'counts.txt'; allowed: a file that ends in .png, .pdf, .svg" in wrong.err
+
+
+def test_prepare_of_what_needs_nothing_says_what_comes_next(taet: Any) -> None:
+    outcome = taet("data", "prepare", *SMALL)
+    assert outcome.code == 0
+    assert outcome.out.splitlines() == [
+        "nothing to download",
+        "digits-lt: 78 train, 20 test images of 10 classes, imbalance 10",
+        "next: taet train taet --data digits-lt --data.imbalance-ratio 10 --data.max-count 20 --data.test-max-count 6",
+    ]
+
+
+def test_prepare_without_a_network_is_one_line(taet: Any, tmp_path: Path) -> None:
+    outcome = taet("data", "prepare", "tiny-imagenet-lt", "--root", "here")
+    assert (outcome.code, outcome.out) == (2, "")
+    line = outcome.err.splitlines()[-1]
+    assert line.startswith("taet: error: cannot download tiny-imagenet-200.zip (Network is unreachable); put")
+    assert "put tiny-imagenet-200.zip (248.1 MB, MD5 90528d7ca1a48142e341f4ef8d21d0de) from http" in line
+    assert line.endswith(" at 'here/tiny-imagenet-200.zip', then run the same command again")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"), [("taet-npy", "digitslt_10"), ("npz", "digitslt_10.npz"), ("folder", "digitslt_10_png")]
+)
+def test_prepare_writes_every_layout_and_says_how_to_read_it(taet: Any, tmp_path: Path, layout: str, name: str) -> None:
+    outcome = taet("data", "prepare", *SMALL, "--layout", layout)
+    assert outcome.code == 0, outcome.err
+    *_, written, note, following = outcome.out.splitlines()
+    assert note.endswith("train with --augment crop")  # digits have a direction
+    assert written == f"written: {name}"
+    assert following == f"next: taet data show {layout}:{name}"
+    shown = json.loads(taet(*following.split()[2:], "--json").out)
+    assert shown["class_counts"] == json.loads(taet("data", "show", *SMALL, "--json").out)["class_counts"]
+    again = taet("data", "prepare", *SMALL, "--layout", layout)
+    assert (again.code, "exists already and is kept" in again.err) == (2, True)
+    elsewhere = tmp_path / "else where"
+    assert taet("data", "prepare", *SMALL, "--layout", layout, "--out", elsewhere).code == 0
+    assert elsewhere.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "which data set? taet data show NAME or taet data prepare NAME"),
+        (["prepare"], "which data set? taet data prepare NAME"),
+        (["shwo", "digits-lt"], "unknown action of taet data 'shwo'; allowed: prepare, show; did you mean 'show'?"),
+        (["prepare", "digits-lt", "--layout", "nzp"], "unknown --layout 'nzp'"),
+        (["prepare", "digits-lt", "--out", "x"], "--out x needs --layout npz, folder or taet-npy"),
+        (["prepare", "chestmnist"], "multi-label"),
+        (["prepare", "gtsbr"], "did you mean 'gtsrb'?"),
+    ],
+)
+def test_mistakes_are_one_line(taet: Any, arguments: list[str], message: str) -> None:
+    outcome = taet("data", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
+    assert outcome.err.count("taet: error:") == 1

@@ -1,0 +1,240 @@
+"""CIFAR-10 and CIFAR-100 from tiny files in both layouts, their published long-tailed counts, and the real CIFAR-10."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+
+from taet.config import Data
+from taet.data import cifar, load
+from taet.errors import UserError
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "long_tail.json").read_text())
+VERSIONS = dict(cifar.VERSIONS)
+PER_CLASS = {"cifar10": {"train": 10, "test": 2}, "cifar100": {"train": 4, "test": 1}}
+FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
+def expect(monkeypatch, name, **per_class):
+    monkeypatch.setitem(cifar.VERSIONS, name, VERSIONS[name]._replace(per_class=per_class))
+
+
+@pytest.fixture(autouse=True)
+def _tiny_cifar(monkeypatch, tmp_path):
+    for name, per_class in PER_CLASS.items():
+        expect(monkeypatch, name, **per_class)
+    monkeypatch.delenv("TAET_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def tiny(name, part, per_class):
+    labels = np.tile(np.arange(len(VERSIONS[name].class_names)), per_class[part])
+    images = np.random.default_rng(len(labels)).integers(0, 256, (len(labels), 32, 32, 3), np.uint8)
+    return images, labels
+
+
+def write_npz(folder, name="cifar10", per_class=None):
+    folder.mkdir(exist_ok=True)
+    parts = {part: tiny(name, part, per_class or PER_CLASS[name]) for part in ("train", "test")}
+    np.savez(
+        folder / f"{name}.npz",
+        **{f"{part}_images": images for part, (images, _) in parts.items()},
+        **{f"{part}_labels": labels for part, (_, labels) in parts.items()},
+    )
+
+
+def write_official(folder, monkeypatch, name="cifar10"):
+    """Write the official layout, and teach torchvision the checksums of these files."""
+    batches = folder / FOLDERS[name]
+    batches.mkdir(parents=True)
+    official = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+
+    def write(file, content):
+        text = pickle.dumps(content, protocol=2)
+        (batches / file).write_bytes(text)
+        return [file, hashlib.md5(text).hexdigest()]
+
+    def batch(images, labels):
+        rows = images.transpose(0, 3, 1, 2).reshape(len(labels), -1)
+        if name == "cifar10":
+            return {"batch_label": "one", "labels": labels.tolist(), "data": rows, "filenames": []}
+        coarse = (labels % 20).tolist()
+        return {"filenames": [], "fine_labels": labels.tolist(), "coarse_labels": coarse, "data": rows}
+
+    (images, labels), test = (tiny(name, part, PER_CLASS[name]) for part in ("train", "test"))
+    files = [f"data_batch_{i + 1}" for i in range(5)] if name == "cifar10" else ["train"]
+    train_list = [write(file, batch(images[i :: len(files)], labels[i :: len(files)])) for i, file in enumerate(files)]
+    names = list(VERSIONS[name].class_names)
+    meta = (
+        {"label_names": names, "num_vis": 3072}
+        if name == "cifar10"
+        else {"fine_label_names": names, "coarse_label_names": [f"group {i}" for i in range(20)]}
+    )
+    monkeypatch.setattr(official, "train_list", train_list)
+    monkeypatch.setattr(official, "test_list", [write("test_batch" if name == "cifar10" else "test", batch(*test))])
+    monkeypatch.setattr(official, "meta", official.meta | {"md5": write(official.meta["filename"], meta)[1]})
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_both_layouts_give_the_same_set(name, tmp_path, monkeypatch):
+    write_official(tmp_path / "a", monkeypatch, name)
+    write_npz(tmp_path / "b", name)
+    official, packed = (cifar.read(Data(name, root=str(tmp_path / folder))) for folder in "ab")
+    assert official.test.sha256 == packed.test.sha256
+    # The five batches hold every fifth image each, so their order is another one.
+    images, labels = tiny(name, "train", PER_CLASS[name])
+    assert sorted(map(bytes, official.train.images)) == sorted(map(bytes, images))
+    assert (packed.train.images == images).all()
+    assert (packed.train.labels == labels).all()
+    assert (official.class_counts == packed.class_counts).all()
+    assert official.class_names == packed.class_names
+    assert official.mirror
+
+
+def test_classes_are_named_in_the_order_of_the_labels(tmp_path, monkeypatch):
+    write_official(tmp_path, monkeypatch, "cifar100")
+    names = cifar.read(Data("cifar100", root=str(tmp_path))).class_names
+    assert len(set(names)) == 100
+    assert names == tuple(sorted(names))  # as in the official meta file
+    assert VERSIONS["cifar10"].class_names[:2] == ("airplane", "automobile")
+
+
+def test_fine_labels_are_taken_not_the_coarse_ones(tmp_path, monkeypatch):
+    write_official(tmp_path, monkeypatch, "cifar100")
+    dataset = cifar.read(Data("cifar100", root=str(tmp_path)))
+    assert dataset.test.labels.tolist() == list(range(100))
+
+
+def test_names_say_what_is_cut(tmp_path):
+    write_npz(tmp_path)
+    whole, cut = (load(name, root=str(tmp_path), test="balanced") for name in ("cifar10", "cifar10-lt"))
+    assert whole.class_counts.tolist() == [10] * 10
+    assert cut.class_counts.tolist() == [10, 7, 5, 4, 3, 2, 2, 1, 1, 1]
+    assert whole.test.sha256 == cut.test.sha256
+
+
+@pytest.mark.parametrize("file", ["test_batch", "data_batch_3", "batches.meta"])
+def test_a_pickle_with_another_checksum_is_refused_and_not_run(file, tmp_path, monkeypatch):
+    write_official(tmp_path, monkeypatch)
+    marker = tmp_path / "run"
+
+    class Malicious:
+        def __reduce__(self):
+            return Path.touch, (marker,)
+
+    (tmp_path / FOLDERS["cifar10"] / file).write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(UserError, match="cifar-10-batches-py' is missing or damaged; unpack https") as error:
+        load("cifar10-lt", root=str(tmp_path))
+    assert "\n" not in str(error.value)
+    assert not marker.exists()
+    pickle.loads((tmp_path / FOLDERS["cifar10"] / file).read_bytes())
+    assert marker.exists()  # it would have been
+
+
+def test_it_is_looked_for_in_root_then_the_environment_then_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAET_DATA", str(tmp_path / "there"))
+    with pytest.raises(
+        UserError, match=r"not in '.*here', '.*there', 'data'; run taet data prepare cifar10-lt, or"
+    ) as e:
+        load("cifar10-lt", root=str(tmp_path / "here"))
+    assert "cifar-10-python.tar.gz (or put cifar10.npz) into a folder" in str(e.value)
+    for folder, count in (("data", 10), ("there", 20), ("here", 30)):
+        expect(monkeypatch, "cifar10", train=count, test=2)
+        write_npz(tmp_path / folder, per_class={"train": count, "test": 2})
+        assert load("cifar10-lt", root=str(tmp_path / "here")).class_counts.max() == count
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test_labels": np.r_[np.arange(10), np.arange(10), 0]}, "test_images and test_labels: got 20 images but 21"),
+        ({"test_labels": np.r_[np.arange(10), np.zeros(10, int)]}, "got 11 test images of 'airplane'; allowed: 2 of"),
+        ({"train_labels": np.full(100, 10)}, "train_labels: class 'airplane' has no training image"),
+        ({"test_labels": np.full(20, 10)}, "test_labels: got label 10; allowed: 0 to 9"),
+        (
+            {"train_images": np.zeros((100, 28, 28), np.uint8), "test_images": np.zeros((20, 28, 28), np.uint8)},
+            r"got images of shape \(1, 28, 28\); allowed: \(3, 32, 32\)",
+        ),
+    ],
+)
+def test_a_file_of_other_content_is_refused_in_one_line(change, message, tmp_path):
+    write_npz(tmp_path)
+    np.savez(tmp_path / "cifar10.npz", **(dict(np.load(tmp_path / "cifar10.npz")) | change))
+    with pytest.raises(UserError, match=f"CIFAR-10 in '.*cifar10.npz': {message}") as error:
+        load("cifar10-lt", root=str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "reader"), [("cifar10-lt", "CIFAR10"), ("cifar100-balanced-small", "CIFAR100")])
+def test_what_is_downloaded_is_the_official_archive(name, reader):
+    (download,) = cifar.downloads(Data(name))
+    official = getattr(torchvision.datasets, reader)
+    assert download[:3] == (official.url, official.filename, official.tgz_md5)
+    assert download.unpacks_to == official.base_folder
+
+
+@pytest.fixture
+def whole(monkeypatch, tmp_path):
+    """CIFAR-10 and CIFAR-100 with all their labels, and images that take no memory."""
+    for name, version in VERSIONS.items():
+        monkeypatch.setitem(cifar.VERSIONS, name, version)
+        (tmp_path / f"{name}.npz").touch()
+
+    def read_arrays(path, storage):
+        assert storage == "auto"
+        version = VERSIONS[path.stem]
+        arrays = {}
+        for part, count in version.per_class.items():
+            labels = np.tile(np.arange(len(version.class_names)), count)
+            arrays[f"{part}_images"] = np.broadcast_to(np.uint8(0), (len(labels), 32, 32, 3))
+            arrays[f"{part}_labels"] = labels
+        return arrays
+
+    monkeypatch.setattr(cifar.npz, "read_arrays", read_arrays)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("key", [key for key in GOLDEN if key.startswith("lt_counts")])
+def test_long_tailed_sets_have_the_published_counts(key, whole):
+    golden, name = GOLDEN[key], key.split("_")[2]
+    dataset = load(f"{name}-lt", root=whole, imbalance_ratio=golden["imbalance_ratio"], test="balanced")
+    counts = dataset.class_counts.tolist()
+    assert len(dataset.train) == sum(counts) == golden["total"]
+    assert counts == golden.get("counts", counts)
+    assert (counts[0], counts[-1]) == (golden.get("first", counts[0]), golden.get("last", counts[-1]))
+    assert len(dataset.test) == 10_000
+
+
+def test_steps_are_the_other_published_profile(whole):
+    dataset = load("cifar100-lt", root=whole, imbalance_ratio=100, profile="step")
+    assert dataset.class_counts.tolist() == [500] * 50 + [5] * 50
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "counts"),
+    [
+        ("cifar10", 50, [1400] * 6 + [1399] * 4),  # 13996 images
+        ("cifar10", 10, [2044] + [2043] * 9),  # 20431
+        ("cifar100", 10, [196] * 73 + [195] * 27),  # 19573
+    ],
+)
+def test_balanced_small_sets_have_as_many_images_spread_evenly(name, ratio, counts, whole):
+    dataset = load(f"{name}-balanced-small", root=whole, imbalance_ratio=ratio, test="balanced")
+    assert dataset.class_counts.tolist() == counts
+    assert len(dataset.train) == GOLDEN[f"lt_counts_{name}_ir{ratio}"]["total"]
+    assert len(dataset.test) == 10_000
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("ratio", "train", "test"), [(10, 20431, 4084), (20, 17023, 3401), (50, 13996, 2795), (100, 12406, 2478)]
+)
+def test_real_cifar10_has_the_published_counts(real_data, monkeypatch, ratio, train, test):
+    monkeypatch.setitem(cifar.VERSIONS, "cifar10", VERSIONS["cifar10"])
+    dataset = load("cifar10-lt", root=str(real_data("cifar10.npz").parent), imbalance_ratio=ratio)
+    assert (len(dataset.train), len(dataset.test)) == (train, test)
+    assert dataset.image_shape == (3, 32, 32)

@@ -1,0 +1,141 @@
+"""Fashion-MNIST from tiny files in the official layout."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+
+from taet.config import Data
+from taet.data import fashion_mnist, load
+from taet.errors import UserError
+
+PER_CLASS = {"train": 10, "test": 2}
+FILES = [Path(download.file).name for download in fashion_mnist.FILES]
+
+
+def idx(array):
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch, tmp_path):
+    monkeypatch.setattr(fashion_mnist, "PER_CLASS", PER_CLASS)
+    monkeypatch.delenv("TAET_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Write the four files, and return their folder."""
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 100), ("t10k", 20)):
+        for kind, array in (
+            ("images-idx3", generator.integers(0, 256, (count, 28, 28), np.uint8)),
+            ("labels-idx1", np.tile(np.arange(10, dtype=np.uint8), count // 10)),
+        ):
+            (folder / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(idx(array)))
+    return folder
+
+
+def unpack(folder):
+    for file in folder.glob("*.gz"):
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+        file.unlink()
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_it_is_read_as_torchvision_reads_it(unpacked, raw, tmp_path):
+    whole = {file.name: gzip.decompress(file.read_bytes()) for file in raw.iterdir()}
+    if unpacked:
+        unpack(raw)
+    dataset = fashion_mnist.read(Data("fashion-mnist", root=str(tmp_path)))
+    for file, content in whole.items():  # torchvision reads the unpacked files only
+        (raw / file).with_suffix("").write_bytes(content)
+    for train, split in ((True, dataset.train), (False, dataset.test)):
+        official = torchvision.datasets.FashionMNIST(str(tmp_path), train=train)
+        assert (split.images[..., 0] == official.data.numpy()).all()
+        assert (split.labels == official.targets.numpy()).all()
+        assert dataset.class_names == tuple(official.classes)
+    assert dataset.image_shape == (1, 28, 28)
+    assert dataset.mirror
+
+
+@pytest.mark.usefixtures("raw")
+def test_names_say_what_is_cut(tmp_path):
+    whole, cut = (load(name, root=str(tmp_path), test="balanced") for name in ("fashion-mnist", "fashion-mnist-lt"))
+    assert whole.class_counts.tolist() == [10] * 10
+    assert cut.class_counts.tolist() == [10, 7, 5, 4, 3, 2, 2, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("raw")
+def test_the_official_numbers_are_cut_exponentially(monkeypatch, tmp_path):
+    monkeypatch.setattr(fashion_mnist, "PER_CLASS", {"train": 6000, "test": 1000})
+    labels = {"train": np.tile(np.arange(10), 6000), "t10k": np.tile(np.arange(10), 1000)}
+
+    def read_idx(path):
+        chosen = labels[path.name.split("-")[0]]
+        return chosen if "labels" in path.name else np.broadcast_to(np.uint8(0), (len(chosen), 28, 28))
+
+    monkeypatch.setattr(fashion_mnist, "read_idx", read_idx)
+    dataset = load("fashion-mnist-lt", root=str(tmp_path), imbalance_ratio=100)
+    assert dataset.class_counts.tolist() == [6000, 3596, 2156, 1292, 774, 464, 278, 166, 100, 60]
+    assert dataset.test.class_counts.tolist() == [1000, 599, 359, 215, 129, 77, 46, 27, 16, 10]
+
+
+def test_what_is_downloaded_is_what_torchvision_downloads():
+    official = torchvision.datasets.FashionMNIST
+    downloads = fashion_mnist.downloads(Data("fashion-mnist"))
+    assert [(Path(download.file).name, download.md5) for download in downloads] == official.resources
+    assert [download.url for download in downloads] == [official.mirrors[0] + file for file, _ in official.resources]
+    assert {Path(download.file).parent.as_posix() for download in downloads} == {"FashionMNIST/raw"}
+
+
+def test_a_missing_set_is_one_line_that_names_the_files(tmp_path):
+    with pytest.raises(UserError, match=r"Fashion-MNIST is not in .* run taet data prepare fashion-mnist-lt") as error:
+        load("fashion-mnist-lt", root=str(tmp_path))
+    assert all(file in str(error.value) for file in FILES)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(raw, tmp_path):
+    (raw / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(UserError, match=r"raw' has no t10k-labels-idx1-ubyte.gz; run taet data prepare fashion-mnist,"):
+        load("fashion-mnist", root=str(tmp_path))
+
+
+IMAGES = np.zeros((20, 28, 28), np.uint8)
+LABELS = np.tile(np.arange(10, dtype=np.uint8), 2)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("t10k-images-idx3", gzip.compress(idx(IMAGES))[:40], "cannot read .*t10k-images"),
+        ("t10k-images-idx3", b"no gzip at all", "cannot read .*t10k-images"),
+        ("t10k-images-idx3", gzip.compress(b""), "its header or its length is wrong"),
+        ("t10k-images-idx3", gzip.compress(idx(IMAGES)[:-1]), "its header or its length is wrong"),
+        ("t10k-images-idx3", gzip.compress(b"\0\0\x0d" + idx(IMAGES)[3:]), "its header or its length is wrong"),
+        ("t10k-images-idx3", gzip.compress(b"\0\0\x08\xff"), "its header or its length is wrong"),
+        ("t10k-labels-idx1", gzip.compress(idx(IMAGES)), r"test_labels: got shape \(20, 28, 28\)"),
+        ("t10k-labels-idx1", gzip.compress(idx(LABELS[::2])), "got 20 images but 10 labels"),
+        ("t10k-labels-idx1", gzip.compress(idx(LABELS + np.uint8(1))), "test_labels: got label 10"),
+        ("t10k-labels-idx1", gzip.compress(idx(LABELS * 0)), r"got \[20, 0, .*\] test images per class; allowed: 2 of"),
+    ],
+)
+def test_a_file_of_other_content_is_refused_in_one_line(file, content, message, raw, tmp_path):
+    (raw / f"{file}-ubyte.gz").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        load("fashion-mnist", root=str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_images_of_another_size_are_refused(raw, tmp_path):
+    for part, count in (("train", 100), ("t10k", 20)):
+        (raw / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros((count, 8, 8), np.uint8))))
+    with pytest.raises(UserError, match=r"got images of shape \(1, 8, 8\); allowed: \(1, 28, 28\)"):
+        load("fashion-mnist", root=str(tmp_path))

@@ -1,0 +1,90 @@
+"""The optimiser and the learning rate's way over a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from taet import models, protocols
+from taet.config import Run, Training, override
+from taet.errors import UserError
+from taet.training import train
+from taet.training.optimizer import build_optimizer
+from taet.training.schedule import learning_rate
+
+
+def rates(run: Run, steps: int) -> list[float]:
+    return [learning_rate(run, epoch, step, steps) for epoch in range(run.training.epochs) for step in range(steps)]
+
+
+def recipe(**changes: object) -> Run:
+    return override(protocols.start("taet", "at", "vit"), {f"training.{key}": value for key, value in changes.items()})
+
+
+def test_the_rate_rises_evenly_to_the_whole_and_falls_along_half_a_cosine() -> None:
+    found = rates(recipe(epochs=10, warmup=0.2, lr=0.5), steps=5)
+    assert found[:10] == pytest.approx([0.05 * step for step in range(1, 11)])
+    assert found[10] == 0.5
+    assert found[30] == pytest.approx(0.25)  # half of the 40 steps after the rise
+    assert found[49] == pytest.approx(0.25 * (1 + math.cos(math.pi * 39 / 40)))
+    assert found[10:] == sorted(found[10:], reverse=True)
+
+
+def test_a_rise_goes_before_steps_as_well() -> None:
+    found = rates(recipe(epochs=10, warmup=0.1, decay="steps", milestones=(0.5,), lr=1.0), steps=2)
+    assert found == pytest.approx([0.5, 1.0] + [1.0] * 8 + [0.1] * 10)
+
+
+def test_without_a_rise_the_rate_is_that_of_the_papers_to_the_last_bit() -> None:
+    run = protocols.taet("at")
+    assert [learning_rate(run, epoch, 7, 100) for epoch in (0, 74, 75, 90)] == [0.1, 0.1, 0.1 * 0.1, 0.1 * 0.1**2]
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vit-mini-p4"])
+def test_adamw_decays_weights_but_no_bias_and_no_norm(name: str) -> None:
+    model = models.build(name, 3, (3, 8, 8))
+    optimizer = build_optimizer(model, Training(optimizer="adamw", lr=1e-3, weight_decay=0.05))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    for module in model.modules():
+        for part, parameter in module.named_parameters(recurse=False):
+            normalisation = isinstance(module, nn.BatchNorm2d | nn.LayerNorm)
+            assert decay[id(parameter)] == (0.0 if normalisation or part.endswith("bias") else 0.05), part
+
+
+def test_adamw_takes_the_published_step() -> None:
+    """The first step of AdamW is the sign of the gradient, after the decay: w (1 - lr wd) - lr g / (|g| + eps)."""
+    layer = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    nn.init.constant_(layer.weight, 2.0)
+    optimizer = build_optimizer(layer, Training(optimizer="adamw", lr=0.1, weight_decay=0.5))
+    layer.weight.grad = torch.tensor([[3.0, -0.01]], dtype=torch.float64)
+    optimizer.step()
+    expected = torch.tensor([[2 * 0.95 - 0.1, 2 * 0.95 + 0.1]], dtype=torch.float64)
+    torch.testing.assert_close(layer.weight.detach(), expected, rtol=0, atol=1e-6)
+
+
+def test_sgd_stays_one_group_of_everything() -> None:
+    optimizer = build_optimizer(models.build("resnet8", 3), Training())
+    (group,) = optimizer.param_groups
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, False)
+
+
+def test_what_does_not_go_with_adamw_is_refused() -> None:
+    with pytest.raises(UserError, match=r"momentum: got 0\.5; allowed: with optimizer sgd only"):
+        Training(optimizer="adamw", momentum=0.5)
+    with pytest.raises(UserError, match=r"warmup: got 1\.0; allowed: 0 up to, not including, 1"):
+        Training(warmup=1.0)
+    with pytest.raises(UserError, match=r"unknown recipe 'vti'.*did you mean 'vit'"):
+        protocols.start("taet", "at", "vti")
+
+
+def test_the_rate_that_the_optimiser_has_is_the_schedules(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    changes = {**protocols.RECIPES["vit"], "training.epochs": 3, "training.warmup": 0.5}
+    finished = train(tiny("at", changes), out=tmp_path / "run")
+    assert all(row["lr"] < 1e-3 for row in (finished.history[0], finished.history[-1]))
+    assert finished.history[0]["lr"] > 0

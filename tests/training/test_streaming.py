@@ -1,0 +1,166 @@
+"""Images on disk: the same numbers as in memory, and no more memory than their batches."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from taet import config, evaluate
+from taet.config import Run
+from taet.data import load
+from taet.data.store import Stored
+from taet.training import resume, train, trainer
+
+AssertSame = Callable[[Path, Path], None]
+LIMIT = 2 << 30
+"""Bytes of memory for a set of 2.3e9."""
+
+
+@pytest.fixture
+def stored(tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """Return a run like `tiny` on the digits in an .npz, which it keeps where it is told to."""
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
+    digits = load("digits-lt", max_count=20, test_max_count=8, validation=0.2).splits
+    parts = {"train": "train", "validation": "val", "test": "test"}
+    arrays = {f"{parts[name]}_images": split.images for name, split in digits.items()}
+    arrays |= {f"{parts[name]}_labels": split.labels for name, split in digits.items()}
+    np.savez_compressed(tmp_path / "digits.npz", **arrays)  # type: ignore[arg-type]
+
+    def build(storage: str, method: str = "at", **changes: Any) -> Run:
+        named = {"data.name": f"npz:{tmp_path / 'digits.npz'}", "data.max_count": None, "data.storage": storage}
+        return config.override(tiny(method), named | changes)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "attacks"),
+    [
+        ("taet", {"training.sampling": "class-balanced", "training.distance_images": 2}, ("fgsm", "pgd-2")),
+        (
+            "at",
+            {"training.augment": "randaugment", "training.selection": "best-validation", "training.swa": 0.0},
+            ("pgd-2", "autoattack-fast"),
+        ),
+    ],
+)
+def test_a_run_on_images_on_disk_is_the_run_on_images_in_memory(
+    method: str,
+    changes: dict[str, Any],
+    attacks: tuple[str, ...],
+    stored: Callable[..., Run],
+    tmp_path: Path,
+    assert_same: AssertSame,
+) -> None:
+    disk, memory = (train(stored(way, method, **changes), out=tmp_path / way) for way in ("disk", "memory"))
+    assert isinstance(disk.dataset.train.images, Stored)
+    assert isinstance(memory.dataset.train.images, np.ndarray)
+    assert_same(disk.folder, memory.folder)
+    disk_card, memory_card = (evaluate(result.folder, attacks=attacks, batch_size=10) for result in (disk, memory))
+    assert disk_card.data["test_sha256"] == memory_card.data["test_sha256"]
+    for column, expected in zip(disk_card.columns, memory_card.columns, strict=True):
+        np.testing.assert_array_equal(column.predictions, expected.predictions)
+    files = [result.folder / "artifacts" / "examples.npz" for result in (disk, memory)]
+    with np.load(files[0]) as examples, np.load(files[1]) as others:
+        for name in others.files:
+            np.testing.assert_array_equal(examples[name], others[name])
+
+
+def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_from_the_disk(
+    stored: Callable[..., Run], tmp_path: Path, assert_same: AssertSame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train(stored("memory"), out=tmp_path / "memory")
+    real, calls = trainer.training_step, []
+
+    def stopping(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "training_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(stored("disk"), out=tmp_path / "disk")
+    resume(tmp_path / "disk")
+    assert_same(tmp_path / "disk", expected.folder)
+
+
+BIG = """
+import json, resource, sys
+from pathlib import Path
+limit, folder = int(sys.argv[1]), Path(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from taet import config, protocols, train
+from taet.data import Dataset, Split
+from taet.data.store import Stored
+from taet.training.monitor import monitor
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+shape = (100_000, 88, 88, 3)
+with open(folder / "big.npy", "wb") as file:  # mostly holes: every hundredth image is noise
+    npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    start, size = file.tell(), int(np.prod(shape[1:]))
+    file.truncate(start + shape[0] * size)
+    for number in range(0, shape[0], 100):
+        file.seek(start + number * size)
+        file.write(np.random.default_rng(number).integers(0, 256, size, np.uint8).tobytes())
+
+order = np.random.default_rng(0).permutation(shape[0])
+whole = Split(Stored(folder / "big.npy"), np.arange(shape[0]) % 10, tuple("abcdefghij"), np.arange(shape[0]))
+dataset = Dataset("big", whole.choose(order[:99_000]), None, whole.choose(order[99_000:]))
+run = config.override(protocols.taet("at"), {
+    "model.name": "resnet8", "threat.steps": 1, "training.batch_size": 64, "training.threads": 1,
+})
+shown = []
+
+def progress(done, total, label):  # twice a second: stop in the middle of the first epoch
+    shown.append(done)
+    if len(shown) == 2:
+        raise KeyboardInterrupt
+
+try:
+    train(run, out=folder / "run", dataset=dataset, progress=progress)
+except KeyboardInterrupt:
+    pass
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(size, 10))
+counts = monitor(model, dataset.test, device=torch.device("cpu"), eps=0.01, step_size=0.01, steps=1, batch_size=250,
+                 seed=0, channels_last=False, pause=lambda: None)
+used = peak()
+try:
+    np.asarray(dataset.train.images)
+    fits = True
+except MemoryError:
+    fits = False
+print(json.dumps({"peak": used, "steps": sum(b > a for a, b in zip(shown, shown[1:])), "fits": fits,
+                  "watched": sum(counts["clean"]["total"])}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
+def test_a_set_of_100_000_images_is_trained_on_within_2_gib(tmp_path: Path) -> None:
+    """Checksums, statistics, the first steps and a point of the curve, where the images as an array do not fit."""
+    done = subprocess.run(
+        [sys.executable, "-c", BIG, str(LIMIT), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["steps"] >= 1
+    assert found["watched"] == 1000
+    assert not found["fits"]
+    assert found["peak"] < LIMIT  # resident, pages of the file included
