@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_LAZY = {"train": "taet.training", "evaluate": "taet.evaluation"}
+_LAZY = {
+    "plan": "taet.experiments.own_data",
+    "train": "taet.training",
+    "resume": "taet.training",
+    "evaluate": "taet.evaluation",
+    "predict": "taet.deployment",
+    "export": "taet.deployment",
+}
 _FOLDERS = (
     "attacks",
     "config",
     "data",
+    "deployment",
     "evaluation",
     "experiments",
     "losses",
@@ -24,7 +32,11 @@ _FOLDERS = (
 )
 
 if TYPE_CHECKING:
+    from taet.deployment.export import export as export
+    from taet.deployment.predict import predict as predict
     from taet.evaluation.evaluate import evaluate as evaluate
+    from taet.experiments.own_data import plan as plan
+    from taet.training.trainer import resume as resume
     from taet.training.trainer import train as train
 
 

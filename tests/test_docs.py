@@ -16,7 +16,7 @@ import torch
 from taet import config, registry
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.cli import COMMANDS, check, evaluate, transfer
+from taet.cli import COMMANDS, check, evaluate, export, predict, transfer
 from taet.cli.train import configure
 from taet.config import Threat
 from taet.experiments.specification import parse, read
@@ -25,7 +25,13 @@ from taet.methods.base import Attack, Method
 from taet.models import build
 from taet.protocols import PROTOCOLS
 
-READ = {"evaluate": evaluate.read, "check": check.read, "transfer": transfer.read}
+READ = {
+    "check": check.read,
+    "evaluate": evaluate.read,
+    "export": export.read,
+    "predict": predict.read,
+    "transfer": transfer.read,
+}
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

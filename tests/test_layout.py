@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parents[1] / "taet"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEAVES = {"config", "distributed", "errors", "files", "metrics", "randomness", "registry"}
-# data -> models -> losses, attacks -> methods -> training -> evaluation -> report, and what each may use of it besides
-# the leaves: a model knows no data, a loss no model, an attack no model but as a function.
+# data -> models -> losses, attacks -> methods -> training -> evaluation -> report, deployment, and what each may use of
+# it besides the leaves: a model knows no data, a loss no model, an attack no model but as a function.
 FOLDERS = {
     "data": set(),
     "models": set(),
@@ -27,6 +27,8 @@ FOLDERS = {
     "training": {"data", "models", "losses", "attacks", "methods"},
     "evaluation": {"data", "models", "losses", "attacks", "methods", "training"},
     "report": {"data", "models", "losses", "attacks", "methods", "training", "evaluation"},
+    # What was trained, and the attacks by which its answers are tried.
+    "deployment": {"data", "attacks", "training", "evaluation"},
 }
 # A protocol stands for the columns of its paper.
 FOLDERS["evaluation"].add("protocols")
@@ -143,7 +145,8 @@ def test_help_takes_less_than_a_third_of_a_second_of_one_core() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "train", "evaluate", "data.load", "data.long_tail_counts", "data.long_tail_indices", "models.build",
+        "train", "evaluate", "predict", "export", "data.load", "data.long_tail_counts", "data.long_tail_indices",
+        "models.build",
         "losses.cross_entropy", "losses.kl_divergence", "losses.balanced_softmax", "losses.logit_adjustment",
         "losses.hierarchical_equalization", "losses.focal", "losses.class_balanced", "losses.ldam",
         "losses.boosted_cross_entropy", "losses.tail_margin", "losses.effective_number_weights",

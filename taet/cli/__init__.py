@@ -17,8 +17,10 @@ COMMANDS = {
     "transfer": "evaluate each of several runs on the adversarial examples of every other",
     "compare": "train and attack methods x data x imbalance x seeds as a file says; only what is missing is run",
     "report": "make one self-contained HTML file from any number of runs",
+    "predict": "say the class of images by a finished run, and whether each answer survives an attack",
+    "export": "write the model of a finished run, preprocessing inside, as pt2, ONNX or safetensors",
     "list": "list methods, attacks, data, models or protocols",
-    "data": "show what a data set holds: taet data show NAME",
+    "data": "show what a data set holds, or put its files in place: taet data show|prepare NAME",
     "doctor": "say whether this machine can train, and how fast",
 }
 

@@ -165,6 +165,13 @@ def _options(kind: type) -> dict[str, list[str]]:
     return parts
 
 
+def switch(arguments: list[str], flag: str) -> bool:
+    """Remove `flag` from `arguments` wherever it stands, and say whether it was there."""
+    found = flag in arguments
+    arguments[:] = [argument for argument in arguments if argument != flag]
+    return found
+
+
 def take(arguments: list[str], flag: str) -> str | None:
     """Remove `flag VALUE` or `flag=VALUE` from `arguments` and return the value; None where it is not given."""
     for position, argument in enumerate(arguments):

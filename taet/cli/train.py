@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import field, make_dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -14,16 +16,22 @@ from taet import methods, protocols
 from taet.cli import flags
 from taet.cli.progress import progress
 from taet.config import Data, Evaluation, Model, Outer, Run, Threat, Training
+from taet.data import is_own
 from taet.errors import UserError
+from taet.evaluation import evaluate
 from taet.evaluation.attack import check_attacks
+from taet.experiments import own_data
+from taet.report import write
 from taet.training import resume, train
-from taet.training.trainer import TrainingResult
+from taet.training.trainer import Trainer, TrainingResult
 
 EXAMPLES = (
     "taet train taet --data digits-lt --model resnet8 --epochs 30",
     "taet train at-bsl --data cifar10-lt --data.root ~/data --data.imbalance-ratio 50 --protocol reat",
     "taet train harl --method.absent skip --threat.eps 8/255 --out runs/harl-skip",
-    "taet train at --data folder:./lesions --data.size 32 --outer balanced-softmax",
+    "taet train taet --data folder:./lesions",
+    "taet train at --data csv:lesions.csv --data.group patient --data.size 64 --outer balanced-softmax",
+    "taet train at-bsl --data cifar10-lt --model vit-small-p4 --recipe vit",
     "taet train --resume runs/harl-skip",
 )
 DESCRIPTION = """Train METHOD. Options --method.* are its own; --data, --model and --outer are short for --data.name,
@@ -31,36 +39,126 @@ DESCRIPTION = """Train METHOD. Options --method.* are its own; --data, --model a
 
 beside the options below:
   --protocol NAME   sets every other default: taet (default), reat, or official, the settings METHOD was published with
-  --resume RUN      go on with a run that stopped; takes no other option but --json
-  --json            print the finished run as JSON"""
+  --recipe vit      AdamW with warm-up and cosine decay, which transformers need, in place of the protocol's SGD
+  --resume RUN      go on with a run that stopped; takes no other option but those below
+  --evaluate        attack the finished run and write its report.html; --no-evaluate: do not
+  --json            print the finished run as JSON
+
+Images of one's own (folder:, csv:, npz: or a path) need no other option: image size, groups, network, epochs and
+attacks are chosen by the images and the machine where none is given, all of it is said, and --evaluate is on."""
 
 
 def run(arguments: list[str]) -> None:
-    """Train a new run, or resume one, and print what came out."""
-    as_json = "--json" in arguments
-    arguments = [a for a in arguments if a != "--json"]
+    """Train a new run, or resume one, attack it where that is wanted, and print what came out."""
+    arguments = list(arguments)
+    as_json, wanted, unwanted = (flags.switch(arguments, name) for name in ("--json", "--evaluate", "--no-evaluate"))
+    if wanted and unwanted:
+        raise UserError("got both --evaluate and --no-evaluate; allowed: one")
     folder = flags.take(arguments, "--resume")
     if folder is not None:
         if arguments:
             raise UserError(f"--resume takes everything from the run: got {' '.join(arguments)} as well")
         with progress(f"resume {folder}") as report:
-            return show(resume(folder, progress=report), as_json)
+            finished = resume(folder, progress=report)
+    else:
+        finished = _train(arguments, as_json)
+    show(finished, as_json)
+    if wanted or (is_own(finished.run.data.name) and not unwanted):
+        _evaluate(finished.folder, as_json)
+    elif not as_json:
+        print(f"next: taet evaluate {finished.folder}")
+
+
+def _train(arguments: list[str], as_json: bool) -> TrainingResult:
     if not arguments or arguments[0].startswith("-"):
         if not {"-h", "--help"} & set(arguments):
             raise UserError("which method? taet train METHOD [options]; see taet list methods")
         arguments = ["at", *arguments]
-    chosen, out = configure(arguments[0], arguments[1:])
+    chosen, out, decided = _planned(arguments[0], arguments[1:])
+
+    def announce(trainer: Trainer) -> None:
+        if not as_json:
+            print(introduction(trainer, decided), flush=True)
+
     with progress(chosen.method) as report:
         command = shlex.join(["taet", "train", *arguments])
-        show(train(chosen, out=out, progress=report, command=command), as_json)
-    return None
+        return train(chosen, out=out, progress=report, command=command, announce=announce)
+
+
+def _evaluate(folder: Path, as_json: bool) -> None:
+    with progress(f"attack {folder.name}") as report:
+        card = evaluate(folder, progress=report, command=shlex.join(["taet", "evaluate", str(folder)]))
+    path = write([folder], folder / "report.html")
+    if not as_json:
+        print(card)
+        print(f"report: {path}")
+        print(f"next: taet predict {folder} IMAGES, taet export {folder} --format onnx")
+
+
+def introduction(trainer: Trainer, decided: Sequence[str]) -> str:
+    """Say what the data are, what was decided for them, and how long training will take."""
+    dataset, run = trainer.dataset, trainer.run
+    counts = dataset.class_counts
+    most, least = int(counts.argmax()), int(counts.argmin())
+    images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
+    lines = [
+        f"{dataset.name}: {images} images of {dataset.num_classes} classes, {counts[most]:,} "
+        f"'{dataset.class_names[most]}' to {counts[least]:,} '{dataset.class_names[least]}' to train on, "
+        f"imbalance ratio {dataset.imbalance_ratio:.3g}",
+        *(f"  {note}" for note in dataset.notes),
+    ]
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    _, height, width = dataset.image_shape
+    mirrored = "mirrored at random" if trainer.loader.mirror else "never mirrored"
+    lines += [
+        f"{run.method}: {run.training.epochs} epochs of {run.model.name}, {parameters:,} parameters, "
+        f"on {width}x{height} pixels, {mirrored}",
+        *(f"  {note}" for note in getattr(trainer.model, "notes", ())),
+    ]
+    if decided:
+        lines += ["decided, each changed by its option:", *(f"  {sentence}" for sentence in decided)]
+        lines += [f"training will take {duration(trainer.expected_seconds())}, the attacks after it not counted"]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Say about how long something takes."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"about {max(round(seconds, -1), 10):.0f} seconds"
+    return f"about {minutes} minutes" if minutes < 120 else f"about {seconds / 3600:.1f} hours"
 
 
 def configure(method: str, arguments: list[str]) -> tuple[Run, str | None]:
-    """Return the run, and the folder if one is named, that `METHOD [options]` describes."""
-    arguments = list(arguments)
-    config = methods.find(method).Config
-    start = protocols.start(flags.take(arguments, "--protocol") or "taet", method)
+    """Return the run, and the folder if one is named, that `METHOD [options]` describes; no data are looked at."""
+    start, rest = _start(method, arguments)
+    return _parsed(start, rest)
+
+
+def _planned(method: str, arguments: list[str]) -> tuple[Run, str | None, list[str]]:
+    """As `configure`, with what is decided for images of one's own, and that in words.
+
+    The options are read twice there: for the images, and then over what is decided for them.
+    """
+    start, rest = _start(method, arguments)
+    run, out = _parsed(start, rest)
+    if not is_own(run.data.name):
+        return run, out, []
+    made = own_data.planned(dataclasses.replace(start, data=run.data))
+    run, out = _parsed(made.run, rest)
+    return run, out, made.sentences(run)
+
+
+def _start(method: str, arguments: list[str]) -> tuple[Run, list[str]]:
+    """The run that the protocol prescribes, and the other options."""
+    rest = list(arguments)
+    protocol, recipe = flags.take(rest, "--protocol"), flags.take(rest, "--recipe")
+    return protocols.start(protocol or "taet", method, recipe), rest
+
+
+def _parsed(start: Run, arguments: list[str]) -> tuple[Run, str | None]:
+    """The run that the options make of `start`."""
+    method, config = start.method, methods.find(start.method).Config
     parts = [
         ("data", Data, start.data),
         ("model", Model, start.model),
@@ -91,4 +189,3 @@ def show(result: TrainingResult, as_json: bool) -> None:
         print(json.dumps({"run": str(result.folder), "epochs": len(result.history), "last": result.history[-1]}))
     else:
         print(result)
-        print(f"next: taet evaluate {result.folder}")

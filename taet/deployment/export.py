@@ -1,0 +1,207 @@
+"""A finished run as one file that runs without this package: an ExportedProgram, ONNX, or the weights alone."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+import taet
+from taet.config import Run
+from taet.deployment.graph import Deployed
+from taet.errors import UserError, unknown
+from taet.files import write_atomically
+from taet.randomness import generator
+from taet.training.checkpoint import load_model, weights_digest
+
+TOLERANCE = 1e-4  # by which logits may differ from the model's, in units of the largest of them or of 1
+METADATA = "taet"  # the key under which every format carries what says where it comes from, as JSON
+TRIED = (1, 3)  # images in the batches that a written file is tried on
+
+
+def export(
+    run_dir: str | os.PathLike[str],
+    format: str,
+    out: str | os.PathLike[str] | None = None,
+    weights: str = "model",
+    *,
+    force: bool = False,
+    model: nn.Module | None = None,
+) -> Path:
+    """Write the model of a finished run, its preprocessing and the deployed offset inside, and return the file's path.
+
+    The graph maps `images` uint8 (N, H, W, C), grey levels 0 to 255, to `logits` float32 (N, classes), for any N. Where
+    the run resized its images (`--data.size`), H and W may be any, and the graph resizes as Pillow does (see
+    `taet.deployment.graph.resize`); else they are the run's. safetensors holds the weights alone. The file is loaded
+    back and its logits are compared with the model's before it takes its name.
+
+    Args:
+        run_dir: a finished run.
+        format: pt2 (`torch.export.load`), onnx (needs taet[onnx]) or safetensors.
+        out: the file. Not given: artifacts/WEIGHTS.FORMAT in the run.
+        weights: which of the run's weights: model, model-last or model-best.
+        force: replace a file that is there.
+        model: for a run that was trained from a Module in memory, one like it.
+
+    Raises:
+        UserError: an unknown format, a missing package, a file that is there, a model that no graph can be made of.
+    """
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    chosen, folder = FORMATS[format], Path(run_dir)
+    missing = [package for package in chosen.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UserError(f"format {format} needs the package {missing[0]}: pip install 'taet[onnx]'")
+    path = folder / "artifacts" / f"{weights}.{format}" if out is None else Path(out)
+    if path.exists() and not force:
+        raise UserError(f"{path} is there already; allowed: another --out, or --force to replace it")
+    run, network, info = load_model(folder, weights, model=model)
+    channels, *size = info["data"]["image_shape"]
+    resizes = run.data.size is not None
+    deployed = Deployed(network, (size[0], size[1]), resizes=resizes).eval()
+    about = json.dumps(metadata(folder, run, network, info, weights), ensure_ascii=False)
+    sides = (
+        [2 * side + 3 for side in size] if resizes else size
+    )  # no side of another's length, to none of which it ties
+    shape = (*sides, channels)
+    with _quiet(), torch.no_grad():
+        content = chosen.written(deployed, _noise(2, shape), about)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content, check=lambda part: _check(format, part, deployed, shape))
+    return path
+
+
+def metadata(folder: Path, run: Run, model: nn.Module, info: Mapping[str, Any], weights: str) -> dict[str, Any]:
+    """What an exported file says about its run: its hash, method, epoch, ball, weights, classes and image shape."""
+    with safe_open(folder / f"{weights}.safetensors", framework="pt") as file:
+        written = json.loads((file.metadata() or {}).get("taet", "{}"))  # method, epoch, run_hash
+    return {
+        **written,
+        "taet": taet.__version__,
+        "weights_sha256": weights_digest(model),  # as in the run's result card
+        "eps": run.threat.eps,
+        "class_names": info["data"]["class_names"],
+        "image_shape": info["data"]["image_shape"],
+        "resizes": run.data.size is not None,
+    }
+
+
+# -- formats -----------------------------------------------------------------------------------------------------------
+
+
+def _captured(deployed: Deployed, example: Tensor) -> torch.export.ExportedProgram:
+    """The graph of a model, for any batch and, where it resizes, any image size."""
+    try:
+        program = torch.export.export(
+            deployed, (example,), dynamic_shapes={"images": _axes(deployed, torch.export.Dim)}
+        )
+    except Exception as error:  # whatever the tracer, or a user's model under it, raises
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"model: torch.export makes no graph of it: {type(error).__name__}: {reason}") from error
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths and source lines of this machine
+    return program
+
+
+def _axes(deployed: Deployed, named: Callable[[str], Any]) -> dict[int, Any]:
+    """The axes of the images whose length is left open."""
+    return {
+        axis: named(name) for axis, name in enumerate(("batch", "height", "width") if deployed.resizes else ["batch"])
+    }
+
+
+def _pt2(deployed: Deployed, example: Tensor, about: str) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(_captured(deployed, example), buffer, extra_files={f"{METADATA}.json": about})
+    return buffer.getvalue()
+
+
+def _of_pt2(path: Path, _: Deployed) -> Callable[[Tensor], Tensor]:
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def _onnx(deployed: Deployed, example: Tensor, about: str) -> bytes:
+    program: Any = torch.onnx.export(
+        _captured(deployed, example),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes={"images": _axes(deployed, str)},
+        verbose=False,
+    )
+    program.model.metadata_props[METADATA] = about
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+def _of_onnx(path: Path, _: Deployed) -> Callable[[Tensor], Tensor]:
+    runtime: Any = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _safetensors(deployed: Deployed, _: Tensor, about: str) -> bytes:
+    state = deployed.model.state_dict()  # copied, since tied weights share memory, which safetensors refuses
+    return save({name: tensor.clone().contiguous() for name, tensor in state.items()}, metadata={METADATA: about})
+
+
+def _of_safetensors(path: Path, deployed: Deployed) -> Callable[[Tensor], Tensor]:
+    tensors = {f"model.{name}": tensor for name, tensor in load_file(path).items()}
+    return lambda images: torch.func.functional_call(deployed, tensors, (images,))
+
+
+class Format(NamedTuple):
+    """How a file is written, and how what it answers is asked for."""
+
+    written: Callable[[Deployed, Tensor, str], bytes]
+    loaded: Callable[[Path, Deployed], Callable[[Tensor], Tensor]]
+    packages: tuple[str, ...] = ()
+
+
+FORMATS: Mapping[str, Format] = {
+    "pt2": Format(_pt2, _of_pt2),
+    "onnx": Format(_onnx, _of_onnx, ("onnx", "onnxruntime", "onnxscript")),
+    "safetensors": Format(_safetensors, _of_safetensors),
+}
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def _check(format: str, path: Path, deployed: Deployed, shape: tuple[int, ...]) -> None:
+    """Refuse a file whose logits are not those of the model."""
+    answer = FORMATS[format].loaded(path, deployed)
+    for number in TRIED:
+        images = _noise(number, shape)
+        wanted = deployed(images)
+        apart = float((answer(images) - wanted).abs().max())
+        if not apart <= TOLERANCE * max(1.0, float(wanted.abs().max())):
+            raise UserError(f"{format}: the file's logits differ from the model's by {apart:.2g}; nothing was written")
+
+
+def _noise(number: int, shape: tuple[int, ...]) -> Tensor:
+    draws = generator("cpu", 0, "export", number)
+    return torch.randint(256, (number, *shape), dtype=torch.uint8, generator=draws)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what exporters say about themselves from the user."""
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        warnings.simplefilter("ignore")
+        yield

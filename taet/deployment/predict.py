@@ -1,0 +1,167 @@
+"""The classes of anyone's images by a finished run, and whether each answer stands under an attack."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from taet.attacks.counted import Counted
+from taet.attacks.progress import Progress
+from taet.deployment.predictions import NO_CLASS, Predictions, joined
+from taet.deployment.reading import Given, Pixels, find
+from taet.errors import UserError
+from taet.evaluation.attack import Attack, parse_attack
+from taet.evaluation.columns import Bench
+from taet.evaluation.perturb import Draws
+from taet.training.checkpoint import load_model
+from taet.training.environment import resolve_device
+
+CLEAN = Attack("clean", "clean")
+ALONE = ("autoattack", "own")  # kinds whose random draws depend on the batch, which is therefore one image
+BATCH_SIZE = 250
+
+
+def predict(
+    run_dir: str | os.PathLike[str],
+    images: Given,
+    *,
+    certify_attack: str | None = None,
+    weights: str = "model",
+    batch_size: int = BATCH_SIZE,
+    device: str = "auto",
+    progress: Progress | None = None,
+    model: nn.Module | None = None,
+) -> Predictions:
+    """Return the class of every image by the model of a finished run; the run's data are not needed.
+
+    Images are read as in training and resized to the run's height and width (bilinear, antialiased); grey ones become
+    colour, or the other way round, as the run's are. Up to the last bits of float32, the answer to an image depends
+    neither on the others nor on their order.
+
+    Args:
+        run_dir: a finished run.
+        images: files and folders (searched through, hidden files left out), or an array uint8 (N, H, W, C), C 1 or 3.
+        certify_attack: an attack, such as pgd-20 or pgd-20:restarts=5, with the run's ball and settings: does the
+            predicted class (no label is known) survive it? Survival is an attack that failed, and no proof.
+        weights: which of the run's weights: model, model-last or model-best.
+        batch_size: images that are in memory, and in the model, at a time.
+        device: auto, cpu, cuda or cuda:N.
+        progress: called as progress(done, total, label), in estimated passes of an image through the model.
+        model: for a run that was trained from a Module in memory, one like it.
+
+    Raises:
+        UserError: a run that is not finished, an unknown attack or one without a ball, no image. A file that cannot be
+            read raises nothing: `errors` says why.
+    """
+    parts = batches(
+        run_dir,
+        images,
+        certify_attack=certify_attack,
+        weights=weights,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+        model=model,
+    )
+    return joined(list(parts))
+
+
+def batches(
+    run_dir: str | os.PathLike[str],
+    images: Given,
+    *,
+    certify_attack: str | None = None,
+    weights: str = "model",
+    batch_size: int = BATCH_SIZE,
+    device: str = "auto",
+    progress: Progress | None = None,
+    model: nn.Module | None = None,
+) -> Iterator[Predictions]:
+    """Yield what `predict` returns batch by batch, so that what stops the work loses none of what was done."""
+    if batch_size < 1:
+        raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
+    if certify_attack is not None:
+        _in_ball(parse_attack(certify_attack))  # a mistake is told before anything is loaded
+    source, where = find(images), resolve_device(device)
+    run, network, info = load_model(Path(run_dir), weights, model=model)
+    channels, height, width = info["data"]["image_shape"]
+    classes = tuple(info["data"]["class_names"])
+    attack = None
+    if certify_attack is not None:
+        attack = _in_ball(parse_attack(certify_attack, run.evaluation, run.threat.eps))
+        attack.check(len(classes))
+    cost = 1 + (0 if attack is None else attack.passes(len(classes)))
+    counted, done = Counted(network.to(where)), 0
+
+    def report(inside: float, _: float, label: str) -> None:
+        if progress is not None:
+            progress(done * cost + inside, len(source.names) * cost, label)
+
+    for names, found in source.batches((channels, height, width), batch_size):
+        readable = [number for number, image in enumerate(found) if not isinstance(image, str)]
+        labels = np.full(len(found), NO_CLASS, np.int64)
+        probabilities = np.full((len(found), len(classes)), np.nan, np.float32)
+        survives = None if attack is None else np.zeros(len(found), np.bool_)
+        if readable:
+            pixels = np.stack([image for image in found if not isinstance(image, str)])
+            bench = _Bench(counted, pixels, labels[readable], len(classes), batch_size, run.evaluation.seed, where)
+            labels[readable], probabilities[readable] = _classes(bench)
+            if attack is not None and survives is not None:
+                survives[readable] = _survive(replace(bench, labels=labels[readable]), attack, report)
+        done += len(found)
+        report(0, 0, f"{done} of {len(source.names)} images")
+        errors = tuple(image if isinstance(image, str) else "" for image in found)
+        yield Predictions(names, labels, classes, probabilities, survives, errors, certify_attack or "")
+
+
+def _in_ball(attack: Attack) -> Attack:
+    """Refuse what makes no question of survival: clean images, and an attack that may go as far as it likes."""
+    if not attack.bounded:
+        advice = "" if attack.kind == "clean" else f", or {attack.name} with a radius of its own, such as eps=0.5"
+        raise UserError(
+            f"certify attack: got {attack.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}"
+        )
+    return attack
+
+
+class _Bench(Bench):
+    """Images that have no place in a test set: what is drawn for one follows from its pixels."""
+
+    def _draws(self, attack: Attack, rows: NDArray[np.int64]) -> Draws:
+        return replace(super()._draws(attack, rows), rows=_keys(self.images[rows]))
+
+
+def _keys(images: Pixels) -> NDArray[np.int64]:
+    """A number of 63 bits for each image (N, H, W, C), (N,), which its pixels decide."""
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images]
+    return (np.frombuffer(b"".join(digests), ">u8") >> 1).astype(np.int64)
+
+
+def _classes(bench: Bench) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The classes (N,) and probabilities (N, C) of the images as they are, as an evaluation's clean column has them."""
+    with bench.still():
+        clean = bench.attack(CLEAN, np.arange(len(bench.labels)), None, None, _silent)
+    assert clean.scores is not None
+    return clean.predictions, clean.scores
+
+
+def _silent(done: float, total: float, label: str) -> None:
+    """The clean pass of a batch is not worth a report."""
+
+
+def _survive(bench: Bench, attack: Attack, report: Progress) -> NDArray[np.bool_]:
+    """Of which images (N,) the class is still `bench.labels` under the attack."""
+    size = 1 if attack.kind in ALONE else bench.batch_size
+    with bench.still():
+        result = replace(bench, batch_size=size).attack(
+            attack, np.arange(len(bench.labels)), bench.labels, None, report
+        )
+    mask: NDArray[np.bool_] = result.predictions == bench.labels
+    return mask

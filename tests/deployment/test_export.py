@@ -1,0 +1,232 @@
+"""An exported file gives the model's logits wherever it runs, and says where it comes from."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import taet
+from taet import config, protocols
+from taet.data import Dataset
+from taet.deployment import export as export_run
+from taet.errors import UserError
+from taet.training.checkpoint import load_model
+
+ATOL = 1e-4
+Make = Callable[..., Path]
+Draw = Callable[..., np.ndarray]
+Prepare = Callable[..., Tensor]
+
+
+@pytest.fixture(scope="session")
+def onnxruntime() -> Any:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason="pip install 'taet[onnx]'")
+    return pytest.importorskip("onnxruntime", reason="pip install 'taet[onnx]'")
+
+
+@pytest.fixture
+def answers(request: pytest.FixtureRequest) -> Callable[[Path], Callable[[np.ndarray], Tensor]]:
+    """Load a file without this package: uint8 images -> logits."""
+
+    def load(path: Path) -> Callable[[np.ndarray], Tensor]:
+        if path.suffix == ".pt2":
+            program = torch.export.load(path).module()
+            return lambda images: program(torch.from_numpy(images))
+        session = request.getfixturevalue("onnxruntime").InferenceSession(path)
+        return lambda images: torch.from_numpy(session.run(["logits"], {"images": images})[0])
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def exported(
+    trained: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Callable[[str], Path]:
+    """The run as a file of a format, written once, in a folder that is made for it."""
+    folder = tmp_path_factory.mktemp("exported") / "new folder"
+
+    def write(format: str) -> Path:
+        if format == "onnx":
+            request.getfixturevalue("onnxruntime")
+        path = folder / f"robal.{format}"
+        return path if path.exists() else export_run(trained, format, path)
+
+    return write
+
+
+def wanted(folder: Path, x: Tensor) -> Tensor:
+    _, model, _ = load_model(folder)
+    with torch.no_grad():
+        logits: Tensor = model(x)
+    return logits
+
+
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_cosine_head_and_offset_at_every_size_and_batch(
+    format: str, exported: Callable[[str], Path], trained: Path, answers: Any, pictures: Draw, prepared: Prepare
+) -> None:
+    answer = answers(exported(format))
+    assert load_model(trained)[1].offset.abs().max() > 0.1
+    for batch in (1, 5):
+        for size in ((16, 16), (30, 50), (7, 9)):
+            images = pictures(batch, (*size, 3))
+            expected = wanted(trained, prepared(images, (3, 16, 16)))
+            torch.testing.assert_close(answer(images), expected, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize(
+    ("format", "model", "shape"),
+    [("pt2", "resnet8", (1, 12, 20)), ("onnx", "resnet8", (1, 12, 20)), ("onnx", "vit-mini-p4", (3, 32, 32))],
+)
+def test_grey_images_of_one_size_and_a_transformer(
+    format: str,
+    model: str,
+    shape: tuple[int, int, int],
+    make_run: Make,
+    tmp_path: Path,
+    answers: Any,
+    pictures: Draw,
+    prepared: Prepare,
+    request: pytest.FixtureRequest,
+) -> None:
+    if format == "onnx":
+        request.getfixturevalue("onnxruntime")
+    folder = make_run(tmp_path / "run", model, shape)
+    answer = answers(export_run(folder, format))
+    for batch in (1, 5):
+        images = pictures(batch, (*shape[1:], shape[0]))
+        torch.testing.assert_close(answer(images), wanted(folder, prepared(images, shape)), rtol=0, atol=ATOL)
+
+
+def test_the_file_says_what_predict_says(
+    exported: Callable[[str], Path], trained: Path, answers: Any, pictures: Draw
+) -> None:
+    images = pictures(6, (40, 30, 3))
+    logits = answers(exported("pt2"))(images).detach()
+    found = taet.predict(trained, images)
+    np.testing.assert_array_equal(found.labels, logits.argmax(1))
+    np.testing.assert_allclose(found.probabilities, logits.softmax(1), atol=1e-6)
+
+
+def test_weights_alone_are_those_of_the_run(trained: Path) -> None:
+    path = export_run(trained, "safetensors")
+    assert path == trained / "artifacts" / "model.safetensors"
+    tensors = taet.models.build("resnet8", 3, (3, 16, 16), head=taet.models.Head("cosine")).state_dict()
+    with safe_open(path, "pt") as file, safe_open(trained / "model.safetensors", "pt") as own:
+        assert set(file.keys()) == set(own.keys()) == set(tensors)
+        assert all(torch.equal(file.get_tensor(name), own.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    if path.suffix == ".pt2":
+        files = {"taet.json": ""}
+        torch.export.load(path, extra_files=files)
+        return dict(json.loads(files["taet.json"]))
+    if path.suffix == ".onnx":
+        onnx: Any = importlib.import_module("onnx")
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+        return dict(json.loads({entry.key: entry.value for entry in model.metadata_props}["taet"]))
+    with safe_open(path, "pt") as file:
+        return dict(json.loads(file.metadata()["taet"]))
+
+
+@pytest.mark.parametrize("format", ["pt2", "onnx", "safetensors"])
+def test_a_file_names_its_run_and_no_machine(
+    format: str, exported: Callable[[str], Path], trained: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    path = exported(format)
+    about = metadata(path)
+    assert about["taet"] == taet.__version__
+    assert (about["method"], about["epoch"], about["eps"], about["resizes"]) == ("robal", 12, 0.05, True)
+    assert (about["class_names"], about["image_shape"]) == (["red", "green", "blue"], [3, 16, 16])
+    assert about["run_hash"] == torch.load(trained / "checkpoint.pt", weights_only=True)["run_hash"]
+    card = taet.evaluate(trained, attacks="clean", dataset=dataset, out=tmp_path)
+    assert about["weights_sha256"] == card.model["weights_sha256"]
+    content = path.read_bytes()
+    for place in (Path(taet.__file__).parents[1], Path(torch.__file__).parents[1], path.parent, trained):
+        assert str(place).encode() not in content
+
+
+def test_axes_have_names(exported: Callable[[str], Path], onnxruntime: Any) -> None:
+    session = onnxruntime.InferenceSession(exported("onnx"))
+    (images,), (logits,) = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", ["batch", "height", "width", 3])
+    assert (logits.name, logits.type, logits.shape) == ("logits", "tensor(float)", ["batch", 3])
+
+
+def test_what_is_there_is_replaced_only_when_asked(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    path.write_text("mine")
+    with pytest.raises(UserError, match=r"mine\.safetensors is there already; allowed: another --out, or --force"):
+        export_run(trained, "safetensors", path)
+    assert path.read_text() == "mine"
+    assert metadata(export_run(trained, "safetensors", path, force=True))["method"] == "robal"
+
+
+def test_a_file_that_answers_otherwise_is_not_kept(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["taet.deployment.export"]
+    wrong = module.Format(module._safetensors, lambda _, deployed: lambda images: deployed(images) + 2e-3)
+    monkeypatch.setattr(module, "FORMATS", {"safetensors": wrong})
+    with pytest.raises(UserError, match=r"the file's logits differ from the model's by 0\.002; nothing was written"):
+        export_run(trained, "safetensors", tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+class Counting(nn.Module):
+    """A network that looks at the values of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1)[:, : int(x.sum()) % 2 + 1].mean(1, keepdim=True))
+
+
+def test_a_module_from_memory(dataset: Dataset, tmp_path: Path) -> None:
+    run = config.override(protocols.taet("standard"), {"training.monitor_every": 0, "training.epochs": 1})
+    taet.train(run, out=tmp_path / "run", model=nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), dataset=dataset)
+    with pytest.raises(UserError, match=r"trained with a model from memory: give it again, from Python, as model="):
+        export_run(tmp_path / "run", "pt2")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+    path = export_run(tmp_path / "run", "pt2", model=model)
+    images = dataset.test.images[:4]
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+    torch.testing.assert_close(torch.export.load(path).module()(torch.from_numpy(images)), expected)
+
+
+def test_mistakes_are_one_line(
+    trained: Path, make_run: Make, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(match: str, *arguments: Any, **options: Any) -> None:
+        with pytest.raises(UserError, match=match) as caught:
+            export_run(*arguments, **options)
+        assert "\n" not in str(caught.value)
+
+    refused(r"unknown format 'onxx'; allowed: onnx, pt2, safetensors; did you mean 'onnx'\?", trained, "onxx")
+    refused(r"no is no run folder: it holds no run\.json", "no", "pt2")
+    unfinished = make_run(tmp_path / "unfinished", "resnet8", (3, 16, 16))
+    (unfinished / "model.safetensors").unlink()
+    refused("holds no model.safetensors: the run is not finished; resume it first", unfinished, "pt2")
+    run = config.override(protocols.taet("standard"), {"training.monitor_every": 0, "training.epochs": 1})
+    taet.train(run, out=tmp_path / "odd", model=Counting(), dataset=dataset)
+    refused("model: torch.export makes no graph of it: ", tmp_path / "odd", "pt2", model=Counting())
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real("json"))
+    refused(r"format onnx needs the package onnxscript: pip install 'taet\[onnx\]'", trained, "onnx")

@@ -1,0 +1,51 @@
+"""Resizing in a graph is Pillow's, grey level by grey level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from taet.deployment.graph import bilinear_weights, resize
+
+Draw = Callable[..., np.ndarray]
+Prepare = Callable[..., torch.Tensor]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((100, 80), (32, 32)),
+        ((45, 60), (28, 28)),
+        ((32, 33), (32, 32)),
+        ((8, 8), (32, 20)),
+        ((1, 1), (5, 7)),
+        ((37, 225), (224, 37)),
+        ((16, 16), (16, 16)),
+    ],
+)
+def test_every_grey_level_is_pillows(
+    before: tuple[int, int], after: tuple[int, int], channels: int, pictures: Draw, prepared: Prepare
+) -> None:
+    images = pictures(4, (*before, channels))
+    found = resize(torch.from_numpy(images), *after).float() / 255
+    torch.testing.assert_close(found, prepared(images, (channels, *after)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("before", "after"), [((100, 33), (32, 32)), ((117, 30), (8, 26)), ((90, 20), (40, 28))])
+def test_one_level_apart_where_pillow_may_begin_with_the_columns(
+    before: tuple[int, int], after: tuple[int, int], pictures: Draw, prepared: Prepare
+) -> None:
+    images = pictures(4, (*before, 3))
+    found = resize(torch.from_numpy(images), *after).float() / 255
+    torch.testing.assert_close(found, prepared(images, (3, *after)), rtol=0, atol=1.01 / 255)
+
+
+def test_weights_by_hand() -> None:
+    """4 pixels to 2: each takes four triangles of half-width 2 about its centre, of which one lies outside."""
+    found = bilinear_weights(4, 2, torch.device("cpu"))
+    expected = torch.tensor([[3, 3, 1, 0], [0, 1, 3, 3]], dtype=torch.float64) / 7
+    torch.testing.assert_close(found, expected, rtol=0, atol=2**-22)

@@ -1,0 +1,226 @@
+"""A finished run answers for anyone's images as it was evaluated, whatever their order, and loses none."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import taet
+from taet.data import Dataset
+from taet.data.images import decode_all
+from taet.deployment import Predictions, predict
+from taet.deployment.reading import fitted
+from taet.errors import UserError
+
+ATTACK = "pgd-3"
+Draw = Callable[..., np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def answered(trained: Path, dataset: Dataset) -> Predictions:
+    return predict(trained, dataset.test.images, certify_attack=ATTACK)
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd-3:start=none", "pgd-l2-2:start=none", "cw-l2:eps=2,steps=2,lr=0.1"])
+def test_classes_and_survival_are_those_of_the_evaluation(
+    attack: str, trained: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    card = taet.evaluate(trained, attacks=["clean", attack], dataset=dataset, out=tmp_path)
+    found = predict(trained, dataset.test.images, certify_attack=attack)
+    clean, attacked = card.column("clean"), card.column(attack)
+    np.testing.assert_array_equal(found.labels, clean.predictions)
+    assert found.survives is not None
+    np.testing.assert_array_equal(found.survives[clean.correct], attacked.correct[clean.correct])
+    assert 0 < found.survives.sum() < len(found)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 250])
+def test_neither_order_nor_batch_matters(
+    batch_size: int, trained: Path, dataset: Dataset, answered: Predictions
+) -> None:
+    order = np.random.default_rng(0).permutation(len(answered))
+    found = predict(trained, dataset.test.images[order], certify_attack=ATTACK, batch_size=batch_size)
+    assert answered.survives is not None
+    assert 0 < answered.survives.sum() < len(answered)
+    np.testing.assert_array_equal(found.labels, answered.labels[order])
+    np.testing.assert_array_equal(found.survives, answered.survives[order])
+    np.testing.assert_allclose(found.probabilities, answered.probabilities[order], atol=1e-5)
+
+
+def test_autoattack_on_each_image_alone(trained: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 5)
+    images = dataset.test.images[:6]
+    found = predict(trained, images, certify_attack="autoattack-10")
+    assert found.survives is not None
+    assert 0 < found.survives.sum() < 6
+    backwards = predict(trained, images[::-1], certify_attack="autoattack-10")
+    np.testing.assert_array_equal(backwards.survives, found.survives[::-1])
+
+
+def test_the_ball_is_the_runs(trained: Path, dataset: Dataset) -> None:
+    def survivors(attack: str) -> int:
+        return int(predict(trained, dataset.test.images, certify_attack=attack).survives.sum())  # type: ignore[union-attr]
+
+    assert survivors("fgsm") == survivors("fgsm:eps=0.05") < survivors("fgsm:eps=1/255")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pictures: Draw) -> Path:
+    """Image files of many kinds, some in a folder below, and what is to be passed over."""
+    place = tmp_path / "images"
+    (place / "below" / ".hidden").mkdir(parents=True)
+    draw = [Image.fromarray(image) for image in pictures(6, (40, 30, 3))]
+    draw[0].save(place / "b.png")
+    draw[1].convert("L").save(place / "a grey one.PNG")
+    draw[2].convert("RGBA").save(place / "c.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    draw[3].save(place / "below" / "turned.jpg", exif=exif)
+    draw[4].convert("P").save(place / "below" / "ä.gif")
+    Image.fromarray(np.asarray(draw[5].convert("L")).astype(np.uint16) * 257).save(place / "deep.png")
+    for hidden in (".cache.png", "notes.txt", "below/.hidden/x.png"):
+        (place / hidden).write_bytes(b"no image")
+    return place
+
+
+def test_files_are_read_as_training_reads_them(trained: Path, folder: Path) -> None:
+    found = predict(trained, folder)
+    names = ["a grey one.PNG", "b.png", "below/turned.jpg", "below/ä.gif", "c.png", "deep.png"]
+    assert found.paths == tuple(str(folder / name) for name in names)
+    arrays = np.asarray(decode_all([folder / name for name in names], 16))
+    np.testing.assert_array_equal(found.probabilities, predict(trained, arrays).probabilities)
+    assert len(np.unique(found.probabilities, axis=0)) == len(names)
+    one = predict(trained, [folder / "b.png", str(folder / "below")])
+    assert one.paths == tuple(str(folder / name) for name in ("b.png", "below/turned.jpg", "below/ä.gif"))
+    np.testing.assert_array_equal(one.labels, found.labels[[1, 2, 3]])
+    assert predict(trained, str(folder / "b.png")).labels.tolist() == [found.labels[1]]
+
+
+def test_a_run_of_other_sides_and_grey_images(make_run: Any, folder: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "resnet8", (1, 12, 20))
+    with Image.open(folder / "b.png") as image:
+        pixels = np.asarray(image.resize((20, 12), Image.Resampling.BILINEAR).convert("L"))
+    found = predict(run, [folder / "b.png", folder / "deep.png"])
+    expected = predict(run, pixels[None, :, :, None]).probabilities
+    np.testing.assert_allclose(found.probabilities[:1], expected, atol=1e-6)
+
+
+def test_grey_becomes_colour_and_back() -> None:
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    np.testing.assert_array_equal(fitted(grey, (3, 2, 3)), np.repeat(grey[..., None], 3, 2))
+    np.testing.assert_array_equal(fitted(np.repeat(grey[..., None], 3, 2), (1, 2, 3)), grey[..., None])
+    red = np.array([[[255, 0, 0]]], np.uint8)
+    assert fitted(red, (1, 1, 1)).item() == 76  # 0.299 of 255
+
+
+def test_bad_files_are_told_and_the_others_answered(trained: Path, folder: Path) -> None:
+    good = predict(trained, folder, certify_attack=ATTACK)
+    (folder / "empty.png").touch()
+    (folder / "below" / "text.jpg").write_text("no image")
+    (folder / "cut.png").write_bytes((folder / "b.png").read_bytes()[:400])
+    found = predict(trained, [folder, folder / "missing.png"], certify_attack=ATTACK, batch_size=4)
+    read = np.array([not path.endswith(("empty.png", "text.jpg", "cut.png", "missing.png")) for path in found.paths])
+    assert found.unread == 4
+    np.testing.assert_array_equal([not error for error in found.errors], read)
+    assert all(path in error for path, error in zip(found.paths, found.errors, strict=True) if error)
+    assert "it is empty" in found.errors[[path.endswith("empty.png") for path in found.paths].index(True)]
+    assert found.survives is not None
+    assert good.survives is not None
+    np.testing.assert_array_equal(found.labels[read], good.labels)
+    np.testing.assert_array_equal(found.survives[read], good.survives)
+    assert (found.labels[~read] == -1).all()
+    assert np.isnan(found.probabilities[~read]).all()
+    assert not found.survives[~read].any()
+    assert repr(predict(trained, folder / "empty.png")) == "1 image: no class; 1 could not be read"
+
+
+def test_rows_csv_and_json(trained: Path, folder: Path, answered: Predictions) -> None:
+    found = predict(trained, folder / "b.png")
+    (row,) = found.rows()
+    assert row == {
+        "path": str(folder / "b.png"),
+        "class": ["red", "green", "blue"][found.labels[0]],
+        "probability": round(float(found.probabilities.max()), 6),
+    }
+    (folder / "bad.png").touch()
+    found = predict(trained, [folder / "b.png", folder / "bad.png"], certify_attack=ATTACK)
+    good, bad = csv.DictReader(io.StringIO(found.to_csv(top=2)))
+    assert [*good] == ["path", "class", "probability", "class_2", "probability_2", "survives", "error"]
+    assert float(good["probability"]) >= float(good["probability_2"])
+    assert (good["survives"] in ("true", "false"), good["error"]) == (True, "")
+    assert [bad[name] for name in ("class", "probability", "class_2", "survives")] == [""] * 4
+    assert "it is empty" in bad["error"]
+    written = json.loads(json.dumps(found.to_json(top=9)))
+    assert (written["attack"], written["class_names"]) == (ATTACK, ["red", "green", "blue"])
+    shares = [written["images"][0][name] for name in ("probability", "probability_2", "probability_3")]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+    assert written["images"][1]["class"] is None
+    assert repr(found).endswith(f"{int(found.survives.sum())} of 1 survive pgd-3; 1 could not be read")  # type: ignore[union-attr]
+    counts = np.bincount(answered.labels, minlength=3)
+    assert repr(answered).startswith("24 images: ")
+    assert f"{answered.class_names[int(counts.argmax())]} {counts.max()}" in repr(answered)
+
+
+def test_progress_goes_up_to_the_whole(trained: Path, dataset: Dataset) -> None:
+    told: list[tuple[float, float, str]] = []
+    predict(
+        trained,
+        dataset.test.images,
+        certify_attack=ATTACK,
+        batch_size=10,
+        progress=lambda done, total, label: told.append((done, total, label)),
+    )
+    done, totals, labels = zip(*told, strict=True)
+    assert list(done) == sorted(done)
+    assert set(totals) == {done[-1]} == {24 * (1 + 7)}
+    assert [label for label in labels if "of" in label] == [f"{n} of 24 images" for n in (10, 20, 24)]
+
+
+def test_the_caller_is_left_as_it_was(trained: Path, dataset: Dataset) -> None:
+    torch.manual_seed(7)
+    random.seed(7)
+    state, environment = torch.random.get_rng_state(), dict(os.environ)
+    images = dataset.test.images.copy()
+    predict(trained, images, certify_attack=ATTACK)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert dict(os.environ) == environment
+    np.testing.assert_array_equal(images, dataset.test.images)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"certify_attack": "pdg-20"}, r"unknown attack 'pdg-20'.*did you mean 'pgd-20'\?"),
+        ({"certify_attack": "clean"}, r"certify attack: got clean, which has no ball"),
+        ({"certify_attack": "deepfool"}, r"got deepfool, which has no ball; allowed: .*such as eps=0\.5"),
+        ({"batch_size": 0}, r"batch size: got 0; allowed: 1 or more"),
+        ({"weights": "model-best"}, r"holds no model-best\.safetensors: it has model\.safetensors"),
+        ({"device": "gpu"}, r"device: got gpu; allowed"),
+        ({"images": np.zeros((2, 8, 8, 3))}, r"images: got float64 \(2, 8, 8, 3\); allowed: uint8"),
+        ({"images": np.zeros((8, 8, 3), np.uint8)}, r"images: got uint8 \(8, 8, 3\)"),
+        ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, r"images: got uint8 \(0, 8, 8, 3\)"),
+        ({"images": []}, r"no image in what was given; allowed: files, or folders with any of \.bmp"),
+    ],
+)
+def test_mistakes_are_one_line(options: dict[str, Any], match: str, trained: Path, dataset: Dataset) -> None:
+    images = options.pop("images", dataset.test.images)
+    with pytest.raises(UserError, match=match) as caught:
+        predict(trained, images, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_images(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"no image in '{tmp_path}'; allowed: files, or folders with any of"):
+        predict(trained, tmp_path)
