@@ -23,7 +23,7 @@ LEVEL = 0.05
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Difference:
     """Balanced accuracy of the first side less that of the second, on the same test images; shares, not points."""
 
@@ -37,6 +37,11 @@ class Difference:
     """Pairs of runs that it is the mean of."""
     standard_error: float = math.nan
     """Over the pairs of runs; nan of one pair."""
+
+    def __repr__(self) -> str:
+        ends = f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        runs = f", {self.runs} pairs of runs" if self.runs > 1 else ""
+        return f"Difference({100 * self.value:+.1f} points {ends}, p = {self.p:.2g}{runs})"
 
     @property
     def decided(self) -> bool:

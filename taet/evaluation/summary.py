@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Interval = tuple[float, float]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Summary:
     """The numbers of one column; shares are in [0, 1], intervals are at 95 %, a class without test images is nan."""
 
@@ -58,6 +58,15 @@ class Summary:
     """Median norm of the perturbations, an image that did not fall lying beyond all; nan where not measured."""
     roc_auc: float
     """Macro one-versus-one area under the ROC curve; nan where not measured."""
+
+    def __repr__(self) -> str:
+        low, high = self.balanced_interval
+        worst, recall = self.worst_class
+        groups = "".join(f", {name} {100 * share:.1f}" for name, share in self.groups.items())
+        return (
+            f"Summary(balanced {100 * self.balanced:.1f} % [{100 * low:.1f}, {100 * high:.1f}], accuracy "
+            f"{100 * self.accuracy:.1f} of {self.total.sum()} images, worst class {worst} with {100 * recall:.1f}{groups})"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the confusion matrix as plain lists and numbers, None for nan."""

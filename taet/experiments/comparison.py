@@ -30,7 +30,7 @@ OPEN = ("started", "missing")
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """A cell with its state: done, started, missing, failed or not applicable, and why."""
 
@@ -39,6 +39,9 @@ class Outcome:
     reason: str
     commands: tuple[str, ...]
     """What is left to do."""
+
+    def __repr__(self) -> str:
+        return f"Outcome({self.cell.name}: {self.state}{f', {self.reason}' if self.reason else ''})"
 
     def to_json(self) -> dict[str, Any]:
         """Return what comparison.json says of the cell."""
@@ -59,7 +62,7 @@ class Outcome:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Every cell as it was left, and the report, which there is as soon as there is a run."""
 
@@ -68,6 +71,10 @@ class Comparison:
     outcomes: tuple[Outcome, ...]
     out_of_time: bool = False
     report: Path | None = None
+
+    def __repr__(self) -> str:
+        states = ", ".join(f"{count} {state}" for state, count in self.counts.items())
+        return f"Comparison('{self.title}' in {self.out}: {states}; report: {self.report})"
 
     @property
     def counts(self) -> dict[str, int]:

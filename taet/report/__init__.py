@@ -11,8 +11,8 @@ __all__ = ["write"]
 
 
 def write(
-    run_dirs: Sequence[Path],
-    out: Path,
+    run_dirs: Sequence[str | Path],
+    out: str | Path,
     title: str | None = None,
     *,
     names: Sequence[str] | None = None,
@@ -33,8 +33,11 @@ def write(
 
     if not run_dirs:
         raise UserError("report: got no run folder; allowed: one or more folders with a run or a result card")
-    named = dict(zip(run_dirs, names, strict=True)) if names is not None else dict.fromkeys(run_dirs)
-    runs = [read.read(Path(path)) for path in named]
+    out, folders = Path(out), list(map(Path, run_dirs))
+    named: dict[Path, str | None] = dict.fromkeys(folders)
+    if names is not None:
+        named.update(zip(folders, names, strict=True))
+    runs = [read.read(path) for path in named]
     with figures.style():
         text = page.page(runs, list(named.values()), title, not_run)
     try:

@@ -1,0 +1,162 @@
+"""What `taet train METHOD --data folder:PATH` decides by itself for images of one's own, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from taet.config import Data, Run, override
+from taet.data import holds_groups, is_own, load, survey
+from taet.errors import UserError
+from taet.protocols import start
+
+# Judgements of ours, in the order in which a user meets them; the numbers that come from a paper say so.
+SIDES = (224, 128, 64, 32)  # pixels that the sets of this field come in: ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR
+BATCHES, STEPS_PER_EPOCH = (128, 64, 32), 20  # 128: both papers; smaller where an epoch would have fewer steps
+EPOCHS, FEWEST_EPOCHS, STEPS = 100, 30, 2000  # 100: TAET; without an accelerator as many as make 2,000 steps
+POINTS = 10  # of the curve of a run
+TRAINING_SHARE = 0.8  # of the images, where they are not divided yet
+ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the fast one is within 1 point of the whole (docs/evaluation.md)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run can count on."""
+
+    accelerated: bool
+
+    @property
+    def words(self) -> str:
+        """What it is like, for a reason."""
+        return "this machine has an accelerator" if self.accelerated else "this machine has no accelerator"
+
+
+def machine() -> Machine:
+    """Return what this machine is."""
+    return Machine(torch.cuda.is_available())
+
+
+class Facts(NamedTuple):
+    """What the images are, as far as decisions depend on it."""
+
+    training: float
+    """Training images, about."""
+    median: tuple[int, int]
+    """Width and height."""
+    largest: tuple[int, int]
+    uniform: bool
+    """Are all of one size?"""
+
+
+def facts(data: Data) -> Facts:
+    """Look at images of one's own: at the headers of image files, at the shape of arrays."""
+    found = survey(data.name, root=data.root)
+    if found is not None:
+        return Facts(TRAINING_SHARE * len(found.paths), found.median, found.largest, found.uniform)
+    arrays = load(data.name, root=data.root)
+    _, height, width = arrays.image_shape
+    return Facts(len(arrays.train), (width, height), (width, height), True)
+
+
+class Decision(NamedTuple):
+    """A value of a setting, and why it was chosen."""
+
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """A run on images of one's own, and what was decided for it."""
+
+    run: Run
+    decisions: Mapping[str, Decision]
+    """By dotted name of the setting."""
+
+    def sentences(self, run: Run | None = None) -> list[str]:
+        """Say what was decided and how it is changed; of a `run` with other values, only what still holds."""
+        names = [name for name, made in self.decisions.items() if _value(run or self.run, name) == made.value]
+        rows = [(_option(name), _words(self.decisions[name].value), self.decisions[name].why) for name in names]
+        wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+        return [f"{option:{wide[0]}}  {value:{wide[1]}}  {why}" for option, value, why in rows]
+
+    def __repr__(self) -> str:
+        return "\n".join([f"{self.run.method} on {self.run.data.name}", *self.sentences()])
+
+
+def plan(method: str, data: str, *, root: str | None = None, protocol: str = "taet") -> Plan:
+    """Return the run of `method` on images of one's own: folder:PATH, csv:PATH, npz:PATH, or the bare path.
+
+    The protocol decides all but what depends on the images and the machine: the size of the images, which of them
+    belong together, network, batch, epochs and attacks. Of image files only the headers are read. A data set with a
+    name of its own, such as cifar10-lt, is refused: its protocol decides everything.
+    """
+    return planned(override(start(protocol, method), {"data.name": data, "data.root": root}))
+
+
+def planned(run: Run, here: Machine | None = None) -> Plan:
+    """Return `run`, which names images of one's own, with what depends on them and on the machine decided."""
+    if not is_own(run.data.name):
+        raise UserError(
+            f"data: got {run.data.name}, whose protocol decides all; allowed: folder:, csv:, npz: and a path"
+        )
+    here = here or machine()
+    found = facts(run.data)
+    decisions = {
+        **_size(found, here),
+        **_groups(run),
+        "model.name": Decision("resnet18" if here.accelerated else "resnet8", here.words),
+        **length(found, here),
+        "threat.eps": Decision(run.threat.eps, "L-infinity, as the field has it for photographs"),
+        "evaluation.attacks": Decision(ATTACKS, "more with: taet evaluate RUN --attacks taet"),
+    }
+    return Plan(override(run, {name: made.value for name, made in decisions.items()}), decisions)
+
+
+def _size(found: Facts, here: Machine) -> dict[str, Decision]:
+    """Images stay as they are where they are of one size that the machine can take."""
+    most = SIDES[0] if here.accelerated else SIDES[-1]
+    if found.uniform and max(found.largest) <= most:
+        return {}
+    side = next((side for side in SIDES if side <= min(most, *found.median)), SIDES[-1])
+    sizes = "they are of many sizes" if not found.uniform else "they are {}x{}".format(*found.largest)
+    return {"data.size": Decision(side, f"{sizes}, and {here.words}; squeezed where they are not square")}
+
+
+def _groups(run: Run) -> dict[str, Decision]:
+    if run.data.group is not None or not holds_groups(run.data.name, root=run.data.root):
+        return {}
+    return {"data.group": Decision("folder", "folders in the class folders: the images of one stay in one split")}
+
+
+def length(found: Facts, here: Machine) -> dict[str, Decision]:
+    """Batches and epochs, by about how many training images there are."""
+    batch = next((size for size in BATCHES if found.training >= STEPS_PER_EPOCH * size), BATCHES[-1])
+    steps = math.ceil(found.training / batch)
+    epochs = EPOCHS if here.accelerated else min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), EPOCHS)
+    return {
+        "training.batch_size": Decision(batch, f"about {steps} steps in an epoch"),
+        "training.epochs": Decision(epochs, f"about {epochs * steps} steps; protocol taet has {EPOCHS} epochs"),
+        "training.monitor_every": Decision(max(1, epochs // POINTS), "epochs between points of the curve"),
+    }
+
+
+def _value(run: Run, name: str) -> Any:
+    for part in name.split("."):
+        run = getattr(run, part)
+    return run
+
+
+def _option(name: str) -> str:
+    """The option of the command line that sets a dotted name."""
+    return "--" + name.removeprefix("training.").replace("model.name", "model").replace("_", "-")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return f"{255 * value:g}/255" if isinstance(value, float) else str(value)

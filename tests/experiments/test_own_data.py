@@ -1,0 +1,115 @@
+"""What is decided for images of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from taet import protocols
+from taet.config import Run, override
+from taet.errors import UserError
+from taet.experiments.own_data import BATCHES, EPOCHS, FEWEST_EPOCHS, Facts, Machine, facts, length, plan, planned
+
+CPU, GPU = Machine(accelerated=False), Machine(accelerated=True)
+
+
+def fill(folder: Path, count: int, size: tuple[int, int] = (24, 24)) -> None:
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(len(str(folder)))
+    for number in range(count):
+        Image.fromarray(draw.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def lesions(tmp_path: Path) -> Path:
+    fill(tmp_path / "lesions" / "naevus", 12)
+    fill(tmp_path / "lesions" / "melanoma", 5)
+    return tmp_path / "lesions"
+
+
+def on(path: Path) -> Run:
+    return override(protocols.taet("taet"), {"data.name": f"folder:{path}"})
+
+
+def test_images_of_one_size_that_the_machine_can_take_stay_as_they_are(lesions: Path) -> None:
+    made = planned(on(lesions), CPU)
+    assert made.run.data.size is None
+    assert (made.run.model.name, planned(on(lesions), GPU).run.model.name) == ("resnet8", "resnet18")
+    assert made.run.threat == protocols.taet("taet").threat
+    assert "data.size" not in made.decisions
+
+
+@pytest.mark.parametrize(
+    ("sizes", "here", "expected"),
+    [
+        ([(600, 450), (600, 450)], GPU, 224),
+        ([(600, 450), (600, 450)], CPU, 32),
+        ([(100, 90), (140, 70)], GPU, 64),
+        ([(20, 20), (16, 24)], GPU, 32),
+        ([(48, 40), (48, 40)], GPU, None),
+    ],
+)
+def test_the_size_follows_the_images_and_the_machine(
+    tmp_path: Path, sizes: list[tuple[int, int]], here: Machine, expected: int | None
+) -> None:
+    for name, size in zip("ab", sizes, strict=True):
+        fill(tmp_path / name, 3, size)
+    assert planned(on(tmp_path), here).run.data.size == expected
+
+
+def test_folders_in_class_folders_are_groups(tmp_path: Path) -> None:
+    for patient in range(4):
+        fill(tmp_path / "a" / f"patient {patient}", 2)
+        fill(tmp_path / "b" / f"patient {patient}", 1)
+    made = planned(on(tmp_path), CPU)
+    assert made.run.data.group == "folder"
+    assert any("--data.group" in line and "one stay in one split" in line for line in made.sentences())
+
+
+@pytest.mark.parametrize("training", [3, 100, 639, 640, 5000, 60_000])
+def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> None:
+    values = {name: made.value for name, made in length(Facts(training, (8, 8), (8, 8), True), CPU).items()}
+    batch, epochs = values["training.batch_size"], values["training.epochs"]
+    assert batch in BATCHES
+    assert batch == BATCHES[-1] or training / batch >= 20
+    assert FEWEST_EPOCHS <= epochs <= EPOCHS
+    steps = -(-training // batch)
+    assert epochs in (FEWEST_EPOCHS, EPOCHS) or 2000 <= epochs * steps < 2000 + steps
+    assert length(Facts(training, (8, 8), (8, 8), True), GPU)["training.epochs"].value == EPOCHS
+
+
+def test_arrays_are_looked_at_as_well(tmp_path: Path) -> None:
+    images, labels = np.zeros((90, 48, 40), np.uint8), np.arange(90) % 2
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    run = override(protocols.taet("at"), {"data.name": str(tmp_path / "x.npz")})
+    assert facts(run.data) == Facts(90, (40, 48), (40, 48), True)
+    assert planned(run, CPU).run.data.size == 32
+    assert planned(run, GPU).run.data.size is None
+
+
+def test_what_was_decided_is_said_as_long_as_it_holds(lesions: Path) -> None:
+    made = planned(on(lesions), CPU)
+    other = override(made.run, {"model.name": "resnet20"})
+    assert any(line.startswith("--model ") and "resnet8" in line for line in made.sentences())
+    assert not any(line.startswith("--model ") for line in made.sentences(other))
+    assert any(line.startswith("--threat.eps") and "8/255" in line for line in made.sentences(other))
+    assert repr(made).startswith(f"taet on folder:{lesions}\n--model")
+
+
+def test_from_python_in_one_line(lesions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan("taet", f"folder:{lesions}").run.method == "taet"
+    monkeypatch.chdir(lesions.parent)
+    assert plan("at", "folder:lesions", protocol="reat").run.protocol == "reat"
+
+
+def test_a_set_with_a_protocol_is_refused() -> None:
+    with pytest.raises(UserError, match=r"got cifar10-lt, whose protocol decides all; allowed: folder:"):
+        plan("taet", "cifar10-lt")
+
+
+def test_a_folder_that_is_no_data_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="class folders in .*got none"):
+        planned(on(tmp_path), CPU)
