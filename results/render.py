@@ -1,4 +1,4 @@
-"""Print the tables of README.md, docs/evaluation.md and results/README.md from the result cards beside this file.
+"""Print the tables of README.md, docs/*.md and results/README.md from the result cards beside this file.
 
 A folder is a table. METHOD.json is a row; METHOD-seed0.json, METHOD-seed1.json and so on are one, the mean over the
 seeds with its standard error; the cards of a subfolder are rows of the variant that it is named after.
@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from taet import methods, metrics, registry
@@ -26,10 +26,13 @@ Value = tuple[float, tuple[float, float]]
 BEGIN, END = "<!-- results: python results/render.py --write -->", "<!-- end of results -->"
 README = HERE.parent / "README.md"
 EVALUATION = HERE.parent / "docs" / "evaluation.md"
-PAGES = (README, EVALUATION, HERE / "README.md")
+MODELS = HERE.parent / "docs" / "models.md"
+PAGES = (README, EVALUATION, MODELS, HERE / "README.md")
 # The README has the comparisons of all methods without their variants, and of their columns these.
 # What attacks of one name say in different papers' sense belongs to the page about attacks.
 ATTACKS = ("cifar10-lt-attacks", "digits-lt-attacks")
+TRANSFORMERS = ("digits-lt-vit",)
+BY_CLASS = ("ham10000",)  # real imbalance, where each class is somebody's disease
 FRONT, FRONT_COLUMNS = ("digits-lt-methods", "cifar10-lt-methods"), ("clean", "pgd-20", "autoattack")
 
 
@@ -132,6 +135,35 @@ def table(folder: Path, wanted: Sequence[str] = (), variants: bool = True) -> st
     return "\n\n".join(["\n".join(lines), *footnotes])
 
 
+def class_table(folder: Path) -> str:
+    """Recall of every class, rarest last, by every row: clean / under the hardest attack, with its 95 % interval."""
+    rows = {name: cards[0] for name, cards in cards_by_row(folder).items()}
+    first = next(iter(rows.values()))
+    hardest = first.columns[-1].name
+    counts, tests = first.data["train_class_counts"], first.summary("clean").total
+    lines = [
+        f"Clean / {hardest} with its 95 % interval, by class:",
+        "",
+        "| class | training images | test images | " + " | ".join(rows) + " |",
+        "|---" * (len(rows) + 3) + "|",
+    ]
+    for label in sorted(range(first.num_classes), key=lambda label: -counts[label]):
+        cells = []
+        for card in rows.values():
+            clean, attacked = card.summary("clean").per_class[label], card.summary(hardest)
+            low, high = (ends[label] for ends in attacked.per_class_interval)
+            text = f"{100 * clean:.0f} / {100 * attacked.per_class[label]:.0f} ({100 * low:.0f}–{100 * high:.0f})"
+            cells.append(text)
+        lines.append(f"| {first.class_names[label]} | {counts[label]} | {tests[label]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def section(folder: str, texts: Mapping[str, str]) -> str:
+    """A folder's text, its table, and that by class where it has one."""
+    parts = [texts[folder], table(HERE / folder)]
+    return "\n\n".join([*parts, class_table(HERE / folder)] if folder in BY_CLASS else parts)
+
+
 def tables(page: Path) -> str:
     """The tables of a page: of every folder under its about.md, or of some under the heading and first paragraph."""
     abouts = sorted(HERE.glob("*/about.md"))
@@ -139,10 +171,10 @@ def tables(page: Path) -> str:
     short = {name: "\n\n".join(text.split("\n\n")[:2]) for name, text in texts.items()}
     if page == README:
         parts = [f"{short[name]}\n\n{table(HERE / name, FRONT_COLUMNS, variants=False)}" for name in FRONT]
-    elif page == EVALUATION:
-        parts = [f"{short[name]}\n\n{table(HERE / name)}" for name in ATTACKS]
+    elif page in (EVALUATION, MODELS):
+        parts = [section(name, short) for name in (ATTACKS if page == EVALUATION else TRANSFORMERS)]
     else:
-        parts = [f"{text}\n\n{table(HERE / name)}" for name, text in texts.items()]
+        parts = [section(name, texts) for name in texts]
     return "\n\n".join(parts)
 
 
