@@ -111,8 +111,9 @@ class Data:
     validation: float = 0.0
     """Share of each training class that is held out for validation, before classes are counted."""
     group: str | None = None
-    """What keeps images (of a patient, a lesion, a track) together in one split: a column of a csv, whose column
-    `group` is taken where it has one; `folder`, the innermost folder of an image file."""
+    """What keeps images (of a patient, a lesion, a track) together in one split: a column of a csv or an array of an
+    .npz (train_NAME), where `group` is taken by itself; of a folder `folder`, the path of an image below its class
+    folder."""
     size: int | None = None
     """Resize every image to SIZE x SIZE pixels. Not given: as they are, which must be one size."""
     seed: int = 0

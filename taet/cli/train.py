@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import field, make_dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from taet import methods, protocols
+from taet import methods, models, protocols
 from taet.cli import flags
 from taet.cli.progress import progress
-from taet.config import Data, Evaluation, Model, Outer, Run, Threat, Training
-from taet.data import is_own
+from taet.config import Data, Evaluation, Model, Outer, Run, Threat, Training, override
+from taet.data import full_name, is_own
 from taet.errors import UserError
 from taet.evaluation import evaluate
 from taet.evaluation.attack import check_attacks
@@ -78,7 +79,7 @@ def _train(arguments: list[str], as_json: bool) -> TrainingResult:
 
     def announce(trainer: Trainer) -> None:
         if not as_json:
-            print(introduction(trainer, decided), flush=True)
+            print(introduction(trainer, decided), file=sys.stderr, flush=True)  # what comes out is the run
 
     with progress(chosen.method) as report:
         command = shlex.join(["taet", "train", *arguments])
@@ -98,21 +99,24 @@ def _evaluate(folder: Path, as_json: bool) -> None:
 def introduction(trainer: Trainer, decided: Sequence[str]) -> str:
     """Say what the data are, what was decided for them, and how long training will take."""
     dataset, run = trainer.dataset, trainer.run
-    counts = dataset.class_counts
+    counts, names = dataset.class_counts, dataset.class_names
     most, least = int(counts.argmax()), int(counts.argmin())
     images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
+    spread = f"{counts[most]:,} '{names[most]}' to {counts[least]:,} '{names[least]}'"
+    if counts[most] == counts[least]:
+        spread = f"{counts[most]:,} of each"
     lines = [
-        f"{dataset.name}: {images} images of {dataset.num_classes} classes, {counts[most]:,} "
-        f"'{dataset.class_names[most]}' to {counts[least]:,} '{dataset.class_names[least]}' to train on, "
-        f"imbalance ratio {dataset.imbalance_ratio:.3g}",
+        f"{dataset.name}: {images} images of {dataset.num_classes} classes, {spread} to train on",
         *(f"  {note}" for note in dataset.notes),
     ]
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     _, height, width = dataset.image_shape
     mirrored = "mirrored at random" if trainer.loader.mirror else "never mirrored"
+    stem = models.stem(run.model.name, dataset.image_shape, run.model.stem)
     lines += [
-        f"{run.method}: {run.training.epochs} epochs of {run.model.name}, {parameters:,} parameters, "
-        f"on {width}x{height} pixels, {mirrored}",
+        f"{run.method}: {run.training.epochs} epoch{'' if run.training.epochs == 1 else 's'} of {run.model.name}, "
+        f"{parameters:,} parameters, "
+        f"{f'{stem} stem, ' if stem else ''}on {width}x{height} pixels, {mirrored}",
         *(f"  {note}" for note in getattr(trainer.model, "notes", ())),
     ]
     if decided:
@@ -146,6 +150,7 @@ def _planned(method: str, arguments: list[str]) -> tuple[Run, str | None, list[s
         return run, out, []
     made = own_data.planned(dataclasses.replace(start, data=run.data))
     run, out = _parsed(made.run, rest)
+    run = override(run, {"data.name": full_name(run.data.name)})  # what a bare path means does not depend on the folder
     return run, out, made.sentences(run)
 
 

@@ -43,9 +43,9 @@ def export(
     """Write the model of a finished run, its preprocessing and the deployed offset inside, and return the file's path.
 
     The graph maps `images` uint8 (N, H, W, C), grey levels 0 to 255, to `logits` float32 (N, classes), for any N. Where
-    the run resized its images (`--data.size`), H and W may be any, and the graph resizes as Pillow does (see
-    `taet.deployment.graph.resize`); else they are the run's. safetensors holds the weights alone. The file is loaded
-    back and its logits are compared with the model's before it takes its name.
+    the run's images were resized (`--data.size`; gtsrb always), H and W may be any, and the graph resizes as Pillow
+    does (see `taet.deployment.graph.resize`); else they are the run's. safetensors holds the weights alone. The file is
+    loaded back and its logits are compared with the model's before it takes its name.
 
     Args:
         run_dir: a finished run.
@@ -69,12 +69,10 @@ def export(
         raise UserError(f"{path} is there already; allowed: another --out, or --force to replace it")
     run, network, info = load_model(folder, weights, model=model)
     channels, *size = info["data"]["image_shape"]
-    resizes = run.data.size is not None
+    resizes = info["data"].get("resized", run.data.size is not None)  # older runs do not say
     deployed = Deployed(network, (size[0], size[1]), resizes=resizes).eval()
-    about = json.dumps(metadata(folder, run, network, info, weights), ensure_ascii=False)
-    sides = (
-        [2 * side + 3 for side in size] if resizes else size
-    )  # no side of another's length, to none of which it ties
+    about = json.dumps(metadata(folder, run, deployed, info, weights), ensure_ascii=False)
+    sides = [2 * side + 3 for side in size] if resizes else size  # of another length than the model's, tied to none
     shape = (*sides, channels)
     with _quiet(), torch.no_grad():
         content = chosen.written(deployed, _noise(2, shape), about)
@@ -83,18 +81,18 @@ def export(
     return path
 
 
-def metadata(folder: Path, run: Run, model: nn.Module, info: Mapping[str, Any], weights: str) -> dict[str, Any]:
+def metadata(folder: Path, run: Run, deployed: Deployed, info: Mapping[str, Any], weights: str) -> dict[str, Any]:
     """What an exported file says about its run: its hash, method, epoch, ball, weights, classes and image shape."""
     with safe_open(folder / f"{weights}.safetensors", framework="pt") as file:
         written = json.loads((file.metadata() or {}).get("taet", "{}"))  # method, epoch, run_hash
     return {
         **written,
         "taet": taet.__version__,
-        "weights_sha256": weights_digest(model),  # as in the run's result card
+        "weights_sha256": weights_digest(deployed.model),  # as in the run's result card
         "eps": run.threat.eps,
         "class_names": info["data"]["class_names"],
         "image_shape": info["data"]["image_shape"],
-        "resizes": run.data.size is not None,
+        "resizes": deployed.resizes,
     }
 
 

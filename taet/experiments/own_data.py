@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import torch
 
 from taet.config import Data, Run, override
-from taet.data import holds_groups, is_own, load, survey
+from taet.data import full_name, holds_groups, image_files, is_own, load, survey
 from taet.errors import UserError
 from taet.protocols import start
 
 # Judgements of ours, in the order in which a user meets them; the numbers that come from a paper say so.
 SIDES = (224, 128, 64, 32)  # pixels that the sets of this field come in: ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR
-BATCHES, STEPS_PER_EPOCH = (128, 64, 32), 20  # 128: both papers; smaller where an epoch would have fewer steps
-EPOCHS, FEWEST_EPOCHS, STEPS = 100, 30, 2000  # 100: TAET; without an accelerator as many as make 2,000 steps
+BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller than the protocol's where an epoch would have fewer steps
+FEWEST_EPOCHS, STEPS = 30, 2000  # without an accelerator as many epochs as make 2,000 steps, within the protocol's
 POINTS = 10  # of the curve of a run
 TRAINING_SHARE = 0.8  # of the images, where they are not divided yet
 ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the fast one is within 1 point of the whole (docs/evaluation.md)
@@ -54,10 +54,12 @@ class Facts(NamedTuple):
 
 def facts(data: Data) -> Facts:
     """Look at images of one's own: at the headers of image files, at the shape of arrays."""
-    found = survey(data.name, root=data.root)
-    if found is not None:
-        return Facts(TRAINING_SHARE * len(found.paths), found.median, found.largest, found.uniform)
-    arrays = load(data.name, root=data.root)
+    found, files = survey(data.name, root=data.root), image_files(data.name, root=data.root)
+    if found is not None and files is not None:
+        undivided = len(files["train"]) == len(found.paths)
+        training = len(files["train"]) * (TRAINING_SHARE if undivided else 1)
+        return Facts(training, found.median, found.largest, found.uniform)
+    arrays = load(data.name, root=data.root, storage=data.storage)
     _, height, width = arrays.image_shape
     return Facts(len(arrays.train), (width, height), (width, height), True)
 
@@ -95,7 +97,7 @@ def plan(method: str, data: str, *, root: str | None = None, protocol: str = "ta
     belong together, network, batch, epochs and attacks. Of image files only the headers are read. A data set with a
     name of its own, such as cifar10-lt, is refused: its protocol decides everything.
     """
-    return planned(override(start(protocol, method), {"data.name": data, "data.root": root}))
+    return planned(override(start(protocol, method), {"data.name": full_name(data), "data.root": root}))
 
 
 def planned(run: Run, here: Machine | None = None) -> Plan:
@@ -110,10 +112,11 @@ def planned(run: Run, here: Machine | None = None) -> Plan:
         **_size(found, here),
         **_groups(run),
         "model.name": Decision("resnet18" if here.accelerated else "resnet8", here.words),
-        **length(found, here),
+        **length(run, found, here),
         "threat.eps": Decision(run.threat.eps, "L-infinity, as the field has it for photographs"),
-        "evaluation.attacks": Decision(ATTACKS, "more with: taet evaluate RUN --attacks taet"),
     }
+    if run.protocol == "taet":  # whoever asks for another one wants its columns
+        decisions["evaluation.attacks"] = Decision(ATTACKS, "more with: taet evaluate RUN --attacks taet")
     return Plan(override(run, {name: made.value for name, made in decisions.items()}), decisions)
 
 
@@ -133,14 +136,19 @@ def _groups(run: Run) -> dict[str, Decision]:
     return {"data.group": Decision("folder", "folders in the class folders: the images of one stay in one split")}
 
 
-def length(found: Facts, here: Machine) -> dict[str, Decision]:
-    """Batches and epochs, by about how many training images there are."""
-    batch = next((size for size in BATCHES if found.training >= STEPS_PER_EPOCH * size), BATCHES[-1])
+def length(run: Run, found: Facts, here: Machine) -> dict[str, Decision]:
+    """Batches and epochs, by about how many training images there are; never more than the protocol's."""
+    most = run.training
+    sizes = [size for size in BATCHES if size < most.batch_size]
+    batch = next((size for size in [most.batch_size, *sizes] if found.training >= STEPS_PER_EPOCH * size), BATCHES[-1])
     steps = math.ceil(found.training / batch)
-    epochs = EPOCHS if here.accelerated else min(max(math.ceil(STEPS / steps), FEWEST_EPOCHS), EPOCHS)
+    enough = max(math.ceil(STEPS / steps), FEWEST_EPOCHS)
+    epochs = most.epochs if here.accelerated else min(enough, most.epochs)
     return {
-        "training.batch_size": Decision(batch, f"about {steps} steps in an epoch"),
-        "training.epochs": Decision(epochs, f"about {epochs * steps} steps; protocol taet has {EPOCHS} epochs"),
+        "training.batch_size": Decision(batch, f"about {steps} step{'' if steps == 1 else 's'} in an epoch"),
+        "training.epochs": Decision(
+            epochs, f"about {epochs * steps} steps; the protocol {run.protocol} has {most.epochs} epochs"
+        ),
         "training.monitor_every": Decision(max(1, epochs // POINTS), "epochs between points of the curve"),
     }
 

@@ -146,8 +146,8 @@ class Task:
 
 
 class Step(NamedTuple):
-    """What `after_step` is told: positions in the data (N,), the batch, its loss, the attack, the optimiser's settings,
-    and how many steps of the run came before.
+    """What `after_step` is told: positions in the data (N,), the batch, its loss, the attack, the optimiser of the
+    model's weights, which stays as it is, and how many steps of the run came before.
     """
 
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a step
@@ -155,8 +155,7 @@ class Step(NamedTuple):
     y: Tensor
     loss: Loss
     attack: Attack
-    lr: float
-    weight_decay: float
+    optimizer: torch.optim.Optimizer
     number: int = 0
 
 

@@ -78,9 +78,10 @@ class LearnableAttackStrategy(Method):
 
     Every `interval` steps the strategy learns by REINFORCE, on mean(-log p(choices)) times one reward for the batch,
     R = attacked loss + robust_reward * robust accuracy + clean_reward * clean accuracy, without a baseline. Both
-    accuracies are those of a copy of the model after one step of plain SGD on x'; robust is under ten steps of PGD with
-    two restarts at the threat's eps. Its gradient is clipped to length 1, as published; that of a fresh network is
-    longer by far, and while it is, the size of the reward moves nothing. The strategy is dropped after training.
+    accuracies are those of a copy of the model after one step on x' of plain SGD, without momentum, as published, or of
+    the run's AdamW; robust is under ten steps of PGD with two restarts at the threat's eps. The strategy's gradient is
+    clipped to length 1, as published; that of a fresh network is longer by far, and while it is, the size of the reward
+    moves nothing. The strategy is dropped after training.
 
     The ranges include both ends, as the published commands do; the public code's own defaults leave out the upper one.
     They scale with the threat's eps, so that another threat, or a budget by class, reaches them. The outer loss sees
@@ -252,7 +253,10 @@ class LearnableAttackStrategy(Method):
     def _reward(self, model: nn.Module, step: Step, choices: Tensor) -> Tensor:
         """What the choices are worth: how far they raise the loss, and what one step on them makes of the model."""
         x, y, attack = step.x, step.y, step.attack
-        ahead = copy.deepcopy(model)
+        ahead, optimizer = copy.deepcopy((model, step.optimizer))  # together, so that the copies belong together
+        for group in optimizer.param_groups:
+            if "momentum" in group:
+                group["momentum"] = 0.0  # SGD is published without
         with frozen(ahead):
             adversarial = self._attacked(ahead, x, y, attack, choices)
             with torch.no_grad():
@@ -260,7 +264,6 @@ class LearnableAttackStrategy(Method):
                     raised = global_mean(cross_entropy(ahead(adversarial.x), y))
                 else:
                     raised = self.loss(ahead, x, y, adversarial).total
-        optimizer = torch.optim.SGD(ahead.parameters(), lr=step.lr, weight_decay=step.weight_decay)
         self.loss(ahead.train(), x, y, adversarial).total.backward()  # type: ignore[no-untyped-call]
         average_gradients([p.grad for p in ahead.parameters() if p.grad is not None])
         optimizer.step()

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from taet import registry
 from taet.errors import UserError
 from taet.models.classifier import Adapter, Classifier, adapted
-from taet.models.foreign import elsewhere, is_own, registered, taken_apart
+from taet.models.foreign import elsewhere, is_own, refuse_code_in, registered, taken_apart
 from taet.models.heads import CosineHead, Head
 from taet.models.weights import pretrained
 from taet.randomness import seeded
 
-__all__ = ["Adapter", "Classifier", "CosineHead", "Head", "adapted", "build", "is_own", "pretrained"]
+__all__ = [
+    "Adapter",
+    "Classifier",
+    "CosineHead",
+    "Head",
+    "adapted",
+    "build",
+    "is_own",
+    "pretrained",
+    "refuse_code_in",
+    "stem",
+]
 
 
 def build(
@@ -27,7 +39,8 @@ def build(
 
     Args:
         name: of `taet list models`, torchvision:NAME, timm:NAME, or package.module:callable, which takes nothing or
-            `num_classes` and returns a Module, or is one (the current directory is importable).
+            `num_classes` and returns a Module, or is one (the current directory is importable, the standard library is
+            not).
         num_classes: C, width of the logits.
         image_shape: (channels, height, width); `forward` maps (N, *image_shape) in [0, 1] to logits (N, C).
         seed: of the first weights.
@@ -53,3 +66,11 @@ def build(
     if weights is not None:
         model.notes = (*model.notes, pretrained(model, Path(weights)))
     return model
+
+
+def stem(name: str, image_shape: tuple[int, int, int], asked: str = "auto") -> str | None:
+    """Return which first layers, cifar or imagenet, the residual network `name` has; None for any other model."""
+    if ":" in name:
+        return None
+    is_large = getattr(registry.find("models", name).load(), "is_large", None)
+    return None if is_large is None else "imagenet" if is_large(asked, image_shape) else "cifar"

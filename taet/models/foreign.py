@@ -12,7 +12,8 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -203,7 +204,10 @@ def taken_apart(
         model.notes = (f"features: the inputs of the network's last layer, {name}",)
         return model.train()
     whole = adapted(network, num_classes)
-    whole.notes = ("the network is used whole: no linear layer gives its logits, so it has no features to read",)
+    whole.notes = (
+        "the network is used whole: no linear layer gives its logits, so it has no features to read, and it gets "
+        "images as they are, in [0, 1]",
+    )
     return whole.train()
 
 
@@ -312,11 +316,13 @@ def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
     spec = f"{module_name}:{name}"
     if not (module_name and name):
         raise UserError(f"model: got '{spec}'; allowed: {', '.join(FORMS)}, or a name of taet list models")
+    first = module_name.partition(".")[0]
+    if first in sys.stdlib_module_names:
+        raise UserError(f"{spec}: {first} is of Python's standard library; allowed: a module of your own")
     with _importable_here():
         try:
-            with torch.random.fork_rng(
-                devices=[]
-            ):  # what the file draws, once, when it is imported shifts no other draw
+            # What the file draws, once, when it is imported, shifts no other draw.
+            with torch.random.fork_rng(devices=[]):
                 module = importlib.import_module(module_name)
         except Exception as error:  # whatever the user's file raises
             raise UserError(f"module '{module_name}' cannot be imported: {type(error).__name__}: {error}") from error
@@ -325,6 +331,44 @@ def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
             raise unknown(f"callable of {module_name}", name, own)
         made = getattr(module, name)
         return made if isinstance(made, nn.Module) else _call(made, spec, num_classes)
+
+
+def refuse_code_in(folder: Path, name: str) -> None:
+    """Refuse a model whose code lies in `folder`, or may: opening a run never runs code that came with it.
+
+    Nothing is imported to find out. A name that is no package.module:callable has no code there. The current directory
+    is searched before all others, also for whatever the module imports, so it must not lie in the folder either.
+
+    Raises:
+        UserError: in one line.
+    """
+    if not is_own(name):
+        return
+    inside = folder.resolve()
+    with _importable_here():
+        places = (Path.cwd(), *_places(name.partition(":")[0].split(".")))
+    if any(place.resolve().is_relative_to(inside) for place in places):
+        never = "opening a run never runs code that may have come with it"
+        raise UserError(
+            f"model '{name}' is looked for in {folder}, and {never}; "
+            "allowed: a module elsewhere, and another current directory"
+        )
+
+
+def _places(names: Sequence[str]) -> Iterator[Path]:
+    """Yield where the packages that lead to a module lie, and where it lies, as far as they are found."""
+    path: Sequence[str] | None = None
+    for name in names:
+        finders = sys.meta_path if path is None else [PathFinder]
+        spec = next((found for finder in finders if (found := finder.find_spec(name, path)) is not None), None)
+        if spec is None:
+            return
+        if spec.has_location and spec.origin is not None:
+            yield Path(spec.origin)
+        if spec.submodule_search_locations is None:
+            return
+        path = list(spec.submodule_search_locations)
+        yield from map(Path, path)
 
 
 @contextlib.contextmanager

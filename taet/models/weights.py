@@ -163,7 +163,13 @@ def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         shapes = [f"{key} {tuple(state[key].shape)} for {tuple(held[key].shape)}" for key in other]
         found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         parts = [f"{len(names)} {kind} ({_first(names)})" for kind, names in found if names]
-        raise UserError(f"{path} does not fit the model: {'; '.join(parts)}")
+        raise UserError(f"{path} does not fit the model: {'; '.join(parts)}{_hint(state, held)}")
+
+
+def _hint(state: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
+    """Where the names are those of torchvision's residual networks and the model's are not, whose model takes them."""
+    theirs = {"conv1.weight", "layer1.0.conv1.weight"} <= state.keys()
+    return "" if not theirs or "conv1.weight" in held else "; the names are torchvision's: --model torchvision:NAME"
 
 
 def _first(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Files of a run folder: checkpoints, weights, and how a finished run is read; no file ever runs code."""
+"""Files of a run folder: checkpoints, weights, and how a finished run is read; no file in it ever runs code."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def load_model(
     """Return (run, model with its weights in eval mode, run.json) of a finished run folder; no data are needed.
 
     `weights` is `model` (what the run delivers), `model-last` or `model-best`. A run that was trained from a module in
-    memory needs it again: `model` gets the weights.
+    memory needs it again: `model` gets the weights. What a run names as package.module:callable is imported and called;
+    code that lies in the folder is refused.
     """
     folder = Path(folder)
     info = read_record(folder)
@@ -146,6 +147,7 @@ def load_model(
     check_given(folder, info, "model", model)
     classes, (channels, height, width) = info["data"]["num_classes"], info["data"]["image_shape"]
     if model is None:
+        models.refuse_code_in(folder, run.model.name)
         head = models.Head(**info["head"])
         model = models.build(run.model.name, classes, (channels, height, width), head=head, stem=run.model.stem)
     model = models.adapted(model, classes)

@@ -44,11 +44,8 @@ def training_step(
         loss.total.backward()  # type: ignore[no-untyped-call]
         average_gradients([p.grad for p in (*model.parameters(), *method.parameters()) if p.grad is not None])
         optimizer.step()
-    group = optimizer.param_groups[0]
     parts = {name: value.detach() for name, value in loss.parts.items()}
     loss = Loss(loss.total.detach(), parts, loss.logits.detach())
     with precision:
-        method.after_step(
-            model, Step(batch.index, batch.x, batch.y, loss, attack, group["lr"], group["weight_decay"], number)
-        )
+        method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack, optimizer, number))
     return loss

@@ -27,8 +27,9 @@ from taet.data import Dataset, Split, load
 from taet.data.loader import Batch, Loader
 from taet.errors import UserError
 from taet.files import file_sha256, write_atomically, write_json
-from taet.methods import Attack, Task
-from taet.models import Classifier, CosineHead
+from taet.methods import Attack, Method, Task
+from taet.methods.base import Loss
+from taet.models import Adapter, Classifier, CosineHead
 from taet.randomness import derive_seed, generator
 from taet.training import checkpoint
 from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
@@ -73,7 +74,8 @@ class TrainingResult:
 
 def default_folder(run: Run) -> Path:
     """Folder that a run without `out` takes."""
-    data = run.data.name.replace(":", "-").replace("/", "-").strip("-.")
+    kind, _, path = run.data.name.rpartition(":")
+    data = Path(path).resolve().stem if kind or "/" in path else path
     ratio = "" if run.data.imbalance_ratio is None else f"-ir{run.data.imbalance_ratio:g}"
     return Path("runs") / f"{run.method}-{data}{ratio}-{run.model.name}-{run.protocol}-seed{run.seed}"
 
@@ -99,7 +101,9 @@ def train(
     # What a kill leaves before there is a run.json is only that file's unfinished part.
     if folder.exists() and (not folder.is_dir() or any(file.name != "run.json.part" for file in folder.iterdir())):
         if trainer.is_that_of(folder):
-            raise UserError(f"{folder} exists: continue it with --resume {folder}, or choose another --out")
+            finished = (folder / "done").exists()
+            way = f"it is finished, see taet evaluate {folder}" if finished else f"continue it with --resume {folder}"
+            raise UserError(f"{folder} exists: {way}, or choose another --out")
         raise UserError(f"{folder} exists and is not this run; choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,16 +130,30 @@ def resume(
     checkpoint.check_given(folder, info, "model", model)
     checkpoint.check_given(folder, info, "dataset", dataset)
     run = config.override(run, {"training.threads": info["threads"]})
-    trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
+    begun = (folder / "checkpoint.pt").exists()
+    if model is None:
+        models.refuse_code_in(folder, run.model.name)
+        if run.model.weights is not None and not begun:
+            _check_pretrained(Path(run.model.weights), folder, str(info.get("pretrained_sha256")))
+    trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress, begun=begun)
     for split, recorded in info["data"]["splits"].items():
         found = trainer.dataset.splits.get(split)
         if found is None or found.sha256 != recorded["sha256"]:
             raise UserError(f"the {split} images are not those that {folder} was started with; nothing was changed")
-    if (folder / "checkpoint.pt").exists():
+    if begun:
         trainer.restore()
+        trainer.model.notes = tuple(info.get("model_notes", ()))
     else:  # killed before the first one: from the start again
         (folder / "metrics.jsonl").unlink(missing_ok=True)
     return trainer.fit()
+
+
+def _check_pretrained(path: Path, folder: Path, recorded: str) -> None:
+    """Refuse to start again from another file of pretrained weights than the run's, whose SHA-256 is `recorded`."""
+    found = file_sha256(path) if path.is_file() else ""
+    if found != recorded:
+        got = f"SHA-256 {found[:12]}" if found else "no file"
+        raise UserError(f"weights {path}: got {got}; {folder} was started with SHA-256 {recorded[:12]}")
 
 
 def run_hash(run: Run) -> str:
@@ -147,10 +165,20 @@ def run_hash(run: Run) -> str:
 
 
 class Trainer:
-    """State and loop of one run."""
+    """State and loop of one run.
+
+    Of a run that has `begun`, the weights are about to be restored: the file of pretrained ones is not read again.
+    """
 
     def __init__(
-        self, run: Run, folder: Path, *, model: nn.Module | None, dataset: Dataset | None, progress: Progress | None
+        self,
+        run: Run,
+        folder: Path,
+        *,
+        model: nn.Module | None,
+        dataset: Dataset | None,
+        progress: Progress | None,
+        begun: bool = False,
     ) -> None:
         self.run, self.folder, self.progress = run, folder, progress
         self.device = resolve_device(run.training.device)
@@ -181,7 +209,7 @@ class Trainer:
         )
         self.method = methods.build(run.method, run.settings, task).to(self.device)
         self.run = config.override(run, {"settings": self.method.config})
-        self.model = self._model(model)
+        self.model = self._model(model, None if begun else run.model.weights)
         self.optimizer = build_optimizer(self.model, run.training)
         averaged = bool(run.training.ema) or run.training.swa < 1
         if run.training.swa < 1 and round(run.training.swa * run.training.epochs) >= run.training.epochs:
@@ -220,9 +248,9 @@ class Trainer:
             raise UserError(f"selection best-validation needs a validation split: add {remedy}")
         return "test", self.dataset.test
 
-    def _model(self, given: nn.Module | None) -> nn.Module:
+    def _model(self, given: nn.Module | None, weights: str | None) -> Classifier | Adapter:
         classes, shape = self.dataset.num_classes, self.dataset.image_shape
-        model: nn.Module
+        model: Classifier | Adapter
         if given is None:
             chosen = self.run.model
             built = models.build(
@@ -232,7 +260,7 @@ class Trainer:
                 seed=self.run.seed,
                 head=self.method.head(),
                 stem=chosen.stem,
-                weights=chosen.weights,
+                weights=weights,
             )
             # A callable of the user's decides itself what its network does with images in [0, 1].
             if isinstance(built, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
@@ -289,6 +317,7 @@ class Trainer:
                 "class_names": list(dataset.class_names),
                 "num_classes": dataset.num_classes,
                 "image_shape": list(dataset.image_shape),
+                "resized": dataset.resized,
                 "imbalance_ratio": dataset.imbalance_ratio,
                 "notes": list(dataset.notes),
                 "arrays": self.given["dataset"],
@@ -297,7 +326,7 @@ class Trainer:
             "model_given": self.given["model"],
             "head": self.method.head()._asdict(),
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "model_notes": list(getattr(self.model, "notes", ())),
+            "model_notes": list(self.model.notes),
             "pretrained_sha256": None if run.model.weights is None else file_sha256(Path(run.model.weights)),
             "threads": self.threads,
             **environment(self.device),
@@ -410,24 +439,8 @@ class Trainer:
                     group["lr"] = learning_rate(run, epoch, self.step, len(self.loader))
                 torch.manual_seed(derive_seed(run.seed, "model", epoch, self.step))  # for a user's model with dropout
                 number = epoch * len(self.loader) + self.step
-                try:
-                    loss = training_step(
-                        self.model,
-                        self.method,
-                        self.optimizer,
-                        batch,
-                        self._attack("attack", epoch, self.step),
-                        autocast=run.training.precision == "bf16",
-                        awp=run.training.awp if epoch >= round(run.training.awp_start * run.training.epochs) else 0.0,
-                        number=number,
-                    )
-                except ValueError as error:
-                    if "more than 1 value per channel" not in str(error):
-                        raise
-                    raise UserError(
-                        f"batch size: a batch of {len(batch.y)} leaves batch normalisation one value per channel; "
-                        "take a larger --batch-size"
-                    ) from error
+                attack = self._attack("attack", epoch, self.step)
+                loss = self._step(self.model, self.method, self.optimizer, batch, attack, epoch, number)
                 self.running.add(loss, batch.y)
                 self.step += 1
                 if self.average is not None and run.training.ema:
@@ -439,6 +452,37 @@ class Trainer:
         # A run that was stopped while it watched comes here again, with the epoch averaged already.
         if self.average is not None and run.training.swa < 1 and self.average.models == swa_epoch:
             self.average.add_equally(self.model)
+
+    def _step(
+        self,
+        model: nn.Module,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        batch: Batch,
+        attack: Attack,
+        epoch: int,
+        number: int,
+    ) -> Loss:
+        """A step of `epoch`, with the run's settings."""
+        training = self.run.training
+        try:
+            return training_step(
+                model,
+                method,
+                optimizer,
+                batch,
+                attack,
+                autocast=training.precision == "bf16",
+                awp=training.awp if epoch >= round(training.awp_start * training.epochs) else 0.0,
+                number=number,
+            )
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"batch size: a batch of {len(batch.y)} leaves batch normalisation one value per channel; "
+                "take a larger --batch-size"
+            ) from error
 
     def _rebalance(self) -> None:
         """Take the attack's weights to the predictions of the last epoch, in place: a captured step sees them."""
@@ -625,9 +669,7 @@ class Trainer:
         for number in range(2):
             begun = time.monotonic()
             attack = self._attack("expected", epoch, number)
-            loss = training_step(
-                model, method, optimizer, batch, attack, autocast=self.run.training.precision == "bf16", number=number
-            )
+            loss = self._step(model, method, optimizer, batch, attack, epoch, number)
             loss.total.item()  # waits for the device
         return (time.monotonic() - begun) * len(self.dataset.train) / len(batch.y) / self._units(epoch)[0]
 

@@ -25,11 +25,11 @@ def refused(taet: Any) -> Callable[..., None]:
         outcome = taet(*arguments)
         assert outcome.code == 2
         assert outcome.out == ""
-        lines = [line for line in outcome.err.splitlines() if not line.startswith("at: ")]  # progress
-        assert len(lines) == 1
-        assert lines[0].startswith("taet: error: ")
+        *before, last = outcome.err.splitlines()  # before it: what a run said of its data, and its progress
+        assert last.startswith("taet: error: ")
+        assert not any(line.startswith(("taet: error", "Traceback")) for line in before)
         for part in parts:
-            assert part in lines[0]
+            assert part in last
 
     return check
 
@@ -125,7 +125,7 @@ def test_folders(refused: Callable[..., None], tmp_path: Path) -> None:
     (broken / "b" / "1.png").write_bytes(b"no image at all")
     refused(["train", "at", "--data", f"folder:{broken}", *out], f"cannot read image '{broken / 'b' / '1.png'}'")
     mixed = folder(tmp_path / "mixed", side_of_last=9)
-    refused(["train", "at", "--data", f"folder:{mixed}", *out], "8x8 pixels", "9x9", "--data.size 8")
+    refused(["data", "show", f"folder:{mixed}"], "8x8 pixels", "9x9", "--data.size 8")
     empty = folder(tmp_path / "empty")
     (empty / "c").mkdir()
     refused(["train", "at", "--data", f"folder:{empty}", *out], f"class folder '{empty / 'c'}' holds no image")
@@ -176,7 +176,7 @@ def damaged(finished: Any, tmp_path: Path) -> Path:
 def test_a_run_folder_that_exists(refused: Callable[..., None], small: list[str], finished: Any) -> None:
     before = (finished.folder / "run.json").read_bytes()
     words = ["train", "at", *small, "--epochs", "10", "--out", finished.folder]
-    refused(words, f"{finished.folder} exists: continue it with --resume {finished.folder}")
+    refused(words, f"{finished.folder} exists: it is finished, see taet evaluate {finished.folder}")
     refused([*words, "--outer.drw"], f"{finished.folder} exists and is not this run; choose another --out")
     assert (finished.folder / "run.json").read_bytes() == before
 

@@ -31,12 +31,13 @@ def test_a_run_without_other_options_says_trains_attacks_and_reports(
     folder = lesions.parent / "run"
     outcome = taet("train", "taet", "--data", f"folder:{lesions}", "--out", folder)
     assert outcome.code == 0, outcome.err
-    said = outcome.out
+    said = outcome.err + outcome.out
     for part in (
         "14 train + 3 test images of 2 classes",
-        "10 'naevus' to 4 'melanoma'",
+        "10 'naevus' to 4 'melanoma' to train on",
+        "cifar stem",
         "--epochs",
-        "training will take about 10 seconds",
+        "training will take about",
     ):
         assert part in said, said
     assert (folder / "evaluation.json").is_file()

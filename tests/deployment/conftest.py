@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,6 @@ NAMES = ("red", "green", "blue")
 SIDE = 16
 RUN = {
     "settings": methods.find("robal").Config(tau_p=0.2),
-    "data.size": SIDE,
     "model.name": "resnet8",
     "threat.eps": 0.05,
     "threat.step_size": 0.025,
@@ -43,7 +43,8 @@ def dataset() -> Dataset:
     labels = np.concatenate([np.repeat(np.arange(3), (32, 16, 8)), np.arange(24) % 3])
     colours = 110 + 40 * np.eye(3)[labels] + draws.normal(0, 12, (80, 3))
     images = np.clip(colours[:, None, None] + draws.normal(0, 40, (80, SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
-    return Dataset.from_arrays(images[:56], labels[:56], images[56:], labels[56:], class_names=NAMES)
+    made = Dataset.from_arrays(images[:56], labels[:56], images[56:], labels[56:], class_names=NAMES)
+    return dataclasses.replace(made, resized=True)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from taet import config, protocols
 from taet.data import Dataset
 from taet.deployment import export as export_run
 from taet.errors import UserError
+from taet.models import resnet, vit
 from taet.training.checkpoint import load_model
 
 ATOL = 1e-4
@@ -79,16 +80,23 @@ def test_cosine_head_and_offset_at_every_size_and_batch(
 ) -> None:
     answer = answers(exported(format))
     assert load_model(trained)[1].offset.abs().max() > 0.1
-    for batch in (1, 5):
-        for size in ((16, 16), (30, 50), (7, 9)):
-            images = pictures(batch, (*size, 3))
-            expected = wanted(trained, prepared(images, (3, 16, 16)))
-            torch.testing.assert_close(answer(images), expected, rtol=0, atol=ATOL)
+    for batch, size in ((1, (16, 16)), (5, (30, 50)), (2, (7, 9))):
+        images = pictures(batch, (*size, 3))
+        expected = wanted(trained, prepared(images, (3, 16, 16)))
+        torch.testing.assert_close(answer(images), expected, rtol=0, atol=ATOL)
 
 
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of one block, with every operation of the deeper ones, which take exporters much longer."""
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet8", resnet.Layout((8,), (1,)))
+    monkeypatch.setitem(vit.LAYOUTS, "vit-mini-p4", vit.Layout(4, 16, 1, 2, 32))
+
+
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(
     ("format", "model", "shape"),
-    [("pt2", "resnet8", (1, 12, 20)), ("onnx", "resnet8", (1, 12, 20)), ("onnx", "vit-mini-p4", (3, 32, 32))],
+    [("pt2", "resnet8", (1, 12, 20)), ("onnx", "resnet8", (1, 12, 20)), ("onnx", "vit-mini-p4", (3, 8, 8))],
 )
 def test_grey_images_of_one_size_and_a_transformer(
     format: str,
@@ -108,6 +116,19 @@ def test_grey_images_of_one_size_and_a_transformer(
     for batch in (1, 5):
         images = pictures(batch, (*shape[1:], shape[0]))
         torch.testing.assert_close(answer(images), wanted(folder, prepared(images, shape)), rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize(("size", "resized"), [(None, True), (12, False), (12, None), (None, None)])
+def test_the_record_says_whether_images_may_have_any_size(
+    size: int | None, resized: bool | None, make_run: Make, tmp_path: Path
+) -> None:
+    """Arrays are taken as they are whatever the option says, and some sets are resized without; old runs say none."""
+    folder = make_run(tmp_path / "run", "resnet8", (1, 12, 12), size)
+    record = json.loads((folder / "run.json").read_text())
+    record["data"] |= {} if resized is None else {"resized": resized}
+    (folder / "run.json").write_text(json.dumps(record))
+    expected = size is not None if resized is None else resized
+    assert metadata(export_run(folder, "safetensors"))["resizes"] is expected
 
 
 def test_the_file_says_what_predict_says(

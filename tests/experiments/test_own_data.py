@@ -11,7 +11,7 @@ from PIL import Image
 from taet import protocols
 from taet.config import Run, override
 from taet.errors import UserError
-from taet.experiments.own_data import BATCHES, EPOCHS, FEWEST_EPOCHS, Facts, Machine, facts, length, plan, planned
+from taet.experiments.own_data import FEWEST_EPOCHS, Facts, Machine, facts, length, plan, planned
 
 CPU, GPU = Machine(accelerated=False), Machine(accelerated=True)
 
@@ -71,14 +71,27 @@ def test_folders_in_class_folders_are_groups(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("training", [3, 100, 639, 640, 5000, 60_000])
 def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> None:
-    values = {name: made.value for name, made in length(Facts(training, (8, 8), (8, 8), True), CPU).items()}
+    found, run = Facts(training, (8, 8), (8, 8), True), protocols.taet("at")
+    values = {name: made.value for name, made in length(run, found, CPU).items()}
     batch, epochs = values["training.batch_size"], values["training.epochs"]
-    assert batch in BATCHES
-    assert batch == BATCHES[-1] or training / batch >= 20
-    assert FEWEST_EPOCHS <= epochs <= EPOCHS
+    assert batch in (128, 64, 32)
+    assert batch == 32 or training / batch >= 20
+    assert FEWEST_EPOCHS <= epochs <= 100
     steps = -(-training // batch)
-    assert epochs in (FEWEST_EPOCHS, EPOCHS) or 2000 <= epochs * steps < 2000 + steps
-    assert length(Facts(training, (8, 8), (8, 8), True), GPU)["training.epochs"].value == EPOCHS
+    assert epochs in (FEWEST_EPOCHS, 100) or 2000 <= epochs * steps < 2000 + steps
+    assert length(run, found, GPU)["training.epochs"].value == 100
+
+
+@pytest.mark.parametrize(("protocol", "epochs", "batch"), [("reat", 80, 128), ("official", 80, 64)])
+def test_a_protocol_that_was_asked_for_is_the_most(protocol: str, epochs: int, batch: int) -> None:
+    run = protocols.start(protocol, "robal")
+    values = {name: made.value for name, made in length(run, Facts(20_000, (8, 8), (8, 8), True), GPU).items()}
+    assert (values["training.epochs"], values["training.batch_size"]) == (epochs, batch)
+
+
+def test_the_columns_of_another_protocol_stay(lesions: Path) -> None:
+    run = override(protocols.reat("at"), {"data.name": f"folder:{lesions}"})
+    assert planned(run, CPU).run.evaluation.attacks == protocols.reat("at").evaluation.attacks
 
 
 def test_arrays_are_looked_at_as_well(tmp_path: Path) -> None:
@@ -111,5 +124,19 @@ def test_a_set_with_a_protocol_is_refused() -> None:
 
 
 def test_a_folder_that_is_no_data_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="class folders in .*got none"):
+    with pytest.raises(UserError, match=r"class folders in .*got none"):
         planned(on(tmp_path), CPU)
+
+
+def test_only_the_training_images_of_given_splits_are_counted(tmp_path: Path) -> None:
+    for part, count in (("train", 6), ("test", 40)):
+        for name in "ab":
+            fill(tmp_path / part / name, count)
+    assert facts(on(tmp_path).data).training == 12
+
+
+def test_files_that_cannot_be_read_are_named_before_anything_is_decided(lesions: Path) -> None:
+    for file in lesions.rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot read image .*it is empty"):
+        planned(on(lesions), CPU)

@@ -246,7 +246,8 @@ def test_the_generator_ascends_what_the_classifier_descends(variant: str, networ
         generator.zero_grad()
         loss = generator.loss(model.eval(), digits.x, digits.y, adversarial)
         loss.total.backward()
-        generator.after_step(model, Step(digits.index, digits.x, digits.y, loss, attack(), 0.1, 0.0))
+        still = torch.optim.SGD(model.parameters())
+        generator.after_step(model, Step(digits.index, digits.x, digits.y, loss, attack(), still))
         values.append(loss.parts["label"].item())
     assert values[-1] > 1.03 * values[0]
     method, optimizer = build(variant, generator_lr=1e-12), torch.optim.SGD(model.parameters(), lr=0.01)

@@ -446,7 +446,8 @@ def test_after_step_moves_nothing_but_its_own_state(case: Case, network: Network
     weights, inputs, rng = state(model), batch.x.clone(), torch.random.get_rng_state()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     modes = [module.training for module in model.modules()]
-    method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack(), 0.1, 5e-4, number=0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack(), optimizer, number=0))
     assert_same(weights, state(model))
     assert_same(gradients, {name: parameter.grad for name, parameter in model.named_parameters()})
     assert [module.training for module in model.modules()] == modes

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from taet import methods
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.config import Outer, Threat
+from taet.config import Outer, Threat, Training
 from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.losses import effective_number_weights, focal
@@ -26,6 +26,7 @@ from taet.methods import Method, Task, las_at
 from taet.methods.base import Adversarial, Attack, Loss, Step
 from taet.methods.las_at import PUBLISHED, draw, probe, reinforce
 from taet.models import Classifier
+from taet.training.optimizer import build_optimizer
 from taet.training.step import training_step
 
 Network = Callable[..., Classifier]
@@ -58,9 +59,10 @@ def perturb(method: Method, model: nn.Module, batch: Batch, attack: Attack) -> A
         return method.perturb(model, batch.x, batch.y, attack)
 
 
-def step_of(batch: Batch, seed: int = 0, number: int = 0) -> Step:
+def step_of(batch: Batch, model: nn.Module, seed: int = 0, number: int = 0) -> Step:
     loss = Loss(torch.zeros(()), {}, torch.zeros(len(batch.y), 10))
-    return Step(batch.index, batch.x, batch.y, loss, attack(seed), 0.1, 5e-4, number)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    return Step(batch.index, batch.x, batch.y, loss, attack(seed), optimizer, number)
 
 
 def train(method: Method, model: nn.Module, batch: Batch) -> None:
@@ -270,8 +272,9 @@ def test_rewarded_choices_become_likelier(network: Network, digits: Batch, monke
             return method.strategy(batch.x)[0].softmax(1)[:, 2].mean().item()
 
     before = likelihood()
+    model = network(10)
     for number in range(60):
-        method.after_step(network(10), step_of(batch, seed=number, number=number))
+        method.after_step(model, step_of(batch, model, seed=number, number=number))
     assert before < 0.5
     assert likelihood() > 0.8
 
@@ -281,7 +284,7 @@ def test_the_strategy_learns_in_every_interval_th_step_only(network: Network, di
     moved = []
     for number in range(7):
         before = state(method)
-        method.after_step(model, step_of(digits, number, number))
+        method.after_step(model, step_of(digits, model, number, number))
         moved.append(not same(before, state(method)))
     assert moved == [True, False, False, True, False, False, True]
     assert [build(variant).published.interval for variant in PUBLISHED] == [20, 1]
@@ -295,17 +298,17 @@ def test_batch_statistics_are_used_everywhere_or_nowhere(
 ) -> None:
     """Of three images on two processes one has a single image, without batch statistics; the other does as it does."""
     monkeypatch.setattr(las_at, "world_size", lambda: processes)
-    method, batch = build(), Batch(*(part[:2] for part in digits))
-    step = step_of(batch)
+    method, model, batch = build(), network(10), Batch(*(part[:2] for part in digits))
+    step = step_of(batch, model)
     source = Source(torch.Generator().manual_seed(0), total=total)
-    method.after_step(network(10), step._replace(attack=Attack(Threat(eps=EPS), source)))
+    method.after_step(model, step._replace(attack=Attack(Threat(eps=EPS), source)))
     assert method.strategy.training is learns
 
 
 def test_its_gradient_is_clipped(network: Network, digits: Batch) -> None:
-    method = build(robust_reward=1e4, strategy_lr=1.0)
+    method, model = build(robust_reward=1e4, strategy_lr=1.0), network(10)
     before = [p.detach().clone() for p in method.strategy.parameters()]
-    method.after_step(network(10), step_of(digits))
+    method.after_step(model, step_of(digits, model))
     moved = [(p - q).norm() for p, q in zip(method.strategy.parameters(), before, strict=True)]
     assert torch.stack(moved).norm().item() == pytest.approx(1.0, rel=1e-4)
 
@@ -319,7 +322,7 @@ def test_learning_leaves_the_model_as_it_was(variant: str, bn_mode: Any, network
     model.head.bias.grad = torch.full((10,), 3.0)
     before, x = state(model), digits.x.clone()
     modes, rng = [module.training for module in model.modules()], torch.random.get_rng_state()
-    step = step_of(digits)
+    step = step_of(digits, model)
     threat = Threat(eps=EPS, bn_mode=bn_mode)
     method.after_step(model, step._replace(attack=Attack(threat, step.attack.source)))
     assert same(before, state(model))
@@ -359,11 +362,45 @@ def test_the_reward_is_the_attacked_loss_and_two_accuracies_of_the_copy_ahead(
 
     probed = 1 - digits.x
     monkeypatch.setattr(las_at, "probe", lambda *_: probed)
-    assert method._reward(model, step_of(digits), choices).item() == pytest.approx(naive(probed), rel=1e-4)
+    step = step_of(digits, model)
+    for parameter in model.parameters():
+        step.optimizer.state[parameter] = {"momentum_buffer": torch.ones_like(parameter)}  # left out, as published
+    assert method._reward(model, step, choices).item() == pytest.approx(naive(probed), rel=1e-4)
     with torch.no_grad():
         model.head.weight *= 1e4
-    reward = build(variant, robust_reward=0.0, clean_reward=0.0)._reward(model, step_of(digits), choices)
+    reward = build(variant, robust_reward=0.0, clean_reward=0.0)._reward(model, step_of(digits, model), choices)
     assert reward.item() == pytest.approx({"las-pgd": 10, "las-trades": 20}[variant])
+
+
+@every_variant
+def test_with_adamw_the_copy_takes_the_step_that_training_would_take(
+    variant: str, network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moments and decay included; of training's own optimiser nothing moves."""
+    method, model = build(variant), network(10)
+    optimizer = build_optimizer(model, Training(optimizer="adamw", lr=0.01, weight_decay=0.5))
+    for number in range(1, 4):
+        training_step(model, method, optimizer, digits, attack(), autocast=False, number=number)
+    twin, theirs = deepcopy((model, optimizer))
+    choices = torch.zeros(len(digits.x), len(method.ranges), dtype=torch.int64)
+    seen: list[dict[str, Tensor]] = []
+
+    def probed(ahead: nn.Module, x: Tensor, *_: Any) -> Tensor:
+        seen.append(state(ahead))
+        return x
+
+    monkeypatch.setattr(las_at, "probe", probed)
+    method._reward(model, step_of(digits, model)._replace(optimizer=optimizer), choices)
+    with frozen(model):
+        adversarial = method._attacked(model, digits.x, digits.y, attack(), choices)
+    assert same(state(model), state(twin))
+    before, after = optimizer.state_dict()["state"], theirs.state_dict()["state"]
+    assert all(torch.equal(value, after[key][name]) for key, entry in before.items() for name, value in entry.items())
+    theirs.zero_grad()
+    method.loss(twin.train(), digits.x, digits.y, adversarial).total.backward()
+    theirs.step()
+    assert same(seen[0], state(twin))
+    assert not same(seen[0], state(model))
 
 
 def test_the_probe_is_pgd_that_stops_where_it_has_won(network: Network, digits: Batch) -> None:

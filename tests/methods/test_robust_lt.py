@@ -116,7 +116,7 @@ def test_after_step_hands_the_base_the_scaled_attack(network, digits, monkeypatc
     method, seen = build("harl"), []
     monkeypatch.setattr(type(method.base), "after_step", lambda *given: seen.append(given[-1]))
     loss = method.loss(network(10), digits.x, digits.y, method.perturb(network(10), digits.x, digits.y, attack()))
-    step = Step(digits.index, digits.x, digits.y, loss, attack(), 0.1, 5e-4, 7)
+    step = Step(digits.index, digits.x, digits.y, loss, attack(), torch.optim.SGD(network(10).parameters()), 7)
     method.after_step(network(10), step)
     assert torch.equal(seen[0].attack.factor, method.factor[digits.y])
     assert (seen[0].loss, seen[0].number) == (loss, 7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import pickle
@@ -95,7 +96,8 @@ def test_the_number_of_classes_is_given_to_who_takes_it(own: str) -> None:
         ("OWN:needy", r"own_nets_of_a_test:needy missing a required argument: 'width'; allowed: a callable of nothing"),
         ("OWN:broken", "own_nets_of_a_test:broken failed: RuntimeError: no such depth"),
         ("OWN:number", "own_nets_of_a_test:number: got a int; allowed: a torch.nn.Module, or what returns one"),
-        ("os:getcwd", "os:getcwd: got a str; allowed: a torch.nn.Module"),
+        ("pathlib:Path", "pathlib:Path: pathlib is of Python's standard library; allowed: a module of your own"),
+        ("os.path:abspath", "os.path:abspath: os is of Python's standard library"),
         ("no_such_module_at_all:build", "'no_such_module_at_all' cannot be imported: ModuleNotFoundError: No module"),
         (":build", "model: got ':build'; allowed: package.module:callable, torchvision:NAME"),
         ("torchvision:resnt18", r"unknown torchvision model 'resnt18'; allowed: .*did you mean 'resnet18'\?"),
@@ -107,6 +109,62 @@ def test_a_wrong_name_is_one_line(own: str, spec: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load(spec.replace("OWN", own))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("build", [load, lambda spec: models.build(spec, 4, (3, 8, 8))], ids=["load", "build"])
+def test_nothing_of_the_standard_library_is_imported(build: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="this is of Python's standard library"):
+        build("this:Zen")
+    assert "this" not in sys.modules
+    assert capsys.readouterr().out == ""
+    importlib.import_module("this")
+    assert "The Zen of Python" in capsys.readouterr().out, "the trap works, so it is the refusal that kept it shut"
+    del sys.modules["this"]
+
+
+TRAP = "from pathlib import Path\nPath(__file__).with_suffix('.sprung').touch()\ndef build(): raise SystemExit\n"
+
+
+@pytest.mark.parametrize(
+    ("spec", "file", "where"),
+    [
+        ("a_trap:build", "run/a_trap.py", "run"),
+        ("run.a_trap:build", "run/a_trap.py", "."),
+        ("run.deep.er.a_trap:build", "run/deep/er/a_trap.py", "."),
+        ("run.nothing:build", "run/__init__.py", "."),
+        ("a_package.a_trap:build", "a_package/a_trap.py", "."),  # a link to a folder of the run
+        ("elsewhere.a_trap:build", "elsewhere/a_trap.py", "run"),  # the run's folder is the first to be searched
+    ],
+)
+def test_code_in_a_folder_is_refused_without_importing_what_leads_to_it(
+    spec: str, file: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / "linked").mkdir(parents=True)
+    (tmp_path / "a_package").symlink_to(tmp_path / "run" / "linked")
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(TRAP)
+    monkeypatch.chdir(tmp_path / where)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    with pytest.raises(UserError, match=r"allowed: a module elsewhere") as caught:
+        foreign.refuse_code_in(tmp_path / "run", spec)
+    assert "\n" not in str(caught.value)
+    assert set(sys.modules) == before
+    assert not path.with_suffix(".sprung").exists()
+    importlib.invalidate_caches()
+    with contextlib.suppress(ImportError), foreign._importable_here():
+        importlib.import_module(spec.partition(":")[0])
+    assert path.with_suffix(".sprung").exists(), "the trap works, so it is the refusal that kept it shut"
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("spec", ["OWN:build", "torchvision:resnet18", "resnet8", "no_such_module_at_all.x:build"])
+def test_code_elsewhere_is_not_refused(own: str, tmp_path: Path, spec: str) -> None:
+    (tmp_path / "run").mkdir()
+    foreign.refuse_code_in(tmp_path / "run", spec.replace("OWN", own))
+    foreign.refuse_code_in(Path("run"), spec.replace("OWN", own))
 
 
 def test_a_module_that_cannot_be_imported_is_one_line(own: str) -> None:

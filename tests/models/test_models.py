@@ -116,7 +116,7 @@ def test_the_number_of_parameters_is_the_sum_by_hand_and_what_is_published(name:
 
 @every_model
 def test_forward_and_backward(name: str) -> None:
-    shape, count = ((3, 224, 224), 1) if name == "vit-b16" else ((3, 8, 8), 2)
+    shape, count = ((3, 32, 32), 1) if name == "vit-b16" else ((3, 8, 8), 2)
     model = models.build(name, 5, shape)
     x = images(shape, count)
     features = model.features(x)
@@ -252,3 +252,17 @@ def test_a_model_without_batch_normalisation_is_averaged_and_frozen_as_any() -> 
         assert not any(module.training for module in model.modules())
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "asked", "expected"),
+    [
+        ("resnet18", 32, "auto", "cifar"),
+        ("wrn-28-10", 96, "auto", "imagenet"),
+        ("preact-resnet18", 32, "imagenet", "imagenet"),
+        ("vit-mini-p4", 32, "auto", None),
+        ("torchvision:resnet18", 32, "auto", None),
+    ],
+)
+def test_which_stem_a_model_has_is_known(name: str, side: int, asked: str, expected: str | None) -> None:
+    assert models.stem(name, (3, side, side), asked) == expected

@@ -132,3 +132,11 @@ def test_a_file_of_settings_alone_holds_no_body(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"weights: got .*none.pt; allowed: a file that exists"):
         models.build("resnet8", 4, SHAPE, weights=tmp_path / "none.pt")
+
+
+def test_torchvisions_names_are_known_where_they_do_not_fit(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), tmp_path / "theirs.pth")
+    with pytest.raises(
+        UserError, match=r"does not fit the model: .*; the names are torchvision's: --model torchvision"
+    ):
+        models.build("resnet18", 3, (3, 96, 96), weights=tmp_path / "theirs.pth")

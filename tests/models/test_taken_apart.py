@@ -138,7 +138,8 @@ def test_another_network_is_used_whole(network: nn.Module) -> None:
     assert torch.equal(model(images()), expected)
     assert model.training
     assert model.notes == (
-        "the network is used whole: no linear layer gives its logits, so it has no features to read",
+        "the network is used whole: no linear layer gives its logits, so it has no features to read, and it gets "
+        "images as they are, in [0, 1]",
     )
 
 

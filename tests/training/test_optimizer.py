@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from torch import nn
 from taet import models, protocols
 from taet.config import Run, Training, override
 from taet.errors import UserError
-from taet.training import train
+from taet.models import CosineHead, Head
+from taet.training import train, trainer
 from taet.training.optimizer import build_optimizer
 from taet.training.schedule import learning_rate
 
@@ -46,15 +48,21 @@ def test_without_a_rise_the_rate_is_that_of_the_papers_to_the_last_bit() -> None
 
 
 @pytest.mark.parametrize("name", ["resnet8", "vit-mini-p4"])
-def test_adamw_decays_weights_but_no_bias_and_no_norm(name: str) -> None:
-    model = models.build(name, 3, (3, 8, 8))
+@pytest.mark.parametrize("head", [Head(), Head("cosine")], ids=["linear", "cosine"])
+def test_adamw_decays_the_weights_of_layers_alone(name: str, head: Head) -> None:
+    """No bias, no gain of a normalisation, and of a transformer neither class token nor position embedding."""
+    model = models.build(name, 3, (3, 8, 8), head=head)
     optimizer = build_optimizer(model, Training(optimizer="adamw", lr=1e-3, weight_decay=0.05))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert len(decay) == len(list(model.parameters()))
-    for module in model.modules():
-        for part, parameter in module.named_parameters(recurse=False):
-            normalisation = isinstance(module, nn.BatchNorm2d | nn.LayerNorm)
-            assert decay[id(parameter)] == (0.0 if normalisation or part.endswith("bias") else 0.05), part
+    layers = nn.Conv2d | nn.Linear | nn.MultiheadAttention | CosineHead
+    expected = {
+        id(parameter): 0.05 if isinstance(module, layers) and not part.endswith("bias") else 0.0
+        for module in model.modules()
+        for part, parameter in module.named_parameters(recurse=False)
+    }
+    assert decay == expected
+    if name == "vit-mini-p4":
+        assert decay[id(model.body.class_token)] == decay[id(model.body.encoder.pos_embedding)] == 0.0
 
 
 def test_adamw_takes_the_published_step() -> None:
@@ -83,8 +91,19 @@ def test_what_does_not_go_with_adamw_is_refused() -> None:
         protocols.start("taet", "at", "vti")
 
 
-def test_the_rate_that_the_optimiser_has_is_the_schedules(tiny: Callable[..., Run], tmp_path: Path) -> None:
-    changes = {**protocols.RECIPES["vit"], "training.epochs": 3, "training.warmup": 0.5}
-    finished = train(tiny("at", changes), out=tmp_path / "run")
-    assert all(row["lr"] < 1e-3 for row in (finished.history[0], finished.history[-1]))
-    assert finished.history[0]["lr"] > 0
+def test_the_rate_that_the_optimiser_has_is_the_schedules(
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, found = trainer.training_step, []
+
+    def recorded(model: nn.Module, method: Any, optimizer: torch.optim.Optimizer, *rest: Any, **options: Any) -> Any:
+        found.append([group["lr"] for group in optimizer.param_groups])
+        return step(model, method, optimizer, *rest, **options)
+
+    monkeypatch.setattr(trainer, "training_step", recorded)
+    run = tiny("at", {**protocols.RECIPES["vit"], "training.epochs": 3, "training.warmup": 0.5})
+    history = train(run, out=tmp_path / "run").history
+    expected = rates(run, steps=3)
+    assert found == [[rate, rate] for rate in expected]
+    assert len(set(expected)) > 6
+    assert [row["lr"] for row in history] == expected[2::3]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
+from taet import models
 from taet.config import Run
+from taet.errors import UserError
 from taet.training import TrainingResult, resume, train, trainer
 from taet.training.interruption import interruption
 
@@ -60,6 +65,15 @@ def stopping(monkeypatch: pytest.MonkeyPatch, at: int, stop: Callable[[], None])
 
 def raise_killed() -> None:
     raise Killed
+
+
+def killed(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run that was killed before its third step."""
+    with monkeypatch.context() as patch:
+        stopping(patch, 2, raise_killed)
+        with pytest.raises(Killed):
+            train(run, out=folder)
+    return folder
 
 
 @pytest.mark.parametrize("at", range(STEPS))
@@ -168,6 +182,77 @@ def test_a_finished_run_is_returned_as_it_is(
         again = resume(whole.folder)
     assert again.history == whole.history
     assert (rows(whole.folder), (whole.folder / "model.safetensors").read_bytes()) == before
+
+
+@pytest.fixture
+def begun_from(tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Path]:
+    """A file of pretrained weights, a whole run that begins from it, and one that was killed."""
+    file = tmp_path / "start.pt"
+    torch.save(models.build("resnet8", 10, (1, 8, 8), seed=3).state_dict(), file)
+    run = tiny("at", {"model.weights": str(file)})
+    whole = train(run, out=tmp_path / "whole").folder
+    return file, whole, killed(run, tmp_path / "run", monkeypatch)
+
+
+def test_pretrained_weights_are_not_needed_again(begun_from: tuple[Path, Path, Path], assert_same: AssertSame) -> None:
+    file, whole, folder = begun_from
+    record = (folder / "run.json").read_bytes()
+    file.unlink()
+    notes = resume(folder).model.notes
+    assert_same(folder, whole)
+    assert (folder / "run.json").read_bytes() == record
+    assert list(notes) == json.loads(record)["model_notes"]
+    assert notes[0].startswith("weights: ")
+    assert str(file) in notes[0]
+
+
+def test_without_a_checkpoint_pretrained_weights_must_be_those_of_the_run(
+    begun_from: tuple[Path, Path, Path], assert_same: AssertSame
+) -> None:
+    file, whole, folder = begun_from
+    (folder / "checkpoint.pt").unlink()
+    content = file.read_bytes()
+    torch.save(models.build("resnet8", 10, (1, 8, 8), seed=4).state_dict(), file)
+    with pytest.raises(UserError, match=r"start\.pt: got SHA-256 \w{12}; .* was started with SHA-256 \w{12}"):
+        resume(folder)
+    file.unlink()
+    with pytest.raises(UserError, match=r"weights .*start\.pt: got no file; .* was started with SHA-256 \w{12}"):
+        resume(folder)
+    file.write_bytes(content)
+    resume(folder)
+    assert_same(folder, whole)
+
+
+OWN = """
+from pathlib import Path
+from torch import nn
+
+Path(__file__).with_suffix(".called").touch()
+
+def build(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+def test_code_of_ones_own_is_run_again_but_none_that_lies_in_the_run(
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, trap = "own_net_to_resume", tmp_path / "run" / "trap.py"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    folder = killed(tiny("at", {"model.name": f"{name}:build"}), tmp_path / "run", monkeypatch)
+    del sys.modules[name]
+    (tmp_path / f"{name}.called").unlink()
+    record = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(record.replace(f"{name}:build", "run.trap:build"))
+    trap.write_text(OWN)
+    with pytest.raises(UserError, match=r"'run\.trap:build' is looked for in .*run, and opening a run never runs code"):
+        resume("run")
+    assert not trap.with_suffix(".called").exists()
+    (folder / "run.json").write_text(record)
+    assert len(resume(folder).history) == 2
+    assert (tmp_path / f"{name}.called").exists()
+    del sys.modules[name]
 
 
 def test_the_first_signal_asks_and_the_second_interrupts() -> None:

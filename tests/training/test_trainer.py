@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import taet
 from taet import metrics, protocols
 from taet.config import Run, override
-from taet.data import Dataset
+from taet.data import Dataset, Split
 from taet.errors import UserError
 from taet.training import TrainingResult, resume, train, trainer
 from taet.training.checkpoint import weights_digest
@@ -195,7 +195,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """Make the second epoch the best on the curve, whatever the model does; return the weights at each point."""
     weights: list[dict[str, Tensor]] = []
 
-    def watch(model: nn.Module, _: Tensor, __: Tensor, num_classes: int, **___: Any) -> Any:
+    def watch(model: nn.Module, split: Split, **_: Any) -> Any:
+        num_classes = len(split.class_names)
         weights.append(copy.deepcopy(model.state_dict()))
         right = (1, 3, 2)[len(weights) - 1]
         counts = {"correct": [right] * num_classes, "total": [4] * num_classes}
@@ -268,9 +269,8 @@ def test_the_curve_is_on_the_validation_split_and_the_best_is_its_best(
     assert delivered(finished.folder)[1] == epoch
     again = monitor(
         finished.model,
-        torch.from_numpy(split.images),
-        torch.from_numpy(split.labels),
-        10,
+        split,
+        device=torch.device("cpu"),
         eps=run.threat.eps,
         step_size=run.evaluation.step_size,
         steps=1,
