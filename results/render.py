@@ -171,8 +171,10 @@ def tables(page: Path) -> str:
     short = {name: "\n\n".join(text.split("\n\n")[:2]) for name, text in texts.items()}
     if page == README:
         parts = [f"{short[name]}\n\n{table(HERE / name, FRONT_COLUMNS, variants=False)}" for name in FRONT]
-    elif page in (EVALUATION, MODELS):
-        parts = [section(name, short) for name in (ATTACKS if page == EVALUATION else TRANSFORMERS)]
+    elif page == EVALUATION:
+        parts = [section(name, short) for name in ATTACKS]
+    elif page == MODELS:
+        parts = [section(name, texts) for name in TRANSFORMERS]
     else:
         parts = [section(name, texts) for name in texts]
     return "\n\n".join(parts)
