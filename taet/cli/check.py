@@ -64,7 +64,7 @@ class ModelFlags:
     """A model of any origin and its test images."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """package.module:callable, torchvision:NAME, timm:NAME, or a name of taet list models; or a run folder."""
+    """package.module:callable, torchvision:NAME, timm:NAME, or a name of taet list models."""
     origin: Annotated[Origin, tyro.conf.arg(name="")] = field(default_factory=Origin)
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
@@ -85,7 +85,7 @@ def read(arguments: list[str]) -> RunFlags | ModelFlags:
     if not {"-h", "--help"} & set(arguments) and (not arguments or arguments[0].startswith("-")):
         raise UserError("which model? taet check MODEL [options]: a run folder, or what taet evaluate --model takes")
     first = arguments[0]
-    is_folder = ":" not in first and (os.sep in first or Path(first).is_dir())
+    is_folder = Path(first).is_dir() or (":" not in first and os.sep in first)
     parsed = _parse(RunFlags, arguments) if is_folder else _parse(ModelFlags, arguments)
     settings = parsed.settings
     check_attacks(Evaluation(attacks=settings.attacks or Evaluation.attacks, batch_size=settings.batch_size))

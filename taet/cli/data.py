@@ -140,7 +140,11 @@ def _prepare(arguments: list[str]) -> None:
     print(f"written: {out}")
     if not dataset.mirror:
         print("note: a mirrored image of this set loses its label, which no layout can say; train with --augment crop")
-    print(f"next: taet data show {shlex.quote(f'{parsed.layout}:{out}')}")
+    grouped = any(split.groups is not None for split in dataset.splits.values())
+    if grouped and parsed.layout == "taet-npy":
+        print("note: this layout cannot say which images belong together; with npz and folder they stay in one split")
+    option = " --group folder" if grouped and parsed.layout == "folder" else ""
+    print(f"next: taet data show {shlex.quote(f'{parsed.layout}:{out}')}{option}")
 
 
 def run(arguments: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from taet.errors import UserError
 from taet.evaluation import evaluate
 from taet.evaluation.attack import check_attacks
 from taet.models import foreign
-from taet.training.checkpoint import load_run
+from taet.training.checkpoint import read_record
 from taet.training.environment import resolve_device
 
 EXAMPLES = (
@@ -154,17 +154,15 @@ def of_run(parsed: RunFlags, command: str) -> None:
 def of_model(parsed: ModelFlags, command: str) -> None:
     """Attack a model of any origin."""
     options = asdict(parsed.settings) | {"device": str(resolve_device(parsed.settings.device))}
-    run = Path(parsed.model)
-    subject: Path | torch.nn.Module = run
+    subject: Path | torch.nn.Module = Path(parsed.model)
     notes: tuple[str, ...] = ()
     about: dict[str, Any] = {}
-    if (run / "run.json").is_file():
-        dataset = _data(parsed.model, parsed.origin)
+    if (Path(parsed.model) / "run.json").is_file():
+        dataset = data_for_run(parsed.model, parsed.origin)
     else:
         (subject, notes), dataset = open_model(parsed.model, parsed.origin)
         counts = dataset.class_counts.tolist()
-        about = {"class_names": dataset.class_names, "train_class_counts": counts}
-        about |= {"name": parsed.model, "notes": notes}
+        about = {"train_class_counts": counts, "name": parsed.model, "notes": notes}
     origin = parsed.origin
     parts = [parsed.model, *([origin.weights.stem] if origin.weights else [])]
     parts += [origin.normalize] if origin.normalize != "none" else []
@@ -174,6 +172,7 @@ def of_model(parsed: ModelFlags, command: str) -> None:
             subject,
             dataset.test.images,
             dataset.test.labels,
+            class_names=dataset.class_names,
             data_about={
                 "name": dataset.name,
                 "imbalance_ratio": dataset.imbalance_ratio,
@@ -191,20 +190,28 @@ def of_model(parsed: ModelFlags, command: str) -> None:
         print("\n".join([str(card), *notes, f"next: taet report {out}"]))
 
 
-def _data(name: str, origin: Origin) -> Dataset:
+def data_for_run(name: str, origin: Origin) -> Dataset:
+    """Load other data than its own for a run; what says no size gets that of the run's images, where these are square.
+
+    The run's own data are not read.
+    """
+    _require_data(name, origin)
+    if origin.weights is not None or origin.normalize != "none":
+        raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
+    _, height, width = read_record(Path(name))["data"]["image_shape"]
+    size = height if origin.data.size is None and height == width else origin.data.size
+    return load(**asdict(replace(origin.data, size=size)))
+
+
+def _require_data(name: str, origin: Origin) -> None:
     if not origin.data.name:
         raise UserError(f"--data is missing: {name} names no test images; see taet list data")
-    if (Path(name) / "run.json").is_file() and (origin.weights is not None or origin.normalize != "none"):
-        raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
-    return load(**asdict(origin.data))
 
 
 def open_model(name: str, origin: Origin) -> tuple[foreign.Loaded, Dataset]:
     """Load the data that a model of any origin is tried on, and the model with as many classes."""
-    dataset = _data(name, origin)
-    if (Path(name) / "run.json").is_file():
-        _, model, _, _ = load_run(name)
-        return foreign.Loaded(model, (f"weights and normalisation: those of the run {name}",)), dataset
+    _require_data(name, origin)
+    dataset = load(**asdict(origin.data))
     loaded = foreign.load(
         name,
         num_classes=dataset.num_classes,

@@ -7,7 +7,7 @@ from taet.data.long_tail import (
     long_tail_counts,
     long_tail_indices,
 )
-from taet.data.sources import holds_groups, is_own, load, survey
+from taet.data.sources import full_name, holds_groups, image_files, is_own, load, survey
 
 __all__ = [
     "Dataset",
@@ -15,7 +15,9 @@ __all__ = [
     "balanced_small_counts",
     "describe",
     "expected_absent_classes",
+    "full_name",
     "holds_groups",
+    "image_files",
     "is_own",
     "load",
     "long_tail_counts",

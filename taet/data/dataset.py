@@ -105,6 +105,8 @@ class Dataset:
     """Does a mirrored image keep its label?"""
     notes: tuple[str, ...] = ()
     """What was decided when the set was made, in words."""
+    resized: bool = False
+    """Were the images brought to their size, so that others of any size can be, too?"""
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
@@ -125,9 +127,10 @@ class Dataset:
     ) -> Dataset:
         """Make a data set of arrays, as they are.
 
-        Images are uint8, (N,H,W), (N,H,W,1) or (N,H,W,3); labels are whole numbers 0..C-1, (N,) or (N,1); `validation`
-        is a pair (images, labels). Class names default to "0", "1", ... up to the largest training label. Every class
-        needs a training image. Anything else is a `UserError` that names the array.
+        Images are uint8, (N,H,W), (N,H,W,1) or (N,H,W,3), copied only where they are read-only or not in C's order;
+        labels are whole numbers 0..C-1, (N,) or (N,1); `validation` is a pair (images, labels). Class names default to
+        "0", "1", ... up to the largest training label. Every class needs a training image. Anything else is a
+        `UserError` that names the array.
         """
         parts = {"train": (train_images, train_labels), "val": validation, "test": (test_images, test_labels)}
         arrays = {
@@ -217,7 +220,11 @@ def _checked_images(what: str, images: ArrayLike | Stored) -> Images:
         raise UserError(f"{what}: got shape {array.shape}; allowed: (N,H,W), (N,H,W,1) or (N,H,W,3)")
     if 0 in array.shape:
         raise UserError(f"{what}: got shape {array.shape}; at least one image is needed")
-    return array if isinstance(array, Stored) or array.ndim == 4 else array[..., np.newaxis]
+    if isinstance(array, Stored):
+        return array
+    # A copy of what torch cannot share: arrays that are read-only, or whose colours or rows are turned round.
+    array = np.require(array, requirements=("C", "W"))
+    return array if array.ndim == 4 else array[..., np.newaxis]
 
 
 def _checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
@@ -252,12 +259,13 @@ def _checked_names(train_labels: NDArray[np.int64], class_names: Sequence[str] |
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Return counts per class and split, imbalance ratio, groups, ranks, checksums and notes, as plain JSON."""
+    """Return counts per class and split, imbalance ratio, groups, ranks, checksums, notes and more, as plain JSON."""
     return {
         "name": dataset.name,
         "class_names": list(dataset.class_names),
         "image_shape": list(dataset.image_shape),
         "mirror": dataset.mirror,
+        "resized": dataset.resized,
         "imbalance_ratio": dataset.imbalance_ratio,
         "images": {name: len(split) for name, split in dataset.splits.items()},
         "class_counts": {name: split.class_counts.tolist() for name, split in dataset.splits.items()},

@@ -18,7 +18,8 @@ from taet.data.places import locate
 from taet.errors import UserError, unknown
 
 NAMES = {"folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the class folders"}
-VALIDATION = ("val", "valid", "validation")
+SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
+"""What the folders of the splits are called, in any case of letters."""
 GROUP = "folder"
 
 
@@ -37,8 +38,11 @@ def _files(folder: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def _class_folders(folder: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
-    """Return the image files of each class folder, both in the order of the alphabet; count what is left out."""
+def _class_folders(folder: Path, least: int, left_out: Counter[str]) -> dict[str, list[Path]]:
+    """Return the image files of each class folder, `least` or more, all in the order of the alphabet.
+
+    What is left out is counted.
+    """
     classes: dict[str, list[Path]] = {}
     for child in sorted(folder.iterdir()):
         if child.name.startswith("."):
@@ -51,9 +55,9 @@ def _class_folders(folder: Path, left_out: Counter[str]) -> dict[str, list[Path]
             (file for file in files if file.suffix.lower() in SUFFIXES), key=lambda file: file.parts
         )
         left_out.update(file.suffix or "no ending" for file in files if file.suffix.lower() not in SUFFIXES)
-    if len(classes) < 2:
+    if len(classes) < least:
         got = f"only '{next(iter(classes))}'" if classes else "none"
-        raise UserError(f"class folders in '{folder}': got {got}; allowed: 2 or more")
+        raise UserError(f"class folders in '{folder}': got {got}; allowed: {least} or more")
     for name, found in classes.items():
         if not found:
             raise UserError(f"class folder '{folder / name}' holds no image; allowed: {', '.join(sorted(SUFFIXES))}")
@@ -62,20 +66,18 @@ def _class_folders(folder: Path, left_out: Counter[str]) -> dict[str, list[Path]
 
 def _split_folders(path: Path) -> dict[str, Path]:
     """Return the folder of each split; `path` itself is one called "all" where it holds the class folders directly."""
-    named = {child.name: child for child in path.iterdir() if child.is_dir()}
-    missing = [name for name in ("train", "test") if name not in named]
-    nested = any(child.is_dir() for name in ("train", "test") if name in named for child in named[name].iterdir())
+    children = sorted(child for child in path.iterdir() if child.is_dir())
+    found = {split: [child for child in children if child.name.lower() in names] for split, names in SPLITS.items()}
+    missing = [name for name in ("train", "test") if not found[name]]
+    nested = any(child.is_dir() for name in ("train", "test") for folder in found[name] for child in folder.iterdir())
     if missing and not nested:  # where only one is there and holds images, it is a class of that name
         return {"all": path}
     if missing:
         raise UserError(f"'{path}' has no folder '{missing[0]}'; allowed: both train and test, or only class folders")
-    splits = {"train": named["train"], "test": named["test"]}
-    validation = [name for name in VALIDATION if name in named]
-    if len(validation) > 1:
-        raise UserError(f"'{path}' has two validation folders, '{validation[0]}' and '{validation[1]}'; keep one")
-    if validation:
-        splits["validation"] = named[validation[0]]
-    return splits
+    for split, folders in found.items():
+        if len(folders) > 1:
+            raise UserError(f"'{path}' has two {split} folders, '{folders[0].name}' and '{folders[1].name}'; keep one")
+    return {split: folders[0] for split, folders in found.items() if folders}
 
 
 def _list(data: Data) -> Listing:
@@ -83,9 +85,13 @@ def _list(data: Data) -> Listing:
     if not path.is_dir():
         raise UserError(f"no such folder: '{path}'")
     if data.group not in (None, GROUP):
-        raise UserError(f"data group: got '{data.group}'; allowed of a folder: {GROUP}, the one below the class folder")
+        allowed = f"{GROUP} (images with the same path below their class folder belong together) or None"
+        raise UserError(f"data group: got '{data.group}'; allowed of a folder: {allowed}")
     folders, left_out = _split_folders(path), Counter[str]()
-    classes = {split: _class_folders(folder, left_out) for split, folder in folders.items()}
+    classes = {  # what is not trained on may lack classes
+        split: _class_folders(folder, 2 if split in ("all", "train") else 1, left_out)
+        for split, folder in folders.items()
+    }
     names = tuple(next(iter(classes.values())))
     for split, found in classes.items():
         for name in found.keys() - set(names):
@@ -107,17 +113,24 @@ def _list(data: Data) -> Listing:
         None if "all" in folders else tuple(split for _, _, split in rows),
         "no folder 'test'",
         below if data.group == GROUP else None,
+        "--data.group None",
         (f"left out: {others}",) if others else (),
     )
 
 
 def holds_groups(data: Data) -> bool:
-    """Do class folders hold folders that may be taken as groups?"""
+    """Do class folders hold folders that can be taken as groups?
+
+    That is two or more in each class, none in two splits, and where they are to be divided, small enough to train on
+    more than half of the images.
+    """
     try:
-        _list(replace(data, group=GROUP))
-    except UserError:  # there are none, or the folder is no data at all, which reading it says
+        listing = _list(replace(data, group=GROUP))
+        parts = listing.parts(data.seed)
+    except UserError:  # there are none, they cannot be used, or the folder is no data at all, which reading it says
         return False
-    return True
+    small = listing.splits is not None or len(parts["train"]) > len(parts["test"])
+    return small and listing.fewest_groups > 1
 
 
 def files(data: Data) -> dict[str, Sequence[Path]]:

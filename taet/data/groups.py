@@ -67,16 +67,35 @@ def _choose(groups: Sequence[list[tuple[int, int]]], room: list[float], left: li
     return sorted(chosen)
 
 
+def _hold_one_of_each(
+    labels: Sequence[int],
+    owners: NDArray[np.int64],
+    classes: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    held: NDArray[np.bool_],
+) -> None:
+    """Hold the smallest group of each class in `labels` of which none is held, if all its classes keep another.
+
+    Group owners[i] has images of class classes[i]; sizes and held are by group, and held is changed.
+    """
+    for label in labels:
+        own = owners[classes == label]
+        if not held[own].any():
+            left = np.bincount(classes[~held[owners]], minlength=1 + classes.max())
+            free = np.setdiff1d(own, owners[left[classes] == 1])
+            held[free[sizes[free].argsort(kind="stable")[:1]]] = True
+
+
 def hold_out(
     labels: NDArray[np.int64], groups: NDArray[np.int64], held_out: Sequence[int], seed: int = 0
 ) -> NDArray[np.bool_]:
     """Choose whole groups so that about held_out[c] images of each class c are held out; return which images, (N,).
 
     labels (N,): 0..C-1; groups (N,): equal numbers mark images that stay together; held_out (C,): 0 or more. At least
-    one group of every class stays. Where no group has images of several classes, a class gets the number nearest to
-    held_out[c] that whole groups add up to (of two as near, the larger). Groups of several classes are chosen before
-    the others, by local search, to hold their share of held_out. Which groups are held, where several would do, is up
-    to `seed`.
+    one group of every class stays; where held_out[c] is above 0 at least one is held out, unless it is the last that
+    stays of some class. Where no group has images of several classes, a class gets the number nearest to held_out[c]
+    that whole groups add up to (of two as near, the larger). Groups of several classes are chosen before the others, by
+    local search, to hold their share of held_out. Which groups are held, where several would do, is up to `seed`.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"data seed: got {seed}; allowed: 0 to 2**32 - 1")
@@ -95,9 +114,13 @@ def hold_out(
         several[owner].append((label, count))
     share = np.bincount(classes, counts * shared, total) / np.bincount(labels, minlength=total).clip(min=1)
     numbers = list(several)
-    held = [numbers[position] for position in _choose(list(several.values()), (share * held_out).tolist(), left)]
+    held = np.zeros(len(names), bool)
+    held[[numbers[position] for position in _choose(list(several.values()), (share * held_out).tolist(), left)]] = True
 
-    among = np.isin(owners, held)
+    without_single = np.setdiff1d(np.flatnonzero(held_out), classes[~shared])
+    _hold_one_of_each(without_single.tolist(), owners, classes, np.bincount(codes), held)
+
+    left, among = np.bincount(classes[~held[owners]], minlength=total), held[owners]
     missing = np.array(held_out) - np.bincount(classes[among], counts[among], total).astype(np.int64)
     single = np.flatnonzero(~shared)
     single = single[np.argsort(classes[single], kind="stable")]
@@ -106,5 +129,7 @@ def hold_out(
         own = single[start:end]
         if missing[label] > 0:
             chosen = _nearest(counts[own].tolist(), int(missing[label]), everything=left[label] > end - start)
-            held += owners[own[chosen]].tolist()
-    return np.isin(codes, held)
+            if not chosen and missing[label] == held_out[label] and left[label] > 1:
+                chosen = counts[own].argsort(kind="stable")[:1].tolist()  # nearest of what can be tested on
+            held[owners[own[chosen]]] = True
+    return held[codes]

@@ -183,4 +183,5 @@ def read(data: Data) -> Dataset:
             scaled if data.size else f"{scaled}, since they have many sizes and none was asked for",
             f"the training images are frames of {number} signs; a validation split holds out whole signs",
         ),
+        resized=True,
     )

@@ -183,6 +183,12 @@ class Survey:
         """Are all images of one size?"""
         return bool((self.sizes == self.sizes[:1]).all())
 
+    def checked(self) -> Survey:
+        """Return the survey itself; files that cannot be read are a `UserError`."""
+        if self.unreadable:
+            raise _refusal(self.unreadable, len(self.paths) + len(self.unreadable))
+        return self
+
     def sentences(self, size: int | None = None) -> list[str]:
         """Say in words what there is; with `size`, to which they will be scaled, also how many have to be enlarged."""
         total, grey = len(self.paths), int(self.grey.sum())
@@ -327,13 +333,18 @@ def _different(first: Path, size: Sequence[int], other: Path, other_size: Sequen
     )
 
 
-def _key(paths: Sequence[Path], size: int | None, channels: int) -> str:
-    """Return a text that names what decides the pixels: the files, how they are read, and by which Pillow."""
+def pillow() -> str:
+    """Name the version of Pillow, which decides the pixels of what is decoded or resized."""
     from PIL import __version__
 
+    return f"Pillow {__version__}"
+
+
+def _key(paths: Sequence[Path], size: int | None, channels: int) -> str:
+    """Return a text that names what decides the pixels: the files, how they are read, and by which Pillow."""
     files = ((os.path.abspath(path), path.stat()) for path in paths)
     lines = [f"{name}\t{about.st_size}\t{about.st_mtime_ns}" for name, about in files]
-    return "\n".join([f"image files, size {size}, {channels} channels, Pillow {__version__}", *lines])
+    return "\n".join([f"image files, size {size}, {channels} channels, {pillow()}", *lines])
 
 
 def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory", found: Survey | None = None) -> Images:
@@ -343,9 +354,7 @@ def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory",
     file is decoded twice and few at a time; the images go where `storage` says (see `taet.data.store.gather`). Files of
     different sizes, without `size`, are a `UserError`, as is a file that cannot be read.
     """
-    found = survey(paths) if found is None else found
-    if found.unreadable:
-        raise _refusal(found.unreadable, len(found.paths) + len(found.unreadable))
+    found = (survey(paths) if found is None else found).checked()
     if size is None and not found.uniform:
         other = int((found.sizes != found.sizes[0]).any(1).argmax())
         raise _different(found.paths[0], found.sizes[0].tolist(), found.paths[other], found.sizes[other].tolist())

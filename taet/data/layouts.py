@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from taet.data import taet_npy
 from taet.data.dataset import Dataset
 from taet.data.downloads import Progress
-from taet.data.npz import PARTS
+from taet.data.npz import GROUP, PARTS
 from taet.data.store import pieces
 from taet.errors import UserError, unknown
 
@@ -56,7 +56,7 @@ def _write_npz(dataset: Dataset, path: Path, count: _Count) -> None:
                     count.add(len(block))
             save(f"{PARTS[part]}_labels", split.labels)
             if split.groups is not None:
-                save(f"{PARTS[part]}_group", split.groups)
+                save(f"{PARTS[part]}_{GROUP}", split.groups)
         save("class_names", np.array(dataset.class_names))
 
 
@@ -83,17 +83,20 @@ def _save_png(image: NDArray[np.uint8], path: Path) -> None:
 
 
 def _write_folder(dataset: Dataset, path: Path, count: _Count) -> None:
-    """Write train/CLASS/POSITION.png and so on, where the position is that in the source's own split."""
+    """Write train/CLASS/POSITION.png and so on, where the position is that in the source's own split.
+
+    Where images have groups: train/CLASS/GROUP/POSITION.png, as --data.group folder reads it; groups are numbers.
+    """
     names = class_folders(dataset.class_names)
     with ThreadPoolExecutor() as pool:
         for part, split in dataset.splits.items():
             width = len(str(split.indices.max()))
-            for label in np.unique(split.labels):
-                (path / PARTS[part] / names[label]).mkdir(parents=True)
-            files = (
-                path / PARTS[part] / names[label] / f"{index:0{width}}.png"
-                for label, index in zip(split.labels, split.indices, strict=True)
-            )
+            folders = [path / PARTS[part] / names[label] for label in split.labels]
+            if split.groups is not None:
+                folders = [folder / str(group) for folder, group in zip(folders, split.groups, strict=True)]
+            for folder in set(folders):
+                folder.mkdir(parents=True)
+            files = (folder / f"{index:0{width}}.png" for folder, index in zip(folders, split.indices, strict=True))
             for block in pieces(split.images):
                 list(pool.map(_save_png, block, itertools.islice(files, len(block))))
                 count.add(len(block))

@@ -37,6 +37,8 @@ class Listing:
     """Why not, where they are not, in words."""
     group_names: tuple[str, ...] | None
     """What each file belongs to, "" where it stands alone; None: all stand alone."""
+    ungrouped: str
+    """How they are read as if all stood alone, in words."""
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -49,12 +51,25 @@ class Listing:
             [numbers.setdefault(name or i, len(numbers)) for i, name in enumerate(self.group_names)], np.int64
         )
 
+    @property
+    def fewest_groups(self) -> int:
+        """Groups of the class that has the fewest; an image that stands alone is one."""
+        groups = np.arange(len(self.files)) if self.groups is None else self.groups
+        owners = np.unique(np.stack([self.labels, groups]), axis=1)[0]
+        return int(np.bincount(owners, minlength=len(self.class_names)).min())
+
     def parts(self, seed: int) -> dict[str, NDArray[np.int64]]:
-        """Return the positions of the files of each split."""
-        if self.splits is not None:
-            given = np.array(self.splits)
-            found = {part: np.flatnonzero(given == part) for part in PARTS}
-            return {part: positions for part, positions in found.items() if len(positions)}
+        """Return the positions of the files of each split; those that cannot be trained or tested on are refused."""
+        found = self._divided(seed) if self.splits is None else self._given()
+        self._check(found)
+        return found
+
+    def _given(self) -> dict[str, NDArray[np.int64]]:
+        given = np.array(self.splits)
+        found = {part: np.flatnonzero(given == part) for part in PARTS}
+        return {part: positions for part, positions in found.items() if len(positions)}
+
+    def _divided(self, seed: int) -> dict[str, NDArray[np.int64]]:
         counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
         held_out = held_out_counts(counts, TEST_SHARE)
         if self.groups is None:
@@ -63,8 +78,11 @@ class Listing:
             held = hold_out(self.labels, self.groups, held_out, seed)
             train, test = np.flatnonzero(~held), np.flatnonzero(held)
         if len(test) == 0:
-            reason = "no class has a second image" if self.groups is None else "no group is small enough"
-            raise UserError(f"{self.undivided}, and {reason} to test on; allowed: test images, or more of each class")
+            reason = "no class has a second image" if self.groups is None else "no class has a group to spare"
+            others = "" if self.groups is None else f"; without groups: {self.ungrouped}"
+            raise UserError(
+                f"{self.undivided}, and {reason} to test on; allowed: test images, or more of each class{others}"
+            )
         return {"train": np.sort(train), "test": np.sort(test)}
 
     def by_split(self) -> dict[str, Sequence[Path]]:
@@ -82,7 +100,6 @@ class Listing:
     def dataset(self, data: Data) -> Dataset:
         """Read the files: images are grey where all of them are, else RGB; see `taet.data.images.decode`."""
         parts = self.parts(data.seed)
-        self._check(parts)
         found = survey(self.files)
         images = decode_all(self.files, data.size, data.storage, found)
         whole = Split(images, self.labels, self.class_names, np.arange(len(self.files)), self.groups)
@@ -112,7 +129,8 @@ class Listing:
             before = int(first[self.groups[stray]])
             raise UserError(
                 f"group '{self.group_names[stray]}' is in two splits: '{self.files[before]}' is for "
-                f"{self.splits[before]}, '{self.files[stray]}' for {self.splits[stray]}; keep it in one"
+                f"{self.splits[before]}, '{self.files[stray]}' for {self.splits[stray]}; keep it in one; without "
+                f"groups: {self.ungrouped}"
             )
 
     def _division(self, seed: int) -> list[str]:
@@ -121,7 +139,7 @@ class Listing:
             share = (
                 f"{TEST_SHARE:.0%} of each class, rounded, at least 1 of 2,"
                 if self.groups is None
-                else f"as near to {TEST_SHARE:.0%} of each class as whole groups come"
+                else f"as near to {TEST_SHARE:.0%} of each class as whole groups come, at least 1 of 2,"
             )
             notes.append(f"{self.undivided}: {share} is for testing (seed {seed})")
         if self.group_names is not None:

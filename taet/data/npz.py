@@ -23,6 +23,8 @@ REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 VALIDATION = ("val_images", "val_labels")
 PARTS = {"train": "train", "validation": "val", "test": "test"}
 """What the keys call the splits."""
+GROUP = "group"
+"""What images have in common where nothing else is asked for."""
 
 
 def read_arrays(path: Path, storage: str = "auto", group: str | None = None) -> dict[str, NDArray[Any] | Stored]:
@@ -58,11 +60,13 @@ def _names(path: Path) -> list[str]:
 def read(data: Data) -> Dataset:
     """Return the file's splits as they are; its optional array `class_names` names the classes.
 
-    With `data.group` G, train_G, val_G and test_G hold what images have in common, numbers or text (N,).
+    With `data.group` G, train_G, val_G and test_G hold what images have in common, numbers or text (N,); train_group
+    and the like are taken by themselves.
     Format: Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795.
     """
     path = locate(data)
-    arrays = read_arrays(path, data.storage, data.group)
+    group = data.group or (GROUP if f"train_{GROUP}" in _names(path) else None)
+    arrays = read_arrays(path, data.storage, group)
     names = arrays.get("class_names")
     if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
         raise UserError(f"'{path}': class_names: got {names.dtype} of shape {names.shape}; allowed: text of shape (C,)")
@@ -73,13 +77,13 @@ def read(data: Data) -> Dataset:
             class_names=None if names is None else np.asarray(names).tolist(),
             name=data.name,
         )
-        return dataset if data.group is None else _grouped(dataset, arrays, data.group)
+        return dataset if group is None else _grouped(dataset, arrays, group)
     except UserError as error:
         raise UserError(f"'{path}': {error}") from error
 
 
 def _grouped(dataset: Dataset, arrays: Mapping[str, NDArray[Any] | Stored], group: str) -> Dataset:
-    """Return the data set with the groups of its images, and a note where the file has one group in two splits."""
+    """Return the data set with the groups of its images, and notes: how many, and where one is in two splits."""
     named = {split: f"{PARTS[split]}_{group}" for split in dataset.splits}
     found = {split: np.asarray(arrays[name]) for split, name in named.items() if name in arrays}
     for split, values in found.items():
@@ -98,5 +102,9 @@ def _grouped(dataset: Dataset, arrays: Mapping[str, NDArray[Any] | Stored], grou
         train=splits["train"],
         validation=splits.get("validation"),
         test=splits["test"],
-        notes=(*dataset.notes, *([f"the file's own splits divide groups of {group}: {text}"] if text else [])),
+        notes=(
+            *dataset.notes,
+            f"{len(np.unique(groups['train']))} groups in {named['train']}; a validation split holds out whole ones",
+            *([f"the file's own splits divide groups of {group}: {text}"] if text else []),
+        ),
     )

@@ -28,11 +28,13 @@ def _read(data: Data) -> Dataset:
     return load(**dataclasses.asdict(data))
 
 
-def _readable(data: Data) -> Dataset | None:
+def _is_there(data: Data) -> bool:
+    """Can the set be read, as it is where no option cuts it? What options ask too much is no matter of files."""
     try:
-        return _read(data)
+        _read(Data(name=data.name, root=data.root, storage=data.storage))
     except UserError:
-        return None
+        return False
+    return True
 
 
 def _fetch_all(missing: Sequence[Download], root: Path, progress: Progress) -> None:
@@ -82,9 +84,8 @@ def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
     wanted = _downloads(data)
     missing = [download for download in wanted if download.root(folders) is None]
     if missing:
-        dataset = _readable(data)
-        if dataset is not None:
-            return dataset, ["all is there, in other files than the official archives"]
+        if _is_there(data):
+            return _read(data), ["all is there, in other files than the official archives"]
         _fetch_all(missing, folders[0], progress)
     done = [_ready(download, folders, progress) for download in wanted]
     return _read(data), done or ["nothing to download"]

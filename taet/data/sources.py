@@ -17,7 +17,7 @@ from taet import registry
 from taet.config import Data
 from taet.data.dataset import Dataset, Split
 from taet.data.groups import hold_out
-from taet.data.images import Survey, resized
+from taet.data.images import Survey, pillow, resized
 from taet.data.images import survey as survey_files
 from taet.data.long_tail import (
     PROFILES,
@@ -32,14 +32,15 @@ from taet.data.store import Images, gather, pieces
 from taet.errors import UserError, unknown
 
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")
+GROUPED = "folder:PATH, csv:PATH, npz:PATH"
 TESTS = ("long-tailed", "balanced")
 LONG_TAILED, BALANCED_SMALL = "-lt", "-balanced-small"
 MOST_NAMES = 10
 """Classes that a note names."""
 
 
-def _full_name(name: str) -> str:
-    """Return `name`, with the kind of a bare path put before it."""
+def full_name(name: str) -> str:
+    """Return `name`, with the kind of a bare path put before it: folder:lesions for lesions, if that is a folder."""
     if name in registry.entries("data") or name.partition(":")[0] in PATH_SOURCES:
         return name
     for suffix in ("npz", "csv"):
@@ -65,12 +66,12 @@ def _module(name: str) -> ModuleType:
 
 def is_own(name: str) -> bool:
     """Are these images of one's own: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH, or a bare path?"""
-    return _full_name(name).partition(":")[0] in PATH_SOURCES
+    return full_name(name).partition(":")[0] in PATH_SOURCES
 
 
 def holds_groups(name: str, *, root: str | None = None) -> bool:
-    """Do the class folders of folder:PATH hold folders, each of which may be a patient or an object?"""
-    data = Data(name=_full_name(name), root=root)
+    """Do the class folders of folder:PATH hold folders that `group` "folder" can keep in one split each?"""
+    data = Data(name=full_name(name), root=root)
     module = _module(data.name)
     return hasattr(module, "holds_groups") and bool(module.holds_groups(data))
 
@@ -89,9 +90,9 @@ def _read(data: Data, module: ModuleType) -> Dataset:
     dataset: Dataset = module.read(data)
     if data.group is not None and not is_own(data.name):
         own = "keeps its own groups in one split without it" if dataset.train.groups is not None else "has no groups"
-        raise UserError(f"data group: got '{data.group}'; '{data.name}' {own}; allowed with: folder:PATH, csv:PATH")
+        raise UserError(f"data group: got '{data.group}'; '{data.name}' {own}; allowed with: {GROUPED}")
     if data.group is not None and dataset.train.groups is None:
-        raise UserError(f"data group: got '{data.group}'; '{data.name}' has no groups; allowed: folder:PATH, csv:PATH")
+        raise UserError(f"data group: got '{data.group}'; '{data.name}' has no groups; allowed: {GROUPED}")
     return dataset
 
 
@@ -174,7 +175,7 @@ def _resized(split: Split, size: int | None, storage: str) -> Split:
     number, height, width, channels = split.images.shape
     if size is None or (height, width) == (size, size):
         return split
-    key = f"{split.sha256} resized to {size}"
+    key = f"{split.sha256} resized to {size}, {pillow()}"
     images = gather(resized(split.images, size), (number, size, size, channels), key=key, storage=storage)
     return replace(split, images=images)
 
@@ -205,13 +206,23 @@ def _repeats(splits: Mapping[str, Split], data: Data, module: ModuleType) -> lis
     return ["identical images: " + "; ".join(notes)] if notes else []
 
 
+def image_files(name: str, *, root: str | None = None) -> dict[str, Sequence[Path]] | None:
+    """Return the files of folder:PATH or csv:PATH, by split where they are divided; None for data of other kinds."""
+    data = Data(name=full_name(name), root=root)
+    module = _module(data.name)
+    files: dict[str, Sequence[Path]] | None = module.files(data) if hasattr(module, "files") else None
+    return files
+
+
 def survey(name: str, *, root: str | None = None) -> Survey | None:
-    """Return what the image files of folder:PATH or csv:PATH hold, by their headers; None for data of other kinds."""
-    data = Data(name=_full_name(name), root=root)
-    files = getattr(_module(data.name), "files", None)
+    """Return what the image files of folder:PATH or csv:PATH hold, by their headers; None for data of other kinds.
+
+    Files that cannot be read are a `UserError`, as they are to `load`.
+    """
+    files = image_files(name, root=root)
     if files is None:
         return None
-    return survey_files(list(dict.fromkeys(file for part in files(data).values() for file in part)))
+    return survey_files(list(dict.fromkeys(file for part in files.values() for file in part))).checked()
 
 
 def load(
@@ -240,17 +251,17 @@ def load(
     set. `test`: "long-tailed" cuts the test set with the same ratio, unless the training set is spread evenly;
     "balanced" leaves it. `validation` holds out that share of each training class, after the cut and before
     `class_counts` are counted; a source's own validation split is kept instead. `group` names what keeps images of a
-    folder or a table together in one split; groups are held out whole. `size` resizes to size x size pixels, bilinear
-    and antialiased. The same `seed` always chooses the same images, smaller sets within larger ones where there are no
-    groups. `storage` says where the images lie, see `taet.config.Data`. Mistakes in arguments or files are a
-    `UserError`.
+    folder, a table or an .npz together in one split; groups are held out whole. `size` resizes to size x size pixels,
+    bilinear and antialiased. The same `seed` always chooses the same images, smaller sets within larger ones where
+    there are no groups. `storage` says where the images lie, see `taet.config.Data`. Mistakes in arguments or files
+    are a `UserError`.
     """
     if profile is not None and profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
     if test not in TESTS:
         raise unknown("test set", test, TESTS)
     data = Data(
-        name=_full_name(name),
+        name=full_name(name),
         root=root,
         imbalance_ratio=imbalance_ratio,
         default_imbalance_ratio=default_imbalance_ratio,
@@ -274,7 +285,11 @@ def load(
         notes.append("the source's own validation split is kept" + (", nothing else is held out" if validation else ""))
     elif validation:
         held_out = held_out_counts(train_counts, validation)
-        rounded = "rounded, at least 1 of 2," if source.train.groups is None else "as near as whole groups come,"
+        rounded = (
+            "rounded, at least 1 of 2,"
+            if source.train.groups is None
+            else "as near as whole groups come, at least 1 of 2,"
+        )
         notes.append(f"{validation:.3g} of each training class, {rounded} is held out for validation")
 
     train_split, held_out_split = _divided(source.train, train_counts, held_out, seed)
@@ -295,5 +310,6 @@ def load(
         train=sized["train"],
         validation=sized.get("validation"),
         test=sized["test"],
+        resized=source.resized or size is not None,
         notes=(*source.notes, *notes),
     )

@@ -122,9 +122,15 @@ def memory(root: Path = Path("/")) -> int:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
         return limits[0]
-    for path in (line.removeprefix("0::/") for line in groups if line.startswith("0::/")):  # version 2 of such groups
-        group = root / "sys/fs/cgroup" / path
-        files = (folder / "memory.max" for folder in (group, *group.parents))
+    for _, kinds, path in (line.split(":", 2) for line in groups):
+        if "memory" in kinds.split(","):
+            top, name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"  # version 1 of such groups
+        elif not kinds:
+            top, name = "sys/fs/cgroup", "memory.max"  # version 2
+        else:
+            continue
+        group = root / top / path.lstrip("/")
+        files = (folder / name for folder in (group, *group.parents))
         texts = (file.read_text().strip() for file in files if file.is_file())
         limits += [int(text) for text in texts if text != "max"]
     return min(limits)

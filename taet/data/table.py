@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -128,17 +129,24 @@ def _check_files(rows: list[_Row], files: list[Path], table: Path, folder: Path)
 
 
 def _class_names(labels: list[str]) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
-    """Return the class of each label, the classes' names, and notes: whole numbers go by size, others by alphabet."""
+    """Return the class of each label, the classes' names, and notes: whole numbers go by size, others by alphabet.
+
+    Where two labels are one number, such as 01 and 1, all are taken as text.
+    """
     distinct = sorted(set(labels))
-    if not all(label.isdecimal() for label in distinct):
-        return {name: i for i, name in enumerate(distinct)}, tuple(distinct), ()
-    numbers = sorted({int(label) for label in distinct})
-    classes = {number: i for i, number in enumerate(numbers)}
-    note = f"labels are not 0 to {len(numbers) - 1}: the {len(numbers)} that occur are the classes, from the least on"
+    if not all(re.fullmatch(r"-?\d+", label) for label in distinct):
+        return {label: i for i, label in enumerate(distinct)}, tuple(distinct), ()
+    by_size = sorted(distinct, key=int)
+    numbers, count = list(map(int, by_size)), len(distinct)
+    alike = next((i for i in range(1, count) if numbers[i - 1] == numbers[i]), None)
+    if alike is not None:
+        note = f"labels '{by_size[alike - 1]}' and '{by_size[alike]}' are one number: all labels are taken as text"
+        return {label: i for i, label in enumerate(distinct)}, tuple(distinct), (note,)
+    note = f"labels are not 0 to {count - 1}: the {count} that occur are the classes, from the least on"
     return (
-        {label: classes[int(label)] for label in distinct},
+        {label: i for i, label in enumerate(by_size)},
         tuple(map(str, numbers)),
-        (note,) if numbers[-1] >= len(numbers) else (),
+        (note,) if numbers != list(range(count)) else (),
     )
 
 
@@ -164,6 +172,7 @@ def _list(data: Data) -> Listing:
         splits,
         "no column 'split'",
         tuple(row.group for row in rows) if "group" in columns else None,
+        "another name for the column 'group'" if data.group is None else "--data.group None",
         (*notes, *((f"{repeated} rows repeat another and are left out",) if repeated else ())),
     )
 

@@ -26,7 +26,7 @@ from taet.evaluation.columns import Bench, Images, attack_split, count_classes, 
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.examples import save_examples
 from taet.evaluation.result import WORST_CASE, Column, ResultCard
-from taet.evaluation.subject import Subject, from_module, from_run, on_other_images
+from taet.evaluation.subject import Subject, from_module, from_run, from_run_on
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import environment, resolve_device
 
@@ -83,14 +83,17 @@ def evaluate(
         seed: seed of every random start, drawn per image and attack.
         device: auto (for a Module where it is, for a run CUDA where there is one), cpu, cuda or cuda:N.
         name: with a Module, what the card calls it; its class where not given.
-        class_names: with a Module, names of the classes; their numbers where not given.
+        class_names: with a Module, names of the classes; their numbers where not given. With images in place of a
+            run's own, the names of the classes that their labels count: the run's classes of these names are meant.
         train_class_counts: with a Module, training images per class, which decide head, body and tail.
         data_about: what the card says about images that were given: name, imbalance_ratio, notes.
         notes: with a Module, where it comes from, in words.
-        out: folder of the card and its examples. Not given: the run's; with a Module nothing is kept.
+        out: folder of the card and its examples, which is no run and has no card of another model or other images.
+            Not given: the run's; with a Module nothing is kept.
         weights: with a run folder, which of its weights: model, model-last or model-best.
         model: with the folder of a run that was trained from a Module, one like it; it is given the run's weights.
-        dataset: with the folder of a run that was trained on arrays in memory, those arrays again.
+        dataset: with the folder of a run that was trained on arrays in memory, those arrays again, unless `images`
+            takes their place.
         state_dir: with a Module, where finished batches are kept; in `out`, or nowhere, if not given.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
         command: how this was started; stored in the card.
@@ -102,22 +105,26 @@ def evaluate(
         beside it under the time of its making.
 
     Raises:
-        UserError: no, unknown or repeated attacks, images out of range, labels that do not fit the model, a model that
-            returns anything but finite logits (N, classes).
+        UserError: no, unknown or repeated attacks, images out of range, labels that do not fit the model, a class name
+            that a run does not know, a model that returns anything but finite logits (N, classes), an `out` that
+            belongs to something else.
     """
     asked = [attacks] if isinstance(attacks, str) else attacks
     if asked is not None:  # a typing mistake is told before anything is loaded
         check_attacks(Evaluation(attacks=tuple(asked)))
     curve_attacks(curves, Evaluation(), Threat().eps)
+    if out is not None and (Path(out) / "run.json").exists():
+        raise UserError(f"evaluate: {out} is a run, whose card is about its own model and data; allowed: another")
     path: Path | None = None
     if isinstance(model_or_run_dir, str | os.PathLike):
         folder = Path(model_or_run_dir)
         path = (folder if out is None else Path(out)) / f"evaluation{weights.removeprefix('model')}.json"
         if (images is None) != (labels is None) or (images is not None and out is None):
             raise UserError("evaluate: got images beside a run, which has its own; allowed: with labels= and out=")
-        subject = from_run(folder, weights, model, dataset)
-        if images is not None and labels is not None:
-            subject = on_other_images(subject, images, labels, data_about)
+        if images is None or labels is None:
+            subject = from_run(folder, weights, model, dataset)
+        else:
+            subject = from_run_on(folder, weights, model, images, labels, class_names, data_about)
     elif not isinstance(model_or_run_dir, nn.Module):
         kind = type(model_or_run_dir).__name__
         raise UserError(f"evaluate: got a {kind}; allowed: a torch.nn.Module, or the folder of a run")
@@ -127,8 +134,6 @@ def evaluate(
         raise UserError("evaluate: got a model without images and labels; allowed: both, or a run folder alone")
     else:
         path = None if out is None else Path(out) / "evaluation.json"
-        if path is not None and path.with_name("run.json").exists():
-            raise UserError(f"evaluate: {out} is a run, whose card is about its own model; allowed: another folder")
         called = name or type(model_or_run_dir).__name__
         subject = from_module(
             model_or_run_dir, images, labels, called, class_names, train_class_counts, data_about, notes
@@ -150,6 +155,8 @@ def evaluate(
         listed = listed[:1] + [attack for attack in listed if (attack.norm, attack.eps) == ("linf", radius)]
     where = subject.place if device == "auto" else resolve_device(device)
     with _on(subject.model, where):
+        if out is not None and path is not None and path.exists():
+            _refuse_card_of_another(path, subject)
         names = _class_names(subject, where)
         bench = Bench(
             Counted(subject.model),
@@ -291,6 +298,21 @@ def _class_names(subject: Subject, device: torch.device) -> list[str]:
     if counts is not None and len(counts) != width:
         raise UserError(f"training counts: got {len(counts)}; allowed: {width}, one per class")
     return [str(label) for label in range(width)] if names is None else names
+
+
+def _refuse_card_of_another(path: Path, subject: Subject) -> None:
+    """Refuse to put the card of one model or of one test set in the place of another's."""
+    card = ResultCard.load(path)
+    facts = {
+        "another model (weights": (card.model.get("weights_sha256"), weights_digest(subject.model)),
+        "other test images (pixels and labels": (card.data.get("test_sha256"), subject.test_sha256),
+    }
+    for what, (there, here) in facts.items():
+        if there != here:
+            raise UserError(
+                f"evaluate: {path} is about {what} SHA-256 {str(there)[:12]}, here {here[:12]}); "
+                "allowed: another folder"
+            )
 
 
 @contextmanager

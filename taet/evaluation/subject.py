@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from taet.config import Evaluation, Threat
+from taet.config import Evaluation, Run, Threat
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
-from taet.errors import UserError
+from taet.errors import UserError, unknown
 from taet.evaluation.columns import Images, as_arrays
 from taet.evaluation.result import Ints
-from taet.training.checkpoint import load_run
+from taet.training.checkpoint import load_model, load_run
 from taet.training.environment import resolve_device
 
 
@@ -75,13 +75,73 @@ def from_module(
 def from_run(folder: Path, weights: str, given: nn.Module | None, arrays: Dataset | None) -> Subject:
     """The model of a run, on the test images of its data set."""
     run, model, dataset, info = load_run(folder, weights, model=given, dataset=arrays)
+    test = dataset.test
+    about = {"name": dataset.name, "imbalance_ratio": dataset.imbalance_ratio, "notes": list(dataset.notes)}
+    return _of_run(folder, weights, given, (run, model, info), (test.images, test.labels, test.sha256), about)
+
+
+def from_run_on(
+    folder: Path,
+    weights: str,
+    given: nn.Module | None,
+    images: Images | Tensor,
+    labels: NDArray[Any] | Tensor,
+    class_names: Sequence[str] | None,
+    data_about: Mapping[str, Any] | None,
+) -> Subject:
+    """The model of a run, whose own data are not read, on other images; `class_names` are what their labels count."""
+    loaded = load_model(folder, weights, model=given)
+    pixels, classes = as_arrays(images, labels)
+    about = {"name": "arrays", **(data_about or {})}
+    if class_names is not None:
+        known = loaded[2]["data"]["class_names"]
+        classes = by_name(classes, class_names, known)
+        absent = [name for label, name in enumerate(known) if label not in classes]
+        note = [f"no test image of the run's classes: {', '.join(absent)}"] if absent else []
+        about["notes"] = [*about.get("notes", ()), *note]
+    return _of_run(folder, weights, given, loaded, (pixels, classes, images_sha256(pixels, classes)), about)
+
+
+def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
+    """Return labels (N,), 0 to len(names) - 1, as those of the classes of the same names among `known`.
+
+    Names are equal however Unicode writes them. Where one side has only numbers, 0, 1, ..., which are no names, labels
+    stay as they are; else a name that is not known is a `UserError`.
+    """
+    places = {unicodedata.normalize("NFC", name): label for label, name in enumerate(known)}
+    places |= {name: label for label, name in enumerate(known)}
+    found = [places.get(name, places.get(unicodedata.normalize("NFC", name))) for name in names]
+    if None not in found:
+        return np.array(found, np.int64)[_within(labels, names)]
+    if any(list(one) == [str(label) for label in range(len(one))] for one in (names, known)):
+        return labels
+    raise unknown("class of the test images", names[found.index(None)], known)
+
+
+def _within(labels: Ints, names: Sequence[str]) -> Ints:
+    if labels.max() >= len(names):
+        raise UserError(f"labels: got up to {labels.max()}; allowed: 0 to {len(names) - 1}, one per class name")
+    return labels
+
+
+def _of_run(
+    folder: Path,
+    weights: str,
+    given: nn.Module | None,
+    loaded: tuple[Run, nn.Module, dict[str, Any]],
+    test: tuple[Images, Ints, str],
+    data_about: dict[str, Any],
+) -> Subject:
+    """The model of a run on test images, given with their labels and SHA-256."""
+    run, model, info = loaded
+    images, labels, sha256 = test
     return Subject(
         model=model,
-        images=dataset.test.images,
-        labels=dataset.test.labels,
-        test_sha256=dataset.test.sha256,
-        class_names=list(dataset.class_names),
-        train_class_counts=[int(count) for count in dataset.class_counts],
+        images=images,
+        labels=labels,
+        test_sha256=sha256,
+        class_names=info["data"]["class_names"],
+        train_class_counts=info["data"]["splits"]["train"]["class_counts"],
         settings=run.evaluation,
         train_eps=run.threat.eps,
         place=resolve_device("auto"),
@@ -98,22 +158,8 @@ def from_run(folder: Path, weights: str, given: nn.Module | None, arrays: Datase
             "epoch": _epoch(folder / f"{weights}.safetensors"),
             "leak": info["selection"]["leak"],
         },
-        data_about={
-            "name": dataset.name,
-            "imbalance_ratio": dataset.imbalance_ratio,
-            "notes": list(dataset.notes),
-        },
+        data_about=data_about,
     )
-
-
-def on_other_images(
-    subject: Subject, images: Images | Tensor, labels: NDArray[Any] | Tensor, data_about: Mapping[str, Any] | None
-) -> Subject:
-    """The same model on other images."""
-    pixels, classes = as_arrays(images, labels)
-    about = {"name": "arrays", **(data_about or {})}
-    sha256 = images_sha256(pixels, classes)
-    return dataclasses.replace(subject, images=pixels, labels=classes, test_sha256=sha256, data_about=about)
 
 
 def _epoch(path: Path) -> int:

@@ -64,8 +64,9 @@ class Summary:
         worst, recall = self.worst_class
         groups = "".join(f", {name} {100 * share:.1f}" for name, share in self.groups.items())
         return (
-            f"Summary(balanced {100 * self.balanced:.1f} % [{100 * low:.1f}, {100 * high:.1f}], accuracy "
-            f"{100 * self.accuracy:.1f} of {self.total.sum()} images, worst class {worst} with {100 * recall:.1f}{groups})"
+            f"Summary(balanced {100 * self.balanced:.1f} % [{100 * low:.1f}, {100 * high:.1f}], "
+            f"accuracy {100 * self.accuracy:.1f} of {self.total.sum()} images, "
+            f"worst class {worst} with {100 * recall:.1f}{groups})"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -86,6 +86,24 @@ def test_prepare_writes_every_layout_and_says_how_to_read_it(taet: Any, tmp_path
     assert elsewhere.exists()
 
 
+@pytest.mark.parametrize("layout", ["npz", "folder", "taet-npy"])
+def test_groups_are_written_where_the_layout_can_hold_them(taet: Any, tmp_path: Path, layout: str) -> None:
+    for number in range(20):
+        folder = tmp_path / "patients" / "ab"[number % 2] / f"p {number}"
+        folder.mkdir(parents=True)
+        for image in range(2):
+            Image.new("L", (6, 6), 5 * number + image).save(folder / f"{image}.png")
+    outcome = taet("data", "prepare", "folder:patients", "--group", "folder", "--layout", layout, "--out", "written")
+    assert outcome.code == 0, outcome.err
+    *_, written, following = outcome.out.splitlines()
+    lost = "note: this layout cannot say which images belong together; with npz and folder they stay in one split"
+    assert (written == lost) == (layout == "taet-npy")
+    assert following.endswith(" --group folder") == (layout == "folder")
+    shown = json.loads(taet(*following.split()[2:], "--validation", "0.2", "--json").out)
+    whole = all(count % 2 == 0 for counts in shown["class_counts"].values() for count in counts)
+    assert whole == (layout != "taet-npy")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.models import resnet18
 
 from taet.evaluation import ResultCard
@@ -157,6 +158,77 @@ def test_what_goes_with_a_run_and_what_with_a_model(taet: Any, words: str, part:
     outcome = taet("evaluate", *words.split())
     assert outcome.code == 2
     assert part in outcome.err
+
+
+def drawn(folder: Path, classes: dict[str, int], size: tuple[int, int] = (8, 8)) -> Path:
+    """A folder of class folders of five grey images each; the level of grey says the class."""
+    draws = np.random.default_rng(0)
+    for name, level in classes.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(5):
+            pixels = np.clip(draws.normal(level, 4, size), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def named(taet: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on images of three classes with names, whose images are gone."""
+    place = tmp_path_factory.mktemp("named")
+    data = drawn(place / "own", {"blister": 40, "nevus": 120, "\u00d6dem haut": 200})
+    words = "--model resnet8 --epochs 1 --monitor-every 0 --batch-size 4 --threads 1 --precision float32"
+    outcome = taet("train", "standard", "--data", data, *words.split(), "--out", place / "run")
+    assert outcome.code == 0, outcome.err
+    data.rename(place / "gone")
+    return place / "run"
+
+
+def test_a_run_on_other_images_takes_their_labels_by_name_and_their_size_from_itself(
+    taet: Any, named: Path, tmp_path: Path
+) -> None:
+    other = drawn(tmp_path / "other", {"nevus": 120, "O\u0308dem haut": 200}, (20, 17))  # as a Mac writes the name
+    outcome = taet("evaluate", "--model", named, "--data", other, "--attacks", "clean", "--out", "card")
+    assert outcome.code == 0, outcome.err
+    card = ResultCard.load("card/evaluation.json")
+    assert card.class_names == ("blister", "nevus", "\u00d6dem haut")
+    assert card.labels.tolist() == [2, 1]  # the folders in the order of the alphabet, where O is before n
+    assert card.data["train_class_counts"] == [4, 4, 4]
+    assert "no test image of the run's classes: blister" in card.data["notes"]
+
+
+def test_a_class_that_the_run_does_not_know_is_refused(taet: Any, named: Path, tmp_path: Path) -> None:
+    other = drawn(tmp_path / "other", {"nevus": 120, "blistr": 200})
+    outcome = taet("evaluate", "--model", named, "--data", other, "--attacks", "clean", "--out", "card")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "unknown class of the test images 'blistr'; allowed: blister, nevus, \u00d6dem haut" in outcome.err
+    assert "did you mean 'blister'?" in outcome.err
+
+
+def test_where_one_side_has_only_numbers_the_order_counts(taet: Any, named: Path) -> None:
+    pixels = np.zeros((3, 8, 8), np.uint8)
+    labels = np.arange(3)
+    np.savez("plain.npz", train_images=pixels, train_labels=labels, test_images=pixels, test_labels=labels)
+    outcome = taet("evaluate", "--model", named, "--data", "plain.npz", "--attacks", "clean", "--out", "card")
+    assert outcome.code == 0, outcome.err
+    assert ResultCard.load("card/evaluation.json").labels.tolist() == [0, 1, 2]
+
+
+def test_no_card_takes_the_place_of_one_about_something_else(taet: Any, named: Path, tmp_path: Path) -> None:
+    first, second = (drawn(tmp_path / name, {"nevus": level, "blister": 9}) for name, level in (("a", 90), ("b", 99)))
+    words = ("evaluate", "--attacks", "clean", "--model")
+    assert taet(*words, named, "--data", first, "--out", "card").code == 0
+    cards = (Path("card/evaluation.json"), named / "evaluation.json")
+    before = [card.read_bytes() for card in cards]
+    for model, data, out, part in (
+        (named, first, named, "is a run, whose card is about its own model and data; allowed: another"),
+        (named, second, "card", "evaluation.json is about other test images (pixels and labels SHA-256 "),
+        ("resnet8", first, "card", "evaluation.json is about another model (weights SHA-256 "),
+    ):
+        outcome = taet(*words, model, "--data", data, "--out", out)
+        lines = [line for line in outcome.err.splitlines() if not line.startswith("evaluate ")]  # progress
+        assert (outcome.code, len(lines)) == (2, 1)
+        assert part in lines[0]
+    assert [card.read_bytes() for card in cards] == before
 
 
 def test_help_of_both_forms(taet: Any) -> None:

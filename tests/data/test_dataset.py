@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from taet.data import Dataset, Split, describe, render, store
 from taet.data.store import Stored, gather
@@ -37,6 +38,22 @@ def test_a_data_set_of_arrays_is_the_arrays(arrays):
     assert dataset.image_shape == (3, 4, 5)
     assert dataset.validation is None
     assert len(dataset.test) == 5
+
+
+@pytest.mark.parametrize("kind", ["read-only", "mapped", "reversed"])
+def test_arrays_that_torch_cannot_share_are_copied(kind, arrays, tmp_path):
+    given = arrays()
+    np.save(tmp_path / "a.npy", given["train_images"])
+    images = {
+        "read-only": np.broadcast_to(given["train_images"][:1], given["train_images"].shape),
+        "mapped": np.load(tmp_path / "a.npy", mmap_mode="r"),
+        "reversed": given["train_images"][..., ::-1],  # blue, green, red
+    }[kind]
+    split = Dataset.from_arrays(**given | {"train_images": images}).train
+    assert split.images.flags.writeable  # else torch warns, though only once
+    assert (torch.from_numpy(split.images).numpy() == images).all()
+    shared = Dataset.from_arrays(**given).train.images
+    assert np.shares_memory(shared, given["train_images"])
 
 
 def test_grey_images_and_column_labels_are_brought_to_one_shape(arrays):

@@ -1,13 +1,18 @@
 """Sets as folders of class folders."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from taet.config import Data
 from taet.data import folder as module
-from taet.data import load
+from taet.data import holds_groups, load, survey
 from taet.errors import UserError
+
+PARTS = ("train", "test")
 
 
 def fill(folder, level, count=1, mode="L", size=(6, 6)):
@@ -48,6 +53,17 @@ def test_the_validation_folder_has_three_names(split, name):
     assert len(load(str(split)).validation) == 2
 
 
+@pytest.mark.parametrize(("train", "val", "test"), [("Train", "Val", "Test"), ("TRAIN", "Validation", "test")])
+def test_split_folders_may_be_in_capitals(split, train, val, test):
+    expected = load(str(split))
+    for old, new in (("train", train), ("val", val), ("test", test)):
+        (split / old).rename(split / "moved")
+        (split / "moved").rename(split / new)
+    dataset = load(str(split))
+    assert dataset.class_names == ("ant", "cat")
+    assert dataset.manifest() == expected.manifest()
+
+
 def test_without_split_folders_a_fifth_of_each_class_is_the_test_set(flat):
     dataset = load(f"folder:{flat}")
     assert dataset.test.class_counts.tolist() == [2, 1, 0]
@@ -57,6 +73,15 @@ def test_without_split_folders_a_fifth_of_each_class_is_the_test_set(flat):
     assert dataset.notes[-1] == "no test image of: cat"
     assert dataset.test.sha256 == load(f"folder:{flat}").test.sha256
     assert dataset.test.sha256 != load(f"folder:{flat}", seed=1).test.sha256
+
+
+def test_a_class_may_lack_test_images_which_is_noted(split):
+    shutil.rmtree(split / "test" / "ant")
+    shutil.rmtree(split / "val" / "cat")
+    dataset = load(str(split))
+    assert dataset.test.class_counts.tolist() == [0, 2]
+    assert dataset.validation.class_counts.tolist() == [1, 0]
+    assert "no test image of: ant" in dataset.notes
 
 
 def test_hidden_and_other_files_are_ignored_and_nested_ones_are_read(split):
@@ -103,9 +128,15 @@ def remove(folder):
     [
         (lambda p: remove(p / "train" / "ant"), "class folder '.*train/ant' holds no image"),
         (lambda p: remove(p / "train" / "ant") or (p / "train" / "ant").rmdir(), "train': got only 'cat'"),
+        (lambda p: remove(p / "test" / "ant"), "class folder '.*test/ant' holds no image"),
+        (
+            lambda p: shutil.rmtree(p / "test") or (p / "test").mkdir(),
+            "class folders in '.*test': got none; allowed: 1",
+        ),
         (lambda p: fill(p / "test" / "cta", 0), "unknown class folder in '.*test': 'cta'.*did you mean 'cat'"),
         (lambda p: (p / "test").rename(p / "tset"), "no folder 'test'"),
         (lambda p: fill(p / "valid" / "cat", 0), "two validation folders, 'val' and 'valid'"),
+        (lambda p: fill(p / "Train" / "cat", 0), "two train folders, 'Train' and 'train'"),
         (
             lambda p: (p / "train" / "cat" / "00.png").write_bytes(b""),
             r"cannot read image '.*cat/00\.png': it is empty",
@@ -157,12 +188,24 @@ def test_folders_below_a_class_folder_stay_in_one_split(patients, monkeypatch):
     assert (abs(dataset.test.class_counts - total / 5) <= [3, 2, 4]).all()
     assert dataset.class_counts.all()
     assert dataset.notes[:2] == (
-        "no folder 'test': as near to 20% of each class as whole groups come is for testing (seed 0)",
+        "no folder 'test': as near to 20% of each class as whole groups come, at least 1 of 2, is for testing (seed 0)",
         "22 groups, each in one split; 10 images stand alone",
     )
-    assert "0.2 of each training class, as near as whole groups come, is held out for validation" in dataset.notes
+    assert (
+        "0.2 of each training class, as near as whole groups come, at least 1 of 2, is held out for validation"
+        in dataset.notes
+    )
     again = load(f"folder:{patients.name}", group="folder", validation=0.2)
     assert again.manifest() == dataset.manifest()
+
+
+def test_a_class_of_two_patients_is_tested_on_one_of_them(tmp_path):
+    numbered(tmp_path, "ant", range(20))
+    for number in range(2):
+        fill(tmp_path / "bee" / f"patient {number}", 100 + 10 * number, 3)
+    dataset = load(str(tmp_path), group="folder")
+    assert dataset.class_counts.tolist() == [16, 3]
+    assert dataset.test.class_counts.tolist() == [4, 3]
 
 
 def test_a_folder_in_two_given_splits_is_refused(split):
@@ -173,6 +216,56 @@ def test_a_folder_in_two_given_splits_is_refused(split):
         UserError, match=r"group 'p 7' is in two splits: '.*train/cat/p 7/00\.png' is for train, '.*test"
     ):
         load(str(split), group="folder")
+    with pytest.raises(UserError, match=r"keep it in one; without groups: --data\.group None$"):
+        load(str(split), group="folder")
+
+
+def numbered(folder, name, numbers):
+    for number in numbers:
+        fill(folder / name / f"p {number}", number)
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda p: [numbered(p, "ant", range(5)), numbered(p, "bee", range(5, 10))], True),
+        (lambda p: [numbered(p, "ant", range(5)), numbered(p, "bee", range(5))], True),
+        (lambda p: [numbered(p, "ant", range(5)), fill(p / "bee", 10, 5)], True),  # of files that stand alone
+        (lambda p: [fill(p / name / "images", 10, 9) for name in ("ant", "bee")], False),
+        (lambda p: [fill(p / name / kind, 10, 9) for name in ("ant", "bee") for kind in ("left", "right")], False),
+        (lambda p: [numbered(p, "ant", range(5)), fill(p / "bee" / "images", 10, 9)], False),
+        (lambda p: [fill(p / name, 10, 9) for name in ("ant", "bee")], False),
+        (lambda p: [fill(p / part / name / "images", 9) for part in ("train", "test") for name in "ab"], False),
+        (lambda p: [numbered(p / part, name, range(s, s + 2)) for s, part in enumerate(PARTS) for name in "ab"], False),
+        (lambda p: [numbered(p / part, name, [s, s + 5]) for s, part in enumerate(PARTS) for name in "ab"], True),
+        (Path.exists, False),  # nothing is there
+    ],
+)
+def test_folders_count_as_groups_only_where_they_can_be_used(tmp_path, build, expected):
+    build(tmp_path)
+    assert holds_groups(str(tmp_path)) == expected
+    if expected:
+        assert load(str(tmp_path), group="folder").train.groups is not None
+
+
+def test_groups_too_large_to_test_on_are_refused_with_the_way_on(tmp_path):
+    for name in ("ant", "bee"):
+        fill(tmp_path / name / "images", 10, 9)
+    with pytest.raises(UserError, match=r"no class has a group to spare .*; without groups: --data\.group None$"):
+        load(str(tmp_path), group="folder")
+    assert len(load(str(tmp_path)).test) == 4
+
+
+def test_a_survey_refuses_files_that_cannot_be_read_as_reading_does(split):
+    assert len(survey(str(split)).paths) == 9
+    for spoilt in (["train/cat/00.png"], list(split.rglob("*.png"))):
+        for path in spoilt:
+            (split / path).write_bytes(b"no image")
+        with pytest.raises(UserError) as reading:
+            load(str(split))
+        with pytest.raises(UserError, match=r"cannot read image '.*': it is no image") as surveying:
+            survey(str(split))
+        assert str(surveying.value) == str(reading.value)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,10 @@ def test_groups_stay_whole_and_every_class_keeps_one(case, seed):
     held = hold_out(labels, groups, wanted, seed)
     assert not set(groups[held].tolist()) & set(groups[~held].tolist())
     assert set(labels[~held].tolist()) == set(labels.tolist())
+    last = {label for label in labels.tolist() if len(set(groups[(labels == label) & ~held].tolist())) == 1}
+    for label in np.flatnonzero((np.array(wanted) > 0) & (held_counts(labels, held, len(wanted)) == 0)):
+        own = set(groups[labels == label].tolist())  # each of them is the last of some class
+        assert all(last & set(labels[groups == group].tolist()) for group in own)
     assert (held == hold_out(labels, groups, wanted, seed)).all()
 
 
@@ -46,7 +50,8 @@ def test_groups_of_one_class_come_as_near_as_any_choice_of_them(case, seed):
     got = held_counts(labels, hold_out(labels, groups, wanted, seed), len(wanted))
     for label, number in enumerate(wanted):
         sizes = np.unique(groups[labels == label], return_counts=True)[1].tolist()
-        sums = {sum(some) for k in range(len(sizes)) for some in itertools.combinations(sizes, k)} or {0}
+        least = 1 if number and len(sizes) > 1 else 0
+        sums = {sum(some) for k in range(least, max(len(sizes), 1)) for some in itertools.combinations(sizes, k)} or {0}
         nearest = min(abs(number - held) for held in sums)
         assert got[label] == max(held for held in sums if abs(number - held) == nearest)
         assert nearest <= max(sizes, default=0)
@@ -73,6 +78,15 @@ def test_patients_with_two_kinds_of_lesion_are_held_out_as_one():
     held = hold_out(labels, groups, [6, 2])
     assert held_counts(labels, held, 2).tolist() == [6, 2]
     assert len(set(groups[held].tolist())) == 2
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_of_two_groups_is_held_out_though_none_would_be_nearer(shared):
+    labels, groups = np.repeat([0, 1, 1], [60, 3, 3]), np.repeat([0, 1, 2], [60, 3, 3])
+    groups[:60] = np.arange(60) // 6 + (1 if shared else 3)
+    held = hold_out(labels, groups, [12, 1])
+    assert held_counts(labels, held, 2)[1] == 3
+    assert held_counts(labels, held, 2)[0] == 12
 
 
 def test_the_seed_decides_which():

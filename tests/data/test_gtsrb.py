@@ -80,6 +80,7 @@ def test_whole_images_become_32_pixels_unless_a_size_is_given(tmp_path):
     larger = read(tmp_path, size=48)
     assert larger.image_shape == (3, 48, 48)
     assert "since" not in larger.notes[0]
+    assert load("gtsrb", root=str(tmp_path)).resized
 
 
 def test_the_frames_of_one_sign_are_a_group(tmp_path):

@@ -76,6 +76,28 @@ def test_groups_are_kept_in_an_npz(make, tmp_path):
     assert (np.unique(groups, return_inverse=True)[1] == train.groups).all()
 
 
+def test_groups_are_folders_in_the_class_folders(make, tmp_path):
+    dataset = make(train=(6, 3, 3))
+    groups = np.array([0, 0, 0, 1, 1, 11, 0, 11, 2, 3, 3, 4])
+    train, validation = (dataset.train.choose(np.flatnonzero(np.isin(groups, of))) for of in ([0, 2, 3, 11], [1, 4]))
+    train, validation = (replace(split, groups=groups[split.indices]) for split in (train, validation))
+    write(replace(dataset, train=train, validation=validation), "folder", tmp_path / "x")
+    assert {path.parent.relative_to(tmp_path / "x/train").as_posix() for path in tmp_path.glob("x/train/*/*/*")} == {
+        *("a/0", "a/11", "b/0", "b/2", "b/11", "c/3")
+    }
+    back = load(f"folder:{tmp_path / 'x'}", group="folder")
+    for name, split in {"train": train, "validation": validation}.items():
+        found = back.splits[name]
+        order, expected = (  # the same images of the same groups, whose numbers are others
+            sorted((image.tobytes(), group) for image, group in zip(of.images, of.groups, strict=True))
+            for of in (found, split)
+        )
+        pairs = {(new, old) for (_, new), (_, old) in zip(order, expected, strict=True)}
+        assert [image for image, _ in order] == [image for image, _ in expected]
+        assert len(pairs) == len({new for new, _ in pairs}) == len({old for _, old in pairs})
+    assert len(set(back.test.groups)) == len(back.test)  # which had none
+
+
 @pytest.mark.parametrize(
     ("names", "folders"),
     [

@@ -101,17 +101,30 @@ def test_groups_come_with_the_images_and_those_that_the_file_divides_are_told(tm
     dataset = npz.read(Data(f"npz:{tmp_path / 'a.npz'}", group="patient"))
     assert dataset.train.groups.tolist() == [0, 0, 1, 1, 1, 2, 3, 3, 4, 5]
     assert dataset.test.groups.tolist() == [6, 2, 7, 0, 6]
-    assert dataset.notes == ("the file's own splits divide groups of patient: 2 in training and test",)
+    assert dataset.notes == (
+        "6 groups in train_patient; a validation split holds out whole ones",
+        "the file's own splits divide groups of patient: 2 in training and test",
+    )
     assert npz.read(Data(f"npz:{tmp_path / 'a.npz'}")).train.groups is None
 
 
+def test_an_array_that_is_called_group_is_taken_by_itself(tmp_path, arrays):
+    groups = {"train_group": np.arange(10) // 2, "test_group": np.arange(9, 14), "train_patient": np.arange(10)}
+    np.savez(tmp_path / "a.npz", **arrays(), **groups)
+    dataset = load(f"npz:{tmp_path / 'a.npz'}", validation=0.5)
+    assert dataset.test.groups.tolist() == [5, 6, 7, 8, 9]
+    assert not set(dataset.train.groups) & set(dataset.validation.groups)
+    assert dataset.notes[0] == "5 groups in train_group; a validation split holds out whole ones"
+    assert load(f"npz:{tmp_path / 'a.npz'}", group="patient").train.groups.tolist() == list(range(10))
+
+
 @pytest.mark.parametrize("test", [{}, {"test_lesion": np.arange(20, 25)}])
-def test_groups_that_are_numbers_and_whole_need_no_note(test, tmp_path, arrays):
+def test_groups_that_are_numbers_and_whole_are_not_warned_about(test, tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays(), train_lesion=np.arange(10) // 2 * 3, **test)
     dataset = npz.read(Data(f"npz:{tmp_path / 'a.npz'}", group="lesion"))
     assert dataset.train.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert (dataset.test.groups is None) == (not test)
-    assert dataset.notes == ()
+    assert dataset.notes == ("5 groups in train_lesion; a validation split holds out whole ones",)
 
 
 @pytest.mark.parametrize(

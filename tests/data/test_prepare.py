@@ -219,6 +219,8 @@ def test_another_layout_that_can_be_read_is_enough(root, archive, monkeypatch):
     dataset, done = run(root)
     assert len(dataset.train) == 4
     assert done == ["all is there, in other files than the official archives"]
+    with pytest.raises(UserError, match=r"training set: a largest class of 9 .* needs"):  # no matter of a download
+        prepare(Data(name="tiny-imagenet", root=str(root), imbalance_ratio=1, max_count=9), lambda *_: None)
 
 
 @pytest.mark.usefixtures("offline")

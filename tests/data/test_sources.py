@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from taet.config import Data
-from taet.data import load
+from taet.data import describe, full_name, load
 from taet.data.store import Stored
 from taet.errors import UserError
 
@@ -114,6 +114,20 @@ def test_size_resizes_every_split():
     assert {split.images.shape[1:] for split in dataset.splits.values()} == {(16, 16, 1)}
 
 
+def test_that_images_were_resized_is_known():
+    assert not load("digits-lt").resized
+    assert load("digits-lt", size=16).resized
+    assert describe(load("digits-lt", size=16))["resized"]
+
+
+def test_another_pillow_resizes_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path))
+    for version in ("1.0", "1.0", "2.0"):
+        monkeypatch.setattr("PIL.__version__", version)
+        load("digits-lt", size=16, storage="disk")
+    assert len(list(tmp_path.glob("*.npy"))) == 4  # train and test, by either
+
+
 SOURCE = """
 from taet.data import Dataset
 import numpy as np
@@ -207,6 +221,15 @@ def test_a_bare_path_is_known_by_what_it_is(tmp_path, arrays):
         flat = array.transpose(0, 3, 1, 2).reshape(len(array), -1) if key.endswith("images") else array
         np.save(folder / f"{key}.npy", flat)
     assert (load(str(folder)).train.images == given["train_images"]).all()
+
+
+def test_a_bare_name_of_a_folder_is_known_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "modes").mkdir()
+    assert full_name("modes") == "folder:modes"
+    assert [full_name(name) for name in ("a.csv", "digits-lt", "npz:x", "nowhere")] == [
+        *("csv:a.csv", "digits-lt", "npz:x", "nowhere")
+    ]
 
 
 def test_identical_images_in_two_splits_are_counted(tmp_path, arrays):

@@ -164,6 +164,19 @@ def test_the_memory_is_what_the_machine_and_every_control_group_allow(
     assert memory(tmp_path) == (expected or whole)
 
 
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [({"": 2**63 - 4096, "docker/job": 7}, 7), ({"": 5}, 5), ({"": 2**63 - 4096}, None), ({}, None)],
+)
+def test_control_groups_of_version_1_count_too(limits: dict[str, int], expected: int | None, tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("4:cpu,memory:/docker/job\n3:cpuset:/other\n1:name=systemd:/x\n0::/\n")
+    for folder, limit in limits.items():  # in a container the group may be what is mounted, and not below it
+        (tmp_path / "sys/fs/cgroup/memory" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys/fs/cgroup/memory" / folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
+    assert memory(tmp_path) == (expected or memory(tmp_path / "nothing"))
+
+
 def test_what_a_failure_or_an_interrupt_leaves_is_not_used_and_gives_the_disk_back(cache: Path) -> None:
     def broken(error: BaseException) -> Iterator[np.ndarray]:
         yield from np.zeros((20, 200, 200, 3), np.uint8)

@@ -104,6 +104,22 @@ def test_labels_that_are_whole_numbers_go_by_size_and_may_skip(table):
     assert not any("labels" in note for note in dataset.notes)
 
 
+def test_labels_below_zero_go_by_size(table):
+    cells = (("-1", range(10)), ("10", range(10, 20)), ("2", range(20, 30)))
+    dataset = load(table("path,label", *(row for label, numbers in cells for row in rows(numbers, label))))
+    assert dataset.class_names == ("-1", "2", "10")
+    assert "labels are not 0 to 2: the 3 that occur are the classes, from the least on" in dataset.notes
+
+
+@pytest.mark.parametrize(("one", "other"), [("01", "1"), ("007", "7"), ("-0", "0")])
+def test_labels_that_differ_only_as_text_are_different_classes(table, one, other):
+    cells = ((one, range(10)), (other, range(10, 20)), ("10", range(20, 30)))
+    dataset = load(table("path,label", *(row for label, numbers in cells for row in rows(numbers, label))))
+    assert dataset.class_names == tuple(sorted((one, other, "10")))
+    assert dataset.class_counts.tolist() == [8, 8, 8]
+    assert f"labels '{one}' and '{other}' are one number: all labels are taken as text" in dataset.notes
+
+
 def test_rows_that_repeat_are_taken_once(table):
     dataset = load(table("path,label", *rows(range(10), "a"), *rows(range(10, 20), "b"), *rows(range(5), "a")))
     assert len(dataset.train) + len(dataset.test) == 20
@@ -201,7 +217,7 @@ def test_a_name_that_the_file_system_lists_otherwise_is_found(table, monkeypatch
         ),
         (
             ["path,label,group", *rows(range(3), "a", "1"), *rows(range(3, 6), "b", "2")],
-            "no column 'split', and no group is small enough to test on",
+            "no column 'split', and no class has a group to spare to test on; .*; without groups: another name for",
         ),
     ],
 )
@@ -209,6 +225,12 @@ def test_bad_tables_are_refused_in_one_line(table, lines, message):
     with pytest.raises(UserError, match=message) as error:
         load(table(*lines))
     assert "\n" not in str(error.value)
+
+
+def test_groups_that_were_asked_for_can_be_left_out(table):
+    path = table("path,label,lesion", *rows(range(3), "a", "1"), *rows(range(3, 6), "b", "2"))
+    with pytest.raises(UserError, match=r"no class has a group to spare .*; without groups: --data\.group None$"):
+        load(path, group="lesion")
 
 
 def test_a_missing_group_column_is_named(table):
