@@ -48,6 +48,8 @@ class Flags:
     """Form of the answer."""
     out: Path | None = None
     """File of the answer; standard output if not given."""
+    force: bool = False
+    """Replace that file if it is there."""
     top: int = 1
     """Classes that are named for each image, the likely ones first."""
     weights: Literal["model", "model-last", "model-best"] = "model"
@@ -61,6 +63,7 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Answer for every image; return 2 if one could not be read."""
     parsed, parts = read(arguments), list[Predictions]()
+    _check_place(parsed)
     try:
         with progress(f"predict {parsed.run}") as report:
             for part in batches(
@@ -91,6 +94,19 @@ def read(arguments: list[str]) -> Flags:
     if parsed.top < 1:
         raise UserError(f"top: got {parsed.top}; allowed: 1 or more")
     return parsed
+
+
+def _check_place(parsed: Flags) -> None:
+    """Refuse a file that could not be written, or that is there, before the work is done; make its folder."""
+    if parsed.out is None:
+        return
+    if parsed.out.exists() and not (parsed.force and parsed.out.is_file()):
+        what = "exists" if parsed.out.is_file() else "is no file"
+        raise UserError(f"{parsed.out} {what}; allowed: another --out{', or --force' if parsed.out.is_file() else ''}")
+    try:
+        parsed.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {parsed.out.parent}: {error.strerror}") from None
 
 
 def _write(found: Predictions, parsed: Flags) -> None:

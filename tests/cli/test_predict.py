@@ -48,6 +48,10 @@ def test_a_table_of_a_folder(taet: Any, finished: Any, digits: Path, tmp_path: P
     path = tmp_path / "found.csv"
     written = taet("predict", finished.folder, digits, "--out", path)
     assert (written.code, written.out, rows(path.read_text())) == (0, "", found)
+    again = taet("predict", finished.folder, digits, "--out", path)
+    assert (again.code, again.err) == (2, f"taet: error: {path} exists; allowed: another --out, or --force\n")
+    assert taet("predict", finished.folder, digits / "part 0", "--out", path, "--force").code == 0
+    assert len(rows(path.read_text())) == 20
 
 
 def test_an_attack_and_json(taet: Any, finished: Any, digits: Path) -> None:
@@ -142,7 +146,8 @@ def test_many_files_by_name(taet: Any, finished: Any, tmp_path: Path) -> None:
         ("RUN IMAGES --top 0", "top: got 0; allowed: 1 or more"),
         ("RUN IMAGES --batch-size 0", "batch size: got 0"),
         ("RUN IMAGES --format xml", "unknown --format 'xml'; allowed: csv, json"),
-        ("RUN IMAGES --out no/such/folder.csv", "cannot write no/such/folder.csv: No such file or directory"),
+        ("RUN IMAGES --out /proc/no/file.csv", "cannot make the folder /proc/no: No such file or directory"),
+        ("RUN IMAGES --out /proc", "/proc is no file; allowed: another --out"),
     ],
 )
 def test_mistakes_are_one_line(
