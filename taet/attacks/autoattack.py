@@ -242,12 +242,13 @@ def run_parts(
 
     A part meets the survivors of the parts before it, in ascending order, cut into batches anew. One part on one batch
     is the unit that is saved, resumed and given to a process; it depends on its images alone, since every part is
-    seeded on every batch. Without `keep_examples` the adversarial images are neither returned nor saved.
+    seeded on every batch. Without `keep_examples` the adversarial images are neither returned nor saved. A model that
+    is `Counted` already is taken as it is, with its view.
     """
     check_inputs(x, y, eps, norm, batch_size, natural)
     device = x.device if device is None else torch.device(device)
     every_gpu = range(torch.cuda.device_count())
-    counted = Counted(model)
+    counted = model if isinstance(model, Counted) else Counted(model)
     with (
         torch.inference_mode(False),  # the attacks need gradients, whatever the caller is about
         torch.no_grad(),
@@ -383,7 +384,7 @@ class _Suite:
                 x_adv = choose(left, project(x_adv, x, self.eps, "l2"), x_adv)
             # The largest logit of this very batch decides, as in the official evaluation: another batching may round
             # otherwise.
-            found = self.model(x_adv).max(1).indices
+            found = self.model.judge(x_adv).max(1).indices
         verify(part, x_adv, x, self.eps, self.plan.norm)
         unit = {"indices": indices.cpu().numpy(), "predictions": found.cpu().numpy()}
         unit["content"] = self._content(part, indices)

@@ -17,11 +17,15 @@ class Counted(nn.Module):
 
     Fresh, because an attack may write into the logits it is given, and a model may return a view of something it keeps.
     What it gives for finite images is watched for values that are not finite, which some attacks pass over in silence.
+
+    Where a `view` of the model is given, the same function in a cheaper form, attacks are answered by the view. What
+    counts in the end, whether their examples are right, the model alone decides: `judge`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, view: nn.Module | None = None) -> None:
         super().__init__()
         self.model = model
+        self.view = view
         self.forwards = 0
         self.backwards = 0
         self._unsound: Tensor | bool = False  # on the model's device, so that watching does not wait for it
@@ -38,11 +42,18 @@ class Counted(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._answer(self.model if self.view is None else self.view, x)
+
+    def judge(self, x: Tensor) -> Tensor:
+        """Return the logits of the model itself."""
+        return self._answer(self.model, x)
+
+    def _answer(self, network: nn.Module, x: Tensor) -> Tensor:
         proper = finite(x.detach())
         if x.requires_grad and torch.is_grad_enabled():
             x = x.view_as(x)  # its gradient is that of this answer alone
             x.register_hook(lambda gradient: self._watch(gradient, proper))  # type: ignore[no-untyped-call]
-        output: Any = self.model(x)
+        output: Any = network(x)
         if not isinstance(output, Tensor):
             raise UserError(f"model output: got a {type(output).__name__}; allowed: one tensor of logits (N, classes)")
         if output.ndim != 2 or len(output) != len(x):

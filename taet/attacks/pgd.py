@@ -109,6 +109,12 @@ def pgd(
     starts = _starts(origin, eps, start, norm, restarts, generator, start_noise)
     length = per_sample(step_size, origin)
     moves = None if active is None else active.expand(steps, -1)
+    radius = per_sample(eps, origin)
+    # The L-infinity ball within [0, 1] is a box: its corners are the same in every step.
+    box = ((origin - radius).clamp(0, 1), (origin + radius).clamp(0, 1)) if norm == "linf" else None
+
+    def inside(x_adv: Tensor) -> Tensor:
+        return project(x_adv, origin, eps, norm) if box is None else x_adv.clamp(*box)
 
     def height(logits: Tensor) -> Tensor:
         return -objective(logits, y) if targeted else objective(logits, y)
@@ -118,15 +124,18 @@ def pgd(
             with torch.enable_grad():
                 x_adv.requires_grad_()
                 logits = full_precision(model(x_adv))
-                (gradient,) = torch.autograd.grad(height(logits).sum(), x_adv)
+                total = height(logits).sum()
+                # What runs in float32 forwards does so backwards: autocast would reach into its backward as well.
+                with torch.autocast(x_adv.device.type, enabled=False):
+                    (gradient,) = torch.autograd.grad(total, x_adv)
             x_adv = x_adv.detach()
             if observe is not None:
                 observe(step, logits.detach())
             update = length * _direction(gradient, norm)
             if moves is not None:
                 update = update * per_sample(moves[step], origin)
-            x_adv = project(x_adv + update, origin, eps, norm)
-        return project(x_adv, origin, eps, norm)
+            x_adv = inside(x_adv + update)
+        return inside(x_adv)
 
     def judge(x_adv: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

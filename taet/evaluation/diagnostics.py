@@ -49,6 +49,9 @@ DISAGREEMENT = 0.25
 # At that share, reached with about 1000 images.
 COARSE_COMPARISON = 0.03
 
+# What may be wrong with a model that no run of ours trained.
+ASK_ELSEWHERE = "are weights, normalisation and the order of the classes right? taet check tries them"
+
 
 def flags(card: ResultCard) -> tuple[dict[str, str], ...]:
     """Return what a reader must know before believing the card, each as {"flag": short name, "text": one sentence}."""
@@ -275,6 +278,16 @@ def _few_images(card: ResultCard) -> Iterator[str]:
         )
 
 
+def _no_images(card: ResultCard) -> Iterator[str]:
+    present = set(card.labels.tolist())
+    if absent := [name for label, name in enumerate(card.class_names) if label not in present]:
+        named = absent if len(absent) <= 3 else [*absent[:3], f"{len(absent) - 3} more"]
+        yield (
+            f"{_listed(named)} {'have' if len(absent) > 1 else 'has'} no test image: balanced numbers are over the "
+            f"other {len(present)} of {card.num_classes} classes."
+        )
+
+
 def _small_test_set(card: ResultCard) -> Iterator[str]:
     # The difference of two shares on the same images has a standard error of sqrt(d / n) (McNemar, Psychometrika 1947).
     resolution = Z * float(np.sqrt(DISAGREEMENT / len(card.labels)))
@@ -291,11 +304,13 @@ def _chance(card: ResultCard) -> Iterator[str]:
         if column.name == "clean":
             summary = card.summary("clean")
             present = int((summary.total > 0).sum())
-            if present > 1 and summary.balanced_interval[0] <= 1 / present:
+            low, high = summary.balanced_interval
+            if present > 1 and low <= 1 / present:
+                asks = "" if card.run else f"; {ASK_ELSEWHERE}"
                 yield (
-                    f"Without an attack balanced accuracy is {100 * summary.balanced:.1f} %, where guessing reaches "
-                    f"{100 / present:.1f} %: there is no robustness to speak of; are weights, normalisation and the "
-                    "order of the classes right? taet check tries them."
+                    f"Without an attack balanced accuracy is {100 * summary.balanced:.1f} %, no better than guessing, "
+                    f"{100 / present:.1f} %, within its interval ({100 * low:.0f} to {100 * high:.0f} %): these images "
+                    f"show no robustness{asks}."
                 )
 
 
@@ -328,6 +343,7 @@ CHECKS: Mapping[str, Callable[[ResultCard], Iterator[str]]] = {
     "zero-gradients": _zero_gradients,
     "logit-scale": _logit_scale,
     "at-chance": _chance,
+    "class-without-test-images": _no_images,
     "few-images-per-class": _few_images,
     "small-test-set": _small_test_set,
     "selected-on-test-set": _selection,

@@ -87,7 +87,6 @@ def _measure(bench: Bench, eps: float, progress: Callable[[float], None]) -> dic
 
         plain, magnified = survives(1.0), survives(LOGIT_FACTOR)
         later = first.repeat_difference()
-    progress(passes(bench))
     masks = {
         "distributions": first.distributions,
         "clean_correct": first.correct,

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from taet.models.classifier import Classifier
 from taet.models.heads import Head
-from taet.models.resnet import LAYOUTS, first_convolution, first_pooling, is_large, residual_network, strides
+from taet.models.resnet import (
+    LAYOUTS,
+    AveragePooling,
+    first_convolution,
+    first_pooling,
+    is_large,
+    residual_network,
+    strides,
+)
 
 NAMES = {"preact-resnet18": "ResNet-18 with pre-activation, 11.2 million parameters (AWP; AT-BSL on Tiny-ImageNet-LT)"}
 
@@ -47,7 +55,7 @@ def preactivation_body(
         for stride in stage:
             layers.append(PreActBlock(inputs, width, stride))
             inputs = width
-    return nn.Sequential(*layers, nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, nn.BatchNorm2d(inputs), nn.ReLU(), AveragePooling())
 
 
 def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head, stem: str) -> Classifier:

@@ -67,6 +67,13 @@ class Bottleneck(nn.Module):
         return torch.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
+class AveragePooling(nn.Module):
+    """Mean over the pixels, (N, C, H, W) -> (N, C), whose gradient keeps the memory layout of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
 def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
     """The shortcut: x itself, or a normalised 1x1 convolution where the shape changes."""
     if stride == 1 and inputs == outputs:
@@ -126,7 +133,7 @@ def residual_body(layout: Layout, channels: int, *, large: bool = False) -> nn.S
         for stride in stage:
             layers.append(layout.block(inputs, width, stride))
             inputs = layout.block.expansion * width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, AveragePooling())
 
 
 def residual_network(body: nn.Module, features: int, num_classes: int, channels: int, head: Head) -> Classifier:

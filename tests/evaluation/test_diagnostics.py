@@ -40,12 +40,18 @@ def column(name: str, accuracy: float, **change: Any) -> Column:
 
 
 def found(
-    *columns: Column, labels: Any = None, model: dict[str, Any] | None = None, probe: dict[str, Any] | None = None
+    *columns: Column,
+    labels: Any = None,
+    model: dict[str, Any] | None = None,
+    probe: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
+    class_names: str = "ab",
 ) -> dict[str, str]:
     """What flags say about these columns, by name; each is there once and says one sentence."""
     labels = np.arange(COUNT) % 2 if labels is None else labels
-    data = {"class_names": ["a", "b"], "name": "toy"}
-    raised = flags(ResultCard("at", "AT", "taet", {}, 0, model or {}, data, 250, labels, columns, probe=probe or {}))
+    data = {"class_names": list(class_names), "name": "toy"}
+    card = ResultCard("at", "AT", "taet", {}, 0, model or {}, data, 250, labels, columns)
+    raised = flags(replace(card, probe=probe or {}, run=run or {}))
     texts = {flag["flag"]: flag["text"] for flag in raised}
     assert len(texts) == len(raised)
     assert all(text.endswith(".") and "\n" not in text for text in texts.values())
@@ -255,3 +261,27 @@ def test_a_card_without_columns_is_no_reason_to_fail() -> None:
 def test_a_model_that_guesses_is_told_so() -> None:
     assert raised({"clean": 0.5}) == {"at-chance"}
     assert raised({"clean": 0.55}) == set()
+
+
+def test_guessing_is_told_with_its_interval_and_only_a_model_from_elsewhere_is_asked_about_its_weights() -> None:
+    guess = column("clean", 0.5)
+    said = "is 50.0 %, no better than guessing, 50.0 %, within its interval (47 to 53 %)"
+    asks = "are weights, normalisation and the order of the classes right?"
+    elsewhere, trained = (found(guess, run=run)["at-chance"] for run in ({}, {"command": "taet train at"}))
+    assert said in elsewhere
+    assert asks in elsewhere
+    assert said in trained
+    assert asks not in trained
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("ab", None),
+        ("abc", "c has no test image: balanced numbers are over the other 2 of 3 classes."),
+        ("abcd", "c and d have no test image: balanced numbers are over the other 2 of 4 classes."),
+        ("abcdefg", "c, d, e and 2 more have no test image: balanced numbers are over the other 2 of 7 classes."),
+    ],
+)
+def test_a_class_without_test_images_is_named(names: str, said: str | None) -> None:
+    assert found(class_names=names).get("class-without-test-images") == said

@@ -144,11 +144,15 @@ def test_state_of_another_evaluation_or_damaged_state_is_not_trusted(
     assert len(list(tmp_path.glob("pgd-5-*"))) == folders + 3
 
 
-def test_progress_never_goes_back_and_ends_at_its_total(evaluate: Evaluated) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_progress_never_goes_back_and_ends_at_its_total_once(
+    monkeypatch: pytest.MonkeyPatch, evaluate: Evaluated, seconds: float
+) -> None:
+    monkeypatch.setattr("taet.attacks.progress.TICK_SECONDS", seconds)
     seen: list[tuple[int, int, str]] = []
     evaluate(progress=lambda *report: seen.append(report))
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
-    assert seen[-1][0] == seen[-1][1]
+    assert [done >= total for done, total, _ in seen] == [False] * (len(seen) - 1) + [True]
     assert {label.partition(":")[0] for _, _, label in seen} == {*ATTACKS, "probe"}
 
 

@@ -13,7 +13,7 @@ from taet import models
 from taet.errors import UserError
 from taet.models import Classifier
 from taet.models.preact_resnet import PreActBlock
-from taet.models.resnet import BasicBlock, Bottleneck
+from taet.models.resnet import AveragePooling, BasicBlock, Bottleneck
 from taet.models.wide_resnet import wide_residual_network
 
 
@@ -31,7 +31,7 @@ def layers(model: Classifier, x: Tensor) -> list[str]:
             passed.append(f"{module.kernel_size[0]}x{module.kernel_size[0]}/{module.stride[0]}:{channels}")
         elif isinstance(module, nn.BatchNorm2d):
             passed.append(f"bn{module.num_features}")
-        elif isinstance(module, nn.AdaptiveAvgPool2d):
+        elif isinstance(module, AveragePooling):
             passed.append("average")
         elif isinstance(module, nn.MaxPool2d):
             passed.append("max")

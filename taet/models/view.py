@@ -1,0 +1,183 @@
+"""A view of a model to attack: the same function, frozen, with batch normalisation folded into the convolutions."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from taet.models.classifier import Classifier
+from taet.randomness import derive_seed
+
+AGREEMENT = 1e-4  # largest difference of two logits over the largest one; float32 rounds by 6e-8 in every layer
+SPREAD = (0.5, 2.0)  # of random statistics in the trial: far enough from 1 that a wrong fold shows
+
+_logger = logging.getLogger(__name__)
+
+
+class _Pair(NamedTuple):
+    """A convolution and the normalisation of its output, by the names of the modules."""
+
+    convolution: str
+    normalization: str
+
+
+class View:
+    """A model's function in eval mode, cheaper to differentiate by its input; `module` has the model's interface.
+
+    Batch normalisation in eval mode is affine: with s = gamma / sqrt(variance + eps), the convolution W' = s W,
+    b' = beta + s (b - mean) does its work, exactly but for rounding. With a `dtype` the weights of convolutions and
+    linear layers are cast to it once and not, as autocast does, in every pass. All other tensors are the model's own,
+    so what changes them in place changes the view; `refresh` brings the folded and cast ones up to date.
+    """
+
+    def __init__(self, model: nn.Module, pairs: list[_Pair], dtype: torch.dtype | None) -> None:
+        self.module = copy.deepcopy(model)
+        _share(model, self.module)
+        self._folds: list[tuple[Any, Any, Any]] = []  # convolution and normalisation of the model, what stands for both
+        self._casts: list[tuple[Tensor, Tensor]] = []
+        for pair in pairs:
+            source, norm = model.get_submodule(pair.convolution), model.get_submodule(pair.normalization)
+            target = self.module.get_submodule(pair.convolution)
+            weight = source.get_parameter("weight")
+            _hold(target, "weight", torch.empty_like(weight, dtype=dtype))
+            _hold(target, "bias", torch.empty(len(weight), dtype=dtype or weight.dtype, device=weight.device))
+            self.module.set_submodule(pair.normalization, nn.Identity())
+            self._folds.append((source, norm, target))
+        folded = {pair.convolution for pair in pairs}
+        # The head works in float32 (see Classifier), and of a stranger's network nobody knows which parts do.
+        for name, layer in self.module.named_modules() if dtype is not None and isinstance(model, Classifier) else []:
+            if name.startswith("body.") and name not in folded and isinstance(layer, _ConvNd | nn.Linear):
+                for kind, value in list(layer.named_parameters(recurse=False)):
+                    _hold(layer, kind, torch.empty_like(value, dtype=dtype))
+                    self._casts.append((layer.get_parameter(kind), model.get_parameter(f"{name}.{kind}")))
+        self.module.eval().requires_grad_(False)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Fold and cast the model's weights and statistics as they are now, in place; nothing waits for the device."""
+        for source, norm, target in self._folds:
+            scale = (norm.running_var + norm.eps).rsqrt()
+            scale = scale if norm.weight is None else scale * norm.weight
+            target.weight.copy_(source.weight * scale.view(-1, *[1] * (source.weight.ndim - 1)))
+            mean = norm.running_mean if source.bias is None else norm.running_mean - source.bias
+            target.bias.copy_(-scale * mean if norm.bias is None else norm.bias - scale * mean)
+        for target_value, value in self._casts:
+            target_value.copy_(value)
+
+
+def make_view(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None = None) -> View | None:
+    """Return the view of `model`, or None, with a line in the log, where there is none that gives the model's logits.
+
+    Which convolution a normalisation follows is seen in a forward pass; whether the two can be folded is not assumed
+    but tried, in float32, on noise and with random statistics, since those of a fresh model change next to nothing.
+
+    Args:
+        model: from images (N, *image_shape) to logits, its parameters on one device.
+        image_shape: (channels, height, width).
+        dtype: of the weights of convolutions and linear layers, e.g. bfloat16 where the view runs under autocast to it;
+            left as they are where the network cannot run so.
+    """
+    try:
+        pairs, kept = _tried(copy.deepcopy(model).cpu().eval().requires_grad_(), image_shape, dtype)
+    except Exception as error:  # what a stranger's module cannot be copied or tried for is its own affair
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        _logger.warning("taet: attacks run on the model itself and not on a folded view of it: %s", why)
+        return None
+    return View(model, pairs, kept)
+
+
+def _tried(
+    trial: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None
+) -> tuple[list[_Pair], torch.dtype | None]:
+    """Return what of `trial` can be folded, and the type of weights that it can run with.
+
+    `trial` is a copy of the model to do with as one likes, on the CPU: a GPU's TF32 rounds more than a fold may.
+    """
+    like = next((parameter for parameter in trial.parameters()), torch.empty(0))
+    noise = torch.Generator().manual_seed(derive_seed(0, "view"))
+    x = torch.rand(2, *image_shape, generator=noise).to(like)
+    with torch.enable_grad():
+        pairs = _pairs(trial, x)
+    with torch.no_grad():
+        for norm in (trial.get_submodule(pair.normalization) for pair in pairs):
+            for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                if isinstance(value, Tensor):
+                    value.copy_(torch.empty(value.shape).uniform_(*SPREAD, generator=noise))
+        expected = trial(x)
+        found = View(trial, pairs, None).module(x)
+        if not bool((expected - found).abs().amax() <= AGREEMENT * expected.abs().amax()):
+            raise ValueError("its logits are others than the model's")
+        if dtype is not None:
+            try:
+                with torch.autocast("cpu", dtype):
+                    View(trial, pairs, dtype).module(x)
+            except RuntimeError:  # a part that autocast is kept out of
+                dtype = None
+    return pairs, dtype
+
+
+def _pairs(model: nn.Module, x: Tensor) -> list[_Pair]:
+    """Convolutions whose output goes, as it is, into one normalisation by running statistics and nowhere else."""
+    names = {module: name for name, module in model.named_modules()}
+    calls: Counter[nn.Module] = Counter()
+    outputs: dict[int, tuple[Tensor, _ConvNd]] = {}  # held, so that no other tensor takes an address
+    found: list[tuple[_ConvNd, _BatchNorm, Any]] = []
+
+    def after(module: nn.Module, _: object, output: Tensor) -> None:
+        calls[module] += 1
+        if isinstance(module, _ConvNd):
+            outputs[id(output)] = (output, module)
+
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if id(inputs[0]) in outputs and isinstance(module, _BatchNorm):
+            output, convolution = outputs[id(inputs[0])]
+            found.append((convolution, module, output.grad_fn))
+
+    handles = []
+    for module in names:
+        if isinstance(module, _ConvNd) and not module.transposed and "weight" in module._parameters:
+            handles.append(module.register_forward_hook(after))
+        elif isinstance(module, _BatchNorm) and module.running_mean is not None:
+            handles += [module.register_forward_hook(after), module.register_forward_pre_hook(before)]
+    try:
+        uses = _uses(model(x))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        _Pair(names[convolution], names[norm])
+        for convolution, norm, made in found
+        if calls[convolution] == calls[norm] == uses[made] == 1
+    ]
+
+
+def _uses(output: Tensor) -> Counter[Any]:
+    """How many operations take the result of each one that `output` was computed by, as autograd has recorded it."""
+    uses: Counter[Any] = Counter()
+    left = [output.grad_fn]
+    while left:
+        taken = [operation for operation, _ in left.pop().next_functions if operation is not None]  # type: ignore[union-attr]
+        left += [operation for operation in taken if operation not in uses]
+        uses.update(taken)
+    return uses
+
+
+def _share(model: nn.Module, copied: nn.Module) -> None:
+    """Put the tensors of `model` in the place of those of its copy."""
+    for source, target in zip(model.modules(), copied.modules(), strict=True):
+        for name, parameter in source.named_parameters(recurse=False):
+            _hold(target, name, parameter.detach())
+        for name, buffer in source.named_buffers(recurse=False):
+            target.register_buffer(name, buffer, persistent=name not in source._non_persistent_buffers_set)
+
+
+def _hold(module: nn.Module, name: str, value: Tensor) -> None:
+    module.register_parameter(name, nn.Parameter(value, requires_grad=False))
