@@ -26,6 +26,8 @@ def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
     """Seed torch's global generators, which draw initial weights, for (seed, purpose...), and give them back after."""
     import torch
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reaches every device
+    # manual_seed reaches every device; one that is not in use yet is left to those who will use it.
+    used = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=used):
         torch.manual_seed(derive_seed(seed, *purpose))
         yield

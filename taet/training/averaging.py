@@ -30,11 +30,11 @@ class WeightAverage:
     @torch.no_grad()
     def add(self, model: nn.Module, decay: float) -> None:
         """Move towards `model`, in place; whole numbers, such as counts of batches, are taken as they are."""
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.tensors[name].lerp_(value, 1 - decay)
-            else:
-                self.tensors[name].copy_(value)
+        state = model.state_dict()
+        real = [name for name, value in state.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.tensors[name] for name in real], [state[name] for name in real], 1 - decay)
+        for name in state.keys() - real:
+            self.tensors[name].copy_(state[name])
         self.models += 1
 
     def add_equally(self, model: nn.Module) -> None:

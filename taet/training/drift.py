@@ -10,6 +10,7 @@ from torch import Tensor
 
 from taet.data import Split
 from taet.data.augmentation import to_unit
+from taet.distributed import global_sum, rank, share, world_size
 from taet.training.monitor import per_class
 
 
@@ -28,16 +29,25 @@ class Drift:
         self.before: Tensor | None = None
         """Examples of the epoch before, (N, C, H, W)."""
 
-    def measure(self, attack: Callable[[int, Tensor, Tensor], Tensor], batch_size: int) -> list[float] | None:
+    def measure(
+        self, attack: Callable[[int, tuple[int, int], Tensor, Tensor], Tensor], batch_size: int
+    ) -> list[float] | None:
         """Mean L2 distance per class between the examples of this epoch and of the one before, in image units.
 
-        attack(number, x, y) returns the examples of a batch. None in the first epoch, and where no images were asked
+        attack(number, place, x, y) returns the examples of this process's share of a batch; `place` is where the share
+        begins and how many images the batch has. None in the first epoch, and where no images were asked
         for; 0 for a class without images.
         """
         if not len(self.labels):
             return None
-        batches = zip(torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True)
-        found = torch.cat([attack(number, to_unit(images), y) for number, (images, y) in enumerate(batches)])
+        found = torch.zeros_like(to_unit(self.images))
+        for number, start in enumerate(range(0, len(found), batch_size)):
+            total = min(batch_size, len(found) - start)
+            mine = share(total, rank(), world_size())
+            rows = slice(start + mine.start, start + mine.stop)
+            place = (mine.start, total)
+            found[rows] = attack(number, place, to_unit(self.images[rows]), self.labels[rows])
+        found = global_sum(found)  # zeros where other processes fill in theirs
         before, self.before = self.before, found
         if before is None:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import importlib.metadata
 import os
@@ -17,6 +18,9 @@ import torch
 from taet.errors import UserError
 
 PACKAGES = ("taet", "torch", "torchvision", "numpy", "pyautoattack", "safetensors")
+
+# Of malloc.h: blocks that are mapped on their own at most, and free bytes at the top that are returned, -1: never.
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 
 
 def version(package: str) -> str | None:
@@ -78,6 +82,21 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device: got {name}; this machine has {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Have the C library keep what tensors on the CPU give back, for the next ones; until the process ends.
+
+    By default glibc asks the kernel for every large tensor and returns it when it is freed, so that each pass pays for
+    clearing its pages again, which can take longer than the arithmetic. Elsewhere than on Linux with glibc nothing is
+    done, nor where the environment sets its malloc (MALLOC_... or LD_PRELOAD).
+    """
+    chosen = any(name.startswith("MALLOC_") or name == "LD_PRELOAD" for name in os.environ)
+    if device.type != "cpu" or chosen or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def peak_memory_mb(device: torch.device) -> float:

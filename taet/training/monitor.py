@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from taet.attacks.pgd import pgd
 from taet.attacks.precision import exact_float32
 from taet.data import Split
 from taet.data.augmentation import to_unit
+from taet.distributed import global_sum, rank, world_size
 from taet.randomness import generator
 
 Counts = dict[str, list[int]]
@@ -38,14 +40,18 @@ def monitor(
     """Return {"clean": ..., "pgd-N": ...}, each with the correct and total images per class, in float32.
 
     The images come to `device`, where the model is, batch by batch, wherever they lie. The start noise is U(-eps, eps),
-    the same in every epoch, so that the curve moves with the model alone. `pause` is called between batches.
+    the same in every epoch, so that the curve moves with the model alone. Of P processes each takes every P-th batch;
+    `pause` is called before each, by all processes equally often.
     """
     attack, num_classes = f"pgd-{steps}", len(split.class_names)
     correct = {name: torch.zeros(num_classes, dtype=torch.int64, device=device) for name in ("clean", attack)}
     with frozen(model), exact_float32(device.type):
-        for number, start in enumerate(range(0, len(split), batch_size)):
+        batches, processes = math.ceil(len(split) / batch_size), world_size()
+        for number in range(rank(), math.ceil(batches / processes) * processes, processes):
             pause()
-            rows = slice(start, start + batch_size)
+            if number >= batches:
+                continue
+            rows = slice(number * batch_size, (number + 1) * batch_size)
             x = to_unit(torch.from_numpy(split.images[rows]).to(device), channels_last=channels_last)
             y = torch.from_numpy(split.labels[rows]).to(device)
             noise = generator(device, seed, "monitor", number)
@@ -54,4 +60,4 @@ def monitor(
                 for name, inputs in (("clean", x), (attack, attacked)):
                     correct[name] += per_class(y, model(inputs).argmax(1) == y, num_classes)
     total = split.class_counts.tolist()
-    return {name: {"correct": counts.tolist(), "total": total} for name, counts in correct.items()}
+    return {name: {"correct": global_sum(counts).tolist(), "total": total} for name, counts in correct.items()}

@@ -7,13 +7,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from taet.distributed import global_sum, rank
 from taet.losses import Loss
 from taet.training.monitor import per_class
 
 
 @dataclass
 class Running:
-    """Sums over the steps of one epoch; they stay on the device, and every checkpoint holds them."""
+    """Sums over the steps of one epoch; they stay on the device, and every checkpoint holds them.
+
+    The counts are those of this process's shares, until `together` adds them up; the rest is of the whole batches,
+    whose loss every process knows.
+    """
 
     correct: Tensor
     """Examples trained on that were classified correctly, per class, (C,)."""
@@ -31,8 +36,8 @@ class Running:
         correct, total, predicted = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
         return cls(correct, total, predicted)
 
-    def add(self, loss: Loss, labels: Tensor) -> None:
-        """Add one step; no value is read, so nothing waits for the device."""
+    def add(self, loss: Loss, labels: Tensor, total: int) -> None:
+        """Add one step, of a batch of `total` images; no value is read, so nothing waits for the device."""
         classes = len(self.total)
         predictions = loss.logits.argmax(1)
         everything = torch.ones_like(labels)
@@ -40,8 +45,18 @@ class Running:
         self.total = self.total + per_class(labels, everything, classes)
         self.predicted = self.predicted + per_class(predictions, everything, classes)
         for name, value in {"total": loss.total, **loss.parts}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.double() * len(labels)
-        self.images += len(labels)
+            self.sums[name] = self.sums.get(name, 0.0) + value.double() * total
+        self.images += total
+
+    def together(self) -> Running:
+        """Return the sums over all processes."""
+        correct, total, predicted = global_sum(torch.stack([self.correct, self.total, self.predicted]))
+        return Running(correct, total, predicted, self.sums, self.images)
+
+    def divided(self) -> Running:
+        """Return what this process goes on from when all of them have these sums: the first one keeps the counts."""
+        kept = int(rank() == 0)
+        return Running(kept * self.correct, kept * self.total, kept * self.predicted, self.sums, self.images)
 
     def to(self, device: torch.device) -> Running:
         """Return these sums on `device`."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taet.attacks.ball import frozen
 from taet.data.loader import Batch
 from taet.distributed import average_gradients
 from taet.methods.base import Attack, Loss, Method, Step
+from taet.models.view import View
+from taet.training.graphs import Graphs
 from taet.training.weight_perturbation import perturbed_weights
 
 
@@ -22,18 +24,53 @@ def training_step(
     autocast: bool,
     awp: float = 0.0,
     number: int = 0,
+    view: View | None = None,
+    graphs: Graphs | None = None,
 ) -> Loss:
     """Perturb on the frozen model; loss, where asked at perturbed weights; backward; update; `after_step`.
 
-    `awp` is the relative length of the weight perturbation, `number` that of the step in the run. Gradients of model
-    and method are averaged over processes. Nothing in here waits for the device.
+    `awp` is the relative length of the weight perturbation, `number` that of the step in the run. The attack runs on
+    `view` where it is given: the model as it is in eval mode. All but `after_step` is replayed from `graphs` where they
+    are given. Gradients of model and method are averaged over processes. Nothing in here waits for the device.
     """
-    precision = torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=autocast)
-    with frozen(model, attack.threat.bn_mode), precision:
-        adversarial = method.perturb(model, batch.x, batch.y, attack)
+
+    def part(batch: Batch, attack: Attack) -> Loss:
+        return _moved(model, method, optimizer, batch, attack, autocast, awp, view)
+
+    if graphs is None:
+        loss = part(batch, attack)
+    else:
+        stages = tuple(module.stage for module in method.modules() if isinstance(module, Method))
+        loss = graphs.run(part, (stages, awp), batch, attack, lambda: _tensors(model, method, optimizer), optimizer)
+    with _precision(batch, autocast):
+        method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack, optimizer, number, view))
+    return loss
+
+
+def _precision(batch: Batch, autocast: bool) -> torch.autocast:
+    return torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=autocast)
+
+
+def _moved(
+    model: nn.Module,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    attack: Attack,
+    autocast: bool,
+    awp: float,
+    view: View | None,
+) -> Loss:
+    """Move the weights; return the loss, detached."""
+    attacked = model
+    if view is not None and method.stage != "clean":
+        view.refresh()
+        attacked = view.module
+    with frozen(attacked, attack.threat.bn_mode), _precision(batch, autocast):
+        adversarial = method.perturb(attacked, batch.x, batch.y, attack)
 
     def outer_loss() -> Loss:
-        with precision:
+        with _precision(batch, autocast):
             return method.loss(model, batch.x, batch.y, adversarial)
 
     model.train()
@@ -45,7 +82,10 @@ def training_step(
         average_gradients([p.grad for p in (*model.parameters(), *method.parameters()) if p.grad is not None])
         optimizer.step()
     parts = {name: value.detach() for name, value in loss.parts.items()}
-    loss = Loss(loss.total.detach(), parts, loss.logits.detach())
-    with precision:
-        method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack, optimizer, number))
-    return loss
+    return Loss(loss.total.detach(), parts, loss.logits.detach())
+
+
+def _tensors(model: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All that a step moves."""
+    own = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return [*model.parameters(), *model.buffers(), *method.parameters(), *method.buffers(), *own]

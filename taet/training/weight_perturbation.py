@@ -16,13 +16,14 @@ from taet.distributed import average_gradients
 TINY = 1e-20  # of the public code: a weight tensor without a gradient is not perturbed
 
 
-def weight_perturbation(weight: Tensor, gradient: Tensor, gamma: float) -> Tensor:
-    """Return v = gamma ||w|| g / ||g||, in the shape of `weight`; norms are over the whole tensor (equations 7 to 9).
+def weight_perturbations(weights: list[Tensor], gradients: list[Tensor], gamma: float) -> tuple[Tensor, ...]:
+    """Return v = gamma ||w|| g / ||g|| for each weight and gradient; norms are over whole tensors (equations 7 to 9).
 
     The public code gets the direction from a step of a proxy model whose learning rate cancels; this is exact.
     """
-    length: Tensor = gamma * weight.norm() / (gradient.norm() + TINY)
-    return gradient * length
+    norms = torch._foreach_add(torch._foreach_norm(gradients), TINY)
+    lengths = torch._foreach_div(torch._foreach_norm(weights), norms)
+    return torch._foreach_mul(gradients, torch._foreach_mul(lengths, gamma))
 
 
 @contextmanager
@@ -47,18 +48,23 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
     if gamma == 0:
         yield
         return
-    weights = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
-    with buffers_kept(model):
-        found = torch.autograd.grad(loss(), weights, allow_unused=True)
-    used = [(weight, gradient) for weight, gradient in zip(weights, found, strict=True) if gradient is not None]
-    average_gradients([gradient for _, gradient in used])
+    weights, moves = _ascent(model, loss, gamma)
     with torch.no_grad():
-        moves = [(weight, weight_perturbation(weight, gradient, gamma)) for weight, gradient in used]
-        for weight, move in moves:
-            weight.add_(move)
+        torch._foreach_add_(weights, moves)
     try:
         yield
     finally:
         with torch.no_grad():
-            for weight, move in moves:
-                weight.sub_(move)
+            torch._foreach_sub_(weights, moves)
+
+
+def _ascent(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """The weights that have a gradient, and what is added to each; the gradients are not kept."""
+    weights: list[Tensor] = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
+    with buffers_kept(model):
+        found = torch.autograd.grad(loss(), weights, allow_unused=True)
+    weights = [weight for weight, gradient in zip(weights, found, strict=True) if gradient is not None]
+    gradients = [gradient for gradient in found if gradient is not None]
+    average_gradients(gradients)
+    with torch.no_grad():
+        return weights, weight_perturbations(weights, gradients, gamma)

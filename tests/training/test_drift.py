@@ -31,9 +31,9 @@ def test_it_is_the_mean_distance_per_class() -> None:
     moves = torch.tensor([0.1, 0.3, 0.0, 0.2, 0.2])
     seen = iter([torch.zeros(5), moves])
 
-    def examples() -> Callable[[int, Tensor, Tensor], Tensor]:
+    def examples() -> Callable[..., Tensor]:
         shifts = iter(next(seen).split(2))
-        return lambda _, x, __: x + next(shifts).view(-1, 1, 1, 1)
+        return lambda _, __, x, ___: x + next(shifts).view(-1, 1, 1, 1)
 
     assert drift.measure(examples(), batch_size=2) is None
     found = drift.measure(examples(), batch_size=2)

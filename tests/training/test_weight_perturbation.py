@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taet.training.weight_perturbation import perturbed_weights, weight_perturbation
+from taet.training.weight_perturbation import perturbed_weights, weight_perturbations
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
 
@@ -36,7 +36,8 @@ def values(model: nn.Module) -> dict[str, Tensor]:
 def test_golden() -> None:
     case = GOLDEN["awp_perturbation"]
     weight, gradient = (torch.tensor(case["inputs"][name], dtype=torch.float64) for name in ("weight", "grad"))
-    found = weight_perturbation(weight, gradient, case["inputs"]["gamma"])
+    other = torch.ones(2, 3, 4, dtype=torch.float64)
+    found, _ = weight_perturbations([weight, other], [gradient, other], case["inputs"]["gamma"])
     torch.testing.assert_close(
         found, torch.tensor(case["expected"], dtype=torch.float64), rtol=0, atol=case["tolerance"]
     )
@@ -44,7 +45,8 @@ def test_golden() -> None:
 
 
 def test_a_weight_without_a_gradient_stays() -> None:
-    assert (weight_perturbation(torch.ones(2, 2), torch.zeros(2, 2), 0.01) == 0).all()
+    (found,) = weight_perturbations([torch.ones(2, 2)], [torch.zeros(2, 2)], 0.01)
+    assert (found == 0).all()
 
 
 def test_within_it_the_loss_is_higher_by_the_first_order_and_afterwards_nothing_has_changed(model: nn.Module) -> None:

@@ -1,0 +1,213 @@
+"""Training steps as CUDA graphs: recorded once, and then replayed without Python or a launch per kernel.
+
+A replay repeats what was recorded on the memory that was recorded. So images and labels are copied into place, the
+draws of the step are made anew into the tensors that held the first ones, and everything else that changes over time
+(weights, statistics, class weights, the learning rate) lives in tensors that are written in place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from taet.attacks.noise import Source
+from taet.data.loader import Batch
+from taet.methods.base import Attack, Loss
+from taet.training.optimizer import hold_learning_rates
+
+WARM_UP = 3  # eager steps before one is recorded, so that state and caches exist; as PyTorch's notes on CUDA graphs do
+AGREEMENT = 0.1  # of a replayed step's move from the eager one's, over its length: kernels that add in any order turn
+# some signs of the attack
+
+Part = Callable[[Batch, Attack], Loss]
+Recorder = Callable[[Callable[[], Loss]], tuple[Callable[[], None], Loss]]
+
+_logger = logging.getLogger(__name__)
+
+
+def cuda_graph(function: Callable[[], Loss]) -> tuple[Callable[[], None], Loss]:
+    """Record `function` without running it; return what runs it, and where its result will stand."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads go on reading the next batches meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = function()
+    return graph.replay, result
+
+
+@dataclass(frozen=True)
+class Kept(Source):
+    """A source whose draws keep their place in memory: drawn at their first use, and again by `redraw`."""
+
+    kept: list[tuple[Tensor, tuple[float, float] | None]] = field(default_factory=list)
+    """Draws in their order, with the bounds of a uniform one."""
+    left: list[Tensor] = field(default_factory=list)
+    """Those that the pass under way has not taken."""
+
+    def begin_pass(self) -> None:
+        """From here on the draws are taken from the first one again."""
+        self.left[:] = [values for values, _ in self.kept]
+
+    def redraw(self, source: Source) -> None:
+        """Put the draws of `source`, which are asked for in the same order, into their places."""
+        for values, bounds in self.kept:
+            values.copy_(source.normal(values) if bounds is None else source.uniform(values, *bounds))
+
+    def normal(self, like: Tensor) -> Tensor:
+        """As that of a Source."""
+        return self.left.pop(0) if self.left else self._keep(super().normal(like), None)
+
+    def uniform(self, like: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """As that of a Source."""
+        return self.left.pop(0) if self.left else self._keep(super().uniform(like, low, high), (low, high))
+
+    def _keep(self, values: Tensor, bounds: tuple[float, float] | None) -> Tensor:
+        self.kept.append((values, bounds))
+        return values
+
+
+@dataclass
+class _Graph:
+    """A step of one kind: how often it was run eagerly, and, once it is recorded, what replays it."""
+
+    calls: int = 0
+    source: Kept | None = None
+    batch: Batch | None = None
+    replay: Callable[[], None] | None = None
+    result: Loss | None = None
+    gradients: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+
+    def run(self, batch: Batch, attack: Attack) -> Loss:
+        """Replay the step on other images, with the draws of this attack's source."""
+        assert self.batch is not None
+        assert self.source is not None
+        assert self.replay is not None
+        assert self.result is not None
+        for place, values in zip(self.batch, batch, strict=True):
+            place.copy_(values)
+        self.source.redraw(attack.source)
+        self.replay()
+        for parameter, gradient in self.gradients:  # which others may have dropped since
+            parameter.grad = gradient
+        total, parts, logits = self.result
+        return Loss(total.clone(), {name: value.clone() for name, value in parts.items()}, logits.clone())
+
+
+class Graphs:
+    """A graph for every kind of step: stage, weight perturbation and shape of the batch.
+
+    A recorded step is believed when it has moved everything as the eager one does, once, from the same state. Where it
+    cannot be recorded or does not agree, all steps stay eager, and a line of the log says why.
+    """
+
+    def __init__(self, record: Recorder = cuda_graph) -> None:
+        self.record = record
+        self.refused = ""
+        """Why steps are not replayed; empty as long as they may be."""
+        self._graphs: dict[Hashable, _Graph] = {}
+
+    @property
+    def recorded(self) -> int:
+        """How many kinds of steps are replayed."""
+        return sum(graph.replay is not None for graph in self._graphs.values())
+
+    def run(
+        self,
+        part: Part,
+        kind: Hashable,
+        batch: Batch,
+        attack: Attack,
+        state: Callable[[], Sequence[Tensor]],
+        optimizer: torch.optim.Optimizer,
+    ) -> Loss:
+        """Do what `part` does to the tensors of `state`; `kind` tells steps apart whose Python takes other branches."""
+        graph = self._graphs.setdefault((kind, tuple(batch.x.shape)), _Graph())
+        if self.refused:
+            return part(batch, attack)
+        if graph.replay is not None:
+            return graph.run(batch, attack)
+        graph.calls += 1
+        if graph.calls < WARM_UP:
+            return part(batch, attack)
+        if graph.calls == WARM_UP:
+            hold_learning_rates(optimizer)
+            graph.source = Kept(**vars(attack.source))
+            return part(batch, replace(attack, source=graph.source))
+        return self._tried(graph, part, batch, attack, state)
+
+    def _tried(
+        self, graph: _Graph, part: Part, batch: Batch, attack: Attack, state: Callable[[], Sequence[Tensor]]
+    ) -> Loss:
+        """Record a step, replay it, and do it eagerly from the same state; what comes out is the eager one."""
+        before, draws = _copies(state()), attack.source.generator.get_state()
+        moved: list[Tensor] = []
+        try:
+            _record(graph, self.record, part, batch, attack, state)
+            _put_back(state(), before)  # should a part of it have run
+            with _same_numbers(batch.x.device):
+                graph.run(batch, attack)
+            moved = _copies(state())
+        except Exception as error:  # whatever a model does that cannot be recorded
+            self._refuse(" ".join(str(error).split())[:200])
+        _put_back(state(), before)
+        attack.source.generator.set_state(draws)
+        loss = part(batch, attack)
+        if moved:
+            # Parameters alone: counts of steps and large variances would hide them.
+            learned = [number for number, tensor in enumerate(state()) if tensor.requires_grad]
+            after, replayed, start = ([tensors[i].detach() for i in learned] for tensors in (state(), moved, before))
+            difference, move = _distance(replayed, after), _distance(start, after)
+            if not bool((difference <= AGREEMENT * move) & (move > 0)):
+                share = float(difference / move)
+                self._refuse(f"a replayed step moved the weights otherwise, by {share:.2g} of a step")
+        return loss
+
+    def _refuse(self, why: str) -> None:
+        self.refused = why
+        self._graphs.clear()
+        _logger.warning("taet: steps are not captured in a CUDA graph and run one kernel after another: %s", why)
+
+
+def _record(
+    graph: _Graph,
+    record: Recorder,
+    part: Part,
+    batch: Batch,
+    attack: Attack,
+    state: Callable[[], Sequence[Tensor]],
+) -> None:
+    assert graph.source is not None
+    source = graph.source
+    graph.batch = Batch(*(values.clone(memory_format=torch.preserve_format) for values in batch))
+    place = graph.batch
+    source.begin_pass()
+    device = batch.x.device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        graph.replay, graph.result = record(lambda: part(place, replace(attack, source=source)))
+    graph.gradients = [(tensor, tensor.grad) for tensor in state() if tensor.is_leaf and tensor.requires_grad]
+
+
+@contextmanager
+def _same_numbers(device: torch.device) -> Iterator[None]:
+    """Give the global random state back, from which a model of one's own may draw, so that it draws the same again."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+@torch.no_grad()
+def _put_back(tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    for tensor, values in zip(tensors, before, strict=True):
+        tensor.copy_(values)
+
+
+def _distance(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """L2 distance over all of them."""
+    return torch.stack([(a - b).double().square().sum() for a, b in zip(tensors, others, strict=True)]).sum().sqrt()
