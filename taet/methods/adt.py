@@ -165,19 +165,29 @@ class AdversarialDistributionalTraining(Method):
     def _fit(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
         """Mu and rho, (2, N, C, H, W): ascent on mean CE + lambda mean H, both over the global batch."""
         count = global_sum(x.new_full((), len(x)))
+        config, charge = self.config, self.entropy_weight / count
 
         def gradient(parameters: Tensor) -> Tensor:
-            total = torch.zeros_like(parameters)
-            for _ in range(self.config.samples):
+            with torch.enable_grad():
+                parameters = parameters.detach().requires_grad_()
+                mean, sigma = parameters[0], functional.softplus(parameters[1])
+                widths = width_entropy(sigma).sum()
+            # What all draws share, from the parameters to mu, sigma and log sigma, is differentiated once for all.
+            by_mean, by_sigma = torch.zeros_like(mean), torch.zeros_like(sigma)
+            for _ in range(config.samples):
+                noise = attack.source.normal(x)
                 with torch.enable_grad():
-                    parameters = parameters.detach().requires_grad_()
-                    directions, entropy = tanh_gaussian(parameters[0], parameters[1], attack.source.normal(x))
+                    reach = torch.addcmul(mean, noise, sigma).detach().requires_grad_()
+                    directions = reach.tanh()
                     losses = cross_entropy(model(moved(x, attack.eps, directions)), y)
-                    objective = (losses + self.entropy_weight * entropy).sum() / count
-                total += torch.autograd.grad(objective, parameters)[0]
-            return total
+                    objective = losses.sum() / count + charge * tanh_entropy(directions).sum()
+                with torch.autocast(x.device.type, enabled=False):  # the head's backward in float32, as its forward
+                    (pull,) = torch.autograd.grad(objective, reach)
+                by_mean += pull
+                by_sigma.addcmul_(pull, noise)
+            whole = (by_mean, by_sigma, config.samples * charge)
+            return torch.autograd.grad((mean, sigma, widths), parameters, whole)[0]
 
-        config = self.config
         start = full_precision(x.new_zeros(2, *x.shape))
         return ascend(gradient, start, config.steps, config.inner_lr, config.accumulate)
 
@@ -212,7 +222,9 @@ def mean_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Gradient, with respect to x, of the mean cross-entropy over the global batch."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(cross_entropy(model(x), y).sum(), x)
+        losses = cross_entropy(model(x), y)
+        with torch.autocast(x.device.type, enabled=False):
+            (gradient,) = torch.autograd.grad(losses.sum(), x)
     return gradient / global_sum(x.new_full((), len(x)))
 
 
@@ -224,8 +236,18 @@ def tanh_gaussian(mean: Tensor, rho: Tensor, noise: Tensor) -> tuple[Tensor, Ten
     """
     sigma = functional.softplus(rho)
     directions = torch.tanh(mean + noise * sigma)
-    elements = noise.square() / 2 + (sigma + TINY).log() + (1 - directions.square() + TINY).log()
-    return directions, elements.flatten(1).mean(1)
+    of_noise = noise.square().flatten(1).mean(1) / 2
+    return directions, of_noise + width_entropy(sigma) + tanh_entropy(directions)
+
+
+def width_entropy(sigma: Tensor) -> Tensor:
+    """Share of sigma in that entropy, mean log sigma: (N, ...) -> (N,)."""
+    return (sigma + TINY).log().flatten(1).mean(1)
+
+
+def tanh_entropy(directions: Tensor) -> Tensor:
+    """Share of the directions in it, mean log(1 - a^2): (N, ...) -> (N,)."""
+    return (1 - directions.square() + TINY).log().flatten(1).mean(1)
 
 
 def negative_entropy_bound(codes: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from taet.losses.loss import Loss
 from taet.losses.outer import OuterLoss
 from taet.metrics import class_ranks
 from taet.models.heads import Head
+from taet.models.view import View
 
 __all__ = ["Adversarial", "Attack", "Loss", "Method", "Step", "Task"]
 
@@ -147,7 +148,7 @@ class Task:
 
 class Step(NamedTuple):
     """What `after_step` is told: positions in the data (N,), the batch, its loss, the attack, the optimiser of the
-    model's weights, which stays as it is, and how many steps of the run came before.
+    model's weights, which stays as it is, how many steps of the run came before, and the view to attack, if any.
     """
 
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a step
@@ -157,6 +158,14 @@ class Step(NamedTuple):
     attack: Attack
     optimizer: torch.optim.Optimizer
     number: int = 0
+    view: View | None = None
+
+    def attacked(self, model: nn.Module) -> nn.Module:
+        """What an attack on `model`, with weights as they are now, runs on: the view of them, else `model` itself."""
+        if self.view is None:
+            return model
+        self.view.refresh()
+        return self.view.module
 
 
 class Method(nn.Module):

@@ -19,7 +19,7 @@ from taet.attacks.ball import draw_noise, frozen
 from taet.attacks.objectives import natural_divergence
 from taet.attacks.pgd import pgd
 from taet.config import check_factors, check_fields
-from taet.distributed import average_gradients, global_mean, world_size
+from taet.distributed import average_gradients, global_mean
 from taet.errors import UserError
 from taet.losses import cross_entropy, kl_divergence
 from taet.losses.long_tail import full_precision
@@ -84,6 +84,8 @@ class LearnableAttackStrategy(Method):
     moves nothing. The strategy is dropped after training.
 
     The ranges include both ends, as the published commands do; the public code's own defaults leave out the upper one.
+    An image that was drawn fewer steps than the most stands still in the last ones but passes through the model all the
+    same: shapes that depend on values would have the host wait for the device in every step.
     They scale with the threat's eps, so that another threat, or a budget by class, reaches them. The outer loss sees
     the smoothed target: the logits and class weights are those of its cross-entropy. Focal loss, which knows one label
     only, scales the label's share.
@@ -203,13 +205,14 @@ class LearnableAttackStrategy(Method):
         if step.number % self.published.interval:
             return
         x, optimizer = step.x, self.optimizers["strategy"]
-        # One image has no batch statistics; all processes decide alike, by the number of images over all of them.
-        self.strategy.train((step.attack.source.total or len(x)) // world_size() > 1)
+        # One image has no batch statistics; all processes decide alike, by the images of all.
+        self.strategy.train((step.attack.source.total or len(x)) > 1)
         log_probabilities = self._log_probabilities(x)
         choices = draw(log_probabilities, self._uniform(x, step.attack))
         loss = reinforce(log_probabilities, choices, self._reward(model, step, choices))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.autocast(x.device.type, enabled=False):
+            loss.backward()  # type: ignore[no-untyped-call]
         average_gradients([p.grad for p in self.strategy.parameters() if p.grad is not None])
         clip_grad_norm_(self.strategy.parameters(), LARGEST_NORM)
         optimizer.step()
@@ -257,14 +260,17 @@ class LearnableAttackStrategy(Method):
         for group in optimizer.param_groups:
             if "momentum" in group:
                 group["momentum"] = 0.0  # SGD is published without
-        with frozen(ahead):
-            adversarial = self._attacked(ahead, x, y, attack, choices)
+        attacked = step.attacked(ahead)
+        with frozen(attacked):
+            adversarial = self._attacked(attacked, x, y, attack, choices)
             with torch.no_grad():
                 if self.config.variant == "las-pgd":
-                    raised = global_mean(cross_entropy(ahead(adversarial.x), y))
+                    raised = global_mean(cross_entropy(attacked(adversarial.x), y))
                 else:
-                    raised = self.loss(ahead, x, y, adversarial).total
-        self.loss(ahead.train(), x, y, adversarial).total.backward()  # type: ignore[no-untyped-call]
+                    raised = self.loss(attacked, x, y, adversarial).total
+        total = self.loss(ahead.train(), x, y, adversarial).total
+        with torch.autocast(x.device.type, enabled=False):  # the head's backward in float32, as its forward
+            total.backward()  # type: ignore[no-untyped-call]
         average_gradients([p.grad for p in ahead.parameters() if p.grad is not None])
         optimizer.step()
         probed = probe(ahead, x, y, attack)

@@ -165,3 +165,9 @@ def batch(digits: Batch) -> Batch:
     """At most three of these digits of each class."""
     chosen = torch.cat([(digits.y == c).nonzero()[:3, 0] for c in range(10)])
     return Batch(*(part[chosen] for part in digits))
+
+
+@pytest.fixture(scope="session")
+def make_case() -> Callable[..., Case]:
+    """Return (name, knobs, stage, epoch) -> case."""
+    return Case

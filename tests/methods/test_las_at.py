@@ -26,6 +26,7 @@ from taet.methods import Method, Task, las_at
 from taet.methods.base import Adversarial, Attack, Loss, Step
 from taet.methods.las_at import PUBLISHED, draw, probe, reinforce
 from taet.models import Classifier
+from taet.models.view import make_view
 from taet.training.optimizer import build_optimizer
 from taet.training.step import training_step
 
@@ -290,18 +291,19 @@ def test_the_strategy_learns_in_every_interval_th_step_only(network: Network, di
     assert [build(variant).published.interval for variant in PUBLISHED] == [20, 1]
 
 
-@pytest.mark.parametrize(
-    ("total", "processes", "learns"), [(None, 1, True), (5, 2, True), (3, 2, False), (4, 4, False)]
-)
+@pytest.mark.parametrize(("total", "here", "learns"), [(None, 2, True), (2, 1, True), (1, 1, False)])
 def test_batch_statistics_are_used_everywhere_or_nowhere(
-    total: int | None, processes: int, learns: bool, network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch
+    total: int | None, here: int, learns: bool, network: Network, digits: Batch
 ) -> None:
-    """Of three images on two processes one has a single image, without batch statistics; the other does as it does."""
-    monkeypatch.setattr(las_at, "world_size", lambda: processes)
-    method, model, batch = build(), network(10), Batch(*(part[:2] for part in digits))
-    step = step_of(batch, model)
+    """They are those of the images of all processes, however few of them are here."""
+    method, model, batch = build(), network(10), Batch(*(part[:here] for part in digits))
     source = Source(torch.Generator().manual_seed(0), total=total)
-    method.after_step(model, step._replace(attack=Attack(Threat(eps=EPS), source)))
+    step = step_of(batch, model)._replace(attack=Attack(Threat(eps=EPS), source))
+    if total == 2:  # alone, without the other process, its one image has no statistics
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            method.after_step(model, step)
+    else:
+        method.after_step(model, step)
     assert method.strategy.training is learns
 
 
@@ -370,6 +372,24 @@ def test_the_reward_is_the_attacked_loss_and_two_accuracies_of_the_copy_ahead(
         model.head.weight *= 1e4
     reward = build(variant, robust_reward=0.0, clean_reward=0.0)._reward(model, step_of(digits, model), choices)
     assert reward.item() == pytest.approx({"las-pgd": 10, "las-trades": 20}[variant])
+
+
+@every_variant
+def test_with_a_view_of_the_model_the_reward_is_the_same_after_the_weights_have_moved(
+    variant: str, network: Network, digits: Batch
+) -> None:
+    method, model = build(variant), network(10)
+    view = make_view(model, (1, 8, 8))
+    assert view is not None
+    attacks: list[Tensor] = []
+    view.module.register_forward_hook(lambda *arguments: attacks.append(arguments[2]))
+    train(method, model, digits)
+    choices = torch.zeros(len(digits.x), len(method.ranges), dtype=torch.int64)
+    plain, viewed = (
+        method._reward(model, step_of(digits, model)._replace(view=given), choices) for given in (None, view)
+    )
+    assert viewed.item() == pytest.approx(plain.item(), rel=1e-4)
+    assert len(attacks) > method.ranges["steps"][1]
 
 
 @every_variant

@@ -1,23 +1,24 @@
 """Several processes train every method as one does, however unevenly they share the batch: losses, gradients, state.
 
-Batch normalisation is out of it: its statistics are those of each process, by design. So the model here has none, and
-in the networks that a method trains itself (the generators of ADT, the strategy of LAS-AT) the statistics of each
-sample stand in for those of the batch, on the same parameters.
+Batch normalisation is over the images of all of them, in the model and in the networks that a method trains itself (the
+generators of ADT, the strategy of LAS-AT).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from taet.attacks.ball import BNMode
 from taet.attacks.noise import Source
 from taet.config import Threat
 from taet.data.loader import Batch
@@ -27,6 +28,7 @@ from taet.methods import Method, Task
 from taet.methods.base import Adversarial, Attack, Loss
 from taet.models import Classifier
 from taet.models.heads import build_head
+from taet.models.sync_norm import synchronised
 from taet.training.step import training_step
 
 CLASSES, SAMPLES, PROCESSES, STEPS = 5, 11, 2, 2
@@ -39,11 +41,22 @@ Case = Any  # of conftest.py
 Values = dict[str, Tensor]
 
 
-def jobs(case: Case) -> Iterator[tuple[str, float, int]]:
-    """Name, weight perturbation, and where the batch is cut: into 7 and 4 images, or 10 and 1."""
+class Job(NamedTuple):
+    """How the batch is cut, into images before and from `cut` on, and what else differs."""
+
+    name: str
+    cut: int
+    awp: float = 0.0
+    bn_mode: BNMode = "eval"
+    synchronised: bool = True
+
+
+def jobs(case: Case) -> Iterator[Job]:
+    """What every method is tried in."""
     if "base" not in case.knobs:
-        yield "uneven shares", 0.0, 7
-    yield "one image on the other, at perturbed weights", 0.01, 10
+        yield Job("uneven shares, attacked in train mode", 7, bn_mode="train")
+        yield Job("all images on one", SAMPLES)
+    yield Job("one image on the other, at perturbed weights", 10, awp=0.01)
 
 
 class LocalMean(Method):
@@ -62,27 +75,17 @@ class LocalMean(Method):
         return Loss(cross_entropy(logits, y).mean(), {}, logits)
 
 
+OWN_STATISTICS = Job("statistics of each", 7, synchronised=False)
 LOCAL_MEAN = LocalMean(Method.Config(), Task((5, 4, 3, 2, 1), SHAPE, epochs=1, steps_per_epoch=1))
 
 
-def by_sample(module: nn.Module) -> None:
-    """Put normalisation by sample in the place of normalisation by batch, with the same parameters."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            norm = nn.GroupNorm(1, child.num_features)
-            norm.weight, norm.bias = child.weight, child.bias
-            setattr(module, name, norm)
-        else:
-            by_sample(child)
-
-
 def prepared(case: Case) -> tuple[Method, Classifier]:
-    """The method in float64 and a model without batch normalisation, the same on every process."""
+    """The method and a model in float64, the same on every process."""
     method: Method = case.build(classes=CLASSES, image_shape=SHAPE)
     method.double()
-    by_sample(method)
     generator = torch.Generator().manual_seed(0)
-    body = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Tanh())
+    maps = [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten()]
+    body = nn.Sequential(*maps, nn.Linear(12, 6, bias=False), nn.BatchNorm1d(6), nn.Tanh())
     model = Classifier(body, build_head(method.head(), 6, CLASSES), CLASSES, channels=1).double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -90,7 +93,7 @@ def prepared(case: Case) -> tuple[Method, Classifier]:
     return method, model
 
 
-def trained(case: Case, share: slice, awp: float) -> Values:
+def trained(case: Case, share: slice, job: Job) -> Values:
     """Losses, gradients, weights and the method's state after each of some steps on a share of the batch."""
     method, model = prepared(case)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -99,8 +102,9 @@ def trained(case: Case, share: slice, awp: float) -> Values:
     found: Values = {}
     for number, x in enumerate(images):
         batch = Batch(torch.arange(SAMPLES)[share], x[share], LABELS[share])
-        attack = Attack(THREAT, Source(noise, share.start, SAMPLES))
-        loss = training_step(model, method, optimizer, batch, attack, autocast=False, awp=awp, number=number)
+        attack = Attack(replace(THREAT, bn_mode=job.bn_mode), Source(noise, share.start, SAMPLES))
+        with synchronised(model, method, wanted=job.synchronised):
+            loss = training_step(model, method, optimizer, batch, attack, autocast=False, awp=job.awp, number=number)
         values = {"loss": loss.total, "logits": loss.logits} | {f"part {name}": v for name, v in loss.parts.items()}
         for owner, module in (("model", model), ("method", method)):
             for name, parameter in module.named_parameters():
@@ -118,9 +122,10 @@ def work(rank: int, folder: Path) -> None:
 
     torch.set_num_threads(1)
     whole = slice(0, SAMPLES)
-    plan = [(case, name, awp, cut) for case in (*CASES, LOCAL_MEAN) for name, awp, cut in jobs(case)]
+    plan = [(case, job) for case in (*CASES, LOCAL_MEAN) for job in jobs(case)]
+    plan += [(case, OWN_STATISTICS) for case in CASES if case.name == "at"]
     if rank == 0:
-        alone = {f"{case}/{name}": trained(case, whole, awp) for case, name, awp, _ in plan}
+        alone = {f"{case}/{job.name}": trained(case, whole, job) for case, job in plan}
         torch.save(alone, folder / "alone.pt")
     dist.init_process_group(
         "gloo",
@@ -131,9 +136,9 @@ def work(rank: int, folder: Path) -> None:
     )
     assert world_size() == PROCESSES
     found = {}
-    for case, name, awp, cut in plan:
-        share = slice(0, cut) if rank == 0 else slice(cut, SAMPLES)
-        found[f"{case}/{name}"] = trained(case, share, awp)
+    for case, job in plan:
+        share = slice(0, job.cut) if rank == 0 else slice(job.cut, SAMPLES)
+        found[f"{case}/{job.name}"] = trained(case, share, job)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -149,23 +154,32 @@ def results(
     return alone, together
 
 
-def assert_as_one(case: Case, alone: dict[str, Values], together: list[dict[str, Values]]) -> None:
-    for name, _, cut in jobs(case):
-        expected, found = alone[f"{case}/{name}"], [values[f"{case}/{name}"] for values in together]
-        assert found[0].keys() == found[1].keys() == expected.keys()
-        for key, value in expected.items():
-            shares = [value[:cut], value[cut:]] if key.endswith(": logits") else [value, value]
-            for mine, share in zip(found, shares, strict=True):
-                torch.testing.assert_close(mine[key], share, rtol=1e-12, atol=1e-12, msg=f"{name}, {key}")
+def assert_as_one(case: Case, job: Job, alone: dict[str, Values], together: list[dict[str, Values]]) -> None:
+    expected, found = alone[f"{case}/{job.name}"], [values[f"{case}/{job.name}"] for values in together]
+    assert found[0].keys() == found[1].keys() == expected.keys()
+    for key, value in expected.items():
+        shares = [value[: job.cut], value[job.cut :]] if key.endswith(": logits") else [value, value]
+        for mine, share in zip(found, shares, strict=True):
+            torch.testing.assert_close(mine[key], share, rtol=1e-12, atol=1e-12, msg=f"{job.name}, {key}")
 
 
 def test_two_processes_train_as_one(case: Case, results: tuple[dict[str, Values], list[dict[str, Values]]]) -> None:
-    assert_as_one(case, *results)
+    for job in jobs(case):
+        assert_as_one(case, job, *results)
 
 
 def test_a_mean_over_ones_own_share_is_found_out(results: tuple[dict[str, Values], list[dict[str, Values]]]) -> None:
-    with pytest.raises(AssertionError, match="step 0: loss"):
-        assert_as_one(LOCAL_MEAN, *results)
+    for job in jobs(LOCAL_MEAN):
+        with pytest.raises(AssertionError, match="step 0: loss"):
+            assert_as_one(LOCAL_MEAN, job, *results)
+
+
+def test_statistics_of_ones_own_share_are_found_out(
+    results: tuple[dict[str, Values], list[dict[str, Values]]], stages: Callable[[str], list[Case]]
+) -> None:
+    (case,) = stages("at")
+    with pytest.raises(AssertionError, match="statistics of each, step 0: loss"):
+        assert_as_one(case, OWN_STATISTICS, *results)
 
 
 if __name__ == "__main__":
