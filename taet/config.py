@@ -268,6 +268,9 @@ class Training:
     """Arithmetic of training under autocast; evaluation is always float32."""
     channels_last: bool = True
     """Memory layout of images and convolutions."""
+    sync_bn: bool = True
+    """With several processes: batch normalisation over the images of all of them, so that they train what one would;
+    without it each uses its own share, and the running statistics are averaged."""
     selection: Literal["last", "best-validation", "best-test"] = "last"
     """Which epoch's weights the run delivers; best-test looks at the test set and is marked as a leak."""
     monitor_steps: int = 20
@@ -280,6 +283,8 @@ class Training:
     """Minutes between two checkpoints within an epoch; the end of an epoch always has one."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    capture: bool = True
+    """On a GPU, and with one process: replay steps as CUDA graphs, where they can be recorded."""
     threads: int | None = None
     """CPU threads; results repeat bit for bit at the same number. Not given: torch's choice."""
     workers: int = 0
@@ -323,6 +328,7 @@ MACHINE = frozenset(
     {
         "data.root",
         "data.storage",
+        "training.capture",
         "training.device",
         "training.save_minutes",
         "training.tensorboard",

@@ -1,4 +1,4 @@
-"""Processes that share their work: how they meet, and sums over all of them; with one process, the identity.
+"""Processes that share their work: how they meet, what they add up and decide; with one process, the identity.
 
 A global sum is all-reduced forward *and* backward. Every process then holds the same loss L; the gradient that reaches
 a process's share is the sum over processes of dL/dS, that is P dL/dS, and averaging the parameter gradients over the P
@@ -7,8 +7,10 @@ processes gives exactly the gradient that one process would have computed on the
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,10 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from taet.errors import UserError
+
 T = TypeVar("T")
 
 # A process waits for the slowest one, which may be hours behind; of one that died, torchrun tells the others.
 PATIENCE = timedelta(days=7)
+MEETINGS = itertools.count()
+"""Numbers of the groups that this process has been in."""
 
 
 @contextmanager
@@ -30,17 +36,58 @@ def joined(device_type: str) -> Iterator[None]:
     Tensors on the CPU and other objects travel by gloo, those on a GPU by nccl; each process takes the GPU of its
     LOCAL_RANK.
     """
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ
-    if alone or not dist.is_available() or dist.is_initialized():
+    if not started_together() or dist.is_initialized():
         yield
         return
     if device_type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)
+        place, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if place >= devices:
+            raise UserError(f"processes: got more than the {devices} GPUs of a machine; allowed: one per GPU")
+        torch.cuda.set_device(place)
+    # A second meeting must not find the addresses of the first in the store.
+    store, number, size = _meeting_point(PATIENCE)
+    store = dist.PrefixStore(f"taet/{next(MEETINGS)}", store)  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
+    with unless_one_ends():
+        yield
+    # Only here: after a mistake the others may be inside a sum that never ends, and nccl would wait for them.
+    dist.destroy_process_group()
+
+
+def started_together() -> bool:
+    """Did torchrun start this process beside others?"""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ
+    return not alone and dist.is_available()
+
+
+def _meeting_point(timeout: timedelta) -> tuple[Any, int, int]:
+    """The store that torchrun keeps for its processes, the number of this one, and how many there are."""
+    found: tuple[Any, int, int] = next(iter(dist.rendezvous("env://", timeout=timeout)))  # type: ignore[attr-defined]
+    return found
+
+
+@contextmanager
+def unless_one_ends(remedy: str = "") -> Iterator[None]:
+    """Inside, that another process has ended is a UserError, one line with `remedy` at its end."""
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        if world_size() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        reason = re.sub(r"^\[\S+\] ", "", re.split(r"\n|\. ", str(error))[0])
+        raise UserError(f"another process of this job has ended ({reason}){remedy}") from error
+
+
+def claim(what: str) -> bool:
+    """Is this process the first of those that torchrun started to claim `what`? Works also when others have ended."""
+    if not started_together():
+        return True
+    try:
+        store, *_ = _meeting_point(timedelta(seconds=10))
+        return bool(store.add(f"taet/claimed/{what}", 1) == 1)
+    except (RuntimeError, ValueError):  # the store has ended too: better told twice than never
+        return True
 
 
 def world_size() -> int:
@@ -60,6 +107,70 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def first(work: Callable[[], T]) -> T:
+    """Return what `work` gives on the first process, which alone does it; a UserError there is one in all."""
+    if world_size() == 1:
+        return work()
+    outcome = [_attempt(work) if rank() == 0 else None]
+    dist.broadcast_object_list(outcome, device=torch.device("cpu"))
+    assert outcome[0] is not None
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def in_turn(work: Callable[[], T]) -> T:
+    """Return `work()`, done by the first process, then by the first of each machine, then by the others.
+
+    So the later ones find the files that the earlier ones wrote. A UserError in any process is one in all.
+    """
+    if world_size() == 1:
+        return work()
+    turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
+    for now in range(3):
+        value, error = _attempt(work) if now == turn else (None, None)
+        for found in gather(error):
+            if found is not None:
+                raise found
+        if now == turn:
+            mine = value
+    return mine  # type: ignore[return-value]
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
+    try:
+        return work(), None
+    except UserError as error:
+        return None, error
+
+
+def in_any(*flags: bool) -> tuple[bool, ...]:
+    """Return of each flag whether it is set in any process; through the CPU, so that nothing waits for a GPU."""
+    if world_size() == 1:
+        return flags
+    values = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return tuple(map(bool, values.tolist()))
+
+
+def share(total: int, part: int, parts: int) -> slice:
+    """Which of `total` samples in a row fall to number `part` of `parts` processes; shares differ by one at most."""
+    size, longer = divmod(total, parts)
+    begin = part * size + min(part, longer)
+    return slice(begin, begin + size + (part < longer))
+
+
+def copy_first(tensors: Iterable[Tensor]) -> None:
+    """Give tensors, in place, the values that they have on the first process."""
+    if world_size() == 1:
+        return
+    for tensor in tensors:
+        values = tensor.detach().contiguous()
+        dist.broadcast(values, 0)
+        tensor.detach().copy_(values)
 
 
 class _GlobalSum(torch.autograd.Function):
@@ -92,7 +203,7 @@ def global_mean(losses: Tensor) -> Tensor:
 
 
 def average_gradients(gradients: Sequence[Tensor]) -> None:
-    """Replace gradients, in place, by their mean over all processes; one reduction for all of them."""
+    """Replace gradients, or other tensors of one type, in place by their mean over all processes; one reduction."""
     if world_size() == 1 or not gradients:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])

@@ -1,10 +1,12 @@
-"""Several processes give the gradients of one, however unevenly they share the batch."""
+"""Several processes give the gradients of one, however unevenly they share the batch, and decide together."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from taet.config import Outer
-from taet.distributed import average_gradients, gather, global_mean, global_sum, rank, world_size
+from taet.distributed import (
+    average_gradients,
+    claim,
+    copy_first,
+    first,
+    gather,
+    global_mean,
+    global_sum,
+    in_any,
+    in_turn,
+    rank,
+    share,
+    unless_one_ends,
+    world_size,
+)
+from taet.errors import UserError
 from taet.losses import cross_entropy, hierarchical_equalization, tail_margin
 from taet.losses.outer import OuterLoss
 from taet.losses.tail_margin import Form
@@ -63,6 +80,45 @@ def gradients(loss: Callable[[Tensor, Tensor], Tensor], share: slice) -> dict[st
     return {"loss": value.detach(), **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
 
 
+def outcome(work: Callable[[], Any]) -> Any:
+    """What it returns, or the text of its mistake."""
+    try:
+        return work()
+    except UserError as error:
+        return str(error)
+
+
+def mistaken(number: int, result: str) -> Callable[[], str]:
+    """Work that fails on the process of this number."""
+
+    def work() -> str:
+        if rank() == number:
+            raise UserError(f"mistake of {number}")
+        return f"{result} of {rank()}"
+
+    return work
+
+
+def decide(number: int, folder: Path) -> dict[str, Any]:
+    """What a process finds when it decides with the others."""
+    value = torch.full((2, 3), float(number)).T
+    copy_first([value])
+    journal = folder / "journal"
+
+    def written() -> list[str]:
+        with journal.open("a") as file:
+            print(number, file=file)
+        return journal.read_text().split()
+
+    return {
+        "first": [outcome(partial(first, mistaken(n, "result"))) for n in (0, 1)],
+        "in turn": [outcome(partial(in_turn, mistaken(n, "result"))) for n in (0, 1, 2)],
+        "journal": in_turn(written),
+        "in any": in_any(True, number == 0, number == 1, False),
+        "copied": value.tolist(),
+    }
+
+
 def work(number: int, folder: Path) -> None:
     """What each process does: its share of every batch under every loss, then the average of the gradients."""
     dist.init_process_group(
@@ -82,8 +138,17 @@ def work(number: int, folder: Path) -> None:
             found[f"{cut_name}/{loss_name}"] = values
     found["sum"] = {"value": global_sum(torch.tensor([1.0, 10.0]) * (number + 1))}
     found["gathered"] = {"value": torch.tensor(gather([number, 10] * (number + 1))[1])}  # of unequal lengths
-    torch.save(found, folder / f"{number}.pt")
-    dist.destroy_process_group()
+    found["decided"] = decide(number, folder)
+    if number == 1:
+        torch.save(found, folder / "1.pt")
+        os._exit(0)  # without a word
+    found["left"] = outcome(alone_at_last)
+    torch.save(found, folder / "0.pt")
+
+
+def alone_at_last() -> None:
+    with unless_one_ends("; go on"):
+        gather(None)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +182,32 @@ def test_what_is_gathered_is_the_same_on_every_process(results: list[dict[str, d
     assert [found["gathered"]["value"].tolist() for found in results] == [[1, 10, 1, 10]] * PROCESSES
 
 
+def test_what_is_decided_is_the_same_on_every_process(results: list[dict[str, Any]]) -> None:
+    for number, found in enumerate(results):
+        assert found["decided"] == {
+            "first": ["mistake of 0", "result of 0"],
+            "in turn": ["mistake of 0", "mistake of 1", f"result of {number}"],
+            "journal": ["0", "1"][: number + 1],
+            "in any": (True, True, True, False),
+            "copied": [[0.0] * 2] * 3,
+        }
+
+
+def test_that_another_process_has_ended_is_one_line(results: list[dict[str, Any]]) -> None:
+    found = results[0]["left"]
+    assert found.startswith("another process of this job has ended (")
+    assert found.endswith("); go on")
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+@pytest.mark.parametrize("total", [0, 1, 7, 8, 64])
+def test_shares_follow_each_other_and_differ_by_one_at_most(total: int, parts: int) -> None:
+    shares = [range(total)[share(total, part, parts)] for part in range(parts)]
+    assert [place for part in shares for place in part] == list(range(total))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
 def test_one_process_is_its_own_world() -> None:
     value = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
     assert (rank(), world_size()) == (0, 1)
@@ -125,6 +216,12 @@ def test_one_process_is_its_own_world() -> None:
     assert global_mean(value).item() == 3
     average_gradients([value.detach()])
     assert value.tolist() == [1, 2, 6]
+    copy_first([value])
+    assert in_any(True, False) == (True, False)
+    assert [decided(lambda: "done") for decided in (first, in_turn)] == ["done", "done"]
+    assert claim("anything")
+    with pytest.raises(RuntimeError, match="gloo"), unless_one_ends():
+        raise RuntimeError("gloo")
 
 
 if __name__ == "__main__":

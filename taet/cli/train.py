@@ -6,24 +6,28 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field, make_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
 from taet import methods, models, protocols
 from taet.cli import flags
+from taet.cli.processes import together, told_once
 from taet.cli.progress import progress
 from taet.config import Data, Evaluation, Model, Outer, Run, Threat, Training, override
 from taet.data import full_name, is_own
+from taet.distributed import first
 from taet.errors import UserError
 from taet.evaluation import evaluate
 from taet.evaluation.attack import check_attacks
 from taet.experiments import own_data
 from taet.report import write
 from taet.training import resume, train
+from taet.training.checkpoint import read_record, run_from_json
 from taet.training.trainer import Trainer, TrainingResult
 
 EXAMPLES = (
@@ -34,6 +38,7 @@ EXAMPLES = (
     "taet train at --data csv:lesions.csv --data.group patient --data.size 64 --outer balanced-softmax",
     "taet train at-bsl --data cifar10-lt --model vit-small-p4 --recipe vit",
     "taet train --resume runs/harl-skip",
+    "torchrun --nproc-per-node 4 -m taet train taet --data cifar10-lt",
 )
 DESCRIPTION = """Train METHOD. Options --method.* are its own; --data, --model and --outer are short for --data.name,
 --model.name and --outer.name.
@@ -45,37 +50,64 @@ beside the options below:
   --evaluate        attack the finished run and write its report.html; --no-evaluate: do not
   --json            print the finished run as JSON
 
+started by torchrun, the processes share every batch: torchrun --nproc-per-node 4 -m taet train METHOD ...
+
 Images of one's own (folder:, csv:, npz: or a path) need no other option: image size, groups, network, epochs and
 attacks are chosen by the images and the machine where none is given, all of it is said, and --evaluate is on."""
 
 
 def run(arguments: list[str]) -> None:
     """Train a new run, or resume one, attack it where that is wanted, and print what came out."""
+    with told_once():
+        plan = _read(arguments)
+    with together(plan.device):
+        finished = plan.work()
+        show(finished, plan.as_json)
+        own = is_own(finished.run.data.name)
+        if plan.evaluate or (own and plan.evaluate is None):
+            _evaluate(finished, plan.as_json)
+        elif not plan.as_json:
+            print(f"next: taet evaluate {finished.folder}")
+
+
+class Plan(NamedTuple):
+    """What the words of a call mean."""
+
+    device: str
+    work: Callable[[], TrainingResult]
+    as_json: bool
+    evaluate: bool | None
+    """Is the run to be attacked? Not said: if the images are one's own."""
+
+
+def _read(arguments: list[str]) -> Plan:
+    """Return what the words mean; no data are looked at."""
     arguments = list(arguments)
     as_json, wanted, unwanted = (flags.switch(arguments, name) for name in ("--json", "--evaluate", "--no-evaluate"))
     if wanted and unwanted:
         raise UserError("got both --evaluate and --no-evaluate; allowed: one")
+    evaluate_it = wanted or (False if unwanted else None)
     folder = flags.take(arguments, "--resume")
     if folder is not None:
         if arguments:
             raise UserError(f"--resume takes everything from the run: got {' '.join(arguments)} as well")
-        with progress(f"resume {folder}") as report:
-            finished = resume(folder, progress=report)
-    else:
-        finished = _train(arguments, as_json)
-    show(finished, as_json)
-    if wanted or (is_own(finished.run.data.name) and not unwanted):
-        _evaluate(finished.folder, as_json)
-    elif not as_json:
-        print(f"next: taet evaluate {finished.folder}")
-
-
-def _train(arguments: list[str], as_json: bool) -> TrainingResult:
+        run = run_from_json(read_record(Path(folder))["run"])
+        return Plan(run.training.device, partial(_resume, folder), as_json, evaluate_it)
     if not arguments or arguments[0].startswith("-"):
         if not {"-h", "--help"} & set(arguments):
             raise UserError("which method? taet train METHOD [options]; see taet list methods")
         arguments = ["at", *arguments]
-    chosen, out, decided = _planned(arguments[0], arguments[1:])
+    run, _ = configure(arguments[0], arguments[1:])
+    return Plan(run.training.device, partial(_train, arguments, as_json), as_json, evaluate_it)
+
+
+def _resume(folder: str) -> TrainingResult:
+    with progress(f"resume {folder}") as report:
+        return resume(folder, progress=report)
+
+
+def _train(arguments: list[str], as_json: bool) -> TrainingResult:
+    chosen, out, decided = first(lambda: _planned(arguments[0], arguments[1:]))
 
     def announce(trainer: Trainer) -> None:
         if not as_json:
@@ -86,10 +118,12 @@ def _train(arguments: list[str], as_json: bool) -> TrainingResult:
         return train(chosen, out=out, progress=report, command=command, announce=announce)
 
 
-def _evaluate(folder: Path, as_json: bool) -> None:
+def _evaluate(finished: TrainingResult, as_json: bool) -> None:
+    folder, device = finished.folder, finished.run.training.device
+    command = shlex.join(["taet", "evaluate", str(folder)])
     with progress(f"attack {folder.name}") as report:
-        card = evaluate(folder, progress=report, command=shlex.join(["taet", "evaluate", str(folder)]))
-    path = write([folder], folder / "report.html")
+        card = evaluate(folder, device=device, progress=report, command=command)
+    path = first(lambda: write([folder], folder / "report.html"))
     if not as_json:
         print(card)
         print(f"report: {path}")

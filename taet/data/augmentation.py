@@ -7,22 +7,26 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def crop_flip(images: Tensor, generator: torch.Generator, *, mirror: bool) -> Tensor:
+def crop_flip(
+    images: Tensor, generator: torch.Generator, *, mirror: bool, begin: int = 0, total: int | None = None
+) -> Tensor:
     """Shift each image within a border of zeros and, with `mirror`, flip every second one on average.
 
     images uint8 (N, H, W, C) -> same shape. The border is an eighth of the side: 4 pixels at 32, as in the training of
-    He et al., CVPR 2016, arXiv:1512.03385, section 4.2. All draws come from `generator`, on the device of the images.
+    He et al., CVPR 2016, arXiv:1512.03385, section 4.2. All draws come from `generator`, on the device of the images;
+    they are made for `total` images, of which these are the ones from `begin` on (not given: all).
     """
     number, height, width, _ = images.shape
     top, left = height // 8, width // 8
     device = images.device
     padded = functional.pad(images, (0, 0, left, left, top, top))
-    rows = torch.randint(2 * top + 1, (number, 1), generator=generator, device=device)
-    columns = torch.randint(2 * left + 1, (number, 1), generator=generator, device=device)
+    all_, mine = (total or number, 1), slice(begin, begin + number)
+    rows = torch.randint(2 * top + 1, all_, generator=generator, device=device)[mine]
+    columns = torch.randint(2 * left + 1, all_, generator=generator, device=device)[mine]
     y = torch.arange(height, device=device)
     x = torch.arange(width, device=device).expand(number, width)
     if mirror:
-        flipped = torch.rand((number, 1), generator=generator, device=device) < 0.5
+        flipped = torch.rand(all_, generator=generator, device=device)[mine] < 0.5
         x = torch.where(flipped, width - 1 - x, x)
     batch = torch.arange(number, device=device)[:, None, None]
     return padded[batch, (rows + y)[:, :, None], (columns + x)[:, None, :]]

@@ -33,6 +33,11 @@ class Download(NamedTuple):
     """What exists, relative to the data folder, once the archive is unpacked; None: the file is used as it is."""
 
     @property
+    def size(self) -> str:
+        """Its size in words."""
+        return size(self.megabytes)
+
+    @property
     def name(self) -> str:
         """Name of the file, without folders."""
         return Path(self.file).name
@@ -44,14 +49,21 @@ class Download(NamedTuple):
         return next((folder for name in kept for folder in folders if (folder / name).exists()), None)
 
 
+def size(megabytes: float) -> str:
+    """Return 10^6 bytes in words: 248.1 MB, 29.5 kB or 9 bytes."""
+    if megabytes >= 1:
+        return f"{megabytes:.1f} MB"
+    return f"{1e3 * megabytes:.1f} kB" if megabytes >= 1e-3 else f"{1e6 * megabytes:.0f} bytes"
+
+
 def check_md5(path: Path, expected: str) -> None:
     """Refuse a file whose MD5 is another than `expected`."""
     with path.open("rb") as file:
         got = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if got != expected:
-        size = path.stat().st_size / 1e6
+        held = size(path.stat().st_size / 1e6)
         raise UserError(
-            f"'{path}' ({size:.1f} MB) has MD5 {got}; expected: {expected}; it is damaged or another version, delete it"
+            f"'{path}' ({held}) has MD5 {got}; expected: {expected}; it is damaged or another version, delete it"
         )
 
 

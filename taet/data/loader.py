@@ -17,6 +17,7 @@ from taet.data.augmentation import crop_flip, to_unit
 from taet.data.dataset import Split
 from taet.data.policies import POLICIES, Work, apply_all
 from taet.data.store import Images, Stored
+from taet.distributed import share
 from taet.randomness import generator
 
 AHEAD = 2
@@ -73,6 +74,9 @@ class Loader:
     `class_balanced` draws it. The last batch is shorter; a single image left over joins the batch before it, since
     batch normalisation cannot train on one.
 
+    Of `parts` processes, number `part` gets its even, contiguous share of every batch, which may be empty; all draws
+    are made for the whole batch, so that the shares together are the batch that one process would get.
+
     Images on disk, or too large for the GPU, are streamed: a thread reads the rows of the next batches while one is
     worked on. The batches are the same, bit for bit.
 
@@ -93,6 +97,8 @@ class Loader:
         device: torch.device,
         sampling: str = "shuffled",
         workers: int = 0,
+        part: int = 0,
+        parts: int = 1,
     ) -> None:
         self.device = device
         place = torch.device("cpu") if augment in POLICIES else device  # a policy works on the CPU
@@ -110,23 +116,30 @@ class Loader:
         if ends and len(split) - ends[-1] == 1:
             ends.pop()
         self.bounds = list(zip([0, *ends], [*ends, len(split)], strict=True))
+        self.shares = [share(end - begin, part, parts) for begin, end in self.bounds]
 
     def __len__(self) -> int:
         """Steps per epoch."""
         return len(self.bounds)
 
+    def place(self, step: int) -> tuple[int, int]:
+        """Where the first image of a share stands in the batch of `step`, and how many images that batch has."""
+        begin, end = self.bounds[step]
+        return self.shares[step].start, end - begin
+
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
-        """Yield the batches of `epoch` from `first_step` on."""
+        """Yield this process's share of the batches of `epoch` from `first_step` on."""
         steps = range(first_step, len(self))
         order = self._order(epoch)
         if isinstance(self.images, Tensor):
             order = order.to(self.images.device)
-        indices = [order[begin:end] for begin, end in self.bounds[first_step:]]
+        indices = [order[slice(*self.bounds[step])][self.shares[step]] for step in steps]
         for step, index, images in zip(steps, indices, self._images(epoch, steps, indices), strict=True):
             if self.augment != "none":
                 draws = generator(self.device, self.seed, "augment", epoch, step)
-                images = crop_flip(images, draws, mirror=self.mirror)
-            index = index.to(self.device)
+                begin, total = self.place(step)
+                images = crop_flip(images, draws, mirror=self.mirror, begin=begin, total=total)
+            index = self._moved(index)
             yield Batch(index, to_unit(images, channels_last=self.channels_last), self.labels[index])
 
     def _order(self, epoch: int) -> Tensor:
@@ -142,7 +155,8 @@ class Loader:
         read = (images[index] for index in indices) if isinstance(images, Tensor) else ahead(self._read, indices)
         if self.augment in POLICIES:
             work = (
-                Work(batch.numpy(), self.seed, ("policy", epoch, step)) for step, batch in zip(steps, read, strict=True)
+                Work(batch.numpy(), self.seed, ("policy", epoch, step), self.shares[step].start)
+                for step, batch in zip(steps, read, strict=True)
             )
             read = apply_all(self.augment, work, self.workers)
         return map(self._moved, read)

@@ -28,6 +28,8 @@ class Work(NamedTuple):
     images: NDArray[np.uint8]
     seed: int
     purpose: tuple[str | int, ...]
+    begin: int = 0
+    """Place of the first of them in the global batch."""
 
 
 @functools.cache
@@ -48,7 +50,8 @@ def transform(policy: str) -> Callable[[Image.Image], Image.Image]:
 def apply(policy: str, work: Work) -> Tensor:
     """Change every image of a batch: uint8 (N, H, W, C), what is moved in from outside is black.
 
-    Image i draws from the seed of (seed, purpose..., i) alone; torch's global generator is as before on return.
+    Image i of the global batch draws from the seed of (seed, purpose..., i) alone; torch's global generator is as
+    before on return.
 
     Both policies may shear, shift, rotate by up to 8 degrees, and change brightness, contrast, sharpness, colour and
     grey levels; solarizing inverts the bright part of an image. AutoAugment shifts by up to 0.45 of the side, where
@@ -61,7 +64,7 @@ def apply(policy: str, work: Work) -> Tensor:
     with torch.random.fork_rng(devices=()):  # torchvision draws from the global generator
         for place, image in enumerate(work.images):
             # Not torch.manual_seed, which reaches every device.
-            torch.default_generator.manual_seed(derive_seed(work.seed, *work.purpose, place))
+            torch.default_generator.manual_seed(derive_seed(work.seed, *work.purpose, work.begin + place))
             picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
             changed[place] = np.asarray(change(picture)).reshape(image.shape)
     return torch.from_numpy(changed)

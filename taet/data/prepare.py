@@ -45,7 +45,7 @@ def _fetch_all(missing: Sequence[Download], root: Path, progress: Progress) -> N
         except (OSError, HTTPException) as error:
             reason = " ".join(str(error).strip("<>").split()).removeprefix("urlopen error ") or type(error).__name__
             orders = ", and ".join(
-                f"{left.name} ({left.megabytes:.1f} MB, MD5 {left.md5}) from {left.url} at '{root / left.file}'"
+                f"{left.name} ({left.size}, MD5 {left.md5}) from {left.url} at '{root / left.file}'"
                 for left in missing[position:]
             )
             raise UserError(

@@ -28,6 +28,7 @@ from taet.data.long_tail import (
     long_tail_counts,
     long_tail_indices,
 )
+from taet.data.places import passed_over
 from taet.data.store import Images, gather, pieces
 from taet.errors import UserError, unknown
 
@@ -279,6 +280,7 @@ def load(
     data = _as_named(data, getattr(module, "PUBLISHED", {}))
     source = _read(data, module)
     train_counts, test_counts, notes = _class_counts(source, data)
+    notes += passed_over(data)
 
     held_out = [0] * source.num_classes
     if source.validation is not None:

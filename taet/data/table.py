@@ -1,13 +1,11 @@
-"""Any data set as a table of image files and their labels."""
+"""Any data set as a list of image files and their labels, or one such list for each split."""
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,102 +13,69 @@ from taet.config import Data
 from taet.data.dataset import Dataset
 from taet.data.listing import Listing
 from taet.data.places import locate
-from taet.errors import UserError, unknown
+from taet.data.rows import SPLITS, Row, Rows, Unlabelled, read_rows
+from taet.errors import UserError
 
-NAMES = {"csv": "csv:PATH, a list of image files with the header path,label and, if wanted, split and group"}
-COLUMNS = ("path", "label", "split", "group")
-DELIMITERS = ",;\t"
-SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-
-
-class _Row(NamedTuple):
-    line: int
-    path: str
-    label: str
-    split: str
-    group: str
+NAMES = {"csv": "csv:PATH, a table of path,label[,split,group], or lists such as those of ImageNet-LT and iNaturalist"}
+TRAIN = re.compile(r"(?<![a-z])train(?![a-z])")
+"""The word in a list's name, as in train2018.json, in whose place the lists of the other splits have theirs."""
 
 
-def _columns(header: list[str], table: Path, group: str | None) -> dict[str, int]:
-    """Return where the columns that are used stand."""
-    names = [name.strip() for name in header]
-    lower = [name.lower() for name in names]
-    missing = [name for name in ("path", "label") if name not in lower]
-    if missing:
-        has = ", ".join(f"'{name}'" for name in names) or "nothing"
-        raise UserError(
-            f"'{table}' has no column '{missing[0]}'; its first line has: {has}; allowed: "
-            "path,label and, if wanted, split and group, divided by commas, semicolons or tabs"
-        )
-    columns: dict[str, int] = {name: lower.index(name) for name in COLUMNS if name in lower}
-    if group is not None:
-        if group not in names:
-            raise unknown(f"column for data group in '{table}':", group, names)
-        columns["group"] = names.index(group)
-    twice = next((name for name in columns if lower.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"'{table}' has two columns '{twice}'; keep one")
-    return columns
+def _beside(table: Path) -> dict[str, Path]:
+    """Return the lists of the other splits that lie beside one for training, by split."""
+    found: dict[str, Path] = {}
+    for word, split in SPLITS.items():
+        other = table.with_name(TRAIN.sub(word, table.name))
+        if other == table or not other.is_file():
+            continue
+        if split in found:
+            raise UserError(f"two lists for {split}, '{found[split]}' and '{other}'; keep one")
+        found[split] = other
+    return found
 
 
-def _rows(table: Path, group: str | None) -> tuple[list[_Row], dict[str, int]]:
-    """Return the rows of a table that are not empty, and its columns; every row has a path, a label and its split."""
-    rows: list[_Row] = []
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        first = file.readline()
-        file.seek(0)
-        reader = csv.reader(file, delimiter=max(DELIMITERS, key=first.count), strict=True)
-        header = next(reader, [])
-        columns = _columns(header, table, group)
-        line = reader.line_num
-        for cells in reader:
-            before, line = line, reader.line_num  # a row begins behind the one before; quoted cells may hold lines
-            if not any(map(str.strip, cells)):
-                continue
-            if len(cells) != len(header):
-                raise UserError(f"'{table}', line {before + 1}: got {len(cells)} cells; allowed: {len(header)}")
-            found = {name: cells[place].strip() for name, place in columns.items()}
-            empty = next((name for name, cell in found.items() if not cell and name != "group"), None)
-            if empty is not None:
-                raise UserError(f"'{table}', line {before + 1}: no {empty}; only the group of an image may be empty")
-            split = found.get("split", "").lower()
-            if split and split not in SPLITS:
-                raise unknown(f"split in '{table}', line {before + 1}:", split, SPLITS)
-            path = os.path.normpath(found["path"])
-            rows.append(_Row(before + 1, path, found["label"], SPLITS.get(split, ""), found.get("group", "")))
-    if not rows:
-        raise UserError(f"'{table}' lists no image")
-    return rows, columns
+def _together(table: Path, group: str | None) -> tuple[Rows, list[str]]:
+    """Return the images of a list and of those beside it, with the split that its name says, and what was decided."""
+    whole, notes = read_rows(table, group), []
+    lists = {} if "split" in whole.columns else _beside(table)
+    found: dict[str, Rows] = {}
+    for split, path in lists.items():
+        try:
+            found[split] = read_rows(path, group)
+        except Unlabelled:
+            notes.append(f"'{path.name}' has no labels and is left out")
+            continue
+        if "split" in found[split].columns:
+            raise UserError(f"'{path}' has a column 'split', but its name says {split}; keep one")
+    if not found:
+        return whole, notes
+    if "test" not in found:
+        found["test"] = found.pop("validation")
+        notes.append(f"no list with labels for test: '{lists['validation'].name}' is for testing")
+    parts = {"train": whole, **found}
+    return Rows(
+        [row._replace(split=split) for split, part in parts.items() for row in part.rows],
+        frozenset(("split",)).union(*(part.columns for part in parts.values())),
+        whole.likely_group,
+    ), notes
 
 
-def _read_rows(table: Path, group: str | None) -> tuple[list[_Row], dict[str, int]]:
-    if not table.is_file():
-        raise UserError(f"no such file: '{table}'")
-    try:
-        return _rows(table, group)
-    except UnicodeDecodeError as error:
-        raise UserError(f"cannot read '{table}': it is not in UTF-8; save it as CSV in UTF-8") from error
-    except (OSError, csv.Error) as error:
-        raise UserError(f"cannot read '{table}': {' '.join(str(error).split())}; allowed: a CSV file") from error
-
-
-def _once(rows: list[_Row], table: Path) -> list[_Row]:
+def _once(rows: list[Row]) -> list[Row]:
     """Leave out rows that repeat another; refuse one file with two labels or two groups."""
-    first: dict[str, _Row] = {}
-    kept: dict[tuple[str, str], _Row] = {}
+    first: dict[str, Row] = {}
+    kept: dict[tuple[str, str], Row] = {}
     for row in rows:
         before = first.setdefault(row.path, row)
         for what, one, other in (("label", before.label, row.label), ("group", before.group, row.group)):
             if one != other:
                 raise UserError(
-                    f"'{table}': '{row.path}' has two {what}s, '{one}' in line {before.line} and '{other}' in line "
-                    f"{row.line}"
+                    f"'{row.path}' has two {what}s, '{one}' in {before.place}, and '{other}' in {row.place}"
                 )
         kept.setdefault((row.path, row.split), row)
     return list(kept.values())
 
 
-def _check_files(rows: list[_Row], files: list[Path], table: Path, folder: Path) -> None:
+def _check_files(rows: list[Row], files: list[Path], folder: Path) -> None:
     """Refuse a list of which files are missing; each folder is read once, which is faster than to ask for each file."""
     there: dict[str, set[str]] = {}
     missing = []
@@ -123,8 +88,8 @@ def _check_files(rows: list[_Row], files: list[Path], table: Path, folder: Path)
             missing.append(row)
     if missing:
         raise UserError(
-            f"'{table}': {len(missing)} of {len(rows)} files are missing, first '{missing[0].path}' (line "
-            f"{missing[0].line}); looked for in '{folder}'; --data.root names another folder"
+            f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].path}' ({missing[0].place}); looked "
+            f"for in '{folder}'; --data.root names another folder"
         )
 
 
@@ -152,12 +117,14 @@ def _class_names(labels: list[str]) -> tuple[dict[str, int], tuple[str, ...], tu
 
 def _list(data: Data) -> Listing:
     table = locate(data)
-    every, columns = _read_rows(table, data.group)
-    rows = _once(every, table)
+    (every, columns, likely), notes = _together(table, data.group)
+    if likely is not None:
+        notes.append(f"column '{likely}' may say which images belong together: --data.group {likely} keeps them so")
+    rows = _once(every)
     folder = Path(data.root).expanduser() if data.root is not None else table.parent
     files = [folder / row.path for row in rows]
-    _check_files(rows, files, table, folder)
-    labels, names, notes = _class_names([row.label for row in rows])
+    _check_files(rows, files, folder)
+    labels, names, about_labels = _class_names([row.label for row in rows])
     if len(names) < 2:
         raise UserError(f"'{table}': got only the label '{names[0]}'; allowed: 2 or more")
     splits = tuple(row.split for row in rows) if "split" in columns else None
@@ -170,10 +137,10 @@ def _list(data: Data) -> Listing:
         tuple(files),
         np.array([labels[row.label] for row in rows], np.int64),
         splits,
-        "no column 'split'",
+        "no column 'split' and no list for test",
         tuple(row.group for row in rows) if "group" in columns else None,
         "another name for the column 'group'" if data.group is None else "--data.group None",
-        (*notes, *((f"{repeated} rows repeat another and are left out",) if repeated else ())),
+        (*notes, *about_labels, *((f"{repeated} rows repeat another and are left out",) if repeated else ())),
     )
 
 
@@ -183,11 +150,16 @@ def files(data: Data) -> dict[str, Sequence[Path]]:
 
 
 def read(data: Data) -> Dataset:
-    """Return the images of a table; without a column `split`, a fifth of each class, by the seed, is for testing.
+    """Return the images of a list; where it is not divided, a fifth of each class, by the seed, is for testing.
 
-    The first line names the columns, which commas, semicolons or tabs divide: `path`, relative to the table's folder or
-    to --data.root; `label`, a name or a whole number; if wanted, `split`: train, val (valid, validation) or test; and
-    `group`, or the column that --data.group names: images of one group are kept in one split. Other columns are left
-    alone. The text is UTF-8. Classes are the labels that occur, whole numbers by size, others by alphabet.
+    A table's first line names the columns, which commas, semicolons or tabs divide: `path`, relative to the list's
+    folder or to --data.root; `label`, a name or a whole number; if wanted, `split`: train, val (valid, validation) or
+    test; and `group`, or the column that --data.group names: images of one group are kept in one split. Other columns
+    are left alone. Instead, a list may be lines of a path and a whole number, or COCO's .json: see `taet.data.rows`.
+
+    Beside a list without splits whose name has the word train, such as ImageNet_LT_train.txt or train2018.json, those
+    of the same name but for val (valid, validation) and test are the lists of these splits. One without labels is left
+    out; where none is left for test, that for validation is it, as iNaturalist is tested on. Text is UTF-8. Classes are
+    the labels that occur, whole numbers by size, others by alphabet.
     """
     return _list(data).dataset(data)

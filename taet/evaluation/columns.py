@@ -237,7 +237,7 @@ class Bench:
     def answers(self, attack: Attack, x_adv: Tensor, rows: Ints) -> Tensor:
         """Return the logits of images, which must be finite."""
         with torch.no_grad():
-            logits: Tensor = self.model(x_adv)
+            logits = self.model.judge(x_adv)
         if not bool(logits.isfinite().all()):
             raise UserError(f"model output: not finite under '{attack.name}' on images {rows[0]} to {rows[-1]}")
         return logits
@@ -324,7 +324,7 @@ class Bench:
         assert attack.eps is not None
         with told(_failed(attack)):
             outcome = run_parts(
-                self.model.model,
+                self.model,
                 channels_first(np.asarray(self.images) if len(rows) == len(self.labels) else self.images[rows]),
                 torch.from_numpy(labels),
                 eps=attack.eps,

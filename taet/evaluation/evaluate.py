@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -22,13 +23,15 @@ from taet.distributed import gather, rank
 from taet.errors import UserError
 from taet.evaluation import diagnostics, probe, shelf
 from taet.evaluation.attack import Attack, check_attacks, expand, parse_attacks
-from taet.evaluation.columns import Bench, Images, attack_split, count_classes, one_threat_model
+from taet.evaluation.columns import Bench, Images, attack_split, channels_first, count_classes, one_threat_model
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.examples import save_examples
 from taet.evaluation.result import WORST_CASE, Column, ResultCard
 from taet.evaluation.subject import Subject, from_module, from_run, from_run_on
+from taet.models import Classifier
+from taet.models.view import make_view
 from taet.training.checkpoint import weights_digest
-from taet.training.environment import environment, resolve_device
+from taet.training.environment import environment, keep_freed_memory, resolve_device
 
 
 def evaluate(
@@ -154,12 +157,13 @@ def evaluate(
     if worst_case and asked is None:  # of the attacks that a run faces anyway, those in its ball
         listed = listed[:1] + [attack for attack in listed if (attack.norm, attack.eps) == ("linf", radius)]
     where = subject.place if device == "auto" else resolve_device(device)
+    keep_freed_memory(where)
     with _on(subject.model, where):
         if out is not None and path is not None and path.exists():
             _refuse_card_of_another(path, subject)
         names = _class_names(subject, where)
         bench = Bench(
-            Counted(subject.model),
+            _attacked(subject, where),
             subject.images,
             subject.labels,
             len(names),
@@ -277,15 +281,34 @@ class _Meter:
     report: Progress | None
     probe_passes: int
     attack_passes: float = 0
+    ended: bool = False
 
     def attacks(self, done: float, total: float, label: str) -> None:
         self.attack_passes = total
-        if self.report is not None:
-            self.report(done, total + self.probe_passes, label)
+        self._tell(done, label)
 
     def probe(self, done: float) -> None:
-        if self.report is not None:
-            self.report(self.attack_passes + done, self.attack_passes + self.probe_passes, "probe")
+        self._tell(self.attack_passes + done, "probe")
+
+    def _tell(self, done: float, label: str) -> None:
+        """Report how far the work is; its end, which the last tick may have reached, only once."""
+        total = self.attack_passes + self.probe_passes
+        again, self.ended = self.ended and done >= total, done >= total
+        if self.report is not None and not again:
+            self.report(done, total, label)
+
+
+def _attacked(subject: Subject, device: torch.device) -> Counted:
+    """The model as attacks see it; of a network of known build a view, which agrees with it."""
+    if not isinstance(subject.model, Classifier):
+        return Counted(subject.model)
+    channels, height, width = channels_first(np.asarray(subject.images[:1])).shape[1:]
+    found = make_view(subject.model, (channels, height, width))
+    if found is None:
+        return Counted(subject.model)
+    # On the CPU the libraries work in this layout in any case, and turn every tensor into it and back.
+    layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
+    return Counted(subject.model, found.module.to(memory_format=layout))
 
 
 def _class_names(subject: Subject, device: torch.device) -> list[str]:

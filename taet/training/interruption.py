@@ -8,10 +8,15 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from taet.distributed import world_size
+
 
 @contextlib.contextmanager
 def interruption() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; a second one interrupts at once. Handlers are put back.
+    """Yield an event that the first SIGINT or SIGTERM sets; a second SIGINT interrupts at once. Handlers come back.
+
+    A second SIGTERM changes nothing, nor does a second SIGINT with several processes: SLURM and torchrun send one each,
+    and a process that broke off alone would leave the others waiting.
 
     Outside the main thread Python lets no one handle signals: there the event is never set.
     """
@@ -20,8 +25,8 @@ def interruption() -> Iterator[threading.Event]:
         yield asked
         return
 
-    def ask(_: int, __: FrameType | None) -> None:
-        if asked.is_set():
+    def ask(number: int, _: FrameType | None) -> None:
+        if asked.is_set() and number == signal.SIGINT and world_size() == 1:
             raise KeyboardInterrupt
         asked.set()
 

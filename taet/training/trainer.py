@@ -25,19 +25,23 @@ from taet.attacks.weighting import generation_weighting
 from taet.config import Run
 from taet.data import Dataset, Split, load
 from taet.data.loader import Batch, Loader
+from taet.distributed import copy_first, first, gather, in_any, in_turn, joined, rank, unless_one_ends, world_size
 from taet.errors import UserError
 from taet.files import file_sha256, write_atomically, write_json
 from taet.methods import Attack, Method, Task
 from taet.methods.base import Loss
 from taet.models import Adapter, Classifier, CosineHead
+from taet.models.sync_norm import average_statistics, normalisations, synchronised
+from taet.models.view import View, make_view
 from taet.randomness import derive_seed, generator
 from taet.training import checkpoint
 from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
 from taet.training.drift import Drift
-from taet.training.environment import environment, peak_memory_mb, resolve_device
+from taet.training.environment import environment, keep_freed_memory, peak_memory_mb, resolve_device
+from taet.training.graphs import Graphs
 from taet.training.interruption import interruption
 from taet.training.monitor import monitor
-from taet.training.optimizer import build_optimizer
+from taet.training.optimizer import build_optimizer, set_learning_rate
 from taet.training.running import Running
 from taet.training.schedule import learning_rate, milestone_epochs
 from taet.training.step import training_step
@@ -95,9 +99,22 @@ def train(
     `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace what the run names; `command` says in the
     run's record how it was called; `announce` is called once, before the first step. A folder that exists is refused;
     KeyboardInterrupt leaves a checkpoint that `resume` continues bit-identically.
+
+    Processes that torchrun started, which all make this call, share every batch; the first one alone writes.
     """
     folder = Path(out) if out is not None else default_folder(run)
-    trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
+    with joined(resolve_device(run.training.device).type):
+        trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
+        first(lambda: _begin(trainer, command))
+        trainer.save()  # the first weights too are on the disk before they move, whoever made them
+        if announce is not None:
+            announce(trainer)
+        return trainer.fit()
+
+
+def _begin(trainer: Trainer, command: str) -> None:
+    """Make the folder of a new run, with its record."""
+    folder = trainer.folder
     # What a kill leaves before there is a run.json is only that file's unfinished part.
     if folder.exists() and (not folder.is_dir() or any(file.name != "run.json.part" for file in folder.iterdir())):
         if trainer.is_that_of(folder):
@@ -110,10 +127,6 @@ def train(
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
     write_json(folder / "run.json", {**trainer.description(), "command": command})
-    trainer.save()  # the first weights too are on the disk before they move, whoever made them
-    if announce is not None:
-        announce(trainer)
-    return trainer.fit()
 
 
 def resume(
@@ -123,29 +136,33 @@ def resume(
     dataset: Dataset | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
-    """Continue the run in `folder` where its last checkpoint left it, or return it if it is finished."""
+    """Continue the run in `folder` where its last checkpoint left it, or return it if it is finished.
+
+    Processes that torchrun started share the work, in any number, whatever that of the run so far.
+    """
     folder = Path(folder)
     info = checkpoint.read_record(folder)
     run = checkpoint.run_from_json(info["run"])
     checkpoint.check_given(folder, info, "model", model)
     checkpoint.check_given(folder, info, "dataset", dataset)
     run = config.override(run, {"training.threads": info["threads"]})
-    begun = (folder / "checkpoint.pt").exists()
-    if model is None:
-        models.refuse_code_in(folder, run.model.name)
-        if run.model.weights is not None and not begun:
-            _check_pretrained(Path(run.model.weights), folder, str(info.get("pretrained_sha256")))
-    trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress, begun=begun)
-    for split, recorded in info["data"]["splits"].items():
-        found = trainer.dataset.splits.get(split)
-        if found is None or found.sha256 != recorded["sha256"]:
-            raise UserError(f"the {split} images are not those that {folder} was started with; nothing was changed")
-    if begun:
-        trainer.restore()
-        trainer.model.notes = tuple(info.get("model_notes", ()))
-    else:  # killed before the first one: from the start again
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-    return trainer.fit()
+    with joined(resolve_device(run.training.device).type):
+        begun = first((folder / "checkpoint.pt").exists)
+        if model is None:
+            models.refuse_code_in(folder, run.model.name)
+            if run.model.weights is not None and not begun:
+                _check_pretrained(Path(run.model.weights), folder, str(info.get("pretrained_sha256")))
+        trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress, begun=begun)
+        for split, recorded in info["data"]["splits"].items():
+            found = trainer.dataset.splits.get(split)
+            if found is None or found.sha256 != recorded["sha256"]:
+                raise UserError(f"the {split} images are not those that {folder} was started with; nothing was changed")
+        if begun:
+            trainer.restore()
+            trainer.model.notes = tuple(info.get("model_notes", ()))
+        else:  # killed before the first one: from the start again
+            first(lambda: (folder / "metrics.jsonl").unlink(missing_ok=True))
+        return trainer.fit()
 
 
 def _check_pretrained(path: Path, folder: Path, recorded: str) -> None:
@@ -180,10 +197,10 @@ class Trainer:
         progress: Progress | None,
         begun: bool = False,
     ) -> None:
-        self.run, self.folder, self.progress = run, folder, progress
+        self.run, self.folder, self.progress = run, folder, progress if rank() == 0 else None
         self.device = resolve_device(run.training.device)
         self.given = {"model": model is not None, "dataset": dataset is not None}
-        self.dataset = dataset if dataset is not None else load(**config.to_json(run.data))
+        self.dataset = dataset if dataset is not None else in_turn(lambda: load(**config.to_json(run.data)))
         self.threads = run.training.threads or torch.get_num_threads()
         self.split_name, self.watched = self._watched_split()
         self.loader = Loader(
@@ -196,6 +213,8 @@ class Trainer:
             device=self.device,
             sampling=run.training.sampling,
             workers=run.training.workers,
+            part=rank(),
+            parts=world_size(),
         )
         task = Task(
             class_counts=tuple(int(n) for n in self.dataset.class_counts),
@@ -210,7 +229,12 @@ class Trainer:
         self.method = methods.build(run.method, run.settings, task).to(self.device)
         self.run = config.override(run, {"settings": self.method.config})
         self.model = self._model(model, None if begun else run.model.weights)
+        self._check_processes()
+        copy_first(self.model.state_dict().values())  # a module from memory may have been drawn anew in each
         self.optimizer = build_optimizer(self.model, run.training)
+        self.view = self._view(self.model)
+        captured = run.training.capture and self.device.type == "cuda" and world_size() == 1
+        self.graphs = Graphs() if captured else None
         averaged = bool(run.training.ema) or run.training.swa < 1
         if run.training.swa < 1 and round(run.training.swa * run.training.epochs) >= run.training.epochs:
             raise UserError(
@@ -229,6 +253,24 @@ class Trainer:
         self.metrics_bytes = 0
         self.watched_batches = 0
         self.run_hash = run_hash(self.run)
+
+    def _check_processes(self) -> None:
+        """Refuse what several processes cannot share."""
+        processes, training = world_size(), self.run.training
+        if processes == 1:
+            return
+        if self.device.index is not None:
+            raise UserError(f"device: got {self.device} for {processes} processes; allowed: auto, cuda or cpu")
+        if training.batch_size < processes:
+            got = f"got {training.batch_size} for {processes} processes"
+            raise UserError(f"batch size: {got}; allowed: {processes} or more, an image for each")
+        # Batch normalisation of a share of its own needs two images; that of all processes takes any.
+        smallest = min(end - begin for begin, end in self.loader.bounds)
+        if not training.sync_bn and normalisations(self.model, self.method) and smallest < 2 * processes:
+            got = f"got batches of {smallest} images for {processes} processes"
+            raise UserError(f"sync bn: {got}; allowed without it: {2 * processes} or more, two images for each")
+        if len(set(gather(tuple(split.sha256 for split in self.dataset.splits.values())))) > 1:
+            raise UserError("data: got other images in one process than in another; allowed: the same in all")
 
     def is_that_of(self, folder: Path) -> bool:
         """Does `folder` hold this very run, whatever the machine?"""
@@ -283,6 +325,13 @@ class Trainer:
         model.to(self.device)
         return model.to(memory_format=torch.channels_last) if self.run.training.channels_last else model
 
+    def _view(self, model: nn.Module) -> View | None:
+        """What the attack of a step runs on: cheaper than `model` and the same, but for batch statistics."""
+        if self.run.threat.bn_mode == "train":
+            return None
+        dtype = torch.bfloat16 if self.run.training.precision == "bf16" else None
+        return make_view(model, self.dataset.image_shape, dtype)
+
     def _check_needs(self, model: nn.Module) -> None:
         """Refuse a module from memory that lacks the features or the head that the method works with."""
         head, name = self.method.head(), self.run.method
@@ -329,6 +378,7 @@ class Trainer:
             "model_notes": list(self.model.notes),
             "pretrained_sha256": None if run.model.weights is None else file_sha256(Path(run.model.weights)),
             "threads": self.threads,
+            "processes": world_size(),
             **environment(self.device),
         }
 
@@ -342,29 +392,27 @@ class Trainer:
     def save(self) -> None:
         """Write checkpoint.pt; a run whose numbers are not finite stops instead and keeps the file it has."""
         self._check_finite()
-        checkpoint.save_checkpoint(
-            self.folder / "checkpoint.pt",
-            {
-                "run_hash": self.run_hash,
-                "splits": {name: split.sha256 for name, split in self.dataset.splits.items()},
-                "model": self.model.state_dict(),
-                "method": self.method.state_dict(),
-                "method_optimizers": {name: o.state_dict() for name, o in self.method.optimizers.items()},
-                "optimizer": self.optimizer.state_dict(),
-                "epoch": self.epoch,
-                "step": self.step,
-                "running": vars(self.running),
-                "predicted": self.predicted,
-                "best_score": self.best_score,
-                "best_epoch": self.best_epoch,
-                "best_weights": self.best_weights,
-                "average": self.average and self.average.state(),
-                "drift": self.drift.before,
-                "weights": self.weighting.weights,
-                "metrics_bytes": self.metrics_bytes,
-                "seconds": self.seconds,
-            },
-        )
+        state = {
+            "run_hash": self.run_hash,
+            "splits": {name: split.sha256 for name, split in self.dataset.splits.items()},
+            "model": self.model.state_dict(),
+            "method": self.method.state_dict(),
+            "method_optimizers": {name: o.state_dict() for name, o in self.method.optimizers.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "running": vars(self.running.together()),
+            "predicted": self.predicted,
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "best_weights": self.best_weights,
+            "average": self.average and self.average.state(),
+            "drift": self.drift.before,
+            "weights": self.weighting.weights,
+            "metrics_bytes": self.metrics_bytes,
+            "seconds": self.seconds,
+        }
+        first(lambda: checkpoint.save_checkpoint(self.folder / "checkpoint.pt", state))
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
@@ -382,7 +430,7 @@ class Trainer:
             self.method.optimizers[name].load_state_dict(values)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.running = Running(**state["running"]).to(self.device)
+        self.running = Running(**state["running"]).to(self.device).divided()
         self.predicted = state["predicted"].to(self.device)
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
         self.best_weights = state["best_weights"]
@@ -392,6 +440,9 @@ class Trainer:
         if self.weighting.weights is not None:
             self.weighting.weights.copy_(state["weights"])
         self.metrics_bytes = state["metrics_bytes"]
+        first(self._cut_metrics)
+
+    def _cut_metrics(self) -> None:
         path = self.folder / "metrics.jsonl"
         if self.metrics_bytes > (path.stat().st_size if path.exists() else 0):
             raise UserError(f"{path} is shorter than when checkpoint.pt was written: it was changed; cannot resume")
@@ -417,10 +468,13 @@ class Trainer:
     def fit(self) -> TrainingResult:
         """Run to the end of the last epoch, from wherever the state is."""
         self.looked_at = self.mark = time.monotonic()
+        keep_freed_memory(self.device)
         with (
             _global_state_kept(self.device, self.threads),
             interruption() as self.asked_to_stop,
-            board(self.folder / "tensorboard", self.run.training.tensorboard) as self.write_scalars,
+            unless_one_ends(f"; {self.folder / 'checkpoint.pt'} is kept, go on with taet train --resume {self.folder}"),
+            board(self.folder / "tensorboard", self.run.training.tensorboard and rank() == 0) as self.write_scalars,
+            synchronised(self.model, self.method, wanted=self.run.training.sync_bn),
         ):
             while self.epoch < self.run.training.epochs:
                 self._train_epoch()
@@ -435,13 +489,17 @@ class Trainer:
             self.method.start_epoch(epoch, self.predicted)
         with contextlib.closing(self.loader.epoch(epoch, self.step)) as batches:
             for batch in batches:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(run, epoch, self.step, len(self.loader))
-                torch.manual_seed(derive_seed(run.seed, "model", epoch, self.step))  # for a user's model with dropout
+                set_learning_rate(self.optimizer, learning_rate(run, epoch, self.step, len(self.loader)))
+                self._seed_model(epoch, self.step)
                 number = epoch * len(self.loader) + self.step
-                attack = self._attack("attack", epoch, self.step)
-                loss = self._step(self.model, self.method, self.optimizer, batch, attack, epoch, number)
-                self.running.add(loss, batch.y)
+                place = self.loader.place(self.step)
+                attack = self._attack(place, "attack", epoch, self.step)
+                loss = self._step(
+                    self.model, self.method, self.optimizer, batch, attack, epoch, number, self.view, self.graphs
+                )
+                if not run.training.sync_bn:
+                    average_statistics(self.model, self.method)
+                self.running.add(loss, batch.y, total=place[1])
                 self.step += 1
                 if self.average is not None and run.training.ema:
                     steps = run.training.epochs * len(self.loader)
@@ -462,6 +520,8 @@ class Trainer:
         attack: Attack,
         epoch: int,
         number: int,
+        view: View | None,
+        graphs: Graphs | None = None,
     ) -> Loss:
         """A step of `epoch`, with the run's settings."""
         training = self.run.training
@@ -475,6 +535,8 @@ class Trainer:
                 autocast=training.precision == "bf16",
                 awp=training.awp if epoch >= round(training.awp_start * training.epochs) else 0.0,
                 number=number,
+                view=view,
+                graphs=graphs,
             )
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -491,12 +553,17 @@ class Trainer:
         if self.weighting.weights is not None and weights is not None:
             self.weighting.weights.copy_(weights)
 
-    def _attack(self, *purpose: str | int) -> Attack:
-        """The protocol's attack, with the noise that belongs to `purpose`."""
-        source = Source(generator(self.device, self.run.seed, *purpose))
+    def _seed_model(self, *purpose: str | int) -> None:
+        """Seed what a user's model draws, such as dropout, in each process anew."""
+        others = (rank(),) if rank() else ()
+        torch.manual_seed(derive_seed(self.run.seed, "model", *purpose, *others))
+
+    def _attack(self, place: tuple[int, int], *purpose: str | int) -> Attack:
+        """The protocol's attack on images at `place` in their batch, with the noise that belongs to `purpose`."""
+        source = Source(generator(self.device, self.run.seed, *purpose), *place)
         return Attack(self.run.threat, source, None, *self.weighting)
 
-    def _examples(self, model: nn.Module, x: Tensor, y: Tensor, *purpose: str | int) -> Tensor:
+    def _examples(self, model: nn.Module, x: Tensor, y: Tensor, place: tuple[int, int], *purpose: str | int) -> Tensor:
         """What the method trains on where it is given x: the attack's examples, or x itself in a clean stage."""
         autocast = self.run.training.precision == "bf16"
         with (
@@ -505,30 +572,38 @@ class Trainer:
             frozen(model, self.run.threat.bn_mode),
             torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast),
         ):
-            return self.method.perturb(model, x, y, self._attack(*purpose)).x
+            return self.method.perturb(model, x, y, self._attack(place, *purpose)).x
 
     def _measure_drift(self) -> list[float] | None:
         """Distance per class between this epoch's examples and those of the epoch before, where it is asked for."""
         return self.drift.measure(
-            lambda number, x, y: self._examples(self.model, x, y, "drift", number), self.run.training.batch_size
+            lambda number, place, x, y: self._examples(self.model, x, y, place, "drift", number),
+            self.run.training.batch_size,
         )
 
     def _pause(self, doing: str) -> None:
-        """Between two batches: keep time, show, save if it is due, and end here if the user asked for it."""
+        """Between two batches: keep time, show, save if it is due, and end here if the user asked for it.
+
+        Clocks and signals differ between processes, so all do what is due in any: none may wait for the others alone.
+        """
         now = time.monotonic()
         self.seconds["all"] += now - self.mark
         self.seconds["training"] += now - self.mark if doing == "training" else 0.0
         self.mark = now
-        self.watched_batches += doing == "watching"
-        if now - self.looked_at > LOOK_SECONDS:
+        self.watched_batches += world_size() if doing == "watching" else 0
+        look, stop, save = in_any(
+            now - self.looked_at > LOOK_SECONDS,
+            self.asked_to_stop.is_set(),
+            now - self.saved_at > 60 * self.run.training.save_minutes,
+        )
+        if look:
             self.looked_at = now
             self._check_finite()
             self._show()
-        if self.asked_to_stop.is_set():
+        if stop or save:
             self.save()
+        if stop:
             raise KeyboardInterrupt
-        if now - self.saved_at > 60 * self.run.training.save_minutes:
-            self.save()
 
     def _watched_epochs(self) -> list[int]:
         every, epochs = self.run.training.monitor_every, self.run.training.epochs
@@ -564,7 +639,7 @@ class Trainer:
         return self.split_name == "validation" or self.run.training.selection == "best-test"
 
     def _end_epoch(self, watched: dict[str, Any] | None, distance: list[float] | None) -> None:
-        running = self.running
+        running = self.running.together()
         row = {
             "epoch": self.epoch + 1,
             "stage": self.method.stage,
@@ -578,37 +653,45 @@ class Trainer:
             "images_per_second": round(running.images / max(self.seconds["training"], 1e-9), 1),
             "peak_memory_mb": round(peak_memory_mb(self.device), 1),
         }
-        self._append(row)
+        self.metrics_bytes = first(lambda: self._append(row))
         self.predicted = running.predicted.to(self.predicted.dtype)
         self.running, self.watched_batches = Running.empty(self.dataset.num_classes, self.device), 0
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, {"training": 0.0, "all": 0.0}
         self.save()
         self._show()
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def _append(self, row: dict[str, Any]) -> int:
+        """Add a row to metrics.jsonl and return its length."""
         path = self.folder / "metrics.jsonl"
         try:
             with path.open("ab") as file:
                 file.write((json.dumps(row, allow_nan=False) + "\n").encode())
                 file.flush()
                 os.fsync(file.fileno())
-                self.metrics_bytes = file.tell()
+                length = file.tell()
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; checkpoint.pt keeps the last good state") from None
         self.write_scalars(row)
+        return length
 
     def _finish(self) -> TrainingResult:
         """Write the weights that the run delivers, the others where they differ, and the mark that it is done."""
         last, best = self.run.training.epochs - 1, self.best_epoch
         weights = {"last": (self._deployed().state_dict(), last), "best": (self.best_weights, best)}
         chosen, other = ("last", "best") if self.run.training.selection == "last" else ("best", "last")
-        self._save_weights("model", *weights[chosen])
-        if other == "last" or best not in (-1, last):
-            self._save_weights(f"model-{other}", *weights[other])
-        checkpoint.load_weights(self.folder / "model.safetensors", self.model)
-        write_atomically(self.folder / "done", b"")
-        with (self.folder / "metrics.jsonl").open(encoding="utf-8") as file:
-            history = tuple(json.loads(line) for line in file)
+
+        def write() -> tuple[dict[str, Any], ...]:
+            self._save_weights("model", *weights[chosen])
+            if other == "last" or best not in (-1, last):
+                self._save_weights(f"model-{other}", *weights[other])
+            write_atomically(self.folder / "done", b"")
+            with (self.folder / "metrics.jsonl").open(encoding="utf-8") as file:
+                return tuple(json.loads(line) for line in file)
+
+        history = first(write)
+        delivered = weights[chosen][0]
+        assert delivered is not None
+        self.model.load_state_dict(delivered)
         return TrainingResult(self.folder, self.run, self.model.eval(), self.dataset, history)
 
     def _save_weights(self, name: str, tensors: Mapping[str, torch.Tensor] | None, epoch: int) -> None:
@@ -635,15 +718,17 @@ class Trainer:
         attacked = copy.deepcopy(model)
         epoch = min(self.epoch, self.run.training.epochs - 1)
         self.method.enter(epoch)
-        torch.manual_seed(derive_seed(self.run.seed, "model", epoch, "swa"))
+        self._seed_model(epoch, "swa")
 
         def batches() -> Iterator[Tensor]:
             with contextlib.closing(self.loader.epoch(epoch)) as loaded:
                 for step, batch in enumerate(loaded):
-                    yield self._examples(attacked, batch.x, batch.y, "swa", epoch, step)
+                    yield self._examples(attacked, batch.x, batch.y, self.loader.place(step), "swa", epoch, step)
                     self._pause("estimating")
 
         update_bn(batches(), model)
+        if not self.run.training.sync_bn:
+            average_statistics(model)
 
     # -- cost ---------------------------------------------------------------------------------------------------------
 
@@ -652,7 +737,10 @@ class Trainer:
 
         An epoch costs its passes (see `_units`) at the pace of its stage, the points of the curve at the fastest.
         """
-        with _global_state_kept(self.device, self.threads):
+        with (
+            _global_state_kept(self.device, self.threads),
+            synchronised(self.model, self.method, wanted=self.run.training.sync_bn),
+        ):
             with contextlib.closing(self.loader.epoch(0)) as batches:
                 batch = next(batches)
             stages = [self.method.stage_at(epoch) for epoch in range(self.run.training.epochs)]
@@ -663,15 +751,16 @@ class Trainer:
     def _pace(self, epoch: int, batch: Batch) -> float:
         """Seconds of one pass of one image in a step of `epoch`: the second step, since the first sets things up."""
         model, method = copy.deepcopy((self.model, self.method))
-        optimizer = build_optimizer(model, self.run.training)
+        optimizer, view = build_optimizer(model, self.run.training), self._view(model)
         method.enter(epoch)
         method.start_epoch(epoch, self.predicted)
+        place = self.loader.place(0)
         for number in range(2):
             begun = time.monotonic()
-            attack = self._attack("expected", epoch, number)
-            loss = self._step(model, method, optimizer, batch, attack, epoch, number)
+            attack = self._attack(place, "expected", epoch, number)
+            loss = self._step(model, method, optimizer, batch, attack, epoch, number, view)
             loss.total.item()  # waits for the device
-        return (time.monotonic() - begun) * len(self.dataset.train) / len(batch.y) / self._units(epoch)[0]
+        return (time.monotonic() - begun) * len(self.dataset.train) / place[1] / self._units(epoch)[0]
 
     # -- progress ------------------------------------------------------------------------------------------------------
 

@@ -36,10 +36,21 @@ def test_help_covers_both_actions(taet: Any) -> None:
         assert f"taet data {action} " in text.split("examples:")[1]
 
 
+def test_the_names_are_listed(taet: Any) -> None:
+    for words in ((), ("--json",)):
+        outcome = taet("data", "list", *words)
+        assert (outcome.code, outcome.out) == (0, taet("list", "data", *words).out)
+    assert "digits-lt" in outcome.out
+
+
 def test_show_draws_a_picture(taet: Any, tmp_path: Path) -> None:
     outcome = taet("data", "show", *SMALL, "--out", "counts.png")
     assert outcome.code == 0
     assert "imbalance ratio 10" in outcome.out
+    assert outcome.out.endswith("\nwritten: counts.png\n")
+    for_a_program = taet("data", "show", *SMALL, "--out", "counts.svg", "--json")
+    assert json.loads(for_a_program.out)["class_counts"]
+    assert for_a_program.err == "written: counts.svg\n"
     with Image.open(tmp_path / "counts.png") as image:
         assert image.format == "PNG"
     wrong = taet("data", "show", *SMALL, "--out", "counts.txt")
@@ -109,7 +120,10 @@ def test_groups_are_written_where_the_layout_can_hold_them(taet: Any, tmp_path: 
     [
         ([], "which data set? taet data show NAME or taet data prepare NAME"),
         (["prepare"], "which data set? taet data prepare NAME"),
-        (["shwo", "digits-lt"], "unknown action of taet data 'shwo'; allowed: prepare, show; did you mean 'show'?"),
+        (
+            ["shwo", "digits-lt"],
+            "unknown action of taet data 'shwo'; allowed: list, prepare, show; did you mean 'show'?",
+        ),
         (["prepare", "digits-lt", "--layout", "nzp"], "unknown --layout 'nzp'"),
         (["prepare", "digits-lt", "--out", "x"], "--out x needs --layout npz, folder or taet-npy"),
         (["prepare", "chestmnist"], "multi-label"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from taet.config import Data
 from taet.data import gtsrb, tiny_imagenet
-from taet.data.downloads import Download
+from taet.data.downloads import Download, size
 from taet.data.prepare import prepare
 from taet.errors import UserError
 
@@ -161,9 +161,17 @@ def test_what_lies_in_another_data_folder_is_found_there(root, archive, monkeypa
 def test_a_damaged_archive_is_named_and_not_unpacked(root):
     root.mkdir()
     (root / ARCHIVE).write_bytes(b"cut short")
-    with pytest.raises(UserError, match=rf"{ARCHIVE}' \(0\.0 MB\) has MD5 \w+; expected: \w+; .* delete it"):
+    with pytest.raises(UserError, match=rf"{ARCHIVE}' \(9 bytes\) has MD5 \w+; expected: \w+; .* delete it"):
         run(root)
     assert files(root) == [ARCHIVE]
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "words"),
+    [(248.12, "248.1 MB"), (1, "1.0 MB"), (0.0295, "29.5 kB"), (0.001, "1.0 kB"), (9e-6, "9 bytes")],
+)
+def test_the_size_of_a_small_file_is_not_nothing(megabytes, words):
+    assert size(megabytes) == words
 
 
 @pytest.mark.usefixtures("offline")
@@ -176,7 +184,7 @@ def test_without_a_network_one_line_says_what_to_put_where(root, name, downloads
     assert "Network is unreachable" in line
     assert line.endswith("then run the same command again")
     for wanted in downloads or (tiny_imagenet.ARCHIVE,):
-        parts = (wanted.name, f"{wanted.megabytes:.1f} MB", wanted.md5, wanted.url, f"at '{root / wanted.file}'")
+        parts = (wanted.name, wanted.size, wanted.md5, wanted.url, f"at '{root / wanted.file}'")
         assert all(part in line for part in parts)
     assert not root.exists()
 

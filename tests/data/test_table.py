@@ -63,7 +63,7 @@ def test_without_a_split_a_fifth_of_each_class_is_the_test_set(table):
     assert dataset.test.class_counts.tolist() == [4, 2]
     assert sorted([*levels(dataset.train), *levels(dataset.test)]) == list(range(30))
     assert sorted([*dataset.train.indices, *dataset.test.indices]) == list(range(30))
-    assert dataset.notes[0].startswith("no column 'split': 20% of each class")
+    assert dataset.notes[0].startswith("no column 'split' and no list for test: 20% of each class")
     assert load(path, seed=1).test.sha256 != dataset.test.sha256
 
 
@@ -77,6 +77,15 @@ def test_groups_stay_whole(table, header, group):
     assert sum(map(len, groups)) == len(set().union(*groups)) == 9
     assert dataset.notes[1] == "9 groups, each in one split; 3 images stand alone"
     assert dataset.test.class_counts.tolist() == [3, 2]
+
+
+def test_a_column_that_may_be_a_group_is_pointed_out(table):
+    lines = [f"images/{number}.png,{'ab'[number % 2]},{number // 4}" for number in range(20)]
+    hint = "column 'Patient_ID' may say which images belong together: --data.group Patient_ID keeps them so"
+    assert hint in load(table("path,label,Patient_ID", *lines)).notes
+    assert hint not in load(table("path,label,Patient_ID", *lines), group="Patient_ID").notes
+    both = [f"{line},{number // 2}" for number, line in enumerate(lines)]
+    assert hint not in load(table("path,label,Patient_ID,group", *both)).notes
 
 
 def test_other_columns_and_the_order_of_columns_do_not_matter(table):
@@ -167,7 +176,7 @@ def test_a_name_that_the_file_system_lists_otherwise_is_found(table, monkeypatch
         (["images/0.png,a"], "has no column 'path'"),
         (["path label", "images/0.png a"], "has no column 'path'; its first line has: 'path label'"),
         ([], "has no column 'path'; its first line has: nothing"),
-        (["path,label"], "lists no image"),
+        (["path,label"], "lists no image with a label"),
         (["path,label,Label", "a,b,c"], "has two columns 'label'; keep one"),
         (["path,label", *rows([0], "a"), "images/1.png"], "line 3: got 1 cells; allowed: 2"),
         (["path,label", *rows([0], "a", "b")], "line 2: got 3 cells; allowed: 2"),
@@ -187,15 +196,15 @@ def test_a_name_that_the_file_system_lists_otherwise_is_found(table, monkeypatch
         (["path,label", *rows(range(3), "a")], "got only the label 'a'; allowed: 2 or more"),
         (
             ["path,label", *rows([0, 1], "a"), "./images/1.png,b"],
-            "'images/1.png' has two labels, 'a' in line 3 and 'b' in",
+            "'images/1.png' has two labels, 'a' in '.*list.csv', line 3, and 'b' in '.*list.csv', line 4",
         ),
         (
             ["path,label,group", *rows([0], "a", "1"), *rows([0], "a", "2")],
-            "'images/0.png' has two groups, '1' in line 2",
+            "'images/0.png' has two groups, '1' in '.*list.csv', line 2",
         ),
         (
             ["path,label", *rows([0], "a"), "gone 1.png,b", "images/2.png/3.png,a"],
-            r"2 of 3 files are missing, first 'gone 1\.png' \(line 3\); looked for in '.*'; --data\.root names another",
+            r"2 of 3 files are missing, first 'gone 1\.png' \('.*list\.csv', line 3\); looked for in '.*'; --data\.",
         ),
         (
             ["path,label,split,group", *rows(range(4), "a", "train", "x"), *rows([5], "a", "test", "x")],
@@ -213,11 +222,11 @@ def test_a_name_that_the_file_system_lists_otherwise_is_found(table, monkeypatch
         (["path,label", '"images/0.png,a'], "cannot read '.*': unexpected end of data; allowed: a CSV file"),
         (
             ["path,label", *rows([0], "a"), *rows([1], "b")],
-            "no column 'split', and no class has a second image to test on",
+            "no column 'split' and no list for test, and no class has a second image to test on",
         ),
         (
             ["path,label,group", *rows(range(3), "a", "1"), *rows(range(3, 6), "b", "2")],
-            "no column 'split', and no class has a group to spare to test on; .*; without groups: another name for",
+            "no list for test, and no class has a group to spare to test on; .*; without groups: another name for",
         ),
     ],
 )

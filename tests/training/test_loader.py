@@ -166,6 +166,34 @@ def test_streamed_batches_are_those_of_images_in_memory(
         assert_equal(list(streamed.epoch(seed, first)), list(resident.epoch(seed, first)))
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+@pytest.mark.parametrize("sampling", ["shuffled", "class-balanced"])
+@pytest.mark.parametrize("augment", ["none", "crop-flip", "randaugment"])
+def test_the_shares_of_several_processes_are_the_batches_of_one(
+    augment: str, sampling: str, parts: int, stored: Callable[..., Loader]
+) -> None:
+    settings: dict[str, Any] = {"augment": augment, "sampling": sampling}
+    expected = list(loader(20, **settings).epoch(1, 1))
+    for make in (loader, stored):
+        sources = [make(20, **settings, part=part, parts=parts) for part in range(parts)]
+        shares = [list(source.epoch(1, 1)) for source in sources]
+        joined = [Batch(*map(torch.cat, zip(*batches, strict=True))) for batches in zip(*shares, strict=True)]
+        assert_equal(joined, expected)
+        for step, batch in enumerate(expected, 1):
+            sizes = [len(share[step - 1].y) for share in shares]
+            assert max(sizes) - min(sizes) <= 1
+            begins = [sum(sizes[:part]) for part in range(parts)]
+            assert [source.place(step) for source in sources] == [(begin, len(batch.y)) for begin in begins]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_each_image_comes_once_per_epoch_over_all_processes(parts: int) -> None:
+    for count in (13, 14, 20):
+        shares = [loader(count, part=part, parts=parts).epoch(0) for part in range(parts)]
+        index = torch.cat([batch.index for share in shares for batch in share])
+        assert sorted(index.tolist()) == list(range(count))
+
+
 def reading() -> int:
     """Number of threads that read ahead."""
     return sum(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())

@@ -255,9 +255,12 @@ def test_code_of_ones_own_is_run_again_but_none_that_lies_in_the_run(
     del sys.modules[name]
 
 
-def test_the_first_signal_asks_and_the_second_interrupts() -> None:
+def test_the_first_signal_asks_and_a_second_ctrl_c_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
     with interruption() as asked:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
         assert asked.is_set()
+        signal.raise_signal(signal.SIGTERM)  # as a scheduler sends it once more
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr("taet.training.interruption.world_size", lambda: 2)
+        signal.raise_signal(signal.SIGINT)  # as torchrun sends it once more

@@ -1,0 +1,171 @@
+"""Batch normalisation over shares of any size on two processes is torch's over the whole batch on one."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from taet.attacks.ball import frozen
+from taet.distributed import share
+from taet.models.sync_norm import average_statistics, normalisations, synchronised
+
+SAMPLES, CHANNELS, PROCESSES = 7, 3, 2
+CUTS = {"even": 4, "one": 6, "none": 7}
+
+
+class Activated(nn.BatchNorm2d):
+    """A subclass with more in its forward, as timm has them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).tanh()
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "1d": lambda: nn.BatchNorm1d(CHANNELS),
+    "1d of sequences": lambda: nn.BatchNorm1d(CHANNELS),
+    "2d": lambda: nn.BatchNorm2d(CHANNELS),
+    "3d": lambda: nn.BatchNorm3d(CHANNELS),
+    "cumulative": lambda: nn.BatchNorm2d(CHANNELS, momentum=None),
+    "plain": lambda: nn.BatchNorm2d(CHANNELS, affine=False),
+    "without statistics": lambda: nn.BatchNorm2d(CHANNELS, track_running_stats=False),
+    "activated": lambda: Activated(CHANNELS),
+    "frozen": lambda: nn.BatchNorm2d(CHANNELS),
+    "eval": lambda: nn.BatchNorm2d(CHANNELS).eval(),
+}
+SHAPES = {"1d": (), "1d of sequences": (4,), "3d": (2, 3, 2)}
+
+
+def norm_and_inputs(name: str) -> tuple[nn.Module, Tensor]:
+    """The module, with parameters and statistics that are not those of a new one, and two batches."""
+    draws = torch.Generator().manual_seed(0)
+    norm = NORMS[name]().double()
+    for value in (*norm.parameters(), *norm.buffers()):
+        if value.is_floating_point():
+            value.data.uniform_(0.5, 2, generator=draws)
+    shape = (2, SAMPLES, CHANNELS, *SHAPES.get(name, (2, 3)))
+    return norm, 100 + torch.randn(shape, generator=draws, dtype=torch.float64)  # a mean far above the spread
+
+
+def passed(name: str, mine: slice) -> dict[str, Tensor]:
+    """Outputs, gradients and statistics of two batches, of which `mine` are at hand; the loss is a sum over images."""
+    norm, inputs = norm_and_inputs(name)
+    weights = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found: dict[str, Tensor] = {}
+    with synchronised(norm), frozen(norm, "train") if name == "frozen" else contextlib.nullcontext():
+        for number in range(2):
+            x = inputs[number, mine].clone().requires_grad_()
+            y = norm(x)
+            (weights[number, mine] * y.square()).sum().backward()
+            found |= {f"output {number}": y.detach(), f"gradient {number}": x.grad}
+    found |= {f"gradient of {key}": p.grad for key, p in norm.named_parameters() if p.grad is not None}
+    return found | dict(norm.named_buffers())
+
+
+def in_bfloat16(mine: slice) -> dict[str, Tensor]:
+    """The output and gradient of images in bfloat16, by float32 parameters and statistics."""
+    norm, inputs = norm_and_inputs("2d")
+    x = (inputs[0, mine] - 100).to(torch.bfloat16).requires_grad_()
+    with synchronised(norm.float()):
+        y = norm(x)
+        y.float().square().sum().backward()
+    return {"output": y.detach(), "gradient": x.grad, **dict(norm.named_buffers())}
+
+
+def work(number: int, folder: Path) -> None:
+    """What each process does with its share."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=(folder / "meeting-point").as_uri(),
+        rank=number,
+        world_size=PROCESSES,
+        timeout=timedelta(seconds=60),
+    )
+    found: dict[str, Any] = {}
+    for cut_name, cut in CUTS.items():
+        mine = slice(0, cut) if number == 0 else slice(cut, SAMPLES)
+        found |= {f"{cut_name}/{name}": passed(name, mine) for name in NORMS}
+    found["bfloat16"] = in_bfloat16(share(SAMPLES, number, PROCESSES))
+    network = nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(Activated(2)), nn.LayerNorm(2))
+    before, state = [type(norm) for norm in network.modules()], network.state_dict().keys()
+    with synchronised(network):
+        copied = copy.deepcopy(network)
+        found["inside"] = [type(norm).__name__ for norm in normalisations(copied)]
+        found["subclasses"] = all(map(isinstance, normalisations(network), (nn.BatchNorm1d, Activated)))
+        found["same state"] = network.state_dict().keys() == state
+    found["same after"] = [type(norm) for norm in network.modules()] == before
+    network[0].running_mean.fill_(float(number))
+    average_statistics(network)
+    found["averaged"] = network[0].running_mean.tolist()
+    torch.save(found, folder / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(
+    tmp_path_factory: pytest.TempPathFactory, side_by_side: Callable[[str, Path, int], None]
+) -> list[dict[str, Any]]:
+    """What two processes found; they meet through a file and talk over the loopback interface."""
+    folder = tmp_path_factory.mktemp("processes")
+    side_by_side(__file__, folder, PROCESSES)
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(PROCESSES)]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", NORMS)
+def test_it_is_that_of_the_whole_batch(name: str, cut: str, results: list[dict[str, Any]]) -> None:
+    expected = passed(name, slice(0, SAMPLES))
+    first, second = (found[f"{cut}/{name}"] for found in results)
+    assert first.keys() == second.keys() == expected.keys()
+    for key, value in expected.items():
+        if key[-1].isdigit():  # of images
+            together = [torch.cat([first[key], second[key]])]
+        elif key.startswith("gradient of"):
+            together = [first[key] + second[key]]
+        else:
+            together = [first[key], second[key]]
+        for found in together:
+            torch.testing.assert_close(found, value, rtol=1e-10, atol=1e-10, msg=key)
+
+
+def test_in_bfloat16_it_is_torchs_but_for_rounding(results: list[dict[str, Any]]) -> None:
+    expected = in_bfloat16(slice(0, SAMPLES))
+    first, second = (found["bfloat16"] for found in results)
+    for key in ("output", "gradient"):
+        found = torch.cat([first[key], second[key]])
+        assert found.dtype == expected[key].dtype == torch.bfloat16
+        torch.testing.assert_close(found, expected[key], rtol=2e-2, atol=2e-2)
+    for key in ("running_mean", "running_var"):
+        torch.testing.assert_close(first[key], expected[key])
+
+
+def test_a_module_stays_what_it_was(results: list[dict[str, Any]]) -> None:
+    for found in results:
+        assert found["inside"] == ["SynchronisedBatchNorm1d", "SynchronisedActivated"]
+        assert found["subclasses"]
+        assert found["same state"]
+        assert found["same after"]
+
+
+def test_statistics_are_averaged(results: list[dict[str, Any]]) -> None:
+    assert [found["averaged"] for found in results] == [[0.5, 0.5]] * PROCESSES
+
+
+def test_one_process_changes_nothing() -> None:
+    norm = nn.BatchNorm2d(2)
+    with synchronised(norm):
+        assert type(norm) is nn.BatchNorm2d
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), Path(sys.argv[2]))

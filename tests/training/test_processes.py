@@ -1,0 +1,189 @@
+"""A run that several processes share, is stopped, and goes on with another number of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from taet import config
+from taet.config import Run
+from taet.errors import UserError
+from taet.training import resume, train
+from taet.training.checkpoint import run_from_json, weights_digest
+from taet.training.trainer import Trainer
+
+MOST = 3
+STOPPED_AFTER = 4  # pauses, within the second of an epoch's three steps or later
+# The batches are of 32, 32 and 2 images, so that shares are uneven, and one of three is empty.
+SHARED = {"data.validation": 0.1, "training.precision": "float32", "training.save_minutes": 100.0}
+SHARED |= {"data.test_max_count": 10, "evaluation.batch_size": 40}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "averaged epochs, drift, attacked in train mode": (
+        "at-bsl",
+        {"training.swa": 0.5, "training.distance_images": 3, "threat.bn_mode": "train", "training.augment": "none"},
+    ),
+    "stages, averaged steps, weights perturbed": ("harl", {"training.ema": 0.6, "training.awp": 0.01}),
+    "statistics of each": (
+        "at",
+        {"training.sync_bn": False, "training.selection": "best-validation", "data.max_count": 30},
+    ),
+}
+
+
+@contextlib.contextmanager
+def group(folder: Path, number: int, size: int) -> Iterator[None]:
+    """Inside, be one of so many processes; they meet through a file."""
+    meeting_point = (folder / f"meeting-point-{size}").as_uri()
+    wait = timedelta(seconds=300)
+    dist.init_process_group("gloo", init_method=meeting_point, rank=number, world_size=size, timeout=wait)
+    yield
+    dist.destroy_process_group()
+
+
+def stopped(run: Run, folder: Path, number: int) -> None:
+    """Train until one process, and it alone, is asked to stop."""
+    pause, pauses = Trainer._pause, iter(range(100))
+
+    def asking(self: Trainer, doing: str) -> None:
+        if next(pauses) == STOPPED_AFTER and number == 1:
+            self.asked_to_stop.set()
+        pause(self, doing)
+
+    with mock.patch.object(Trainer, "_pause", asking), contextlib.suppress(KeyboardInterrupt):
+        train(run, out=folder)
+        raise AssertionError("it was not stopped")
+
+
+def work(number: int, folder: Path) -> None:
+    """What each process does: two share a run and stop another, three go on with that, and one does it all alone."""
+    torch.set_num_threads(1)
+    runs = {name: run_from_json(values) for name, values in json.loads((folder / "runs.json").read_text()).items()}
+    found: dict[str, Any] = {}
+    flush, writes = os.fsync, []
+
+    def counted(descriptor: int) -> None:
+        writes.append(descriptor)
+        flush(descriptor)
+
+    with mock.patch.object(os, "fsync", counted):
+        if number < 2:
+            with group(folder, number, 2):
+                for name, run in runs.items():
+                    found[name] = weights_digest(train(run, out=folder / name / "2").model)
+                    stopped(run, folder / name / "2 stopped", number)
+                    if number == 0:
+                        for goes_on in (1, 3):
+                            shutil.copytree(folder / name / "2 stopped", folder / name / f"2 then {goes_on}")
+                    resume(folder / name / "2 stopped")
+                found["mistakes"] = []
+                for changes, out in (({}, "2"), ({"training.batch_size": 1}, "new"), ({"data.name": "no"}, "new")):
+                    with pytest.raises(UserError) as caught:
+                        train(config.override(run, changes), out=folder / name / out)
+                    found["mistakes"].append(str(caught.value).replace(str(folder), ""))
+        with group(folder, number, MOST):
+            for name in runs:
+                found[f"{name} then"] = weights_digest(resume(folder / name / "2 then 3").model)
+    found["writes"] = len(writes)
+    if number == 2:
+        for name, run in runs.items():
+            train(run, out=folder / name / "1")
+            resume(folder / name / "2 then 1")
+    (folder / f"{number}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tiny: Callable[..., Run],
+    tmp_path_factory: pytest.TempPathFactory,
+    side_by_side: Callable[[str, Path, int], None],
+) -> Path:
+    """Where they all were."""
+    folder = tmp_path_factory.mktemp("processes")
+    runs = {name: config.to_json(tiny(method, SHARED | changes)) for name, (method, changes) in RUNS.items()}
+    (folder / "runs.json").write_text(json.dumps(runs))
+    side_by_side(__file__, folder, MOST)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(folder: Path) -> list[dict[str, Any]]:
+    """What each process found."""
+    return [json.loads((folder / f"{number}.json").read_text()) for number in range(MOST)]
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    """The same but for rounding, which may turn a sign of an attack, and so the class of an image or two."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_close(found[key], value)
+    elif isinstance(expected, float) or (isinstance(expected, list) and isinstance(expected[0], float)):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        assert sum(abs(a - b) for a, b in zip(found, expected, strict=True)) <= 2
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("other", ["2", "2 then 1", "2 then 3"])
+@pytest.mark.parametrize("name", [name for name, (_, changes) in RUNS.items() if changes.get("training.sync_bn", True)])
+def test_any_number_of_processes_trains_what_one_does(
+    name: str, other: str, folder: Path, rows: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    expected, found = folder / name / "1", folder / name / other
+    assert {path.name for path in found.iterdir()} == {path.name for path in expected.iterdir()}
+    for path in expected.glob("*.safetensors"):
+        weights, wanted = load_file(found / path.name), load_file(path)
+        for key, value in wanted.items():
+            torch.testing.assert_close(weights[key], value, rtol=0, atol=5e-3, msg=key)
+    for row, wanted_row in zip(rows(found), rows(expected), strict=True):
+        assert_close(row, wanted_row)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_same_number_of_processes_goes_on_to_the_same_bits(
+    name: str, folder: Path, assert_same: Callable[[Path, Path], None]
+) -> None:
+    assert_same(folder / name / "2 stopped", folder / name / "2")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_all_processes_hold_the_same_weights_and_statistics(name: str, told: list[dict[str, Any]]) -> None:
+    assert told[0][name] == told[1][name]
+    assert len({found[f"{name} then"] for found in told}) == 1
+
+
+def test_the_first_process_alone_writes(told: list[dict[str, Any]]) -> None:
+    assert [found["writes"] > 0 for found in told] == [True, False, False]
+
+
+def test_a_mistake_is_one_in_all(told: list[dict[str, Any]]) -> None:
+    assert told[0]["mistakes"] == told[1]["mistakes"]
+    exists, small, unknown = told[0]["mistakes"]
+    assert "exists: it is finished" in exists
+    assert small == "batch size: got 1 for 2 processes; allowed: 2 or more, an image for each"
+    assert unknown.startswith("unknown data set 'no'")
+
+
+def test_the_record_says_how_many_there_were(folder: Path) -> None:
+    for name in RUNS:
+        for started, number in (("1", 1), ("2", 2), ("2 then 3", 2)):
+            assert json.loads((folder / name / started / "run.json").read_text())["processes"] == number
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), Path(sys.argv[2]))

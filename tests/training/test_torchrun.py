@@ -1,0 +1,130 @@
+"""`torchrun -m taet train`: two processes train, attack and speak as one; one that dies leaves a run to go on with."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from taet.cli import main, processes
+from taet.errors import UserError
+from taet.evaluation import ResultCard
+from taet.training import resume, trainer
+
+WORDS = "train at --data.max-count 20 --data.test-max-count 10 --model resnet8 --batch-size 32 --threads 1 --lr 0.002"
+WORDS += " --precision float32 --threat.eps 0.05 --threat.step-size 0.025 --threat.steps 2 --monitor-steps 2 --epochs 2"
+WORDS += " --evaluation.attacks fgsm --device cpu --seed 1"
+DIES_BEFORE = 5  # of six steps
+
+
+def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a module or a script as two processes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*words, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, by one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    assert main([*WORDS.split(), "--out", str(folder), "--evaluate"]) == 0
+    return folder
+
+
+def assert_weights_close(folder: Path, expected: Path) -> None:
+    """The same but for rounding, which may turn a sign of an attack."""
+    weights, wanted = (load_file(place / "model.safetensors") for place in (folder, expected))
+    for name, value in wanted.items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=5e-3, msg=name)
+
+
+def moved(counts: list[int], others: list[int]) -> int:
+    return sum(abs(a - b) for a, b in zip(counts, others, strict=True))
+
+
+def test_two_processes_train_attack_and_speak_as_one(
+    alone: Path, tmp_path: Path, rows: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    folder = tmp_path / "run"
+    done = torchrun("-m", "taet", *WORDS.split(), "--out", folder, "--evaluate")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
+    assert_weights_close(folder, alone)
+    for row, expected in zip(rows(folder), rows(alone), strict=True):
+        assert row.pop("loss") == pytest.approx(expected.pop("loss"), rel=1e-3)
+        for part, name in (("monitor", "clean"), ("monitor", "pgd-2"), ("train", None)):
+            counts, wanted = ((line.pop(part) if name is None else line[part].pop(name)) for line in (row, expected))
+            assert counts["total"] == wanted["total"]
+            assert moved(counts["correct"], wanted["correct"]) <= 2
+        assert moved(row.pop("predicted"), expected.pop("predicted")) <= 4
+        assert row == expected
+    card, whole = (ResultCard.load(place / "evaluation.json") for place in (folder, alone))
+    for column in whole.columns:
+        assert (card.column(column.name).predictions == column.predictions).mean() > 0.95
+    for said in (f"at on digits-lt: 2 epochs, {folder}", f"report: {folder}", "next: "):
+        assert done.stdout.count(said) == 1
+    assert len(re.findall("^at: 2 epochs of resnet8", done.stderr, re.MULTILINE)) == 1
+    assert len(re.findall("^at: 100 %", done.stderr, re.MULTILINE)) == 1
+
+
+def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_go_on_with(alone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = torchrun(__file__, *WORDS.split(), "--out", folder, "--save-minutes", "0")
+    assert done.returncode == 1
+    (line,) = re.findall(r"^taet: error: .*", done.stderr, re.MULTILINE)
+    assert line.startswith("taet: error: another process of this job has ended (")
+    assert line.endswith(f"; {folder / 'checkpoint.pt'} is kept, go on with taet train --resume {folder}")
+    assert not (folder / "done").exists()
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == (DIES_BEFORE - 1) % 3
+    assert len(resume(folder).history) == 2
+    assert_weights_close(folder, alone)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("error", "code"), [(UserError("mistake"), 2), (KeyboardInterrupt(), 130)])
+def test_one_process_tells_and_the_others_end_in_silence(
+    error: BaseException, code: int, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(processes, "claim", lambda _: first)
+    monkeypatch.setattr(processes, "TELLING_SECONDS", 0)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    try:
+        with pytest.raises(type(error) if first else SystemExit) as caught, processes.told_once():
+            raise error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert caught.value is error if first else caught.value.code == code
+
+
+def dying() -> None:
+    """Make the first process, which writes, kill itself in the middle of the run."""
+    step, steps = trainer.training_step, iter(range(1, 100))
+
+    def deadly(*arguments: Any, **options: Any) -> Any:
+        if next(steps) == DIES_BEFORE and os.environ["RANK"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*arguments, **options)
+
+    trainer.training_step = deadly
+
+
+if __name__ == "__main__":
+    dying()
+    sys.exit(main(sys.argv[1:]))
