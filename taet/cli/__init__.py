@@ -19,6 +19,7 @@ COMMANDS = {
     "report": "make one self-contained HTML file from any number of runs",
     "predict": "say the class of images by a finished run, and whether each answer survives an attack",
     "export": "write the model of a finished run, preprocessing inside, as pt2, ONNX or safetensors",
+    "cost": "measure what training costs here: passes, seconds, memory and the share that TAET saves",
     "list": "list methods, attacks, data, models or protocols",
     "data": "show what a data set holds, or put its files in place: taet data show|prepare NAME",
     "doctor": "say whether this machine can train, and how fast",

@@ -8,18 +8,22 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from taet.cli import flags
 from taet.errors import UserError
-from taet.experiments import Comparison, compare
+from taet.experiments import Comparison, compare, merge
+from taet.experiments.comparison import OPEN, clock
 
 EXAMPLES = (
     "taet compare digits.toml",
     "taet compare digits.toml --dry-run",
     "taet compare digits.toml --out runs/digits --jobs 2 --time-budget 2h30m",
+    "taet compare digits.toml --out runs/digits --jobs auto --part 3/16",
+    "taet compare digits.toml --out runs/digits --merge",
+    "taet compare digits.toml --out runs/digits --merge from-a/digits from-b/digits",
 )
 DESCRIPTION = """Train and attack every cell of the grid that SPEC, a TOML file, describes, and write a report. What is
 done is taken as it is, what was started goes on; each cell is a run folder in OUT/runs, its output in OUT/logs.
@@ -56,8 +60,14 @@ class Flags:
     """Folder of the comparison; SPEC without its ending if not given."""
     time_budget: str | None = None
     """Time after which nothing is begun and what runs is saved and stopped, e.g. 2h30m, 90m or 600s."""
-    jobs: int = 1
-    """Cells side by side; the cores are shared among them."""
+    jobs: int | Literal["auto"] = 1
+    """Cells side by side; the cores are shared among them, and each runs on the GPU with the fewest. auto: as many as
+    there are GPUs (of CUDA_VISIBLE_DEVICES, where it is set), and 1 without."""
+    part: str | None = None
+    """K/N, e.g. 3/16: work on the third of 16 fixed shares of the cells alone, and write no report."""
+    merge: tuple[Path, ...] | None = None
+    """Run nothing: write the report of what is there, when all parts have ended. Names of folders bring the finished
+    runs of this comparison that lie in them to OUT first."""
     dry_run: bool = False
     """Print every cell with its state and the commands that are left, and run nothing."""
     json: bool = False
@@ -65,23 +75,42 @@ class Flags:
 
 
 def run(arguments: list[str]) -> int:
-    """Work off a comparison; return 1 if a cell failed."""
-    parsed = flags.parse(Flags, arguments, prog="taet compare", description=DESCRIPTION, examples=EXAMPLES)
-    result = compare(
-        parsed.spec,
-        parsed.out,
-        time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
-        jobs=parsed.jobs,
-        dry_run=parsed.dry_run,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    """Work off a comparison, or a part of it, or merge its parts; return 1 if a cell failed."""
+    parsed = read(arguments)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if parsed.merge is not None:
+        result = merge(parsed.spec, parsed.out, parsed.merge, say=say)
+    else:
+        result = compare(
+            parsed.spec,
+            parsed.out,
+            time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
+            jobs=parsed.jobs,
+            part=None if parsed.part is None else share(parsed.part),
+            dry_run=parsed.dry_run,
+            say=say,
+        )
     if parsed.json:
         print(json.dumps(result.to_json(), indent=1))
     elif parsed.dry_run:
         print(listing(result))
     else:
-        print(summary(result, shlex.join(["taet", "compare", *arguments])))
+        print(summary(result, parsed, shlex.join(["taet", "compare", *arguments])))
     return int("failed" in result.counts)
+
+
+def read(arguments: list[str]) -> Flags:
+    """Return what the words of the call mean; what cannot go together is refused."""
+    parsed = flags.parse(Flags, arguments, prog="taet compare", description=DESCRIPTION, examples=EXAMPLES)
+    if parsed.merge is not None:
+        others = {"part": parsed.part, "time-budget": parsed.time_budget, "dry-run": parsed.dry_run}
+        given = [f"--{name}" for name, value in others.items() if value]
+        if given:
+            raise UserError(f"--merge runs nothing: got {' and '.join(given)} as well")
+    return parsed
 
 
 def seconds(text: str) -> float:
@@ -93,26 +122,49 @@ def seconds(text: str) -> float:
     return 3600.0 * hours + 60.0 * minutes + rest
 
 
+def share(text: str) -> tuple[int, int]:
+    """Return which part of how many 3/16 means."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None:
+        raise UserError(f"part: got '{text}'; allowed: K/N with K from 1 to N, e.g. 3/16")
+    return int(found[1]), int(found[2])
+
+
 def listing(result: Comparison) -> str:
-    """Every cell with its state, its reason and the commands that are left."""
+    """Every cell with its state, its time or its reason, and the commands that are left."""
     lines = []
     for outcome in result.outcomes:
-        lines.append(f"{outcome.cell.name}: {outcome.state}" + (f": {outcome.reason}" if outcome.reason else ""))
+        said = f": {outcome.reason}" if outcome.reason else ""
+        if outcome.state == "done":
+            said = f" in {timed(outcome.cell.seconds())}"
+        lines.append(f"{outcome.cell.name}: {outcome.state}{said}")
         lines += [f"    {command}" for command in outcome.commands]
     return "\n".join([*lines, counted(result)])
 
 
 def counted(result: Comparison) -> str:
-    """How many cells are in each state."""
-    return f"{len(result.outcomes)} cells: {', '.join(f'{n} {state}' for state, n in result.counts.items())}"
+    """How many cells are in each state, and the time that they have taken so far."""
+    states = ", ".join(f"{n} {state}" for state, n in result.counts.items()) or "none"
+    taken = f"; {timed(result.seconds)}" if any(result.seconds.values()) else ""
+    return f"{len(result.outcomes)} cells: {states}{taken}"
 
 
-def summary(result: Comparison, command: str) -> str:
-    """What came out, what failed, what is left, and where the report is."""
+def timed(taken: dict[str, float]) -> str:
+    """Say the seconds of training and of attacks."""
+    return f"{clock(taken['training'])} of training and {clock(taken['evaluation'])} of attacks"
+
+
+def summary(result: Comparison, parsed: Flags, command: str) -> str:
+    """What came out, what failed, what is left, and where the report is; `command` is the call."""
     lines = [f"failed: {o.cell.name}: {o.reason}" for o in result.outcomes if o.state == "failed"]
     lines.append(counted(result))
+    whole = shlex.join(["taet", "compare", str(parsed.spec), "--out", str(result.out)])
     if result.out_of_time:
         lines.append(f"the time budget is used up; go on: {command}")
+    elif parsed.part is not None:
+        lines.append(f"when every part has ended: {whole} --merge")
+    elif parsed.merge is not None and any(state in result.counts for state in OPEN):
+        lines.append(f"not all is done; go on: {whole}")
     if result.report is not None:
         lines.append(f"open {result.report}")
     return "\n".join(lines)

@@ -1,10 +1,14 @@
-"""`taet data show NAME` and `taet data prepare NAME`: what a data set holds, and its files put where they belong."""
+"""`taet data show NAME` and `taet data prepare NAME`: what a data set holds, and its files put where they belong.
+
+`taet data list` is `taet list data`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -12,6 +16,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from taet.cli import flags
+from taet.cli import list as listing
 from taet.config import Data
 from taet.data import load
 from taet.data.dataset import Dataset, describe, render
@@ -31,17 +36,20 @@ PREPARE = (
 )
 HELP = f"""usage: taet data show NAME [options]
        taet data prepare NAME [options]
+       taet data list
 
 show     counts of each class in every split, imbalance ratio, checksums and what was decided, as a run would take the
          set; --out FILE.png draws them, --json prints them for a program
 prepare  download the official files where a network is, else say which file to put where; check, unpack and read them;
          --layout npz, folder (PNG images) or taet-npy also writes the set, cut as the options say, for other programs
 
-taet list data says the names; taet data show --help and taet data prepare --help say the options.
+list     the names, as taet list data says them
+
+taet data show --help and taet data prepare --help say the options.
 
 examples:
 {chr(10).join(f"  {example}" for example in (*SHOW, *PREPARE))}"""
-ACTIONS = ("show", "prepare")
+ACTIONS = ("list", "prepare", "show")
 PICTURES = (".png", ".pdf", ".svg")
 
 T = TypeVar("T")
@@ -91,6 +99,7 @@ def _show(arguments: list[str]) -> None:
         from taet.data.distribution import draw
 
         draw(dataset, parsed.out)
+        print(f"written: {parsed.out}", file=sys.stderr if parsed.json else sys.stdout)
 
 
 def _summary(dataset: Dataset) -> str:
@@ -147,8 +156,12 @@ def _prepare(arguments: list[str]) -> None:
     print(f"next: taet data show {shlex.quote(f'{parsed.layout}:{out}')}{option}")
 
 
+def _list(arguments: list[str]) -> None:
+    listing.run(["data", *arguments])
+
+
 def run(arguments: list[str]) -> None:
-    """Show or prepare a data set."""
+    """Show or prepare a data set, or list all."""
     if not arguments:
         raise UserError("which data set? taet data show NAME or taet data prepare NAME; see taet list data")
     action, *rest = arguments
@@ -157,4 +170,4 @@ def run(arguments: list[str]) -> None:
     elif action not in ACTIONS:
         raise unknown("action of taet data", action, ACTIONS)
     else:
-        {"show": _show, "prepare": _prepare}[action](rest)
+        {"list": _list, "prepare": _prepare, "show": _show}[action](rest)

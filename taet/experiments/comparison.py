@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import os
@@ -12,12 +13,15 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
+
+import torch
 
 from taet.errors import UserError
 from taet.experiments.cells import Cell, cells
+from taet.experiments.parts import gather, share
 from taet.experiments.specification import Specification, parse, read
 from taet.files import write_json
 from taet.report import write
@@ -26,6 +30,7 @@ from taet.training.interruption import interruption
 SCHEMA = 1
 LOOK_SECONDS = 0.1  # between two looks at the processes
 OPEN = ("started", "missing")
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of network file systems that are mounted without them
 
 Say = Callable[[str], None]
 
@@ -81,6 +86,12 @@ class Comparison:
         """How many cells are in each state."""
         return dict(Counter(outcome.state for outcome in self.outcomes))
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of training and of attacks over all cells, as far as their folders record them."""
+        each = [outcome.cell.seconds() for outcome in self.outcomes]
+        return {kind: round(sum(seconds[kind] for seconds in each), 3) for kind in ("training", "evaluation")}
+
     def to_json(self) -> dict[str, Any]:
         """Return what comparison.json holds."""
         return {
@@ -88,6 +99,7 @@ class Comparison:
             "title": self.title,
             "out_of_time": self.out_of_time,
             "counts": self.counts,
+            "seconds": self.seconds,
             "cells": [outcome.to_json() for outcome in self.outcomes],
         }
 
@@ -97,7 +109,8 @@ def compare(
     out: str | os.PathLike[str] | None = None,
     *,
     time_budget: float | None = None,
-    jobs: int = 1,
+    jobs: int | Literal["auto"] = 1,
+    part: tuple[int, int] | None = None,
     dry_run: bool = False,
     say: Say | None = None,
 ) -> Comparison:
@@ -111,7 +124,10 @@ def compare(
         specification: a TOML file, the same keys as a mapping, or what `read` gave.
         out: folder of the comparison; not given, the name of the file without its ending.
         time_budget: seconds after which nothing is begun and what runs is stopped; it saves and goes on next time.
-        jobs: cells side by side; the processor's cores are shared among them.
+        jobs: cells side by side; the processor's cores are shared among them, and on each of the machine's GPUs, or of
+            those in CUDA_VISIBLE_DEVICES, run about as many; "auto": as many as there are GPUs, and 1 without.
+        part: (3, 16) works on the third of 16 shares of the cells, which `share` deals out, and writes neither
+            comparison.json nor the report: `merge` does, when all parts have ended.
         dry_run: say what would be run, and touch nothing.
         say: told every event in one line.
 
@@ -120,29 +136,61 @@ def compare(
         KeyboardInterrupt: on SIGINT or SIGTERM, when every process has saved and ended.
     """
     begun = time.monotonic()
-    if jobs < 1:
-        raise UserError(f"jobs: got {jobs}; allowed: 1 or more")
+    if jobs != "auto" and jobs < 1:
+        raise UserError(f"jobs: got {jobs}; allowed: 1 or more, or auto")
     if time_budget is not None and not time_budget > 0:
         raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
     place = Path(out) if out is not None else _default_out(specification)
     wanted = _specification(specification)
-    planned = cells(wanted, place)
-    threads = max(1, _cores() // jobs)
+    planned = cells(wanted, place) if part is None else share(cells(wanted, place), *part)
+    gpus = devices(os.environ.get("CUDA_VISIBLE_DEVICES"), _gpu_count())
+    side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
+    threads = max(1, _cores() // side_by_side)
     if dry_run:
         return Comparison(wanted.title, place, _outcomes(planned, {}, threads))
-    try:
-        (place / "logs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {place / 'logs'}: {error.strerror}") from None
-    work = _Work(planned, place / "logs", jobs, threads, say or (lambda _: None))
+    _make(place / "logs")
+    work = _Work(planned, place / "logs", side_by_side, threads, gpus, say or (lambda _: None))
     interrupted = work.run(math.inf if time_budget is None else begun + time_budget)
     outcomes = _outcomes(planned, work.failed, threads)
     left = any(outcome.state in OPEN for outcome in outcomes)
     result = Comparison(wanted.title, place, outcomes, out_of_time=left and not interrupted)
-    write_json(place / "comparison.json", result.to_json())
+    if part is None:
+        write_json(place / "comparison.json", result.to_json())
     if interrupted:
         raise KeyboardInterrupt
-    return Comparison(wanted.title, place, outcomes, result.out_of_time, _report(result))
+    return result if part is not None else replace(result, report=_report(result))
+
+
+def merge(
+    specification: Specification | Mapping[str, Any] | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    folders: Sequence[str | os.PathLike[str]] = (),
+    *,
+    say: Say | None = None,
+) -> Comparison:
+    """Run nothing: write `out`/comparison.json and `out`/report.html of what is there.
+
+    First the finished runs of other `folders` of the same comparison are copied to `out`, which parts need that had no
+    file system in common; two runs of one cell that differ, and settings that do, are refused before anything is
+    copied. Takes `specification`, `out` and `say` as `compare` does.
+    """
+    place = Path(out) if out is not None else _default_out(specification)
+    wanted = _specification(specification)
+    planned = cells(wanted, place)
+    if not folders and not (place / "runs").is_dir():
+        raise UserError(f"merge: {place} holds no runs; allowed: a folder that a comparison was begun in")
+    gather(planned, [Path(folder) for folder in folders], say or (lambda _: None))
+    _make(place)
+    result = Comparison(wanted.title, place, _outcomes(planned, {}, _cores()))
+    write_json(place / "comparison.json", result.to_json())
+    return replace(result, report=_report(result))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
 
 
 def _default_out(specification: object) -> Path:
@@ -160,6 +208,11 @@ def _specification(given: Specification | Mapping[str, Any] | str | os.PathLike[
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpu_count() -> int:
+    """GPUs that this process may use, by NVML where that is there: CUDA and its memory are left to the cells."""
+    return torch.cuda.device_count()
 
 
 def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) -> tuple[Outcome, ...]:
@@ -199,6 +252,26 @@ def _words(outcome: Outcome) -> str:
     return f"{cell.row} on {cell.data}{ratio}{seed}"
 
 
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+def devices(visible: str | None, count: int) -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES has to be for a process to see one GPU alone, for each GPU that there is.
+
+    `visible` is what it is now, numbers or UUIDs, None where it is not set; `count` is how many GPUs CUDA finds so.
+    """
+    if visible is None:
+        return [str(number) for number in range(count)]
+    names = [name.strip() for name in visible.split(",")]
+    # Of the parts of a divided GPU CUDA counts only the first, though each process may take another.
+    return names if count and names[0].startswith("MIG-") else names[:count]
+
+
+def emptiest(gpus: Sequence[str], taken: Sequence[str | None]) -> str | None:
+    """Return the first of the GPUs that the fewest of the cells under way have `taken`; None where there is none."""
+    return min(gpus, key=taken.count, default=None)
+
+
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +281,7 @@ class _Job:
 
     cell: Cell
     words: list[str]
+    gpu: str | None
     log: BinaryIO
     process: subprocess.Popen[bytes]
     begun: float = field(default_factory=time.monotonic)
@@ -216,8 +290,10 @@ class _Job:
 class _Work:
     """The cells that are not done, as many side by side as there are jobs."""
 
-    def __init__(self, planned: Sequence[Cell], logs: Path, jobs: int, threads: int, say: Say) -> None:
-        self.logs, self.jobs, self.threads, self.say = logs, jobs, threads, say
+    def __init__(
+        self, planned: Sequence[Cell], logs: Path, jobs: int, threads: int, gpus: Sequence[str], say: Say
+    ) -> None:
+        self.logs, self.jobs, self.threads, self.gpus, self.say = logs, jobs, threads, gpus, say
         states = [cell.state for cell in planned]
         self.waiting = deque(cell for cell, state in zip(planned, states, strict=True) if state in OPEN)
         self.done, self.total = states.count("done"), len(planned) - states.count("not applicable")
@@ -226,7 +302,8 @@ class _Work:
         self.elsewhere: set[str] = set()
         self.begun, self.ended = time.monotonic(), 0
         listed = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
-        say(f"{len(planned)} cells: {listed}; logs in {logs}")
+        on = f"{jobs} side by side on GPU {', '.join(gpus)}; " if gpus else ""
+        say(f"{len(planned)} cells: {listed or 'none'}; {on}logs in {logs}")
 
     def run(self, deadline: float) -> bool:
         """Work until all is done, the time is up, or the user interrupts: was it the user?"""
@@ -246,17 +323,14 @@ class _Work:
             if len(self.running) == self.jobs:
                 return
             cell = self.waiting.popleft()
-            log = (self.logs / f"{cell.name}.txt").open("ab")
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.close()
-                self.waiting.append(cell)
-                if cell.name not in self.elsewhere:
-                    self.say(f"{cell.name}: another process is at work on it")
-                    self.elsewhere.add(cell.name)
+            log = _locked(self.logs / f"{cell.name}.txt")
+            if log is not None:
+                self._next(cell, log)
                 continue
-            self._next(cell, log)
+            self.waiting.append(cell)
+            if cell.name not in self.elsewhere:
+                self.say(f"{cell.name}: another process is at work on it")
+                self.elsewhere.add(cell.name)
 
     def _next(self, cell: Cell, log: BinaryIO, before: _Job | None = None) -> None:
         """Start the next command of a cell, or end it."""
@@ -266,24 +340,33 @@ class _Work:
             log.close()
             self.ended += 1
             left = (len(self.waiting) + len(self.running)) * (time.monotonic() - self.begun) / self.ended
-            after = f", about {_clock(left)} left" if left else ""
-            self._tell(cell, f"done in {_clock(time.monotonic() - begun)}{after}")
+            after = f", about {clock(left)} left" if left else ""
+            self._tell(cell, f"done in {clock(time.monotonic() - begun)}{after}")
         elif before is not None and commands[0] == before.words:
             self._fail(cell, log, "the command ended well, but left its work undone")
         else:
-            self._tell(cell, " ".join(commands[0][:2] if "--resume" in commands[0] else commands[0][:1]))
-            self.running.append(_Job(cell, commands[0], log, self._start(cell, commands[0], log), begun))
+            gpu = self._gpu(cell) if before is None else before.gpu
+            what = " ".join(commands[0][:2] if "--resume" in commands[0] else commands[0][:1])
+            self._tell(cell, what + ("" if gpu is None else f" on GPU {gpu}"))
+            self.running.append(_Job(cell, commands[0], gpu, log, self._start(cell, commands[0], gpu, log), begun))
 
-    def _start(self, cell: Cell, words: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
+    def _gpu(self, cell: Cell) -> str | None:
+        """The one GPU that a cell is to see; one that names its own, as cuda:1, sees all and is left to it."""
+        if cell.run is not None and ":" in cell.run.training.device:
+            return None
+        return emptiest(self.gpus, [job.gpu for job in self.running])
+
+    def _start(self, cell: Cell, words: list[str], gpu: str | None, log: BinaryIO) -> subprocess.Popen[bytes]:
         log.write(f"$ {shlex.join(['taet', *words])}\n".encode())
         log.flush()
         threads = (cell.run and cell.run.training.threads) or self.threads
+        seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         return subprocess.Popen(
             [sys.executable, "-m", "taet", *words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), **seen},
             start_new_session=True,  # Ctrl-C reaches a process through us, and once: the second one would not save
         )
 
@@ -306,9 +389,9 @@ class _Work:
         """Have every process save and end."""
         if self.running:
             self.say(f"stopping {len(self.running)} running cells; they save what they have")
-        for _ in range(2):  # asked again, they do not wait for the end of their batch
+        for number in (signal.SIGTERM, signal.SIGINT):  # asked again, they do not wait for the end of their batch
             for job in self.running:
-                job.process.send_signal(signal.SIGINT)
+                job.process.send_signal(number)
             try:
                 for job in self.running:
                     job.process.wait()
@@ -321,6 +404,21 @@ class _Work:
         self.say(f"[{self.done + self.ended}/{self.total}] {cell.name}: {what}")
 
 
+def _locked(path: Path) -> BinaryIO | None:
+    """Open the log of a cell and lock it, where the file system knows locks; None where another process has."""
+    log = path.open("ab")
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return log
+        log.close()
+        if not isinstance(error, BlockingIOError):
+            raise
+        return None
+    return log
+
+
 def _ending(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
@@ -330,7 +428,8 @@ def _last_line(log: Path) -> str:
     return lines[-1].removeprefix("taet: error: ")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a duration as 3:07, or with hours as 1:03:07."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -28,6 +28,8 @@ WIDTH = 4.0
 """Inches of every panel: 384 CSS pixels, so that a phone shows it nearly at full size."""
 NAMED_CLASSES = 30
 """Up to so many classes each row of a figure carries its class name; beyond, its rank."""
+WHISKERED_CLASSES = 100
+"""Up to so many classes intervals are drawn; beyond, they would cover the figure, whose rows are a few pixels high."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,9 @@ def _counted(data: Data, label: int) -> str:
 
 
 def _whiskers(axes: Axes, values: Floats, interval: tuple[Floats, Floats], rows: Floats, colour: str) -> None:
+    """Draw the intervals of values of classes, one a row, unless there are too many rows."""
+    if len(values) > WHISKERED_CLASSES:
+        return
     low, high = interval
     keep = np.isfinite(values)
     spans = np.stack([values - low, high - values])[:, keep].clip(0)
@@ -175,7 +180,7 @@ def histogram(data: Data, name: str) -> Panel:
 
 
 def class_bars(series: Series, clean: Classes, attacked: Classes | None, attack: str, name: str) -> Panel:
-    """Clean and robust accuracy of each class: two bars per row, with intervals."""
+    """Clean and robust accuracy of each class: two bars per row, with intervals where there is room."""
     figure, axes, order = class_rows(series.data)
     rows = np.arange(len(order), dtype=np.float64)
     outlined: dict[str, Any] = {"color": "white", "edgecolor": series.colour, "hatch": "/////", "linewidth": 0.7}
@@ -212,7 +217,7 @@ def class_errors(series: Series, natural: Floats, boundary: Floats, attack: str,
 
 
 def class_dots(rows_of: Sequence[tuple[Series, Classes]], title: str, name: str) -> Panel:
-    """Accuracy of each class under one attack, one marker per series, with intervals."""
+    """Accuracy of each class under one attack, one marker per series, with intervals where there is room."""
     figure, axes, order = class_rows(rows_of[0][0].data)
     shifts = np.linspace(-0.3, 0.3, len(rows_of)) if len(rows_of) > 1 else np.zeros(1)
     size = 4.5 if len(order) <= NAMED_CLASSES else 2.0

@@ -126,6 +126,7 @@ def page(
         comparisons=comparisons,
         numbers=sentences.numbers(all_series),
         few=metrics.FEW_PER_CLASS,
+        whiskered=figures.WHISKERED_CLASSES,
         not_run=not_run,
         provenance=[(one, [(run, provenance(run)) for run in one.runs]) for one in all_series],
     )

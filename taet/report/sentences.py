@@ -48,9 +48,11 @@ def summary(data: Data, all_series: Sequence[Series], attacks: Sequence[AttackKe
             f"(largest class {number(max(data.train_counts))}, smallest {number(min(data.train_counts))}, "
             f"imbalance ratio {data.imbalance_ratio:.4g}), "
         )
+    classes, present = len(data.class_names), sum(count > 0 for count in data.test_counts)
+    tested = f" (balanced numbers are over {present} of {classes} classes)" if present < classes else ""
     return (
-        f"{counted(all_series, many)} on {data.name}: {len(data.class_names)} classes, {training}"
-        f"{number(sum(data.test_counts))} test images{threat}."
+        f"{counted(all_series, many)} on {data.name}: {classes} classes, {training}"
+        f"{number(sum(data.test_counts))} test images{tested}{threat}."
     )
 
 

@@ -70,6 +70,25 @@ def test_a_run(taet: Any, finished: Any) -> None:
     assert found["ok"] == all(finding["ok"] for finding in found["findings"])
 
 
+def test_a_run_on_other_images_than_its_own(taet: Any, finished: Any, place: Path) -> None:
+    images = np.arange(12 * 64, dtype=np.uint8).reshape(12, 8, 8)
+    labels, names = np.arange(12) % 2, np.array(["7", "3"])  # counted in another order than the run's
+    parts = {
+        f"{part}_{what}": value
+        for part in ("train", "test")
+        for what, value in (("images", images), ("labels", labels))
+    }
+    np.savez(place / "others.npz", **parts, class_names=names)
+    outcome = taet("check", finished.folder, "--data", "others.npz", "--attacks", "fgsm")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "10 logits for images of 1 x 8 x 8; tried on 12 of 12 test images" in outcome.out
+    refused = taet("check", finished.folder, "--data", "others.npz", "--weights", "x.pt")
+    assert (refused.code, "it has its own weights and normalisation" in refused.err) == (2, True)
+    unknown = taet("check", finished.folder, "--data", "grey.npz", "--attacks", "fgsm")
+    assert unknown.code == 2
+    assert "channels" in unknown.err
+
+
 def test_a_model_of_any_origin(taet: Any) -> None:
     outcome = taet("check", "grey_nets:Brightness", "--data", "grey.npz", "--attacks", "clean", "pgd-20")
     assert (outcome.code, outcome.err) == (0, "")

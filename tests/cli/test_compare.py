@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_comparison_that_is_killed_goes_on(taet: Any, place: Path) -> None:
     words = [sys.executable, "-m", "taet", "compare", "two.toml", "--jobs", "2"]
     killed = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    first, deadline = place / "two" / "runs" / "at_digits-lt_seed0", time.monotonic() + 60
+    first, deadline = place / "two" / "runs" / "at_digits-lt_seed0", time.monotonic() + 300
     while not (first / "run.json").exists():
         assert killed.poll() is None
         assert time.monotonic() < deadline
@@ -53,7 +54,9 @@ def test_a_comparison_that_is_killed_goes_on(taet: Any, place: Path) -> None:
     killed.wait()
 
     outcome = taet("compare", "two.toml", "--jobs", "2")
-    assert (outcome.code, outcome.out) == (0, "2 cells: 1 done, 1 not applicable\nopen two/report.html\n")
+    assert outcome.code == 0
+    time_taken = r"\d+:\d\d of training and \d+:\d\d of attacks"
+    assert re.fullmatch(rf"2 cells: 1 done, 1 not applicable; {time_taken}\nopen two/report.html\n", outcome.out)
     record = json.loads((first / "run.json").read_text())
     assert record["command"].startswith("taet train at --data digits-lt --outer balanced-softmax --model resnet8 ")
     assert record["command"].endswith("--out two/runs/at_digits-lt_seed0")
@@ -64,7 +67,7 @@ def test_a_comparison_that_is_killed_goes_on(taet: Any, place: Path) -> None:
     assert all(words in page for words in ("harl on digits-lt", "its loss already balances"))
 
     listed = taet("compare", "two.toml", "--dry-run")
-    assert listed.out.splitlines()[0] == "at_digits-lt_seed0: done"
+    assert re.fullmatch(rf"at_digits-lt_seed0: done in {time_taken}", listed.out.splitlines()[0])
     assert listed.out.splitlines()[1].startswith("harl_digits-lt_seed0: not applicable: harl: got the outer loss")
     changed = SPECIFICATION.replace("epochs = 2", "epochs = 3")
     (place / "two.toml").write_text(changed)
@@ -87,11 +90,35 @@ def test_a_dry_run_prints_commands_and_json(taet: Any, place: Path) -> None:
 def test_what_the_time_budget_left_is_said_with_the_command_that_goes_on(place: Path) -> None:
     planned = comparison.compare("two.toml", place / "out", dry_run=True)
     result = dataclasses.replace(planned, out_of_time=True, report=place / "report.html")
-    assert command.summary(result, "taet compare two.toml --time-budget 1h").splitlines() == [
+    parsed = command.read(["two.toml", "--time-budget", "1h"])
+    assert command.summary(result, parsed, "taet compare two.toml --time-budget 1h").splitlines() == [
         "2 cells: 1 missing, 1 not applicable",
         "the time budget is used up; go on: taet compare two.toml --time-budget 1h",
         f"open {place / 'report.html'}",
     ]
+
+
+def test_what_comes_after_a_part_and_after_a_merge_is_said(taet: Any, place: Path) -> None:
+    planned = comparison.compare("two.toml", place / "out", dry_run=True)
+    whole = f"taet compare two.toml --out {place / 'out'}"
+    part = command.read(["two.toml", "--out", str(place / "out"), "--part", "1/2"])
+    assert command.summary(planned, part, "").splitlines()[1:] == [f"when every part has ended: {whole} --merge"]
+    listed = taet("compare", "two.toml", "--part", "2/2", "--dry-run")
+    assert (listed.code, listed.out) == (0, "0 cells: none\n")
+    (place / "out" / "runs").mkdir(parents=True)
+    merged = taet("compare", "two.toml", "--out", place / "out", "--merge")
+    assert merged.code == 0
+    assert merged.out.splitlines() == ["2 cells: 1 missing, 1 not applicable", f"not all is done; go on: {whole}"]
+    assert json.loads((place / "out" / "comparison.json").read_text())["counts"] == {"missing": 1, "not applicable": 1}
+
+
+def test_the_commands_of_the_documents_can_be_read() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8").splitlines()
+    calls = [line.split("#")[0].split()[2:] for line in lines if line.startswith("    taet compare ")]
+    assert len(calls) > 5
+    for words in calls:
+        parsed = command.read(words)
+        assert parsed.part is None or command.share(parsed.part)[0] >= 1
 
 
 @pytest.mark.usefixtures("place")
@@ -125,7 +152,12 @@ def test_what_is_no_duration(text: str) -> None:
     [
         ("compare", "is missing"),
         ("compare no.toml", "specification no.toml: cannot be read"),
-        ("compare two.toml --jobs 0", "jobs: got 0; allowed: 1 or more"),
+        ("compare two.toml --jobs 0", "jobs: got 0; allowed: 1 or more, or auto"),
+        ("compare two.toml --part 3", "part: got '3'; allowed: K/N with K from 1 to N, e.g. 3/16"),
+        ("compare two.toml --part 3/2", "part: got 3/2; allowed: K/N with K from 1 to N, e.g. 3/16"),
+        ("compare two.toml --merge --part 1/2", "--merge runs nothing: got --part as well"),
+        ("compare two.toml --merge", "merge: two holds no runs"),
+        ("compare two.toml --merge nowhere", "merge: nowhere is no folder of a comparison: it holds no runs"),
         ("compare two.toml --time-budget soon", "time budget: got 'soon'"),
         ("compare two.toml --time-budget 0s", "time budget: got 0 seconds; allowed: above 0"),
         ("compare two.toml --job 2", "unknown option --job; did you mean --jobs?"),

@@ -39,7 +39,11 @@ folder = Path(words[2] if resumed else words[-1] if words[0] == "train" else wor
 seed = int(folder.name.rpartition("seed")[2])
 calls = place / "calls"
 calls.mkdir(exist_ok=True)
-call = {{"words": words, "threads": os.environ["OMP_NUM_THREADS"]}}
+call = {{
+    "words": words,
+    "threads": os.environ["OMP_NUM_THREADS"],
+    "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+}}
 (calls / str(time.time_ns())).write_text(json.dumps(call))
 asked = json.loads((place / "asked.json").read_text()).get(str(seed)) if (place / "asked.json").exists() else None
 if words[0] == "train":
@@ -54,7 +58,7 @@ if words[0] == "train":
         def save(*_):
             (folder / "saved").touch()
             sys.exit(130)
-        signal.signal(signal.SIGINT, save)
+        signal.signal(signal.SIGTERM, save)
         (folder / "hangs").touch()
         time.sleep(60)
     for name in ("metrics.jsonl", "done"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from taet.errors import UserError
 from taet.experiments import comparison
-from taet.experiments.comparison import compare
+from taet.experiments.comparison import compare, devices, emptiest, merge
 
 Processes = Callable[..., list[dict[str, Any]]]
 NAMES = [f"at_digits-lt_seed{seed}" for seed in range(3)]
@@ -154,9 +155,130 @@ def test_the_cores_are_shared_among_the_jobs(
     assert (train["threads"], evaluate["threads"]) == ("4", "4")
 
 
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [
+        (None, 0, []),
+        (None, 3, ["0", "1", "2"]),
+        ("", 0, []),
+        ("-1", 0, []),
+        ("5, 2,7", 3, ["5", "2", "7"]),
+        ("1,9,2", 1, ["1"]),  # CUDA stops at the first number that there is not
+        ("GPU-8932f937-d72c,GPU-1f1f", 2, ["GPU-8932f937-d72c", "GPU-1f1f"]),
+        ("MIG-a,MIG-b", 1, ["MIG-a", "MIG-b"]),  # CUDA sees one of them, whoever sees both
+        ("MIG-a,MIG-b", 0, []),
+    ],
+)
+def test_the_gpus_are_those_that_this_process_may_use(visible: str | None, count: int, expected: list[str]) -> None:
+    assert devices(visible, count) == expected
+
+
+def test_a_cell_goes_where_the_fewest_run() -> None:
+    taken: list[str | None] = []
+    for _ in range(5):
+        taken.append(emptiest(["2", "0"], taken))
+    assert taken == ["2", "0", "2", "0", "2"]
+    assert emptiest(["2", "0"], ["2", None, None]) == "0"
+    assert emptiest([], []) is None
+
+
+def test_cells_are_spread_over_the_gpus_and_keep_theirs(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    monkeypatch.setattr(comparison, "_gpu_count", lambda: 2)
+    monkeypatch.setattr(comparison, "_cores", lambda: 6)
+    said: list[str] = []
+    compare(small | {"seeds": [0, 1, 2, 3]}, tmp_path / "out", jobs="auto", say=said.append)
+    assert "; 2 side by side on GPU GPU-a, GPU-b; logs in " in said[0]
+    assert said[1:3] == [f"[0/4] {NAMES[0]}: train on GPU GPU-a", f"[0/4] {NAMES[1]}: train on GPU GPU-b"]
+    calls = processes()
+    assert {call["threads"] for call in calls} == {"3"}
+    used: dict[str, list[str]] = {}
+    for call in calls:
+        seed = next(word for words in call["words"] if (word := words.rpartition("seed")[2]) and "_seed" in words)
+        used.setdefault(seed, []).append(call["gpu"])
+    assert len(used) == 4
+    assert all(len(gpus) == 2 and len(set(gpus)) == 1 for gpus in used.values()), "train and evaluate on one"
+    assert {gpus[0] for gpus in used.values()} == {"GPU-a", "GPU-b"}
+
+    named = {**small["settings"], "training.device": "cuda:1"}
+    monkeypatch.setattr("taet.experiments.cells._resolved", lambda run, _: run)
+    compare(small | {"seeds": [0], "settings": named}, tmp_path / "named", jobs=1)
+    assert [call["gpu"] for call in processes()[len(calls) :]] == ["GPU-a,GPU-b"] * 2, "it chooses among all"
+
+
+@pytest.mark.parametrize("where", ["", "0"])
+def test_without_a_gpu_nothing_is_hidden_and_auto_is_one(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", where)
+    monkeypatch.setattr(comparison, "_gpu_count", lambda: 0)
+    monkeypatch.setattr(comparison, "_cores", lambda: 6)
+    said: list[str] = []
+    compare(small | {"seeds": [0, 1]}, tmp_path / "out", jobs="auto", say=said.append)
+    assert {(call["gpu"], call["threads"]) for call in processes()} == {(where, "6")}
+    assert [line.partition(": ")[2][:4] for line in said[1:]] == ["trai", "eval", "done"] * 2
+
+
+def test_parts_do_all_cells_between_them_and_merge_reports(
+    small: dict[str, Any], processes: Processes, tmp_path: Path
+) -> None:
+    found = [compare(small, tmp_path / "out", part=(part, 2)) for part in (2, 1)]
+    assert [[outcome.cell.name for outcome in each.outcomes] for each in found] == [[NAMES[1]], [NAMES[0], NAMES[2]]]
+    assert [each.report for each in found] == [None, None]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["logs", "runs"]
+    before = len(processes())
+    result = merge(small, tmp_path / "out")
+    assert (states(result), result.report) == (["done"] * 3, tmp_path / "out" / "report.html")
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["counts"] == {"done": 3}
+    assert len(processes()) == before
+    assert not compare(small, tmp_path / "out", part=(4, 4)).outcomes
+
+
+def test_a_part_that_was_preempted_goes_on(small: dict[str, Any], processes: Processes, tmp_path: Path) -> None:
+    processes(seed2="hang")
+    folder = tmp_path / "out" / "runs" / NAMES[2]
+
+    def preempt() -> None:
+        deadline = time.monotonic() + 30
+        while not (folder / "hangs").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=preempt).start()
+    with pytest.raises(KeyboardInterrupt):
+        compare(small, tmp_path / "out", part=(1, 2))
+    assert (folder / "saved").exists()
+    assert not (tmp_path / "out" / "comparison.json").exists()
+    processes()
+    assert states(compare(small, tmp_path / "out", part=(1, 2))) == ["done", "done"]
+    assert [call["words"][:2] for call in processes()[-2:]] == [["train", "--resume"], ["evaluate", str(folder)]]
+
+
+def test_a_file_system_without_locks_is_no_hindrance(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("taet.experiments.comparison.fcntl.flock", flock)
+    number = errno.ENOSYS
+    assert states(compare(small | {"seeds": [0]}, tmp_path / "out")) == ["done"]
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        compare(small | {"seeds": [1]}, tmp_path / "out")
+    assert len(processes()) == 2
+
+
 def test_mistakes_in_the_call(small: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="jobs: got 0; allowed: 1 or more"):
+    with pytest.raises(UserError, match="jobs: got 0; allowed: 1 or more, or auto"):
         compare(small, tmp_path, jobs=0)
+    for part in ((0, 2), (3, 2), (1, 0)):
+        with pytest.raises(UserError, match=r"part: got ./.; allowed: K/N with K from 1 to N, e.g. 3/16"):
+            compare(small, tmp_path, part=part)
+    with pytest.raises(UserError, match=r"merge: .*none holds no runs; allowed: a folder that a comparison was begun"):
+        merge(small, tmp_path / "none")
     with pytest.raises(UserError, match="time budget: got 0 seconds"):
         compare(small, tmp_path, time_budget=0)
     with pytest.raises(UserError, match="got no out"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from taet import report
 from taet.errors import UserError
 from taet.evaluation.result import ResultCard
-from taet.report import series
+from taet.report import figures, measured, panels, read, series
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case")
 PARTS = ("results", "histogram-section", "classes", "confusion", "training", "images", "flags")
@@ -380,3 +381,32 @@ def test_a_place_that_cannot_be_written_is_one_line(make_run: MakeRun, tmp_path:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot make the folder"):
         report.write([make_run(tmp_path / "at")], tmp_path / "file" / "report.html")
+
+
+@pytest.mark.parametrize(("count", "drawn"), [(100, True), (101, False)])
+def test_intervals_of_classes_are_drawn_where_there_is_room(
+    make_run: MakeRun, tmp_path: Path, count: int, drawn: bool
+) -> None:
+    folder = read.read(make_run(tmp_path / "run", names=[f"c{number}" for number in range(count)], epochs=1))
+    runs = measured.measured(series.grouped([folder], [None]))
+    clean = next(attack for attack in runs[0].summaries if attack.norm is None)
+    with figures.style():
+        (panel,) = panels.class_bars(runs, clean, None)
+    assert ("LineCollection" in panel.svg) == drawn
+
+
+def test_a_class_without_test_images_is_told_at_the_top(
+    make_run: MakeRun, make_card: Callable[..., ResultCard], tmp_path: Path
+) -> None:
+    folder = make_run(tmp_path / "run", evaluated=False)
+    card = make_card("at")
+    every = Page(report.write([folder], tmp_path / "r.html"))
+    kept = card.labels != 9
+    columns = [
+        dataclasses.replace(one, correct=one.correct[kept], predictions=one.predictions[kept], parts={})
+        for one in card.columns
+    ]
+    dataclasses.replace(card, labels=card.labels[kept], columns=tuple(columns)).save(folder / "evaluation.json")
+    some = Page(report.write([folder], tmp_path / "r.html"))
+    assert "balanced numbers are over 9 of 10 classes" in some.text
+    assert "balanced numbers are over" not in every.text

@@ -1,0 +1,104 @@
+"""A comparison in parts that know nothing of each other, and the finished runs of several folders in one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from taet.errors import UserError
+from taet.experiments.cells import Cell
+from taet.files import file_sha256
+from taet.training.checkpoint import read_record, run_from_json
+from taet.training.trainer import run_hash
+
+
+def share(planned: Sequence[Cell], part: int, parts: int) -> list[Cell]:
+    """Return the cells that `part`, 1 to `parts`, works on; those that are not applicable are nobody's.
+
+    One by one, in their order, cells go to the part that has the fewest of their row, then the fewest cells, then the
+    fewest of their data and their ratio: every method is spread evenly, to one, so one that is expensive is so for all
+    parts alike. What is done does not count, and more seeds leave the cells of the others where they were.
+    """
+    if not 1 <= part <= parts:
+        raise UserError(f"part: got {part}/{parts}; allowed: K/N with K from 1 to N, e.g. 3/16")
+    dealt: list[Counter[Any]] = [Counter() for _ in range(parts)]
+    chosen = []
+    for cell in planned:
+        if cell.run is None:
+            continue
+        row, data, ratio = ("row", cell.row), ("data", cell.data), ("ratio", cell.imbalance)
+        taker = min(dealt, key=lambda held: (held[row], held["cells"], held[data] + held[ratio]))
+        taker.update(["cells", row, data, ratio])
+        if taker is dealt[part - 1]:
+            chosen.append(cell)
+    return chosen
+
+
+def gather(planned: Sequence[Cell], folders: Sequence[Path], say: Callable[[str], None]) -> None:
+    """Copy the finished runs of other folders of the same comparison to where the cells have them.
+
+    Nothing is copied where a run has other settings, or weights that are not its own, or where a cell has two runs that
+    differ. A run that is not finished stays where it is.
+    """
+    for folder in folders:
+        if not (folder / "runs").is_dir():
+            raise UserError(f"merge: {folder} is no folder of a comparison: it holds no runs")
+    wanted = [cell for cell in planned if cell.run is not None]
+    copies = [(source, cell.folder) for cell in wanted if (source := _source(cell, folders, say)) is not None]
+    for source, target in copies:
+        _copy(source, target)
+        say(f"{target.name}: from {source}")
+
+
+def _source(cell: Cell, folders: Sequence[Path], say: Callable[[str], None]) -> Path | None:
+    """The folder that the run of a cell is to be copied from, if any; two runs that differ are refused."""
+    held = cell.folder if cell.folder.exists() else None
+    source = None
+    for folder in folders:
+        there = dataclasses.replace(cell, folder=folder / "runs" / cell.name)
+        there.check_folder()
+        if there.state == "started":
+            say(f"{cell.name}: not finished in {folder}, so it is left there")
+        if there.state != "done":
+            continue
+        _check_weights(there.folder)
+        if held is None:
+            held = source = there.folder
+        elif held == cell.folder and cell.state != "done":
+            raise UserError(f"{held} is not finished, and {there.folder} is; remove one of them")
+        elif file_sha256(held / "model.safetensors") != file_sha256(there.folder / "model.safetensors"):
+            raise UserError(f"{held} and {there.folder} are two runs of one cell, with other weights; remove one")
+    return source
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a folder whose weights are missing, cut short, or those of another run than its run.json describes."""
+    path = folder / "model.safetensors"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            written = json.loads((file.metadata() or {}).get("taet", "{}"))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}); was the folder copied whole?") from None
+    if written.get("run_hash") != run_hash(run_from_json(read_record(folder)["run"])):
+        raise UserError(f"{path} holds the weights of another run than {folder / 'run.json'} describes")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder, which gets its name only once it is whole."""
+    part = target.with_name(f"{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part)
+        part.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot copy {source} to {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
