@@ -1,4 +1,4 @@
-"""Print the tables of README.md, docs/*.md and results/README.md from the result cards beside this file.
+"""Print the tables of README.md, docs/*.md and results/README.md from the result cards and costs beside this file.
 
 A folder is a table. METHOD.json is a row; METHOD-seed0.json, METHOD-seed1.json and so on are one, the mean over the
 seeds with its standard error; the cards of a subfolder are rows of the variant that it is named after.
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from taet import methods, metrics, registry
 from taet.evaluation import ResultCard, Summary
+from taet.experiments import cost_tables
 
 HERE = Path(__file__).parent
 Value = tuple[float, tuple[float, float]]
@@ -27,7 +28,8 @@ BEGIN, END = "<!-- results: python results/render.py --write -->", "<!-- end of 
 README = HERE.parent / "README.md"
 EVALUATION = HERE.parent / "docs" / "evaluation.md"
 MODELS = HERE.parent / "docs" / "models.md"
-PAGES = (README, EVALUATION, MODELS, HERE / "README.md")
+COST = HERE.parent / "docs" / "cost.md"
+PAGES = (README, EVALUATION, MODELS, COST, HERE / "README.md")
 # The README has the comparisons of all methods without their variants, and of their columns these.
 # What attacks of one name say in different papers' sense belongs to the page about attacks.
 ATTACKS = ("cifar10-lt-attacks", "digits-lt-attacks")
@@ -158,6 +160,16 @@ def class_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def cost_model() -> list[str]:
+    """The tables of the measured cost model, as `taet cost` prints them."""
+    found = json.loads((HERE / "cost-model.json").read_text(encoding="utf-8"))
+    parts = [f"`{found['command']}`: {cost_tables.setting(found)}."]
+    for title, heads, rows in cost_tables.tables(found):
+        lines = ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
+        parts += [f"### {title}", "\n".join(lines)]
+    return parts
+
+
 def section(folder: str, texts: Mapping[str, str]) -> str:
     """A folder's text, its table, and that by class where it has one."""
     parts = [texts[folder], table(HERE / folder)]
@@ -175,6 +187,8 @@ def tables(page: Path) -> str:
         parts = [section(name, short) for name in ATTACKS]
     elif page == MODELS:
         parts = [section(name, texts) for name in TRANSFORMERS]
+    elif page == COST:
+        parts = cost_model()
     else:
         parts = [section(name, texts) for name in texts]
     return "\n\n".join(parts)

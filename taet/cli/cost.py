@@ -1,0 +1,123 @@
+"""`taet cost`: what training costs here and now, by the cost model of the TAET paper, beside the published numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from taet import methods
+from taet.cli import flags
+from taet.cli.progress import progress
+from taet.config import Data
+from taet.data import load
+from taet.data.long_tail import long_tail_counts
+from taet.errors import UserError
+from taet.experiments.cost import RATIO, TOTAL, Subject, Timing, everything, measure
+from taet.experiments.cost_tables import Table, setting, tables
+from taet.files import write_json
+
+EXAMPLES = (
+    "taet cost",
+    "taet cost --model resnet18 --clean-epochs 60 --methods at trades taet --out cost.json",
+    "taet cost --data cifar100-lt --precision float32 --threads 1 --json",
+    "taet cost --image-shape 3 64 64 --classes 200 --batch-size 32 --curve 1 2 5 7 10 20",
+    "taet cost --methods all",
+)
+DESCRIPTION = """Measure what training costs on this machine, in a minute or so with a small model: forward and backward
+passes of a clean step and of a step of the attack; gamma, rho, eta and the share of time that TAET saves, predicted
+from them and measured; peak memory of a clean and of an adversarial step; seconds per epoch against PGD steps and by
+method. Published numbers stand beside. Images are random, and training steps are those of runs.
+
+--model and --data are short for --model.name and --data.name."""
+METHODS = ("at", "robal", "reat", "taet")  # of REAT's table 14, and TAET
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What is trained and how it is measured."""
+
+    model: Annotated[str, tyro.conf.arg(name="model.name")] = Subject.model
+    """As in taet train."""
+    data: Data = field(default_factory=lambda: Data(name=""))
+    """Where the shape of images, classes and the length of an epoch come from, if from a data set."""
+    image_shape: tuple[int, int, int] | None = None
+    """Channels, height and width. Not given: 3 32 32."""
+    classes: int | None = None
+    """Number of classes, of which the largest has 50,000 / classes images and the smallest a tenth of that, as
+    CIFAR-10-LT and CIFAR-100-LT at imbalance ratio 10. Not given: 10."""
+    timing: Annotated[Timing, tyro.conf.arg(name="")] = field(default_factory=Timing)
+    methods: tuple[str, ...] = METHODS
+    """Methods to be measured; all: every one, with every variant; without a name: the cost model alone."""
+    json: bool = False
+    """Print JSON."""
+    out: Path | None = None
+    """Write the JSON to this file as well."""
+
+
+def run(arguments: list[str]) -> None:
+    """Measure, print and, where asked, write."""
+    parsed = read(arguments)
+    wanted = _wanted(parsed.methods)
+    with progress("cost") as report:
+        found = measure(_subject(parsed), parsed.timing, wanted, progress=report)
+    found["command"] = shlex.join(["taet", "cost", *arguments])
+    if parsed.out is not None:
+        write_json(parsed.out, found)
+    if parsed.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n\n".join([setting(found), *map(text, tables(found))]))
+
+
+def read(arguments: list[str]) -> Flags:
+    """Return what the words of the call mean; a mistake is told before anything is measured."""
+    parsed = flags.parse(Flags, arguments, prog="taet cost", description=DESCRIPTION, examples=EXAMPLES)
+    _wanted(parsed.methods)
+    if parsed.data.name and (parsed.image_shape or parsed.classes):
+        raise UserError("--image-shape, --classes: got them beside --data, which says both; allowed: either")
+    if parsed.data != dataclasses.replace(Data(), name=parsed.data.name) and not parsed.data.name:
+        raise UserError("--data.*: got options of a data set without --data NAME")
+    most = TOTAL // int(RATIO)  # the smallest class of as many has one image
+    if parsed.classes is not None and not 2 <= parsed.classes <= most:
+        raise UserError(f"classes: got {parsed.classes}; allowed: 2 to {most}")
+    if parsed.out is not None and not parsed.out.parent.is_dir():
+        raise UserError(f"--out: got {parsed.out}; allowed: a file in a folder that is there")
+    return parsed
+
+
+def _wanted(names: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
+    """Methods and their knobs."""
+    if names == ("all",):
+        return everything()
+    for name in names:
+        methods.find(name)
+    return [(name, {}) for name in names]
+
+
+def _subject(parsed: Flags) -> Subject:
+    if parsed.data.name:
+        dataset = load(**dataclasses.asdict(parsed.data))
+        height, width, channels = dataset.train.images.shape[1:]
+        return Subject(parsed.model, (channels, height, width), tuple(dataset.class_counts.tolist()))
+    classes = parsed.classes or len(Subject.class_counts)
+    counts = long_tail_counts(classes, TOTAL // classes, RATIO)
+    return Subject(parsed.model, parsed.image_shape or Subject.image_shape, tuple(counts))
+
+
+def text(table: Table) -> str:
+    """A table for a terminal: the first column to the left, the others to the right."""
+    columns = list(zip(table.heads, *table.rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in (table.heads, *table.rows)
+    ]
+    return "\n".join([table.title, *(f"  {line}".rstrip() for line in lines)])
