@@ -2,9 +2,10 @@
 
 The straightforward way: per column a loop over a DataLoader of float images through the plain model in eval mode, with
 textbook attacks whose `loss.backward()` computes the gradients of the parameters as well; AutoAttack by calling
-pyautoattack. Both ways have the same model, images, batches and process, and change places every round. The random
-starts of PGD are drawn once, as our evaluation draws them, and given to the other way, so every flag has to agree:
-the command ends with status 1 if one does not.
+pyautoattack. Both ways have the same model, images and batches, and change places every round. Each is a process of its
+own, since settings of the memory allocator hold for a process, and one works at a time. The random starts of PGD are
+drawn once, as our evaluation draws them, and given to the other way, so every flag has to agree: the command ends with
+status 1 if one does not.
 
     python benchmarks/evaluation.py                      a small network, first trained on scikit-learn's digits
     python benchmarks/evaluation.py --run runs/x         the model of a finished run, on images of its test set
@@ -13,19 +14,19 @@ the command ends with status 1 if one does not.
 from __future__ import annotations
 
 import argparse
+import operator
 import os
-import shlex
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyautoattack
 import torch
+from common import alternate, answer, arguments, asked, processes, ratio, record
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -38,12 +39,11 @@ from taet.attacks.objectives import margin
 from taet.data.augmentation import to_unit
 from taet.evaluation import parse_attack
 from taet.evaluation.perturb import Draws
-from taet.files import write_json
 from taet.training.checkpoint import load_run
-from taet.training.environment import environment, resolve_device
+from taet.training.environment import resolve_device
 
 BUNDLE = "taet"
-RESULT = Path(__file__).parent / "results" / "evaluation.json"
+WAYS = ("ours", "straightforward")
 DIGITS = {  # as in the comparisons on the digits in results/, but a third of the epochs
     "model.name": "resnet8",
     "data.test": "balanced",
@@ -78,8 +78,8 @@ class Subject(NamedTuple):
 class Outcome(NamedTuple):
     """What one way of evaluating said, and how long it took."""
 
-    correct: dict[str, NDArray[np.bool_]]
-    """By column, (N,)."""
+    correct: dict[str, list[bool]]
+    """By column, of every image."""
     seconds: dict[str, float]
     """By column."""
     total: float
@@ -92,36 +92,44 @@ def main() -> int:
         "--run", help="folder of a finished run with 10 classes or more; not given: trains on the digits"
     )
     parser.add_argument("--images", type=int, default=200, help="test images, spread over the test set (200)")
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="times that both ways are measured; the first also pays for imports (5)"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (1)")
-    parser.add_argument("--out", type=Path, default=RESULT, help="file of the result (results/evaluation.json)")
+    arguments(parser, out="evaluation.json")
+    parser.add_argument("--side", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--subject", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    of = subject(given.run, given.images)
-    torch.set_num_threads(given.threads)  # training sets its own
-    noises = starts(of)
-    ways: list[Callable[[], Outcome]] = [lambda: evaluate(of), lambda: straightforward(of, noises)]
-    rounds = []
-    for number in range(given.rounds):
-        order = (0, 1) if number % 2 == 0 else (1, 0)
-        done = {place: ways[place]() for place in order}
-        rounds.append((done[0], done[1]))
-        print(f"round {number + 1} of {given.rounds}: {done[0].total:.1f} s, straightforward {done[1].total:.1f} s")
-    result = summary(rounds) | {
-        "subject": of.about,
-        "images": len(of.labels),
-        "batch_size": of.settings.batch_size,
-        "eps": of.eps,
-        "threads": given.threads,
-        "load": os.getloadavg(),
-        "command": shlex.join(["python", *sys.argv]),
-        "environment": environment(of.device),
-    }
+    if given.side is not None:
+        measure(given.side, torch.load(given.subject, weights_only=False), given.threads)
+        return 0
+    load = os.getloadavg()
+    with tempfile.TemporaryDirectory() as folder:
+        of, path = subject(given.run, given.images), Path(folder) / "subject.pt"
+        torch.save(of, path)
+        with processes(WAYS, "--subject", str(path)) as ways:
+            done = alternate(ways, given.rounds)
+    rounds = list(zip(*([Outcome(**one) for one in done[way]] for way in WAYS), strict=True))
+    columns = summary(rounds)
+    result = record(
+        given.out,
+        of.device,
+        {"whole": ratio(*([outcome.total for outcome in way] for way in zip(*rounds, strict=True)))},
+        load,
+        columns=columns,
+        subject=of.about,
+        images=len(of.labels),
+        batch_size=of.settings.batch_size,
+        eps=of.eps,
+        threads=given.threads,
+    )
     show(result)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(given.out, result)
-    return int(any(column["differing"] for column in result["columns"].values()))
+    return int(any(column["differing"] for column in columns.values()))
+
+
+def measure(way: str, of: Subject, threads: int) -> None:
+    """Evaluate one way, whenever a round is asked for."""
+    torch.set_num_threads(threads)
+    noises = starts(of)
+    while True:
+        asked()
+        answer((evaluate(of) if way == "ours" else straightforward(of, noises))._asdict())
 
 
 def subject(folder: str | None, count: int) -> Subject:
@@ -168,7 +176,7 @@ def evaluate(of: Subject) -> Outcome:
     total = time.perf_counter() - began
     columns = {column.name: column for column in card.columns}
     return Outcome(
-        {name: column.correct for name, column in columns.items()},
+        {name: column.correct.tolist() for name, column in columns.items()},
         {name: column.seconds for name, column in columns.items()},
         total,
     )
@@ -184,13 +192,14 @@ def straightforward(of: Subject, noises: Mapping[str, Tensor]) -> Outcome:
     for name in protocols.COLUMNS[BUNDLE]:
         began = time.perf_counter()
         if name == "autoattack":
-            suite = pyautoattack.AutoAttack(of.model, norm="Linf", eps=of.eps, seed=of.settings.seed, device=of.device)
+            kind: Any = pyautoattack.AutoAttack  # type: ignore[attr-defined]
+            suite = kind(of.model, norm="Linf", eps=of.eps, seed=of.settings.seed, device=of.device)
             _, predictions = suite.run_standard_evaluation(x, y, batch_size=of.settings.batch_size)
-            correct[name] = (predictions == y).numpy()
+            correct[name] = (predictions == y).tolist()
         else:
             loader = DataLoader(TensorDataset(x, y, noises.get(name, x)), of.settings.batch_size)
             flags = [survivors(of, name, *(part.to(of.device) for part in batch)) for batch in loader]
-            correct[name] = torch.cat(flags).cpu().numpy()
+            correct[name] = torch.cat(flags).tolist()
         seconds[name] = time.perf_counter() - began
     return Outcome(correct, seconds, sum(seconds.values()))
 
@@ -205,7 +214,8 @@ def survivors(of: Subject, name: str, x: Tensor, y: Tensor, noise: Tensor) -> Te
     elif name.startswith("pgd"):
         x = pgd(of.model, x, y, of.eps, of.settings.step_size, given["steps"], noise)
     with torch.no_grad():
-        return of.model(x).argmax(1) == y
+        correct: Tensor = of.model(x).argmax(1) == y
+    return correct
 
 
 def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, step: float, steps: int, noise: Tensor) -> Tensor:
@@ -214,7 +224,7 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, step: float, steps: 
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_()
         model.zero_grad()
-        cross_entropy(model(x_adv), y).backward()
+        cross_entropy(model(x_adv), y).backward()  # type: ignore[no-untyped-call]
         assert x_adv.grad is not None
         x_adv = x_adv + step * x_adv.grad.sign()
         x_adv = torch.max(torch.min(x_adv, x + eps), x - eps).clamp(0, 1)
@@ -232,7 +242,7 @@ def cw(model: nn.Module, x: Tensor, y: Tensor, c: float, steps: int, lr: float) 
         squared = (x_adv - x).square().flatten(1).sum(1)
         optimizer.zero_grad()
         model.zero_grad()
-        (squared + c * (-margin(logits, y)).clamp(min=0)).sum().backward()
+        (squared + c * (-margin(logits, y)).clamp(min=0)).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         better = (logits.argmax(1) != y) & (squared < nearest)
         best[better], nearest[better] = x_adv.detach()[better], squared.detach()[better]
@@ -242,39 +252,26 @@ def cw(model: nn.Module, x: Tensor, y: Tensor, c: float, steps: int, lr: float) 
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def summary(rounds: list[tuple[Outcome, Outcome]]) -> dict[str, Any]:
-    """Of all rounds: median seconds of both ways, straightforward over ours, and per column the flags that differ."""
+def summary(rounds: Sequence[tuple[Outcome, ...]]) -> dict[str, Any]:
+    """By column: the ratio, how many images are right, and the most flags in which both ways differ in a round."""
     columns = {}
     for name in protocols.COLUMNS[BUNDLE]:
-        differing = max(int((ours.correct[name] != other.correct[name]).sum()) for ours, other in rounds)
-        pairs = [(ours.seconds[name], other.seconds[name]) for ours, other in rounds]
-        columns[name] = compare(pairs) | {"correct": int(rounds[0][0].correct[name].sum()), "differing": differing}
-    totals = [(ours.total, other.total) for ours, other in rounds]
-    return {"rounds": len(rounds), "whole": compare(totals), "columns": columns}
-
-
-def compare(pairs: list[tuple[float, float]]) -> dict[str, Any]:
-    """Median seconds of (ours, straightforward), and of their ratio by pair the median, the least and the largest."""
-    ratios = [other / ours for ours, other in pairs]
-    ours, other = (statistics.median(side) for side in zip(*pairs, strict=True))
-    return {
-        "ours": round(ours, 3),
-        "straightforward": round(other, 3),
-        "ratio": round(statistics.median(ratios), 3),
-        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
-    }
+        differing = max(sum(map(operator.ne, *(way.correct[name] for way in both))) for both in rounds)
+        seconds = ([way.seconds[name] for way in both] for both in zip(*rounds, strict=True))
+        columns[name] = ratio(*seconds) | {"correct": sum(rounds[0][0].correct[name]), "differing": differing}
+    return columns
 
 
 def show(result: Mapping[str, Any]) -> None:
     """Print the result as a table."""
-    machine = result["environment"]
-    print(f"{result['subject']}; {result['images']} images, eps {result['eps']:g}; {result['rounds']} rounds, medians")
+    machine, whole = result["environment"], result["ratios"]["whole"]
+    print(f"{result['subject']}; {result['images']} images, eps {result['eps']:g}; {whole['n']} rounds, medians")
     print(f"{machine['device']}, {result['threads']} threads, torch {machine['versions']['torch']}")
     print(f"{'column':12}{'ours s':>9}{'other s':>9}{'ratio':>7}  {'least-largest':14}{'differing flags'}")
-    for name, row in [*result["columns"].items(), ("whole", result["whole"])]:
+    for name, row in [*result["columns"].items(), ("whole", whole)]:
         spread = "-".join(f"{ratio:.2f}" for ratio in row["spread"])
         flags = row.get("differing", "")
-        print(f"{name:12}{row['ours']:9.2f}{row['straightforward']:9.2f}{row['ratio']:7.2f}  {spread:14}{flags}")
+        print(f"{name:12}{row['ours']:9.2f}{row['other']:9.2f}{row['ratio']:7.2f}  {spread:14}{flags}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,164 @@
+"""What the benchmarks share: rounds in which the sides take turns, a process for each side, ratios, and the record."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from taet.files import write_json
+from taet.training.environment import environment
+
+RESULTS = Path(__file__).parent / "results"
+Measured = TypeVar("Measured")
+
+
+def alternate(sides: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
+    """Call every side once per round and return what each gave.
+
+    The order turns round every time, so that a machine that slows down slows all sides alike. The first call of each
+    is not counted: it pays for imports, compiled kernels and a memory that has not grown yet.
+    """
+    for work in sides.values():
+        work()
+    done: dict[str, list[Measured]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
+            done[name].append(sides[name]())
+    return done
+
+
+def seconds(work: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """Return the seconds that `work` takes, until the device too has done it."""
+    wait(device)
+    began = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - began
+
+
+def wait(device: torch.device | str) -> None:
+    """Let the device finish what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ratio(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
+    """Other over ours, round by round: the median, the least and the largest, and how many; and median seconds of both.
+
+    So a ratio above 1 says how many times as fast ours is.
+    """
+    ratios = [slow / fast for fast, slow in zip(ours, other, strict=True)]
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+        "n": len(ratios),
+        "ours": float(f"{statistics.median(ours):.4g}"),
+        "other": float(f"{statistics.median(other):.4g}"),
+    }
+
+
+def arguments(parser: ArgumentParser, *, out: str, rounds: int | None = 5, threads: int = 2) -> None:
+    """Add the options that every benchmark has; `rounds` None is one that has no rounds."""
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help=f"times that all is measured ({rounds})")
+    parser.add_argument("--threads", type=int, default=threads, help=f"of torch on the CPU ({threads})")
+    parser.add_argument("--out", type=Path, default=RESULTS / out, help=f"file of the result (results/{out})")
+
+
+def record(
+    out: Path,
+    device: torch.device | str,
+    ratios: Mapping[str, Mapping[str, Any]],
+    load: Sequence[float],
+    **more: Any,
+) -> dict[str, Any]:
+    """Write a result and return it; `load` is the machine's before the work, for afterwards it is that of the work."""
+    result = {
+        "benchmark": Path(sys.argv[0]).stem,
+        "command": command(),
+        "environment": environment(torch.device(device)),
+        "load": [round(value, 2) for value in load],
+        "ratios": dict(ratios),
+        **more,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, result)
+    return result
+
+
+def command() -> str:
+    """The command line as it would be typed in the checkout, without the file that the result goes to."""
+    given = iter(sys.argv[1:])
+    kept = [word for word in given if not word.startswith("--out=") and not (word == "--out" and next(given, ""))]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print the ratios of a result as a table."""
+    print(f"{result['environment']['device']}, torch {result['environment']['versions']['torch']}")
+    for name, row in result["ratios"].items():
+        low, high = row["spread"]
+        print(f"{name:32} {row['ratio']:8.2f}   {low:.2f} to {high:.2f}, n = {row['n']}")
+
+
+# --- a process for each side, since settings of the memory allocator are a process's own -----------------------------
+
+
+@contextmanager
+def processes(sides: Sequence[str], *more: str) -> Iterator[dict[str, Callable[[], dict[str, Any]]]]:
+    """Start this very command once per side, with `--side NAME` and `more` added; yield what has each do one round.
+
+    A process works only while it is asked: give the functions to `alternate`, and no two work at once. In the process
+    `asked` and `answer` are called in turn.
+    """
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(_Side(name, more)).round for name in sides}
+
+
+class _Side:
+    """A process that measures one side."""
+
+    def __init__(self, name: str, more: Sequence[str]) -> None:
+        self.name = name
+        command = [sys.executable, *sys.argv, "--side", name, *more]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def round(self) -> dict[str, Any]:
+        """Have it measure once."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"the process that measures {self.name} ended with status {self.process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> _Side:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()  # its input ends, and with it the process
+
+
+def asked() -> None:
+    """Wait, in the process of a side, until a round is wanted; the process ends where none is any more."""
+    if not sys.stdin.readline():
+        sys.exit(0)
+
+
+def answer(measured: Mapping[str, Any]) -> None:
+    """Give the outcome of a round to the process that asked for it."""
+    print(json.dumps(measured), flush=True)

@@ -1,0 +1,92 @@
+"""The plain loop: PGD adversarial training as public code of the field writes it, the measure of our own.
+
+float32 and NCHW throughout; a DataLoader that augments one PIL image at a time; an attack that differentiates a model
+whose parameters need gradients; a loss that is read after every step. Nothing in here is slow on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from taet.config import Threat
+from taet.data import Split
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Images (N, H, W, C) and labels as torchvision's data sets give them: one PIL image at a time, transformed."""
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        self.images, self.labels = images, labels
+        side = images.shape[1]
+        crop: Any = transforms.RandomCrop(side, side // 8)  # type: ignore[no-untyped-call]
+        flip: Any = transforms.RandomHorizontalFlip()  # type: ignore[no-untyped-call]
+        self.transform: Any = transforms.Compose([crop, flip, transforms.ToTensor()])  # type: ignore[no-untyped-call]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[row])), int(self.labels[row])
+
+
+def loader(split: Split, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, int]]:
+    """Shuffled, cropped and mirrored batches (x, y) of a split."""
+    pictures = Pictures(np.asarray(split.images), split.labels)
+    return DataLoader(
+        pictures,
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def perturb(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Tensor | None = None) -> Tensor:
+    """PGD from x + noise, by default 0.001 N(0, 1): signed gradient steps, each clipped to the ball and to [0, 1]."""
+    model.eval()
+    x_adv = x.detach() + (0.001 * torch.randn(x.shape).to(x.device) if noise is None else noise)
+    for _ in range(threat.steps):
+        x_adv.requires_grad_()
+        loss = functional.cross_entropy(model(x_adv), y)
+        (gradient,) = torch.autograd.grad(loss, [x_adv])
+        x_adv = x_adv.detach() + threat.step_size * torch.sign(gradient.detach())
+        x_adv = torch.min(torch.max(x_adv, x - threat.eps), x + threat.eps)
+        x_adv = torch.clamp(x_adv, 0.0, 1.0)
+    return x_adv.detach()
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, x_adv: Tensor, y: Tensor) -> float:
+    """One step of the weights on adversarial images; the loss."""
+    model.train()
+    optimizer.zero_grad()
+    loss = functional.cross_entropy(model(x_adv), y)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.item()
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attack: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device,
+) -> float:
+    """One epoch on what `attack` makes of every batch (x, y); the mean loss per image."""
+    total, images = 0.0, 0
+    for x, y in batches:
+        x, y = x.to(device), y.to(device)
+        total += update(model, optimizer, attack(x, y), y) * len(y)
+        images += len(y)
+    return total / images

@@ -1,0 +1,192 @@
+"""Throughput of adversarial training beside the plain loop: same network, images, batches, attack and learning rate.
+
+Ours is the trainer as `taet train` runs it, in bfloat16 and in float32; the other is the loop of plain.py. Each side is
+a process of its own, since settings of the memory allocator hold for a process, and one works at a time. A round is an
+epoch of --steps batches on every side, in an order that turns round every time.
+
+    python benchmarks/training.py                                     ResNet-18
+    python benchmarks/training.py --model resnet8 --steps 8           a small network
+    python benchmarks/training.py --device cuda --steps 40 --rounds 7
+    python benchmarks/training.py --sides bf16 plain-2-workers torchattacks --out peers.json
+
+Other sides: `plain-2-workers`, the plain loop whose images two processes prepare, and `torchattacks`, its loop with the
+PGD of torchattacks 3 (Kim, arXiv:2010.01950), which has to be installed. On a GPU convolutions in float32 are computed
+in TF32 on both sides, as torch does by default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plain
+import torch
+from common import alternate, answer, arguments, asked, processes, ratio, record, seconds, show
+from torch import Tensor, nn
+
+from taet import config, models, protocols
+from taet.config import Run, Threat
+from taet.data import Dataset
+from taet.training.environment import peak_memory_mb, resolve_device
+from taet.training.trainer import Trainer
+
+OURS = ("bf16", "float32")
+OTHERS = ("plain", "plain-2-workers", "torchattacks")
+CLASSES = 10
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18", help="network (resnet18)")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per step (128)")
+    parser.add_argument("--steps", type=int, default=1, help="per round and side (1)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    parser.add_argument(
+        "--sides", nargs="+", choices=[*OURS, *OTHERS], default=[*OURS, "plain"], help="what to measure"
+    )
+    arguments(parser, out="training-MODEL.json")
+    parser.add_argument("--side", choices=[*OURS, *OTHERS], help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.side is not None:
+        measure(given.side, given)
+        return 0
+    load = os.getloadavg()
+    with processes(given.sides) as sides:
+        rounds = alternate(sides, given.rounds)
+    result = record(
+        given.out.with_name(given.out.name.replace("MODEL", given.model)),
+        given.device,
+        {
+            f"{ours} against {other}": ratio(*([one["seconds"] for one in rounds[name]] for name in (ours, other)))
+            for ours in OURS
+            for other in OTHERS
+            if ours in rounds and other in rounds
+        },
+        load,
+        model=given.model,
+        batch_size=given.batch_size,
+        steps_per_round=given.steps,
+        threads=given.threads,
+        sides={name: summary(done, given.batch_size * given.steps) for name, done in rounds.items()},
+    )
+    show(result)
+    for name, side in result["sides"].items():
+        print(f"{name:32} {side['images_per_second']:8.1f} images a second, mean loss {side['loss']:.3f}")
+    return 0
+
+
+def summary(rounds: list[dict[str, Any]], images: int) -> dict[str, Any]:
+    """Of a side's rounds: median images a second, losses, the most memory, and whether steps were CUDA graphs."""
+    losses = [one["loss"] for one in rounds]
+    return {
+        "images_per_second": round(images / statistics.median(one["seconds"] for one in rounds), 2),
+        "loss": round(statistics.mean(losses), 4),
+        "losses": [round(loss, 4) for loss in losses],
+        "peak_memory_mb": max(round(one["peak_memory_mb"], 1) for one in rounds),
+        "replayed": rounds[-1].get("replayed", False),
+    }
+
+
+def dataset(images: int, side: int = 32) -> Dataset:
+    """Colour images of noise around a grey level of their class; the few to test on are not looked at."""
+    labels = np.arange(images) % CLASSES
+    noise = np.random.default_rng(0).integers(0, 96, (images, side, side, 3), np.uint8)
+    drawn = noise + (16 * labels).astype(np.uint8)[:, None, None, None]
+    return Dataset.from_arrays(drawn, labels, drawn[:CLASSES], labels[:CLASSES], name="generated")
+
+
+def settings(given: argparse.Namespace, precision: str, epochs: int) -> Run:
+    """The protocol's, at a learning rate low enough that losses tell something after a few steps, and constant."""
+    return config.override(
+        protocols.taet("at"),
+        {
+            "model.name": given.model,
+            "training.batch_size": given.batch_size,
+            "training.epochs": epochs,
+            "training.lr": 0.01,
+            "training.milestones": (),
+            "training.monitor_every": 0,
+            "training.precision": precision,
+            "training.device": given.device,
+            "training.threads": given.threads,
+        },
+    )
+
+
+def measure(side: str, given: argparse.Namespace) -> None:
+    """Do the rounds of one side, whenever one is asked for."""
+    data = dataset(given.batch_size * given.steps)
+    if side in OURS:
+        with tempfile.TemporaryDirectory() as folder:
+            run = settings(given, side, epochs=1 + given.rounds)
+            Measured(run, Path(folder), model=None, dataset=data, progress=None).fit()
+    else:
+        other(side, settings(given, "float32", epochs=1 + given.rounds), data)
+
+
+class Measured(Trainer):
+    """The trainer, which waits before every epoch and tells what it took; checkpoints are outside."""
+
+    def _train_epoch(self) -> None:
+        asked()
+        self.took = seconds(super()._train_epoch, self.device)
+        self.loss = self.running.sums["total"].item() / self.running.images
+
+    def _end_epoch(self, *given: Any) -> None:
+        super()._end_epoch(*given)
+        answer(
+            {
+                "seconds": self.took,
+                "loss": self.loss,
+                "peak_memory_mb": peak_memory_mb(self.device),
+                "replayed": self.graphs is not None and self.graphs.recorded > 0,
+            }
+        )
+
+
+def other(side: str, run: Run, data: Dataset) -> None:
+    """The rounds of a loop that is not ours."""
+    training, device = run.training, resolve_device(run.training.device)
+    assert training.threads is not None
+    torch.set_num_threads(training.threads)
+    torch.manual_seed(run.seed)
+    model = network(run, data).to(device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), training.lr, momentum=training.momentum, weight_decay=training.weight_decay
+    )
+    batches = plain.loader(data.train, training.batch_size, workers=2 if side == "plain-2-workers" else 0)
+    attack = attack_of(side, model, run.threat)
+    losses: list[float] = []
+    while True:
+        asked()
+        took = seconds(lambda: losses.append(plain.train(model, optimizer, batches, attack, device)), device)
+        answer({"seconds": took, "loss": losses[-1], "peak_memory_mb": peak_memory_mb(device)})
+
+
+def network(run: Run, data: Dataset) -> nn.Module:
+    """The network that the trainer builds, with the same weights."""
+    model = models.build(run.model.name, data.num_classes, data.image_shape, seed=run.seed)
+    assert isinstance(model, models.Classifier)
+    model.normalize_by(*data.train.channel_statistics())
+    return model
+
+
+def attack_of(side: str, model: nn.Module, threat: Threat) -> Callable[[Tensor, Tensor], Tensor]:
+    """What makes the examples of a loop that is not ours: (x, y) -> x_adv."""
+    if side != "torchattacks":
+        return lambda x, y: plain.perturb(model, x, y, threat)
+    import torchattacks  # type: ignore[import-not-found,unused-ignore]
+
+    made: Callable[[Tensor, Tensor], Tensor] = torchattacks.PGD(model, threat.eps, threat.step_size, threat.steps)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
