@@ -191,8 +191,9 @@ def cost_setting() -> str:
     found = costs()
     return (
         "Passes of the classifier per image and step, mean over a run; seconds per step beside PGD-10 AT in the same "
-        f"round, median of {found['rounds']}: {found['network']}, 32 x 32, batches of {found['batch_size']}, float32, "
-        f"{found['threads']} thread, {found['environment']['device']}. `taet list methods --cost` measures anew."
+        f"round, median of {found['rounds']}: {found['network']}, 32 x 32, batches of {found['batch_size']}, "
+        f"{found['precision']}, {found['threads']} thread, {found['environment']['device']}. `taet cost --methods all` "
+        "measures anew."
     )
 
 

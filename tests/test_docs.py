@@ -16,7 +16,7 @@ import torch
 from taet import config, registry
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.cli import COMMANDS, check, evaluate, export, predict, transfer
+from taet.cli import COMMANDS, check, compare, cost, evaluate, export, predict, transfer
 from taet.cli.train import configure
 from taet.config import Threat
 from taet.experiments.specification import parse, read
@@ -27,6 +27,8 @@ from taet.protocols import PROTOCOLS
 
 READ = {
     "check": check.read,
+    "compare": compare.read,
+    "cost": cost.read,
     "evaluate": evaluate.read,
     "export": export.read,
     "predict": predict.read,

@@ -35,7 +35,7 @@ FOLDERS["evaluation"].add("protocols")
 # Beside the report, which it writes: it may use all that the report may, and the protocols that its runs start from.
 FOLDERS["experiments"] = {*FOLDERS["report"], "report", "protocols"}
 # On top, with what the leaves themselves may use of each other.
-LEAF_IMPORTS = {"config": {"errors"}, "files": {"errors"}, "registry": {"errors"}}
+LEAF_IMPORTS = {"config": {"errors"}, "distributed": {"errors"}, "files": {"errors"}, "registry": {"errors"}}
 PROTOCOLS = {"config", "errors", "methods"}  # methods only for the profile `official`, and when it is asked for
 EVERYTHING = {*LEAVES, *FOLDERS, "protocols", "cli"}
 
