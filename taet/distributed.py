@@ -10,10 +10,11 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -77,6 +78,17 @@ def unless_one_ends(remedy: str = "") -> Iterator[None]:
             raise
         reason = re.sub(r"^\[\S+\] ", "", re.split(r"\n|\. ", str(error))[0])
         raise UserError(f"another process of this job has ended ({reason}){remedy}") from error
+
+
+def leave(status: int) -> NoReturn:
+    """End this process at once, with this status, after a sum that another process has not answered.
+
+    The threads of gloo may still hold tensors of that sum. Giving them back while Python shuts down aborts the process
+    (pytorch/pytorch#179291), and waiting for them may take for ever.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def claim(what: str) -> bool:

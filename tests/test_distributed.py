@@ -26,6 +26,7 @@ from taet.distributed import (
     global_sum,
     in_any,
     in_turn,
+    leave,
     rank,
     share,
     unless_one_ends,
@@ -144,6 +145,7 @@ def work(number: int, folder: Path) -> None:
         os._exit(0)  # without a word
     found["left"] = outcome(alone_at_last)
     torch.save(found, folder / "0.pt")
+    leave(0)
 
 
 def alone_at_last() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import time
 from collections.abc import Iterator
 
-from taet.distributed import claim, joined, rank, started_together
+from taet.distributed import claim, joined, leave, rank, started_together
 from taet.errors import UserError
 from taet.training.environment import resolve_device
 
@@ -37,7 +38,9 @@ def told_once() -> Iterator[None]:
             raise
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+        status = 130 if isinstance(error, KeyboardInterrupt) else 2
+        atexit.register(leave, status)  # the last one registered is the first one called
         if claim("the last word"):
             raise
         time.sleep(TELLING_SECONDS)
-        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
+        raise SystemExit(status) from None

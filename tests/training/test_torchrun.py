@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from taet.cli import main, processes
+from taet.distributed import leave
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.training import resume, trainer
@@ -102,6 +103,8 @@ def test_one_process_tells_and_the_others_end_in_silence(
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(processes, "claim", lambda _: first)
     monkeypatch.setattr(processes, "TELLING_SECONDS", 0)
+    at_exit: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(processes.atexit, "register", lambda *call: at_exit.append(call))
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     try:
@@ -111,6 +114,30 @@ def test_one_process_tells_and_the_others_end_in_silence(
         for number, handler in before.items():
             signal.signal(number, handler)
     assert caught.value is error if first else caught.value.code == code
+    assert at_exit == [(leave, code)]
+
+
+@pytest.mark.parametrize(("error", "code"), [("UserError('mistake')", 2), ("KeyboardInterrupt()", 130)])
+def test_a_process_that_tells_does_not_go_through_a_shutdown_that_gloo_may_abort(error: str, code: int) -> None:
+    script = f"""
+import atexit, os
+from taet.cli import list, main, processes
+from taet.errors import UserError
+
+def run(_):
+    print("found so far")
+    with processes.told_once():
+        raise {error}
+
+processes.claim = lambda _: True
+list.run = run
+atexit.register(os.abort)  # as gloo does, now and then, while Python shuts down
+raise SystemExit(main(["list"]))
+"""
+    together = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", script], env=together, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (code, "found so far\n")
+    assert done.stderr.strip().startswith("taet: ")
 
 
 def dying() -> None:
