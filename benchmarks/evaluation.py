@@ -7,6 +7,9 @@ own, since settings of the memory allocator hold for a process, and one works at
 drawn once, as our evaluation draws them, and given to the other way, so every flag has to agree: the command ends with
 status 1 if one does not.
 
+Ours is measured twice: as one process with `--threads` threads, as the straightforward way has them, and as so many
+processes of one thread each, which share the batches as under torchrun.
+
     python benchmarks/evaluation.py                      a small network, first trained on scikit-learn's digits
     python benchmarks/evaluation.py --run runs/x         the model of a finished run, on images of its test set
 """
@@ -14,12 +17,15 @@ status 1 if one does not.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import operator
 import os
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,13 +43,14 @@ from taet import config, protocols
 from taet.attacks.cw import BOX
 from taet.attacks.objectives import margin
 from taet.data.augmentation import to_unit
+from taet.distributed import first, joined
 from taet.evaluation import parse_attack
 from taet.evaluation.perturb import Draws
 from taet.training.checkpoint import load_run
 from taet.training.environment import resolve_device
 
 BUNDLE = "taet"
-WAYS = ("ours", "straightforward")
+WAYS = ("ours", "shared", "straightforward")
 DIGITS = {  # as in the comparisons on the digits in results/, but a third of the epochs
     "model.name": "resnet8",
     "data.test": "balanced",
@@ -92,6 +99,7 @@ def main() -> int:
         "--run", help="folder of a finished run with 10 classes or more; not given: trains on the digits"
     )
     parser.add_argument("--images", type=int, default=200, help="test images, spread over the test set (200)")
+    parser.add_argument("--batch-size", type=int, default=50, help="images of a batch, for every way (50)")
     arguments(parser, out="evaluation.json")
     parser.add_argument("--side", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--subject", type=Path, help=argparse.SUPPRESS)
@@ -101,16 +109,17 @@ def main() -> int:
         return 0
     load = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
-        of, path = subject(given.run, given.images), Path(folder) / "subject.pt"
+        of, path = subject(given.run, given.images, given.batch_size), Path(folder) / "subject.pt"
         torch.save(of, path)
         with processes(WAYS, "--subject", str(path)) as ways:
             done = alternate(ways, given.rounds)
-    rounds = list(zip(*([Outcome(**one) for one in done[way]] for way in WAYS), strict=True))
-    columns = summary(rounds)
+    rounds = {way: [Outcome(**one) for one in done[way]] for way in WAYS}
+    other = rounds["straightforward"]
+    columns = summary(rounds["ours"], other)
     result = record(
         given.out,
         of.device,
-        {"whole": ratio(*([outcome.total for outcome in way] for way in zip(*rounds, strict=True)))},
+        {"whole": whole(rounds["ours"], other), "whole, a process per thread": whole(rounds["shared"], other)},
         load,
         columns=columns,
         subject=of.about,
@@ -120,11 +129,13 @@ def main() -> int:
         threads=given.threads,
     )
     show(result)
-    return int(any(column["differing"] for column in columns.values()))
+    return int(any(row["differing"] for row in result["ratios"].values()))
 
 
 def measure(way: str, of: Subject, threads: int) -> None:
     """Evaluate one way, whenever a round is asked for."""
+    if way == "shared":
+        return share(of, threads)
     torch.set_num_threads(threads)
     noises = starts(of)
     while True:
@@ -132,7 +143,31 @@ def measure(way: str, of: Subject, threads: int) -> None:
         answer((evaluate(of) if way == "ours" else straightforward(of, noises))._asdict())
 
 
-def subject(folder: str | None, count: int) -> Subject:
+def share(of: Subject, count: int) -> None:
+    """Evaluate as `count` processes of one thread, of which this is the first; they meet as under torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(count))
+    spawn = multiprocessing.get_context("spawn")
+    for number in range(1, count):
+        spawn.Process(target=evaluate_together, args=(of, number), daemon=True).start()
+    evaluate_together(of, 0)
+
+
+def evaluate_together(of: Subject, number: int) -> None:
+    """Evaluate with the others as process `number`, whenever the first one is asked to."""
+    os.environ.update(RANK=str(number), LOCAL_RANK=str(number))
+    torch.set_num_threads(1)
+    with joined(of.device.type):
+        while True:
+            first(asked)
+            found = evaluate(of)
+            if number == 0:
+                answer(found._asdict())
+
+
+def subject(folder: str | None, count: int, batch_size: int) -> Subject:
     """The model of a run folder, or one trained now, and `count` images from all over its test set."""
     if folder is None:
         with tempfile.TemporaryDirectory() as out:
@@ -147,7 +182,7 @@ def subject(folder: str | None, count: int) -> Subject:
         model=model.to(device).eval(),
         images=dataset.test.images[rows],
         labels=dataset.test.labels[rows],
-        settings=run.evaluation,
+        settings=replace(run.evaluation, batch_size=batch_size),
         eps=run.threat.eps if run.evaluation.eps is None else run.evaluation.eps,
         device=device,
     )
@@ -252,26 +287,34 @@ def cw(model: nn.Module, x: Tensor, y: Tensor, c: float, steps: int, lr: float) 
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def summary(rounds: Sequence[tuple[Outcome, ...]]) -> dict[str, Any]:
+def whole(ours: Sequence[Outcome], other: Sequence[Outcome]) -> dict[str, Any]:
+    """The ratio of the whole, and the most flags in which both ways differ in a round."""
+    differing = sum(row["differing"] for row in summary(ours, other).values())
+    return ratio(*([outcome.total for outcome in way] for way in (ours, other))) | {"differing": differing}
+
+
+def summary(ours: Sequence[Outcome], other: Sequence[Outcome]) -> dict[str, Any]:
     """By column: the ratio, how many images are right, and the most flags in which both ways differ in a round."""
     columns = {}
     for name in protocols.COLUMNS[BUNDLE]:
+        rounds = zip(ours, other, strict=True)
         differing = max(sum(map(operator.ne, *(way.correct[name] for way in both))) for both in rounds)
-        seconds = ([way.seconds[name] for way in both] for both in zip(*rounds, strict=True))
-        columns[name] = ratio(*seconds) | {"correct": sum(rounds[0][0].correct[name]), "differing": differing}
+        seconds = ([outcome.seconds[name] for outcome in way] for way in (ours, other))
+        columns[name] = ratio(*seconds) | {"correct": sum(ours[0].correct[name]), "differing": differing}
     return columns
 
 
 def show(result: Mapping[str, Any]) -> None:
     """Print the result as a table."""
-    machine, whole = result["environment"], result["ratios"]["whole"]
-    print(f"{result['subject']}; {result['images']} images, eps {result['eps']:g}; {whole['n']} rounds, medians")
+    machine, rows = result["environment"], {**result["columns"], **result["ratios"]}
+    print(
+        f"{result['subject']}; {result['images']} images, eps {result['eps']:g}; {rows['whole']['n']} rounds, medians"
+    )
     print(f"{machine['device']}, {result['threads']} threads, torch {machine['versions']['torch']}")
-    print(f"{'column':12}{'ours s':>9}{'other s':>9}{'ratio':>7}  {'least-largest':14}{'differing flags'}")
-    for name, row in [*result["columns"].items(), ("whole", whole)]:
+    print(f"{'':28}{'ours s':>9}{'other s':>9}{'ratio':>7}  {'least-largest':14}{'differing flags'}")
+    for name, row in rows.items():
         spread = "-".join(f"{ratio:.2f}" for ratio in row["spread"])
-        flags = row.get("differing", "")
-        print(f"{name:12}{row['ours']:9.2f}{row['other']:9.2f}{row['ratio']:7.2f}  {spread:14}{flags}")
+        print(f"{name:28}{row['ours']:9.2f}{row['other']:9.2f}{row['ratio']:7.2f}  {spread:14}{row['differing']}")
 
 
 if __name__ == "__main__":

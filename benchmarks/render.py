@@ -79,8 +79,8 @@ def evaluation() -> str:
     """Ratios by column."""
     parts = []
     for result in read("evaluation*.json"):
-        rows = [*result["columns"].items(), ("whole", result["ratios"]["whole"])]
-        cells = ([name, *factor(row), row.get("differing", "")] for name, row in rows)
+        rows = [*result["columns"].items(), *result["ratios"].items()]
+        cells = ([name, *factor(row), row["differing"]] for name, row in rows)
         subject = f"{result['subject']}, {result['images']} images."
         parts += [table(("column", *FACTOR, "differing flags"), cells), f"{subject} {measured(result)}"]
     return "\n\n".join(parts)

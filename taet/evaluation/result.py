@@ -68,7 +68,8 @@ class Column:
     """(N,), of an attack that looks for the nearest example: norm of the perturbation, 0 where the image was
     misclassified before, nan where the attack failed; None of other attacks."""
     roc_auc: Floats32 | None = None
-    """(C, C): how well the score of class j tells it from class k (`metrics.pairwise_auc`); None where not measured."""
+    """(C, C): how well the score of class j tells it from class k (`metrics.pairwise_auc`); None where not measured,
+    as of more than `metrics.PAIRED_CLASSES` classes."""
     curve: str = ""
     """The curve for which alone this was measured, one of `CURVES`; empty for an attack that tables show."""
 

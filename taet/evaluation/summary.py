@@ -40,8 +40,6 @@ class Summary:
     group_intervals: dict[str, Interval]
     worst_class: tuple[int, float]
     """(label, recall) of the class with the lowest recall."""
-    confusion: Ints
-    """(C, C), rows true, columns predicted."""
     flip_rate: float
     """Share of all images that are answered otherwise than clean; like the next three nan without a clean column."""
     class_flip_rate: Floats
@@ -70,8 +68,8 @@ class Summary:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the confusion matrix as plain lists and numbers, None for nan."""
-        return {name: plain(value) for name, value in vars(self).items() if name != "confusion"}
+        """Return plain lists and numbers, None for nan."""
+        return {name: plain(value) for name, value in vars(self).items()}
 
 
 def summarise(
@@ -102,7 +100,6 @@ def summarise(
         groups=metrics.group_accuracy(correct, total, groups),
         group_intervals={name: metrics.balanced_interval(correct[of], total[of]) for name, of in groups.items()},
         worst_class=metrics.worst_class(correct, total),
-        confusion=metrics.confusion_matrix(labels, column.predictions, num_classes),
         flip_rate=flip_rate,
         class_flip_rate=class_flip_rate,
         natural_error=natural,

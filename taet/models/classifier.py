@@ -40,7 +40,14 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Penultimate features (N, D) of images (N, C, H, W) in [0, 1]."""
-        features: Tensor = self.body((x - self.mean) / self.std)
+        mean, std = self.mean, self.std
+        if x.is_contiguous(memory_format=torch.channels_last):
+            # With rows of numbers instead of one per channel a CPU takes a sixth of the time in this layout.
+            mean, std = (
+                value.expand(-1, -1, 1, x.shape[3]).contiguous(memory_format=torch.channels_last)
+                for value in (mean, std)
+            )
+        features: Tensor = self.body((x - mean) / std)
         return features
 
     def classify(self, features: Tensor) -> Tensor:

@@ -134,6 +134,13 @@ class Measured:
         found = self.summaries.get(attack, ())
         return float(metrics.mean_and_standard_error([summary.balanced for summary in found])[0])
 
+    def confusion(self, attack: AttackKey) -> metrics.Ints:
+        """(C, C), images by true class (rows) and predicted class under an attack, all seeds together."""
+        of = self.columns[attack]
+        each = (metrics.confusion_matrix(card.labels, column.predictions, card.num_classes) for card, column in of)
+        total: metrics.Ints = np.sum([*each], axis=0)
+        return total
+
     def of_threat(self) -> list[AttackKey]:
         """The attacks that had to stay in the ball that the cards are about."""
 

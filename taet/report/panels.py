@@ -81,11 +81,12 @@ def class_dots(runs: Sequence[Measured], attacks: Sequence[AttackKey], anchor: s
 
 
 def confusions(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> tuple[tuple[str, tuple[Panel, ...]], ...]:
-    """Confusion matrices under each attack, all seeds of a series together."""
+    """Confusion matrices under each attack, all seeds of a series together; none of very many classes."""
+    if any(len(run.series.data.class_names) > metrics.PAIRED_CLASSES for run in runs):
+        return ()
 
     def matrix(run: Measured, attack: AttackKey, number: int) -> Panel:
-        total = np.sum([summary.confusion for summary in run.summaries[attack]], axis=0)
-        return figures.confusion(run.series, total, f"{run.series.anchor}-confusion-{number}")
+        return figures.confusion(run.series, run.confusion(attack), f"{run.series.anchor}-confusion-{number}")
 
     return tuple(
         (under(attack), tuple(matrix(run, attack, number) for run in runs if attack in run.summaries))

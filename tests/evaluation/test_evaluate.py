@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import taet
-from taet import config
+from taet import config, metrics
 from taet.attacks import fgsm
 from taet.errors import UserError
 from taet.evaluation import ResultCard
@@ -327,3 +328,13 @@ def test_a_run_folder_gets_its_card_and_its_examples(tmp_path: Path) -> None:
     assert other.data["train_class_counts"] == card.data["train_class_counts"]
     assert ResultCard.load(tmp_path / "other" / "evaluation.json").to_json() == other.to_json()
     assert ResultCard.load(folder / "evaluation.json").to_json() == card.to_json()
+
+
+@pytest.mark.parametrize(("most", "measured"), [(4, True), (3, False)])
+def test_of_very_many_classes_nothing_is_kept_for_every_pair(
+    most: int, measured: bool, evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "PAIRED_CLASSES", most)
+    card = evaluated("clean")
+    assert (card.column("clean").roc_auc is not None) == measured
+    assert math.isnan(card.summary("clean").roc_auc) != measured

@@ -84,8 +84,6 @@ def test_summary_is_computed_from_the_masks() -> None:
     assert summary.worst_class == (2, 0.0)
     assert np.isnan(summary.per_class[3])
     assert summary.groups["head"] == pytest.approx(3 / 5)
-    assert summary.confusion.sum() == 10
-    assert summary.confusion[0].tolist() == [3, 2, 0, 0]
     assert summary.flip_rate == 0.4
     np.testing.assert_allclose(summary.class_flip_rate, [1 / 5, 2 / 3, 1 / 2, np.nan])
     np.testing.assert_allclose(summary.natural_error, [1 / 5, 0, 1 / 2, np.nan])

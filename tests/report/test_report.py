@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taet import report
+from taet import metrics, report
 from taet.errors import UserError
 from taet.evaluation.result import ResultCard
 from taet.report import figures, measured, panels, read, series
@@ -100,6 +100,18 @@ def test_every_part_is_there(page: Page) -> None:
     expected += ["taet: adversarial stage", "drawn only, never used to choose anything", "perturbation × 15"]
     expected += ["class nine has 9 test images.", "taet evaluate runs/taet", "ab" * 32, f"{10:064x}", "bcl", "rcel"]
     assert [words for words in expected if words not in page.text] == []
+
+
+def test_a_picture_has_a_pixel_for_every_pair_of_classes_or_is_not_drawn(
+    page: Page, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "more classes than a picture can show"
+    assert words not in page.text
+    monkeypatch.setattr(metrics, "PAIRED_CLASSES", 9)
+    other = Page(report.write(runs[:1], tmp_path / "report.html"))
+    assert words in other.text
+    assert "confusion matrix, per cent" in page.source
+    assert "confusion matrix, per cent" not in other.source
 
 
 def test_the_numbers_of_the_tables_are_those_of_the_cards(page: Page, runs: list[Path]) -> None:

@@ -1,0 +1,31 @@
+"""What `taet train` says before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taet.cli.train import introduction
+from taet.config import Run
+from taet.methods.harl import Harl
+from taet.training.trainer import Trainer
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "warned"),
+    [
+        ("harl", {"training.batch_size": 4}, True),
+        ("taet", {"training.batch_size": 4}, True),
+        ("harl", {"training.batch_size": 32}, False),  # holds most of the ten classes
+        ("harl", {"training.batch_size": 4, "settings": Harl.Config(absent="skip")}, False),
+        ("at", {"training.batch_size": 4}, False),
+    ],
+)
+def test_a_batch_that_misses_most_classes_is_told_where_the_loss_counts_them_as_zero(
+    method: str, settings: dict[str, Any], warned: bool, tiny: Callable[..., Run], tmp_path: Path
+) -> None:
+    trainer = Trainer(tiny(method, settings), tmp_path, model=None, dataset=None, progress=None)
+    assert ("a batch of 4 misses 7 of 10 classes on average" in introduction(trainer, [])) == warned
