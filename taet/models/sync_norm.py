@@ -151,12 +151,10 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     dims, channels = _dims(x), x.shape[1]
     values = x.to(torch.promote_types(x.dtype, torch.float32))
-    number = x.numel() // channels
-    if number:
-        variance, mean = torch.var_mean(values, dims, correction=0)
-    else:  # of nothing, what is added to the others
-        variance = mean = values.sum(dims)
-    squares = number * variance
+    number = x.numel() // channels  # may be 0
+    # Two sums, because torch.var_mean over these dimensions takes fifteen times as long on a CPU.
+    mean = values.sum(dims) / max(number, 1)
+    squares = (values - mean.view(_shape(x))).square_().sum(dims)
     shares = values.new_zeros(world_size(), 2 * channels + 1)
     shares[rank()] = torch.cat([mean, squares, mean.new_full((1,), number)])
     dist.all_reduce(shares)  # zeros where other processes fill in theirs
