@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from taet import methods, metrics, registry
 from taet.evaluation import ResultCard, Summary
+from taet.evaluation.paired import compare_runs
 from taet.experiments import cost_tables
 
 HERE = Path(__file__).parent
@@ -29,11 +31,13 @@ README = HERE.parent / "README.md"
 EVALUATION = HERE.parent / "docs" / "evaluation.md"
 MODELS = HERE.parent / "docs" / "models.md"
 COST = HERE.parent / "docs" / "cost.md"
-PAGES = (README, EVALUATION, MODELS, COST, HERE / "README.md")
+SPEED = HERE.parent / "docs" / "speed.md"
+PAGES = (README, EVALUATION, MODELS, COST, SPEED, HERE / "README.md")
 # The README has the comparisons of all methods without their variants, and of their columns these.
 # What attacks of one name say in different papers' sense belongs to the page about attacks.
 ATTACKS = ("cifar10-lt-attacks", "digits-lt-attacks")
 TRANSFORMERS = ("digits-lt-vit",)
+PRECISIONS = ("cifar10-lt-precision", "digits-lt-precision")  # of training: rows NAME-float32 beside NAME-bf16
 BY_CLASS = ("ham10000",)  # real imbalance, where each class is somebody's disease
 FRONT, FRONT_COLUMNS = ("digits-lt-methods", "cifar10-lt-methods"), ("clean", "pgd-20", "autoattack")
 
@@ -160,6 +164,29 @@ def class_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def precision_table(folder: Path) -> str:
+    """Balanced accuracy of models trained in bf16 beside those in float32: means, how the seeds scatter, difference."""
+    heads = ("method", "attack", "n", "float32 (deviation of seeds)", "bf16 (deviation of seeds)", "difference, 95 %")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name in sorted(path.name.removesuffix("-bf16-seed0.json") for path in folder.glob("*-bf16-seed0.json")):
+        wide, narrow = (
+            [ResultCard.load(path) for path in sorted(folder.glob(f"{name}-{precision}-seed*.json"))]
+            for precision in ("float32", "bf16")
+        )
+        for attack in (column.name for column in wide[0].columns):
+            found = compare_runs(narrow, wide, attack)
+            ends = f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+            cells = (wide[0].title, attack, str(found.runs), scatter(wide, attack), scatter(narrow, attack), ends)
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def scatter(cards: Sequence[ResultCard], attack: str) -> str:
+    """Mean balanced accuracy of runs with several seeds, and their sample standard deviation, in per cent."""
+    values = [100 * card.summary(attack).balanced for card in cards]
+    return f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})"
+
+
 def cost_model() -> list[str]:
     """The tables of the measured cost model, as `taet cost` prints them."""
     found = json.loads((HERE / "cost-model.json").read_text(encoding="utf-8"))
@@ -172,6 +199,8 @@ def cost_model() -> list[str]:
 
 def section(folder: str, texts: Mapping[str, str]) -> str:
     """A folder's text, its table, and that by class where it has one."""
+    if folder in PRECISIONS:
+        return f"{texts[folder]}\n\n{precision_table(HERE / folder)}"
     parts = [texts[folder], table(HERE / folder)]
     return "\n\n".join([*parts, class_table(HERE / folder)] if folder in BY_CLASS else parts)
 
@@ -187,6 +216,8 @@ def tables(page: Path) -> str:
         parts = [section(name, short) for name in ATTACKS]
     elif page == MODELS:
         parts = [section(name, texts) for name in TRANSFORMERS]
+    elif page == SPEED:
+        parts = [section(name, short) for name in PRECISIONS]
     elif page == COST:
         parts = cost_model()
     else:

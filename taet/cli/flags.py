@@ -117,7 +117,7 @@ def _given(option: str, words: Sequence[str]) -> str:
 
 
 def _form(option: str, metavar: str) -> str:
-    """What tyro calls INT, {None}|FLOAT or {INT INT}, in words."""
+    """What tyro calls INT, {None}|FLOAT, INT|{auto} or {INT INT}, in words."""
     kinds = re.findall("INT|FLOAT", metavar)
     noun = "number" if "FLOAT" in kinds else "whole number"
     if not kinds:
@@ -126,7 +126,9 @@ def _form(option: str, metavar: str) -> str:
         return f"{noun}s"
     if len(kinds) > 1:
         return f"{'two' if len(kinds) == 2 else len(kinds)} {noun}s"
-    return f"a {noun}, e.g. 8/255" if BALL_FLAG.fullmatch(option) else f"a {noun}"
+    words = [word for group in re.findall(r"\{([a-z,]+)\}", metavar) for word in group.split(",")]
+    example = ", e.g. 8/255" if BALL_FLAG.fullmatch(option) else ""
+    return " or ".join([f"a {noun}{example}", *words])
 
 
 def _unknown_option(option: str, near: str | None, kind: type, prog: str) -> str:

@@ -153,6 +153,7 @@ def test_what_is_no_duration(text: str) -> None:
         ("compare", "is missing"),
         ("compare no.toml", "specification no.toml: cannot be read"),
         ("compare two.toml --jobs 0", "jobs: got 0; allowed: 1 or more, or auto"),
+        ("compare two.toml --jobs x", "--jobs: got 'x'; allowed: a whole number or auto"),
         ("compare two.toml --part 3", "part: got '3'; allowed: K/N with K from 1 to N, e.g. 3/16"),
         ("compare two.toml --part 3/2", "part: got 3/2; allowed: K/N with K from 1 to N, e.g. 3/16"),
         ("compare two.toml --merge --part 1/2", "--merge runs nothing: got --part as well"),
