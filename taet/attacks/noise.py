@@ -26,7 +26,9 @@ class Source:
         return torch.empty((self.total or len(like), *like.shape[1:]), dtype=like.dtype, device=like.device)
 
     def _share(self, drawn: Tensor, like: Tensor) -> Tensor:
-        return drawn[self.begin : self.begin + len(like)]
+        mine = drawn[self.begin : self.begin + len(like)]
+        # In the layout of `like`, once: every operation on two layouts is several times as slow on a CPU.
+        return mine if mine.stride() == like.stride() else torch.empty_like(like).copy_(mine)
 
     def normal(self, like: Tensor) -> Tensor:
         """N(0, 1) in the shape (N, ...) and type of `like`."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from taet.distributed import gather, rank, world_size
+from taet.distributed import gather, rank, unless_one_ends, world_size
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -55,7 +55,9 @@ def run_units(
 
     processes = world_size()
     mine = [(key(number), unit(number)) for number in range(rank(), count, processes)]
-    done = {name: arrays for share in gather(mine) for name, arrays in share}
+    with unless_one_ends("; finished batches are kept" if state is not None else ""):
+        shares = gather(mine)
+    done = {name: arrays for share in shares for name, arrays in share}
     if done.keys() != {key(number) for number in range(count)}:
         raise RuntimeError("processes that share work were asked for different units")
     return [done[key(number)] for number in range(count)]

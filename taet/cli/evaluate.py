@@ -12,10 +12,11 @@ import torch
 import tyro
 
 from taet.cli import flags
-from taet.cli.processes import together
+from taet.cli.processes import number_of, side_by_side, together
 from taet.cli.progress import progress
 from taet.config import Data, Evaluation
 from taet.data import Dataset, load
+from taet.distributed import started_together
 from taet.errors import UserError
 from taet.evaluation import evaluate
 from taet.evaluation.attack import check_attacks
@@ -29,7 +30,7 @@ EXAMPLES = (
     "taet evaluate runs/x --attacks reat --curves steps eps",
     "taet evaluate runs/x --weights model-best --eps 4/255 --json",
     "taet evaluate --model torchvision:resnet18 --weights net.pt --data cifar10-lt --normalize cifar10",
-    "torchrun --nproc-per-node 2 -m taet evaluate runs/x",
+    "taet evaluate runs/x --processes auto",
     "taet evaluate --model mynets.wide:build --weights net.safetensors --data npz:test.npz --out runs/wide",
 )
 DESCRIPTION = """Attack a finished run and write its result card, RUN/evaluation.json; an evaluation that was
@@ -44,6 +45,15 @@ torchvision:NAME, timm:NAME, a name of taet list models, or a run folder, whose 
 own. A file of weights never runs code: it is .safetensors, or
 what torch.save wrote of tensors alone; a key that they lie under, such as state_dict, and a prefix of all their names,
 such as module., are found by themselves. --model and --data are short for --model.name and --data.name."""
+
+
+Processes = Annotated[
+    int | Literal["auto"],
+    tyro.conf.arg(
+        help="Processes of this machine that share the batches; every flag is that of one. auto: one per GPU, or, "
+        "without one, per core, which is faster than one process with all cores."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +102,7 @@ class RunFlags:
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
     weights: Literal["model", "model-last", "model-best"] = "model"
     """What the run delivers, its last epoch, or its best one."""
+    processes: Processes = 1
     json: bool = False
     """Print the result card instead of a table."""
 
@@ -106,18 +117,26 @@ class ModelFlags:
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
     out: Path | None = None
     """Folder of the card. Not given: runs/evaluate-NAME."""
+    processes: Processes = 1
     json: bool = False
     """Print the result card instead of a table."""
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> int:
     """Attack a run or a model and print its card."""
-    parsed, command = read(arguments), shlex.join(["taet", "evaluate", *arguments])
+    parsed = read(arguments)
+    words = [*arguments]
+    flags.take(words, "--processes")
+    count = number_of(parsed.processes, parsed.settings.device)
+    if count > 1 and not started_together():
+        return side_by_side(count, ["evaluate", *words])
+    command = shlex.join(["taet", "evaluate", *words])
     with together(parsed.settings.device):
         if isinstance(parsed, ModelFlags):
             of_model(parsed, command)
         else:
             of_run(parsed, command)
+    return 0
 
 
 def read(arguments: list[str]) -> RunFlags | ModelFlags:

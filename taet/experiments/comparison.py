@@ -25,6 +25,7 @@ from taet.experiments.parts import gather, share
 from taet.experiments.specification import Specification, parse, read
 from taet.files import write_json
 from taet.report import write
+from taet.training.environment import cores
 from taet.training.interruption import interruption
 
 SCHEMA = 1
@@ -145,7 +146,7 @@ def compare(
     planned = cells(wanted, place) if part is None else share(cells(wanted, place), *part)
     gpus = devices(os.environ.get("CUDA_VISIBLE_DEVICES"), _gpu_count())
     side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
-    threads = max(1, _cores() // side_by_side)
+    threads = max(1, cores() // side_by_side)
     if dry_run:
         return Comparison(wanted.title, place, _outcomes(planned, {}, threads))
     _make(place / "logs")
@@ -181,7 +182,7 @@ def merge(
         raise UserError(f"merge: {place} holds no runs; allowed: a folder that a comparison was begun in")
     gather(planned, [Path(folder) for folder in folders], say or (lambda _: None))
     _make(place)
-    result = Comparison(wanted.title, place, _outcomes(planned, {}, _cores()))
+    result = Comparison(wanted.title, place, _outcomes(planned, {}, cores()))
     write_json(place / "comparison.json", result.to_json())
     return replace(result, report=_report(result))
 
@@ -203,11 +204,6 @@ def _specification(given: Specification | Mapping[str, Any] | str | os.PathLike[
     if isinstance(given, Specification):
         return given
     return parse(given) if isinstance(given, Mapping) else read(Path(given))
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpu_count() -> int:

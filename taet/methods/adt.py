@@ -132,7 +132,7 @@ class AdversarialDistributionalTraining(Method):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         if self.config.variant == "exp":
-            mean, rho = self._fit(model, x, y, attack)
+            mean, rho = self._fit(model, x, y, attack).chunk(2)
             directions, _ = tanh_gaussian(mean, rho, attack.source.normal(x))
             return Adversarial(moved(x, attack.eps, directions))
         first = mean_gradient(model, x, y)
@@ -163,16 +163,17 @@ class AdversarialDistributionalTraining(Method):
             optimizer.step()
 
     def _fit(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
-        """Mu and rho, (2, N, C, H, W): ascent on mean CE + lambda mean H, both over the global batch."""
+        """Mu and after it rho, (2N, C, H, W): ascent on mean CE + lambda mean H, both over the global batch."""
         count = global_sum(x.new_full((), len(x)))
         config, charge = self.config, self.entropy_weight / count
 
         def gradient(parameters: Tensor) -> Tensor:
+            mean, rho = parameters.detach().chunk(2)
             with torch.enable_grad():
-                parameters = parameters.detach().requires_grad_()
-                mean, sigma = parameters[0], functional.softplus(parameters[1])
+                rho.requires_grad_()
+                sigma = functional.softplus(rho)
                 widths = width_entropy(sigma).sum()
-            # What all draws share, from the parameters to mu, sigma and log sigma, is differentiated once for all.
+            # What all draws share, from rho to sigma and log sigma, is differentiated once for all.
             by_mean, by_sigma = torch.zeros_like(mean), torch.zeros_like(sigma)
             for _ in range(config.samples):
                 noise = attack.source.normal(x)
@@ -185,10 +186,10 @@ class AdversarialDistributionalTraining(Method):
                     (pull,) = torch.autograd.grad(objective, reach)
                 by_mean += pull
                 by_sigma.addcmul_(pull, noise)
-            whole = (by_mean, by_sigma, config.samples * charge)
-            return torch.autograd.grad((mean, sigma, widths), parameters, whole)[0]
+            (by_rho,) = torch.autograd.grad((sigma, widths), rho, (by_sigma, config.samples * charge))
+            return torch.cat([by_mean, by_rho])
 
-        start = full_precision(x.new_zeros(2, *x.shape))
+        start = full_precision(torch.zeros_like(torch.cat([x, x])))
         return ascend(gradient, start, config.steps, config.inner_lr, config.accumulate)
 
     def _generate(self, inputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,18 +237,23 @@ def tanh_gaussian(mean: Tensor, rho: Tensor, noise: Tensor) -> tuple[Tensor, Ten
     """
     sigma = functional.softplus(rho)
     directions = torch.tanh(mean + noise * sigma)
-    of_noise = noise.square().flatten(1).mean(1) / 2
+    of_noise = sample_mean(noise.square()) / 2
     return directions, of_noise + width_entropy(sigma) + tanh_entropy(directions)
 
 
 def width_entropy(sigma: Tensor) -> Tensor:
     """Share of sigma in that entropy, mean log sigma: (N, ...) -> (N,)."""
-    return (sigma + TINY).log().flatten(1).mean(1)
+    return sample_mean((sigma + TINY).log())
 
 
 def tanh_entropy(directions: Tensor) -> Tensor:
     """Share of the directions in it, mean log(1 - a^2): (N, ...) -> (N,)."""
-    return (1 - directions.square() + TINY).log().flatten(1).mean(1)
+    return sample_mean((1 - directions.square() + TINY).log())
+
+
+def sample_mean(values: Tensor) -> Tensor:
+    """Mean of each sample in any memory layout, (N, ...) -> (N,)."""
+    return values.mean([*range(1, values.ndim)])
 
 
 def negative_entropy_bound(codes: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ def test_a_cell_that_another_process_works_on_is_left_to_it(
 def test_the_cores_are_shared_among_the_jobs(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "_cores", lambda: 5)
+    monkeypatch.setattr(comparison, "cores", lambda: 5)
     compare(small | {"seeds": [0]}, tmp_path / "out", jobs=2)
     train, evaluate = processes()
     assert train["words"][train["words"].index("--threads") + 1] == "2"
@@ -187,7 +187,7 @@ def test_cells_are_spread_over_the_gpus_and_keep_theirs(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     monkeypatch.setattr(comparison, "_gpu_count", lambda: 2)
-    monkeypatch.setattr(comparison, "_cores", lambda: 6)
+    monkeypatch.setattr(comparison, "cores", lambda: 6)
     said: list[str] = []
     compare(small | {"seeds": [0, 1, 2, 3]}, tmp_path / "out", jobs="auto", say=said.append)
     assert "; 2 side by side on GPU GPU-a, GPU-b; logs in " in said[0]
@@ -214,7 +214,7 @@ def test_without_a_gpu_nothing_is_hidden_and_auto_is_one(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", where)
     monkeypatch.setattr(comparison, "_gpu_count", lambda: 0)
-    monkeypatch.setattr(comparison, "_cores", lambda: 6)
+    monkeypatch.setattr(comparison, "cores", lambda: 6)
     said: list[str] = []
     compare(small | {"seeds": [0, 1]}, tmp_path / "out", jobs="auto", say=said.append)
     assert {(call["gpu"], call["threads"]) for call in processes()} == {(where, "6")}

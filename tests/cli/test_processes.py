@@ -1,0 +1,117 @@
+"""`taet evaluate --processes`: they share the batches, speak as one, and end together."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taet.evaluation import ResultCard
+
+TIMEOUT = 120
+SMALL = ("--eps", "0.02", "--batch-size", "16")
+WORDS = ("--attacks", "fgsm", "pgd-3", "autoattack-10", *SMALL)
+LONG = ("--attacks", "autoattack", *SMALL)
+
+
+@pytest.fixture
+def folder(finished: Any, tmp_path: Path) -> Path:
+    """A copy of a finished run that nobody has attacked."""
+    return Path(shutil.copytree(finished.folder, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation*")))
+
+
+@pytest.fixture
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Start `taet evaluate ... --processes 2`."""
+
+    def run(*words: str | Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "taet", "evaluate", *map(str, words), "--processes", "2"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return run
+
+
+def at_work(process: subprocess.Popen[str], folder: Path) -> None:
+    """Wait until some batches are done."""
+    deadline = time.monotonic() + TIMEOUT
+    while not any(folder.glob("evaluation-state/autoattack-*/*.npz")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_two_processes_give_the_card_of_one_and_print_it_once(
+    folder: Path, start: Callable[..., subprocess.Popen[str]], taet: Any, tmp_path: Path
+) -> None:
+    alone = Path(shutil.copytree(folder, tmp_path / "alone"))
+    out, err = (process := start(folder, *WORDS)).communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    outcome = taet("evaluate", alone, *WORDS)
+    assert out == outcome.out.replace(str(alone), str(folder))
+    card, expected = (ResultCard.load(place) for place in (folder, alone))
+    assert card.command == expected.command.replace(str(alone), str(folder))
+    for column, wanted in zip(card.columns, expected.columns, strict=True):
+        assert (column.predictions == wanted.predictions).all()
+        assert (column.forwards, column.backwards) == (wanted.forwards, wanted.backwards)
+
+
+def test_a_mistake_is_one_line_and_exit_status_2(folder: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    (folder / "model.safetensors").write_bytes(b"x" * 100)
+    out, err = (process := start(folder, *WORDS)).communicate(timeout=TIMEOUT)
+    assert (process.returncode, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("taet: error: ")
+    assert "model.safetensors" in line
+
+
+def test_ctrl_c_ends_all_with_one_line_and_what_was_done_is_kept(
+    folder: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start(folder, *LONG)
+    at_work(process, folder)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "taet: interrupted; what was done so far is saved"
+    assert "Traceback" not in err
+    assert any(folder.glob("evaluation-state/autoattack-*/*.npz"))
+    assert not (folder / "evaluation.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
+def test_a_process_that_dies_ends_the_others_with_one_line(
+    folder: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start(folder, *LONG)
+    at_work(process, folder)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("taet: ")]
+    assert line.startswith("taet: error: another process of this job has ended (")
+    assert line.endswith("); finished batches are kept")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("0", "processes: got 0; allowed: 1 or more, or auto"),
+        ("x", "--processes: got 'x'; allowed: a whole number or auto; see taet evaluate --help"),
+    ],
+)
+def test_a_number_of_processes_that_cannot_be(given: str, message: str, taet: Any, folder: Path) -> None:
+    outcome = taet("evaluate", folder, "--processes", given)
+    assert (outcome.code, outcome.err.strip()) == (2, f"taet: error: {message}")
