@@ -24,7 +24,7 @@ COMMANDS = (
     "training.py --model resnet18 --rounds 5",
     "training.py --model resnet8 --rounds 5 --steps 8",
     "losses.py",
-    "evaluation.py --images 100 --rounds 3",
+    "evaluation.py --images 100 --batch-size 25 --rounds 3",
     "scaling.py --quick",
 )
 FALL = 0.15  # of a ratio, that is reported
