@@ -20,7 +20,6 @@ import argparse
 import multiprocessing
 import operator
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyautoattack
 import torch
+import torch.distributed as dist
 from common import alternate, answer, arguments, asked, processes, ratio, record
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -145,10 +145,11 @@ def measure(way: str, of: Subject, threads: int) -> None:
 
 def share(of: Subject, count: int) -> None:
     """Evaluate as `count` processes of one thread, of which this is the first; they meet as under torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(count))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE=str(count))
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     spawn = multiprocessing.get_context("spawn")
     for number in range(1, count):
         spawn.Process(target=evaluate_together, args=(of, number), daemon=True).start()

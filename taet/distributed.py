@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -57,7 +57,7 @@ def joined(device_type: str) -> Iterator[None]:
 
 
 def started_together() -> bool:
-    """Did torchrun start this process beside others?"""
+    """Did torchrun, or `taet.cli.processes.run_together`, start this process beside others?"""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ
     return not alone and dist.is_available()
 
@@ -86,8 +86,9 @@ def leave(status: int) -> NoReturn:
     The threads of gloo may still hold tensors of that sum. Giving them back while Python shuts down aborts the process
     (pytorch/pytorch#179291), and waiting for them may take for ever.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # its reader may have gone
+            stream.flush()
     os._exit(status)
 
 

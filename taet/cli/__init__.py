@@ -29,6 +29,9 @@ EPILOG = """Every command has --help with examples and --debug, which shows the 
 Exit status: 0 done, 1 a cell of a comparison failed, 2 a mistake in the call (one line says which), 130 interrupted
 with everything so far saved."""
 
+STARTED_TOGETHER = "TAET_STARTED_TOGETHER"
+"""Environment variable of processes that share the work of one command, which started them."""
+
 
 def help_text() -> str:
     """What `taet --help` prints."""
@@ -52,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"taet: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ntaet: interrupted; what was done so far is saved", file=sys.stderr)
+        if STARTED_TOGETHER not in os.environ:  # else the process that started it tells
+            print("\ntaet: interrupted; what was done so far is saved", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, e.g. `taet list methods | head`
         _drop_output()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ import torch
 import tyro
 
 from taet.cli import flags
-from taet.cli.processes import number_of, side_by_side, together
+from taet.cli.processes import number_of, run_together, together
 from taet.cli.progress import progress
 from taet.config import Data, Evaluation
 from taet.data import Dataset, load
@@ -51,7 +52,7 @@ Processes = Annotated[
     int | Literal["auto"],
     tyro.conf.arg(
         help="Processes of this machine that share the batches; every flag is that of one. auto: one per GPU, or, "
-        "without one, per core, which is faster than one process with all cores."
+        "without one, per core, which is faster than one process with all cores where there are as many batches."
     ),
 ]
 
@@ -128,8 +129,10 @@ def run(arguments: list[str]) -> int:
     words = [*arguments]
     flags.take(words, "--processes")
     count = number_of(parsed.processes, parsed.settings.device)
-    if count > 1 and not started_together():
-        return side_by_side(count, ["evaluate", *words])
+    if count > 1 and started_together():
+        raise UserError(f"processes: got {parsed.processes} in one of several processes; allowed: without torchrun")
+    if count > 1:
+        return run_together(count, ["evaluate", *words, *(["--debug"] if "--debug" in sys.argv else [])])
     command = shlex.join(["taet", "evaluate", *words])
     with together(parsed.settings.device):
         if isinstance(parsed, ModelFlags):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -73,7 +74,8 @@ def expected_absent_classes(class_counts: Sequence[int], batch_size: int) -> flo
     total = sum(class_counts)
     if not 0 <= batch_size <= total:
         raise UserError(f"batch size: got {batch_size}; allowed: 0 to {total}, the images")
-    return sum(math.comb(total - count, batch_size) for count in class_counts) / math.comb(total, batch_size)
+    absent = sum(classes * math.comb(total - count, batch_size) for count, classes in Counter(class_counts).items())
+    return absent / math.comb(total, batch_size)
 
 
 def largest_max_count(available: Sequence[int], imbalance_ratio: float, profile: str = "exponential") -> int:

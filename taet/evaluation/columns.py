@@ -70,7 +70,8 @@ def attack_split(
         for place, number in enumerate(order):
             attack, there = attacks[number], [*columns.values(), *known]
             meter.begin(place)
-            columns[number] = among(there, attack) or bench.run(attack, there, bench.units(attack, state_dir), meter)
+            found = among([column for column in there if bench.whole(column)], attack)
+            columns[number] = found or bench.run(attack, there, bench.units(attack, state_dir), meter)
             if attack.kind == "clean":
                 meter.correct = int(columns[number].correct.sum())
     return tuple(columns[number] for number in range(len(attacks)))
@@ -80,8 +81,7 @@ def among(columns: Sequence[Column], attack: Attack) -> Column | None:
     """Return the column that holds this attack with these settings, if there is one."""
     for column in columns:
         same = (column.name, column.norm, column.eps) == (attack.name, attack.norm, attack.eps)
-        old = attack.kind == "clean" and column.roc_auc is None  # from a card without one, which one pass makes
-        if same and not old and attack.parameters.items() <= column.parameters.items():
+        if same and attack.parameters.items() <= column.parameters.items():
             # What was measured for a curve alone is asked for by name now, or the other way round.
             return replace(column, curve=attack.curve and column.curve)
     return None
@@ -168,6 +168,15 @@ class Bench:
         with frozen(self.model), exact_float32(self.device.type), torch.random.fork_rng(every_gpu):
             yield
 
+    def whole(self, column: Column) -> bool:
+        """Has a column all that is measured now? Clean ones of old cards lack the areas, which one pass makes."""
+        return column.name != "clean" or column.roc_auc is not None or not self.pairs
+
+    @property
+    def pairs(self) -> bool:
+        """Is something kept for every pair of classes? Of very many it would be nearly all of the card."""
+        return self.num_classes <= metrics.PAIRED_CLASSES
+
     @cached_property
     def identity(self) -> str:
         """Hash of the model's layers, weights and first answers, the images, the labels, and the software."""
@@ -252,8 +261,7 @@ class Bench:
         clean = next((column.predictions for column in there if column.name == "clean"), None)
         every = np.arange(len(self.labels))
         result = self.attack(attack, every, clean, units, progress)
-        # Of very many classes the pairs are not measured: they would be nearly all of the card.
-        scores = result.scores if self.num_classes <= metrics.PAIRED_CLASSES else None
+        scores = result.scores if self.pairs else None
         return Column(
             name=attack.name,
             norm=attack.norm,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
 from taet.errors import UserError
 from taet.losses.long_tail import cross_entropy
@@ -124,7 +125,7 @@ def _on(x: Tensor) -> str:
 
 def nonfinite(values: Tensor) -> Tensor:
     """For which of N images (N, ...) holds something infinite or nan, (N,)."""
-    return ~values.isfinite().flatten(1).all(1)
+    return ~finite(values)
 
 
 def difference(first: Tensor, second: Tensor) -> float:

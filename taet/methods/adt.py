@@ -163,7 +163,7 @@ class AdversarialDistributionalTraining(Method):
             optimizer.step()
 
     def _fit(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
-        """Mu and after it rho, (2N, C, H, W): ascent on mean CE + lambda mean H, both over the global batch."""
+        """The mu of all images, then their rho, (2N, C, H, W): ascent on mean CE + lambda mean H of the global batch."""
         count = global_sum(x.new_full((), len(x)))
         config, charge = self.config, self.entropy_weight / count
 
@@ -189,7 +189,7 @@ class AdversarialDistributionalTraining(Method):
             (by_rho,) = torch.autograd.grad((sigma, widths), rho, (by_sigma, config.samples * charge))
             return torch.cat([by_mean, by_rho])
 
-        start = full_precision(torch.zeros_like(torch.cat([x, x])))
+        start = full_precision(torch.zeros_like(torch.cat([x, x])))  # in the memory layout of x
         return ascend(gradient, start, config.steps, config.inner_lr, config.accumulate)
 
     def _generate(self, inputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from taet.attacks.ball import choose, distance, draw_noise, frozen, lengths, project, unit, verify
+from taet.attacks.ball import choose, distance, draw_noise, finite, frozen, lengths, project, unit, verify
 from taet.attacks.noise import Source
 from taet.config import check_radius
 from taet.errors import UserError
@@ -148,3 +148,27 @@ def test_a_radius_above_1_is_one_of_l2_only() -> None:
     for wrong in (-1.0, float("inf"), float("nan")):
         with pytest.raises(UserError, match=r"eps: got .*; allowed: 0 or more"):
             check_radius("eps", wrong, "l2")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_finite_is_known_of_each_sample_whatever_the_values_add_up_to(layout: torch.memory_format) -> None:
+    largest = torch.finfo(torch.float32).max
+    values = torch.full((6, 3, 4, 4), largest).contiguous(memory_format=layout)
+    values[1] *= -1
+    values[2, 1, 2, 3] = torch.inf
+    values[3, 0, 0, 0], values[3, 2, 3, 3] = torch.inf, -torch.inf
+    values[4, 2, 0, 1] = torch.nan
+    assert finite(values).tolist() == [True, True, False, False, False, True]
+    assert finite(values.flatten(1)).tolist() == [True, True, False, False, False, True]
+
+
+@pytest.mark.parametrize("draw", ["normal", "uniform"])
+def test_a_draw_has_the_layout_of_the_images_and_the_same_values_in_any(draw: str) -> None:
+    x = torch.zeros(4, 3, 5, 5)
+    spread = x.contiguous(memory_format=torch.channels_last)
+    first, second = (
+        getattr(Source(torch.Generator().manual_seed(5), begin=1, total=6), draw)(like) for like in (x, spread)
+    )
+    assert torch.equal(first, second)
+    assert first.is_contiguous()
+    assert second.is_contiguous(memory_format=torch.channels_last)

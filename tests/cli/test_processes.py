@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from taet.cli import processes
+from taet.errors import UserError
 from taet.evaluation import ResultCard
 
 TIMEOUT = 120
@@ -29,15 +32,32 @@ def folder(finished: Any, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Start `taet evaluate ... --processes 2`."""
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `taet evaluate ... --processes 2`; what still runs after the test is ended."""
+    started: list[subprocess.Popen[str]] = []
 
     def run(*words: str | Path) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "taet", "evaluate", *map(str, words), "--processes", "2"]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+        return started[-1]
 
-    return run
+    yield run
+    for process in started:
+        process.kill()  # the others end with it
+        process.communicate()
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Numbers of the processes that share the work."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(found) == 2
+    return list(map(int, found))
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
 
 
 def at_work(process: subprocess.Popen[str], folder: Path) -> None:
@@ -82,21 +102,37 @@ def test_ctrl_c_ends_all_with_one_line_and_what_was_done_is_kept(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == "taet: interrupted; what was done so far is saved"
+    assert [line for line in err.splitlines() if "taet: " in line] == [
+        "taet: interrupted; what was done so far is saved"
+    ]
     assert "Traceback" not in err
     assert any(folder.glob("evaluation-state/autoattack-*/*.npz"))
     assert not (folder / "evaluation.json").exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
+@linux
+def test_processes_whose_parent_is_killed_do_not_go_on(
+    folder: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start(folder, *LONG)
+    at_work(process, folder)
+    left = children(process)
+    process.kill()
+    process.communicate(timeout=TIMEOUT)  # ends when nobody holds its output any more
+    deadline = time.monotonic() + TIMEOUT
+    while any(Path(f"/proc/{number}").exists() for number in left):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not (folder / "evaluation.json").exists()
+
+
+@linux
 def test_a_process_that_dies_ends_the_others_with_one_line(
     folder: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = start(folder, *LONG)
     at_work(process, folder)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) == 2
-    os.kill(int(children[1]), signal.SIGKILL)
+    os.kill(children(process)[1], signal.SIGKILL)
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 2
     (line,) = [line for line in err.splitlines() if line.startswith("taet: ")]
@@ -115,3 +151,31 @@ def test_a_process_that_dies_ends_the_others_with_one_line(
 def test_a_number_of_processes_that_cannot_be(given: str, message: str, taet: Any, folder: Path) -> None:
     outcome = taet("evaluate", folder, "--processes", given)
     assert (outcome.code, outcome.err.strip()) == (2, f"taet: error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "count"), [("cpu", 0, 5), ("cuda", 3, 3), ("cuda:1", 3, 1), ("auto", 0, 5), ("auto", 3, 3)]
+)
+def test_one_process_per_gpu_or_core(device: str, gpus: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "cores", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    assert processes.number_of("auto", device) == count
+
+
+def test_one_gpu_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert processes.number_of(1, "cuda:1") == 1
+    with pytest.raises(UserError, match="processes: got 2 on cuda:1, which is one GPU"):
+        processes.number_of(2, "cuda:1")
+
+
+def test_one_of_several_processes_starts_no_others(taet: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    outcome = taet("evaluate", folder, "--processes", "2")
+    assert (outcome.code, outcome.err) == (
+        2,
+        "taet: error: processes: got 2 in one of several processes; allowed: without torchrun\n",
+    )

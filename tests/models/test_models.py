@@ -152,6 +152,17 @@ def test_logits_are_the_head_of_the_features_minus_the_offset(name: str) -> None
     assert "offset" in model.state_dict()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalising_gives_the_same_bits_in_any_layout_and_keeps_it(channels: int) -> None:
+    model = models.Classifier(nn.Identity(), nn.Identity(), 5, channels)
+    model.normalize_by([0.4, 0.5, 0.6][:channels], [0.2, 0.25, 0.7][:channels])
+    x = images((channels, 8, 6))
+    spread = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(model.features(x), model.features(spread))
+    assert model.features(spread).stride() == spread.stride()
+    assert model.features(x).stride() == x.stride()
+
+
 @every_kind
 def test_normalising_inside_is_normalising_outside(name: str) -> None:
     inside, outside = (models.build(name, 5, (3, 8, 8)).eval() for _ in range(2))
