@@ -163,7 +163,7 @@ class AdversarialDistributionalTraining(Method):
             optimizer.step()
 
     def _fit(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
-        """The mu of all images, then their rho, (2N, C, H, W): ascent on mean CE + lambda mean H of the global batch."""
+        """The mu of all images, then all rho, (2N, C, H, W): ascent on mean CE + lambda mean H of the global batch."""
         count = global_sum(x.new_full((), len(x)))
         config, charge = self.config, self.entropy_weight / count
 
