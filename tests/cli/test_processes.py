@@ -21,7 +21,7 @@ from taet.evaluation import ResultCard
 
 TIMEOUT = 120
 SMALL = ("--eps", "0.02", "--batch-size", "16")
-WORDS = ("--attacks", "fgsm", "pgd-3", "autoattack-10", *SMALL)
+WORDS = ("--attacks", "fgsm", "pgd-3", "cw-linf-5", *SMALL)
 LONG = ("--attacks", "autoattack", *SMALL)
 
 
