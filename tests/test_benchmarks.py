@@ -34,11 +34,13 @@ Load = Callable[[str], ModuleType]
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Import a benchmark as Python does that runs it: those beside it can be imported, and only meanwhile."""
-    before = set(sys.modules)
+    names = {path.stem for path in FOLDER.glob("*.py")}
+    others = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}  # such as results/render.py
     monkeypatch.syspath_prepend(str(FOLDER))
     yield __import__
-    for name in {path.stem for path in FOLDER.glob("*.py")} - before:
+    for name in names:
         sys.modules.pop(name, None)
+    sys.modules.update(others)
 
 
 def settings(training: ModuleType, **changes: Any) -> Any:
