@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from taet.data import Split
+from taet.data.loader import Loader
 from taet.files import write_json
 from taet.training.environment import environment
 
@@ -95,6 +97,19 @@ def record(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, result)
     return result
+
+
+def as_in_training(split: Split, batch_size: int) -> Loader:
+    """The batches of a split on the CPU as training draws them, cropped and mirrored."""
+    return Loader(
+        split,
+        batch_size=batch_size,
+        seed=0,
+        augment="crop-flip",
+        mirror=True,
+        channels_last=True,
+        device=torch.device("cpu"),
+    )
 
 
 def command() -> str:

@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyautoattack
 import torch
-import torch.distributed as dist
 from common import alternate, answer, arguments, asked, processes, ratio, record
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -42,6 +41,7 @@ import taet
 from taet import config, protocols
 from taet.attacks.cw import BOX
 from taet.attacks.objectives import margin
+from taet.cli.processes import meeting_point
 from taet.data.augmentation import to_unit
 from taet.distributed import first, joined
 from taet.evaluation import parse_attack
@@ -145,11 +145,8 @@ def measure(way: str, of: Subject, threads: int) -> None:
 
 def share(of: Subject, count: int) -> None:
     """Evaluate as `count` processes of one thread, of which this is the first; they meet as under torchrun."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), WORLD_SIZE=str(count))
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    _store, meeting = meeting_point(count)
+    os.environ.update(meeting)
     spawn = multiprocessing.get_context("spawn")
     for number in range(1, count):
         spawn.Process(target=evaluate_together, args=(of, number), daemon=True).start()

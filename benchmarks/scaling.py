@@ -25,12 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from common import alternate, arguments, ratio, record, seconds, show
+from common import alternate, arguments, as_in_training, ratio, record, seconds, show
 from steps import Steps
 from torch.multiprocessing.spawn import spawn
 
 from taet.data import Split
-from taet.data.loader import Loader
 from taet.data.long_tail import long_tail_counts
 from taet.distributed import share
 from taet.models.sync_norm import synchronised
@@ -109,15 +108,7 @@ def along_images(sizes: Sequence[int], rounds: int) -> dict[str, Any]:
     def timed(size: int) -> Callable[[], float]:
         images = np.random.default_rng(0).integers(0, 256, (size, SIDE, SIDE, 3), np.uint8)
         split = Split(images, np.arange(size) % CLASSES, names, np.arange(size))
-        loader = Loader(
-            split,
-            batch_size=BATCH,
-            seed=0,
-            augment="crop-flip",
-            mirror=True,
-            channels_last=True,
-            device=torch.device("cpu"),
-        )
+        loader = as_in_training(split, BATCH)
 
         def epoch() -> None:
             with closing(loader.epoch(0)) as batches:

@@ -32,11 +32,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import as_in_training
 from numpy.typing import NDArray
 
 from taet import config, protocols, train
 from taet.data import Dataset, Split
-from taet.data.loader import Loader
 from taet.data.store import Stored, gather
 from taet.files import write_json
 from taet.training.checkpoint import weights_digest
@@ -176,15 +176,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 def draw(split: Split, batches: int) -> float:
     """Return the seconds that batches take as training draws them, cropped and mirrored."""
-    loader = Loader(
-        split,
-        batch_size=BATCH,
-        seed=0,
-        augment="crop-flip",
-        mirror=True,
-        channels_last=True,
-        device=torch.device("cpu"),
-    )
+    loader = as_in_training(split, BATCH)
     began = time.perf_counter()
     with closing(loader.epoch(0)) as epoch:
         for _ in islice(epoch, batches):

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -78,17 +78,9 @@ def run_together(count: int, words: Sequence[str]) -> int:
     They meet as under torchrun, whose own report of a failure would bury the one line that says why. When one of them
     fails, or the user interrupts, or this process dies, all end.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-    common = {
-        STARTED_TOGETHER: "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here, none of the processes has to keep it
-        "WORLD_SIZE": str(count),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count))),
-    }
-    if sys.platform == "linux":  # they talk over the loopback interface, also where the host's name leads nowhere
-        common["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    _store, meeting = meeting_point(count)
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count)))
+    common = {**meeting, STARTED_TOGETHER: "1", "OMP_NUM_THREADS": threads}
     running: list[subprocess.Popen[bytes]] = []
     with interruption() as asked:
         try:
@@ -118,6 +110,20 @@ def run_together(count: int, words: Sequence[str]) -> int:
     if first_failed < 0 and max(statuses) <= 0:
         raise UserError(f"a process was ended by {signal.Signals(-first_failed).name}; finished batches are kept")
     return max(statuses)
+
+
+def meeting_point(count: int) -> tuple[Any, dict[str, str]]:
+    """A store where `count` processes of this machine meet while it is held, and the environment that leads there."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    found = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here, none of the processes has to keep it
+        "WORLD_SIZE": str(count),
+    }
+    if sys.platform == "linux":  # they talk over the loopback interface, also where the host's name leads nowhere
+        found["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    return store, found
 
 
 def _ended(running: Sequence[subprocess.Popen[bytes]], at_once: bool) -> list[int]:
