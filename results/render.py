@@ -19,7 +19,7 @@ from pathlib import Path
 
 from taet import methods, metrics, registry
 from taet.evaluation import ResultCard, Summary
-from taet.evaluation.paired import compare_runs
+from taet.evaluation.card import compare_runs
 from taet.experiments import cost_tables
 
 HERE = Path(__file__).parent

@@ -28,9 +28,9 @@ from taet.data.dataset import images_sha256
 from taet.data.store import Stored
 from taet.errors import UserError
 from taet.evaluation.attack import MINIMAL, Attack
+from taet.evaluation.column import WORST_CASE, Column, Ints
 from taet.evaluation.kept import kept
 from taet.evaluation.perturb import Draws, perturb
-from taet.evaluation.result import WORST_CASE, Column, Ints
 from taet.evaluation.state import Units
 from taet.evaluation.trial import attempt, told
 from taet.training.checkpoint import digest, weights_digest

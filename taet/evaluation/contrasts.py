@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import Column
 from taet.evaluation.curves import WHOLE
-from taet.evaluation.result import Column, ResultCard
 
 Z = 1.96  # two-sided 95 %
 

@@ -10,7 +10,8 @@ from typing import Any
 from taet.config import Evaluation
 from taet.errors import unknown
 from taet.evaluation.attack import Attack, parse_attack
-from taet.evaluation.result import Column, ResultCard
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import Column
 
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 CHAIN = 20  # steps of the PGD whose ball or logits are changed

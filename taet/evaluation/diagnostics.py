@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from taet import metrics
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import Column
 from taet.evaluation.contrasts import (
     Pair,
     Z,
@@ -23,7 +25,6 @@ from taet.evaluation.contrasts import (
     strongest,
 )
 from taet.evaluation.curves import WHOLE, curves
-from taet.evaluation.result import Column, ResultCard
 
 # Most that PGD-100 is below PGD-20 in the two papers' tables: 1.5 points in the L-infinity ball (TAET, table 1), 2.1 in
 # the L2 ball (REAT, table 12).

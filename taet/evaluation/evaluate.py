@@ -23,10 +23,11 @@ from taet.distributed import gather, rank
 from taet.errors import UserError
 from taet.evaluation import diagnostics, probe, shelf
 from taet.evaluation.attack import Attack, check_attacks, expand, parse_attacks
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.columns import Bench, Images, attack_split, channels_first, count_classes, one_threat_model
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.examples import save_examples
-from taet.evaluation.result import WORST_CASE, Column, ResultCard
 from taet.evaluation.subject import Subject, from_module, from_run, from_run_on
 from taet.models import Classifier
 from taet.models.view import make_view

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from taet.evaluation.attack import Attack
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import Column, Ints
 from taet.evaluation.columns import Bench, as_unit
-from taet.evaluation.result import Column, Ints, ResultCard
 from taet.files import write_atomically
 
 MOST_EXAMPLES = 24  # images kept

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from taet import metrics
-from taet.errors import UserError
-from taet.evaluation.schema import short
-
-if TYPE_CHECKING:
-    from taet.evaluation.result import ResultCard
 
 LEVEL = 0.05
 # Two-sided 95 % quantile of Student's t for 1, 2, ... 9 degrees of freedom (any table); beyond ten runs the last one is
@@ -115,31 +108,6 @@ def difference(
         runs=runs,
         standard_error=float(error),
     )
-
-
-def compare_runs(first: Sequence[ResultCard], second: Sequence[ResultCard], column: str) -> Difference:
-    """Return by how much the first models are better than the second under one attack, as their cards tell.
-
-    The i-th of `first` is compared with the i-th of `second`, as runs with the same seed (`difference`). Other test
-    images, or other settings of the attack (its random seed apart), are a `UserError`.
-    """
-    if len(first) != len(second) or not first:
-        raise UserError(
-            f"comparison: got {len(first)} and {len(second)} cards; allowed: as many on both sides, in pairs"
-        )
-    cards = [*first, *second]
-    columns = [card.column(column) for card in cards]
-    images, settings = cards[0].data.get("test_sha256"), columns[0].settings
-    for card, measured in zip(cards, columns, strict=True):
-        other, others = card.data.get("test_sha256"), measured.settings
-        if images is None or other != images:
-            raise UserError(f"comparison: got test images {short(images)} and {short(other)}; allowed: the same images")
-        for name in sorted(settings.keys() | others.keys()):
-            if settings.get(name) != others.get(name):
-                got = f"{name} {short(settings.get(name))} and {short(others.get(name))}"
-                raise UserError(f"comparison: '{column}' was measured with {got}; allowed: the same settings")
-    masks = [measured.correct for measured in columns]
-    return difference(masks[: len(first)], masks[len(first) :], cards[0].labels, cards[0].num_classes)
 
 
 def _gains(left: metrics.Ints, right: metrics.Ints, labels: metrics.Ints, num_classes: int) -> metrics.Ints:

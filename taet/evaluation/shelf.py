@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from taet.evaluation.result import WORST_CASE, ResultCard
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import WORST_CASE
 
 LIKENESS = 1e-3  # of answers of one model on two occasions; rounding moves them by some 1e-6
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from taet import metrics
+from taet.evaluation.column import Column
 from taet.evaluation.packing import plain
 from taet.metrics import Floats, Ints
-
-if TYPE_CHECKING:
-    from taet.evaluation.result import Column
 
 Interval = tuple[float, float]
 

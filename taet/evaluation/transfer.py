@@ -23,9 +23,10 @@ from taet.distributed import joined, rank
 from taet.errors import UserError
 from taet.evaluation import diagnostics
 from taet.evaluation.attack import Attack, expand, parse_attack
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import Column
 from taet.evaluation.columns import Bench, among, bench
 from taet.evaluation.evaluate import evaluate
-from taet.evaluation.result import Column, ResultCard
 from taet.training.checkpoint import load_run, read_record, run_from_json, weights_digest
 from taet.training.environment import resolve_device
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from taet import metrics
-from taet.evaluation.result import Column, ResultCard
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import Column
 from taet.report.measured import AttackKey, Head, Measured, heads
 from taet.report.tables import Fact, Table
 

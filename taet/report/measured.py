@@ -18,7 +18,8 @@ import numpy as np
 
 from taet import metrics
 from taet.evaluation.attack import FAMILIES
-from taet.evaluation.result import WORST_CASE, Column, ResultCard
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.summary import Summary, summarise
 from taet.report.series import Series
 

@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import Column
 from taet.evaluation.paired import Difference, difference
-from taet.evaluation.result import Column, ResultCard
 from taet.report import series
 from taet.report.measured import AttackKey, Measured
 from taet.report.series import Series

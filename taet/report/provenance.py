@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taet.evaluation.result import Column
+from taet.evaluation.column import Column
 from taet.report.read import RunFolder
 from taet.report.sentences import number, plain
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from taet import metrics
 from taet.config import MACHINE
 from taet.errors import UserError
-from taet.evaluation.result import ResultCard
+from taet.evaluation.card import ResultCard
 from taet.training.checkpoint import read_record
 
 Ints = npt.NDArray[np.int64]

@@ -19,7 +19,7 @@ from taet.report.read import Data, Epoch, RunFolder
 from taet.report.sentences import plain
 
 if TYPE_CHECKING:
-    from taet.evaluation.result import ResultCard
+    from taet.evaluation.card import ResultCard
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))

@@ -12,7 +12,8 @@ import pytest
 from taet import metrics
 from taet.errors import UserError
 from taet.evaluation import Column, ResultCard
-from taet.evaluation.paired import Difference, compare_runs, difference
+from taet.evaluation.card import compare_runs
+from taet.evaluation.paired import Difference, difference
 
 LABELS = np.repeat([0, 1, 2], [30, 12, 4])
 

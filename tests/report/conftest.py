@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from taet import config
-from taet.evaluation.result import Column, ResultCard
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import Column
 from taet.report import measured, read, series
 from taet.report.measured import Measured
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from taet import methods
-from taet.evaluation.result import ResultCard
+from taet.evaluation.card import ResultCard
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 
 from taet import metrics, report
 from taet.errors import UserError
-from taet.evaluation.result import ResultCard
+from taet.evaluation.card import ResultCard
 from taet.report import figures, measured, panels, read, series
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case")

@@ -15,8 +15,8 @@ import pytest
 
 from taet import metrics, report
 from taet.evaluation import transfer
-from taet.evaluation.paired import compare_runs
-from taet.evaluation.result import Column, ResultCard
+from taet.evaluation.card import ResultCard, compare_runs
+from taet.evaluation.column import Column
 from taet.report import breaks, figures, measured, page, paired, panels, read, series, tables, transfers
 from taet.report.measured import Measured
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from taet.evaluation.result import ResultCard
+from taet.evaluation.card import ResultCard
 from taet.report import measured, tables
 from taet.report.measured import Measured
 from taet.report.paired import Pairs

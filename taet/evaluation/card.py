@@ -5,114 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taet import metrics
 from taet.errors import UserError, unknown
-from taet.evaluation.packing import (
-    pack_floats,
-    pack_integers,
-    pack_mask,
-    plain,
-    unpack_floats,
-    unpack_integers,
-    unpack_mask,
-)
-from taet.evaluation.paired import Difference, compare_runs
-from taet.evaluation.schema import KIND, SCHEMA, check_schema, check_summary, migrate
+from taet.evaluation.column import WORST_CASE, Column, Ints, check_classes
+from taet.evaluation.packing import pack_integers, plain, unpack_integers
+from taet.evaluation.paired import Difference, difference
+from taet.evaluation.schema import KIND, SCHEMA, check_schema, check_summary, migrate, short
 from taet.evaluation.summary import Interval, Summary, summarise
 from taet.files import write_json
-
-__all__ = ["Column", "Interval", "ResultCard", "Summary"]
-
-CURVES = ("", "steps", "eps", "logit-scale")
-WORST_CASE = {"linf": "worst-case", "l2": "worst-case-l2"}
-"""Name of the column that is the worst case within the balls of a norm."""
-
-Mask = NDArray[np.bool_]
-Ints = NDArray[np.int64]
-Floats32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Column:
-    """One attack on all test images, in test order."""
-
-    name: str
-    norm: str | None
-    """Norm of the ball, e.g. "linf"; None for clean images."""
-    eps: float | None
-    """Radius of the ball in units of the image range; None for clean images and unbounded attacks."""
-    bounded: bool
-    """Whether the attack had to stay in the ball."""
-    parameters: dict[str, Any]
-    """What the attack was given: steps, step size, start, seed, iterations, target classes."""
-    correct: Mask
-    """(N,): still classified correctly under the attack."""
-    predictions: Ints
-    """(N,): class predicted under the attack."""
-    parts: dict[str, Mask] = field(default_factory=dict)
-    """Of an attack in parts, in the order they ran: (N,) still correct after that part."""
-    seconds: float = 0.0
-    forwards: int = 0
-    """Image-forwards: images that passed through the model."""
-    backwards: int = 0
-    """Image-backwards: images whose gradient was computed."""
-    distances: Floats32 | None = None
-    """(N,), of an attack that looks for the nearest example: norm of the perturbation, 0 where the image was
-    misclassified before, nan where the attack failed; None of other attacks."""
-    roc_auc: Floats32 | None = None
-    """(C, C): how well the score of class j tells it from class k (`metrics.pairwise_auc`); None where not measured,
-    as of more than `metrics.PAIRED_CLASSES` classes."""
-    curve: str = ""
-    """The curve for which alone this was measured, one of `CURVES`; empty for an attack that tables show."""
-
-    def __repr__(self) -> str:
-        ball = f", {self.norm} {self.eps:.4g}" if self.eps is not None else ""
-        return f"Column('{self.name}'{ball}: {int(self.correct.sum())} of {len(self.correct)} correct)"
-
-    @property
-    def ordinary(self) -> bool:
-        """Is it an attack on the model itself that is more than a point of a curve, as tables show it?"""
-        return not self.curve and "source" not in self.parameters
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Ball and parameters, random seeds apart: where they agree, two columns of one name are the same attack.
-
-        So is one that was taken "from" the column of a longer attack, which begins with it.
-        """
-        ball = {"norm": self.norm, "eps": self.eps, "bounded": self.bounded}
-        parameters = {name: value for name, value in self.parameters.items() if name != "from"}
-        return {**ball, **_without_seeds(plain(parameters))}
-
-    def check(self, labels: Ints, num_classes: int) -> None:
-        """Refuse a column that contradicts itself or the true classes of the images, (N,), with a `UserError`."""
-        where = f"column '{self.name}'"
-        _check_classes(f"{where} predictions", self.predictions, len(labels), num_classes)
-        if self.correct.shape != labels.shape or (self.correct != (self.predictions == labels)).any():
-            raise UserError(f"{where} correct: does not agree with its predictions and the labels")
-        before = np.ones(len(labels), dtype=bool)
-        for part, mask in self.parts.items():
-            if mask.shape != labels.shape or (mask & ~before).any():
-                raise UserError(f"{where} part '{part}': an image that was broken before is correct again")
-            before = mask
-        if self.parts and (before != self.correct).any():
-            raise UserError(f"{where} parts: the last one does not agree with the column")
-        if self.distances is not None:
-            _check_floats(f"{where} distances", self.distances, ~self.correct, math.inf)
-        if self.roc_auc is not None:
-            present = np.bincount(labels, minlength=num_classes) > 0
-            pairs = present & present[:, None] & ~np.eye(num_classes, dtype=bool)
-            _check_floats(f"{where} roc_auc", self.roc_auc, pairs, 1.0)
-        if self.curve not in CURVES:
-            raise unknown("curve", self.curve, filter(None, CURVES))
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +55,7 @@ class ResultCard:
 
     def __post_init__(self) -> None:
         count, classes = len(self.labels), self.num_classes
-        _check_classes("labels", self.labels, count, classes)
+        check_classes("labels", self.labels, count, classes)
         counts = self.data.get("train_class_counts")
         if counts is not None and len(counts) != classes:
             raise UserError(f"data train_class_counts: got {len(counts)}; allowed: {classes}, one per class")
@@ -232,7 +139,7 @@ class ResultCard:
         """Return by how much this card's model is better than another's in balanced accuracy under one attack.
 
         The uncertainty is that of the test images: it says which of the two models is better, not which method, for
-        which several seeds are needed (`taet.evaluation.paired.compare_runs`).
+        which several seeds are needed (`compare_runs`).
         """
         return compare_runs([self], [other], column)
 
@@ -261,26 +168,7 @@ class ResultCard:
             "environment": self.environment,
             "flags": list(self.flags),
             "probe": self.probe,
-            "columns": [
-                {
-                    "name": column.name,
-                    "norm": column.norm,
-                    "eps": column.eps,
-                    "bounded": column.bounded,
-                    "parameters": plain(column.parameters),
-                    "seconds": column.seconds,
-                    "forwards": column.forwards,
-                    "backwards": column.backwards,
-                    "summary": self.summary(column.name).to_json(),
-                    "correct": pack_mask(column.correct),
-                    "predictions": pack_integers(column.predictions),
-                    "parts": {part: pack_mask(mask) for part, mask in column.parts.items()},
-                    "distances": pack_floats(column.distances),
-                    "roc_auc": pack_floats(column.roc_auc),
-                    "curve": column.curve,
-                }
-                for column in self.columns
-            ],
+            "columns": [column.to_json(self.summary(column.name).to_json()) for column in self.columns],
             "labels": pack_integers(self.labels),
         }
 
@@ -349,26 +237,32 @@ class ResultCard:
         return "\n".join([head, *lines, *deviations, *(f"! {flag['text']}" for flag in self.flags)])
 
 
-def _read(cls: type[ResultCard], stored: Mapping[str, Any]) -> ResultCard:
-    columns = tuple(
-        Column(
-            name=str(column["name"]),
-            norm=column["norm"],
-            eps=column["eps"],
-            bounded=bool(column["bounded"]),
-            parameters=dict(column["parameters"]),
-            correct=unpack_mask(column["correct"]),
-            predictions=unpack_integers(column["predictions"]),
-            parts={part: unpack_mask(mask) for part, mask in column["parts"].items()},
-            seconds=float(column["seconds"]),
-            forwards=int(column["forwards"]),
-            backwards=int(column["backwards"]),
-            distances=unpack_floats(column["distances"]),
-            roc_auc=unpack_floats(column["roc_auc"]),
-            curve=str(column["curve"]),
+def compare_runs(first: Sequence[ResultCard], second: Sequence[ResultCard], column: str) -> Difference:
+    """Return by how much the first models are better than the second under one attack, as their cards tell.
+
+    The i-th of `first` is compared with the i-th of `second`, as runs with the same seed (`difference`). Other test
+    images, or other settings of the attack (its random seed apart), are a `UserError`.
+    """
+    if len(first) != len(second) or not first:
+        raise UserError(
+            f"comparison: got {len(first)} and {len(second)} cards; allowed: as many on both sides, in pairs"
         )
-        for column in stored["columns"]
-    )
+    cards = [*first, *second]
+    columns = [card.column(column) for card in cards]
+    images, settings = cards[0].data.get("test_sha256"), columns[0].settings
+    for card, measured in zip(cards, columns, strict=True):
+        other, others = card.data.get("test_sha256"), measured.settings
+        if images is None or other != images:
+            raise UserError(f"comparison: got test images {short(images)} and {short(other)}; allowed: the same images")
+        for name in sorted(settings.keys() | others.keys()):
+            if settings.get(name) != others.get(name):
+                got = f"{name} {short(settings.get(name))} and {short(others.get(name))}"
+                raise UserError(f"comparison: '{column}' was measured with {got}; allowed: the same settings")
+    masks = [measured.correct for measured in columns]
+    return difference(masks[: len(first)], masks[len(first) :], cards[0].labels, cards[0].num_classes)
+
+
+def _read(cls: type[ResultCard], stored: Mapping[str, Any]) -> ResultCard:
     return cls(
         method=stored["method"],
         title=stored["title"],
@@ -379,7 +273,7 @@ def _read(cls: type[ResultCard], stored: Mapping[str, Any]) -> ResultCard:
         data=dict(stored["data"]),
         batch_size=int(stored["batch_size"]),
         labels=unpack_integers(stored["labels"]),
-        columns=columns,
+        columns=tuple(map(Column.from_json, stored["columns"])),
         flags=tuple(dict(flag) for flag in stored["flags"]),
         probe=dict(stored["probe"]),
         run=dict(stored["run"]),
@@ -389,31 +283,8 @@ def _read(cls: type[ResultCard], stored: Mapping[str, Any]) -> ResultCard:
     )
 
 
-def _check_classes(where: str, values: Ints, count: int, classes: int) -> None:
-    if values.shape != (count,) or values.dtype.kind not in "iu":
-        raise UserError(f"{where}: got {values.dtype} {values.shape}; allowed: integers ({count},)")
-    if count and not (values.min() >= 0 and values.max() < classes):
-        raise UserError(f"{where}: got {values.min()} to {values.max()}; allowed: 0 to {classes - 1}")
-
-
-def _check_floats(where: str, values: Floats32, known: Mask, most: float) -> None:
-    """Refuse numbers that are not there exactly where they are `known`, else nan, or not from 0 to `most`."""
-    if values.shape != known.shape or values.dtype != np.float32:
-        raise UserError(f"{where}: got {values.dtype} {values.shape}; allowed: float32 {known.shape}")
-    if (np.isfinite(values) != known).any() or not ((values[known] >= 0) & (values[known] <= most)).all():
-        raise UserError(f"{where}: a number is missing, out of range, or where there can be none")
-
-
 def _percent(value: float, interval: Interval) -> str:
     return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if not math.isnan(value) else "-"
-
-
-def _without_seeds(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_seeds(entry) for entry in value]
-    if isinstance(value, dict):
-        return {name: _without_seeds(entry) for name, entry in value.items() if name != "seed"}
-    return value
 
 
 def _reach(column: Column, summary: Summary) -> str:

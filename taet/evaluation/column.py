@@ -1,0 +1,174 @@
+"""One column of a result card: what one attack did to each test image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taet.errors import UserError, unknown
+from taet.evaluation.packing import (
+    pack_floats,
+    pack_integers,
+    pack_mask,
+    plain,
+    unpack_floats,
+    unpack_integers,
+    unpack_mask,
+)
+
+CURVES = ("", "steps", "eps", "logit-scale")
+WORST_CASE = {"linf": "worst-case", "l2": "worst-case-l2"}
+"""Name of the column that holds the worst case within the balls of a norm."""
+
+Mask = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Floats32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Column:
+    """One attack on all test images, in test order."""
+
+    name: str
+    norm: str | None
+    """Norm of the ball, e.g. "linf"; None for clean images."""
+    eps: float | None
+    """Radius of the ball in units of the image range; None for clean images and unbounded attacks."""
+    bounded: bool
+    """Whether the attack had to stay in the ball."""
+    parameters: dict[str, Any]
+    """Settings of the attack: steps, step size, start, seed, iterations, target classes."""
+    correct: Mask
+    """(N,): classified correctly under the attack."""
+    predictions: Ints
+    """(N,): class predicted under the attack."""
+    parts: dict[str, Mask] = field(default_factory=dict)
+    """For an attack made of several parts, in the order they ran: (N,) still correct after that part."""
+    seconds: float = 0.0
+    forwards: int = 0
+    """Forward passes, counted in images."""
+    backwards: int = 0
+    """Backward passes, counted in images."""
+    distances: Floats32 | None = None
+    """(N,), for attacks that minimise the perturbation: its norm, 0 where the image was misclassified before, nan where
+    the attack failed; None for other attacks."""
+    roc_auc: Floats32 | None = None
+    """(C, C): how well the score of class j separates it from class k (`metrics.pairwise_auc`); None where it was not
+    measured, e.g. with more than `metrics.PAIRED_CLASSES` classes."""
+    curve: str = ""
+    """The curve that this column was measured for, one of `CURVES`; empty for an attack that tables show."""
+
+    def __repr__(self) -> str:
+        ball = f", {self.norm} {self.eps:.4g}" if self.eps is not None else ""
+        return f"Column('{self.name}'{ball}: {int(self.correct.sum())} of {len(self.correct)} correct)"
+
+    @property
+    def is_transfer(self) -> bool:
+        """Whether the adversarial examples were made on another model."""
+        return "source" in self.parameters
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether tables show it: an attack on the model itself that is not just a point of a curve."""
+        return not self.curve and not self.is_transfer
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Ball and parameters without random seeds: two columns of one name with equal settings are the same attack.
+
+        "from" is left out: a column that was taken from the first steps of a longer attack is the same attack.
+        """
+        ball = {"norm": self.norm, "eps": self.eps, "bounded": self.bounded}
+        parameters = {name: value for name, value in self.parameters.items() if name != "from"}
+        return {**ball, **_without_seeds(plain(parameters))}
+
+    def check(self, labels: Ints, num_classes: int) -> None:
+        """Raise a `UserError` if the column contradicts itself or the true classes of the images, (N,)."""
+        where = f"column '{self.name}'"
+        check_classes(f"{where} predictions", self.predictions, len(labels), num_classes)
+        if self.correct.shape != labels.shape or (self.correct != (self.predictions == labels)).any():
+            raise UserError(f"{where} correct: does not agree with its predictions and the labels")
+        before = np.ones(len(labels), dtype=bool)
+        for part, mask in self.parts.items():
+            if mask.shape != labels.shape or (mask & ~before).any():
+                raise UserError(f"{where} part '{part}': an image that was broken before is correct again")
+            before = mask
+        if self.parts and (before != self.correct).any():
+            raise UserError(f"{where} parts: the last one does not agree with the column")
+        if self.distances is not None:
+            _check_floats(f"{where} distances", self.distances, ~self.correct, math.inf)
+        if self.roc_auc is not None:
+            present = np.bincount(labels, minlength=num_classes) > 0
+            pairs = present & present[:, None] & ~np.eye(num_classes, dtype=bool)
+            _check_floats(f"{where} roc_auc", self.roc_auc, pairs, 1.0)
+        if self.curve not in CURVES:
+            raise unknown("curve", self.curve, filter(None, CURVES))
+
+    def to_json(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the column as plain JSON together with the summary computed from it."""
+        return {
+            "name": self.name,
+            "norm": self.norm,
+            "eps": self.eps,
+            "bounded": self.bounded,
+            "parameters": plain(self.parameters),
+            "seconds": self.seconds,
+            "forwards": self.forwards,
+            "backwards": self.backwards,
+            "summary": summary,
+            "correct": pack_mask(self.correct),
+            "predictions": pack_integers(self.predictions),
+            "parts": {part: pack_mask(mask) for part, mask in self.parts.items()},
+            "distances": pack_floats(self.distances),
+            "roc_auc": pack_floats(self.roc_auc),
+            "curve": self.curve,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Column:
+        """Rebuild a column from what `to_json` returned."""
+        return cls(
+            name=str(stored["name"]),
+            norm=stored["norm"],
+            eps=stored["eps"],
+            bounded=bool(stored["bounded"]),
+            parameters=dict(stored["parameters"]),
+            correct=unpack_mask(stored["correct"]),
+            predictions=unpack_integers(stored["predictions"]),
+            parts={part: unpack_mask(mask) for part, mask in stored["parts"].items()},
+            seconds=float(stored["seconds"]),
+            forwards=int(stored["forwards"]),
+            backwards=int(stored["backwards"]),
+            distances=unpack_floats(stored["distances"]),
+            roc_auc=unpack_floats(stored["roc_auc"]),
+            curve=str(stored["curve"]),
+        )
+
+
+def check_classes(where: str, values: Ints, count: int, classes: int) -> None:
+    """Raise a `UserError` unless `values` are `count` class labels from 0 to `classes` - 1."""
+    if values.shape != (count,) or values.dtype.kind not in "iu":
+        raise UserError(f"{where}: got {values.dtype} {values.shape}; allowed: integers ({count},)")
+    if count and not (values.min() >= 0 and values.max() < classes):
+        raise UserError(f"{where}: got {values.min()} to {values.max()}; allowed: 0 to {classes - 1}")
+
+
+def _check_floats(where: str, values: Floats32, known: Mask, most: float) -> None:
+    """Raise a `UserError` unless the numbers lie in [0, `most`] where `known` is True and are nan elsewhere."""
+    if values.shape != known.shape or values.dtype != np.float32:
+        raise UserError(f"{where}: got {values.dtype} {values.shape}; allowed: float32 {known.shape}")
+    if (np.isfinite(values) != known).any() or not ((values[known] >= 0) & (values[known] <= most)).all():
+        raise UserError(f"{where}: a number is missing, out of range, or where there can be none")
+
+
+def _without_seeds(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_seeds(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: _without_seeds(entry) for name, entry in value.items() if name != "seed"}
+    return value
