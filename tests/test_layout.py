@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "taet"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LEAVES = {"config", "distributed", "errors", "files", "metrics", "randomness", "registry"}
+LEAVES = {"config", "distributed", "errors", "files", "formatting", "metrics", "randomness", "registry"}
 # data -> models -> losses, attacks -> methods -> training -> evaluation -> report, deployment, and what each may use of
 # it besides the leaves: a model knows no data, a loss no model, an attack no model but as a function.
 FOLDERS = {

@@ -1,0 +1,82 @@
+"""Numbers and lists as text: the one way each is written in messages, tables and reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+MISSING = "–"
+"""Stands for a number that was not measured."""
+
+
+def size(eps: float, digits: int | None = 4, within: float = 1e-4) -> str:
+    """Write a perturbation size as k/255 where it is a whole number of pixel values, e.g. 8/255.
+
+    Args:
+        eps: size in units of the image range [0, 1].
+        digits: significant digits of any other size; None writes it exactly, so that it is read back unchanged.
+        within: how far 255 eps may be from a whole number; 0 asks for exactly k/255.
+    """
+    values = round(255 * eps)
+    exact = values / 255 == eps
+    if values > 0 and (exact or within and math.isclose(255 * eps, values, rel_tol=0, abs_tol=within)):
+        return f"{values}/255"
+    return str(eps) if digits is None else f"{eps:.{digits}g}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Write a share in [0, 1] in per cent, without the sign: 61.2; a dash for nan."""
+    return MISSING if math.isnan(share) else f"{100 * share:.{digits}f}"
+
+
+def percent_interval(low: float, high: float, digits: int = 1) -> str:
+    """Write an interval of shares in per cent: 58.0–64.1; a dash for nan."""
+    return MISSING if math.isnan(low) else f"{100 * low:.{digits}f}–{100 * high:.{digits}f}"
+
+
+def points(difference: float) -> str:
+    """Write a difference of shares in percentage points, with its sign: +1.5, −0.3, 0.0."""
+    text = f"{100 * difference:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def count(value: float) -> str:
+    """Write a whole number with thousands set apart by a space that does not break: 1 234 567."""
+    return f"{value:,.0f}".replace(",", "\N{NO-BREAK SPACE}")
+
+
+def data_size(size_in_bytes: float) -> str:
+    """Write a number of bytes in the largest unit of which it holds at least one: 2.1 GB, 340.0 kB, 12 bytes."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_in_bytes >= factor:
+            return f"{size_in_bytes / factor:.1f} {unit}"
+    return f"{size_in_bytes:.0f} bytes"
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as 3:07, or with hours as 1:03:07."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def duration(seconds: float) -> str:
+    """Write an estimated duration in words: about 20 seconds, about 5 minutes, about 2.5 hours."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"about {max(round(seconds, -1), 10):.0f} seconds"
+    return f"about {minutes} minutes" if minutes < 120 else f"about {seconds / 3600:.1f} hours"
+
+
+def listed(words: Iterable[str], most: int | None = None) -> str:
+    """Write words as a list: a, b and c. Of more than `most` words the first are named and the others counted."""
+    items = list(words)
+    if most is not None and len(items) > most:
+        items = [*items[:most], f"{len(items) - most} more"]
+    return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else "".join(items)
+
+
+def short(value: object, length: int = 60) -> str:
+    """Return the `repr` of a value, cut to at most `length` characters."""
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
