@@ -1,6 +1,7 @@
 """Image sets as uint8 arrays: where they come from, and how they are made long-tailed."""
 
 from taet.data.dataset import Dataset, Split, describe, render
+from taet.data.facts import DataFacts, facts
 from taet.data.long_tail import (
     balanced_small_counts,
     expected_absent_classes,
@@ -10,11 +11,13 @@ from taet.data.long_tail import (
 from taet.data.sources import full_name, holds_groups, image_files, is_own, load, survey
 
 __all__ = [
+    "DataFacts",
     "Dataset",
     "Split",
     "balanced_small_counts",
     "describe",
     "expected_absent_classes",
+    "facts",
     "full_name",
     "holds_groups",
     "image_files",

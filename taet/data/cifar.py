@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from taet.config import Data
 from taet.data import npz
-from taet.data.dataset import Dataset
+from taet.data.dataset import Dataset, Labels, Outline
 from taet.data.downloads import Download
 from taet.data.places import roots
 from taet.data.store import Stored
@@ -127,6 +127,14 @@ def _find(data: Data, version: Version) -> Found:
         f"{version.title} is not in {looked}; run taet data prepare {data.name}, or unpack {version.archive.url} "
         f"(or put {file}) into a folder and name it with --data.root or TAET_DATA"
     )
+
+
+def outline(data: Data) -> Outline:
+    """Return the published numbers."""
+    version = VERSIONS[_kind(data)]
+    names = version.class_names
+    splits = {part: Labels.of_counts(names, [count] * len(names)) for part, count in version.per_class.items()}
+    return Outline(splits, IMAGE_SHAPE)
 
 
 def _check(dataset: Dataset, version: Version) -> None:

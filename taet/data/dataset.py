@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -30,6 +30,46 @@ def images_sha256(images: NDArray[Any] | Stored, labels: NDArray[np.int64]) -> s
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The labels of a split, without its images: see `Split`."""
+
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    groups: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of_counts(cls, class_names: Sequence[str], counts: Sequence[int]) -> Labels:
+        """Return labels with `counts` (C,) images per class, class by class."""
+        return cls(np.repeat(np.arange(len(counts)), counts), tuple(class_names))
+
+    def choose(self, positions: NDArray[np.int64]) -> Labels:
+        """Return the labels at `positions`, in that order."""
+        groups = None if self.groups is None else self.groups[positions]
+        return Labels(self.labels[positions], self.class_names, groups)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Number of images of each class, (C,)."""
+        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """What is known of a source without reading its images."""
+
+    splits: Mapping[str, Labels]
+    """Of the source's own splits: "train", "test" and, where it brings one, "validation"."""
+    image_shape: tuple[int, int, int]
+    """(C,H,W), before any resizing."""
+    mirror: bool = True
+    named: bool = True
+    """Are the class names the real ones?"""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Images with their labels."""
@@ -51,10 +91,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @cached_property
+    def without_images(self) -> Labels:
+        """The labels and groups alone."""
+        return Labels(self.labels, self.class_names, self.groups)
+
     @property
     def class_counts(self) -> NDArray[np.int64]:
         """Number of images of each class, (C,)."""
-        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
+        return self.without_images.class_counts
 
     @cached_property
     def sha256(self) -> str:
@@ -134,11 +179,11 @@ class Dataset:
         """
         parts = {"train": (train_images, train_labels), "val": validation, "test": (test_images, test_labels)}
         arrays = {
-            part: (_checked_images(f"{part}_images", pair[0]), _checked_labels(f"{part}_labels", pair[1]))
+            part: (_checked_images(f"{part}_images", pair[0]), checked_labels(f"{part}_labels", pair[1]))
             for part, pair in parts.items()
             if pair is not None
         }
-        names = _checked_names(arrays["train"][1], class_names)
+        names = checked_names(arrays["train"][1], class_names)
         shape = arrays["train"][0].shape[1:]
         for part, (images, labels) in arrays.items():
             if len(images) != len(labels):
@@ -227,7 +272,7 @@ def _checked_images(what: str, images: ArrayLike | Stored) -> Images:
     return array if array.ndim == 4 else array[..., np.newaxis]
 
 
-def _checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
+def checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
     array = np.asarray(labels)
     if array.dtype.kind not in "iu":
         nan = " with NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
@@ -241,7 +286,7 @@ def _checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _checked_names(train_labels: NDArray[np.int64], class_names: Sequence[str] | None) -> tuple[str, ...]:
+def checked_names(train_labels: NDArray[np.int64], class_names: Sequence[str] | None) -> tuple[str, ...]:
     """Return the class names, and refuse training labels that leave a class without an image."""
     found = set(np.unique(train_labels).tolist())
     if len(found if class_names is None else class_names) < 2:

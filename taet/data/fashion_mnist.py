@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Dataset
+from taet.data.dataset import Dataset, Labels, Outline
 from taet.data.downloads import Download
 from taet.data.places import roots
 from taet.errors import UserError
@@ -92,6 +92,12 @@ def _find(name: str, folders: list[Path]) -> list[Path]:
         f"Fashion-MNIST is not in {looked}; run taet data prepare {name}, or put {files} from {URL} into {FOLDER} "
         "of a folder and name that with --data.root or TAET_DATA"
     )
+
+
+def outline(data: Data) -> Outline:  # noqa: ARG001 - there is one set
+    """Return the published numbers."""
+    counts = {part: [count] * len(CLASS_NAMES) for part, count in PER_CLASS.items()}
+    return Outline({part: Labels.of_counts(CLASS_NAMES, each) for part, each in counts.items()}, IMAGE_SHAPE)
 
 
 def read(data: Data) -> Dataset:

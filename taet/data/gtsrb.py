@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Split
+from taet.data.dataset import Dataset, Labels, Outline, Split
 from taet.data.downloads import Download
 from taet.data.images import decode_all
 from taet.data.places import roots
@@ -69,7 +69,19 @@ SIZE = 32
 TRAINING = {"Final_Training/Images": 39_209, "Training": 26_640}
 """Folders that may hold the training images, most wanted first, and how many there are: the benchmark's training set,
 and the part of it that the online competition of IJCNN 2011 had, which torchvision takes."""
+TRACK_COUNTS = (
+    *(7, 74, 75, 47, 66, 62, 14, 48, 47, 49, 67, 44, 70, 72, 26, 21, 14, 37, 40, 7, 12, 11, 13, 17, 9, 50, 20, 8, 18),
+    *(9, 15, 26, 8, 23, 14, 40, 13, 7, 69, 10, 12, 8, 8),
+)
+"""Tracks of each class in the benchmark's training set."""
+FRAMES, SHORT_TRACK_CLASS = 30, 33
+"""Images of a track; one track of one class has one image less."""
 TEST = 12_630
+TEST_COUNTS = (
+    *(60, 720, 750, 450, 660, 630, 150, 450, 450, 480, 660, 420, 690, 720, 270, 210, 150, 360, 390, 60, 90, 90, 120),
+    *(150, 90, 480, 180, 60, 150, 90, 150, 270, 60, 210, 120, 390, 120, 60, 690, 90, 90, 60, 90),
+)
+"""Test images of each class."""
 TRACKS = 100_000
 """Track numbers have five digits."""
 BASE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
@@ -105,17 +117,37 @@ def downloads(data: Data) -> tuple[Download, ...]:  # noqa: ARG001 - there is on
 
 
 def _find(folders: list[Path]) -> tuple[Path, str]:
-    """Return the folder GTSRB, and which of its folders holds the training images."""
-    places = [root / folder for root in folders for folder in ("gtsrb/GTSRB", "GTSRB")]
-    for place in places:
-        for training in TRAINING:
-            if (place / training).is_dir():
-                return place, training
+    """Return what `_found` returns; where nothing is there, a `UserError` says what to do."""
+    found = _found(folders)
+    if found is not None:
+        return found
     looked = ", ".join(f"'{root}'" for root in folders)
     raise UserError(
         f"GTSRB is not in {looked}; run taet data prepare gtsrb, or unpack {', '.join(a.name for a in ARCHIVES)} "
         f"from {BASE}/ into a folder gtsrb of one of them, or name it with --data.root or TAET_DATA"
     )
+
+
+def _found(folders: list[Path]) -> tuple[Path, str] | None:
+    """Return the folder GTSRB, and which of its folders holds the training images, if they are there."""
+    places = [root / folder for root in folders for folder in ("gtsrb/GTSRB", "GTSRB")]
+    return next(((place, part) for place in places for part in TRAINING if (place / part).is_dir()), None)
+
+
+def outline(data: Data) -> Outline:
+    """Return the official numbers, or those of the files where they are there."""
+    shape, found = (3, SIZE, SIZE), _found(roots(data))
+    if found is not None:
+        place, training = found
+        _, labels, tracks = _training(place / training)
+        train, test = Labels(labels, CLASS_NAMES, tracks), Labels(_test(place)[1], CLASS_NAMES)
+        return Outline({"train": train, "test": test}, shape, mirror=False)
+    owners = np.repeat(np.arange(len(CLASS_NAMES)), TRACK_COUNTS)
+    tracks = np.repeat(np.arange(len(owners)), FRAMES)
+    last = np.flatnonzero(owners[tracks] == SHORT_TRACK_CLASS)[-1]
+    tracks = np.delete(tracks, last)
+    train = Labels(owners[tracks], CLASS_NAMES, tracks)
+    return Outline({"train": train, "test": Labels.of_counts(CLASS_NAMES, TEST_COUNTS)}, shape, mirror=False)
 
 
 def _training(folder: Path) -> tuple[list[Path], NDArray[np.int64], NDArray[np.int64]]:

@@ -189,6 +189,14 @@ class Survey:
             raise _refusal(self.unreadable, len(self.paths) + len(self.unreadable))
         return self
 
+    def common_size(self, size: int | None) -> tuple[int, int]:
+        """Return width and height that all images are read with: `size`, or their own, which must be one."""
+        self.checked()
+        if size is None and not self.uniform:
+            other = int((self.sizes != self.sizes[0]).any(1).argmax())
+            raise _different(self.paths[0], self.sizes[0].tolist(), self.paths[other], self.sizes[other].tolist())
+        return _pair(self.sizes[0]) if size is None else (size, size)
+
     def sentences(self, size: int | None = None) -> list[str]:
         """Say in words what there is; with `size`, to which they will be scaled, also how many have to be enlarged."""
         total, grey = len(self.paths), int(self.grey.sum())
@@ -354,11 +362,8 @@ def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory",
     file is decoded twice and few at a time; the images go where `storage` says (see `taet.data.store.gather`). Files of
     different sizes, without `size`, are a `UserError`, as is a file that cannot be read.
     """
-    found = (survey(paths) if found is None else found).checked()
-    if size is None and not found.uniform:
-        other = int((found.sizes != found.sizes[0]).any(1).argmax())
-        raise _different(found.paths[0], found.sizes[0].tolist(), found.paths[other], found.sizes[other].tolist())
-    width, height = (size, size) if size is not None else _pair(found.sizes[0])
+    found = survey(paths) if found is None else found
+    width, height = found.common_size(size)
 
     def images() -> Iterator[NDArray[np.uint8]]:
         for path, image in zip(paths, decode_each(paths, size), strict=True):

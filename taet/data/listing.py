@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Split
+from taet.data.dataset import Dataset, Labels, Outline, Split
 from taet.data.groups import hold_out
 from taet.data.images import decode_all, survey
 from taet.data.long_tail import divide, held_out_counts
@@ -96,6 +96,14 @@ class Listing:
         for file, part in zip(self.files, self.splits, strict=True):
             found[part].append(file)
         return {part: found[part] or found["train"] for part in PARTS}
+
+    def outline(self, data: Data) -> Outline:
+        """Return the labels of each split, and the shape of the images by their headers."""
+        found = survey(self.files)
+        width, height = found.common_size(data.size)
+        whole = Labels(self.labels, self.class_names, self.groups)
+        splits = {part: whole.choose(positions) for part, positions in self.parts(data.seed).items()}
+        return Outline(splits, (found.channels, height, width))
 
     def dataset(self, data: Data) -> Dataset:
         """Read the files: images are grey where all of them are, else RGB; see `taet.data.images.decode`."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from taet.config import Data
 from taet.data import npz
-from taet.data.dataset import Dataset
+from taet.data.dataset import Dataset, Labels, Outline
 from taet.data.downloads import Download
 from taet.data.places import roots
 from taet.errors import UserError
@@ -233,6 +233,29 @@ SETS = {
 }
 
 
+CLASS_COUNTS = {
+    "pathmnist": (
+        (9366, 9509, 10360, 10401, 8006, 12182, 7886, 9401, 12885),
+        (1041, 1057, 1152, 1156, 890, 1354, 877, 1045, 1432),
+        (1338, 847, 339, 634, 1035, 592, 741, 421, 1233),
+    ),
+    "dermamnist": (
+        (228, 359, 769, 80, 779, 4693, 99),
+        (33, 52, 110, 12, 111, 671, 14),
+        (66, 103, 220, 23, 223, 1341, 29),
+    ),
+    "pneumoniamnist": ((1214, 3494), (135, 389), (234, 390)),
+    "retinamnist": ((486, 128, 206, 194, 66), (54, 12, 28, 20, 6), (174, 46, 92, 68, 20)),
+    "breastmnist": ((147, 399), (21, 57), (42, 114)),
+    "bloodmnist": (
+        (852, 2181, 1085, 2026, 849, 993, 2330, 1643),
+        (122, 312, 155, 290, 122, 143, 333, 235),
+        (244, 624, 311, 579, 243, 284, 666, 470),
+    ),
+}
+"""Training, validation and test images of each class, where they are known without the files."""
+
+
 def _facts(name: str) -> Facts:
     if name == MULTI_LABEL:
         raise UserError(
@@ -259,13 +282,33 @@ def downloads(data: Data) -> tuple[Download, ...]:
     return (Download(url, file, facts.md5[SIZES.index(side)], megabytes),)
 
 
-def _find(data: Data) -> tuple[Path, int]:
+def _found(data: Data) -> tuple[Path, int] | None:
     """Return the file of the size that is asked for or, where there is none, the smallest; and its pixels a side."""
-    for side in dict.fromkeys((_side(data.size), SIZES[0])):
-        for root in roots(data):
-            path = root / _file(data.name, side)
-            if path.is_file():
-                return path, side
+    sides = dict.fromkeys((_side(data.size), SIZES[0]))
+    paths = ((root / _file(data.name, side), side) for side in sides for root in roots(data))
+    return next(((path, side) for path, side in paths if path.is_file()), None)
+
+
+def outline(data: Data) -> Outline | None:
+    """Return the numbers of the file, or the published ones where it is not there; None where neither is known."""
+    facts, found = _facts(data.name), _found(data)
+    if found is not None:
+        path, side = found
+        splits = npz.read_labels(path, facts.class_names)
+        return Outline(splits, (facts.channels, side, side), facts.mirror)
+    if data.name not in CLASS_COUNTS:
+        return None
+    counts = zip(("train", "validation", "test"), CLASS_COUNTS[data.name], strict=True)
+    side = _side(data.size)
+    published = {part: Labels.of_counts(facts.class_names, each) for part, each in counts}
+    return Outline(published, (facts.channels, side, side), facts.mirror)
+
+
+def _find(data: Data) -> tuple[Path, int]:
+    """Return what `_found` returns; where nothing is there, a `UserError` says what to do."""
+    found = _found(data)
+    if found is not None:
+        return found
     (wanted,) = downloads(data)
     looked = ", ".join(f"'{root}'" for root in roots(data))
     command = f"taet data prepare {data.name}" + (f" --size {data.size}" if data.size else "")

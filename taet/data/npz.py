@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Dataset
+from taet.data.dataset import Dataset, Labels, Outline, checked_labels, checked_names
 from taet.data.places import locate
-from taet.data.store import Stored, open_member
+from taet.data.store import Stored, open_member, shape_of_member
 from taet.errors import UserError
 
 NAMES = {"npz": "npz:PATH, a file with train_images, train_labels, test_images, test_labels (MedMNIST's keys)"}
@@ -33,14 +33,18 @@ def read_arrays(path: Path, storage: str = "auto", group: str | None = None) -> 
     Images may lie on disk: see `taet.data.store.open_member`. With `group`, train_`group` is required too, and those of
     the other splits are taken where they are there.
     """
+    return {key: open_member(path, key, storage) for key in _keys(path, group)}
+
+
+def _keys(path: Path, group: str | None) -> list[str]:
+    """Return the names of the arrays that are read; one that is required and missing is a `UserError`."""
     there = _names(path)
     groups = [] if group is None else [f"{part}_{group}" for part in PARTS.values()]
     required = [*REQUIRED, *(VALIDATION if any(key in there for key in VALIDATION) else ()), *groups[:1]]
     missing = [key for key in required if key not in there]
     if missing:
         raise UserError(f"'{path}' has no {', '.join(missing)}; it has: {', '.join(there) or 'nothing'}")
-    wanted = [*required, *(key for key in (*groups[1:], "class_names") if key in there)]
-    return {key: open_member(path, key, storage) for key in wanted}
+    return [*required, *(key for key in (*groups[1:], "class_names") if key in there)]
 
 
 def _names(path: Path) -> list[str]:
@@ -57,6 +61,45 @@ def _names(path: Path) -> list[str]:
         raise UserError(f"cannot read '{path}': {error}; allowed: an .npz file of plain arrays") from error
 
 
+def read_labels(path: Path, class_names: Sequence[str] | None = None, group: str | None = None) -> dict[str, Labels]:
+    """Return the labels of each split of the file, with the groups of its training images; no image is read."""
+    arrays = {
+        key: np.asarray(open_member(path, key, "memory")) for key in _keys(path, group) if not key.endswith("_images")
+    }
+    keys = {part: f"{key}_labels" for part, key in PARTS.items() if f"{key}_labels" in arrays}
+    found = {part: checked_labels(key, arrays[key]) for part, key in keys.items()}
+    names = checked_names(found["train"], class_names or _class_names(path, arrays))
+    groups = None
+    if group is not None:
+        groups = np.unique(arrays[f"train_{group}"].ravel(), return_inverse=True)[1].astype(np.int64)
+    return {part: Labels(labels, names, groups if part == "train" else None) for part, labels in found.items()}
+
+
+def _group(data: Data, path: Path) -> str | None:
+    """Return what the arrays of groups are called, if groups are asked for or there are such arrays."""
+    return data.group or (GROUP if f"train_{GROUP}" in _names(path) else None)
+
+
+def _class_names(path: Path, arrays: Mapping[str, NDArray[Any] | Stored]) -> list[str] | None:
+    """Return the names in the file's array `class_names`, if there is one."""
+    names = arrays.get("class_names")
+    if names is None:
+        return None
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise UserError(f"'{path}': class_names: got {names.dtype} of shape {names.shape}; allowed: text of shape (C,)")
+    return list(np.asarray(names).tolist())
+
+
+def outline(data: Data) -> Outline | None:
+    """Return the labels of the file and the shape of its images; None where these cannot be told by their header."""
+    path = locate(data)
+    splits, shape = read_labels(path, group=_group(data, path)), shape_of_member(path, "train_images")
+    if shape is None:
+        return None
+    _, height, width, channels = shape
+    return Outline(splits, (channels, height, width))
+
+
 def read(data: Data) -> Dataset:
     """Return the file's splits as they are; its optional array `class_names` names the classes.
 
@@ -65,16 +108,14 @@ def read(data: Data) -> Dataset:
     Format: Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795.
     """
     path = locate(data)
-    group = data.group or (GROUP if f"train_{GROUP}" in _names(path) else None)
+    group = _group(data, path)
     arrays = read_arrays(path, data.storage, group)
-    names = arrays.get("class_names")
-    if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
-        raise UserError(f"'{path}': class_names: got {names.dtype} of shape {names.shape}; allowed: text of shape (C,)")
+    names = _class_names(path, arrays)
     try:
         dataset = Dataset.from_arrays(
             *(arrays[key] for key in REQUIRED),
             validation=(arrays["val_images"], arrays["val_labels"]) if "val_images" in arrays else None,
-            class_names=None if names is None else np.asarray(names).tolist(),
+            class_names=names,
             name=data.name,
         )
         return dataset if group is None else _grouped(dataset, arrays, group)

@@ -15,29 +15,19 @@ from numpy.typing import NDArray
 
 from taet import registry
 from taet.config import Data
-from taet.data.dataset import Dataset, Split
-from taet.data.groups import hold_out
+from taet.data.dataset import Dataset, Outline, Split
 from taet.data.images import Survey, pillow, resized
 from taet.data.images import survey as survey_files
-from taet.data.long_tail import (
-    PROFILES,
-    balanced_small_counts,
-    divide,
-    held_out_counts,
-    largest_max_count,
-    long_tail_counts,
-    long_tail_indices,
-)
+from taet.data.long_tail import PROFILES
 from taet.data.places import passed_over
+from taet.data.selection import BALANCED_SMALL, select
 from taet.data.store import Images, gather, pieces
 from taet.errors import UserError, unknown
 
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")
 GROUPED = "folder:PATH, csv:PATH, npz:PATH"
 TESTS = ("long-tailed", "balanced")
-LONG_TAILED, BALANCED_SMALL = "-lt", "-balanced-small"
-MOST_NAMES = 10
-"""Classes that a note names."""
+LONG_TAILED = "-lt"
 
 
 def full_name(name: str) -> str:
@@ -87,89 +77,30 @@ def _as_named(data: Data, published: Mapping[str, Mapping[str, Any]]) -> Data:
     return replace(data, imbalance_ratio=ratio, profile=profile)
 
 
-def _read(data: Data, module: ModuleType) -> Dataset:
-    dataset: Dataset = module.read(data)
+def _check_group(data: Data, groups: object) -> None:
+    """Refuse a group that was asked for, if the source has no `groups` or these are not for the user to choose."""
     if data.group is not None and not is_own(data.name):
-        own = "keeps its own groups in one split without it" if dataset.train.groups is not None else "has no groups"
+        own = "has no groups" if groups is None else "keeps its own groups in one split without it"
         raise UserError(f"data group: got '{data.group}'; '{data.name}' {own}; allowed with: {GROUPED}")
-    if data.group is not None and dataset.train.groups is None:
+    if data.group is not None and groups is None:
         raise UserError(f"data group: got '{data.group}'; '{data.name}' has no groups; allowed: {GROUPED}")
-    return dataset
 
 
-def _largest(split: Split, part: str, ratio: float, profile: str, max_count: int | None) -> int:
-    """Return the size of the largest class of the long-tailed `split`: `max_count`, or the largest that fits."""
-    available = split.class_counts.tolist()
-    largest = largest_max_count(available, ratio, profile)
-    if largest == 0:
-        raise UserError(f"{part}: class '{split.class_names[0]}' has no image, but is to be the largest class")
-    if max_count is not None and max_count > largest:
-        counts = long_tail_counts(len(available), max_count, ratio, profile)
-        short = next(c for c, count in enumerate(counts) if count > available[c])
-        raise UserError(
-            f"{part}: a largest class of {max_count} at imbalance ratio {ratio:g} needs {counts[short]} images "
-            f"of class '{split.class_names[short]}', which has {available[short]}; the largest that fits: {largest}"
-        )
-    return max_count or largest
+def _source(data: Data) -> tuple[Data, ModuleType]:
+    """Return `data` with its full name and what that name stands for, and the module that reads it."""
+    data = replace(data, name=full_name(data.name))
+    module = _module(data.name)
+    return _as_named(data, getattr(module, "PUBLISHED", {})), module
 
 
-def _capped(split: Split, max_count: int | None) -> list[int]:
-    counts: list[int] = split.class_counts.tolist()
-    return counts if max_count is None else [min(count, max_count) for count in counts]
-
-
-def _lacking(part: str, class_names: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """Say which classes have no image in a split, if any."""
-    names = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return [f"no {part} image of: {', '.join(names[:MOST_NAMES])}{more}"] if names else []
-
-
-def _class_counts(source: Dataset, data: Data) -> tuple[list[int], list[int], list[str]]:
-    """Return the class counts of the training and of the test set, and in words how they came about."""
-    ratio, profile, classes = data.imbalance_ratio, data.profile or PROFILES[0], source.num_classes
-    spread = data.name.endswith(BALANCED_SMALL) and not is_own(data.name)
-    train_counts, test_counts = _capped(source.train, data.max_count), _capped(source.test, data.test_max_count)
-    if ratio is None:
-        capped = ", but for the caps on its classes" if data.max_count or data.test_max_count else ""
-        notes = [f"taken as it is{capped}: the source's imbalance ratio is {source.imbalance_ratio:.4g}"]
-    else:
-        largest = _largest(source.train, "training set", ratio, profile, data.max_count)
-        train_counts = (balanced_small_counts if spread else long_tail_counts)(classes, largest, ratio, profile)
-        cut = f"{profile} profile, imbalance ratio {ratio:g}"
-        notes = [
-            f"as many training images as in the {cut}, {sum(train_counts)}, spread evenly, seed {data.seed}"
-            if spread
-            else f"training set cut to the {cut}, seed {data.seed}"
-        ]
-        if data.test == "long-tailed" and not spread:
-            largest = _largest(source.test, "test set", ratio, profile, data.test_max_count)
-            test_counts = long_tail_counts(classes, largest, ratio, profile)
-            notes.append("test set cut to the same profile and ratio")
-        else:
-            most = "all images" if data.test_max_count is None else f"at most {data.test_max_count} images"
-            notes.append(f"test set not made long-tailed: {most} of each class")
-    if 0 in train_counts:
-        empty, largest = source.class_names[train_counts.index(0)], max(train_counts)
-        raise UserError(
-            f"class '{empty}' would get no training image: imbalance ratio {ratio:g} with {largest} images in the "
-            f"largest class; allowed: up to {largest}"
-        )
-    return train_counts, test_counts, [*notes, *_lacking("test", source.class_names, test_counts)]
-
-
-def _divided(split: Split, counts: list[int], held_out: list[int], seed: int) -> tuple[Split, Split | None]:
-    """Return `counts` images of each class less those held out, and the latter: whole groups where there are any."""
-    whole = sum(counts) == len(split)
-    if whole and not any(held_out):
-        return split, None  # all of it, in its own order
-    if split.groups is None:
-        kept, held = divide(split.labels, counts, held_out, seed)
-    else:
-        chosen = np.arange(len(split)) if whole else long_tail_indices(split.labels, counts, seed)
-        apart = hold_out(split.labels[chosen], split.groups[chosen], held_out, seed)
-        kept, held = chosen[~apart], chosen[apart]
-    return split.choose(kept), split.choose(held) if len(held) else None
+def outline(data: Data) -> tuple[Data, Outline] | None:
+    """Return `data` as its name means it, and what is known of its source without its images; None: nothing is."""
+    data, module = _source(data)
+    found: Outline | None = module.outline(data) if hasattr(module, "outline") else None
+    if found is None:
+        return None
+    _check_group(data, found.splits["train"].groups)
+    return data, found
 
 
 def _resized(split: Split, size: int | None, storage: str) -> Split:
@@ -262,7 +193,7 @@ def load(
     if test not in TESTS:
         raise unknown("test set", test, TESTS)
     data = Data(
-        name=full_name(name),
+        name=name,
         root=root,
         imbalance_ratio=imbalance_ratio,
         default_imbalance_ratio=default_imbalance_ratio,
@@ -276,34 +207,15 @@ def load(
         seed=seed,
         storage=storage,
     )
-    module = _module(data.name)
-    data = _as_named(data, getattr(module, "PUBLISHED", {}))
-    source = _read(data, module)
-    train_counts, test_counts, notes = _class_counts(source, data)
+    data, module = _source(data)
+    source: Dataset = module.read(data)
+    _check_group(data, source.train.groups)
+    chosen, notes = select({part: split.without_images for part, split in source.splits.items()}, data)
     notes += passed_over(data)
-
-    held_out = [0] * source.num_classes
-    if source.validation is not None:
-        notes.append("the source's own validation split is kept" + (", nothing else is held out" if validation else ""))
-    elif validation:
-        held_out = held_out_counts(train_counts, validation)
-        rounded = (
-            "rounded, at least 1 of 2,"
-            if source.train.groups is None
-            else "as near as whole groups come, at least 1 of 2,"
-        )
-        notes.append(f"{validation:.3g} of each training class, {rounded} is held out for validation")
-
-    train_split, held_out_split = _divided(source.train, train_counts, held_out, seed)
-    if held_out_split is not None:
-        notes += _lacking("validation", source.class_names, held_out_split.class_counts.tolist())
-    test_split, _ = _divided(source.test, test_counts, [0] * source.num_classes, seed)
-    parts = {
-        "train": train_split,
-        "validation": held_out_split if source.validation is None else source.validation,
-        "test": test_split,
+    splits = {
+        part: source.splits[origin] if positions is None else source.splits[origin].choose(positions)
+        for part, (origin, positions) in chosen.items()
     }
-    splits = {part: split for part, split in parts.items() if split is not None}
     if is_own(data.name):
         notes += _repeats(splits, data, module)
     sized = {part: _resized(split, size, storage) for part, split in splits.items()}

@@ -177,6 +177,12 @@ def open_member(path: Path, name: str, storage: str) -> NDArray[Any] | Stored:
         raise UserError(f"cannot read '{path}': {name}: {reason}; allowed: an .npz file of plain arrays") from error
 
 
+def shape_of_member(path: Path, name: str) -> tuple[int, int, int, int] | None:
+    """Return (N,H,W,C) of the images `name` in an .npz file by their header; None where it holds no such images."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+        return _images_inside(member)
+
+
 def _images_inside(member: IO[bytes]) -> tuple[int, int, int, int] | None:
     """Read the header of an .npy file; return (N,H,W,C) where images follow that can be copied as they lie."""
     if npy.read_magic(member) != (1, 0):  # the later versions are for records of many fields

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from taet.config import Data
-from taet.data.dataset import Dataset
+from taet.data.dataset import Dataset, Outline
 from taet.data.listing import Listing
 from taet.data.places import locate
 from taet.data.rows import SPLITS, Row, Rows, Unlabelled, read_rows
@@ -147,6 +147,11 @@ def _list(data: Data) -> Listing:
 def files(data: Data) -> dict[str, Sequence[Path]]:
     """Return for each split the image files that its `indices` count."""
     return _list(data).by_split()
+
+
+def outline(data: Data) -> Outline:
+    """Return what the listing and the headers of the files say."""
+    return _list(data).outline(data)
 
 
 def read(data: Data) -> Dataset:

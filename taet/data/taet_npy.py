@@ -10,7 +10,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Split
+from taet.data.dataset import Dataset, Labels, Outline, Split, checked_labels, checked_names
 from taet.data.npz import PARTS, REQUIRED, VALIDATION
 from taet.data.places import locate
 from taet.data.store import Images, gather, pieces
@@ -33,6 +33,19 @@ def _open(folder: Path, key: str) -> NDArray[np.generic]:
 
 def _images(folder: Path, key: str, storage: str) -> Images:
     """Return rows (N, C S S) of whole colour planes, C 3 or 1, as images (N,S,S,C)."""
+    path = folder / f"{key}.npy"
+    rows, (number, side, _, channels) = _rows(folder, key)
+    about = path.stat()
+    return gather(
+        (row.reshape(channels, side, side).transpose(1, 2, 0) for row in rows),
+        (number, side, side, channels),
+        key=f"taet-npy\n{path.resolve()}\n{about.st_size}\n{about.st_mtime_ns}",
+        storage=storage,
+    )
+
+
+def _rows(folder: Path, key: str) -> tuple[NDArray[np.generic], tuple[int, int, int, int]]:
+    """Return rows of colour planes, unread, and the shape (N,S,S,C) of the images that they are."""
     path, rows = folder / f"{key}.npy", _open(folder, key)
     if rows.ndim != 2 or rows.dtype != np.uint8 or rows.size == 0:
         raise UserError(f"'{path}': got {rows.dtype} of shape {rows.shape}; allowed: uint8 of shape (N,3072)")
@@ -42,13 +55,41 @@ def _images(folder: Path, key: str, storage: str) -> Images:
     side = math.isqrt(length // channels)
     if channels * side**2 != length:
         raise UserError(f"'{path}': got {length} numbers per image; allowed: 3 S S (colour) or S S (grey), e.g. 3072")
-    about = path.stat()
-    return gather(
-        (row.reshape(channels, side, side).transpose(1, 2, 0) for row in rows),
-        (number, side, side, channels),
-        key=f"taet-npy\n{path.resolve()}\n{about.st_size}\n{about.st_mtime_ns}",
-        storage=storage,
-    )
+    return rows, (number, side, side, channels)
+
+
+def _find(data: Data) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder, and the names of its arrays of images and labels."""
+    folder = locate(data)
+    if not folder.is_dir():
+        raise UserError(f"no such folder: '{folder}'")
+    there = {path.stem for path in folder.glob("*.npy")}
+    keys = REQUIRED + (VALIDATION if there & set(VALIDATION) else ())
+    missing = [f"{key}.npy" for key in keys if key not in there]
+    if missing:
+        raise UserError(f"'{folder}' has no {', '.join(missing)}; allowed: a folder with the files that TAET publishes")
+    return folder, keys
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    """Return the names in class_names.npy, if there is such a file."""
+    if not (folder / f"{CLASS_NAMES}.npy").is_file():
+        return None
+    names = _open(folder, CLASS_NAMES)
+    if names.dtype.kind != "U" or names.ndim != 1:
+        allowed = "text of shape (C,)"
+        raise UserError(f"'{folder}': class_names: got {names.dtype} of shape {names.shape}; allowed: {allowed}")
+    return list(names.tolist())
+
+
+def outline(data: Data) -> Outline:
+    """Return the labels of the folder and the shape of its images."""
+    folder, keys = _find(data)
+    parts = {part: f"{key}_labels" for part, key in PARTS.items() if f"{key}_labels" in keys}
+    found = {part: checked_labels(key, _open(folder, key)) for part, key in parts.items()}
+    names = checked_names(found["train"], _class_names(folder))
+    _, height, width, channels = _rows(folder, "train_images")[1]
+    return Outline({part: Labels(labels, names) for part, labels in found.items()}, (channels, height, width))
 
 
 def read(data: Data) -> Dataset:
@@ -59,23 +100,14 @@ def read(data: Data) -> Dataset:
     whole numbers (N,). Beside TAET's four files there may be val_images.npy, val_labels.npy and class_names.npy.
     Pickled arrays are refused. Source: the code of Wang et al., TAET, CVPR 2025, arXiv:2503.01924.
     """
-    folder = locate(data)
-    if not folder.is_dir():
-        raise UserError(f"no such folder: '{folder}'")
-    there = {path.stem for path in folder.glob("*.npy")}
-    keys = REQUIRED + (VALIDATION if there & set(VALIDATION) else ())
-    missing = [f"{key}.npy" for key in keys if key not in there]
-    if missing:
-        raise UserError(f"'{folder}' has no {', '.join(missing)}; allowed: a folder with the files that TAET publishes")
+    folder, keys = _find(data)
     arrays = {key: _images(folder, key, data.storage) if key.endswith("images") else _open(folder, key) for key in keys}
-    names = _open(folder, CLASS_NAMES) if CLASS_NAMES in there else None
+    names = _class_names(folder)
     try:
-        if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
-            raise UserError(f"class_names: got {names.dtype} of shape {names.shape}; allowed: text of shape (C,)")
         return Dataset.from_arrays(
             *(arrays[key] for key in REQUIRED),
             validation=(arrays["val_images"], arrays["val_labels"]) if "val_images" in arrays else None,
-            class_names=None if names is None else names.tolist(),
+            class_names=names,
             name=data.name,
         )
     except UserError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Split
+from taet.data.dataset import Dataset, Labels, Outline, Split
 from taet.data.downloads import Download
 from taet.data.images import decode_all
 from taet.data.places import roots
@@ -22,6 +22,7 @@ PUBLISHED = {"tiny-imagenet-lt": {"profile": "linear", "imbalance_ratio": 100.0}
 """How the set is cut in REAT: Li et al., arXiv:2307.10205."""
 FOLDER = "tiny-imagenet-200"
 CLASSES = 200
+IMAGE_SHAPE = (3, 64, 64)
 PER_CLASS = {"train": 500, "test": 50}
 ARCHIVE = Download(
     url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
@@ -98,6 +99,13 @@ def _check(folder: Path, wnids: list[str], part: str, labels: list[int]) -> None
             f"Tiny-ImageNet: class {wnid} has {counts[wrong[0]]} {part} images in '{folder}'; "
             f"allowed: {PER_CLASS[part]} of each; {AGAIN}"
         )
+
+
+def outline(data: Data) -> Outline:  # noqa: ARG001 - there is one set
+    """Return the published numbers; the class names are in the files."""
+    numbers = [str(label) for label in range(CLASSES)]
+    splits = {part: Labels.of_counts(numbers, [count] * CLASSES) for part, count in PER_CLASS.items()}
+    return Outline(splits, IMAGE_SHAPE, named=False)
 
 
 def read(data: Data) -> Dataset:

@@ -2,10 +2,14 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from taet.config import Data
+from taet.data import DataFacts, facts, load
 
 REAL_DATA = os.environ.get("TAET_DATA")
 
@@ -36,3 +40,30 @@ def arrays() -> Callable[..., dict[str, np.ndarray]]:
         return made
 
     return make
+
+
+SETTINGS = (
+    {},
+    {"validation": 0.2},
+    {"validation": 0.3, "seed": 3, "size": 8},
+    {"max_count": 2, "test_max_count": 1},
+    {"imbalance_ratio": 2, "test": "balanced", "validation": 0.1},
+    {"imbalance_ratio": 2, "profile": "linear"},
+)
+
+
+@pytest.fixture
+def facts_agree() -> Callable[..., None]:
+    """Return a function that compares the facts of a data set with what loading it gives, cut in several ways.
+
+    `published`: the facts are the same where no file is there.
+    """
+
+    def check(name, *, root=None, published=False, settings=SETTINGS, **more):
+        for setting in settings:
+            found = facts(Data(name=name, root=root, **setting, **more))
+            loaded = DataFacts.of(load(name, root=root, **setting, **more))
+            assert found == (loaded if found.class_names else replace(loaded, class_names=None)), setting
+            assert not published or facts(Data(name=name, **setting, **more)) == found
+
+    return check

@@ -238,3 +238,11 @@ def test_real_cifar10_has_the_published_counts(real_data, monkeypatch, ratio, tr
     dataset = load("cifar10-lt", root=str(real_data("cifar10.npz").parent), imbalance_ratio=ratio)
     assert (len(dataset.train), len(dataset.test)) == (train, test)
     assert dataset.image_shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", cifar.NAMES)
+def test_the_facts_are_known_without_the_files(name, tmp_path, facts_agree):
+    write_npz(tmp_path / "files", name.partition("-")[0])
+    ratio = [{"imbalance_ratio": 2}, {"imbalance_ratio": 2, "validation": 0.25, "max_count": 3}]
+    settings = ratio if name.startswith("cifar100") else [*ratio, {"default_imbalance_ratio": 2.0}]
+    facts_agree(name, root=str(tmp_path / "files"), published=True, settings=settings)

@@ -139,3 +139,9 @@ def test_images_of_another_size_are_refused(raw, tmp_path):
         (raw / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros((count, 8, 8), np.uint8))))
     with pytest.raises(UserError, match=r"got images of shape \(1, 8, 8\); allowed: \(1, 28, 28\)"):
         load("fashion-mnist", root=str(tmp_path))
+
+
+@pytest.mark.usefixtures("raw")
+def test_the_facts_are_known_without_the_files(tmp_path, monkeypatch, facts_agree):
+    monkeypatch.chdir("/")
+    facts_agree("fashion-mnist", root=str(tmp_path), published=True)

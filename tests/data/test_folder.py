@@ -400,3 +400,13 @@ def test_a_folder_without_class_folders_is_refused(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no such folder: '.*nowhere'"):
         load(f"folder:{tmp_path / 'nowhere'}")
+
+
+def test_the_facts_are_known_without_the_images(patients, facts_agree):
+    facts_agree(f"folder:{patients}")
+    facts_agree(f"folder:{patients}", group="folder")
+
+
+def test_the_facts_of_given_splits(split, facts_agree):
+    fill(split / "train" / "ant", 100, 3, mode="RGB")
+    facts_agree(str(split))

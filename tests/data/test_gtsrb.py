@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from taet.config import Data
-from taet.data import gtsrb, load
+from taet.data import facts, gtsrb, load
 from taet.errors import UserError
 
 CLASSES = 43
@@ -139,3 +139,21 @@ def test_damaged_trees_are_refused(tmp_path):
     (place / "Final_Training/Images/00007/00000_00000.ppm").rename(place / "Final_Training/Images/00007/a.ppm")
     with pytest.raises(UserError, match=r"a\.ppm'; allowed: names such as 00003_00029\.ppm"):
         read(tmp_path)
+
+
+def test_the_facts_are_known_without_the_files(tmp_path, monkeypatch, facts_agree):
+    monkeypatch.setattr(gtsrb, "TRACK_COUNTS", [TRACKS] * CLASSES)
+    monkeypatch.setattr(gtsrb, "FRAMES", FRAMES)
+    monkeypatch.setattr(gtsrb, "TEST_COUNTS", [TEST] * CLASSES)
+    files = tmp_path / "files"
+    write(files / "GTSRB")
+    (files / "GTSRB" / "Final_Training" / "Images" / "00033" / "00002_00001.ppm").unlink()  # as the official one lacks
+    monkeypatch.setattr(gtsrb, "TRAINING", {"Final_Training/Images": CLASSES * TRACKS * FRAMES - 1})
+    facts_agree("gtsrb", root=str(files), published=True)
+
+
+def test_the_official_numbers(monkeypatch):
+    monkeypatch.undo()
+    found = facts(Data("gtsrb", root="nowhere"))
+    assert found.sizes == {"train": gtsrb.TRAINING["Final_Training/Images"], "test": gtsrb.TEST}
+    assert (min(found.class_counts), max(found.class_counts), found.class_counts[33]) == (210, 2250, 689)

@@ -5,7 +5,7 @@ import pytest
 
 from taet import registry
 from taet.config import Data
-from taet.data import load, medmnist
+from taet.data import facts, load, medmnist
 from taet.errors import UserError
 
 SETS = dict(medmnist.SETS)
@@ -28,8 +28,8 @@ IMAGES = (33, 12, 22)
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch, tmp_path):
-    for name, facts in SETS.items():
-        monkeypatch.setitem(medmnist.SETS, name, facts._replace(images=IMAGES))
+    for name, published in SETS.items():
+        monkeypatch.setitem(medmnist.SETS, name, published._replace(images=IMAGES))
     monkeypatch.delenv("TAET_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -165,3 +165,20 @@ def test_a_file_of_other_content_is_refused_in_one_line(name, change, message, t
     with pytest.raises(UserError, match=rf"{name}\.npz'.*{message}") as error:
         load(name, root=str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["organamnist", "dermamnist"])
+def test_the_facts_are_those_of_the_labels_where_the_file_is_there(name, tmp_path, facts_agree):
+    np.savez_compressed(tmp_path / f"{name}.npz", **made(name))
+    facts_agree(name, root=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_facts_are_the_published_ones_where_no_file_is_there(name):
+    found = facts(Data(name, size=64))
+    assert (found is None) == (name in ("octmnist", "tissuemnist", "organamnist", "organcmnist", "organsmnist"))
+    if found is not None:
+        *sizes, _, channels = PUBLISHED[name]
+        assert found.sizes == dict(zip(("train", "validation", "test"), sizes, strict=True))
+        assert found.image_shape == (channels, 64, 64)
+        assert found.class_names == SETS[name].class_names

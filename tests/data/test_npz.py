@@ -140,3 +140,13 @@ def test_groups_that_do_not_fit_are_refused(given, message, tmp_path, arrays):
     np.savez(tmp_path / "a.npz", **arrays(), **given)
     with pytest.raises(UserError, match=message):
         npz.read(Data(f"npz:{tmp_path / 'a.npz'}", group="patient"))
+
+
+@pytest.mark.parametrize("groups", [{}, {"train_group": np.arange(20) // 3, "test_group": np.arange(9)}])
+def test_the_facts_are_known_without_the_images(tmp_path, arrays, groups, facts_agree):
+    given = arrays(train_counts=(9, 7, 4), test_counts=(4, 3, 2))
+    np.savez(tmp_path / "a.npz", **given, **groups, class_names=np.array(["x", "y", "z"]))
+    facts_agree(f"npz:{tmp_path / 'a.npz'}")
+    parts = {key.replace("test", "val"): array for key, array in given.items() if key.startswith("test")}
+    np.savez(tmp_path / "b.npz", **{key: array.squeeze() for key, array in given.items()}, **parts)
+    facts_agree(str(tmp_path / "b.npz"))

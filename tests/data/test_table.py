@@ -262,3 +262,10 @@ def test_long_lists_of_many_classes_are_read(table):
     dataset = load(table("path,label,split", *(lines + repeated) * 300))
     assert dataset.num_classes == 30
     assert "17955 rows repeat another and are left out" in dataset.notes
+
+
+def test_the_facts_are_known_without_the_images(table, facts_agree):
+    path = table(
+        "path,label,group", *(f"images/{i}.png,{'ab'[i >= 20]},{f'g{i // 3}' if i < 27 else ''}" for i in range(30))
+    )
+    facts_agree(path)

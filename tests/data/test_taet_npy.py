@@ -158,3 +158,7 @@ def test_missing_files_and_folders_are_named(published):
         load(f"taet-npy:{published}")
     with pytest.raises(UserError, match="no such folder: 'nowhere'"):
         load("taet-npy:nowhere")
+
+
+def test_the_facts_are_known_without_the_images(published, facts_agree):
+    facts_agree(f"taet-npy:{published}")

@@ -150,3 +150,9 @@ def test_a_table_without_tabs_is_refused(tmp_path, name):
     lines = len(path.read_text().splitlines())
     with pytest.raises(UserError, match=rf"line {lines} of '.*txt' has fewer than 2 columns; delete the folder"):
         load("tiny-imagenet", root=str(tmp_path))
+
+
+def test_the_facts_are_known_without_the_files(tmp_path, facts_agree):
+    write(tmp_path / "files")
+    facts_agree("tiny-imagenet", root=str(tmp_path / "files"), published=True)
+    facts_agree("tiny-imagenet-lt", root=str(tmp_path / "files"), published=True, settings=[{"imbalance_ratio": 2.0}])

@@ -1,0 +1,71 @@
+"""What can be said of a run's data before its images are read, and often before its files are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from taet.config import Data
+from taet.data.dataset import Dataset
+from taet.data.selection import select
+from taet.data.sources import outline
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The numbers of a data set as a run takes it: cut to its class counts, held out, resized."""
+
+    class_counts: tuple[int, ...]
+    """Training images of each class, (C,)."""
+    image_shape: tuple[int, int, int]
+    """(C,H,W), as a model takes it."""
+    sizes: Mapping[str, int]
+    """Images of each split: "train", "test" and, if there is one, "validation"."""
+    class_names: tuple[str, ...] | None = None
+    """In the order of the labels; None where the files say them and are not there."""
+    mirror: bool = True
+    """Does a mirrored image keep its label?"""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_counts)
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DataFacts:
+        """Return the facts of a data set that is loaded."""
+        return cls(
+            tuple(dataset.class_counts.tolist()),
+            dataset.image_shape,
+            {part: len(split) for part, split in dataset.splits.items()},
+            dataset.class_names,
+            dataset.mirror,
+        )
+
+
+def facts(data: Data) -> DataFacts | None:
+    """Return what `taet.data.load(data)` would give, as far as it is known without reading images; else None.
+
+    Published sets are known from their constants, so that their files need not be there: digits, CIFAR, Fashion-MNIST,
+    Tiny-ImageNet, GTSRB, and most sets of MedMNIST. User data are listed: image files by their headers, arrays by their
+    labels. None: a set of a plugin, or one whose class counts are in files that are not there. Settings that `load`
+    would refuse are the same `UserError`.
+    """
+    found = outline(data)
+    if found is None:
+        return None
+    data, source = found
+    chosen, _ = select(source.splits, data)
+    counts = {}
+    for part, (origin, positions) in chosen.items():
+        labels = source.splits[origin]
+        counts[part] = (labels if positions is None else labels.choose(positions)).class_counts
+    channels, height, width = source.image_shape
+    height, width = (height, width) if data.size is None else (data.size, data.size)
+    return DataFacts(
+        tuple(counts["train"].tolist()),
+        (channels, height, width),
+        {part: int(count.sum()) for part, count in counts.items()},
+        source.splits["train"].class_names if source.named else None,
+        source.mirror,
+    )

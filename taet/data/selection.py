@@ -1,0 +1,144 @@
+"""Which images of a source a run takes: the class counts of each split, the long-tail cut and what is held out.
+
+Only labels and groups are looked at, so that the same decision is made with the images and without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taet.config import Data
+from taet.data.dataset import Labels
+from taet.data.groups import hold_out
+from taet.data.long_tail import (
+    PROFILES,
+    balanced_small_counts,
+    divide,
+    held_out_counts,
+    largest_max_count,
+    long_tail_counts,
+    long_tail_indices,
+)
+from taet.errors import UserError
+
+BALANCED_SMALL = "-balanced-small"
+MOST_NAMES = 10
+"""Classes that a note names."""
+
+Positions = NDArray[np.int64]
+
+
+def _largest(labels: Labels, part: str, ratio: float, profile: str, max_count: int | None) -> int:
+    """Return the size of the largest class of a long-tailed split: `max_count`, or the largest that fits."""
+    available = labels.class_counts.tolist()
+    largest = largest_max_count(available, ratio, profile)
+    if largest == 0:
+        raise UserError(f"{part}: class '{labels.class_names[0]}' has no image, but is to be the largest class")
+    if max_count is not None and max_count > largest:
+        counts = long_tail_counts(len(available), max_count, ratio, profile)
+        short = next(c for c, count in enumerate(counts) if count > available[c])
+        raise UserError(
+            f"{part}: a largest class of {max_count} at imbalance ratio {ratio:g} needs {counts[short]} images "
+            f"of class '{labels.class_names[short]}', which has {available[short]}; the largest that fits: {largest}"
+        )
+    return max_count or largest
+
+
+def _capped(labels: Labels, max_count: int | None) -> list[int]:
+    counts: list[int] = labels.class_counts.tolist()
+    return counts if max_count is None else [min(count, max_count) for count in counts]
+
+
+def _lacking(part: str, class_names: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """Return a note that names the classes without an image in a split, if there are any."""
+    names = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return [f"no {part} image of: {', '.join(names[:MOST_NAMES])}{more}"] if names else []
+
+
+def _class_counts(train: Labels, test: Labels, data: Data) -> tuple[list[int], list[int], list[str]]:
+    """Return the class counts of the training and of the test set, and notes that say how they came about."""
+    ratio, profile, names = data.imbalance_ratio, data.profile or PROFILES[0], train.class_names
+    spread = data.name.endswith(BALANCED_SMALL) and ":" not in data.name  # not a path that ends so
+    train_counts, test_counts = _capped(train, data.max_count), _capped(test, data.test_max_count)
+    if ratio is None:
+        capped = ", but for the caps on its classes" if data.max_count or data.test_max_count else ""
+        own_ratio = train.class_counts.max() / train.class_counts.min()
+        notes = [f"taken as it is{capped}: the source's imbalance ratio is {own_ratio:.4g}"]
+    else:
+        largest = _largest(train, "training set", ratio, profile, data.max_count)
+        train_counts = (balanced_small_counts if spread else long_tail_counts)(len(names), largest, ratio, profile)
+        cut = f"{profile} profile, imbalance ratio {ratio:g}"
+        notes = [
+            f"as many training images as in the {cut}, {sum(train_counts)}, spread evenly, seed {data.seed}"
+            if spread
+            else f"training set cut to the {cut}, seed {data.seed}"
+        ]
+        if data.test == "long-tailed" and not spread:
+            largest = _largest(test, "test set", ratio, profile, data.test_max_count)
+            test_counts = long_tail_counts(len(names), largest, ratio, profile)
+            notes.append("test set cut to the same profile and ratio")
+        else:
+            most = "all images" if data.test_max_count is None else f"at most {data.test_max_count} images"
+            notes.append(f"test set not made long-tailed: {most} of each class")
+    if 0 in train_counts:
+        empty, largest = names[train_counts.index(0)], max(train_counts)
+        raise UserError(
+            f"class '{empty}' would get no training image: imbalance ratio {ratio:g} with {largest} images in the "
+            f"largest class; allowed: up to {largest}"
+        )
+    return train_counts, test_counts, [*notes, *_lacking("test", names, test_counts)]
+
+
+def _divided(
+    labels: Labels, counts: list[int], held_out: list[int], seed: int
+) -> tuple[Positions | None, Positions | None]:
+    """Return positions of `counts` images of each class less those held out, and of the latter.
+
+    Whole groups are held out where there are groups. None: all images in their own order, and none held out.
+    """
+    whole = sum(counts) == len(labels)
+    if whole and not any(held_out):
+        return None, None
+    if labels.groups is None:
+        kept, held = divide(labels.labels, counts, held_out, seed)
+    else:
+        chosen = np.arange(len(labels)) if whole else long_tail_indices(labels.labels, counts, seed)
+        apart = hold_out(labels.labels[chosen], labels.groups[chosen], held_out, seed)
+        kept, held = chosen[~apart], chosen[apart]
+    return kept, held if len(held) else None
+
+
+def select(source: Mapping[str, Labels], data: Data) -> tuple[dict[str, tuple[str, Positions | None]], list[str]]:
+    """Choose the images of each split from the labels of a source's own splits.
+
+    `source` holds "train", "test" and, where the source brings one, "validation". Return for each split of the result
+    the split of the source that it is taken from, with the positions in it (None: all, in their own order); and notes
+    that say what was decided.
+    """
+    train, test = source["train"], source["test"]
+    train_counts, test_counts, notes = _class_counts(train, test, data)
+    none = [0] * len(train_counts)
+    held_out = none
+    if "validation" in source:
+        also = ", nothing else is held out" if data.validation else ""
+        notes.append(f"the source's own validation split is kept{also}")
+    elif data.validation:
+        held_out = held_out_counts(train_counts, data.validation)
+        rounded = "rounded" if train.groups is None else "as near as whole groups come"
+        notes.append(
+            f"{data.validation:.3g} of each training class, {rounded}, at least 1 of 2, is held out for validation"
+        )
+    kept, held = _divided(train, train_counts, held_out, data.seed)
+    chosen: dict[str, tuple[str, Positions | None]] = {"train": ("train", kept)}
+    if held is not None:
+        counts = np.bincount(train.labels[held], minlength=len(none)).tolist()
+        notes += _lacking("validation", train.class_names, counts)
+        chosen["validation"] = ("train", held)
+    if "validation" in source:
+        chosen["validation"] = ("validation", None)
+    chosen["test"] = ("test", _divided(test, test_counts, none, data.seed)[0])
+    return chosen, notes
