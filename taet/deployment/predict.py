@@ -18,8 +18,8 @@ from taet.deployment.predictions import NO_CLASS, Predictions, joined
 from taet.deployment.reading import Given, Pixels, find
 from taet.errors import UserError
 from taet.evaluation.attack import Attack, parse_attack
-from taet.evaluation.columns import Bench
 from taet.evaluation.perturb import Draws
+from taet.evaluation.runner import Runner
 from taet.training.checkpoint import load_model
 from taet.training.environment import resolve_device
 
@@ -111,10 +111,10 @@ def batches(
         survives = None if attack is None else np.zeros(len(found), np.bool_)
         if readable:
             pixels = np.stack([image for image in found if not isinstance(image, str)])
-            bench = _Bench(counted, pixels, labels[readable], len(classes), batch_size, run.evaluation.seed, where)
-            labels[readable], probabilities[readable] = _classes(bench)
+            runner = _Runner(counted, pixels, labels[readable], len(classes), batch_size, run.evaluation.seed, where)
+            labels[readable], probabilities[readable] = _classes(runner)
             if attack is not None and survives is not None:
-                survives[readable] = _survive(replace(bench, labels=labels[readable]), attack, report)
+                survives[readable] = _survive(replace(runner, labels=labels[readable]), attack, report)
         done += len(found)
         report(0, 0, f"{done} of {len(source.names)} images")
         errors = tuple(image if isinstance(image, str) else "" for image in found)
@@ -131,7 +131,7 @@ def _in_ball(attack: Attack) -> Attack:
     return attack
 
 
-class _Bench(Bench):
+class _Runner(Runner):
     """Images that have no place in a test set: what is drawn for one follows from its pixels."""
 
     def _draws(self, attack: Attack, rows: NDArray[np.int64]) -> Draws:
@@ -144,10 +144,10 @@ def _keys(images: Pixels) -> NDArray[np.int64]:
     return (np.frombuffer(b"".join(digests), ">u8") >> 1).astype(np.int64)
 
 
-def _classes(bench: Bench) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _classes(runner: Runner) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The classes (N,) and probabilities (N, C) of the images as they are, as an evaluation's clean column has them."""
-    with bench.still():
-        clean = bench.attack(CLEAN, np.arange(len(bench.labels)), None, None, _silent)
+    with runner.still():
+        clean = runner.attack(CLEAN, np.arange(len(runner.labels)), None, None, _silent)
     assert clean.scores is not None
     return clean.predictions, clean.scores
 
@@ -156,12 +156,12 @@ def _silent(done: float, total: float, label: str) -> None:
     """The clean pass of a batch is not worth a report."""
 
 
-def _survive(bench: Bench, attack: Attack, report: Progress) -> NDArray[np.bool_]:
-    """Of which images (N,) the class is still `bench.labels` under the attack."""
-    size = 1 if attack.kind in ALONE else bench.batch_size
-    with bench.still():
-        result = replace(bench, batch_size=size).attack(
-            attack, np.arange(len(bench.labels)), bench.labels, None, report
+def _survive(runner: Runner, attack: Attack, report: Progress) -> NDArray[np.bool_]:
+    """Of which images (N,) the class is still `runner.labels` under the attack."""
+    size = 1 if attack.kind in ALONE else runner.batch_size
+    with runner.still():
+        result = replace(runner, batch_size=size).attack(
+            attack, np.arange(len(runner.labels)), runner.labels, None, report
         )
-    mask: NDArray[np.bool_] = result.predictions == bench.labels
+    mask: NDArray[np.bool_] = result.predictions == runner.labels
     return mask

@@ -19,9 +19,9 @@ from taet.attacks.counted import Counted
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.attack import Attack, expand, parse_attacks
-from taet.evaluation.columns import Images, as_arrays, bench
 from taet.evaluation.diagnostics import REPEAT_DIFFERENCE
-from taet.evaluation.kept import kept
+from taet.evaluation.model_guard import restored
+from taet.evaluation.runner import Images, as_arrays, make_runner
 from taet.evaluation.trial import SUM_TOLERANCE, Trial, answer, attempt, input_gradient, nonfinite, sample, told
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
@@ -138,8 +138,8 @@ def check(
     parsed = parse_attacks(expand(attacks, Evaluation()).attacks)
     pixels, classes = as_arrays(images, labels)
     training = model.training
-    with kept(model) as changes:
-        tried = bench(model, pixels, classes, batch_size=batch_size)
+    with restored(model) as changes:
+        tried = make_runner(model, pixels, classes, batch_size=batch_size)
         width = tried.num_classes
         if class_names is not None and len(class_names) != width:
             raise UserError(f"model output: got {width} logits; allowed: {len(class_names)}, one per class")

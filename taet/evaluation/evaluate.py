@@ -25,9 +25,9 @@ from taet.evaluation import diagnostics, probe, shelf
 from taet.evaluation.attack import Attack, check_attacks, expand, parse_attacks
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
-from taet.evaluation.columns import Bench, Images, attack_split, channels_first, count_classes, one_threat_model
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.examples import save_examples
+from taet.evaluation.runner import Images, Runner, attack_split, channels_first, count_classes, one_threat_model
 from taet.evaluation.subject import Subject, from_module, from_run, from_run_on
 from taet.models import Classifier
 from taet.models.view import make_view
@@ -163,7 +163,7 @@ def evaluate(
         if out is not None and path is not None and path.exists():
             _refuse_card_of_another(path, subject)
         names = _class_names(subject, where)
-        bench = Bench(
+        runner = Runner(
             _attacked(subject, where),
             subject.images,
             subject.labels,
@@ -176,7 +176,7 @@ def evaluate(
             attack.check(len(names))
         return _measured(
             subject,
-            bench,
+            runner,
             radius,
             listed[:1] if worst_case else listed,
             curve_attacks(curves, settings, radius),
@@ -191,7 +191,7 @@ def evaluate(
 
 def _measured(
     subject: Subject,
-    bench: Bench,
+    runner: Runner,
     radius: float,
     listed: Sequence[Attack],
     points: Sequence[Attack],
@@ -206,11 +206,11 @@ def _measured(
 
     `listed` are the attacks asked for, `points` those of curves, `chain` those of a worst case.
     """
-    machine = environment(bench.device)
+    machine = environment(runner.device)
     model_about = {
         **subject.model_about,
         "weights_sha256": weights_digest(subject.model),
-        "answers": bench.fingerprint.tolist(),
+        "answers": runner.fingerprint.tolist(),
         "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
     }
     threat = {"norm": "linf", "eps": radius}
@@ -220,24 +220,24 @@ def _measured(
             "model": {"weights_sha256": model_about["weights_sha256"]},
             "data": {"test_sha256": subject.test_sha256},
             "threat": threat,
-            "batch_size": bench.batch_size,
+            "batch_size": runner.batch_size,
             "environment": {"versions": machine["versions"], "device": machine["device"]},
         }
-        known = shelf.find(path, facts, bench.fingerprint)
+        known = shelf.find(path, facts, runner.fingerprint)
     known = gather(known)[0]  # one process looks, so that all leave out the same
     before = () if known is None else known.columns
-    probed = {} if known is None or not probe.is_of(known.probe, bench.seed) else known.probe
+    probed = {} if known is None or not probe.is_of(known.probe, runner.seed) else known.probe
     probing = not probed and bool(len(listed) > 1 or points or chain)
-    meter = _Meter(progress, probe.passes(bench) if probing else 0)
+    meter = _Meter(progress, probe.passes(runner) if probing else 0)
     asked = {attack.name for attack in listed}
     shown = {column.name for column in before if not column.curve}  # stays in the tables with other settings, too
     drawn = [replace(point, curve="") if point.name in shown else point for point in points]
     columns = [*listed, *(attack for attack in drawn if attack.name not in asked)]
-    measured = attack_split(bench, columns, known=before, state_dir=state_dir, progress=meter.attacks)
+    measured = attack_split(runner, columns, known=before, state_dir=state_dir, progress=meter.attacks)
     if chain:
-        measured = (*measured, bench.run_worst_case(chain, measured[0], state_dir, meter.attacks))
+        measured = (*measured, runner.run_worst_case(chain, measured[0], state_dir, meter.attacks))
     if probing:
-        probed = probe.probe(bench, radius, state_dir, meter.probe)
+        probed = probe.probe(runner, radius, state_dir, meter.probe)
     card = ResultCard(
         **subject.about,
         threat=threat,
@@ -248,7 +248,7 @@ def _measured(
             "train_class_counts": subject.train_class_counts,
             "test_sha256": subject.test_sha256,
         },
-        batch_size=bench.batch_size,
+        batch_size=runner.batch_size,
         labels=subject.labels,
         columns=(*measured, *_others(before, measured)),
         probe=probed,
@@ -259,8 +259,8 @@ def _measured(
     card = dataclasses.replace(card, flags=diagnostics.flags(card))
     if path is not None and rank() == 0:
         shelf.put(path, card)
-        save_examples(path.parent / "artifacts" / "examples.npz", card, bench, listed)
-        for units in bench.opened:
+        save_examples(path.parent / "artifacts" / "examples.npz", card, runner, listed)
+        for units in runner.opened:
             units.remove()
     gather(None)  # no process begins anew before the card and its state are as they will be
     return card

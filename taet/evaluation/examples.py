@@ -11,13 +11,13 @@ import numpy as np
 from taet.evaluation.attack import Attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column, Ints
-from taet.evaluation.columns import Bench, as_unit
+from taet.evaluation.runner import Runner, as_unit
 from taet.files import write_atomically
 
 MOST_EXAMPLES = 24  # images kept
 
 
-def save_examples(path: Path, card: ResultCard, bench: Bench, attacks: Sequence[Attack]) -> None:
+def save_examples(path: Path, card: ResultCard, runner: Runner, attacks: Sequence[Attack]) -> None:
     """Save a few images of each class under the PGD with most steps: first those that it breaks, then any others."""
     chains = [attack for attack in attacks if attack.kind == "pgd" and attack.norm == "linf"]
     chains = [attack for attack in chains if any(column.name == attack.name for column in card.columns)]
@@ -28,13 +28,13 @@ def save_examples(path: Path, card: ResultCard, bench: Bench, attacks: Sequence[
         return  # of a stronger attack, whose column the card still has
     clean = card.column("clean")
     rows = _example_rows(card.labels, clean, card.column(attack.name), card.num_classes)
-    with bench.still():
-        _, x_adv = bench.perturb(attack, rows)
-        predictions = bench.answers(attack, x_adv, rows).argmax(1)
+    with runner.still():
+        _, x_adv = runner.perturb(attack, rows)
+        predictions = runner.answers(attack, x_adv, rows).argmax(1)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
-        images=np.rint(255 * as_unit(bench.images[rows]).permute(0, 2, 3, 1).numpy()).astype(np.uint8),
+        images=np.rint(255 * as_unit(runner.images[rows]).permute(0, 2, 3, 1).numpy()).astype(np.uint8),
         adversarial=x_adv.permute(0, 2, 3, 1).cpu().numpy(),
         labels=card.labels[rows],
         clean_predictions=clean.predictions[rows],

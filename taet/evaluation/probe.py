@@ -14,8 +14,8 @@ from taet.attacks.objectives import scaled
 from taet.attacks.progress import ticking
 from taet.attacks.units import Arrays, run_units
 from taet.evaluation import trial
-from taet.evaluation.columns import Bench
 from taet.evaluation.perturb import Draws
+from taet.evaluation.runner import Runner
 from taet.losses.long_tail import cross_entropy
 
 STEPS = 20
@@ -23,14 +23,14 @@ STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and RE
 LOGIT_FACTOR = 10.0  # of the adaptive attack by which REAT shows that RoBal masks its gradients
 
 
-def count(bench: Bench) -> int:
+def count(runner: Runner) -> int:
     """Return how many images are probed: as many as a batch holds."""
-    return min(bench.batch_size, len(bench.labels))
+    return min(runner.batch_size, len(runner.labels))
 
 
-def passes(bench: Bench) -> int:
+def passes(runner: Runner) -> int:
     """Return the passes of an image that `probe` takes: PGD twice, and three more answers than the trial's own."""
-    return count(bench) * (trial.PASSES + 3 + 2 * (2 * STEPS + 1))
+    return count(runner) * (trial.PASSES + 3 + 2 * (2 * STEPS + 1))
 
 
 def is_of(facts: Mapping[str, int | float], seed: int) -> bool:
@@ -39,15 +39,15 @@ def is_of(facts: Mapping[str, int | float], seed: int) -> bool:
 
 
 def probe(
-    bench: Bench, eps: float, state_dir: str | os.PathLike[str] | None, progress: Callable[[float], None]
+    runner: Runner, eps: float, state_dir: str | os.PathLike[str] | None, progress: Callable[[float], None]
 ) -> dict[str, int | float]:
     """Try the model on images drawn evenly over the classes and return what was found.
 
     Args:
-        bench: the model and its images.
+        runner: the model and its images.
         eps: radius of the L-infinity ball.
         state_dir: folder that keeps the outcome, for an evaluation that is interrupted and started again.
-        progress: called as progress(done), of `passes(bench)`.
+        progress: called as progress(done), of `passes(runner)`.
 
     Returns:
         images, seed; of the answers to one image, each scaled to unit length, the largest L2 distance:
@@ -59,24 +59,24 @@ def probe(
         the objective; only_pgd_correct and only_scaled_pgd_correct: images that one leaves correct and the other
         breaks.
     """
-    units = None if state_dir is None else bench.keep(state_dir, "probe", [eps, count(bench), bench.seed])
+    units = None if state_dir is None else runner.keep(state_dir, "probe", [eps, count(runner), runner.seed])
 
     def measure(_: int) -> Arrays:
-        return {name: np.asarray(value) for name, value in _measure(bench, eps, progress).items()}
+        return {name: np.asarray(value) for name, value in _measure(runner, eps, progress).items()}
 
     (facts,) = run_units(1, measure, state=units, key=lambda _: "facts", valid=lambda *_: True)
-    progress(passes(bench))
+    progress(passes(runner))
     return {name: value.item() for name, value in facts.items()}
 
 
-def _measure(bench: Bench, eps: float, progress: Callable[[float], None]) -> dict[str, int | float]:
-    rows = trial.sample(bench.labels, count(bench), bench.seed)
-    x, y = bench.batch(rows)
-    noise = Draws(bench.seed, "probe", rows).start(x, eps)
-    with bench.still(), ticking(bench.model, passes(bench), progress):
-        first = trial.attempt(bench.model, x, y)
+def _measure(runner: Runner, eps: float, progress: Callable[[float], None]) -> dict[str, int | float]:
+    rows = trial.sample(runner.labels, count(runner), runner.seed)
+    x, y = runner.batch(rows)
+    noise = Draws(runner.seed, "probe", rows).start(x, eps)
+    with runner.still(), ticking(runner.model, passes(runner), progress):
+        first = trial.attempt(runner.model, x, y)
         again, divided = first.repeat_difference(), first.batch_difference()
-        watch = _Watch(bench.model, first.nonfinite)
+        watch = _Watch(runner.model, first.nonfinite)
 
         def survives(factor: float) -> Tensor:
             objective = scaled(cross_entropy, factor)
@@ -99,7 +99,7 @@ def _measure(bench: Bench, eps: float, progress: Callable[[float], None]) -> dic
     }
     return {
         "images": len(rows),
-        "seed": bench.seed,
+        "seed": runner.seed,
         "repeat_difference": again,
         "later_difference": later,
         "batch_difference": divided,

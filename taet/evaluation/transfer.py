@@ -25,8 +25,8 @@ from taet.evaluation import diagnostics
 from taet.evaluation.attack import Attack, expand, parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
-from taet.evaluation.columns import Bench, among, bench
 from taet.evaluation.evaluate import evaluate
+from taet.evaluation.runner import Runner, among, make_runner
 from taet.training.checkpoint import load_run, read_record, run_from_json, weights_digest
 from taet.training.environment import resolve_device
 
@@ -129,13 +129,13 @@ def transfer(
                 command=command,
             )
         missing = {source: targets for source in folders if (targets := _missing(cards, source, chosen))}
-        benches = _benches(folders, batch_size, where) if missing else {}
+        runners = _runners(folders, batch_size, where) if missing else {}
         meter.later = len(missing)
         for source, targets in missing.items():
             meter.begin()
             columns = transfer_columns(
-                benches[source],
-                [benches[target] for target in targets],
+                runners[source],
+                [runners[target] for target in targets],
                 chosen,
                 name=source,
                 state_dir=folders[source] / STATE,
@@ -147,14 +147,14 @@ def transfer(
             for name, folder in folders.items():
                 if any(name in targets for targets in missing.values()):
                     cards[name].save(folder / "evaluation.json")
-            for units in (units for held in benches.values() for units in held.opened):
+            for units in (units for held in runners.values() for units in held.opened):
                 units.remove()
     return matrix(cards, attack)
 
 
 def transfer_columns(
-    source: Bench,
-    targets: Sequence[Bench],
+    source: Runner,
+    targets: Sequence[Runner],
     attack: Attack,
     *,
     name: str = "source",
@@ -168,7 +168,7 @@ def transfer_columns(
     source itself gets the same predictions as there.
 
     Args:
-        source: the model that is attacked, with the images (see `taet.evaluation.columns.bench`).
+        source: the model that is attacked, with the images (see `taet.evaluation.runner.runner`).
         targets: models with the same images and labels, each on the device that it is on.
         attack: what `taet.evaluation.parse_attack` gave; not clean and no AutoAttack.
         name: what the source is called in the columns.
@@ -351,17 +351,17 @@ def _missing(cards: Mapping[str, ResultCard], source: str, attack: Attack) -> li
     return [name for name, card in cards.items() if name != source and among(card.columns, made) is None]
 
 
-def _benches(folders: Mapping[str, Path], batch_size: int | None, device: torch.device) -> dict[str, Bench]:
+def _runners(folders: Mapping[str, Path], batch_size: int | None, device: torch.device) -> dict[str, Runner]:
     """Load the models of runs that have the same test images, which are kept once."""
-    benches: dict[str, Bench] = {}
+    runners: dict[str, Runner] = {}
     test: Split | None = None
     for name, folder in folders.items():
         run, model, dataset, _ = load_run(folder)
         test = dataset.test if test is None else test
         settings = run.evaluation
         size = settings.batch_size if batch_size is None else batch_size
-        benches[name] = bench(model.to(device), test.images, test.labels, batch_size=size, seed=settings.seed)
-    return benches
+        runners[name] = make_runner(model.to(device), test.images, test.labels, batch_size=size, seed=settings.seed)
+    return runners
 
 
 def _added(card: ResultCard, column: Column) -> ResultCard:

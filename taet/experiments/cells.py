@@ -15,7 +15,7 @@ from taet.data import Dataset, load
 from taet.errors import UserError, unknown
 from taet.evaluation import ResultCard
 from taet.evaluation.attack import check_attacks, expand, parse_attacks
-from taet.evaluation.columns import among
+from taet.evaluation.runner import among
 from taet.experiments.specification import SHORT, Entry, Settings, Specification, Variant
 from taet.report.read import deciding
 from taet.training.checkpoint import read_json, read_record, run_from_json

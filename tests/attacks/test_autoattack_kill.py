@@ -19,7 +19,7 @@ from torch import nn
 
 from taet.attacks.autoattack import run_parts
 from taet.attacks.units import Arrays
-from taet.evaluation.state import Units
+from taet.evaluation.batch_store import BatchStore
 
 # A server that has imported torch once and forks: a process then starts in milliseconds, so that many can be killed.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -28,8 +28,8 @@ TIMEOUT = 120
 CLASSES, IMAGES, BATCH, EPS = 4, 60, 5, 0.08
 
 
-class Counting(Units):
-    """Units that also note, before each is written, that it was done."""
+class Counting(BatchStore):
+    """BatchStore that also note, before each is written, that it was done."""
 
     def put(self, key: str, arrays: Arrays) -> None:
         self.folder.parent.mkdir(exist_ok=True)
@@ -76,7 +76,7 @@ def work(folder: Path) -> None:
 @pytest.fixture
 def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], BaseProcess]:
     """Start `work` in a folder as a process of its own."""
-    CONTEXT.set_forkserver_preload(["taet.attacks", "taet.evaluation.state", "pyautoattack", "pytest"])
+    CONTEXT.set_forkserver_preload(["taet.attacks", "taet.evaluation.batch_store", "pyautoattack", "pytest"])
 
     def start(folder: Path) -> BaseProcess:
         monkeypatch.setattr(sys, "argv", [__file__, str(folder)])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from taet.attacks.autoattack import Outcome, run_parts
 from taet.distributed import gather, joined, rank, world_size
-from taet.evaluation.state import Units
+from taet.evaluation.batch_store import BatchStore
 
 PROCESSES, BATCH, CLASSES = 2, 4, 4
 NORMS: dict[Any, float] = {"linf": 0.1, "l2": 0.6}
@@ -38,7 +38,7 @@ def task() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def run(folder: Path, norm: Any) -> Outcome:
-    state = Units(folder, f"autoattack-{norm}", "")
+    state = BatchStore(folder, f"autoattack-{norm}", "")
     with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 30)
         return run_parts(*task(), eps=NORMS[norm], norm=norm, version="10", batch_size=BATCH, state=state)

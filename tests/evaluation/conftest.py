@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import taet
 from taet.attacks.counted import Counted
 from taet.evaluation import ResultCard
-from taet.evaluation.columns import Bench
+from taet.evaluation.runner import Runner
 
 EPS = 0.1
 Task = tuple[nn.Module, np.ndarray, np.ndarray]
@@ -59,6 +59,6 @@ def evaluated(task: Task, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resu
 
 
 @pytest.fixture
-def bench(task: Task) -> Bench:
+def runner(task: Task) -> Runner:
     model, images, labels = task
-    return Bench(Counted(model), images, labels, 4, 8, 0, torch.device("cpu"))
+    return Runner(Counted(model), images, labels, 4, 8, 0, torch.device("cpu"))

@@ -16,9 +16,9 @@ import taet
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import Column, ResultCard
-from taet.evaluation.columns import Bench
 from taet.evaluation.curves import CURVES, curve_attacks, curves
 from taet.evaluation.perturb import Draws
+from taet.evaluation.runner import Runner
 
 Evaluated = Callable[..., ResultCard]
 EPS, STEP = 0.05, 0.01
@@ -142,13 +142,13 @@ def test_points_are_columns_of_the_card_which_tables_leave_out(evaluated: Evalua
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the attacks that were run, in order."""
     names: list[str] = []
-    run = Bench.run
+    run = Runner.run
 
-    def noting(self: Bench, attack: Any, *rest: Any) -> Any:
+    def noting(self: Runner, attack: Any, *rest: Any) -> Any:
         names.append(attack.name)
         return run(self, attack, *rest)
 
-    monkeypatch.setattr(Bench, "run", noting)
+    monkeypatch.setattr(Runner, "run", noting)
     return names
 
 

@@ -17,8 +17,8 @@ from taet import config, metrics
 from taet.attacks import fgsm
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.evaluation.columns import Bench
-from taet.evaluation.state import Units
+from taet.evaluation.batch_store import BatchStore
+from taet.evaluation.runner import Runner
 
 EPS = 0.1
 ATTACKS = ("clean", "fgsm", "pgd-5", "autoattack-10")
@@ -104,16 +104,16 @@ def test_a_killed_evaluation_goes_on_where_it_was(
 ) -> None:
     expected = evaluate(state_dir=tmp_path / "whole")
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.npz"))
-    put, left, written = Units.put, [0], list[str]()
+    put, left, written = BatchStore.put, [0], list[str]()
 
-    def dying(self: Units, key: str, arrays: Any) -> None:
+    def dying(self: BatchStore, key: str, arrays: Any) -> None:
         if left[0] == 0:
             raise KeyboardInterrupt
         left[0] -= 1
         written.append(f"{self.folder.name}/{key}")
         put(self, key, arrays)
 
-    monkeypatch.setattr(Units, "put", dying)
+    monkeypatch.setattr(BatchStore, "put", dying)
     for units in (1, 4, len(files) - 2):
         folder = tmp_path / str(units)
         written.clear()
@@ -337,7 +337,7 @@ def test_of_very_many_classes_nothing_is_kept_for_every_pair(
 ) -> None:
     monkeypatch.setattr(metrics, "PAIRED_CLASSES", most)
     card = evaluated("clean", out=tmp_path)
-    monkeypatch.setattr(Bench, "run", None)  # the second time nothing is run
+    monkeypatch.setattr(Runner, "run", None)  # the second time nothing is run
     assert evaluated("clean", out=tmp_path).column("clean").seconds == card.column("clean").seconds
     assert (card.column("clean").roc_auc is not None) == measured
     assert math.isnan(card.summary("clean").roc_auc) != measured

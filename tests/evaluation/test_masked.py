@@ -18,7 +18,8 @@ from taet.attacks import pgd
 from taet.evaluation import ResultCard, parse_attack
 from taet.evaluation.curves import CURVES, curves
 from taet.evaluation.diagnostics import CHECKS, flags
-from taet.evaluation.transfer import bench, transfer_columns
+from taet.evaluation.runner import make_runner
+from taet.evaluation.transfer import transfer_columns
 
 EPS = 0.15
 STEP = EPS / 8
@@ -229,7 +230,7 @@ def test_examples_of_another_model_beat_gradients_that_are_masked(evaluate: Call
     attack = parse_attack("pgd-20", eps=EPS)
     for target, expected in ((saturated(), {"transfer-beats-white-box"}), (trained(), set())):
         card = evaluate(target, "pgd-20", count=100)
-        source, other = (bench(model, x, y) for model in (trained(16.0), target))
+        source, other = (make_runner(model, x, y) for model in (trained(16.0), target))
         (borrowed,) = transfer_columns(source, [other], attack, name="other")
         found = flags(replace(card, columns=(*card.columns, borrowed)))
         assert {flag["flag"] for flag in found} & {"transfer-beats-white-box"} == expected

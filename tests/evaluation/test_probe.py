@@ -14,8 +14,8 @@ from torch.nn import functional
 from taet.attacks import pgd
 from taet.attacks.counted import Counted
 from taet.evaluation import ResultCard, probe
-from taet.evaluation.columns import Bench
 from taet.evaluation.perturb import Draws
+from taet.evaluation.runner import Runner
 from taet.evaluation.trial import sample
 
 EPS = 0.05  # which leaves some images of the small network correct
@@ -34,9 +34,9 @@ class Noisy(nn.Module):
         return self.model(x + 0.01 * torch.randn_like(x))  # type: ignore[no-any-return]
 
 
-def bench_of(model: nn.Module, task: Task, batch_size: int = 22) -> Bench:
+def bench_of(model: nn.Module, task: Task, batch_size: int = 22) -> Runner:
     _, images, labels = task
-    return Bench(Counted(model), images, labels, 4, batch_size, 0, torch.device("cpu"))
+    return Runner(Counted(model), images, labels, 4, batch_size, 0, torch.device("cpu"))
 
 
 def changed(model: nn.Module, change: Callable[[nn.Module, Tensor], Tensor], task: Task) -> dict[str, int | float]:
@@ -146,9 +146,9 @@ def test_where_nothing_is_attacked_nothing_is_probed(evaluated: Evaluated) -> No
 
 def test_a_model_that_draws_numbers_leaves_the_global_generator_alone(task: Task) -> None:
     before = torch.random.get_rng_state()
-    bench, seen = bench_of(Noisy(task[0]), task), []
-    facts = probe.probe(bench, EPS, None, seen.append)
+    runner, seen = bench_of(Noisy(task[0]), task), []
+    facts = probe.probe(runner, EPS, None, seen.append)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert facts["repeat_difference"] > 0
     assert seen == sorted(seen)
-    assert seen[-1] == probe.passes(bench) == bench.model.passes
+    assert seen[-1] == probe.passes(runner) == runner.model.passes

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.evaluation.columns import Bench
-from taet.evaluation.state import Units
+from taet.evaluation.batch_store import BatchStore
+from taet.evaluation.runner import Runner
 
 Evaluated = Callable[..., ResultCard]
 Task = tuple[nn.Module, np.ndarray, np.ndarray]
@@ -23,8 +23,8 @@ Task = tuple[nn.Module, np.ndarray, np.ndarray]
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the attacks that were really run, in their order."""
     names: list[str] = []
-    real = Bench.attack
-    monkeypatch.setattr(Bench, "attack", lambda self, one, *rest: (names.append(one.name), real(self, one, *rest))[1])
+    real = Runner.attack
+    monkeypatch.setattr(Runner, "attack", lambda self, one, *rest: (names.append(one.name), real(self, one, *rest))[1])
     return names
 
 
@@ -102,7 +102,7 @@ def test_a_weaker_attack_does_not_replace_the_examples_of_a_stronger_one(evaluat
 
 
 def test_a_damaged_unit_counts_as_missing_wherever_its_bits_have_turned(tmp_path: Path) -> None:
-    units = Units(tmp_path, "pgd-3", "x" * 64)
+    units = BatchStore(tmp_path, "pgd-3", "x" * 64)
     units.put("0", {"rows": np.arange(5), "predictions": np.arange(5)})
     (path,) = tmp_path.rglob("*.npz")
     content = path.read_bytes()
@@ -124,7 +124,7 @@ def test_what_another_evaluation_has_begun_stays(evaluated: Evaluated, tmp_path:
 
 
 def test_a_unit_finds_its_folder_again_after_another_process_is_done_with_it(tmp_path: Path) -> None:
-    mine, other = (Units(tmp_path / "state", "pgd-3", "x" * 64) for _ in range(2))
+    mine, other = (BatchStore(tmp_path / "state", "pgd-3", "x" * 64) for _ in range(2))
     mine.put("0", {"rows": np.arange(2)})
     other.remove()
     assert not (tmp_path / "state").exists()

@@ -18,9 +18,9 @@ from taet import config, protocols, train
 from taet.attacks import fgsm
 from taet.errors import UserError
 from taet.evaluation import ResultCard, diagnostics, evaluate, parse_attack
-from taet.evaluation.columns import Bench, as_unit
-from taet.evaluation.state import Units
-from taet.evaluation.transfer import Transfer, bench, matrices, matrix, transfer, transfer_columns
+from taet.evaluation.batch_store import BatchStore
+from taet.evaluation.runner import Runner, as_unit, make_runner
+from taet.evaluation.transfer import Transfer, matrices, matrix, transfer, transfer_columns
 from taet.training.checkpoint import load_run
 
 EPS = 0.1
@@ -68,7 +68,7 @@ def measured(trained: list[Path], tmp_path_factory: pytest.TempPathFactory) -> M
 
 
 @pytest.fixture
-def benches(task: tuple[nn.Module, np.ndarray, np.ndarray]) -> list[Bench]:
+def runners(task: tuple[nn.Module, np.ndarray, np.ndarray]) -> list[Runner]:
     """The small network and two whose weights were moved."""
     model, images, labels = task
     models = [model]
@@ -79,7 +79,7 @@ def benches(task: tuple[nn.Module, np.ndarray, np.ndarray]) -> list[Bench]:
         for parameter in moved.parameters():
             parameter.data += 0.15 * torch.randn(parameter.shape, generator=generator)
         models.append(moved.eval())
-    return [bench(one, images, labels, batch_size=8) for one in models]
+    return [make_runner(one, images, labels, batch_size=8) for one in models]
 
 
 class Killer:
@@ -87,21 +87,21 @@ class Killer:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left, self.made, self.kept = 10**6, 0, list[str]()
-        put, perturb = Units.put, Bench.perturb
+        put, perturb = BatchStore.put, Runner.perturb
 
-        def dying(units: Units, key: str, arrays: Any) -> None:
+        def dying(units: BatchStore, key: str, arrays: Any) -> None:
             if self.left == 0:
                 raise KeyboardInterrupt
             self.left -= 1
             self.kept.append("/".join((*units.folder.parts[-3:], key)))
             put(units, key, arrays)
 
-        def counting(bench: Bench, *arguments: Any) -> Any:
+        def counting(runner: Runner, *arguments: Any) -> Any:
             self.made += 1
-            return perturb(bench, *arguments)
+            return perturb(runner, *arguments)
 
-        monkeypatch.setattr(Units, "put", dying)
-        monkeypatch.setattr(Bench, "perturb", counting)
+        monkeypatch.setattr(BatchStore, "put", dying)
+        monkeypatch.setattr(Runner, "perturb", counting)
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def cards(runs: list[Path]) -> list[ResultCard]:
 # --- two models and their images -------------------------------------------------------------------------------------
 
 
-def test_columns_are_what_naive_calls_give(benches: list[Bench]) -> None:
-    source, *targets = benches
+def test_columns_are_what_naive_calls_give(runners: list[Runner]) -> None:
+    source, *targets = runners
     x, y = as_unit(source.images), torch.from_numpy(source.labels)
     x_adv = fgsm(source.model.model, x, y, eps=EPS)
     columns = transfer_columns(source, targets, parse_attack("fgsm", eps=EPS), name="first")
@@ -139,46 +139,46 @@ def test_columns_are_what_naive_calls_give(benches: list[Bench]) -> None:
 
 
 def test_a_source_that_is_its_own_target_gets_its_ordinary_column(
-    benches: list[Bench], evaluated: Callable[..., ResultCard]
+    runners: list[Runner], evaluated: Callable[..., ResultCard]
 ) -> None:
     card = evaluated("pgd-3", "cw-linf-2", step_size=STEP.step_size)
     for name in ("pgd-3", "cw-linf-2"):
-        _, column = transfer_columns(benches[0], [benches[1], benches[0]], parse_attack(name, STEP, EPS))
+        _, column = transfer_columns(runners[0], [runners[1], runners[0]], parse_attack(name, STEP, EPS))
         np.testing.assert_array_equal(column.predictions, card.column(name).predictions)
         assert column.parameters["source"]["weights_sha256"] == card.model["weights_sha256"]
         assert column.correct.sum() < card.column("clean").correct.sum()
 
 
-def test_models_hold_still_and_are_given_back_as_they_were(benches: list[Bench]) -> None:
+def test_models_hold_still_and_are_given_back_as_they_were(runners: list[Runner]) -> None:
     attack = parse_attack("fgsm", eps=EPS)
-    expected = transfer_columns(benches[0], benches[1:], attack)
-    for one in benches:
+    expected = transfer_columns(runners[0], runners[1:], attack)
+    for one in runners:
         one.model.model.train()
-    columns = transfer_columns(benches[0], benches[1:], attack)
+    columns = transfer_columns(runners[0], runners[1:], attack)
     for column, other in zip(columns, expected, strict=True):
         np.testing.assert_array_equal(column.predictions, other.predictions)
-    for one in benches:
+    for one in runners:
         assert all(module.training for module in one.model.model.modules())
         assert all(parameter.requires_grad and parameter.grad is None for parameter in one.model.parameters())
         one.model.model.eval()
 
 
-def test_kept_batches_are_taken_unless_a_target_is_new(benches: list[Bench], tmp_path: Path, killer: Killer) -> None:
+def test_kept_batches_are_taken_unless_a_target_is_new(runners: list[Runner], tmp_path: Path, killer: Killer) -> None:
     attack = parse_attack("pgd-3", eps=EPS)
-    (alone,) = transfer_columns(benches[0], benches[2:], attack, state_dir=tmp_path)
+    (alone,) = transfer_columns(runners[0], runners[2:], attack, state_dir=tmp_path)
     assert killer.made == 3
-    first, second = transfer_columns(benches[0], benches[1:], attack, state_dir=tmp_path)
+    first, second = transfer_columns(runners[0], runners[1:], attack, state_dir=tmp_path)
     assert killer.made == 6
-    (again,) = transfer_columns(benches[0], benches[1:2], attack, state_dir=tmp_path)
+    (again,) = transfer_columns(runners[0], runners[1:2], attack, state_dir=tmp_path)
     assert killer.made == 6
     np.testing.assert_array_equal(second.correct, alone.correct)
     np.testing.assert_array_equal(again.correct, first.correct)
 
 
-def test_a_target_with_other_images_is_refused(benches: list[Bench]) -> None:
-    source = benches[0]
+def test_a_target_with_other_images_is_refused(runners: list[Runner]) -> None:
+    source = runners[0]
     for images, labels in ((255 - source.images, source.labels), (source.images, source.labels[::-1].copy())):
-        other = bench(source.model.model, images, labels)
+        other = make_runner(source.model.model, images, labels)
         with pytest.raises(UserError, match="other images or labels; allowed: those of the source"):
             transfer_columns(source, [other], parse_attack("fgsm"))
 

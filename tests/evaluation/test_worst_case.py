@@ -11,7 +11,7 @@ import pytest
 
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.evaluation.state import Units
+from taet.evaluation.batch_store import BatchStore
 
 Evaluated = Callable[..., ResultCard]
 CHAIN = ("pgd-5", "fgsm", "cw-linf-3")
@@ -73,16 +73,16 @@ def test_killed_anywhere_it_goes_on_and_changes_no_flag(
 ) -> None:
     attacks = (*CHAIN, "autoattack-10")
     expected = evaluated(*attacks, worst_case=True).column("worst-case")
-    put, left, total = Units.put, [0], [0]
+    put, left, total = BatchStore.put, [0], [0]
 
-    def dying(self: Units, key: str, arrays: Any) -> None:
+    def dying(self: BatchStore, key: str, arrays: Any) -> None:
         if left[0] == 0:
             raise KeyboardInterrupt
         left[0] -= 1
         total[0] += 1
         put(self, key, arrays)
 
-    monkeypatch.setattr(Units, "put", dying)
+    monkeypatch.setattr(BatchStore, "put", dying)
     for _ in range(100):
         left[0] = 2
         try:

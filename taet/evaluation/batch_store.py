@@ -16,7 +16,7 @@ from taet.attacks.units import Arrays
 from taet.files import write_atomically
 
 
-class Units:
+class BatchStore:
     """One file per unit in a folder of their own.
 
     `identity` is a hash of everything that decides a result: weights, images, labels, the attack's settings. It is

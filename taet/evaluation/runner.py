@@ -28,10 +28,10 @@ from taet.data.dataset import images_sha256
 from taet.data.store import Stored
 from taet.errors import UserError
 from taet.evaluation.attack import MINIMAL, Attack
+from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.column import WORST_CASE, Column, Ints
-from taet.evaluation.kept import kept
+from taet.evaluation.model_guard import restored
 from taet.evaluation.perturb import Draws, perturb
-from taet.evaluation.state import Units
 from taet.evaluation.trial import attempt, told
 from taet.training.checkpoint import digest, weights_digest
 from taet.training.environment import version
@@ -45,7 +45,7 @@ FINGERPRINT = 4  # images whose answers tell two models apart
 
 
 def attack_split(
-    bench: Bench,
+    runner: Runner,
     attacks: Sequence[Attack],
     *,
     known: Sequence[Column] = (),
@@ -55,7 +55,7 @@ def attack_split(
     """Run every attack on all images, in float32, and return one column each, in the order of `attacks`.
 
     Args:
-        bench: the model, the images that it is attacked on, and how they are cut into batches.
+        runner: the model, the images that it is attacked on, and how they are cut into batches.
         attacks: one or more, each once.
         known: columns of the same model and images; one whose settings are those asked for is taken as it is.
         state_dir: folder that keeps each finished batch; an evaluation of the same weights, images and settings takes
@@ -64,14 +64,14 @@ def attack_split(
     """
     # The fast suite is the first half of the standard one: where both are asked for it costs nothing, if it comes last.
     order = sorted(range(len(attacks)), key=lambda number: attacks[number].parameters.get("version") == "fast")
-    meter = _Meter(progress, [attacks[number] for number in order], bench)
+    meter = _Meter(progress, [attacks[number] for number in order], runner)
     columns: dict[int, Column] = {}
-    with bench.still():
+    with runner.still():
         for place, number in enumerate(order):
             attack, there = attacks[number], [*columns.values(), *known]
             meter.begin(place)
-            found = among([column for column in there if bench.whole(column)], attack)
-            columns[number] = found or bench.run(attack, there, bench.units(attack, state_dir), meter)
+            found = among([column for column in there if runner.whole(column)], attack)
+            columns[number] = found or runner.run(attack, there, runner.units(attack, state_dir), meter)
             if attack.kind == "clean":
                 meter.correct = int(columns[number].correct.sum())
     return tuple(columns[number] for number in range(len(attacks)))
@@ -131,7 +131,7 @@ def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
     x = as_unit(images[:2]).to(device)
-    with kept(model) as changes, frozen(model), exact_float32(device.type):
+    with restored(model) as changes, frozen(model), exact_float32(device.type):
         with told(f"model: fails on images of shape {tuple(x.shape)} ({{reason}})"):
             logits = Counted(model)(x.clone().requires_grad_())
         changed = changes()
@@ -148,7 +148,7 @@ def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.
 
 
 @dataclass(frozen=True)
-class Bench:
+class Runner:
     """A model, the test images that it is attacked on, and how they are cut into batches."""
 
     model: Counted
@@ -158,7 +158,7 @@ class Bench:
     batch_size: int
     seed: int
     device: torch.device
-    opened: list[Units] = field(default_factory=list)
+    opened: list[BatchStore] = field(default_factory=list)
     """Where batches were kept, to be removed when the card is written; what others keep beside it stays."""
 
     @contextmanager
@@ -198,15 +198,15 @@ class Bench:
 
     def units(
         self, attack: Attack, state_dir: str | os.PathLike[str] | None, after: Sequence[dict[str, Any]] = ()
-    ) -> Units | None:
+    ) -> BatchStore | None:
         """Where the finished batches of an attack are kept, on all images or on those that others have left."""
         if state_dir is None:
             return None
         return self.keep(state_dir, attack.name, [attack.settings(), self.batch_size, *after])
 
-    def keep(self, state_dir: str | os.PathLike[str], name: str, settings: Sequence[Any]) -> Units:
+    def keep(self, state_dir: str | os.PathLike[str], name: str, settings: Sequence[Any]) -> BatchStore:
         """Open a place for the units of something that these settings decide, beside the model and the images."""
-        self.opened.append(Units(Path(state_dir), name, digest([self.identity, *settings])))
+        self.opened.append(BatchStore(Path(state_dir), name, digest([self.identity, *settings])))
         return self.opened[-1]
 
     def batches(self, rows: Ints | None = None) -> list[Ints]:
@@ -237,7 +237,7 @@ class Bench:
         if attack.kind != "own":
             yield
             return
-        with kept(self.model) as changes, frozen(self.model):
+        with restored(self.model) as changes, frozen(self.model):
             yield
             changed = changes()
         if changed:
@@ -251,7 +251,7 @@ class Bench:
             raise UserError(f"model output: not finite under '{attack.name}' on images {rows[0]} to {rows[-1]}")
         return logits
 
-    def run(self, attack: Attack, there: Sequence[Column], units: Units | None, progress: Progress) -> Column:
+    def run(self, attack: Attack, there: Sequence[Column], units: BatchStore | None, progress: Progress) -> Column:
         """Run one attack on all images; `there` are columns of the same model that may spare work."""
         if attack.parameters.get("version") == "fast":
             name, parameters = attack.name.replace("-fast", ""), {**attack.parameters, "version": "standard"}
@@ -316,7 +316,7 @@ class Bench:
         )
 
     def attack(
-        self, attack: Attack, rows: Ints, natural: Ints | None, units: Units | None, progress: Progress
+        self, attack: Attack, rows: Ints, natural: Ints | None, units: BatchStore | None, progress: Progress
     ) -> _Result:
         """Attack some images, which are cut into batches anew; `natural` are the predictions on the clean ones."""
         if len(rows) == 0:
@@ -354,7 +354,7 @@ class Bench:
             parameters=outcome.plan.facts(),
         )
 
-    def _batches(self, attack: Attack, rows: Ints, units: Units | None, progress: Progress) -> list[Arrays]:
+    def _batches(self, attack: Attack, rows: Ints, units: BatchStore | None, progress: Progress) -> list[Arrays]:
         batches, passes = self.batches(rows), attack.passes(self.num_classes)
 
         def report(number: int, inside: float = 0) -> None:
@@ -398,14 +398,14 @@ def _failed(attack: Attack) -> str:
     return f"'{attack.name}' failed in the model: {{kind}}: {{reason}}"
 
 
-def bench(
+def make_runner(
     model: nn.Module,
     images: Images | Tensor,
     labels: NDArray[Any] | Tensor,
     *,
     batch_size: int = 250,
     seed: int = 0,
-) -> Bench:
+) -> Runner:
     """Return a model, on the device where it is, with the test images that it is to meet, both checked.
 
     Args:
@@ -418,7 +418,7 @@ def bench(
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
     pixels, classes = as_arrays(images, labels)
     width = count_classes(model, pixels, classes, device)
-    return Bench(Counted(model), pixels, classes, width, batch_size, seed, device)
+    return Runner(Counted(model), pixels, classes, width, batch_size, seed, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -472,7 +472,7 @@ class _Meter:
 
     report: Progress | None
     attacks: Sequence[Attack]
-    bench: Bench
+    runner: Runner
     chained: bool = False
     """Does each attack meet only the images that those before it left?"""
     number: int = 0
@@ -480,7 +480,7 @@ class _Meter:
     here: float = 0
 
     def __post_init__(self) -> None:
-        self.correct = len(self.bench.labels)
+        self.correct = len(self.runner.labels)
         """Images that AutoAttack will have to break: all, until the clean ones are known."""
 
     def begin(self, number: int) -> None:
@@ -493,5 +493,5 @@ class _Meter:
             self.report(self.before + done, self.before + total + later, label)
 
     def _expected(self, attack: Attack) -> int:
-        met = self.correct if attack.kind == "autoattack" or self.chained else len(self.bench.labels)
-        return met * attack.passes(self.bench.num_classes)
+        met = self.correct if attack.kind == "autoattack" or self.chained else len(self.runner.labels)
+        return met * attack.passes(self.runner.num_classes)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
+def restored(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
     """Give the model's state and the random state back afterwards; inside, say which tensors have changed so far."""
     before = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
 
