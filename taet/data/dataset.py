@@ -273,6 +273,7 @@ def _checked_images(what: str, images: ArrayLike | Stored) -> Images:
 
 
 def checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
+    """Return labels (N,) or (N,1) as int64 (N,); anything but whole numbers from 0 is a `UserError`."""
     array = np.asarray(labels)
     if array.dtype.kind not in "iu":
         nan = " with NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
