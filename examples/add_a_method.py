@@ -18,14 +18,13 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from taet.config import check_fields
 from taet.distributed import global_mean
-from taet.errors import UserError
 from taet.methods.base import Adversarial, Loss, Method, Task
 
 NAMES = {"prediction-balanced": "Cross-entropy weighted by class, the more the more seldom the model predicts it"}
@@ -38,16 +37,11 @@ class PredictionBalanced(Method):
     reference = "an example of this project, 2026"
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Method.Config):
         """How strongly classes are weighed."""
 
-        power: float = 0.25
+        power: Annotated[float, Ge(0), Le(4)] = 0.25
         """Exponent of the weights; 0 is plain AT (ours)."""
-
-        def __post_init__(self) -> None:
-            check_fields(self)
-            if not 0 <= self.power <= 4:
-                raise UserError(f"method power: got {self.power:g}; allowed: 0 to 4")
 
     weights: Tensor
 

@@ -37,7 +37,7 @@ CHOICES = [
         (lambda: Evaluation(eps=4), r"evaluation eps: got 4;.*did you mean 4/255\?"),
         (lambda: Evaluation(step_size=1.5), "evaluation step size: got 1.5"),
         (lambda: Evaluation(batch_size=0), "evaluation batch size: got 0; allowed: 1 or more"),
-        (lambda: Evaluation(attacks=()), "attacks: got none; allowed: at least one"),
+        (lambda: Evaluation(attacks=()), "attacks: got none; allowed: at least 1"),
         (lambda: Data(imbalance_ratio=0.02), r"imbalance ratio: got 0\.02; allowed: 1 or more.*did you mean 50\?"),
         (
             lambda: Data(imbalance_ratio=0),
@@ -47,8 +47,8 @@ CHOICES = [
         (lambda: Data(imbalance_ratio=math.nan), "imbalance ratio: got nan"),
         (lambda: Data(max_count=0), "max count: got 0; allowed: 1 or more"),
         (lambda: Data(test_max_count=-3), "test max count: got -3"),
-        (lambda: Data(validation=1.0), "validation share: got 1.0; allowed: 0 up to, not including, 1"),
-        (lambda: Data(size=3), "size: got 3; allowed: 4 pixels or more"),
+        (lambda: Data(validation=1.0), "validation share: got 1; allowed: 0 up to, not including, 1"),
+        (lambda: Data(size=3), r"size: got 3; allowed: 4 or more \(pixels\)"),
         (lambda: Training(epochs=0), "epochs: got 0; allowed: 1 or more"),
         (lambda: Training(batch_size=0), "batch size: got 0; allowed: 1 or more"),
         (lambda: Training(lr=0), "learning rate: got 0; allowed: above 0"),
@@ -197,9 +197,9 @@ def test_minutes_between_checkpoints_are_finite(minutes: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gamma": 1.0}, "outer gamma: got 1.0; the outer loss cross-entropy has no such constant"),
-        ({"name": "focal", "tau": 2.0}, "outer tau: got 2.0; the outer loss focal has no such constant"),
-        ({"name": "ldam", "beta": 0.9}, "outer beta: got 0.9; the outer loss ldam has no such constant"),
+        ({"gamma": 1.0}, "^outer gamma: got 1; allowed: with outer focal only$"),
+        ({"name": "focal", "tau": 2.0}, "^outer tau: got 2; allowed: with outer logit-adjustment only$"),
+        ({"name": "ldam", "beta": 0.9}, "^outer beta: got 0.9; allowed: with outer class-balanced or drw only$"),
         ({"name": "class-balanced", "scale": 5.0}, "outer scale"),
         ({"name": "balanced-softmax", "focal_form": "sigmoid"}, "outer focal form"),
     ],

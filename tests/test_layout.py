@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "taet"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LEAVES = {"config", "distributed", "errors", "files", "formatting", "metrics", "randomness", "registry"}
+LEAVES = {"bounds", "config", "distributed", "errors", "files", "formatting", "metrics", "randomness", "registry"}
 # data -> models -> losses, attacks -> methods -> training -> evaluation -> report, deployment, and what each may use of
 # it besides the leaves: a model knows no data, a loss no model, an attack no model but as a function.
 FOLDERS = {
@@ -35,7 +35,8 @@ FOLDERS["evaluation"].add("protocols")
 # Beside the report, which it writes: it may use all that the report may, and the protocols that its runs start from.
 FOLDERS["experiments"] = {*FOLDERS["report"], "report", "protocols"}
 # On top, with what the leaves themselves may use of each other.
-LEAF_IMPORTS = {"config": {"errors"}, "distributed": {"errors"}, "files": {"errors"}, "registry": {"errors"}}
+LEAF_IMPORTS = {part: {"errors"} for part in ("bounds", "distributed", "files", "registry")}
+LEAF_IMPORTS["config"] = {"bounds", "errors"}
 PROTOCOLS = {"config", "errors", "methods"}  # methods only for the profile `official`, and when it is asked for
 EVERYTHING = {*LEAVES, *FOLDERS, "protocols", "cli"}
 

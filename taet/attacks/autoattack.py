@@ -31,7 +31,7 @@ from taet.attacks.counted import Counted
 from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Progress, ticking
 from taet.attacks.units import Arrays, State, run_units
-from taet.config import check_radius
+from taet.bounds import check_radius
 from taet.errors import UserError, unknown
 
 NAMES = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taet.attacks.noise import Source
-from taet.config import check_radius
+from taet.bounds import check_radius
 from taet.errors import UserError
 
 Norm = Literal["linf", "l2"]

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from taet import protocols, registry
 from taet.attacks.autoattack import Plan, plan
-from taet.config import Evaluation, Threat, check_radius
+from taet.bounds import check_radius
+from taet.config import Evaluation, Threat
 from taet.errors import UserError, unknown
 
 Kind = Literal["clean", "pgd", "cw-l2", "deepfool", "autoattack", "own"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taet import config, registry
+from taet.bounds import check_fields
 from taet.errors import UserError
 from taet.methods.base import Attack, Method, Task
 
@@ -43,9 +44,10 @@ def build(name: str, settings: Any, task: Task) -> Method:
     """Return the method called `name`; `settings` is its Config, a mapping of knobs, or None for the defaults."""
     cls = find(name)
     if settings is None or isinstance(settings, Mapping):
-        settings = config.from_json(cls.Config, settings or {})
+        settings = config.from_json(cls.Config, settings or {}, "method")
     if type(settings) is not cls.Config:
         raise UserError(f"method {name}: got settings of type {type(settings).__qualname__}; allowed: its own Config")
+    check_fields(settings, "method")  # a Config need not be a `Settings`
     if task.weighting != "none" and not cls.label_attack:
         raise UserError(f"{name}: got the weighting {task.weighting}; its attack raises no loss on labels: only none")
     return cls(settings, task)

@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from taet.attacks.ball import per_sample
-from taet.config import check_factors, check_fields
+from taet.bounds import Count, NonNegative, OnlyWith, Positive
 from taet.distributed import global_mean, global_sum
-from taet.errors import UserError
 from taet.losses.long_tail import cross_entropy, full_precision
 from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
 from taet.models.generator import Encoder, Generator
@@ -28,11 +27,6 @@ TINY = 1e-8  # beside what is divided by or taken the logarithm of (public code)
 LATENT = 64  # size of the implicit variant's code (paper)
 ENTROPY_WEIGHT = {"exp": 0.01, "exp-am": 0.01, "imp-am": 1.0}  # lambda (public code)
 AMORTISED = ("exp-am", "imp-am")
-USED_BY = {
-    **dict.fromkeys(("steps", "samples", "inner_lr", "accumulate"), ("exp",)),
-    **dict.fromkeys(("width", "generator_lr"), AMORTISED),
-    "threshold": ("imp-am",),
-}
 
 
 class AdversarialDistributionalTraining(Method):
@@ -75,43 +69,27 @@ class AdversarialDistributionalTraining(Method):
     }
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Method.Config):
         """The form of the distribution, and how it is fitted."""
 
         variant: Literal["exp", "exp-am", "imp-am"] = "exp"
         """exp: fitted to each image; exp-am: given by a generator; imp-am: by a generator without a density."""
-        entropy_weight: float | None = None
+        entropy_weight: NonNegative | None = None
         """Factor lambda of the entropy. Not given: 0.01 with exp and exp-am, 1 with imp-am (public code)."""
-        steps: int = 7
+        steps: Annotated[Count, OnlyWith(variant="exp")] = 7
         """exp: steps of the fit (paper)."""
-        samples: int = 5
+        samples: Annotated[Count, OnlyWith(variant="exp")] = 5
         """exp: draws per step (paper)."""
-        inner_lr: float = 0.3
+        inner_lr: Annotated[Positive, OnlyWith(variant="exp")] = 0.3
         """exp: learning rate of the fit (paper)."""
-        accumulate: bool = True
+        accumulate: Annotated[bool, OnlyWith(variant="exp")] = True
         """exp: a step follows the sum of all gradients so far, as in the public code, or the newest only."""
-        width: int = 64
+        width: Annotated[Count, OnlyWith(variant=AMORTISED)] = 64
         """exp-am, imp-am: maps of the generator's first layer; 256 in the paper, at the cost of 19 ResNet-18."""
-        generator_lr: float = 2e-4
+        generator_lr: Annotated[Positive, OnlyWith(variant=AMORTISED)] = 2e-4
         """exp-am, imp-am: learning rate of the generator and the encoder (public code)."""
-        threshold: float = 0.9
+        threshold: Annotated[float, OnlyWith(variant="imp-am")] = 0.9
         """imp-am: bound on -H, per dimension of the code, up to which nothing is charged (public code)."""
-
-        def __post_init__(self) -> None:
-            check_fields(self)
-            for name in ("steps", "samples", "width"):
-                if getattr(self, name) < 1:
-                    raise UserError(f"method {name}: got {getattr(self, name)}; allowed: 1 or more")
-            check_factors(self, "inner_lr", "generator_lr", above_zero=True)
-            check_factors(self, "entropy_weight")
-            if not math.isfinite(self.threshold):
-                raise UserError(f"method threshold: got {self.threshold:g}; allowed: a finite number")
-            for name, variants in USED_BY.items():
-                value, what = getattr(self, name), name.replace("_", " ")
-                if self.variant not in variants and value != getattr(type(self), name):
-                    raise UserError(
-                        f"method {what}: got {value}; allowed: with the variant {' or '.join(variants)} only"
-                    )
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)

@@ -19,6 +19,7 @@ from taet.attacks.ball import draw_noise
 from taet.attacks.noise import Source
 from taet.attacks.objectives import Objective
 from taet.attacks.pgd import pgd
+from taet.bounds import Settings
 from taet.config import Outer, Threat
 from taet.losses.long_tail import cross_entropy
 from taet.losses.loss import Loss
@@ -183,8 +184,10 @@ class Method(nn.Module):
     """Does the loss read `model.features`?"""
 
     @dataclass(frozen=True)
-    class Config:
-        """The method has no knobs."""
+    class Config(Settings):
+        """The method has no settings of its own."""
+
+        label = "method"
 
     class_counts: Tensor
 

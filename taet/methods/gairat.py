@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from taet.config import check_fields
+from taet.bounds import OnlyWith
 from taet.distributed import global_mean, global_sum
-from taet.errors import UserError
 from taet.methods.base import Adversarial, Attack, Loss, Method
 
 Weighting = Literal["tanh", "sigmoid", "discrete"]
@@ -74,20 +74,13 @@ class Gairat(Method):
     }
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Method.Config):
         """How steps become weights."""
 
         weighting: Weighting = "tanh"
         """Function from the number of steps to the weight (public code)."""
-        lam: float = -1.0
+        lam: Annotated[float, Ge(-20), Le(20), OnlyWith(weighting=("tanh", "sigmoid"))] = -1.0
         """Lambda, added to the argument of tanh and sigmoid: the larger, the more equal the weights (public code)."""
-
-        def __post_init__(self) -> None:
-            check_fields(self)
-            if not -20 <= self.lam <= 20:  # beyond, every weight of a batch may vanish in float32
-                raise UserError(f"method lam: got {self.lam:g}; allowed: -20 to 20")
-            if self.lam != type(self).lam and self.weighting == "discrete":
-                raise UserError(f"method lam: got {self.lam:g}; allowed: with the weightings tanh and sigmoid only")
 
     def stage_at(self, epoch: int) -> str:
         return "weighted" if self.task.milestones and epoch >= min(self.task.milestones) else "burn-in"

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from taet.config import check_factors, check_fields
+from taet.bounds import NonNegative, OnlyWith, PartialShare
 from taet.errors import UserError
 from taet.losses.equalization import Absent, class_losses, hierarchical_equalization
 from taet.methods.base import Adversarial, Loss, Method, Step, Task
@@ -47,27 +47,19 @@ class Harl(Method):
     }
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Method.Config):
         """Factors of the three terms, and what a class without a sample in the batch counts as."""
 
-        alpha: float = 0.1
+        alpha: NonNegative = 0.1
         """Factor of the balanced classification loss (public code of TAET)."""
-        beta: float = 0.1
+        beta: NonNegative = 0.1
         """Factor of the hierarchical deviation loss (same)."""
-        gamma: float = 0.1
+        gamma: NonNegative = 0.1
         """Factor of the rare-class emphasis loss (same)."""
         absent: Absent = "zero"
         """zero: loss 0 (public code); skip: left out of the means; ema: a running mean of its past loss."""
-        momentum: float = 0.9
+        momentum: Annotated[PartialShare, OnlyWith(absent="ema")] = 0.9
         """Share of the past in that running mean (ours; `absent` ema only)."""
-
-        def __post_init__(self) -> None:
-            check_fields(self)
-            check_factors(self, "alpha", "beta", "gamma")
-            if not 0 <= self.momentum < 1:
-                raise UserError(f"method momentum: got {self.momentum:g}; allowed: 0 up to, not including, 1")
-            if self.momentum != type(self).momentum and self.absent != "ema":
-                raise UserError(f"method momentum: got {self.momentum:g}; allowed: with absent ema only")
 
     running: Tensor
 

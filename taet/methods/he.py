@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from taet.attacks.objectives import natural_divergence
-from taet.config import check_factors, check_fields
+from taet.bounds import NonNegative, Note, OnlyWith, Positive
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses import kl_divergence
@@ -57,26 +58,17 @@ class HypersphereEmbedding(Method):
     }
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Method.Config):
         """The form, and the constants of the cosines."""
 
         variant: Literal["pgd", "trades", "alp"] = "pgd"
         """pgd: cross-entropy on attacked images; trades, alp: on the clean ones too, and a term that ties the two."""
-        scale: float = 15.0
+        scale: Positive = 15.0
         """Factor s of the cosines (public code), wherever the model is used."""
-        margin: float = 0.2
+        margin: Annotated[float, Ge(0), Le(2), Note(" (the range of cosines)")] = 0.2
         """Margin m that the cosine of the label is lowered by in the loss (public code)."""
-        beta: float | None = None
+        beta: Annotated[NonNegative | None, OnlyWith(variant=("trades", "alp"))] = None
         """Factor of the term that ties the two. Not given: 6 with trades, 0.5 with alp (public code)."""
-
-        def __post_init__(self) -> None:
-            check_fields(self)
-            check_factors(self, "scale", above_zero=True)
-            check_factors(self, "beta")
-            if not 0 <= self.margin <= 2:
-                raise UserError(f"method margin: got {self.margin:g}; allowed: 0 to 2, the range of cosines")
-            if self.beta is not None and self.variant == "pgd":
-                raise UserError(f"method beta: got {self.beta:g}; allowed: none with pgd, which has no such term")
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)

@@ -9,18 +9,18 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from taet.attacks.ball import draw_noise, frozen
 from taet.attacks.objectives import natural_divergence
 from taet.attacks.pgd import pgd
-from taet.config import check_factors, check_fields
+from taet.bounds import Count, NonNegative, OnlyWith, Positive, Rule
 from taet.distributed import average_gradients, global_mean
-from taet.errors import UserError
 from taet.losses import cross_entropy, kl_divergence
 from taet.losses.long_tail import full_precision
 from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
@@ -31,7 +31,10 @@ UNIT = 1 / 8  # levels are published in 1/255 at an eps of 8/255: each is an eig
 PROBE_STEPS, PROBE_STEP, RESTARTS = 10, 2 * UNIT, 2  # of the attack that measures the look-ahead copy (public code)
 LARGEST_NORM = 1.0  # that the strategy's gradient is clipped to (public code)
 
-Range = tuple[int, int]
+Range = Annotated[
+    tuple[int, int],
+    Rule(lambda levels: 0 <= levels[0] <= levels[1] <= 255, "lowest and highest, within 0 to 255"),
+]
 
 
 class Published(NamedTuple):
@@ -118,12 +121,12 @@ class LearnableAttackStrategy(Method):
     }
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Method.Config):
         """The form of the loss, what the strategy chooses from, and how it learns."""
 
         variant: Literal["las-pgd", "las-trades"] = "las-pgd"
         """las-pgd: smoothed cross-entropy on attacked images; las-trades: TRADES."""
-        label_mass: float = 0.7
+        label_mass: Annotated[float, Gt(0), Le(1), OnlyWith(variant="las-pgd")] = 0.7
         """las-pgd: target probability of the label (paper)."""
         eps: Range | None = None
         """Lowest and highest radius in eighths of the threat's. Not given: 3 15, las-trades 5 9 (public commands)."""
@@ -131,38 +134,18 @@ class LearnableAttackStrategy(Method):
         """Fewest and most steps. Not given: 3 14, las-trades 7 14 (same)."""
         step_size: Range | None = None
         """Shortest and longest step in eighths of the threat's eps. Not given: 1 5, las-trades 2 4 (same)."""
-        beta: Range | None = None
+        beta: Annotated[Range | None, OnlyWith(variant="las-trades")] = None
         """las-trades: lowest and highest factor of the KL. Not given: 5 9 (same)."""
-        interval: int | None = None
+        interval: Count | None = None
         """Steps from one update of the strategy to the next. Not given: 20, las-trades 1 (same)."""
-        robust_reward: float | None = None
+        robust_reward: NonNegative | None = None
         """Factor of the copy's robust accuracy in the reward. Not given: 4, las-trades 8 (public code)."""
-        clean_reward: float | None = None
+        clean_reward: NonNegative | None = None
         """Factor of the copy's clean accuracy in the reward. Not given: 2, las-trades 4 (same)."""
-        strategy_lr: float = 1e-4
+        strategy_lr: Positive = 1e-4
         """Learning rate of the strategy (same); las-trades divides it by ten at every milestone."""
-        width: int = 16
+        width: Count = 16
         """Maps of the strategy network's first layer, a quarter of the published ResNet-18's 64."""
-
-        def __post_init__(self) -> None:
-            check_fields(self)
-            if not 0 < self.label_mass <= 1:
-                raise UserError(f"method label mass: got {self.label_mass:g}; allowed: above 0, up to 1")
-            for name in ("eps", "steps", "step_size", "beta"):
-                levels = getattr(self, name)
-                if levels is not None and not (len(levels) == 2 and 0 <= levels[0] <= levels[1] <= 255):
-                    what = name.replace("_", " ")
-                    raise UserError(f"method {what}: got {levels}; allowed: lowest and highest, within 0 to 255")
-            if self.beta is not None and self.variant != "las-trades":
-                raise UserError(f"method beta: got {self.beta}; allowed: with the variant las-trades only")
-            if self.label_mass != type(self).label_mass and self.variant != "las-pgd":
-                raise UserError(f"method label mass: got {self.label_mass:g}; allowed: with the variant las-pgd only")
-            check_factors(self, "robust_reward", "clean_reward")
-            check_factors(self, "strategy_lr", above_zero=True)
-            for name in ("interval", "width"):
-                number = getattr(self, name)
-                if number is not None and number < 1:
-                    raise UserError(f"method {name}: got {number}; allowed: 1 or more")
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)

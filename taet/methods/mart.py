@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from taet.config import check_factors, check_fields
+from taet.bounds import NonNegative
 from taet.distributed import global_mean
 from taet.losses.consistency import misclassification_kl, runner_up_penalty
 from taet.methods.base import Adversarial, Loss, Method
@@ -46,15 +46,11 @@ class Mart(Method):
     }
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Method.Config):
         """Factor of the divergence."""
 
-        beta: float = 5.0
+        beta: NonNegative = 5.0
         """Factor of the divergence (public code for the ResNet-18; 6 for the WRN-34-10)."""
-
-        def __post_init__(self) -> None:
-            check_fields(self)
-            check_factors(self, "beta")
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         natural = model(x)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor, nn
 
-from taet.config import check_factors, check_fields
+from taet.bounds import NonNegative, OnlyWith
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses import rebalancing_weights
@@ -50,7 +50,7 @@ class Reat(Method):
     }
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Method.Config):
         """The three parts, each of which can be left out, and the form of the regulariser."""
 
         rbl: bool = True
@@ -59,18 +59,10 @@ class Reat(Method):
         """Balanced softmax as the label loss, where the run names no other; without it, cross-entropy."""
         tail: bool = True
         """Regularise the features of tail classes (the paper's TAIL)."""
-        form: Form = "official"
+        form: Annotated[Form, OnlyWith(tail=True)] = "official"
         """TAIL as the public code computes it, as in equation 3, or the code's with each pair's own divergence."""
-        tail_weight: float = 1.0
+        tail_weight: Annotated[NonNegative, OnlyWith(tail=True)] = 1.0
         """Factor of TAIL (public code)."""
-
-        def __post_init__(self) -> None:
-            check_fields(self)
-            check_factors(self, "tail_weight")
-            for name in ("form", "tail_weight"):
-                value = getattr(self, name)
-                if not self.tail and value != getattr(type(self), name):
-                    raise UserError(f"method {name.replace('_', ' ')}: got {value}; allowed: with tail only")
 
     weights: Tensor
     tail: Tensor

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from taet.config import check_factors, check_fields
+from taet.bounds import NonNegative, Positive
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses import kl_divergence
@@ -79,31 +79,26 @@ class RoBal(Method):
     }
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Method.Config):
         """The form, and constants of one's own in place of those published for it (by the number of classes)."""
 
         form: Literal["R", "N"] = "R"
         """Which published constants: R for robust, N for natural accuracy."""
-        margin: float | None = None
+        margin: NonNegative | None = None
         """Margin m of every cosine. Not given: R 0.1, N 0.1; with 100 classes or more R 0.3, N 0.2."""
-        scale: float | None = None
+        scale: Positive | None = None
         """Factor s of the cosines, wherever the model is used. Not given: 10."""
-        tau_b: float | None = None
+        tau_b: NonNegative | None = None
         """Factor of the log prior added to the logits in the loss. Not given: R 1.5, N 1.2; many classes 0."""
-        tau_m: float | None = None
+        tau_m: NonNegative | None = None
         """Factor of log(n_c / n_min) in the margin. Not given: R 0.3, N 0; many classes 0."""
-        beta: float | None = None
+        beta: NonNegative | None = None
         """Factor of the divergence. Not given: 6; N with many classes 3."""
-        gamma: float | None = None
+        gamma: NonNegative | None = None
         """Added to the norm of each class weight in the head. Not given: 1/32; R with many classes 1/16."""
-        tau_p: float | None = None
+        tau_p: NonNegative | None = None
         """Factor of the log prior taken from the deployed logits. Not given: R 0, N 0.1; many classes R 1.7, N 1.5; 0
         where the outer loss has the prior in it."""
-
-        def __post_init__(self) -> None:
-            check_fields(self)
-            check_factors(self, *Constants._fields)
-            check_factors(self, "scale", above_zero=True)
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)

@@ -10,14 +10,14 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from taet import config as configs
 from taet import methods
-from taet.config import check_fields
+from taet.bounds import Rule, Share
 from taet.errors import UserError, unknown
 from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
 from taet.models.heads import Head
@@ -84,25 +84,17 @@ class RobustLT(Method):
     deviations: tuple[str, ...] = ("training eps and step size differ by class and grow from 0 in the warm-up",)
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Method.Config):
         """The method whose budget is set by class, and how."""
 
-        base: str = "at-bsl"
+        base: Annotated[str, Rule(lambda name: name != "robust-lt", "any other method")] = "at-bsl"
         """Name of the method that is wrapped (the paper: at-bsl and taet)."""
-        a: float = 0.3
+        a: Share = 0.3
         """Share of the budget that follows the class counts, 0 to 1 (the paper)."""
-        b: float | None = None
+        b: Share | None = None
         """Share of the epochs of the warm-up; 0: none. Not given: the paper's, 1.0 with taet, 0.8 with others."""
         knobs: tuple[str, ...] = ()
         """Settings of the base method, as on the command line without --method: name=value, e.g. tail-weight=2."""
-
-        def __post_init__(self) -> None:
-            check_fields(self)
-            if self.base == "robust-lt":
-                raise UserError("method base: got robust-lt; allowed: any other method")
-            for name, value in (("a", self.a), ("b", self.b)):
-                if value is not None and not 0 <= value <= 1:
-                    raise UserError(f"method {name}: got {value:g}; allowed: 0 to 1")
 
     base: Method
     budgets: Tensor

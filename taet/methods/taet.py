@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from taet.bounds import Share
 from taet.config import Outer
 from taet.distributed import global_mean
 from taet.errors import UserError
@@ -35,13 +36,8 @@ class Taet(Method):
     class Config(Harl.Config):
         """HARL's knobs and the length of the clean stage."""
 
-        clean_share: float = 0.4
+        clean_share: Share = 0.4
         """Share of the epochs that are clean: 40 of 100 in the paper."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 <= self.clean_share <= 1:
-                raise UserError(f"method clean share: got {self.clean_share:g}; allowed: 0 to 1")
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)

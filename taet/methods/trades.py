@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from taet.attacks.objectives import natural_divergence
-from taet.config import check_factors, check_fields
+from taet.bounds import NonNegative
 from taet.distributed import global_mean
 from taet.losses import kl_divergence
 from taet.methods.base import Adversarial, Attack, Loss, Method
@@ -48,15 +48,11 @@ class Trades(Method):
     }
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Method.Config):
         """Factor of the divergence."""
 
-        beta: float = 6.0
+        beta: NonNegative = 6.0
         """Factor of the divergence, 1 / lambda of the paper (its section 5)."""
-
-        def __post_init__(self) -> None:
-            check_fields(self)
-            check_factors(self, "beta")
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         return Adversarial(attack(model, x, y, natural_divergence(model, x)))

@@ -12,7 +12,7 @@ from torch import nn
 
 from taet.attacks.ball import choose, distance, draw_noise, finite, frozen, lengths, project, unit, verify
 from taet.attacks.noise import Source
-from taet.config import check_radius
+from taet.bounds import check_radius
 from taet.errors import UserError
 
 

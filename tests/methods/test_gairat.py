@@ -121,7 +121,7 @@ def test_kappa_counts_the_iterates_before_each_step_and_not_the_last(network, di
 
 def test_lambda_is_refused_where_the_weights_have_none():
     assert build(weighting="sigmoid", lam=0.5).config.lam == 0.5
-    with pytest.raises(UserError, match=r"^method lam: got 0.5; allowed: with the weightings tanh and sigmoid only$"):
+    with pytest.raises(UserError, match=r"^method lam: got 0.5; allowed: with weighting tanh or sigmoid only$"):
         build(weighting="discrete", lam=0.5)
 
 

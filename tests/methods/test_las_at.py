@@ -520,7 +520,7 @@ def test_bad_knobs(knob: str, value: Any) -> None:
 )
 def test_a_knob_of_the_other_variant_is_refused(variant: str, knobs: dict[str, Any], where: str) -> None:
     what = next(iter(knobs)).replace("_", " ")
-    with pytest.raises(UserError, match=rf"^method {what}: got .+; allowed: with the variant {where} only$"):
+    with pytest.raises(UserError, match=rf"^method {what}: got .+; allowed: with variant {where} only$"):
         build(variant, **knobs)
 
 

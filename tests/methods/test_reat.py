@@ -161,7 +161,7 @@ def test_a_second_weighting_of_the_attack_is_refused_unless_its_own_is_off():
 
 @pytest.mark.parametrize(("knob", "value"), [("form", "paper"), ("tail_weight", 0.5)])
 def test_knobs_of_tail_are_refused_without_it(knob, value):
-    with pytest.raises(UserError, match=f"^method {knob.replace('_', ' ')}: got {value}; allowed: with tail only$"):
+    with pytest.raises(UserError, match=f"^method {knob.replace('_', ' ')}: got {value!r}; allowed: with tail only$"):
         build(tail=False, **{knob: value})
 
 
@@ -169,7 +169,7 @@ def test_knobs_of_tail_are_refused_without_it(knob, value):
     ("tail_weight", -1.0, "method tail weight: got -1; allowed: 0 or more"),
     ("tail_weight", math.nan, "method tail weight: got nan; allowed: 0 or more"),
     ("form", "oficial", "unknown form 'oficial'; allowed: official, paper, per-pair; did you mean 'official'"),
-    ("rbl", "no", "rbl: got 'no'; allowed: bool"),
+    ("rbl", "no", "method rbl: got 'no'; allowed: true or false"),
 ])  # fmt: skip
 def test_nonsense_is_refused_in_one_line(knob, value, message):
     with pytest.raises(UserError, match=f"^{message}"):

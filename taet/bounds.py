@@ -1,0 +1,276 @@
+"""Bounds declared beside the fields of a dataclass, and the check, error message and help text that follow from them.
+
+`lr: Annotated[float, Gt(0), Le(1e38)] = 0.1` declares a field by the terms of the library annotated-types. `Settings`
+checks its fields when it is built, `check_fields` those of any other dataclass. Numbers are always finite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import numbers
+import operator
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Le, Lt, MinLen
+
+from taet.errors import UserError, unknown
+
+# --- declarations beside a field ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Note:
+    """Text that follows the bounds in messages and in --help; `suggest` returns a hint about a refused value."""
+
+    text: str
+    suggest: Callable[[Any], str] | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition that bounds cannot express; `text` describes it in messages and in --help."""
+
+    test: Callable[[Any], bool]
+    text: str
+
+
+@dataclass(frozen=True)
+class Called:
+    """The name of a field in messages, where that is not the name of the attribute."""
+
+    name: str
+
+
+class OnlyWith:
+    """The field has an effect only where another field has one of these values: `OnlyWith(absent="ema")`.
+
+    A tuple lists several values, several names are alternatives. Elsewhere the field must keep its default.
+    """
+
+    def __init__(self, **others: Any) -> None:
+        self.others = {name: value if isinstance(value, tuple) else (value,) for name, value in others.items()}
+
+    def holds(self, config: Any) -> bool:
+        """Has the field an effect in `config`?"""
+        return any(getattr(config, name) in values for name, values in self.others.items())
+
+    def text(self, label: str) -> str:
+        """Return the condition in words; `label` stands for the field called `name`."""
+        parts = []
+        for name, values in self.others.items():
+            word = label if name == "name" and label else name.replace("_", " ")
+            parts.append(word if values == (True,) else f"{word} {' or '.join(map(str, values))}")
+        return f"with {' or '.join(parts)} only"
+
+
+def _pixel_hint(value: float) -> str:
+    return f"; did you mean {value:g}/255?" if 1 < value <= 255 else ""
+
+
+def _ratio_hint(value: float) -> str:
+    return f"; did you mean {1 / value:g}?" if 0 < value < 1 else ""
+
+
+Count = Annotated[int, Ge(1)]
+NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+"""A share of a whole, 0 to 1."""
+PartialShare = Annotated[float, Ge(0), Lt(1)]
+"""A share of less than the whole."""
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+Ratio = Annotated[float, Ge(1), Note(" (largest class over smallest)", _ratio_hint)]
+"""An imbalance ratio."""
+Radius = Annotated[float, Ge(0), Le(1), Note(", in units of the image range, e.g. 8/255", _pixel_hint)]
+"""The size of an L-infinity perturbation of an image in [0, 1]."""
+RadiusL2 = Annotated[float, Ge(0), Note(", e.g. 1.0")]
+"""The size of an L2 perturbation; it grows with the image and may exceed 1."""
+
+
+# --- checking -----------------------------------------------------------------------------------------------------
+
+_COMPARISONS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
+    Gt: ("gt", operator.gt),
+    Ge: ("ge", operator.ge),
+    Lt: ("lt", operator.lt),
+    Le: ("le", operator.le),
+}
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """Return the members of a union, each with the bounds of the whole, or the type itself; None is left out."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return [leaf for argument in arguments for leaf in _alternatives(argument)]
+    if origin is Annotated:
+        return [Annotated[leaf, *hint.__metadata__] for leaf in _alternatives(arguments[0])]
+    return [] if hint is types.NoneType else [hint]
+
+
+def _bare(hint: Any) -> Any:
+    """Return a type without its declarations."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def _rules(hint: Any) -> Iterator[Any]:
+    """Yield what the members of a type declare, intervals and lengths taken apart."""
+    for rule in (rule for leaf in _alternatives(hint) for rule in getattr(leaf, "__metadata__", ())):
+        if isinstance(rule, GroupedMetadata):
+            yield from rule
+        elif isinstance(rule, BaseMetadata) and not isinstance(rule, (*_COMPARISONS, MinLen)):
+            raise TypeError(f"a field declares {rule}, which taet.config does not check; use Rule")
+        else:
+            yield rule
+
+
+def _holds(rule: Any, value: Any) -> bool:
+    if type(rule) in _COMPARISONS:
+        name, compare = _COMPARISONS[type(rule)]
+        return compare(value, getattr(rule, name))
+    if isinstance(rule, MinLen):
+        return len(value) >= rule.min_length
+    return not isinstance(rule, Rule) or rule.test(value)
+
+
+def _fits(value: Any, hint: Any, *, bounds: bool = True) -> bool:
+    """Is `value` of the type `hint`, and within the bounds that it declares?"""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        if value is None or not _fits(value, arguments[0], bounds=bounds):
+            return _fits(value, arguments[0])
+        return not bounds or all(_holds(rule, value) for rule in _rules(hint))
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument, bounds=bounds) for argument in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        hints = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        pairs = zip(value, hints, strict=False)
+        return len(value) == len(hints) and all(_fits(item, wanted, bounds=bounds) for item, wanted in pairs)
+    if hint in (int, float):
+        wanted = numbers.Integral if hint is int else numbers.Real
+        right = isinstance(value, wanted) and not isinstance(value, bool)
+        return right and (not bounds or -math.inf < value < math.inf)
+    return isinstance(value, hint)
+
+
+def _kind_text(hint: Any) -> str:
+    """Return a type in words, without its bounds."""
+    hint = _bare(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return ", ".join(map(str, arguments))
+    if origin is tuple:
+        item = _kind_text(arguments[0]).removeprefix("a ")
+        return f"{item}s" if arguments[-1] is ... else f"{len(arguments)} {item}s"
+    words = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
+    return words.get(hint) or getattr(hint, "__name__", str(hint))
+
+
+def _range_text(rules: list[Any]) -> str:
+    """Return the range that bounds leave, in words: `above 0, up to 1`."""
+    lows = [(r.gt, True) for r in rules if isinstance(r, Gt)] + [(r.ge, False) for r in rules if isinstance(r, Ge)]
+    highs = [(r.lt, False) for r in rules if isinstance(r, Lt)] + [(r.le, True) for r in rules if isinstance(r, Le)]
+    low, above = max(lows, default=(None, False))
+    high, included = min(highs, default=(None, True))
+    if low is None or high is None or above:
+        start = [] if low is None else [f"above {low}" if above else f"{low} or more"]
+        end = [] if high is None else [f"up to {high}" if included else f"below {high}"]
+        return ", ".join(start + end)
+    return f"{low} to {high}" if included else f"{low} up to, not including, {high}"
+
+
+def bounds_text(hint: Any) -> str:
+    """Return the bounds that a type declares, in words: `above 0, up to 1`; "" where it declares none."""
+    texts = []
+    for leaf in _alternatives(hint):
+        rules = list(_rules(leaf))
+        inner = _bare(leaf)
+        each = bounds_text(typing.get_args(inner)[0]) if typing.get_origin(inner) is tuple else ""
+        parts = [f"each {each}" if each else "", _range_text(rules)]
+        parts += [f"at least {rule.min_length}" for rule in rules if isinstance(rule, MinLen)]
+        parts += [rule.text for rule in rules if isinstance(rule, Rule)]
+        notes = "".join(rule.text for rule in rules if isinstance(rule, Note))
+        texts.append(", ".join(filter(None, parts)) + notes)
+    return ", or ".join(filter(None, texts))
+
+
+def got_text(value: Any) -> str:
+    """Return a refused value as messages write it."""
+    return "none" if value == () else repr(value).removesuffix(".0")
+
+
+def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
+    """Refuse a value that does not fit the type `hint` and its bounds.
+
+    The message is `label what: got X; allowed: Y; did you mean Z?`, or that of `unknown` for a choice.
+    """
+    if _fits(value, hint):
+        return
+    leaves = _alternatives(hint)
+    literals = [bare for bare in map(_bare, leaves) if typing.get_origin(bare) is Literal]
+    choices = [choice for literal in literals for choice in typing.get_args(literal)]
+    if isinstance(value, str) and choices:
+        raise unknown(what, value, choices)
+    right_kind = _fits(value, hint, bounds=False)
+    bounds = bounds_text(hint)
+    allowed = ["" if right_kind and bounds else " or ".join(map(_kind_text, leaves)), bounds]
+    notes = [rule for rule in _rules(hint) if isinstance(rule, Note)] if right_kind else []
+    suggestion = "".join(note.suggest(value) for note in notes if note.suggest)
+    message = f"{what}: got {got_text(value)}; allowed: {', '.join(filter(None, allowed))}{suggestion}"
+    raise UserError(f"{label} {message}".strip())
+
+
+@functools.cache
+def hints(kind: type) -> dict[str, Any]:
+    """Return the type of every field of a dataclass, with the bounds that it declares."""
+    found = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: found[field.name] for field in dataclasses.fields(kind)}
+
+
+def check_fields(config: Any, label: str = "") -> None:
+    """Refuse a field of the wrong type, outside its choices or bounds, or set where it has no effect.
+
+    `label` precedes the names of fields in messages: `label name: got X; allowed: Y`.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    names = {}  # in messages: the label, the name
+    for name, hint in hints(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(value, numbers.Number) and hasattr(value, "item"):  # NumPy's numbers are no JSON
+            value = value.item()
+            object.__setattr__(config, name, value)
+        called = [rule.name for rule in _rules(hint) if isinstance(rule, Called)]
+        names[name] = ("", called[0]) if called else (label, name.replace("_", " "))
+        check_value(names[name][1], value, hint, names[name][0])
+    for name, hint in hints(type(config)).items():
+        value = getattr(config, name)
+        for rule in _rules(hint):
+            if isinstance(rule, OnlyWith) and value != fields[name].default and not rule.holds(config):
+                raise UserError(f"{' '.join(names[name]).strip()}: got {got_text(value)}; allowed: {rule.text(label)}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that are checked when they are built. A subclass is a frozen dataclass as well."""
+
+    label = ""
+    """Precedes the names of the fields in messages."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.label)
+
+
+def check_radius(what: str, value: float, norm: str) -> None:
+    """Refuse a perturbation size that a ball of `norm` cannot have."""
+    check_value(what, value, Radius if norm == "linf" else RadiusL2)
