@@ -1,4 +1,7 @@
-"""Write docs/methods/: one page per method, from its source, the golden numbers, the measured cost and the cards.
+"""Write docs/methods/, one page per method, and docs/losses.md.
+
+A method's page comes from its source, the golden numbers, the measured cost and the result cards; the page of the
+losses from their docstrings.
 
 python docs/render.py            prints the names of pages that are out of date
 python docs/render.py --write    writes them
@@ -13,12 +16,13 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
-from taet import config, methods, protocols, registry
+from taet import config, losses, methods, protocols, registry
 from taet.config import Outer
 from taet.errors import UserError
 from taet.evaluation import ResultCard
@@ -26,6 +30,7 @@ from taet.methods import Method, Task
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
+LOSSES = ROOT / "docs" / "losses.md"
 COST = ROOT / "results" / "cost.json"
 OUTERS = get_args(get_type_hints(Outer)["name"])
 # Golden numbers of losses and attacks that a method is made of; those in its own test file are found there.
@@ -43,6 +48,20 @@ SHARED = {
     "standard": ("at_ce_mean",),
 }
 HEAD = "<!-- python docs/render.py --write -->"
+LOSS_GROUPS = {
+    "Label losses": (
+        "cross_entropy",
+        "balanced_softmax",
+        "logit_adjustment",
+        "focal",
+        "class_balanced",
+        "ldam",
+        "boosted_cross_entropy",
+    ),
+    "Divergence": ("kl_divergence",),
+    "Losses over classes": ("hierarchical_equalization", "tail_margin"),
+    "Class weights": ("effective_number_weights", "rebalancing_weights"),
+}
 
 
 def task(**changes: Any) -> Task:
@@ -52,7 +71,7 @@ def task(**changes: Any) -> Task:
 
 
 def golden_keys(name: str) -> list[str]:
-    """Golden numbers that tests of the method, or of what it is made of, check."""
+    """Golden numbers that the tests of the method, or of its losses and attacks, check."""
     keys = {key for path in (ROOT / "tests" / "golden").glob("*.json") for key in json.loads(path.read_text())}
     path = ROOT / "tests" / "methods" / f"test_{name.replace('-', '_')}.py"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -63,7 +82,7 @@ def golden_keys(name: str) -> list[str]:
 
 
 def prose(text: str) -> str:
-    """A docstring as Markdown: paragraphs whose columns are aligned stay as they are typed."""
+    """A docstring as Markdown: paragraphs with aligned columns become code blocks."""
     blocks = re.split(r"\n\s*\n", inspect.cleandoc(text))
     aligned = [bool(re.search(r"\S {2,}\S", block)) or block.startswith(" ") for block in blocks]
     # A bracket before a parenthesis is part of a formula, not a link.
@@ -74,7 +93,7 @@ def prose(text: str) -> str:
 
 
 def knobs(cls: type[Method]) -> Iterator[tuple[str, str, str]]:
-    """Name, default and description of every knob, those of a Config that it extends first."""
+    """Name, default and description of every option, those of a parent Config first."""
     for kind in reversed(cls.Config.__mro__[:-1]):
         tree = ast.parse(inspect.cleandoc(inspect.getsource(kind)))
         body = tree.body[0].body  # type: ignore[attr-defined]
@@ -86,14 +105,14 @@ def knobs(cls: type[Method]) -> Iterator[tuple[str, str, str]]:
 
 
 def flag(knob: str, default: str) -> str:
-    """The flag of a knob on the command line; one that is on has another to turn it off."""
+    """The flag of an option on the command line; an option that is on has a flag to turn it off."""
     return f"`--method.{'no-' if default == 'on' else ''}{knob.replace('_', '-')}`"
 
 
 def shown(value: Any) -> str:
-    """A setting as people write it."""
+    """A setting as it is written on the command line."""
     if value is None:
-        return "see there"
+        return "see description"
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
@@ -105,7 +124,7 @@ def shown(value: Any) -> str:
 
 
 def accepted(name: str) -> tuple[list[str], str]:
-    """Outer losses that the method takes, and what it says to another."""
+    """Outer losses that the method takes, and its refusal of another."""
     taken, refusal = [], ""
     for outer in OUTERS:
         try:
@@ -129,26 +148,26 @@ def stages(method: Method) -> str:
 
 
 def in_a_run(name: str) -> str:
-    """What the switches of a run do to the method."""
+    """How the options of a run apply to the method."""
     method = methods.build(name, None, task())
     taken, refusal = accepted(name)
     head = method.head()
     lines = [
         f"- stages: {stages(method)}",
         f"- `--outer`: {', '.join(taken)}" + (f' (otherwise: "{refusal}")' if refusal else ""),
-        "- `--threat.weighting`: " + ("any" if type(method).label_attack else "none; its attack raises no label loss"),
+        "- `--threat.weighting`: " + ("any" if type(method).label_attack else "none: its attack raises no label loss"),
         "- head: " + ("linear" if head.kind == "linear" else f"cosine, scale {head.scale:g}, gamma {head.gamma:g}"),
     ]
     if method.uses_features:
-        lines.append("- reads the features of the model, so a module of yours must be a `taet.models.Classifier`")
+        lines.append("- uses the features of the model, so your own module must be a `taet.models.Classifier`")
     lines += [f"- leaves the protocol: {text}" for text in method.deviations]
     return "\n".join(lines)
 
 
 def official(name: str) -> str:
-    """Where the profile `official` differs from the protocol taet."""
+    """The differences between the profile `official` and the protocol taet."""
     if not methods.find(name).official:
-        return "It has no settings of its own: `--protocol official` is refused."
+        return "The method has no published settings of its own: `--protocol official` is refused."
     plain, own = protocols.taet(name), protocols.official(name)
     rows = []
     for key in methods.find(name).official:
@@ -169,7 +188,7 @@ def costs() -> dict[str, Any]:
 
 
 def cost_rows(name: str) -> list[tuple[str, ...]]:
-    """Rows of the table of costs that are of this method."""
+    """Rows of this method in the table of costs."""
     return [
         (
             " ".join([name, *map(str, cost["settings"].values())]),
@@ -190,16 +209,16 @@ def cost_setting() -> str:
     """How the costs were measured."""
     found = costs()
     return (
-        "Passes of the classifier per image and step, mean over a run; seconds per step beside PGD-10 AT in the same "
-        f"round, median of {found['rounds']}: {found['network']}, 32 x 32, batches of {found['batch_size']}, "
-        f"{found['precision']}, {found['threads']} thread, {found['environment']['device']}. `taet cost --methods all` "
-        "measures anew."
+        "Passes: of the classifier per image and step, mean over a run. Seconds: per step, relative to PGD-10 AT in "
+        f"the same round, median of {found['rounds']} rounds, with {found['network']}, 32 x 32, batches of "
+        f"{found['batch_size']}, {found['precision']}, {found['threads']} thread, {found['environment']['device']}. "
+        "`taet cost --methods all` measures again."
     )
 
 
 @functools.cache
 def results() -> ModuleType:
-    """What writes the tables of results/, whose rows are those of the pages."""
+    """The module that writes the tables of results/."""
     spec = importlib.util.spec_from_file_location("results_render", ROOT / "results" / "render.py")
     assert spec is not None
     assert spec.loader is not None
@@ -221,14 +240,14 @@ def rows() -> list[tuple[str, str, list[ResultCard]]]:
 
 
 def changed(card: ResultCard) -> str:
-    """Knobs of the method that the run changed."""
+    """Options of the method that the run changed."""
     plain = config.to_json(methods.find(card.method).Config())
     given = card.run["config"]["settings"] or {}
     return ", ".join(f"{knob} {shown(value)}" for knob, value in given.items() if plain.get(knob) != value)
 
 
 def measured(name: str) -> str:
-    """Balanced accuracy of the method in every row of every comparison; with several seeds their mean."""
+    """Balanced accuracy of the method in every row of every comparison; the mean if there are several seeds."""
     lines = []
     for heading, row, of in rows():
         if of[0].method != name:
@@ -240,9 +259,9 @@ def measured(name: str) -> str:
         lines.append((row, changed(of[0]), heading, str(len(of)), *values))
     if not lines:
         return "No result card yet."
-    heads = ("row", "changed knobs", "comparison", "runs", "clean", "PGD-20", "AutoAttack")
+    heads = ("row", "changed options", "comparison", "runs", "clean", "PGD-20", "AutoAttack")
     return table(heads, lines) + (
-        "\n\nBalanced accuracy in per cent; intervals, tails and commands: see [results](../../results/README.md)."
+        "\n\nBalanced accuracy in per cent. [Results](../../results/README.md) has intervals, tails and commands."
     )
 
 
@@ -258,8 +277,8 @@ def page(name: str) -> str:
         prose(about),
         "## Loss",
         prose(cls.__doc__ or ""),
-        "## Knobs",
-        table(("flag", "default", "what it is"), rows) if rows else "None.",
+        "## Options",
+        table(("flag", "default", "description"), rows) if rows else "None.",
         "## In a run",
         in_a_run(name),
         "## As published",
@@ -267,7 +286,7 @@ def page(name: str) -> str:
         "## Checked against",
         ("Golden numbers from an independent float64 implementation: " + ", ".join(f"`{key}`" for key in golden) + ".")
         if golden
-        else "No golden number; closed forms in its tests.",
+        else "No golden numbers; its tests use closed forms.",
         "## Cost",
         table(COST_HEADS, cost_rows(name)) if cost_rows(name) else "Not measured yet.",
         "## Measured",
@@ -277,7 +296,7 @@ def page(name: str) -> str:
 
 
 def index() -> str:
-    """The list of all methods, with what they cost."""
+    """The list of all methods, with their cost."""
     rows = []
     for name in registry.entries("methods"):
         cls = methods.find(name)
@@ -286,18 +305,51 @@ def index() -> str:
     parts = [
         HEAD,
         "# Methods",
-        "Every method under the same data order, optimiser, schedule and attack. What a run can switch for all of them "
-        "is in [protocols](../protocols.md).",
+        "All methods train with the same data order, optimiser, schedule and attack. Options that apply to every "
+        "method are in [protocols and options](../protocols.md).",
         table(("name", "method", "source", "passes, AT = 1", "seconds, AT = 1"), rows),
         cost_setting() if costs()["costs"] else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def loss_section(name: str) -> str:
+    """One loss: signature, formula, shapes, source and example, from its docstring."""
+    function = getattr(losses, name)
+    about, _, example = inspect.cleandoc(function.__doc__).partition("\n\nExample:\n")
+    arguments = ", ".join(map(shown_argument, inspect.signature(function).parameters.values()))
+    # A paragraph that ends without a full stop or a colon is a formula.
+    blocks = [b if b.endswith((".", ":")) else f"```text\n{b}\n```" for b in about.split("\n\n")]
+    code = textwrap.dedent(example).strip()
+    return "\n\n".join([f"### `{name}`", f"`{name}({arguments})`", *blocks, f"```python\n{code}\n```"])
+
+
+def shown_argument(argument: inspect.Parameter) -> str:
+    """An argument of a function as it is written in a call, with its default."""
+    return argument.name if argument.default is argument.empty else f"{argument.name}={argument.default!r}"
+
+
+def loss_page() -> str:
+    """The page of all losses."""
+    parts = [
+        HEAD,
+        "# Losses",
+        "The losses of the methods are pure functions. They work in any training loop; "
+        "[hel_in_your_loop.py](../examples/hel_in_your_loop.py) shows one. Logits are (N, C), labels (N,) int64, class "
+        "counts (C,) training images per class. Losses return one value per sample, (N,), unless stated otherwise: "
+        "take the mean for training. A loss of several terms returns a `Loss(total, parts, logits)`. All are computed "
+        "in float32, or in float64 for float64 inputs. The tests check them against golden numbers and naive "
+        "implementations, and run the examples below.",
+    ]
+    for title, names in LOSS_GROUPS.items():
+        parts += [f"## {title}", *map(loss_section, names)]
+    return "\n\n".join(parts) + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Every page and its text."""
     found = {PAGES / f"{name}.md": page(name) for name in registry.entries("methods")}
-    return {PAGES / "README.md": index(), **found}
+    return {PAGES / "README.md": index(), **found, LOSSES: loss_page()}
 
 
 if __name__ == "__main__":

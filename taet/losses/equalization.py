@@ -22,9 +22,9 @@ TINY = 1e-10
 
 
 def class_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of each class, 0 where it has no sample, and its samples, over the global batch.
+    """Mean cross-entropy of each class and its number of samples, over the global batch.
 
-    logits (N, C), labels (N,) -> (C,), (C,).
+    logits (N, C), labels (N,) -> (C,), (C,). The mean of a class without a sample is 0.
     """
     losses = cross_entropy(logits, labels)
     zeros = losses.new_zeros(logits.shape[1])
@@ -44,17 +44,29 @@ def hierarchical_equalization(
     absent: Absent = "zero",
     running: Tensor | None = None,
 ) -> Loss:
-    """Hierarchical equalization loss, alpha BCL + beta HDL + gamma RCEL, over the class means L_c of the cross-entropy.
+    """Hierarchical equalization loss (HEL) of TAET, alpha BCL + beta HDL + gamma RCEL.
+
+    The three parts use the mean cross-entropy L_c of each class c in the batch:
 
     BCL  = mean_c L_c                  balanced classification loss
     HDL  = mean_c (L_c - BCL)^2        hierarchical deviation loss
-    RCEL = sum_c (L_c / sum_k L_k)^2   rare-class emphasis loss, in [1/C, 1] unless every L_c vanishes
+    RCEL = sum_c (L_c / sum_k L_k)^2   rare-class emphasis loss, in [1/C, 1] unless every L_c is 0
 
-    logits (N, C), labels (N,) int64; the parts are logged without their factors. `absent` says what a class without a
-    sample in the batch is: "zero" counts it as loss 0 (the public code), "skip" averages over the classes present,
-    "ema" puts `running` (C,) in its place, a running mean of its past losses that carries no gradient.
-    On several processes the class means are those of the global batch. Source: TAET, CVPR 2025, arXiv:2503.01924,
-    section 3 (HARL); the constants are those of its public code.
+    logits (N, C), labels (N,) int64 -> `Loss` with a scalar total; its parts are without the factors. `absent` decides
+    what happens to a class without a sample in the batch: "zero" counts it as loss 0 (the public code), "skip" leaves
+    it out of the means, "ema" uses `running` (C,), a running mean of its past losses, without gradient. Raises
+    UserError for another `absent`, ValueError for "ema" without `running`. On several processes the class means are
+    those of the global batch. Source: TAET, CVPR 2025, arXiv:2503.01924, section 3 (HARL); the constants are those of
+    its public code.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import hierarchical_equalization
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+        >>> loss = hierarchical_equalization(logits, torch.tensor([0, 1, 2]))
+        >>> loss
+        Loss(total 0.1195, bcl 0.6299, hdl 0.1261, rcel 0.4393, logits (3, 3))
+        >>> loss.total.backward()
     """
     if absent not in get_args(Absent):
         raise unknown("absent", absent, get_args(Absent))

@@ -1,7 +1,7 @@
-"""Cross-entropy and its long-tailed relatives; each returns one value per sample, (N,), in at least float32.
+"""Cross-entropy and losses for long-tailed data. Each returns one value per sample, (N,), in at least float32.
 
-Class counts are (C,) training images per class; a class without one counts as one image, which keeps every logarithm,
-root and weight finite.
+Class counts are (C,) training images per class. A class without images counts as one image, which keeps every
+logarithm, root and weight finite.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FocalForm = Literal["softmax", "sigmoid"]
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """Return `values` in float32, or in float64 if they are: losses are never computed in half precision."""
+    """Return `values` in float32, or unchanged if float64: losses are never computed in half precision."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -31,46 +31,87 @@ def positive_counts(class_counts: Tensor) -> Tensor:
 def log_prior(class_counts: Tensor) -> Tensor:
     """Logarithm of each class's share of the training set, log pi_c with pi_c = n_c / N -> (C,).
 
-    Added to logits in training it is logit adjustment; taken from those of a model trained without it, argmax(z - tau
-    log pi) is the post-hoc form. Do not do both. Source: Menon et al., ICLR 2021, arXiv:2007.07314, equations 9 and 10.
+    Logit adjustment adds it to the logits in training. The post-hoc form subtracts it from the logits of a model that
+    was trained without it, argmax(z - tau log pi). Do not do both. Source: Menon et al., ICLR 2021, arXiv:2007.07314,
+    equations 9 and 10.
     """
     counts = positive_counts(class_counts)
     return (counts / counts.sum()).log()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, CE_i = logsumexp(z_i) - z_{i, y_i}: logits (N, C), labels (N,) int64 -> (N,), at least 0."""
+    """Cross-entropy per sample, in float32 or float64.
+
+    CE_i = logsumexp(z_i) - z_{i, y_i}
+
+    logits (N, C), labels (N,) int64 -> (N,), at least 0.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import cross_entropy
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> cross_entropy(logits, torch.tensor([0, 2]))
+        tensor([0.2395, 1.5514])
+    """
     return functional.cross_entropy(full_precision(logits), labels, reduction="none")
 
 
 def logit_adjustment(logits: Tensor, labels: Tensor, class_counts: Tensor, tau: float = 1.0) -> Tensor:
-    """Logit-adjusted cross-entropy, CE(z + tau log pi, y) with pi_c = n_c / N -> (N,).
+    """Logit-adjusted cross-entropy: the log prior of the classes is added to the logits.
 
-    Source: Menon et al., Long-tail learning via logit adjustment, ICLR 2021, arXiv:2007.07314, equation 10.
+    CE(z + tau log pi, y),   pi_c = n_c / N
+
+    logits (N, C), labels (N,), class_counts (C,), tau at least 0 -> (N,), at least 0. Predict from the logits without
+    the shift. Source: Menon et al., Long-tail learning via logit adjustment, ICLR 2021, arXiv:2007.07314, equation 10.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import logit_adjustment
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> logit_adjustment(logits, torch.tensor([0, 2]), torch.tensor([80, 15, 5]), tau=0.5)
+        tensor([0.0884, 2.2730])
     """
     logits = full_precision(logits)
     return cross_entropy(logits + tau * log_prior(class_counts.to(logits.dtype)), labels)
 
 
 def balanced_softmax(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
-    """Balanced softmax, CE(z + log n, y) -> (N,).
+    """Balanced softmax: the logarithm of the class counts is added to the logits.
 
-    It equals `logit_adjustment` at tau = 1, since softmax ignores a shift. Source: Ren et al., Balanced Meta-Softmax,
-    NeurIPS 2020, arXiv:2007.10740, equation 4; in adversarial training: Yue et al., AT-BSL, CVPR 2024,
+    CE(z + log n, y)
+
+    logits (N, C), labels (N,), class_counts (C,) -> (N,), at least 0. It equals `logit_adjustment` with tau = 1,
+    because softmax ignores a constant shift. Predict from the logits without the shift. Source: Ren et al., Balanced
+    Meta-Softmax, NeurIPS 2020, arXiv:2007.10740, equation 4; in adversarial training: Yue et al., AT-BSL, CVPR 2024,
     arXiv:2403.10073.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import balanced_softmax
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> balanced_softmax(logits, torch.tensor([0, 2]), torch.tensor([60, 30, 10]))
+        tensor([0.0864, 2.7183])
     """
     logits = full_precision(logits)
     return cross_entropy(logits + positive_counts(class_counts.to(logits.dtype)).log(), labels)
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0, form: FocalForm = "softmax") -> Tensor:
-    """Focal loss: cross-entropy that counts less, the surer the model is of the label -> (N,), at least 0.
+    """Focal loss: cross-entropy with less weight on samples whose label is already likely.
 
     softmax   (1 - p_y)^gamma CE                           on p = softmax(z)
     sigmoid   sum_c -(1 - p_c)^gamma log p_c               with p_y = sigmoid(z_y) and p_c = sigmoid(-z_c) elsewhere
 
-    Gradients flow through the factor too. Source: Lin et al., ICCV 2017, arXiv:1708.02002, equation 4 (sigmoid); the
-    softmax form is the one that long-tailed recognition compares with (Cao et al., NeurIPS 2019).
+    logits (N, C), labels (N,), gamma at least 0 -> (N,), at least 0. The gradient also flows through the factor. Raises
+    UserError for another `form`. Source: Lin et al., ICCV 2017, arXiv:1708.02002, equation 4 (sigmoid); the softmax
+    form is the usual one in long-tailed recognition (Cao et al., NeurIPS 2019).
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import focal
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> focal(logits, torch.tensor([0, 2]), gamma=2.0)
+        tensor([0.0109, 0.9635])
     """
     logits = full_precision(logits)
     if form == "softmax":
@@ -84,12 +125,21 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0, form: FocalForm = 
 
 
 def effective_number_weights(class_counts: Tensor, beta: float) -> Tensor:
-    """Weights by the effective number of images, w_c = (1 - beta) / (1 - beta^n_c), scaled to sum C -> (C,).
+    """Class weights by the effective number of images.
 
-    beta in [0, 1): 0 weighs all classes alike. For n_c << 1 / (1 - beta) it is the inverse frequency in all but name:
-    beside the rarest class, at the usual 0.9999, a class of 500 images has 1.03 times the weight that 1 / n would give
-    it, and one of 5000, the largest of CIFAR-10-LT, 1.27 times. Raises UserError for another beta. Source: Cui et al.,
-    Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019, arXiv:1901.05555.
+    w_c = (1 - beta) / (1 - beta^n_c), scaled to sum C
+
+    class_counts (C,), beta in [0, 1) -> (C,). With beta = 0 all classes weigh the same. For n_c << 1 / (1 - beta) the
+    weights are close to the inverse frequency: relative to the rarest class and at the usual 0.9999, a class of 500
+    images has 1.03 times the weight that 1 / n gives, and one of 5000, the largest of CIFAR-10-LT, 1.27 times. Raises
+    UserError for another beta. Source: Cui et al., Class-Balanced Loss Based on Effective Number of Samples, CVPR 2019,
+    arXiv:1901.05555.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import effective_number_weights
+        >>> effective_number_weights(torch.tensor([5000, 500, 50]), beta=0.9999)
+        tensor([0.0341, 0.2752, 2.6907])
     """
     if not 0 <= beta < 1:
         raise UserError(f"beta: got {beta:g}; allowed: 0 up to, not including, 1")
@@ -99,35 +149,55 @@ def effective_number_weights(class_counts: Tensor, beta: float) -> Tensor:
 
 
 def class_balanced(logits: Tensor, labels: Tensor, class_counts: Tensor, beta: float = 0.9999) -> Tensor:
-    """Class-balanced cross-entropy, w_y CE with w of `effective_number_weights` -> (N,), at least 0.
+    """Class-balanced cross-entropy: weighted by the effective number of images of the label's class.
 
-    The mean over the batch divides by its size, as the authors' code does; a weighted mean would divide by the sum of
-    the batch's weights. For n_c << 1 / (1 - beta), about inverse frequency. Source: Cui et al., CVPR 2019,
-    arXiv:1901.05555.
+    w_y CE,   w of `effective_number_weights`
+
+    logits (N, C), labels (N,), class_counts (C,), beta in [0, 1) -> (N,), at least 0. Take the plain mean over the
+    batch, as the authors' code does; a weighted mean would divide by the sum of the batch's weights. For
+    n_c << 1 / (1 - beta) the weights are about the inverse frequency. Raises UserError for another beta. Source: Cui et
+    al., CVPR 2019, arXiv:1901.05555.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import class_balanced
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> class_balanced(logits, torch.tensor([0, 2]), torch.tensor([5000, 500, 50]))
+        tensor([0.0082, 4.1745])
     """
     loss = cross_entropy(logits, labels)
     return effective_number_weights(class_counts.to(loss.dtype), beta)[labels] * loss
 
 
 def ldam_margins(class_counts: Tensor, max_margin: float = 0.5) -> Tensor:
-    """Label-distribution-aware margins, m_c = max_margin (min_k n_k / n_c)^(1/4) -> (C,): the rarest has max_margin.
+    """Label-distribution-aware margins, m_c = max_margin (min_k n_k / n_c)^(1/4) -> (C,).
 
-    Source: Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413.
+    The rarest class has `max_margin`. Source: Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413.
     """
     counts = positive_counts(class_counts)
     return max_margin * (counts.min() / counts) ** 0.25
 
 
 def less_margin(logits: Tensor, labels: Tensor, margins: Tensor) -> Tensor:
-    """Return logits (N, C) less the margin of the label, z_y - m_y, at the label alone; margins (C,)."""
+    """Subtract the margin m_y of the label from its logit, z_y - m_y: logits (N, C), margins (C,) -> (N, C)."""
     return torch.where(is_label(logits, labels), logits - margins, logits)
 
 
 def ldam(cosines: Tensor, labels: Tensor, class_counts: Tensor, max_margin: float = 0.5, scale: float = 30.0) -> Tensor:
-    """Label-distribution-aware margin loss, CE(scale (cos - m_y at the label), y) with m of `ldam_margins` -> (N,).
+    """Label-distribution-aware margin loss (LDAM): the rarer a class, the larger its margin.
 
-    cosines (N, C) in [-1, 1] come from normalised features and a normalised head without bias; on unbounded logits the
-    margins lose their meaning. Source: Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413.
+    CE(scale (cos - m_y at the label), y),   m_c = max_margin (min_k n_k / n_c)^(1/4)
+
+    cosines (N, C) in [-1, 1], labels (N,), class_counts (C,) -> (N,), at least 0. The cosines come from normalised
+    features and a normalised head without bias; on unbounded logits the margins have no meaning. Source: Cao et al.,
+    LDAM-DRW, NeurIPS 2019, arXiv:1906.07413.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import ldam
+        >>> cosines = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.5, 0.4]])
+        >>> ldam(cosines, torch.tensor([0, 2]), torch.tensor([80, 15, 5]), max_margin=0.5, scale=5.0)
+        tensor([0.0978, 3.2413])
     """
     cosines = full_precision(cosines)
     margins = ldam_margins(class_counts.to(cosines.dtype), max_margin)
@@ -135,11 +205,19 @@ def ldam(cosines: Tensor, labels: Tensor, class_counts: Tensor, max_margin: floa
 
 
 def rebalancing_weights(class_counts: Tensor, predicted_counts: Tensor) -> Tensor:
-    """REAT's weights of adversarial examples: the effective number of predictions of each class, inverted -> (C,).
+    """REAT's class weights (RBL) for adversarial examples: the inverse effective number of predictions of each class.
 
-    E_c = (1 - b_c^m_c) / (1 - b_c), b_c = (n_c - 1) / n_c, w_c = 1 / (E_c + 1e-5), scaled to sum C; m_c is how many
-    adversarial training examples the model took for class c in the epoch before. A class that was never predicted
-    takes almost all the weight. Source: Li et al., REAT, arXiv:2307.10205; the constant is that of its public code.
+    w_c = 1 / (E_c + 1e-5), scaled to sum C,   E_c = (1 - b_c^m_c) / (1 - b_c),  b_c = (n_c - 1) / n_c
+
+    class_counts (C,) n_c, predicted_counts (C,) m_c -> (C,). m_c is the number of adversarial training examples that
+    the model predicted as class c in the previous epoch. A class that was never predicted gets almost all the weight.
+    Source: Li et al., REAT, arXiv:2307.10205; the constant is that of its public code.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import rebalancing_weights
+        >>> rebalancing_weights(torch.tensor([80, 15, 5]), torch.tensor([85, 12, 3]))
+        tensor([0.1043, 0.6491, 2.2466])
     """
     counts = positive_counts(class_counts)
     # m log b = m log(1 - 1/n), and 0 where m is, also at n = 1.
@@ -148,10 +226,10 @@ def rebalancing_weights(class_counts: Tensor, predicted_counts: Tensor) -> Tenso
 
 
 def sum_to_classes(weights: Tensor) -> Tensor:
-    """Class weights (C,) times what makes their sum C."""
+    """Scale class weights (C,) to the sum C."""
     return weights * (len(weights) / weights.sum())
 
 
 def is_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which of the logits (N, C) are those of the labels (N,), (N, C) bool; unlike one_hot it waits for no device."""
+    """Mask (N, C) of the label's logit: logits (N, C), labels (N,) -> bool; unlike one_hot it does not synchronise."""
     return labels[:, None] == torch.arange(logits.shape[1], device=labels.device)

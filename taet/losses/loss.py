@@ -1,4 +1,4 @@
-"""What a loss function with several terms returns."""
+"""The return value of a loss with several terms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 class Loss(NamedTuple):
-    """A training loss: the scalar to minimise, its terms by name, and the logits (N, C) of the examples trained on."""
+    """A training loss with several terms.
+
+    total is the scalar to minimise, parts its terms by name, logits (N, C) those of the examples trained on.
+    """
 
     total: Tensor
     parts: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""The run's outer loss: what stands in for the cross-entropy on labels in the loss of every method that has one."""
+"""The outer loss of a run: it replaces the cross-entropy on labels in the loss of every method that has one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from taet.losses.long_tail import (
 
 
 class OuterLoss(nn.Module):
-    """The loss that `outer` names, (logits (N, C), labels (N,)) -> (N,); the training loss is its `global_mean`.
+    """The label loss selected by `outer`: logits (N, C), labels (N,) -> (N,). Training minimises its `global_mean`.
 
     cross-entropy       CE(z, y)
     balanced-softmax    CE(z + log n, y)                          (see `taet.losses` for each and its source)
@@ -32,10 +32,10 @@ class OuterLoss(nn.Module):
     class-balanced      w_y CE(z, y) with w of `effective_number_weights`
     ldam                CE(z - scale m_y at the label, y) on logits of a cosine head that has multiplied by `scale`
 
-    With `outer.drw`, whichever loss it is takes the weights of class-balanced, and only from epoch `drw_from` (from 0)
-    on: deferred re-weighting (Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413). A weighted loss is divided by the
-    mean weight of the global batch, so that its mean is the weighted mean, or, with divide_by "batch", left as it is.
-    Class counts are (C,) training images per class. Raises UserError for `drw` without an epoch to begin at.
+    `outer.drw` adds deferred re-weighting to any of them: the weights of class-balanced apply from epoch `drw_from` on,
+    counted from 0 (Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413). A weighted loss is divided by the mean weight
+    of the global batch, so that its mean is the weighted mean; with divide_by "batch" it is not divided. Class counts
+    are (C,) training images per class. Raises UserError for `drw` without a starting epoch.
     """
 
     shift: Tensor
@@ -70,11 +70,11 @@ class OuterLoss(nn.Module):
         return self.outer.name
 
     def enter(self, epoch: int) -> None:
-        """Set the class weights to those of `epoch`, from 0; in place, so that a captured step sees them."""
+        """Set the class weights of `epoch`, counted from 0; in place, so that a captured step sees them."""
         self.weights.copy_(self.balanced if epoch >= self.begin else torch.ones_like(self.balanced))
 
     def shifted(self, logits: Tensor) -> Tensor:
-        """Logits plus the log prior under balanced-softmax and logit-adjustment, else as they are; (N, C)."""
+        """Logits (N, C) plus the log prior under balanced-softmax and logit-adjustment, otherwise unchanged."""
         logits = full_precision(logits)
         if self.name not in ("balanced-softmax", "logit-adjustment"):
             return logits
@@ -88,9 +88,9 @@ class OuterLoss(nn.Module):
         return self.weighed(losses, labels)
 
     def prepared(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits that its cross-entropy sees, shifted by the prior or, under ldam, lowered by the margin; (N, C).
+        """Logits (N, C) for the cross-entropy: shifted by the prior or, under ldam, lowered by the margin.
 
-        Focal loss sees them as they are.
+        Focal loss uses the logits unchanged.
         """
         logits = self.shifted(logits)
         if self.name != "ldam":
@@ -98,7 +98,7 @@ class OuterLoss(nn.Module):
         return less_margin(logits, labels, self.margins.to(logits.dtype))
 
     def weighed(self, losses: Tensor, labels: Tensor) -> Tensor:
-        """Losses (N,) times the weights of their classes, under class-balanced and `drw`; else as they are."""
+        """Losses (N,) times their class weights under class-balanced and `drw`, otherwise unchanged."""
         if not (self.outer.drw or self.name == "class-balanced"):
             return losses
         weights = self.weights.to(losses.dtype)[labels]

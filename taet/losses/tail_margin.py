@@ -19,11 +19,11 @@ Form = Literal["official", "paper", "per-pair"]
 
 
 def tail_classes(class_counts: Tensor, form: Form = "official") -> Tensor:
-    """Which classes are tail, (C,) bool, by rank of their training counts, largest first, ties by label.
+    """Mask of the tail classes, (C,) bool, by rank of their training counts, largest first, ties by label.
 
-    Counted from 1, the paper has the ranks ceil(2C/3)..C (10 classes: the last four); its public code, and so the forms
-    official and per-pair, has 2 floor(C/3) + 2..C (10 classes: the last three; 3 classes: none).
-    This reads the counts on the CPU; in a training loop compute it once.
+    Counted from 1, the paper uses the ranks ceil(2C/3)..C (10 classes: the last four). Its public code, and so the
+    forms official and per-pair, uses 2 floor(C/3) + 2..C (10 classes: the last three; 3 classes: none).
+    The counts are read on the CPU; in a training loop compute the mask once.
     """
     if form not in get_args(Form):
         raise unknown("tail margin", form, get_args(Form))
@@ -35,24 +35,33 @@ def tail_classes(class_counts: Tensor, form: Form = "official") -> Tensor:
 def tail_margin(
     features: Tensor, labels: Tensor, class_counts: Tensor, form: Form = "official", tail: Tensor | None = None
 ) -> Tensor:
-    """TAIL, a divergence between the features of tail examples i and of all examples j of the batch -> scalar.
+    """REAT's TAIL regulariser: a divergence between the features of tail examples and of all examples of the batch.
 
-    With p = softmax(h) over the D features, T the examples of tail classes (see `tail_classes`), B those of the batch,
-    w_ij = sqrt(N / n_{y_i}) + sqrt(N / n_{y_j}), and s_ij = -1 where the labels are equal, 1 elsewhere:
+    With p = softmax(h) over the D features, T the examples i of tail classes (see `tail_classes`), B the number of
+    examples j in the batch, w_ij = sqrt(N / n_{y_i}) + sqrt(N / n_{y_j}), and s_ij = -1 for equal labels, 1 otherwise:
 
     official   1/|T| sum_{i in T} [1/B sum_j s_ij w_ij] [1/(B D) sum_j KL(p_i || p_j)]
     per-pair   1/|T| sum_{i in T} 1/B sum_j s_ij w_ij KL(p_i || p_j)
     paper      1/|T| sum_{i in T} 1/B sum_j -s_ij w_ij KL(p_j || p_i)
 
-    `official` is what the public code computes: a mean over all pairs and features slips in where it wants each pair's
-    divergence, which leaves about a D-th of `per-pair`. Both hold p_i fixed and draw the features of other classes
-    *towards* it; `official` draws those of its own class as well, or pushes all off in a batch where the w_ij of its
-    own class outweigh the others. `paper` is its equation 3: it pushes them apart, and gradients flow through both.
+    `official` is what the public code computes: a mean over all pairs and features in place of each pair's divergence,
+    which leaves about 1/D of `per-pair`. Both hold p_i fixed and pull the features of other classes *towards* it;
+    `official` pulls those of its own class as well, or pushes all away in a batch where the w_ij of its own class
+    outweigh the others. `paper` is equation 3: it pushes them apart, and gradients flow through both.
 
-    features (N, D), labels (N,), class_counts (C,); `tail` (C,) bool is `tail_classes(class_counts, form)`, which a
-    training loop computes once. 0 in a batch without a tail example. On several processes i and j run over the global
-    batch. Time and memory are O(N D + C) under `official` and O((N + C) D) under the others; processes share
-    C + 2 (D + 1) numbers, and C + 2 C (D + 1). Source: REAT, arXiv:2307.10205, section 3 and public code.
+    features (N, D), labels (N,), class_counts (C,) -> scalar, 0 in a batch without a tail example. `tail` (C,) bool is
+    `tail_classes(class_counts, form)`; a training loop computes it once. Raises UserError for another `form`. On
+    several processes i and j run over the global batch. Time and memory are O(N D + C) under `official` and
+    O((N + C) D) under the others; processes share C + 2 (D + 1) numbers, and C + 2 C (D + 1). Source: REAT,
+    arXiv:2307.10205, section 3 and public code.
+
+    Example:
+        >>> import torch
+        >>> from taet.losses import tail_margin
+        >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.0, 0.0]])
+        >>> labels, class_counts = torch.tensor([0, 1, 2, 3]), torch.tensor([50, 30, 15, 5])
+        >>> tail_margin(features, labels, class_counts)
+        tensor(0.0773)
     """
     if form not in get_args(Form):
         raise unknown("tail margin", form, get_args(Form))
