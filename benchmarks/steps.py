@@ -1,31 +1,22 @@
-"""Training steps of a method on random images, as runs make them: to be timed, their arithmetic and memory counted."""
+"""Training steps of a method on random images, as runs make them: to time them, and to count operations and memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from taet import methods, models
 from taet.attacks.noise import Source
-from taet.config import Threat, Training
-from taet.data.loader import Batch
+from taet.config import Threat
 from taet.experiments.memory import peak_bytes
-from taet.methods import Attack, Method, Task
-from taet.models.view import make_view
-from taet.training.optimizer import build_optimizer
-from taet.training.step import training_step
-
-EPOCHS, MILESTONES = 100, (75, 90)  # of the protocol taet
-LR = 1e-3  # keeps the weights finite on labels that say nothing
+from taet.experiments.steps import MethodSteps, Workload
 
 
-class Steps:
-    """One method in the last stage of its run, with a network, a view of it to attack, an optimiser and one batch."""
+class Steps(MethodSteps):
+    """One method in the last stage of its run, and one batch."""
 
     def __init__(
         self,
@@ -43,41 +34,26 @@ class Steps:
         device: torch.device | str = "cpu",
     ) -> None:
         """`counts` are training images per class; `share` says which images of the batch this process holds."""
-        task = Task(counts, shape, epochs=EPOCHS, steps_per_epoch=1, milestones=MILESTONES)
+        workload = Workload(model, shape, counts)
+        begin = range(batch_size)[share].start
         torch.manual_seed(0)
-        self.method: Method = methods.build(name, knobs, task).to(device)
-        self.model = models.build(model, len(counts), shape, head=self.method.head()).to(device)
-        self.model.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(self.model, Training(lr=LR))
-        self.view = make_view(self.model, shape, torch.bfloat16 if bf16 else None)
-        self.threat, self.awp, self.bf16, self.device = Threat(steps=attack_steps), awp, bf16, torch.device(device)
-        draw = torch.Generator().manual_seed(0)
-        x, y = torch.rand(batch_size, *shape, generator=draw), torch.randint(len(counts), (batch_size,), generator=draw)
-        index = torch.arange(batch_size)[share]
-        x = x[index].to(device).contiguous(memory_format=torch.channels_last)
-        self.batch = Batch(index.to(device), x, y[index].to(device))
-        self.source = Source(torch.Generator(device).manual_seed(0), int(index[0]), batch_size)
-        self.method.enter(EPOCHS - 1)
-        self.method.start_epoch(EPOCHS - 1, self.method.class_counts)
-        # A strategy that learns in every k-th step makes a cycle of k.
-        self.cycle: int = getattr(getattr(self.method, "published", None), "interval", 1)
-
-    def step(self, batch: Batch, number: int = 0) -> None:
-        """One training step."""
-        training_step(
-            self.model,
-            self.method,
-            self.optimizer,
-            batch,
-            Attack(self.threat, self.source),
-            autocast=self.bf16,
-            awp=self.awp,
-            number=number,
-            view=self.view,
+        super().__init__(
+            name,
+            knobs,
+            workload,
+            attack_steps=attack_steps,
+            precision="bf16" if bf16 else "float32",
+            awp=awp,
+            device=device,
+            source=Source(torch.Generator(device).manual_seed(0), begin, batch_size),
         )
+        self.batch = workload.batch(batch_size, device, share)
+        self.enter(self.epochs - 1)
+        # A strategy that learns in every k-th step makes a cycle of k.
+        self.cycle = getattr(getattr(self.method, "published", None), "interval", 1)
 
     def run(self, cycles: int = 1) -> None:
-        """The steps of whole cycles."""
+        """Make the steps of whole cycles."""
         for number in range(cycles * self.cycle):
             self.step(self.batch, number)
 
@@ -88,19 +64,7 @@ class Steps:
     def peak_mb(self) -> float:
         """Most memory that tensors take together in a step, with weights and gradients, in 10^6 bytes."""
         self.run()  # so that the optimiser has its state
-        return peak_bytes(lambda: self.step(self.batch), list(self._held()), self.device) / 1e6
-
-    def _held(self) -> Iterator[Tensor]:
-        """What is held between steps."""
-        yield from self.batch
-        for module in (self.model, self.method, *([] if self.view is None else [self.view.module])):
-            yield from module.buffers()
-            for parameter in module.parameters():
-                yield parameter
-                if parameter.grad is not None:
-                    yield parameter.grad
-        for state in self.optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
+        return peak_bytes(lambda: self.step(self.batch), [*self.batch, *self.held()], self.device) / 1e6
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]

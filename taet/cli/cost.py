@@ -7,7 +7,7 @@ import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -18,8 +18,9 @@ from taet.config import Data
 from taet.data import load
 from taet.data.long_tail import long_tail_counts
 from taet.errors import UserError
-from taet.experiments.cost import RATIO, TOTAL, Subject, Timing, everything, measure
-from taet.experiments.cost_tables import Table, setting, tables
+from taet.experiments.cost import Timing, Variant, everything, measure
+from taet.experiments.cost_tables import CostTable, setting, tables
+from taet.experiments.steps import RATIO, TOTAL, Workload
 from taet.files import write_json
 
 EXAMPLES = (
@@ -42,7 +43,7 @@ METHODS = ("at", "robal", "reat", "taet")  # of REAT's table 14, and TAET
 class Flags:
     """What is trained and how it is measured."""
 
-    model: Annotated[str, tyro.conf.arg(name="model.name")] = Subject.model
+    model: Annotated[str, tyro.conf.arg(name="model.name")] = Workload.model
     """As in taet train."""
     data: Data = field(default_factory=lambda: Data(name=""))
     """Where the shape of images, classes and the length of an epoch come from, if from a data set."""
@@ -65,7 +66,7 @@ def run(arguments: list[str]) -> None:
     parsed = read(arguments)
     wanted = _wanted(parsed.methods)
     with progress("cost") as report:
-        found = measure(_subject(parsed), parsed.timing, wanted, progress=report)
+        found = measure(_workload(parsed), parsed.timing, wanted, progress=report)
     found["command"] = shlex.join(["taet", "cost", *arguments])
     if parsed.out is not None:
         write_json(parsed.out, found)
@@ -91,7 +92,7 @@ def read(arguments: list[str]) -> Flags:
     return parsed
 
 
-def _wanted(names: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
+def _wanted(names: tuple[str, ...]) -> list[Variant]:
     """Methods and their knobs."""
     if names == ("all",):
         return everything()
@@ -100,17 +101,17 @@ def _wanted(names: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
     return [(name, {}) for name in names]
 
 
-def _subject(parsed: Flags) -> Subject:
+def _workload(parsed: Flags) -> Workload:
     if parsed.data.name:
         dataset = load(**dataclasses.asdict(parsed.data))
         height, width, channels = dataset.train.images.shape[1:]
-        return Subject(parsed.model, (channels, height, width), tuple(dataset.class_counts.tolist()))
-    classes = parsed.classes or len(Subject.class_counts)
+        return Workload(parsed.model, (channels, height, width), tuple(dataset.class_counts.tolist()))
+    classes = parsed.classes or len(Workload.class_counts)
     counts = long_tail_counts(classes, TOTAL // classes, RATIO)
-    return Subject(parsed.model, parsed.image_shape or Subject.image_shape, tuple(counts))
+    return Workload(parsed.model, parsed.image_shape or Workload.image_shape, tuple(counts))
 
 
-def text(table: Table) -> str:
+def text(table: CostTable) -> str:
     """A table for a terminal: the first column to the left, the others to the right."""
     columns = list(zip(table.heads, *table.rows, strict=True))
     widths = [max(map(len, column)) for column in columns]

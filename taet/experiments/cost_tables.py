@@ -1,4 +1,4 @@
-"""The tables of a measurement of cost, beside what the two papers print: for the command line and the documents."""
+"""The tables of a cost measurement, beside what the two papers print: for the command line and the documents."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from typing import Any, NamedTuple
 from taet.experiments import cost_model
 from taet.experiments.cost_model import CostModel, by_line, by_multiplications
 
+PARTS = {
+    "forward": "F: forward pass in train mode, with the loss",
+    "backward": "B: backward pass to the weights, and all else of a clean step, its update too",
+    "attack_forward": "F': forward pass of the attack, on the folded view",
+    "attack_backward": "B_adv: backward pass to the images, and all else of a step of the attack",
+}
 
-class Table(NamedTuple):
+
+class CostTable(NamedTuple):
     """Rows of text under heads of text; the first column says what a row is."""
 
     title: str
@@ -17,18 +24,20 @@ class Table(NamedTuple):
     rows: Sequence[tuple[str, ...]]
 
 
-def tables(found: Mapping[str, Any]) -> list[Table]:
-    """The tables of what `taet.experiments.cost.measure` returned; measured numbers as median (least–largest)."""
-    made = (_shares(found), _parts(found), _clean_epochs(found), _memory(found), _curve(found), _methods(found))
+def tables(found: Mapping[str, Any]) -> list[CostTable]:
+    """Return the tables of what `taet.experiments.cost.measure` found; numbers as median (least–largest)."""
+    milliseconds = [(text, _shown(found["model"][name], 2, 1000)) for name, text in PARTS.items()]
+    parts = CostTable("Parts of a step", ("", "milliseconds of a batch"), milliseconds)
+    made = (_eta(found), parts, _clean_epochs(found), _memory(found), _curve(found), _methods(found))
     return [table for table in made if table.rows]
 
 
 def setting(found: Mapping[str, Any]) -> str:
-    """How it was measured, in one line."""
-    size, device = " x ".join(map(str, found["image_shape"])), found["environment"]["device"]
+    """Return how it was measured, in one line."""
+    shape, device = " x ".join(map(str, found["image_shape"])), found["environment"]["device"]
     threads = f", {found['threads']} thread{'s' * (found['threads'] > 1)}" if device.startswith("cpu") else ""
     return (
-        f"{found['network']}, {size}, {found['classes']} classes, {found['images']:,} images an epoch, batches of "
+        f"{found['network']}, {shape}, {found['classes']} classes, {found['images']:,} images an epoch, batches of "
         f"{found['batch_size']}, {found['precision']}, {device}{threads}, torch "
         f"{found['environment']['versions']['torch']}, load {found['load'][0]:.1f}; medians of {found['rounds']} "
         "rounds (least–largest)"
@@ -36,24 +45,22 @@ def setting(found: Mapping[str, Any]) -> str:
 
 
 def _shown(measured: Mapping[str, Any], digits: int = 3, factor: float = 1.0) -> str:
-    low, high = measured["spread"]
-    return f"{factor * measured['median']:.{digits}f} ({factor * low:.{digits}f}–{factor * high:.{digits}f})"
+    median, low, high = (f"{factor * value:.{digits}f}" for value in (measured["median"], *measured["spread"]))
+    return f"{median} ({low}–{high})"
 
 
-def _saved(eta: Mapping[str, Any]) -> str:
+def _saved(eta: float | Mapping[str, Any]) -> str:
+    """Return what a cost of `eta` saves in per cent, whose sign stands in the head."""
+    if isinstance(eta, float):
+        return f"{100 * (1 - eta):.1f}"
     low, high = eta["spread"]
-    return f"{_percent(eta['median'])} ({_percent(high)}–{_percent(low)})"
+    return f"{_saved(eta['median'])} ({_saved(high)}–{_saved(low)})"
 
 
-def _percent(eta: float) -> str:
-    """What a cost of `eta` saves; the sign of per cent stands in the head."""
-    return f"{100 * (1 - eta):.1f}"
-
-
-def _shares(found: Mapping[str, Any]) -> Table:
+def _eta(found: Mapping[str, Any]) -> CostTable:
     """gamma, rho and eta, of the paper and measured, at the steps and clean epochs of this measurement."""
     steps, share = found["steps"], found["clean_epochs"] / found["epochs"]
-    seconds = cost_model.EPOCH_SECONDS
+    seconds, model, measured = cost_model.EPOCH_SECONDS, found["model"], found["measured_eta"]
     published = {
         "TAET's gamma": CostModel(cost_model.GAMMA, steps),
         "TAET's seconds per epoch, if of an adversarial one": by_line(seconds, steps),
@@ -63,15 +70,16 @@ def _shares(found: Mapping[str, Any]) -> Table:
     rows = [
         (
             name,
-            *(f"{value:.3f}" for value in (of.gamma, of.rho, of.eta(share))),
-            _percent(of.eta(share)),
-            _percent(of.printed_eta(share)),
+            f"{m.gamma:.3f}",
+            f"{m.rho:.3f}",
+            f"{m.eta(share):.3f}",
+            _saved(m.eta(share)),
+            _saved(m.printed_eta(share)),
         )
-        for name, of in published.items()
+        for name, m in published.items()
     ]
-    model, measured = found["model"], found["measured_eta"]
     parts = [_shown(model[name]) for name in ("gamma", "rho", "eta")]
-    return Table(
+    return CostTable(
         f"TAET beside adversarial training: kappa = {steps}, {found['clean_epochs']} of {found['epochs']} epochs clean",
         ("", "gamma", "rho", "eta, eq. 12", "saved, %", "saved by eq. 13, %"),
         [
@@ -83,88 +91,70 @@ def _shares(found: Mapping[str, Any]) -> Table:
     )
 
 
-def _parts(found: Mapping[str, Any]) -> Table:
-    names = {
-        "forward": "F: forward pass in train mode, with the loss",
-        "backward": "B: backward pass to the weights, and all else of a clean step, its update too",
-        "attack_forward": "F': forward pass of the attack, on the folded view",
-        "attack_backward": "B_adv: backward pass to the images, and all else of a step of the attack",
-    }
-    rows = [(text, _shown(found["model"][name], 2, 1000)) for name, text in names.items()]
-    return Table("Parts of a step", ("", "milliseconds of a batch"), rows)
-
-
-def _clean_epochs(found: Mapping[str, Any]) -> Table:
-    paper = CostModel(cost_model.GAMMA, found["steps"])
-    rows = []
+def _clean_epochs(found: Mapping[str, Any]) -> CostTable:
+    paper, rows = CostModel(cost_model.GAMMA, found["steps"]), []
     for entry in found["by_clean_epochs"]:
         share = entry["clean_epochs"] / found["epochs"]
-        printed = (_percent(paper.eta(share)), _percent(paper.printed_eta(share)))
+        printed = _saved(paper.eta(share)), _saved(paper.printed_eta(share))
         rows.append((str(entry["clean_epochs"]), _saved(entry["eta"]), *printed))
     heads = (f"T_ce, of {found['epochs']} epochs", "saved, %, from the parts here", "TAET's gamma, eq. 12", "eq. 13")
-    return Table("Share saved by T_ce clean epochs", heads, rows)
+    return CostTable("Share saved by T_ce clean epochs", heads, rows)
 
 
-def _memory(found: Mapping[str, Any]) -> Table:
-    memory = found["memory"]
-    names = {
-        "held_mb": "held between steps: weights, optimiser, view, batch",
-        "clean_mb": "peak of a clean step",
-        "adversarial_mb": "peak of an adversarial step",
-        "extra_mb": "M_delta: their difference",
-        "xi_mb": f"xi: its mean over the epochs that {found['clean_epochs']} of {found['epochs']} clean ones save",
-        "images_mb": "b c h w d: one batch of images in float32",
+def _memory(found: Mapping[str, Any]) -> CostTable:
+    rows = {
+        "held_mb": ("held between steps: weights, optimiser, view, batch", None),
+        "clean_mb": ("peak of a clean step", None),
+        "adversarial_mb": ("peak of an adversarial step", None),
+        "extra_mb": ("M_delta: their difference", cost_model.MEMORY_MB),
+        "xi_mb": (
+            f"xi: its mean over the epochs that {found['clean_epochs']} of {found['epochs']} clean ones save",
+            cost_model.XI_MB,
+        ),
+        "images_mb": ("b c h w d: one batch of images in float32", cost_model.image_megabytes()),
     }
-    paper = {
-        "extra_mb": cost_model.MEMORY_MB,
-        "xi_mb": cost_model.XI_MB,
-        "images_mb": cost_model.image_megabytes(),
-    }
-    rows = [
-        (text, f"{memory[name]:,.2f}", f"{paper[name]:,.2f}" if name in paper else "") for name, text in names.items()
-    ]
-    return Table("Memory, 10^6 bytes", ("", "here", f"TAET, batches of {cost_model.BATCH_SHAPE[0]}"), rows)
+    return CostTable(
+        "Memory, 10^6 bytes",
+        ("", "here", f"TAET, batches of {cost_model.BATCH_SHAPE[0]}"),
+        [
+            (text, f"{found['memory'][name]:,.2f}", "" if paper is None else f"{paper:,.2f}")
+            for name, (text, paper) in rows.items()
+        ],
+    )
 
 
-def _curve(found: Mapping[str, Any]) -> Table:
-    seconds = cost_model.EPOCH_SECONDS
-    rows = [
-        (
-            str(point["steps"]),
-            _shown(point["epoch_seconds"], 1),
-            _shown(point["ratio"], 2),
-            _shown(point["predicted_over_measured"], 2),
-            f"{seconds[point['steps']]:.0f}" if point["steps"] in seconds else "",
-            f"{seconds[point['steps']] / seconds[cost_model.STEPS]:.2f}" if point["steps"] in seconds else "",
-        )
-        for point in found["curve"]
-    ]
-    here = f"beside {found['steps']} steps"
-    heads = ("PGD steps", "seconds per epoch", here, "predicted over measured", "TAET's seconds", "beside its 10 steps")
-    return Table("An epoch of adversarial training against PGD steps", heads, rows)
+def _curve(found: Mapping[str, Any]) -> CostTable:
+    rows = []
+    for point in found["curve"]:
+        seconds = cost_model.EPOCH_SECONDS.get(point["steps"])
+        published = ("", "") if seconds is None else (f"{seconds:.0f}", f"{seconds / cost_model.EPOCH_SECONDS[10]:.2f}")
+        here = _shown(point["epoch_seconds"], 1), _shown(point["ratio"], 2), _shown(point["predicted_over_measured"], 2)
+        rows.append((str(point["steps"]), *here, *published))
+    heads = (
+        "PGD steps",
+        "seconds per epoch",
+        f"beside {found['steps']} steps",
+        "predicted over measured",
+        "TAET's seconds",
+        "beside its 10 steps",
+    )
+    return CostTable("An epoch of adversarial training against PGD steps", heads, rows)
 
 
-def _methods(found: Mapping[str, Any]) -> Table:
+def _methods(found: Mapping[str, Any]) -> CostTable:
     rows = []
     for cost in found["costs"]:
         low, high = cost["spread"]
-        rows.append(
-            (
-                " ".join([cost["name"], *map(str, cost["settings"].values())]),
-                f"{cost['forwards']:.2f}",
-                f"{cost['backwards']:.2f}",
-                f"{cost['passes_ratio']:.2f}",
-                f"{cost['seconds_ratio']:.2f} ({low:.2f}–{high:.2f})",
-                f"{cost['epoch_seconds']:.1f}",
-                _published(cost["name"]) if not cost["settings"] else "",
-            )
-        )
+        passes = [f"{cost[name]:.2f}" for name in ("forwards", "backwards", "passes_ratio")]
+        seconds = f"{cost['seconds_ratio']:.2f} ({low:.2f}–{high:.2f})", f"{cost['epoch_seconds']:.1f}"
+        published = "" if cost["settings"] else _published(cost["name"])
+        rows.append((" ".join([cost["name"], *map(str, cost["settings"].values())]), *passes, *seconds, published))
     heads = ("method", "forward", "backward", "passes", "seconds", "seconds per epoch", "REAT, table 14")
-    return Table(f"Methods, mean over a run; passes and seconds beside PGD-{found['steps']} AT", heads, rows)
+    return CostTable(f"Methods, mean over a run; passes and seconds beside PGD-{found['steps']} AT", heads, rows)
 
 
 def _published(name: str) -> str:
-    """Seconds beside AT's in the four settings of REAT's table 14, least and largest, where the method is there."""
+    """Return seconds relative to AT's in the settings of REAT's table 14, least and largest, of a method in it."""
     settings = cost_model.REAT_EPOCH_SECONDS.values()
     ratios = [f"{seconds[name] / seconds['at']:.2f}" for seconds in settings if name in seconds]
     return "–".join(dict.fromkeys([min(ratios), max(ratios)])) if ratios else ""

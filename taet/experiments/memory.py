@@ -1,4 +1,4 @@
-"""The most memory that tensors hold at once while something runs."""
+"""The most memory that tensors take at once while a function runs."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all storages that operations return, from then on until each is freed."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.known: set[int] = set()
-        self.bytes = 0
-        self.peak = 0
+        self.bytes = self.peak = 0
+        for tensor in held:
+            self.add(tensor)
 
     def add(self, tensor: Tensor) -> None:
-        """Count the storage of `tensor`, which others may share, once."""
+        """Count the storage of `tensor` once, however many tensors share it."""
         storage = tensor.untyped_storage()
-        if id(storage) in self.known:
-            return
-        self.known.add(id(storage))
-        self.bytes += storage.nbytes()
-        self.peak = max(self.peak, self.bytes)
-        # A storage keeps its Python object, and so its id, until its memory is freed.
-        weakref.finalize(storage, self._forget, id(storage), storage.nbytes()).atexit = False
+        if id(storage) not in self.known:
+            self.known.add(id(storage))
+            self.bytes += storage.nbytes()
+            self.peak = max(self.peak, self.bytes)
+            # A storage keeps its Python object, and so its id, until its memory is freed.
+            weakref.finalize(storage, self._forget, id(storage), storage.nbytes()).atexit = False
 
     def _forget(self, name: int, size: int) -> None:
         self.known.discard(name)
@@ -45,30 +45,25 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def held_bytes(held: Iterable[Tensor]) -> int:
-    """Bytes of the storages of `held`, each counted once."""
-    watch = _Alive()
-    for tensor in held:
-        watch.add(tensor)
-    return watch.bytes
+    """Return the bytes of the storages of `held`, each counted once."""
+    return _Storages(held).bytes
 
 
 def peak_bytes(work: Callable[[], object], held: Iterable[Tensor], device: torch.device) -> int:
-    """Most bytes that `held` and the tensors that `work()` makes take together at any time.
+    """Return the most bytes that `held` and the tensors that `work()` makes take together at any time.
 
-    On a GPU by the allocator's own counters; `work` must free nothing that is neither held nor its own. Elsewhere by
-    watching every operation, those of the backward pass too: storages count from the operation that returns them until
-    they are freed, whoever keeps them, also autograd; what an operation takes and gives back within itself is not seen.
+    On a GPU by the counters of torch's allocator; `work` must free nothing that is neither held nor its own. On a CPU
+    every operation is watched, also those of the backward pass: a storage counts from the operation that returns it
+    until it is freed. What an operation allocates and frees within itself is not seen.
     """
-    watch = _Alive()
-    for tensor in held:
-        watch.add(tensor)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        torch.cuda.synchronize(device)
-        return watch.bytes + torch.cuda.max_memory_allocated(device) - before
-    with watch:
-        work()
-    return watch.peak
+    watch = _Storages(held)
+    if device.type != "cuda":
+        with watch:
+            work()
+        return watch.peak
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    torch.cuda.synchronize(device)
+    return watch.bytes + torch.cuda.max_memory_allocated(device) - before

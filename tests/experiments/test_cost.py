@@ -9,11 +9,12 @@ import torch
 
 from taet.errors import UserError
 from taet.experiments import cost
-from taet.experiments.cost import Subject, Timing, measure
+from taet.experiments.cost import Timing, measure
 from taet.experiments.memory import held_bytes, peak_bytes
+from taet.experiments.steps import MethodSteps, Workload
 
 CPU = torch.device("cpu")
-SMALL = Subject(image_shape=(3, 8, 8))
+SMALL = Workload(image_shape=(3, 8, 8))
 QUICK = Timing(batch_size=4, steps=2, curve=(1, 3), rounds=2, device="cpu", precision="float32")
 
 
@@ -31,14 +32,15 @@ QUICK = Timing(batch_size=4, steps=2, curve=(1, 3), rounds=2, device="cpu", prec
     ],
 )
 def test_passes_are_those_of_the_formulas(name: str, forwards: float, backwards: float) -> None:
-    bench = cost._Bench(name, {}, SMALL, Timing(precision="float32"), CPU)
-    assert bench.passes() == pytest.approx((forwards, backwards))
+    steps = MethodSteps(name, {}, SMALL, precision="float32")
+    assert steps.passes() == pytest.approx((forwards, backwards))
 
 
 def test_passes_follow_steps_and_clean_epochs() -> None:
     timing = Timing(steps=3, epochs=10, clean_epochs=7, precision="float32")
-    bench = cost._Bench("taet", {"clean_share": timing.clean_share}, SMALL, timing, CPU)
-    assert bench.passes() == pytest.approx((0.7 + 0.3 * 4, 0.7 + 0.3 * 4))
+    settings = {"clean_share": timing.clean_share}
+    steps = MethodSteps("taet", settings, SMALL, epochs=10, attack_steps=3, precision="float32")
+    assert steps.passes() == pytest.approx((0.7 + 0.3 * 4, 0.7 + 0.3 * 4))
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +146,13 @@ def test_impossible_timings_are_refused(settings: dict[str, Any], message: str) 
 
 def test_what_a_model_cannot_give_is_refused() -> None:
     with pytest.raises(UserError, match="image shape: got"):
-        Subject(image_shape=(3, 0, 8))
+        Workload(image_shape=(3, 0, 8))
     with pytest.raises(UserError, match="unknown model 'resnet9'"):
-        measure(Subject("resnet9"), QUICK)
+        measure(Workload("resnet9"), QUICK)
 
 
 def test_the_number_of_threads_is_put_back() -> None:
     before = torch.get_num_threads()
     with pytest.raises(UserError, match="unknown model"):
-        measure(Subject("resnet9"), Timing(threads=before + 1))
+        measure(Workload("resnet9"), Timing(threads=before + 1))
     assert torch.get_num_threads() == before

@@ -1,0 +1,177 @@
+"""Training steps of one method on random images, as runs make them: to time them, and to count passes and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from taet import methods, models
+from taet.attacks.noise import Source
+from taet.config import Threat, Training
+from taet.data.loader import Batch
+from taet.data.long_tail import long_tail_counts
+from taet.errors import UserError
+from taet.methods import Attack, Method, Task
+from taet.models import Classifier
+from taet.models.view import make_view
+from taet.training.optimizer import build_optimizer
+from taet.training.step import training_step
+
+CYCLE = 20  # steps between two updates of LAS-AT's strategy network, the rarest event of a step (CVPR 2022, its code)
+TOTAL, RATIO = 50_000, 10.0  # images and imbalance ratio of CIFAR-10-LT and CIFAR-100-LT before and after the cut
+LR = 1e-3  # keeps the weights finite on random labels
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained, as far as its cost depends on it: the images are random."""
+
+    model: str = "resnet8"
+    """A model's name, as `taet.models.build` takes it."""
+    image_shape: tuple[int, int, int] = (3, 32, 32)
+    """(C,H,W)."""
+    class_counts: tuple[int, ...] = tuple(long_tail_counts(10, TOTAL // 10, RATIO))
+    """Training images of each class, (C,); their sum is an epoch."""
+
+    def __post_init__(self) -> None:
+        if min(self.image_shape) < 1:
+            raise UserError(f"image shape: got {self.image_shape}; allowed: channels, height, width, each 1 or more")
+
+    def batch(self, size: int, device: torch.device | str = "cpu", part: slice = slice(None)) -> Batch:
+        """Return `size` random images with random labels, the same in every call; or `part` of them."""
+        draw = torch.Generator().manual_seed(0)
+        x = torch.rand(size, *self.image_shape, generator=draw)[part].to(device)
+        y = torch.randint(len(self.class_counts), (size,), generator=draw)[part].to(device)
+        return Batch(torch.arange(size)[part].to(device), x.contiguous(memory_format=torch.channels_last), y)
+
+
+class MethodSteps:
+    """One method with its own network, optimiser and view to attack, as a run has them."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Mapping[str, Any] | None = None,
+        workload: Workload | None = None,
+        *,
+        epochs: int = Training.epochs,
+        attack_steps: int = Threat.steps,
+        precision: str = Training.precision,
+        awp: float = 0.0,
+        device: torch.device | str = "cpu",
+        source: Source | None = None,
+    ) -> None:
+        self.workload, self.device = workload or Workload(), torch.device(device)
+        counts, shape = self.workload.class_counts, self.workload.image_shape
+        milestones = tuple(round(share * epochs) for share in Training.milestones)
+        task = Task(counts, shape, epochs=epochs, steps_per_epoch=CYCLE, milestones=milestones)
+        self.method: Method = methods.build(name, settings, task).to(device)
+        self.model = models.build(self.workload.model, len(counts), shape, head=self.method.head()).to(device)
+        self.model.to(memory_format=torch.channels_last)
+        if self.method.uses_features and not isinstance(self.model, Classifier):
+            raise UserError(f"methods: {name} reads the features of a network, and {self.workload.model} gives none")
+        self.optimizer = build_optimizer(self.model, Training(lr=LR))
+        self.bf16 = precision == "bf16"
+        self.view = make_view(self.model, shape, torch.bfloat16 if self.bf16 else None)
+        self.attacked = self.model if self.view is None else self.view.module
+        self.epochs, self.attack_steps, self.awp = epochs, attack_steps, awp
+        self.source = source or Source(torch.Generator(device).manual_seed(0))
+        stages = [self.method.stage_at(epoch) for epoch in range(epochs)]
+        self.stages = [(stages.index(stage), stages.count(stage) / epochs) for stage in dict.fromkeys(stages)]
+        """Of each stage, its first epoch and its share of the run."""
+        self.cycle = CYCLE if self.method.optimizers else 2
+        """Steps that are measured of a stage: those of a method that learns nothing between steps are all alike."""
+        self.enter(0)
+
+    def enter(self, epoch: int) -> None:
+        """Begin an epoch."""
+        self.method.enter(epoch)
+        self.method.start_epoch(epoch, self.method.class_counts)
+
+    def attack(self, steps: int | None = None) -> Attack:
+        """Return the protocol's attack, of `attack_steps` or of `steps`."""
+        return Attack(Threat(steps=self.attack_steps if steps is None else steps), self.source)
+
+    def step(self, batch: Batch, number: int = 0, *, steps: int | None = None, viewed: bool = True) -> None:
+        """Make one training step as runs make them, but never from a CUDA graph; `viewed`: attack the view."""
+        training_step(
+            self.model,
+            self.method,
+            self.optimizer,
+            batch,
+            self.attack(steps),
+            autocast=self.bf16,
+            awp=self.awp,
+            number=number,
+            view=self.view if viewed else None,
+        )
+
+    def mean(
+        self, cost: Callable[[], NDArray[np.float64]], batch: Batch, *, viewed: bool = True
+    ) -> NDArray[np.float64]:
+        """Return the mean over a run of what a step adds to `cost`."""
+        total = np.zeros_like(cost())
+        for epoch, share in self.stages:
+            self.enter(epoch)
+            before = cost()
+            for number in range(self.cycle):
+                self.step(batch, number, viewed=viewed)
+            total += share * (cost() - before) / self.cycle
+        return total
+
+    def passes(self) -> tuple[float, float]:
+        """Return the forward and backward passes of the network per image and step, mean over a run."""
+        with _passed(self.model) as count:
+            forwards, backwards = (
+                self.mean(count.copy, self.workload.batch(2, self.device), viewed=False) / 2
+            ).tolist()
+        return forwards, backwards
+
+    def seconds(self, batch: Batch) -> float:
+        """Return the seconds of a step, mean over a run."""
+        return float(self.mean(lambda: np.array(self.now()), batch))
+
+    def now(self) -> float:
+        """Return the seconds on a clock, once the device has done its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def held(self) -> Iterator[Tensor]:
+        """Yield what is held between steps: parameters, buffers, their gradients, the optimiser's state."""
+        for module in (self.model, self.attacked, self.method):
+            yield from module.buffers()
+            for parameter in module.parameters():
+                yield from (tensor for tensor in (parameter, parameter.grad) if tensor is not None)
+        for state in self.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+@contextmanager
+def _passed(model: nn.Module) -> Iterator[NDArray[np.float64]]:
+    """Count the images that pass through the network and its copies, (2,): forwards and backwards."""
+    count = np.zeros(2)
+
+    def backward(gradient: Tensor) -> None:
+        count[1] += len(gradient)
+
+    # A plain function, which a copy of the network shares.
+    def forward(_: nn.Module, __: object, output: Tensor) -> None:
+        count[0] += len(output)
+        if output.requires_grad:
+            output.register_hook(backward)  # type: ignore[no-untyped-call]
+
+    body = model.body if isinstance(model, Classifier) else model.get_submodule("network")
+    handle = body.register_forward_hook(forward)
+    try:
+        yield count
+    finally:
+        handle.remove()
