@@ -66,23 +66,23 @@ def test_the_numbers_of_the_text_are_those_of_the_results() -> None:
     passes, public = scale["autoattack_passes"], scale["public"]["utilisation"]
     epoch = found["class_balanced_epoch"]
     said = (
-        f"holds {100 * small['shuffled']['classes'] / found['classes']:.1f} % of them",
+        f"contains {100 * small['shuffled']['classes'] / found['classes']:.1f} % of them",
         f"of which {small['shuffled']['classes']:.0f} are not zero",
-        f"All of it together is {100 * fresh['zero']['weight']['mean']:.1f} % of cross-entropy, a learning rate "
-        f"{1 / fresh['zero']['weight']['mean']:.0f} times smaller",
+        f"All terms together are {100 * fresh['zero']['weight']['mean']:.1f} % of cross-entropy, equivalent to a learning "
+        f"rate {1 / fresh['zero']['weight']['mean']:.0f} times smaller",
         f"keeps {100 * passes['accuracy']:.0f} % of its images: {passes['forwards']:,.0f} forward and "
-        f"{passes['backwards']:.0f} backward passes",
-        f"is {100 * public['A100 80 GB']:.0f} % on an A100",
+        f"{passes['backwards']:.0f} backward passes per image",
+        f"reaches {100 * public['A100 80 GB']:.0f} % on an A100",
         f"in float32, {100 * public['V100, float32']:.0f} % on a V100",
         f"it shows {100 * epoch['images_seen']:.0f} % of the images, and those of the smallest classes "
         f"{epoch['times_for_an_image_of_the_smallest_classes']:.0f} times each",
         f"batch {1 / small['class_balanced_effective_images']:.0f} times smaller",
-        f"The price, {scale['assumed']['price']:g} an hour",
+        f"The price of {scale['assumed']['price']:g} per hour",
     )
     text = " ".join(PAGE.split())
     for sentence in said:
         assert sentence in text
-    # "a six-hundredth": alpha B / C, which is all that is left of ema
+    # "one six-hundredth": alpha B / C, which is all that is left of ema
     assert 1 / fresh["ema"]["weight"]["mean"] == pytest.approx(600, rel=0.1)
 
 
