@@ -19,7 +19,7 @@ def size(eps: float, digits: int | None = 4, within: float = 1e-4) -> str:
     """
     values = round(255 * eps)
     exact = values / 255 == eps
-    if values > 0 and (exact or within and math.isclose(255 * eps, values, rel_tol=0, abs_tol=within)):
+    if values > 0 and (exact or (within and math.isclose(255 * eps, values, rel_tol=0, abs_tol=within))):
         return f"{values}/255"
     return str(eps) if digits is None else f"{eps:.{digits}g}"
 
