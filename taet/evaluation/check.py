@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,13 @@ from taet.attacks.counted import Counted
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.attack import Attack, expand, parse_attacks
-from taet.evaluation.diagnostics import REPEAT_DIFFERENCE
+from taet.evaluation.column import Ints, Mask
+from taet.evaluation.diagnostics import Finding, findings
+from taet.evaluation.facts import CheckFacts
 from taet.evaluation.model_guard import restored
 from taet.evaluation.runner import Images, as_arrays, make_runner
 from taet.evaluation.trial import SUM_TOLERANCE, Trial, answer, attempt, input_gradient, nonfinite, sample, told
+from taet.formatting import clock, listed, percent
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
 from taet.training.environment import environment
@@ -32,19 +34,7 @@ TIMED = 3  # repetitions of what is timed, of which the fastest counts
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was tried, and what to do where it is not as an evaluation needs it."""
-
-    subject: str
-    ok: bool
-    text: str
-
-    def __str__(self) -> str:
-        return f"{'ok' if self.ok else '! '} {self.subject:14}{self.text}"
-
-
-@dataclass(frozen=True)
-class Cost:
+class AttackCost:
     """What one attack is expected to take on all images."""
 
     attack: str
@@ -79,7 +69,7 @@ class Check:
     gradient_speed: float
     """Images a second, forward and backward."""
     findings: tuple[Finding, ...]
-    costs: tuple[Cost, ...]
+    costs: tuple[AttackCost, ...]
 
     @property
     def ok(self) -> bool:
@@ -93,8 +83,8 @@ class Check:
 
     def __repr__(self) -> str:
         rows = [("attack", "passes", "images", "at most")]
-        rows += [(cost.attack, f"{cost.passes}", f"{cost.images}", _clock(cost.seconds)) for cost in self.costs]
-        rows += [("all", "", "", _clock(sum(cost.seconds for cost in self.costs)))]
+        rows += [(cost.attack, f"{cost.passes}", f"{cost.images}", clock(cost.seconds)) for cost in self.costs]
+        rows += [("all", "", "", clock(sum(cost.seconds for cost in self.costs)))]
         width = max(len(row[0]) for row in rows)
         return "\n".join(
             [
@@ -147,19 +137,9 @@ def check(
             trial = _try(tried.model, *tried.batch(sample(classes, batch_size, tried.seed)))
             correct = _right(trial.logits, trial.y)
             speeds = _speeds(trial)
-            accuracies, normalisation = _normalisation(trial, correct)
-            findings = (
-                _classes(width, classes, class_names),
-                normalisation,
-                _guessing(trial, correct),
-                _logits(trial),
-                _range(trial),
-                _gradients(trial),
-                _repetition(trial),
-                _batch(trial),
-                _precision(trial),
-                _mode(changes(), training),
-            )
+            normalisations = _normalisations(trial, correct)
+            modes = changes(), training
+            facts = _facts(trial, correct, normalisations, int(classes.max()), class_names is not None, modes)
     right = _expected(trial, correct, classes)
     return Check(
         model=name or type(model).__name__,
@@ -170,10 +150,10 @@ def check(
         tried=len(trial.y),
         device=environment(tried.device)["device"],
         accuracy=float(correct.mean()),
-        accuracies=accuracies,
+        accuracies=normalisations.accuracies,
         forward_speed=speeds[0],
         gradient_speed=speeds[1],
-        findings=findings,
+        findings=findings(facts),
         costs=tuple(_cost(attack, width, len(classes), right, speeds) for attack in parsed),
     )
 
@@ -189,29 +169,70 @@ def _try(model: Counted, x: Tensor, y: Tensor) -> Trial:
     return trial
 
 
-def _right(logits: Tensor, y: Tensor) -> NDArray[np.bool_]:
+def _right(logits: Tensor, y: Tensor) -> Mask:
     return np.asarray((logits.max(1).indices == y).cpu())
 
 
-# -- findings ----------------------------------------------------------------------------------------------------------
+# -- facts -------------------------------------------------------------------------------------------------------------
 
 
-def _classes(width: int, labels: NDArray[np.int64], class_names: Sequence[str] | None) -> Finding:
-    used = int(labels.max()) + 1
-    if class_names is None and used < width:
-        text = f"{width} logits, but labels 0 to {used - 1} only; is the head that of another data set?"
-        return Finding("classes", False, text)
-    return Finding("classes", True, f"{width} logits, one per class")
+def _facts(
+    trial: Trial,
+    correct: Mask,
+    normalisations: Normalisations,
+    highest_label: int,
+    named: bool,
+    modes: tuple[list[str], bool],
+) -> CheckFacts:
+    """Put together what the rules of `taet.evaluation.diagnostics` look at."""
+    values, classes = trial.logits, trial.logits.shape[1]
+    counts = metrics.class_counts(correct, trial.y.cpu().numpy(), classes)
+    changed, training = modes
+    return CheckFacts(
+        batch_size=len(trial.y),
+        images=len(trial.y),
+        clean_correct=int(trial.correct.sum()),
+        distributions=int(trial.distributions.sum()),
+        zero_gradients=int(trial.zero_gradients.sum()),
+        nonfinite_gradients=int(trial.nonfinite.sum()),
+        repeat_difference=trial.repeat_difference(),
+        batch_difference=trial.batch_difference(),
+        num_classes=classes,
+        highest_label=highest_label,
+        named=named,
+        given=100 * float(correct.mean()),
+        accuracies=", ".join(f"{name} {percent(value)}" for name, value in normalisations.accuracies.items()),
+        better=normalisations.better,
+        better_accuracy=100 * max(normalisations.accuracies.values()),
+        balanced=100 * metrics.balanced_accuracy(*counts),
+        balanced_low=100 * metrics.balanced_interval(*counts)[0],
+        chance=100 / int((counts[1] > 0).sum()),
+        in_unit_interval=bool(((values >= 0) & (values <= 1)).all()),
+        logits=_kind(values),
+        nonfinite_on=_nonfinite_on(trial),
+        dtype=_dtype(trial),
+        changed=listed(changed, most=3),
+        came="; it came in training mode, which is set aside" if training else "",
+    )
 
 
-def _normalisation(trial: Trial, correct: NDArray[np.bool_]) -> tuple[dict[str, float], Finding]:
-    """Compare the accuracy as it is with that of the network behind each of the usual normalisations.
+@dataclass(frozen=True)
+class Normalisations:
+    """How accurate a network is behind each of the usual normalisations."""
 
-    Another one is called better where McNemar's test says so at the level divided by the number of comparisons.
+    accuracies: dict[str, float]
+    better: str
+    """The value of --normalize for one that is clearly better than what was given; empty where there is none."""
+
+
+def _normalisations(trial: Trial, correct: Mask) -> Normalisations:
+    """Compare the accuracy as given with that of the network behind each of the usual normalisations.
+
+    One is called better where McNemar's test says so at `LEVEL` divided by the number of comparisons.
     """
     model = trial.model.model
     network = model.network if isinstance(model, Normalized) else model
-    ways = _normalisations(trial.x.shape[1])
+    ways = _usual(trial.x.shape[1])
     masks = {
         name: _right(answer(Counted(_wrapped(network, how, trial.x.device)), trial.x), trial.y)
         for name, how in ways.items()
@@ -219,16 +240,11 @@ def _normalisation(trial: Trial, correct: NDArray[np.bool_]) -> tuple[dict[str, 
     accuracies = {name: float(mask.mean()) for name, mask in masks.items()}
     best = max(accuracies, key=lambda name: accuracies[name])
     gained, lost = int((masks[best] & ~correct).sum()), int((correct & ~masks[best]).sum())
-    given = f"{100 * correct.mean():.1f} % correct as given"
-    others = ", ".join(f"{name} {100 * value:.1f}" for name, value in accuracies.items())
-    if gained <= lost or metrics.mcnemar(gained, lost) * len(ways) >= LEVEL:
-        return accuracies, Finding("normalisation", True, f"{given}; no other is better ({others})")
-    reason = "it takes images in [0, 1] as they are" if best == "none" else "it expects such input"
-    advice = f"{100 * accuracies[best]:.1f} % with --normalize {_flag(best, ways[best])}: {reason}"
-    return accuracies, Finding("normalisation", False, f"{given}, {advice} ({others})")
+    better = gained > lost and metrics.mcnemar(gained, lost) * len(ways) < LEVEL
+    return Normalisations(accuracies, _option(best, ways[best]) if better else "")
 
 
-def _normalisations(channels: int) -> dict[str, Statistics | None]:
+def _usual(channels: int) -> dict[str, Statistics | None]:
     """The usual ways to scale an image in [0, 1] for a network, as means and deviations."""
     named = {name: statistics for name, statistics in NORMALIZATIONS.items() if len(statistics.mean) == channels}
     scales = {"-1 to 1": (0.5, 0.5), "0 to 255": (0.0, 1 / 255)}  # mean, deviation
@@ -237,113 +253,34 @@ def _normalisations(channels: int) -> dict[str, Statistics | None]:
 
 
 def _wrapped(network: nn.Module, statistics: Statistics | None, device: torch.device) -> nn.Module:
-    if statistics is None:
-        return network
-    return Normalized(network, statistics).to(device)
+    return network if statistics is None else Normalized(network, statistics).to(device)
 
 
-def _flag(name: str, statistics: Statistics | None) -> str:
+def _option(name: str, statistics: Statistics | None) -> str:
     """How a normalisation is written after --normalize."""
     if statistics is None or name in NORMALIZATIONS:
         return name
     return "/".join(",".join(f"{value:.6g}" for value in part) for part in statistics)
 
 
-def _guessing(trial: Trial, correct: NDArray[np.bool_]) -> Finding:
-    """Tell a model that has learned these classes from one that answers at random or always the same."""
-    classes = trial.logits.shape[1]
-    counts = metrics.class_counts(correct, trial.y.cpu().numpy(), classes)
-    balanced, (low, _) = metrics.balanced_accuracy(*counts), metrics.balanced_interval(*counts)
-    chance = 1 / int((counts[1] > 0).sum())
-    text = f"balanced accuracy {100 * balanced:.1f} %, chance is {100 * chance:.1f} %"
-    if low > chance:
-        return Finding("accuracy", True, text)
-    return Finding("accuracy", False, f"{text}: are the weights, the order of the classes and the image size right?")
+def _kind(logits: Tensor) -> str:
+    if bool(((logits.exp().sum(1) - 1).abs() <= SUM_TOLERANCE).all()):
+        return "log-probabilities, which attacks treat like logits"
+    return f"from {logits.min():.3g} to {logits.max():.3g}"
 
 
-def _logits(trial: Trial) -> Finding:
-    values = trial.logits
-    if bool((values >= 0).all()):
-        if bool(trial.distributions.all()):
-            text = "probabilities: cross-entropy takes a second softmax of them, which flattens its gradients; "
-            return Finding("logits", False, text + "return what goes into the softmax")
-        if bool((values <= 1).all()):
-            text = "all between 0 and 1, as after a sigmoid, which flattens the gradients; return what goes into it"
-            return Finding("logits", False, text)
-    if bool(((values.exp().sum(1) - 1).abs() <= SUM_TOLERANCE).all()):
-        return Finding("logits", True, "log-probabilities, which every attack takes as it takes logits")
-    return Finding("logits", True, f"from {values.min():.3g} to {values.max():.3g}")
-
-
-def _range(trial: Trial) -> Finding:
+def _nonfinite_on(trial: Trial) -> str:
     noise = torch.rand(trial.x[:1].shape, generator=generator("cpu", 0, "check", "noise")).to(trial.x.device)
     corners = {"black": torch.zeros_like(noise), "white": torch.ones_like(noise), "random": noise}
     # Two of each, since a layer may need more than one image.
-    wrong = [
-        name for name, x in corners.items() if not bool(answer(trial.model, x.repeat(2, 1, 1, 1)).isfinite().all())
-    ]
-    if wrong:
-        text = f"not finite on {' and '.join(wrong)} images, where an attack may lead; is something divided by zero?"
-        return Finding("range", False, text)
-    return Finding("range", True, "finite on test images and on black, white and random ones")
+    answers = {name: answer(trial.model, x.repeat(2, 1, 1, 1)) for name, x in corners.items()}
+    return listed(name for name, logits in answers.items() if not bool(logits.isfinite().all()))
 
 
-def _gradients(trial: Trial) -> Finding:
-    if wrong := int(trial.nonfinite.sum()):
-        text = (
-            f"not finite on {wrong} of {len(trial.y)} images: no attack can follow them; look for a root or norm at 0"
-        )
-        return Finding("gradients", False, text)
-    if zero := int(trial.zero_gradients.sum()):
-        right = int(trial.correct.sum())
-        text = f"exactly zero on {zero} of {right} images that are correct: PGD cannot move them; "
-        return Finding("gradients", False, text + "are the logits too large, or is a step not differentiable?")
-    return Finding("gradients", True, "finite, and none is zero where the answer is correct")
-
-
-def _repetition(trial: Trial) -> Finding:
-    moved = trial.repeat_difference()
-    if moved > REPEAT_DIFFERENCE:
-        text = (
-            f"the same images get other answers when asked again (by {moved:.2g} of unit length): every number would "
-        )
-        return Finding("determinism", False, text + "be one draw; attack the mean of many (EOT)")
-    return Finding("determinism", True, "the same images get the same answers" + _roughly(moved))
-
-
-def _batch(trial: Trial) -> Finding:
-    moved = trial.batch_difference()
-    if moved > REPEAT_DIFFERENCE:
-        text = (
-            f"the answer to an image depends on the others (by {moved:.2g} of unit length), as with batch statistics "
-        )
-        return Finding("batch", False, text + "in eval mode: numbers would depend on the batch size")
-    return Finding("batch", True, "the answer to an image does not depend on the others" + _roughly(moved))
-
-
-def _roughly(moved: float) -> str:
-    return f", to {moved:.0e} of unit length" if moved else ""
-
-
-def _precision(trial: Trial) -> Finding:
+def _dtype(trial: Trial) -> str:
     pair = trial.x[:2]
     with told("model: fails on two images ({reason})"), torch.no_grad():
-        dtype = trial.model.model(pair).dtype
-    if dtype != torch.float32:
-        text = f"answers in {dtype}: differences that decide an attack are rounded away; return float32"
-        return Finding("precision", False, text)
-    return Finding("precision", True, "float32")
-
-
-def _mode(changed: list[str], training: bool) -> Finding:
-    if changed:
-        names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-        text = (
-            f"{len(changed)} tensors of its state change in eval mode ({names}): later answers would not be those of "
-        )
-        return Finding("eval mode", False, text + "the model that was given; let nothing be updated then")
-    was = "; it came in training mode, which is set aside" if training else ""
-    return Finding("eval mode", True, f"its state stays as it is{was}")
+        return str(trial.model.model(pair).dtype)
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
@@ -367,7 +304,7 @@ def _seconds(work: Callable[[], Tensor]) -> float:
     return min(once() for _ in range(TIMED))
 
 
-def _expected(trial: Trial, correct: NDArray[np.bool_], labels: NDArray[np.int64]) -> int:
+def _expected(trial: Trial, correct: Mask, labels: Ints) -> int:
     """How many of all images may be classified correctly, by the accuracy of each class among those tried."""
     classes = trial.logits.shape[1]
     recalls = metrics.per_class_accuracy(*metrics.class_counts(correct, trial.y.cpu().numpy(), classes))
@@ -375,14 +312,10 @@ def _expected(trial: Trial, correct: NDArray[np.bool_], labels: NDArray[np.int64
     return round(float(known @ np.bincount(labels, minlength=classes)))
 
 
-def _cost(attack: Attack, width: int, images: int, right: int, speeds: tuple[float, float]) -> Cost:
+def _cost(attack: Attack, width: int, images: int, right: int, speeds: tuple[float, float]) -> AttackCost:
     """The time of an attack, of whose passes every second one is a backward one, the last a forward one."""
     passes = attack.passes(width)
     met = right if attack.kind == "autoattack" else images
     forward, both = 1 / speeds[0], 1 / speeds[1]
     pairs, single = divmod(passes, 2)
-    return Cost(attack.name, passes, met, met * (pairs * both + single * forward))
-
-
-def _clock(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))
+    return AttackCost(attack.name, passes, met, met * (pairs * both + single * forward))

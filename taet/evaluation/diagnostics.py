@@ -1,10 +1,15 @@
-"""Warnings that an evaluation gives about itself, computed from its columns and its probe."""
+"""Everything that may be wrong with a model or its evaluation: one table of rules over typed facts.
+
+A rule is one entry: the name of its flag, what it says of the facts where its condition holds, and the remedy. `flags`
+applies the rules to a result card, `findings` to a model that `taet check` has tried.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-
-import numpy as np
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from taet import metrics
 from taet.evaluation.card import ResultCard
@@ -25,6 +30,8 @@ from taet.evaluation.contrasts import (
     strongest,
 )
 from taet.evaluation.curves import WHOLE, curves
+from taet.evaluation.facts import CheckFacts, ModelFacts, probed
+from taet.formatting import listed, percent, percent_interval
 
 # Most that PGD-100 is below PGD-20 in the two papers' tables: 1.5 points in the L-infinity ball (TAET, table 1), 2.1 in
 # the L2 ball (REAT, table 12).
@@ -50,89 +57,127 @@ DISAGREEMENT = 0.25
 # At that share, reached with about 1000 images.
 COARSE_COMPARISON = 0.03
 
-# What may be wrong with a model that no run of ours trained.
-ASK_ELSEWHERE = "are weights, normalisation and the order of the classes right? taet check tries them"
+Facts = TypeVar("Facts", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Rule(Generic[Facts]):
+    """One thing that may be wrong."""
+
+    flag: str
+    """Name of the flag, as result cards store it; empty for a rule of `taet check` alone."""
+    says: Callable[[Facts], str | None]
+    """What was found and what it means, where the condition of the rule holds; else None."""
+    remedy: str = ""
+    """What to do."""
+    subject: str = ""
+    """Under which `taet check` reports it; empty for a rule that needs attacks."""
+    unless: tuple[str, ...] = ()
+    """Flags that explain this one as well, so that it is not raised beside them."""
+
+    def text(self, facts: Facts) -> str | None:
+        """Return what was found with the remedy, or None where the rule does not apply."""
+        said = self.says(facts)
+        return f"{said}; {self.remedy}" if said and self.remedy else said
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One property of a model that `taet check` has tried."""
+
+    subject: str
+    ok: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'ok' if self.ok else '! '} {self.subject:14}{self.text}"
 
 
 def flags(card: ResultCard) -> tuple[dict[str, str], ...]:
-    """Return what a reader must know before believing the card, each as {"flag": short name, "text": one sentence}."""
-    return tuple({"flag": name, "text": text} for name, check in CHECKS.items() for text in check(card))
+    """Return what a reader must know before relying on a card, each as {"flag": name, "text": one sentence}."""
+    model = probed(card)
+    said = {**_said(ATTACKS, card), **(_said(MODEL, model) if model else {}), **_said(TEST_SET, card)}
+    return tuple({"flag": flag, "text": f"{text}."} for flag, text in said.items())
 
 
-# --- attacks against each other --------------------------------------------------------------------------------------
+def findings(facts: CheckFacts) -> tuple[Finding, ...]:
+    """Return one finding for each subject of `taet check`: the first rule that applies, else that nothing is wrong."""
+    rules: list[Rule[CheckFacts]] = [*MODEL, *CHECK]
+    found = []
+    for subject, sound in SOUND.items():
+        texts = (rule.text(facts) for rule in rules if rule.subject == subject)
+        wrong = next((text[0].lower() + text[1:] for text in texts if text), None)
+        found.append(Finding(subject, wrong is None, wrong or sound.format(**vars(facts))))
+    return tuple(found)
 
 
-def _too_short(card: ResultCard) -> Iterator[str]:
+def _said(rules: Iterable[Rule[Facts]], facts: Facts) -> dict[str, str]:
+    """Return the texts of the rules that apply, by flag."""
+    said = {rule: text for rule in rules if (text := rule.text(facts)) is not None}
+    raised = {rule.flag for rule in said}
+    return {rule.flag: text for rule, text in said.items() if raised.isdisjoint(rule.unless)}
+
+
+# --- attacks against each other, and attacks that must break everything ----------------------------------------------
+
+
+def _too_short(card: ResultCard) -> str | None:
     # The curve over the steps begins with chains that are meant to be short.
     short = [one.name for one in own(card) if is_chain(one) and one.curve != "steps" and not crosses(one)]
-    if short:
-        yield (
-            f"{_listed(short)} cannot cross the ball: the steps add up to less than its width; "
-            "use more steps or longer ones."
-        )
+    return f"{listed(short)} cannot cross the ball: the steps add up to less than its width" if short else None
 
 
-def _one_step(card: ResultCard) -> Iterator[str]:
-    if pair := strongest((one, many) for one in one_steps(card) for many in chains(card) if same_ball(one, many)):
-        yield (
-            f"{pair[0].name} breaks more images than {pair[1].name} ({_gap(pair)}), which sound gradients do not "
-            "allow: the model masks them (Athalye et al. 2018); trust AutoAttack, not PGD."
-        )
+def _one_step(card: ResultCard) -> str | None:
+    pair = strongest((one, many) for one in one_steps(card) for many in chains(card) if same_ball(one, many))
+    return pair and (
+        f"{pair[0].name} breaks more images than {pair[1].name} ({_gap(pair)}), which cannot happen with sound "
+        "gradients: the model masks them (Athalye et al. 2018)"
+    )
 
 
-def _convergence(card: ResultCard) -> Iterator[str]:
+def _convergence(card: ResultCard) -> str | None:
     for norm, usual in CONVERGENCE_GAP.items():
-        columns = [column for column in chains(card) if column.norm == norm]
-        pairs = differing(columns, "steps")
+        pairs = differing([column for column in chains(card) if column.norm == norm], "steps")
         if pair := strongest((pair for pair in pairs if _steps(pair[0]) > _steps(pair[1])), usual):
-            yield (
-                f"{pair[0].name} is far below {pair[1].name} ({_gap(pair)}): PGD has not converged, "
-                "so robustness is lower than it says; use more steps and AutoAttack."
-            )
+            return f"{_far_below(pair)}: PGD has not converged, so the true robustness is lower"
+    return None
 
 
-def _autoattack(card: ResultCard) -> Iterator[str]:
+def _autoattack(card: ResultCard) -> str | None:
     suites = [column for column in asked(card) if "version" in column.parameters]
     balls = ((suite, [chain for chain in chains(card) if same_ball(suite, chain)]) for suite in suites)
-    if pair := strongest(((suite, min(found, key=accuracy)) for suite, found in balls if found), AUTOATTACK_GAP):
-        yield (
-            f"{pair[0].name} is far below {pair[1].name} ({_gap(pair)}): the model resists PGD better than other "
-            "attacks, a sign of gradient masking; report AutoAttack, not PGD."
-        )
+    pair = strongest(((suite, min(found, key=accuracy)) for suite, found in balls if found), AUTOATTACK_GAP)
+    return pair and (f"{_far_below(pair)}: the model resists PGD better than other attacks, a sign of gradient masking")
 
 
-def _margin(card: ResultCard) -> Iterator[str]:
+def _margin(card: ResultCard) -> str | None:
     pairs = differing(asked(card), "objective")
-    if pair := strongest((pair for pair in pairs if pair[0].parameters.get("objective") == "cw"), MARGIN_GAP):
-        yield (
-            f"{pair[0].name} is far below {pair[1].name} ({_gap(pair)}): cross-entropy misleads PGD on this model more "
-            "than is usual, a sign of gradient masking; report AutoAttack, not PGD."
-        )
+    pair = strongest((pair for pair in pairs if pair[0].parameters.get("objective") == "cw"), MARGIN_GAP)
+    return pair and (
+        f"{_far_below(pair)}: PGD on the cross-entropy is weaker on this model than usual, a sign of gradient masking"
+    )
 
 
-def _adaptive(card: ResultCard) -> Iterator[str]:
+def _adaptive(card: ResultCard) -> str | None:
     pairs = differing(own(card), "factor")
-    if pair := strongest((pair for pair in pairs if "factor" not in pair[1].parameters), MARGIN_GAP):
-        yield (
-            f"With logits times {pair[0].parameters['factor']:g} in its objective {pair[1].name} breaks many more "
-            f"images ({_gap(pair)}): the scale of the logits hides them from it, so its numbers are too high; "
-            "report the adaptive attack and AutoAttack."
-        )
+    pair = strongest((pair for pair in pairs if "factor" not in pair[1].parameters), MARGIN_GAP)
+    return pair and (
+        f"With logits times {pair[0].parameters['factor']:g} in its objective {pair[1].name} breaks many more images "
+        f"({_gap(pair)}): the scale of the logits weakens the plain attack, so its numbers are too high"
+    )
 
 
-def _transfer(card: ResultCard) -> Iterator[str]:
-    borrowed = [column for column in card.columns if "source" in column.parameters]
-    named = ((one, f"@{one.parameters['source']['name']}") for one in borrowed)
-    same = ((one, other) for one, ending in named for other in own(card) if one.name == other.name + ending)
-    if pair := strongest(pair for pair in same if same_ball(*pair)):
-        yield (
-            f"{pair[0].name}, whose examples were made on another model, breaks more images than {pair[1].name} on "
-            f"this one ({_gap(pair)}): its gradients mislead, since an attack that sees the model must be the "
-            "stronger; trust AutoAttack, not gradients alone."
-        )
+def _transfer(card: ResultCard) -> str | None:
+    named = ((one, f"@{one.parameters['source']['name']}") for one in card.columns if one.is_transfer)
+    pairs = ((one, other) for one, ending in named for other in own(card) if one.name == other.name + ending)
+    pair = strongest(pair for pair in pairs if same_ball(*pair))
+    return pair and (
+        f"{pair[0].name}, whose examples were made on another model, breaks more images than {pair[1].name} on this "
+        f"one ({_gap(pair)}): with sound gradients the attack that sees the model is the stronger one"
+    )
 
 
-def _black_box(card: ResultCard) -> Iterator[str]:
+def _black_box(card: ResultCard) -> str | None:
     for column in card.columns:
         names = list(column.parts)
         if "square" not in names[1:]:
@@ -140,236 +185,312 @@ def _black_box(card: ResultCard) -> Iterator[str]:
         before, after = (column.parts[names[names.index("square") - offset]].sum() for offset in (1, 0))
         count = len(card.labels)
         if exceeds(int(before - after), 0, SQUARE_GAP * count):
-            yield (
-                f"Square, which sees no gradient, broke another {100 * (before - after) / count:.1f} points after the "
-                f"gradient parts of {column.name}: gradients mislead here; attack with more queries and an adaptive "
-                "attack."
+            return (
+                f"Square, which uses no gradient, broke another {100 * (before - after) / count:.1f} points after the "
+                f"gradient parts of {column.name}: the gradients of this model mislead attacks"
             )
-            return
+    return None
 
 
-def _variant(card: ResultCard) -> Iterator[str]:
-    if varied := [column for column in asked(card) if column.parameters.get("note")]:
-        yield (
-            f"{_listed([column.name for column in varied])} cannot be the standard suite with {card.num_classes} "
-            f"classes; {varied[0].parameters['note']}."
-        )
-
-
-# --- attacks that must break everything ------------------------------------------------------------------------------
-
-
-def _unbounded(card: ResultCard) -> Iterator[str]:
-    unbounded = [column for column in own(card) if column.norm is not None and not column.bounded]
-    if short := [column for column in unbounded if accuracy(column) > REMAINDER]:
-        yield (
-            f"{_listed([f'{column.name} leaves {_percent(column)}' for column in short])} of the images correct, "
-            "though nothing bounds it and a sound attack would reach 0: the number says how far the optimiser got and "
-            "is no robustness; give it more or longer steps (cw-l2:steps=1000 or lr=0.1), or use attacks in a ball."
-        )
-
-
-def _not_zero(card: ResultCard) -> Iterator[str]:
-    for eps, column in _curve(card, "eps"):
+def _not_zero(card: ResultCard) -> str | None:
+    for eps, column in _eps_curve(card):
         if eps >= WHOLE and crosses(column) and accuracy(column) > REMAINDER:
-            yield (
-                f"{column.name} leaves {_percent(column)} of the images correct though it may replace them "
-                "altogether: the model masks its gradients, or gives one answer to everything; trust Square and "
-                "attacks that need no gradient."
+            return (
+                f"{column.name} leaves {_share(column)} of the images correct although it may replace them completely: "
+                "the model masks its gradients, or predicts one class for everything"
             )
+    return None
 
 
-def _rises(card: ResultCard) -> Iterator[str]:
-    points = _curve(card, "eps")
+def _rises(card: ResultCard) -> str | None:
+    points = _eps_curve(card)
     balls = ((small, large) for eps, small in points for radius, large in points if 0 < eps < radius)
-    if pair := strongest(balls, REMAINDER):
-        yield (
-            f"{pair[1].name} leaves {_percent(pair[1])} of the images correct, {pair[0].name} in a smaller ball only "
-            f"{_percent(pair[0])}: a larger ball cannot be safer, so PGD fails in it (masked gradients, or too few "
-            "steps); use more steps and AutoAttack."
-        )
+    pair = strongest(balls, REMAINDER)
+    return pair and (
+        f"{pair[1].name} leaves {_share(pair[1])} of the images correct, {pair[0].name} in a smaller ball only "
+        f"{_share(pair[0])}: a larger ball cannot be safer, so PGD fails in it (masked gradients, or too few steps)"
+    )
 
 
-# --- the model, tried on a sample of the images ----------------------------------------------------------------------
+def _unbounded(card: ResultCard) -> str | None:
+    unbounded = [column for column in own(card) if column.norm is not None and not column.bounded]
+    short = [f"{column.name} leaves {_share(column)}" for column in unbounded if accuracy(column) > REMAINDER]
+    return (
+        f"{listed(short)} of the images correct, although a sound unbounded attack reaches 0: the number shows how far "
+        "the optimiser got and is no robustness"
+        if short
+        else None
+    )
 
 
-def _differs(card: ResultCard, fact: str) -> bool:
-    """Are the answers to one image farther apart than rounding? Cards of older versions lack some of these facts."""
-    return bool(card.probe.get(fact, 0.0) > REPEAT_DIFFERENCE)
-
-
-def _randomised(card: ResultCard) -> Iterator[str]:
-    if _differs(card, "repeat_difference"):
-        yield (
-            "The model answers the same images differently when it is asked again: every number here is one draw, and "
-            "attacks that take the gradient of one draw are too weak; attack the mean of many (EOT)."
-        )
-
-
-def _changing(card: ResultCard) -> Iterator[str]:
-    if _differs(card, "later_difference") and not _differs(card, "repeat_difference"):
-        yield (
-            "The model answers the same images differently after it has answered others: it keeps something that "
-            "changes from call to call, so no two attacks met the same model and no number here is about one; let "
-            "nothing change in eval mode and evaluate anew."
-        )
-
-
-def _batch_dependent(card: ResultCard) -> Iterator[str]:
-    # A model that draws numbers, or changes, answers otherwise in any case.
-    steady = not (_differs(card, "repeat_difference") or _differs(card, "later_difference"))
-    if steady and _differs(card, "batch_difference"):
-        yield (
-            "The answer to an image depends on the others in its batch, as with batch statistics in eval mode: every "
-            f"number here is one for batches of {card.batch_size} in this order, and attacks on one image act on the "
-            "others; make the answers independent (running statistics) and evaluate anew."
-        )
-
-
-def _nonfinite(card: ResultCard) -> Iterator[str]:
-    wrong = card.probe.get("nonfinite_gradients", 0)
-    if wrong > NONFINITE_GRADIENTS:
-        yield (
-            f"On {wrong} of {card.probe['images']} images probed, or on PGD's way from them, a logit or the gradient "
-            "is not finite, so no attack can follow it there; look for a root, norm or logarithm at 0, and believe no "
-            "attack that uses gradients before that is mended."
-        )
-
-
-def _softmax(card: ResultCard) -> Iterator[str]:
-    if card.probe and card.probe["distributions"] == card.probe["images"]:
-        yield (
-            "The model returns probabilities, not logits: cross-entropy takes a second softmax of them, so its "
-            "gradients are nearly flat and gradient attacks look weak; return the logits."
-        )
-
-
-def _zero_gradients(card: ResultCard) -> Iterator[str]:
-    if card.probe and card.probe["zero_gradients"] > ZERO_GRADIENTS:
-        yield (
-            f"{card.probe['zero_gradients']} of {card.probe['clean_correct']} correctly classified images have a "
-            "gradient of exactly zero (a saturated cross-entropy, or a step that is not differentiable), so PGD cannot "
-            "move them; trust Square, and attack a smaller scale of the logits or a differentiable stand-in (BPDA)."
-        )
-
-
-def _logit_scale(card: ResultCard) -> Iterator[str]:
-    if not card.probe:
-        return
-    images, plain, magnified = (card.probe[name] for name in ("images", "only_pgd_correct", "only_scaled_pgd_correct"))
-    if (plain - magnified) / images > LOGIT_SCALE_GAP and exceeds(plain, magnified):
-        yield (
-            f"With logits times 10 in its objective PGD-20 leaves {100 * card.probe['scaled_pgd_correct'] / images:.1f}"
-            f" % of {images} images correct, else {100 * card.probe['pgd_correct'] / images:.1f} %: where "
-            "logits are this small (scaled down, or hardly trained) cross-entropy pushes to all other classes at once "
-            "instead of the nearest, so PGD's numbers are too high; report AutoAttack."
-        )
-
-
-# --- the test set, and what was chosen on it -------------------------------------------------------------------------
-
-
-def _few_images(card: ResultCard) -> Iterator[str]:
-    _, total = metrics.class_counts(np.ones(len(card.labels), dtype=bool), card.labels, card.num_classes)
-    if few := [card.class_names[label] for label in metrics.few_images(total)]:
-        yield (
-            f"{len(few)} of {card.num_classes} classes have fewer than {metrics.FEW_PER_CLASS} test images "
-            f"({', '.join(few[:3])}{' ...' if len(few) > 3 else ''}): their numbers, and the balanced ones, are "
-            "coarse; read the intervals."
-        )
-
-
-def _no_images(card: ResultCard) -> Iterator[str]:
-    present = set(card.labels.tolist())
-    if absent := [name for label, name in enumerate(card.class_names) if label not in present]:
-        named = absent if len(absent) <= 3 else [*absent[:3], f"{len(absent) - 3} more"]
-        yield (
-            f"{_listed(named)} {'have' if len(absent) > 1 else 'has'} no test image: balanced numbers are over the "
-            f"other {len(present)} of {card.num_classes} classes."
-        )
-
-
-def _small_test_set(card: ResultCard) -> Iterator[str]:
-    # The difference of two shares on the same images has a standard error of sqrt(d / n) (McNemar, Psychometrika 1947).
-    resolution = Z * float(np.sqrt(DISAGREEMENT / len(card.labels)))
-    if resolution > COARSE_COMPARISON:
-        yield (
-            f"Two methods compared image by image on these {len(card.labels)} test images differ by more than chance "
-            f"(95 %) only above about {100 * resolution:.0f} points, if they disagree on {100 * DISAGREEMENT:.0f} % of "
-            "the images; use a larger test set, and more seeds."
-        )
-
-
-def _chance(card: ResultCard) -> Iterator[str]:
-    for column in card.columns:
-        if column.name == "clean":
-            summary = card.summary("clean")
-            present = int((summary.total > 0).sum())
-            low, high = summary.balanced_interval
-            if present > 1 and low <= 1 / present:
-                asks = "" if card.run else f"; {ASK_ELSEWHERE}"
-                yield (
-                    f"Without an attack balanced accuracy is {100 * summary.balanced:.1f} %, no better than guessing, "
-                    f"{100 / present:.1f} %, within its interval ({100 * low:.0f} to {100 * high:.0f} %): these images "
-                    f"show no robustness{asks}."
-                )
-
-
-def _selection(card: ResultCard) -> Iterator[str]:
-    if card.model.get("leak"):
-        yield (
-            "The epoch was chosen by looking at the test set, so these numbers are too high; choose it on a validation "
-            "split, or take the last epoch."
-        )
-
-
-CHECKS: Mapping[str, Callable[[ResultCard], Iterator[str]]] = {
-    "pgd-too-short": _too_short,
-    "one-step-beats-many-step": _one_step,
-    "pgd-not-converged": _convergence,
-    "autoattack-far-below-pgd": _autoattack,
-    "margin-beats-cross-entropy": _margin,
-    "adaptive-beats-plain": _adaptive,
-    "transfer-beats-white-box": _transfer,
-    "black-box-beats-gradients": _black_box,
-    "does-not-reach-zero": _not_zero,
-    "accuracy-rises-with-eps": _rises,
-    "unbounded-attack-not-converged": _unbounded,
-    "autoattack-variant": _variant,
-    "randomised": _randomised,
-    "changes-between-calls": _changing,
-    "batch-dependent": _batch_dependent,
-    "nonfinite-gradients": _nonfinite,
-    "softmax-outputs": _softmax,
-    "zero-gradients": _zero_gradients,
-    "logit-scale": _logit_scale,
-    "at-chance": _chance,
-    "class-without-test-images": _no_images,
-    "few-images-per-class": _few_images,
-    "small-test-set": _small_test_set,
-    "selected-on-test-set": _selection,
-}
-"""Every flag, and the function that raises it and says why."""
-
-
-# --- in words --------------------------------------------------------------------------------------------------------
-
-
-def _curve(card: ResultCard, name: str) -> Sequence[tuple[float, Column]]:
-    return next((curve.points for curve in curves(card) if curve.name == name), ())
+def _variant(card: ResultCard) -> str | None:
+    varied = [column for column in asked(card) if column.parameters.get("note")]
+    names = listed(column.name for column in varied)
+    return (
+        f"{names} cannot be the standard suite with {card.num_classes} classes; {varied[0].parameters['note']}"
+        if varied
+        else None
+    )
 
 
 def _steps(column: Column) -> int:
     return int(column.parameters["steps"])
 
 
-def _percent(column: Column) -> str:
-    return f"{100 * accuracy(column):.1f} %"
+def _share(column: Column) -> str:
+    return f"{percent(accuracy(column))} %"
 
 
 def _gap(pair: Pair) -> str:
-    return f"{_percent(pair[0])} against {_percent(pair[1])}"
+    return f"{_share(pair[0])} against {_share(pair[1])}"
 
 
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+def _far_below(pair: Pair) -> str:
+    return f"{pair[0].name} is far below {pair[1].name} ({_gap(pair)})"
+
+
+def _eps_curve(card: ResultCard) -> tuple[tuple[float, Column], ...]:
+    return next((curve.points for curve in curves(card) if curve.name == "eps"), ())
+
+
+ATTACKS: tuple[Rule[ResultCard], ...] = (
+    Rule("pgd-too-short", _too_short, "use more steps or longer ones"),
+    Rule("one-step-beats-many-step", _one_step, "trust AutoAttack, not PGD"),
+    Rule("pgd-not-converged", _convergence, "use more steps and AutoAttack"),
+    Rule("autoattack-far-below-pgd", _autoattack, "report AutoAttack, not PGD"),
+    Rule("margin-beats-cross-entropy", _margin, "report AutoAttack, not PGD"),
+    Rule("adaptive-beats-plain", _adaptive, "report the adaptive attack and AutoAttack"),
+    Rule("transfer-beats-white-box", _transfer, "trust AutoAttack, not gradients alone"),
+    Rule("black-box-beats-gradients", _black_box, "use more queries and an adaptive attack"),
+    Rule("does-not-reach-zero", _not_zero, "trust Square and other attacks that need no gradient"),
+    Rule("accuracy-rises-with-eps", _rises, "use more steps and AutoAttack"),
+    Rule(
+        "unbounded-attack-not-converged",
+        _unbounded,
+        "use more or longer steps (cw-l2:steps=1000 or lr=0.1), or attacks in a ball",
+    ),
+    Rule("autoattack-variant", _variant),
+)
+
+
+# --- the model, tried on a sample of the images ----------------------------------------------------------------------
+
+
+def _when(condition: Callable[[ModelFacts], bool], text: str) -> Callable[[ModelFacts], str | None]:
+    """Fill a text with the facts where the condition holds."""
+    return lambda facts: text.format(**vars(facts)) if condition(facts) else None
+
+
+def _logit_scale(facts: ModelFacts) -> str | None:
+    plain, magnified, images = facts.only_pgd_correct, facts.only_scaled_pgd_correct, facts.images
+    if (plain - magnified) / images <= LOGIT_SCALE_GAP or not exceeds(plain, magnified):
+        return None
+    return (
+        f"With logits times 10 in its objective PGD-20 leaves {percent(facts.scaled_pgd_correct / images)} % of "
+        f"{images} images correct, otherwise {percent(facts.pgd_correct / images)} %: with logits this small (scaled "
+        "down, or hardly trained) the cross-entropy pushes towards all other classes at once instead of the nearest, "
+        "so PGD's numbers are too high"
+    )
+
+
+MODEL: tuple[Rule[ModelFacts], ...] = (
+    Rule(
+        "randomised",
+        _when(
+            lambda facts: facts.repeat_difference > REPEAT_DIFFERENCE,
+            "The model answers the same images differently when it is asked again (by {repeat_difference:.2g} of unit "
+            "length): every number is one random draw, and attacks that follow the gradient of one draw are too weak",
+        ),
+        "attack the mean of many draws (EOT)",
+        subject="determinism",
+    ),
+    Rule(
+        "changes-between-calls",
+        _when(
+            lambda facts: facts.later_difference > REPEAT_DIFFERENCE,
+            "The model answers the same images differently after it has answered others: something in it changes from "
+            "call to call, so no two attacks met the same model",
+        ),
+        "let nothing change in eval mode and evaluate again",
+        unless=("randomised",),
+    ),
+    Rule(
+        "batch-dependent",
+        _when(
+            lambda facts: facts.batch_difference > REPEAT_DIFFERENCE,
+            "The answer to an image depends on the others in its batch (by {batch_difference:.2g} of unit length), as "
+            "with batch statistics in eval mode: every number holds only for batches of {batch_size} in this order, "
+            "and an attack on one image acts on the others",
+        ),
+        "make the answers independent (running statistics) and evaluate again",
+        subject="batch",
+        unless=("randomised", "changes-between-calls"),
+    ),
+    Rule(
+        "nonfinite-gradients",
+        _when(
+            lambda facts: facts.nonfinite_gradients > NONFINITE_GRADIENTS,
+            "On {nonfinite_gradients} of {images} images tried, or on PGD's way from them, a logit or the gradient is "
+            "not finite, so no attack that uses gradients can be trusted",
+        ),
+        "look for a root, norm or logarithm at 0",
+        subject="gradients",
+    ),
+    Rule(
+        "softmax-outputs",
+        _when(
+            lambda facts: facts.distributions == facts.images,
+            "The model returns probabilities, not logits: the cross-entropy applies a second softmax, so its gradients "
+            "are nearly flat and gradient attacks look weak",
+        ),
+        "return the logits, the input of the softmax",
+        subject="logits",
+    ),
+    Rule(
+        "zero-gradients",
+        _when(
+            lambda facts: facts.zero_gradients > ZERO_GRADIENTS,
+            "The gradient is exactly zero on {zero_gradients} of {clean_correct} correctly classified images (a "
+            "saturated cross-entropy, or a step that is not differentiable), so PGD cannot move them",
+        ),
+        "trust Square, and attack with smaller logits or a differentiable replacement (BPDA)",
+        subject="gradients",
+    ),
+    Rule("logit-scale", _logit_scale, "report AutoAttack"),
+)
+
+
+# --- the test set, and what was chosen on it -------------------------------------------------------------------------
+
+
+def _chance(card: ResultCard) -> str | None:
+    if all(column.name != "clean" for column in card.columns):
+        return None
+    summary = card.summary("clean")
+    present, (low, high) = int((summary.total > 0).sum()), summary.balanced_interval
+    if present < 2 or low > 1 / present:
+        return None
+    # A run of this package has the weights, normalisation and classes that it was trained with.
+    ask = "" if card.run else "; are weights, normalisation and the order of the classes right? taet check tries them"
+    return (
+        f"Clean balanced accuracy is {percent(summary.balanced)} % (95 % interval {percent_interval(low, high, 0)} %), "
+        f"no better than guessing, {percent(1 / present)} %: robustness cannot be measured on these images{ask}"
+    )
+
+
+def _no_images(card: ResultCard) -> str | None:
+    total = _tested(card)
+    absent = [name for name, count in zip(card.class_names, total, strict=True) if not count]
+    return (
+        f"{listed(absent, most=3)} {'have' if len(absent) > 1 else 'has'} no test image: balanced numbers are over the "
+        f"other {(total > 0).sum()} of {card.num_classes} classes"
+        if absent
+        else None
+    )
+
+
+def _few_images(card: ResultCard) -> str | None:
+    few = [card.class_names[label] for label in metrics.few_images(_tested(card))]
+    some = f"{', '.join(few[:3])}{' ...' if len(few) > 3 else ''}"
+    return (
+        f"{len(few)} of {card.num_classes} classes have fewer than {metrics.FEW_PER_CLASS} test images ({some}): their "
+        "numbers, and the balanced ones, are coarse"
+        if few
+        else None
+    )
+
+
+def _small_test_set(card: ResultCard) -> str | None:
+    # The difference of two shares on the same images has a standard error of sqrt(d / n) (McNemar, Psychometrika 1947).
+    resolution = Z * math.sqrt(DISAGREEMENT / len(card.labels))
+    return (
+        f"On these {len(card.labels)} test images the difference between two methods exceeds chance (95 %) only above "
+        f"about {100 * resolution:.0f} points, if they disagree on {100 * DISAGREEMENT:.0f} % of the images"
+        if resolution > COARSE_COMPARISON
+        else None
+    )
+
+
+def _selection(card: ResultCard) -> str | None:
+    leak = "The epoch was chosen by its accuracy on the test set, so these numbers are too high"
+    return leak if card.model.get("leak") else None
+
+
+def _tested(card: ResultCard) -> metrics.Ints:
+    """Test images of each class, (C,)."""
+    return metrics.class_counts(card.labels >= 0, card.labels, card.num_classes)[1]
+
+
+TEST_SET: tuple[Rule[ResultCard], ...] = (
+    Rule("at-chance", _chance),
+    Rule("class-without-test-images", _no_images),
+    Rule("few-images-per-class", _few_images, "read the intervals"),
+    Rule("small-test-set", _small_test_set, "use a larger test set, and more seeds"),
+    Rule("selected-on-test-set", _selection, "choose it on a validation split, or take the last epoch"),
+)
+
+
+# --- taet check alone ------------------------------------------------------------------------------------------------
+
+
+def _found(subject: str, condition: Callable[[CheckFacts], bool], text: str, remedy: str) -> Rule[CheckFacts]:
+    return Rule("", lambda facts: text.format(**vars(facts)) if condition(facts) else None, remedy, subject)
+
+
+CHECK: tuple[Rule[CheckFacts], ...] = (
+    _found(
+        "classes",
+        lambda facts: not facts.named and facts.highest_label + 1 < facts.num_classes,
+        "{num_classes} logits, but labels 0 to {highest_label} only",
+        "is the head that of another data set?",
+    ),
+    _found(
+        "normalisation",
+        lambda facts: bool(facts.better),
+        "{given:.1f} % correct as given, {better_accuracy:.1f} % with --normalize {better} ({accuracies})",
+        "normalise the images like this",
+    ),
+    _found(
+        "accuracy",
+        lambda facts: facts.balanced_low <= facts.chance,
+        "balanced accuracy {balanced:.1f} %, chance is {chance:.1f} %",
+        "are the weights, the order of the classes and the image size right?",
+    ),
+    _found(
+        "logits",
+        lambda facts: facts.in_unit_interval,
+        "all between 0 and 1, as after a sigmoid, which flattens the gradients",
+        "return the input of the sigmoid",
+    ),
+    _found(
+        "range",
+        lambda facts: bool(facts.nonfinite_on),
+        "not finite on {nonfinite_on} images, which an attack may reach",
+        "is something divided by zero?",
+    ),
+    _found(
+        "precision",
+        lambda facts: facts.dtype != "torch.float32",
+        "answers in {dtype}: differences that decide an attack are rounded away",
+        "return float32",
+    ),
+    _found(
+        "eval mode",
+        lambda facts: bool(facts.changed),
+        "its state changes in eval mode ({changed}): later answers are not those of the model that was given",
+        "update nothing in eval mode",
+    ),
+)
+SOUND: Mapping[str, str] = {
+    "classes": "{num_classes} logits, one per class",
+    "normalisation": "{given:.1f} % correct as given; no other is better ({accuracies})",
+    "accuracy": "balanced accuracy {balanced:.1f} %, chance is {chance:.1f} %",
+    "logits": "{logits}",
+    "range": "finite on test images and on black, white and random ones",
+    "gradients": "finite, and none is zero where the answer is correct",
+    "determinism": "the same images get the same answers",
+    "batch": "the answer to an image does not depend on the others",
+    "precision": "float32",
+    "eval mode": "its state stays the same{came}",
+}
+"""What `taet check` says of each subject, in this order, where no rule applies."""

@@ -181,12 +181,12 @@ def test_a_better_accuracy_by_chance_is_no_finding(checked: Callable[..., Check]
 @pytest.mark.parametrize(
     ("model", "subject", "text"),
     [
-        (Answer(lambda z: z.softmax(1)), "logits", "probabilities: cross-entropy takes a second softmax"),
+        (Answer(lambda z: z.softmax(1)), "logits", "probabilities, not logits"),
         (Answer(torch.sigmoid), "logits", "as after a sigmoid"),
         (Answer(lambda z: functional.pad(z, (0, 3), value=-99.0)), "classes", "7 logits, but labels 0 to 3 only"),
         (Answer(lambda z: 0 * z), "accuracy", "balanced accuracy 25.0 %, chance is 25.0 %"),
         (Answer(lambda z: z.bfloat16()), "precision", "answers in torch.bfloat16"),
-        (Answer(lambda z: functional.dropout(z, 0.2)), "determinism", "the same images get other answers"),
+        (Answer(lambda z: functional.dropout(z, 0.2)), "determinism", "answers the same images differently"),
         (Answer(lambda z: z - z.mean(0)), "batch", "the answer to an image depends on the others"),
         (Answer(lambda z: z, before=lambda x: (255 * x).round() / 255), "gradients", "exactly zero on 120 of 120"),
         (Answer(lambda z: 1e4 * z), "gradients", "exactly zero"),
@@ -228,7 +228,7 @@ def test_a_state_that_changes_in_eval_mode_is_given_back(checked: Callable[..., 
     assert torch.equal(model.spread, torch.ones(3))
     model.least = 3  # so that the two images by which a wrong model is refused at once do not show it
     found = warned(checked(model))
-    assert "2 tensors of its state change in eval mode (moving, spread)" in found["eval mode"]
+    assert "its state changes in eval mode (moving and spread)" in found["eval mode"]
     assert "batch" in found
     assert torch.equal(model.moving, torch.zeros(3))
     assert torch.equal(model.spread, torch.ones(3))

@@ -249,9 +249,9 @@ def test_what_an_older_card_did_not_measure_raises_nothing() -> None:
 
 def test_flags_of_the_probe_say_on_what_they_rest() -> None:
     texts = found(probe={**SOUND, "nonfinite_gradients": 3, "batch_difference": 1.0, "only_pgd_correct": 12})
-    assert texts["nonfinite-gradients"].startswith("On 3 of 250 images probed, or on PGD's way from them, a logit")
+    assert texts["nonfinite-gradients"].startswith("On 3 of 250 images tried, or on PGD's way from them, a logit")
     assert "for batches of 250 in this order" in texts["batch-dependent"]
-    assert "leaves 36.0 % of 250 images correct, else 40.0 %" in texts["logit-scale"]
+    assert "leaves 36.0 % of 250 images correct, otherwise 40.0 %" in texts["logit-scale"]
 
 
 def test_a_card_without_columns_is_no_reason_to_fail() -> None:
@@ -265,7 +265,7 @@ def test_a_model_that_guesses_is_told_so() -> None:
 
 def test_guessing_is_told_with_its_interval_and_only_a_model_from_elsewhere_is_asked_about_its_weights() -> None:
     guess = column("clean", 0.5)
-    said = "is 50.0 %, no better than guessing, 50.0 %, within its interval (47 to 53 %)"
+    said = "is 50.0 % (95 % interval 47–53 %), no better than guessing, 50.0 %"
     asks = "are weights, normalisation and the order of the classes right?"
     elsewhere, trained = (found(guess, run=run)["at-chance"] for run in ({}, {"command": "taet train at"}))
     assert said in elsewhere

@@ -17,14 +17,18 @@ import taet
 from taet.attacks import pgd
 from taet.evaluation import ResultCard, parse_attack
 from taet.evaluation.curves import CURVES, curves
-from taet.evaluation.diagnostics import CHECKS, flags
+from taet.evaluation.diagnostics import ATTACKS, MODEL, TEST_SET, flags
 from taet.evaluation.runner import make_runner
 from taet.evaluation.transfer import transfer_columns
 
 EPS = 0.15
 STEP = EPS / 8
 TRAIN, TEST = 1000, 600
-MASKING = CHECKS.keys() - {"few-images-per-class", "small-test-set", "selected-on-test-set"}
+MASKING = {rule.flag for rule in (*ATTACKS, *MODEL, *TEST_SET)} - {
+    "few-images-per-class",
+    "small-test-set",
+    "selected-on-test-set",
+}
 
 
 @functools.cache

@@ -1,0 +1,80 @@
+"""What is known about a model's answers before diagnostics judge them: typed facts, measured elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from taet.evaluation.card import ResultCard
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Answers of a model to a sample of images, as `taet.evaluation.probe` and `taet check` measure them.
+
+    A difference is the largest L2 distance between two answers to one image, each scaled to unit length. What was not
+    measured, as in cards of older versions, is 0.
+    """
+
+    batch_size: int
+    images: int
+    clean_correct: int
+    distributions: int
+    """Images whose logits are at least 0 and sum to 1."""
+    zero_gradients: int
+    """Correctly classified images at which the gradient of the cross-entropy is exactly zero."""
+    nonfinite_gradients: int = 0
+    """Images at which, or on PGD's way from which, a logit or the gradient is not finite."""
+    repeat_difference: float = 0.0
+    """When the model is asked again."""
+    later_difference: float = 0.0
+    """After the model has answered other images."""
+    batch_difference: float = 0.0
+    """When the image is in another batch."""
+    pgd_correct: int = 0
+    scaled_pgd_correct: int = 0
+    """The same, with the logits times 10 in the objective."""
+    only_pgd_correct: int = 0
+    only_scaled_pgd_correct: int = 0
+
+
+def probed(card: ResultCard) -> ModelFacts | None:
+    """Return the facts that the probe of an evaluation found; None if nothing was attacked."""
+    if not card.probe:
+        return None
+    known = {field.name for field in fields(ModelFacts)} & card.probe.keys()
+    return ModelFacts(batch_size=card.batch_size, **{name: card.probe[name] for name in known})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckFacts(ModelFacts):
+    """What `taet check` finds in addition, with the numbers as they are printed."""
+
+    num_classes: int
+    """Number of logits."""
+    highest_label: int
+    named: bool
+    """Whether the names of the classes were given."""
+    given: float
+    """Per cent of the images that are classified correctly with the normalisation as given."""
+    accuracies: str
+    """The same with each usual normalisation, as a list."""
+    better: str
+    """How a normalisation that is clearly better is written after --normalize; empty where there is none."""
+    better_accuracy: float
+    balanced: float
+    """Balanced accuracy in per cent."""
+    balanced_low: float
+    """Lower end of its 95 % interval."""
+    chance: float
+    """Balanced accuracy of guessing, in per cent."""
+    in_unit_interval: bool
+    """Whether every logit is between 0 and 1."""
+    logits: str
+    """What the logits look like, in words."""
+    nonfinite_on: str
+    """Which of a black, a white and a random image the model does not answer with finite logits."""
+    dtype: str
+    changed: str
+    """Which tensors of the model's state changed in eval mode."""
+    came: str
+    """In which mode the model was given, in words, where that is not eval mode."""
