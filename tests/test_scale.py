@@ -68,8 +68,8 @@ def test_the_numbers_of_the_text_are_those_of_the_results() -> None:
     said = (
         f"contains {100 * small['shuffled']['classes'] / found['classes']:.1f} % of them",
         f"of which {small['shuffled']['classes']:.0f} are not zero",
-        f"All terms together are {100 * fresh['zero']['weight']['mean']:.1f} % of cross-entropy, equivalent to a learning "
-        f"rate {1 / fresh['zero']['weight']['mean']:.0f} times smaller",
+        f"All terms together are {100 * fresh['zero']['weight']['mean']:.1f} % of cross-entropy, equivalent to "
+        f"a learning rate {1 / fresh['zero']['weight']['mean']:.0f} times smaller",
         f"keeps {100 * passes['accuracy']:.0f} % of its images: {passes['forwards']:,.0f} forward and "
         f"{passes['backwards']:.0f} backward passes per image",
         f"reaches {100 * public['A100 80 GB']:.0f} % on an A100",
