@@ -46,8 +46,8 @@ from taet.data.augmentation import to_unit
 from taet.distributed import first, joined
 from taet.evaluation import parse_attack
 from taet.evaluation.perturb import Draws
-from taet.training.checkpoint import load_run
 from taet.training.environment import resolve_device
+from taet.training.finished import load_run
 
 BUNDLE = "taet"
 WAYS = ("ours", "shared", "straightforward")

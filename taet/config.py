@@ -223,21 +223,6 @@ class Training(Settings):
             raise UserError(f"swa: got {self.swa} with ema {self.ema}; allowed: one average of the weights")
 
 
-MACHINE = frozenset(
-    {
-        "data.root",
-        "data.storage",
-        "training.capture",
-        "training.device",
-        "training.save_minutes",
-        "training.tensorboard",
-        "training.threads",
-        "training.workers",
-    }
-)
-"""Settings that say where and how fast a run is made and how often it is saved: they change no number."""
-
-
 @dataclass(frozen=True)
 class Evaluation(Settings):
     """The attacks on a finished model."""

@@ -14,7 +14,7 @@ import pytest
 from taet import config, methods, protocols, registry
 from taet.config import Data, Evaluation, Model, Outer, Run, Threat, Training
 from taet.errors import UserError
-from taet.training.checkpoint import run_from_json
+from taet.training.record import run_from_json
 
 PARTS = (Data, Model, Threat, Training, Evaluation)
 CHOICES = [

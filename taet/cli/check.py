@@ -21,8 +21,8 @@ from taet.errors import UserError
 from taet.evaluation.attack import check_attacks
 from taet.evaluation.check import check
 from taet.evaluation.subject import by_name
-from taet.training.checkpoint import load_model, load_run
 from taet.training.environment import resolve_device
+from taet.training.finished import load_model, load_run
 
 EXAMPLES = (
     "taet check runs/x",
@@ -83,8 +83,8 @@ def run(arguments: list[str]) -> None:
         show(*trial, parsed.settings, str(parsed.run), (), chosen.evaluation.attacks)
     elif _is_folder(parsed.model):
         dataset = data_for_run(parsed.model, parsed.origin)
-        chosen, model, info = load_model(parsed.model)
-        known = info["data"]["class_names"]
+        chosen, model, record = load_model(parsed.model)
+        known = record.data.class_names
         trial = model, dataset.test.images, by_name(dataset.test.labels, dataset.class_names, known), known
         show(*trial, parsed.settings, parsed.model, (), chosen.evaluation.attacks)
     else:

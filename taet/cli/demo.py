@@ -14,6 +14,7 @@ from taet.config import Run
 from taet.evaluation import evaluate
 from taet.report import write
 from taet.training import resume, train
+from taet.training.folder import RunFolder
 
 METHODS = ("at", "at-bsl", "taet")
 # The protocol in the proportions of the data. Strokes are black on white, so the ball is wider than for photographs,
@@ -63,12 +64,12 @@ def run(arguments: list[str]) -> None:
     steps = 2 * len(METHODS)
     for number, (method, folder) in enumerate(zip(METHODS, folders, strict=True)):
         with progress(f"[{number + 1}/{steps}] train {method}") as report:
-            if (folder / "run.json").exists():
+            if RunFolder(folder).is_run:
                 resume(folder, progress=report)
             else:
                 train(demo_run(method), out=folder, progress=report, command="taet demo")
     for number, folder in enumerate(folders):
-        if (folder / "evaluation.json").exists():
+        if RunFolder(folder).card().exists():
             continue
         with progress(f"[{len(METHODS) + number + 1}/{steps}] attack {folder.name}") as report:
             print(evaluate(folder, progress=report, command=shlex.join(["taet", "evaluate", str(folder)])))

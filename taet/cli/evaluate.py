@@ -22,8 +22,8 @@ from taet.errors import UserError
 from taet.evaluation import evaluate
 from taet.evaluation.attack import check_attacks
 from taet.models import foreign
-from taet.training.checkpoint import read_record
 from taet.training.environment import resolve_device
+from taet.training.folder import RunFolder
 
 EXAMPLES = (
     "taet evaluate runs/x",
@@ -168,7 +168,7 @@ def of_run(parsed: RunFlags, command: str) -> None:
     with progress(f"evaluate {parsed.run}") as report:
         card = evaluate(parsed.run, weights=parsed.weights, progress=report, command=command, **options)
     if parsed.json:
-        show_stored(parsed.run / f"evaluation{parsed.weights.removeprefix('model')}.json")
+        show_stored(RunFolder(parsed.run).card(parsed.weights))
     else:
         print(f"{card}\nnext: taet report {parsed.run}")
 
@@ -179,7 +179,7 @@ def of_model(parsed: ModelFlags, command: str) -> None:
     subject: Path | torch.nn.Module = Path(parsed.model)
     notes: tuple[str, ...] = ()
     about: dict[str, Any] = {}
-    if (Path(parsed.model) / "run.json").is_file():
+    if RunFolder(Path(parsed.model)).is_run:
         dataset = data_for_run(parsed.model, parsed.origin)
     else:
         (subject, notes), dataset = open_model(parsed.model, parsed.origin)
@@ -207,7 +207,7 @@ def of_model(parsed: ModelFlags, command: str) -> None:
             **options,
         )
     if parsed.json:
-        show_stored(out / "evaluation.json")
+        show_stored(RunFolder(out).card())
     else:
         print("\n".join([str(card), *notes, f"next: taet report {out}"]))
 
@@ -220,7 +220,7 @@ def data_for_run(name: str, origin: Origin) -> Dataset:
     _require_data(name, origin)
     if origin.weights is not None or origin.normalize != "none":
         raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
-    _, height, width = read_record(Path(name))["data"]["image_shape"]
+    _, height, width = RunFolder(Path(name)).record.data.image_shape
     size = height if origin.data.size is None and height == width else origin.data.size
     return load(**asdict(replace(origin.data, size=size)))
 

@@ -27,7 +27,7 @@ from taet.evaluation.attack import check_attacks
 from taet.experiments import own_data
 from taet.report import write
 from taet.training import resume, train
-from taet.training.checkpoint import read_record, run_from_json
+from taet.training.folder import RunFolder
 from taet.training.trainer import Trainer, TrainingResult
 
 EXAMPLES = (
@@ -91,7 +91,7 @@ def _read(arguments: list[str]) -> Plan:
     if folder is not None:
         if arguments:
             raise UserError(f"--resume takes everything from the run: got {' '.join(arguments)} as well")
-        run = run_from_json(read_record(Path(folder))["run"])
+        run = RunFolder(Path(folder)).record.run
         return Plan(run.training.device, partial(_resume, folder), as_json, evaluate_it)
     if not arguments or arguments[0].startswith("-"):
         if not {"-h", "--help"} & set(arguments):

@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 import taet
-from taet.config import Run
 from taet.deployment.graph import Deployed
 from taet.errors import UserError, unknown
 from taet.files import write_atomically
 from taet.randomness import generator
-from taet.training.checkpoint import load_model, weights_digest
+from taet.training.checkpoint import METADATA, WeightsAbout, weights_digest
+from taet.training.finished import load_model
+from taet.training.folder import RunFolder
+from taet.training.record import RunRecord
 
 TOLERANCE = 1e-4  # by which logits may differ from the model's, in units of the largest of them or of 1
-METADATA = "taet"  # the key under which every format carries what says where it comes from, as JSON
 TRIED = (1, 3)  # images in the batches that a written file is tried on
 
 
@@ -60,18 +60,18 @@ def export(
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    chosen, folder = FORMATS[format], Path(run_dir)
+    chosen, folder = FORMATS[format], RunFolder(Path(run_dir))
     missing = [package for package in chosen.packages if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(f"format {format} needs the package {missing[0]}: pip install 'taet[onnx]'")
-    path = folder / "artifacts" / f"{weights}.{format}" if out is None else Path(out)
+    path = folder.artifact(f"{weights}.{format}") if out is None else Path(out)
     if path.exists() and not force:
         raise UserError(f"{path} is there already; allowed: another --out, or --force to replace it")
-    run, network, info = load_model(folder, weights, model=model)
-    channels, *size = info["data"]["image_shape"]
-    resizes = info["data"].get("resized", run.data.size is not None)  # older runs do not say
+    run, network, record = load_model(folder.path, weights, model=model)
+    channels, *size = record.data.image_shape
+    resizes = run.data.size is not None if record.data.resized is None else record.data.resized
     deployed = Deployed(network, (size[0], size[1]), resizes=resizes).eval()
-    about = json.dumps(metadata(folder, run, deployed, info, weights), ensure_ascii=False)
+    about = json.dumps(metadata(folder.weights_about(weights), record, deployed), ensure_ascii=False)
     sides = [2 * side + 3 for side in size] if resizes else size  # of another length than the model's, tied to none
     shape = (*sides, channels)
     with _quiet(), torch.no_grad():
@@ -81,17 +81,15 @@ def export(
     return path
 
 
-def metadata(folder: Path, run: Run, deployed: Deployed, info: Mapping[str, Any], weights: str) -> dict[str, Any]:
+def metadata(written: WeightsAbout, record: RunRecord, deployed: Deployed) -> dict[str, Any]:
     """What an exported file says about its run: its hash, method, epoch, ball, weights, classes and image shape."""
-    with safe_open(folder / f"{weights}.safetensors", framework="pt") as file:
-        written = json.loads((file.metadata() or {}).get("taet", "{}"))  # method, epoch, run_hash
     return {
-        **written,
+        **written._asdict(),
         "taet": taet.__version__,
         "weights_sha256": weights_digest(deployed.model),  # as in the run's result card
-        "eps": run.threat.eps,
-        "class_names": info["data"]["class_names"],
-        "image_shape": info["data"]["image_shape"],
+        "eps": record.run.threat.eps,
+        "class_names": record.data.class_names,
+        "image_shape": record.data.image_shape,
         "resizes": deployed.resizes,
     }
 

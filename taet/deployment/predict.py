@@ -20,8 +20,8 @@ from taet.errors import UserError
 from taet.evaluation.attack import Attack, parse_attack
 from taet.evaluation.perturb import Draws
 from taet.evaluation.runner import Runner
-from taet.training.checkpoint import load_model
 from taet.training.environment import resolve_device
+from taet.training.finished import load_model
 
 CLEAN = Attack("clean", "clean")
 ALONE = ("autoattack", "own")  # kinds whose random draws depend on the batch, which is therefore one image
@@ -90,9 +90,9 @@ def batches(
     if certify_attack is not None:
         _in_ball(parse_attack(certify_attack))  # a mistake is told before anything is loaded
     source, where = find(images), resolve_device(device)
-    run, network, info = load_model(Path(run_dir), weights, model=model)
-    channels, height, width = info["data"]["image_shape"]
-    classes = tuple(info["data"]["class_names"])
+    run, network, record = load_model(Path(run_dir), weights, model=model)
+    channels, height, width = record.data.image_shape
+    classes = record.data.class_names
     attack = None
     if certify_attack is not None:
         attack = _in_ball(parse_attack(certify_attack, run.evaluation, run.threat.eps))

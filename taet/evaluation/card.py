@@ -20,6 +20,7 @@ from taet.evaluation.paired import Difference, difference
 from taet.evaluation.schema import KIND, SCHEMA, check_schema, check_summary, migrate, short
 from taet.evaluation.summary import Interval, Summary, summarise
 from taet.files import write_json
+from taet.training.folder import RunFolder
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +184,7 @@ class ResultCard:
         A file that is no card, a newer schema, and a number that does not agree are each a `UserError`.
         """
         path = Path(path)
-        path = path / "evaluation.json" if path.is_dir() else path
+        path = RunFolder(path).card() if path.is_dir() else path
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:

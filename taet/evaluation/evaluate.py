@@ -33,6 +33,7 @@ from taet.models import Classifier
 from taet.models.view import make_view
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import environment, keep_freed_memory, resolve_device
+from taet.training.folder import RunFolder
 
 
 def evaluate(
@@ -117,12 +118,12 @@ def evaluate(
     if asked is not None:  # a typing mistake is told before anything is loaded
         check_attacks(Evaluation(attacks=tuple(asked)))
     curve_attacks(curves, Evaluation(), Threat().eps)
-    if out is not None and (Path(out) / "run.json").exists():
+    if out is not None and RunFolder(Path(out)).is_run:
         raise UserError(f"evaluate: {out} is a run, whose card is about its own model and data; allowed: another")
     path: Path | None = None
     if isinstance(model_or_run_dir, str | os.PathLike):
         folder = Path(model_or_run_dir)
-        path = (folder if out is None else Path(out)) / f"evaluation{weights.removeprefix('model')}.json"
+        path = RunFolder(folder if out is None else Path(out)).card(weights)
         if (images is None) != (labels is None) or (images is not None and out is None):
             raise UserError("evaluate: got images beside a run, which has its own; allowed: with labels= and out=")
         if images is None or labels is None:
@@ -137,7 +138,7 @@ def evaluate(
     elif images is None or labels is None:
         raise UserError("evaluate: got a model without images and labels; allowed: both, or a run folder alone")
     else:
-        path = None if out is None else Path(out) / "evaluation.json"
+        path = None if out is None else RunFolder(Path(out)).card()
         called = name or type(model_or_run_dir).__name__
         subject = from_module(
             model_or_run_dir, images, labels, called, class_names, train_class_counts, data_about, notes
@@ -183,7 +184,7 @@ def evaluate(
             one_threat_model(listed[1:], len(names)) if worst_case else [],
             names,
             path,
-            path.with_name(f"{path.stem}-state") if path is not None else state_dir,
+            RunFolder(path.parent).state(path.stem) if path is not None else state_dir,
             progress,
             command,
         )
@@ -259,7 +260,7 @@ def _measured(
     card = dataclasses.replace(card, flags=diagnostics.flags(card))
     if path is not None and rank() == 0:
         shelf.put(path, card)
-        save_examples(path.parent / "artifacts" / "examples.npz", card, runner, listed)
+        save_examples(RunFolder(path.parent).examples, card, runner, listed)
         for units in runner.opened:
             units.remove()
     gather(None)  # no process begins anew before the card and its state are as they will be

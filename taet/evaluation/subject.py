@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from taet.config import Evaluation, Run, Threat
@@ -21,8 +19,10 @@ from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
 from taet.evaluation.column import Ints
 from taet.evaluation.runner import Images, as_arrays
-from taet.training.checkpoint import load_model, load_run
 from taet.training.environment import resolve_device
+from taet.training.finished import load_model, load_run
+from taet.training.folder import RunFolder
+from taet.training.record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ def from_module(
 
 def from_run(folder: Path, weights: str, given: nn.Module | None, arrays: Dataset | None) -> Subject:
     """The model of a run, on the test images of its data set."""
-    run, model, dataset, info = load_run(folder, weights, model=given, dataset=arrays)
+    run, model, dataset, record = load_run(folder, weights, model=given, dataset=arrays)
     test = dataset.test
     about = {"name": dataset.name, "imbalance_ratio": dataset.imbalance_ratio, "notes": list(dataset.notes)}
-    return _of_run(folder, weights, given, (run, model, info), (test.images, test.labels, test.sha256), about)
+    return _of_run(folder, weights, given, (run, model, record), (test.images, test.labels, test.sha256), about)
 
 
 def from_run_on(
@@ -94,7 +94,7 @@ def from_run_on(
     pixels, classes = as_arrays(images, labels)
     about = {"name": "arrays", **(data_about or {})}
     if class_names is not None:
-        known = loaded[2]["data"]["class_names"]
+        known = loaded[2].data.class_names
         classes = by_name(classes, class_names, known)
         absent = [name for label, name in enumerate(known) if label not in classes]
         note = [f"no test image of the run's classes: {', '.join(absent)}"] if absent else []
@@ -128,48 +128,38 @@ def _of_run(
     folder: Path,
     weights: str,
     given: nn.Module | None,
-    loaded: tuple[Run, nn.Module, dict[str, Any]],
+    loaded: tuple[Run, nn.Module, RunRecord],
     test: tuple[Images, Ints, str],
     data_about: dict[str, Any],
 ) -> Subject:
     """The model of a run on test images, given with their labels and SHA-256."""
-    run, model, info = loaded
+    run, model, record = loaded
     images, labels, sha256 = test
     return Subject(
         model=model,
         images=images,
         labels=labels,
         test_sha256=sha256,
-        class_names=info["data"]["class_names"],
-        train_class_counts=info["data"]["splits"]["train"]["class_counts"],
+        class_names=list(record.data.class_names),
+        train_class_counts=list(record.data.train.class_counts),
         settings=run.evaluation,
         train_eps=run.threat.eps,
         place=resolve_device("auto"),
         about={
             "method": run.method,
-            "title": info["method_title"],
+            "title": record.method_title,
             "protocol": run.protocol,
             "seed": run.seed,
-            "run": {"config": info["run"], "command": info["command"], "deviations": info["deviations"]},
+            "run": {"config": record.settings, "command": record.command, "deviations": list(record.deviations)},
         },
         model_about={
             "name": run.model.name if given is None else type(given).__name__,
-            "selection": info["selection"]["rule"],
-            "epoch": _epoch(folder / f"{weights}.safetensors"),
-            "leak": info["selection"]["leak"],
+            "selection": record.selection.rule,
+            "epoch": RunFolder(folder).weights_about(weights).epoch,
+            "leak": record.selection.leak,
         },
         data_about=data_about,
     )
-
-
-def _epoch(path: Path) -> int:
-    """Return the epoch that weights of a run were saved after, as their file says."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    try:
-        return int(json.loads(metadata["taet"])["epoch"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} was not written by taet train: its metadata name no epoch") from None
 
 
 def _counts(given: Sequence[int]) -> list[int]:

@@ -27,10 +27,13 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.evaluate import evaluate
 from taet.evaluation.runner import Runner, among, make_runner
-from taet.training.checkpoint import load_run, read_record, run_from_json, weights_digest
+from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
+from taet.training.finished import load_run
+from taet.training.folder import RunFolder
+from taet.training.record import RunRecord
 
-STATE = "transfer-state"
+STATE = "transfer"
 """Folder in that of a source with its finished batches."""
 ALLOWED = "an attack that changes every image, e.g. fgsm, pgd-20, cw-linf-100"
 REFUSED = {"clean": "which makes no examples", "autoattack": "which leaves an image that it cannot break as it is"}
@@ -138,7 +141,7 @@ def transfer(
                 [runners[target] for target in targets],
                 chosen,
                 name=source,
-                state_dir=folders[source] / STATE,
+                state_dir=RunFolder(folders[source]).state(STATE),
                 progress=meter,
             )
             for target, column in zip(targets, columns, strict=True):
@@ -146,7 +149,7 @@ def transfer(
         if rank() == 0:
             for name, folder in folders.items():
                 if any(name in targets for targets in missing.values()):
-                    cards[name].save(folder / "evaluation.json")
+                    cards[name].save(RunFolder(folder).card())
             for units in (units for held in runners.values() for units in held.opened):
                 units.remove()
     return matrix(cards, attack)
@@ -313,10 +316,10 @@ def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> Attack:
     """Return what `name` means to all runs, whose test images must be the same."""
     if len(expand([name], Evaluation()).attacks) > 1:
         raise UserError(f"transfer: got {name}, all columns of a protocol; allowed: {ALLOWED}")
-    records = [read_record(folder) for folder in folders]
+    records = [RunFolder(folder).record for folder in folders]
     attacks = [_attack(record, name, eps) for record in records]
     for folder, record, attack in zip(folders, records, attacks, strict=True):
-        if _test(record) != _test(records[0]):
+        if record.data.test.sha256 != records[0].data.test.sha256:
             raise UserError(f"transfer: {folder} has other test images than {folders[0]}; allowed: the same ones")
         ours, first = attack.settings(), attacks[0].settings()
         for key in sorted(ours.keys() | first.keys()):
@@ -328,8 +331,8 @@ def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> Attack:
     return attacks[0]
 
 
-def _attack(record: Mapping[str, Any], name: str, eps: float | None) -> Attack:
-    run = run_from_json(record["run"])
+def _attack(record: RunRecord, name: str, eps: float | None) -> Attack:
+    run = record.run
     settings = run.evaluation if eps is None else replace(run.evaluation, eps=eps)
     attack = parse_attack(name, settings, run.threat.eps)
     _check(attack)
@@ -339,10 +342,6 @@ def _attack(record: Mapping[str, Any], name: str, eps: float | None) -> Attack:
 def _check(attack: Attack) -> None:
     if attack.kind in REFUSED:
         raise UserError(f"transfer: got {attack.name}, {REFUSED[attack.kind]}; allowed: {ALLOWED}")
-
-
-def _test(record: Mapping[str, Any]) -> str:
-    return str(record["data"]["splits"]["test"]["sha256"])
 
 
 def _missing(cards: Mapping[str, ResultCard], source: str, attack: Attack) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from taet.evaluation import ResultCard
 from taet.evaluation.attack import check_attacks, expand, parse_attacks
 from taet.evaluation.runner import among
 from taet.experiments.specification import SHORT, Entry, Settings, Specification, Variant
-from taet.report.read import deciding
-from taet.training.checkpoint import read_json, read_record, run_from_json
+from taet.training.decisive import decisive
+from taet.training.folder import RunFolder, read_json
 from taet.training.trainer import Trainer
 
 State = Literal["done", "started", "missing", "not applicable"]
@@ -50,7 +49,7 @@ class Cell:
         """How far its folder is; done means a finished run with a card that has every attack."""
         if self.run is None:
             return "not applicable"
-        if not (self.folder / "run.json").exists():
+        if not RunFolder(self.folder).is_run:
             return "missing"
         return "done" if not self.commands(threads=1) else "started"
 
@@ -59,20 +58,21 @@ class Cell:
         if self.run is None or self._measured():
             return []
         folder = str(self.folder)
-        if not (self.folder / "run.json").exists():
+        held = RunFolder(self.folder)
+        if not held.is_run:
             given = () if "--threads" in self.flags else ("--threads", str(threads))
             return [["train", self.run.method, *self.flags, *given, "--out", folder], ["evaluate", folder]]
         asked = list(self.run.evaluation.attacks)
-        added = [] if asked == read_record(self.folder)["run"]["evaluation"]["attacks"] else ["--attacks", *asked]
+        added = [] if asked == held.record.settings["evaluation"]["attacks"] else ["--attacks", *asked]
         evaluate = ["evaluate", folder, *added]
-        return [evaluate] if (self.folder / "done").exists() else [["train", "--resume", folder], evaluate]
+        return [evaluate] if held.is_done else [["train", "--resume", folder], evaluate]
 
     def _measured(self) -> bool:
         """Is there a card with every attack, about the ball and the batches that the run asks for?"""
-        path = self.folder / "evaluation.json"
-        if self.run is None or not (path.exists() and (self.folder / "done").exists()):
+        held = RunFolder(self.folder)
+        if self.run is None or not (held.card().exists() and held.is_done):
             return False
-        card, asked = ResultCard.load(path), self.run.evaluation
+        card, asked = ResultCard.load(held.card()), self.run.evaluation
         eps = self.run.threat.eps if asked.eps is None else asked.eps
         same = card.threat["eps"] == eps and card.batch_size == asked.batch_size
         wanted = expand(asked.attacks, asked)
@@ -81,10 +81,10 @@ class Cell:
 
     def check_folder(self) -> None:
         """Refuse a folder that holds a run with other settings than the specification says."""
-        if self.run is None or not (self.folder / "run.json").exists():
+        if self.run is None or not RunFolder(self.folder).is_run:
             return
-        held = deciding(config.to_json(run_from_json(read_record(self.folder)["run"])))
-        asked = deciding(config.to_json(self.run))
+        held = decisive(RunFolder(self.folder).record.run)
+        asked = decisive(self.run)
         for name in sorted({*held, *asked}):
             if held.get(name) != asked.get(name):
                 here, there = asked.get(name), held.get(name)
@@ -95,11 +95,10 @@ class Cell:
 
     def seconds(self) -> dict[str, float]:
         """Seconds of training and of attacks, as far as the folder records them."""
-        path, card = self.folder / "metrics.jsonl", self.folder / "evaluation.json"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        columns = read_json(card)["columns"] if card.exists() else []
+        held = RunFolder(self.folder)
+        columns = read_json(held.card())["columns"] if held.card().exists() else []
         return {
-            "training": round(sum(json.loads(line)["seconds"] for line in lines if line.endswith("}")), 3),
+            "training": round(sum(row["seconds"] for row in held.rows), 3),
             "evaluation": round(sum(column["seconds"] for column in columns), 3),
         }
 

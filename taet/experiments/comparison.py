@@ -26,6 +26,7 @@ from taet.experiments.specification import Specification, parse, read
 from taet.files import write_json
 from taet.report import write
 from taet.training.environment import cores
+from taet.training.folder import RunFolder
 from taet.training.interruption import interruption
 
 SCHEMA = 1
@@ -225,7 +226,7 @@ def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) 
 
 def _report(result: Comparison) -> Path | None:
     """Write the report of every run that there is, with what is not there and why."""
-    there = [outcome.cell for outcome in result.outcomes if (outcome.cell.folder / "run.json").exists()]
+    there = [outcome.cell for outcome in result.outcomes if RunFolder(outcome.cell.folder).is_run]
     if not there:
         return None
     not_run = [

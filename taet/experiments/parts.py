@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from taet.errors import UserError
 from taet.experiments.cells import Cell
 from taet.files import file_sha256
-from taet.training.checkpoint import read_record, run_from_json
-from taet.training.trainer import run_hash
+from taet.training.decisive import run_hash
+from taet.training.folder import PART, RunFolder
 
 
 def share(planned: Sequence[Cell], part: int, parts: int) -> list[Cell]:
@@ -73,26 +70,21 @@ def _source(cell: Cell, folders: Sequence[Path], say: Callable[[str], None]) -> 
             held = source = there.folder
         elif held == cell.folder and cell.state != "done":
             raise UserError(f"{held} is not finished, and {there.folder} is; remove one of them")
-        elif file_sha256(held / "model.safetensors") != file_sha256(there.folder / "model.safetensors"):
+        elif file_sha256(RunFolder(held).weights()) != file_sha256(RunFolder(there.folder).weights()):
             raise UserError(f"{held} and {there.folder} are two runs of one cell, with other weights; remove one")
     return source
 
 
 def _check_weights(folder: Path) -> None:
     """Refuse a folder whose weights are missing, cut short, or those of another run than its run.json describes."""
-    path = folder / "model.safetensors"
-    try:
-        with safe_open(path, framework="numpy") as file:
-            written = json.loads((file.metadata() or {}).get("taet", "{}"))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}); was the folder copied whole?") from None
-    if written.get("run_hash") != run_hash(run_from_json(read_record(folder)["run"])):
-        raise UserError(f"{path} holds the weights of another run than {folder / 'run.json'} describes")
+    held = RunFolder(folder)
+    if held.weights_about().run_hash != run_hash(held.record.run):
+        raise UserError(f"{held.weights()} holds the weights of another run than its record describes")
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a folder, which gets its name only once it is whole."""
-    part = target.with_name(f"{target.name}.part")
+    part = target.with_name(target.name + PART)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taet.report.figures import INK, Panel, make_figure, make_panel, percent_axis, short
-from taet.report.read import Monitor
 from taet.report.series import DASHES, Series
+from taet.training.record import CurvePoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def switches(series: Series) -> list[tuple[int, str]]:
     """Return (first epoch, stage) of every stage but the first that a run of the series has reached."""
     last = max((epoch.epoch for run in series.runs for epoch in run.epochs), default=0)
-    stages = series.runs[0].record.get("stages") or []
-    return [(int(s["from_epoch"]), str(s["stage"])) for s in stages[1:] if int(s["from_epoch"]) <= last]
+    record = series.runs[0].record
+    stages = () if record is None else record.stages
+    return [(change.from_epoch, change.stage) for change in stages[1:] if change.from_epoch <= last]
 
 
 def _epoch_axis(axes: Axes, last: int) -> None:
@@ -52,7 +53,7 @@ def _mark_switches(axes: Axes, marks: Mapping[tuple[int, str], Sequence[str]], l
         )
 
 
-Value = Callable[[Monitor], float]
+Value = Callable[[CurvePoint], float]
 
 
 def curve(series: Series, value: Value) -> tuple[list[int], list[float]]:

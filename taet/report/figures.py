@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from taet.report.read import Data, Floats, Ints
+from taet.report.read import DataFacts, Floats, Ints
 from taet.report.series import Series
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def short(name: str, length: int = 16) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def class_rows(data: Data) -> tuple[Figure, Axes, Ints]:
+def class_rows(data: DataFacts) -> tuple[Figure, Axes, Ints]:
     """Return an empty panel with a row per class, largest class on top, groups apart, and the classes in that order."""
     order, count = data.order, len(data.order)
     figure, (axes,) = make_figure(float(np.clip(0.9 + 0.3 * count, 1.8, 8.4)))
@@ -136,7 +136,7 @@ def class_rows(data: Data) -> tuple[Figure, Axes, Ints]:
     return figure, axes, order
 
 
-def _counted(data: Data, label: int) -> str:
+def _counted(data: DataFacts, label: int) -> str:
     return "" if data.train_counts is None else f" · {data.train_counts[label]}"
 
 
@@ -151,7 +151,7 @@ def _whiskers(axes: Axes, values: Floats, interval: tuple[Floats, Floats], rows:
     axes.errorbar(values[keep], rows[keep], xerr=spans, fmt="none", ecolor=colour, elinewidth=width, capsize=0)
 
 
-def histogram(data: Data, name: str) -> Panel:
+def histogram(data: DataFacts, name: str) -> Panel:
     """Training images per class, largest first; the test images are named at the end of each bar.
 
     Where the training counts are not known the bars are the test images.

@@ -15,7 +15,7 @@ from taet.report.figures import Panel
 from taet.report.images import Example
 from taet.report.paired import PairedTable, Pairs, paired_table
 from taet.report.provenance import provenance
-from taet.report.read import Data, Examples, RunFolder
+from taet.report.read import DataFacts, Examples, ReportedRun
 from taet.report.series import Series
 from taet.report.tables import ClassTable, Table
 from taet.report.transfers import Matrix
@@ -34,7 +34,7 @@ class Comparison:
     """Runs on one training and test set, with all that the page shows of them."""
 
     anchor: str
-    data: Data
+    data: DataFacts
     series: tuple[Series, ...]
     evaluated: tuple[Series, ...]
     deviations: tuple[str, ...]
@@ -98,11 +98,11 @@ class Comparison:
 
 
 def page(
-    runs: Sequence[RunFolder], names: Sequence[str | None], title: str | None, not_run: Sequence[tuple[str, str]]
+    runs: Sequence[ReportedRun], names: Sequence[str | None], title: str | None, not_run: Sequence[tuple[str, str]]
 ) -> str:
     """Return the page as HTML."""
     all_series = series.grouped(runs, names)
-    by_data: dict[Data, list[Series]] = {}
+    by_data: dict[DataFacts, list[Series]] = {}
     for one in all_series:
         by_data.setdefault(one.data, []).append(one)
     comparisons = [compare(data, group, f"data-{i}") for i, (data, group) in enumerate(by_data.items(), 1)]
@@ -132,7 +132,7 @@ def page(
     )
 
 
-def compare(data: Data, all_series: Sequence[Series], anchor: str) -> Comparison:
+def compare(data: DataFacts, all_series: Sequence[Series], anchor: str) -> Comparison:
     """Return what a page shows of runs on one training and test set."""
     runs = measured.ranked(measured.measured(all_series))
     attacks = measured.attacks_of(runs)

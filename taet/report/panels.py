@@ -15,9 +15,10 @@ from taet.evaluation.summary import Summary
 from taet.report import curves, figures, series, tables
 from taet.report.figures import Panel
 from taet.report.measured import AttackKey, Measured, size
-from taet.report.read import Counts, Data
+from taet.report.read import DataFacts
 from taet.report.sentences import listed, percent
 from taet.report.series import Series
+from taet.training.record import Counts
 
 LEVELS = 255  # steps of grey in an image
 AXES = {
@@ -153,7 +154,7 @@ def _line(one: Series, name: str) -> tuple[str, curves.Line] | None:
 # --- curves of training ----------------------------------------------------------------------------------------------
 
 
-def training_curves(all_series: Sequence[Series], data: Data, anchor: str) -> tuple[Panel, ...]:
+def training_curves(all_series: Sequence[Series], data: DataFacts, anchor: str) -> tuple[Panel, ...]:
     """All series in four figures; of many, a figure each, with AT in grey."""
     monitored = [s for s in all_series if any(epoch.monitor is not None for run in s.runs for epoch in run.epochs)]
     if not monitored:

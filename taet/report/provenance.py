@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from taet.evaluation.column import Column
-from taet.report.read import RunFolder
+from taet.report.read import ReportedRun
 from taet.report.sentences import number, plain
 
 
-def provenance(run: RunFolder) -> list[tuple[str, str]]:
+def provenance(run: ReportedRun) -> list[tuple[str, str]]:
     """Return the facts of a run, each with its name; what is not known is left out."""
     record, settings = run.record, run.config
     memory = max((epoch.peak_memory_mb or 0 for epoch in run.epochs), default=0)
     planned = settings.get("training", {}).get("epochs")
     facts: list[tuple[str, Any]] = [
         ("run folder", str(run.path)),
-        ("method", record.get("method_title")),
-        ("reference", record.get("reference")),
+        ("method", record and record.method_title),
+        ("reference", record and record.reference),
         ("deviations", "; ".join(run.deviations) or ("none" if settings else None)),
         ("method settings", settings.get("settings")),
         ("protocol", settings.get("protocol")),
         ("model", settings.get("model")),
-        ("parameters", record.get("parameters")),
+        ("parameters", record and record.parameters),
         ("seed", run.seed),
-        ("epochs", f"{len(run.epochs)} of {planned}" if planned and record else len(run.epochs) or None),
+        ("epochs", f"{len(run.epochs)} of {planned}" if planned and record is not None else len(run.epochs) or None),
         ("training attack", settings.get("threat")),
         ("outer loss", settings.get("outer")),
-        ("selection", record.get("selection")),
+        ("selection", record and dataclasses.asdict(record.selection)),
         ("data notes", "; ".join(run.data.notes) or None),
-        ("versions", record.get("versions")),
-        ("commit", record.get("commit")),
-        ("device", record.get("device")),
-        ("started", record.get("started")),
-        ("training command", record.get("command")),
+        ("versions", record and record.versions),
+        ("commit", record and record.commit),
+        ("device", record and record.device),
+        ("started", record and record.started),
+        ("training command", record and record.command),
         ("training time", run.epochs and f"{run.seconds:.1f} s" + (f", peak memory {memory:.0f} MB" if memory else "")),
         ("test set SHA-256", run.data.test_sha256),
     ]

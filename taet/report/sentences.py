@@ -10,7 +10,7 @@ from taet import metrics
 
 if TYPE_CHECKING:
     from taet.report.measured import AttackKey
-    from taet.report.read import Data
+    from taet.report.read import DataFacts
     from taet.report.series import Series
     from taet.report.tables import Cell, Table
 
@@ -37,7 +37,7 @@ def listed(words: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def summary(data: Data, all_series: Sequence[Series], attacks: Sequence[AttackKey], many: bool) -> str:
+def summary(data: DataFacts, all_series: Sequence[Series], attacks: Sequence[AttackKey], many: bool) -> str:
     """What was trained and tested on what."""
     balls = list(dict.fromkeys(attack.threat for attack in attacks if attack.norm is not None))
     threat = f", attacked with {'; '.join(balls)}" if balls else ""
@@ -111,7 +111,7 @@ def within(cell: Cell) -> str:
     return f"standard error {percent(cell.error)}, n = {cell.count}"
 
 
-def few(data: Data) -> str:
+def few(data: DataFacts) -> str:
     """Which classes have few test images, and what that means; nothing where none has."""
     named = [f"{data.class_names[c]} ({data.test_counts[c]})" for c in data.order if c in data.few]
     if not named:

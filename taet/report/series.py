@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taet.report.read import Data, Epoch, RunFolder
+from taet.report.read import DataFacts, ReportedRun
 from taet.report.sentences import plain
+from taet.training.record import Epoch
 
 if TYPE_CHECKING:
     from taet.evaluation.card import ResultCard
@@ -40,7 +41,7 @@ MANY = len(COLOURS)
 class Series:
     """Runs that differ in nothing but the seed, as they are drawn: one label, colour, line and marker on the page."""
 
-    runs: tuple[RunFolder, ...]
+    runs: tuple[ReportedRun, ...]
     label: str
     anchor: str
     index: int
@@ -51,7 +52,7 @@ class Series:
         return self.runs[0].method
 
     @property
-    def data(self) -> Data:
+    def data(self) -> DataFacts:
         return self.runs[0].data
 
     @property
@@ -66,7 +67,7 @@ class Series:
     @property
     def machine(self) -> tuple[Any, ...]:
         """What seconds depend on besides the method."""
-        return tuple(dict.fromkeys((run.record.get("device"), run.record.get("threads")) for run in self.runs))
+        return tuple(dict.fromkeys((run.record and (run.record.device, run.record.threads)) for run in self.runs))
 
     @property
     def deviations(self) -> tuple[str, ...]:
@@ -109,9 +110,9 @@ class Series:
         return MARKER_PATHS[self.index % len(MARKER_PATHS)]
 
 
-def grouped(runs: Sequence[RunFolder], names: Sequence[str | None]) -> list[Series]:
+def grouped(runs: Sequence[ReportedRun], names: Sequence[str | None]) -> list[Series]:
     """Put the runs together that differ in nothing but the seed; a run that repeats a seed begins another series."""
-    groups: dict[tuple[Any, ...], list[RunFolder]] = {}
+    groups: dict[tuple[Any, ...], list[ReportedRun]] = {}
     met: Counter[tuple[Any, ...]] = Counter()
     for run, name in zip(runs, names, strict=True):
         row = (run.data, name or json.dumps(run.settings, sort_keys=True))
@@ -131,7 +132,7 @@ def grouped(runs: Sequence[RunFolder], names: Sequence[str | None]) -> list[Seri
     ]
 
 
-def _labels(groups: Sequence[Sequence[RunFolder]], names: Mapping[Path, str | None]) -> list[str]:
+def _labels(groups: Sequence[Sequence[ReportedRun]], names: Mapping[Path, str | None]) -> list[str]:
     """Name each group: as it is given, or its method, with what tells it from others where that repeats on the data."""
     labels = [names[group[0].path] or group[0].method for group in groups]
     for detail in (_own_settings, _folders, _paths):
@@ -146,7 +147,7 @@ def _labels(groups: Sequence[Sequence[RunFolder]], names: Mapping[Path, str | No
     return labels
 
 
-def _own_settings(group: Sequence[RunFolder], among: Sequence[Sequence[RunFolder]]) -> str:
+def _own_settings(group: Sequence[ReportedRun], among: Sequence[Sequence[ReportedRun]]) -> str:
     """The settings in which a group differs from the others."""
     settings = [other[0].settings for other in among]
     own = group[0].settings
@@ -154,9 +155,9 @@ def _own_settings(group: Sequence[RunFolder], among: Sequence[Sequence[RunFolder
     return ", ".join(f"{name.removeprefix('settings.').removesuffix('.name')} {plain(own[name])}" for name in names)
 
 
-def _folders(group: Sequence[RunFolder], _: Sequence[Sequence[RunFolder]]) -> str:
+def _folders(group: Sequence[ReportedRun], _: Sequence[Sequence[ReportedRun]]) -> str:
     return ", ".join(run.path.name for run in group)
 
 
-def _paths(group: Sequence[RunFolder], _: Sequence[Sequence[RunFolder]]) -> str:
+def _paths(group: Sequence[ReportedRun], _: Sequence[Sequence[ReportedRun]]) -> str:
     return ", ".join(str(run.path) for run in group)

@@ -14,7 +14,7 @@ from taet import metrics
 from taet.evaluation.summary import Interval, Summary
 from taet.report.measured import AttackKey, Head, Measured, heads
 from taet.report.paired import Of, Pairs
-from taet.report.read import Data
+from taet.report.read import DataFacts
 from taet.report.sentences import percent
 from taet.report.series import Series
 
@@ -131,7 +131,7 @@ def table(title: str, measures: Sequence[Measure], runs: Sequence[Measured], not
 
 
 def headline(
-    runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: AttackKey | None, data: Data, pairs: Pairs
+    runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: AttackKey | None, data: DataFacts, pairs: Pairs
 ) -> Table:
     """Balanced accuracy and robustness, methods x attacks; that of the tail under the hardest, accuracy, and cost.
 
@@ -219,7 +219,7 @@ def plain(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Table:
 # --- classes and groups of them --------------------------------------------------------------------------------------
 
 
-def by_group(runs: Sequence[Measured], attack: AttackKey, data: Data) -> Table:
+def by_group(runs: Sequence[Measured], attack: AttackKey, data: DataFacts) -> Table:
     """Head, body, tail, the last half of the classes and the worst class under one attack."""
     groups = {} if data.train_counts is None else metrics.class_groups(data.train_counts)
 
@@ -246,14 +246,14 @@ def _classes(count: int) -> str:
     return "1 class" if count == 1 else f"{count} classes"
 
 
-def named(labels: Sequence[int], data: Data) -> str:
+def named(labels: Sequence[int], data: DataFacts) -> str:
     """Name classes, those with few test images with a star; of many the first few."""
     few = data.few
     names = [f"{data.class_names[label]}{' *' if label in few else ''}" for label in labels]
     return ", ".join(names if len(names) <= NAMED else [*names[: NAMED - 1], f"{len(names) - NAMED + 1} more"])
 
 
-def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackKey, data: Data) -> Table:
+def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackKey, data: DataFacts) -> Table:
     """How often an attack changes the answer, how well the scores rank, and which classes are weak under the attack."""
 
     def mean(values: Sequence[float]) -> str:
@@ -317,7 +317,7 @@ class ClassTable:
     rows: tuple[tuple[int, tuple[Cell | None, ...]], ...]
 
 
-def per_class(runs: Sequence[Measured], attacks: Sequence[AttackKey], data: Data) -> ClassTable:
+def per_class(runs: Sequence[Measured], attacks: Sequence[AttackKey], data: DataFacts) -> ClassTable:
     """Accuracy of every class under each of `attacks`, the best of each class and attack marked."""
     columns = tuple((run.series, attack.name) for attack in attacks for run in runs)
     rows = []

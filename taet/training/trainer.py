@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from taet.data import Dataset, Split, load
 from taet.data.loader import Batch, Loader
 from taet.distributed import copy_first, first, gather, in_any, in_turn, joined, rank, unless_one_ends, world_size
 from taet.errors import UserError
-from taet.files import file_sha256, write_atomically, write_json
+from taet.files import file_sha256
 from taet.methods import Attack, Method, Task
 from taet.methods.base import Loss
 from taet.models import Adapter, Classifier, CosineHead
@@ -36,12 +34,17 @@ from taet.models.view import View, make_view
 from taet.randomness import derive_seed, generator
 from taet.training import checkpoint
 from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
+from taet.training.checkpoint import WeightsAbout
+from taet.training.decisive import run_hash
 from taet.training.drift import Drift
 from taet.training.environment import environment, keep_freed_memory, peak_memory_mb, resolve_device
+from taet.training.finished import check_given
+from taet.training.folder import RunFolder
 from taet.training.graphs import Graphs
 from taet.training.interruption import interruption
 from taet.training.monitor import monitor
 from taet.training.optimizer import build_optimizer, set_learning_rate
+from taet.training.record import DataRecord, RunRecord, SelectionRecord, SplitRecord, StageRecord
 from taet.training.running import Running
 from taet.training.schedule import learning_rate, milestone_epochs
 from taet.training.step import training_step
@@ -115,18 +118,16 @@ def train(
 def _begin(trainer: Trainer, command: str) -> None:
     """Make the folder of a new run, with its record."""
     folder = trainer.folder
-    # What a kill leaves before there is a run.json is only that file's unfinished part.
-    if folder.exists() and (not folder.is_dir() or any(file.name != "run.json.part" for file in folder.iterdir())):
-        if trainer.is_that_of(folder):
-            finished = (folder / "done").exists()
-            way = f"it is finished, see taet evaluate {folder}" if finished else f"continue it with --resume {folder}"
-            raise UserError(f"{folder} exists: {way}, or choose another --out")
-        raise UserError(f"{folder} exists and is not this run; choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
-    write_json(folder / "run.json", {**trainer.description(), "command": command})
+    if folder.is_taken:
+        if not trainer.is_that_of(folder):
+            raise UserError(f"{folder.path} exists and is not this run; choose another --out")
+        way = (
+            f"it is finished, see taet evaluate {folder.path}"
+            if folder.is_done
+            else f"continue it with --resume {folder.path}"
+        )
+        raise UserError(f"{folder.path} exists: {way}, or choose another --out")
+    folder.create(trainer.description(command))
 
 
 def resume(
@@ -140,28 +141,29 @@ def resume(
 
     Processes that torchrun started share the work, in any number, whatever that of the run so far.
     """
-    folder = Path(folder)
-    info = checkpoint.read_record(folder)
-    run = checkpoint.run_from_json(info["run"])
-    checkpoint.check_given(folder, info, "model", model)
-    checkpoint.check_given(folder, info, "dataset", dataset)
-    run = config.override(run, {"training.threads": info["threads"]})
+    place = RunFolder(Path(folder))
+    record = place.record
+    check_given(place.path, record, "model", model)
+    check_given(place.path, record, "dataset", dataset)
+    run = config.override(record.run, {"training.threads": record.threads})
     with joined(resolve_device(run.training.device).type):
-        begun = first((folder / "checkpoint.pt").exists)
+        begun = first(place.checkpoint.exists)
         if model is None:
-            models.refuse_code_in(folder, run.model.name)
+            models.refuse_code_in(place.path, run.model.name)
             if run.model.weights is not None and not begun:
-                _check_pretrained(Path(run.model.weights), folder, str(info.get("pretrained_sha256")))
-        trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress, begun=begun)
-        for split, recorded in info["data"]["splits"].items():
+                _check_pretrained(Path(run.model.weights), place.path, str(record.pretrained_sha256))
+        trainer = Trainer(run, place.path, model=model, dataset=dataset, progress=progress, begun=begun)
+        for split, recorded in record.data.splits.items():
             found = trainer.dataset.splits.get(split)
-            if found is None or found.sha256 != recorded["sha256"]:
-                raise UserError(f"the {split} images are not those that {folder} was started with; nothing was changed")
+            if found is None or found.sha256 != recorded.sha256:
+                raise UserError(
+                    f"the {split} images are not those that {place.path} was started with; nothing was changed"
+                )
         if begun:
             trainer.restore()
-            trainer.model.notes = tuple(info.get("model_notes", ()))
+            trainer.model.notes = record.model_notes
         else:  # killed before the first one: from the start again
-            first(lambda: (folder / "metrics.jsonl").unlink(missing_ok=True))
+            first(lambda: place.cut_metrics(0))
         return trainer.fit()
 
 
@@ -171,14 +173,6 @@ def _check_pretrained(path: Path, folder: Path, recorded: str) -> None:
     if found != recorded:
         got = f"SHA-256 {found[:12]}" if found else "no file"
         raise UserError(f"weights {path}: got {got}; {folder} was started with SHA-256 {recorded[:12]}")
-
-
-def run_hash(run: Run) -> str:
-    """SHA-256 of the settings that decide a run's numbers."""
-    values = config.to_json(run)
-    for part, _, name in (setting.partition(".") for setting in config.MACHINE):
-        del values[part][name]
-    return checkpoint.digest(values)
 
 
 class Trainer:
@@ -197,7 +191,7 @@ class Trainer:
         progress: Progress | None,
         begun: bool = False,
     ) -> None:
-        self.run, self.folder, self.progress = run, folder, progress if rank() == 0 else None
+        self.run, self.folder, self.progress = run, RunFolder(folder), progress if rank() == 0 else None
         self.device = resolve_device(run.training.device)
         self.given = {"model": model is not None, "dataset": dataset is not None}
         self.dataset = dataset if dataset is not None else in_turn(lambda: load(**config.to_json(run.data)))
@@ -272,10 +266,10 @@ class Trainer:
         if len(set(gather(tuple(split.sha256 for split in self.dataset.splits.values())))) > 1:
             raise UserError("data: got other images in one process than in another; allowed: the same in all")
 
-    def is_that_of(self, folder: Path) -> bool:
+    def is_that_of(self, folder: RunFolder) -> bool:
         """Does `folder` hold this very run, whatever the machine?"""
         try:
-            return run_hash(checkpoint.run_from_json(checkpoint.read_record(folder)["run"])) == self.run_hash
+            return run_hash(folder.record.run) == self.run_hash
         except UserError:
             return False
 
@@ -349,43 +343,44 @@ class Trainer:
                 "taet.models.Classifier with a taet.models.CosineHead"
             )
 
-    def description(self) -> dict[str, Any]:
-        """What run.json holds."""
+    def description(self, command: str) -> RunRecord:
+        """What run.json holds; `command` says how the run was called."""
         dataset, run = self.dataset, self.run
         leak = self.split_name == "test" and run.training.selection == "best-test"
-        return {
-            "schema": checkpoint.SCHEMA,
-            "run": config.to_json(run),
-            "method_title": self.method.title,
-            "reference": self.method.reference,
-            "deviations": list(self.method.deviations),
-            "stages": self._stages(),
-            "selection": {"rule": run.training.selection, "split": self.split_name, "leak": leak},
-            "data": {
-                "name": dataset.name,
-                "class_names": list(dataset.class_names),
-                "num_classes": dataset.num_classes,
-                "image_shape": list(dataset.image_shape),
-                "resized": dataset.resized,
-                "imbalance_ratio": dataset.imbalance_ratio,
-                "notes": list(dataset.notes),
-                "arrays": self.given["dataset"],
-                "splits": dataset.manifest(),
-            },
-            "model_given": self.given["model"],
-            "head": self.method.head()._asdict(),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "model_notes": list(self.model.notes),
-            "pretrained_sha256": None if run.model.weights is None else file_sha256(Path(run.model.weights)),
-            "threads": self.threads,
-            "processes": world_size(),
+        return RunRecord(
+            schema=checkpoint.SCHEMA,
+            settings=config.to_json(run),
+            method_title=self.method.title,
+            reference=self.method.reference,
+            deviations=self.method.deviations,
+            stages=self._stages(),
+            selection=SelectionRecord(rule=run.training.selection, split=self.split_name, leak=leak),
+            data=DataRecord(
+                name=dataset.name,
+                class_names=dataset.class_names,
+                num_classes=dataset.num_classes,
+                image_shape=dataset.image_shape,
+                resized=dataset.resized,
+                imbalance_ratio=dataset.imbalance_ratio,
+                notes=dataset.notes,
+                arrays=self.given["dataset"],
+                splits={name: SplitRecord(**split.manifest()) for name, split in dataset.splits.items()},
+            ),
+            model_given=self.given["model"],
+            head=self.method.head(),
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            model_notes=self.model.notes,
+            pretrained_sha256=None if run.model.weights is None else file_sha256(Path(run.model.weights)),
+            threads=self.threads,
+            processes=world_size(),
             **environment(self.device),
-        }
+            command=command,
+        )
 
-    def _stages(self) -> list[dict[str, Any]]:
+    def _stages(self) -> tuple[StageRecord, ...]:
         names = [self.method.stage_at(epoch) for epoch in range(self.run.training.epochs)]
         changes = [e for e, name in enumerate(names) if e == 0 or names[e - 1] != name]
-        return [{"stage": names[e], "from_epoch": e + 1} for e in changes]
+        return tuple(StageRecord(stage=names[e], from_epoch=e + 1) for e in changes)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -412,19 +407,19 @@ class Trainer:
             "metrics_bytes": self.metrics_bytes,
             "seconds": self.seconds,
         }
-        first(lambda: checkpoint.save_checkpoint(self.folder / "checkpoint.pt", state))
+        first(lambda: self.folder.save_checkpoint(state))
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
         """Take the state of checkpoint.pt and cut metrics.jsonl to what it knew."""
-        state = checkpoint.load_checkpoint(self.folder / "checkpoint.pt", self.run_hash)
+        state = self.folder.load_checkpoint(self.run_hash)
         if state["splits"] != {name: split.sha256 for name, split in self.dataset.splits.items()}:
-            raise UserError(f"{self.folder / 'checkpoint.pt'} was written on other images; nothing was changed")
+            raise UserError(f"{self.folder.checkpoint} was written on other images; nothing was changed")
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
             detail = " ".join(str(error).split())
-            raise UserError(f"the model is not the one that {self.folder} was started with: {detail}") from None
+            raise UserError(f"the model is not the one that {self.folder.path} was started with: {detail}") from None
         self.method.load_state_dict(state["method"])
         for name, values in state["method_optimizers"].items():
             self.method.optimizers[name].load_state_dict(values)
@@ -440,14 +435,7 @@ class Trainer:
         if self.weighting.weights is not None:
             self.weighting.weights.copy_(state["weights"])
         self.metrics_bytes = state["metrics_bytes"]
-        first(self._cut_metrics)
-
-    def _cut_metrics(self) -> None:
-        path = self.folder / "metrics.jsonl"
-        if self.metrics_bytes > (path.stat().st_size if path.exists() else 0):
-            raise UserError(f"{path} is shorter than when checkpoint.pt was written: it was changed; cannot resume")
-        if path.exists():
-            os.truncate(path, self.metrics_bytes)
+        first(lambda: self.folder.cut_metrics(self.metrics_bytes))
 
     def _check_finite(self) -> None:
         for name in sorted(self.running.sums, key=lambda part: part == "total"):  # name the part before the sum of all
@@ -472,8 +460,8 @@ class Trainer:
         with (
             _global_state_kept(self.device, self.threads),
             interruption() as self.asked_to_stop,
-            unless_one_ends(f"; {self.folder / 'checkpoint.pt'} is kept, go on with taet train --resume {self.folder}"),
-            board(self.folder / "tensorboard", self.run.training.tensorboard and rank() == 0) as self.write_scalars,
+            unless_one_ends(f"; {self.folder.checkpoint} is kept, go on with taet train --resume {self.folder.path}"),
+            board(self.folder.tensorboard, self.run.training.tensorboard and rank() == 0) as self.write_scalars,
             synchronised(self.model, self.method, wanted=self.run.training.sync_bn),
         ):
             while self.epoch < self.run.training.epochs:
@@ -661,16 +649,7 @@ class Trainer:
         self._show()
 
     def _append(self, row: dict[str, Any]) -> int:
-        """Add a row to metrics.jsonl and return its length."""
-        path = self.folder / "metrics.jsonl"
-        try:
-            with path.open("ab") as file:
-                file.write((json.dumps(row, allow_nan=False) + "\n").encode())
-                file.flush()
-                os.fsync(file.fileno())
-                length = file.tell()
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; checkpoint.pt keeps the last good state") from None
+        length = self.folder.append(row)
         self.write_scalars(row)
         return length
 
@@ -684,20 +663,18 @@ class Trainer:
             self._save_weights("model", *weights[chosen])
             if other == "last" or best not in (-1, last):
                 self._save_weights(f"model-{other}", *weights[other])
-            write_atomically(self.folder / "done", b"")
-            with (self.folder / "metrics.jsonl").open(encoding="utf-8") as file:
-                return tuple(json.loads(line) for line in file)
+            self.folder.finish()
+            return self.folder.rows
 
         history = first(write)
         delivered = weights[chosen][0]
         assert delivered is not None
         self.model.load_state_dict(delivered)
-        return TrainingResult(self.folder, self.run, self.model.eval(), self.dataset, history)
+        return TrainingResult(self.folder.path, self.run, self.model.eval(), self.dataset, history)
 
     def _save_weights(self, name: str, tensors: Mapping[str, torch.Tensor] | None, epoch: int) -> None:
         assert tensors is not None
-        metadata = {"method": self.run.method, "epoch": epoch + 1, "run_hash": self.run_hash}
-        checkpoint.save_weights(self.folder / f"{name}.safetensors", tensors, metadata)
+        self.folder.save_weights(name, tensors, WeightsAbout(self.run.method, epoch + 1, self.run_hash))
 
     def _deployed(self) -> nn.Module:
         """A copy of the model as it is deployed: averaged weights where they are asked for, and the method's offset."""

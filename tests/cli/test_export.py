@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from taet.training.checkpoint import load_model
+from taet.training.finished import load_model
 
 
 def test_a_graph_that_answers_without_this_package(finished: Any, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from taet.data import Dataset
 from taet.deployment import export as export_run
 from taet.errors import UserError
 from taet.models import resnet, vit
-from taet.training.checkpoint import load_model
+from taet.training.finished import load_model
 
 ATOL = 1e-4
 Make = Callable[..., Path]

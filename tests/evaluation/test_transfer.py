@@ -21,7 +21,7 @@ from taet.evaluation import ResultCard, diagnostics, evaluate, parse_attack
 from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.runner import Runner, as_unit, make_runner
 from taet.evaluation.transfer import Transfer, matrices, matrix, transfer, transfer_columns
-from taet.training.checkpoint import load_run
+from taet.training.finished import load_run
 
 EPS = 0.1
 CHANGES = {

@@ -97,14 +97,14 @@ def place(template: Path, tmp_path: Path) -> Callable[..., Path]:
 
 def of_the_run(folder: Path, **changes: Any) -> None:
     """Write the weights of a folder as those of the run that it describes."""
-    from taet.training.checkpoint import read_record, run_from_json
-    from taet.training.trainer import run_hash
+    from taet.training.decisive import run_hash
+    from taet.training.folder import RunFolder
 
     path = folder / "model.safetensors"
     values = {name: value.copy() for name, value in load_file(path).items()}
     for value in list(values.values())[:1]:
         value += changes.get("add", 0)
-    about = {"run_hash": changes.get("run_hash", run_hash(run_from_json(read_record(folder)["run"])))}
+    about = {"run_hash": changes.get("run_hash", run_hash(RunFolder(folder).record.run))}
     save_file(values, path, metadata={"taet": json.dumps(about)})
 
 

@@ -282,7 +282,9 @@ def test_seeds_are_compared_in_pairs_and_the_other_way_round_is_the_opposite(mak
     theirs = [make_card("taet", seed=seed) for seed in (2, 0)]
 
     def of(cards: list[ResultCard], index: int) -> Measured:
-        folders = [read.RunFolder(Path(str(card.seed)), {}, (), card, None, read._told_by_card(card)) for card in cards]
+        folders = [
+            read.ReportedRun(Path(str(card.seed)), None, (), card, None, read._data_of_card(card)) for card in cards
+        ]
         (run,) = measured.measured([series.Series(tuple(folders), "row", f"run-{index}", index, "#000000")])
         return run
 

@@ -17,15 +17,10 @@ from taet.config import Run, to_json
 from taet.errors import UserError
 from taet.methods.taet import Taet
 from taet.training import TrainingResult, resume, train
-from taet.training.checkpoint import (
-    load_checkpoint,
-    load_run,
-    load_weights,
-    run_from_json,
-    save_checkpoint,
-    save_weights,
-    weights_digest,
-)
+from taet.training.checkpoint import load_weights, save_checkpoint, save_weights, weights_digest
+from taet.training.finished import load_run
+from taet.training.folder import RunFolder
+from taet.training.record import run_from_json
 
 HASH = "ab12"
 
@@ -56,7 +51,7 @@ def refused(call: Callable[[], Any], match: str) -> None:
 
 
 def test_a_checkpoint_comes_back_as_it_was(path: Path) -> None:
-    state = load_checkpoint(path, HASH)
+    state = RunFolder(path.parent).load_checkpoint(HASH)
     assert state["epoch"] == 3
     assert torch.equal(state["weights"], torch.arange(1000.0))
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
@@ -66,27 +61,27 @@ def test_a_checkpoint_comes_back_as_it_was(path: Path) -> None:
 def test_a_truncated_checkpoint_is_refused(path: Path, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    refused(lambda: load_checkpoint(path, HASH), "is no checkpoint of taet, or is truncated")
+    refused(lambda: RunFolder(path.parent).load_checkpoint(HASH), "is no checkpoint of taet, or is truncated")
 
 
 @pytest.mark.parametrize("state", [{"model": 1}, [1, 2], torch.zeros(3), {"schema": "one"}])
 def test_a_foreign_checkpoint_is_refused(path: Path, state: Any) -> None:
     torch.save(state, path)
-    refused(lambda: load_checkpoint(path, HASH), "is no checkpoint of taet")
+    refused(lambda: RunFolder(path.parent).load_checkpoint(HASH), "is no checkpoint of taet")
 
 
 def test_a_newer_checkpoint_is_refused(path: Path) -> None:
     torch.save({"schema": 2, "run_hash": HASH}, path)
-    refused(lambda: load_checkpoint(path, HASH), "got schema 2; allowed: up to 1")
+    refused(lambda: RunFolder(path.parent).load_checkpoint(HASH), "got schema 2; allowed: up to 1")
 
 
 def test_a_checkpoint_of_another_run_is_refused(path: Path) -> None:
-    refused(lambda: load_checkpoint(path, "cd34"), "belongs to another run")
+    refused(lambda: RunFolder(path.parent).load_checkpoint("cd34"), "belongs to another run")
 
 
 def test_a_missing_checkpoint_is_refused(path: Path) -> None:
     path.unlink()
-    refused(lambda: load_checkpoint(path, HASH), "nothing to resume")
+    refused(lambda: RunFolder(path.parent).load_checkpoint(HASH), "nothing to resume")
 
 
 class Malicious:
@@ -102,7 +97,7 @@ class Malicious:
 def test_code_in_a_checkpoint_is_never_run(path: Path) -> None:
     mark = path.parent / "mark"
     torch.save({"schema": 1, "run_hash": HASH, "evil": Malicious(mark)}, path)
-    refused(lambda: load_checkpoint(path, HASH), "is no checkpoint of taet")
+    refused(lambda: RunFolder(path.parent).load_checkpoint(HASH), "is no checkpoint of taet")
     assert not mark.exists()
     torch.load(path, weights_only=False)
     assert mark.exists()  # the file would have run it
@@ -151,11 +146,11 @@ def test_a_run_survives_run_json(tiny: Callable[..., Run], method: str) -> None:
 
 
 def test_a_finished_run_gives_its_model_back(finished: TrainingResult) -> None:
-    run, model, dataset, info = load_run(finished.folder)
+    run, model, dataset, record = load_run(finished.folder)
     assert run == finished.run
     assert weights_digest(model) == weights_digest(finished.model)
     assert not model.training
-    assert dataset.test.sha256 == info["data"]["splits"]["test"]["sha256"]
+    assert dataset.test.sha256 == record.data.test.sha256
 
 
 @pytest.mark.parametrize(

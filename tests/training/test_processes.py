@@ -22,7 +22,8 @@ from taet import config
 from taet.config import Run
 from taet.errors import UserError
 from taet.training import resume, train
-from taet.training.checkpoint import run_from_json, weights_digest
+from taet.training.checkpoint import weights_digest
+from taet.training.record import run_from_json
 from taet.training.trainer import Trainer
 
 MOST = 3

@@ -438,7 +438,7 @@ def test_run_json_says_what_was_done(result: TrainingResult) -> None:
 
 def test_a_validation_split_leaves_the_class_counts(tiny: Callable[..., Run], tmp_path: Path) -> None:
     plan = Trainer(tiny("at", VALIDATED), tmp_path, model=None, dataset=None, progress=None)
-    splits = plan.description()["data"]["splits"]
+    splits = plan.description("").to_json()["data"]["splits"]
     assert plan.method.class_counts.tolist() == splits["train"]["class_counts"]
     held = np.array(splits["validation"]["class_counts"])
     assert (held >= 1).all()
