@@ -13,7 +13,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from taet import config, registry
+import taet
+from taet import config, methods, protocols, registry, report
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
 from taet.cli import COMMANDS, check, compare, cost, evaluate, export, predict, transfer
@@ -21,7 +22,7 @@ from taet.cli.train import configure
 from taet.config import Threat
 from taet.experiments.specification import parse, read
 from taet.methods import Task
-from taet.methods.base import Attack, Method
+from taet.methods.base import Attack
 from taet.models import build
 from taet.protocols import PROTOCOLS
 
@@ -48,12 +49,30 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+def contributed() -> dict[str, str]:
+    """The files of CONTRIBUTING.md: each has its path in the sentence before its code."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"^`(\w+/\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", text, re.M | re.S))
+
+
+@pytest.fixture
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of CONTRIBUTING.md as plug-ins."""
+    folder = tmp_path / "plugins"
+    for name, source in contributed().items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+    monkeypatch.setenv("TAET_PLUGINS", str(folder))
+
+
 def commands() -> list[list[str]]:
     lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
     calls = [line for line in lines if re.match(r"    taet \w", line) and "|" not in line]
     return [call.split("#")[0].split("->")[0].split()[1:] for call in calls]
 
 
+@pytest.mark.usefixtures("plugins")
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_a_command_in_the_documents_exists_with_its_flags(words: list[str]) -> None:
     command, *rest = words
@@ -80,15 +99,37 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_method_of_the_contributing_guide_works(tmp_path: Path) -> None:
-    source = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S)
-    assert source is not None
-    path = tmp_path / "contributed.py"
-    path.write_text(source[1], encoding="utf-8")
-    cls: type[Method] = load(path).LabelSmoothing
+@pytest.mark.usefixtures("plugins")
+def test_the_contributing_guide_adds_one_file_of_every_kind() -> None:
+    added: dict[registry.Kind, str] = {
+        "methods": "my-idea",
+        "attacks": "corner",
+        "data": "two-digits",
+        "models": "small-cnn",
+    }
+    assert len(contributed()) == len(added)
+    for kind, name in added.items():
+        assert registry.find(kind, name).path is not None
+
+
+@pytest.mark.usefixtures("plugins")
+def test_what_the_contributing_guide_adds_is_trained_attacked_and_reported(tmp_path: Path) -> None:
+    changes = {"data.name": "two-digits", "model.name": "small-cnn", "training.epochs": 1, "training.monitor_every": 0}
+    changes |= {"settings": {"smoothing": 0.2}, "threat.steps": 1, "threat.eps": 0.1}
+    result = taet.train(config.override(protocols.taet("my-idea"), changes), out=tmp_path / "run")
+    card = taet.evaluate(result.folder, attacks=["clean", "corner", "pgd-2"])
+    assert (card.title, card.data["name"]) == ("AT + label smoothing", "two-digits")
+    assert [column.name for column in card.columns] == ["clean", "corner", "pgd-2"]
+    page = report.write([result.folder], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "AT + label smoothing" in page
+    assert "corner" in page
+
+
+@pytest.mark.usefixtures("plugins")
+def test_the_method_of_the_contributing_guide_is_plain_training_without_smoothing() -> None:
     task = Task(class_counts=(6, 3, 2), image_shape=(1, 8, 8), epochs=2, steps_per_epoch=1)
-    method = cls(config.from_json(cls.Config, {"smoothing": 0.0}), task)
-    model = build("resnet8", 3, (1, 8, 8))
+    method = methods.build("my-idea", {"smoothing": 0.0}, task)
+    model = build("small-cnn", 3, (1, 8, 8))
     x, y = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1, 2, 2])
     attack = Attack(Threat(steps=2), Source(torch.Generator().manual_seed(0)))
     with frozen(model):
@@ -150,8 +191,6 @@ def test_every_golden_number_is_checked_by_a_test_and_named_on_a_page() -> None:
 
 
 def test_the_changelog_knows_this_version() -> None:
-    import taet
-
     assert f"## {taet.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"version: {taet.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f'version = "{taet.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
