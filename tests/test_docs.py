@@ -125,6 +125,13 @@ def test_what_the_contributing_guide_adds_is_trained_attacked_and_reported(tmp_p
     assert "corner" in page
 
 
+def test_the_contributing_guide_names_files_that_exist() -> None:
+    named = re.findall(r"`(taet/[\w/.]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert named
+    for path in named:
+        assert (ROOT / path).exists(), path
+
+
 @pytest.mark.usefixtures("plugins")
 def test_the_method_of_the_contributing_guide_is_plain_training_without_smoothing() -> None:
     task = Task(class_counts=(6, 3, 2), image_shape=(1, 8, 8), epochs=2, steps_per_epoch=1)
