@@ -13,8 +13,8 @@ from taet.config import Data
 from taet.data import npz
 from taet.data.dataset import Dataset, Labels, Outline
 from taet.data.downloads import Download
-from taet.data.places import roots
-from taet.data.store import Stored
+from taet.data.named_arrays import Arrays, to_dataset
+from taet.data.places import not_found, roots
 from taet.errors import UserError
 
 NAMES = {
@@ -29,7 +29,7 @@ IMAGE_SHAPE = (3, 32, 32)
 
 
 class Version(NamedTuple):
-    """One of the two sets: where its official archive is, and what is in it."""
+    """One of the two sets: its official archive, and what is in it."""
 
     title: str
     reader: str
@@ -76,57 +76,13 @@ VERSIONS = {
 
 
 def _kind(data: Data) -> str:
-    """Return cifar10 or cifar100, whatever is cut from it."""
+    """Return cifar10 or cifar100, of which the other sets are subsets."""
     return data.name.partition("-")[0]
 
 
 def downloads(data: Data) -> tuple[Download, ...]:
     """Return the official archive, with torchvision's checksum."""
     return (VERSIONS[_kind(data)].archive,)
-
-
-class Found(NamedTuple):
-    """What was found, and where."""
-
-    place: Path
-    arrays: dict[str, NDArray[Any] | Stored]
-    class_names: tuple[str, ...]
-
-
-def _official(root: Path, version: Version) -> Found:
-    """Return what is in the official files, which are pickles.
-
-    Torchvision opens none of them before it has seen the official MD5 of that file, so that no foreign code is run.
-    """
-    from torchvision import datasets
-
-    place = root / version.folder
-    arrays: dict[str, NDArray[Any] | Stored] = {}
-    try:
-        with warnings.catch_warnings():
-            # The official pickles spell NumPy types as they were in 2009, which newer NumPy deprecates.
-            warnings.simplefilter("ignore")
-            for part in version.per_class:
-                official = getattr(datasets, version.reader)(str(root), train=part == "train", download=False)
-                arrays |= {f"{part}_images": official.data, f"{part}_labels": np.asarray(official.targets)}
-    except RuntimeError as error:
-        url = version.archive.url
-        raise UserError(f"{version.title}: a file in '{place}' is missing or damaged; unpack {url} again") from error
-    return Found(place, arrays, tuple(official.classes))
-
-
-def _find(data: Data, version: Version) -> Found:
-    file = f"{_kind(data)}.npz"
-    for root in roots(data):
-        if (root / version.folder).is_dir():
-            return _official(root, version)
-        if (root / file).is_file():
-            return Found(root / file, npz.read_arrays(root / file, data.storage), version.class_names)
-    looked = ", ".join(f"'{root}'" for root in roots(data))
-    raise UserError(
-        f"{version.title} is not in {looked}; run taet data prepare {data.name}, or unpack {version.archive.url} "
-        f"(or put {file}) into a folder and name it with --data.root or TAET_DATA"
-    )
 
 
 def outline(data: Data) -> Outline:
@@ -137,28 +93,50 @@ def outline(data: Data) -> Outline:
     return Outline(splits, IMAGE_SHAPE)
 
 
-def _check(dataset: Dataset, version: Version) -> None:
-    if dataset.image_shape != IMAGE_SHAPE:
-        raise UserError(f"got images of shape {dataset.image_shape}; allowed: {IMAGE_SHAPE}")
-    for part, expected in version.per_class.items():
-        for name, count in zip(dataset.class_names, dataset.splits[part].class_counts, strict=True):
-            if count != expected:
-                raise UserError(f"got {count} {part} images of '{name}'; allowed: {expected} of each class")
+def _official(place: Path, version: Version) -> tuple[Arrays, tuple[str, ...]]:
+    """Return the arrays and class names of the official files, which are pickles.
+
+    Torchvision opens each only after it has compared its official MD5, so that no foreign code is run.
+    """
+    from torchvision import datasets
+
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        with warnings.catch_warnings():
+            # The official pickles name NumPy types as in 2009, which newer NumPy deprecates.
+            warnings.simplefilter("ignore")
+            for part in version.per_class:
+                official = getattr(datasets, version.reader)(str(place.parent), train=part == "train", download=False)
+                arrays |= {f"{part}_images": official.data, f"{part}_labels": np.asarray(official.targets)}
+    except RuntimeError as error:
+        url = version.archive.url
+        raise UserError(f"{version.title}: a file in '{place}' is missing or damaged; unpack {url} again") from error
+    return arrays, tuple(official.classes)
+
+
+def _find(data: Data, version: Version) -> Path:
+    file = f"{_kind(data)}.npz"
+    for root in roots(data):
+        if (root / version.folder).is_dir():
+            return root / version.folder
+        if (root / file).is_file():
+            return root / file
+    raise not_found(version.title, data, f"unpack {version.archive.url} (or put {file})")
 
 
 def read(data: Data) -> Dataset:
     """Return the whole set, balanced: 50,000 training and 10,000 test images. Source: Krizhevsky, 2009.
 
-    Of CIFAR-100 the classes are the 100 fine ones. A file that is missing, damaged or of another content is a
+    Of CIFAR-100 the classes are the 100 fine ones. A file that is missing, damaged or of other content is a
     `UserError`.
     """
     version = VERSIONS[_kind(data)]
-    found = _find(data, version)
-    try:
-        dataset = Dataset.from_arrays(
-            *(found.arrays[key] for key in npz.REQUIRED), class_names=found.class_names, name=data.name
-        )
-        _check(dataset, version)
-    except UserError as error:
-        raise UserError(f"{version.title} in '{found.place}': {error}") from error
+    place = _find(data, version)
+    if place.is_dir():
+        arrays, names = _official(place, version)
+    else:
+        arrays, names = npz.read_arrays(place, data.storage), version.class_names
+    where = f"{version.title} in '{place}'"
+    dataset = to_dataset(arrays, class_names=names, name=data.name, where=where)
+    outline(data).check(dataset, where)
     return dataset

@@ -69,6 +69,16 @@ class Outline:
     named: bool = True
     """Are the class names the real ones?"""
 
+    def check(self, dataset: Dataset, where: str) -> None:
+        """Refuse a data set with another shape or other class counts; the error begins with `where` it was read."""
+        if dataset.image_shape != self.image_shape:
+            raise UserError(f"{where}: got images of shape {dataset.image_shape}; allowed: {self.image_shape}")
+        for part, labels in self.splits.items():
+            found = dataset.splits[part].class_counts if part in dataset.splits else np.zeros_like(labels.class_counts)
+            for name, got, expected in zip(labels.class_names, found, labels.class_counts, strict=True):
+                if got != expected:
+                    raise UserError(f"{where}: got {got} {part} images of '{name}'; allowed: {expected} of this class")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from taet.config import Data
 from taet.data.dataset import Dataset, Labels, Outline
 from taet.data.downloads import Download
-from taet.data.places import roots
+from taet.data.named_arrays import REQUIRED, to_dataset
+from taet.data.places import not_found, roots
 from taet.errors import UserError
 
 NAMES = {
@@ -73,9 +74,9 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(bytearray(content), np.uint8, offset=start).reshape(shape)
 
 
-def _find(name: str, folders: list[Path]) -> list[Path]:
+def _find(data: Data) -> list[Path]:
     """Return the four files in one folder, each compressed as published or unpacked."""
-    for root in folders:
+    for root in roots(data):
         places = [root / download.file for download in FILES]
         found = [place if place.is_file() else place.with_suffix("") for place in places]
         lost = [place.name for place, path in zip(places, found, strict=True) if not path.is_file()]
@@ -83,15 +84,11 @@ def _find(name: str, folders: list[Path]) -> list[Path]:
             return found
         if len(lost) < len(FILES):
             raise UserError(
-                f"Fashion-MNIST: '{root / FOLDER}' has no {', '.join(lost)}; run taet data prepare {name}, "
+                f"Fashion-MNIST: '{root / FOLDER}' has no {', '.join(lost)}; run taet data prepare {data.name}, "
                 f"or get it from {URL}"
             )
-    looked = ", ".join(f"'{root / FOLDER}'" for root in folders)
     files = ", ".join(Path(download.file).name for download in FILES)
-    raise UserError(
-        f"Fashion-MNIST is not in {looked}; run taet data prepare {name}, or put {files} from {URL} into {FOLDER} "
-        "of a folder and name that with --data.root or TAET_DATA"
-    )
+    raise not_found("Fashion-MNIST", data, f"put {files} from {URL} below {FOLDER}")
 
 
 def outline(data: Data) -> Outline:  # noqa: ARG001 - there is one set
@@ -106,16 +103,9 @@ def read(data: Data) -> Dataset:
     Source: Xiao, Rasul and Vollgraf, Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms,
     2017, arXiv:1708.07747.
     """
-    paths = _find(data.name, roots(data))
-    arrays = [read_idx(path) for path in paths]
-    try:
-        dataset = Dataset.from_arrays(*arrays, class_names=CLASS_NAMES, name=data.name)
-        if dataset.image_shape != IMAGE_SHAPE:
-            raise UserError(f"got images of shape {dataset.image_shape}; allowed: {IMAGE_SHAPE}")
-        for part, expected in PER_CLASS.items():
-            counts = dataset.splits[part].class_counts
-            if (counts != expected).any():
-                raise UserError(f"got {counts.tolist()} {part} images per class; allowed: {expected} of each")
-    except UserError as error:
-        raise UserError(f"Fashion-MNIST in '{paths[0].parent}': {error}") from error
+    paths = _find(data)
+    arrays = dict(zip(REQUIRED, map(read_idx, paths), strict=True))
+    where = f"Fashion-MNIST in '{paths[0].parent}'"
+    dataset = to_dataset(arrays, class_names=CLASS_NAMES, name=data.name, where=where)
+    outline(data).check(dataset, where)
     return dataset

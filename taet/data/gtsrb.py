@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -13,75 +14,22 @@ from taet.config import Data
 from taet.data.dataset import Dataset, Labels, Outline, Split
 from taet.data.downloads import Download
 from taet.data.images import decode_all
-from taet.data.places import roots
+from taet.data.places import not_found, roots
 from taet.errors import UserError
 
 NAMES = {
     "gtsrb": "GTSRB, 43 German traffic signs, long-tailed as it is (11 to 1); frames of one sign stay in one split"
 }
-CLASS_NAMES = (
-    "speed limit 20",
-    "speed limit 30",
-    "speed limit 50",
-    "speed limit 60",
-    "speed limit 70",
-    "speed limit 80",
-    "end of speed limit 80",
-    "speed limit 100",
-    "speed limit 120",
-    "no overtaking",
-    "no overtaking by lorries",
-    "right of way at crossing",
-    "priority road",
-    "give way",
-    "stop",
-    "no vehicles",
-    "no lorries",
-    "no entry",
-    "danger",
-    "bend left",
-    "bend right",
-    "double bend",
-    "uneven road",
-    "slippery road",
-    "road narrows on right",
-    "road works",
-    "traffic lights",
-    "pedestrians",
-    "children",
-    "bicycles",
-    "ice or snow",
-    "wild animals",
-    "end of all limits",
-    "turn right",
-    "turn left",
-    "straight on",
-    "straight on or right",
-    "straight on or left",
-    "keep right",
-    "keep left",
-    "roundabout",
-    "end of no overtaking",
-    "end of no overtaking by lorries",
-)
-"""In the order of the official class numbers; in words of our own."""
+CLASSES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["classes"]
+CLASS_NAMES, TRACK_COUNTS, TEST_COUNTS = zip(*CLASSES, strict=True)
+"""In the order of the official class numbers: names, tracks of the training set, test images."""
 SIZE = 32
 TRAINING = {"Final_Training/Images": 39_209, "Training": 26_640}
 """Folders that may hold the training images, most wanted first, and how many there are: the benchmark's training set,
 and the part of it that the online competition of IJCNN 2011 had, which torchvision takes."""
-TRACK_COUNTS = (
-    *(7, 74, 75, 47, 66, 62, 14, 48, 47, 49, 67, 44, 70, 72, 26, 21, 14, 37, 40, 7, 12, 11, 13, 17, 9, 50, 20, 8, 18),
-    *(9, 15, 26, 8, 23, 14, 40, 13, 7, 69, 10, 12, 8, 8),
-)
-"""Tracks of each class in the benchmark's training set."""
 FRAMES, SHORT_TRACK_CLASS = 30, 33
 """Images of a track; one track of one class has one image less."""
 TEST = 12_630
-TEST_COUNTS = (
-    *(60, 720, 750, 450, 660, 630, 150, 450, 450, 480, 660, 420, 690, 720, 270, 210, 150, 360, 390, 60, 90, 90, 120),
-    *(150, 90, 480, 180, 60, 150, 90, 150, 270, 60, 210, 120, 390, 120, 60, 690, 90, 90, 60, 90),
-)
-"""Test images of each class."""
 TRACKS = 100_000
 """Track numbers have five digits."""
 BASE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
@@ -116,19 +64,7 @@ def downloads(data: Data) -> tuple[Download, ...]:  # noqa: ARG001 - there is on
     return ARCHIVES
 
 
-def _find(folders: list[Path]) -> tuple[Path, str]:
-    """Return what `_found` returns; where nothing is there, a `UserError` says what to do."""
-    found = _found(folders)
-    if found is not None:
-        return found
-    looked = ", ".join(f"'{root}'" for root in folders)
-    raise UserError(
-        f"GTSRB is not in {looked}; run taet data prepare gtsrb, or unpack {', '.join(a.name for a in ARCHIVES)} "
-        f"from {BASE}/ into a folder gtsrb of one of them, or name it with --data.root or TAET_DATA"
-    )
-
-
-def _found(folders: list[Path]) -> tuple[Path, str] | None:
+def _find(folders: list[Path]) -> tuple[Path, str] | None:
     """Return the folder GTSRB, and which of its folders holds the training images, if they are there."""
     places = [root / folder for root in folders for folder in ("gtsrb/GTSRB", "GTSRB")]
     return next(((place, part) for place in places for part in TRAINING if (place / part).is_dir()), None)
@@ -136,7 +72,7 @@ def _found(folders: list[Path]) -> tuple[Path, str] | None:
 
 def outline(data: Data) -> Outline:
     """Return the official numbers, or those of the files where they are there."""
-    shape, found = (3, SIZE, SIZE), _found(roots(data))
+    shape, found = (3, SIZE, SIZE), _find(roots(data))
     if found is not None:
         place, training = found
         _, labels, tracks = _training(place / training)
@@ -196,7 +132,11 @@ def read(data: Data) -> Dataset:
     track is some 30 frames of one sign while a car passes it. Mirrored signs are others. Source: Stallkamp, Schlipsing,
     Salmen and Igel, The German Traffic Sign Recognition Benchmark, IJCNN 2011.
     """
-    place, training = _find(roots(data))
+    found = _find(roots(data))
+    if found is None:
+        archives = ", ".join(archive.name for archive in ARCHIVES)
+        raise not_found("GTSRB", data, f"unpack {archives} from {BASE}/ below gtsrb")
+    place, training = found
     train_paths, train_labels, tracks = _training(place / training)
     test_paths, test_labels = _test(place)
     _check("training", place / training, train_labels, TRAINING[training])

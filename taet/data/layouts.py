@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from taet.data import taet_npy
 from taet.data.dataset import Dataset
 from taet.data.downloads import Progress
-from taet.data.npz import GROUP, PARTS
+from taet.data.named_arrays import CLASS_NAMES, GROUP, PARTS
 from taet.data.store import pieces
 from taet.errors import UserError, unknown
 
@@ -57,7 +57,7 @@ def _write_npz(dataset: Dataset, path: Path, count: _Count) -> None:
             save(f"{PARTS[part]}_labels", split.labels)
             if split.groups is not None:
                 save(f"{PARTS[part]}_{GROUP}", split.groups)
-        save("class_names", np.array(dataset.class_names))
+        save(CLASS_NAMES, np.array(dataset.class_names))
 
 
 def class_folders(class_names: Sequence[str]) -> list[str]:

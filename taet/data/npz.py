@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,38 +13,13 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Labels, Outline, checked_labels, checked_names
+from taet.data.dataset import Dataset, Labels, Outline
+from taet.data.named_arrays import GROUP, PARTS, Arrays, keys, to_dataset, to_labels
 from taet.data.places import locate
 from taet.data.store import Stored, open_member, shape_of_member
 from taet.errors import UserError
 
 NAMES = {"npz": "npz:PATH, a file with train_images, train_labels, test_images, test_labels (MedMNIST's keys)"}
-REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
-VALIDATION = ("val_images", "val_labels")
-PARTS = {"train": "train", "validation": "val", "test": "test"}
-"""What the keys call the splits."""
-GROUP = "group"
-"""What images have in common where nothing else is asked for."""
-
-
-def read_arrays(path: Path, storage: str = "auto", group: str | None = None) -> dict[str, NDArray[Any] | Stored]:
-    """Return the arrays of MedMNIST's keys that are in the file; one that is required and missing is a `UserError`.
-
-    Images may lie on disk: see `taet.data.store.open_member`. With `group`, train_`group` is required too, and those of
-    the other splits are taken where they are there.
-    """
-    return {key: open_member(path, key, storage) for key in _keys(path, group)}
-
-
-def _keys(path: Path, group: str | None) -> list[str]:
-    """Return the names of the arrays that are read; one that is required and missing is a `UserError`."""
-    there = _names(path)
-    groups = [] if group is None else [f"{part}_{group}" for part in PARTS.values()]
-    required = [*REQUIRED, *(VALIDATION if any(key in there for key in VALIDATION) else ()), *groups[:1]]
-    missing = [key for key in required if key not in there]
-    if missing:
-        raise UserError(f"'{path}' has no {', '.join(missing)}; it has: {', '.join(there) or 'nothing'}")
-    return [*required, *(key for key in (*groups[1:], "class_names") if key in there)]
 
 
 def _names(path: Path) -> list[str]:
@@ -61,18 +36,26 @@ def _names(path: Path) -> list[str]:
         raise UserError(f"cannot read '{path}': {error}; allowed: an .npz file of plain arrays") from error
 
 
+def _keys(path: Path, group: str | None) -> list[str]:
+    there = _names(path)
+    wanted, missing = keys(there, group)
+    if missing:
+        raise UserError(f"'{path}' has no {', '.join(missing)}; it has: {', '.join(there) or 'nothing'}")
+    return wanted
+
+
+def read_arrays(path: Path, storage: str = "auto", group: str | None = None) -> dict[str, NDArray[Any] | Stored]:
+    """Return the arrays of MedMNIST's keys that are in the file; one that is required and missing is a `UserError`.
+
+    Images may lie on disk: see `taet.data.store.open_member`. `group`: see `taet.data.named_arrays.keys`.
+    """
+    return {key: open_member(path, key, storage) for key in _keys(path, group)}
+
+
 def read_labels(path: Path, class_names: Sequence[str] | None = None, group: str | None = None) -> dict[str, Labels]:
     """Return the labels of each split of the file, with the groups of its training images; no image is read."""
-    arrays = {
-        key: np.asarray(open_member(path, key, "memory")) for key in _keys(path, group) if not key.endswith("_images")
-    }
-    keys = {part: f"{key}_labels" for part, key in PARTS.items() if f"{key}_labels" in arrays}
-    found = {part: checked_labels(key, arrays[key]) for part, key in keys.items()}
-    names = checked_names(found["train"], class_names or _class_names(path, arrays))
-    groups = None
-    if group is not None:
-        groups = np.unique(arrays[f"train_{group}"].ravel(), return_inverse=True)[1].astype(np.int64)
-    return {part: Labels(labels, names, groups if part == "train" else None) for part, labels in found.items()}
+    wanted = [key for key in _keys(path, group) if not key.endswith("_images")]
+    return to_labels({key: open_member(path, key, "memory") for key in wanted}, class_names, group)
 
 
 def _group(data: Data, path: Path) -> str | None:
@@ -80,18 +63,8 @@ def _group(data: Data, path: Path) -> str | None:
     return data.group or (GROUP if f"train_{GROUP}" in _names(path) else None)
 
 
-def _class_names(path: Path, arrays: Mapping[str, NDArray[Any] | Stored]) -> list[str] | None:
-    """Return the names in the file's array `class_names`, if there is one."""
-    names = arrays.get("class_names")
-    if names is None:
-        return None
-    if names.dtype.kind != "U" or names.ndim != 1:
-        raise UserError(f"'{path}': class_names: got {names.dtype} of shape {names.shape}; allowed: text of shape (C,)")
-    return list(np.asarray(names).tolist())
-
-
 def outline(data: Data) -> Outline | None:
-    """Return the labels of the file and the shape of its images; None where these cannot be told by their header."""
+    """Return the labels of the file and the shape of its images; None if their header does not tell it."""
     path = locate(data)
     splits, shape = read_labels(path, group=_group(data, path)), shape_of_member(path, "train_images")
     if shape is None:
@@ -104,26 +77,17 @@ def read(data: Data) -> Dataset:
     """Return the file's splits as they are; its optional array `class_names` names the classes.
 
     With `data.group` G, train_G, val_G and test_G hold what images have in common, numbers or text (N,); train_group
-    and the like are taken by themselves.
+    and so on are used without being asked for.
     Format: Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795.
     """
     path = locate(data)
     group = _group(data, path)
     arrays = read_arrays(path, data.storage, group)
-    names = _class_names(path, arrays)
-    try:
-        dataset = Dataset.from_arrays(
-            *(arrays[key] for key in REQUIRED),
-            validation=(arrays["val_images"], arrays["val_labels"]) if "val_images" in arrays else None,
-            class_names=names,
-            name=data.name,
-        )
-        return dataset if group is None else _grouped(dataset, arrays, group)
-    except UserError as error:
-        raise UserError(f"'{path}': {error}") from error
+    dataset = to_dataset(arrays, name=data.name, where=f"'{path}'")
+    return dataset if group is None else _grouped(dataset, arrays, group, path)
 
 
-def _grouped(dataset: Dataset, arrays: Mapping[str, NDArray[Any] | Stored], group: str) -> Dataset:
+def _grouped(dataset: Dataset, arrays: Arrays, group: str, path: Path) -> Dataset:
     """Return the data set with the groups of its images, and notes: how many, and where one is in two splits."""
     named = {split: f"{PARTS[split]}_{group}" for split in dataset.splits}
     found = {split: np.asarray(arrays[name]) for split, name in named.items() if name in arrays}
@@ -131,7 +95,7 @@ def _grouped(dataset: Dataset, arrays: Mapping[str, NDArray[Any] | Stored], grou
         count = len(dataset.splits[split])
         if values.size != count or values.dtype.kind not in "iuSU":
             allowed = f"whole numbers or text, ({count},), one for each image"
-            raise UserError(f"{named[split]}: got {values.dtype} of shape {values.shape}; allowed: {allowed}")
+            raise UserError(f"'{path}': {named[split]}: got {values.dtype} of shape {values.shape}; allowed: {allowed}")
     _, numbers = np.unique(np.concatenate([values.ravel() for values in found.values()]), return_inverse=True)
     ends = np.cumsum([values.size for values in found.values()])[:-1]
     groups = dict(zip(found, np.split(numbers.astype(np.int64), ends), strict=True))

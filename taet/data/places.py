@@ -1,4 +1,4 @@
-"""Where data are looked for."""
+"""The folders that data are looked for in."""
 
 from __future__ import annotations
 
@@ -6,25 +6,35 @@ import os
 from pathlib import Path
 
 from taet.config import Data
+from taet.errors import UserError
 
 
 def roots(data: Data) -> list[Path]:
-    """Return the folders that may hold data, most wanted first: --data.root, TAET_DATA, ./data."""
+    """Return the folders that may hold data, in the order of search: --data.root, TAET_DATA, ./data."""
     given = [data.root, os.environ.get("TAET_DATA"), "data"]
     return list(dict.fromkeys(Path(root).expanduser() for root in given if root))
 
 
-def passed_over(data: Data) -> list[str]:
-    """Say that the folder that --data.root names is not there, if so: data were found elsewhere, or need none.
+def not_found(what: str, data: Data, put: str, options: str = "") -> UserError:
+    """Return the error for official files that are in none of the folders; `put` says what to put into one by hand."""
+    looked = ", ".join(f"'{root}'" for root in roots(data))
+    return UserError(
+        f"{what} is not in {looked}; run taet data prepare {data.name}{options}, or {put} into a folder and name that "
+        "with --data.root or TAET_DATA"
+    )
 
-    This is no mistake: a run that is taken to another machine brings the folder that it had.
+
+def passed_over(data: Data) -> list[str]:
+    """Return a note if the folder of --data.root does not exist, so that the data were found elsewhere or need none.
+
+    This is no error: a run that is copied to another machine brings the name of the folder that it had.
     """
     there = data.root is None or Path(data.root).expanduser().is_dir()
     return [] if there else [f"data root '{data.root}' is no folder here, and was passed over"]
 
 
 def locate(data: Data) -> Path:
-    """Return the path in a name such as npz:PATH, found from here or, where it is relative, from a data folder."""
+    """Return the path in a name such as npz:PATH: as it is or, where it is relative, in one of the folders."""
     path = Path(data.name.partition(":")[2]).expanduser()
     candidates = [path, *(root / path for root in roots(data))]
     return next((candidate for candidate in candidates if candidate.exists()), path)

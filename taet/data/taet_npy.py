@@ -10,14 +10,13 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Labels, Outline, Split, checked_labels, checked_names
-from taet.data.npz import PARTS, REQUIRED, VALIDATION
+from taet.data.dataset import Dataset, Outline, Split
+from taet.data.named_arrays import CLASS_NAMES, PARTS, keys, to_dataset, to_labels
 from taet.data.places import locate
 from taet.data.store import Images, gather, pieces
 from taet.errors import UserError
 
 NAMES = {"taet-npy": "taet-npy:PATH, a folder with train/test_images.npy (N,3072) and train/test_labels.npy, as TAET's"}
-CLASS_NAMES = "class_names"
 
 
 def _open(folder: Path, key: str) -> NDArray[np.generic]:
@@ -58,38 +57,24 @@ def _rows(folder: Path, key: str) -> tuple[NDArray[np.generic], tuple[int, int, 
     return rows, (number, side, side, channels)
 
 
-def _find(data: Data) -> tuple[Path, tuple[str, ...]]:
-    """Return the folder, and the names of its arrays of images and labels."""
+def _find(data: Data) -> tuple[Path, list[str]]:
+    """Return the folder, and the names of its arrays."""
     folder = locate(data)
     if not folder.is_dir():
         raise UserError(f"no such folder: '{folder}'")
-    there = {path.stem for path in folder.glob("*.npy")}
-    keys = REQUIRED + (VALIDATION if there & set(VALIDATION) else ())
-    missing = [f"{key}.npy" for key in keys if key not in there]
+    wanted, missing = keys(path.stem for path in folder.glob("*.npy"))
     if missing:
-        raise UserError(f"'{folder}' has no {', '.join(missing)}; allowed: a folder with the files that TAET publishes")
-    return folder, keys
-
-
-def _class_names(folder: Path) -> list[str] | None:
-    """Return the names in class_names.npy, if there is such a file."""
-    if not (folder / f"{CLASS_NAMES}.npy").is_file():
-        return None
-    names = _open(folder, CLASS_NAMES)
-    if names.dtype.kind != "U" or names.ndim != 1:
-        allowed = "text of shape (C,)"
-        raise UserError(f"'{folder}': class_names: got {names.dtype} of shape {names.shape}; allowed: {allowed}")
-    return list(names.tolist())
+        files = ", ".join(f"{key}.npy" for key in missing)
+        raise UserError(f"'{folder}' has no {files}; allowed: a folder with the files that TAET publishes")
+    return folder, wanted
 
 
 def outline(data: Data) -> Outline:
     """Return the labels of the folder and the shape of its images."""
-    folder, keys = _find(data)
-    parts = {part: f"{key}_labels" for part, key in PARTS.items() if f"{key}_labels" in keys}
-    found = {part: checked_labels(key, _open(folder, key)) for part, key in parts.items()}
-    names = checked_names(found["train"], _class_names(folder))
+    folder, wanted = _find(data)
+    splits = to_labels({key: _open(folder, key) for key in wanted if not key.endswith("images")})
     _, height, width, channels = _rows(folder, "train_images")[1]
-    return Outline({part: Labels(labels, names) for part, labels in found.items()}, (channels, height, width))
+    return Outline(splits, (channels, height, width))
 
 
 def read(data: Data) -> Dataset:
@@ -100,18 +85,11 @@ def read(data: Data) -> Dataset:
     whole numbers (N,). Beside TAET's four files there may be val_images.npy, val_labels.npy and class_names.npy.
     Pickled arrays are refused. Source: the code of Wang et al., TAET, CVPR 2025, arXiv:2503.01924.
     """
-    folder, keys = _find(data)
-    arrays = {key: _images(folder, key, data.storage) if key.endswith("images") else _open(folder, key) for key in keys}
-    names = _class_names(folder)
-    try:
-        return Dataset.from_arrays(
-            *(arrays[key] for key in REQUIRED),
-            validation=(arrays["val_images"], arrays["val_labels"]) if "val_images" in arrays else None,
-            class_names=names,
-            name=data.name,
-        )
-    except UserError as error:
-        raise UserError(f"'{folder}': {error}") from error
+    folder, wanted = _find(data)
+    arrays = {
+        key: _images(folder, key, data.storage) if key.endswith("images") else _open(folder, key) for key in wanted
+    }
+    return to_dataset(arrays, name=data.name, where=f"'{folder}'")
 
 
 def _write_rows(path: Path, split: Split) -> None:

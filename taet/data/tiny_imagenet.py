@@ -11,7 +11,7 @@ from taet.config import Data
 from taet.data.dataset import Dataset, Labels, Outline, Split
 from taet.data.downloads import Download
 from taet.data.images import decode_all
-from taet.data.places import roots
+from taet.data.places import not_found, roots
 from taet.errors import UserError
 
 NAMES = {
@@ -37,17 +37,6 @@ AGAIN = f"delete the folder {FOLDER} and run taet data prepare tiny-imagenet"
 def downloads(data: Data) -> tuple[Download, ...]:  # noqa: ARG001 - there is one version
     """Return what `read` reads, as it is published."""
     return (ARCHIVE,)
-
-
-def _find(folders: list[Path]) -> Path:
-    for root in folders:
-        if (root / FOLDER).is_dir():
-            return root / FOLDER
-    looked = ", ".join(f"'{root}'" for root in folders)
-    raise UserError(
-        f"Tiny-ImageNet is not in {looked}; run taet data prepare tiny-imagenet, or unpack {ARCHIVE.url} into one of "
-        "them, or name another with --data.root or TAET_DATA"
-    )
 
 
 def _rows(path: Path, columns: int) -> list[list[str]]:
@@ -116,7 +105,9 @@ def read(data: Data) -> Dataset:
     of a class are in the order of their file names. Greyscale files become colour. Source: Le and Yang, Tiny ImageNet
     visual recognition challenge, Stanford CS 231N, 2015.
     """
-    folder = _find(roots(data))
+    folder = next((root / FOLDER for root in roots(data) if (root / FOLDER).is_dir()), None)
+    if folder is None:
+        raise not_found("Tiny-ImageNet", data, f"unpack {ARCHIVE.url}")
     wnids = sorted({wnid.strip() for (wnid,) in _rows(folder / "wnids.txt", 1)})
     if len(wnids) != CLASSES:
         raise UserError(
