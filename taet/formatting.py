@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 MISSING = "–"
 """Stands for a number that was not measured."""
@@ -80,3 +80,14 @@ def short(value: object, length: int = 60) -> str:
     """Return the `repr` of a value, cut to at most `length` characters."""
     text = repr(value)
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def words(value: object) -> str:
+    """Write a value from a JSON file in words: `key value, key value` for an object."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {words(part)}" for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(words, value))
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

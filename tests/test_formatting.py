@@ -10,7 +10,8 @@ from taet import formatting
 
 
 @pytest.mark.parametrize(
-    ("eps", "text"), [(8 / 255, "8/255"), (0.0314, "0.0314"), (0.5, "0.5"), (128 / 255, "128/255"), (0.0, "0")]
+    ("eps", "text"),
+    [(8 / 255, "8/255"), (0.0314, "0.0314"), (0.5, "0.5"), (128 / 255, "128/255"), (0.0, "0"), (1.0, "255/255")],
 )
 def test_a_size_is_a_fraction_of_255_where_it_is_one(eps: float, text: str) -> None:
     assert formatting.size(eps) == text
@@ -49,3 +50,8 @@ def test_lists_and_long_values() -> None:
     assert [formatting.listed("abc"[:n]) for n in (0, 1, 2, 3)] == ["", "a", "a and b", "a, b and c"]
     assert formatting.listed("abcde", most=3) == "a, b, c and 2 more"
     assert formatting.short("x" * 100) == "'" + "x" * 56 + "..."
+
+
+def test_values_of_a_json_file_in_words() -> None:
+    value = {"a": [1, 0.25], "b": {"c": None, "d": True}}
+    assert formatting.words(value) == "a 1, 0.25, b c none, d yes"

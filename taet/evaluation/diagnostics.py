@@ -61,7 +61,7 @@ Facts = TypeVar("Facts", contravariant=True)
 
 
 @dataclass(frozen=True)
-class Rule(Generic[Facts]):
+class Diagnostic(Generic[Facts]):
     """One thing that may be wrong."""
 
     flag: str
@@ -102,7 +102,7 @@ def flags(card: ResultCard) -> tuple[dict[str, str], ...]:
 
 def findings(facts: CheckFacts) -> tuple[Finding, ...]:
     """Return one finding for each subject of `taet check`: the first rule that applies, else that nothing is wrong."""
-    rules: list[Rule[CheckFacts]] = [*MODEL, *CHECK]
+    rules: list[Diagnostic[CheckFacts]] = [*MODEL, *CHECK]
     found = []
     for subject, sound in SOUND.items():
         texts = (rule.text(facts) for rule in rules if rule.subject == subject)
@@ -111,7 +111,7 @@ def findings(facts: CheckFacts) -> tuple[Finding, ...]:
     return tuple(found)
 
 
-def _said(rules: Iterable[Rule[Facts]], facts: Facts) -> dict[str, str]:
+def _said(rules: Iterable[Diagnostic[Facts]], facts: Facts) -> dict[str, str]:
     """Return the texts of the rules that apply, by flag."""
     said = {rule: text for rule in rules if (text := rule.text(facts)) is not None}
     raised = {rule.flag for rule in said}
@@ -253,23 +253,23 @@ def _eps_curve(card: ResultCard) -> tuple[tuple[float, Column], ...]:
     return next((curve.points for curve in curves(card) if curve.name == "eps"), ())
 
 
-ATTACKS: tuple[Rule[ResultCard], ...] = (
-    Rule("pgd-too-short", _too_short, "use more steps or longer ones"),
-    Rule("one-step-beats-many-step", _one_step, "trust AutoAttack, not PGD"),
-    Rule("pgd-not-converged", _convergence, "use more steps and AutoAttack"),
-    Rule("autoattack-far-below-pgd", _autoattack, "report AutoAttack, not PGD"),
-    Rule("margin-beats-cross-entropy", _margin, "report AutoAttack, not PGD"),
-    Rule("adaptive-beats-plain", _adaptive, "report the adaptive attack and AutoAttack"),
-    Rule("transfer-beats-white-box", _transfer, "trust AutoAttack, not gradients alone"),
-    Rule("black-box-beats-gradients", _black_box, "use more queries and an adaptive attack"),
-    Rule("does-not-reach-zero", _not_zero, "trust Square and other attacks that need no gradient"),
-    Rule("accuracy-rises-with-eps", _rises, "use more steps and AutoAttack"),
-    Rule(
+ATTACKS: tuple[Diagnostic[ResultCard], ...] = (
+    Diagnostic("pgd-too-short", _too_short, "use more steps or longer ones"),
+    Diagnostic("one-step-beats-many-step", _one_step, "trust AutoAttack, not PGD"),
+    Diagnostic("pgd-not-converged", _convergence, "use more steps and AutoAttack"),
+    Diagnostic("autoattack-far-below-pgd", _autoattack, "report AutoAttack, not PGD"),
+    Diagnostic("margin-beats-cross-entropy", _margin, "report AutoAttack, not PGD"),
+    Diagnostic("adaptive-beats-plain", _adaptive, "report the adaptive attack and AutoAttack"),
+    Diagnostic("transfer-beats-white-box", _transfer, "trust AutoAttack, not gradients alone"),
+    Diagnostic("black-box-beats-gradients", _black_box, "use more queries and an adaptive attack"),
+    Diagnostic("does-not-reach-zero", _not_zero, "trust Square and other attacks that need no gradient"),
+    Diagnostic("accuracy-rises-with-eps", _rises, "use more steps and AutoAttack"),
+    Diagnostic(
         "unbounded-attack-not-converged",
         _unbounded,
         "use more or longer steps (cw-l2:steps=1000 or lr=0.1), or attacks in a ball",
     ),
-    Rule("autoattack-variant", _variant),
+    Diagnostic("autoattack-variant", _variant),
 )
 
 
@@ -293,8 +293,8 @@ def _logit_scale(facts: ModelFacts) -> str | None:
     )
 
 
-MODEL: tuple[Rule[ModelFacts], ...] = (
-    Rule(
+MODEL: tuple[Diagnostic[ModelFacts], ...] = (
+    Diagnostic(
         "randomised",
         _when(
             lambda facts: facts.repeat_difference > REPEAT_DIFFERENCE,
@@ -304,7 +304,7 @@ MODEL: tuple[Rule[ModelFacts], ...] = (
         "attack the mean of many draws (EOT)",
         subject="determinism",
     ),
-    Rule(
+    Diagnostic(
         "changes-between-calls",
         _when(
             lambda facts: facts.later_difference > REPEAT_DIFFERENCE,
@@ -314,7 +314,7 @@ MODEL: tuple[Rule[ModelFacts], ...] = (
         "let nothing change in eval mode and evaluate again",
         unless=("randomised",),
     ),
-    Rule(
+    Diagnostic(
         "batch-dependent",
         _when(
             lambda facts: facts.batch_difference > REPEAT_DIFFERENCE,
@@ -326,7 +326,7 @@ MODEL: tuple[Rule[ModelFacts], ...] = (
         subject="batch",
         unless=("randomised", "changes-between-calls"),
     ),
-    Rule(
+    Diagnostic(
         "nonfinite-gradients",
         _when(
             lambda facts: facts.nonfinite_gradients > NONFINITE_GRADIENTS,
@@ -336,7 +336,7 @@ MODEL: tuple[Rule[ModelFacts], ...] = (
         "look for a root, norm or logarithm at 0",
         subject="gradients",
     ),
-    Rule(
+    Diagnostic(
         "softmax-outputs",
         _when(
             lambda facts: facts.distributions == facts.images,
@@ -346,7 +346,7 @@ MODEL: tuple[Rule[ModelFacts], ...] = (
         "return the logits, the input of the softmax",
         subject="logits",
     ),
-    Rule(
+    Diagnostic(
         "zero-gradients",
         _when(
             lambda facts: facts.zero_gradients > ZERO_GRADIENTS,
@@ -356,7 +356,7 @@ MODEL: tuple[Rule[ModelFacts], ...] = (
         "trust Square, and attack with smaller logits or a differentiable replacement (BPDA)",
         subject="gradients",
     ),
-    Rule("logit-scale", _logit_scale, "report AutoAttack"),
+    Diagnostic("logit-scale", _logit_scale, "report AutoAttack"),
 )
 
 
@@ -421,23 +421,23 @@ def _tested(card: ResultCard) -> metrics.Ints:
     return metrics.class_counts(card.labels >= 0, card.labels, card.num_classes)[1]
 
 
-TEST_SET: tuple[Rule[ResultCard], ...] = (
-    Rule("at-chance", _chance),
-    Rule("class-without-test-images", _no_images),
-    Rule("few-images-per-class", _few_images, "read the intervals"),
-    Rule("small-test-set", _small_test_set, "use a larger test set, and more seeds"),
-    Rule("selected-on-test-set", _selection, "choose it on a validation split, or take the last epoch"),
+TEST_SET: tuple[Diagnostic[ResultCard], ...] = (
+    Diagnostic("at-chance", _chance),
+    Diagnostic("class-without-test-images", _no_images),
+    Diagnostic("few-images-per-class", _few_images, "read the intervals"),
+    Diagnostic("small-test-set", _small_test_set, "use a larger test set, and more seeds"),
+    Diagnostic("selected-on-test-set", _selection, "choose it on a validation split, or take the last epoch"),
 )
 
 
 # --- taet check alone ------------------------------------------------------------------------------------------------
 
 
-def _found(subject: str, condition: Callable[[CheckFacts], bool], text: str, remedy: str) -> Rule[CheckFacts]:
-    return Rule("", lambda facts: text.format(**vars(facts)) if condition(facts) else None, remedy, subject)
+def _found(subject: str, condition: Callable[[CheckFacts], bool], text: str, remedy: str) -> Diagnostic[CheckFacts]:
+    return Diagnostic("", lambda facts: text.format(**vars(facts)) if condition(facts) else None, remedy, subject)
 
 
-CHECK: tuple[Rule[CheckFacts], ...] = (
+CHECK: tuple[Diagnostic[CheckFacts], ...] = (
     _found(
         "classes",
         lambda facts: not facts.named and facts.highest_label + 1 < facts.num_classes,

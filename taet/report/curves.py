@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from taet.report.figures import INK, Panel, make_figure, make_panel, percent_axis, short
 from taet.report.series import DASHES, Series
+from taet.report.tables import ScoreCell
 from taet.training.record import CurvePoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from taet.report.tables import Cell
 
 # --- over training ---------------------------------------------------------------------------------------------------
 
@@ -129,7 +128,7 @@ def loss_curves(series: Series, name: str) -> Panel | None:
 
 # --- against the strength of an attack -------------------------------------------------------------------------------
 
-Line = Mapping[float, "Cell"]
+Line = Mapping[float, ScoreCell]
 """Accuracy by the setting that is varied, in ascending order."""
 PALE = "#bdbdbd"
 

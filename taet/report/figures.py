@@ -16,12 +16,11 @@ import numpy.typing as npt
 
 from taet.report.read import DataFacts, Floats, Ints
 from taet.report.series import Series
+from taet.report.tables import ClassAccuracies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from taet.report.tables import Classes
 
 GREY, INK, GRID = "#6b6b6b", "#1a1a1a", "#dcdcdc"
 WIDTH = 4.0
@@ -179,7 +178,9 @@ def histogram(data: DataFacts, name: str) -> Panel:
     return make_panel(figure, name, "Training images per class", "head, body and tail from top to bottom")
 
 
-def class_bars(series: Series, clean: Classes, attacked: Classes | None, attack: str, name: str) -> Panel:
+def class_bars(
+    series: Series, clean: ClassAccuracies, attacked: ClassAccuracies | None, attack: str, name: str
+) -> Panel:
     """Clean and robust accuracy of each class: two bars per row, with intervals where there is room."""
     figure, axes, order = class_rows(series.data)
     rows = np.arange(len(order), dtype=np.float64)
@@ -216,7 +217,7 @@ def class_errors(series: Series, natural: Floats, boundary: Floats, attack: str,
     return make_panel(figure, name, series.label, f"natural error, and boundary error under {attack}, of each class")
 
 
-def class_dots(rows_of: Sequence[tuple[Series, Classes]], title: str, name: str) -> Panel:
+def class_dots(rows_of: Sequence[tuple[Series, ClassAccuracies]], title: str, name: str) -> Panel:
     """Accuracy of each class under one attack, one marker per series, with intervals where there is room."""
     figure, axes, order = class_rows(rows_of[0][0].data)
     shifts = np.linspace(-0.3, 0.3, len(rows_of)) if len(rows_of) > 1 else np.zeros(1)

@@ -7,7 +7,6 @@ and a worst case that was stored, which becomes one with the attacks measured be
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,17 +20,12 @@ from taet.evaluation.attack import FAMILIES
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.summary import Summary, summarise
+from taet.formatting import size
 from taet.report.series import Series
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 STRONGEST = "autoattack"
 """The attack that the tables of a page are sorted by, where it was run."""
-
-
-def size(eps: float) -> str:
-    """Write a perturbation size as grey levels where it is a whole number of them: 8/255."""
-    levels = round(eps * 255)
-    return f"{levels}/255" if levels > 0 and math.isclose(eps * 255, levels, abs_tol=1e-4) else f"{eps:.4g}"
 
 
 @dataclass(frozen=True)
@@ -82,14 +76,14 @@ class AttackKey:
 
 
 @dataclass(frozen=True)
-class Head:
+class Heading:
     """A column: its name as the card has it and, below, what it is."""
 
     name: str
     detail: str = ""
 
 
-def heads(attacks: Sequence[AttackKey]) -> list[Head]:
+def heads(attacks: Sequence[AttackKey]) -> list[Heading]:
     """Name each attack; two that differ in nothing but their settings carry these as well."""
     names = Counter((attack.name, attack.threat) for attack in attacks)
 
@@ -102,7 +96,7 @@ def heads(attacks: Sequence[AttackKey]) -> list[Head]:
         words = (f"{name} {value}" for name, value in settings.items())
         return attack.threat if names[attack.name, attack.threat] == 1 else ", ".join([attack.threat, *words])
 
-    return [Head(attack.name, detail(attack)) for attack in attacks]
+    return [Heading(attack.name, detail(attack)) for attack in attacks]
 
 
 def key(column: Column) -> AttackKey:

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import jinja2
 
-from taet import metrics
-from taet.report import breaks, curves, figures, images, measured, panels, sentences, series, tables, transfers
+from taet import formatting, metrics
+from taet.report import broken_images, curves, figures, images, measured, panels, sentences, series, tables, transfers
+from taet.report.differences import PairedTable, Pairs, paired_table
 from taet.report.figures import Panel
 from taet.report.images import Example
-from taet.report.paired import PairedTable, Pairs, paired_table
 from taet.report.provenance import provenance
 from taet.report.read import DataFacts, Examples, ReportedRun
 from taet.report.series import Series
-from taet.report.tables import ClassTable, Table
-from taet.report.transfers import Matrix
+from taet.report.tables import ClassTable, MethodTable
+from taet.report.transfers import TransferTable
 
 
 @dataclass(frozen=True)
-class Flag:
+class RaisedFlag:
     """A warning of the diagnostics: its name, and each text with the rows that it is about."""
 
     name: str
@@ -30,7 +30,7 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DataSection:
     """Runs on one training and test set, with all that the page shows of them."""
 
     anchor: str
@@ -42,16 +42,16 @@ class Comparison:
     summary: str
     result: str
     strongest: str
-    headline: Table
-    plain: Table
-    groups: tuple[Table, ...]
-    more_groups: tuple[Table, ...]
-    behaviour: Table | None
+    headline: MethodTable
+    plain: MethodTable
+    groups: tuple[MethodTable, ...]
+    more_groups: tuple[MethodTable, ...]
+    behaviour: MethodTable | None
     paired: tuple[PairedTable, ...]
-    breaks: tuple[Table, ...]
-    parts: tuple[Table, ...]
+    breaks: tuple[MethodTable, ...]
+    parts: tuple[MethodTable, ...]
     attack_curves: tuple[panels.AttackCurves, ...]
-    transfers: tuple[Matrix, ...]
+    transfers: tuple[TransferTable, ...]
     classes: ClassTable | None
     histogram: Panel
     bars: tuple[Panel, ...]
@@ -64,7 +64,7 @@ class Comparison:
     predicted: tuple[Panel, ...]
     images: tuple[tuple[Series, Examples, int, tuple[Example, ...]], ...]
     few_words: str
-    flags: tuple[Flag, ...]
+    flags: tuple[RaisedFlag, ...]
     unflagged: tuple[str, ...]
     many: bool
 
@@ -105,7 +105,7 @@ def page(
     by_data: dict[DataFacts, list[Series]] = {}
     for one in all_series:
         by_data.setdefault(one.data, []).append(one)
-    comparisons = [compare(data, group, f"data-{i}") for i, (data, group) in enumerate(by_data.items(), 1)]
+    comparisons = [section(data, group, f"data-{i}") for i, (data, group) in enumerate(by_data.items(), 1)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -114,10 +114,10 @@ def page(
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": sentences.percent,
-        "points": sentences.points,
-        "number": sentences.number,
-        "size": measured.size,
+        "percent": formatting.percent,
+        "points": formatting.points,
+        "number": formatting.count,
+        "size": formatting.size,
         "is_finite": math.isfinite,
     }
     sets = ", ".join(dict.fromkeys(comparison.data.name for comparison in comparisons))
@@ -132,7 +132,7 @@ def page(
     )
 
 
-def compare(data: DataFacts, all_series: Sequence[Series], anchor: str) -> Comparison:
+def section(data: DataFacts, all_series: Sequence[Series], anchor: str) -> DataSection:
     """Return what a page shows of runs on one training and test set."""
     runs = measured.ranked(measured.measured(all_series))
     attacks = measured.attacks_of(runs)
@@ -143,7 +143,7 @@ def compare(data: DataFacts, all_series: Sequence[Series], anchor: str) -> Compa
     headline = tables.headline(runs, attacks, strongest, data, pairs)
     paired = (paired_table(runs, attack, pairs) for attack in reversed(shown))
     many = len(all_series) > series.MANY
-    return Comparison(
+    return DataSection(
         anchor=anchor,
         data=data,
         series=tuple(all_series),
@@ -158,8 +158,8 @@ def compare(data: DataFacts, all_series: Sequence[Series], anchor: str) -> Compa
         more_groups=tuple(tables.by_group(runs, attack, data) for attack in attacks if attack not in shown),
         behaviour=tables.behaviour(runs, clean, strongest, data) if strongest else None,
         paired=tuple(table for table in paired if table is not None),
-        breaks=tuple(breaks.by_attack(runs, attacks)),
-        parts=tuple(breaks.by_part(runs, attacks)),
+        breaks=tuple(broken_images.by_attack(runs, attacks)),
+        parts=tuple(broken_images.by_part(runs, attacks)),
         attack_curves=panels.attack_curves(runs, anchor),
         transfers=transfers.matrices(all_series),
         classes=tables.per_class(runs, shown, data) if shown else None,
@@ -189,14 +189,15 @@ def _examples(one: Series) -> Examples | None:
     return next((run.examples for run in one.runs if run.examples is not None), None)
 
 
-def _flags(all_series: Sequence[Series]) -> tuple[Flag, ...]:
+def _flags(all_series: Sequence[Series]) -> tuple[RaisedFlag, ...]:
     """Return the flags in the order in which they are met; rows with the same text share it."""
     found: dict[str, dict[str, list[str]]] = {}
     for one in all_series:
         for name, (text, seeds) in one.flags.items():
             found.setdefault(name, {}).setdefault(text, []).append(_raised(one, seeds))
     return tuple(
-        Flag(name, tuple((text, ", ".join(rows)) for text, rows in texts.items())) for name, texts in found.items()
+        RaisedFlag(name, tuple((text, ", ".join(rows)) for text, rows in texts.items()))
+        for name, texts in found.items()
     )
 
 

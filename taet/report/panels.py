@@ -12,11 +12,11 @@ from taet import metrics
 from taet.evaluation.curves import WHOLE
 from taet.evaluation.curves import curves as curves_of
 from taet.evaluation.summary import Summary
+from taet.formatting import listed, percent, size
 from taet.report import curves, figures, series, tables
 from taet.report.figures import Panel
-from taet.report.measured import AttackKey, Measured, size
+from taet.report.measured import AttackKey, Measured
 from taet.report.read import DataFacts
-from taet.report.sentences import listed, percent
 from taet.report.series import Series
 from taet.training.record import Counts
 

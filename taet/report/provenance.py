@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from taet.evaluation.column import Column
+from taet.formatting import count, words
 from taet.report.read import ReportedRun
-from taet.report.sentences import number, plain
 
 
 def provenance(run: ReportedRun) -> list[tuple[str, str]]:
@@ -52,12 +52,12 @@ def provenance(run: ReportedRun) -> list[tuple[str, str]]:
             ("evaluated on", card.environment),
             ("evaluation command", card.command),
         ]
-    return [(name, plain(value)) for name, value in facts if value not in (None, {}, (), "")]
+    return [(name, words(value)) for name, value in facts if value not in (None, {}, (), "")]
 
 
 def _attack(column: Column) -> str:
     curve = f" (for the curve {column.curve})" if column.curve else ""
     return (
-        f"{column.name}{curve}: {plain(column.parameters) or 'no parameters'}; {column.seconds:.1f} s, "
-        f"{number(column.forwards)} forward and {number(column.backwards)} backward passes of an image"
+        f"{column.name}{curve}: {words(column.parameters) or 'no parameters'}; {column.seconds:.1f} s, "
+        f"{count(column.forwards)} forward and {count(column.backwards)} backward passes of an image"
     )

@@ -66,12 +66,12 @@ class DataFacts:
 
     @property
     def order(self) -> Ints:
-        """Classes from the largest to the smallest, (C,)."""
+        """ClassAccuracies from the largest to the smallest, (C,)."""
         return np.argsort(self.ranks, kind="stable")
 
     @property
     def groups(self) -> dict[str, Ints]:
-        """Head, body and tail, each an array of class labels; nothing where the training counts are not known."""
+        """Heading, body and tail, each an array of class labels; nothing where the training counts are not known."""
         groups = {} if self.train_counts is None else metrics.class_groups(self.train_counts)
         return {name: np.asarray(groups[name], dtype=np.int64) for name in groups if name != "last_half"}
 
@@ -148,7 +148,7 @@ def read(path: Path) -> ReportedRun:
             data = _data_of_run(record)
         else:
             assert card is not None
-            data = _data_of_card(card)
+            data = data_of_card(card)
         run = ReportedRun(path, record, folder.metrics, card, None, data)
         str(run.method), run.seed  # a record that lacks them is refused here
     except (KeyError, TypeError, ValueError) as error:
@@ -173,7 +173,8 @@ def _data_of_run(record: RunRecord) -> DataFacts:
     )
 
 
-def _data_of_card(card: ResultCard) -> DataFacts:
+def data_of_card(card: ResultCard) -> DataFacts:
+    """Return what a card tells of its images."""
     counts = card.data.get("train_class_counts")
     return DataFacts(
         name=str(card.data["name"]),

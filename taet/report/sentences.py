@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from taet import metrics
-
-if TYPE_CHECKING:
-    from taet.report.measured import AttackKey
-    from taet.report.read import DataFacts
-    from taet.report.series import Series
-    from taet.report.tables import Cell, Table
-
-
-def percent(value: float) -> str:
-    """Write a share in per cent."""
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def points(value: float) -> str:
-    """Write a difference of shares in points, with its sign: +1.5, −0.3, 0.0."""
-    text = f"{100 * value:+.1f}".replace("-", "−")
-    return "0.0" if text[1:] == "0.0" else text
-
-
-def number(value: float) -> str:
-    """Write a count, thousands apart."""
-    return f"{value:,.0f}".replace(",", " ")
-
-
-def listed(words: Iterable[str]) -> str:
-    """Write words as a list: a, b and c."""
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
+from taet.formatting import count, listed, percent
+from taet.report.measured import AttackKey
+from taet.report.read import DataFacts
+from taet.report.series import Series
+from taet.report.tables import MethodTable, ScoreCell
 
 
 def summary(data: DataFacts, all_series: Sequence[Series], attacks: Sequence[AttackKey], many: bool) -> str:
@@ -44,15 +21,15 @@ def summary(data: DataFacts, all_series: Sequence[Series], attacks: Sequence[Att
     training = ""
     if data.train_counts is not None:
         training = (
-            f"{number(sum(data.train_counts))} training images "
-            f"(largest class {number(max(data.train_counts))}, smallest {number(min(data.train_counts))}, "
+            f"{count(sum(data.train_counts))} training images "
+            f"(largest class {count(max(data.train_counts))}, smallest {count(min(data.train_counts))}, "
             f"imbalance ratio {data.imbalance_ratio:.4g}), "
         )
     classes, present = len(data.class_names), sum(count > 0 for count in data.test_counts)
     tested = f" (balanced numbers are over {present} of {classes} classes)" if present < classes else ""
     return (
         f"{counted(all_series, many)} on {data.name}: {classes} classes, {training}"
-        f"{number(sum(data.test_counts))} test images{tested}{threat}."
+        f"{count(sum(data.test_counts))} test images{tested}{threat}."
     )
 
 
@@ -78,7 +55,7 @@ def numbers(all_series: Sequence[Series]) -> str:
     return f"Small numbers are {one}." if not any(several) else f"Small numbers are {many}, or, for one seed, {one}."
 
 
-def result(headline: Table, column: int) -> str:
+def result(headline: MethodTable, column: int) -> str:
     """Which row is best in a column of the headline, and whether that is more than chance."""
     cells = [(series.label, cells[column]) for series, cells in headline.rows]
     ranked: list[tuple[str, Any]] = [
@@ -104,7 +81,7 @@ def result(headline: Table, column: int) -> str:
     )
 
 
-def within(cell: Cell) -> str:
+def within(cell: ScoreCell) -> str:
     """How sure a value is."""
     if cell.error is None:
         return f"95 % interval {percent(cell.low)} to {percent(cell.high)}"
@@ -134,16 +111,3 @@ def curve_split(series: Series) -> str:
     if series.runs[0].config.get("training", {}).get("selection") == "best-test":
         return "the test set, which also chose the epoch that is delivered: a leak"
     return "the test set, drawn only, never used to choose anything"
-
-
-def plain(value: Any) -> str:
-    """Write a value from a JSON file in words: `key value, key value` for a dictionary."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {plain(part)}" for key, part in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(plain(part) for part in value)
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return str(value)

@@ -11,16 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from taet.evaluation.card import ResultCard
+from taet.formatting import words
 from taet.report.read import DataFacts, ReportedRun
-from taet.report.sentences import plain
 from taet.training.record import Epoch
-
-if TYPE_CHECKING:
-    from taet.evaluation.card import ResultCard
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
@@ -141,8 +139,8 @@ def _labels(groups: Sequence[Sequence[ReportedRun]], names: Mapping[Path, str | 
         for group, label in zip(groups, labels, strict=True):
             alike = zip(groups, labels, strict=True)
             same = [other for other, name in alike if (other[0].data, name) == (group[0].data, label)]
-            words = detail(group, same) if met[group[0].data, label] > 1 else ""
-            told.append(f"{label} ({words})" if words else label)
+            detailed = detail(group, same) if met[group[0].data, label] > 1 else ""
+            told.append(f"{label} ({detailed})" if detailed else label)
         labels = told
     return labels
 
@@ -152,7 +150,7 @@ def _own_settings(group: Sequence[ReportedRun], among: Sequence[Sequence[Reporte
     settings = [other[0].settings for other in among]
     own = group[0].settings
     names = [name for name in own if any(other.get(name) != own[name] for other in settings)]
-    return ", ".join(f"{name.removeprefix('settings.').removesuffix('.name')} {plain(own[name])}" for name in names)
+    return ", ".join(f"{name.removeprefix('settings.').removesuffix('.name')} {words(own[name])}" for name in names)
 
 
 def _folders(group: Sequence[ReportedRun], _: Sequence[Sequence[ReportedRun]]) -> str:

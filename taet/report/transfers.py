@@ -12,7 +12,7 @@ from taet.report.series import Series
 
 
 @dataclass(frozen=True)
-class Matrix:
+class TransferTable:
     """Balanced accuracy: a row per model that is attacked, a column per model that the examples were made on."""
 
     attack: str
@@ -21,7 +21,7 @@ class Matrix:
     """Name, accuracy on clean images, and under the examples of each column; nan where it was not measured."""
 
 
-def matrices(all_series: Sequence[Series]) -> tuple[Matrix, ...]:
+def matrices(all_series: Sequence[Series]) -> tuple[TransferTable, ...]:
     """Return a matrix for each attack whose examples were carried from one of the models to another."""
     cards = {
         one.label if len(one.runs) == 1 else f"{one.label}, seed {run.seed}": run.card
@@ -37,5 +37,5 @@ def matrices(all_series: Sequence[Series]) -> tuple[Matrix, ...]:
             (matrix.names[row], float(matrix.clean[row]), tuple(map(float, matrix.balanced[row, taking_part])))
             for row in taking_part
         ]
-        found.append(Matrix(matrix.attack, tuple(matrix.names[column] for column in taking_part), tuple(rows)))
+        found.append(TransferTable(matrix.attack, tuple(matrix.names[column] for column in taking_part), tuple(rows)))
     return tuple(found)

@@ -205,7 +205,7 @@ def card() -> ResultCard:
 @pytest.fixture
 def measure() -> Callable[[ResultCard], Measured]:
     def of(card: ResultCard) -> Measured:
-        folder = read.ReportedRun(Path("at"), None, (), card, None, read._data_of_card(card))
+        folder = read.ReportedRun(Path("at"), None, (), card, None, read.data_of_card(card))
         return measured.measured(series.grouped([folder], [None]))[0]
 
     return of

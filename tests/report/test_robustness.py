@@ -17,7 +17,7 @@ from taet import metrics, report
 from taet.evaluation import transfer
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.column import Column
-from taet.report import breaks, figures, measured, page, paired, panels, read, series, tables, transfers
+from taet.report import broken_images, differences, figures, measured, page, panels, read, series, tables, transfers
 from taet.report.measured import Measured
 
 MakeRun = Callable[..., Path]
@@ -84,14 +84,14 @@ def runs(rich_runs: list[Path]) -> list[Measured]:
 
 
 @pytest.fixture(scope="module")
-def comparison(rich_runs: list[Path]) -> page.Comparison:
+def comparison(rich_runs: list[Path]) -> page.DataSection:
     return compare(rich_runs)
 
 
-def compare(folders: list[Path]) -> page.Comparison:
+def compare(folders: list[Path]) -> page.DataSection:
     runs = [read.read(path) for path in folders]
     with figures.style():
-        return page.compare(runs[0].data, series.grouped(runs, [None] * len(runs)), "data-1")
+        return page.section(runs[0].data, series.grouped(runs, [None] * len(runs)), "data-1")
 
 
 def ids(source: str) -> set[str]:
@@ -111,7 +111,7 @@ def cards_of(runs: list[Measured]) -> dict[str, ResultCard]:
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 
-def test_columns_are_grouped_by_threat_model_and_points_of_curves_are_no_columns(comparison: page.Comparison) -> None:
+def test_columns_are_grouped_by_threat_model_and_points_of_curves_are_no_columns(comparison: page.DataSection) -> None:
     heads = {head.name: head.detail for head in comparison.headline.heads}
     linf = ["clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case"]
     assert [*heads] == [*linf, "pgd-l2-20", "cw-l2", "tail", "accuracy", "training", "flags"]
@@ -120,7 +120,7 @@ def test_columns_are_grouped_by_threat_model_and_points_of_curves_are_no_columns
 
 
 def test_an_attack_without_a_ball_shows_its_median_distance_and_has_no_best(
-    comparison: page.Comparison, rich_page: str
+    comparison: page.DataSection, rich_page: str
 ) -> None:
     place = [head.name for head in comparison.headline.heads].index("cw-l2")
     cells = [cells[place] for _, cells in comparison.headline.rows]
@@ -152,7 +152,7 @@ def test_one_attack_has_no_worst_case_and_a_stored_one_is_kept(card: ResultCard,
     strongest = measured.strongest([only])
     assert strongest is not None
     assert strongest.name == "worst-case"  # there is nothing else
-    (parts,) = breaks.by_part([only], measured.attacks_of([only]))
+    (parts,) = broken_images.by_part([only], measured.attacks_of([only]))
     clean = card.columns[0].correct
     expected = [clean.sum(), (clean & ~attacked.correct).sum(), (clean & attacked.correct).sum()]
     assert [fact.text for fact in parts.rows[0][1]] == [str(count) for count in expected]
@@ -182,7 +182,7 @@ def test_strongest_is_autoattack_in_the_ball_of_the_card(card: ResultCard, measu
 
 
 def test_images_that_only_one_attack_breaks_are_counted(runs: list[Measured]) -> None:
-    (table,) = breaks.by_attack(runs, measured.attacks_of(runs))
+    (table,) = broken_images.by_attack(runs, measured.attacks_of(runs))
     names = [head.name for head in table.heads][1:-1]
     assert names == ["fgsm", "pgd-20", "autoattack", "autoattack-10"]
     for run, (_, facts) in zip(runs, table.rows, strict=True):
@@ -198,7 +198,7 @@ def test_images_that_only_one_attack_breaks_are_counted(runs: list[Measured]) ->
 
 
 def test_parts_of_autoattack_add_up(runs: list[Measured]) -> None:
-    (table,) = breaks.by_part(runs, measured.attacks_of(runs))
+    (table,) = broken_images.by_part(runs, measured.attacks_of(runs))
     assert [head.name for head in table.heads] == ["right, clean", "apgd-ce", "square", "left"]
     for run, (_, facts) in zip(runs, table.rows, strict=True):
         right, first, second, left = (int(fact.text) for fact in facts)
@@ -260,14 +260,14 @@ def test_a_curve_that_does_not_reach_nothing_is_told(rich_runs: list[Path], tmp_
 # --- pairs -----------------------------------------------------------------------------------------------------------
 
 
-def test_differences_are_those_of_the_cards(runs: list[Measured], comparison: page.Comparison, rich_page: str) -> None:
+def test_differences_are_those_of_the_cards(runs: list[Measured], comparison: page.DataSection, rich_page: str) -> None:
     cards = cards_of(sorted(runs, key=lambda run: run.series.index))
     better = runs[0].series.label
     for table, name in zip(comparison.paired, ("autoattack", "clean"), strict=True):
         found = cards["at"].compare(cards["taet"], name)
         ((one, (cell,)),) = table.rows
         assert (one.label, table.attack.name) == (better, name)
-        expected = found if better == "at" else paired.opposite(found)
+        expected = found if better == "at" else differences.opposite(found)
         assert (cell.value, cell.low, cell.high, cell.p) == (expected.value, expected.low, expected.high, expected.p)
         ends = " to ".join(f"{100 * value:+.1f}".replace("-", "−") for value in (cell.low, cell.high))
         assert f"{100 * cell.value:+.1f}".replace("-", "−") + f" {ends}" in words(rich_page)
@@ -283,17 +283,17 @@ def test_seeds_are_compared_in_pairs_and_the_other_way_round_is_the_opposite(mak
 
     def of(cards: list[ResultCard], index: int) -> Measured:
         folders = [
-            read.ReportedRun(Path(str(card.seed)), None, (), card, None, read._data_of_card(card)) for card in cards
+            read.ReportedRun(Path(str(card.seed)), None, (), card, None, read.data_of_card(card)) for card in cards
         ]
         (run,) = measured.measured([series.Series(tuple(folders), "row", f"run-{index}", index, "#000000")])
         return run
 
     first, second = of(mine, 0), of(theirs, 1)
     attack = next(attack for attack in first.columns if attack.name == "autoattack")
-    found = paired.Pairs().difference(first, second, attack)
+    found = differences.Pairs().difference(first, second, attack)
     assert found == compare_runs([mine[0], mine[2]], [theirs[1], theirs[0]], "autoattack")
-    assert paired.Pairs().difference(second, first, attack) == paired.opposite(found)
-    assert (found.runs, paired.opposite(found).low) == (2, -found.high)
+    assert differences.Pairs().difference(second, first, attack) == differences.opposite(found)
+    assert (found.runs, differences.opposite(found).low) == (2, -found.high)
 
 
 def test_marks_and_sentence_follow_the_pairs(make_run: MakeRun, tmp_path: Path) -> None:
@@ -323,16 +323,16 @@ def test_many_series_are_compared_with_at_and_the_best_only(
 ) -> None:
     attack = measured.strongest(runs)
     assert attack is not None
-    few = paired.paired_table(runs, attack, paired.Pairs())
+    few = differences.paired_table(runs, attack, differences.Pairs())
     assert few is not None
     assert ([one.label for one in few.heads], len(few.rows)) == ([runs[1].series.label], 1)
     monkeypatch.setattr(series, "MANY", 1)
-    many = paired.paired_table(runs, attack, paired.Pairs())
+    many = differences.paired_table(runs, attack, differences.Pairs())
     assert many is not None
     assert {one.label for one in many.heads} == {"at", runs[0].series.label}
     for one, cells in many.rows:
         assert [cell is None for cell in cells] == [one is other for other in many.heads]
-    assert paired.paired_table(runs[:1], attack, paired.Pairs()) is None
+    assert differences.paired_table(runs[:1], attack, differences.Pairs()) is None
 
 
 # --- classes, transfer, flags ----------------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ def test_errors_of_each_class_are_drawn(rich_page: str) -> None:
 
 
 def test_the_transfer_matrix_is_that_of_the_cards(
-    rich_page: str, comparison: page.Comparison, runs: list[Measured]
+    rich_page: str, comparison: page.DataSection, runs: list[Measured]
 ) -> None:
     cards = cards_of(sorted(runs, key=lambda run: run.series.index))
     (expected,) = transfer.matrices(cards)

@@ -11,17 +11,17 @@ import pytest
 
 from taet.evaluation.card import ResultCard
 from taet.report import measured, tables
+from taet.report.differences import Pairs
 from taet.report.measured import Measured
-from taet.report.paired import Pairs
-from taet.report.tables import Cell
+from taet.report.tables import ScoreCell
 
 
-def marks(*cells: Cell | None) -> list[tuple[str, bool] | None]:
+def marks(*cells: ScoreCell | None) -> list[tuple[str, bool] | None]:
     return [cell and (cell.mark, cell.tied) for cell in tables.marked(cells)]
 
 
 def test_one_value_keeps_its_interval_and_several_become_a_mean() -> None:
-    assert tables.spread([0.5], [(0.4, 0.6)]) == Cell(0.5, 0.4, 0.6)
+    assert tables.spread([0.5], [(0.4, 0.6)]) == ScoreCell(0.5, 0.4, 0.6)
     cell = tables.spread([0.2, 0.4], [(0.1, 0.3), (0.3, 0.5)], "words")
     assert (cell.value, cell.count, cell.detail) == (pytest.approx(0.3), 2, "words")
     assert cell.error == pytest.approx(0.1)
@@ -31,7 +31,7 @@ def test_one_value_keeps_its_interval_and_several_become_a_mean() -> None:
 
 
 def test_best_alone_where_no_interval_reaches_it() -> None:
-    assert marks(Cell(0.3, 0.2, 0.4), Cell(0.9, 0.8, 0.95), Cell(0.1, 0, 0.2)) == [
+    assert marks(ScoreCell(0.3, 0.2, 0.4), ScoreCell(0.9, 0.8, 0.95), ScoreCell(0.1, 0, 0.2)) == [
         ("second", False),
         ("best", False),
         ("", False),
@@ -39,7 +39,7 @@ def test_best_alone_where_no_interval_reaches_it() -> None:
 
 
 def test_ties_are_those_that_are_not_known_to_be_below_the_best() -> None:
-    cells = [Cell(0.9, 0.8, 0.95), Cell(0.85, 0.8, 0.9), None, Cell(0.1, 0, 0.2)]
+    cells = [ScoreCell(0.9, 0.8, 0.95), ScoreCell(0.85, 0.8, 0.9), None, ScoreCell(0.1, 0, 0.2)]
     asked = []
 
     def apart(best: int, other: int) -> bool:
@@ -56,40 +56,35 @@ def test_ties_are_those_that_are_not_known_to_be_below_the_best() -> None:
 
 
 def test_best_is_a_tie_where_an_interval_overlaps() -> None:
-    cells = Cell(0.5, 0.4, 0.6), Cell(0.55, 0.45, 0.65), Cell(0.2, 0.1, 0.44)
+    cells = ScoreCell(0.5, 0.4, 0.6), ScoreCell(0.55, 0.45, 0.65), ScoreCell(0.2, 0.1, 0.44)
     assert marks(*cells) == [("second", True), ("best", True), ("", False)]
 
 
 def test_equal_values_are_best_together_and_leave_no_second() -> None:
-    cells = Cell(0.5, 0.4, 0.6), Cell(0.5, 0.4, 0.6), Cell(0.3, 0.2, 0.35)
+    cells = ScoreCell(0.5, 0.4, 0.6), ScoreCell(0.5, 0.4, 0.6), ScoreCell(0.3, 0.2, 0.35)
     assert marks(*cells) == [("best", True), ("best", True), ("", False)]
 
 
 def test_a_second_value_that_is_shared_or_nothing_is_not_marked() -> None:
-    best, second, none = Cell(0.5, 0.4, 0.6), Cell(0.3, 0.2, 0.35), Cell(0.0, 0.0, 0.1)
+    best, second, none = ScoreCell(0.5, 0.4, 0.6), ScoreCell(0.3, 0.2, 0.35), ScoreCell(0.0, 0.0, 0.1)
     assert [mark and mark[0] for mark in marks(best, second, second, none)] == ["best", "", "", ""]
     assert [mark and mark[0] for mark in marks(best, none)] == ["best", ""]
 
 
 def test_a_column_of_equal_values_has_no_best() -> None:
-    assert marks(Cell(0.0, 0.0, 0.1), Cell(0.0, 0.0, 0.1)) == [("", False), ("", False)]
+    assert marks(ScoreCell(0.0, 0.0, 0.1), ScoreCell(0.0, 0.0, 0.1)) == [("", False), ("", False)]
 
 
 def test_missing_and_empty_cells_are_never_marked() -> None:
-    empty = Cell(math.nan, math.nan, math.nan)
-    assert marks(None, Cell(0.5, 0.4, 0.6)) == [None, ("", False)]
-    assert marks(None, empty, Cell(0.5, 0.4, 0.6), Cell(0.2, 0.1, 0.3)) == [
+    empty = ScoreCell(math.nan, math.nan, math.nan)
+    assert marks(None, ScoreCell(0.5, 0.4, 0.6)) == [None, ("", False)]
+    assert marks(None, empty, ScoreCell(0.5, 0.4, 0.6), ScoreCell(0.2, 0.1, 0.3)) == [
         None,
         ("", False),
         ("best", False),
         ("second", False),
     ]
     assert marks(empty, empty) == [("", False), ("", False)]
-
-
-@pytest.mark.parametrize(("eps", "words"), [(8 / 255, "8/255"), (0.5, "0.5"), (0.031, "0.031"), (1.0, "255/255")])
-def test_sizes_are_grey_levels_where_whole(eps: float, words: str) -> None:
-    assert measured.size(eps) == words
 
 
 def test_columns_are_one_attack_whatever_the_seed_but_not_the_radius(card: ResultCard) -> None:

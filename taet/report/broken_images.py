@@ -10,22 +10,22 @@ import numpy as np
 from taet import metrics
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
-from taet.report.measured import AttackKey, Head, Measured, heads
-from taet.report.tables import Fact, Table
+from taet.report.measured import AttackKey, Heading, Measured, heads
+from taet.report.tables import MethodTable, TextCell
 
 
-def by_attack(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[Table]:
+def by_attack(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[MethodTable]:
     """Give a table for each threat model with two attacks or more: how many images each breaks, and only it."""
     inside = [attack for attack in attacks if attack.bounded and not attack.is_worst_case]
     for ball in dict.fromkeys(attack.ball for attack in inside):
         here = [attack for attack in inside if attack.ball == ball]
         if len(here) > 1:
-            columns = [Head("right, clean"), *(Head(head.name) for head in heads(here)), Head("left by all")]
+            columns = [Heading("right, clean"), *(Heading(head.name) for head in heads(here)), Heading("left by all")]
             rows = tuple((run.series, _attacks(run, here)) for run in runs)
-            yield Table("Images that each attack breaks", tuple(columns), rows, here[0].threat)
+            yield MethodTable("Images that each attack breaks", tuple(columns), rows, here[0].threat)
 
 
-def _attacks(run: Measured, attacks: Sequence[AttackKey]) -> tuple[Fact | None, ...]:
+def _attacks(run: Measured, attacks: Sequence[AttackKey]) -> tuple[TextCell | None, ...]:
     met = [attack for attack in attacks if attack in run.columns]
     right: list[int] = []
     left: list[int] = []
@@ -42,10 +42,10 @@ def _attacks(run: Measured, attacks: Sequence[AttackKey]) -> tuple[Fact | None, 
         for attack, all_of, only in zip(columns, broken.sum(1), alone.sum(1), strict=True):
             counts[attack].append((int(all_of), int(only)))
 
-    def fact(attack: AttackKey) -> Fact | None:
+    def fact(attack: AttackKey) -> TextCell | None:
         found = counts.get(attack)
         return (
-            Fact(_mean([all_of for all_of, _ in found]), f"{_mean([only for _, only in found])} only")
+            TextCell(_mean([all_of for all_of, _ in found]), f"{_mean([only for _, only in found])} only")
             if found
             else None
         )
@@ -53,7 +53,7 @@ def _attacks(run: Measured, attacks: Sequence[AttackKey]) -> tuple[Fact | None, 
     return (_fact(right), *map(fact, attacks), _fact(left))
 
 
-def by_part(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[Table]:
+def by_part(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[MethodTable]:
     """Give a table for each attack in parts: how many images each part breaks that those before it left.
 
     A worst case is one only where its attacks were not measured by themselves, which `by_attack` shows.
@@ -63,18 +63,18 @@ def by_part(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[
         members = [run for run in runs if attack in run.columns]
         parts = [list(column.parts) for run in members for _, column in run.columns[attack] if column.parts]
         if parts:
-            columns = [Head("right, clean"), *(Head(part) for part in parts[0]), Head("left")]
+            columns = [Heading("right, clean"), *(Heading(part) for part in parts[0]), Heading("left")]
             rows = tuple((run.series, _parts(run.columns[attack], parts[0])) for run in members)
-            yield Table(f"Parts of {attack.name}", tuple(columns), rows, attack.threat)
+            yield MethodTable(f"Parts of {attack.name}", tuple(columns), rows, attack.threat)
 
 
-def _parts(columns: Sequence[tuple[ResultCard, Column]], parts: Sequence[str]) -> tuple[Fact | None, ...]:
+def _parts(columns: Sequence[tuple[ResultCard, Column]], parts: Sequence[str]) -> tuple[TextCell | None, ...]:
     masks = [[_clean(card), *(column.parts[part] for part in parts)] for card, column in columns if column.parts]
     if not masks:
         return (None,) * (len(parts) + 2)
     left = metrics.worst_case(np.swapaxes(np.asarray(masks), 0, 1)).sum(-1)
     broken = left[:-1] - left[1:]
-    return tuple(Fact(_mean(counts)) for counts in (left[0], *broken, left[-1]))
+    return tuple(TextCell(_mean(counts)) for counts in (left[0], *broken, left[-1]))
 
 
 def _clean(card: ResultCard) -> metrics.Mask:
@@ -83,8 +83,8 @@ def _clean(card: ResultCard) -> metrics.Mask:
     return np.ones(len(card.labels), dtype=bool) if clean is None else clean
 
 
-def _fact(counts: Sequence[int]) -> Fact | None:
-    return Fact(_mean(counts)) if counts else None
+def _fact(counts: Sequence[int]) -> TextCell | None:
+    return TextCell(_mean(counts)) if counts else None
 
 
 def _mean(counts: Sequence[int]) -> str:
