@@ -115,6 +115,7 @@ def test_the_contributing_guide_adds_one_file_of_every_kind() -> None:
 @pytest.mark.usefixtures("plugins")
 def test_what_the_contributing_guide_adds_is_trained_attacked_and_reported(tmp_path: Path) -> None:
     changes = {"data.name": "two-digits", "model.name": "small-cnn", "training.epochs": 1, "training.monitor_every": 0}
+    changes |= {"data.max_count": 30, "data.test_max_count": 10}
     changes |= {"settings": {"smoothing": 0.2}, "threat.steps": 1, "threat.eps": 0.1}
     result = taet.train(config.override(protocols.taet("my-idea"), changes), out=tmp_path / "run")
     card = taet.evaluate(result.folder, attacks=["clean", "corner", "pgd-2"])

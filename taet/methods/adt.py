@@ -32,19 +32,19 @@ AMORTISED = ("exp-am", "imp-am")
 class AdversarialDistributionalTraining(Method):
     """Loss: mean CE(f(x'), y), x' = clip_[0,1](x + eps a), where a follows a distribution that raises CE + lambda H.
 
-    exp      a = tanh(mu + sigma r), r normal, sigma = softplus(rho): mu and rho are fitted to every image anew, in
-             `steps` steps of Adam without memory (both betas 0) on the sum of `samples` gradients
-    exp-am   mu and rho come from a generator that sees the image and two gradients of the loss at it
-    imp-am   a = tanh of what a generator makes of the same and of a uniform code; an encoder that recovers the code
-             bounds -H from above, and only a bound above `threshold` is charged
+    exp      a = tanh(mu + sigma r), r normal, sigma = softplus(rho): mu and rho are fitted to each image from scratch,
+             in `steps` steps of Adam without memory (both betas 0) on the sum of `samples` gradients
+    exp-am   mu and rho are the output of a generator with the image and two gradients of its loss as input
+    imp-am   a = tanh of the output of a generator with the same input and a uniform code; an encoder that recovers the
+             code gives an upper bound of -H, and only a bound above `threshold` is penalised
 
-    The generators train with the classifier: one backward pass in which the gradient that arrives at x' turns its sign
-    on the way to them, so that they ascend the loss that the weights descend. They use batch statistics and are dropped
-    after training. The part `entropy` of the loss is what lambda charges: -H, or the bound less `threshold` where it is
-    above.
+    The generators train together with the classifier in one backward pass: the gradient at x' changes its sign on the
+    way to them, so they ascend the loss that the weights descend. They use batch statistics and are dropped after
+    training. The part `entropy` of the loss is the term that lambda multiplies: -H, or the bound minus `threshold` if
+    positive.
 
-    The fit never clears its gradients: each step follows the sum of those so far. The public code does so, the paper's
-    algorithm does not say it; `accumulate` turns it off.
+    The fit never clears its gradients, so each step follows the sum of all gradients so far. This is what the public
+    code does; the paper's algorithm does not mention it. `accumulate` turns it off.
 
     Official: exp on a WRN-28-10. The generators are trained in the same batches of 64, with `width` 256.
     """
@@ -70,12 +70,12 @@ class AdversarialDistributionalTraining(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """The form of the distribution, and how it is fitted."""
+        """The form of the distribution and its fit."""
 
         variant: Literal["exp", "exp-am", "imp-am"] = "exp"
-        """exp: fitted to each image; exp-am: given by a generator; imp-am: by a generator without a density."""
+        """exp: fitted to each image; exp-am: from a generator; imp-am: from a generator without a density."""
         entropy_weight: NonNegative | None = None
-        """Factor lambda of the entropy. Not given: 0.01 with exp and exp-am, 1 with imp-am (public code)."""
+        """Factor lambda of the entropy. Default: 0.01 with exp and exp-am, 1 with imp-am (public code)."""
         steps: Annotated[Count, OnlyWith(variant="exp")] = 7
         """exp: steps of the fit (paper)."""
         samples: Annotated[Count, OnlyWith(variant="exp")] = 5
@@ -83,13 +83,14 @@ class AdversarialDistributionalTraining(Method):
         inner_lr: Annotated[Positive, OnlyWith(variant="exp")] = 0.3
         """exp: learning rate of the fit (paper)."""
         accumulate: Annotated[bool, OnlyWith(variant="exp")] = True
-        """exp: a step follows the sum of all gradients so far, as in the public code, or the newest only."""
+        """exp: each step follows the sum of all gradients so far, as in the public code; off: the newest only."""
         width: Annotated[Count, OnlyWith(variant=AMORTISED)] = 64
-        """exp-am, imp-am: maps of the generator's first layer; 256 in the paper, at the cost of 19 ResNet-18."""
+        """exp-am, imp-am: channels of the generator's first layer. The paper has 256, which costs as much as 19
+        ResNet-18."""
         generator_lr: Annotated[Positive, OnlyWith(variant=AMORTISED)] = 2e-4
         """exp-am, imp-am: learning rate of the generator and the encoder (public code)."""
         threshold: Annotated[float, OnlyWith(variant="imp-am")] = 0.9
-        """imp-am: bound on -H, per dimension of the code, up to which nothing is charged (public code)."""
+        """imp-am: bound on -H, per dimension of the code, up to which there is no penalty (public code)."""
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)

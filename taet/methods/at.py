@@ -18,11 +18,11 @@ from taet.methods.base import Adversarial, Loss, Method
 class AdversarialTraining(Method):
     """Loss: mean CE(f(x'), y), through the run's outer loss.
 
-    The protocols attack with batch normalisation in eval mode; the original graph and Rice et al. do it in train mode.
+    The protocols attack with batch normalisation in eval mode; the original code and Rice et al. use train mode.
 
     Official: the recipe of Rice et al. (Overfitting in adversarially robust deep learning, ICML 2020,
-    arXiv:2002.11569), a PreActResNet-18 whose images are padded by reflection, with a clean pass in train mode after
-    each step; not the original's 80,000 steps of a wide ResNet on pixels in [0, 255].
+    arXiv:2002.11569): a PreActResNet-18, images padded by reflection, and a clean pass in train mode after each step.
+    The original trains a wide ResNet for 80,000 steps on pixel values in [0, 255].
     """
 
     title = "AT"

@@ -1,4 +1,4 @@
-"""Adversarial training with balanced softmax (AT-BSL): the class prior enters the outer loss, the attack stays plain.
+"""Adversarial training with balanced softmax (AT-BSL): class prior in the outer loss, plain attack.
 
 Source: Yue et al., Revisiting Adversarial Training under Long-Tailed Distributions, CVPR 2024, arXiv:2403.10073.
 """
@@ -17,12 +17,12 @@ from taet.methods.base import Adversarial, Loss, Method, Task
 
 
 class AdversarialTrainingBalancedSoftmax(Method):
-    """Loss: mean CE(f(x') + log n, y), with the counts n of the images trained on, after validation was taken out.
+    """Loss: mean CE(f(x') + log n, y), with the class counts n of the training images, without validation images.
 
-    The attack raises the cross-entropy of f(x') itself, and the prior is not part of the deployed model.
+    The attack raises the cross-entropy of f(x') itself. The prior is not part of the deployed model.
 
-    Official: with AutoAugment, the default of its public code, which keeps the epoch from the first decay on that is
-    best under PGD-20 on the test set.
+    Official: with AutoAugment, the default of the public code. That code selects, from the first decay on, the epoch
+    that is best under PGD-20 on the test set.
     """
 
     title = "AT-BSL"

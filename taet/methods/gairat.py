@@ -1,4 +1,4 @@
-"""GAIRAT: adversarial training that counts an example more, the fewer attack steps it withstands.
+"""GAIRAT: adversarial training with larger weights on examples that withstand fewer attack steps.
 
 Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, ICLR 2021, arXiv:2010.01736.
 """
@@ -21,7 +21,7 @@ Weighting = Literal["tanh", "sigmoid", "discrete"]
 
 
 def importance(kappa: Tensor, steps: int, weighting: Weighting, lam: float) -> Tensor:
-    """Weight of examples that the model still got right before kappa (N,) of K `steps`, not yet normalised -> (N,).
+    """Unnormalised weight of examples that were correct before kappa (N,) of K `steps` -> (N,).
 
     tanh       [tanh(lam + 5 (k0 - kappa) / k0) + 1] / 2,  k0 = floor(K / 2)
     sigmoid    sigmoid(lam + 5 (k0 - kappa) / k0)
@@ -44,16 +44,16 @@ def weighted_mean(weights: Tensor, losses: Tensor) -> Tensor:
 
 
 class Gairat(Method):
-    """Loss: mean CE(f(x'), y) until the first milestone; from then on its mean weighted by `importance`.
+    """Loss: mean CE(f(x'), y) until the first milestone; from then on the mean weighted by `importance`.
 
-    kappa counts the steps before which the example was still classified correctly, over the whole attack and not up to
-    the first failure; the final example is not counted. The public code switches at an epoch of its own, the 60th of
-    120, which is its first decay of the learning rate; here it is that decay in a schedule of any length. Without a
-    milestone, or in a run too short to reach the first, the weights never come. The gain over AT under PGD largely
-    disappears under AutoAttack.
+    kappa is the number of steps before which the example was classified correctly, over the whole attack and not only
+    up to the first failure; the final example is not counted. The public code switches at epoch 60 of 120, its first
+    decay of the learning rate; here the switch is at that decay in a schedule of any length. Without a milestone, or in
+    a run too short to reach the first one, the weights are never used. The gain over AT under PGD largely disappears
+    under AutoAttack.
 
-    Official: a WRN-32-10, and a third, half decay of the learning rate at 11/12 of the epochs, with its rounded 0.031
-    and 0.007.
+    Official: a WRN-32-10 with a third decay of the learning rate, by a factor of 2, at 11/12 of the epochs, and the
+    rounded values 0.031 and 0.007.
     """
 
     title = "GAIRAT"
@@ -75,7 +75,7 @@ class Gairat(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """How steps become weights."""
+        """The weights of the examples."""
 
         weighting: Weighting = "tanh"
         """Function from the number of steps to the weight (public code)."""

@@ -22,12 +22,12 @@ from taet.methods.base import Adversarial, Loss, Method, Step, Task
 class Harl(Method):
     """Loss: HEL(f(x'), y) = alpha BCL + beta HDL + gamma RCEL (see `taet.losses.hierarchical_equalization`).
 
-    A class without a sample in the batch counts as loss 0 by default, as in the public code: it shrinks the mean, adds
-    to the variance and takes its share of the emphasis; `absent` has two other ways. Over several processes the class
+    A class without a sample in the batch counts as loss 0 by default, as in the public code: it lowers the mean, raises
+    the variance and takes its share of the emphasis. `absent` has two alternatives. With several processes the class
     means are those of the whole batch.
 
     Official: the notebooks of TAET, with a ResNet-50 on images enlarged to 224 x 224 and an extra clean pass in train
-    mode at each step. Ten of their steps end 0.001 short of their ball; the protocols' steps cross it.
+    mode at each step. Their ten steps end 0.001 short of the edge of the ball; the protocols' steps cross the ball.
     """
 
     title = "HARL"
@@ -48,7 +48,7 @@ class Harl(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """Factors of the three terms, and what a class without a sample in the batch counts as."""
+        """Factors of the three terms, and the treatment of classes without a sample in the batch."""
 
         alpha: NonNegative = 0.1
         """Factor of the balanced classification loss (public code of TAET)."""
@@ -59,7 +59,7 @@ class Harl(Method):
         absent: Absent = "zero"
         """zero: loss 0 (public code); skip: left out of the means; ema: a running mean of its past loss."""
         momentum: Annotated[PartialShare, OnlyWith(absent="ema")] = 0.9
-        """Share of the past in that running mean (ours; `absent` ema only)."""
+        """Share of the past in the running mean of `absent` ema (our choice)."""
 
     running: Tensor
 

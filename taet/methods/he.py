@@ -25,17 +25,18 @@ BETA = {"trades": 6.0, "alp": 0.5}  # public code
 
 
 class HypersphereEmbedding(Method):
-    """Loss on the logits s cos of a cosine head, with HE(z, y) = CE(z - s m at the label, y) through the outer loss.
+    """Loss on the logits s cos of a cosine head, HE(z, y) = CE(z - s m at the label, y), through the outer loss.
 
     pgd      mean HE(f(x'), y)
     trades   mean HE(f(x), y) + beta mean KL(f(x) || f(x')), where x' raises that divergence
     alp      mean [HE(f(x), y) + HE(f(x'), y)] / 2 + beta mean (cos(x) - cos(x'))^2
 
-    Attacks and divergences see s cos without the margin. The head's normalisation is differentiated, where the public
-    code overwrites the weights with their directions in every forward pass. Logits keep the factor s wherever the model
-    is used, where the public code evaluates bare cosines, whose nearly flat softmax may mislead an attack.
+    Attacks and divergences use s cos without the margin. Two differences from the public code: here the normalisation
+    of the head is differentiated, while the public code overwrites the weights with their directions in every forward
+    pass; and here logits always keep the factor s, while the public code evaluates bare cosines, whose nearly flat
+    softmax can mislead an attack.
 
-    Official: the public code's command for pgd, which has s 10, on a WRN-34-10, with its rounded 0.031 and 0.007. Its
+    Official: the public code's command for pgd, with s 10, on a WRN-34-10, with the rounded values 0.031 and 0.007. Its
     defaults are s 15 and weight decay 2e-4, as for trades; alp has s 20 and m 0.3.
     """
 
@@ -59,16 +60,16 @@ class HypersphereEmbedding(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """The form, and the constants of the cosines."""
+        """The form of the loss and the constants of the cosines."""
 
         variant: Literal["pgd", "trades", "alp"] = "pgd"
-        """pgd: cross-entropy on attacked images; trades, alp: on the clean ones too, and a term that ties the two."""
+        """pgd: cross-entropy on attacked images; trades, alp: also on clean images, with a term that couples both."""
         scale: Positive = 15.0
-        """Factor s of the cosines (public code), wherever the model is used."""
+        """Factor s of the cosines, in training and evaluation (public code)."""
         margin: Annotated[float, Ge(0), Le(2), Note(" (the range of cosines)")] = 0.2
-        """Margin m that the cosine of the label is lowered by in the loss (public code)."""
+        """Margin m, subtracted from the cosine of the label in the loss (public code)."""
         beta: Annotated[NonNegative | None, OnlyWith(variant=("trades", "alp"))] = None
-        """Factor of the term that ties the two. Not given: 6 with trades, 0.5 with alp (public code)."""
+        """Factor of the coupling term. Default: 6 with trades, 0.5 with alp (public code)."""
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)

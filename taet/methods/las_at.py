@@ -38,14 +38,14 @@ Range = Annotated[
 
 
 class Published(NamedTuple):
-    """Settings of one variant: inclusive ranges as its published commands give them, and its public code."""
+    """Settings of one variant: inclusive ranges from its published commands, the rest from its public code."""
 
     ranges: Mapping[str, Range]
     interval: int
     robust_reward: float
     clean_reward: float
     largest_loss: float
-    """That the reward of the attacked loss is clamped to."""
+    """Upper limit of the attacked loss in the reward."""
     momentum: float = 0.0
     """Of the strategy's optimiser."""
     weight_decay: float = 0.0
@@ -81,22 +81,21 @@ class LearnableAttackStrategy(Method):
 
     Every `interval` steps the strategy learns by REINFORCE, on mean(-log p(choices)) times one reward for the batch,
     R = attacked loss + robust_reward * robust accuracy + clean_reward * clean accuracy, without a baseline. Both
-    accuracies are those of a copy of the model after one step on x' of plain SGD, without momentum, as published, or of
-    the run's AdamW; robust is under ten steps of PGD with two restarts at the threat's eps. The strategy's gradient is
-    clipped to length 1, as published; that of a fresh network is longer by far, and while it is, the size of the reward
-    moves nothing. The strategy is dropped after training.
+    accuracies are those of a copy of the model after one step on x', by plain SGD without momentum, as published, or by
+    the run's AdamW. Robust accuracy is under ten steps of PGD with two restarts at the threat's eps. The gradient of
+    the strategy is clipped to length 1, as published. For a fresh network it is much longer, and then the size of the
+    reward has no effect. The strategy is dropped after training.
 
-    The ranges include both ends, as the published commands do; the public code's own defaults leave out the upper one.
-    An image that was drawn fewer steps than the most stands still in the last ones but passes through the model all the
-    same: shapes that depend on values would have the host wait for the device in every step.
-    They scale with the threat's eps, so that another threat, or a budget by class, reaches them. The outer loss sees
-    the smoothed target: the logits and class weights are those of its cross-entropy. Focal loss, which knows one label
-    only, scales the label's share.
+    The ranges include both ends, as in the published commands; the defaults of the public code exclude the upper one.
+    They scale with the threat's eps, so they apply to another threat and to a budget per class. An image with fewer
+    steps than the maximum stops moving but still passes through the model: shapes that depend on values would make the
+    host wait for the device in every step. The outer loss applies to the smoothed target, with its logits and class
+    weights in both shares. Focal loss is defined for one label only and scales the share of the label.
 
     With `--awp 0.01`, eps 7 15, steps 8 16, step size 2 5, interval 1, `label_mass` 1 and both reward factors 1,
-    las-pgd comes near LAS-AWP, whose public code differs: its strategy's learning rate falls with that of the model,
-    its copy's step is on the smoothed cross-entropy although training is on the plain one, and its examples end within
-    the threat's ball, whatever eps was drawn.
+    las-pgd is close to LAS-AWP. The public code of LAS-AWP differs: the strategy's learning rate falls with that of the
+    model, the copy takes its step on the smoothed cross-entropy although training uses the plain one, and examples end
+    within the threat's ball for any drawn eps.
 
     Official: las-pgd on a WRN-34-10. las-trades has 100 epochs, with the learning rate divided by ten at 75 and 90.
     """
@@ -122,30 +121,30 @@ class LearnableAttackStrategy(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """The form of the loss, what the strategy chooses from, and how it learns."""
+        """The form of the loss, the choices of the strategy and its training."""
 
         variant: Literal["las-pgd", "las-trades"] = "las-pgd"
         """las-pgd: smoothed cross-entropy on attacked images; las-trades: TRADES."""
         label_mass: Annotated[float, Gt(0), Le(1), OnlyWith(variant="las-pgd")] = 0.7
         """las-pgd: target probability of the label (paper)."""
         eps: Range | None = None
-        """Lowest and highest radius in eighths of the threat's. Not given: 3 15, las-trades 5 9 (public commands)."""
+        """Lowest and highest radius in eighths of the threat's. Default: 3 15, las-trades 5 9 (public commands)."""
         steps: Range | None = None
-        """Fewest and most steps. Not given: 3 14, las-trades 7 14 (same)."""
+        """Fewest and most steps. Default: 3 14, las-trades 7 14 (same)."""
         step_size: Range | None = None
-        """Shortest and longest step in eighths of the threat's eps. Not given: 1 5, las-trades 2 4 (same)."""
+        """Shortest and longest step in eighths of the threat's eps. Default: 1 5, las-trades 2 4 (same)."""
         beta: Annotated[Range | None, OnlyWith(variant="las-trades")] = None
-        """las-trades: lowest and highest factor of the KL. Not given: 5 9 (same)."""
+        """las-trades: lowest and highest factor of the KL. Default: 5 9 (same)."""
         interval: Count | None = None
-        """Steps from one update of the strategy to the next. Not given: 20, las-trades 1 (same)."""
+        """Training steps between two updates of the strategy. Default: 20, las-trades 1 (same)."""
         robust_reward: NonNegative | None = None
-        """Factor of the copy's robust accuracy in the reward. Not given: 4, las-trades 8 (public code)."""
+        """Factor of the copy's robust accuracy in the reward. Default: 4, las-trades 8 (public code)."""
         clean_reward: NonNegative | None = None
-        """Factor of the copy's clean accuracy in the reward. Not given: 2, las-trades 4 (same)."""
+        """Factor of the copy's clean accuracy in the reward. Default: 2, las-trades 4 (same)."""
         strategy_lr: Positive = 1e-4
         """Learning rate of the strategy (same); las-trades divides it by ten at every milestone."""
         width: Count = 16
-        """Maps of the strategy network's first layer, a quarter of the published ResNet-18's 64."""
+        """Channels of the strategy network's first layer; the published ResNet-18 has 64."""
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)
@@ -184,7 +183,7 @@ class LearnableAttackStrategy(Method):
         return Loss(label + kl, {"label": label, "kl": kl}, logits)
 
     def after_step(self, model: nn.Module, step: Step) -> None:
-        """Let the strategy learn when its turn has come; the model is as before."""
+        """Train the strategy every `interval` steps; the model is unchanged."""
         if step.number % self.published.interval:
             return
         x, optimizer = step.x, self.optimizers["strategy"]
@@ -201,9 +200,9 @@ class LearnableAttackStrategy(Method):
         optimizer.step()
 
     def smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
-        """`label_mass` of the outer loss, and the rest of the cross-entropy with the other classes, evenly, (N,).
+        """`label_mass` times the outer loss plus the rest times the mean cross-entropy with the other classes, (N,).
 
-        That one sees the logits and class weights that the outer loss sees; focal loss scales its own share only.
+        Both shares use the logits and class weights of the outer loss; focal loss scales its own share only.
         """
         mass: float = self.config.label_mass
         log_p = self.outer.prepared(logits, y).log_softmax(1)
@@ -215,7 +214,7 @@ class LearnableAttackStrategy(Method):
         return [full_precision(logits).log_softmax(1) for logits in self.strategy(x)]
 
     def _uniform(self, x: Tensor, attack: Attack) -> Tensor:
-        """What the choices of each image are drawn with, (N, heads), float32 so that x's type moves no choice."""
+        """Uniform numbers for the choices of each image, (N, heads); float32 whatever the type of x."""
         return attack.source.uniform(x.new_empty(len(x), len(self.ranges), dtype=torch.float32))
 
     def _attacked(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, choices: Tensor) -> Adversarial:
@@ -237,7 +236,7 @@ class LearnableAttackStrategy(Method):
         return Adversarial(attack(model, x, y, start="none", start_noise=start, **settings))
 
     def _reward(self, model: nn.Module, step: Step, choices: Tensor) -> Tensor:
-        """What the choices are worth: how far they raise the loss, and what one step on them makes of the model."""
+        """Reward of the choices: the attacked loss, and the accuracies of the model after one step on the examples."""
         x, y, attack = step.x, step.y, step.attack
         ahead, optimizer = copy.deepcopy((model, step.optimizer))  # together, so that the copies belong together
         for group in optimizer.param_groups:
@@ -264,7 +263,7 @@ class LearnableAttackStrategy(Method):
 
 
 def draw(log_probabilities: Sequence[Tensor], uniform: Tensor) -> Tensor:
-    """Choices (N, heads) int64: each head's cumulative distribution inverted at `uniform` (N, heads) in [0, 1)."""
+    """Choices (N, heads) int64: each head's cumulative distribution, inverted at `uniform` (N, heads) in [0, 1)."""
     choices = []
     for head, values in enumerate(log_probabilities):
         passed = uniform[:, head, None] >= values.detach().exp().cumsum(1)
@@ -282,9 +281,9 @@ def reinforce(log_probabilities: Sequence[Tensor], choices: Tensor, reward: Tens
 
 
 def probe(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
-    """Examples of ten steps in the threat's ball, of two restarts the one with the larger cross-entropy, (N, ...).
+    """Examples of PGD-10 in the threat's ball, the stronger of two restarts by cross-entropy, (N, ...).
 
-    An image that is misclassified stays where it is. Batch normalisation is in train mode, as in the public code.
+    An image stops moving once it is misclassified. Batch normalisation is in train mode, as in the public code.
     """
     eps = attack.eps
     active = torch.ones_like(y, dtype=torch.bool)

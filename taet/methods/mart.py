@@ -1,4 +1,4 @@
-"""MART: boosted cross-entropy, and a divergence that counts more where the model is wrong about the clean image.
+"""MART: boosted cross-entropy, and a divergence with more weight on clean images that the model misclassifies.
 
 Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR 2020.
 """
@@ -20,12 +20,12 @@ from taet.methods.base import Adversarial, Loss, Method
 class Mart(Method):
     """Loss: mean BCE(f(x'), y) + beta mean KL(f(x) || f(x')) (1 - p_y(x)), on PGD examples.
 
-    BCE is the cross-entropy, which is the run's outer loss, plus a penalty of the likeliest wrong class, which sees the
-    logits that the outer loss shifts by the class prior. Nothing is detached, as in the public code: gradients flow
-    through p, the factor and the attacked prediction (see `taet.losses.consistency`).
+    BCE is the cross-entropy, for which the run's outer loss stands, plus a penalty on the most likely wrong class. The
+    penalty uses the logits with the outer loss's shift by the class prior. Nothing is detached, as in the public code:
+    gradients flow through p, the factor and the attacked prediction (see `taet.losses.consistency`).
 
-    Official: a ResNet-18, with its rounded 0.031 and 0.007. For the WRN-34-10 it has lr 0.1, weight decay 7e-4, beta 6
-    and 90 epochs.
+    Official: a ResNet-18, with the rounded values 0.031 and 0.007. The settings for the WRN-34-10 are lr 0.1, weight
+    decay 7e-4, beta 6 and 90 epochs.
     """
 
     title = "MART"

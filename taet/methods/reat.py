@@ -20,15 +20,15 @@ from taet.methods.base import Adversarial, Attack, Loss, Method, Task
 
 
 class Reat(Method):
-    """Loss: mean CE(f(x') + log n, y) + TAIL(h(x'), y), with x' from PGD on the objective that RBL weighs by class.
+    """Loss: mean CE(f(x') + log n, y) + TAIL(h(x'), y), with x' from PGD on an objective weighted by class (RBL).
 
-    RBL follows the classes predicted in the epoch before; under sign steps with BN in eval mode, as in the protocols
-    and the public code, it moves no example. Another outer loss of the run takes the place of balanced softmax (the
-    paper's table 1). TAIL is by default what the public code computes: it draws tail features near to those of other
-    classes, about 1/D as strongly as divergences pair by pair would with D features; equation 3 pushes them away
-    (`form`). See `taet.losses.rebalancing_weights`, `balanced_softmax` and `tail_margin`.
+    RBL uses the classes predicted in the previous epoch. Under sign steps with BN in eval mode, as in the protocols and
+    the public code, it changes no example. Another outer loss of the run replaces balanced softmax (the paper's
+    table 1). TAIL is by default the term of the public code: it pulls tail features towards those of other classes,
+    about 1/D as strongly as pairwise divergences with D features would. Equation 3 pushes them away (`form`). See
+    `taet.losses.rebalancing_weights`, `balanced_softmax` and `tail_margin`.
 
-    Official: its public code keeps the epoch that is best under PGD-20 on the test set. Its start U(-eps, eps) is not
+    Official: the public code selects the epoch that is best under PGD-20 on the test set. Its start U(-eps, eps) is not
     clipped to [0, 1] before the first step; ours is.
     """
 
@@ -51,16 +51,17 @@ class Reat(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """The three parts, each of which can be left out, and the form of the regulariser."""
+        """The three parts, each of which can be turned off, and the form of the regulariser."""
 
         rbl: bool = True
-        """Weigh the attack's objective by class (the paper's RBL)."""
+        """Weight the attack's objective by class (RBL in the paper)."""
         bsl: bool = True
-        """Balanced softmax as the label loss, where the run names no other; without it, cross-entropy."""
+        """Balanced softmax as the label loss, unless the run has another; off: cross-entropy."""
         tail: bool = True
-        """Regularise the features of tail classes (the paper's TAIL)."""
+        """Regularise the features of tail classes (TAIL in the paper)."""
         form: Annotated[Form, OnlyWith(tail=True)] = "official"
-        """TAIL as the public code computes it, as in equation 3, or the code's with each pair's own divergence."""
+        """official: TAIL as in the public code; paper: equation 3; per-pair: the public code's with pairwise
+        divergences."""
         tail_weight: Annotated[NonNegative, OnlyWith(tail=True)] = 1.0
         """Factor of TAIL (public code)."""
 

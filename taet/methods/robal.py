@@ -1,4 +1,4 @@
-"""RoBal: a cosine classifier with class-aware margins in training and a shifted boundary afterwards.
+"""RoBal: a cosine classifier with class-aware margins in training and a shifted boundary at test time.
 
 Source: Wu et al., Adversarial Robustness under Long-Tailed Distribution, CVPR 2021, arXiv:2104.02703.
 """
@@ -24,7 +24,7 @@ MANY_CLASSES = 100
 
 
 class Constants(NamedTuple):
-    """The numbers that a form of RoBal is made of; `RoBal.Config` says what each is."""
+    """The constants of one form of RoBal; `RoBal.Config` describes each."""
 
     margin: float
     scale: float
@@ -47,18 +47,18 @@ PUBLISHED = {
 class RoBal(Method):
     """Loss: mean CE(u, y) + beta mean KL(z / s || z' / s) on logits z = f(x), z' = f(x') of a cosine head of scale s.
 
-    u_c = z'_c - [c = y] (s m + tau_m log(n_c / n_min)) + tau_b log pi_c: the larger a class, the larger its margin. An
-    outer loss other than cross-entropy takes the place of CE(u, y) and sees z' as it is, without m, tau_m and tau_b.
-    Deployed logits are z - tau_p log pi, and whoever attacks the model sees them; where the outer loss has the log
-    prior in it (balanced-softmax, logit-adjustment), tau_p is 0 unless it is given, so that the prior does not count
-    twice.
+    u_c = z'_c - [c = y] (s m + tau_m log(n_c / n_min)) + tau_b log pi_c: larger classes have larger margins. An outer
+    loss other than cross-entropy replaces CE(u, y) and uses z' without m, tau_m and tau_b. Deployed logits are
+    z - tau_p log pi, also for attacks on the deployed model. If the outer loss contains the log prior
+    (balanced-softmax, logit-adjustment), tau_p is 0 unless given, so that the prior does not count twice.
 
-    Differs from the public code: the attack is the protocol's and sees z', as evaluation does, where the code attacks
-    z' / s from U(0, eps); the learning rate falls once per milestone, where the code multiplies the factor in every
-    epoch, which freezes training after epoch 62 of 80; log softmax, where the code has log(q + 1e-12): equal but for
-    the 1e-12, and finite; two forwards per step for four. Its R model of CIFAR-10-LT is deployed with scale 1, which
-    hides gradients from attacks; ours keeps s, and the same predictions. The constants were published for one imbalance
-    ratio each, 50 and 10, and are ours at every ratio. Its rounded 0.031 and 0.0078 are in `official` only.
+    Differences from the public code: the attack is the protocol's, on z' as in evaluation, while the code attacks
+    z' / s from U(0, eps). The learning rate falls once per milestone, while the code multiplies the factor in every
+    epoch, which freezes training after epoch 62 of 80. We use log softmax, the code log(q + 1e-12), equal up to the
+    1e-12; and two forward passes per step instead of four. Its R model of CIFAR-10-LT is deployed with scale 1, which
+    hides gradients from attacks; ours keeps s and has the same predictions. The constants were published for one
+    imbalance ratio each, 50 and 10; we use them at every ratio. The rounded values 0.031 and 0.0078 are in `official`
+    only.
     """
 
     title = "RoBal"
@@ -80,25 +80,25 @@ class RoBal(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """The form, and constants of one's own in place of those published for it (by the number of classes)."""
+        """The form, and constants that replace the published ones of that form."""
 
         form: Literal["R", "N"] = "R"
         """Which published constants: R for robust, N for natural accuracy."""
         margin: NonNegative | None = None
-        """Margin m of every cosine. Not given: R 0.1, N 0.1; with 100 classes or more R 0.3, N 0.2."""
+        """Margin m of every cosine. Default: R 0.1, N 0.1; with 100 classes or more R 0.3, N 0.2."""
         scale: Positive | None = None
-        """Factor s of the cosines, wherever the model is used. Not given: 10."""
+        """Factor s of the cosines, in training and evaluation. Default: 10."""
         tau_b: NonNegative | None = None
-        """Factor of the log prior added to the logits in the loss. Not given: R 1.5, N 1.2; many classes 0."""
+        """Factor of the log prior in the logits of the loss. Default: R 1.5, N 1.2; with 100 classes or more 0."""
         tau_m: NonNegative | None = None
-        """Factor of log(n_c / n_min) in the margin. Not given: R 0.3, N 0; many classes 0."""
+        """Factor of log(n_c / n_min) in the margin. Default: R 0.3, N 0; with 100 classes or more 0."""
         beta: NonNegative | None = None
-        """Factor of the divergence. Not given: 6; N with many classes 3."""
+        """Factor of the divergence. Default: 6; N with 100 classes or more 3."""
         gamma: NonNegative | None = None
-        """Added to the norm of each class weight in the head. Not given: 1/32; R with many classes 1/16."""
+        """Added to the norm of each class weight in the head. Default: 1/32; R with 100 classes or more 1/16."""
         tau_p: NonNegative | None = None
-        """Factor of the log prior taken from the deployed logits. Not given: R 0, N 0.1; many classes R 1.7, N 1.5; 0
-        where the outer loss has the prior in it."""
+        """Factor of the log prior that is subtracted from the deployed logits. Default: R 0, N 0.1; with 100 classes or
+        more R 1.7, N 1.5; 0 if the outer loss contains the prior."""
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)
@@ -131,7 +131,7 @@ class RoBal(Method):
         return Loss(label + self.constants.beta * kl, {"label": label, "kl": kl}, logits)
 
     def with_margins(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Logits u that the cross-entropy sees, from those of the model; (N, C)."""
+        """Logits u (N, C) for the cross-entropy, from those of the model."""
         c = self.constants
         counts = positive_counts(self.class_counts.to(logits.dtype))
         margins = c.scale * c.margin + c.tau_m * (counts / counts.min()).log()

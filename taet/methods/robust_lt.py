@@ -26,8 +26,8 @@ from taet.models.heads import Head
 def class_budgets(class_counts: Tensor, a: float) -> Tensor:
     """Budget of every class relative to eps, (1 - a) + a s_c / sum_k (n_k / N) s_k with s_c = sqrt(log(n_max / n_c)).
 
-    class_counts n (C,) -> (C,), 1 - a for the largest class; the mean over the training images is 1. Classes of one
-    size have 1 each; a class without an image has the budget of one image.
+    class_counts n (C,) -> (C,), 1 - a for the largest class; the mean over the training images is 1. With equal counts
+    every class has 1; a class without images counts as one image.
     """
     counts = class_counts.to(torch.float64)
     scores = (counts.max() / counts.clamp(min=1)).log().sqrt()
@@ -36,7 +36,7 @@ def class_budgets(class_counts: Tensor, a: float) -> Tensor:
 
 
 def base_settings(name: str, knobs: Sequence[str]) -> Any:
-    """Return the Config of the method called `name`, from knobs spelled as on the command line, "tail-weight=2"."""
+    """Return the Config of the method called `name` from options written as on the command line, "tail-weight=2"."""
     kind, where = methods.find(name).Config, f"robust-lt: knob of {name}"
     names = [field.name for field in dataclasses.fields(kind)]
     values: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def base_settings(name: str, knobs: Sequence[str]) -> Any:
 
 
 def _value(text: str) -> Any:
-    """What the text of a knob means: true and false, numbers, several of them apart by blanks, or the text itself."""
+    """Value of an option given as text: true or false, a number, numbers separated by blanks, or the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
@@ -70,13 +70,13 @@ def _value(text: str) -> Any:
 
 
 class RobustLT(Method):
-    """The base method's loss, on examples whose eps and step size are those of the threat times a factor by class.
+    """The loss of the base method, on examples whose eps and step size are multiplied by a factor per class.
 
-    The factor of class c in epoch t of E (from 1) is min((t - 1) / (b E), 1) times that of `class_budgets`. So the
-    warm-up shrinks the whole budget: it is 0 in the first epoch, whose examples are the images themselves, and from
-    epoch b E + 1 on its mean over the training images is eps. Evaluation stays at eps for every class.
+    The factor of class c in epoch t of E (from 1) is min((t - 1) / (b E), 1) times that of `class_budgets`. The warm-up
+    thus scales the whole budget: it is 0 in the first epoch, whose examples are the clean images, and from epoch
+    b E + 1 on its mean over the training images is eps. Evaluation uses eps for every class.
 
-    It has no settings of its own for the profile `official`: run the base method itself under it.
+    There are no published settings for the profile `official`: run the base method under it.
     """
 
     title = "RobustLT"
@@ -85,16 +85,16 @@ class RobustLT(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """The method whose budget is set by class, and how."""
+        """The base method and the budgets."""
 
         base: Annotated[str, Rule(lambda name: name != "robust-lt", "any other method")] = "at-bsl"
-        """Name of the method that is wrapped (the paper: at-bsl and taet)."""
+        """Name of the wrapped method (the paper: at-bsl and taet)."""
         a: Share = 0.3
-        """Share of the budget that follows the class counts, 0 to 1 (the paper)."""
+        """Share of the budget that depends on the class counts, 0 to 1 (paper)."""
         b: Share | None = None
-        """Share of the epochs of the warm-up; 0: none. Not given: the paper's, 1.0 with taet, 0.8 with others."""
+        """Length of the warm-up as a share of the epochs; 0: none. Default: 1.0 with taet, 0.8 with others (paper)."""
         knobs: tuple[str, ...] = ()
-        """Settings of the base method, as on the command line without --method: name=value, e.g. tail-weight=2."""
+        """Options of the base method, as on the command line without --method: name=value, e.g. tail-weight=2."""
 
     base: Method
     budgets: Tensor

@@ -1,7 +1,6 @@
 """Standard training: empirical risk minimisation on clean images, without an attack.
 
-min_theta E CE(f(x), y). With the run's outer loss in place of the cross-entropy it is the clean baseline of long-tailed
-recognition.
+min_theta E CE(f(x), y). With another outer loss it is the clean baseline of long-tailed recognition.
 Source: Vapnik, Principles of Risk Minimization for Learning Theory, NeurIPS 1991.
 """
 

@@ -21,8 +21,8 @@ from taet.methods.harl import Harl
 class Taet(Method):
     """Loss: mean CE(f(x), y) on clean images in the first stage, HEL(f(x'), y) on PGD examples in the second.
 
-    The first stage is the same share of the epochs in a run of any length; without it, TAET is HARL. The run's outer
-    loss reaches the first stage only: HEL balances the classes already, and on shifted logits it would do so twice,
+    The first stage has the same share of the epochs in a run of any length; without it, TAET is HARL. The run's outer
+    loss applies to the first stage only: HEL already balances the classes, and on shifted logits it would do so twice,
     until the largest classes are never predicted.
 
     Official: as HARL.
@@ -34,7 +34,7 @@ class Taet(Method):
 
     @dataclass(frozen=True)
     class Config(Harl.Config):
-        """HARL's knobs and the length of the clean stage."""
+        """The options of HARL and the length of the clean stage."""
 
         clean_share: Share = 0.4
         """Share of the epochs that are clean: 40 of 100 in the paper."""

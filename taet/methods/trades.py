@@ -19,14 +19,14 @@ from taet.methods.base import Adversarial, Attack, Loss, Method
 
 
 class Trades(Method):
-    """Loss: mean CE(f(x), y) + beta mean KL(f(x) || f(x')), with x' made to raise that KL.
+    """Loss: mean CE(f(x), y) + beta mean KL(f(x) || f(x')), where x' raises the KL.
 
     The gradient flows through both predictions, as in the public code: the target of the KL is not detached. Both terms
-    share one forward pass of the clean images; the public code makes a second one, which moves the statistics of batch
-    normalisation once more and changes nothing else. The KL has no slope at x itself, so the attack needs start noise.
+    share one forward pass of the clean images. The public code makes a second one, which only updates the statistics of
+    batch normalisation once more. The gradient of the KL is zero at x itself, so the attack needs start noise.
 
-    Official: a WRN-34-10, stopped two epochs into the smaller learning rate. Its 0.031 and 0.007, rounded multiples of
-    1/255, are nowhere else.
+    Official: a WRN-34-10, stopped two epochs after the first decay, with 0.031 and 0.007, which are
+    rounded multiples of 1/255.
     """
 
     title = "TRADES"
