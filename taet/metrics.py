@@ -1,8 +1,8 @@
-"""Accuracy, balanced accuracy, errors, groups, intervals and tests, all computed from counts, masks and scores.
+"""Accuracy, balanced accuracy, errors, groups, intervals and tests, computed from counts, masks and scores.
 
-`correct` and `total` are integer arrays (C,): per class, how many test images there are and how many were classified
-correctly. A class without test images has no accuracy: it is nan where classes are listed, and left out of means.
-A mask has one truth value per test image, (N,): classified correctly or not.
+`total` and `correct` are integer arrays (C,): per class, the number of test images and of those classified correctly.
+A class without test images has no accuracy: it is nan in arrays over classes and left out of means.
+A mask is a boolean array (N,): for each test image, whether it is classified correctly.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 FEW_PER_CLASS = 50
-"""With fewer test images than this, one image moves the accuracy of its class by more than two points, and the 95 %
-interval of the class is more than 26 points wide at its widest."""
+"""With fewer test images than this, one image changes the accuracy of its class by more than two points, and the 95 %
+interval of the class can be more than 26 points wide."""
 PAIRED_CLASSES = 1000
-"""Of more classes nothing is kept or drawn for every pair of them: at 8,142 (iNaturalist 2018) the areas under the ROC
-curve alone would make a card of 350 MB, and a picture has not so many pixels."""
+"""With more classes nothing is stored or drawn for every pair of them: for 8,142 classes (iNaturalist 2018) the areas
+under the ROC curve alone would take 350 MB in a card."""
 DRAWS = 10_000
-"""Resamplings of a bootstrap or a randomisation test: the share of them beyond a 2.5 % quantile is known to within 0.3
-points, sqrt(.025 * .975 / DRAWS) * 1.96."""
+"""Resamples of a bootstrap or a randomisation test: the share beyond a 2.5 % quantile is known to within 0.3 points,
+1.96 sqrt(.025 * .975 / DRAWS)."""
 
 
 def class_counts(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Ints, Ints]:
-    """Return `(correct, total)`, each (C,), from one truth value and one label per image, both (N,)."""
+    """Return `(correct, total)`, each (C,), from a mask (N,) and the true labels (N,)."""
     marked, classes = np.asarray(mask, dtype=bool), np.asarray(labels, dtype=np.int64)
     total = np.bincount(classes, minlength=num_classes)
     correct = np.bincount(classes[marked], minlength=num_classes)
@@ -83,21 +83,21 @@ def weak_classes(correct: ArrayLike, total: ArrayLike) -> list[int]:
     """
     counts = enumerate(zip(np.asarray(correct), np.asarray(total), strict=True))
     recalls = {label: Fraction(int(right), int(count)) for label, (right, count) in counts if count > 0}
-    # Exact, since the mean of equal recalls, rounded, may be above them all.
+    # Fractions, since the rounded mean of equal recalls may be above all of them.
     mean = sum(recalls.values()) / max(len(recalls), 1)
     return [label for label, recall in recalls.items() if recall < mean]
 
 
 def few_images(total: ArrayLike) -> list[int]:
-    """Return the labels of the classes with fewer than `FEW_PER_CLASS` test images, those with none among them."""
+    """Return the labels of the classes with fewer than `FEW_PER_CLASS` test images, including classes with none."""
     return [int(label) for label in np.flatnonzero(np.asarray(total) < FEW_PER_CLASS)]
 
 
 def flip_rate(clean_predictions: ArrayLike, predictions: ArrayLike) -> float:
-    """Return the share of the images that the model answers otherwise under attack, mean 1{F(x') != F(x)}.
+    """Return the share of images whose predicted class changes under attack, mean 1{F(x') != F(x)}; nan without images.
 
-    It asks for no label: an image that was misclassified before, and is misclassified otherwise, counts too. Both
-    arguments are classes, (N,); nan without images.
+    Labels play no role: a misclassified image that is misclassified as another class counts too. Both arguments are
+    predicted classes, (N,).
     """
     flipped = np.asarray(clean_predictions) != np.asarray(predictions)
     return _ratio(flipped.sum(), flipped.size).item()
@@ -119,8 +119,8 @@ def class_errors(
         natural_c = P(F(x) != y | y = c),   boundary_c = P(F(x) = y and F(x') != y | y = c)
 
     Their sum is the share of the class for which the image or its adversarial example is misclassified: x itself lies
-    in the ball, so an image that an attack happens to correct stays an error. `clean_correct` and `correct` are the
-    masks without and under attack; a class without images is nan.
+    in the ball, so a misclassified image that an attack happens to correct stays an error. `clean_correct` and
+    `correct` are the masks without and under attack; a class without images is nan.
     Source: Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, "Theoretically principled trade-off between robustness and
     accuracy" (TRADES), ICML 2019, arXiv:1901.08573, section 3.
     """
@@ -132,17 +132,17 @@ def class_errors(
 def worst_case(masks: ArrayLike) -> Mask:
     """Return which images are correct under the first attack, the first two, ..., all of them, (A, N).
 
-    `masks` (A, N) holds what each attack left correct. The last row is the exact worst case: an image counts only if
-    it withstood every attack, which no mean of their accuracies can tell.
+    `masks` (A, N) holds one mask per attack. The last row is the exact worst case: an image counts only if it
+    withstands every attack.
     """
     return np.logical_and.accumulate(np.asarray(masks, dtype=bool), axis=0)
 
 
 def median_distance(distances: ArrayLike) -> float:
-    """Return the median distance (N,) at which the images fell, of those that had to be moved at all.
+    """Return the median of the perturbation norms (N,) over the images that were classified correctly before.
 
-    0, an image that was misclassified before, is left out; nan, one that did not fall, lies beyond all. nan where half
-    of the images or more did not fall, or where none had to be moved.
+    0 stands for an image that was misclassified before and is left out; nan stands for a failed attack and counts as
+    infinitely far. The median is nan if half of the attacks or more failed, or if no image was correct before.
     """
     values = np.asarray(distances, dtype=np.float64)
     values = values[values != 0]
@@ -151,14 +151,14 @@ def median_distance(distances: ArrayLike) -> float:
 
 
 def pairwise_auc(scores: ArrayLike, labels: ArrayLike) -> NDArray[np.float32]:
-    """Return how well the score of each class tells it from each other class, A (C, C) in [0, 1].
+    """Return how well the score of each class separates it from each other class, A (C, C) in [0, 1].
 
         A[j, k] = P(s_j(x) > s_j(x')) + P(s_j(x) = s_j(x')) / 2   for x drawn from class j and x' from class k
 
-    the area under the ROC curve of score j on these two classes alone, by counting pairs (Mann and Whitney). nan on
-    the diagonal and where one of the two classes has no images. `scores` (N, C) are finite and comparable between
-    images: softmax probabilities, not logits, whose common offset means nothing. The result is in single precision, in
-    which cards keep it. It takes O(N C log N).
+    This is the area under the ROC curve of score j on these two classes alone, by counting pairs (Mann and Whitney);
+    nan on the diagonal and where one of the two classes has no images. `scores` (N, C) must be finite and comparable
+    between images: softmax probabilities, not logits, whose common offset is arbitrary. The result is in single
+    precision, as cards store it. Time: O(N C log N).
     Source: Hand, Till, "A simple generalisation of the area under the ROC curve for multiple class classification
     problems", Machine Learning 45, 2001, section 3; their Â(j|k).
     """
@@ -184,7 +184,7 @@ def roc_auc(matrix: ArrayLike) -> float:
 
         M = 2 / (K (K - 1)) sum_{j < k} (A[j, k] + A[k, j]) / 2
 
-    over the K classes with images; `matrix` is what `pairwise_auc` gives; nan with fewer than two classes.
+    over the K classes with images; `matrix` is the result of `pairwise_auc`; nan with fewer than two classes.
     Source: Hand, Till, Machine Learning 45, 2001, section 3; their M.
     """
     areas = np.asarray(matrix, dtype=np.float64)
@@ -199,7 +199,8 @@ def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -
 
         (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
 
-    Unlike p -+ z sqrt(p(1-p)/n) it keeps its level for small n, stays in [0, 1] and does not shrink to a point there.
+    Unlike p -+ z sqrt(p(1-p)/n) it keeps its level for small n, stays in [0, 1] and has a width at p = 0 and p = 1.
+    scipy computes it for one proportion at a time; here all classes are computed at once.
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
     """
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
@@ -219,8 +220,8 @@ def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95)
 
         mean(p) - sqrt(sum_c (p_c - l_c)^2)/K,   mean(p) + sqrt(sum_c (u_c - p_c)^2)/K
 
-    It is a closed form, the one that cards store, chosen over a stratified bootstrap (`bootstrap_interval`) because
-    that gives a width of zero to a class that is all right or all wrong, which small tail classes often are.
+    This closed form is what cards store. A stratified bootstrap (`bootstrap_interval`) has no width for a class that is
+    completely right or completely wrong, as small tail classes often are.
     Source: Zou, Huang, Zhang, "A note on confidence interval estimation for a linear function of binomial proportions",
     Computational Statistics & Data Analysis 53, 2009.
     """
@@ -242,10 +243,10 @@ def bootstrap_interval(
     """Return the percentile interval `(low, high)` of the balanced accuracy by a stratified bootstrap.
 
     Drawing n_c images of class c with replacement, of which a share p_c is correct, gives Binomial(n_c, p_c) correct
-    ones: the bootstrap of the mask needs the counts only. `draws` is how often, `seed` decides the numbers drawn.
+    ones, so the bootstrap needs the counts only. `draws` is the number of resamples, `seed` that of the random numbers.
 
-    Known weakness: a class that is all right or all wrong is so in every draw and adds no width, so the interval is too
-    short where classes are small or near 0 or 1; `balanced_interval` keeps its width there.
+    A class that is completely right or wrong is so in every resample and adds no width, so the interval is too short
+    where recalls are near 0 or 1; `balanced_interval` keeps its width there.
     Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
     """
     present = np.asarray(total) > 0
@@ -259,29 +260,32 @@ def bootstrap_interval(
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value of McNemar's test that two classifiers are right equally often, in [0, 1].
-
-    Of the m images that only one of the two gets right, each is either's with probability 1/2 if they do not differ:
+    """Return the two-sided p-value of McNemar's exact test that two classifiers are equally accurate, in [0, 1].
 
         p = min(1, 2 sum_{i <= min(b, c)} binom(m, i) / 2^m),   m = b + c
 
-    with b = `only_first` and c = `only_second`. It is exact, to rounding, for any count: nothing is approximated by a
-    normal distribution.
+    with b = `only_first` and c = `only_second` the numbers of images that only one of the two classifies correctly: if
+    the classifiers do not differ, each of these images is either's with probability 1/2.
     Source: McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
     Psychometrika 12, 1947; in its exact binomial form.
     """
-    count = only_first + only_second
-    i = np.arange(1, min(only_first, only_second) + 1)
-    # Logarithms, since 2^m overflows: log binom(m, i) = sum_{t <= i} log((m - t + 1) / t).
-    terms = np.concatenate([[0.0], np.cumsum(np.log((count - i + 1) / i))]) - count * math.log(2)
-    return min(1.0, 2 * float(np.exp(terms).sum()))
+    from scipy import special  # imported here to keep the command line fast
+
+    return min(1.0, 2 * float(special.bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
+
+
+def student_quantile(level: float, degrees: int) -> float:
+    """Return the two-sided quantile of Student's t distribution, e.g. 4.303 for level 0.95 and 2 degrees of freedom."""
+    from scipy import special
+
+    return float(special.stdtrit(degrees, (1 + level) / 2))
 
 
 def mean_and_standard_error(values: ArrayLike) -> tuple[Floats, Floats]:
     """Return the mean over the first axis of `values`, (n, ...), and its standard error, (...) each.
 
-    With s the sample standard deviation, sqrt(sum_i (v_i - mean)^2 / (n - 1)), the standard error is s / sqrt(n); one
-    value has none (nan), and of no value the mean is nan as well.
+    With s the sample standard deviation, sqrt(sum_i (v_i - mean)^2 / (n - 1)), the standard error is s / sqrt(n). It is
+    nan for a single value; without values the mean is nan as well.
     """
     sample = np.asarray(values, dtype=np.float64)
     count, unknown = len(sample), np.full(sample.shape[1:], np.nan)
@@ -310,7 +314,7 @@ def class_groups(train_counts: ArrayLike) -> dict[str, list[int]]:
     """Return the labels of each group of classes, largest class first; a group may be empty with few classes.
 
     With classes ranked 1..C by training count: head is 1..floor(C/3), tail is ceil(2C/3)..C, body the rest (REAT);
-    last_half, a second way to cut, is the last floor(C/2) (TAET).
+    last_half is the last floor(C/2) (TAET).
     """
     order = [int(label) for label in _largest_first(train_counts)]
     count = len(order)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from taet import metrics
@@ -274,3 +275,16 @@ def test_mcnemar_of_large_counts_is_that_of_the_normal_distribution() -> None:
     z = (51_000 - 50_000 - 1) / math.sqrt(101_000)  # with continuity correction
     assert metrics.mcnemar(51_000, 50_000) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-3)
     assert 0 <= metrics.mcnemar(100_000, 0) < 1e-300
+
+
+@given(st.integers(0, 60), st.integers(1, 60))
+def test_wilson_and_mcnemar_are_those_of_scipy(some: int, more: int) -> None:
+    low, high = metrics.wilson_interval(some, some + more)
+    expected = stats.binomtest(some, some + more).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert metrics.mcnemar(some, more) == pytest.approx(stats.binomtest(some, some + more).pvalue)
+
+
+def test_student_quantiles_are_those_of_any_table() -> None:
+    found = [metrics.student_quantile(0.95, degrees) for degrees in (1, 2, 9, 1000)]
+    assert found == pytest.approx([12.706, 4.303, 2.262, 1.962], abs=5e-4)

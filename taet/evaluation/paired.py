@@ -11,9 +11,6 @@ from numpy.typing import ArrayLike
 from taet import metrics
 
 LEVEL = 0.05
-# Two-sided 95 % quantile of Student's t for 1, 2, ... 9 degrees of freedom (any table); beyond ten runs the last one is
-# kept, which errs on the safe side.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,7 +95,7 @@ def difference(
     each = (_gains(a[None], b[None], classes, num_classes) for a, b in zip(left, right, strict=True))
     _, error = metrics.mean_and_standard_error([_balanced(one, np.arange(-1.0, 2.0), total) for one in each])
     if runs > 1:
-        seeds = STUDENT[min(runs - 1, len(STUDENT)) - 1] * error
+        seeds = metrics.student_quantile(1 - LEVEL, runs - 1) * error
         low, high = value - np.hypot(value - low, seeds), value + np.hypot(high - value, seeds)
     return Difference(
         value=float(value),

@@ -54,8 +54,8 @@ def test_the_interval_is_that_of_drawing_the_images(runs: int) -> None:
     drawn = [np.mean([gain[generator.choice(own, len(own))].mean() for own in rows]) for _ in range(4000)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     result = difference(first, second, LABELS, 3)
-    if runs > 1:  # 4.303: Student's quantile at two degrees of freedom
-        value, spread = result.value, 4.303 * result.standard_error
+    if runs > 1:  # Student's quantile at two degrees of freedom
+        value, spread = result.value, 4.302652729749462 * result.standard_error
         low, high = value - math.hypot(value - low, spread), value + math.hypot(high - value, spread)
     assert (result.low, result.high) == pytest.approx((low, high), abs=0.015)
 
