@@ -8,7 +8,7 @@ from taet.data.long_tail import (
     long_tail_counts,
     long_tail_indices,
 )
-from taet.data.sources import full_name, holds_groups, image_files, is_own, load, survey
+from taet.data.sources import full_name, image_listing, is_own, load
 
 __all__ = [
     "DataFacts",
@@ -19,12 +19,10 @@ __all__ = [
     "expected_absent_classes",
     "facts",
     "full_name",
-    "holds_groups",
-    "image_files",
+    "image_listing",
     "is_own",
     "load",
     "long_tail_counts",
     "long_tail_indices",
     "render",
-    "survey",
 ]

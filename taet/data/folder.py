@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Outline
-from taet.data.images import SUFFIXES
+from taet.data.images import SUFFIXES, files_below
 from taet.data.listing import Listing
 from taet.data.places import locate
 from taet.errors import UserError, unknown
 
 NAMES = {"folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the class folders"}
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
-"""What the folders of the splits are called, in any case of letters."""
+"""Names of the folders of the splits, in any case."""
 GROUP = "folder"
 
 
-def _visible(names: list[str]) -> list[str]:
-    return [name for name in names if not name.startswith(".")]
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files in `folder` and below, also behind links, each folder once; nothing that is hidden."""
-    seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else _visible(folders)
-        if real not in seen:
-            yield from (Path(place, file) for file in _visible(files))
-        seen.add(real)
-
-
 def _class_folders(folder: Path, least: int, left_out: Counter[str]) -> dict[str, list[Path]]:
-    """Return the image files of each class folder, `least` or more, all in the order of the alphabet.
-
-    What is left out is counted.
-    """
+    """Return the image files of each of `least` or more class folders, in alphabetical order; count the other files."""
     classes: dict[str, list[Path]] = {}
     for child in sorted(folder.iterdir()):
         if child.name.startswith("."):
@@ -50,10 +28,8 @@ def _class_folders(folder: Path, least: int, left_out: Counter[str]) -> dict[str
         if not child.is_dir():
             left_out["outside of the class folders"] += child.suffix.lower() in SUFFIXES
             continue
-        files = list(_files(child))
-        classes[child.name] = sorted(
-            (file for file in files if file.suffix.lower() in SUFFIXES), key=lambda file: file.parts
-        )
+        files = files_below(child)
+        classes[child.name] = [file for file in files if file.suffix.lower() in SUFFIXES]
         left_out.update(file.suffix or "no ending" for file in files if file.suffix.lower() not in SUFFIXES)
     if len(classes) < least:
         got = f"only '{next(iter(classes))}'" if classes else "none"
@@ -65,7 +41,7 @@ def _class_folders(folder: Path, least: int, left_out: Counter[str]) -> dict[str
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
-    """Return the folder of each split; `path` itself is one called "all" where it holds the class folders directly."""
+    """Return the folder of each split; {"all": path} if `path` holds the class folders itself."""
     children = sorted(child for child in path.iterdir() if child.is_dir())
     found = {split: [child for child in children if child.name.lower() in names] for split, names in SPLITS.items()}
     missing = [name for name in ("train", "test") if not found[name]]
@@ -80,7 +56,12 @@ def _split_folders(path: Path) -> dict[str, Path]:
     return {split: folders[0] for split, folders in found.items() if folders}
 
 
-def _list(data: Data) -> Listing:
+def listing(data: Data) -> Listing:
+    """List the folder's images; without train/ and test/, a fifth of each class, chosen by the seed, is for testing.
+
+    Classes are the names of the class folders in alphabetical order. Images may lie in subfolders of the class folders.
+    With `group` "folder", images of any class whose path below their class folder is the same are kept in one split.
+    """
     path = locate(data)
     if not path.is_dir():
         raise UserError(f"no such folder: '{path}'")
@@ -102,8 +83,10 @@ def _list(data: Data) -> Listing:
         for label, name in enumerate(names)
         for file in found.get(name, ())
     ]
-    below = tuple("/".join(file.relative_to(folders[split] / names[label]).parts[:-1]) for file, label, split in rows)
-    if data.group == GROUP and not any(below):
+    subfolders = tuple(
+        "/".join(file.relative_to(folders[split] / names[label]).parts[:-1]) for file, label, split in rows
+    )
+    if data.group == GROUP and not any(subfolders):
         raise UserError(f"data group: got '{GROUP}', but no class folder in '{path}' holds folders")
     others = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common() if count)
     return Listing(
@@ -112,42 +95,8 @@ def _list(data: Data) -> Listing:
         np.array([label for _, label, _ in rows], np.int64),
         None if "all" in folders else tuple(split for _, _, split in rows),
         "no folder 'test'",
-        below if data.group == GROUP else None,
+        subfolders if data.group == GROUP else None,
         "--data.group None",
         (f"left out: {others}",) if others else (),
+        subfolders,
     )
-
-
-def holds_groups(data: Data) -> bool:
-    """Do class folders hold folders that can be taken as groups?
-
-    That is two or more in each class, none in two splits, and where they are to be divided, small enough to train on
-    more than half of the images.
-    """
-    try:
-        listing = _list(replace(data, group=GROUP))
-        parts = listing.parts(data.seed)
-    except UserError:  # there are none, they cannot be used, or the folder is no data at all, which reading it says
-        return False
-    small = listing.splits is not None or len(parts["train"]) > len(parts["test"])
-    return small and listing.fewest_groups > 1
-
-
-def files(data: Data) -> dict[str, Sequence[Path]]:
-    """Return for each split the image files that its `indices` count."""
-    return _list(data).by_split()
-
-
-def outline(data: Data) -> Outline:
-    """Return what the listing and the headers of the files say."""
-    return _list(data).outline(data)
-
-
-def read(data: Data) -> Dataset:
-    """Return the folder's images; without train/ and test/, a fifth of each class, chosen by the seed, is for testing.
-
-    Classes are the names of the class folders in the order of the alphabet; images may lie in folders below, which with
-    `group` "folder" are kept in one split: images of any class whose path below their class folder is the same. Images
-    are grey where all of them are, else RGB.
-    """
-    return _list(data).dataset(data)

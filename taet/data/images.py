@@ -42,6 +42,18 @@ UNUSUAL = {
 """What may be unusual about a file, and what is done with it."""
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Return the files in `folder` and its subfolders, sorted; links are followed, hidden files are left out."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            found += [Path(place, file) for file in files if not file.startswith(".")]
+        seen.add(real)
+    return sorted(found, key=lambda file: file.parts)
+
+
 def _ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
     """Yield `function` of each item in order; threads work on the next ones, never more than AHEAD of what is taken."""
     pool = ThreadPoolExecutor()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from taet.config import Data
 from taet.data.dataset import Dataset, Labels, Outline, Split
 from taet.data.groups import hold_out
-from taet.data.images import decode_all, survey
+from taet.data.images import Survey, decode_all, survey
 from taet.data.long_tail import divide, held_out_counts
 from taet.errors import UserError
 
@@ -32,18 +32,20 @@ class Listing:
     labels: NDArray[np.int64]
     """(N,)."""
     splits: tuple[str, ...] | None
-    """The split of each file, one of PARTS; None: not divided, so that a share of each class is for testing."""
+    """The split of each file, one of PARTS; None: not given, so that TEST_SHARE of each class is for testing."""
     undivided: str
-    """Why not, where they are not, in words."""
+    """Why no split is given, for notes and errors."""
     group_names: tuple[str, ...] | None
-    """What each file belongs to, "" where it stands alone; None: all stand alone."""
+    """The group of each file, "" if it has none; None: no groups are used."""
     ungrouped: str
-    """How they are read as if all stood alone, in words."""
+    """The option that reads the files without groups, for errors."""
     notes: tuple[str, ...] = ()
+    subfolders: tuple[str, ...] = ()
+    """Of a folder: the path of each file below its class folder, which may be used as its group."""
 
     @cached_property
     def groups(self) -> NDArray[np.int64] | None:
-        """The groups as numbers, (N,)."""
+        """The groups as numbers, (N,); a file without a group gets a number of its own."""
         if self.group_names is None:
             return None
         numbers: dict[str | int, int] = {}
@@ -51,23 +53,37 @@ class Listing:
             [numbers.setdefault(name or i, len(numbers)) for i, name in enumerate(self.group_names)], np.int64
         )
 
-    @property
-    def fewest_groups(self) -> int:
-        """Groups of the class that has the fewest; an image that stands alone is one."""
-        groups = np.arange(len(self.files)) if self.groups is None else self.groups
-        owners = np.unique(np.stack([self.labels, groups]), axis=1)[0]
-        return int(np.bincount(owners, minlength=len(self.class_names)).min())
+    @cached_property
+    def survey(self) -> Survey:
+        """What the headers of the files say."""
+        return survey(self.files)
+
+    def subfolders_are_groups(self, seed: int = 0) -> bool:
+        """Can the subfolders of the class folders be used as groups?
+
+        That is two or more in each class, none in two splits and, where no split is given, small enough to train on
+        more than half of the images.
+        """
+        if not any(self.subfolders):
+            return False
+        grouped = replace(self, group_names=self.subfolders)
+        try:
+            parts = grouped.parts(seed)
+        except UserError:
+            return False
+        owners = np.unique(np.stack([grouped.labels, np.asarray(grouped.groups)]), axis=1)[0]
+        fewest = np.bincount(owners, minlength=len(self.class_names)).min()
+        return bool(fewest > 1) and (self.splits is not None or len(parts["train"]) > len(parts["test"]))
 
     def parts(self, seed: int) -> dict[str, NDArray[np.int64]]:
         """Return the positions of the files of each split; those that cannot be trained or tested on are refused."""
-        found = self._divided(seed) if self.splits is None else self._given()
+        if self.splits is None:
+            found = self._divided(seed)
+        else:
+            given = np.array(self.splits)
+            found = {part: np.flatnonzero(given == part) for part in PARTS if part in self.splits}
         self._check(found)
         return found
-
-    def _given(self) -> dict[str, NDArray[np.int64]]:
-        given = np.array(self.splits)
-        found = {part: np.flatnonzero(given == part) for part in PARTS}
-        return {part: positions for part, positions in found.items() if len(positions)}
 
     def _divided(self, seed: int) -> dict[str, NDArray[np.int64]]:
         counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
@@ -86,7 +102,7 @@ class Listing:
         return {"train": np.sort(train), "test": np.sort(test)}
 
     def by_split(self) -> dict[str, Sequence[Path]]:
-        """Return for each split the files that its `indices` count: all of them where no split is given.
+        """Return for each split the files that its `indices` count: all files if no split is given.
 
         A validation split that is not given is held out of the training split, whose files it counts.
         """
@@ -99,22 +115,25 @@ class Listing:
 
     def outline(self, data: Data) -> Outline:
         """Return the labels of each split, and the shape of the images by their headers."""
-        found = survey(self.files)
-        width, height = found.common_size(data.size)
+        width, height = self.survey.common_size(data.size)
         whole = Labels(self.labels, self.class_names, self.groups)
         splits = {part: whole.choose(positions) for part, positions in self.parts(data.seed).items()}
-        return Outline(splits, (found.channels, height, width))
+        return Outline(splits, (self.survey.channels, height, width))
 
     def dataset(self, data: Data) -> Dataset:
-        """Read the files: images are grey where all of them are, else RGB; see `taet.data.images.decode`."""
+        """Read the files: images are grey if all files are, else RGB; see `taet.data.images.decode`."""
         parts = self.parts(data.seed)
-        found = survey(self.files)
-        images = decode_all(self.files, data.size, data.storage, found)
+        images = decode_all(self.files, data.size, data.storage, self.survey)
         whole = Split(images, self.labels, self.class_names, np.arange(len(self.files)), self.groups)
         splits = {part: whole.choose(positions) for part, positions in parts.items()}
         if self.splits is not None:
             splits = {part: replace(split, indices=np.arange(len(split))) for part, split in splits.items()}
-        notes = (*self._division(data.seed), *self.notes, *self._similar_names(), *found.sentences(data.size))
+        notes = (
+            *self._division(data.seed),
+            *self.notes,
+            *_similar_names(self.class_names),
+            *self.survey.sentences(data.size),
+        )
         return Dataset(data.name, splits["train"], splits.get("validation"), splits["test"], notes=notes)
 
     def _check(self, parts: dict[str, NDArray[np.int64]]) -> None:
@@ -124,22 +143,16 @@ class Listing:
             label = int(in_training.argmin())
             file = self.files[int((self.labels == label).argmax())]
             raise UserError(f"class '{self.class_names[label]}' has no training image, only others such as '{file}'")
-        if self.groups is None or self.splits is None:
+        if self.group_names is None or self.splits is None:
             return
-        assert self.group_names is not None
-        place = np.empty(len(self.files), np.int64)
-        for number, positions in enumerate(parts.values()):
-            place[positions] = number
-        first = np.unique(self.groups, return_index=True)[1]
-        strays = np.flatnonzero(place != place[first[self.groups]])
-        if len(strays):
-            stray = int(strays[0])
-            before = int(first[self.groups[stray]])
-            raise UserError(
-                f"group '{self.group_names[stray]}' is in two splits: '{self.files[before]}' is for "
-                f"{self.splits[before]}, '{self.files[stray]}' for {self.splits[stray]}; keep it in one; without "
-                f"groups: {self.ungrouped}"
-            )
+        first: dict[str, int] = {}
+        for position, (group, split) in enumerate(zip(self.group_names, self.splits, strict=True)):
+            before = first.setdefault(group, position) if group else position
+            if split != self.splits[before]:
+                raise UserError(
+                    f"group '{group}' is in two splits: '{self.files[before]}' is for {self.splits[before]}, "
+                    f"'{self.files[position]}' for {split}; keep it in one; without groups: {self.ungrouped}"
+                )
 
     def _division(self, seed: int) -> list[str]:
         notes = []
@@ -156,10 +169,11 @@ class Listing:
             notes.append(f"{named} groups, each in one split" + (f"; {alone} images stand alone" if alone else ""))
         return notes
 
-    def _similar_names(self) -> list[str]:
-        """Say which classes are called alike but for the case of letters, or the way that Unicode writes them."""
-        alike: dict[str, list[str]] = defaultdict(list)
-        for name in self.class_names:
-            alike[unicodedata.normalize("NFC", name).casefold()].append(name)
-        groups = (", ".join(f"'{name}'" for name in names) for names in alike.values() if len(names) > 1)
-        return [f"taken for different classes, though alike: {names}" for names in groups]
+
+def _similar_names(class_names: Sequence[str]) -> list[str]:
+    """Return a note for class names that differ only in the case of letters or in their Unicode form."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in class_names:
+        alike[unicodedata.normalize("NFC", name).casefold()].append(name)
+    groups = (", ".join(f"'{name}'" for name in names) for names in alike.values() if len(names) > 1)
+    return [f"different classes with similar names: {names}" for names in groups]

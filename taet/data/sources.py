@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from taet import registry
 from taet.config import Data
 from taet.data.dataset import Dataset, Outline, Split
-from taet.data.images import Survey, pillow, resized
-from taet.data.images import survey as survey_files
+from taet.data.images import pillow, resized
+from taet.data.listing import Listing
 from taet.data.long_tail import PROFILES
 from taet.data.places import passed_over
 from taet.data.selection import BALANCED_SMALL, select
@@ -48,59 +48,57 @@ def full_name(name: str) -> str:
     return name
 
 
-def _module(name: str) -> ModuleType:
-    kind, _, path = name.partition(":")
-    if kind in PATH_SOURCES and not path:
-        raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
-    return registry.find("data", kind).load()
-
-
 def is_own(name: str) -> bool:
-    """Are these images of one's own: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH, or a bare path?"""
+    """Does `name` stand for the user's own images: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH, or a bare path?"""
     return full_name(name).partition(":")[0] in PATH_SOURCES
 
 
-def holds_groups(name: str, *, root: str | None = None) -> bool:
-    """Do the class folders of folder:PATH hold folders that `group` "folder" can keep in one split each?"""
-    data = Data(name=full_name(name), root=root)
-    module = _module(data.name)
-    return hasattr(module, "holds_groups") and bool(module.holds_groups(data))
-
-
-def _as_named(data: Data, published: Mapping[str, Mapping[str, Any]]) -> Data:
-    """Return `data` with the profile, and the ratio if one is meant, that its name stands for where none is given."""
-    facts = published.get(data.name, {})
-    ratio = data.imbalance_ratio
-    if ratio is None and not is_own(data.name) and data.name.endswith((LONG_TAILED, BALANCED_SMALL)):
-        ratio = float(facts.get("imbalance_ratio", data.default_imbalance_ratio))
-    profile = data.profile or facts.get("profile", PROFILES[0])
-    return replace(data, imbalance_ratio=ratio, profile=profile)
-
-
-def _check_group(data: Data, groups: object) -> None:
-    """Refuse a group that was asked for, if the source has no `groups` or these are not for the user to choose."""
-    if data.group is not None and not is_own(data.name):
-        own = "has no groups" if groups is None else "keeps its own groups in one split without it"
-        raise UserError(f"data group: got '{data.group}'; '{data.name}' {own}; allowed with: {GROUPED}")
-    if data.group is not None and groups is None:
-        raise UserError(f"data group: got '{data.group}'; '{data.name}' has no groups; allowed: {GROUPED}")
-
-
 def _source(data: Data) -> tuple[Data, ModuleType]:
-    """Return `data` with its full name and what that name stands for, and the module that reads it."""
-    data = replace(data, name=full_name(data.name))
-    module = _module(data.name)
-    return _as_named(data, getattr(module, "PUBLISHED", {})), module
+    """Return `data` with its full name and the profile and ratio that this name stands for, and the module."""
+    name = full_name(data.name)
+    kind, _, path = name.partition(":")
+    if kind in PATH_SOURCES and not path:
+        raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
+    module = registry.find("data", kind).load()
+    published: Mapping[str, Any] = getattr(module, "PUBLISHED", {}).get(name, {})
+    ratio = data.imbalance_ratio
+    if ratio is None and kind not in PATH_SOURCES and name.endswith((LONG_TAILED, BALANCED_SMALL)):
+        ratio = float(published.get("imbalance_ratio", data.default_imbalance_ratio))
+    profile = data.profile or published.get("profile", PROFILES[0])
+    return replace(data, name=name, imbalance_ratio=ratio, profile=profile), module
+
+
+def _listing(data: Data, module: ModuleType) -> Listing | None:
+    found: Listing | None = module.listing(data) if hasattr(module, "listing") else None
+    return found
+
+
+def image_listing(data: Data) -> Listing | None:
+    """Return the image files of folder:PATH, csv:PATH or a bare path with their labels; None for other data."""
+    return _listing(*_source(data))
 
 
 def outline(data: Data) -> tuple[Data, Outline] | None:
-    """Return `data` as its name means it, and what is known of its source without its images; None: nothing is."""
+    """Return `data` with what its name stands for, and what is known of its source without images; None: nothing."""
     data, module = _source(data)
-    found: Outline | None = module.outline(data) if hasattr(module, "outline") else None
+    listed = _listing(data, module)
+    found: Outline | None = None
+    if listed is not None:
+        found = listed.outline(data)
+    elif hasattr(module, "outline"):
+        found = module.outline(data)
     if found is None:
         return None
     _check_group(data, found.splits["train"].groups)
     return data, found
+
+
+def _check_group(data: Data, groups: object) -> None:
+    """Refuse --data.group if the source has no `groups`, or if its groups are always used."""
+    if data.group is not None and not (is_own(data.name) and groups is not None):
+        why = "has no groups" if groups is None else "keeps its own groups in one split without it"
+        allowed = "allowed" if is_own(data.name) else "allowed with"
+        raise UserError(f"data group: got '{data.group}'; '{data.name}' {why}; {allowed}: {GROUPED}")
 
 
 def _resized(split: Split, size: int | None, storage: str) -> Split:
@@ -113,7 +111,7 @@ def _resized(split: Split, size: int | None, storage: str) -> Split:
 
 
 def _fingerprints(images: Images) -> NDArray[np.uint64]:
-    """Return a number for each image, (N,), which only images of the same pixels share, but for a chance of 2^-64."""
+    """Return a hash of 64 bits of each image's pixels, (N,)."""
     digests = (
         hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest()
         for piece in pieces(images)
@@ -122,8 +120,8 @@ def _fingerprints(images: Images) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def _repeats(splits: Mapping[str, Split], data: Data, module: ModuleType) -> list[str]:
-    """Say how many images of one split are also in another, and name one."""
+def _repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
+    """Return a note that says how many images of one split are also in another, and names one, if there are any."""
     found = {part: _fingerprints(split.images) for part, split in splits.items()}
     notes = []
     for part, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
@@ -131,30 +129,11 @@ def _repeats(splits: Mapping[str, Split], data: Data, module: ModuleType) -> lis
             positions = np.flatnonzero(np.isin(found[part], found[other]))
             if len(positions):
                 index = int(splits[part].indices[positions[0]])
-                example = f"'{module.files(data)[part][index]}'" if hasattr(module, "files") else f"number {index}"
+                example = f"number {index}" if listed is None else f"'{listed.by_split()[part][index]}'"
                 notes.append(
                     f"{len(positions)} of {len(splits[part])} {part} images are also in {other}, e.g. {example}"
                 )
     return ["identical images: " + "; ".join(notes)] if notes else []
-
-
-def image_files(name: str, *, root: str | None = None) -> dict[str, Sequence[Path]] | None:
-    """Return the files of folder:PATH or csv:PATH, by split where they are divided; None for data of other kinds."""
-    data = Data(name=full_name(name), root=root)
-    module = _module(data.name)
-    files: dict[str, Sequence[Path]] | None = module.files(data) if hasattr(module, "files") else None
-    return files
-
-
-def survey(name: str, *, root: str | None = None) -> Survey | None:
-    """Return what the image files of folder:PATH or csv:PATH hold, by their headers; None for data of other kinds.
-
-    Files that cannot be read are a `UserError`, as they are to `load`.
-    """
-    files = image_files(name, root=root)
-    if files is None:
-        return None
-    return survey_files(list(dict.fromkeys(file for part in files.values() for file in part))).checked()
 
 
 def load(
@@ -208,7 +187,8 @@ def load(
         storage=storage,
     )
     data, module = _source(data)
-    source: Dataset = module.read(data)
+    listed = _listing(data, module)
+    source: Dataset = module.read(data) if listed is None else listed.dataset(data)
     _check_group(data, source.train.groups)
     chosen, notes = select({part: split.without_images for part, split in source.splits.items()}, data)
     notes += passed_over(data)
@@ -217,7 +197,7 @@ def load(
         for part, (origin, positions) in chosen.items()
     }
     if is_own(data.name):
-        notes += _repeats(splits, data, module)
+        notes += _repeats(splits, listed)
     sized = {part: _resized(split, size, storage) for part, split in splits.items()}
     return replace(
         source,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Outline
 from taet.data.listing import Listing
 from taet.data.places import locate
 from taet.data.rows import SPLITS, Row, Rows, Unlabelled, read_rows
@@ -115,7 +113,19 @@ def _class_names(labels: list[str]) -> tuple[dict[str, int], tuple[str, ...], tu
     )
 
 
-def _list(data: Data) -> Listing:
+def listing(data: Data) -> Listing:
+    """List the images of a table; where it has no splits, a fifth of each class, by the seed, is for testing.
+
+    A table's first line names the columns, which commas, semicolons or tabs divide: `path`, relative to the list's
+    folder or to --data.root; `label`, a name or a whole number; if wanted, `split`: train, val (valid, validation) or
+    test; and `group`, or the column that --data.group names: images of one group are kept in one split. Other columns
+    are left alone. Instead, a list may be lines of a path and a whole number, or COCO's .json: see `taet.data.rows`.
+
+    Beside a list without splits whose name has the word train, such as ImageNet_LT_train.txt or train2018.json, those
+    of the same name but for val (valid, validation) and test are the lists of these splits. One without labels is left
+    out; where none is left for test, that for validation is it, as iNaturalist is tested on. Text is UTF-8. Classes are
+    the labels that occur, whole numbers by size, others by alphabet.
+    """
     table = locate(data)
     (every, columns, likely), notes = _together(table, data.group)
     if likely is not None:
@@ -142,29 +152,3 @@ def _list(data: Data) -> Listing:
         "another name for the column 'group'" if data.group is None else "--data.group None",
         (*notes, *about_labels, *((f"{repeated} rows repeat another and are left out",) if repeated else ())),
     )
-
-
-def files(data: Data) -> dict[str, Sequence[Path]]:
-    """Return for each split the image files that its `indices` count."""
-    return _list(data).by_split()
-
-
-def outline(data: Data) -> Outline:
-    """Return what the listing and the headers of the files say."""
-    return _list(data).outline(data)
-
-
-def read(data: Data) -> Dataset:
-    """Return the images of a list; where it is not divided, a fifth of each class, by the seed, is for testing.
-
-    A table's first line names the columns, which commas, semicolons or tabs divide: `path`, relative to the list's
-    folder or to --data.root; `label`, a name or a whole number; if wanted, `split`: train, val (valid, validation) or
-    test; and `group`, or the column that --data.group names: images of one group are kept in one split. Other columns
-    are left alone. Instead, a list may be lines of a path and a whole number, or COCO's .json: see `taet.data.rows`.
-
-    Beside a list without splits whose name has the word train, such as ImageNet_LT_train.txt or train2018.json, those
-    of the same name but for val (valid, validation) and test are the lists of these splits. One without labels is left
-    out; where none is left for test, that for validation is it, as iNaturalist is tested on. Text is UTF-8. Classes are
-    the labels that occur, whole numbers by size, others by alphabet.
-    """
-    return _list(data).dataset(data)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Resampling, fromarray
 
-from taet.data.images import SUFFIXES, decode, decode_each
+from taet.data.images import SUFFIXES, decode, decode_each, files_below
 from taet.data.store import Stored
 from taet.errors import UserError
 
@@ -38,22 +38,15 @@ def find(given: Given) -> Images:
     if isinstance(given, np.ndarray | Stored):
         return _of_array(given)
     listed = [given] if isinstance(given, str | os.PathLike) else list(given)
-    files = [file for path in map(Path, listed) for file in (_inside(path) if path.is_dir() else [path])]
+    files = [file for path in map(Path, listed) for file in (_images_below(path) if path.is_dir() else [path])]
     if not files:
         places = ", ".join(f"'{os.fspath(path)}'" for path in listed[:3]) or "what was given"
         raise UserError(f"no image in {places}; allowed: files, or folders with any of {', '.join(sorted(SUFFIXES))}")
     return Images(tuple(map(str, files)), lambda rows, shape: _decoded(files[rows], shape))
 
 
-def _inside(folder: Path) -> list[Path]:
-    """The image files of a folder and those below, in the order of the alphabet."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
+def _images_below(folder: Path) -> list[Path]:
+    return [file for file in files_below(folder) if file.suffix.lower() in SUFFIXES]
 
 
 def _decoded(paths: Sequence[Path], shape: Shape) -> list[Pixels | str]:

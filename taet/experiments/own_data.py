@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from taet.config import Data, Run, override
-from taet.data import full_name, holds_groups, image_files, is_own, load, survey
+from taet.data import DataFacts, facts, full_name, image_listing, is_own, load
 from taet.errors import UserError
+from taet.formatting import size
 from taet.protocols import start
 
 # Judgements of ours, in the order in which a user meets them; the numbers that come from a paper say so.
@@ -40,8 +41,8 @@ def machine() -> Machine:
     return Machine(torch.cuda.is_available())
 
 
-class Facts(NamedTuple):
-    """What the images are, as far as decisions depend on it."""
+class OwnImages(NamedTuple):
+    """What the user's images are, as far as decisions depend on it."""
 
     training: float
     """Training images, about."""
@@ -49,19 +50,21 @@ class Facts(NamedTuple):
     """Width and height."""
     largest: tuple[int, int]
     uniform: bool
-    """Are all of one size?"""
+    """Are all images of one size?"""
+    grouped: bool = False
+    """Can the subfolders of the class folders be kept in one split each?"""
 
 
-def facts(data: Data) -> Facts:
-    """Look at images of one's own: at the headers of image files, at the shape of arrays."""
-    found, files = survey(data.name, root=data.root), image_files(data.name, root=data.root)
-    if found is not None and files is not None:
-        undivided = len(files["train"]) == len(found.paths)
-        training = len(files["train"]) * (TRAINING_SHARE if undivided else 1)
-        return Facts(training, found.median, found.largest, found.uniform)
-    arrays = load(data.name, root=data.root, storage=data.storage)
-    _, height, width = arrays.image_shape
-    return Facts(len(arrays.train), (width, height), (width, height), True)
+def own_images(data: Data) -> OwnImages:
+    """Look at the user's images: at the headers of image files, at the labels and the shape of arrays."""
+    listed = image_listing(data)
+    if listed is not None:
+        found, given = listed.survey.checked(), len(listed.by_split()["train"])
+        training = given * (TRAINING_SHARE if listed.splits is None else 1)
+        return OwnImages(training, found.median, found.largest, found.uniform, listed.subfolders_are_groups())
+    known = facts(data) or DataFacts.of(load(data.name, root=data.root, storage=data.storage))
+    _, height, width = known.image_shape
+    return OwnImages(known.sizes["train"], (width, height), (width, height), True)
 
 
 class Decision(NamedTuple):
@@ -72,7 +75,7 @@ class Decision(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Plan:
+class OwnDataPlan:
     """A run on images of one's own, and what was decided for it."""
 
     run: Run
@@ -90,7 +93,7 @@ class Plan:
         return "\n".join([f"{self.run.method} on {self.run.data.name}", *self.sentences()])
 
 
-def plan(method: str, data: str, *, root: str | None = None, protocol: str = "taet") -> Plan:
+def plan(method: str, data: str, *, root: str | None = None, protocol: str = "taet") -> OwnDataPlan:
     """Return the run of `method` on images of one's own: folder:PATH, csv:PATH, npz:PATH, or the bare path.
 
     The protocol decides all but what depends on the images and the machine: the size of the images, which of them
@@ -100,27 +103,27 @@ def plan(method: str, data: str, *, root: str | None = None, protocol: str = "ta
     return planned(override(start(protocol, method), {"data.name": full_name(data), "data.root": root}))
 
 
-def planned(run: Run, here: Machine | None = None) -> Plan:
+def planned(run: Run, here: Machine | None = None) -> OwnDataPlan:
     """Return `run`, which names images of one's own, with what depends on them and on the machine decided."""
     if not is_own(run.data.name):
         raise UserError(
             f"data: got {run.data.name}, whose protocol decides all; allowed: folder:, csv:, npz: and a path"
         )
     here = here or machine()
-    found = facts(run.data)
+    found = own_images(replace(run.data, group=None))
     decisions = {
         **_size(found, here),
-        **_groups(run),
+        **_groups(run, found),
         "model.name": Decision("resnet18" if here.accelerated else "resnet8", here.words),
         **length(run, found, here),
         "threat.eps": Decision(run.threat.eps, "L-infinity, as the field has it for photographs"),
     }
     if run.protocol == "taet":  # whoever asks for another one wants its columns
         decisions["evaluation.attacks"] = Decision(ATTACKS, "more with: taet evaluate RUN --attacks taet")
-    return Plan(override(run, {name: made.value for name, made in decisions.items()}), decisions)
+    return OwnDataPlan(override(run, {name: made.value for name, made in decisions.items()}), decisions)
 
 
-def _size(found: Facts, here: Machine) -> dict[str, Decision]:
+def _size(found: OwnImages, here: Machine) -> dict[str, Decision]:
     """Images stay as they are where they are of one size that the machine can take."""
     most = SIDES[0] if here.accelerated else SIDES[-1]
     if found.uniform and max(found.largest) <= most:
@@ -130,13 +133,13 @@ def _size(found: Facts, here: Machine) -> dict[str, Decision]:
     return {"data.size": Decision(side, f"{sizes}, and {here.words}; squeezed where they are not square")}
 
 
-def _groups(run: Run) -> dict[str, Decision]:
-    if run.data.group is not None or not holds_groups(run.data.name, root=run.data.root):
+def _groups(run: Run, found: OwnImages) -> dict[str, Decision]:
+    if run.data.group is not None or not found.grouped:
         return {}
     return {"data.group": Decision("folder", "folders in the class folders: the images of one stay in one split")}
 
 
-def length(run: Run, found: Facts, here: Machine) -> dict[str, Decision]:
+def length(run: Run, found: OwnImages, here: Machine) -> dict[str, Decision]:
     """Batches and epochs, by about how many training images there are; never more than the protocol's."""
     most = run.training
     sizes = [size for size in BATCHES if size < most.batch_size]
@@ -167,4 +170,4 @@ def _option(name: str) -> str:
 def _words(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(value)
-    return f"{255 * value:g}/255" if isinstance(value, float) else str(value)
+    return size(value) if isinstance(value, float) else str(value)

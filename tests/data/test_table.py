@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taet.data import load, survey
+from taet.config import Data
+from taet.data import image_listing, load
 from taet.errors import UserError
 
 
@@ -157,8 +158,8 @@ def test_files_are_relative_to_the_table_or_to_the_root(table, tmp_path, monkeyp
 
 def test_the_files_of_a_table_can_be_surveyed(table):
     path = table("path,label,group", *rows(range(10), "a", "1"), *rows(range(10, 20), "b", ""))
-    assert survey(path).sentences() == ["20 image files, 6x6 pixels, grey"]
-    assert survey("digits-lt") is None
+    assert image_listing(Data(path)).survey.sentences() == ["20 image files, 6x6 pixels, grey"]
+    assert image_listing(Data("digits-lt")) is None
 
 
 def test_a_name_that_the_file_system_lists_otherwise_is_found(table, monkeypatch):

@@ -11,7 +11,7 @@ from PIL import Image
 from taet import protocols
 from taet.config import Run, override
 from taet.errors import UserError
-from taet.experiments.own_data import FEWEST_EPOCHS, Facts, Machine, facts, length, plan, planned
+from taet.experiments.own_data import FEWEST_EPOCHS, Machine, OwnImages, length, own_images, plan, planned
 
 CPU, GPU = Machine(accelerated=False), Machine(accelerated=True)
 
@@ -71,7 +71,7 @@ def test_folders_in_class_folders_are_groups(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("training", [3, 100, 639, 640, 5000, 60_000])
 def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> None:
-    found, run = Facts(training, (8, 8), (8, 8), True), protocols.taet("at")
+    found, run = OwnImages(training, (8, 8), (8, 8), True), protocols.taet("at")
     values = {name: made.value for name, made in length(run, found, CPU).items()}
     batch, epochs = values["training.batch_size"], values["training.epochs"]
     assert batch in (128, 64, 32)
@@ -85,7 +85,7 @@ def test_an_epoch_has_enough_steps_and_a_run_enough_epochs(training: int) -> Non
 @pytest.mark.parametrize(("protocol", "epochs", "batch"), [("reat", 80, 128), ("official", 80, 64)])
 def test_a_protocol_that_was_asked_for_is_the_most(protocol: str, epochs: int, batch: int) -> None:
     run = protocols.start(protocol, "robal")
-    values = {name: made.value for name, made in length(run, Facts(20_000, (8, 8), (8, 8), True), GPU).items()}
+    values = {name: made.value for name, made in length(run, OwnImages(20_000, (8, 8), (8, 8), True), GPU).items()}
     assert (values["training.epochs"], values["training.batch_size"]) == (epochs, batch)
 
 
@@ -98,7 +98,7 @@ def test_arrays_are_looked_at_as_well(tmp_path: Path) -> None:
     images, labels = np.zeros((90, 48, 40), np.uint8), np.arange(90) % 2
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     run = override(protocols.taet("at"), {"data.name": str(tmp_path / "x.npz")})
-    assert facts(run.data) == Facts(90, (40, 48), (40, 48), True)
+    assert own_images(run.data) == OwnImages(90, (40, 48), (40, 48), True)
     assert planned(run, CPU).run.data.size == 32
     assert planned(run, GPU).run.data.size is None
 
@@ -132,7 +132,7 @@ def test_only_the_training_images_of_given_splits_are_counted(tmp_path: Path) ->
     for part, count in (("train", 6), ("test", 40)):
         for name in "ab":
             fill(tmp_path / part / name, count)
-    assert facts(on(tmp_path).data).training == 12
+    assert own_images(on(tmp_path).data).training == 12
 
 
 def test_files_that_cannot_be_read_are_named_before_anything_is_decided(lesions: Path) -> None:
