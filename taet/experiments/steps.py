@@ -20,7 +20,7 @@ from taet.data.loader import Batch
 from taet.data.long_tail import long_tail_counts
 from taet.errors import UserError
 from taet.methods import Attack, Method, Task
-from taet.models import Classifier
+from taet.models import Classifier, memory_layout
 from taet.models.view import make_view
 from taet.training.optimizer import build_optimizer
 from taet.training.step import training_step
@@ -76,6 +76,7 @@ class MethodSteps:
         self.method: Method = methods.build(name, settings, task).to(device)
         self.model = models.build(self.workload.model, len(counts), shape, head=self.method.head()).to(device)
         self.model.to(memory_format=torch.channels_last)
+        memory_layout.guard(self.model, self.method)
         if self.method.uses_features and not isinstance(self.model, Classifier):
             raise UserError(f"methods: {name} reads the features of a network, and {self.workload.model} gives none")
         self.optimizer = build_optimizer(self.model, Training(lr=LR))

@@ -28,7 +28,7 @@ from taet.errors import UserError
 from taet.files import file_sha256
 from taet.methods import Attack, Method, Task
 from taet.methods.base import Loss
-from taet.models import Adapter, Classifier, CosineHead
+from taet.models import Adapter, Classifier, CosineHead, memory_layout
 from taet.models.sync_norm import average_statistics, normalisations, synchronised
 from taet.models.view import View, make_view
 from taet.randomness import derive_seed, generator
@@ -223,6 +223,8 @@ class Trainer:
         self.method = methods.build(run.method, run.settings, task).to(self.device)
         self.run = config.override(run, {"settings": self.method.config})
         self.model = self._model(model, None if begun else run.model.weights)
+        if run.training.channels_last:
+            self.model.notes += memory_layout.guard(self.model, self.method)
         self._check_processes()
         copy_first(self.model.state_dict().values())  # a module from memory may have been drawn anew in each
         self.optimizer = build_optimizer(self.model, run.training)
