@@ -153,7 +153,7 @@ def exchanged(name: str, knobs: Mapping[str, Any], counts: tuple[int, ...], numb
     task = Task(counts, (3, 8, 8), epochs=EPOCHS, steps_per_epoch=sum(counts) // BATCH, milestones=(75, 90))
     method = methods.build(name, config.from_json(methods.find(name).Config, dict(knobs)), task)
     method.enter(EPOCHS - 1)
-    model = models.build(NETWORK, len(counts), task.image_shape, head=method.head(), stem="cifar")
+    model = models.build(NETWORK, len(counts), task.image_shape, head=method.task.head, stem="cifar")
     x, y = images((4, *task.image_shape)), torch.arange(4) * (len(counts) // 4)
     attack = Attack(Threat(steps=1), Source(generator("cpu", 0, "attack")))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -143,7 +143,7 @@ def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 def stages(method: Method) -> str:
     """Stages over the epochs of protocol taet."""
-    names = [method.stage_at(epoch) for epoch in range(method.task.epochs)]
+    names = [method.task.stages[epoch] for epoch in range(method.task.epochs)]
     return ", then ".join(f"{name} ({names.count(name)} of 100 epochs)" for name in dict.fromkeys(names))
 
 
@@ -151,7 +151,7 @@ def in_a_run(name: str) -> str:
     """How the options of a run apply to the method."""
     method = methods.build(name, None, task())
     taken, refusal = accepted(name)
-    head = method.head()
+    head = method.task.head
     lines = [
         f"- stages: {stages(method)}",
         f"- `--outer`: {', '.join(taken)}" + (f' (otherwise: "{refusal}")' if refusal else ""),

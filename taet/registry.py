@@ -41,6 +41,8 @@ class Entry:
     """The file, where it is none of this package."""
     deviations: tuple[str, ...] = ()
     """Where a method leaves the protocol, in words, as far as its file says so in literals."""
+    baseline: bool = False
+    """Is the method what reports compare the others with?"""
 
     def load(self) -> ModuleType:
         """Import the module; a file of one's own once, under a name that no package has."""
@@ -121,7 +123,8 @@ def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, Entry]:
             if place is not None and name in found:
                 raise UserError(f"{path}: the {WORDS[kind]} '{name}' exists already; rename yours")
             deviations = tuple(_literal(tree, "deviations") or ())
-            found[name] = Entry(name, module, title, _literal(tree, "reference"), place, deviations)
+            baseline = bool(_literal(tree, "baseline"))
+            found[name] = Entry(name, module, title, _literal(tree, "reference"), place, deviations, baseline)
     return dict(sorted(found.items()))
 
 

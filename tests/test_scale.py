@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from taet.data.long_tail import expected_absent_classes
 from taet.losses import cross_entropy
+from taet.losses.equalization import expected_absent_classes
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field, make_dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from taet.cli import flags
 from taet.cli.processes import together, told_once
 from taet.cli.progress import progress
 from taet.config import Data, Evaluation, Model, Outer, Run, Threat, Training, override
-from taet.data import expected_absent_classes, full_name, is_own
+from taet.data import full_name, is_own
 from taet.distributed import first
 from taet.errors import UserError
 from taet.evaluation import evaluate
@@ -152,24 +152,12 @@ def introduction(trainer: Trainer, decided: Sequence[str]) -> str:
         f"{parameters:,} parameters, "
         f"{f'{stem} stem, ' if stem else ''}on {width}x{height} pixels, {mirrored}",
         *(f"  {note}" for note in getattr(trainer.model, "notes", ())),
-        *(f"  {note}" for note in missed(trainer)),
+        *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
     ]
     if decided:
         lines += ["decided, each changed by its option:", *(f"  {sentence}" for sentence in decided)]
         lines += [f"training will take {duration(trainer.expected_seconds())}, the attacks after it not counted"]
     return "\n".join(lines)
-
-
-def missed(trainer: Trainer) -> Iterator[str]:
-    """Warn of a loss that counts the classes without an image in a batch as zero, where these are most of them."""
-    counts, size = trainer.dataset.class_counts.tolist(), trainer.run.training.batch_size
-    if getattr(trainer.method.config, "absent", None) == "zero" and size <= sum(counts):
-        absent = expected_absent_classes(counts, size)
-        if absent > len(counts) / 2:
-            yield (
-                f"a batch of {size} misses {absent:,.0f} of {len(counts):,} classes on average, and the loss counts "
-                "them as 0, which weakens it (docs/scale.md); --method.absent skip leaves them out"
-            )
 
 
 def duration(seconds: float) -> str:

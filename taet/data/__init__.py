@@ -4,7 +4,6 @@ from taet.data.dataset import Dataset, Split, describe, render
 from taet.data.facts import DataFacts, facts
 from taet.data.long_tail import (
     balanced_small_counts,
-    expected_absent_classes,
     long_tail_counts,
     long_tail_indices,
 )
@@ -16,7 +15,6 @@ __all__ = [
     "Split",
     "balanced_small_counts",
     "describe",
-    "expected_absent_classes",
     "facts",
     "full_name",
     "image_listing",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,20 +61,6 @@ def balanced_small_counts(
     """
     each, over = divmod(sum(long_tail_counts(num_classes, max_count, imbalance_ratio, profile)), num_classes)
     return [each + (label < over) for label in range(num_classes)]
-
-
-def expected_absent_classes(class_counts: Sequence[int], batch_size: int) -> float:
-    """Return how many classes a full batch is expected to hold no image of, in an epoch that is shuffled.
-
-    sum_c binomial(N - n_c, B) / binomial(N, B), the hypergeometric chance of each class to be missed: class_counts n_c
-    (C,), N their sum, `batch_size` B from 0 to N, else a `UserError`. A loss that averages over all C classes of a
-    batch, such as HARL's, counts so many of them as 0.
-    """
-    total = sum(class_counts)
-    if not 0 <= batch_size <= total:
-        raise UserError(f"batch size: got {batch_size}; allowed: 0 to {total}, the images")
-    absent = sum(classes * math.comb(total - count, batch_size) for count, classes in Counter(class_counts).items())
-    return absent / math.comb(total, batch_size)
 
 
 def largest_max_count(available: Sequence[int], imbalance_ratio: float, profile: str = "exponential") -> int:

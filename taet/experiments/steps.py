@@ -74,7 +74,7 @@ class MethodSteps:
         milestones = tuple(round(share * epochs) for share in Training.milestones)
         task = Task(counts, shape, epochs=epochs, steps_per_epoch=CYCLE, milestones=milestones)
         self.method: Method = methods.build(name, settings, task).to(device)
-        self.model = models.build(self.workload.model, len(counts), shape, head=self.method.head()).to(device)
+        self.model = models.build(self.workload.model, len(counts), shape, head=self.method.task.head).to(device)
         self.model.to(memory_format=torch.channels_last)
         memory_layout.guard(self.model, self.method)
         if self.method.uses_features and not isinstance(self.model, Classifier):
@@ -85,7 +85,7 @@ class MethodSteps:
         self.attacked = self.model if self.view is None else self.view.module
         self.epochs, self.attack_steps, self.awp = epochs, attack_steps, awp
         self.source = source or Source(torch.Generator(device).manual_seed(0))
-        stages = [self.method.stage_at(epoch) for epoch in range(epochs)]
+        stages = [self.method.task.stages[epoch] for epoch in range(epochs)]
         self.stages = [(stages.index(stage), stages.count(stage) / epochs) for stage in dict.fromkeys(stages)]
         """Of each stage, its first epoch and its share of the run."""
         self.cycle = CYCLE if self.method.optimizers else 2

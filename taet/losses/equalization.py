@@ -5,13 +5,16 @@ Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distrib
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from taet.distributed import global_sum
-from taet.errors import unknown
+from taet.errors import UserError, unknown
 from taet.losses.long_tail import cross_entropy
 from taet.losses.loss import Loss
 
@@ -84,3 +87,17 @@ def hierarchical_equalization(
     hdl = (weights * (means - bcl).square()).sum() / number
     rcel = (means / (means.sum() + TINY)).square().sum()
     return Loss(alpha * bcl + beta * hdl + gamma * rcel, {"bcl": bcl, "hdl": hdl, "rcel": rcel}, logits)
+
+
+def expected_absent_classes(class_counts: Sequence[int], batch_size: int) -> float:
+    """Return how many classes a full batch is expected to hold no image of, in an epoch that is shuffled.
+
+    sum_c binomial(N - n_c, B) / binomial(N, B), the hypergeometric chance of each class to be missed: class_counts n_c
+    (C,), N their sum, `batch_size` B from 0 to N, else a `UserError`. A loss that averages over all C classes of a
+    batch, such as HARL's, counts so many of them as 0.
+    """
+    total = sum(class_counts)
+    if not 0 <= batch_size <= total:
+        raise UserError(f"batch size: got {batch_size}; allowed: 0 to {total}, the images")
+    absent = sum(classes * math.comb(total - count, batch_size) for count, classes in Counter(class_counts).items())
+    return absent / math.comb(total, batch_size)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from taet import config, registry
@@ -32,6 +34,9 @@ def _check_class(cls: type[Method], where: str) -> None:
     for name in ("title", "reference"):
         if not isinstance(getattr(cls, name, None), str) or not getattr(cls, name):
             raise UserError(f"{where}: got no {name}; allowed: a text, {name} = '...'")
+    for name in ("outer_loss", "head", "stage_at"):
+        if not isinstance(inspect.getattr_static(cls, name), staticmethod):
+            raise UserError(f"{where}: got {name} without @staticmethod; allowed: {name}(config, task, ...)")
     kind = vars(cls.Config).get("__dataclass_params__") if isinstance(cls.Config, type) else None
     if kind is None or not kind.frozen:
         raise UserError(f"{where}: got a Config that is no frozen dataclass; allowed: @dataclass(frozen=True)")
@@ -50,4 +55,8 @@ def build(name: str, settings: Any, task: Task) -> Method:
     check_fields(settings, "method")  # a Config need not be a `Settings`
     if task.weighting != "none" and not cls.label_attack:
         raise UserError(f"{name}: got the weighting {task.weighting}; its attack raises no loss on labels: only none")
-    return cls(settings, task)
+    if task.outer.drw and not task.milestones:
+        raise UserError("outer drw: got a schedule without a milestone; allowed: one at which it can begin")
+    task = replace(task, outer=cls.outer_loss(settings, task))
+    stages = tuple(cls.stage_at(settings, task, epoch) for epoch in range(task.epochs))
+    return cls(settings, replace(task, head=cls.head(settings, task), stages=stages))

@@ -27,6 +27,7 @@ class AdversarialTraining(Method):
 
     title = "AT"
     reference = "Madry et al., ICLR 2018, arXiv:1706.06083"
+    baseline = True
     official: ClassVar[Mapping[str, Any]] = {
         "model.normalize": "data",
         "threat.eps": 8 / 255,

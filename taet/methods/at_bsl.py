@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from taet.config import Outer
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.methods.base import Adversarial, Loss, Method, Task
@@ -43,13 +44,14 @@ class AdversarialTrainingBalancedSoftmax(Method):
         "training.augment": "autoaugment",
     }
 
-    def __init__(self, config: Any, task: Task) -> None:
+    @staticmethod
+    def outer_loss(config: Any, task: Task) -> Outer:
         if task.outer.name not in ("cross-entropy", "balanced-softmax"):
             raise UserError(
                 f"at-bsl: got the outer loss {task.outer.name}; its loss is balanced softmax: "
                 f"use `at --outer {task.outer.name}`"
             )
-        super().__init__(config, replace(task, outer=replace(task.outer, name="balanced-softmax")))
+        return replace(task.outer, name="balanced-softmax")
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         logits = model(adversarial.x)

@@ -8,7 +8,7 @@ that a step may be captured once and replayed. A method never subclasses another
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -130,6 +130,10 @@ class Task:
     """The run's outer loss."""
     weighting: str = "none"
     """The re-balancing of the attack that the run asks for."""
+    head: Head = field(default_factory=Head)
+    """The method's head; `methods.build` sets it, as well as `stages` and the method's own `outer`."""
+    stages: tuple[str, ...] = ()
+    """The method's stage in every epoch."""
     seed: int = 0
     """The run's seed, for the first weights of networks that the method brings along."""
     ranks: tuple[int, ...] = field(init=False)
@@ -141,6 +145,7 @@ class Task:
         total = sum(self.class_counts)
         object.__setattr__(self, "ranks", tuple(int(rank) for rank in class_ranks(self.class_counts)))
         object.__setattr__(self, "prior", tuple(n / total for n in self.class_counts))
+        object.__setattr__(self, "stages", self.stages or ("adversarial",) * self.epochs)
 
     @property
     def num_classes(self) -> int:
@@ -182,6 +187,10 @@ class Method(nn.Module):
     """Is the attack's objective a loss on labels? Only then can the run re-balance it."""
     uses_features: bool = False
     """Does the loss read `model.features`?"""
+    baseline: ClassVar[bool] = False
+    """Is it what reports compare the other methods with?"""
+    budget_warm_up: ClassVar[float] = 0.8
+    """Share of the epochs over which robust-lt raises the budget of this method."""
 
     @dataclass(frozen=True)
     class Config(Settings):
@@ -199,25 +208,37 @@ class Method(nn.Module):
         self.register_buffer("class_counts", torch.tensor(task.class_counts, dtype=torch.float32), persistent=False)
         # Every label term of an outer loss goes through here: `self.outer(logits, y)` -> (N,).
         self.outer = OuterLoss(
-            task.outer, task.class_counts, scale=self.head().scale, drw_from=min(task.milestones, default=None)
+            task.outer, task.class_counts, scale=task.head.scale, drw_from=min(task.milestones, default=None)
         )
-        self.stage = self.stage_at(0)
+        self.stage = task.stages[0]
 
-    def head(self) -> Head:
-        """The head that the method needs: its own, or LDAM's cosine head, or a linear one."""
-        return Head("cosine", scale=self.task.outer.scale) if self.task.outer.name == "ldam" else Head()
+    @staticmethod
+    def outer_loss(config: Any, task: Task) -> Outer:
+        """Return the outer loss that the method trains with; by default the run's."""
+        return task.outer
+
+    @staticmethod
+    def head(config: Any, task: Task) -> Head:
+        """Return the head that the method needs; by default LDAM's cosine head or a linear one."""
+        return Head("cosine", scale=task.outer.scale) if task.outer.name == "ldam" else Head()
+
+    @staticmethod
+    def stage_at(config: Any, task: Task, epoch: int) -> str:
+        """Return the stage that `epoch` (from 0) belongs to; a stage called `clean` has no attack."""
+        return "adversarial"
+
+    def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
+        """Return what a user should know before training with batches of this size, one sentence each."""
+        return ()
 
     def enter(self, epoch: int) -> None:
         """Take stage and outer loss to `epoch`, also of methods held; the trainer calls it on resume as well."""
         for module in self.modules():
             if isinstance(module, Method):
-                module.stage = module.stage_at(epoch)
+                stages = module.task.stages
+                module.stage = stages[min(epoch, len(stages) - 1)]
             elif isinstance(module, OuterLoss):
                 module.enter(epoch)
-
-    def stage_at(self, epoch: int) -> str:
-        """Name of the stage that `epoch` (from 0) belongs to; `clean` is a stage without an attack."""
-        return "adversarial"
 
     def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
         """Called once before each epoch; predicted_counts (C,) are the classes predicted in the epoch before."""

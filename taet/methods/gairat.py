@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from taet.bounds import OnlyWith
 from taet.distributed import global_mean, global_sum
-from taet.methods.base import Adversarial, Attack, Loss, Method
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task
 
 Weighting = Literal["tanh", "sigmoid", "discrete"]
 
@@ -82,8 +82,9 @@ class Gairat(Method):
         lam: Annotated[float, Ge(-20), Le(20), OnlyWith(weighting=("tanh", "sigmoid"))] = -1.0
         """Lambda, added to the argument of tanh and sigmoid: the larger, the more equal the weights (public code)."""
 
-    def stage_at(self, epoch: int) -> str:
-        return "weighted" if self.task.milestones and epoch >= min(self.task.milestones) else "burn-in"
+    @staticmethod
+    def stage_at(config: Any, task: Task, epoch: int) -> str:
+        return "weighted" if task.milestones and epoch >= min(task.milestones) else "burn-in"
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         kappa = x.new_zeros(len(y))

@@ -6,7 +6,7 @@ Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distrib
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from taet.bounds import NonNegative, OnlyWith, PartialShare
 from taet.errors import UserError
-from taet.losses.equalization import Absent, class_losses, hierarchical_equalization
+from taet.losses.equalization import Absent, class_losses, expected_absent_classes, hierarchical_equalization
 from taet.methods.base import Adversarial, Loss, Method, Step, Task
 
 
@@ -73,6 +73,17 @@ class Harl(Method):
             raise UserError("harl: got deferred re-weighting; its loss already balances the classes and takes none")
         # log C: the cross-entropy of a model that knows nothing, until a class has been seen.
         self.register_buffer("running", torch.full((task.num_classes,), math.log(task.num_classes)))
+
+    def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
+        if self.config.absent != "zero" or batch_size > sum(class_counts):
+            return ()
+        absent, classes = expected_absent_classes(class_counts, batch_size), len(class_counts)
+        if absent <= classes / 2:
+            return ()
+        return (
+            f"a batch of {batch_size} misses {absent:,.0f} of {classes:,} classes on average, and the loss counts them "
+            "as 0, which weakens it (docs/scale.md); --method.absent skip leaves them out",
+        )
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         config = self.config

@@ -80,8 +80,9 @@ class HypersphereEmbedding(Method):
             )
         self.beta = BETA.get(config.variant, 0.0) if config.beta is None else config.beta
 
-    def head(self) -> Head:
-        return Head("cosine", scale=self.config.scale)
+    @staticmethod
+    def head(config: Any, task: Task) -> Head:
+        return Head("cosine", scale=config.scale)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         if self.config.variant != "trades":

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 from torch import Tensor, nn
 
 from taet.bounds import NonNegative, OnlyWith
+from taet.config import Outer
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses import rebalancing_weights
@@ -69,8 +70,6 @@ class Reat(Method):
     tail: Tensor
 
     def __init__(self, config: Any, task: Task) -> None:
-        if config.bsl and task.outer.name == "cross-entropy":
-            task = replace(task, outer=replace(task.outer, name="balanced-softmax"))
         super().__init__(config, task)
         if config.rbl and task.weighting != "none":
             raise UserError(
@@ -79,6 +78,12 @@ class Reat(Method):
         self.uses_features = config.tail
         self.register_buffer("weights", rebalancing_weights(self.class_counts, self.class_counts))
         self.register_buffer("tail", tail_classes(self.class_counts, config.form), persistent=False)
+
+    @staticmethod
+    def outer_loss(config: Any, task: Task) -> Outer:
+        if config.bsl and task.outer.name == "cross-entropy":
+            return replace(task.outer, name="balanced-softmax")
+        return task.outer
 
     def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
         self.weights.copy_(rebalancing_weights(self.class_counts, predicted_counts))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -102,6 +101,7 @@ class RoBal(Method):
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)
+        self.constants = constants(config, task)
         for name in ("margin", "tau_b", "tau_m"):
             value = getattr(config, name)
             if value is not None and task.outer.name != "cross-entropy":
@@ -110,17 +110,10 @@ class RoBal(Method):
                     "margin loss; allowed: with cross-entropy only"
                 )
 
-    @cached_property
-    def constants(self) -> Constants:
-        """What the configuration gives, and what is published for the rest."""
-        given = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name != "form"}
-        published = PUBLISHED[self.config.form, self.task.num_classes >= MANY_CLASSES]
-        if self.task.outer.name in ("balanced-softmax", "logit-adjustment"):
-            published = published._replace(tau_p=0)
-        return published._replace(**{name: value for name, value in given.items() if value is not None})
-
-    def head(self) -> Head:
-        return Head("cosine", scale=self.constants.scale, gamma=self.constants.gamma)
+    @staticmethod
+    def head(config: Any, task: Task) -> Head:
+        used = constants(config, task)
+        return Head("cosine", scale=used.scale, gamma=used.gamma)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         natural, logits = model(x), model(adversarial.x)
@@ -139,3 +132,12 @@ class RoBal(Method):
 
     def offset(self) -> Tensor:
         return self.constants.tau_p * log_prior(self.class_counts)
+
+
+def constants(config: RoBal.Config, task: Task) -> Constants:
+    """Return what the configuration gives, and what is published for the rest."""
+    given = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "form"}
+    published = PUBLISHED[config.form, task.num_classes >= MANY_CLASSES]
+    if task.outer.name in ("balanced-softmax", "logit-adjustment"):
+        published = published._replace(tau_p=0)
+    return published._replace(**{name: value for name, value in given.items() if value is not None})

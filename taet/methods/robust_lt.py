@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,6 +60,12 @@ def base_settings(name: str, knobs: Sequence[str]) -> Any:
         raise UserError(f"{where}: {str(error).removeprefix('method ')}") from None
 
 
+@functools.cache
+def _base(config: RobustLT.Config) -> tuple[type[Method], Any]:
+    """The class of the base method and its Config."""
+    return methods.find(config.base), base_settings(config.base, config.knobs)
+
+
 def _value(text: str) -> Any:
     """Value of an option given as text: true or false, a number, numbers separated by blanks, or the text itself."""
     if text.lower() in ("true", "false"):
@@ -101,12 +108,10 @@ class RobustLT(Method):
     factor: Tensor
 
     def __init__(self, config: Any, task: Task) -> None:
-        base = methods.build(config.base, base_settings(config.base, config.knobs), task)
-        if all(base.stage_at(epoch) == "clean" for epoch in range(task.epochs)):
-            raise UserError(f"method base: got {config.base}, which attacks in no epoch; allowed: one that does")
-        self.__dict__["base"] = base  # the head and the first stage are asked for before a module can be held
         super().__init__(config, task)
-        self.base = base
+        if set(task.stages) == {"clean"}:
+            raise UserError(f"method base: got {config.base}, which attacks in no epoch; allowed: one that does")
+        self.base = base = methods.build(config.base, _base(config)[1], task)
         self.title = f"{RobustLT.title} + {base.title}"
         self.reference = f"{RobustLT.reference}; {base.reference}"
         self.deviations = (*base.deviations, *RobustLT.deviations)
@@ -116,11 +121,18 @@ class RobustLT(Method):
         self.register_buffer("budgets", class_budgets(self.class_counts, config.a), persistent=False)
         self.register_buffer("factor", self.budgets.clone())
 
-    def head(self) -> Head:
-        return self.base.head()
+    @staticmethod
+    def head(config: Any, task: Task) -> Head:
+        base, settings = _base(config)
+        return base.head(settings, task)
 
-    def stage_at(self, epoch: int) -> str:
-        return self.base.stage_at(epoch)
+    @staticmethod
+    def stage_at(config: Any, task: Task, epoch: int) -> str:
+        base, settings = _base(config)
+        return base.stage_at(settings, task, epoch)
+
+    def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
+        return self.base.warnings(class_counts, batch_size)
 
     def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
         self.base.start_epoch(epoch, predicted_counts)
@@ -128,8 +140,7 @@ class RobustLT(Method):
 
     def warm_up(self, epoch: int) -> float:
         """Share of the budget in `epoch`, from 0."""
-        default = 1.0 if self.config.base == "taet" else 0.8
-        length = (default if self.config.b is None else self.config.b) * self.task.epochs
+        length = (self.base.budget_warm_up if self.config.b is None else self.config.b) * self.task.epochs
         return min(epoch / length, 1.0) if length else 1.0
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:

@@ -6,10 +6,12 @@ Source: Vapnik, Principles of Risk Minimization for Learning Theory, NeurIPS 199
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from taet.distributed import global_mean
-from taet.methods.base import Adversarial, Attack, Loss, Method
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task
 
 
 class Standard(Method):
@@ -19,7 +21,8 @@ class Standard(Method):
     reference = "Vapnik, NeurIPS 1991"
     label_attack = False  # there is none
 
-    def stage_at(self, epoch: int) -> str:
+    @staticmethod
+    def stage_at(config: Any, task: Task, epoch: int) -> str:
         return "clean"
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:

@@ -5,6 +5,7 @@ Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distrib
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +32,7 @@ class Taet(Method):
     title = "TAET"
     reference = "CVPR 2025, arXiv:2503.01924"
     official = Harl.official
+    budget_warm_up = 1.0  # RobustLT, its experiments with TAET
 
     @dataclass(frozen=True)
     class Config(Harl.Config):
@@ -41,19 +43,23 @@ class Taet(Method):
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)
-        if task.outer.drw and self.stage_at(min(task.milestones)) != "clean":
+        if task.outer.drw and task.stages[min(task.milestones)] != "clean":
             raise UserError(
                 "taet: got deferred re-weighting; it begins at the first milestone, and no epoch from there on is clean"
             )
-        if task.outer.name != "cross-entropy" and self.stage_at(0) != "clean":
+        if task.outer.name != "cross-entropy" and self.stage != "clean":
             raise UserError(
                 f"taet: got the outer loss {task.outer.name}; it reaches the clean stage only, and of "
                 f"{task.epochs} epochs none is clean"
             )
-        self.equalization = Harl(config, replace(task, outer=Outer()))
+        self.equalization = Harl(config, replace(task, outer=Outer(), stages=()))
 
-    def stage_at(self, epoch: int) -> str:
-        return "clean" if epoch < round(self.config.clean_share * self.task.epochs) else "adversarial"
+    @staticmethod
+    def stage_at(config: Any, task: Task, epoch: int) -> str:
+        return "clean" if epoch < round(config.clean_share * task.epochs) else "adversarial"
+
+    def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
+        return self.equalization.warnings(class_counts, batch_size)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         return Adversarial(x) if self.stage == "clean" else self.equalization.perturb(model, x, y, attack)

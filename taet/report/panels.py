@@ -128,7 +128,7 @@ def _attack_curves(name: str, runs: Sequence[Measured], anchor: str) -> AttackCu
         axis, radii = "radius ε in grey levels, of 255", [LEVELS * radius for radius in radii]
         lines = [(one, {LEVELS * x: cell for x, cell in line.items()}) for one, line in lines]
     if len(lines) > series.MANY:
-        base = next((line for one, line in lines if one.method == "at"), None)
+        base = next((line for one, line in lines if one.is_baseline), None)
         panels = tuple(
             curves.attack_curves([(one, line)], axis, one.label, f"{one.anchor}-{name}", reference=base, marks=radii)
             for one, line in lines
@@ -181,7 +181,7 @@ def training_curves(all_series: Sequence[Series], data: DataFacts, anchor: str) 
     tail_clean, tail_attacked = side(tail_classes, False), side(tail_classes, True)
     if len(all_series) > series.MANY:
         values = {"clean": clean, attack: attacked, f"tail, {attack}": tail_attacked}
-        base = next((one for one in monitored if one.method == "at"), None)
+        base = next((one for one in monitored if one.is_baseline), None)
         reach = top(*values.values())
         return tuple(
             curves.own_curves(s, None if s is base else base, values, reach, f"{s.anchor}-curve") for s in monitored

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from taet import registry
 from taet.evaluation.card import ResultCard
 from taet.formatting import words
 from taet.report.read import DataFacts, ReportedRun
@@ -48,6 +49,12 @@ class Series:
     @property
     def method(self) -> str:
         return self.runs[0].method
+
+    @property
+    def is_baseline(self) -> bool:
+        """Does the method's file declare it as what the others are compared with?"""
+        known = registry.entries("methods")
+        return self.method in known and known[self.method].baseline
 
     @property
     def data(self) -> DataFacts:

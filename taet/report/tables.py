@@ -188,7 +188,7 @@ def group_cell(summaries: Sequence[Summary], group: str) -> ScoreCell | None:
 
 def costs(runs: Sequence[Measured]) -> tuple[list[Heading], list[list[TextCell]]]:
     """Seconds of training, also relative to AT on the same machine, and how many kinds of flag the cards raise."""
-    plain_at = [run.series for run in runs if run.series.method == "at"]
+    plain_at = [run.series for run in runs if run.series.is_baseline]
     base = min(plain_at, key=lambda series: series.index, default=None)
 
     def training(series: Series) -> TextCell:

@@ -296,7 +296,7 @@ class Trainer:
                 classes,
                 shape,
                 seed=self.run.seed,
-                head=self.method.head(),
+                head=self.method.task.head,
                 stem=chosen.stem,
                 weights=weights,
             )
@@ -330,7 +330,7 @@ class Trainer:
 
     def _check_needs(self, model: nn.Module) -> None:
         """Refuse a module from memory that lacks the features or the head that the method works with."""
-        head, name = self.method.head(), self.run.method
+        head, name = self.method.task.head, self.run.method
         if self.method.uses_features and not isinstance(model, Classifier):
             raise UserError(
                 f"model: {name} reads its features, which a network has whose logits are those of a last linear layer; "
@@ -369,7 +369,7 @@ class Trainer:
                 splits={name: SplitRecord(**split.manifest()) for name, split in dataset.splits.items()},
             ),
             model_given=self.given["model"],
-            head=self.method.head(),
+            head=self.method.task.head,
             parameters=sum(p.numel() for p in self.model.parameters()),
             model_notes=self.model.notes,
             pretrained_sha256=None if run.model.weights is None else file_sha256(Path(run.model.weights)),
@@ -380,7 +380,7 @@ class Trainer:
         )
 
     def _stages(self) -> tuple[StageRecord, ...]:
-        names = [self.method.stage_at(epoch) for epoch in range(self.run.training.epochs)]
+        names = [self.method.task.stages[epoch] for epoch in range(self.run.training.epochs)]
         changes = [e for e, name in enumerate(names) if e == 0 or names[e - 1] != name]
         return tuple(StageRecord(stage=names[e], from_epoch=e + 1) for e in changes)
 
@@ -722,7 +722,7 @@ class Trainer:
         ):
             with contextlib.closing(self.loader.epoch(0)) as batches:
                 batch = next(batches)
-            stages = [self.method.stage_at(epoch) for epoch in range(self.run.training.epochs)]
+            stages = [self.method.task.stages[epoch] for epoch in range(self.run.training.epochs)]
             pace = {stage: self._pace(stages.index(stage), batch) for stage in dict.fromkeys(stages)}
         costs = zip(stages, map(self._units, range(len(stages))), strict=True)
         return sum(trained * pace[stage] + watched * min(pace.values()) for stage, (trained, watched) in costs)
@@ -766,7 +766,7 @@ class Trainer:
 
     def _units(self, epoch: int) -> tuple[float, float]:
         """What an epoch's training and its point of the curve cost: a backward to the weights counts as two passes."""
-        attack = 0 if self.method.stage_at(epoch) == "clean" else 2 * self.run.threat.steps
+        attack = 0 if self.method.task.stages[epoch] == "clean" else 2 * self.run.threat.steps
         watched = len(self.watched) if epoch in self._watched_epochs() else 0
         return len(self.dataset.train) * (3.0 + attack), watched * (2.0 + 2 * self.run.training.monitor_steps)
 

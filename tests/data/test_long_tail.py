@@ -14,13 +14,13 @@ from taet.data.long_tail import (
     PROFILES,
     balanced_small_counts,
     divide,
-    expected_absent_classes,
     held_out_counts,
     largest_max_count,
     long_tail_counts,
     long_tail_indices,
 )
 from taet.errors import UserError
+from taet.losses.equalization import expected_absent_classes
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "long_tail.json").read_text())
 SUBSET = GOLDEN["lt_subset_indices"]

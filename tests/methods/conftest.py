@@ -94,7 +94,7 @@ def all_cases() -> list[Case]:
     for name in METHODS:
         for knobs in variants(name):
             method = Case(name, knobs).fresh()
-            stages = {method.stage_at(epoch): epoch for epoch in range(EPOCHS)}
+            stages = {method.task.stages[epoch]: epoch for epoch in range(EPOCHS)}
             found += [Case(name, knobs, stage, epoch) for stage, epoch in stages.items()]
     return found
 

@@ -93,11 +93,11 @@ def test_the_default_hooks_are_those_of_plain_adversarial_training(
 ) -> None:
     task = Task(class_counts=(7,) * 10, image_shape=(1, 8, 8), epochs=3, steps_per_epoch=1)
     method = Method(Method.Config(), task)
-    assert [method.stage_at(epoch) for epoch in range(3)] == ["adversarial"] * 3
+    assert [method.task.stages[epoch] for epoch in range(3)] == ["adversarial"] * 3
     assert torch.equal(method.perturb(network(10), digits.x, digits.y, attack()).x, attack()(network(10), *digits[1:]))
     assert (method.offset() == 0).all()
     assert method.optimizers == {}
-    assert method.head() == Head()
+    assert method.task.head == Head()
     with pytest.raises(NotImplementedError):
         method.loss(network(10), digits.x, digits.y, method.perturb(network(10), digits.x, digits.y, attack()))
 
@@ -135,7 +135,7 @@ def test_a_prior_moves_the_examples_and_label_weights_do_not() -> None:
 def test_ldam_brings_its_cosine_head() -> None:
     task = Task((4, 2), (1, 8, 8), epochs=2, steps_per_epoch=1, outer=Outer("ldam", scale=12))
     method = methods.build("at", None, task)
-    assert method.head() == Head("cosine", scale=12)
+    assert method.task.head == Head("cosine", scale=12)
     logits, labels = torch.tensor([[3.0, -6.0]]), torch.tensor([1])
     # The rarest class has the margin 0.5 of cosines, 6 of logits.
     assert method.outer(logits, labels).item() == pytest.approx(15, rel=1e-4)

@@ -111,10 +111,10 @@ def test_builds_for_any_number_of_classes(case: Case, network: Network) -> None:
     for classes in (2, 7, 100):
         method = case.build(classes=classes)
         assert torch.equal(method.class_counts, torch.tensor(method.task.class_counts, dtype=torch.float32))
-        assert method.stage == method.stage_at(case.epoch) == case.stage
+        assert method.stage == method.task.stages[case.epoch] == case.stage
         assert method.offset().shape == (classes,)
         assert torch.isfinite(method.offset()).all()
-        loss = step(method, network(classes, head=method.head()), batch_of([0, 1, classes - 1, 1]))
+        loss = step(method, network(classes, head=method.task.head), batch_of([0, 1, classes - 1, 1]))
         assert loss.logits.shape == (4, classes)
         assert torch.isfinite(loss.total)
 
@@ -192,7 +192,7 @@ def outcome(stages: list[Case], network: Network, batch: Batch, **changes: Any) 
     found = {}
     for case in stages:
         method = case._replace(knobs=case.knobs | changes).build()
-        model = network(10, head=method.head())
+        model = network(10, head=method.task.head)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         threat = dataclasses.replace(THREAT, bn_mode="train")
         loss = training_step(model, method, optimizer, batch, attack(threat=threat), autocast=False, number=9)
@@ -248,7 +248,7 @@ def assert_differentiable(loss: Loss, model: nn.Module) -> None:
 
 def test_loss_is_a_finite_differentiable_scalar(case: Case, network: Network, batch: Batch) -> None:
     method = case.build()
-    model = network(10, head=method.head())
+    model = network(10, head=method.task.head)
     loss = method.loss(model.train(), batch.x, batch.y, perturb(method, model, batch, attack()))
     assert loss.logits.shape == (len(batch.y), 10)
     assert_differentiable(loss, model)
@@ -267,7 +267,7 @@ def test_an_outer_loss_is_refused_or_felt(
             if isinstance(method, UserError):
                 assert re.fullmatch(f"{name}: got .+", str(method))
                 return
-            model = network(10, head=method.head())
+            model = network(10, head=method.task.head)
             loss = method.loss(model.train(), batch.x, batch.y, perturb(method, model, batch, attack()))
             assert_differentiable(loss, model)
             totals.append(loss.total.item())
@@ -277,7 +277,7 @@ def test_an_outer_loss_is_refused_or_felt(
 def test_loss_is_pure(case: Case, network: Network, batch: Batch) -> None:
     """Weight perturbation calls it twice on one batch; it moves nothing but the statistics of batch normalisation."""
     method = case.build()
-    model = network(10, head=method.head()).train()
+    model = network(10, head=method.task.head).train()
     adversarial = perturb(method, model, batch, attack())
     own, weights, rng = state(method), state(model), torch.random.get_rng_state()
     inputs = {"x": batch.x, "y": batch.y, "adversarial": adversarial.x, **adversarial.info}
@@ -303,13 +303,13 @@ def test_loss_in_each_precision(plain_case: Case, network: Network, batch: Batch
     totals = {}
     for autocast in (False, True):
         method = plain_case.build()
-        loss = step(method, network(10, head=method.head()), batch, autocast=autocast)
+        loss = step(method, network(10, head=method.task.head), batch, autocast=autocast)
         assert loss.total.dtype == torch.float32
         assert loss.logits.dtype == torch.float32
         assert all(part.dtype == torch.float32 for part in loss.parts.values())
         totals["bf16" if autocast else "float32"] = loss.total.item()
     method = plain_case.build().double()
-    model = network(10, dtype=torch.float64, head=method.head())
+    model = network(10, dtype=torch.float64, head=method.task.head)
     loss = step(method, model, batch._replace(x=batch.x.double()))
     assert loss.total.dtype == loss.logits.dtype == torch.float64
     # The draws of float64 are others, and a step along a sign may turn.
@@ -320,7 +320,7 @@ def test_loss_in_each_precision(plain_case: Case, network: Network, batch: Batch
 
 def test_twenty_steps_lower_the_loss(plain_case: Case, network: Network, batch: Batch) -> None:
     method = plain_case.build()
-    model = network(10, head=method.head())
+    model = network(10, head=method.task.head)
     losses = [step(method, model, batch, seed, lr=0.1).total.item() for seed in range(20)]
     assert sum(losses[-3:]) / 3 < 0.95 * losses[0], losses
 
@@ -336,7 +336,7 @@ def test_twenty_steps_lower_the_loss(plain_case: Case, network: Network, batch: 
 )
 def test_small_batches(case: Case, labels: list[int], shape: tuple[int, int, int], network: Network) -> None:
     method = case.build(image_shape=shape)
-    model = network(10, channels=shape[0], head=method.head())
+    model = network(10, channels=shape[0], head=method.task.head)
     loss = step(method, model, batch_of(labels, shape))
     assert torch.isfinite(loss.total)
     assert all(torch.isfinite(value).all() for value in (*state(model).values(), *state(method).values()))
@@ -344,7 +344,7 @@ def test_small_batches(case: Case, labels: list[int], shape: tuple[int, int, int
 
 def test_state_is_restored_in_the_middle_of_an_epoch(case: Case, network: Network, batch: Batch) -> None:
     method = case.build()
-    model = network(10, head=method.head())
+    model = network(10, head=method.task.head)
     for seed in range(3):
         step(method, model, batch_of([seed, 5, 9]), seed)
     saved = deepcopy(method.state_dict())
@@ -370,7 +370,7 @@ def test_examples_lie_in_the_ball_and_in_the_image_range(
     case: Case, start: Any, network: Network, batch: Batch
 ) -> None:
     method = case.build()
-    model = network(10, head=method.head())
+    model = network(10, head=method.task.head)
     x = perturb(method, model, batch, attack(threat=dataclasses.replace(THREAT, start=start))).x
     assert x.shape == batch.x.shape
     assert x.dtype == batch.x.dtype
@@ -388,7 +388,7 @@ def test_examples_lie_in_the_ball_and_in_the_image_range(
 
 def test_an_empty_ball_returns_the_images(case: Case, network: Network, batch: Batch) -> None:
     method = case.build()
-    model = network(10, head=method.head())
+    model = network(10, head=method.task.head)
     for start in ("gaussian", "uniform"):
         threat = Threat(eps=0, step_size=2 / 255, steps=2, start=start)
         assert torch.equal(perturb(method, model, batch, attack(threat=threat)).x, batch.x)
@@ -396,7 +396,7 @@ def test_an_empty_ball_returns_the_images(case: Case, network: Network, batch: B
 
 def test_examples_depend_on_the_seed_alone(case: Case, network: Network, batch: Batch) -> None:
     method = case.build()
-    model = network(10, head=method.head())
+    model = network(10, head=method.task.head)
     first, second, other = (perturb(method, model, batch, attack(seed)).x for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert case.stage == "clean" or not torch.equal(first, other)
@@ -407,7 +407,7 @@ def test_a_weighting_of_the_attack_is_refused_or_felt(case: Case, network: Netwo
     if isinstance(method, UserError):
         assert re.fullmatch(f"{case.knobs.get('base', case.name)}: got the weighting brw; .+", str(method))
         return
-    model = network(10, head=method.head())
+    model = network(10, head=method.task.head)
     plain = perturb(method, model, batch, attack()).x
     prior = torch.logspace(0, 6, 10)
     balanced = perturb(method, model, batch, attack(prior=prior)).x
@@ -416,7 +416,7 @@ def test_a_weighting_of_the_attack_is_refused_or_felt(case: Case, network: Netwo
 
 def test_perturb_leaves_everything_as_it_was(case: Case, network: Network, batch: Batch) -> None:
     method = case.build()
-    model = network(10, head=method.head()).train()
+    model = network(10, head=method.task.head).train()
     first = model.body[0].weight
     first.requires_grad_(False)  # whatever the caller had set
     model.body[1].eval()
@@ -441,7 +441,7 @@ def test_perturb_leaves_everything_as_it_was(case: Case, network: Network, batch
 
 def test_after_step_moves_nothing_but_its_own_state(case: Case, network: Network, batch: Batch) -> None:
     method = case.build()
-    model = network(10, head=method.head())
+    model = network(10, head=method.task.head)
     loss = step(method, model, batch)
     weights, inputs, rng = state(model), batch.x.clone(), torch.random.get_rng_state()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}

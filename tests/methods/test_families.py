@@ -85,7 +85,7 @@ FAMILIES = [basic, large, bottleneck, preactivation, wide, transformer, torchvis
 def needs_parts(name: str) -> bool:
     """Does the method read features or need its own head? With a network that is used whole it is refused."""
     method = methods.build(name, None, Task((3, 2), SHAPE, epochs=10, steps_per_epoch=1, milestones=(8,)))
-    return method.uses_features or method.head().kind == "cosine"
+    return method.uses_features or method.task.head.kind == "cosine"
 
 
 PAIRS = [(name, family) for name in METHODS for family in FAMILIES if family is not whole or not needs_parts(name)]
@@ -98,7 +98,7 @@ def test_a_step_is_finite_and_moves_the_weights(
     method = stages(name)[-1].build()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = family(method.head())
+        model = family(method.task.head)
         assert isinstance(model, Adapter if family is whole else Classifier)
         before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

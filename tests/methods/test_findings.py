@@ -11,8 +11,9 @@ import torch
 from taet.attacks.noise import Source
 from taet.attacks.weighting import generation_weighting
 from taet.config import Threat
-from taet.data.long_tail import expected_absent_classes, long_tail_counts
+from taet.data.long_tail import long_tail_counts
 from taet.losses import hierarchical_equalization, tail_margin
+from taet.losses.equalization import expected_absent_classes
 from taet.methods.base import Attack
 
 COUNTS = torch.tensor([14.0, 12, 10, 9, 8, 7, 6, 5, 4, 3])

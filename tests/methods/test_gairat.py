@@ -86,7 +86,7 @@ def test_before_the_first_milestone_it_is_the_plain_mean(epoch, milestones):
 
 def test_stages_follow_the_milestones():
     method = build()
-    assert [method.stage_at(epoch) for epoch in (0, 5, 6, 9)] == ["burn-in", "burn-in", "weighted", "weighted"]
+    assert [method.task.stages[epoch] for epoch in (0, 5, 6, 9)] == ["burn-in", "burn-in", "weighted", "weighted"]
 
 
 def test_the_outer_loss_is_what_is_weighted():

@@ -38,7 +38,7 @@ class Trained:
 
     def __init__(self, case: Case, network: Network, graphs: Graphs | None = None, awp: float = 0.0) -> None:
         self.method: Method = case.build()
-        self.model = network(CLASSES, head=self.method.head())
+        self.model = network(CLASSES, head=self.method.task.head)
         self.optimizer = build_optimizer(self.model, Training(lr=0.05))
         self.view = make_view(self.model, (1, 8, 8))
         self.graphs, self.awp = graphs, awp

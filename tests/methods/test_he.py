@@ -62,7 +62,7 @@ def test_the_attack_raises_the_loss_without_the_margin(network: Callable[..., Cl
     logits = 15 * torch.tensor(golden["inputs"]["cosines"], dtype=torch.float64)
     labels = torch.tensor(golden["inputs"]["labels"])
     assert cross_entropy(logits, labels).mean().item() == pytest.approx(golden["expected"], abs=golden["tolerance"])
-    method, model = build(margin=0.5), network(10, head=build().head())
+    method, model = build(margin=0.5), network(10, head=build().task.head)
     expected = pgd(
         model, digits.x, digits.y, eps=THREAT.eps, steps=2, step_size=THREAT.step_size, start="gaussian",
         generator=torch.Generator().manual_seed(0),
@@ -75,7 +75,7 @@ def test_the_attack_raises_the_loss_without_the_margin(network: Callable[..., Cl
 def test_trades_attacks_the_divergence_from_the_clean_prediction(
     network: Callable[..., Classifier], digits: Batch
 ) -> None:
-    method, model = build(variant="trades"), network(10, head=build().head()).eval()
+    method, model = build(variant="trades"), network(10, head=build().task.head).eval()
     natural = model(digits.x).detach()
     expected = Attack(THREAT, noise())(model, digits.x, digits.y, lambda logits, _: kl_divergence(natural, logits))
     assert torch.equal(method.perturb(model, digits.x, digits.y, Attack(THREAT, noise())).x, expected)
@@ -139,10 +139,10 @@ def test_the_outer_loss_of_the_run_sees_the_margin_and_the_divergence_does_not_s
 
 
 def test_it_asks_for_a_cosine_head_of_its_scale_under_every_outer_loss() -> None:
-    assert build().head() == Head("cosine", scale=15, gamma=0)
-    assert build(scale=20).head() == Head("cosine", scale=20, gamma=0)
+    assert build().task.head == Head("cosine", scale=15, gamma=0)
+    assert build(scale=20).task.head == Head("cosine", scale=20, gamma=0)
     ldam = build((40, 2), "ldam")
-    assert ldam.head() == Head("cosine", scale=15, gamma=0)
+    assert ldam.task.head == Head("cosine", scale=15, gamma=0)
     logits = torch.tensor([[3.0, -6.0]])  # margins of the rarest class: LDAM's 0.5 and 0.2, times 15
     assert ldam.margin_loss(logits, torch.tensor([1])).item() == pytest.approx(19.5, rel=1e-4)
 

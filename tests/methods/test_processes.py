@@ -86,7 +86,7 @@ def prepared(case: Case) -> tuple[Method, Classifier]:
     generator = torch.Generator().manual_seed(0)
     maps = [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten()]
     body = nn.Sequential(*maps, nn.Linear(12, 6, bias=False), nn.BatchNorm1d(6), nn.Tanh())
-    model = Classifier(body, build_head(method.head(), 6, CLASSES), CLASSES, channels=1).double()
+    model = Classifier(body, build_head(method.task.head, 6, CLASSES), CLASSES, channels=1).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(generator=generator)

@@ -34,7 +34,7 @@ def attack(**threat):
 
 def parts(method, network, batch):
     """The loss of a batch, and the features and logits of the same images."""
-    model = network(10, head=method.head()).train()
+    model = network(10, head=method.task.head).train()
     loss = method.loss(model, batch.x, batch.y, Adversarial(batch.x))
     features = model.features(batch.x)
     return loss, features, model.classify(features)

@@ -58,9 +58,9 @@ def test_golden_logits_of_the_deployed_model() -> None:
     golden = GOLDEN["robal_posthoc_head_scale10_tau0.1"]
     inputs = golden["inputs"]
     method = build(counts_of(inputs), form="N").double()
-    assert (method.head().scale, method.head().gamma) == (inputs["scale"], inputs["gamma"])
+    assert (method.task.head.scale, method.task.head.gamma) == (inputs["scale"], inputs["gamma"])
     features, weight = (torch.tensor(inputs[name], dtype=torch.float64) for name in ("features", "weight"))
-    head = build_head(method.head(), 4, 3)
+    head = build_head(method.task.head, 4, 3)
     model = Classifier(nn.Flatten(), head, num_classes=3, channels=1).double()
     head.load_state_dict({"weight": weight})
     model.offset.copy_(method.offset())
@@ -81,13 +81,13 @@ def test_golden_logits_of_the_deployed_model() -> None:
 def test_published_constants_by_form_and_number_of_classes(form: str, classes: int, expected: dict[str, float]) -> None:
     method = build(tuple(range(classes + 1, 1, -1)), form=form)
     assert method.constants._asdict() == expected | {"scale": 10}
-    assert method.head() == Head("cosine", scale=10, gamma=expected["gamma"])
+    assert method.task.head == Head("cosine", scale=10, gamma=expected["gamma"])
 
 
 def test_a_constant_of_ones_own_replaces_the_published_one_alone() -> None:
     assert build(tau_p=0.5).constants == build().constants._replace(tau_p=0.5)
     assert build(margin=0.0, form="N").constants == build(form="N").constants._replace(margin=0.0)
-    assert build(scale=16.0, gamma=0.0).head() == Head("cosine", scale=16, gamma=0)
+    assert build(scale=16.0, gamma=0.0).task.head == Head("cosine", scale=16, gamma=0)
 
 
 def test_the_margin_of_a_class_shrinks_with_its_rarity() -> None:
@@ -146,7 +146,7 @@ def test_the_attack_is_the_one_of_the_protocol_on_the_logits_of_the_model(
     network: Callable[..., Classifier], digits: Batch
 ) -> None:
     method = build()
-    model = network(10, head=method.head()).eval()
+    model = network(10, head=method.task.head).eval()
 
     def attack() -> Attack:
         return Attack(Threat(steps=2), Source(torch.Generator().manual_seed(0)))
@@ -159,7 +159,7 @@ def test_a_step_forwards_the_clean_and_the_attacked_images_once(
     network: Callable[..., Classifier], digits: Batch
 ) -> None:
     method = build()
-    model = network(10, head=method.head())
+    model = network(10, head=method.task.head)
     seen: list[Tensor] = []
     model.body.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     attacked = (digits.x + 0.01).clamp(0, 1)

@@ -129,8 +129,8 @@ def test_everything_that_the_base_says_of_itself_is_passed_on():
     assert not method.label_attack
     assert methods.find("robust-lt").title == "RobustLT", "the class is as it was"
     assert [build("reat").uses_features, build("reat", "tail=False").uses_features] == [True, False]
-    assert build("at", outer="ldam").head() == Head("cosine", 30.0)
-    assert [build("taet").stage_at(epoch) for epoch in (3, 4)] == ["clean", "adversarial"]
+    assert build("at", outer="ldam").task.head == Head("cosine", 30.0)
+    assert [build("taet").task.stages[epoch] for epoch in (3, 4)] == ["clean", "adversarial"]
     assert method.optimizers is method.base.optimizers
     assert len(method.deviations) == 1 + len(method.base.deviations)
     assert torch.equal(method.offset(), method.base.offset())

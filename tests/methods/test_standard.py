@@ -24,7 +24,7 @@ def task(outer="cross-entropy", weighting="none"):
 
 def test_every_epoch_is_clean_and_no_image_is_touched(network, digits):
     method = methods.build("standard", None, task())
-    assert {method.stage_at(epoch) for epoch in range(10)} == {"clean"}
+    assert {method.task.stages[epoch] for epoch in range(10)} == {"clean"}
     attack = Attack(Threat(), Source(torch.Generator()))
     assert method.perturb(network(10), digits.x, digits.y, attack).x is digits.x
 

@@ -61,7 +61,7 @@ def logits_of(network: Network, x: Tensor) -> Tensor:
 )
 def test_the_clean_stage_is_the_first_share_of_the_run(epochs: int, share: float, clean: int) -> None:
     method = build("taet", epochs=epochs, clean_share=share)
-    stages = [method.stage_at(epoch) for epoch in range(epochs)]
+    stages = [method.task.stages[epoch] for epoch in range(epochs)]
     assert stages == ["clean"] * clean + ["adversarial"] * (epochs - clean)
     assert methods.find("taet").Config().clean_share == 0.4
 

@@ -48,7 +48,7 @@ def test_the_estimate_takes_the_steps_of_the_run(
     whole = Trainer(run, tmp_path, model=None, dataset=None, progress=None)
     before = {name: value.clone() for name, value in whole.model.state_dict().items()}
     assert whole.expected_seconds() > 0
-    stages = [whole.method.stage_at(epoch) for epoch in range(4)]
+    stages = [whole.method.task.stages[epoch] for epoch in range(4)]
     first = {stage: stages.index(stage) for stage in stages}
     assert len(first) == 2
     assert [awp for awp, _ in found] == [0.01 if epoch >= 2 else 0.0 for epoch in first.values() for _ in range(2)]
