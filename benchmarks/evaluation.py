@@ -39,13 +39,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import taet
 from taet import config, protocols
-from taet.attacks.cw import BOX
+from taet.attacks.cw_l2 import BOX
+from taet.attacks.draws import Draws
 from taet.attacks.objectives import margin
 from taet.cli.processes import meeting_point
 from taet.data.augmentation import to_unit
 from taet.distributed import first, joined
 from taet.evaluation import parse_attack
-from taet.evaluation.perturb import Draws
 from taet.training.environment import resolve_device
 from taet.training.finished import load_run
 

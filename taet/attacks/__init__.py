@@ -1,10 +1,12 @@
 """Attacks as pure functions: `(model, x, y, *, eps, ...) -> x_adv`, in the ball and in [0, 1].
 
-`cw_l2` and `deepfool` look for the smallest perturbation: for them eps may be None, and the ball without bounds.
+`cw_l2` and `deepfool` look for the smallest perturbation: for them eps may be None, which means unbounded. Each file
+of an attack also declares an `AttackSpec`, by which evaluations run it; `catalogue` finds them by name.
 """
 
 from taet.attacks.autoattack import autoattack
-from taet.attacks.cw import cw_l2, cw_linf
+from taet.attacks.cw_l2 import cw_l2
+from taet.attacks.cw_linf import cw_linf
 from taet.attacks.deepfool import deepfool
 from taet.attacks.fgsm import fgsm
 from taet.attacks.pgd import pgd

@@ -7,9 +7,9 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -28,10 +28,13 @@ from taet.attacks.ball import (
     verify,
 )
 from taet.attacks.counted import Counted
+from taet.attacks.draws import Draws
 from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Progress, ticking
+from taet.attacks.spec import FIXED, Model, Outcome, Suite
 from taet.attacks.units import Arrays, State, run_units
 from taet.bounds import check_radius
+from taet.config import Evaluation
 from taet.errors import UserError, unknown
 
 NAMES = {
@@ -85,25 +88,6 @@ class Plan:
         return facts | ({"note": self.note} if self.note else {})
 
 
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What AutoAttack did to each of N examples."""
-
-    x_adv: Tensor | None
-    """(N, C, H, W): the example that broke, the clean one where none did; None where examples were not kept."""
-    predictions: Tensor
-    """(N,): class of the clean example where that is wrong, else of the example that broke, else the label."""
-    correct: Tensor
-    """(N,): correct on the clean example and under every part."""
-    parts: dict[str, Tensor]
-    """(N,) still correct after each part, in the order they ran."""
-    plan: Plan
-    seconds: float
-    """Wall-clock time of the units, summed over all of them and so over processes."""
-    forwards: int
-    backwards: int
-
-
 def plan(num_classes: int, version: Version = "standard", norm: Norm = "linf") -> Plan:
     """Return the attacks of a version for a number of classes.
 
@@ -128,32 +112,13 @@ def plan(num_classes: int, version: Version = "standard", norm: Norm = "linf") -
     elif num_classes <= MAX_TARGETS:
         note = f"attacks all {num_classes - 1} other classes; the standard suite attacks {MAX_TARGETS}"
     if version == "fast":
-        parts = _first(parts)
+        parts = fast_parts(parts)
     return Plan(norm, parts, 10 if version == "10" else 100, QUERIES, min(MAX_TARGETS, num_classes - 1), note)
 
 
-def _first(parts: Iterable[str]) -> tuple[str, ...]:
+def fast_parts(parts: Iterable[str]) -> tuple[str, ...]:
     """Return those of the standard parts, in their order, that make up the fast version."""
     return tuple(part for part in parts if part.startswith("apgd"))
-
-
-def fast_of(
-    parts: Mapping[str, NDArray[np.bool_]], predictions: NDArray[np.int64], labels: NDArray[np.int64]
-) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.int64]]:
-    """Return the parts and predictions of version "fast" from those of "standard", without running anything.
-
-    The fast suite is the beginning of the standard one: the same attacks, seeds and batches, and no later part touches
-    an image that an earlier one broke. It holds for the same model, images, norm, radius, batch size and seed, and not
-    for version "10", whose attacks are shorter.
-
-    Args:
-        parts: (N,) still correct after each part of the standard suite.
-        predictions: (N,) as `Outcome` defines them.
-        labels: (N,).
-    """
-    first = {part: parts[part] for part in _first(parts)}
-    *_, correct = first.values()
-    return first, np.where(correct, labels, predictions)
 
 
 def autoattack(
@@ -282,7 +247,7 @@ def run_parts(
         if progress is not None:
             progress(done, done, "done")
     parts = {part: after[part] for part in chosen.parts}
-    return Outcome(x_adv, predictions, correct, parts, chosen, seconds, forwards, backwards)
+    return Outcome(x_adv, predictions, correct, parts, chosen.facts(), seconds, forwards, backwards)
 
 
 def check_inputs(x: Tensor, y: Tensor, eps: float, norm: Norm, batch_size: int, natural: Tensor | None) -> None:
@@ -489,3 +454,85 @@ def _margins(rows: int, columns: int) -> tuple[int, int]:
         return 0, 0
     side = next(side for side in count(max(rows, columns)) if fits(side, side))
     return side - rows, side - columns
+
+
+# --- as an attack of an evaluation -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttack(Suite):
+    """`autoattack` in one of its versions."""
+
+    names: ClassVar[Mapping[str, Norm | None]] = {name: "l2" if "-l2" in name else "linf" for name in NAMES}
+    order: ClassVar[int] = 7
+    batch_independent: ClassVar[bool] = False
+    skips_misclassified: ClassVar[bool] = True
+    not_transferable: ClassVar[str] = "which leaves an image that it cannot break as it is"
+
+    version: Annotated[Version, FIXED]
+
+    @classmethod
+    def make(cls, given: Mapping[str, Any], settings: Evaluation, radius: float) -> Self:
+        version = (
+            given["name"].partition(":")[0].removeprefix("autoattack").removeprefix("-l2").removeprefix("-")
+            or "standard"
+        )
+        return super().make({"version": version, **given}, settings, radius)
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        assert isinstance(model, nn.Module)
+        eps, norm, seed = self.eps or 0.0, self.norm or "linf", self.seed or 0
+        return autoattack(model, x, y, eps=eps, norm=norm, version=self.version, batch_size=len(x), seed=seed)
+
+    def run_parts(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        natural: Tensor | None,
+        batch_size: int,
+        device: torch.device,
+        state: State | None,
+        progress: Progress | None,
+    ) -> Outcome:
+        return run_parts(
+            model,
+            x,
+            y,
+            eps=self.eps or 0.0,
+            norm=self.norm or "linf",
+            version=self.version,
+            batch_size=batch_size,
+            seed=self.seed or 0,
+            device=device,
+            natural=natural,
+            keep_examples=False,
+            state=state,
+            progress=progress,
+        )
+
+    def plan(self, num_classes: int) -> Plan:
+        """Return the parts and how long they run."""
+        return plan(num_classes, self.version, self.norm or "linf")
+
+    def parts(self, num_classes: int) -> tuple[str, ...]:
+        return self.plan(num_classes).parts
+
+    def passes(self, num_classes: int) -> int:
+        """Estimated passes of an image that no part breaks."""
+        chosen = self.plan(num_classes)
+        return sum(chosen.cost(part) for part in chosen.parts)
+
+    def facts(self, num_classes: int) -> dict[str, Any]:
+        return self.plan(num_classes).facts()
+
+    def whole(self) -> AutoAttack | None:
+        """Return the standard suite for the fast one, which is its beginning.
+
+        Both have the same attacks, seeds and batches, and no later part touches an image that an earlier one broke. It
+        does not hold for version "10", whose attacks are shorter.
+        """
+        if self.version != "fast":
+            return None
+        return replace(self, name=self.name.replace("-fast", ""), version="standard")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from taet.attacks.ball import (
+    Norm,
     check_floating,
     check_range,
     check_size,
@@ -21,7 +25,10 @@ from taet.attacks.ball import (
     spread,
     unit,
 )
+from taet.attacks.draws import Draws
 from taet.attacks.objectives import check_classes, fooled
+from taet.attacks.spec import FIXED, AttackSpec, Model
+from taet.bounds import Count, NonNegative
 from taet.errors import UserError
 from taet.losses.long_tail import full_precision, is_label
 
@@ -124,3 +131,28 @@ def _to_boundary(logits: Tensor, y: Tensor, x: Tensor, candidates: int) -> Tenso
         move = choose(nearer, spread(length, x) * unit(gradient), move) + 0 * gradient
         nearest = torch.where(nearer, reach, nearest)
     return move
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFool(AttackSpec):
+    """`deepfool`, unbounded or with successes counted within a ball only."""
+
+    names: ClassVar[Mapping[str, Norm | None]] = {"deepfool": "l2"}
+    order: ClassVar[int] = 6
+    minimal: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+
+    steps: Count = 50
+    """Most steps that are taken."""
+    overshoot: NonNegative = 0.02
+    """How far past the boundary, as a share of the perturbation."""
+    candidates: Annotated[int, Ge(2), FIXED] = 10
+    """Classes among which the nearest boundary is sought."""
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        return deepfool(
+            model, x, y, eps=self.eps, steps=self.steps, overshoot=self.overshoot, candidates=self.candidates
+        )
+
+    def passes(self, num_classes: int) -> int:
+        return (1 + min(self.candidates, num_classes)) * self.steps + 1

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from taet.attacks.objectives import Objective
+from taet.attacks.ball import Norm
+from taet.attacks.draws import Draws
+from taet.attacks.objectives import (
+    Objective,
+    ObjectiveName,
+    Target,
+    check_objective,
+    named_objective,
+    target_classes,
+)
 from taet.attacks.pgd import pgd
+from taet.attacks.spec import AttackSpec, Model
+from taet.config import Evaluation
 from taet.losses.long_tail import cross_entropy
 
 NAMES = {
@@ -31,3 +44,52 @@ def fgsm(
     and harnessing adversarial examples", ICLR 2015, arXiv:1412.6572.
     """
     return pgd(model, x, y, eps=eps, steps=1, step_size=eps, start="none", objective=objective, targeted=targeted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fgsm(AttackSpec):
+    """`fgsm` on the whole ball."""
+
+    names: ClassVar[Mapping[str, Norm | None]] = {"fgsm": "linf"}
+    order: ClassVar[int] = 1
+
+    objective: ObjectiveName = "ce"
+    """What is maximised: cross-entropy (ce), the margin of the logits (cw) or the difference of logits ratio (dlr)."""
+    target: Target | None = None
+    """Class that the images are pushed to; a success is any misclassification."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective == "kl":
+            raise self._refused("got no start noise with the objective kl, which has no gradient there")
+
+    @classmethod
+    def make(cls, given: Mapping[str, Any], settings: Evaluation, radius: float) -> Self:
+        draws = {"seed": settings.seed if given.get("target") == "random" else None}
+        return super().make({**draws, **given}, settings, radius)
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        aim = y if self.target is None else target_classes(self.target, model, x, y, draws)
+        objective = named_objective(self.objective, model, x)
+        return fgsm(model, x, aim, eps=self.eps or 0.0, objective=objective, targeted=self.target is not None)
+
+    def passes(self, num_classes: int) -> int:
+        return 3 + (self.target is not None)
+
+    def check_classes(self, num_classes: int) -> None:
+        check_objective(self.name, self.objective, num_classes)
+
+    @property
+    def ascent_steps(self) -> int:
+        return 1
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        objective = {} if self.objective == "ce" else {"objective": self.objective}
+        return {
+            "steps": 1,
+            "step_size": self.eps,
+            "start": "none",
+            **objective,
+            **self._stored("target", "seed"),
+        }

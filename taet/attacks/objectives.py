@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from taet.attacks.draws import Draws
 from taet.errors import UserError
 from taet.losses.consistency import kl_divergence
 from taet.losses.long_tail import cross_entropy, full_precision, is_label
-
-NAMES = {
-    "adaptive": "adaptive-pgd-N and the like: logits x10 (factor=F) in the attack, against flat softmax (REAT 2023);"
-    " cost as without"
-}
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
@@ -62,7 +59,10 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "cw": margin, "dlr": dlr}
-"""Objectives by the names that users type; "kl" is `natural_divergence`, which needs the model and the images."""
+"""Objectives by their names; "kl" is `natural_divergence`, which needs the model and the images."""
+
+ObjectiveName = Literal["ce", "cw", "dlr", "kl"]
+Target = Literal["least-likely", "runner-up", "random"]
 
 
 def scaled(objective: Objective, factor: float) -> Objective:
@@ -84,3 +84,30 @@ def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objectiv
     with torch.no_grad():
         natural = model(x)
     return lambda logits, _: kl_divergence(natural, logits)
+
+
+def named_objective(name: ObjectiveName, model: Callable[[Tensor], Tensor], x: Tensor) -> Objective:
+    """Return the objective of a name; "kl" asks the model once for its answer to the images x."""
+    return natural_divergence(model, x) if name == "kl" else OBJECTIVES[name]
+
+
+def check_objective(attack: str, name: ObjectiveName, num_classes: int) -> None:
+    """Raise a `UserError` for an objective that needs more classes than there are."""
+    if name == "dlr" and num_classes < 3:
+        raise UserError(f"attack '{attack}': got {num_classes} classes; allowed: 3 or more for DLR")
+
+
+def target_classes(target: Target, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    """Return the class other than y that each image is pushed to, (N,): by the clean logits, or at random.
+
+    The least likely class is the target of Kurakin, Goodfellow, Bengio, ICLR 2017, arXiv:1611.01236; a random one that
+    of the average case of Carlini, Wagner, S&P 2017, arXiv:1608.04644, whose best case is near the runner-up.
+    """
+    with torch.no_grad():
+        logits = model(x)
+    if target == "random":
+        return draws.other_class(y, logits.shape[1])
+    own = is_label(logits, y)
+    if target == "least-likely":
+        return logits.masked_fill(own, torch.inf).argmin(1)
+    return logits.masked_fill(own, -torch.inf).argmax(1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import get_args
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -22,8 +24,20 @@ from taet.attacks.ball import (
     project,
     unit,
 )
+from taet.attacks.draws import Draws
 from taet.attacks.noise import Source
-from taet.attacks.objectives import Objective, fooled
+from taet.attacks.objectives import (
+    Objective,
+    ObjectiveName,
+    Target,
+    check_objective,
+    fooled,
+    named_objective,
+    target_classes,
+)
+from taet.attacks.spec import FIXED, AttackSpec, Model, Option
+from taet.bounds import Count, Positive
+from taet.config import Evaluation
 from taet.errors import UserError, unknown
 from taet.losses.long_tail import cross_entropy, full_precision
 
@@ -193,3 +207,109 @@ def _best(climbed: Iterator[Tensor], judge: Callable[[Tensor], tuple[Tensor, Ten
         best, highest = choose(better, x_adv, best), torch.where(better, height, highest)
         broken = broken | breaks
     return best
+
+
+# --- as an attack of an evaluation -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectedAscent(AttackSpec):
+    """`pgd` from start noise that is drawn for each image; a subclass says what is maximised."""
+
+    steps: Annotated[Count, FIXED]
+    """Number of steps, N of the name."""
+    step_size: Annotated[Positive, Option("step")]
+    """Length of a step; if not given, that of the evaluation in proportion to eps."""
+    start: Literal["uniform", "gaussian", "none"] = "uniform"
+    """Start noise: uniform in the ball, 0.001 N(0, 1), or none."""
+    restarts: Count = 1
+    """Starts that are tried; an image is robust if it resists all."""
+    target: Target | None = None
+    """Class that the images are pushed to; a success is any misclassification."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start == "none" and self.restarts > 1:
+            raise self._refused("got several restarts from one start; allowed: start=uniform")
+        if self.target is not None and self.restarts > 1:
+            raise self._refused("got several restarts with a target; allowed: one or the other")
+
+    @classmethod
+    def make(cls, given: Mapping[str, Any], settings: Evaluation, radius: float) -> Self:
+        two = given["norm"] == "l2"
+        usual, step = (settings.eps_l2, settings.step_size_l2) if two else (radius, settings.step_size)
+        eps = given.get("eps", usual)
+        # In proportion to the ball, so that as many steps cross a ball of another size.
+        size = step if eps == usual else step * eps / usual
+        return super().make({"step_size": size, **given}, settings, radius)
+
+    @abstractmethod
+    def objective_of(self, model: Model, x: Tensor) -> Objective:
+        """Return what is maximised."""
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        eps, norm = self.eps or 0.0, self.norm or "linf"
+        aim = y if self.target is None else target_classes(self.target, model, x, y, draws)
+        noise = torch.stack([draws.start(x, eps, self.start, norm, restart) for restart in range(self.restarts)])
+        return pgd(
+            model,
+            x,
+            aim,
+            eps=eps,
+            steps=self.steps,
+            step_size=self.step_size,
+            norm=norm,
+            start=self.start,
+            objective=self.objective_of(model, x),
+            targeted=self.target is not None,
+            restarts=self.restarts,
+            start_noise=noise if self.restarts > 1 else noise[0],
+        )
+
+    def passes(self, num_classes: int) -> int:
+        extra = self.restarts > 1 or self.target is not None
+        return self.restarts * (2 * self.steps + extra) + 1
+
+    @property
+    def ascent_steps(self) -> int:
+        return self.steps
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return self._stored("steps", "step_size", "start", "restarts", "seed", *self._objective_fields(), "target")
+
+    def _objective_fields(self) -> tuple[str, ...]:
+        """Fields that say what is maximised, where it is not cross-entropy."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pgd(ProjectedAscent):
+    """`pgd` on a named objective."""
+
+    names: ClassVar[Mapping[str, Norm | None]] = {"pgd-N": "linf", "pgd-l2-N": "l2"}
+    order: ClassVar[int] = 2
+
+    objective: ObjectiveName = "ce"
+    """What is maximised: cross-entropy (ce), the margin of the logits (cw), the difference of logits ratio (dlr), or
+    the divergence from the clean answer (kl)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective == "kl" and self.start == "none":
+            raise self._refused("got no start noise with the objective kl, which has no gradient there")
+        if self.objective == "kl" and self.target is not None:
+            raise self._refused("got a target with the objective kl, which sees no label")
+
+    def objective_of(self, model: Model, x: Tensor) -> Objective:
+        return named_objective(self.objective, model, x)
+
+    def passes(self, num_classes: int) -> int:
+        more = self.objective == "kl" and self.restarts == 1
+        return super().passes(num_classes) + more
+
+    def check_classes(self, num_classes: int) -> None:
+        check_objective(self.name, self.objective, num_classes)
+
+    def _objective_fields(self) -> tuple[str, ...]:
+        return () if self.objective == "ce" else ("objective",)

@@ -18,7 +18,7 @@ from taet.cli.evaluate import Origin, data_for_run, open_model
 from taet.config import Evaluation
 from taet.data.store import Images
 from taet.errors import UserError
-from taet.evaluation.attack import check_attacks
+from taet.evaluation.bundles import check_attacks
 from taet.evaluation.check import check
 from taet.evaluation.subject import by_name
 from taet.training.environment import resolve_device

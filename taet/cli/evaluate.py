@@ -20,7 +20,7 @@ from taet.data import Dataset, load
 from taet.distributed import started_together
 from taet.errors import UserError
 from taet.evaluation import evaluate
-from taet.evaluation.attack import check_attacks
+from taet.evaluation.bundles import check_attacks
 from taet.models import foreign
 from taet.training.environment import resolve_device
 from taet.training.folder import RunFolder

@@ -23,7 +23,7 @@ from taet.data import full_name, is_own
 from taet.distributed import first
 from taet.errors import UserError
 from taet.evaluation import evaluate
-from taet.evaluation.attack import check_attacks
+from taet.evaluation.bundles import check_attacks
 from taet.experiments import own_data
 from taet.report import write
 from taet.training import resume, train

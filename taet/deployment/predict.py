@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from taet.attacks.clean import Clean
 from taet.attacks.counted import Counted
+from taet.attacks.draws import Draws
 from taet.attacks.progress import Progress
+from taet.attacks.spec import AttackSpec
 from taet.deployment.predictions import NO_CLASS, Predictions, joined
 from taet.deployment.reading import Given, Pixels, find
 from taet.errors import UserError
-from taet.evaluation.attack import Attack, parse_attack
-from taet.evaluation.perturb import Draws
+from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model
 
-CLEAN = Attack("clean", "clean")
-ALONE = ("autoattack", "own")  # kinds whose random draws depend on the batch, which is therefore one image
 BATCH_SIZE = 250
 
 
@@ -96,7 +96,7 @@ def batches(
     attack = None
     if certify_attack is not None:
         attack = _in_ball(parse_attack(certify_attack, run.evaluation, run.threat.eps))
-        attack.check(len(classes))
+        attack.check_classes(len(classes))
     cost = 1 + (0 if attack is None else attack.passes(len(classes)))
     counted, done = Counted(network.to(where)), 0
 
@@ -121,10 +121,10 @@ def batches(
         yield Predictions(names, labels, classes, probabilities, survives, errors, certify_attack or "")
 
 
-def _in_ball(attack: Attack) -> Attack:
+def _in_ball(attack: AttackSpec) -> AttackSpec:
     """Refuse what makes no question of survival: clean images, and an attack that may go as far as it likes."""
     if not attack.bounded:
-        advice = "" if attack.kind == "clean" else f", or {attack.name} with a radius of its own, such as eps=0.5"
+        advice = "" if attack.norm is None else f", or {attack.name} with a radius of its own, such as eps=0.5"
         raise UserError(
             f"certify attack: got {attack.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}"
         )
@@ -134,8 +134,8 @@ def _in_ball(attack: Attack) -> Attack:
 class _Runner(Runner):
     """Images that have no place in a test set: what is drawn for one follows from its pixels."""
 
-    def _draws(self, attack: Attack, rows: NDArray[np.int64]) -> Draws:
-        return replace(super()._draws(attack, rows), rows=_keys(self.images[rows]))
+    def draws(self, attack: AttackSpec, rows: NDArray[np.int64]) -> Draws:
+        return replace(super().draws(attack, rows), rows=_keys(self.images[rows]))
 
 
 def _keys(images: Pixels) -> NDArray[np.int64]:
@@ -147,7 +147,7 @@ def _keys(images: Pixels) -> NDArray[np.int64]:
 def _classes(runner: Runner) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The classes (N,) and probabilities (N, C) of the images as they are, as an evaluation's clean column has them."""
     with runner.still():
-        clean = runner.attack(CLEAN, np.arange(len(runner.labels)), None, None, _silent)
+        clean = runner.attack(Clean(), np.arange(len(runner.labels)), None, None, _silent)
     assert clean.scores is not None
     return clean.predictions, clean.scores
 
@@ -156,9 +156,9 @@ def _silent(done: float, total: float, label: str) -> None:
     """The clean pass of a batch is not worth a report."""
 
 
-def _survive(runner: Runner, attack: Attack, report: Progress) -> NDArray[np.bool_]:
+def _survive(runner: Runner, attack: AttackSpec, report: Progress) -> NDArray[np.bool_]:
     """Of which images (N,) the class is still `runner.labels` under the attack."""
-    size = 1 if attack.kind in ALONE else runner.batch_size
+    size = runner.batch_size if attack.batch_independent else 1
     with runner.still():
         result = replace(runner, batch_size=size).attack(
             attack, np.arange(len(runner.labels)), runner.labels, None, report

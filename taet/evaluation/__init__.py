@@ -1,6 +1,6 @@
 """Attacking a model, and the result card that keeps what came out."""
 
-from taet.evaluation.attack import parse_attack
+from taet.evaluation.bundles import parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.check import Check, check
 from taet.evaluation.column import Column

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from taet import metrics
 from taet.attacks.counted import Counted
+from taet.attacks.spec import AttackSpec
 from taet.config import Evaluation
 from taet.errors import UserError
-from taet.evaluation.attack import Attack, expand, parse_attacks
+from taet.evaluation.bundles import attacks_of
 from taet.evaluation.column import Ints, Mask
 from taet.evaluation.diagnostics import Finding, findings
 from taet.evaluation.facts import CheckFacts
+from taet.evaluation.images import Images, as_arrays
 from taet.evaluation.model_guard import restored
-from taet.evaluation.runner import Images, as_arrays, make_runner
+from taet.evaluation.runner import make_runner
 from taet.evaluation.trial import SUM_TOLERANCE, Trial, answer, attempt, input_gradient, nonfinite, sample, told
 from taet.formatting import clock, listed, percent
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
@@ -125,7 +127,7 @@ def check(
         UserError: images or labels as `taet.evaluate` refuses them; a model that cannot be evaluated at all: it fails,
             gives anything but finite logits (N, classes), or lets no gradient through to the image.
     """
-    parsed = parse_attacks(expand(attacks, Evaluation()).attacks)
+    parsed = attacks_of(Evaluation(attacks=tuple(attacks)))
     pixels, classes = as_arrays(images, labels)
     training = model.training
     with restored(model) as changes:
@@ -312,10 +314,10 @@ def _expected(trial: Trial, correct: Mask, labels: Ints) -> int:
     return round(float(known @ np.bincount(labels, minlength=classes)))
 
 
-def _cost(attack: Attack, width: int, images: int, right: int, speeds: tuple[float, float]) -> AttackCost:
+def _cost(attack: AttackSpec, width: int, images: int, right: int, speeds: tuple[float, float]) -> AttackCost:
     """The time of an attack, of whose passes every second one is a backward one, the last a forward one."""
     passes = attack.passes(width)
-    met = right if attack.kind == "autoattack" else images
+    met = right if attack.skips_misclassified else images
     forward, both = 1 / speeds[0], 1 / speeds[1]
     pairs, single = divmod(passes, 2)
     return AttackCost(attack.name, passes, met, met * (pairs * both + single * forward))

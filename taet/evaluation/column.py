@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from taet.attacks import catalogue
+from taet.attacks.spec import AttackSpec
 from taet.errors import UserError, unknown
 from taet.evaluation.packing import (
     pack_floats,
@@ -62,6 +65,16 @@ class Column:
     measured, e.g. with more than `metrics.PAIRED_CLASSES` classes."""
     curve: str = ""
     """The curve that this column was measured for, one of `CURVES`; empty for an attack that tables show."""
+
+    @cached_property
+    def attack(self) -> AttackSpec:
+        """The attack with its options, typed; a `RecordedAttack` where this installation does not know it."""
+        return catalogue.stored(self.name, self.norm, self.eps, self.parameters)
+
+    @cached_property
+    def identity(self) -> catalogue.Identity:
+        """What makes columns of two cards comparable: the same attack with the same settings, random seeds aside."""
+        return catalogue.identity(self.name, self.norm, self.eps, self.parameters, self.bounded)
 
     def __repr__(self) -> str:
         ball = f", {self.norm} {self.eps:.4g}" if self.eps is not None else ""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from taet.attacks.adaptive_pgd import AdaptivePgd
+from taet.attacks.pgd import Pgd
+from taet.attacks.spec import AttackSpec
 from taet.config import Evaluation
 from taet.errors import unknown
-from taet.evaluation.attack import Attack, parse_attack
+from taet.evaluation.bundles import parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 
@@ -35,7 +37,7 @@ class Curve:
     points: tuple[tuple[float, Column], ...]
 
 
-def curve_attacks(names: Sequence[str], settings: Evaluation, eps: float) -> list[Attack]:
+def curve_attacks(names: Sequence[str], settings: Evaluation, eps: float) -> list[AttackSpec]:
     """Return the attacks that the curves are made of, marked with the first curve that needs them.
 
     Every point of the curve over eps takes steps in proportion to its ball, so that all can cross theirs.
@@ -46,7 +48,7 @@ def curve_attacks(names: Sequence[str], settings: Evaluation, eps: float) -> lis
         "eps": [_ball(size, radius) for size in sorted({*(b * radius for b in BALLS if b * radius < WHOLE), WHOLE})],
         "logit-scale": [_scale(factor) for factor in FACTORS],
     }
-    attacks: dict[str, Attack] = {}
+    attacks: dict[str, AttackSpec] = {}
     for name in names:
         if name not in wanted:
             raise unknown("curve", name, CURVES)
@@ -62,38 +64,38 @@ def curves(card: ResultCard) -> tuple[Curve, ...]:
     Where a card holds several such sets, the curve is the one that was measured for it, else the largest.
     """
     chain = f"pgd-{CHAIN}"
-    found = (
-        ("steps", "PGD", r"pgd-\d+", "steps"),
-        ("eps", chain, rf"{chain}(:eps=[^,]*)?", "eps"),
-        ("logit-scale", chain, rf"(adaptive-)?{chain}(:factor=[^,]*)?", "factor"),
-    )
-    all_curves = (Curve(name, attack, _points(card, name, pattern, varied)) for name, attack, pattern, varied in found)
+    found = (("steps", "PGD", "steps"), ("eps", chain, "eps"), ("logit-scale", chain, "factor"))
+    all_curves = (Curve(name, attack, _points(card, name, varied)) for name, attack, varied in found)
     return tuple(curve for curve in all_curves if len(curve.points) >= 3)
 
 
-def _points(card: ResultCard, curve: str, pattern: str, varied: str) -> tuple[tuple[float, Column], ...]:
-    """Return the columns of these names that may be compared, in the order of what varies; of two at one place, the
-    first."""
-    columns = [column for column in card.columns if re.fullmatch(pattern, column.name)]
-    fixed = [_fixed(column, varied) for column in columns]
-    alike = ([column for column, other in zip(columns, fixed, strict=True) if other == one] for one in fixed)
-    chosen = max(alike, key=lambda group: (sum(column.curve == curve for column in group), len(group)), default=[])
+def _points(card: ResultCard, curve: str, varied: str) -> tuple[tuple[float, Column], ...]:
+    """Return comparable columns in the order of what varies; of two at one place, the first."""
+    groups: dict[Any, list[Column]] = {}
+    for column in card.columns:
+        if (fixed := _fixed(column, varied)) is not None:
+            groups.setdefault(fixed, []).append(column)
+    chosen = max(groups.values(), key=lambda group: (sum(one.curve == curve for one in group), len(group)), default=[])
     if varied == "eps":
-        chosen = [*(column for column in card.columns if column.name == "clean"), *chosen]
+        chosen = [*(column for column in card.columns if column.norm is None), *chosen]
     return tuple(sorted({_place(column, varied): column for column in reversed(chosen)}.items()))
 
 
-def _fixed(column: Column, varied: str) -> dict[str, Any]:
-    """Settings that all points of a curve share."""
-    settings = column.settings
+def _fixed(column: Column, varied: str) -> Any:
+    """Return the settings that all points of a curve share; None for a column that is a point of none."""
+    attack, kinds = column.attack, (Pgd, AdaptivePgd) if varied == "factor" else (Pgd,)
+    if not isinstance(attack, kinds) or attack.norm != "linf" or attack.made_on is not None:
+        return None
+    if not attack.options <= {varied} or (varied != "steps" and attack.steps != CHAIN):
+        return None
     if varied == "eps":
-        settings["step_size"] = round(settings.get("step_size", 0) / (settings["eps"] or 1), 9)
-    return {name: value for name, value in settings.items() if name != varied}
+        return column.identity.apart_from("eps", "step_size"), round(attack.step_size / (attack.eps or 1), 9)
+    return column.identity.apart_from(varied)
 
 
 def _place(column: Column, varied: str) -> float:
-    """Where on its curve a column is: clean images in a ball of radius 0, plain PGD at a factor of 1."""
-    return float(column.settings.get(varied) or (1 if varied == "factor" else 0))
+    """Return the place of a column on its curve: clean images at a radius of 0, plain PGD at a factor of 1."""
+    return float(getattr(column.attack, varied, 1) or 0)
 
 
 def _ball(size: float, radius: float) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taet.attacks.counted import Counted
-from taet.attacks.progress import Progress
+from taet.attacks.progress import Meter, Progress
+from taet.attacks.spec import AttackSpec
 from taet.config import Evaluation, Threat
 from taet.data import Dataset
 from taet.distributed import gather, rank
 from taet.errors import UserError
 from taet.evaluation import diagnostics, probe, shelf
-from taet.evaluation.attack import Attack, check_attacks, expand, parse_attacks
+from taet.evaluation.bundles import check_attacks, expand, parse_attacks
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.examples import save_examples
-from taet.evaluation.runner import Images, Runner, attack_split, channels_first, count_classes, one_threat_model
+from taet.evaluation.images import Images, channels_first
+from taet.evaluation.runner import Runner, attack_split, count_classes, one_threat_model
 from taet.evaluation.subject import Subject, from_module, from_run, from_run_on
 from taet.models import Classifier
 from taet.models.view import make_view
@@ -64,7 +66,7 @@ def evaluate(
     progress: Progress | None = None,
     command: str = "",
 ) -> ResultCard:
-    """Attack a model on test images and return the result card, which prints itself as a table.
+    """AttackSpec a model on test images and return the result card, which prints itself as a table.
 
     Everything is float32. Every attack faces all images, the clean ones are always the first column, and finished
     batches are kept, so that an evaluation that was killed goes on where it was.
@@ -174,7 +176,7 @@ def evaluate(
             where,
         )
         for attack in listed:
-            attack.check(len(names))
+            attack.check_classes(len(names))
         return _measured(
             subject,
             runner,
@@ -194,9 +196,9 @@ def _measured(
     subject: Subject,
     runner: Runner,
     radius: float,
-    listed: Sequence[Attack],
-    points: Sequence[Attack],
-    chain: Sequence[Attack],
+    listed: Sequence[AttackSpec],
+    points: Sequence[AttackSpec],
+    chain: Sequence[AttackSpec],
     class_names: list[str],
     path: Path | None,
     state_dir: str | os.PathLike[str] | None,
@@ -229,16 +231,18 @@ def _measured(
     before = () if known is None else known.columns
     probed = {} if known is None or not probe.is_of(known.probe, runner.seed) else known.probe
     probing = not probed and bool(len(listed) > 1 or points or chain)
-    meter = _Meter(progress, probe.passes(runner) if probing else 0)
+    meter = Meter(progress, later=probe.passes(runner) if probing else 0)
     asked = {attack.name for attack in listed}
     shown = {column.name for column in before if not column.curve}  # stays in the tables with other settings, too
     drawn = [replace(point, curve="") if point.name in shown else point for point in points]
     columns = [*listed, *(attack for attack in drawn if attack.name not in asked)]
-    measured = attack_split(runner, columns, known=before, state_dir=state_dir, progress=meter.attacks)
+    measured = attack_split(runner, columns, known=before, state_dir=state_dir, progress=meter)
     if chain:
-        measured = (*measured, runner.run_worst_case(chain, measured[0], state_dir, meter.attacks))
+        meter.begin(later=meter.later)
+        measured = (*measured, runner.run_worst_case(chain, measured[0], state_dir, meter))
     if probing:
-        probed = probe.probe(runner, radius, state_dir, meter.probe)
+        meter.begin()
+        probed = probe.probe(runner, radius, state_dir, lambda done: meter(done, probe.passes(runner), "probe"))
     card = ResultCard(
         **subject.about,
         threat=threat,
@@ -270,34 +274,10 @@ def _measured(
 def _others(before: Sequence[Column], measured: Sequence[Column]) -> list[Column]:
     """Return the columns that stay; a worst case does not once something new was measured in a ball."""
     here = {column.name for column in measured}
-    old = [(column.name, column.settings) for column in before]
-    stale = any(column.bounded and (column.name, column.settings) not in old for column in measured)
+    old = {column.identity for column in before}
+    stale = any(column.bounded and column.identity not in old for column in measured)
     gone = here | ({*WORST_CASE.values()} if stale else set())
     return [column for column in before if column.name not in gone]
-
-
-@dataclass
-class _Meter:
-    """Adds the probe, which comes last, to the progress of the attacks; all in passes of an image."""
-
-    report: Progress | None
-    probe_passes: int
-    attack_passes: float = 0
-    ended: bool = False
-
-    def attacks(self, done: float, total: float, label: str) -> None:
-        self.attack_passes = total
-        self._tell(done, label)
-
-    def probe(self, done: float) -> None:
-        self._tell(self.attack_passes + done, "probe")
-
-    def _tell(self, done: float, label: str) -> None:
-        """Report how far the work is; its end, which the last tick may have reached, only once."""
-        total = self.attack_passes + self.probe_passes
-        again, self.ended = self.ended and done >= total, done >= total
-        if self.report is not None and not again:
-            self.report(done, total, label)
 
 
 def _attacked(subject: Subject, device: torch.device) -> Counted:

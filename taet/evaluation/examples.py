@@ -8,23 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-from taet.evaluation.attack import Attack
+from taet.attacks.spec import AttackSpec
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column, Ints
-from taet.evaluation.runner import Runner, as_unit
+from taet.evaluation.images import as_unit
+from taet.evaluation.runner import Runner
 from taet.files import write_atomically
 
 MOST_EXAMPLES = 24  # images kept
 
 
-def save_examples(path: Path, card: ResultCard, runner: Runner, attacks: Sequence[Attack]) -> None:
+def save_examples(path: Path, card: ResultCard, runner: Runner, attacks: Sequence[AttackSpec]) -> None:
     """Save a few images of each class under the PGD with most steps: first those that it breaks, then any others."""
-    chains = [attack for attack in attacks if attack.kind == "pgd" and attack.norm == "linf"]
+    chains = [attack for attack in attacks if attack.ascent_steps and attack.norm == "linf"]
     chains = [attack for attack in chains if any(column.name == attack.name for column in card.columns)]
     if not chains:
         return
-    attack = max(chains, key=lambda chain: chain.parameters["steps"])
-    if _steps(path, card) > attack.parameters["steps"]:
+    attack = max(chains, key=lambda chain: chain.ascent_steps)
+    if _steps(path, card) > attack.ascent_steps:
         return  # of a stronger attack, whose column the card still has
     clean = card.column("clean")
     rows = _example_rows(card.labels, clean, card.column(attack.name), card.num_classes)
@@ -53,7 +54,7 @@ def _steps(path: Path, card: ResultCard) -> int:
             name = str(stored["attack"])
     except Exception:  # there is none, or it is damaged
         return 0
-    return next((column.parameters.get("steps", 0) for column in card.columns if column.name == name), 0)
+    return next((column.attack.ascent_steps for column in card.columns if column.name == name), 0)
 
 
 def _example_rows(labels: Ints, clean: Column, attacked: Column, num_classes: int) -> Ints:

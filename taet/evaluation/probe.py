@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from taet.attacks import pgd
+from taet.attacks.draws import Draws
 from taet.attacks.objectives import scaled
 from taet.attacks.progress import ticking
 from taet.attacks.units import Arrays, run_units
 from taet.evaluation import trial
-from taet.evaluation.perturb import Draws
 from taet.evaluation.runner import Runner
 from taet.losses.long_tail import cross_entropy
 

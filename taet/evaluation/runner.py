@@ -1,4 +1,4 @@
-"""Running attacks on a whole test set, unit by unit: one column per attack."""
+"""Running attacks on a whole test set, batch by batch: one column per attack."""
 
 from __future__ import annotations
 
@@ -17,27 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taet import metrics
-from taet.attacks.autoattack import fast_of, run_parts
 from taet.attacks.ball import distance, frozen, verify
 from taet.attacks.counted import Counted
+from taet.attacks.draws import Draws
 from taet.attacks.precision import exact_float32
-from taet.attacks.progress import Progress, ticking
+from taet.attacks.progress import Meter, Progress, ticking
+from taet.attacks.spec import AttackSpec, Suite
 from taet.attacks.units import Arrays, run_units
-from taet.data.augmentation import to_unit
 from taet.data.dataset import images_sha256
-from taet.data.store import Stored
 from taet.errors import UserError
-from taet.evaluation.attack import MINIMAL, Attack
 from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.column import WORST_CASE, Column, Ints
+from taet.evaluation.images import Images, as_arrays, as_unit, channels_first
 from taet.evaluation.model_guard import restored
-from taet.evaluation.perturb import Draws, perturb
 from taet.evaluation.trial import attempt, told
 from taet.training.checkpoint import digest, weights_digest
 from taet.training.environment import version
-
-Images = NDArray[Any] | Stored
-"""uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]."""
 
 WORK = ("seconds", "forwards", "backwards")
 UNIT = {"rows", "predictions", "scores", "distances", *WORK}
@@ -46,7 +41,7 @@ FINGERPRINT = 4  # images whose answers tell two models apart
 
 def attack_split(
     runner: Runner,
-    attacks: Sequence[Attack],
+    attacks: Sequence[AttackSpec],
     *,
     known: Sequence[Column] = (),
     state_dir: str | os.PathLike[str] | None = None,
@@ -62,68 +57,28 @@ def attack_split(
             them from there.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
     """
-    # The fast suite is the first half of the standard one: where both are asked for it costs nothing, if it comes last.
-    order = sorted(range(len(attacks)), key=lambda number: attacks[number].parameters.get("version") == "fast")
-    meter = _Meter(progress, [attacks[number] for number in order], runner)
-    columns: dict[int, Column] = {}
+    # A suite that is the beginning of another comes last: where both are asked for it costs nothing.
+    order = sorted(attacks, key=lambda attack: isinstance(attack, Suite) and attack.whole() is not None)
+    correct, meter = len(runner.labels), Meter(progress)
+    columns: dict[str, Column] = {}
     with runner.still():
-        for place, number in enumerate(order):
-            attack, there = attacks[number], [*columns.values(), *known]
-            meter.begin(place)
-            found = among([column for column in there if runner.whole(column)], attack)
-            columns[number] = found or runner.run(attack, there, runner.units(attack, state_dir), meter)
-            if attack.kind == "clean":
-                meter.correct = int(columns[number].correct.sum())
-    return tuple(columns[number] for number in range(len(attacks)))
+        for place, attack in enumerate(order):
+            meter.begin(later=sum(runner.expected(one, correct) for one in order[place + 1 :]))
+            there = [*columns.values(), *known]
+            found = among([column for column in there if runner.is_complete(column)], attack)
+            columns[attack.name] = found or runner.run(attack, there, runner.units(attack, state_dir), meter)
+            if attack.norm is None:
+                correct = int(columns[attack.name].correct.sum())
+    return tuple(columns[attack.name] for attack in attacks)
 
 
-def among(columns: Sequence[Column], attack: Attack) -> Column | None:
-    """Return the column that holds this attack with these settings, if there is one."""
+def among(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
+    """Return the column of this attack with these settings and this seed, if there is one."""
     for column in columns:
-        same = (column.name, column.norm, column.eps) == (attack.name, attack.norm, attack.eps)
-        if same and attack.parameters.items() <= column.parameters.items():
+        if column.attack == attack:
             # What was measured for a curve alone is asked for by name now, or the other way round.
             return replace(column, curve=attack.curve and column.curve)
     return None
-
-
-def as_arrays(images: Images | Tensor, labels: NDArray[Any] | Tensor) -> tuple[Images, Ints]:
-    """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
-    pixels: Images
-    if isinstance(images, Stored):
-        pixels = images
-    else:
-        pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
-    classes = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if pixels.ndim != 4 or len(pixels) == 0:
-        raise UserError(f"images: got shape {pixels.shape}; allowed: uint8 (N, H, W, C) or float (N, C, H, W)")
-    if isinstance(pixels, Stored) or pixels.dtype == np.uint8:
-        if pixels.shape[3] not in (1, 3):
-            raise UserError(f"images: got uint8 {pixels.shape}; allowed: (N, H, W, C) with 1 or 3 channels")
-    elif pixels.dtype.kind == "f":
-        if not ((pixels >= 0) & (pixels <= 1)).all():
-            hint = " (divide by 255)" if 1 < pixels.max() <= 255 else ", without NaN"
-            raise UserError(f"images: got {pixels.min():g} to {pixels.max():g}; allowed: floats from 0 to 1{hint}")
-        pixels = np.ascontiguousarray(pixels, dtype=np.float32)
-    else:
-        raise UserError(f"images: got {pixels.dtype}; allowed: uint8 0 to 255, or floats from 0 to 1")
-    if classes.dtype.kind not in "iu" or classes.shape != (len(pixels),):
-        raise UserError(f"labels: got {classes.dtype} {classes.shape}; allowed: integers ({len(pixels)},)")
-    if classes.min() < 0:
-        raise UserError(f"labels: got {classes.min()}; allowed: 0 or more")
-    return pixels, classes.astype(np.int64)
-
-
-def channels_first(pixels: NDArray[Any]) -> Tensor:
-    """Return images as (N, C, H, W) without a copy, uint8 or float as they are."""
-    tensor = torch.from_numpy(pixels)
-    return tensor.permute(0, 3, 1, 2) if tensor.dtype == torch.uint8 else tensor
-
-
-def as_unit(pixels: NDArray[Any]) -> Tensor:
-    """Return images as float32 (N, C, H, W) in [0, 1], contiguous."""
-    tensor = torch.from_numpy(pixels)
-    return to_unit(tensor) if tensor.dtype == torch.uint8 else tensor
 
 
 def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.device) -> int:
@@ -168,9 +123,14 @@ class Runner:
         with frozen(self.model), exact_float32(self.device.type), torch.random.fork_rng(every_gpu):
             yield
 
-    def whole(self, column: Column) -> bool:
-        """Has a column all that is measured now? Clean ones of old cards lack the areas, which one pass makes."""
-        return column.name != "clean" or column.roc_auc is not None or not self.pairs
+    def is_complete(self, column: Column) -> bool:
+        """Return whether a column has all that is measured now; clean ones of old cards lack the areas."""
+        return column.norm is not None or column.roc_auc is not None or not self.pairs
+
+    def expected(self, attack: AttackSpec, correct: int) -> int:
+        """Return the passes that an attack is expected to take where `correct` images are classified correctly."""
+        met = correct if attack.skips_misclassified else len(self.labels)
+        return met * attack.passes(self.num_classes)
 
     @property
     def pairs(self) -> bool:
@@ -197,12 +157,12 @@ class Runner:
         return torch.cat([tried.logits, slopes], 1).cpu().double().numpy()
 
     def units(
-        self, attack: Attack, state_dir: str | os.PathLike[str] | None, after: Sequence[dict[str, Any]] = ()
+        self, attack: AttackSpec, state_dir: str | os.PathLike[str] | None, after: Sequence[dict[str, Any]] = ()
     ) -> BatchStore | None:
         """Where the finished batches of an attack are kept, on all images or on those that others have left."""
         if state_dir is None:
             return None
-        return self.keep(state_dir, attack.name, [attack.settings(), self.batch_size, *after])
+        return self.keep(state_dir, attack.name, [attack.to_json(), self.batch_size, *after])
 
     def keep(self, state_dir: str | os.PathLike[str], name: str, settings: Sequence[Any]) -> BatchStore:
         """Open a place for the units of something that these settings decide, beside the model and the images."""
@@ -218,32 +178,34 @@ class Runner:
         """Return the images `rows` as the model takes them, and their labels, on the model's device."""
         return as_unit(self.images[rows]).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
 
-    def perturb(self, attack: Attack, rows: Ints) -> tuple[Tensor, Tensor]:
-        """Return the images `rows`, clean and as an attack of ours makes them, which is checked."""
+    def perturb(self, attack: AttackSpec, rows: Ints) -> tuple[Tensor, Tensor]:
+        """Return the images `rows`, clean and under attack; every adversarial image is checked."""
         x, y = self.batch(rows)
-        # Copies, since what an attack of one's own does to its arguments must not reach the check.
-        with self._guarded(attack):
-            x_adv = perturb(attack, self.model, x.clone(), y.clone(), self._draws(attack, rows))
+        draws = self.draws(attack, rows)
+        # Copies, since what a custom attack does to its arguments must not reach the check.
+        with self._guarded(attack, draws):
+            x_adv = attack.run(self.model, x.clone(), y.clone(), draws)
         verify(attack.name, x_adv, x, attack.eps, attack.norm or "linf")
         return x, x_adv
 
-    def _draws(self, attack: Attack, rows: Ints) -> Draws:
-        """The same for an attack whatever its options, so that more restarts hold those of fewer."""
-        return Draws(self.seed, attack.name.partition(":")[0], rows)
+    def draws(self, attack: AttackSpec, rows: Ints) -> Draws:
+        """Return the random draws of an attack on these images."""
+        return Draws(self.seed, attack.noise_key, rows)
 
     @contextmanager
-    def _guarded(self, attack: Attack) -> Iterator[None]:
-        """Keep the model from an attack of one's own, which may do to it what it likes."""
-        if attack.kind != "own":
+    def _guarded(self, attack: AttackSpec, draws: Draws) -> Iterator[None]:
+        """Protect the model and the random state from a custom attack."""
+        if attack.source_sha256 is None:
             yield
             return
         with restored(self.model) as changes, frozen(self.model):
+            draws.seed_torch()
             yield
             changed = changes()
         if changed:
             raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")
 
-    def answers(self, attack: Attack, x_adv: Tensor, rows: Ints) -> Tensor:
+    def answers(self, attack: AttackSpec, x_adv: Tensor, rows: Ints) -> Tensor:
         """Return the logits of images, which must be finite."""
         with torch.no_grad():
             logits = self.model.judge(x_adv)
@@ -251,14 +213,14 @@ class Runner:
             raise UserError(f"model output: not finite under '{attack.name}' on images {rows[0]} to {rows[-1]}")
         return logits
 
-    def run(self, attack: Attack, there: Sequence[Column], units: BatchStore | None, progress: Progress) -> Column:
+    def run(self, attack: AttackSpec, there: Sequence[Column], units: BatchStore | None, progress: Progress) -> Column:
         """Run one attack on all images; `there` are columns of the same model that may spare work."""
-        if attack.parameters.get("version") == "fast":
-            name, parameters = attack.name.replace("-fast", ""), {**attack.parameters, "version": "standard"}
-            suite = among(there, replace(attack, name=name, parameters=parameters))
-            if suite is not None:
-                return _first_parts(suite, attack, self.labels, self.num_classes)
-        clean = next((column.predictions for column in there if column.name == "clean"), None)
+        if isinstance(attack, Suite):
+            longer = attack.whole()
+            found = None if longer is None else among(there, longer)
+            if found is not None:
+                return _beginning(found, attack, self.labels, self.num_classes)
+        clean = next((column.predictions for column in there if column.norm is None), None)
         every = np.arange(len(self.labels))
         result = self.attack(attack, every, clean, units, progress)
         scores = result.scores if self.pairs else None
@@ -270,8 +232,8 @@ class Runner:
             parameters={**attack.parameters, **result.parameters},
             correct=result.predictions == self.labels,
             predictions=result.predictions,
-            parts={part: mask for part, mask in result.parts.items() if attack.kind == "autoattack"},
-            distances=result.distances if attack.kind in MINIMAL else None,
+            parts=result.parts if isinstance(attack, Suite) else {},
+            distances=result.distances if attack.minimal else None,
             roc_auc=None if scores is None else metrics.pairwise_auc(scores, self.labels),
             curve=attack.curve,
             **result.work,
@@ -279,14 +241,13 @@ class Runner:
 
     def run_worst_case(
         self,
-        attacks: Sequence[Attack],
+        attacks: Sequence[AttackSpec],
         clean: Column,
         state_dir: str | os.PathLike[str] | None,
         progress: Progress | None,
     ) -> Column:
         """Run attacks of one threat model, cheap ones first, each on the images that those before it left correct."""
-        order = one_threat_model(attacks, self.num_classes)
-        meter = _Meter(progress, order, self, chained=True)
+        order, meter = one_threat_model(attacks, self.num_classes), Meter(progress)
         predictions = clean.predictions.copy()
         work: dict[str, Any] = dict.fromkeys(WORK, 0)
         parts: dict[str, NDArray[np.bool_]] = {}
@@ -294,9 +255,8 @@ class Runner:
             for number, attack in enumerate(order):
                 before = predictions == self.labels
                 rows = np.flatnonzero(before)
-                meter.correct = len(rows)
-                meter.begin(number)
-                units = self.units(attack, state_dir, after=[one.settings() for one in order[:number]])
+                meter.begin(later=sum(len(rows) * one.passes(self.num_classes) for one in order[number + 1 :]))
+                units = self.units(attack, state_dir, after=[one.to_json() for one in order[:number]])
                 result = self.attack(attack, rows, predictions[rows], units, meter)
                 predictions[rows] = result.predictions
                 work = {name: work[name] + result.work[name] for name in WORK}
@@ -308,7 +268,7 @@ class Runner:
             norm=order[0].norm,
             eps=order[0].eps,
             bounded=True,
-            parameters={"attacks": sorted((attack.settings() for attack in order), key=lambda one: str(one["name"]))},
+            parameters={"attacks": sorted((attack.to_json() for attack in order), key=lambda one: str(one["name"]))},
             correct=predictions == self.labels,
             predictions=predictions,
             parts=parts,
@@ -316,34 +276,28 @@ class Runner:
         )
 
     def attack(
-        self, attack: Attack, rows: Ints, natural: Ints | None, units: BatchStore | None, progress: Progress
+        self, attack: AttackSpec, rows: Ints, natural: Ints | None, units: BatchStore | None, progress: Progress
     ) -> _Result:
         """Attack some images, which are cut into batches anew; `natural` are the predictions on the clean ones."""
         if len(rows) == 0:
-            parts = attack.plan(self.num_classes).parts if attack.kind == "autoattack" else (attack.name,)
+            parts = attack.parts(self.num_classes) if isinstance(attack, Suite) else (attack.name,)
             return _Result(rows, dict.fromkeys(parts, np.ones(0, dtype=bool)), dict.fromkeys(WORK, 0))
         labels = self.labels[rows]
-        if attack.kind != "autoattack":
+        if not isinstance(attack, Suite):
             done = self._batches(attack, rows, units, progress)
             predictions, scores, distances = (
                 np.concatenate([unit[name] for unit in done]) for name in ("predictions", "scores", "distances")
             )
             work = {name: sum(unit[name].item() for unit in done) for name in WORK}
             return _Result(predictions, {attack.name: predictions == labels}, work, scores, distances)
-        assert attack.eps is not None
         with told(_failed(attack)):
-            outcome = run_parts(
+            outcome = attack.run_parts(
                 self.model,
                 channels_first(np.asarray(self.images) if len(rows) == len(self.labels) else self.images[rows]),
                 torch.from_numpy(labels),
-                eps=attack.eps,
-                norm=attack.norm or "linf",
-                version=attack.parameters["version"],
-                batch_size=self.batch_size,
-                seed=attack.parameters["seed"],
-                device=self.device,
-                keep_examples=False,
                 natural=None if natural is None else torch.from_numpy(natural),
+                batch_size=self.batch_size,
+                device=self.device,
                 state=units,
                 progress=lambda done, total, label: progress(done, total, f"{attack.name}: {label}"),
             )
@@ -351,10 +305,10 @@ class Runner:
             outcome.predictions.numpy(),
             {part: mask.numpy() for part, mask in outcome.parts.items()},
             {name: getattr(outcome, name) for name in WORK},
-            parameters=outcome.plan.facts(),
+            parameters=outcome.facts,
         )
 
-    def _batches(self, attack: Attack, rows: Ints, units: BatchStore | None, progress: Progress) -> list[Arrays]:
+    def _batches(self, attack: AttackSpec, rows: Ints, units: BatchStore | None, progress: Progress) -> list[Arrays]:
         batches, passes = self.batches(rows), attack.passes(self.num_classes)
 
         def report(number: int, inside: float = 0) -> None:
@@ -376,7 +330,7 @@ class Runner:
         progress(len(rows) * passes, len(rows) * passes, attack.name)
         return done
 
-    def _measure(self, attack: Attack, rows: Ints) -> Arrays:
+    def _measure(self, attack: AttackSpec, rows: Ints) -> Arrays:
         """Attack one batch, check every example that comes back, and return what happened."""
         began, forwards, backwards = time.perf_counter(), self.model.forwards, self.model.backwards
         x, x_adv = self.perturb(attack, rows)
@@ -394,7 +348,7 @@ class Runner:
         }
 
 
-def _failed(attack: Attack) -> str:
+def _failed(attack: AttackSpec) -> str:
     return f"'{attack.name}' failed in the model: {{kind}}: {{reason}}"
 
 
@@ -436,13 +390,13 @@ class _Result:
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
-def _first_parts(suite: Column, attack: Attack, labels: Ints, num_classes: int) -> Column:
-    """Return the column of the fast suite from that of the standard one, which begins with it: nothing is run."""
-    parts, predictions = fast_of(suite.parts, suite.predictions, labels)
+def _beginning(longer: Column, attack: Suite, labels: Ints, num_classes: int) -> Column:
+    """Return the column of a suite from that of a longer one that begins with its parts: nothing is run."""
+    parts, predictions = attack.beginning(longer.parts, longer.predictions, labels, num_classes)
     return replace(
-        suite,
+        longer,
         name=attack.name,
-        parameters={**attack.parameters, **attack.plan(num_classes).facts(), "from": suite.name},
+        parameters={**attack.parameters, **attack.facts(num_classes), "from": longer.name},
         correct=predictions == labels,
         predictions=predictions,
         parts=parts,
@@ -453,45 +407,14 @@ def _first_parts(suite: Column, attack: Attack, labels: Ints, num_classes: int) 
     )
 
 
-def one_threat_model(attacks: Sequence[Attack], num_classes: int) -> list[Attack]:
-    """Return attacks in the order of their cost, which must be bounded by one ball and hold one AutoAttack at most."""
-    chain = sorted((attack for attack in attacks if attack.kind != "clean"), key=lambda one: one.passes(num_classes))
+def one_threat_model(attacks: Sequence[AttackSpec], num_classes: int) -> list[AttackSpec]:
+    """Return attacks in the order of their cost; they must have one ball in common, and one suite at most."""
+    chain = sorted((attack for attack in attacks if attack.norm), key=lambda one: one.passes(num_classes))
     balls = list(dict.fromkeys((attack.norm, attack.eps) for attack in chain))
     if len(balls) != 1 or balls[0][1] is None:
         named = ", ".join(f"{one.name} ({one.norm}, {one.eps and f'{one.eps:g}'})" for one in chain)
         raise UserError(f"worst case: got {named or 'no attack'}; allowed: attacks of one norm and radius")
-    suites = [attack.name for attack in chain if attack.kind == "autoattack"]
+    suites = [attack.name for attack in chain if isinstance(attack, Suite)]
     if len(suites) > 1:
         raise UserError(f"worst case: got {' and '.join(suites)}; allowed: one version of AutoAttack")
     return chain
-
-
-@dataclass
-class _Meter:
-    """Adds the attack under way to those before and after it, all in passes of an image through the model."""
-
-    report: Progress | None
-    attacks: Sequence[Attack]
-    runner: Runner
-    chained: bool = False
-    """Does each attack meet only the images that those before it left?"""
-    number: int = 0
-    before: float = 0
-    here: float = 0
-
-    def __post_init__(self) -> None:
-        self.correct = len(self.runner.labels)
-        """Images that AutoAttack will have to break: all, until the clean ones are known."""
-
-    def begin(self, number: int) -> None:
-        self.number, self.before, self.here = number, self.before + self.here, 0
-
-    def __call__(self, done: float, total: float, label: str) -> None:
-        self.here = done
-        if self.report is not None:
-            later = sum(self._expected(attack) for attack in self.attacks[self.number + 1 :])
-            self.report(self.before + done, self.before + total + later, label)
-
-    def _expected(self, attack: Attack) -> int:
-        met = self.correct if attack.kind == "autoattack" or self.chained else len(self.runner.labels)
-        return met * attack.passes(self.runner.num_classes)

@@ -79,8 +79,7 @@ def _holds(card: ResultCard, other: ResultCard) -> bool:
     return len(card.labels) == len(other.labels) and all(
         column.name in WORST_CASE.values()
         or any(
-            (mine.name, mine.settings) == (column.name, column.settings)
-            and np.array_equal(mine.predictions, column.predictions)
+            mine.identity == column.identity and np.array_equal(mine.predictions, column.predictions)
             for mine in card.columns
         )
         for column in other.columns

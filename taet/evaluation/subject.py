@@ -18,7 +18,7 @@ from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
 from taet.evaluation.column import Ints
-from taet.evaluation.runner import Images, as_arrays
+from taet.evaluation.images import Images, as_arrays
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
 from taet.training.folder import RunFolder

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 
 from taet import metrics
-from taet.attacks.progress import Progress, ticking
+from taet.attacks.progress import Meter, Progress, ticking
+from taet.attacks.spec import AttackSpec
 from taet.attacks.units import Arrays, run_units
 from taet.config import Evaluation
 from taet.data.dataset import Split, images_sha256
 from taet.distributed import joined, rank
 from taet.errors import UserError
 from taet.evaluation import diagnostics
-from taet.evaluation.attack import Attack, expand, parse_attack
+from taet.evaluation.bundles import expand, parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.evaluate import evaluate
@@ -36,7 +37,6 @@ from taet.training.record import RunRecord
 STATE = "transfer"
 """Folder in that of a source with its finished batches."""
 ALLOWED = "an attack that changes every image, e.g. fgsm, pgd-20, cw-linf-100"
-REFUSED = {"clean": "which makes no examples", "autoattack": "which leaves an image that it cannot break as it is"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +118,9 @@ def transfer(
     chosen = _agreed([*folders.values()], attack, eps)
     where = resolve_device(device)
     with joined(where.type):
-        meter = _Meter(progress, later=2 * len(folders))
-        cards: dict[str, ResultCard] = {}
-        for name, folder in folders.items():
-            meter.begin()
+        meter, cards = Meter(progress), dict[str, ResultCard]()
+        for number, (name, folder) in enumerate(folders.items()):
+            meter.begin(alike=2 * len(folders) - number - 1)  # one evaluation and one transfer of every run
             cards[name] = evaluate(
                 folder,
                 attacks=[attack],
@@ -133,9 +132,8 @@ def transfer(
             )
         missing = {source: targets for source in folders if (targets := _missing(cards, source, chosen))}
         runners = _runners(folders, batch_size, where) if missing else {}
-        meter.later = len(missing)
-        for source, targets in missing.items():
-            meter.begin()
+        for number, (source, targets) in enumerate(missing.items()):
+            meter.begin(alike=len(missing) - number - 1)
             columns = transfer_columns(
                 runners[source],
                 [runners[target] for target in targets],
@@ -158,7 +156,7 @@ def transfer(
 def transfer_columns(
     source: Runner,
     targets: Sequence[Runner],
-    attack: Attack,
+    attack: AttackSpec,
     *,
     name: str = "source",
     state_dir: str | os.PathLike[str] | None = None,
@@ -185,7 +183,7 @@ def transfer_columns(
         raise UserError("transfer: got a target with other images or labels; allowed: those of the source")
     if not targets:
         return ()
-    made = transferred(attack, name, weights_digest(source.model.model))
+    made = attack.on(name, weights_digest(source.model.model))
     keys = [target.identity for target in targets]
     batches, making = source.batches(), attack.passes(source.num_classes)
 
@@ -237,12 +235,6 @@ def transfer_columns(
     return tuple(columns)
 
 
-def transferred(attack: Attack, name: str, weights_sha256: str) -> Attack:
-    """Return the attack as the columns of other models have it, when its examples are made on the model `name`."""
-    source = {"name": name, "weights_sha256": weights_sha256}
-    return replace(attack, name=f"{attack.name}@{name}", parameters={**attack.parameters, "source": source})
-
-
 def matrix(cards: Mapping[str, ResultCard], attack: str) -> Transfer:
     """Return what these cards, by the names to show, say about the examples of one attack.
 
@@ -258,10 +250,10 @@ def matrices(cards: Mapping[str, ResultCard]) -> tuple[Transfer, ...]:
     """Return a matrix for each attack of which one of these models met examples that were made on another of them."""
     weights = {card.model["weights_sha256"] for card in cards.values()}
     attacks = {
-        column.name.removesuffix(f"@{column.parameters['source']['name']}")
+        column.name.removesuffix(f"@{made_on.name}")
         for card in cards.values()
         for column in card.columns
-        if column.parameters.get("source", {}).get("weights_sha256") in weights
+        if (made_on := column.attack.made_on) is not None and made_on.weights_sha256 in weights
     }
     return tuple(matrix(cards, attack) for attack in sorted(attacks))
 
@@ -271,9 +263,9 @@ def _pair(target: ResultCard, source: ResultCard, attack: str) -> Column | None:
     if target is source:
         return _named(target, attack)
     for column in target.columns:
-        origin = column.parameters.get("source", {})
-        ours = origin.get("weights_sha256") == source.model["weights_sha256"]
-        if ours and column.name == f"{attack}@{origin['name']}":
+        made_on = column.attack.made_on
+        ours = made_on is not None and made_on.weights_sha256 == source.model["weights_sha256"]
+        if made_on is not None and ours and column.name == f"{attack}@{made_on.name}":
             return column
     return None
 
@@ -312,7 +304,7 @@ def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> Attack:
+def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> AttackSpec:
     """Return what `name` means to all runs, whose test images must be the same."""
     if len(expand([name], Evaluation()).attacks) > 1:
         raise UserError(f"transfer: got {name}, all columns of a protocol; allowed: {ALLOWED}")
@@ -321,7 +313,7 @@ def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> Attack:
     for folder, record, attack in zip(folders, records, attacks, strict=True):
         if record.data.test.sha256 != records[0].data.test.sha256:
             raise UserError(f"transfer: {folder} has other test images than {folders[0]}; allowed: the same ones")
-        ours, first = attack.settings(), attacks[0].settings()
+        ours, first = attack.to_json(), attacks[0].to_json()
         for key in sorted(ours.keys() | first.keys()):
             if ours.get(key) != first.get(key):
                 raise UserError(
@@ -331,7 +323,7 @@ def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> Attack:
     return attacks[0]
 
 
-def _attack(record: RunRecord, name: str, eps: float | None) -> Attack:
+def _attack(record: RunRecord, name: str, eps: float | None) -> AttackSpec:
     run = record.run
     settings = run.evaluation if eps is None else replace(run.evaluation, eps=eps)
     attack = parse_attack(name, settings, run.threat.eps)
@@ -339,14 +331,14 @@ def _attack(record: RunRecord, name: str, eps: float | None) -> Attack:
     return attack
 
 
-def _check(attack: Attack) -> None:
-    if attack.kind in REFUSED:
-        raise UserError(f"transfer: got {attack.name}, {REFUSED[attack.kind]}; allowed: {ALLOWED}")
+def _check(attack: AttackSpec) -> None:
+    if attack.not_transferable:
+        raise UserError(f"transfer: got {attack.name}, {attack.not_transferable}; allowed: {ALLOWED}")
 
 
-def _missing(cards: Mapping[str, ResultCard], source: str, attack: Attack) -> list[str]:
+def _missing(cards: Mapping[str, ResultCard], source: str, attack: AttackSpec) -> list[str]:
     """Return the runs whose cards lack the attack with examples of `source`."""
-    made = transferred(attack, source, cards[source].model["weights_sha256"])
+    made = attack.on(source, cards[source].model["weights_sha256"])
     return [name for name, card in cards.items() if name != source and among(card.columns, made) is None]
 
 
@@ -368,22 +360,3 @@ def _added(card: ResultCard, column: Column) -> ResultCard:
     kept = tuple(other for other in card.columns if other.name != column.name)
     card = replace(card, columns=(*kept, column))
     return replace(card, flags=diagnostics.flags(card))
-
-
-@dataclass
-class _Meter:
-    """Joins the progress of parts of the work; each to come is expected to take as much as the one under way."""
-
-    report: Progress | None
-    later: int
-    """Parts to come."""
-    before: float = 0
-    here: float = 0
-
-    def begin(self) -> None:
-        self.later, self.before, self.here = self.later - 1, self.before + self.here, 0
-
-    def __call__(self, done: float, total: float, label: str) -> None:
-        self.here = done
-        if self.report is not None:
-            self.report(self.before + done, self.before + total * (1 + self.later), label)

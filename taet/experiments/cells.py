@@ -13,7 +13,7 @@ from taet.config import Data, Run
 from taet.data import Dataset, load
 from taet.errors import UserError, unknown
 from taet.evaluation import ResultCard
-from taet.evaluation.attack import check_attacks, expand, parse_attacks
+from taet.evaluation.bundles import attacks_of, check_attacks
 from taet.evaluation.runner import among
 from taet.experiments.specification import SHORT, Entry, Settings, Specification, Variant
 from taet.training.decisive import decisive
@@ -75,8 +75,7 @@ class Cell:
         card, asked = ResultCard.load(held.card()), self.run.evaluation
         eps = self.run.threat.eps if asked.eps is None else asked.eps
         same = card.threat["eps"] == eps and card.batch_size == asked.batch_size
-        wanted = expand(asked.attacks, asked)
-        attacks = [one for one in parse_attacks(wanted.attacks, wanted, eps) if one.kind != "clean"]
+        attacks = [one for one in attacks_of(asked, eps) if one.norm is not None]
         return same and all(among(card.columns, attack) is not None for attack in attacks)
 
     def check_folder(self) -> None:

@@ -6,8 +6,6 @@ and a worst case that was stored, which becomes one with the attacks measured be
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from taet import metrics
-from taet.evaluation.attack import FAMILIES
+from taet.attacks import catalogue
+from taet.attacks.catalogue import Identity
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.summary import Summary, summarise
@@ -28,20 +27,8 @@ STRONGEST = "autoattack"
 """The attack that the tables of a page are sorted by, where it was run."""
 
 
-@dataclass(frozen=True)
-class AttackKey:
-    """What makes two columns of two cards comparable: name, threat model and settings, the random seed aside."""
-
-    name: str
-    norm: str | None
-    eps: float | None
-    bounded: bool
-    settings: str
-
-    @property
-    def ball(self) -> tuple[str | None, float | None]:
-        """The threat model: norm and radius."""
-        return self.norm, self.eps
+class AttackKey(Identity):
+    """What makes two columns of two cards comparable, with its place and its words in a table."""
 
     @property
     def is_worst_case(self) -> bool:
@@ -61,17 +48,13 @@ class AttackKey:
 
         Inside each the order is that of `taet list attacks`, with fewer steps first.
         """
-        norms, families = [None, *NORMS], [*FAMILIES]
-        base = self.name.partition(":")[0]
-        found = re.fullmatch(r"(.+)-(\d+)", base)
-        family, steps = (f"{found[1]}-N", int(found[2])) if found and base not in families else (base, 0)
+        norms = [None, *NORMS]
         return (
             norms.index(self.norm) if self.norm in norms else len(norms),
             not self.bounded,
             self.eps or 0.0,
             self.is_worst_case,
-            families.index(family) if family in families else len(families),
-            steps,
+            *catalogue.place(self.name),
         )
 
 
@@ -88,12 +71,11 @@ def heads(attacks: Sequence[AttackKey]) -> list[Heading]:
     names = Counter((attack.name, attack.threat) for attack in attacks)
 
     def detail(attack: AttackKey) -> str:
-        settings = json.loads(attack.settings)
         if attack.is_worst_case:
-            members = [member["name"] for member in settings["attacks"]]
+            members = [member.name for member in attack.members]
             told = f"{len(members)} attacks" if names[attack.name, attack.threat] == 1 else " ".join(members)
             return f"{attack.threat}; {told}"
-        words = (f"{name} {value}" for name, value in settings.items())
+        words = (f"{name} {[*value] if isinstance(value, tuple) else value}" for name, value in attack.settings)
         return attack.threat if names[attack.name, attack.threat] == 1 else ", ".join([attack.threat, *words])
 
     return [Heading(attack.name, detail(attack)) for attack in attacks]
@@ -101,19 +83,7 @@ def heads(attacks: Sequence[AttackKey]) -> list[Heading]:
 
 def key(column: Column) -> AttackKey:
     """Return what a column of a card is compared by."""
-    settings = {name: value for name, value in column.settings.items() if name not in ("norm", "eps", "bounded")}
-    if "attacks" in settings:  # of a worst case, which is the same in any order
-        members = _members(settings["attacks"])
-        settings["attacks"] = [members[name] for name in sorted(members)]
-    return AttackKey(column.name, column.norm, column.eps, column.bounded, json.dumps(settings, sort_keys=True))
-
-
-def _members(attacks: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Return the attacks of a worst case by name, those of a stored worst case among them."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for attack in sorted(attacks, key=lambda attack: "attacks" not in attack):
-        found |= _members(attack["attacks"]) if "attacks" in attack else {str(attack["name"]): attack}
-    return found
+    return AttackKey(**vars(column.identity))
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,19 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taet.attacks.autoattack import (
     NAMES,
-    Outcome,
     Plan,
     Version,
     _Suite,
     as_float,
     autoattack,
-    fast_of,
     plan,
     run_parts,
 )
 from taet.attacks.ball import Norm
+from taet.attacks.catalogue import parse
 from taet.attacks.counted import Counted
 from taet.attacks.progress import ticking
+from taet.attacks.spec import Outcome, Suite
 from taet.attacks.units import Arrays
 from taet.data.augmentation import to_unit
 from taet.errors import UserError
@@ -110,7 +110,7 @@ def official(model: nn.Module, x: Tensor, y: Tensor, eps: float, chosen: Plan) -
 def assert_official(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: Norm, version: Version) -> None:
     """Flag by flag and image by image what the official package gives; every part can only break more."""
     outcome = run_parts(model, x, y, eps=eps, norm=norm, version=version, batch_size=BATCH)
-    expected = official(model, x, y, eps, outcome.plan)
+    expected = official(model, x, y, eps, plan(model(x[:1]).shape[1], version, norm))
     assert outcome.x_adv is not None
     assert torch.equal(outcome.x_adv, expected)
     clean = model(x).argmax(1) == y
@@ -198,7 +198,7 @@ def test_breaks_of_a_linear_model_what_can_be_broken_at_any_image_size(shape: tu
     assert norm == "l2" or eps < 0.4  # no image meets the border of [0, 1] before that of its class
     assert outcome.correct.tolist() == (border > eps).tolist()
     assert outcome.x_adv is not None
-    expected = official(model, x, y, eps, outcome.plan)
+    expected = official(model, x, y, eps, plan(logits.shape[1], "10", norm))
     torch.testing.assert_close(outcome.x_adv, expected, rtol=0, atol=1e-6)
     moved = (outcome.x_adv.double() - x.double()).flatten(1)
     assert float(torch.linalg.vector_norm(moved, 2 if norm == "l2" else math.inf, dim=1).max()) <= eps + 1e-6
@@ -492,9 +492,10 @@ def test_the_fast_suite_is_the_beginning_of_the_standard_one(classes: int, norm:
     fast = run("fast", state)
     standard = run("standard", state)  # goes on where the fast one ended
     assert not {key for key in state.keys if state.keys.count(key) > 1}
-    parts, predictions = fast_of(
-        {part: mask.numpy() for part, mask in standard.parts.items()}, standard.predictions.numpy(), y.numpy()
-    )
+    attack = parse("autoattack-fast")
+    assert isinstance(attack, Suite)
+    masks = {part: mask.numpy() for part, mask in standard.parts.items()}
+    parts, predictions = attack.beginning(masks, standard.predictions.numpy(), y.numpy(), classes)
     assert list(parts) == list(fast.parts) == list(plan(classes, "fast").parts)
     assert all(mask.tolist() == fast.parts[part].tolist() for part, mask in parts.items())
     assert predictions.tolist() == fast.predictions.tolist()

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from taet import protocols
+from taet.attacks import catalogue
 from taet.config import Evaluation
 from taet.errors import UserError
-from taet.evaluation.attack import EXAMPLES, expand, parse_attack, parse_attacks
+from taet.evaluation.bundles import expand, parse_attack, parse_attacks
 
 TAET, REAT = protocols.taet().evaluation, protocols.reat().evaluation
 EPS = 8 / 255
@@ -20,50 +21,49 @@ def chain(steps: int, size: float, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "kind", "norm", "eps", "parameters"),
+    ("name", "settings", "norm", "eps", "parameters"),
     [
-        ("clean", TAET, "clean", None, None, {}),
-        ("fgsm", TAET, "pgd", "linf", EPS, {"steps": 1, "step_size": EPS, "start": "none"}),
-        ("pgd-20", TAET, "pgd", "linf", EPS, chain(20, 1 / 255)),
-        ("pgd-20", REAT, "pgd", "linf", EPS, chain(20, 2 / 255)),
-        ("cw-linf-100", REAT, "pgd", "linf", EPS, chain(100, 2 / 255, objective="cw")),
-        ("adaptive-pgd-20", REAT, "pgd", "linf", EPS, chain(20, 2 / 255, factor=10.0)),
-        ("pgd-l2-100", REAT, "pgd", "l2", 1.0, chain(100, 0.2)),
-        ("adaptive-pgd-l2-20", REAT, "pgd", "l2", 1.0, chain(20, 0.2, factor=10.0)),
-        ("cw-l2", TAET, "cw-l2", "l2", None, {"c": 10.0, "kappa": 0.0, "steps": 100, "lr": 0.01}),
+        ("clean", TAET, None, None, {}),
+        ("fgsm", TAET, "linf", EPS, {"steps": 1, "step_size": EPS, "start": "none"}),
+        ("pgd-20", TAET, "linf", EPS, chain(20, 1 / 255)),
+        ("pgd-20", REAT, "linf", EPS, chain(20, 2 / 255)),
+        ("cw-linf-100", REAT, "linf", EPS, chain(100, 2 / 255, objective="cw")),
+        ("adaptive-pgd-20", REAT, "linf", EPS, chain(20, 2 / 255, factor=10.0)),
+        ("pgd-l2-100", REAT, "l2", 1.0, chain(100, 0.2)),
+        ("adaptive-pgd-l2-20", REAT, "l2", 1.0, chain(20, 0.2, factor=10.0)),
+        ("cw-l2", TAET, "l2", None, {"c": 10.0, "kappa": 0.0, "steps": 100, "lr": 0.01}),
         (
             "cw-l2",
             REAT,
-            "cw-l2",
             "l2",
             1.0,
             {"c": "search", "kappa": 0.0, "steps": 100, "lr": 0.01, "search_steps": 9, "initial_c": 1e-3},
         ),
-        ("deepfool", TAET, "deepfool", "l2", None, {"steps": 50, "overshoot": 0.02, "candidates": 10}),
-        ("autoattack", TAET, "autoattack", "linf", EPS, {"version": "standard", "seed": 0}),
-        ("autoattack-l2-fast", TAET, "autoattack", "l2", 1.0, {"version": "fast", "seed": 0}),
-        ("autoattack-10:eps=4/255", TAET, "autoattack", "linf", 4 / 255, {"version": "10", "seed": 0}),
+        ("deepfool", TAET, "l2", None, {"steps": 50, "overshoot": 0.02, "candidates": 10}),
+        ("autoattack", TAET, "linf", EPS, {"version": "standard", "seed": 0}),
+        ("autoattack-l2-fast", TAET, "l2", 1.0, {"version": "fast", "seed": 0}),
+        ("autoattack-10:eps=4/255", TAET, "linf", 4 / 255, {"version": "10", "seed": 0}),
         (
             "pgd-7:start=gaussian,restarts=3",
             TAET,
-            "pgd",
             "linf",
             EPS,
             chain(7, 1 / 255) | {"start": "gaussian", "restarts": 3},
         ),
-        ("pgd-7:target=runner-up", TAET, "pgd", "linf", EPS, chain(7, 1 / 255, target="runner-up")),
-        ("adaptive-pgd-5:factor=100", TAET, "pgd", "linf", EPS, chain(5, 1 / 255, factor=100.0)),
-        ("cw-l2:c=search,eps=none", REAT, "cw-l2", "l2", None, None),
-        ("cw-l2:c=1,eps=2.5", REAT, "cw-l2", "l2", 2.5, {"c": 1.0, "kappa": 0.0, "steps": 100, "lr": 0.01}),
+        ("pgd-7:target=runner-up", TAET, "linf", EPS, chain(7, 1 / 255, target="runner-up")),
+        ("adaptive-pgd-5:factor=100", TAET, "linf", EPS, chain(5, 1 / 255, factor=100.0)),
+        ("cw-l2:c=search,eps=none", REAT, "l2", None, None),
+        ("cw-l2:c=1,eps=2.5", REAT, "l2", 2.5, {"c": 1.0, "kappa": 0.0, "steps": 100, "lr": 0.01}),
     ],
 )
 def test_names(
-    name: str, settings: Evaluation, kind: str, norm: str | None, eps: float | None, parameters: dict[str, Any] | None
+    name: str, settings: Evaluation, norm: str | None, eps: float | None, parameters: dict[str, Any] | None
 ) -> None:
     attack = parse_attack(name, settings, EPS)
-    assert (attack.name, attack.kind, attack.norm, attack.eps) == (name, kind, norm, eps)
+    assert (attack.name, attack.norm, attack.eps) == (name, norm, eps)
     assert attack.bounded == (eps is not None)
     assert parameters is None or attack.parameters == parameters
+    assert catalogue.stored(name, norm, eps, attack.parameters) == attack
 
 
 def test_the_step_follows_a_ball_of_another_size_unless_it_is_given() -> None:
@@ -130,7 +130,7 @@ def test_a_mistake_is_one_line(name: str, message: str) -> None:
 
 
 def test_every_example_of_a_name_is_understood() -> None:
-    assert [attack.name for attack in parse_attacks(EXAMPLES)] == list(EXAMPLES)
+    assert [attack.name for attack in parse_attacks(catalogue.examples())] == catalogue.examples()
 
 
 def test_a_protocol_stands_for_the_columns_of_its_paper_with_their_settings() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from taet.config import Evaluation
 from taet.errors import UserError
-from taet.evaluation.attack import parse_attack
+from taet.evaluation.bundles import parse_attack
 from taet.evaluation.check import Check, check
 from taet.models.foreign import NORMALIZATIONS, Normalized
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import taet
+from taet.attacks.draws import Draws
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import Column, ResultCard
 from taet.evaluation.curves import CURVES, curve_attacks, curves
-from taet.evaluation.perturb import Draws
 from taet.evaluation.runner import Runner
 
 Evaluated = Callable[..., ResultCard]

@@ -11,7 +11,7 @@ import pytest
 from taet import metrics
 from taet.config import Evaluation
 from taet.evaluation import Column, ResultCard
-from taet.evaluation.attack import parse_attack
+from taet.evaluation.bundles import parse_attack
 from taet.evaluation.contrasts import exceeds
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.diagnostics import flags

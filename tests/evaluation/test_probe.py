@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from taet.attacks import pgd
 from taet.attacks.counted import Counted
+from taet.attacks.draws import Draws
 from taet.evaluation import ResultCard, probe
-from taet.evaluation.perturb import Draws
 from taet.evaluation.runner import Runner
 from taet.evaluation.trial import sample
 

@@ -12,7 +12,7 @@ from taet import config, protocols, train
 from taet.data import load
 from taet.data.dataset import images_sha256
 from taet.errors import UserError
-from taet.evaluation import ResultCard, columns, evaluate, probe
+from taet.evaluation import ResultCard, evaluate, probe, runner
 
 CHANGES = {
     "model.name": "resnet8",
@@ -41,9 +41,9 @@ def test_attacks_are_added_and_none_is_run_twice(run: Path, monkeypatch: pytest.
     first = evaluate(run, attacks=["fgsm", "pgd-2"])
     monkeypatch.setattr(probe, "probe", None)  # not measured again either
     ran: list[str] = []
-    real = columns.Bench.run
+    real = runner.Runner.run
     monkeypatch.setattr(
-        columns.Bench, "run", lambda self, attack, *rest: (ran.append(attack.name), real(self, attack, *rest))[1]
+        runner.Runner, "run", lambda self, attack, *rest: (ran.append(attack.name), real(self, attack, *rest))[1]
     )
     second = evaluate(run, attacks=["pgd-2", "pgd-3"])
     assert ran == ["pgd-3"]

@@ -1,15 +1,17 @@
-"""Carlini and Wagner's attacks: the smallest L2 perturbation that fools the model, and PGD on their margin."""
+"""Carlini and Wagner's attack: the smallest L2 perturbation that fools the model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from taet.attacks.ball import (
+    Norm,
     check_floating,
     check_range,
     check_size,
@@ -19,27 +21,21 @@ from taet.attacks.ball import (
     frozen,
     refuse_unsound,
 )
-from taet.attacks.objectives import fooled, margin
-from taet.attacks.pgd import pgd
+from taet.attacks.draws import Draws
+from taet.attacks.objectives import Target, fooled, margin, target_classes
+from taet.attacks.spec import FIXED, AttackSpec, Model
+from taet.bounds import Count, NonNegative, Positive
+from taet.config import Evaluation
 from taet.errors import UserError
 from taet.losses.long_tail import full_precision
 
 NAMES = {
     "cw-l2": "smallest L2 perturbation by Adam, any norm or within eps (Carlini, Wagner 2017); 200 passes,"
     " c=search 1800",
-    "cw-linf": "cw-linf-N: pgd-N on the margin of the logits, blind to their scale (REAT's CW); 2N passes per restart",
 }
 
 BOX = 0.9999995  # keeps atanh(2x - 1) finite at black and white; of the authors' public code
-
-
-def cw_linf(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, **settings: Any) -> Tensor:
-    """Run `pgd` on the margin max_{k != y} z_k - z_y in the L-infinity ball; settings and guarantees as there.
-
-    Source: the margin is that of Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017,
-    arXiv:1608.04644; as an objective of PGD it is from Madry et al., ICLR 2018, arXiv:1706.06083.
-    """
-    return pgd(model, x, y, objective=margin, **settings)
+SEARCH_STEPS, INITIAL_CONSTANT = 9, 1e-3  # of Carlini & Wagner (S&P 2017, arXiv:1608.04644), who search over c
 
 
 def cw_l2(
@@ -141,3 +137,60 @@ def cw_l2(
             weight = torch.where(succeeds.isinf(), 10 * weight, (fails + succeeds) / 2)
     refuse_unsound("cw-l2", sound)
     return best if eps is None else choose(distance(best, origin, "l2") <= eps, best, origin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CwL2(AttackSpec):
+    """`cw_l2`, unbounded or with successes counted within a ball only; the defaults are those of TAET's code."""
+
+    names: ClassVar[Mapping[str, Norm | None]] = {"cw-l2": "l2"}
+    order: ClassVar[int] = 5
+    minimal: ClassVar[bool] = True
+
+    c: Positive | Literal["search"] = 10.0
+    """Weight of the margin; if not given, that of the evaluation."""
+    kappa: NonNegative = 0.0
+    """Margin that is asked for, in logits."""
+    steps: Count = 100
+    """Gradient steps of each round."""
+    lr: Positive = 0.01
+    """Learning rate of Adam."""
+    search_steps: Annotated[Count | None, FIXED] = None
+    """Rounds of the search for c."""
+    initial_c: Annotated[Positive | None, FIXED] = None
+    """Weight that the search begins with."""
+    target: Target | None = None
+    """Class that the images are pushed to; a success is any misclassification."""
+
+    @classmethod
+    def make(cls, given: Mapping[str, Any], settings: Evaluation, radius: float) -> Self:
+        c = given.get("c", "search" if settings.cw_constant is None else settings.cw_constant)
+        search = {"search_steps": SEARCH_STEPS, "initial_c": INITIAL_CONSTANT} if c == "search" else {}
+        fields = {
+            "c": c,
+            "eps": settings.eps_l2 if settings.cw_bounded else None,
+            "seed": settings.seed if given.get("target") == "random" else None,
+        }
+        return super().make({**fields, **search, **given}, settings, radius)
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        return cw_l2(
+            model,
+            x,
+            y if self.target is None else target_classes(self.target, model, x, y, draws),
+            c=None if isinstance(self.c, str) else self.c,
+            kappa=self.kappa,
+            steps=self.steps,
+            lr=self.lr,
+            search_steps=self.search_steps or SEARCH_STEPS,
+            initial_c=self.initial_c or INITIAL_CONSTANT,
+            eps=self.eps,
+            targeted=self.target is not None,
+        )
+
+    def passes(self, num_classes: int) -> int:
+        return 2 * self.steps * (self.search_steps or 1) + 1
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return self._stored("c", "kappa", "steps", "lr", "search_steps", "initial_c", "target", "seed")

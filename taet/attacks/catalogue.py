@@ -1,0 +1,250 @@
+"""Every attack there is, by name: what a user's `name:option=value,...` means, and which attacks are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from taet import registry
+from taet.attacks import options
+from taet.attacks.draws import Draws
+from taet.attacks.function import FunctionAttack
+from taet.attacks.spec import AttackSpec, MadeOn, Model, option_fields, own_fields
+from taet.bounds import Positive, hints
+from taet.config import Evaluation, Threat
+from taet.errors import UserError, unknown
+
+SETTINGS = Evaluation()
+STEPS = (20, 100)  # shown for a name that ends in a number of steps
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def kinds() -> dict[str, type[AttackSpec]]:
+    """Return the specification behind every name that a user may write, in the order of tables.
+
+    `-N` stands for a number of steps. A custom attack that is a function without options has a `FunctionAttack`.
+    """
+    found = {name: kind for entry in registry.entries("attacks").values() for name, kind in _offered(entry)}
+    return dict(sorted(found.items(), key=lambda item: _rank(item[1], item[0])))
+
+
+def examples() -> list[str]:
+    """Return every name, with a number of steps where it needs one."""
+    return [
+        f"{name.removesuffix('-N')}-{steps}" if steps else name
+        for name in kinds()
+        for steps in (STEPS if name.endswith("-N") else (0,))
+    ]
+
+
+def place(name: str) -> tuple[int, int, int]:
+    """Return what sorts attacks as tables do, given their names: by kind, with fewer steps first, unknown ones last."""
+    found = _find(name.partition(":")[0])
+    if found is None:
+        return AttackSpec.order, 0, 0
+    return (*_rank(found.kind, found.pattern), found.given.get("steps", 0))
+
+
+def parse(
+    name: str, settings: Evaluation = SETTINGS, eps: float | None = None, others: Iterable[str] = ()
+) -> AttackSpec:
+    """Return the attack that `NAME` or `NAME:option=value,...` means.
+
+    Args:
+        name: one of `taet list attacks`, with N as a number, e.g. pgd-20, cw-l2:c=search, pgd-l2-100:eps=0.5,step=0.1.
+        settings: what the name itself does not say.
+        eps: radius of the L-infinity ball, where neither the name nor the settings say it; that of `Threat` by default.
+        others: names of which an error may remind the user as well.
+
+    Raises:
+        UserError: an unknown name or option with its nearest match, a value that an option does not take.
+    """
+    base, colon, text = name.partition(":")
+    if colon and not text:
+        raise UserError(f"attack '{name}': got no option after the colon; allowed: option=value, or no colon")
+    found = _find(base)
+    if found is None:
+        if f"{base}-N" in kinds():
+            raise UserError(f"attack '{base}': got no number of steps; allowed: {base}-N, e.g. {base}-20")
+        raise unknown("attack", base, [*examples(), *others])
+    given = {"name": name, **found.given, **_read(name, base, found.kind, text)}
+    radius = settings.eps if settings.eps is not None else Threat().eps if eps is None else eps
+    if _custom(found.entry):
+        given["source_sha256"] = hashlib.sha256(_file(found.entry).read_bytes()).hexdigest()
+    return found.kind.make(given, settings, radius)
+
+
+class _Found(NamedTuple):
+    entry: registry.Entry
+    kind: type[AttackSpec]
+    pattern: str
+    given: dict[str, Any]
+    """Fields that the name decides: the norm, and the number of steps where it has one."""
+
+
+def _offered(entry: registry.Entry) -> Iterator[tuple[str, type[AttackSpec]]]:
+    """Give the names of an entry's file with their specifications."""
+    module = entry.load()
+    declared = [
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, AttackSpec) and kind.__module__ == module.__name__ and kind.names
+    ]
+    yield from ((name, kind) for kind in declared for name in kind.names)
+    if not declared:
+        yield entry.name, FunctionAttack
+
+
+def _find(base: str) -> _Found | None:
+    """Return where the attack called `base` is declared."""
+    for entry in registry.entries("attacks").values():
+        if base != entry.name and not base.startswith(f"{entry.name}-"):
+            continue  # so that no other custom file is loaded
+        for pattern, kind in _offered(entry):
+            norm = kind.names.get(pattern, "linf")
+            if pattern == base and not pattern.endswith("-N"):
+                return _Found(entry, kind, pattern, {"norm": norm})
+            steps = re.fullmatch(rf"{re.escape(pattern[:-2])}-([1-9]\d*)", base)
+            if pattern.endswith("-N") and steps is not None:
+                return _Found(entry, kind, pattern, {"norm": norm, "steps": int(steps[1])})
+    return None
+
+
+def _rank(kind: type[AttackSpec], pattern: str) -> tuple[int, int]:
+    return kind.order, [*kind.names].index(pattern) if pattern in kind.names else 0
+
+
+def _file(entry: registry.Entry) -> Path:
+    return entry.path or registry.PACKAGE.parent.joinpath(*entry.module.split(".")).with_suffix(".py")
+
+
+def _custom(entry: registry.Entry) -> bool:
+    """Is the attack not one that this package declares? A function put into its folder is custom as well."""
+    return entry.path is not None or any(kind is FunctionAttack for _, kind in _offered(entry))
+
+
+def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, Any]:
+    """Read `option=value,...`, each at most once, as fields of the specification."""
+    fields, given = option_fields(kind), dict[str, Any]()
+    for part in text.split(",") if text else ():
+        option, equals, value = part.partition("=")
+        if option not in fields:
+            raise unknown(f"option of '{base}'", option, fields or ("none",))
+        field = fields[option]
+        if not equals or not value or field in given:
+            raise UserError(f"attack '{name}': got '{part}'; allowed: option=value, each option once")
+        hint = Positive | None if field == "eps" else hints(kind)[field]
+        try:
+            given[field] = options.read(value, hint)
+        except ValueError:
+            hint = f"{options.allowed(hint)}, e.g. 8/255" if field == "eps" else options.allowed(hint)
+            raise UserError(f"attack '{name}': {option} got '{value}'; allowed: {hint}") from None
+        if field == "eps" and given[field] is None and not kind.minimal:
+            raise UserError(f"attack '{name}': eps got 'none'; allowed: a number, since this attack needs a ball")
+    return given
+
+
+# --- stored attacks --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedAttack(AttackSpec):
+    """What a result card says about an attack that cannot be run here: a worst case, or a missing custom attack."""
+
+    given: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Take everything as it is stored."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.given)
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        raise self._refused("is known from a result card only; is it a plugin? name its folder in TAET_PLUGINS")
+
+
+def stored(name: str, norm: Any, eps: float | None, parameters: Mapping[str, Any]) -> AttackSpec:
+    """Return the attack that a result card stores; one that this installation does not know is a `RecordedAttack`."""
+    source = parameters.get("source")
+    made_on = None if source is None else MadeOn(source["name"], source["weights_sha256"])
+    base = (name if made_on is None else name.removesuffix(f"@{made_on.name}")).partition(":")[0]
+    try:
+        found = _find(base)
+        if found is not None:
+            names = {*own_fields(found.kind), "seed", "source_sha256"} & parameters.keys()
+            given = {one: parameters[one] for one in names}
+            return found.kind(name=name, norm=norm, eps=eps, made_on=made_on, **given)
+    except (UserError, TypeError):  # settings of another version of the attack, or a file that cannot be imported
+        pass
+    return RecordedAttack(name=name, norm=norm, eps=eps, made_on=made_on, given=parameters)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two results comparable: the same attack with the same settings, the random seed aside."""
+
+    name: str
+    norm: str | None
+    eps: float | None
+    bounded: bool
+    settings: tuple[tuple[str, Any], ...] = ()
+    """Names and values of the settings, sorted; values are hashable."""
+    members: tuple[Identity, ...] = ()
+    """The attacks of a worst case, sorted by name."""
+
+    @property
+    def ball(self) -> tuple[str | None, float | None]:
+        """Norm and radius."""
+        return self.norm, self.eps
+
+    def apart_from(self, *names: str) -> tuple[Any, ...]:
+        """Return what two attacks share that differ in these settings alone, and in their names."""
+        settings = tuple((name, value) for name, value in self.settings if name not in names)
+        return self.norm, *(() if "eps" in names else (self.eps, self.bounded)), settings
+
+
+def identity(
+    name: str, norm: str | None, eps: float | None, parameters: Mapping[str, Any], bounded: bool | None = None
+) -> Identity:
+    """Return the identity of an attack, as stored or as `AttackSpec.parameters` has it.
+
+    Where a result was taken "from" is left out: it is that of the longer attack's beginning.
+    """
+    settings = [(key, _frozen(value)) for key, value in parameters.items() if key not in ("seed", "from", "attacks")]
+    members = _members(parameters.get("attacks", ()))
+    return Identity(
+        name,
+        norm,
+        eps,
+        eps is not None if bounded is None else bounded,
+        tuple(sorted(settings)),
+        tuple(members[one] for one in sorted(members)),
+    )
+
+
+def _members(attacks: Sequence[Mapping[str, Any]]) -> dict[str, Identity]:
+    """Return the attacks of a worst case by name, those of a stored worst case among them."""
+    found: dict[str, Identity] = {}
+    for attack in sorted(attacks, key=lambda attack: "attacks" not in attack):
+        if "attacks" in attack:
+            found |= _members(attack["attacks"])
+        else:
+            own = {key: value for key, value in attack.items() if key not in ("name", "norm", "eps")}
+            found[attack["name"]] = identity(attack["name"], attack["norm"], attack["eps"], own)
+    return found
+
+
+def _frozen(value: Any) -> Any:
+    """Return a value of JSON as a hashable one, without random seeds."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(key), _frozen(entry)) for key, entry in value.items() if key != "seed"))
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,35 @@
+"""A custom attack that is a function without options, `my_attack(model, x, y, *, eps) -> x_adv`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from taet import registry
+from taet.attacks.draws import Draws
+from taet.attacks.spec import AttackSpec, Model
+from taet.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionAttack(AttackSpec):
+    """The function of a file that names it in `NAMES`, in the L-infinity ball; it may draw from torch's generator."""
+
+    batch_independent: ClassVar[bool] = False
+
+    @property
+    def noise_key(self) -> str:
+        return self.name
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        entry = registry.find("attacks", self.base)
+        function: Callable[..., Tensor] | None = getattr(entry.load(), self.base.replace("-", "_"), None)
+        if not callable(function):
+            raise UserError(f"{entry.file}: has no function {self.base.replace('-', '_')}(model, x, y, *, eps)")
+        examples = function(model, x, y, eps=self.eps)
+        if not isinstance(examples, Tensor) or examples.shape != x.shape:
+            raise self._refused(f"returned {type(examples).__name__}; allowed: images in the shape of x")
+        return examples.detach().to(x.dtype)

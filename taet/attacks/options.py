@@ -1,0 +1,66 @@
+"""Options of an attack: what users write after a colon, read by the type and the bounds of a dataclass field."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Annotated, Any, Literal
+
+from taet.bounds import bounds_text, check_value
+from taet.errors import UserError
+
+WORDS = {int: "a whole number", float: "a number", bool: "true, false", str: "text"}
+
+
+def read(text: str, hint: Any) -> Any:
+    """Return the value that a user wrote for a field; what does not fit its type and bounds is a `ValueError`.
+
+    Numbers may be fractions, such as 8/255; `none` is None where the field allows it.
+    """
+    for choice in _choices(hint):
+        try:
+            value = _convert(text, _bare(choice))
+            check_value("", value, choice)
+        except (ValueError, UserError):
+            continue
+        return value
+    raise ValueError(text)
+
+
+def allowed(hint: Any) -> str:
+    """Return in words what a field takes."""
+    return ", or ".join(filter(None, map(_allowed_one, _choices(hint))))
+
+
+def _allowed_one(hint: Any) -> str:
+    bare = _bare(hint)
+    if typing.get_origin(bare) is Literal:
+        return ", ".join(typing.get_args(bare))
+    bounds = bounds_text(hint)
+    return " ".join(filter(None, (WORDS.get(bare, ""), "of" if bounds[:1].isdigit() else "", bounds)))
+
+
+def _choices(hint: Any) -> list[Any]:
+    """Return the members of a union, each with the bounds of the whole, or the type itself."""
+    bare, marks = _bare(hint), getattr(hint, "__metadata__", ())
+    members = typing.get_args(bare) if typing.get_origin(bare) in (typing.Union, types.UnionType) else (bare,)
+    return [Annotated[member, *marks] if marks and member is not types.NoneType else member for member in members]
+
+
+def _bare(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def _convert(text: str, kind: Any) -> Any:
+    if kind is types.NoneType:
+        if text != "none":
+            raise ValueError(text)
+        return None
+    if kind is bool:
+        return {"true": True, "false": False}.get(text, text)
+    if kind is not float:
+        return int(text) if kind is int else text
+    numerator, slash, denominator = text.partition("/")
+    if slash and float(denominator) == 0:
+        raise ValueError(text)
+    return float(numerator) / (float(denominator) if slash else 1)

@@ -1,0 +1,65 @@
+"""The attacks that a user asks for: names of attacks, and bundles, which are all columns of a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from taet import protocols
+from taet.attacks import catalogue
+from taet.attacks.spec import AttackSpec
+from taet.config import Evaluation, Threat
+from taet.errors import UserError
+
+DEFAULTS = Evaluation()
+OF_THE_PAPER = ("eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settings that a bundle brings along
+
+
+def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None = None) -> AttackSpec:
+    """Return the attack that `NAME` or `NAME:option=value,...` means, as `taet.attacks.catalogue.parse` does.
+
+    The name of a protocol stands for several attacks and is a `UserError` here.
+    """
+    base = name.partition(":")[0]
+    if base in protocols.COLUMNS:
+        raise UserError(f"attack '{base}': a protocol, which stands for {len(protocols.COLUMNS[base])}; allowed: one")
+    return catalogue.parse(name, settings, eps, others=protocols.COLUMNS)
+
+
+def parse_attacks(names: Sequence[str], settings: Evaluation = DEFAULTS, eps: float | None = None) -> list[AttackSpec]:
+    """Return one or more attacks; none, an unknown one and one that is there twice are a `UserError`."""
+    parsed = [parse_attack(name, settings, eps) for name in names]
+    if not parsed:
+        raise UserError("attacks: got none; allowed: one or more, e.g. clean pgd-20")
+    if len({attack.name for attack in parsed}) < len(parsed):
+        raise UserError(f"attacks: got {' '.join(names)}; allowed: each once")
+    return parsed
+
+
+def attacks_of(settings: Evaluation, eps: float | None = None) -> list[AttackSpec]:
+    """Return the attacks of an evaluation, those of a bundle among them."""
+    expanded = expand(settings.attacks, settings, eps)
+    return parse_attacks(expanded.attacks, expanded, eps)
+
+
+def check_attacks(settings: Evaluation) -> None:
+    """Raise a `UserError` if an attack or a bundle of these settings is unknown."""
+    attacks_of(settings)
+
+
+def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None) -> Evaluation:
+    """Return settings with these attacks, where the name of a protocol stands for all columns of its paper.
+
+    Such a bundle brings the paper's steps, L2 ball and CW along, since its columns mean nothing without them; in a ball
+    of another radius `eps` than the paper's the step is in proportion. Two protocols at once are a `UserError`.
+    """
+    bundles = [name for name in names if name in protocols.COLUMNS]
+    if not bundles:
+        return replace(settings, attacks=tuple(names))
+    if len(bundles) > 1:
+        raise UserError(f"attacks: got {' and '.join(bundles)}, whose settings differ; allowed: one protocol at a time")
+    attacks = dict.fromkeys(one for name in names for one in protocols.COLUMNS.get(name, (name,)))
+    theirs = protocols.start(bundles[0], "at").evaluation
+    step_size = theirs.step_size * (1 if eps is None or eps == Threat().eps else eps / Threat().eps)
+    paper = {name: getattr(theirs, name) for name in OF_THE_PAPER}
+    return replace(settings, attacks=tuple(attacks), step_size=step_size, **paper)
