@@ -28,7 +28,7 @@ class FunctionAttack(AttackSpec):
         entry = registry.find("attacks", self.base)
         function: Callable[..., Tensor] | None = getattr(entry.load(), self.base.replace("-", "_"), None)
         if not callable(function):
-            raise UserError(f"{entry.file}: has no function {self.base.replace('-', '_')}(model, x, y, *, eps)")
+            raise UserError(f"{entry.path}: has no function {self.base.replace('-', '_')}(model, x, y, *, eps)")
         examples = function(model, x, y, eps=self.eps)
         if not isinstance(examples, Tensor) or examples.shape != x.shape:
             raise self._refused(f"returned {type(examples).__name__}; allowed: images in the shape of x")

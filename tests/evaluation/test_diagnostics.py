@@ -15,7 +15,6 @@ from taet.evaluation.bundles import parse_attack
 from taet.evaluation.contrasts import exceeds
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.diagnostics import flags
-from taet.evaluation.transfer import transferred
 
 COUNT = 1200
 EPS = 8 / 255
@@ -25,7 +24,7 @@ def column(name: str, accuracy: float, **change: Any) -> Column:
     """An attack that leaves the first images correct; ATTACK@OTHER had its examples made on another model."""
     name, _, other = name.partition("@")
     attack = parse_attack(name, eps=EPS)
-    attack = transferred(attack, other, "0" * 64) if other else attack
+    attack = attack.on(other, "0" * 64) if other else attack
     correct = np.arange(COUNT) < round(accuracy * COUNT)
     made = Column(
         name=attack.name,
