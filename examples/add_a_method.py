@@ -1,16 +1,16 @@
-"""A method of one's own in one file: here, adversarial training that weighs classes by how seldom they are predicted.
+"""Your own method in one file: adversarial training with larger weights on classes that are rarely predicted.
 
     python examples/add_a_method.py
 
-trains it and plain AT on small long-tailed digits and attacks both, in about ten seconds. Nothing of taet is changed:
-this file is the method, and `registry.add` offers it. For the command line, put such a file into a folder `methods`
-and name the folder above it:
+trains it and plain AT on small long-tailed digits and attacks both, in about ten seconds. taet itself is not changed:
+this file is the method, and `registry.add` registers it. For the command line, put the file into a folder `methods` and
+set TAET_PLUGINS to its parent folder:
 
     TAET_PLUGINS=~/plugins taet train prediction-balanced --method.power 0.5
     TAET_PLUGINS=~/plugins taet list methods
 
-From then on it is in `taet compare`, in `--method.base` of robust-lt and, if the project's tests are run with the same
-variable, in the contract tests: the ball, the untouched model, bf16, missing classes, resuming, several processes.
+It then also works in `taet compare` and as `--method.base` of robust-lt. If you run the project's tests with the same
+variable, the contract tests cover it: ball, unchanged model, bf16, missing classes, resuming, several processes.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from torch import Tensor, nn
 from taet.distributed import global_mean
 from taet.methods.base import Adversarial, Loss, Method, Task
 
-NAMES = {"prediction-balanced": "Cross-entropy weighted by class, the more the more seldom the model predicts it"}
+NAMES = {"prediction-balanced": "Cross-entropy with larger weights on classes that the model rarely predicts"}
 
 
 class PredictionBalanced(Method):
-    """Loss: mean w_y CE(f(x'), y), w_c ~ (n_c / m_c)^power with mean 1, m the predictions of the epoch before."""
+    """Loss: mean w_y CE(f(x'), y), w_c ~ (n_c / m_c)^power with mean 1, m the predictions of the previous epoch."""
 
     title = "Prediction-balanced AT"
     reference = "an example of this project, 2026"
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """How strongly classes are weighed."""
+        """The strength of the weights."""
 
         power: Annotated[float, Ge(0), Le(4)] = 0.25
         """Exponent of the weights; 0 is plain AT (ours)."""
@@ -47,7 +47,7 @@ class PredictionBalanced(Method):
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__(config, task)
-        # State is a buffer: it moves with the device, is in every checkpoint, and is written in place.
+        # State is a buffer: it moves with the device, is part of every checkpoint, and is written in place.
         self.register_buffer("weights", torch.ones_like(self.class_counts))
 
     def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
@@ -56,7 +56,7 @@ class PredictionBalanced(Method):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         logits = model(adversarial.x)
-        # Through self.outer, so that --outer reaches it; through global_mean, so that several processes agree.
+        # self.outer makes --outer apply; global_mean makes several processes agree.
         return Loss(global_mean(self.weights[y].to(logits.dtype) * self.outer(logits, y)), {}, logits)
 
 

@@ -1,17 +1,16 @@
-"""The hierarchical equalization loss (HEL) of TAET in a training loop of your own.
+"""The hierarchical equalization loss (HEL) of TAET in your own training loop.
 
-Network, data and loop below are nobody's but yours: they take from taet one attack and one loss, and at the end its
-metrics. Nothing else has to be adopted.
+Network, data and loop below are plain PyTorch. They use one attack, one loss and the metrics of taet, and nothing else.
 
     python examples/hel_in_your_loop.py
 
-trains the same network twice on digits of which the last class has a tenth of the images of the first: by adversarial
-training with cross-entropy, and in TAET's two stages, clean images with cross-entropy first and attacked ones with HEL
-after that. It prints the accuracy of every class under attack side by side and takes some ten seconds on a CPU.
+trains the same network twice on digits whose last class has a tenth of the images of the first: with adversarial
+training on cross-entropy, and in TAET's two stages, first clean images with cross-entropy, then attacked images with
+HEL. It prints the accuracy of every class under attack side by side and takes about ten seconds on a CPU.
 
-Before you use HEL: with the factors of TAET's code, 0.1 each, it is about a tenth of the cross-entropy, so steps of the
-same learning rate are a tenth as long. The second stage therefore has a rate of its own here. Larger factors would not
-do the same: the middle term is the variance of the class losses, which grows with their square.
+Before you use HEL: with the factors of TAET's code, 0.1 each, it is about a tenth of the cross-entropy, so with the
+same learning rate steps are a tenth as long. The second stage therefore has its own learning rate here. Larger factors
+are not equivalent: the middle term is the variance of the class losses, which grows with their square.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from taet import metrics
 from taet.attacks import pgd
 from taet.losses import hierarchical_equalization
 
-EPS = 0.1  # strokes are black on white, so the ball is wider than the 8/255 of photographs
-EPOCHS, CLEAN_EPOCHS = 40, 16  # TAET: 40 clean ones of 100
-RATE, HEL_RATE = 0.05, 0.2  # a few were tried for either
+EPS = 0.1  # digits have strong contrast, so eps is larger than the 8/255 used for photographs
+EPOCHS, CLEAN_EPOCHS = 40, 16  # TAET: 40 clean epochs of 100
+RATE, HEL_RATE = 0.05, 0.2  # chosen from a few values each
 
 
 def digits() -> tuple[TensorDataset, Tensor, Tensor]:
-    """Long-tailed images to train on, and balanced ones, with their labels, to test on."""
+    """Long-tailed training set, and balanced test images with their labels."""
     source = load_digits()
     images, labels = torch.from_numpy(source.images).float().unsqueeze(1) / 16, torch.from_numpy(source.target)
     counts = [int(90 * 10 ** (-label / 9)) for label in range(10)]  # 90 of the first class, falling to 9 of the last
@@ -67,7 +66,7 @@ def train(data: TensorDataset, *, two_stages: bool, seed: int = 0) -> nn.Module:
         for x, y in batches:
             if clean:
                 loss = cross_entropy(model(x), y)
-            else:  # pgd attacks the model in eval mode, and gives its mode and gradients back as they were
+            else:  # pgd attacks the model in eval mode and restores its mode and gradients
                 logits = model(pgd(model, x, y, eps=EPS, steps=10, step_size=EPS / 4))
                 loss = hierarchical_equalization(logits, y).total if two_stages else cross_entropy(logits, y)
             optimizer.zero_grad()
@@ -77,14 +76,14 @@ def train(data: TensorDataset, *, two_stages: bool, seed: int = 0) -> nn.Module:
 
 
 def robust_counts(model: nn.Module, x: Tensor, y: Tensor) -> tuple[metrics.Ints, metrics.Ints]:
-    """Test images of each class that withstand PGD-20, and all of them, (10,) each."""
+    """Number of test images per class that withstand PGD-20, and number of all test images, (10,) each."""
     x_adv = pgd(model, x, y, eps=EPS, steps=20, step_size=EPS / 8)
     with torch.no_grad():
         return metrics.class_counts(model(x_adv).argmax(1) == y, y, 10)
 
 
 def main() -> dict[str, tuple[metrics.Ints, metrics.Ints]]:
-    """Train both ways, attack both, and print what came out."""
+    """Train and attack both models and print the results."""
     data, x, y = digits()
     counts = {
         "cross-entropy": robust_counts(train(data, two_stages=False), x, y),
@@ -103,7 +102,7 @@ def main() -> dict[str, tuple[metrics.Ints, metrics.Ints]]:
             f"{name}: balanced accuracy {100 * metrics.balanced_accuracy(correct, total):.1f} "
             f"[{low:.1f}, {high:.1f}], weakest class {label} with {100 * worst:.1f}"
         )
-    print("The intervals cover the choice of test images; another seed of the training gives other numbers.")
+    print("The intervals cover the choice of test images. Another training seed gives other numbers.")
     return counts
 
 

@@ -1,17 +1,17 @@
-"""Train and attack a network and images of your own.
+"""Train and attack your own network on your own images.
 
-Nothing has to be registered: any `nn.Module` from images (N, C, H, W) in [0, 1] to logits (N, classes) will do, and
-any uint8 images (N, H, W) or (N, H, W, C) with integer labels (N,). Normalisation, if you want any, belongs into the
-module, so that a perturbation is measured in the units of the image.
+Nothing has to be registered. Any `nn.Module` from images (N, C, H, W) in [0, 1] to logits (N, classes) works, with any
+uint8 images (N, H, W) or (N, H, W, C) and integer labels (N,). Put normalisation, if you use any, inside the module, so
+that perturbations are measured in units of the image.
 
     python examples/own_model.py
 
 takes a few seconds on a CPU and writes its run folder into a temporary folder. The same network from the command line,
-in the folder of this file, on images that it has the size for:
+run in the folder of this file:
 
     taet train at --data digits-lt --model own_model:small_network
 
-There its last linear layer becomes the head, so that methods that read features or bring a head of their own work too.
+There its last linear layer becomes the head, so methods that use features or need their own head work too.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ def small_network() -> nn.Module:
 
 
 def main() -> taet.evaluation.ResultCard:
-    # Your arrays: here digits, 1,000 to train on and the rest to test on, grey levels 0..16 brought to 0..255.
+    # Your arrays: here digits, 1,000 for training and the rest for testing, pixel values 0..16 scaled to 0..255.
     digits = load_digits()
     images, labels = np.rint(digits.images * 255 / 16).astype(np.uint8), digits.target
 
-    # Yours may be long-tailed already. These are not: keep 60 images of the first class, falling to 6 of the last.
+    # If your data are not long-tailed yet: keep 60 images of the first class, down to 6 of the last.
     chosen = long_tail_indices(labels[:1000], long_tail_counts(10, max_count=60, imbalance_ratio=10))
     data = Dataset.from_arrays(images[:1000][chosen], labels[:1000][chosen], images[1000:], labels[1000:], mirror=False)
 
-    # A protocol and what differs from it. Strokes are black on white, so the ball is wider than 8/255.
+    # A protocol plus changes. Digits have strong contrast, so eps is larger than 8/255.
     changes = {"training.epochs": 20, "training.batch_size": 32, "training.lr": 0.05, "training.monitor_steps": 5}
     changes |= {"threat.eps": 0.1, "threat.step_size": 0.025, "threat.steps": 5}
     run = config.override(protocols.taet("at-bsl"), changes)
 
-    torch.manual_seed(0)  # your module draws its own first weights; everything else is drawn from run.seed
-    with tempfile.TemporaryDirectory() as folder:  # name one of your own to keep the run
+    torch.manual_seed(0)  # your module draws its own initial weights; everything else follows from run.seed
+    with tempfile.TemporaryDirectory() as folder:  # use your own folder to keep the run
         result = taet.train(run, model=small_network(), dataset=data, out=folder)
 
-    # Any module can be evaluated, whoever trained it; the class counts decide what is head, body and tail.
+    # Any module can be evaluated, also one trained elsewhere; the class counts define head, body and tail.
     card = taet.evaluate(
         result.model,
         data.test.images,
