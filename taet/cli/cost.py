@@ -15,7 +15,7 @@ from taet import methods
 from taet.cli import flags
 from taet.cli.progress import progress
 from taet.config import Data
-from taet.data import load
+from taet.data import DataFacts, facts, load
 from taet.data.long_tail import long_tail_counts
 from taet.errors import UserError
 from taet.experiments.cost import Timing, Variant, everything, measure
@@ -103,9 +103,8 @@ def _wanted(names: tuple[str, ...]) -> list[Variant]:
 
 def _workload(parsed: Flags) -> Workload:
     if parsed.data.name:
-        dataset = load(**dataclasses.asdict(parsed.data))
-        height, width, channels = dataset.train.images.shape[1:]
-        return Workload(parsed.model, (channels, height, width), tuple(dataset.class_counts.tolist()))
+        known = facts(parsed.data) or DataFacts.of(load(**dataclasses.asdict(parsed.data)))
+        return Workload(parsed.model, known.image_shape, known.class_counts)
     classes = parsed.classes or len(Workload.class_counts)
     counts = long_tail_counts(classes, TOTAL // classes, RATIO)
     return Workload(parsed.model, parsed.image_shape or Workload.image_shape, tuple(counts))

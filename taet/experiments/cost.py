@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 
 from taet import methods, registry
 from taet.attacks.ball import frozen
 from taet.attacks.progress import Progress
+from taet.bounds import Count, Settings
 from taet.config import Threat, Training
 from taet.data.loader import Batch
 from taet.errors import UserError
@@ -34,45 +36,37 @@ Variant = tuple[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Settings):
     """How it is trained and how often it is measured."""
 
-    batch_size: int = Training.batch_size
+    batch_size: Count = Training.batch_size
     """Images per step."""
     precision: typing.Literal["bf16", "float32"] = Training.precision
     """Arithmetic of training under autocast."""
-    steps: int = Threat.steps
+    steps: Count = Threat.steps
     """PGD steps of the attack in training: kappa."""
-    curve: tuple[int, ...] = (5, 10, 20, 30, 40)
+    curve: tuple[Count, ...] = (5, 10, 20, 30, 40)
     """Other numbers of PGD steps whose epoch is timed."""
-    epochs: int = Training.epochs
+    epochs: Count = Training.epochs
     """Epochs of a run."""
-    clean_epochs: int = 40
+    clean_epochs: Annotated[int, Ge(0)] = 40
     """Those of them that TAET trains on clean images: T_ce."""
-    rounds: int = 5
+    rounds: Count = 5
     """Times that everything is measured; ratios are taken within a round."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    threads: int | None = None
+    threads: Count | None = None
     """CPU threads. Not given: torch's choice."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "steps", "epochs", "rounds"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        _require(self.threads is None or self.threads >= 1, "threads", self.threads, "1 or more")
-        _require(all(steps >= 1 for steps in self.curve), "curve", self.curve, "numbers of steps, each 1 or more")
-        within = 0 <= self.clean_epochs <= self.epochs
-        _require(within, "clean epochs", self.clean_epochs, f"0 to {self.epochs}, the epochs")
+        super().__post_init__()
+        if self.clean_epochs > self.epochs:
+            raise UserError(f"clean epochs: got {self.clean_epochs}; allowed: 0 to {self.epochs}, the epochs")
 
     @property
     def clean_share(self) -> float:
         """T_ce over the epochs."""
         return self.clean_epochs / self.epochs
-
-
-def _require(condition: bool, name: str, got: object, allowed: str) -> None:
-    if not condition:
-        raise UserError(f"{name.replace('_', ' ')}: got {got}; allowed: {allowed}")
 
 
 def everything() -> list[Variant]:

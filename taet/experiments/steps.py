@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from taet import methods, models
 from taet.attacks.noise import Source
+from taet.bounds import Count, Settings
 from taet.config import Threat, Training
 from taet.data.loader import Batch
 from taet.data.long_tail import long_tail_counts
@@ -31,19 +32,15 @@ LR = 1e-3  # keeps the weights finite on random labels
 
 
 @dataclass(frozen=True)
-class Workload:
+class Workload(Settings):
     """What is trained, as far as its cost depends on it: the images are random."""
 
     model: str = "resnet8"
     """A model's name, as `taet.models.build` takes it."""
-    image_shape: tuple[int, int, int] = (3, 32, 32)
+    image_shape: tuple[Count, Count, Count] = (3, 32, 32)
     """(C,H,W)."""
     class_counts: tuple[int, ...] = tuple(long_tail_counts(10, TOTAL // 10, RATIO))
     """Training images of each class, (C,); their sum is an epoch."""
-
-    def __post_init__(self) -> None:
-        if min(self.image_shape) < 1:
-            raise UserError(f"image shape: got {self.image_shape}; allowed: channels, height, width, each 1 or more")
 
     def batch(self, size: int, device: torch.device | str = "cpu", part: slice = slice(None)) -> Batch:
         """Return `size` random images with random labels, the same in every call; or `part` of them."""

@@ -136,7 +136,7 @@ def test_what_autograd_keeps_for_the_backward_pass_is_alive() -> None:
         ({"rounds": 0}, "rounds: got 0"),
         ({"threads": 0}, "threads: got 0"),
         ({"clean_epochs": 101}, "clean epochs: got 101; allowed: 0 to 100, the epochs"),
-        ({"curve": (5, 0)}, "curve: got .5, 0.; allowed: numbers of steps"),
+        ({"curve": (5, 0)}, "curve: got .5, 0.; allowed: each 1 or more"),
     ],
 )
 def test_impossible_timings_are_refused(settings: dict[str, Any], message: str) -> None:
