@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from taet import metrics, registry
+from taet import methods, metrics, registry
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -53,9 +54,14 @@ def test_add_a_method(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     monkeypatch.setattr(registry, "_added", [])
     cards = runpy.run_path(str(EXAMPLES / "add_a_method.py"))["main"]()
     assert "Prediction-balanced AT" in capsys.readouterr().out
-    own, plain = cards["prediction-balanced"].summary("clean"), cards["at"].summary("clean")
-    assert own.groups["tail"] > plain.groups["tail"], "what it is for"
-    assert own.balanced > 0.5
+    assert {name: card.summary("clean").balanced > 0.5 for name, card in cards.items()} == {
+        "at": True,
+        "prediction-balanced": True,
+    }
+    task = methods.Task((30, 10, 10), (1, 8, 8), epochs=1, steps_per_epoch=1, milestones=())
+    method = methods.build("prediction-balanced", None, task)
+    method.start_epoch(0, torch.tensor([40.0, 5.0, 5.0]))
+    assert method.weights[0] < 1 < method.weights[1] == method.weights[2], "a seldom predicted class weighs more"
 
 
 def test_hel_in_your_loop(capsys: pytest.CaptureFixture[str]) -> None:
