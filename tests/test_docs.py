@@ -118,9 +118,9 @@ def test_what_the_contributing_guide_adds_is_trained_attacked_and_reported(tmp_p
     changes |= {"data.max_count": 30, "data.test_max_count": 10}
     changes |= {"settings": {"smoothing": 0.2}, "threat.steps": 1, "threat.eps": 0.1}
     result = taet.train(config.override(protocols.taet("my-idea"), changes), out=tmp_path / "run")
-    card = taet.evaluate(result.folder, attacks=["clean", "corner", "pgd-2"])
+    card = taet.evaluate(result.folder, attacks=["clean", "corner:tries=2", "pgd-2"])
     assert (card.title, card.data["name"]) == ("AT + label smoothing", "two-digits")
-    assert [column.name for column in card.columns] == ["clean", "corner", "pgd-2"]
+    assert [column.name for column in card.columns] == ["clean", "corner:tries=2", "pgd-2"]
     page = report.write([result.folder], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "AT + label smoothing" in page
     assert "corner" in page
