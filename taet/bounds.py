@@ -87,9 +87,10 @@ PartialShare = Annotated[float, Ge(0), Lt(1)]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 Ratio = Annotated[float, Ge(1), Note(" (largest class over smallest)", _ratio_hint)]
 """An imbalance ratio."""
-Radius = Annotated[float, Ge(0), Le(1), Note(", in units of the image range, e.g. 8/255", _pixel_hint)]
+PIXEL_UNITS = Note(", in units of the image range, e.g. 8/255", _pixel_hint)
+Radius = Annotated[float, Ge(0), Le(1), PIXEL_UNITS]
 """The size of an L-infinity perturbation of an image in [0, 1]."""
-RadiusL2 = Annotated[float, Ge(0), Note(", e.g. 1.0")]
+RadiusL2 = Annotated[float, Ge(0), Note(", e.g. 1.0 or 128/255")]
 """The size of an L2 perturbation; it grows with the image and may exceed 1."""
 
 
@@ -172,9 +173,10 @@ def _kind_text(hint: Any) -> str:
         return ", ".join(map(str, arguments))
     if origin is tuple:
         item = _kind_text(arguments[0]).removeprefix("a ")
-        return f"{item}s" if arguments[-1] is ... else f"{len(arguments)} {item}s"
-    words = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
-    return words.get(hint) or getattr(hint, "__name__", str(hint))
+        count = "" if arguments[-1] is ... else f"{'two' if len(arguments) == 2 else len(arguments)} "
+        return f"{count}{item}s"
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return words.get(hint, str(getattr(hint, "__name__", hint)))
 
 
 def _range_text(rules: list[Any]) -> str:
@@ -205,9 +207,14 @@ def bounds_text(hint: Any) -> str:
     return ", or ".join(filter(None, texts))
 
 
+def allowed_text(hint: Any) -> str:
+    """Return a type and its bounds in words: `a number, above 0, up to 1`."""
+    return ", ".join(filter(None, [" or ".join(map(_kind_text, _alternatives(hint))), bounds_text(hint)]))
+
+
 def got_text(value: Any) -> str:
     """Return a refused value as messages write it."""
-    return "none" if value == () else repr(value).removesuffix(".0")
+    return "none" if value == () else f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
@@ -224,16 +231,20 @@ def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
         raise unknown(what, value, choices)
     right_kind = _fits(value, hint, bounds=False)
     bounds = bounds_text(hint)
-    allowed = ["" if right_kind and bounds else " or ".join(map(_kind_text, leaves)), bounds]
+    allowed = bounds if right_kind and bounds else "a finite number" if right_kind else allowed_text(hint)
     notes = [rule for rule in _rules(hint) if isinstance(rule, Note)] if right_kind else []
     suggestion = "".join(note.suggest(value) for note in notes if note.suggest)
-    message = f"{what}: got {got_text(value)}; allowed: {', '.join(filter(None, allowed))}{suggestion}"
+    message = f"{what}: got {got_text(value)}; allowed: {allowed}{suggestion}"
     raise UserError(f"{label} {message}".strip())
 
 
-@functools.cache
 def hints(kind: type) -> dict[str, Any]:
     """Return the type of every field of a dataclass, with the bounds that it declares."""
+    return _hints(kind)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
     found = typing.get_type_hints(kind, include_extras=True)
     return {field.name: found[field.name] for field in dataclasses.fields(kind)}
 

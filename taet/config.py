@@ -61,7 +61,7 @@ class Data(Settings):
     (tiny-imagenet-lt: linear)."""
     max_count: Count | None = None
     """Images of the largest training class. Default: as many as the data allow."""
-    test: Literal["long-tailed", "balanced"] = "long-tailed"
+    test: Annotated[Literal["long-tailed", "balanced"], Called("test set")] = "long-tailed"
     """Cut the test set with the same imbalance ratio, or leave it balanced."""
     test_max_count: Count | None = None
     """Images of the largest test class. Default: as many as the data allow."""
@@ -71,7 +71,7 @@ class Data(Settings):
     """Keeps images that belong together (of a patient, a lesion, a track) in one split: a column of a csv or an array
     of an .npz (train_NAME), where one called `group` is used by default; for a folder `folder`, the path of an image
     below its class folder."""
-    size: Annotated[int, Ge(4), Note(" (pixels)")] | None = None
+    size: Annotated[int, Ge(4), Note(" pixels")] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
     seed: int = 0
     """Seed of the choice of images. With the same seed, a smaller subset is part of a larger one."""
@@ -202,7 +202,7 @@ class Training(Settings):
     """Epochs between two points of the curve; the last epoch always has one. 0: none."""
     distance_images: Annotated[int, Ge(0)] = 0
     """Training images per class whose adversarial examples are compared from epoch to epoch (REAT, figure 3)."""
-    save_minutes: Annotated[NonNegative, Note(" (0: after every step)")] = 5.0
+    save_minutes: Annotated[NonNegative, Note("; 0: after every step")] = 5.0
     """Minutes between two checkpoints within an epoch; the end of an epoch always has one."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""

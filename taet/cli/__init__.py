@@ -29,6 +29,8 @@ EPILOG = """Every command has --help with examples and --debug, which shows the 
 Exit status: 0 done, 1 a cell of a comparison failed, 2 a mistake in the call (one line says which), 130 interrupted
 with everything so far saved."""
 
+DEBUG = "TAET_DEBUG"
+"""Environment variable that acts as --debug."""
 STARTED_TOGETHER = "TAET_STARTED_TOGETHER"
 """Environment variable of processes that share the work of one command, which started them."""
 
@@ -43,8 +45,10 @@ def help_text() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = [*(sys.argv[1:] if argv is None else argv)]  # `list` here is the command, once it has been imported
-    debug = "--debug" in arguments
+    debug = "--debug" in arguments or DEBUG in os.environ
     arguments = [a for a in arguments if a != "--debug"]
+    if debug and argv is None:
+        os.environ[DEBUG] = "1"  # also for the processes that this one starts
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()  # here, where a reader that has gone or a full disk is still caught

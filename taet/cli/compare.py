@@ -51,7 +51,7 @@ A specification:
 
 
 @dataclass(frozen=True)
-class Flags:
+class CompareOptions:
     """A specification, and how it is worked off."""
 
     spec: Annotated[Path, tyro.conf.Positional]
@@ -102,9 +102,9 @@ def run(arguments: list[str]) -> int:
     return int("failed" in result.counts)
 
 
-def read(arguments: list[str]) -> Flags:
+def read(arguments: list[str]) -> CompareOptions:
     """Return what the words of the call mean; what cannot go together is refused."""
-    parsed = flags.parse(Flags, arguments, prog="taet compare", description=DESCRIPTION, examples=EXAMPLES)
+    parsed = flags.parse(CompareOptions, arguments, prog="taet compare", description=DESCRIPTION, examples=EXAMPLES)
     if parsed.merge is not None:
         others = {"part": parsed.part, "time-budget": parsed.time_budget, "dry-run": parsed.dry_run}
         given = [f"--{name}" for name, value in others.items() if value]
@@ -154,7 +154,7 @@ def timed(taken: dict[str, float]) -> str:
     return f"{clock(taken['training'])} of training and {clock(taken['evaluation'])} of attacks"
 
 
-def summary(result: Comparison, parsed: Flags, command: str) -> str:
+def summary(result: Comparison, parsed: CompareOptions, command: str) -> str:
     """What came out, what failed, what is left, and where the report is; `command` is the call."""
     lines = [f"failed: {o.cell.name}: {o.reason}" for o in result.outcomes if o.state == "failed"]
     lines.append(counted(result))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -33,26 +32,23 @@ EXAMPLES = (
 DESCRIPTION = """Measure what training costs on this machine, in a minute or so with a small model: forward and backward
 passes of a clean step and of a step of the attack; gamma, rho, eta and the share of time that TAET saves, predicted
 from them and measured; peak memory of a clean and of an adversarial step; seconds per epoch against PGD steps and by
-method. Published numbers stand beside. Images are random, and training steps are those of runs.
-
---model and --data are short for --model.name and --data.name."""
+method. Published numbers stand beside. Images are random, and training steps are those of runs."""
 METHODS = ("at", "robal", "reat", "taet")  # of REAT's table 14, and TAET
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags:
+class CostOptions:
     """What is trained and how it is measured."""
 
-    model: Annotated[str, tyro.conf.arg(name="model.name")] = Workload.model
+    model: Annotated[str, tyro.conf.arg(name="model.name", aliases=["--model"])] = Workload.model
     """As in taet train."""
-    data: Data = field(default_factory=lambda: Data(name=""))
-    """Where the shape of images, classes and the length of an epoch come from, if from a data set."""
+    data: flags.Given = flags.options(Data(name=""), "data", "--data")
     image_shape: tuple[int, int, int] | None = None
-    """Channels, height and width. Not given: 3 32 32."""
+    """Channels, height and width. Default: those of --data, or 3 32 32."""
     classes: int | None = None
     """Number of classes, of which the largest has 50,000 / classes images and the smallest a tenth of that, as
-    CIFAR-10-LT and CIFAR-100-LT at imbalance ratio 10. Not given: 10."""
-    timing: Annotated[Timing, tyro.conf.arg(name="")] = field(default_factory=Timing)
+    CIFAR-10-LT and CIFAR-100-LT at imbalance ratio 10. Default: those of --data, or 10."""
+    timing: flags.Given = flags.options(Timing())
     methods: tuple[str, ...] = METHODS
     """Methods to be measured; all: every one, with every variant; without a name: the cost model alone."""
     json: bool = False
@@ -66,7 +62,7 @@ def run(arguments: list[str]) -> None:
     parsed = read(arguments)
     wanted = _wanted(parsed.methods)
     with progress("cost") as report:
-        found = measure(_workload(parsed), parsed.timing, wanted, progress=report)
+        found = measure(_workload(parsed), timing(parsed), wanted, progress=report)
     found["command"] = shlex.join(["taet", "cost", *arguments])
     if parsed.out is not None:
         write_json(parsed.out, found)
@@ -76,13 +72,14 @@ def run(arguments: list[str]) -> None:
         print("\n\n".join([setting(found), *map(text, tables(found))]))
 
 
-def read(arguments: list[str]) -> Flags:
+def read(arguments: list[str]) -> CostOptions:
     """Return what the words of the call mean; a mistake is told before anything is measured."""
-    parsed = flags.parse(Flags, arguments, prog="taet cost", description=DESCRIPTION, examples=EXAMPLES)
+    parsed = flags.parse(CostOptions, arguments, prog="taet cost", description=DESCRIPTION, examples=EXAMPLES)
     _wanted(parsed.methods)
-    if parsed.data.name and (parsed.image_shape or parsed.classes):
+    timing(parsed)
+    if parsed.data.get("name") and (parsed.image_shape or parsed.classes):
         raise UserError("--image-shape, --classes: got them beside --data, which says both; allowed: either")
-    if parsed.data != dataclasses.replace(Data(), name=parsed.data.name) and not parsed.data.name:
+    if parsed.data and not parsed.data.get("name"):
         raise UserError("--data.*: got options of a data set without --data NAME")
     most = TOTAL // int(RATIO)  # the smallest class of as many has one image
     if parsed.classes is not None and not 2 <= parsed.classes <= most:
@@ -90,6 +87,11 @@ def read(arguments: list[str]) -> Flags:
     if parsed.out is not None and not parsed.out.parent.is_dir():
         raise UserError(f"--out: got {parsed.out}; allowed: a file in a folder that is there")
     return parsed
+
+
+def timing(parsed: CostOptions) -> Timing:
+    """Return how the cost is measured."""
+    return Timing(**parsed.timing)
 
 
 def _wanted(names: tuple[str, ...]) -> list[Variant]:
@@ -101,9 +103,10 @@ def _wanted(names: tuple[str, ...]) -> list[Variant]:
     return [(name, {}) for name in names]
 
 
-def _workload(parsed: Flags) -> Workload:
-    if parsed.data.name:
-        known = facts(parsed.data) or DataFacts.of(load(**dataclasses.asdict(parsed.data)))
+def _workload(parsed: CostOptions) -> Workload:
+    if parsed.data:
+        data = Data(**parsed.data)
+        known = facts(data) or DataFacts.of(load(data))
         return Workload(parsed.model, known.image_shape, known.class_counts)
     classes = parsed.classes or len(Workload.class_counts)
     counts = long_tail_counts(classes, TOTAL // classes, RATIO)

@@ -11,9 +11,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
-
-import tyro
+from typing import Literal
 
 from taet.cli import flags
 from taet.cli import list as listing
@@ -52,14 +50,12 @@ examples:
 ACTIONS = ("list", "prepare", "show")
 PICTURES = (".png", ".pdf", ".svg")
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
-class Show:
+class ShowOptions:
     """A data set and how to print it."""
 
-    data: Annotated[Data, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Data)
+    data: flags.Given = flags.options(Data())
     json: bool = False
     """Print JSON."""
     out: Path | None = None
@@ -67,10 +63,10 @@ class Show:
 
 
 @dataclass(frozen=True)
-class Prepare:
+class PrepareOptions:
     """A data set and what it becomes."""
 
-    data: Annotated[Data, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Data)
+    data: flags.Given = flags.options(Data())
     layout: Literal["npz", "folder", "taet-npy"] | None = None
     """Also write the set, cut as the options say: one .npz with MedMNIST's keys, a folder of PNG images
     (train/CLASS/...), or the folder of arrays that TAET's repository reads."""
@@ -78,7 +74,9 @@ class Prepare:
     """Where --layout writes; nothing is overwritten. Not given: here, a name such as cifar10lt_10, as TAET's are."""
 
 
-def _parse(kind: type[T], action: str, arguments: list[str], description: str, examples: tuple[str, ...]) -> T:
+def _parse(
+    kind: type[flags.T], action: str, arguments: list[str], description: str, examples: tuple[str, ...]
+) -> flags.T:
     named = ["--name", *arguments] if arguments and not arguments[0].startswith("-") else arguments
     return flags.parse(
         kind,
@@ -90,10 +88,10 @@ def _parse(kind: type[T], action: str, arguments: list[str], description: str, e
 
 
 def _show(arguments: list[str]) -> None:
-    parsed = _parse(Show, "show", arguments, "Show what a data set holds as a run would take it.", SHOW)
+    parsed = _parse(ShowOptions, "show", arguments, "Show what a data set holds as a run would take it.", SHOW)
     if parsed.out is not None and parsed.out.suffix.lower() not in PICTURES:
         raise UserError(f"--out: got '{parsed.out}'; allowed: a file that ends in {', '.join(PICTURES)}")
-    dataset = load(**dataclasses.asdict(parsed.data))
+    dataset = load(**parsed.data)
     print(json.dumps(describe(dataset), indent=1) if parsed.json else render(dataset))
     if parsed.out is not None:
         from taet.data.distribution import draw
@@ -134,14 +132,15 @@ def _prepare(arguments: list[str]) -> None:
     if not arguments:
         raise UserError("which data set? taet data prepare NAME; see taet list data")
     description = "Put a data set's official files where they are looked for, check them, and say what it holds."
-    parsed = _parse(Prepare, "prepare", arguments, description, PREPARE)
+    parsed = _parse(PrepareOptions, "prepare", arguments, description, PREPARE)
     if parsed.out is not None and parsed.layout is None:
         raise UserError(f"--out {parsed.out} needs --layout npz, folder or taet-npy")
+    data = Data(**parsed.data)
     with progress("prepare") as report:
-        dataset, done = prepare(parsed.data, report)
+        dataset, done = prepare(data, report)
     print("\n".join([*done, _summary(dataset)]))
     if parsed.layout is None:
-        print(f"next: taet train taet {_options(parsed.data)}")
+        print(f"next: taet train taet {_options(data)}")
         return
     out = parsed.out or _default_out(dataset, parsed.layout)
     with progress("write") as report:

@@ -37,7 +37,7 @@ EXAMPLES = ("taet demo", "taet demo --out somewhere")
 
 
 @dataclass(frozen=True)
-class Flags:
+class DemoOptions:
     """Where the demonstration goes."""
 
     out: Path = Path("demo")
@@ -52,7 +52,7 @@ def demo_run(method: str) -> Run:
 def run(arguments: list[str]) -> None:
     """Train, attack and report; what the folder holds already is used."""
     parsed = flags.parse(
-        Flags,
+        DemoOptions,
         arguments,
         prog="taet demo",
         description="Train AT, AT-BSL and TAET on long-tailed digits, attack them with FGSM, PGD and AutoAttack, and "

@@ -23,7 +23,7 @@ loaded back and compared with the model before it takes its name."""
 
 
 @dataclass(frozen=True)
-class Flags:
+class ExportOptions:
     """A finished run and the file that it becomes."""
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -44,6 +44,6 @@ def run(arguments: list[str]) -> None:
     print(export(parsed.run, parsed.format, parsed.out, parsed.weights, force=parsed.force))
 
 
-def read(arguments: list[str]) -> Flags:
+def read(arguments: list[str]) -> ExportOptions:
     """Return what the words of the call mean."""
-    return flags.parse(Flags, arguments, prog="taet export", description=DESCRIPTION, examples=EXAMPLES)
+    return flags.parse(ExportOptions, arguments, prog="taet export", description=DESCRIPTION, examples=EXAMPLES)

@@ -1,4 +1,8 @@
-"""Flags from dataclasses through tyro, with its errors turned into one line."""
+"""Command-line options from dataclasses, through tyro; its errors become one line.
+
+A command declares its options as a dataclass. `options(default)` adds those that change the fields of a configuration,
+such as `Evaluation`: with bounds and defaults in --help, and parsed to a dictionary of those that were given.
+"""
 
 from __future__ import annotations
 
@@ -11,60 +15,121 @@ import itertools
 import os
 import re
 import typing
-from collections.abc import Iterator, Sequence
-from typing import Annotated, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
+import docstring_parser
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from taet import bounds
 from taet.errors import UserError, unknown
+from taet.formatting import size
 
 T = TypeVar("T")
+Given = dict[str, Any]
+"""The fields of a configuration that were given as options."""
 
-FRACTION = re.compile(r"([+-]?\d+(?:\.\d+)?)/(\d+)")
-BALL_FLAG = re.compile(r"--(?:[\w-]+\.)?(?:eps|step-size)(?:-l2)?")  # image units, which may be written as a fraction
-ALIASES = {"--data": "--data.name", "--model": "--model.name", "--outer": "--outer.name"}
-
-
-def normalise(arguments: Sequence[str]) -> list[str]:
-    """Write k/255 after --eps and --step-size as a number, and the short forms --data, --model and --outer in full."""
-    result: list[str] = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if equals and BALL_FLAG.fullmatch(flag):
-            argument = f"{flag}={_number(value)}"
-        elif result and BALL_FLAG.fullmatch(result[-1]):
-            argument = _number(argument)
-        elif flag in ALIASES:
-            argument = ALIASES[flag] + equals + value
-        result.append(argument)
-    return result
+REGISTRY = ConstructorRegistry()
 
 
-def _number(text: str) -> str:
-    found = FRACTION.fullmatch(text)
-    return repr(float(found[1]) / int(found[2])) if found and int(found[2]) else text
+def _number(words: list[str]) -> float:
+    numerator, slash, denominator = words[0].partition("/")
+    if slash and not float(denominator):
+        raise ValueError("division by zero")
+    return float(numerator) / float(denominator) if slash else float(numerator)
 
 
-def parse(
-    kind: type[T],
-    arguments: Sequence[str],
-    *,
-    prog: str,
-    description: str,
-    examples: Sequence[str],
-) -> T:
+@REGISTRY.primitive_rule
+def _fractions(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
+    """Let every number be written as a fraction, such as 8/255."""
+    if info.type is not float:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=_number,
+        is_instance=lambda value: isinstance(value, int | float),
+        str_from_instance=lambda value: [f"{value:.6g}"],
+    )
+
+
+def options(default: Any, prefix: str = "", alias: str = "") -> Any:
+    """Declare a field for the options that change `default`, a configuration; parsed, it holds those that were given.
+
+    Each option is --PREFIX.FIELD, or --FIELD without a prefix; `alias` is a short form of --PREFIX.name.
+    """
+    return dataclasses.field(default_factory=dict, metadata={"default": default, "prefix": prefix, "alias": alias})
+
+
+def _documentation(kind: type) -> dict[str, str]:
+    """Return the text below every field of a dataclass."""
+    found = [docstring_parser.parse_from_object(base).params for base in reversed(kind.__mro__[:-1])]
+    return {field.arg_name: " ".join((field.description or "").split()) for fields in found for field in fields}
+
+
+def _text(value: Any, hint: Any) -> str:
+    """Return a default as --help writes it."""
+    if isinstance(value, tuple):
+        return " ".join(_text(item, hint) for item in value)
+    in_pixels = bounds.PIXEL_UNITS in getattr(hint, "__metadata__", ())
+    return size(value) if in_pixels else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _described(hint: Any, text: str, default: Any) -> Any:
+    """Return the type of an option with what --help says about it: its text, bounds and default."""
+    said = "" if default is None or default == () else f"default: {_text(default, hint)}"
+    notes = "; ".join(filter(None, (bounds.bounds_text(hint), said)))
+    return Annotated[hint, tyro.conf.arg(help=text, help_behavior_hint=f"({notes})" if notes else "")]
+
+
+def _given_type(default: Any, alias: str) -> Any:
+    """Return the type of a dictionary of the fields of `default`, none of them required."""
+    kind = type(default)
+    texts = _documentation(kind)
+    fields = {
+        name: _described(hint, texts.get(name, ""), getattr(default, name)) for name, hint in bounds.hints(kind).items()
+    }
+    if alias:
+        fields["name"] = Annotated[fields["name"], tyro.conf.arg(aliases=[alias])]  # noqa: F821, a key
+    given = typing.TypedDict(kind.__name__, fields, total=False)  # type: ignore[misc]
+    given.__doc__ = kind.__doc__
+    return given
+
+
+def _expanded(kind: type[T]) -> type[T]:
+    """Return `kind` with types that hold what --help says, and those that `options` stands for."""
+    made, texts = [], _documentation(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        hint = bounds.hints(kind)[field.name]
+        if "default" in field.metadata:
+            given = _given_type(field.metadata["default"], field.metadata["alias"])
+            hint = Annotated[given, tyro.conf.arg(name=field.metadata["prefix"])]
+        elif field.default is not dataclasses.MISSING:
+            hint = _described(hint, texts.get(field.name, ""), field.default)
+        made.append((field.name, hint, field))
+    expanded = dataclasses.make_dataclass(kind.__name__, made, bases=(kind,), frozen=True)
+    expanded.__doc__ = kind.__doc__
+    return expanded
+
+
+def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: str, examples: Sequence[str]) -> T:
     """Fill the dataclass `kind` from `arguments`; a mistake is a `UserError` in one line, --help prints and exits."""
     text = description + "\n\nexamples:\n" + "\n".join(f"  {example}" for example in examples)
-    words = normalise(arguments)
-    if any(word in ("-h", "--help") for word in words):
-        return tyro.cli(kind, args=words, prog=prog, description=text)  # prints, and exits
+    kind = _expanded(kind)
+
+    def read() -> T:
+        return tyro.cli(kind, args=arguments, prog=prog, description=text, registry=REGISTRY)
+
+    if {"-h", "--help"} & set(arguments):
+        return read()  # prints, and exits
     with _captured() as output:
         try:
-            return tyro.cli(kind, args=words, prog=prog, description=text)
+            return read()
         except SystemExit as exit_:
             if not exit_.code:
                 raise
-    raise UserError(f"{_mistake(output.getvalue(), kind, words, prog)}; see {prog} --help")
+    raise UserError(f"{_mistake(output.getvalue(), _option_types(kind), arguments, prog)}; see {prog} --help")
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
@@ -85,28 +150,45 @@ def _captured() -> Iterator[io.StringIO]:
             os.environ["COLUMNS"] = before
 
 
-def _mistake(box: str, kind: type, words: Sequence[str], prog: str) -> str:
-    """What tyro's box of text says, in one line: what, what was got and what is allowed."""
+def _option_types(kind: type) -> dict[str, dict[str, Any]]:
+    """Return the options of every prefix, and under "" those without one, each with the type of its value."""
+    parts: dict[str, dict[str, Any]] = {"": {}}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        inner, *extras = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+        named = next((extra.name for extra in extras if getattr(extra, "name", None) is not None), name)
+        if typing.is_typeddict(inner):
+            fields = typing.get_type_hints(inner, include_extras=True)
+            words = {f"--{named}.{field}" if named else f"--{field}": hint for field, hint in fields.items()}
+            for hint in fields.values():
+                aliases = (getattr(extra, "aliases", None) or () for extra in hint.__metadata__)
+                parts[""].update({alias: hint for found in aliases for alias in found})
+        else:
+            words, named = {f"--{named}": hint}, ""
+        parts.setdefault(named, {}).update({word.replace("_", "-"): hint for word, hint in words.items()})
+    return parts
+
+
+def _mistake(box: str, parts: Mapping[str, Mapping[str, Any]], words: Sequence[str], prog: str) -> str:
+    """Return what tyro's box of text says in one line: what, what was got and what is allowed."""
     text = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯| \t") for line in box.splitlines()]
     lines = [line for line in text if set(line) - set("─-+ ")]  # first the title of the box, then its message
     message, whole = lines[1] if len(lines) > 1 else "the options cannot be read", " ".join(lines)
     if found := re.search(r"invalid choice '(.*?)' for argument '(.*?)'. Expected one of (\(.*?\))", whole):
-        return str(unknown(found[2], found[1], ast.literal_eval(found[3])))
+        return str(unknown(found[2].rpartition("/")[2], found[1], ast.literal_eval(found[3])))
     if found := re.match(r"Missing value for argument '(--.*?)'", message):
         return f"{found[1]} needs a value"
     if message.startswith("Missing from") and len(lines) > 2:
         return f"{lines[2]} is missing"
     if found := re.match(r"Error parsing (--[\w.-]+)", message):
-        metavar = next((line for line in lines if line.startswith(f"{found[1]} ")), "").partition(" ")[2]
-        return f"{found[1]}: got '{_given(found[1], words)}'; allowed: {_form(found[1], metavar)}"
+        hint = next((options[found[1]] for options in parts.values() if found[1] in options), str)
+        return f"{found[1]}: got '{value_of(found[1], words)}'; allowed: {bounds.allowed_text(hint)}"
     if found := re.match(r"Unrecognized options: ([^,\s]+)", message):
-        near = re.search(r"(?:Perhaps you meant|Arguments similar to [^:]*):\s*(--[\w.-]+)", whole)
-        return _unknown_option(found[1], near[1] if near else None, kind, prog)
+        return _unknown_option(found[1], parts, prog)
     return message.rstrip(".")
 
 
-def _given(option: str, words: Sequence[str]) -> str:
-    """The values that follow the last `option` among the words, or its value after =."""
+def value_of(option: str, words: Sequence[str]) -> str:
+    """Return the words that follow the last `option`, or its value after =; "" where it is not given."""
     values: list[str] = []
     for position, word in enumerate(words):
         name, equals, value = word.partition("=")
@@ -116,74 +198,26 @@ def _given(option: str, words: Sequence[str]) -> str:
     return " ".join(values)
 
 
-def _form(option: str, metavar: str) -> str:
-    """What tyro calls INT, {None}|FLOAT, INT|{auto} or {INT INT}, in words."""
-    kinds = re.findall("INT|FLOAT", metavar)
-    noun = "number" if "FLOAT" in kinds else "whole number"
-    if not kinds:
-        return metavar
-    if "..." in metavar:
-        return f"{noun}s"
-    if len(kinds) > 1:
-        return f"{'two' if len(kinds) == 2 else len(kinds)} {noun}s"
-    words = [word for group in re.findall(r"\{([a-z,]+)\}", metavar) for word in group.split(",")]
-    example = ", e.g. 8/255" if BALL_FLAG.fullmatch(option) else ""
-    return " or ".join([f"a {noun}{example}", *words])
-
-
-def _unknown_option(option: str, near: str | None, kind: type, prog: str) -> str:
-    """An option that there is not; one with a dot is compared with those of its part, or with all that have a dot."""
+def _unknown_option(option: str, parts: Mapping[str, Mapping[str, Any]], prog: str) -> str:
+    """Refuse an unknown option; one with a known prefix is compared with the options of that prefix."""
     if not option.startswith("-"):
         return f"got '{option}', which belongs to no option"
-    part, dot, last = option.partition(".")
-    if dot:
-        parts = _options(kind)
-        own = parts.get(part.removeprefix("--"))
-        if own == []:
-            return f"unknown option {option}; {prog.rpartition(' ')[2]} has none of its own"
-        if own is not None:
-            matches = [f"{part}.{name}" for name in _near(last, [name.partition(".")[2] for name in own])]
-        else:
-            dotted = [name for names in parts.values() for name in names if "." in name]
-            matches = [f"--{last}"] if f"--{last}" in parts[""] else _near(option, dotted)
+    prefix, dot, field = option.removeprefix("--").partition(".")
+    if dot and parts.get(prefix) == {}:
+        return f"unknown option {option}; {prog.rpartition(' ')[2]} has none of its own"
+    if dot and prefix in parts:
+        near = difflib.get_close_matches(field, [name.partition(".")[2] for name in parts[prefix]], n=1)
+        near = [f"--{prefix}.{name}" for name in near]
     else:
-        matches = [near] if near else _near(option, [*ALIASES])
-    return f"unknown option {option}" + (f"; did you mean {matches[0]}?" if matches else "")
+        known = [name for names in parts.values() for name in names]
+        near = [f"--{field}"] if f"--{field}" in parts[""] else difflib.get_close_matches(option, known, n=1)
+    return f"unknown option {option}" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def _near(name: str, known: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches(name, known, n=1)
-
-
-def _options(kind: type) -> dict[str, list[str]]:
-    """The options of every part that has a prefix, and of all others under ''."""
-    parts: dict[str, list[str]] = {"": []}
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        inner, *extras = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
-        fields = [field.name for field in dataclasses.fields(inner)] if dataclasses.is_dataclass(inner) else None
-        prefixed = fields is not None and not any(getattr(extra, "name", None) == "" for extra in extras)
-        words = [f"--{name}.{field}" if prefixed else f"--{field}" for field in ([name] if fields is None else fields)]
-        parts.setdefault(name if prefixed else "", []).extend(word.replace("_", "-") for word in words)
-    return parts
-
-
-def switch(arguments: list[str], flag: str) -> bool:
-    """Remove `flag` from `arguments` wherever it stands, and say whether it was there."""
-    found = flag in arguments
-    arguments[:] = [argument for argument in arguments if argument != flag]
-    return found
-
-
-def take(arguments: list[str], flag: str) -> str | None:
-    """Remove `flag VALUE` or `flag=VALUE` from `arguments` and return the value; None where it is not given."""
-    for position, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name != flag:
-            continue
-        if not equals:
-            value = arguments.pop(position + 1) if position + 1 < len(arguments) else ""
-        if not value or value.startswith("--"):
-            raise UserError(f"{flag} needs a value")
-        arguments.pop(position)
-        return value
-    return None
+def without(words: Sequence[str], option: str) -> list[str]:
+    """Return the words without `option VALUE` or `option=VALUE`."""
+    return [
+        word
+        for position, word in enumerate(words)
+        if word.partition("=")[0] != option and (position == 0 or words[position - 1] != option)
+    ]

@@ -35,7 +35,7 @@ status is 2. An interruption writes what was found so far."""
 
 
 @dataclass(frozen=True)
-class Flags:
+class PredictOptions:
     """A finished run, images, and what is wanted to know."""
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -86,9 +86,9 @@ def run(arguments: list[str]) -> int:
     return 2 if unread else 0
 
 
-def read(arguments: list[str]) -> Flags:
+def read(arguments: list[str]) -> PredictOptions:
     """Return what the words of the call mean."""
-    parsed = flags.parse(Flags, arguments, prog="taet predict", description=DESCRIPTION, examples=EXAMPLES)
+    parsed = flags.parse(PredictOptions, arguments, prog="taet predict", description=DESCRIPTION, examples=EXAMPLES)
     if not parsed.images:
         raise UserError(f"which images? taet predict {parsed.run} IMAGES...: files and folders")
     if parsed.top < 1:
@@ -96,7 +96,7 @@ def read(arguments: list[str]) -> Flags:
     return parsed
 
 
-def _check_place(parsed: Flags) -> None:
+def _check_place(parsed: PredictOptions) -> None:
     """Refuse a file that could not be written, or that is there, before the work is done; make its folder."""
     if parsed.out is None:
         return
@@ -109,7 +109,7 @@ def _check_place(parsed: Flags) -> None:
         raise UserError(f"cannot make the folder {parsed.out.parent}: {error.strerror}") from None
 
 
-def _write(found: Predictions, parsed: Flags) -> None:
+def _write(found: Predictions, parsed: PredictOptions) -> None:
     """Write the answer; a name that is no text keeps its bytes in CSV, and is escaped in JSON."""
     as_json = parsed.format == "json"
     text = json.dumps(found.to_json(parsed.top), indent=1) + "\n" if as_json else found.to_csv(parsed.top)

@@ -15,7 +15,7 @@ EXAMPLES = ("taet report runs/*", "taet report runs/at runs/taet --out compariso
 
 
 @dataclass(frozen=True)
-class Flags:
+class ReportOptions:
     """Runs and the file that they become."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -29,7 +29,7 @@ class Flags:
 def run(arguments: list[str]) -> None:
     """Write the report and print its path."""
     parsed = flags.parse(
-        Flags,
+        ReportOptions,
         arguments,
         prog="taet report",
         description="Make one self-contained HTML file from any number of run folders.",

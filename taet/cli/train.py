@@ -1,4 +1,4 @@
-"""`taet train METHOD`: train from the start, or go on where a run stopped."""
+"""`taet train METHOD`: train a new run, or continue one that stopped."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import field, make_dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import tyro
 
@@ -18,13 +17,14 @@ from taet import methods, models, protocols
 from taet.cli import flags
 from taet.cli.processes import together, told_once
 from taet.cli.progress import progress
-from taet.config import Data, Evaluation, Model, Outer, Run, Threat, Training, override
+from taet.config import Run, override
 from taet.data import full_name, is_own
 from taet.distributed import first
 from taet.errors import UserError
 from taet.evaluation import evaluate
 from taet.evaluation.bundles import check_attacks
 from taet.experiments import own_data
+from taet.formatting import duration
 from taet.report import write
 from taet.training import resume, train
 from taet.training.folder import RunFolder
@@ -40,65 +40,120 @@ EXAMPLES = (
     "taet train --resume runs/harl-skip",
     "torchrun --nproc-per-node 4 -m taet train taet --data cifar10-lt",
 )
-DESCRIPTION = """Train METHOD. Options --method.* are its own; --data, --model and --outer are short for --data.name,
---model.name and --outer.name.
+DESCRIPTION = """Train METHOD. Options --method.* are its own settings.
 
-beside the options below:
-  --protocol NAME   sets every other default: taet (default), reat, or official, the settings METHOD was published with
-  --recipe vit      AdamW with warm-up and cosine decay, which transformers need, in place of the protocol's SGD
-  --resume RUN      go on with a run that stopped; takes no other option but those below
-  --evaluate        attack the finished run and write its report.html; --no-evaluate: do not
-  --json            print the finished run as JSON
+Your own images (folder:, csv:, npz: or a path) need no other option: image size, groups, network, epochs and attacks
+that are not given are chosen for the images and this machine and printed, and --evaluate is on.
 
-started by torchrun, the processes share every batch: torchrun --nproc-per-node 4 -m taet train METHOD ...
+With torchrun, the processes share every batch: torchrun --nproc-per-node 4 -m taet train METHOD ..."""
 
-Images of one's own (folder:, csv:, npz: or a path) need no other option: image size, groups, network, epochs and
-attacks are chosen by the images and the machine where none is given, all of it is said, and --evaluate is on."""
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The options besides the settings of the run."""
+
+    protocol: str = "taet"
+    """Sets the default of every other option: taet, reat, or official, the published settings of METHOD."""
+    recipe: str | None = None
+    """vit: AdamW with warm-up and cosine decay, which transformers need, instead of the protocol's SGD."""
+    seed: int = 0
+    """Seed of weights, batches, augmentation and attack starts."""
+    out: str | None = None
+    """Folder of the run; it must not exist. Default: a new one in runs/."""
+    resume: str | None = None
+    """Continue a run that stopped; goes only with the options below."""
+    evaluate: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Attack the finished run and write its report.html. Default: for your own images."""
+    no_evaluate: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Do not attack the finished run."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the finished run as JSON."""
+
+
+class Request(NamedTuple):
+    """A parsed call that trains a new run."""
+
+    start: Run
+    """What the protocol prescribes."""
+    given: dict[str, Any]
+    """Dotted fields of the run that were given as options."""
+    options: TrainOptions
+
+    def run(self) -> Run:
+        """Return the run as its options say."""
+        return override(self.start, self.given)
+
+    def planned(self) -> tuple[Run, list[str]]:
+        """Return the run, with what is not given chosen for the user's own images, and that in words."""
+        run = self.run()
+        if not is_own(run.data.name):
+            return run, []
+        plan = own_data.planned(dataclasses.replace(self.start, data=run.data))
+        named = {"data.name": full_name(run.data.name)}  # what a bare path means does not depend on the folder
+        run = override(override(plan.run, self.given), named)
+        return run, plan.sentences(run)
 
 
 def run(arguments: list[str]) -> None:
-    """Train a new run, or resume one, attack it where that is wanted, and print what came out."""
+    """Train a new run, or continue one, attack it where asked for, and print the result."""
     with told_once():
-        plan = _read(arguments)
-    with together(plan.device):
-        finished = plan.work()
-        show(finished, plan.as_json)
-        own = is_own(finished.run.data.name)
-        if plan.evaluate or (own and plan.evaluate is None):
-            _evaluate(finished, plan.as_json)
-        elif not plan.as_json:
+        request = read(arguments)
+        options = request.options
+        if options.resume is None:
+            device = request.run().training.device
+        else:
+            device = RunFolder(Path(options.resume)).record.run.training.device
+    with together(device):
+        finished = _resume(options.resume) if options.resume is not None else _train(request, arguments)
+        show(finished, options.json)
+        if options.evaluate or (is_own(finished.run.data.name) and not options.no_evaluate):
+            _evaluate(finished, options.json)
+        elif not options.json:
             print(f"next: taet evaluate {finished.folder}")
 
 
-class Plan(NamedTuple):
-    """What the words of a call mean."""
-
-    device: str
-    work: Callable[[], TrainingResult]
-    as_json: bool
-    evaluate: bool | None
-    """Is the run to be attacked? Not said: if the images are one's own."""
-
-
-def _read(arguments: list[str]) -> Plan:
-    """Return what the words mean; no data are looked at."""
-    arguments = list(arguments)
-    as_json, wanted, unwanted = (flags.switch(arguments, name) for name in ("--json", "--evaluate", "--no-evaluate"))
-    if wanted and unwanted:
+def read(arguments: Sequence[str]) -> Request:
+    """Parse a call; no data are read."""
+    words, has_method = list(arguments), bool(arguments) and not arguments[0].startswith("-")
+    names = {word.partition("=")[0] for word in words}
+    if not has_method and not names & {"-h", "--help", "--resume"}:
+        raise UserError("which method? taet train METHOD [options]; see taet list methods")
+    request = parse(words[0], words[1:]) if has_method else parse("at", words)
+    if request.options.evaluate and request.options.no_evaluate:
         raise UserError("got both --evaluate and --no-evaluate; allowed: one")
-    evaluate_it = wanted or (False if unwanted else None)
-    folder = flags.take(arguments, "--resume")
-    if folder is not None:
-        if arguments:
-            raise UserError(f"--resume takes everything from the run: got {' '.join(arguments)} as well")
-        run = RunFolder(Path(folder)).record.run
-        return Plan(run.training.device, partial(_resume, folder), as_json, evaluate_it)
-    if not arguments or arguments[0].startswith("-"):
-        if not {"-h", "--help"} & set(arguments):
-            raise UserError("which method? taet train METHOD [options]; see taet list methods")
-        arguments = ["at", *arguments]
-    run, _ = configure(arguments[0], arguments[1:])
-    return Plan(run.training.device, partial(_train, arguments, as_json), as_json, evaluate_it)
+    if request.options.resume is not None:
+        rest = [w for w in flags.without(words, "--resume") if w not in ("--evaluate", "--no-evaluate", "--json")]
+        if rest:
+            raise UserError(f"--resume takes everything from the run: got {' '.join(rest)} as well")
+    return request
+
+
+def parse(method: str, words: Sequence[str]) -> Request:
+    """Parse `METHOD [options]`."""
+    protocol, recipe = (flags.value_of(f"--{name}", words) for name in ("protocol", "recipe"))
+    start = protocols.start(protocol or "taet", method, recipe or None)
+    start = dataclasses.replace(start, settings=start.settings or methods.find(method).Config())
+    parts = {name: flags.options(getattr(start, name), name, f"--{name}") for name in ("data", "model", "outer")}
+    parts |= {name: flags.options(getattr(start, name), name) for name in ("threat", "evaluation")}
+    parts |= {"training": flags.options(start.training), "settings": flags.options(start.settings, "method")}
+    kind = make_dataclass(
+        "MethodOptions",
+        [(name, flags.Given, part) for name, part in parts.items()],
+        bases=(TrainOptions,),
+        frozen=True,
+        kw_only=True,
+    )
+    options: Any = flags.parse(kind, words, prog=f"taet train {method}", description=DESCRIPTION, examples=EXAMPLES)
+    given = {f"{part}.{name}": value for part in parts for name, value in getattr(options, part).items()}
+    request = Request(start, {**given, "seed": options.seed}, options)
+    check_attacks(request.run().evaluation)  # now, not when the training is over
+    return request
+
+
+def configure(method: str, words: Sequence[str]) -> tuple[Run, str | None]:
+    """Return the run, and the folder if one is named, that `METHOD [options]` describes; no data are read."""
+    request = parse(method, words)
+    return request.run(), request.options.out
 
 
 def _resume(folder: str) -> TrainingResult:
@@ -106,16 +161,16 @@ def _resume(folder: str) -> TrainingResult:
         return resume(folder, progress=report)
 
 
-def _train(arguments: list[str], as_json: bool) -> TrainingResult:
-    chosen, out, decided = first(lambda: _planned(arguments[0], arguments[1:]))
+def _train(request: Request, arguments: Sequence[str]) -> TrainingResult:
+    chosen, decided = first(request.planned)
 
     def announce(trainer: Trainer) -> None:
-        if not as_json:
-            print(introduction(trainer, decided), file=sys.stderr, flush=True)  # what comes out is the run
+        if not request.options.json:
+            print(introduction(trainer, decided), file=sys.stderr, flush=True)  # standard output is for the result
 
     with progress(chosen.method) as report:
         command = shlex.join(["taet", "train", *arguments])
-        return train(chosen, out=out, progress=report, command=command, announce=announce)
+        return train(chosen, out=request.options.out, progress=report, command=command, announce=announce)
 
 
 def _evaluate(finished: TrainingResult, as_json: bool) -> None:
@@ -158,69 +213,6 @@ def introduction(trainer: Trainer, decided: Sequence[str]) -> str:
         lines += ["decided, each changed by its option:", *(f"  {sentence}" for sentence in decided)]
         lines += [f"training will take {duration(trainer.expected_seconds())}, the attacks after it not counted"]
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """Say about how long something takes."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"about {max(round(seconds, -1), 10):.0f} seconds"
-    return f"about {minutes} minutes" if minutes < 120 else f"about {seconds / 3600:.1f} hours"
-
-
-def configure(method: str, arguments: list[str]) -> tuple[Run, str | None]:
-    """Return the run, and the folder if one is named, that `METHOD [options]` describes; no data are looked at."""
-    start, rest = _start(method, arguments)
-    return _parsed(start, rest)
-
-
-def _planned(method: str, arguments: list[str]) -> tuple[Run, str | None, list[str]]:
-    """As `configure`, with what is decided for images of one's own, and that in words.
-
-    The options are read twice there: for the images, and then over what is decided for them.
-    """
-    start, rest = _start(method, arguments)
-    run, out = _parsed(start, rest)
-    if not is_own(run.data.name):
-        return run, out, []
-    made = own_data.planned(dataclasses.replace(start, data=run.data))
-    run, out = _parsed(made.run, rest)
-    run = override(run, {"data.name": full_name(run.data.name)})  # what a bare path means does not depend on the folder
-    return run, out, made.sentences(run)
-
-
-def _start(method: str, arguments: list[str]) -> tuple[Run, list[str]]:
-    """The run that the protocol prescribes, and the other options."""
-    rest = list(arguments)
-    protocol, recipe = flags.take(rest, "--protocol"), flags.take(rest, "--recipe")
-    return protocols.start(protocol or "taet", method, recipe), rest
-
-
-def _parsed(start: Run, arguments: list[str]) -> tuple[Run, str | None]:
-    """The run that the options make of `start`."""
-    method, config = start.method, methods.find(start.method).Config
-    parts = [
-        ("data", Data, start.data),
-        ("model", Model, start.model),
-        ("threat", Threat, start.threat),
-        ("outer", Outer, start.outer),
-        ("training", Annotated[Training, tyro.conf.arg(name="")], start.training),
-        ("evaluation", Evaluation, start.evaluation),
-        ("method", config, start.settings or config()),
-    ]
-    seed = Annotated[int, tyro.conf.arg(help="Seed of weights, batches, augmentation and attack starts.")]
-    folder = Annotated[str | None, tyro.conf.arg(help="Folder of the run, which must be new.")]
-    kind: Any = make_dataclass(
-        "Flags",
-        [(name, type_, field(default=value)) for name, type_, value in parts]
-        + [("seed", seed, 0), ("out", folder, None)],
-        frozen=True,
-    )
-    parsed = flags.parse(kind, arguments, prog=f"taet train {method}", description=DESCRIPTION, examples=EXAMPLES)
-    values = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(parsed)}
-    settings, out = values.pop("method"), values.pop("out")
-    check_attacks(values["evaluation"])  # now, not when the training is over
-    return dataclasses.replace(start, settings=settings, **values), out
 
 
 def show(result: TrainingResult, as_json: bool) -> None:

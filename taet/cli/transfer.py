@@ -23,7 +23,7 @@ EXAMPLES = (
 
 
 @dataclass(frozen=True)
-class Flags:
+class TransferOptions:
     """Runs and the attack that makes the examples; what is not given is what the runs were configured with."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -47,10 +47,10 @@ def run(arguments: list[str]) -> None:
         _measure(parsed, shlex.join(["taet", "transfer", *arguments]))
 
 
-def read(arguments: list[str]) -> Flags:
+def read(arguments: list[str]) -> TransferOptions:
     """Return what the words of the call mean."""
     return flags.parse(
-        Flags,
+        TransferOptions,
         arguments,
         prog="taet transfer",
         description="Evaluate every run on the adversarial examples that an attack makes on every other, add the "
@@ -59,7 +59,7 @@ def read(arguments: list[str]) -> Flags:
     )
 
 
-def _measure(parsed: Flags, command: str) -> None:
+def _measure(parsed: TransferOptions, command: str) -> None:
     with progress("transfer") as report:
         result = transfer(
             parsed.runs,

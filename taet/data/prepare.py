@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -25,7 +24,7 @@ def _downloads(data: Data) -> tuple[Download, ...]:
 
 
 def _read(data: Data) -> Dataset:
-    return load(**dataclasses.asdict(data))
+    return load(data)
 
 
 def _is_there(data: Data) -> bool:

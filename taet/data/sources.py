@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taet import registry
-from taet.config import Data
+from taet.config import Data, from_json, to_json
 from taet.data.dataset import Dataset, Outline, Split
 from taet.data.images import pillow, resized
 from taet.data.listing import Listing
@@ -22,11 +22,10 @@ from taet.data.long_tail import PROFILES
 from taet.data.places import passed_over
 from taet.data.selection import BALANCED_SMALL, select
 from taet.data.store import Images, gather, pieces
-from taet.errors import UserError, unknown
+from taet.errors import UserError
 
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")
 GROUPED = "folder:PATH, csv:PATH, npz:PATH"
-TESTS = ("long-tailed", "balanced")
 LONG_TAILED = "-lt"
 
 
@@ -136,56 +135,20 @@ def _repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
     return ["identical images: " + "; ".join(notes)] if notes else []
 
 
-def load(
-    name: str,
-    *,
-    root: str | None = None,
-    imbalance_ratio: float | None = None,
-    default_imbalance_ratio: float = 10.0,
-    profile: Literal["exponential", "linear", "step"] | None = None,
-    max_count: int | None = None,
-    test: Literal["long-tailed", "balanced"] = "long-tailed",
-    test_max_count: int | None = None,
-    validation: float = 0.0,
-    group: str | None = None,
-    size: int | None = None,
-    seed: int = 0,
-    storage: Literal["auto", "memory", "disk"] = "auto",
-) -> Dataset:
-    """Return the data set `name`: one of `taet list data`, {folder,csv,npz,taet-npy}:PATH, or a bare path.
+def load(name: str | Data, **settings: Any) -> Dataset:
+    """Return a data set: `load(Data(...))`, or `load(name_or_path, **fields of Data)`.
 
-    The sets named -lt are cut to a long-tailed profile with `imbalance_ratio`, classes in the order of the labels;
-    where that is not given, as they are published, or else with `default_imbalance_ratio` and the exponential profile.
-    Those named -balanced-small get as many training images as that, spread evenly over the classes. Others are taken as
-    they are unless a ratio is given. `max_count` is the largest training class of the profile (by default the largest
-    that the data allow) or, where nothing is cut, a cap on every class; `test_max_count` does the same for the test
-    set. `test`: "long-tailed" cuts the test set with the same ratio, unless the training set is spread evenly;
-    "balanced" leaves it. `validation` holds out that share of each training class, after the cut and before
-    `class_counts` are counted; a source's own validation split is kept instead. `group` names what keeps images of a
-    folder, a table or an .npz together in one split; groups are held out whole. `size` resizes to size x size pixels,
-    bilinear and antialiased. The same `seed` always chooses the same images, smaller sets within larger ones where
-    there are no groups. `storage` says where the images lie, see `taet.config.Data`. Mistakes in arguments or files
-    are a `UserError`.
+    The name is one of `taet list data`, {folder,csv,npz,taet-npy}:PATH, or a bare path; the settings are the fields of
+    `taet.config.Data`. Sets named -lt are cut to a long-tailed profile, with classes in the order of the labels; those
+    named -balanced-small get as many training images, spread evenly over the classes; others stay as they are unless
+    an imbalance ratio is given. `max_count` is the largest training class of the profile, or a cap on every class
+    where nothing is cut; `test_max_count` does the same for the test set. `validation` is held out after the cut and
+    before `class_counts` are taken, whole groups at a time; a source's own validation split is kept instead. `size`
+    resizes with bilinear, antialiased interpolation. The same `seed` always chooses the same images, smaller sets
+    within larger ones where there are no groups. Mistakes in settings or files are a `UserError`.
     """
-    if profile is not None and profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
-    if test not in TESTS:
-        raise unknown("test set", test, TESTS)
-    data = Data(
-        name=name,
-        root=root,
-        imbalance_ratio=imbalance_ratio,
-        default_imbalance_ratio=default_imbalance_ratio,
-        profile=profile,
-        max_count=max_count,
-        test=test,
-        test_max_count=test_max_count,
-        validation=validation,
-        group=group,
-        size=size,
-        seed=seed,
-        storage=storage,
-    )
+    given = to_json(name) if isinstance(name, Data) else {"name": name}
+    data: Data = from_json(Data, {**given, **settings})
     data, module = _source(data)
     listed = _listing(data, module)
     source: Dataset = module.read(data) if listed is None else listed.dataset(data)
@@ -198,12 +161,12 @@ def load(
     }
     if is_own(data.name):
         notes += _repeats(splits, listed)
-    sized = {part: _resized(split, size, storage) for part, split in splits.items()}
+    sized = {part: _resized(split, data.size, data.storage) for part, split in splits.items()}
     return replace(
         source,
         train=sized["train"],
         validation=sized.get("validation"),
         test=sized["test"],
-        resized=source.resized or size is not None,
+        resized=source.resized or data.size is not None,
         notes=(*source.notes, *notes),
     )

@@ -223,11 +223,11 @@ def _made(start: Run, entry: Entry, settings: Settings, datasets: dict[Data, Dat
         return str(error)
     if run.data not in datasets:
         try:
-            datasets[run.data] = load(**config.to_json(run.data))
+            datasets[run.data] = load(run.data)
         except UserError as error:  # which concerns every method, unless the entry has data settings of its own
             shared = {key: settings[key] for key in settings.keys() - entry.settings.keys() if key.startswith("data.")}
             if any(key.startswith("data.") for key in entry.settings):
-                load(**config.to_json(config.override(start, shared).data))
+                load(config.override(start, shared).data)
                 raise UserError(f"methods: {entry.name}: {error}") from None
             raise
     try:

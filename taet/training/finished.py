@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from taet import config, models
+from taet import models
 from taet.config import Run
 from taet.data import Dataset, load
 from taet.errors import UserError
@@ -48,7 +48,7 @@ def load_run(
     check_given(folder, record, "dataset", dataset)
     check_given(folder, record, "model", model)  # before the data are read
     data = record.run.data
-    dataset = load(**config.to_json(data)) if dataset is None else dataset
+    dataset = load(data) if dataset is None else dataset
     recorded = record.data.test.sha256
     if dataset.test.sha256 != recorded:
         raise UserError(

@@ -194,7 +194,7 @@ class Trainer:
         self.run, self.folder, self.progress = run, RunFolder(folder), progress if rank() == 0 else None
         self.device = resolve_device(run.training.device)
         self.given = {"model": model is not None, "dataset": dataset is not None}
-        self.dataset = dataset if dataset is not None else in_turn(lambda: load(**config.to_json(run.data)))
+        self.dataset = dataset if dataset is not None else in_turn(lambda: load(run.data))
         self.threads = run.training.threads or torch.get_num_threads()
         self.split_name, self.watched = self._watched_split()
         self.loader = Loader(

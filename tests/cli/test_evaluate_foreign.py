@@ -127,7 +127,11 @@ def of_another_network() -> None:
         (None, "resnet8", "--data is missing: resnet8 names no test images"),
         (None, "resnet8 --data few.npz --attacks pdg-20", "did you mean 'pgd-20'?"),
         (None, "resnet8 --data few.npz --curves step", "unknown --curves 'step'"),
-        (None, "resnet8 --data few.npz --eps-l2 x", "--eps-l2: got 'x'; allowed: a number, e.g. 8/255"),
+        (
+            None,
+            "resnet8 --data few.npz --eps-l2 x",
+            "--eps-l2: got 'x'; allowed: a number, above 0, e.g. ",
+        ),
         (None, "resnet8 --data few.npz --normalize imagnet", "did you mean 'imagenet'?"),
         (None, "resnet8 --data few.npz --weights", "--weights needs a value"),
         (None, "torchvision:squeezenet1_0 --data digits-lt", "Output size is too small"),

@@ -5,50 +5,73 @@ from __future__ import annotations
 import pytest
 
 from taet import protocols
-from taet.cli.flags import normalise, take
-from taet.cli.train import configure
+from taet.cli.flags import without
+from taet.cli.train import configure, parse
 from taet.config import override
 from taet.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("words", "name", "expected"),
     [
-        (["--eps", "8/255"], ["--eps", repr(8 / 255)]),
-        (["--eps=8/255"], [f"--eps={8 / 255!r}"]),
-        (["--threat.eps=1.5/255"], [f"--threat.eps={1.5 / 255!r}"]),
-        (["--out", "runs/8/255"], ["--out", "runs/8/255"]),
-        (["--data", "x"], ["--data.name", "x"]),
-        (["--model=resnet8"], ["--model.name=resnet8"]),
-        (["--data.size", "8"], ["--data.size", "8"]),
-        (["--eps", "8/0"], ["--eps", "8/0"]),
-        (["npz:a/1/2"], ["npz:a/1/2"]),
+        ("--threat.eps 8/255", "threat.eps", 8 / 255),
+        ("--threat.eps=8/255", "threat.eps", 8 / 255),
+        ("--threat.step-size 1.5/255", "threat.step_size", 1.5 / 255),
+        ("--evaluation.eps-l2 128/255", "evaluation.eps_l2", 128 / 255),
+        ("--milestones 60/80 75/80", "training.milestones", (60 / 80, 75 / 80)),
+        ("--data.root runs/8/255", "data.root", "runs/8/255"),
+        ("--data x", "data.name", "x"),
+        ("--data.name x", "data.name", "x"),
+        ("--model=resnet8", "model.name", "resnet8"),
+        ("--outer focal", "outer.name", "focal"),
+        ("--no-capture", "training.capture", False),
+        ("--data.size None", "data.size", None),
     ],
 )
-def test_normalise(given: list[str], expected: list[str]) -> None:
-    assert normalise(given) == expected
+def test_given_options_change_the_run(words: str, name: str, expected: object) -> None:
+    request = parse("at", words.split())
+    assert request.given == {name: expected, "seed": 0}
+    assert request.run() == override(request.start, request.given)
 
 
-def test_take_removes_a_flag() -> None:
-    arguments = ["a", "--protocol", "reat", "b", "--out=x"]
-    assert take(arguments, "--protocol") == "reat"
-    assert take(arguments, "--out") == "x"
-    assert take(arguments, "--seed") is None
-    assert arguments == ["a", "b"]
-    for words in (["--protocol"], ["--protocol", "--data.max-count", "20"], ["--protocol="]):
-        with pytest.raises(UserError, match=r"^--protocol needs a value$"):
-            take(words, "--protocol")
+def test_help_shows_bounds_and_the_defaults_of_the_protocol(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as caught:
+        configure("trades", ["--protocol", "reat", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "Passes over the training images. (1 or more; default: 80)" in text
+    assert "Highest learning rate. (above 0, up to 1e+38; default: 0.1)" in text
+    assert "default: 8/255)" in text
+    assert "(0 or more; default: 6)" in text  # of the method's own beta
+
+
+def test_without_removes_an_option_and_its_value() -> None:
+    words = ["a", "--processes", "2", "b", "--processes=3"]
+    assert without(words, "--processes") == ["a", "b"]
+    assert without(words, "--seed") == words
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("at --epochs x", "--epochs: got 'x'; allowed: a whole number"),
-        ("at --epochs 3 --epochs=1.5", "--epochs: got '1.5'; allowed: a whole number"),
-        ("at --data.size x", "--data.size: got 'x'; allowed: a whole number"),
-        ("at --threat.eps x --seed 3", "--threat.eps: got 'x'; allowed: a number, e.g. 8/255"),
-        ("at --milestones 0.5 x", "--milestones: got '0.5 x'; allowed: numbers"),
-        ("las-at --method.eps 3", "--method.eps: got '3'; allowed: two whole numbers"),
+        ("at --epochs x", "--epochs: got 'x'; allowed: a whole number, 1 or more"),
+        ("at --epochs 3 --epochs=1.5", "--epochs: got '1.5'; allowed: a whole number, 1 or more"),
+        ("at --data.size x", "--data.size: got 'x'; allowed: a whole number, 4 or more pixels"),
+        (
+            "at --threat.eps x --seed 3",
+            "--threat.eps: got 'x'; allowed: a number, 0 to 1, in units of the image range, e.g. 8/255",
+        ),
+        (
+            "at --milestones 0.5 x",
+            "--milestones: got '0.5 x'; allowed: numbers, rising shares of the epochs, e.g. 0.75 0.9",
+        ),
+        (
+            "las-at --method.eps 3",
+            "--method.eps: got '3'; allowed: two whole numbers, lowest and highest, within 0 to 255",
+        ),
         ("at --lr", "--lr needs a value"),
         ("at stray", "got 'stray', which belongs to no option"),
         ("at --method.beta 3", "unknown option --method.beta; at has none of its own"),
@@ -90,17 +113,6 @@ def test_every_part_of_a_run_has_its_flags() -> None:
     assert (run.threat.eps, run.training.lr, run.outer.name) == (4 / 255, 0.05, "balanced-softmax")
     assert (run.training.milestones, run.evaluation.attacks) == ((0.5, 0.8), ("clean", "pgd-7"))
     assert run.settings.absent == "skip"
-
-
-def test_only_sizes_of_the_ball_are_fractions() -> None:
-    assert normalise(["--out", "2026/11", "--threat.eps", "8/255", "--step-size=1/255", "4/2"]) == [
-        "--out",
-        "2026/11",
-        "--threat.eps",
-        repr(8 / 255),
-        f"--step-size={1 / 255!r}",
-        "4/2",
-    ]
 
 
 def test_an_attack_with_a_typo_is_refused_before_the_training() -> None:

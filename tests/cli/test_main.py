@@ -41,7 +41,7 @@ def test_help_of_train_shows_the_knobs_of_the_method_and_the_defaults_of_the_pro
 def test_help_of_train_names_every_option(taet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     text = taet("train", "--help").out
-    for words in ("--protocol", "--resume", "--json", "--data, --model and --outer are short for --data.name"):
+    for words in ("--protocol", "--resume", "--json", "--data STR, --data.name STR", "--outer {"):
         assert words in text
 
 

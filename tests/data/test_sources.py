@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ def counts(dataset):
 
 def test_the_settings_of_a_run_are_its_arguments():
     data = Data("digits-lt", imbalance_ratio=20, validation=0.1)
-    assert load(**asdict(data)).train.sha256 == load("digits-lt", imbalance_ratio=20, validation=0.1).train.sha256
+    assert load(data).train.sha256 == load("digits-lt", imbalance_ratio=20, validation=0.1).train.sha256
 
 
 def test_a_set_is_cut_only_where_a_ratio_is_given(balanced):

@@ -164,7 +164,7 @@ def test_two_data_sets_never_share_a_folder(
 ) -> None:
     from taet.data import load
 
-    digits = load(**config.to_json(planned(small, tmp_path)[0].run).pop("data"))
+    digits = load(planned(small, tmp_path)[0].run.data)
     monkeypatch.setattr("taet.experiments.cells.load", lambda **_: digits)
     with pytest.raises(UserError, match=r"data: npz:a/b.npz and npz:a-b.npz would both be in"):
         planned(small, tmp_path, data=["npz:a/b.npz", "npz:a-b.npz"])

@@ -1,0 +1,81 @@
+"""The model that `taet evaluate` and `taet check` look at: a run, or a model of any origin with its test images."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from taet.cli import flags
+from taet.config import Data
+from taet.data import Dataset, load
+from taet.errors import UserError
+from taet.models import foreign
+from taet.training.folder import RunFolder
+
+Weights = Literal["model", "model-last", "model-best"]
+"""Weights of a run: those that it delivers, of its last epoch, or of its best one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRun:
+    """A run."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    weights: Weights = "model"
+    """The weights that the run delivers, those of its last epoch, or of its best one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfModel:
+    """A model of any origin, or a run on data other than its own."""
+
+    weights: Path | None = None
+    """File of the model's weights. Default: those that the callable returns, or random ones."""
+    normalize: str = "none"
+    """Input scale that the model expects: none, imagenet, cifar10, cifar100, or means and deviations of the channels,
+    M1,M2,M3/S1,S2,S3."""
+    data: flags.Given = flags.options(Data(name=""), "data", "--data")
+
+    def chosen(self, name: str) -> Data:
+        """Return the data that the options choose for the model called `name`."""
+        if not self.data.get("name"):
+            raise UserError(f"--data is missing: {name} names no test images; see taet list data")
+        return dataclasses.replace(Data(), **self.data)
+
+
+def options_of(words: list[str]) -> set[str]:
+    """Return the options among the words of a call, without values."""
+    return {word.partition("=")[0] for word in words if word.startswith("-")}
+
+
+def data_for_run(name: str, origin: OfModel) -> Dataset:
+    """Load other data than a run's own; without a size, at that of the run's images, where these are square."""
+    data = origin.chosen(name)
+    if origin.weights is not None or origin.normalize != "none":
+        raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
+    _, height, width = RunFolder(Path(name)).record.data.image_shape
+    return load(dataclasses.replace(data, size=height if data.size is None and height == width else data.size))
+
+
+def open_model(name: str, origin: OfModel) -> tuple[foreign.Loaded, Dataset]:
+    """Load the data, and a model of any origin with as many classes."""
+    dataset = load(origin.chosen(name))
+    loaded = foreign.load(
+        name,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.image_shape,
+        weights=origin.weights,
+        normalize=origin.normalize,
+    )
+    return loaded, dataset
+
+
+def is_folder(name: str) -> bool:
+    """Does `name` mean a folder, rather than a model?"""
+    return Path(name).is_dir() or (":" not in name and os.sep in name)
