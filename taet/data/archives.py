@@ -1,4 +1,7 @@
-"""Unpacking of archives that nobody need trust: nothing is ever written outside the folder."""
+"""Safe unpacking of archives: nothing is ever written outside the folder, and nothing is left half unpacked.
+
+shutil.unpack_archive and pooch write members one by one into the folder itself, and accept links.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple
@@ -17,7 +21,7 @@ from taet.data.downloads import Progress
 from taet.errors import UserError
 
 DAMAGED = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError)
-"""What the readers raise; RuntimeError where a zip is encrypted or packed in an unknown way."""
+"""What the readers raise; RuntimeError for a zip that is encrypted or compressed in an unknown way."""
 
 
 class _Member(NamedTuple):
@@ -26,42 +30,32 @@ class _Member(NamedTuple):
     name: str
     plain: bool
     """Is it a regular file or a folder, and no link or device?"""
-    open: Callable[[], IO[bytes]] | None
+    open: Callable[[], IO[bytes] | None] | None
 
 
-def _zip_members(archive: zipfile.ZipFile) -> list[_Member]:
-    def member(info: zipfile.ZipInfo) -> _Member:
-        kind = stat.S_IFMT(info.external_attr >> 16)  # the mode that Unix gave it; 0 where another system packed it
-        plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-        return _Member(info.filename, plain, None if info.is_dir() else lambda: archive.open(info))
-
-    return [member(info) for info in archive.infolist()]
+def _in_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    kind = stat.S_IFMT(info.external_attr >> 16)  # the mode on Unix; 0 if packed by another system
+    opener = None if info.is_dir() else partial(archive.open, info)
+    return _Member(info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR), opener)
 
 
-def _tar_members(archive: tarfile.TarFile) -> list[_Member]:
-    def member(info: tarfile.TarInfo) -> _Member:
-        def content() -> IO[bytes]:
-            stream = archive.extractfile(info)
-            assert stream is not None  # a regular file has content
-            return stream
-
-        return _Member(info.name, info.isreg() or info.isdir(), None if info.isdir() else content)
-
-    return [member(info) for info in archive.getmembers()]
+def _in_tar(archive: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
+    opener = None if info.isdir() else partial(archive.extractfile, info)
+    return _Member(info.name, info.isreg() or info.isdir(), opener)
 
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[list[_Member]]:
     if archive.suffix.lower() == ".zip":
         with zipfile.ZipFile(archive) as packed:
-            yield _zip_members(packed)
+            yield [_in_zip(packed, info) for info in packed.infolist()]
     else:
         with tarfile.open(archive) as tar:
-            yield _tar_members(tar)
+            yield [_in_tar(tar, info) for info in tar.getmembers()]
 
 
 def _place(member: _Member) -> PurePosixPath:
-    """Return where a member belongs below the folder; one that leads out, or that is no plain file, is refused."""
+    """Return the path of a member below the folder; a path out of it, a link and a device are refused."""
     path, windows = PurePosixPath(member.name.replace("\\", "/")), PureWindowsPath(member.name)
     if path.is_absolute() or windows.drive or ".." in path.parts:
         raise UserError(f"its member '{member.name}' leads out of the folder")
@@ -71,7 +65,7 @@ def _place(member: _Member) -> PurePosixPath:
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Rename what is in the folder `source` into the folder `target`; a file that is there already stays as it is."""
+    """Move the content of the folder `source` into the folder `target`; files that exist there are kept."""
     for child in sorted(source.iterdir()):
         there = target / child.name
         if not there.exists():
@@ -83,10 +77,9 @@ def _merge(source: Path, target: Path) -> None:
 def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> None:
     """Unpack a .zip, .tar or compressed .tar into `folder`.
 
-    Only regular files and folders are made, with the permissions that new files get here. A name that is absolute or
-    holds "..", a link, a device or a damaged archive is a `UserError` in one line, and then nothing is unpacked: all is
-    first written aside, in a hidden folder within `folder`, and renamed when it is complete. Files that are there
-    already are kept.
+    Only regular files and folders are made, with the permissions of new files. A name that is absolute or contains
+    "..", a link, a device or a damaged archive is a `UserError` in one line, and nothing is unpacked then: files are
+    first written into a hidden folder within `folder`, and moved when all are written. Existing files are kept.
     """
     aside = folder / f".{archive.name}.unpacking"
     try:
@@ -98,7 +91,9 @@ def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> Non
                 path = aside / place
                 (path if member.open is None else path.parent).mkdir(parents=True, exist_ok=True)
                 if member.open is not None:
-                    with member.open() as content, path.open("wb") as file:
+                    content = member.open()
+                    assert content is not None  # a regular file has content
+                    with content, path.open("wb") as file:
                         shutil.copyfileobj(content, file)
                 if progress is not None:
                     progress(done, len(members), f"unpacking {archive.name}")

@@ -1,4 +1,4 @@
-"""Image files and arrays: what files hold, decoding and resizing."""
+"""Image files: listing, headers, decoding and resizing."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ B = TypeVar("B")
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 AHEAD = 64
-"""Results that threads may have ready before they are asked for, which bounds the memory that they take."""
+"""Results that threads compute in advance, at most; this bounds their memory."""
 HEADERS = 64
-"""Files that a thread looks into at once: to hand over a single one would take as long as to look into it."""
+"""Headers that a thread reads at once: handing over a single file would take as long as reading its header."""
 UNUSUAL = {
     "deep": "16 bits per channel, scaled to 8",
     "palette": "a palette, read as its colours",
     "cmyk": "CMYK, converted to RGB",
-    "alpha": "an alpha channel, dropped: what is transparent gets the colour that is stored under it",
+    "alpha": "an alpha channel, dropped: transparent pixels get the colour that is stored with them",
     "frames": "several frames or pages, of which the first is read",
     "turned": "turned upright by their EXIF tag",
 }
-"""What may be unusual about a file, and what is done with it."""
+"""Unusual properties of a file, and what is done with them."""
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -55,7 +55,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def _ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Yield `function` of each item in order; threads work on the next ones, never more than AHEAD of what is taken."""
+    """Yield `function` of each item in order; threads work on the next AHEAD items."""
     pool = ThreadPoolExecutor()
     waiting: deque[Future[B]] = deque()
     try:
@@ -71,9 +71,9 @@ def _ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
 
 @contextmanager
 def _settled() -> Iterator[None]:
-    """Let Pillow refuse what may be a decompression bomb, and be silent about details such as damaged EXIF tags.
+    """Make Pillow refuse possible decompression bombs, and ignore details such as damaged EXIF tags.
 
-    Filters are the process's, so that this stands around threads and not inside them.
+    Warning filters belong to the process: use this around threads, not inside them.
     """
     from PIL.Image import DecompressionBombWarning
 
@@ -84,7 +84,6 @@ def _settled() -> Iterator[None]:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Say why a file cannot be read."""
     from PIL import UnidentifiedImageError
 
     if path.is_file() and path.stat().st_size == 0:
@@ -103,10 +102,8 @@ def _refusal(unreadable: dict[Path, str], total: int) -> UserError:
 
 
 class _Header(NamedTuple):
-    """What the first bytes of an image file say."""
-
     size: tuple[int, int]
-    """Width and height once it stands upright."""
+    """Width and height, upright."""
     grey: bool
     unusual: tuple[str, ...]
     """Keys of UNUSUAL."""
@@ -126,7 +123,7 @@ def _header(path: Path) -> _Header | str:
             mode = image.mode
             if mode == "F":
                 raise ValueError("it holds floating point numbers; allowed: 8 or 16 bits per channel")
-            # A .png would be decoded for a tag behind its pixels; of a .tif Pillow has turned the size already.
+            # Image.getexif does not decode a .png for a tag behind its pixels. Pillow turns the size of a .tif itself.
             turn = pillow.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
             across = turn in (5, 6, 7, 8) and image.format != "TIFF"
             unusual = {
@@ -134,7 +131,7 @@ def _header(path: Path) -> _Header | str:
                 "palette": mode in ("P", "PA"),
                 "cmyk": mode == "CMYK",
                 "alpha": mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info,
-                # The second picture that a phone puts into its .jpg is none to be learned from.
+                # The second picture that a phone puts into its .jpg is no other image.
                 "frames": getattr(image, "is_animated", False) and image.format != "MPO",
                 "turned": turn in range(2, 9),
             }
@@ -153,22 +150,22 @@ def _headers(paths: Sequence[Path]) -> list[_Header | str]:
 
 @dataclass(frozen=True)
 class Survey:
-    """What image files hold, by their headers."""
+    """What the headers of image files say."""
 
     paths: tuple[Path, ...]
-    """The N files that can be read, as far as their headers tell."""
+    """The N files whose headers can be read."""
     sizes: NDArray[np.int64]
-    """(N,2): width and height in pixels, once they stand upright."""
+    """(N,2): width and height in pixels, upright."""
     grey: NDArray[np.bool_]
-    """(N,): whether a file is greyscale."""
+    """(N,): is the file greyscale?"""
     unusual: dict[str, tuple[Path, ...]]
-    """Files about which something is unusual, by what it is: a key of UNUSUAL."""
+    """Files with an unusual property, by keys of UNUSUAL."""
     unreadable: dict[Path, str]
     """Files that cannot be read, and why."""
 
     @property
     def channels(self) -> int:
-        """1 where all files are greyscale, 3 otherwise."""
+        """1 if all files are greyscale, else 3."""
         return 1 if self.grey.all() else 3
 
     @cached_property
@@ -176,13 +173,8 @@ class Survey:
         return self.sizes[np.argsort(self.sizes.prod(1), kind="stable")]
 
     @property
-    def smallest(self) -> tuple[int, int]:
-        """Width and height of the image with the fewest pixels."""
-        return _pair(self._by_area[0])
-
-    @property
     def median(self) -> tuple[int, int]:
-        """Width and height of the image in the middle, by pixels."""
+        """Width and height of the image in the middle by number of pixels."""
         return _pair(self._by_area[len(self.paths) // 2])
 
     @property
@@ -196,13 +188,13 @@ class Survey:
         return bool((self.sizes == self.sizes[:1]).all())
 
     def checked(self) -> Survey:
-        """Return the survey itself; files that cannot be read are a `UserError`."""
+        """Return self; files that cannot be read are a `UserError`."""
         if self.unreadable:
             raise _refusal(self.unreadable, len(self.paths) + len(self.unreadable))
         return self
 
     def common_size(self, size: int | None) -> tuple[int, int]:
-        """Return width and height that all images are read with: `size`, or their own, which must be one."""
+        """Return the width and height of all images: `size`, or their own, which must be the same."""
         self.checked()
         if size is None and not self.uniform:
             other = int((self.sizes != self.sizes[0]).any(1).argmax())
@@ -210,13 +202,12 @@ class Survey:
         return _pair(self.sizes[0]) if size is None else (size, size)
 
     def sentences(self, size: int | None = None) -> list[str]:
-        """Say in words what there is; with `size`, to which they will be scaled, also how many have to be enlarged."""
+        """Describe the files; `size` is what they will be scaled to."""
         total, grey = len(self.paths), int(self.grey.sum())
         if total == 0:
             return []
-        smallest, median, largest = (
-            f"{width}x{height}" for width, height in (self.smallest, self.median, self.largest)
-        )
+        order = (self._by_area[place].tolist() for place in (0, total // 2, -1))
+        smallest, median, largest = (f"{width}x{height}" for width, height in order)
         spread = smallest if self.uniform else f"{smallest} to {largest}, median {median}"
         colour = "grey" if grey == total else "colour" if grey == 0 else f"{grey} grey, read as colour like the others"
         found = [f"{total} image files, {spread} pixels, {colour}"]
@@ -235,10 +226,7 @@ def _example(what: str, files: Sequence[Path], total: int) -> str:
 
 
 def survey(paths: Sequence[Path]) -> Survey:
-    """Look at the headers of image files, without decoding any; those that cannot be read are listed with the reason.
-
-    A file that is cut short behind its header looks well here: see `unreadable`.
-    """
+    """Read the headers of image files, without decoding any; a file cut short behind its header is not noticed."""
     batches = (paths[start : start + HEADERS] for start in range(0, len(paths), HEADERS))
     with _settled():
         headers = list(chain.from_iterable(_ahead(_headers, batches)))
@@ -259,7 +247,7 @@ def _scaled(image: Image, size: int | None) -> Image:
         return image
     from PIL.Image import Resampling
 
-    # Pillow's bilinear filter widens with the reduction, which is the antialiasing.
+    # Pillow's bilinear filter is antialiased: its support grows with the reduction.
     return image.resize((size, size), Resampling.BILINEAR)
 
 
@@ -280,7 +268,7 @@ def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def _eight_bit(image: Image) -> Image:
-    """Return `image` as grey ("L") where the file is greyscale, as "RGB" otherwise."""
+    """Return `image` as grey ("L") if the file is greyscale, else as "RGB"."""
     from PIL.Image import fromarray
 
     if image.mode in ("1", "L", "LA", "La"):
@@ -292,7 +280,7 @@ def _eight_bit(image: Image) -> Image:
         return fromarray(np.rint(levels / 257).astype(np.uint8))  # 65535 = 257 * 255
     if image.mode == "F":
         raise ValueError("it holds floating point numbers; allowed: 8 or 16 bits per channel")
-    # A palette may carry transparency, which Pillow drops without a warning only by way of RGBA.
+    # A palette may have transparency, which Pillow drops without a warning only through RGBA.
     return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
 
 
@@ -302,7 +290,7 @@ def _decode(path: Path, size: int | None) -> NDArray[np.uint8] | str:
     from PIL.Image import open as open_image
 
     try:
-        # Not by its name: Pillow would map a .tif into memory, and mix up the rows of one that has to be turned.
+        # Not by its name: Pillow would map a .tif into memory, and mix up the rows of one that is to be turned.
         with path.open("rb") as file, open_image(file) as image:
             return np.asarray(_scaled(_eight_bit(ImageOps.exif_transpose(image)), size))
     except Exception as error:  # decoders of damaged files raise errors of many kinds
@@ -310,12 +298,12 @@ def _decode(path: Path, size: int | None) -> NDArray[np.uint8] | str:
 
 
 def decode(path: Path, size: int | None) -> NDArray[np.uint8]:
-    """Read one image file, upright by its EXIF tag: uint8 (H,W) where it is greyscale, (H,W,3) otherwise.
+    """Read one image file, turned upright by its EXIF tag: uint8 (H,W) if it is greyscale, else (H,W,3).
 
-    Of 16 bits per channel the upper ones count, palettes and CMYK become RGB, an alpha channel is dropped, and of
-    several frames or pages the first is read. More than that is a `UserError`: 32 bits or floating point numbers per
-    channel, a damaged file, or so many pixels that Pillow warns (89 million). With `size`, it is size x size pixels.
-    To read many files use `decode_all`, or `decode_each` where they do not become one array; neither from a thread.
+    16 bits per channel are scaled to 8, palettes and CMYK become RGB, an alpha channel is dropped, and the first of
+    several frames or pages is read. A `UserError`: 32 bits or floating point numbers per channel, a damaged file, or
+    more pixels than Pillow allows (89 million). With `size`, the image is resized to size x size pixels.
+    For many files use `decode_all` or, if they do not become one array, `decode_each`; none of them from a thread.
     """
     with _settled():
         image = _decode(path, size)
@@ -325,9 +313,9 @@ def decode(path: Path, size: int | None) -> NDArray[np.uint8]:
 
 
 def decode_each(paths: Sequence[Path], size: int | None) -> Iterator[NDArray[np.uint8]]:
-    """Yield what `decode` returns of each file, in order; threads read a few files ahead.
+    """Yield what `decode` returns for each file, in order; threads read some files in advance.
 
-    At the first file that cannot be read the rest is read for others, so that the `UserError` says how many there are.
+    If a file cannot be read, the `UserError` says how many others cannot either.
     """
     with _settled():
         decoded = zip(paths, _ahead(lambda path: _decode(path, size), paths), strict=True)
@@ -339,7 +327,7 @@ def decode_each(paths: Sequence[Path], size: int | None) -> Iterator[NDArray[np.
 
 
 def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return the image files that cannot be read, and why; each is decoded, since a file may be cut short anywhere."""
+    """Return the image files that cannot be decoded, and why."""
     with _settled():
         decoded = _ahead(lambda path: _decode(path, 1), paths)
         return {path: reason for path, reason in zip(paths, decoded, strict=True) if isinstance(reason, str)}
@@ -354,25 +342,24 @@ def _different(first: Path, size: Sequence[int], other: Path, other_size: Sequen
 
 
 def pillow() -> str:
-    """Name the version of Pillow, which decides the pixels of what is decoded or resized."""
+    """Return the version of Pillow, which determines the pixels of decoded and resized images."""
     from PIL import __version__
 
     return f"Pillow {__version__}"
 
 
 def _key(paths: Sequence[Path], size: int | None, channels: int) -> str:
-    """Return a text that names what decides the pixels: the files, how they are read, and by which Pillow."""
+    """Return a text of everything that determines the pixels: the files, how they are read, and the Pillow version."""
     files = ((os.path.abspath(path), path.stat()) for path in paths)
     lines = [f"{name}\t{about.st_size}\t{about.st_mtime_ns}" for name, about in files]
     return "\n".join([f"image files, size {size}, {channels} channels, {pillow()}", *lines])
 
 
 def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory", found: Survey | None = None) -> Images:
-    """Read image files as one array uint8 (N,H,W,C), C 1 where all are greyscale and 3 otherwise: see `decode`.
+    """Read image files as one array uint8 (N,H,W,C), C 1 if all are greyscale, else 3: see `decode`.
 
-    Shape and channels come from `found`, the survey of these files or of more; it is made where it is not given. So no
-    file is decoded twice and few at a time; the images go where `storage` says (see `taet.data.store.gather`). Files of
-    different sizes, without `size`, are a `UserError`, as is a file that cannot be read.
+    `found` is a survey of these files, if there is one already. Where the images are kept: `taet.data.store.gather`.
+    Files of different sizes without `size`, and files that cannot be read, are a `UserError`.
     """
     found = survey(paths) if found is None else found
     width, height = found.common_size(size)

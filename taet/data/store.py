@@ -1,4 +1,4 @@
-"""Images that need not fit in memory: built once into a file, of which only the rows asked for are read."""
+"""Images on disk: written once to a file, from which only the images that are asked for are read."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from taet.errors import UserError
 CHUNK = 1 << 24
 """Bytes that are read or written at once."""
 HELD = 16
-"""Images that are read before their pages are given back: each may map 2 MiB, where the system caches huge pages."""
+"""Images that are read before their pages are released: each may map 2 MiB on a system with huge pages."""
 SHARE = 4
-"""Images that would take more than one part in so many of the memory are kept on disk."""
+"""Images larger than this part of the memory, 1/SHARE, are kept on disk."""
 
 
 class Stored:
-    """Images uint8 (N,H,W,C) in an .npy file: indexed by position like an array, which reads those images alone."""
+    """Images uint8 (N,H,W,C) in an .npy file; indexing by position reads those images only."""
 
     ndim = 4
     dtype = np.dtype(np.uint8)
 
     def __init__(self, path: Path, rows: NDArray[np.int64] | None = None) -> None:
-        """Open the uint8 array (M,H,W,C) in `path`; `rows` (N,) are the images that are meant, all if not given."""
+        """Open the uint8 array (M,H,W,C) in `path`; `rows` (N,) selects images, by default all."""
         self.path = path
         with path.open("rb") as file:
             npy.read_magic(file)
@@ -56,16 +56,16 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the images would take in memory."""
+        """Size of the images in memory, in bytes."""
         return math.prod(self.shape)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, positions: int | slice | NDArray[np.integer[Any]] | NDArray[np.bool_]) -> NDArray[np.uint8]:
-        """Read the images at `positions` into memory; one number gives one image (H,W,C)."""
+        """Read the images at `positions` into memory; a single number gives one image (H,W,C)."""
         if isinstance(positions, tuple):
-            raise TypeError("images on disk are read whole: index them by position, then the array that comes")
+            raise TypeError("images on disk are indexed by position only; index the resulting array further")
         rows = np.asarray(self._rows[positions])
         images = np.empty((rows.size, *self.shape[1:]), np.uint8)
         step = max(1, CHUNK // math.prod(self.shape[1:]))
@@ -74,7 +74,7 @@ class Stored:
         return images.reshape(*rows.shape, *self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """All images in memory, where somebody asks for an array."""
+        """Read all images."""
         if copy is False:
             raise ValueError("images on disk cannot become an array without a copy")
         return self[:].astype(dtype or np.uint8, copy=False)
@@ -91,13 +91,13 @@ class Stored:
 
     def _read(self, rows: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
         size = math.prod(self.shape[1:])
-        for begin in (self._start + rows * size).tolist():  # the disk looks for all of them at once
+        for begin in (self._start + rows * size).tolist():  # so that the disk reads all of them at once
             page = begin // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
         for first in range(0, len(rows), HELD):
             part = slice(first, first + HELD)
             self._pixels.take(rows[part], axis=0, out=images[part], mode="clip")  # "raise" would copy twice
-            self._map.madvise(mmap.MADV_DONTNEED)  # else every page once read counts as this process's memory
+            self._map.madvise(mmap.MADV_DONTNEED)  # else each page that was read counts as memory of this process
 
 
 Images: TypeAlias = NDArray[np.uint8] | Stored
@@ -105,18 +105,18 @@ Images: TypeAlias = NDArray[np.uint8] | Stored
 
 
 def pieces(images: NDArray[Any] | Stored) -> Iterator[NDArray[Any]]:
-    """Yield all images in order, a few megabytes and at most 65,536 images at a time."""
+    """Yield all images in order, in pieces of a few megabytes and at most 65,536 images."""
     step = min(max(1, CHUNK * len(images) // max(1, images.nbytes)), 1 << 16)
     return (images[first : first + step] for first in range(0, len(images), step))
 
 
 def cache() -> Path:
-    """Return the folder of the files that are built: TAET_CACHE, or ~/.cache/taet. They may be deleted at any time."""
+    """Return the folder of image files that may be deleted at any time: TAET_CACHE, or ~/.cache/taet."""
     return Path(os.environ.get("TAET_CACHE") or "~/.cache/taet").expanduser()
 
 
 def memory(root: Path = Path("/")) -> int:
-    """Return the bytes of memory that there are: the machine's, or fewer where its control group is given fewer."""
+    """Return the memory in bytes: the machine's, or the limit of the control group of this process."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
@@ -124,7 +124,7 @@ def memory(root: Path = Path("/")) -> int:
         return limits[0]
     for _, kinds, path in (line.split(":", 2) for line in groups):
         if "memory" in kinds.split(","):
-            top, name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"  # version 1 of such groups
+            top, name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"  # version 1 of control groups
         elif not kinds:
             top, name = "sys/fs/cgroup", "memory.max"  # version 2
         else:
@@ -137,16 +137,16 @@ def memory(root: Path = Path("/")) -> int:
 
 
 def on_disk(size: int, storage: str) -> bool:
-    """Are `size` bytes of images to lie on disk? storage: memory, disk, or auto, by the memory that there is."""
+    """Are `size` bytes of images kept on disk? storage: memory, disk, or auto (depends on the memory)."""
     return storage == "disk" or (storage == "auto" and size > memory() // SHARE)
 
 
 def gather(images: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int], *, key: str, storage: str) -> Images:
-    """Return `images`, N arrays uint8 (H,W,C) in order, as one (N,H,W,C) of that shape: in memory or on disk.
+    """Return `images`, N arrays uint8 (H,W,C) in order, as one array (N,H,W,C) of that shape, in memory or on disk.
 
-    On disk they are written once, to a file that `key` names: it has to hold whatever decides the pixels, such as the
-    paths, sizes and times of the files that they come from. Where that file is there already, `images` is not touched.
-    `storage`: see `on_disk`. A disk that is full is a `UserError`.
+    On disk they are written once, to a file that is named after `key`: a text of everything that determines the pixels,
+    such as paths, sizes and times of files. If that file exists, `images` is not read. `storage`: see `on_disk`. A full
+    disk is a `UserError`.
     """
     if on_disk(math.prod(shape), storage):
         return _kept((np.ascontiguousarray(image).data for image in images), shape, key)
@@ -157,10 +157,9 @@ def gather(images: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int]
 
 
 def open_member(path: Path, name: str, storage: str) -> NDArray[Any] | Stored:
-    """Return the array `name` of an .npz file; images, uint8 (N,H,W) or (N,H,W,C), may lie on disk as (N,H,W,C).
+    """Return the array `name` of an .npz file; images, uint8 (N,H,W) or (N,H,W,C), may be kept on disk as (N,H,W,C).
 
-    They get there piece by piece, compressed or not. An array of Python objects, which only unpickling would read, and
-    a damaged file are a `UserError`.
+    They are copied there piece by piece. A pickled array and a damaged file are a `UserError`.
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
@@ -178,14 +177,14 @@ def open_member(path: Path, name: str, storage: str) -> NDArray[Any] | Stored:
 
 
 def shape_of_member(path: Path, name: str) -> tuple[int, int, int, int] | None:
-    """Return (N,H,W,C) of the images `name` in an .npz file by their header; None where it holds no such images."""
+    """Return (N,H,W,C) of the images `name` in an .npz file by their header; None if it holds no uint8 images."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
         return _images_inside(member)
 
 
 def _images_inside(member: IO[bytes]) -> tuple[int, int, int, int] | None:
-    """Read the header of an .npy file; return (N,H,W,C) where images follow that can be copied as they lie."""
-    if npy.read_magic(member) != (1, 0):  # the later versions are for records of many fields
+    """Read the header of an .npy file; return (N,H,W,C) if images follow whose bytes can be copied."""
+    if npy.read_magic(member) != (1, 0):  # later versions are for structured arrays
         return None
     shape, by_columns, dtype = npy.read_array_header_1_0(member)
     if dtype != np.uint8 or by_columns or len(shape) not in (3, 4) or 0 in shape:
@@ -195,7 +194,7 @@ def _images_inside(member: IO[bytes]) -> tuple[int, int, int, int] | None:
 
 
 def _contents(member: IO[bytes], size: int) -> Iterator[bytes]:
-    """Yield the `size` bytes that are left of a zip's member, whose checksum is compared at its end."""
+    """Yield the remaining `size` bytes of a zip's member, whose checksum is compared at its end."""
     while piece := member.read(CHUNK):
         size -= len(piece)
         yield piece
@@ -204,7 +203,7 @@ def _contents(member: IO[bytes], size: int) -> Iterator[bytes]:
 
 
 def _kept(contents: Iterable[Any], shape: tuple[int, int, int, int], key: str) -> Stored:
-    """Return the file that `key` names, and write it first if it is not there whole."""
+    """Return the file that is named after `key`; write it first if it is not complete."""
     path = cache() / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
     header = _header(shape)
     if not _whole(path, header, shape):
@@ -226,15 +225,15 @@ def _whole(path: Path, header: bytes, shape: tuple[int, ...]) -> bool:
 
 
 def _build(path: Path, header: bytes, contents: Iterable[Any], shape: tuple[int, ...]) -> None:
-    """Write header and contents aside, then rename: what has the name of the file is always whole."""
+    """Write header and contents to a .part file, then rename it: a file with the final name is always complete."""
     part, size = path.with_suffix(".part"), len(header) + math.prod(shape)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # a process that needs the same file waits here, and then finds it
+            fcntl.flock(file, fcntl.LOCK_EX)  # another process that needs the same file waits here, then finds it
             if _whole(path, header, shape):
                 return
-            file.truncate(0)  # what a kill has left
+            file.truncate(0)  # left by a process that was killed
             try:
                 if shutil.disk_usage(path.parent).free < size:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
