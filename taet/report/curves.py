@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from taet.report.figures import INK, Panel, make_figure, make_panel, percent_axis, short
+from taet import metrics
+from taet.evaluation.curves import WHOLE, curves
+from taet.evaluation.summary import Summary
+from taet.formatting import listed, percent, size
+from taet.report import series
+from taet.report.figures import INK, Look, Panel, make_figure, make_panel, percent_axis, short
+from taet.report.measured import Measured
+from taet.report.read import DataFacts, Ints
 from taet.report.series import DASHES, Series
-from taet.report.tables import ScoreCell
+from taet.report.tables import ScoreCell, balanced_cell
 from taet.training.record import CurvePoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+PALE = "#bdbdbd"
+AXES = {
+    "steps": ("number of steps", "Number of steps"),
+    "eps": ("radius ε", "Radius of the ball"),
+    "logit-scale": ("factor of the logits", "Scale of the logits"),
+}
+"""For each curve of an evaluation, the label of its axis and its title."""
+
 # --- over training ---------------------------------------------------------------------------------------------------
 
 
-def switches(series: Series) -> list[tuple[int, str]]:
-    """Return (first epoch, stage) of every stage but the first that a run of the series has reached."""
-    last = max((epoch.epoch for run in series.runs for epoch in run.epochs), default=0)
-    record = series.runs[0].record
+def _switches(one: Series) -> list[tuple[int, str]]:
+    """Return (first epoch, stage) of every stage after the first that the runs have reached."""
+    last = max((epoch.epoch for run in one.runs for epoch in run.epochs), default=0)
+    record = one.runs[0].record
     stages = () if record is None else record.stages
     return [(change.from_epoch, change.stage) for change in stages[1:] if change.from_epoch <= last]
 
@@ -55,94 +72,187 @@ def _mark_switches(axes: Axes, marks: Mapping[tuple[int, str], Sequence[str]], l
 Value = Callable[[CurvePoint], float]
 
 
-def curve(series: Series, value: Value) -> tuple[list[int], list[float]]:
-    """The epochs at which the curve of a series was measured, and there the mean of `value` over the seeds."""
-    points = series.over_seeds(lambda epoch: None if epoch.monitor is None else value(epoch.monitor))
+def training_curves(all_series: Sequence[Series], data: DataFacts, anchor: str) -> list[Panel]:
+    """Balanced accuracy over the epochs, clean and attacked, of all classes and of the tail.
+
+    All series are drawn in four figures; with many series there is one figure each, with the baseline in grey.
+    """
+    there = [one for one in all_series if any(epoch.monitor for run in one.runs for epoch in run.epochs)]
+    points = [epoch.monitor for one in there for run in one.runs for epoch in run.epochs if epoch.monitor is not None]
+    if not points:
+        return []
+    attack = listed(dict.fromkeys(point.attack for point in points))
+
+    def side(attacked: bool, members: Ints | slice) -> Value:
+        def value(point: CurvePoint) -> float:
+            counts = point.attacked if attacked else point.clean
+            return metrics.balanced_accuracy(counts.correct[members], counts.total[members])
+
+        return value
+
+    def top(*values: Value) -> float:
+        drawn = [value(point) for point in points for value in values]
+        highest = max((value for value in drawn if not math.isnan(value)), default=1.0)
+        return min(1.0, max(0.1, 1.1 * highest))
+
+    clean, attacked = side(False, slice(None)), side(True, slice(None))
+    tail_clean, tail_attacked = side(False, data.groups["tail"]), side(True, data.groups["tail"])
+    if len(all_series) > series.MANY:
+        values = {"clean": clean, attack: attacked, f"tail, {attack}": tail_attacked}
+        base, reach = series.baseline(there), top(*values.values())
+        return [_own_curves(one, None if one is base else base, values, reach) for one in there]
+    clean_reach, tail_reach = top(clean, attacked), top(tail_clean, tail_attacked)
+    shown = (
+        ("clean", clean, clean_reach),
+        (attack, attacked, clean_reach),
+        ("tail classes, clean", tail_clean, tail_reach),
+        (f"tail classes, {attack}", tail_attacked, tail_reach),
+    )
+    return [
+        _accuracy_curves(there, f"Balanced accuracy, {words}", value, reach, f"{anchor}-curve-{number}")
+        for number, (words, value, reach) in enumerate(shown)
+    ]
+
+
+def _curve(one: Series, value: Value) -> tuple[list[int], list[float]]:
+    """The epochs at which the curve of a series was measured, and the mean of `value` over the seeds there."""
+    points = one.over_seeds(lambda epoch: None if epoch.monitor is None else value(epoch.monitor))
     return [epoch.epoch for epoch, _ in points], [float(mean) for _, mean in points]
 
 
-def accuracy_curves(all_series: Sequence[Series], title: str, value: Value, top: float, name: str) -> Panel:
-    """One value per epoch and series, drawn where it was measured, with every change of stage marked."""
-    figure, (axes,) = make_figure(2.7)
-    marks: dict[tuple[int, str], dict[str, None]] = {}
-    last = max(run.epochs[-1].epoch for series in all_series for run in series.runs if run.epochs)
-    for series in all_series:
-        x, y = curve(series, value)
-        marker = {"marker": series.marker, "markersize": 4.0, "markevery": max(1, len(x) // 8)}
-        axes.plot(x, y, color=series.colour, linestyle=series.dashes, linewidth=1.6, **marker)
-        for mark in switches(series):
-            marks.setdefault(mark, {})[series.method] = None
+def _last_epoch(all_series: Sequence[Series]) -> int:
+    return max(run.epochs[-1].epoch for one in all_series for run in one.runs if run.epochs)
+
+
+def _finish(axes: Axes, top: float, last: int, marks: Mapping[tuple[int, str], Sequence[str]]) -> None:
     axes.set_ylim(0, top)
     axes.grid(axis="y")
     percent_axis(axes.yaxis)
     _epoch_axis(axes, last)
-    _mark_switches(axes, {mark: list(methods) for mark, methods in marks.items()}, last)
+    _mark_switches(axes, marks, last)
+
+
+def _accuracy_curves(all_series: Sequence[Series], title: str, value: Value, top: float, name: str) -> Panel:
+    """One value per epoch and series, drawn where it was measured, with every change of stage marked."""
+    figure, (axes,) = make_figure(2.7)
+    marks: dict[tuple[int, str], dict[str, None]] = {}
+    for one in all_series:
+        x, y = _curve(one, value)
+        marker = {"marker": one.marker, "markersize": 4.0, "markevery": max(1, len(x) // 8)}
+        axes.plot(x, y, color=one.colour, linestyle=one.dashes, linewidth=1.6, **marker)
+        for mark in _switches(one):
+            marks.setdefault(mark, {})[one.method] = None
+    _finish(axes, top, _last_epoch(all_series), {mark: list(methods) for mark, methods in marks.items()})
     return make_panel(figure, name, title, "value per epoch, one line per method")
 
 
-def own_curves(series: Series, reference: Series | None, values: Mapping[str, Value], top: float, name: str) -> Panel:
-    """The curves of one series, each with its name, before those of a reference in grey."""
+def _own_curves(one: Series, reference: Series | None, values: Mapping[str, Value], top: float) -> Panel:
+    """The curves of one series, each with its name, in front of those of a reference in grey."""
     figure, (axes,) = make_figure(2.5)
-    looks: Sequence[dict[str, Any]] = (
+    looks: Sequence[Look] = (
         {"linewidth": 1.2, "linestyle": DASHES[1]},
         {"linewidth": 2.0},
         {"linewidth": 1.2, "linestyle": DASHES[2]},
     )
     for (label, value), look in zip(values.items(), looks, strict=True):
         if reference is not None:
-            axes.plot(*curve(reference, value), color="#bdbdbd", **look)
-        axes.plot(*curve(series, value), color=series.colour, label=label, **look)
-    axes.set_ylim(0, top)
-    axes.grid(axis="y")
-    percent_axis(axes.yaxis)
-    last = max(run.epochs[-1].epoch for run in series.runs if run.epochs)
-    _epoch_axis(axes, last)
-    _mark_switches(axes, {mark: [] for mark in switches(series)}, last)
+            axes.plot(*_curve(reference, value), color=PALE, **look)
+        axes.plot(*_curve(one, value), color=one.colour, label=label, **look)
+    _finish(axes, top, _last_epoch([one]), {mark: [] for mark in _switches(one)})
     figure.legend(loc="outside lower center", ncols=len(values), handlelength=1.8, fontsize=8)
-    return make_panel(figure, name, series.label, f"value per epoch: {', '.join(values)}")
+    return make_panel(figure, f"{one.anchor}-curve", one.label, f"value per epoch: {', '.join(values)}")
 
 
-def loss_curves(series: Series, name: str) -> Panel | None:
-    """The total loss and its parts over the epochs, one small axis each."""
-    parts = list(dict.fromkeys(part for run in series.runs for epoch in run.epochs for part in epoch.loss))
+def loss_curves(one: Series) -> Panel | None:
+    """The total loss and its parts over the epochs, one small axis each; None if no epoch is recorded."""
+    parts = list(dict.fromkeys(part for run in one.runs for epoch in run.epochs for part in epoch.loss))
     if not parts:
         return None
     parts.sort(key=lambda part: part != "total")
     figure, grid = make_figure(0.75 + 0.95 * len(parts), rows=len(parts))
-    last = max(run.epochs[-1].epoch for run in series.runs if run.epochs)
     for axes, part in zip(grid, parts, strict=True):
-        points = series.over_seeds(lambda epoch: epoch.loss.get(part, float("nan")))  # noqa: B023  # called at once
-        look = {"linewidth": 1.8 if part == "total" else 1.2, "marker": series.marker, "markersize": 3.0}
+        points = one.over_seeds(lambda epoch: epoch.loss.get(part, float("nan")))  # noqa: B023  # called at once
+        look = {"linewidth": 1.8 if part == "total" else 1.2, "marker": one.marker, "markersize": 3.0}
         x, y = [epoch.epoch for epoch, _ in points], [mean for _, mean in points]
-        axes.plot(x, y, color=series.colour, markevery=max(1, len(x) // 12), **look)
+        axes.plot(x, y, color=one.colour, markevery=max(1, len(x) // 12), **look)
         axes.grid(axis="y")
         axes.set_ylabel(short(part), rotation=0, ha="right", va="center")
         axes.margins(y=0.15)
-        for epoch, _ in switches(series):
+        for epoch, _ in _switches(one):
             axes.axvline(epoch - 0.5, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
+    last = _last_epoch([one])
     figure.align_ylabels(list(grid))
     _epoch_axis(grid[-1], last)
-    _mark_switches(grid[0], {mark: [] for mark in switches(series)}, last)
-    return make_panel(figure, name, series.label, f"loss per epoch: {', '.join(parts)}")
+    _mark_switches(grid[0], {mark: [] for mark in _switches(one)}, last)
+    return make_panel(figure, f"{one.anchor}-loss", one.label, f"loss per epoch: {', '.join(parts)}")
 
 
 # --- against the strength of an attack -------------------------------------------------------------------------------
 
 Line = Mapping[float, ScoreCell]
 """Accuracy by the setting that is varied, in ascending order."""
-PALE = "#bdbdbd"
 
 
-def attack_curves(
+@dataclass(frozen=True)
+class AttackCurves:
+    """Accuracy against one setting of an attack: one figure of all series, or one each if there are many."""
+
+    name: str
+    title: str
+    attack: str
+    panels: tuple[Panel, ...]
+    left: tuple[str, ...]
+    """The series that are still correct on some images in a ball that holds every image, with their accuracy."""
+
+
+def attack_curves(runs: Sequence[Measured], anchor: str) -> list[AttackCurves]:
+    """Return every curve that the cards hold."""
+    return [found for name in AXES if (found := _attack_curves(name, runs, anchor)) is not None]
+
+
+def _attack_curves(name: str, runs: Sequence[Measured], anchor: str) -> AttackCurves | None:
+    found = [(run.series, *line) for run in runs if (line := line_of(run.series, name)) is not None]
+    if not found:
+        return None
+    lines = [(one, line) for one, _, line in found]
+    axis, title = AXES[name]
+    radii = sorted({card.threat["eps"] for one, _ in lines for card in one.cards}) if name == "eps" else []
+    ends = [(one.label, line.get(WHOLE)) for one, line in lines] if name == "eps" else []
+    left = tuple(f"{label} ({percent(cell.value)} %)" for label, cell in ends if cell is not None and cell.value > 0)
+    if radii and all(size(x).endswith("/255") for _, line in lines for x in line if x):
+        axis, radii = "radius ε in pixel values 0 to 255", [255 * radius for radius in radii]
+        lines = [(one, {255 * x: cell for x, cell in line.items()}) for one, line in lines]
+    if len(lines) > series.MANY:
+        common = series.baseline([one for one, _ in lines])
+        base = next((line for one, line in lines if one is common), None)
+        panels = [_draw([(one, line)], axis, one.label, f"{one.anchor}-{name}", base, radii) for one, line in lines]
+    else:
+        panels = [_draw(lines, axis, title, f"{anchor}-{name}", None, radii)]
+    return AttackCurves(name, title, listed(dict.fromkeys(attack for _, attack, _ in found)), tuple(panels), left)
+
+
+def line_of(one: Series, name: str) -> tuple[str, Line] | None:
+    """Return the attack that is varied and the balanced accuracy at each point, over the seeds that have it."""
+    points: dict[float, list[Summary]] = {}
+    attack = ""
+    for card in one.cards:
+        for curve in curves(card):
+            if curve.name == name:
+                attack = curve.attack
+                for x, column in curve.points:
+                    points.setdefault(x, []).append(card.summary(column.name))
+    return (attack, {x: balanced_cell(points[x]) for x in sorted(points)}) if points else None
+
+
+def _draw(
     lines: Sequence[tuple[Series, Line]],
     axis: str,
     title: str,
     name: str,
-    *,
-    reference: Line | None = None,
-    marks: Sequence[float] = (),
+    reference: Line | None,
+    marks: Sequence[float],
 ) -> Panel:
-    """Accuracy against one setting of an attack, on a logarithmic axis that begins at 0 where a curve does.
+    """Draw accuracy on a logarithmic axis, which begins at 0 where a curve does.
 
     Bands are 95 % intervals, or two standard errors of the mean over seeds; `reference` is drawn in grey, `marks` are
     settings with a vertical line.
@@ -150,14 +260,13 @@ def attack_curves(
     figure, (axes,) = make_figure(2.7)
     if reference is not None:
         axes.plot([*reference], [cell.value for cell in reference.values()], color=PALE, linewidth=1.6)
-    for series, line in lines:
+    for one, line in lines:
         x, cells = [*line], [*line.values()]
         values = [cell.value for cell in cells]
-        axes.fill_between(
-            x, [cell.low for cell in cells], [cell.high for cell in cells], color=series.colour, alpha=0.12, linewidth=0
-        )
-        look = {"linestyle": series.dashes, "marker": series.marker, "markersize": 4.0, "linewidth": 1.6}
-        axes.plot(x, values, color=series.colour, **look)
+        low, high = [cell.low for cell in cells], [cell.high for cell in cells]
+        axes.fill_between(x, low, high, color=one.colour, alpha=0.12, linewidth=0)
+        look: Look = {"linestyle": one.dashes, "marker": one.marker, "markersize": 4.0, "linewidth": 1.6}
+        axes.plot(x, values, color=one.colour, **look)
     for mark in marks:
         axes.axvline(mark, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
     points = sorted({x for _, line in lines for x in line})

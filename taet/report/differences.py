@@ -85,7 +85,8 @@ def paired_table(runs: Sequence[Measured], attack: AttackKey, pairs: Pairs) -> P
     if len(met) < 2:
         return None
     many = len(met) > series.MANY
-    base = min((run for run in met if run.series.is_baseline), key=lambda run: run.series.index, default=met[0])
+    common = series.baseline([run.series for run in met])
+    base = next((run for run in met if run.series is common), met[0])
     against = list(dict.fromkeys((base, met[0]))) if many else met[1:]
 
     def cell(row: int, other: Measured) -> Difference | None:

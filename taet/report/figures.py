@@ -1,4 +1,4 @@
-"""Figures of the report as inline SVG, small panels of one width, legible without colour; here those of classes."""
+"""Figures of the report as inline SVG: small panels of one width, legible without colour. Here those of classes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from taet import metrics
+from taet.report import tables
+from taet.report.measured import AttackKey, Measured
 from taet.report.read import DataFacts, Floats, Ints
 from taet.report.series import Series
 from taet.report.tables import ClassAccuracies
@@ -24,16 +27,19 @@ if TYPE_CHECKING:
 
 GREY, INK, GRID = "#6b6b6b", "#1a1a1a", "#dcdcdc"
 WIDTH = 4.0
-"""Inches of every panel: 384 CSS pixels, so that a phone shows it nearly at full size."""
+"""Width of every panel in inches: 384 CSS pixels, nearly full size on a phone."""
 NAMED_CLASSES = 30
-"""Up to so many classes each row of a figure carries its class name; beyond, its rank."""
+"""Most classes whose rows carry their names; with more they carry ranks."""
 WHISKERED_CLASSES = 100
-"""Up to so many classes intervals are drawn; beyond, they would cover the figure, whose rows are a few pixels high."""
+"""Most classes whose intervals are drawn; with more they would cover the figure, whose rows are a few pixels high."""
+
+Look = dict[str, Any]
+"""Keyword arguments of a drawing function of matplotlib."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing with the words above it; `svg` is markup, `title` is text."""
+    """A drawing and its title; `svg` is markup, `title` is text."""
 
     title: str
     svg: str
@@ -41,7 +47,7 @@ class Panel:
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Draw within this block: the look of every figure, with matplotlib's own settings put back afterwards."""
+    """Set the style of all figures within this block and restore matplotlib's settings afterwards."""
     import matplotlib
 
     settings: Any = {
@@ -67,13 +73,13 @@ def style() -> Iterator[None]:
         "hatch.linewidth": 0.7,
     }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # The browser draws the text, with its own fonts: a glyph that matplotlib's lacks is not missing.
+        # The browser draws the text with its own fonts, so a glyph that matplotlib's font lacks is not missing.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         yield
 
 
 def make_figure(height: float, rows: int = 1) -> tuple[Figure, npt.NDArray[Any]]:
-    """Return an empty panel of a height in inches, and its axes, one below the other."""
+    """Return an empty figure of a height in inches and its axes, one below the other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -81,7 +87,7 @@ def make_figure(height: float, rows: int = 1) -> tuple[Figure, npt.NDArray[Any]]
 
 
 def make_panel(figure: Figure, name: str, title: str, description: str) -> Panel:
-    """Turn `figure` into markup whose ids begin with `name`, without a date and without rules for the whole page."""
+    """Turn a figure into markup whose ids begin with `name`, without a date and without style rules for the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()
@@ -96,7 +102,7 @@ def make_panel(figure: Figure, name: str, title: str, description: str) -> Panel
 
 
 def percent_axis(axis: Any) -> None:
-    """Write the numbers of an axis in per cent."""
+    """Label an axis in per cent."""
     from matplotlib.ticker import FuncFormatter
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
@@ -106,12 +112,12 @@ def percent_axis(axis: Any) -> None:
 
 
 def short(name: str, length: int = 16) -> str:
-    """Cut a name where it is too long for a figure."""
+    """Cut a name that is too long for a figure."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def class_rows(data: DataFacts) -> tuple[Figure, Axes, Ints]:
-    """Return an empty panel with a row per class, largest class on top, groups apart, and the classes in that order."""
+    """Return an empty figure with one row per class, largest class on top, its axes, and the classes in that order."""
     order, count = data.order, len(data.order)
     figure, (axes,) = make_figure(float(np.clip(0.9 + 0.3 * count, 1.8, 8.4)))
     axes.set_ylim(count - 0.4, -0.6)
@@ -139,21 +145,21 @@ def _counted(data: DataFacts, label: int) -> str:
     return "" if data.train_counts is None else f" · {data.train_counts[label]}"
 
 
-def _whiskers(axes: Axes, values: Floats, interval: tuple[Floats, Floats], rows: Floats, colour: str) -> None:
-    """Draw the intervals of values of classes, one a row, unless there are too many rows."""
-    if len(values) > WHISKERED_CLASSES:
+def _whiskers(axes: Axes, classes: ClassAccuracies, order: Ints, rows: Floats, colour: str) -> None:
+    """Draw the intervals of the classes, one per row, unless there are too many rows."""
+    if len(order) > WHISKERED_CLASSES:
         return
-    low, high = interval
+    values = classes.values[order]
     keep = np.isfinite(values)
-    spans = np.stack([values - low, high - values])[:, keep].clip(0)
+    spans = np.stack([values - classes.low[order], classes.high[order] - values])[:, keep].clip(0)
     width = 0.9 if len(values) <= NAMED_CLASSES else 0.4
     axes.errorbar(values[keep], rows[keep], xerr=spans, fmt="none", ecolor=colour, elinewidth=width, capsize=0)
 
 
 def histogram(data: DataFacts, name: str) -> Panel:
-    """Training images per class, largest first; the test images are named at the end of each bar.
+    """Training images of each class, largest first, with the number of test images at the end of each bar.
 
-    Where the training counts are not known the bars are the test images.
+    If the training counts are not known, the bars are the test images.
     """
     figure, axes, order = class_rows(data)
     known = data.train_counts is not None
@@ -178,61 +184,95 @@ def histogram(data: DataFacts, name: str) -> Panel:
     return make_panel(figure, name, "Training images per class", "head, body and tail from top to bottom")
 
 
-def class_bars(
-    series: Series, clean: ClassAccuracies, attacked: ClassAccuracies | None, attack: str, name: str
-) -> Panel:
-    """Clean and robust accuracy of each class: two bars per row, with intervals where there is room."""
+def class_bars(runs: Sequence[Measured], clean: AttackKey | None, strongest: AttackKey | None) -> list[Panel]:
+    """Accuracy of each class, clean and under the strongest attack: a figure of each series."""
+    return [
+        _class_bars(run, clean, strongest if strongest in run.summaries else None)
+        for run in runs
+        if clean is not None and clean in run.summaries
+    ]
+
+
+def _class_bars(run: Measured, clean: AttackKey, strongest: AttackKey | None) -> Panel:
+    """Two bars per class, with intervals where there is room."""
+    series = run.series
     figure, axes, order = class_rows(series.data)
     rows = np.arange(len(order), dtype=np.float64)
-    outlined: dict[str, Any] = {"color": "white", "edgecolor": series.colour, "hatch": "/////", "linewidth": 0.7}
-    tinted: dict[str, Any] = {"color": series.colour, "alpha": 0.3, "linewidth": 0}
-    filled: dict[str, Any] = {"color": series.colour, "linewidth": 0}
+    outlined: Look = {"color": "white", "edgecolor": series.colour, "hatch": "/////", "linewidth": 0.7}
+    tinted: Look = {"color": series.colour, "alpha": 0.3, "linewidth": 0}
+    filled: Look = {"color": series.colour, "linewidth": 0}
     bars = [(clean, -0.19, outlined if len(order) <= NAMED_CLASSES else tinted, "clean")]
-    if attacked is not None:
-        bars.append((attacked, 0.19, filled, attack))
-    for classes, shift, look, label in bars:
-        values = classes.values[order]
-        axes.barh(rows + shift, np.nan_to_num(values), 0.36, label=label, **look)
-        _whiskers(axes, values, (classes.low[order], classes.high[order]), rows + shift, INK)
-    axes.set_xlim(0, 1)
-    percent_axis(axes.xaxis)
-    figure.legend(loc="outside lower center", ncols=2, handlelength=1.6)
-    return make_panel(figure, name, series.label, f"clean accuracy and accuracy under {attack} of each class")
+    if strongest is not None:
+        bars.append((strongest, 0.19, filled, strongest.name))
+    for attack, shift, look, label in bars:
+        classes = tables.classes(run.summaries[attack])
+        axes.barh(rows + shift, np.nan_to_num(classes.values[order]), 0.36, label=label, **look)
+        _whiskers(axes, classes, order, rows + shift, INK)
+    _shares(figure, axes)
+    name = strongest.name if strongest else ""
+    description = f"clean accuracy and accuracy under {name} of each class"
+    return make_panel(figure, f"{series.anchor}-classes", series.label, description)
 
 
-def class_errors(series: Series, natural: Floats, boundary: Floats, attack: str, name: str) -> Panel:
-    """Natural and boundary error of each class, (C,) each, one bar on the other: their sum is the robust error."""
+def class_errors(runs: Sequence[Measured], strongest: AttackKey | None) -> list[Panel]:
+    """Natural and boundary error of each class under the strongest attack: a figure of each series."""
+    return [
+        panel
+        for run in runs
+        if strongest is not None and strongest in run.summaries
+        if (panel := _class_errors(run, strongest)) is not None
+    ]
+
+
+def _class_errors(run: Measured, attack: AttackKey) -> Panel | None:
+    """Two bars per class, end to end: their sum is the robust error. None without clean images."""
+    found, series = run.summaries[attack], run.series
+    natural, _ = metrics.mean_and_standard_error([summary.natural_error for summary in found])
+    boundary, _ = metrics.mean_and_standard_error([summary.boundary_error for summary in found])
+    if np.isnan(natural).all():
+        return None
     figure, axes, order = class_rows(series.data)
     rows, left = np.arange(len(order)), np.nan_to_num(natural[order])
     hatch = "/////" if len(order) <= NAMED_CLASSES else ""
-    axes.barh(
-        rows, left, 0.7, color="white", edgecolor=series.colour, hatch=hatch, linewidth=0.7, label="natural error"
-    )
-    axes.barh(
-        rows, np.nan_to_num(boundary[order]), 0.7, left=left, color=series.colour, linewidth=0, label="boundary error"
-    )
+    outlined: Look = {"color": "white", "edgecolor": series.colour, "hatch": hatch, "linewidth": 0.7}
+    axes.barh(rows, left, 0.7, label="natural error", **outlined)
+    filled: Look = {"left": left, "color": series.colour, "linewidth": 0}
+    axes.barh(rows, np.nan_to_num(boundary[order]), 0.7, label="boundary error", **filled)
+    _shares(figure, axes)
+    description = f"natural error, and boundary error under {attack.name}, of each class"
+    return make_panel(figure, f"{series.anchor}-errors", series.label, description)
+
+
+def _shares(figure: Figure, axes: Axes) -> None:
+    """Finish a figure of two kinds of bars from 0 to 100 %."""
     axes.set_xlim(0, 1)
     percent_axis(axes.xaxis)
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.6)
-    return make_panel(figure, name, series.label, f"natural error, and boundary error under {attack}, of each class")
 
 
-def class_dots(rows_of: Sequence[tuple[Series, ClassAccuracies]], title: str, name: str) -> Panel:
-    """Accuracy of each class under one attack, one marker per series, with intervals where there is room."""
-    figure, axes, order = class_rows(rows_of[0][0].data)
-    shifts = np.linspace(-0.3, 0.3, len(rows_of)) if len(rows_of) > 1 else np.zeros(1)
-    size = 4.5 if len(order) <= NAMED_CLASSES else 2.0
-    for (series, classes), shift in zip(rows_of, shifts, strict=True):
-        rows = np.arange(len(order)) + shift
-        values = classes.values[order]
-        _whiskers(axes, values, (classes.low[order], classes.high[order]), rows, series.colour)
-        axes.plot(values, rows, linestyle="none", marker=series.marker, markersize=size, color=series.colour)
-    axes.set_xlim(-0.02, 1.02)
-    percent_axis(axes.xaxis)
-    return make_panel(figure, name, title, "accuracy of each class, one marker per method")
+def class_dots(runs: Sequence[Measured], attacks: Sequence[AttackKey], anchor: str) -> list[Panel]:
+    """Accuracy of each class, all series in one figure for each attack, one marker per series."""
+    panels = []
+    for number, attack in enumerate(attacks):
+        there = [run for run in runs if attack in run.summaries]
+        if len(there) < 2:
+            continue
+        figure, axes, order = class_rows(there[0].series.data)
+        size = 4.5 if len(order) <= NAMED_CLASSES else 2.0
+        for run, shift in zip(there, np.linspace(-0.3, 0.3, len(there)), strict=True):
+            rows, colour = np.arange(len(order)) + shift, run.series.colour
+            classes = tables.classes(run.summaries[attack])
+            _whiskers(axes, classes, order, rows, colour)
+            look: Look = {"linestyle": "none", "marker": run.series.marker, "markersize": size, "color": colour}
+            axes.plot(classes.values[order], rows, **look)
+        axes.set_xlim(-0.02, 1.02)
+        percent_axis(axes.xaxis)
+        description = "accuracy of each class, one marker per method"
+        panels.append(make_panel(figure, f"{anchor}-dots-{number}", attack.title, description))
+    return panels
 
 
-def predicted_classes(series: Series, name: str) -> Panel | None:
+def predicted_classes(series: Series) -> Panel | None:
     """How often each class was predicted on the training examples, in the first and in the last epoch."""
     points = series.over_seeds(lambda epoch: epoch.predicted)
     if not points:
@@ -244,20 +284,31 @@ def predicted_classes(series: Series, name: str) -> Panel | None:
     ends = [(*points[0], "white", "o")] + ([(*points[-1], series.colour, "D")] if len(points) > 1 else [])
     size = 5.5 if len(order) <= NAMED_CLASSES else 2.5
     for epoch, predicted, fill, marker in ends:
-        look: dict[str, Any] = {"marker": marker, "markersize": size, "markeredgecolor": series.colour}
+        look: Look = {"marker": marker, "markersize": size, "markeredgecolor": series.colour}
         label = f"epoch {epoch.epoch} ({epoch.stage})" if epoch.stage != "train" else f"epoch {epoch.epoch}"
         axes.plot(predicted[order], rows, linestyle="none", markerfacecolor=fill, label=label, **look)
     axes.set_xlim(left=0)
     axes.set_xlabel("training examples")
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.2, fontsize=8)
-    return make_panel(figure, name, series.label, "predicted classes of the training examples, first and last epoch")
+    description = "predicted classes of the training examples, first and last epoch"
+    return make_panel(figure, f"{series.anchor}-predicted", series.label, description)
 
 
-def confusion(series: Series, matrix: Ints, name: str) -> Panel:
-    """Confusion matrix with rows (true classes) normalised to 1, classes from the largest to the smallest."""
-    data = series.data
+def confusions(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> list[tuple[str, list[Panel]]]:
+    """Confusion matrices under each attack, all seeds of a series together; none with very many classes."""
+    if any(len(run.series.data.class_names) > metrics.PAIRED_CLASSES for run in runs):
+        return []
+    return [
+        (attack.title, [_confusion(run, attack, f"confusion-{i}") for run in runs if attack in run.summaries])
+        for i, attack in enumerate(attacks)
+    ]
+
+
+def _confusion(run: Measured, attack: AttackKey, name: str) -> Panel:
+    """One matrix with rows (true classes) normalised to 1, classes from the largest to the smallest."""
+    data = run.series.data
     order, count = data.order, len(data.order)
-    counts = np.asarray(matrix, dtype=np.float64)[np.ix_(order, order)]
+    counts = run.confusion(attack).astype(np.float64)[np.ix_(order, order)]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, (axes,) = make_figure(3.8)
     axes.imshow(share, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
@@ -278,4 +329,6 @@ def confusion(series: Series, matrix: Ints, name: str) -> Panel:
             axes.text(column, row, text, ha="center", va="center_baseline", color=tone, fontsize=7.5)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    return make_panel(figure, name, series.label, "confusion matrix, per cent of each true class")
+    return make_panel(
+        figure, f"{run.series.anchor}-{name}", run.series.label, "confusion matrix, per cent of each true class"
+    )

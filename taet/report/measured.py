@@ -35,12 +35,22 @@ class AttackKey(Identity):
         return self.name in WORST_CASE.values()
 
     @property
+    def ranked(self) -> bool:
+        """Whether accuracies under it rank models: not if it is unbounded, since then the distance is what counts."""
+        return self.bounded or self.norm is None
+
+    @property
     def threat(self) -> str:
         """The threat model in words; nothing for clean images."""
         if self.norm is None:
             return ""
         radius = "" if self.eps is None else size(self.eps) if self.norm == "linf" else f"{self.eps:.4g}"
         return f"{NORMS.get(self.norm, self.norm)}, {f'ε {radius}' if self.bounded and radius else 'no ball'}"
+
+    @property
+    def title(self) -> str:
+        """The heading of a figure of accuracies under the attack."""
+        return "Clean" if self.norm is None else f"Under {self.name}"
 
     @property
     def place(self) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 
 from taet import formatting, metrics
-from taet.report import broken_images, curves, figures, images, measured, panels, sentences, series, tables, transfers
+from taet.report import broken_images, curves, figures, images, measured, sentences, series, tables, transfers
 from taet.report.differences import PairedTable, Pairs, paired_table
 from taet.report.figures import Panel
 from taet.report.images import Example
@@ -50,14 +50,14 @@ class DataSection:
     paired: tuple[PairedTable, ...]
     breaks: tuple[MethodTable, ...]
     parts: tuple[MethodTable, ...]
-    attack_curves: tuple[panels.AttackCurves, ...]
+    attack_curves: tuple[curves.AttackCurves, ...]
     transfers: tuple[TransferTable, ...]
     classes: ClassTable | None
     histogram: Panel
     bars: tuple[Panel, ...]
     errors: tuple[Panel, ...]
     dots: tuple[Panel, ...]
-    confusions: tuple[tuple[str, tuple[Panel, ...]], ...]
+    confusions: tuple[tuple[str, list[Panel]], ...]
     curves: tuple[Panel, ...]
     curve_splits: tuple[tuple[str, str], ...]
     losses: tuple[Panel, ...]
@@ -160,18 +160,18 @@ def section(data: DataFacts, all_series: Sequence[Series], anchor: str) -> DataS
         paired=tuple(table for table in paired if table is not None),
         breaks=tuple(broken_images.by_attack(runs, attacks)),
         parts=tuple(broken_images.by_part(runs, attacks)),
-        attack_curves=panels.attack_curves(runs, anchor),
+        attack_curves=tuple(curves.attack_curves(runs, anchor)),
         transfers=transfers.matrices(all_series),
         classes=tables.per_class(runs, shown, data) if shown else None,
         histogram=figures.histogram(data, f"{anchor}-histogram"),
-        bars=panels.class_bars(runs, clean, strongest),
-        errors=panels.class_errors(runs, strongest),
-        dots=() if many else panels.class_dots(runs, shown, anchor),
-        confusions=panels.confusions(runs, shown),
-        curves=panels.training_curves(all_series, data, anchor),
+        bars=tuple(figures.class_bars(runs, clean, strongest)),
+        errors=tuple(figures.class_errors(runs, strongest)),
+        dots=() if many else tuple(figures.class_dots(runs, shown, anchor)),
+        confusions=tuple(figures.confusions(runs, shown)),
+        curves=tuple(curves.training_curves(all_series, data, anchor)),
         curve_splits=tuple((one.label, split) for one in all_series if (split := sentences.curve_split(one))),
-        losses=panels.each(all_series, curves.loss_curves, "loss"),
-        predicted=panels.each(all_series, figures.predicted_classes, "predicted"),
+        losses=tuple(panel for one in all_series if (panel := curves.loss_curves(one))),
+        predicted=tuple(panel for one in all_series if (panel := figures.predicted_classes(one))),
         images=tuple(
             (one, examples, images.magnification(examples), tuple(images.example_images(examples, data.ranks)))
             for one in all_series

@@ -52,7 +52,7 @@ class Series:
 
     @property
     def is_baseline(self) -> bool:
-        """Does the method's file declare it as what the others are compared with?"""
+        """Whether the method's file declares it as the one that others are compared with."""
         known = registry.entries("methods")
         return self.method in known and known[self.method].baseline
 
@@ -113,6 +113,11 @@ class Series:
     @property
     def marker_path(self) -> str:
         return MARKER_PATHS[self.index % len(MARKER_PATHS)]
+
+
+def baseline(all_series: Sequence[Series]) -> Series | None:
+    """Return the first series of the baseline method; None if there is none."""
+    return min((one for one in all_series if one.is_baseline), key=lambda one: one.index, default=None)
 
 
 def grouped(runs: Sequence[ReportedRun], names: Sequence[str | None]) -> list[Series]:

@@ -16,17 +16,17 @@ from taet.formatting import percent
 from taet.report.differences import Of, Pairs
 from taet.report.measured import AttackKey, Heading, Measured, heads
 from taet.report.read import DataFacts
-from taet.report.series import Series
+from taet.report.series import Series, baseline
 
 ERRORS = 2
-"""Standard errors to either side of a mean, where means over seeds are compared as intervals are."""
+"""Half the width, in standard errors, of the interval of a mean over seeds."""
 NAMED = 6
-"""Up to so many classes are named in a cell."""
+"""Most classes that are named in a cell."""
 
 
 @dataclass(frozen=True)
 class ScoreCell:
-    """A value in [0, 1] with its interval; `mark` is best, second or nothing, `tied` says that best is within reach."""
+    """A value in [0, 1] with its interval; `mark` is best, second or empty, `tied`: maybe as good as the best."""
 
     value: float
     low: float
@@ -35,13 +35,13 @@ class ScoreCell:
     tied: bool = False
     detail: str = ""
     error: float | None = None
-    """Standard error over seeds; None where there is one."""
+    """Standard error of the mean over seeds; None with one seed."""
     count: int = 1
-    """Seeds."""
+    """Number of seeds."""
 
 
 def spread(values: Sequence[float], intervals: Sequence[Interval], detail: str = "") -> ScoreCell:
-    """Return one run's value with its interval, or the mean over the seeds of several with its standard error."""
+    """Return the value of one run with its interval, or the mean over several seeds with its standard error."""
     if len(values) == 1:
         return ScoreCell(values[0], *intervals[0], detail=detail)
     mean, error = (float(number) for number in metrics.mean_and_standard_error(values))
@@ -51,7 +51,7 @@ def spread(values: Sequence[float], intervals: Sequence[Interval], detail: str =
 
 @dataclass(frozen=True)
 class TextCell:
-    """A cell of words, which no other is compared with."""
+    """A cell of words, which is not ranked."""
 
     text: str
     detail: str = ""
@@ -59,7 +59,7 @@ class TextCell:
 
 @dataclass(frozen=True)
 class MethodTable:
-    """Rows of cells, one per method and its settings; a cell is None where nothing was measured."""
+    """One row per series; a cell is None where nothing was measured."""
 
     title: str
     heads: tuple[Heading, ...]
@@ -67,20 +67,20 @@ class MethodTable:
     note: str = ""
 
     def beside(self, heads: Sequence[Heading], facts: Sequence[Sequence[TextCell]]) -> MethodTable:
-        """Return this table with columns of facts added, which are given by row."""
+        """Return this table with columns of words added, which are given by row."""
         rows = tuple((series, (*cells, *more)) for (series, cells), more in zip(self.rows, facts, strict=True))
         return dataclasses.replace(self, heads=(*self.heads, *heads), rows=rows)
 
 
 Apart = Callable[[int, int], bool]
-"""Is a cell, given by its row, known to be below the best one, which is given first?"""
+"""Whether the cell of the second row is known to be below the best one, that of the first row."""
 
 
 def marked(cells: Sequence[ScoreCell | None], apart: Apart | None = None) -> list[ScoreCell | None]:
-    """Mark the best and the second best value of a column, and every cell that is not known to be below the best.
+    """Mark the best and the second best value of a column, and every cell that may be as good as the best.
 
-    Without `apart` that is known where the intervals do not overlap. A column whose values are all equal has no best; a
-    second value that several share, or that is 0, is no second best.
+    Without `apart` a cell is known to be below the best where their intervals do not overlap. If all values are equal
+    there is no best; a second value that is 0 or shared by several rows is not marked.
     """
     there = {row: cell for row, cell in enumerate(cells) if cell is not None and not math.isnan(cell.value)}
     values = [cell.value for cell in there.values()]
@@ -101,23 +101,29 @@ def marked(cells: Sequence[ScoreCell | None], apart: Apart | None = None) -> lis
     ]
 
 
+Score = Callable[[Sequence[Summary]], ScoreCell | None]
+"""The number of a cell, from one summary per seed."""
+
+
 @dataclass(frozen=True)
 class Measure:
-    """A column of a table: how the number of a row is found, and when two of them are told apart."""
+    """A column of a table: one number of each row under one attack."""
 
     head: Heading
-    cell: Callable[[Measured], ScoreCell | None]
+    attack: AttackKey
+    score: Score
     apart: Callable[[Measured, Measured], bool] | None = None
-    """Is the first known to be better than the second? Not given: where their intervals do not overlap."""
+    """Whether the first row is known to be better than the second; by default where the intervals do not overlap."""
     ranked: bool = True
-    """Is there a best?"""
+    """Whether there is a best."""
 
     def cells(self, runs: Sequence[Measured]) -> list[ScoreCell | None]:
-        """Return the cell of every row, marked."""
-        cells, told = [self.cell(run) for run in runs], self.apart
+        """Return the cell of every row, marked if the column is ranked."""
+        found = [self.score(run.summaries[self.attack]) if self.attack in run.summaries else None for run in runs]
         if not self.ranked:
-            return cells
-        return marked(cells, None if told is None else lambda best, other: told(runs[best], runs[other]))
+            return found
+        apart = self.apart
+        return marked(found, apart and (lambda best, other: apart(runs[best], runs[other])))
 
 
 def table(title: str, measures: Sequence[Measure], runs: Sequence[Measured], note: str = "") -> MethodTable:
@@ -127,55 +133,46 @@ def table(title: str, measures: Sequence[Measure], runs: Sequence[Measured], not
     return MethodTable(title, tuple(measure.head for measure in measures), rows, note)
 
 
-# --- what the headline says ------------------------------------------------------------------------------------------
+# --- all attacks -----------------------------------------------------------------------------------------------------
 
 
 def headline(
     runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: AttackKey | None, data: DataFacts, pairs: Pairs
 ) -> MethodTable:
-    """Balanced accuracy and robustness, methods x attacks; that of the tail under the hardest, accuracy, and cost.
+    """Balanced accuracy under each attack, that of the tail under the hardest one, plain accuracy, and cost.
 
-    A cell is tied with the best where the paired comparison leaves it undecided. Without a ball there is no best: what
-    counts is the distance, which is below the value. Accuracy is left out where it is the balanced one, the tail where
-    the training counts are not known.
+    Plain accuracy is left out where it equals the balanced one, the tail where the training counts are not known. A
+    cell is tied with the best if the paired comparison does not decide between them.
     """
-    clean = next((attack for attack in attacks if attack.norm is None), None)
 
-    def measure(
-        head: Heading, attack: AttackKey, cell: Callable[[Sequence[Summary]], ScoreCell | None], of: Of
-    ) -> Measure:
-        return Measure(
-            head,
-            lambda run: cell(run.summaries[attack]) if attack in run.summaries else None,
-            lambda best, other: pairs.is_better(best, other, attack, of),
-            ranked=attack.bounded or attack.norm is None,
-        )
+    def measure(head: Heading, attack: AttackKey, score: Score, of: Of) -> Measure:
+        return Measure(head, attack, score, lambda best, other: pairs.is_better(best, other, attack, of), attack.ranked)
 
     named = zip(heads(attacks), attacks, strict=True)
     measures = [measure(head, attack, balanced_cell, "balanced") for head, attack in named]
     if hardest is not None and data.train_counts is not None:
-        tail = Heading("tail", hardest.name)
-        measures.append(measure(tail, hardest, partial(group_cell, group="tail"), "tail"))
+        measures.append(measure(Heading("tail", hardest.name), hardest, partial(group_cell, group="tail"), "tail"))
+    clean = next((attack for attack in attacks if attack.norm is None), None)
     if clean is not None and not even(runs):
         measures.append(measure(Heading("accuracy", "plain, clean"), clean, accuracy_cell, "plain"))
     return table("Balanced accuracy", measures, runs).beside(*costs(runs))
 
 
 def even(runs: Sequence[Measured]) -> bool:
-    """Has every class that is tested as many test images as the others? Then plain accuracy is the balanced one."""
+    """Return whether all classes have the same number of test images, so that plain accuracy is the balanced one."""
     totals = [summary.total for run in runs for summaries in run.summaries.values() for summary in summaries]
     return all(len(set(total[total > 0].tolist())) <= 1 for total in totals)
 
 
 def balanced_cell(summaries: Sequence[Summary]) -> ScoreCell:
-    """Balanced accuracy of one column of the cards; of an attack without a ball also how far it had to go."""
+    """Balanced accuracy; for an attack that minimises the perturbation also the median distance."""
     reach = float(metrics.mean_and_standard_error([s.median_distance for s in summaries])[0])
     detail = "" if math.isnan(reach) else f"median {reach:.3g}"
     return spread([s.balanced for s in summaries], [s.balanced_interval for s in summaries], detail)
 
 
 def accuracy_cell(summaries: Sequence[Summary]) -> ScoreCell:
-    """Plain accuracy of one column of the cards."""
+    """Plain accuracy."""
     return spread([s.accuracy for s in summaries], [s.accuracy_interval for s in summaries])
 
 
@@ -187,9 +184,8 @@ def group_cell(summaries: Sequence[Summary], group: str) -> ScoreCell | None:
 
 
 def costs(runs: Sequence[Measured]) -> tuple[list[Heading], list[list[TextCell]]]:
-    """Seconds of training, also relative to AT on the same machine, and how many kinds of flag the cards raise."""
-    plain_at = [run.series for run in runs if run.series.is_baseline]
-    base = min(plain_at, key=lambda series: series.index, default=None)
+    """Seconds of training, also relative to the baseline on the same machine, and the number of different flags."""
+    base = baseline([run.series for run in runs])
 
     def training(series: Series) -> TextCell:
         if not series.seconds:
@@ -204,28 +200,21 @@ def costs(runs: Sequence[Measured]) -> tuple[list[Heading], list[list[TextCell]]
 
 
 def plain(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> MethodTable:
-    """Plain accuracy and robustness: methods x attacks; no columns and no rows where they are the balanced ones."""
+    """Plain accuracy under each attack; no rows where it equals the balanced one."""
     if even(runs):
-        return MethodTable(
-            "Plain accuracy", (), (), "the balanced one, since the test set has as many images of every class"
-        )
-
-    def measure(head: Heading, attack: AttackKey) -> Measure:
-        return Measure(
-            head,
-            lambda run: accuracy_cell(run.summaries[attack]) if attack in run.summaries else None,
-            ranked=attack.bounded or attack.norm is None,
-        )
-
-    return table("Plain accuracy", [measure(*pair) for pair in zip(heads(attacks), attacks, strict=True)], runs)
+        note = "equal to the balanced one, since all classes have the same number of test images"
+        return MethodTable("Plain accuracy", (), (), note)
+    named = zip(heads(attacks), attacks, strict=True)
+    return table(
+        "Plain accuracy", [Measure(head, attack, accuracy_cell, ranked=attack.ranked) for head, attack in named], runs
+    )
 
 
 # --- classes and groups of them --------------------------------------------------------------------------------------
 
 
 def by_group(runs: Sequence[Measured], attack: AttackKey, data: DataFacts) -> MethodTable:
-    """Heading, body, tail, the last half of the classes and the worst class under one attack."""
-    groups = {} if data.train_counts is None else metrics.class_groups(data.train_counts)
+    """Head, body, tail, the last half of the classes and the worst class under one attack."""
 
     def worst(summaries: Sequence[Summary]) -> ScoreCell | None:
         values = classes(summaries).values
@@ -234,20 +223,17 @@ def by_group(runs: Sequence[Measured], attack: AttackKey, data: DataFacts) -> Me
         index = int(np.nanargmin(values))
         return class_cell(summaries, index, named([index], data))
 
-    def measure(name: str, detail: str, cell: Callable[[Sequence[Summary]], ScoreCell | None]) -> Measure:
-        head = Heading(name.replace("_", " "), detail)
-        return Measure(head, lambda run: cell(run.summaries[attack]) if attack in run.summaries else None)
-
+    groups = {} if data.train_counts is None else metrics.class_groups(data.train_counts)
     measures = [
-        measure(name, _classes(len(members)), partial(group_cell, group=name))
+        Measure(
+            Heading(name.replace("_", " "), "1 class" if len(members) == 1 else f"{len(members)} classes"),
+            attack,
+            partial(group_cell, group=name),
+        )
         for name, members in groups.items()
         if members
     ]
-    return table(attack.name, [*measures, measure("worst class", "", worst)], runs, attack.threat)
-
-
-def _classes(count: int) -> str:
-    return "1 class" if count == 1 else f"{count} classes"
+    return table(attack.name, [*measures, Measure(Heading("worst class"), attack, worst)], runs, attack.threat)
 
 
 def named(labels: Sequence[int], data: DataFacts) -> str:
@@ -258,37 +244,33 @@ def named(labels: Sequence[int], data: DataFacts) -> str:
 
 
 def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackKey, data: DataFacts) -> MethodTable:
-    """How often an attack changes the answer, how well the scores rank, and which classes are weak under the attack."""
+    """Flip rate, areas under the ROC curve, and the classes that are weak under the attack."""
 
-    def mean(values: Sequence[float]) -> str:
-        return percent(float(metrics.mean_and_standard_error(values)[0]))
+    def mean(values: Sequence[float]) -> TextCell:
+        return TextCell(percent(float(metrics.mean_and_standard_error(values)[0])))
 
-    def facts(run: Measured) -> tuple[TextCell, ...]:
+    def cells(run: Measured) -> tuple[TextCell, ...]:
         found = run.summaries.get(attack, ())
         before = run.summaries.get(clean, ()) if clean is not None else ()
         correct = np.sum([s.correct for s in found], axis=0)
         weak = metrics.weak_classes(correct, np.sum([s.total for s in found], axis=0)) if found else []
         ordered = sorted(weak, key=lambda label: -data.ranks[label])
         return (
-            TextCell(mean([s.flip_rate for s in found])),
-            TextCell(mean([s.roc_auc for s in before])),
-            TextCell(mean([s.roc_auc for s in found])),
+            mean([s.flip_rate for s in found]),
+            mean([s.roc_auc for s in before]),
+            mean([s.roc_auc for s in found]),
             TextCell(str(len(weak)) if found else "–", named(ordered, data)),
         )
 
-    columns = (
-        Heading("answers changed", attack.name),
-        Heading("ROC-AUC", "clean"),
-        Heading("ROC-AUC", attack.name),
-        Heading("weak classes", attack.name),
-    )
-    rows = [(run.series, facts(run)) for run in runs]
-    # An attack in parts knows no scores.
-    kept = [at for at in range(len(columns)) if any(cells[at].text != "–" for _, cells in rows)]
+    columns = [("answers changed", attack.name), ("ROC-AUC", "clean"), ("ROC-AUC", attack.name)]
+    columns.append(("weak classes", attack.name))
+    rows = [(run.series, cells(run)) for run in runs]
+    # A column that no row has is left out: an attack in parts has no scores.
+    kept = [at for at in range(len(columns)) if any(row[at].text != "–" for _, row in rows)]
     return MethodTable(
-        "What the attack changes",
-        tuple(columns[at] for at in kept),
-        tuple((series, tuple(cells[at] for at in kept)) for series, cells in rows),
+        "Behaviour under attack",
+        tuple(Heading(*columns[at]) for at in kept),
+        tuple((series, tuple(row[at] for at in kept)) for series, row in rows),
     )
 
 
@@ -302,9 +284,10 @@ class ClassAccuracies:
 
 
 def classes(summaries: Sequence[Summary]) -> ClassAccuracies:
-    """Return the accuracy of every class in one column of the cards."""
+    """Return the accuracy of every class under one attack."""
     cells = [class_cell(summaries, index) for index in range(len(summaries[0].per_class))]
-    return ClassAccuracies(*(np.array([getattr(cell, name) for cell in cells]) for name in ("value", "low", "high")))
+    ends = zip(*((cell.value, cell.low, cell.high) for cell in cells), strict=True)
+    return ClassAccuracies(*map(np.array, ends))
 
 
 def class_cell(summaries: Sequence[Summary], index: int, detail: str = "") -> ScoreCell:
@@ -315,20 +298,19 @@ def class_cell(summaries: Sequence[Summary], index: int, detail: str = "") -> Sc
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Rows of classes, from the largest to the smallest; one column per attack and series."""
+    """One row per class, from the largest to the smallest; one column per attack and series."""
 
     heads: tuple[tuple[Series, str], ...]
     rows: tuple[tuple[int, tuple[ScoreCell | None, ...]], ...]
 
 
 def per_class(runs: Sequence[Measured], attacks: Sequence[AttackKey], data: DataFacts) -> ClassTable:
-    """Accuracy of every class under each of `attacks`, the best of each class and attack marked."""
+    """Accuracy of every class under each of `attacks`, with the best series of each class and attack marked."""
+
+    def cells(index: int, attack: AttackKey) -> list[ScoreCell | None]:
+        found = [run.summaries.get(attack) for run in runs]
+        return marked([class_cell(summaries, index) if summaries else None for summaries in found])
+
     columns = tuple((run.series, attack.name) for attack in attacks for run in runs)
-    rows = []
-    for index in map(int, data.order):
-        cells: list[ScoreCell | None] = []
-        for attack in attacks:
-            found = [run.summaries.get(attack) for run in runs]
-            cells += marked([class_cell(summaries, index) if summaries else None for summaries in found])
-        rows.append((index, tuple(cells)))
-    return ClassTable(columns, tuple(rows))
+    order = map(int, data.order)
+    return ClassTable(columns, tuple((i, tuple(cell for one in attacks for cell in cells(i, one))) for i in order))

@@ -18,7 +18,7 @@ import pytest
 from taet import metrics, report
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
-from taet.report import figures, measured, panels, read, series
+from taet.report import figures, measured, read, series
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case")
 PARTS = ("results", "histogram-section", "classes", "confusion", "training", "images", "flags")
@@ -403,7 +403,7 @@ def test_intervals_of_classes_are_drawn_where_there_is_room(
     runs = measured.measured(series.grouped([folder], [None]))
     clean = next(attack for attack in runs[0].summaries if attack.norm is None)
     with figures.style():
-        (panel,) = panels.class_bars(runs, clean, None)
+        (panel,) = figures.class_bars(runs, clean, None)
     assert ("LineCollection" in panel.svg) == drawn
 
 

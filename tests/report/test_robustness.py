@@ -17,7 +17,7 @@ from taet import metrics, report
 from taet.evaluation import transfer
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.column import Column
-from taet.report import broken_images, differences, figures, measured, page, panels, read, series, tables, transfers
+from taet.report import broken_images, curves, differences, figures, measured, page, read, series, tables, transfers
 from taet.report.measured import Measured
 
 MakeRun = Callable[..., Path]
@@ -227,7 +227,7 @@ def test_curves_hold_the_numbers_of_the_cards(runs: list[Measured]) -> None:
         "logit-scale": {1: "pgd-20", 10: "adaptive-pgd-20:factor=10", 100: "adaptive-pgd-20:factor=100"},
     }
     for name, points in expected.items():
-        line = panels._line(run, name)
+        line = curves.line_of(run, name)
         assert line is not None
         summaries = {x: card.summary(column) for x, column in points.items()}
         assert {x: (cell.value, cell.low, cell.high) for x, cell in line[1].items()} == {
@@ -238,12 +238,12 @@ def test_curves_hold_the_numbers_of_the_cards(runs: list[Measured]) -> None:
 def test_each_curve_is_one_figure_and_of_many_one_each(
     rich_page: str, rich_runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {f"data-1-{name}-figure_1" for name in panels.AXES} <= ids(rich_page)
-    assert "radius ε in grey levels, of 255" in words(rich_page)
+    assert {f"data-1-{name}-figure_1" for name in curves.AXES} <= ids(rich_page)
+    assert "radius ε in pixel values 0 to 255" in words(rich_page)
     assert "where any image may be replaced by any other." in words(rich_page)
     monkeypatch.setattr(series, "MANY", 1)
     many = report.write(rich_runs, tmp_path / "many.html").read_text()
-    assert {f"run-{run}-{name}-figure_1" for run in (1, 2) for name in panels.AXES} <= ids(many)
+    assert {f"run-{run}-{name}-figure_1" for run in (1, 2) for name in curves.AXES} <= ids(many)
     assert "data-1-steps-figure_1" not in ids(many)
 
 
