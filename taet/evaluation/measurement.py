@@ -1,0 +1,253 @@
+"""Measuring what an evaluation asks for and what no card has yet, and making the result card."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from taet.attacks.counted import Counted
+from taet.attacks.progress import Meter, Progress
+from taet.attacks.spec import AttackSpec
+from taet.config import Evaluation
+from taet.distributed import gather, rank
+from taet.errors import UserError
+from taet.evaluation import diagnostics, probe, shelf
+from taet.evaluation.bundles import expand, parse_attacks
+from taet.evaluation.card import ResultCard
+from taet.evaluation.column import WORST_CASE, Column
+from taet.evaluation.curves import curve_attacks
+from taet.evaluation.examples import save_examples
+from taet.evaluation.images import channels_first
+from taet.evaluation.runner import Runner, attack_split, count_classes, one_threat_model
+from taet.evaluation.subject import Subject
+from taet.models import Classifier
+from taet.models.view import make_view
+from taet.training.checkpoint import weights_digest
+from taet.training.environment import environment, keep_freed_memory
+from taet.training.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an evaluation is asked to measure."""
+
+    settings: Evaluation
+    eps: float
+    """Radius of the L-infinity ball that the card is about."""
+    attacks: tuple[AttackSpec, ...]
+    """Attacks that were asked for, the clean images first."""
+    points: tuple[AttackSpec, ...]
+    """Points of curves."""
+    worst_case: bool
+    """Whether only the worst case of the attacks is needed."""
+
+
+def request(
+    subject: Subject,
+    names: Sequence[str] | None,
+    given: Mapping[str, Any],
+    curves: Sequence[str] = (),
+    worst_case: bool = False,
+) -> Request:
+    """Return what to measure on a subject.
+
+    Args:
+        subject: whose settings say what is not given.
+        names: attacks and bundles; None: those of the settings.
+        given: other fields of the settings to replace.
+        curves: names of curves.
+        worst_case: measure only the worst case of the attacks; if none are named, of those in the L-infinity ball.
+    """
+    sizes = (given.get("eps"), subject.settings.eps, subject.train_eps)
+    eps = next(size for size in sizes if size is not None)
+    expanded = expand(subject.settings.attacks if names is None else names, subject.settings, eps)
+    settings = replace(expanded, **given)
+    attacks = parse_attacks(["clean", *(name for name in settings.attacks if name != "clean")], settings, eps)
+    if worst_case and names is None:
+        attacks = attacks[:1] + [attack for attack in attacks if (attack.norm, attack.eps) == ("linf", eps)]
+    return Request(settings, eps, tuple(attacks), tuple(curve_attacks(curves, settings, eps)), worst_case)
+
+
+def measure(
+    subject: Subject,
+    asked: Request,
+    *,
+    device: torch.device,
+    path: Path | None = None,
+    new: bool = False,
+    state_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> ResultCard:
+    """Measure what is asked for and not known yet, and return the card.
+
+    Args:
+        subject: the model and its images.
+        asked: what to measure.
+        device: where the model is during the work.
+        path: file of the card, where it is saved and where earlier results are looked for.
+        new: refuse a file that holds the card of another model or of other images.
+        state_dir: folder that keeps finished batches.
+        progress: called as progress(done, total, label), in estimated passes of an image through the model.
+        command: the command that started the evaluation; stored in the card.
+    """
+    keep_freed_memory(device)
+    with _on(subject.model, device):
+        if new and path is not None and path.exists():
+            _refuse_card_of_another(path, subject)
+        class_names = _class_names(subject, device)
+        runner = Runner(
+            _attacked(subject, device),
+            subject.images,
+            subject.labels,
+            len(class_names),
+            asked.settings.batch_size,
+            asked.settings.seed,
+            device,
+        )
+        for attack in asked.attacks:
+            attack.check_classes(runner.num_classes)
+        machine = environment(device)
+        card = ResultCard(
+            **subject.about,
+            threat={"norm": "linf", "eps": asked.eps},
+            model={
+                **subject.model_about,
+                "weights_sha256": weights_digest(subject.model),
+                "answers": runner.fingerprint.tolist(),
+                "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+            },
+            data={
+                **subject.data_about,
+                "class_names": class_names,
+                "train_class_counts": subject.train_class_counts,
+                "test_sha256": subject.test_sha256,
+            },
+            batch_size=runner.batch_size,
+            labels=subject.labels,
+            columns=(),
+            created=machine.pop("started"),
+            environment=machine,
+            command=command,
+        )
+        known = gather(_known(path, card, runner) if rank() == 0 else None)[0]  # one looks, so that all agree
+        card = _measured(card, runner, asked, known, state_dir, progress)
+        if path is not None and rank() == 0:
+            shelf.put(path, card)
+            save_examples(RunFolder(path.parent).examples, card, runner, asked.attacks)
+            for units in runner.opened:
+                units.remove()
+        gather(None)  # no process starts again before the card and its state are final
+        return card
+
+
+def _known(path: Path | None, card: ResultCard, runner: Runner) -> ResultCard | None:
+    """Return the stored card about the same model, images, ball, batches and software."""
+    if path is None:
+        return None
+    facts = {
+        "model": {"weights_sha256": card.model["weights_sha256"]},
+        "data": {"test_sha256": card.data["test_sha256"]},
+        "threat": card.threat,
+        "batch_size": card.batch_size,
+        "environment": {name: card.environment[name] for name in ("versions", "device")},
+    }
+    return shelf.find(path, facts, runner.fingerprint)
+
+
+def _measured(
+    card: ResultCard,
+    runner: Runner,
+    asked: Request,
+    known: ResultCard | None,
+    state_dir: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> ResultCard:
+    """Return the card with all columns, those that are known already and the new ones, and with its flags."""
+    chain = one_threat_model(asked.attacks, runner.num_classes) if asked.worst_case else []
+    listed = asked.attacks[:1] if asked.worst_case else asked.attacks
+    before = () if known is None else known.columns
+    probed = {} if known is None or not probe.is_of(known.probe, runner.seed) else known.probe
+    probing = not probed and bool(len(listed) > 1 or asked.points or chain)
+    meter = Meter(progress, later=probe.passes(runner) if probing else 0)
+    names = {attack.name for attack in listed}
+    shown = {column.name for column in before if not column.curve}  # stays in the tables with other settings, too
+    drawn = [replace(point, curve="") if point.name in shown else point for point in asked.points]
+    attacks = [*listed, *(attack for attack in drawn if attack.name not in names)]
+    measured = attack_split(runner, attacks, known=before, state_dir=state_dir, progress=meter)
+    if chain:
+        meter.begin(later=meter.later)
+        measured = (*measured, runner.run_worst_case(chain, measured[0], state_dir, meter))
+    if probing:
+        meter.begin()
+        probed = probe.probe(runner, asked.eps, state_dir, lambda done: meter(done, probe.passes(runner), "probe"))
+    card = replace(card, columns=(*measured, *_others(before, measured)), probe=probed)
+    return replace(card, flags=diagnostics.flags(card))
+
+
+def _others(before: Sequence[Column], measured: Sequence[Column]) -> list[Column]:
+    """Return the columns that stay; a worst case does not once something new was measured in a ball."""
+    here = {column.name for column in measured}
+    old = {column.identity for column in before}
+    stale = any(column.bounded and column.identity not in old for column in measured)
+    gone = here | ({*WORST_CASE.values()} if stale else set())
+    return [column for column in before if column.name not in gone]
+
+
+def _attacked(subject: Subject, device: torch.device) -> Counted:
+    """The model as attacks see it; of a network of known build a view, which agrees with it."""
+    if not isinstance(subject.model, Classifier):
+        return Counted(subject.model)
+    channels, height, width = channels_first(np.asarray(subject.images[:1])).shape[1:]
+    found = make_view(subject.model, (channels, height, width))
+    if found is None:
+        return Counted(subject.model)
+    # On the CPU the libraries work in this layout in any case, and turn every tensor into it and back.
+    layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
+    return Counted(subject.model, found.module.to(memory_format=layout))
+
+
+def _class_names(subject: Subject, device: torch.device) -> list[str]:
+    """Return the names of the classes, which must be as many as the model has logits; numbers where none are given."""
+    width = count_classes(subject.model, subject.images, subject.labels, device)
+    names = subject.class_names
+    if names is not None and len(names) != width:
+        raise UserError(f"model output: got {width} logits; allowed: {len(names)}, one per class")
+    counts = subject.train_class_counts
+    if counts is not None and len(counts) != width:
+        raise UserError(f"training counts: got {len(counts)}; allowed: {width}, one per class")
+    return [str(label) for label in range(width)] if names is None else names
+
+
+def _refuse_card_of_another(path: Path, subject: Subject) -> None:
+    """Refuse to put the card of one model or of one test set in the place of another's."""
+    card = ResultCard.load(path)
+    facts = {
+        "another model (weights": (card.model.get("weights_sha256"), weights_digest(subject.model)),
+        "other test images (pixels and labels": (card.data.get("test_sha256"), subject.test_sha256),
+    }
+    for what, (there, here) in facts.items():
+        if there != here:
+            raise UserError(
+                f"evaluate: {path} is about {what} SHA-256 {str(there)[:12]}, here {here[:12]}); "
+                "allowed: another folder"
+            )
+
+
+@contextmanager
+def _on(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep the model on a device, and bring it back afterwards."""
+    before = next((tensor.device for tensor in model.state_dict().values()), device)
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(before)
