@@ -15,11 +15,14 @@ import torch
 
 import taet
 from taet import config, methods, protocols, registry, report
+from taet.attacks import catalogue
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
+from taet.attacks.spec import option_fields
 from taet.cli import COMMANDS, check, compare, cost, evaluate, export, predict, transfer
 from taet.cli.train import configure
 from taet.config import Threat
+from taet.evaluation import diagnostics
 from taet.experiments.specification import parse, read
 from taet.methods import Task
 from taet.methods.base import Attack
@@ -91,6 +94,23 @@ def test_every_method_attack_data_set_and_protocol_is_documented() -> None:
             assert re.search(rf"`{name}\b", text), f"{name} is in no document"
     for name in PROTOCOLS:
         assert f"`{name}`" in text
+
+
+def test_the_table_of_attacks_has_every_name_and_option() -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    table = re.search(r"\| name \| description \| options \|\n.*?\n\n", text, re.S)
+    assert table is not None
+    rows = [re.split(r" (?<!\\)\| ", row.strip("|")) for row in table[0].splitlines()[2:] if row]
+    written = {
+        name: set(cells[-1].replace(" ", "").split(",")) for cells in rows for name in re.findall("`(.*?)`", cells[0])
+    }
+    assert written == {name: set(option_fields(kind)) or {""} for name, kind in catalogue.kinds().items()}
+
+
+def test_every_flag_of_the_diagnostics_is_documented() -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rules = [*diagnostics.ATTACKS, *diagnostics.MODEL, *diagnostics.TEST_SET]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", text.partition("## Flags")[2], re.M)) == {rule.flag for rule in rules}
 
 
 def test_links_lead_somewhere() -> None:
