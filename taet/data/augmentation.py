@@ -13,8 +13,8 @@ def crop_flip(
     """Shift each image within a border of zeros and, with `mirror`, flip every second one on average.
 
     images uint8 (N, H, W, C) -> same shape. The border is an eighth of the side: 4 pixels at 32, as in the training of
-    He et al., CVPR 2016, arXiv:1512.03385, section 4.2. All draws come from `generator`, on the device of the images;
-    they are made for `total` images, of which these are the ones from `begin` on (not given: all).
+    He et al., CVPR 2016, arXiv:1512.03385, section 4.2. Random numbers come from `generator`, on the device of the
+    images, and are drawn for `total` images, of which these begin at position `begin` (default: all).
     """
     number, height, width, _ = images.shape
     top, left = height // 8, width // 8

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn brings along: 1,797 images of 8x8 pixels, no download."""
+"""The handwritten digits of scikit-learn: 1,797 images of 8x8 pixels, no download."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def outline(data: Data) -> Outline:  # noqa: ARG001 - there is one set
 
 
 def read(data: Data) -> Dataset:
-    """Return all digits, balanced, grey levels 0..16 as round(v 255 / 16); the last 60 of each class are the test set.
+    """Return all digits, balanced, values v of 0..16 as round(v 255 / 16); the last 60 of each class are the test set.
 
-    The file goes from writer to writer, so the test digits are mostly by other people than the training digits.
+    The file is sorted by writer, so most test digits are by other people than the training digits.
     Source: the test part of Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
     Repository, 1998.
     """

@@ -1,4 +1,4 @@
-"""The class counts of a data set as a picture."""
+"""A figure of the class counts of a data set."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from taet.data.dataset import Dataset
 
 COLOURS = {"head": "#1f4e79", "body": "#7da7d9", "tail": "#d95f02"}
-"""Dark, light and orange: apart for every kind of colour vision, and in grey."""
+"""Dark blue, light blue and orange: distinguishable with any colour vision, and in greyscale."""
 NUMBERED = 20
-"""Up to so many classes each bar carries its number."""
+"""Up to this number of classes each bar has its number."""
 NAMED = 60
-"""Up to so many classes each bar carries its name; beyond, every tenth its label."""
+"""Up to this number of classes each bar has its name; beyond, every tenth has its label."""
 LONGEST = 24  # characters of a name
 CHARACTER = 0.075  # inches of a character
 
@@ -35,7 +35,7 @@ def draw(dataset: Dataset, path: Path) -> None:
     names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in dataset.class_names]
     longest = max(map(len, names)) if classes <= NAMED else 0
     width = float(np.clip(1.5 + 0.3 * classes, 6, 14))
-    level = longest * classes * CHARACTER < 0.8 * width  # else the names would run into each other
+    level = longest * classes * CHARACTER < 0.8 * width  # else the names would overlap
     height = 1 + 2.2 * len(splits) + (0 if level else longest * CHARACTER)
     settings: Any = {"text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
     with matplotlib.rc_context(settings), warnings.catch_warnings():

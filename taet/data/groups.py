@@ -1,4 +1,4 @@
-"""Images that belong together, such as those of one patient, are held out together or not at all."""
+"""Whole groups of images, such as those of one patient, are held out."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from taet.errors import UserError
 
 ROUNDING = 1e-9
-"""A gain that is no more than this may be an error of floating point numbers."""
+"""A gain up to this may be a floating point error."""
 
 
 def _nearest(sizes: Sequence[int], target: int, everything: bool) -> list[int]:
-    """Return positions of `sizes`, all above 0, whose sum is the nearest to `target` that there is.
+    """Return positions of `sizes`, all above 0, whose sum is as near to `target` as possible.
 
-    Of two sums as near, the larger. `everything`: may all be chosen? The earlier positions are preferred, so that a
-    random order of sizes gives a random choice.
+    Of two sums that are equally near, the larger. `everything`: may all be chosen? Earlier positions are preferred, so
+    that a random order of sizes gives a random choice.
     """
-    last: dict[int, int] = {}  # of a sum, the position of the size that made it reachable
+    last: dict[int, int] = {}  # by sum: the position of the size that made it reachable
     reached, within = 1, (1 << 2 * target + 1) - 1  # bit s: some of the sizes so far add up to s
     forbidden = 0 if everything else 1 << sum(sizes)
     for position, size in enumerate(sizes):
@@ -42,11 +42,11 @@ def _nearest(sizes: Sequence[int], target: int, everything: bool) -> list[int]:
 
 
 def _choose(groups: Sequence[list[tuple[int, int]]], room: list[float], left: list[int]) -> list[int]:
-    """Return positions of groups that have about room[c] images of each class c together.
+    """Return positions of groups that together have about room[c] images of each class c.
 
-    Each group is a list of classes with its number of images of them. One after the other, as often as it helps, a
-    group is chosen or given back where that lowers the sum of room[c]^2 over its value at first, at least 1, `room`
-    being what is still missing. left[c] groups have images of class c; one of them is never chosen. Both are changed.
+    Each group is a list of (class, number of its images). Local search: groups are added and removed one by one while
+    that lowers the sum over c of room[c]^2 / max(its initial value, 1), where `room` is what is still missing. left[c]
+    is the number of groups with images of class c that are not chosen; it stays at least 1. Both are changed in place.
     """
     weights = [1 / max(number, 1) for number in room]
     chosen: set[int] = set()
@@ -74,9 +74,9 @@ def _hold_one_of_each(
     sizes: NDArray[np.int64],
     held: NDArray[np.bool_],
 ) -> None:
-    """Hold the smallest group of each class in `labels` of which none is held, if all its classes keep another.
+    """Hold out the smallest group of each class in `labels` that has none held out, if all its classes keep another.
 
-    Group owners[i] has images of class classes[i]; sizes and held are by group, and held is changed.
+    Group owners[i] has images of class classes[i]; sizes and held are by group; held is changed in place.
     """
     for label in labels:
         own = owners[classes == label]
@@ -91,19 +91,19 @@ def hold_out(
 ) -> NDArray[np.bool_]:
     """Choose whole groups so that about held_out[c] images of each class c are held out; return which images, (N,).
 
-    labels (N,): 0..C-1; groups (N,): equal numbers mark images that stay together; held_out (C,): 0 or more. At least
-    one group of every class stays; where held_out[c] is above 0 at least one is held out, unless it is the last that
-    stays of some class. Where no group has images of several classes, a class gets the number nearest to held_out[c]
-    that whole groups add up to (of two as near, the larger). Groups of several classes are chosen before the others, by
-    local search, to hold their share of held_out. Which groups are held, where several would do, is up to `seed`.
+    labels (N,): 0..C-1; groups (N,): images with equal numbers stay together; held_out (C,): 0 or more. At least one
+    group of every class stays. If held_out[c] is above 0, at least one group of the class is held out, unless it is the
+    last that stays of some class. If no group has images of several classes, the number of a class is the sum of whole
+    groups that is nearest to held_out[c] (of two equally near, the larger). Groups of several classes are chosen first,
+    by local search, for their share of held_out. Among equally good groups `seed` decides.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"data seed: got {seed}; allowed: 0 to 2**32 - 1")
     names, codes = np.unique(groups, return_inverse=True)
-    # NumPy's legacy generator, as for long-tailed sets, since its draws never change.
+    # NumPy's legacy generator, as for long-tailed sets: its numbers never change between versions.
     codes = np.random.RandomState(seed).permutation(len(names))[codes]
     total = len(held_out)
-    # How many images each group has of each class that it has, by group.
+    # The number of images of each group and class, sorted by group.
     cells, counts = np.unique(codes * total + labels, return_counts=True)
     owners, classes = np.divmod(cells, total)
     shared = np.bincount(owners, minlength=len(names))[owners] > 1
@@ -130,6 +130,6 @@ def hold_out(
         if missing[label] > 0:
             chosen = _nearest(counts[own].tolist(), int(missing[label]), everything=left[label] > end - start)
             if not chosen and missing[label] == held_out[label] and left[label] > 1:
-                chosen = counts[own].argsort(kind="stable")[:1].tolist()  # nearest of what can be tested on
+                chosen = counts[own].argsort(kind="stable")[:1].tolist()  # the nearest number above 0
             held[owners[own[chosen]]] = True
     return held[codes]

@@ -25,8 +25,8 @@ CLASS_NAMES, TRACK_COUNTS, TEST_COUNTS = zip(*CLASSES, strict=True)
 """In the order of the official class numbers: names, tracks of the training set, test images."""
 SIZE = 32
 TRAINING = {"Final_Training/Images": 39_209, "Training": 26_640}
-"""Folders that may hold the training images, most wanted first, and how many there are: the benchmark's training set,
-and the part of it that the online competition of IJCNN 2011 had, which torchvision takes."""
+"""Folders of the training images in the order of preference, and their number: the benchmark's training set, and the
+part of it that was used in the online competition of IJCNN 2011, which torchvision reads."""
 FRAMES, SHORT_TRACK_CLASS = 30, 33
 """Images of a track; one track of one class has one image less."""
 TEST = 12_630
@@ -60,12 +60,12 @@ AGAIN = "delete what is damaged and run taet data prepare gtsrb"
 
 
 def downloads(data: Data) -> tuple[Download, ...]:  # noqa: ARG001 - there is one version
-    """Return what `read` reads, as it is published; torchvision keeps it in the same places."""
+    """Return the official archives; torchvision keeps them in the same places."""
     return ARCHIVES
 
 
 def _find(folders: list[Path]) -> tuple[Path, str] | None:
-    """Return the folder GTSRB, and which of its folders holds the training images, if they are there."""
+    """Return the folder GTSRB and its folder of training images, if they are there."""
     places = [root / folder for root in folders for folder in ("gtsrb/GTSRB", "GTSRB")]
     return next(((place, part) for place in places for part in TRAINING if (place / part).is_dir()), None)
 
@@ -87,7 +87,7 @@ def outline(data: Data) -> Outline:
 
 
 def _training(folder: Path) -> tuple[list[Path], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the training files, their labels, and for each a number of its class and track, which is one sign."""
+    """Return the training files, their labels, and numbers of their tracks; a track shows one sign."""
     paths = [path for label in range(len(CLASS_NAMES)) for path in sorted((folder / f"{label:05}").glob("*.ppm"))]
     strange = next((path for path in paths if not re.fullmatch(r"\d{5}_\d{5}", path.stem)), None)
     if strange is not None:
@@ -126,11 +126,11 @@ def _check(what: str, folder: Path, labels: NDArray[np.int64], expected: int) ->
 def read(data: Data) -> Dataset:
     """Return the training images, grouped by track, and the 12,630 test images of 43 classes.
 
-    There are 39,209 training images, of 210 to 2,250 per class, or the 26,640 of the online competition that
-    torchvision takes where only these are there. Every image is used whole: the sign, and around it a border of a tenth
-    of its size, at least 5 pixels. Its sides, 15 to 250 pixels, are scaled to 32 where no other size is asked for. A
-    track is some 30 frames of one sign while a car passes it. Mirrored signs are others. Source: Stallkamp, Schlipsing,
-    Salmen and Igel, The German Traffic Sign Recognition Benchmark, IJCNN 2011.
+    There are 39,209 training images, 210 to 2,250 per class, or the 26,640 of the online competition if only these are
+    there. Every image is used whole: the sign, with a border of a tenth of its size, at least 5 pixels. Images of 15 to
+    250 pixels a side are scaled to 32 x 32 unless another size is given. A track is about 30 frames of one sign that
+    a car passes. Mirroring changes signs. Source: Stallkamp, Schlipsing, Salmen and Igel, The German Traffic Sign
+    Recognition Benchmark, IJCNN 2011.
     """
     found = _find(roots(data))
     if found is None:

@@ -1,4 +1,4 @@
-"""A data set as files that other programs read: one .npz, a tree of PNG images, or the arrays of TAET's repository."""
+"""A data set written for other programs: one .npz, folders of PNG images, or the arrays of TAET's repository."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from taet.errors import UserError, unknown
 
 
 class _Count:
-    """Reports how many of all images are written."""
+    """Reports how many images are written."""
 
     def __init__(self, dataset: Dataset, progress: Progress, what: str) -> None:
         self.done, self.total = 0, sum(map(len, dataset.splits.values()))
@@ -36,7 +36,7 @@ class _Count:
 
 
 def _write_npz(dataset: Dataset, path: Path, count: _Count) -> None:
-    """Write MedMNIST's keys, `class_names` and, where images have groups, train_group and so on.
+    """Write MedMNIST's keys, `class_names` and, if images have groups, train_group and so on.
 
     Grey images are (N,H,W), labels and groups (N,).
     """
@@ -61,12 +61,12 @@ def _write_npz(dataset: Dataset, path: Path, count: _Count) -> None:
 
 
 def class_folders(class_names: Sequence[str]) -> list[str]:
-    """Return a folder name for each class; their order of the alphabet is that of the labels, as readers take it.
+    """Return a folder name for each class, so that their alphabetical order is the order of the labels.
 
-    A class is preceded by its label, with leading zeros, where its own name sorts elsewhere.
+    If the names themselves are not in that order, each is preceded by its label with leading zeros.
     """
     safe = [re.sub(r'[\\/:*?"<>|\x00-\x1f]', "-", name).strip(". ") for name in class_names]
-    distinct = len({name.casefold() for name in safe}) == len(safe)  # some file systems know no capitals
+    distinct = len({name.casefold() for name in safe}) == len(safe)  # some file systems ignore case
     if distinct and all(safe) and safe == sorted(safe):
         return safe
     width = len(str(len(safe) - 1))
@@ -83,9 +83,9 @@ def _save_png(image: NDArray[np.uint8], path: Path) -> None:
 
 
 def _write_folder(dataset: Dataset, path: Path, count: _Count) -> None:
-    """Write train/CLASS/POSITION.png and so on, where the position is that in the source's own split.
+    """Write train/CLASS/POSITION.png and so on, with the position in the source's own split.
 
-    Where images have groups: train/CLASS/GROUP/POSITION.png, as --data.group folder reads it; groups are numbers.
+    Images with groups: train/CLASS/GROUP/POSITION.png, as --data.group folder reads it; groups are numbers.
     """
     names = class_folders(dataset.class_names)
     with ThreadPoolExecutor() as pool:
@@ -122,7 +122,7 @@ def _remove(path: Path) -> None:
 
 
 def write(dataset: Dataset, layout: str, out: Path, progress: Progress) -> None:
-    """Write `dataset` to the file (npz) or folder `out`, which must not exist and appears only once it is whole."""
+    """Write `dataset` to the file (npz) or folder `out`, which must not exist and appears when it is complete."""
     if layout not in WRITERS:
         raise unknown("layout", layout, WRITERS)
     if out.exists():

@@ -1,4 +1,4 @@
-"""Batches of a training split: of a uint8 tensor that lies where it is read, or streamed from memory or disk."""
+"""Batches of a training split, from a uint8 tensor on the device or streamed from memory or disk."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from taet.distributed import share
 from taet.randomness import generator
 
 AHEAD = 2
-"""Batches that are read before they are asked for."""
+"""Batches that are read in advance."""
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-class Batch(NamedTuple):  # `index` shadows tuple.index, which nobody calls on a batch
+class Batch(NamedTuple):  # `index` shadows tuple.index, which is not needed
     """Positions in the split (N,), images (N, C, H, W) in [0, 1], labels (N,)."""
 
     index: Tensor  # type: ignore[assignment]
@@ -35,10 +35,10 @@ class Batch(NamedTuple):  # `index` shadows tuple.index, which nobody calls on a
 
 
 def class_balanced(labels: Tensor, draws: torch.Generator) -> Tensor:
-    """Draw as many positions as there are labels (N,), with return: first a class that is present, then an image of it.
+    """Draw N positions for labels (N,), with replacement: first a class that is present, then an image of it.
 
-    Both uniformly: an image of class c with n_c images comes with probability 1 / (C n_c). The class-balanced sampling
-    that RoBal is compared with (Wu et al., CVPR 2021, arXiv:2104.02703). All on the CPU.
+    Both are drawn uniformly: an image of class c with n_c images has probability 1 / (C n_c). The class-balanced
+    sampling that RoBal is compared with (Wu et al., CVPR 2021, arXiv:2104.02703). On the CPU.
     """
     grouped = labels.argsort(stable=True)
     counts = labels.bincount()
@@ -50,7 +50,7 @@ def class_balanced(labels: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def ahead(function: Callable[[Given], Made], values: Iterable[Given]) -> Iterator[Made]:
-    """Yield `function` of every value in order, from a thread that is two values ahead and ends with the iterator."""
+    """Yield `function` of every value in order, computed by a thread AHEAD values in advance."""
     left = iter(values)
     with ThreadPoolExecutor(1) as thread:
         begun: deque[Future[Made]] = deque(thread.submit(function, value) for value in islice(left, AHEAD))
@@ -61,28 +61,28 @@ def ahead(function: Callable[[Given], Made], values: Iterable[Given]) -> Iterato
 
 
 def fits(images: Images, device: torch.device) -> TypeGuard[NDArray[np.uint8]]:
-    """Are `images` to lie on the device as a whole? On a GPU, where they leave half of the free memory to the work."""
+    """Are all `images` kept on the device? On a GPU, if they take at most half of its free memory."""
     if isinstance(images, Stored):
         return False
     return device.type != "cuda" or 2 * images.nbytes <= torch.cuda.mem_get_info(device)[0]
 
 
 class Loader:
-    """Shuffled, augmented batches; every draw from (seed, purpose, epoch, step).
+    """Shuffled, augmented batches; every random number is seeded by (seed, purpose, epoch, step).
 
-    So any epoch can be entered at any step and gives the same batches. Each image comes once per epoch, or as
-    `class_balanced` draws it. The last batch is shorter; a single image left over joins the batch before it, since
-    batch normalisation cannot train on one.
+    So any epoch can be started at any step and gives the same batches. Each image comes once per epoch, or as
+    `class_balanced` draws it. The last batch is shorter; a single remaining image joins the batch before it, since
+    batch normalisation cannot train on one image.
 
-    Of `parts` processes, number `part` gets its even, contiguous share of every batch, which may be empty; all draws
-    are made for the whole batch, so that the shares together are the batch that one process would get.
+    Process `part` of `parts` gets an even, contiguous share of every batch, which may be empty. Random numbers are
+    drawn for the whole batch, so that the shares together are the batch of a single process.
 
-    Images on disk, or too large for the GPU, are streamed: a thread reads the rows of the next batches while one is
-    worked on. The batches are the same, bit for bit.
+    Images on disk, or too large for the GPU, are streamed: a thread reads the next batches in advance. The batches are
+    the same, bit for bit.
 
-    `workers` processes apply the policy of `augment` ahead, if it is one (see `taet.data.policies`); they give the same
-    batches for any number. Python starts them by importing the user's script, whose own work then has to stand below
-    `if __name__ == "__main__":`.
+    `workers` processes apply the policy of `augment` in advance, if it is one (see `taet.data.policies`); the batches
+    do not depend on their number. Python starts them by importing the user's script, whose own work must therefore be
+    below `if __name__ == "__main__":`.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Loader:
         return len(self.bounds)
 
     def place(self, step: int) -> tuple[int, int]:
-        """Where the first image of a share stands in the batch of `step`, and how many images that batch has."""
+        """Return the position of the first image of this share in the batch of `step`, and the size of that batch."""
         begin, end = self.bounds[step]
         return self.shares[step].start, end - begin
 
@@ -143,14 +143,14 @@ class Loader:
             yield Batch(index, to_unit(images, channels_last=self.channels_last), self.labels[index])
 
     def _order(self, epoch: int) -> Tensor:
-        # On the CPU, so that an epoch has the same order on every device.
+        # On the CPU, so that the order does not depend on the device.
         draws = generator("cpu", self.seed, "order", epoch)
         if self.sampling == "class-balanced":
             return class_balanced(self.labels.cpu(), draws)
         return torch.randperm(len(self.labels), generator=draws)
 
     def _images(self, epoch: int, steps: range, indices: list[Tensor]) -> Iterator[Tensor]:
-        """The images of every batch on the device, changed by the policy if there is one."""
+        """Return the images of every batch on the device, after the policy if there is one."""
         images = self.images
         read = (images[index] for index in indices) if isinstance(images, Tensor) else ahead(self._read, indices)
         if self.augment in POLICIES:
@@ -168,7 +168,7 @@ class Loader:
     def _moved(self, images: Tensor) -> Tensor:
         if images.device.type == self.device.type:
             return images
-        # From pinned memory the copy does not wait for the steps that are still queued on the device.
+        # From pinned memory the copy does not wait for steps that are still queued on the device.
         return self._pinned(images).to(self.device, non_blocking=True)
 
     def _pinned(self, images: Tensor) -> Tensor:

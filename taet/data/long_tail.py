@@ -1,4 +1,4 @@
-"""Class counts of a long-tailed set, and the choice of images that gives them."""
+"""Class counts of a long-tailed set, and the choice of images with these counts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PROFILES = ("exponential", "linear", "step")
 
 
 def _floor(value: float) -> int:
-    # 98 * (1 / 49) is 1.9999999999999998 in binary but 2 on paper. The margin lies far above the rounding error of any
-    # count below a million, and far below the distance of every published count's real value to the next integer.
+    # 98 * (1 / 49) is 1.9999999999999998 in floating point. The margin is far above the rounding error of any count
+    # below a million, and far below the distance of every published count's real value to the next integer.
     return math.floor(value + 1e-9)
 
 
@@ -54,17 +54,17 @@ def long_tail_counts(
 def balanced_small_counts(
     num_classes: int, max_count: int, imbalance_ratio: float, profile: str = "exponential"
 ) -> list[int]:
-    """Return class counts of the same total as `long_tail_counts`, spread evenly; what is left over, from class 0 on.
+    """Return class counts with the same sum as those of `long_tail_counts`, spread evenly.
 
-    n_c = floor(N / C) + (1 if c < N mod C else 0), N = sum of the long-tailed counts; the arguments and errors are
-    theirs. The upper bound that REAT compares with: Li et al., arXiv:2307.10205.
+    n_c = floor(N / C) + (1 if c < N mod C else 0), N = sum of the long-tailed counts. Arguments and errors as in
+    `long_tail_counts`. The upper bound that REAT compares with: Li et al., arXiv:2307.10205.
     """
     each, over = divmod(sum(long_tail_counts(num_classes, max_count, imbalance_ratio, profile)), num_classes)
     return [each + (label < over) for label in range(num_classes)]
 
 
 def largest_max_count(available: Sequence[int], imbalance_ratio: float, profile: str = "exponential") -> int:
-    """Return the largest n_max whose counts `available` (C,) images per class can give; 0 where there is none."""
+    """Return the largest n_max whose counts do not exceed `available` (C,) images per class; 0 if there is none."""
 
     def exceeds(max_count: int) -> bool:
         counts = long_tail_counts(len(available), max_count, imbalance_ratio, profile)
@@ -75,9 +75,9 @@ def largest_max_count(available: Sequence[int], imbalance_ratio: float, profile:
 
 
 def held_out_counts(counts: Sequence[int], share: float) -> list[int]:
-    """Return how many of each class's n_c images to hold out: floor(share n_c + 1/2), but 1..n_c - 1 where n_c >= 2.
+    """Return how many of each class's n_c images to hold out: floor(share n_c + 1/2), but 1 to n_c - 1 if n_c >= 2.
 
-    A class of one image keeps it; `share` 0 holds nothing out.
+    A class with one image keeps it; `share` 0 holds nothing out.
     """
     if share == 0:
         return [0] * len(counts)
@@ -85,12 +85,12 @@ def held_out_counts(counts: Sequence[int], share: float) -> list[int]:
 
 
 def long_tail_indices(labels: ArrayLike, counts: Sequence[int], seed: int = 0) -> NDArray[np.int64]:
-    """Return positions in `labels` (N,) that give `counts` (C,) images per class, int64 (sum of counts,), by class.
+    """Return positions of `counts` (C,) images per class in `labels` (N,), int64 (sum of counts,), by class.
 
     One Mersenne Twister (NumPy's legacy generator) is seeded once; for each class in ascending order the ascending list
-    of its positions is shuffled in place and its first n_c are kept. So the choice for smaller counts is contained in
-    that for larger ones. Labels lie in 0..C-1. A class with too few images is a `UserError`. This is the choice that
-    LDAM-DRW (Cao et al., NeurIPS 2019, arXiv:1906.07413) and the work after it make with seed 0.
+    of its positions is shuffled and its first n_c are kept. So the choice for smaller counts is contained in that for
+    larger ones. Labels are 0..C-1. A class with too few images is a `UserError`. With seed 0 this is the choice of
+    LDAM-DRW (Cao et al., NeurIPS 2019, arXiv:1906.07413) and later work.
     """
     labels = np.asarray(labels)
     if not 0 <= seed < 2**32:
@@ -113,7 +113,7 @@ def divide(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divide the choice of `long_tail_indices` in two: each class's first n_c - h_c positions, and its last h_c.
 
-    The first part is what `long_tail_indices` returns for n_c - h_c, so that it too is nested.
+    The first part is what `long_tail_indices` returns for n_c - h_c, so that it is nested as well.
     """
     kept = [count - held for count, held in zip(counts, held_out, strict=True)]
     chosen = long_tail_indices(labels, counts, seed)

@@ -1,4 +1,4 @@
-"""RandAugment and AutoAugment: published policies, image by image, in this process or ahead of it in others."""
+"""RandAugment and AutoAugment, image by image, in this process or in advance in worker processes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ POLICIES = frozenset(("randaugment", "autoaugment"))
 
 
 class Work(NamedTuple):
-    """A batch that a policy is to change: images uint8 (N, H, W, C), C 1 or 3, and what their draws are for."""
+    """A batch that a policy changes: images uint8 (N, H, W, C), C 1 or 3, and what seeds their random numbers."""
 
     images: NDArray[np.uint8]
     seed: int
     purpose: tuple[str | int, ...]
     begin: int = 0
-    """Place of the first of them in the global batch."""
+    """Position of the first image in the global batch."""
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def transform(policy: str) -> Callable[[Image.Image], Image.Image]:
     randaugment: two of fourteen operations, at magnitude 8 of 31 (Cubuk et al., CVPR Workshops 2020, arXiv:1909.13719).
     autoaugment: one of the 25 pairs of operations found for CIFAR-10 (Cubuk et al., CVPR 2019, arXiv:1805.09501).
     """
-    # Here, since a run without a policy should not wait for this import.
+    # Imported here, so that a run without a policy does not wait for it.
     from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode, RandAugment
 
     if policy == "autoaugment":
@@ -48,16 +48,16 @@ def transform(policy: str) -> Callable[[Image.Image], Image.Image]:
 
 
 def apply(policy: str, work: Work) -> Tensor:
-    """Change every image of a batch: uint8 (N, H, W, C), what is moved in from outside is black.
+    """Apply the policy to every image of a batch, uint8 (N, H, W, C); pixels from outside the image are black.
 
-    Image i of the global batch draws from the seed of (seed, purpose..., i) alone; torch's global generator is as
-    before on return.
+    The random numbers of image i of the global batch are seeded by (seed, purpose..., i). torch's global generator is
+    left as it was.
 
     Both policies may shear, shift, rotate by up to 8 degrees, and change brightness, contrast, sharpness, colour and
-    grey levels; solarizing inverts the bright part of an image. AutoAugment shifts by up to 0.45 of the side, where
-    RandAugment shifts by an eighth, and may invert the whole image. Neither mirrors. Made for photographs, they can
-    push a digit out of its frame or turn it dark on bright: whether the label holds is for the user to judge. Without
-    colour, a change of colour does nothing.
+    the number of pixel values; solarizing inverts the bright part of an image. RandAugment shifts by up to an eighth of
+    the side, AutoAugment by up to 0.45; AutoAugment may also invert the whole image. Neither mirrors. They were made
+    for photographs and can move a digit out of the image or make it dark on bright: the user must judge whether the
+    label still holds. Changes of colour have no effect on grey images.
     """
     change = transform(policy)
     changed = np.empty_like(work.images)
@@ -71,7 +71,7 @@ def apply(policy: str, work: Work) -> Tensor:
 
 
 class _Changed(Dataset[Tensor]):
-    """What a worker holds: the policy. Images come with the work, so that a worker starts at once and stays small."""
+    """What a worker holds: the policy. Images come with the work, so that a worker starts fast and stays small."""
 
     def __init__(self, policy: str) -> None:
         self.policy = policy
@@ -81,10 +81,10 @@ class _Changed(Dataset[Tensor]):
 
 
 def _end_with_parent(_: int) -> None:
-    """Make a worker end when its parent does, and no sooner."""
-    # Ctrl-C reaches the whole group of processes; the parent first ends its batch and saves, and needs its workers.
+    """Make a worker end when its parent does, and not before."""
+    # Ctrl-C reaches all processes; the parent first finishes its batch and saves, and needs its workers for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A parent that is killed tells nobody, and torch's own watch looks at the server of forks, which lives on.
+    # torch watches the fork server, which outlives a parent that is killed.
     threading.Thread(target=_exit_after_parent, daemon=True).start()
 
 
@@ -96,13 +96,13 @@ def _exit_after_parent() -> None:
 
 
 def apply_all(policy: str, batches: Iterator[Work], workers: int) -> Iterator[Tensor]:
-    """Yield `apply(policy, work)` for every batch, in order; with workers > 0 two batches per worker ahead.
+    """Yield `apply(policy, work)` for every batch, in order; with workers > 0 two batches per worker in advance.
 
-    The workers end with the iterator, whether it was exhausted or dropped.
+    The workers end with the iterator.
     """
     if not workers:
         return map(functools.partial(apply, policy), batches)
-    # Not fork: the parent has threads, and often a GPU. The server of forks imports once for all workers.
+    # Not fork: the parent has threads, and often a GPU. The fork server imports once for all workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "torchvision.transforms"])
     loader = DataLoader(
@@ -112,6 +112,6 @@ def apply_all(policy: str, batches: Iterator[Work], workers: int) -> Iterator[Te
         num_workers=workers,
         multiprocessing_context=context,
         worker_init_fn=_end_with_parent,
-        generator=torch.Generator(),  # it draws a seed for its workers, otherwise from the global generator
+        generator=torch.Generator(),  # else it draws a seed for its workers from the global generator
     )
     return iter(loader)

@@ -1,4 +1,4 @@
-"""Everything between a data set's name and its files lying where they are looked for, checked."""
+"""Download, check and unpack the official files of a data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from taet.errors import UserError
 
 
 def _downloads(data: Data) -> tuple[Download, ...]:
-    """Return the official files of a data set; none where it comes with the software or is one of the user's own."""
+    """Return the official files of a data set; none for a bundled set and for the user's own images."""
     entry = registry.entries("data").get(data.name.partition(":")[0])
     offered = getattr(entry.load(), "downloads", None) if entry is not None else None
     return () if offered is None else tuple(offered(data))
@@ -28,7 +28,7 @@ def _read(data: Data) -> Dataset:
 
 
 def _is_there(data: Data) -> bool:
-    """Can the set be read, as it is where no option cuts it? What options ask too much is no matter of files."""
+    """Can the set be read, without the options that cut it?"""
     try:
         _read(Data(name=data.name, root=data.root, storage=data.storage))
     except UserError:
@@ -37,7 +37,7 @@ def _is_there(data: Data) -> bool:
 
 
 def _fetch_all(missing: Sequence[Download], root: Path, progress: Progress) -> None:
-    """Download what is missing; where that is impossible, say in one line what to put where."""
+    """Download what is missing; if that fails, a `UserError` says in one line what to put where."""
     for position, download in enumerate(missing):
         try:
             fetch(download, root, progress)
@@ -53,7 +53,7 @@ def _fetch_all(missing: Sequence[Download], root: Path, progress: Progress) -> N
 
 
 def _ready(download: Download, folders: Sequence[Path], progress: Progress) -> str:
-    """Check a file that is there and unpack it where that has not been done; return what was found and done."""
+    """Check a file that is there, and unpack it if that has not been done; return what was found and done."""
     root = download.root(folders)
     assert root is not None
     archive = root / download.file
@@ -73,11 +73,11 @@ def _ready(download: Download, folders: Sequence[Path], progress: Progress) -> s
 
 
 def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
-    """Fetch, check and unpack what is missing of a data set; return it as a run takes it, and what was done, in words.
+    """Download, check and unpack what is missing of a data set; return the set, and lines that say what was done.
 
-    Official files are downloaded to the first folder that is looked in (--data.root, TAET_DATA, ./data), their MD5 is
-    checked, archives are unpacked beside them, and the set is read, which checks its counts. What is there already is
-    kept. Without a network, a `UserError` says in one line which file to put where.
+    Official files are downloaded to the first data folder (--data.root, TAET_DATA, ./data), their MD5 is checked,
+    archives are unpacked beside them, and the set is read, which checks its counts. Existing files are kept. Without a
+    network, a `UserError` says in one line which file to put where.
     """
     folders = roots(data)
     wanted = _downloads(data)

@@ -1,4 +1,4 @@
-"""What a list of image files says of each: a table with a header, lines of a path and a number, or COCO's JSON."""
+"""Lists of labelled image files: a table with a header, lines of a path and a number, or COCO's JSON."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ COLUMNS = ("path", "label", "split", "group")
 DELIMITERS = ",;\t"
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 LIKELY_GROUPS = ("patient", "patient_id", "subject", "subject_id", "lesion_id")
-"""Columns that in tables such as those of HAM10000 and ISIC 2020 say which images belong together."""
+"""Columns that name groups of images in tables such as those of HAM10000 and ISIC 2020."""
 NUMBER = re.compile(r"-?\d+")
 KEPT = frozenset(("images", "id", "file_name", "annotations", "image_id", "category_id"))
-"""What is kept of a JSON file while it is read: most of it is about sizes, licences and owners."""
+"""What is kept of a JSON file while it is read; the rest is sizes, licences and owners."""
 
 
 class Unlabelled(UserError):
-    """A list that says of no image what it shows."""
+    """A list without any label."""
 
 
 class Row(NamedTuple):
-    """One image, and where it is listed."""
+    """One image, and its place in the list."""
 
     source: Path
     number: int
@@ -49,7 +49,7 @@ class Rows(NamedTuple):
     columns: frozenset[str]
     """Those of COLUMNS that the list has."""
     likely_group: str | None = None
-    """A column that may say which images belong together, where none is taken for that."""
+    """A column that may name groups, if none is used."""
 
 
 def _is_json(path: Path) -> bool:
@@ -57,19 +57,19 @@ def _is_json(path: Path) -> bool:
 
 
 def _delimiter(line: str) -> str:
-    """Return what divides the cells of a table with this first line."""
+    """Return the delimiter of a table with this first line."""
     return max(DELIMITERS, key=line.count)
 
 
 def _columns(names: list[str], table: Path, group: str | None) -> dict[str, int]:
-    """Return where the columns that are used stand."""
+    """Return the positions of the columns that are used."""
     lower = [name.lower() for name in names]
     missing = [name for name in ("path", "label") if name not in lower]
     if missing:
         has = ", ".join(f"'{name}'" for name in names) or "nothing"
         raise Unlabelled(
             f"'{table}' has no column '{missing[0]}'; its first line has: {has}; allowed: "
-            "path,label and, if wanted, split and group, divided by commas, semicolons or tabs; or, without a header, "
+            "path,label and optionally split and group, separated by commas, semicolons or tabs; or, without a header, "
             "lines of a path and a whole number"
         )
     columns: dict[str, int] = {name: lower.index(name) for name in COLUMNS if name in lower}
@@ -84,7 +84,7 @@ def _columns(names: list[str], table: Path, group: str | None) -> dict[str, int]
 
 
 def _table(path: Path, group: str | None) -> Rows:
-    """Read a table with a header; every row that is not empty has a path, a label and, in such a column, a split."""
+    """Read a table with a header; every row that is not empty has a path, a label and, if there are splits, a split."""
     rows: list[Row] = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         first = file.readline()
@@ -95,7 +95,7 @@ def _table(path: Path, group: str | None) -> Rows:
         columns = _columns(names, path, group)
         line = reader.line_num
         for cells in reader:
-            before, line = line, reader.line_num  # a row begins behind the one before; quoted cells may hold lines
+            before, line = line, reader.line_num  # a row may have several lines: quoted cells may contain line breaks
             if not any(map(str.strip, cells)):
                 continue
             if len(cells) != len(header):
@@ -114,12 +114,12 @@ def _table(path: Path, group: str | None) -> Rows:
 
 
 def _row(source: Path, number: int, path: str, label: str) -> Row:
-    # Half a million images have some thousand labels: each is one text that they share.
+    # Half a million images share some thousand labels.
     return Row(source, number, os.path.normpath(path), sys.intern(label))
 
 
 def _is_lines(path: Path) -> bool:
-    """Does a list begin with a path and a whole number, instead of a table's header?"""
+    """Does a list begin with a path and a whole number, and not with the header of a table?"""
     with path.open(encoding="utf-8-sig") as file:
         first = file.readline()
     names = {name.strip(' "\n').lower() for name in first.split(_delimiter(first))}
@@ -128,7 +128,7 @@ def _is_lines(path: Path) -> bool:
 
 
 def _lines(path: Path) -> Rows:
-    """Read lines of a path, which may hold blanks, and a whole number."""
+    """Read lines of a path, which may contain blanks, and a whole number."""
     rows = []
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
@@ -142,7 +142,7 @@ def _lines(path: Path) -> Rows:
 
 
 def _coco(path: Path) -> Rows:
-    """Read the images of COCO's JSON that are annotated, in the order of the annotations."""
+    """Read the annotated images of COCO's JSON, in the order of the annotations."""
     with path.open(encoding="utf-8") as file:
         found = json.load(file, object_hook=lambda entry: {name: entry[name] for name in KEPT & entry.keys()})
     try:
@@ -152,7 +152,7 @@ def _coco(path: Path) -> Rows:
             for number, entry in enumerate(found.get("annotations", ()), 1)
         ]
     except (KeyError, TypeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else "it has another form"
+        what = f"{error} is missing" if isinstance(error, KeyError) else "it has another structure"
         raise UserError(
             f"cannot read '{path}': {what}; allowed: images with id and file_name, annotations with image_id and "
             "category_id, as COCO has them"
@@ -161,12 +161,12 @@ def _coco(path: Path) -> Rows:
 
 
 def read_rows(path: Path, group: str | None = None) -> Rows:
-    """Return the images that a list names, with their labels.
+    """Return the images of a list, with their labels.
 
-    What it holds shows its form: a table, whose first line names the columns `path`, `label` and, if wanted, `split`
-    and `group`, or the column that the argument `group` names; lines of a path and a whole number, as the lists of
-    ImageNet-LT are; a .json with `images` and `annotations`, as those of COCO and iNaturalist are. A list without any
-    label is `Unlabelled`, anything else a `UserError`.
+    A list is a table, whose first line names the columns `path`, `label` and optionally `split` and `group` (or the
+    column that the argument `group` names); or lines of a path and a whole number, like the lists of ImageNet-LT; or a
+    .json with `images` and `annotations`, like those of COCO and iNaturalist. A list without any label raises
+    `Unlabelled`, other mistakes a `UserError`.
     """
     if not path.is_file():
         raise UserError(f"no such file: '{path}'")

@@ -65,7 +65,7 @@ class Stored:
     def __getitem__(self, positions: int | slice | NDArray[np.integer[Any]] | NDArray[np.bool_]) -> NDArray[np.uint8]:
         """Read the images at `positions` into memory; a single number gives one image (H,W,C)."""
         if isinstance(positions, tuple):
-            raise TypeError("images on disk are indexed by position only; index the resulting array further")
+            raise TypeError("images on disk are read whole: index them by position, then index the resulting array")
         rows = np.asarray(self._rows[positions])
         images = np.empty((rows.size, *self.shape[1:]), np.uint8)
         step = max(1, CHUNK // math.prod(self.shape[1:]))

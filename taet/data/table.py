@@ -1,4 +1,4 @@
-"""Any data set as a list of image files and their labels, or one such list for each split."""
+"""Any data set as a list of image files with labels, or one such list for each split."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from taet.errors import UserError
 
 NAMES = {"csv": "csv:PATH, a table of path,label[,split,group], or lists such as those of ImageNet-LT and iNaturalist"}
 TRAIN = re.compile(r"(?<![a-z])train(?![a-z])")
-"""The word in a list's name, as in train2018.json, in whose place the lists of the other splits have theirs."""
+"""The word in the name of a list, as in train2018.json, that the names of the lists for other splits replace."""
 
 
 def _beside(table: Path) -> dict[str, Path]:
-    """Return the lists of the other splits that lie beside one for training, by split."""
+    """Return the lists of the other splits in the folder of a list for training, by split."""
     found: dict[str, Path] = {}
     for word, split in SPLITS.items():
         other = table.with_name(TRAIN.sub(word, table.name))
@@ -33,7 +33,7 @@ def _beside(table: Path) -> dict[str, Path]:
 
 
 def _together(table: Path, group: str | None) -> tuple[Rows, list[str]]:
-    """Return the images of a list and of those beside it, with the split that its name says, and what was decided."""
+    """Return the images of a list and of the lists of the other splits beside it, and notes."""
     whole, notes = read_rows(table, group), []
     lists = {} if "split" in whole.columns else _beside(table)
     found: dict[str, Rows] = {}
@@ -44,7 +44,7 @@ def _together(table: Path, group: str | None) -> tuple[Rows, list[str]]:
             notes.append(f"'{path.name}' has no labels and is left out")
             continue
         if "split" in found[split].columns:
-            raise UserError(f"'{path}' has a column 'split', but its name says {split}; keep one")
+            raise UserError(f"'{path}' has a column 'split', but by its name it is for {split}; keep one")
     if not found:
         return whole, notes
     if "test" not in found:
@@ -59,7 +59,7 @@ def _together(table: Path, group: str | None) -> tuple[Rows, list[str]]:
 
 
 def _once(rows: list[Row]) -> list[Row]:
-    """Leave out rows that repeat another; refuse one file with two labels or two groups."""
+    """Leave out repeated rows; refuse a file with two labels or two groups."""
     first: dict[str, Row] = {}
     kept: dict[tuple[str, str], Row] = {}
     for row in rows:
@@ -74,14 +74,14 @@ def _once(rows: list[Row]) -> list[Row]:
 
 
 def _check_files(rows: list[Row], files: list[Path], folder: Path) -> None:
-    """Refuse a list of which files are missing; each folder is read once, which is faster than to ask for each file."""
+    """Refuse a list with missing files; each folder is read once, which is faster than looking for each file."""
     there: dict[str, set[str]] = {}
     missing = []
     for row, file in zip(rows, files, strict=True):
         place, name = os.path.split(file)
         if place not in there:
             there[place] = set(os.listdir(place)) if os.path.isdir(place) else set()
-        # A file system may know a name that it does not list: in other letters' case, or another form of Unicode.
+        # A file system may find a name that it lists differently: in another case or another form of Unicode.
         if name not in there[place] and not file.is_file():
             missing.append(row)
     if missing:
@@ -92,9 +92,9 @@ def _check_files(rows: list[Row], files: list[Path], folder: Path) -> None:
 
 
 def _class_names(labels: list[str]) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
-    """Return the class of each label, the classes' names, and notes: whole numbers go by size, others by alphabet.
+    """Return the class of each label, the class names, and notes: whole numbers are sorted by size, others as text.
 
-    Where two labels are one number, such as 01 and 1, all are taken as text.
+    If two labels are the same number, such as 01 and 1, all labels are text.
     """
     distinct = sorted(set(labels))
     if not all(re.fullmatch(r"-?\d+", label) for label in distinct):
@@ -103,9 +103,9 @@ def _class_names(labels: list[str]) -> tuple[dict[str, int], tuple[str, ...], tu
     numbers, count = list(map(int, by_size)), len(distinct)
     alike = next((i for i in range(1, count) if numbers[i - 1] == numbers[i]), None)
     if alike is not None:
-        note = f"labels '{by_size[alike - 1]}' and '{by_size[alike]}' are one number: all labels are taken as text"
+        note = f"labels '{by_size[alike - 1]}' and '{by_size[alike]}' are the same number: all labels are used as text"
         return {label: i for i, label in enumerate(distinct)}, tuple(distinct), (note,)
-    note = f"labels are not 0 to {count - 1}: the {count} that occur are the classes, from the least on"
+    note = f"labels are not 0 to {count - 1}: the {count} that occur are the classes, sorted"
     return (
         {label: i for i, label in enumerate(by_size)},
         tuple(map(str, numbers)),
@@ -116,20 +116,21 @@ def _class_names(labels: list[str]) -> tuple[dict[str, int], tuple[str, ...], tu
 def listing(data: Data) -> Listing:
     """List the images of a table; where it has no splits, a fifth of each class, by the seed, is for testing.
 
-    A table's first line names the columns, which commas, semicolons or tabs divide: `path`, relative to the list's
-    folder or to --data.root; `label`, a name or a whole number; if wanted, `split`: train, val (valid, validation) or
-    test; and `group`, or the column that --data.group names: images of one group are kept in one split. Other columns
-    are left alone. Instead, a list may be lines of a path and a whole number, or COCO's .json: see `taet.data.rows`.
+    The first line of a table names the columns, separated by commas, semicolons or tabs: `path`, relative to the
+    table's folder or to --data.root; `label`, a name or a whole number; optionally `split`: train, val (valid,
+    validation) or test; and optionally `group`, or the column that --data.group names: images of one group are kept in
+    one split. Other columns are ignored. Text is UTF-8. A list may also be lines of a path and a whole number, or
+    COCO's .json: see `taet.data.rows`.
 
-    Beside a list without splits whose name has the word train, such as ImageNet_LT_train.txt or train2018.json, those
-    of the same name but for val (valid, validation) and test are the lists of these splits. One without labels is left
-    out; where none is left for test, that for validation is it, as iNaturalist is tested on. Text is UTF-8. Classes are
-    the labels that occur, whole numbers by size, others by alphabet.
+    If the name of a list without splits contains the word train, like ImageNet_LT_train.txt or train2018.json, the
+    lists for val (valid, validation) and test are looked for beside it. A list without labels is left out; without a
+    list for test, that for validation is the test set, as for iNaturalist. Classes are the labels that occur: whole
+    numbers sorted by size, others alphabetically.
     """
     table = locate(data)
     (every, columns, likely), notes = _together(table, data.group)
     if likely is not None:
-        notes.append(f"column '{likely}' may say which images belong together: --data.group {likely} keeps them so")
+        notes.append(f"column '{likely}' may name groups of images: --data.group {likely} keeps each in one split")
     rows = _once(every)
     folder = Path(data.root).expanduser() if data.root is not None else table.parent
     files = [folder / row.path for row in rows]

@@ -35,12 +35,12 @@ AGAIN = f"delete the folder {FOLDER} and run taet data prepare tiny-imagenet"
 
 
 def downloads(data: Data) -> tuple[Download, ...]:  # noqa: ARG001 - there is one version
-    """Return what `read` reads, as it is published."""
+    """Return the official archive."""
     return (ARCHIVE,)
 
 
 def _rows(path: Path, columns: int) -> list[list[str]]:
-    """Return the first fields of each line of a table of the folder, which tabs divide."""
+    """Return the first fields of each line of a tab-separated table."""
     try:
         rows = [line.split("\t")[:columns] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -52,7 +52,7 @@ def _rows(path: Path, columns: int) -> list[list[str]]:
 
 
 def _class_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
-    """Return the first word of each class, followed by its WordNet id where two classes share it."""
+    """Return the first word of each class, followed by its WordNet id if two classes share it."""
     words = dict(_rows(folder / "words.txt", 2))
     names = [words.get(wnid, wnid).split(",")[0] for wnid in wnids]
     shared = Counter(names)
@@ -79,7 +79,7 @@ def _labelled_files(folder: Path, wnids: list[str]) -> dict[str, tuple[list[Path
 
 
 def _check(folder: Path, wnids: list[str], part: str, labels: list[int]) -> None:
-    """Refuse a split in which a class has another number of images; label CLASSES stands for any other class."""
+    """Refuse a split in which a class has another number of images; label CLASSES stands for an unknown class."""
     counts = np.bincount(labels, minlength=CLASSES + 1)
     wrong = np.flatnonzero(counts != [PER_CLASS[part]] * CLASSES + [0])
     if len(wrong):
@@ -101,7 +101,7 @@ def read(data: Data) -> Dataset:
     """Return all of Tiny-ImageNet, balanced: 500 training and 50 test images of each of 200 classes, 64x64 pixels.
 
     The test images are the official validation images, since the official test images have no labels. Classes are in
-    the order of their WordNet ids, as a reader of class folders gives them, not in that of wnids.txt; training images
+    the order of their WordNet ids, as for class folders, not in that of wnids.txt; training images
     of a class are in the order of their file names. Greyscale files become colour. Source: Le and Yang, Tiny ImageNet
     visual recognition challenge, Stanford CS 231N, 2015.
     """

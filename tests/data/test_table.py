@@ -82,7 +82,7 @@ def test_groups_stay_whole(table, header, group):
 
 def test_a_column_that_may_be_a_group_is_pointed_out(table):
     lines = [f"images/{number}.png,{'ab'[number % 2]},{number // 4}" for number in range(20)]
-    hint = "column 'Patient_ID' may say which images belong together: --data.group Patient_ID keeps them so"
+    hint = "column 'Patient_ID' may name groups of images: --data.group Patient_ID keeps each in one split"
     assert hint in load(table("path,label,Patient_ID", *lines)).notes
     assert hint not in load(table("path,label,Patient_ID", *lines), group="Patient_ID").notes
     both = [f"{line},{number // 2}" for number, line in enumerate(lines)]
@@ -108,7 +108,7 @@ def test_labels_that_are_whole_numbers_go_by_size_and_may_skip(table):
     dataset = load(path)
     assert dataset.class_names == ("2", "4", "10")
     assert levels(dataset.train.choose(np.flatnonzero(dataset.train.labels == 0)))[0] in range(10, 20)
-    assert "labels are not 0 to 2: the 3 that occur are the classes, from the least on" in dataset.notes
+    assert "labels are not 0 to 2: the 3 that occur are the classes, sorted" in dataset.notes
     dataset = load(table("path,label", *rows(range(10), "1"), *rows(range(10, 20), "0")))
     assert dataset.class_names == ("0", "1")
     assert not any("labels" in note for note in dataset.notes)
@@ -118,7 +118,7 @@ def test_labels_below_zero_go_by_size(table):
     cells = (("-1", range(10)), ("10", range(10, 20)), ("2", range(20, 30)))
     dataset = load(table("path,label", *(row for label, numbers in cells for row in rows(numbers, label))))
     assert dataset.class_names == ("-1", "2", "10")
-    assert "labels are not 0 to 2: the 3 that occur are the classes, from the least on" in dataset.notes
+    assert "labels are not 0 to 2: the 3 that occur are the classes, sorted" in dataset.notes
 
 
 @pytest.mark.parametrize(("one", "other"), [("01", "1"), ("007", "7"), ("-0", "0")])
@@ -127,7 +127,7 @@ def test_labels_that_differ_only_as_text_are_different_classes(table, one, other
     dataset = load(table("path,label", *(row for label, numbers in cells for row in rows(numbers, label))))
     assert dataset.class_names == tuple(sorted((one, other, "10")))
     assert dataset.class_counts.tolist() == [8, 8, 8]
-    assert f"labels '{one}' and '{other}' are one number: all labels are taken as text" in dataset.notes
+    assert f"labels '{one}' and '{other}' are the same number: all labels are used as text" in dataset.notes
 
 
 def test_rows_that_repeat_are_taken_once(table):

@@ -187,7 +187,7 @@ def test_paths_in_lines_may_hold_blanks_and_tabs_may_divide(imagenet_lt):
         ),
         (
             {"train.csv": "path,label\na.png,0\n", "test.csv": "path,label,split\nb.png,1,test\n"},
-            r"test\.csv' has a column 'split', but its name says test; keep one",
+            r"test\.csv' has a column 'split', but by its name it is for test; keep one",
         ),
         (
             {"train.txt": "a.png 0\n", "test.txt": "b.png 0\na.png 1\n"},
@@ -199,7 +199,10 @@ def test_paths_in_lines_may_hold_blanks_and_tabs_may_divide(imagenet_lt):
         ),
         ({"train.txt": "a.png 0\n", "test.txt": "b.png 1\n"}, "class '1' has no training image"),
         ({"train.json": '{"images": [}'}, r"cannot read '.*train\.json': Expecting value: .*; allowed: a JSON file"),
-        ({"train.json": "[1, 2]"}, "cannot read '.*': it has another form; allowed: images with id and file_name, ann"),
+        (
+            {"train.json": "[1, 2]"},
+            "cannot read '.*': it has another structure; allowed: images with id and file_name",
+        ),
         ({"train.json": '{"annotations": []}'}, "cannot read '.*': 'images' is missing; allowed"),
         ({"train.json": '{"images": [{"id": 1, "file_name": "a.png"}]}'}, "lists no image with a label"),
         (
