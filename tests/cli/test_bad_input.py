@@ -83,7 +83,7 @@ def refused(taet: Any) -> Callable[..., None]:
         ("evaluate . --attack fgsm", ["unknown option --attack;", "did you mean --attacks?"]),
         ("evaluate . --weights best", ["unknown --weights 'best'", "did you mean 'model-best'?"]),
         ("report", ["no run folder"]),
-        ("report no", ["no", "run.json"]),
+        ("report no", ["no: no run folder"]),
         ("list method", ["unknown kind 'method'", "did you mean 'methods'?"]),
         ("list methods models", ["taet list takes one of"]),
         ("data", ["which data set?"]),
