@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import numbers
-import operator
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -96,13 +95,6 @@ RadiusL2 = Annotated[float, Ge(0), Note(", e.g. 1.0 or 128/255")]
 
 # --- checking -----------------------------------------------------------------------------------------------------
 
-_COMPARISONS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
-    Gt: ("gt", operator.gt),
-    Ge: ("ge", operator.ge),
-    Lt: ("lt", operator.lt),
-    Le: ("le", operator.le),
-}
-
 
 def _alternatives(hint: Any) -> list[Any]:
     """Return the members of a union, each with the bounds of the whole, or the type itself; None is left out."""
@@ -120,23 +112,30 @@ def _bare(hint: Any) -> Any:
 
 
 def _rules(hint: Any) -> Iterator[Any]:
-    """Yield what the members of a type declare, intervals and lengths taken apart."""
+    """Yield what the members of a type declare; an interval or a length as its bounds."""
     for rule in (rule for leaf in _alternatives(hint) for rule in getattr(leaf, "__metadata__", ())):
-        if isinstance(rule, GroupedMetadata):
-            yield from rule
-        elif isinstance(rule, BaseMetadata) and not isinstance(rule, (*_COMPARISONS, MinLen)):
-            raise TypeError(f"a field declares {rule}, which taet.config does not check; use Rule")
-        else:
-            yield rule
+        yield from rule if isinstance(rule, GroupedMetadata) else (rule,)
 
 
 def _holds(rule: Any, value: Any) -> bool:
-    if type(rule) in _COMPARISONS:
-        name, compare = _COMPARISONS[type(rule)]
-        return compare(value, getattr(rule, name))
-    if isinstance(rule, MinLen):
-        return len(value) >= rule.min_length
-    return not isinstance(rule, Rule) or rule.test(value)
+    match rule:
+        case Gt():
+            holds = value > rule.gt
+        case Ge():
+            holds = value >= rule.ge
+        case Lt():
+            holds = value < rule.lt
+        case Le():
+            holds = value <= rule.le
+        case MinLen():
+            holds = len(value) >= rule.min_length
+        case Rule():
+            holds = rule.test(value)
+        case BaseMetadata():
+            raise TypeError(f"a field declares {rule}, which taet.bounds does not check; use Rule")
+        case _:  # no condition on the value alone
+            holds = True
+    return bool(holds)
 
 
 def _fits(value: Any, hint: Any, *, bounds: bool = True) -> bool:

@@ -11,28 +11,28 @@ from taet.errors import UserError, unknown
 
 COMMANDS = {
     "demo": "train AT, AT-BSL and TAET on long-tailed digits, attack them, write report.html (minutes, no download)",
-    "train": "train a method: taet train METHOD [options], or go on: taet train --resume RUN",
-    "check": "say what would spoil an evaluation of a run or of any model, and how long it would take",
+    "train": "train a method: taet train METHOD [options]; continue a run: taet train --resume RUN",
+    "check": "find what would spoil an evaluation of a run or of any model, and estimate its duration",
     "evaluate": "attack a finished run, or any model, and write its result card",
-    "transfer": "evaluate each of several runs on the adversarial examples of every other",
-    "compare": "train and attack methods x data x imbalance x seeds as a file says; only what is missing is run",
-    "report": "make one self-contained HTML file from any number of runs",
-    "predict": "say the class of images by a finished run, and whether each answer survives an attack",
-    "export": "write the model of a finished run, preprocessing inside, as pt2, ONNX or safetensors",
-    "cost": "measure what training costs here: passes, seconds, memory and the share that TAET saves",
+    "transfer": "evaluate each of several runs on the adversarial examples of the others",
+    "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
+    "report": "write one self-contained HTML file about any number of runs",
+    "predict": "classify images with a finished run, and test whether each prediction survives an attack",
+    "export": "write the model of a finished run, with its preprocessing, as pt2, ONNX or safetensors",
+    "cost": "measure the cost of training on this machine: passes, seconds, memory, and what TAET saves",
     "list": "list methods, attacks, data, models or protocols",
-    "data": "show what a data set holds, or put its files in place: taet data show|prepare NAME",
-    "doctor": "say whether this machine can train, and how fast",
+    "data": "show a data set, or download and check its files: taet data show|prepare NAME",
+    "doctor": "check whether this machine can train, and how fast",
 }
 
-EPILOG = """Every command has --help with examples and --debug, which shows the traceback behind an error.
-Exit status: 0 done, 1 a cell of a comparison failed, 2 a mistake in the call (one line says which), 130 interrupted
-with everything so far saved."""
+EPILOG = """Every command has --help, with examples, and --debug, which shows the traceback of an error.
+Exit status: 0 success; 1 a cell of a comparison failed; 2 a mistake in the call, named in one line; 130 interrupted,
+with all finished work saved."""
 
 DEBUG = "TAET_DEBUG"
 """Environment variable that acts as --debug."""
 STARTED_TOGETHER = "TAET_STARTED_TOGETHER"
-"""Environment variable of processes that share the work of one command, which started them."""
+"""Environment variable of the processes that one command started to share its work."""
 
 
 def help_text() -> str:
@@ -44,14 +44,14 @@ def help_text() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    arguments = [*(sys.argv[1:] if argv is None else argv)]  # `list` here is the command, once it has been imported
+    arguments = [*(sys.argv[1:] if argv is None else argv)]  # `list` may be the command's module here
     debug = "--debug" in arguments or DEBUG in os.environ
     arguments = [a for a in arguments if a != "--debug"]
     if debug and argv is None:
         os.environ[DEBUG] = "1"  # also for the processes that this one starts
     try:
         status = _dispatch(arguments)
-        sys.stdout.flush()  # here, where a reader that has gone or a full disk is still caught
+        sys.stdout.flush()  # here, where a closed pipe or a full disk is still handled
         return status
     except UserError as error:
         if debug:
@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"taet: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if STARTED_TOGETHER not in os.environ:  # else the process that started it tells
+        if STARTED_TOGETHER not in os.environ:  # otherwise the process that started this one reports it
             print("\ntaet: interrupted; what was done so far is saved", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, e.g. `taet list methods | head`
+    except BrokenPipeError:  # e.g. `taet list methods | head`
         _drop_output()
         return 0
     except OSError as error:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """Send what is still buffered nowhere: Python would try again, and fail again, on its way out."""
+    """Discard buffered output: Python would try, and fail, to write it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

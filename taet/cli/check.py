@@ -1,4 +1,4 @@
-"""`taet check MODEL`: what would spoil an evaluation, and how long one would take."""
+"""`taet check MODEL`: find what would spoil an evaluation, and estimate its duration."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ModelCheck(CheckOptions, OfModel):
 
 
 def run(arguments: list[str]) -> None:
-    """Check a run or a model and print what was found."""
+    """Check a run or a model and print the findings."""
     parsed = read(arguments)
     if isinstance(parsed, RunCheck):
         chosen, model, dataset, _ = load_run(parsed.run, parsed.weights)
@@ -105,7 +105,7 @@ def show(
     notes: tuple[str, ...],
     attacks: tuple[str, ...],
 ) -> None:
-    """Check a model on test images and print what was found; `labels` count `class_names`."""
+    """Check a model on test images and print the findings; `labels` index `class_names`."""
     found = check(
         model.to(resolve_device(options.device)),
         images,

@@ -1,4 +1,4 @@
-"""`taet compare SPEC`: methods x data x imbalance ratios x seeds; only what is missing is run."""
+"""`taet compare SPEC`: train and attack a grid of methods, data, imbalance ratios and seeds."""
 
 from __future__ import annotations
 
@@ -25,57 +25,57 @@ EXAMPLES = (
     "taet compare digits.toml --out runs/digits --merge",
     "taet compare digits.toml --out runs/digits --merge from-a/digits from-b/digits",
 )
-DESCRIPTION = """Train and attack every cell of the grid that SPEC, a TOML file, describes, and write a report. What is
-done is taken as it is, what was started goes on; each cell is a run folder in OUT/runs, its output in OUT/logs.
+DESCRIPTION = """Train and attack every cell of the grid that SPEC, a TOML file, describes, and write a report. Finished
+cells are kept, and started ones continue. Each cell is a run folder in OUT/runs; its output is in OUT/logs.
 
-Exit status: 0 all done, or the time budget used up; 1 a cell failed, the others are done; 2 a mistake in SPEC or in the
-call; 130 interrupted, with everything so far saved.
+Exit status: 0 all done, or the time budget is used up; 1 a cell failed, the others are done; 2 a mistake in SPEC or in
+the call; 130 interrupted, with all finished work saved.
 
-A specification:
+Example of SPEC:
 
   title = "Three methods on long-tailed digits"
   methods = ["at", "taet", {name = "harl-skip", method = "harl", settings = {absent = "skip"}}]     # or "all"
   data = ["digits-lt"]
-  imbalance = [10, 50]        # not given: the data as they are
+  imbalance = [10, 50]        # optional; without it, the data as they are
   seeds = [0, 1, 2]
   protocol = "taet"
 
-  [settings]                  # of every run, by the names of the options of taet train
+  [settings]                  # of every run, named like the options of taet train
   model = "resnet8"
   epochs = 60
   threat.eps = "8/255"
 
-  [[variants]]                # the grid once more, with settings added, for the methods that can take them
+  [[variants]]                # repeats the grid with added settings, for methods that accept them
   name = "bsl"
   settings = {outer.name = "balanced-softmax"}"""
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """A specification, and how it is worked off."""
+    """A comparison and how to run it."""
 
     spec: Annotated[Path, tyro.conf.Positional]
     """TOML file."""
     out: Path | None = None
-    """Folder of the comparison; SPEC without its ending if not given."""
+    """Folder of the comparison. Default: SPEC without its suffix."""
     time_budget: str | None = None
-    """Time after which nothing is begun and what runs is saved and stopped, e.g. 2h30m, 90m or 600s."""
+    """Time after which running cells are saved and stopped and no other starts, e.g. 2h30m, 90m or 600s."""
     jobs: int | Literal["auto"] = 1
-    """Cells side by side; the cores are shared among them, and each runs on the GPU with the fewest. auto: as many as
-    there are GPUs (of CUDA_VISIBLE_DEVICES, where it is set), and 1 without."""
+    """Cells that run at the same time; they share the cores, and each uses the GPU with the fewest cells. auto: one per
+    GPU (of CUDA_VISIBLE_DEVICES, if it is set), or 1 without a GPU."""
     part: str | None = None
-    """K/N, e.g. 3/16: work on the third of 16 fixed shares of the cells alone, and write no report."""
+    """K/N, e.g. 3/16: run only the third of 16 fixed parts of the cells, and write no report."""
     merge: tuple[Path, ...] | None = None
-    """Run nothing: write the report of what is there, when all parts have ended. Names of folders bring the finished
-    runs of this comparison that lie in them to OUT first."""
+    """Write the report when all parts have ended; nothing is run. Finished runs of this comparison in the given folders
+    are first copied to OUT."""
     dry_run: bool = False
-    """Print every cell with its state and the commands that are left, and run nothing."""
+    """Print every cell with its state and the commands that remain; nothing is run."""
     json: bool = False
-    """Print what OUT/comparison.json holds."""
+    """Print the content of OUT/comparison.json."""
 
 
 def run(arguments: list[str]) -> int:
-    """Work off a comparison, or a part of it, or merge its parts; return 1 if a cell failed."""
+    """Run a comparison or a part of it, or merge its parts; return 1 if a cell failed."""
     parsed = read(arguments)
 
     def say(line: str) -> None:
@@ -103,7 +103,7 @@ def run(arguments: list[str]) -> int:
 
 
 def read(arguments: list[str]) -> CompareOptions:
-    """Return what the words of the call mean; what cannot go together is refused."""
+    """Parse a call; contradictory options are refused."""
     parsed = flags.parse(CompareOptions, arguments, prog="taet compare", description=DESCRIPTION, examples=EXAMPLES)
     if parsed.merge is not None:
         others = {"part": parsed.part, "time-budget": parsed.time_budget, "dry-run": parsed.dry_run}
@@ -114,7 +114,7 @@ def read(arguments: list[str]) -> CompareOptions:
 
 
 def seconds(text: str) -> float:
-    """Return what 2h30m, 90m or 600s means, in seconds."""
+    """Return the seconds of a duration such as 2h30m, 90m or 600s."""
     found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     if not text or found is None:
         raise UserError(f"time budget: got '{text}'; allowed: hours, minutes and seconds, e.g. 2h30m, 90m or 600s")
@@ -123,7 +123,7 @@ def seconds(text: str) -> float:
 
 
 def share(text: str) -> tuple[int, int]:
-    """Return which part of how many 3/16 means."""
+    """Return the numbers K and N of a part K/N."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found is None:
         raise UserError(f"part: got '{text}'; allowed: K/N with K from 1 to N, e.g. 3/16")
@@ -131,7 +131,7 @@ def share(text: str) -> tuple[int, int]:
 
 
 def listing(result: Comparison) -> str:
-    """Every cell with its state, its time or its reason, and the commands that are left."""
+    """Return a line per cell with its state and time or reason, and the commands that remain."""
     lines = []
     for outcome in result.outcomes:
         said = f": {outcome.reason}" if outcome.reason else ""
@@ -143,28 +143,28 @@ def listing(result: Comparison) -> str:
 
 
 def counted(result: Comparison) -> str:
-    """How many cells are in each state, and the time that they have taken so far."""
+    """Return how many cells are in each state, and the time used so far."""
     states = ", ".join(f"{n} {state}" for state, n in result.counts.items()) or "none"
     taken = f"; {timed(result.seconds)}" if any(result.seconds.values()) else ""
     return f"{len(result.outcomes)} cells: {states}{taken}"
 
 
 def timed(taken: dict[str, float]) -> str:
-    """Say the seconds of training and of attacks."""
+    """Return the times of training and of attacks in words."""
     return f"{clock(taken['training'])} of training and {clock(taken['evaluation'])} of attacks"
 
 
 def summary(result: Comparison, parsed: CompareOptions, command: str) -> str:
-    """What came out, what failed, what is left, and where the report is; `command` is the call."""
+    """Return which cells failed, what remains, and where the report is; `command` is the call."""
     lines = [f"failed: {o.cell.name}: {o.reason}" for o in result.outcomes if o.state == "failed"]
     lines.append(counted(result))
     whole = shlex.join(["taet", "compare", str(parsed.spec), "--out", str(result.out)])
     if result.out_of_time:
-        lines.append(f"the time budget is used up; go on: {command}")
+        lines.append(f"the time budget is used up; continue: {command}")
     elif parsed.part is not None:
         lines.append(f"when every part has ended: {whole} --merge")
     elif parsed.merge is not None and any(state in result.counts for state in OPEN):
-        lines.append(f"not all is done; go on: {whole}")
+        lines.append(f"not all cells are done; continue: {whole}")
     if result.report is not None:
         lines.append(f"open {result.report}")
     return "\n".join(lines)

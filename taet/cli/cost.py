@@ -1,4 +1,4 @@
-"""`taet cost`: what training costs here and now, by the cost model of the TAET paper, beside the published numbers."""
+"""`taet cost`: the cost of training on this machine by the cost model of the TAET paper, with the published numbers."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ EXAMPLES = (
     "taet cost --image-shape 3 64 64 --classes 200 --batch-size 32 --curve 1 2 5 7 10 20",
     "taet cost --methods all",
 )
-DESCRIPTION = """Measure what training costs on this machine, in a minute or so with a small model: forward and backward
-passes of a clean step and of a step of the attack; gamma, rho, eta and the share of time that TAET saves, predicted
-from them and measured; peak memory of a clean and of an adversarial step; seconds per epoch against PGD steps and by
-method. Published numbers stand beside. Images are random, and training steps are those of runs."""
+DESCRIPTION = """Measure the cost of training on this machine, in about a minute for a small model: forward and backward
+passes of a clean step and of an attack step; gamma, rho, eta and the share of time that TAET saves, predicted and
+measured; peak memory of a clean and of an adversarial step; seconds per epoch by PGD steps and by method. Published
+numbers are shown beside. Images are random; training steps are those of runs."""
 METHODS = ("at", "robal", "reat", "taet")  # of REAT's table 14, and TAET
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostOptions:
-    """What is trained and how it is measured."""
+    """What is measured, and how."""
 
     model: Annotated[str, tyro.conf.arg(name="model.name", aliases=["--model"])] = Workload.model
     """As in taet train."""
@@ -46,11 +46,11 @@ class CostOptions:
     image_shape: tuple[int, int, int] | None = None
     """Channels, height and width. Default: those of --data, or 3 32 32."""
     classes: int | None = None
-    """Number of classes, of which the largest has 50,000 / classes images and the smallest a tenth of that, as
-    CIFAR-10-LT and CIFAR-100-LT at imbalance ratio 10. Default: those of --data, or 10."""
+    """Number of classes. The largest has 50,000 / classes images and the smallest a tenth of that, as in CIFAR-10-LT
+    and CIFAR-100-LT at imbalance ratio 10. Default: those of --data, or 10."""
     timing: flags.Given = flags.options(Timing())
     methods: tuple[str, ...] = METHODS
-    """Methods to be measured; all: every one, with every variant; without a name: the cost model alone."""
+    """Methods to measure. all: every method in every variant; no name: only the cost model."""
     json: bool = False
     """Print JSON."""
     out: Path | None = None
@@ -58,7 +58,7 @@ class CostOptions:
 
 
 def run(arguments: list[str]) -> None:
-    """Measure, print and, where asked, write."""
+    """Measure the cost, print it and write it to the file asked for."""
     parsed = read(arguments)
     wanted = _wanted(parsed.methods)
     with progress("cost") as report:
@@ -73,12 +73,12 @@ def run(arguments: list[str]) -> None:
 
 
 def read(arguments: list[str]) -> CostOptions:
-    """Return what the words of the call mean; a mistake is told before anything is measured."""
+    """Parse a call; mistakes are refused before anything is measured."""
     parsed = flags.parse(CostOptions, arguments, prog="taet cost", description=DESCRIPTION, examples=EXAMPLES)
     _wanted(parsed.methods)
     timing(parsed)
     if parsed.data.get("name") and (parsed.image_shape or parsed.classes):
-        raise UserError("--image-shape, --classes: got them beside --data, which says both; allowed: either")
+        raise UserError("--image-shape, --classes: got them beside --data, which sets both; allowed: either")
     if parsed.data and not parsed.data.get("name"):
         raise UserError("--data.*: got options of a data set without --data NAME")
     most = TOTAL // int(RATIO)  # the smallest class of as many has one image
@@ -95,7 +95,7 @@ def timing(parsed: CostOptions) -> Timing:
 
 
 def _wanted(names: tuple[str, ...]) -> list[Variant]:
-    """Methods and their knobs."""
+    """Return the methods to measure, each with settings."""
     if names == ("all",):
         return everything()
     for name in names:
@@ -114,7 +114,7 @@ def _workload(parsed: CostOptions) -> Workload:
 
 
 def text(table: CostTable) -> str:
-    """A table for a terminal: the first column to the left, the others to the right."""
+    """Return a table as text: the first column aligned left, the others right."""
     columns = list(zip(table.heads, *table.rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     lines = [

@@ -1,4 +1,4 @@
-"""`taet data show NAME` and `taet data prepare NAME`: what a data set holds, and its files put where they belong.
+"""`taet data show NAME` and `taet data prepare NAME`: print what a data set holds; download and check its files.
 
 `taet data list` is `taet list data`.
 """
@@ -36,14 +36,13 @@ HELP = f"""usage: taet data show NAME [options]
        taet data prepare NAME [options]
        taet data list
 
-show     counts of each class in every split, imbalance ratio, checksums and what was decided, as a run would take the
-         set; --out FILE.png draws them, --json prints them for a program
-prepare  download the official files where a network is, else say which file to put where; check, unpack and read them;
-         --layout npz, folder (PNG images) or taet-npy also writes the set, cut as the options say, for other programs
+show     print class counts of every split, imbalance ratio, checksums and notes, as a run would use the set;
+         --out FILE.png draws them, --json prints JSON
+prepare  download the official files, or without a network say which file to put where; check, unpack and read them;
+         --layout npz, folder (PNG images) or taet-npy also writes the set with these options for other programs
+list     print the names, as taet list data
 
-list     the names, as taet list data says them
-
-taet data show --help and taet data prepare --help say the options.
+For the options: taet data show --help and taet data prepare --help.
 
 examples:
 {chr(10).join(f"  {example}" for example in (*SHOW, *PREPARE))}"""
@@ -53,7 +52,7 @@ PICTURES = (".png", ".pdf", ".svg")
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """A data set and how to print it."""
+    """A data set and how to show it."""
 
     data: flags.Given = flags.options(Data())
     json: bool = False
@@ -64,14 +63,14 @@ class ShowOptions:
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """A data set and what it becomes."""
+    """A data set and how to write it."""
 
     data: flags.Given = flags.options(Data())
     layout: Literal["npz", "folder", "taet-npy"] | None = None
-    """Also write the set, cut as the options say: one .npz with MedMNIST's keys, a folder of PNG images
-    (train/CLASS/...), or the folder of arrays that TAET's repository reads."""
+    """Also write the set with these options: one .npz with MedMNIST's keys, a folder of PNG images (train/CLASS/...),
+    or the folder of arrays that TAET's repository reads."""
     out: Path | None = None
-    """Where --layout writes; nothing is overwritten. Not given: here, a name such as cifar10lt_10, as TAET's are."""
+    """Where --layout writes; nothing is overwritten. Default: in this folder, named as by TAET, e.g. cifar10lt_10."""
 
 
 def _parse(
@@ -88,7 +87,7 @@ def _parse(
 
 
 def _show(arguments: list[str]) -> None:
-    parsed = _parse(ShowOptions, "show", arguments, "Show what a data set holds as a run would take it.", SHOW)
+    parsed = _parse(ShowOptions, "show", arguments, "Show what a data set holds as a run would use it.", SHOW)
     if parsed.out is not None and parsed.out.suffix.lower() not in PICTURES:
         raise UserError(f"--out: got '{parsed.out}'; allowed: a file that ends in {', '.join(PICTURES)}")
     dataset = load(**parsed.data)
@@ -106,7 +105,7 @@ def _summary(dataset: Dataset) -> str:
 
 
 def _options(data: Data) -> str:
-    """The options that `data` was made of, as `taet train` takes them."""
+    """Return the options of `taet train` that give `data`."""
     words = []
     for field in dataclasses.fields(Data):
         value = getattr(data, field.name)
@@ -117,7 +116,7 @@ def _options(data: Data) -> str:
 
 
 def _default_out(dataset: Dataset, layout: str) -> Path:
-    """The name and the imbalance ratio: cifar10lt_10 where cifar10-lt is cut to 10, as TAET's repository has it."""
+    """Return the name with the imbalance ratio as in TAET's repository: cifar10lt_10 for cifar10-lt cut to 10."""
     kind, _, path = dataset.name.partition(":")
     stem = Path(path).stem if path else kind.replace("-", "")
     ratio = f"{round(dataset.imbalance_ratio, 1):g}"
@@ -131,7 +130,7 @@ def _prepare(arguments: list[str]) -> None:
 
     if not arguments:
         raise UserError("which data set? taet data prepare NAME; see taet list data")
-    description = "Put a data set's official files where they are looked for, check them, and say what it holds."
+    description = "Download the official files of a data set, check them, and print what the set holds."
     parsed = _parse(PrepareOptions, "prepare", arguments, description, PREPARE)
     if parsed.out is not None and parsed.layout is None:
         raise UserError(f"--out {parsed.out} needs --layout npz, folder or taet-npy")
@@ -147,10 +146,10 @@ def _prepare(arguments: list[str]) -> None:
         layouts.write(dataset, parsed.layout, out, report)
     print(f"written: {out}")
     if not dataset.mirror:
-        print("note: a mirrored image of this set loses its label, which no layout can say; train with --augment crop")
+        print("note: mirrored images of this set lose their labels, and no layout records that: use --augment crop")
     grouped = any(split.groups is not None for split in dataset.splits.values())
     if grouped and parsed.layout == "taet-npy":
-        print("note: this layout cannot say which images belong together; with npz and folder they stay in one split")
+        print("note: this layout does not record groups of images; npz and folder keep each group in one split")
     option = " --group folder" if grouped and parsed.layout == "folder" else ""
     print(f"next: taet data show {shlex.quote(f'{parsed.layout}:{out}')}{option}")
 

@@ -1,4 +1,4 @@
-"""`taet demo`: the whole job on data that scikit-learn brings along."""
+"""`taet demo`: train, attack and report on data that come with scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from taet.training import resume, train
 from taet.training.folder import RunFolder
 
 METHODS = ("at", "at-bsl", "taet")
-# The protocol in the proportions of the data. Strokes are black on white, so the ball is wider than for photographs,
-# with steps as for 8/255: a quarter of eps in training, an eighth in evaluation. 477 images make few steps per epoch,
-# hence batches of 64. The balanced test set has 50 images of the rarest class, where the long-tailed one has 6.
+# The protocol, adapted to the data. Strokes are black on white, so eps is larger than for photographs; the steps are in
+# proportion, a quarter of eps in training and an eighth in evaluation. 477 images give few steps per epoch, hence
+# batches of 64. The balanced test set has 50 images of the rarest class; the long-tailed one would have 6.
 CHANGES = {
     "data.test": "balanced",
     "model.name": "resnet8",
@@ -28,7 +28,7 @@ CHANGES = {
     "threat.step_size": 0.04,
     "evaluation.step_size": 0.02,
     "evaluation.batch_size": 500,
-    "training.precision": "float32",  # many a processor only emulates bf16, and here float32 is fast enough
+    "training.precision": "float32",  # some processors only emulate bf16, and float32 is fast enough here
     "training.epochs": 60,
     "training.batch_size": 64,
     "training.monitor_every": 2,
@@ -38,19 +38,19 @@ EXAMPLES = ("taet demo", "taet demo --out somewhere")
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Where the demonstration goes."""
+    """Where the demo is written."""
 
     out: Path = Path("demo")
-    """Folder for the runs and the report; what is there already is used, what is missing is made."""
+    """Folder for the runs and the report; existing runs are used or continued."""
 
 
 def demo_run(method: str) -> Run:
-    """Return the run of `method` in the demonstration."""
+    """Return the run of `method` in the demo."""
     return config.override(protocols.taet(method), CHANGES)
 
 
 def run(arguments: list[str]) -> None:
-    """Train, attack and report; what the folder holds already is used."""
+    """Train, attack and report; existing runs are used."""
     parsed = flags.parse(
         DemoOptions,
         arguments,

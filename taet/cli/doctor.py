@@ -1,4 +1,4 @@
-"""`taet doctor`: whether this machine can train, and how fast."""
+"""`taet doctor`: check whether this machine can train, and how fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from taet.training.environment import PACKAGES, environment, resolve_device
 
 HELP = """usage: taet doctor [--json]
 
-Says which versions are installed, which device a run would take, how fast it attacks, and which data it finds.
+Print the installed versions, the device that a run would use, the speed of attacks on it, and the data it finds.
 
 examples:
   taet doctor
@@ -31,7 +31,7 @@ DATA_FILES = (
 
 
 def run(arguments: list[str]) -> None:
-    """Print what this machine can do."""
+    """Check this machine and print the result."""
     if {"-h", "--help"} & set(arguments):
         print(HELP)
         return
@@ -52,11 +52,11 @@ def run(arguments: list[str]) -> None:
     for problem in found["problems"]:
         print(f"{'problem':12} {problem}")
     if not found["problems"]:
-        print("all is well")
+        print("no problem found")
 
 
 def examine() -> dict[str, Any]:
-    """Everything that `taet doctor` says."""
+    """Return what `taet doctor` prints."""
     device = resolve_device("auto")
     about = environment(device)
     speeds = {name: attack_speed(device, name == "bf16") for name in ("bf16", "float32")}
@@ -81,7 +81,7 @@ def examine() -> dict[str, Any]:
 
 
 def attack_speed(device: torch.device, bf16: bool) -> float:
-    """Images per second of PGD-10 on a batch of 128, the best of three after one warm-up."""
+    """Return the images per second of PGD-10 on a batch of 128: the best of three trials after a warm-up."""
     model = models.build("resnet8", 10).to(device).to(memory_format=torch.channels_last)
     x = torch.rand(128, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     y = torch.arange(128, device=device) % 10

@@ -1,4 +1,4 @@
-"""`taet export RUN --format FORMAT`: a finished run as one file that runs without this package."""
+"""`taet export RUN --format FORMAT`: write a finished run as one file that runs without this package."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ EXAMPLES = (
     "taet export runs/x --format safetensors --weights model-best --out weights.safetensors --force",
 )
 DESCRIPTION = """Write the model of a finished run to one file and print its path. pt2 (for torch.export.load) and onnx
-(needs taet[onnx]) hold the whole way from grey levels, uint8 (N, H, W, C), to logits, resizing included where the run
-resized its images; safetensors holds the weights alone. Each says inside which run and which classes it is of, and is
-loaded back and compared with the model before it takes its name."""
+(needs taet[onnx]) compute logits from pixel values, uint8 (N, H, W, C), including the resizing of the run; safetensors
+holds the weights only. Each file names its run and classes, and is loaded and compared with the model before it gets
+its final name."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A finished run and the file that it becomes."""
+    """A finished run and the file to write."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a finished run."""
     format: Literal["pt2", "onnx", "safetensors"]
-    """Form of the file."""
+    """Format of the file."""
     out: Path | None = None
-    """File to write; RUN/artifacts/WEIGHTS.FORMAT if not given."""
+    """File to write. Default: RUN/artifacts/WEIGHTS.FORMAT."""
     weights: Literal["model", "model-last", "model-best"] = "model"
-    """What the run delivers, its last epoch, or its best one."""
+    """The weights that the run delivers, those of its last epoch, or of its best one."""
     force: bool = False
-    """Replace a file that is there."""
+    """Replace an existing file."""
 
 
 def run(arguments: list[str]) -> None:
@@ -45,5 +45,5 @@ def run(arguments: list[str]) -> None:
 
 
 def read(arguments: list[str]) -> ExportOptions:
-    """Return what the words of the call mean."""
+    """Parse a call."""
     return flags.parse(ExportOptions, arguments, prog="taet export", description=DESCRIPTION, examples=EXAMPLES)

@@ -1,4 +1,4 @@
-"""`taet list KIND`: the names that other commands take. Reads source text only, so it answers at once."""
+"""`taet list KIND`: the names that other commands accept. Reads source text only, without importing torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taet.protocols import PROTOCOLS
 KINDS = ("methods", "attacks", "data", "models", "protocols")
 HELP = f"""usage: taet list {{{",".join(KINDS)}}} [--json]
 
-taet cost --methods all says what every method costs.
+Print the names of one kind. taet cost --methods all measures the cost of every method.
 
 examples:
   taet list methods
@@ -20,7 +20,7 @@ examples:
 
 
 def rows(kind: str) -> list[dict[str, Any]]:
-    """Every name of `kind` with one line about it, a method's paper, and where it leaves the protocol."""
+    """Return every name of `kind` with its title; for a method also its paper and its deviations from the protocol."""
     if kind == "protocols":
         return [{"name": name, "title": (start.__doc__ or "").split("\n")[0]} for name, start in PROTOCOLS.items()]
     found = registry.entries(cast(registry.Kind, kind)).values()

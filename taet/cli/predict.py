@@ -1,4 +1,4 @@
-"""`taet predict RUN IMAGES...`: the class of every image, and whether it stands under an attack."""
+"""`taet predict RUN IMAGES...`: classify images, and test whether each prediction survives an attack."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from taet.bounds import Count, check_value
 from taet.cli import flags
 from taet.cli.progress import progress
 from taet.deployment.predict import BATCH_SIZE, batches
@@ -24,44 +25,44 @@ EXAMPLES = (
     "taet predict runs/x images/ --certify-attack pgd-20 --out predictions.csv",
     "taet predict runs/x images/ --certify-attack pgd-100:restarts=5,eps=4/255 --batch-size 50",
 )
-DESCRIPTION = """Say the class of every image, with its probability: path,class,probability[,survives][,error] as CSV
-on standard output. Images are read as in training and resized to the run's size; the run's data are not needed.
+DESCRIPTION = """Print the class of every image and its probability: path,class,probability[,survives][,error] as CSV on
+standard output. Images are read as in training and resized to the run's size; the run's data are not needed.
 
---certify-attack says for each image whether the predicted class survives that attack, in the ball and with the settings
-of the run. It certifies nothing beyond that: true means that this attack failed, not that no other can succeed.
+--certify-attack tests for each image whether the predicted class survives that attack, with eps and the settings of the
+run. true means that this attack failed; another attack may still succeed.
 
-An image that cannot be read has its reason in the column error, the others are answered all the same, and the exit
-status is 2. An interruption writes what was found so far."""
+An image that cannot be read gets a reason in the column error; the others are classified, and the exit status is 2. An
+interruption writes the results so far."""
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """A finished run, images, and what is wanted to know."""
+    """A finished run, images, and what to print about them."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a finished run."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files, and folders, which are searched through; hidden files are left out."""
+    """Image files, and folders, which are searched recursively; hidden files are ignored."""
     certify_attack: str | None = None
     """An attack that the predicted class must survive (see `taet list attacks`), e.g. pgd-20 or pgd-20:restarts=5."""
     format: Literal["csv", "json"] = "csv"
-    """Form of the answer."""
+    """Output format."""
     out: Path | None = None
-    """File of the answer; standard output if not given."""
+    """Output file. Default: standard output."""
     force: bool = False
-    """Replace that file if it is there."""
-    top: int = 1
-    """Classes that are named for each image, the likely ones first."""
+    """Replace an existing output file."""
+    top: Count = 1
+    """Number of classes to print for each image, most likely first."""
     weights: Literal["model", "model-last", "model-best"] = "model"
-    """What the run delivers, its last epoch, or its best one."""
+    """The weights that the run delivers, those of its last epoch, or of its best one."""
     batch_size: int = BATCH_SIZE
-    """Images that are in memory at a time."""
+    """Images per batch."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
 
 def run(arguments: list[str]) -> int:
-    """Answer for every image; return 2 if one could not be read."""
+    """Classify every image; return 2 if one could not be read."""
     parsed, parts = read(arguments), list[Predictions]()
     _check_place(parsed)
     try:
@@ -76,7 +77,7 @@ def run(arguments: list[str]) -> int:
                 progress=report,
             ):
                 parts.append(part)
-    finally:  # also what was found before an interruption
+    finally:  # also the results before an interruption
         if parts:
             _write(joined(parts), parsed)
     unread = sum(part.unread for part in parts)
@@ -87,17 +88,16 @@ def run(arguments: list[str]) -> int:
 
 
 def read(arguments: list[str]) -> PredictOptions:
-    """Return what the words of the call mean."""
+    """Parse a call."""
     parsed = flags.parse(PredictOptions, arguments, prog="taet predict", description=DESCRIPTION, examples=EXAMPLES)
     if not parsed.images:
         raise UserError(f"which images? taet predict {parsed.run} IMAGES...: files and folders")
-    if parsed.top < 1:
-        raise UserError(f"top: got {parsed.top}; allowed: 1 or more")
+    check_value("top", parsed.top, Count)
     return parsed
 
 
 def _check_place(parsed: PredictOptions) -> None:
-    """Refuse a file that could not be written, or that is there, before the work is done; make its folder."""
+    """Refuse an output file that exists or cannot be written, before the work; make its folder."""
     if parsed.out is None:
         return
     if parsed.out.exists() and not (parsed.force and parsed.out.is_file()):
@@ -110,7 +110,7 @@ def _check_place(parsed: PredictOptions) -> None:
 
 
 def _write(found: Predictions, parsed: PredictOptions) -> None:
-    """Write the answer; a name that is no text keeps its bytes in CSV, and is escaped in JSON."""
+    """Write the predictions; a file name that is not valid text keeps its bytes in CSV and is escaped in JSON."""
     as_json = parsed.format == "json"
     text = json.dumps(found.to_json(parsed.top), indent=1) + "\n" if as_json else found.to_csv(parsed.top)
     if parsed.out is not None:

@@ -1,4 +1,4 @@
-"""Processes that torchrun or a command of ours started: they share the work, and the first one alone speaks."""
+"""Processes that share the work of one command, started by torchrun or by the command; only the first one prints."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from taet.training.environment import cores, resolve_device
 from taet.training.interruption import interruption
 
 TELLING_SECONDS = 1.0
-"""Time for the process that tells why the job ends: torchrun ends it once another one has ended."""
+"""Time for the process that reports the error: torchrun ends it as soon as another one has ended."""
 LOOK_SECONDS = 0.1
-"""Between two looks at the processes that were started."""
+"""Between two checks of the started processes."""
 ENDING_SECONDS = 30.0
-"""Time for all processes to end by themselves, after one failed or the user asked."""
+"""Time for all processes to end by themselves, after a failure or an interruption."""
 
 
 @contextlib.contextmanager
 def together(device: str) -> Iterator[None]:
-    """Inside, work with the other processes, if there are any, on `device`; what the others print goes nowhere."""
+    """Join the other processes, if any, on `device`, and discard the output of all but the first."""
     end_with_parent()
     with told_once(), joined(resolve_device(device).type), contextlib.ExitStack() as stack:
         if rank() > 0:
@@ -44,7 +44,7 @@ def together(device: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told_once() -> Iterator[None]:
-    """Let a mistake, or the user's wish to stop, out of the one process that comes first; the others end in silence."""
+    """Report an error or interruption from one process only: the first to claim it; the others exit silently."""
     try:
         yield
     except (UserError, KeyboardInterrupt) as error:
@@ -53,7 +53,7 @@ def told_once() -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         status = 130 if isinstance(error, KeyboardInterrupt) else 2
-        atexit.register(leave, status)  # the last one registered is the first one called
+        atexit.register(leave, status)  # registered last, so called first
         if claim("the last word"):
             raise
         time.sleep(TELLING_SECONDS)
@@ -61,7 +61,7 @@ def told_once() -> Iterator[None]:
 
 
 def number_of(processes: int | Literal["auto"], device: str) -> int:
-    """How many processes to share the work: as many as were asked for, or one per GPU, or per core without one."""
+    """Return the number of processes: as asked for, or with auto one per GPU, or per core without a GPU."""
     chosen = resolve_device(device)
     if processes == "auto":
         return 1 if chosen.index is not None else torch.cuda.device_count() if chosen.type == "cuda" else cores()
@@ -73,10 +73,10 @@ def number_of(processes: int | Literal["auto"], device: str) -> int:
 
 
 def run_together(count: int, words: Sequence[str]) -> int:
-    """Run `taet WORDS` as `count` processes of this machine that share its cores, and return the exit status.
+    """Run `taet WORDS` in `count` processes that share the cores of this machine, and return the exit status.
 
-    They meet as under torchrun, whose own report of a failure would bury the one line that says why. When one of them
-    fails, or the user interrupts, or this process dies, all end.
+    They are set up as by torchrun, whose report of a failure would hide the one line of the error. When one process
+    fails, the user interrupts, or this process dies, all of them end.
     """
     _store, meeting = meeting_point(count)
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count)))
@@ -90,11 +90,10 @@ def run_together(count: int, words: Sequence[str]) -> int:
                     subprocess.Popen(
                         [sys.executable, "-m", "taet", *words],
                         env={**os.environ, **common, **place},
-                        stdin=subprocess.PIPE,  # ends with this process: see `end_with_parent`
-                        start_new_session=True,  # Ctrl-C reaches a process through us, and once
+                        stdin=subprocess.PIPE,  # closes with this process: see `end_with_parent`
+                        start_new_session=True,  # so that Ctrl-C reaches each process once, through this one
                     )
                 )
-            # Until all have done their work, or one has failed.
             while not asked.is_set() and {process.poll() for process in running} in ({None}, {None, 0}):
                 asked.wait(LOOK_SECONDS)
             first_failed = next((process.returncode for process in running if process.poll()), 0)
@@ -113,21 +112,21 @@ def run_together(count: int, words: Sequence[str]) -> int:
 
 
 def meeting_point(count: int) -> tuple[Any, dict[str, str]]:
-    """A store where `count` processes of this machine meet while it is held, and the environment that leads there."""
+    """Return a store through which `count` processes find each other while it exists, and their environment for it."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     found = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here, none of the processes has to keep it
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is in this process, not in one of theirs
         "WORLD_SIZE": str(count),
     }
-    if sys.platform == "linux":  # they talk over the loopback interface, also where the host's name leads nowhere
+    if sys.platform == "linux":  # use the loopback interface; the host name may not resolve
         found["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     return store, found
 
 
 def _ended(running: Sequence[subprocess.Popen[bytes]], at_once: bool) -> list[int]:
-    """The exit statuses of processes of which one has ended, or all are to end."""
+    """Wait for all processes to end, and end those that do not; return their exit statuses."""
     if at_once:
         for process in running:
             process.send_signal(signal.SIGINT)
@@ -143,11 +142,11 @@ def _ended(running: Sequence[subprocess.Popen[bytes]], at_once: bool) -> list[in
 
 
 def end_with_parent() -> None:
-    """End this process, if `run_together` started it, when that one does: killed, it tells nobody."""
+    """End this process when the one that started it by `run_together` ends, even if that is killed."""
     if STARTED_TOGETHER in os.environ:
         threading.Thread(target=_exit_after_parent, daemon=True).start()
 
 
 def _exit_after_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing is written there: this is its end
+    os.read(sys.stdin.fileno(), 1)  # returns when the parent closes it: nothing is ever written
     os._exit(1)

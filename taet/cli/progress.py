@@ -1,4 +1,4 @@
-"""Progress with the time left: a bar on a terminal, a line every ten seconds elsewhere."""
+"""Progress with the remaining time: a bar on a terminal, otherwise a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from taet.attacks.progress import Progress as Report
 
 LINE_SECONDS = 10.0
-SPEED_SECONDS = 3600.0  # of the past that the time left is estimated from: a step of large work may take minutes
+SPEED_SECONDS = 3600.0  # estimate the remaining time from this much of the past: one step may take minutes
 
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Report]:
-    """Yield a function (done, total, text) that shows on standard error how far the work called `title` is."""
+    """Yield a function (done, total, text) that shows the progress of `title` on standard error."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines(title)

@@ -93,7 +93,7 @@ def test_what_the_time_budget_left_is_said_with_the_command_that_goes_on(place: 
     parsed = command.read(["two.toml", "--time-budget", "1h"])
     assert command.summary(result, parsed, "taet compare two.toml --time-budget 1h").splitlines() == [
         "2 cells: 1 missing, 1 not applicable",
-        "the time budget is used up; go on: taet compare two.toml --time-budget 1h",
+        "the time budget is used up; continue: taet compare two.toml --time-budget 1h",
         f"open {place / 'report.html'}",
     ]
 
