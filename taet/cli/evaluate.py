@@ -127,8 +127,9 @@ def of_run(parsed: RunEvaluation, command: str) -> None:
 
 
 def _options(parsed: AttackOptions) -> dict[str, Any]:
-    own = {"curves": parsed.curves, "worst_case": parsed.worst_case, "device": parsed.device}
-    return {**own, **parsed.evaluation}
+    changed = {**parsed.evaluation}
+    asked = {"attacks": changed.pop("attacks", None), "curves": parsed.curves, "worst_case": parsed.worst_case}
+    return {**asked, "settings": changed, "device": parsed.device}
 
 
 def of_model(parsed: ModelEvaluation, command: str) -> None:

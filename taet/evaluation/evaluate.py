@@ -39,7 +39,7 @@ def evaluate(
     step_size_l2: float | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
-    settings: Evaluation | None = None,
+    settings: Evaluation | Mapping[str, Any] | None = None,
     device: str = "auto",
     name: str | None = None,
     class_names: Sequence[str] | None = None,
@@ -76,7 +76,8 @@ def evaluate(
         step_size_l2: step of PGD in the L2 ball.
         batch_size: images per batch; stored, because AutoAttack's result depends on it in a few examples.
         seed: seed of every random start, drawn per image and attack.
-        settings: settings of the attacks. Default: those of the run, or `taet.config.Evaluation()`.
+        settings: settings of the attacks, or a mapping of those fields of `Evaluation` that change. Default: those of
+            the run, or `taet.config.Evaluation()`.
         device: auto (for a Module its own, for a run CUDA if available), cpu, cuda or cuda:N.
         name: with a Module, its name on the card. Default: its class.
         class_names: with a Module, names of the classes. Default: their numbers. With images in place of a run's own:
@@ -143,8 +144,9 @@ def evaluate(
         "batch_size": batch_size,
         "seed": seed,
     }
-    given = {name: value for name, value in overrides.items() if value is not None}
-    subject = subject if settings is None else replace(subject, settings=settings)
+    given = {**settings} if isinstance(settings, Mapping) else {}
+    given |= {name: value for name, value in overrides.items() if value is not None}
+    subject = replace(subject, settings=settings) if isinstance(settings, Evaluation) else subject
     return measure(
         subject,
         request(subject, asked, given, curves, worst_case),

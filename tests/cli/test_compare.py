@@ -108,7 +108,10 @@ def test_what_comes_after_a_part_and_after_a_merge_is_said(taet: Any, place: Pat
     (place / "out" / "runs").mkdir(parents=True)
     merged = taet("compare", "two.toml", "--out", place / "out", "--merge")
     assert merged.code == 0
-    assert merged.out.splitlines() == ["2 cells: 1 missing, 1 not applicable", f"not all is done; go on: {whole}"]
+    assert merged.out.splitlines() == [
+        "2 cells: 1 missing, 1 not applicable",
+        f"not all cells are done; continue: {whole}",
+    ]
     assert json.loads((place / "out" / "comparison.json").read_text())["counts"] == {"missing": 1, "not applicable": 1}
 
 

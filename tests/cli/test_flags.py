@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from taet import protocols
+from taet.cli.evaluate import read as read_evaluation
 from taet.cli.flags import without
 from taet.cli.train import configure, parse
-from taet.config import override
+from taet.config import Evaluation, override
 from taet.errors import UserError
 
 
@@ -118,3 +121,22 @@ def test_every_part_of_a_run_has_its_flags() -> None:
 def test_an_attack_with_a_typo_is_refused_before_the_training() -> None:
     with pytest.raises(UserError, match=r"unknown attack 'pgd20'.*did you mean 'pgd-20'"):
         configure("at", ["--evaluation.attacks", "clean", "pgd20"])
+
+
+def test_every_field_of_an_evaluation_is_an_option_of_evaluate() -> None:
+    words = (
+        "runs/x --attacks clean pgd-7 --eps 4/255 --step-size 1/255 --eps-l2 1 --step-size-l2 0.5 --cw-constant None"
+    )
+    parsed = read_evaluation([*words.split(), "--cw-bounded", "--cw-constant", "None", "--seed", "3"])
+    assert parsed.evaluation == {
+        "attacks": ("clean", "pgd-7"),
+        "eps": 4 / 255,
+        "step_size": 1 / 255,
+        "eps_l2": 1.0,
+        "step_size_l2": 0.5,
+        "cw_constant": None,
+        "cw_bounded": True,
+        "batch_size": 9,
+        "seed": 3,
+    }
+    assert set(parsed.evaluation) == {field.name for field in dataclasses.fields(Evaluation)}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import taet
 from taet import config, metrics
 from taet.attacks import fgsm
+from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.batch_store import BatchStore
@@ -70,6 +71,15 @@ def test_every_attack_faces_all_images_and_the_columns_say_what_was_done(evaluat
     assert (pgd.norm, pgd.eps, pgd.bounded) == ("linf", EPS, True)
     assert card.summary("clean").groups["head"] >= 0
     assert {flag["flag"] for flag in card.flags} >= {"few-images-per-class", "small-test-set"}
+
+
+def test_settings_may_be_whole_or_only_those_that_change(evaluate: Evaluated) -> None:
+    changed = {"cw_constant": 1.0, "cw_bounded": True}
+    given = evaluate(attacks=("clean", "cw-l2:steps=3"), settings=changed).columns[1]
+    whole = evaluate(attacks=("clean", "cw-l2:steps=3"), settings=Evaluation(**changed)).columns[1]
+    assert given.parameters == whole.parameters
+    assert given.parameters["c"] == 1.0
+    assert given.bounded
 
 
 def test_uint8_and_float_images_are_the_same_images(task: Task) -> None:
