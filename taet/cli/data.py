@@ -17,7 +17,8 @@ from taet.cli import flags
 from taet.cli import list as listing
 from taet.config import Data
 from taet.data import load
-from taet.data.dataset import Dataset, describe, render
+from taet.data.dataset import Dataset
+from taet.data.description import describe, render
 from taet.errors import UserError, unknown
 
 SHOW = (

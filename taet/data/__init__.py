@@ -1,6 +1,7 @@
 """Image sets as uint8 arrays: where they come from, and how they are made long-tailed."""
 
-from taet.data.dataset import Dataset, Split, describe, render
+from taet.data.dataset import Dataset, Split
+from taet.data.description import describe, render
 from taet.data.facts import DataFacts, facts
 from taet.data.long_tail import (
     balanced_small_counts,

@@ -1,10 +1,9 @@
-"""What a data set is: splits of uint8 images with labels, their checks, and how they are described."""
+"""What a data set is: splits of uint8 images with labels, and their checks."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,12 +16,9 @@ from taet import metrics
 from taet.data.store import Images, Stored, pieces
 from taet.errors import UserError
 
-MOST_ROWS = 40
-"""Classes that the table of a data set has a row for, which a screen just holds."""
-
 
 def images_sha256(images: NDArray[Any] | Stored, labels: NDArray[np.int64]) -> str:
-    """SHA-256, in hexadecimal, of the images' shape as text, their bytes, and the labels as little-endian int64."""
+    """Return the SHA-256 of the images' shape as text, their bytes, and the labels as little-endian int64."""
     digest = hashlib.sha256(repr(images.shape).encode())
     for piece in pieces(images):
         digest.update(np.ascontiguousarray(piece).data)
@@ -62,7 +58,7 @@ class Outline:
     """What is known of a source without reading its images."""
 
     splits: Mapping[str, Labels]
-    """Of the source's own splits: "train", "test" and, where it brings one, "validation"."""
+    """Of the source's own splits: "train", "test" and, if it has one, "validation"."""
     image_shape: tuple[int, int, int]
     """(C,H,W), before any resizing."""
     mirror: bool = True
@@ -85,14 +81,14 @@ class Split:
     """Images with their labels."""
 
     images: Images
-    """(N,H,W,C), C 1 or 3, grey levels 0 to 255; an array, or a file whose images are read when they are indexed."""
+    """(N,H,W,C), C 1 or 3, pixel values 0 to 255; an array, or a file from which images are read when indexed."""
     labels: NDArray[np.int64]
     """(N,), 0 to the number of classes less one."""
     class_names: tuple[str, ...]
     indices: NDArray[np.int64]
     """(N,): the position of each image in the source's own split."""
     groups: NDArray[np.int64] | None = None
-    """(N,): equal numbers mark images (of a patient, a lesion, a track) that belong in one split; None: none do."""
+    """(N,): images with equal numbers (of a patient, a lesion, a track) are kept in one split; None: no groups."""
 
     def __repr__(self) -> str:
         place = f", in '{self.images.path}'" if isinstance(self.images, Stored) else ""
@@ -113,13 +109,13 @@ class Split:
 
     @cached_property
     def sha256(self) -> str:
-        """What identifies the images and labels: see `images_sha256`."""
+        """Checksum of the images and labels: see `images_sha256`."""
         return images_sha256(self.images, self.labels)
 
     def channel_statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel, in image units [0, 1]; a channel without any spread gets 1/255.
+        """Return mean and standard deviation of each channel, in image units [0, 1]; the deviation is at least 1/255.
 
-        Whole numbers are added up, piece by piece, so that it is exact and takes no more memory than a few images.
+        Sums of whole numbers, piece by piece: exact, and in little memory.
         """
         sums, squares = np.zeros((2, self.images.shape[3]), np.int64)
         for piece in pieces(self.images):  # of at most 2^16 images: the sums stay below 2^32
@@ -132,7 +128,7 @@ class Split:
         return mean.tolist(), spread.tolist()
 
     def choose(self, positions: NDArray[np.int64]) -> Split:
-        """Return the images at `positions`, in that order; those in a file stay there."""
+        """Return the images at `positions`, in that order; images on disk are not read."""
         images = self.images.choose(positions) if isinstance(self.images, Stored) else self.images[positions]
         groups = None if self.groups is None else self.groups[positions]
         return replace(
@@ -140,7 +136,7 @@ class Split:
         )
 
     def manifest(self) -> dict[str, Any]:
-        """Return what identifies the split, as plain JSON: indices, sha256, class_counts."""
+        """Return indices, sha256 and class_counts, which identify the split, as plain JSON."""
         return {
             "indices": self.indices.tolist(),
             "sha256": self.sha256,
@@ -159,13 +155,13 @@ class Dataset:
     mirror: bool = True
     """Does a mirrored image keep its label?"""
     notes: tuple[str, ...] = ()
-    """What was decided when the set was made, in words."""
+    """Sentences about how the set was made."""
     resized: bool = False
-    """Were the images brought to their size, so that others of any size can be, too?"""
+    """Were the images resized, so that other images of any size can be resized as well?"""
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
-        return f"Dataset({_headline(self)}; {sizes} images)"
+        return f"Dataset({self.headline}; {sizes} images)"
 
     @classmethod
     def from_arrays(
@@ -182,10 +178,10 @@ class Dataset:
     ) -> Dataset:
         """Make a data set of arrays, as they are.
 
-        Images are uint8, (N,H,W), (N,H,W,1) or (N,H,W,3), copied only where they are read-only or not in C's order;
-        labels are whole numbers 0..C-1, (N,) or (N,1); `validation` is a pair (images, labels). Class names default to
-        "0", "1", ... up to the largest training label. Every class needs a training image. Anything else is a
-        `UserError` that names the array.
+        Images are uint8, (N,H,W), (N,H,W,1) or (N,H,W,3), copied only if they are read-only or not in C order; labels
+        are whole numbers 0..C-1, (N,) or (N,1); `validation` is a pair (images, labels). Class names default to "0",
+        "1", ... up to the largest training label. Every class needs a training image. Anything else is a `UserError`
+        that names the array.
         """
         parts = {"train": (train_images, train_labels), "val": validation, "test": (test_images, test_labels)}
         arrays = {
@@ -209,7 +205,7 @@ class Dataset:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the labels."""
+        """In the order of the labels."""
         return self.train.class_names
 
     @property
@@ -224,7 +220,7 @@ class Dataset:
 
     @property
     def imbalance_ratio(self) -> float:
-        """Training images of the largest class over those of the smallest, >= 1."""
+        """Training images of the largest class divided by those of the smallest, >= 1."""
         counts = self.class_counts
         return float(counts.max() / counts.min())
 
@@ -233,6 +229,12 @@ class Dataset:
         """(C,H,W), as a model takes it."""
         height, width, channels = self.train.images.shape[1:]
         return channels, height, width
+
+    @property
+    def headline(self) -> str:
+        """Name, classes, size of the images and imbalance ratio in words."""
+        form, ratio = _form(self.train.images), self.imbalance_ratio
+        return f"{self.name}: {self.num_classes} classes, {form}, imbalance ratio {ratio:.4g}"
 
     @property
     def ranks(self) -> NDArray[np.int64]:
@@ -246,38 +248,33 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits that there are, by name."""
+        """The splits, by name."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
     def manifest(self) -> dict[str, Any]:
-        """Return what identifies the splits, as plain JSON: for each its indices, sha256 and class_counts."""
+        """Return `Split.manifest` of each split."""
         return {name: split.manifest() for name, split in self.splits.items()}
 
 
 def _form(images: Images) -> str:
-    """Return width and height in pixels, and whether there is colour."""
+    """Return width and height in pixels, and grey or colour."""
     _, height, width, channels = images.shape
     return f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}"
-
-
-def _headline(dataset: Dataset) -> str:
-    form, ratio = _form(dataset.train.images), dataset.imbalance_ratio
-    return f"{dataset.name}: {dataset.num_classes} classes, {form}, imbalance ratio {ratio:.4g}"
 
 
 def _checked_images(what: str, images: ArrayLike | Stored) -> Images:
     array = images if isinstance(images, Stored) else np.asarray(images)
     if array.dtype != np.uint8:
         nan = " with NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
-        raise UserError(f"{what}: got {array.dtype}{nan}; allowed: uint8, grey levels 0 to 255")
+        raise UserError(f"{what}: got {array.dtype}{nan}; allowed: uint8, pixel values 0 to 255")
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
         raise UserError(f"{what}: got shape {array.shape}; allowed: (N,H,W), (N,H,W,1) or (N,H,W,3)")
     if 0 in array.shape:
         raise UserError(f"{what}: got shape {array.shape}; at least one image is needed")
     if isinstance(array, Stored):
         return array
-    # A copy of what torch cannot share: arrays that are read-only, or whose colours or rows are turned round.
+    # torch cannot share arrays that are read-only or have negative strides: these are copied.
     array = np.require(array, requirements=("C", "W"))
     return array if array.ndim == 4 else array[..., np.newaxis]
 
@@ -298,7 +295,7 @@ def checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
 
 
 def checked_names(train_labels: NDArray[np.int64], class_names: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the class names, and refuse training labels that leave a class without an image."""
+    """Return the class names; a class without a training image is a `UserError`."""
     found = set(np.unique(train_labels).tolist())
     if len(found if class_names is None else class_names) < 2:
         raise UserError("classes: got a single class; allowed: 2 or more")
@@ -306,60 +303,9 @@ def checked_names(train_labels: NDArray[np.int64], class_names: Sequence[str] | 
         twice = next(name for i, name in enumerate(class_names) if name in class_names[:i])
         raise UserError(f"class names: got '{twice}' twice; allowed: a different name for each class")
     count = len(class_names) if class_names is not None else max(found) + 1
-    # The smallest missing label is at most the number of those found, however large a stray label is.
+    # The smallest missing label is at most the number of labels found, however large a wrong label is.
     missing = next((label for label in range(min(count, len(found) + 1)) if label not in found), None)
     if missing is not None:
         name = class_names[missing] if class_names is not None else missing
         raise UserError(f"train_labels: class '{name}' has no training image; labels run from 0 to {count - 1}")
     return tuple(class_names) if class_names is not None else tuple(str(label) for label in range(count))
-
-
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """Return counts per class and split, imbalance ratio, groups, ranks, checksums, notes and more, as plain JSON."""
-    return {
-        "name": dataset.name,
-        "class_names": list(dataset.class_names),
-        "image_shape": list(dataset.image_shape),
-        "mirror": dataset.mirror,
-        "resized": dataset.resized,
-        "imbalance_ratio": dataset.imbalance_ratio,
-        "images": {name: len(split) for name, split in dataset.splits.items()},
-        "class_counts": {name: split.class_counts.tolist() for name, split in dataset.splits.items()},
-        "ranks": dataset.ranks.tolist(),
-        "groups": {name: labels.tolist() for name, labels in dataset.groups.items()},
-        "sha256": {name: split.sha256 for name, split in dataset.splits.items()},
-        "notes": list(dataset.notes),
-    }
-
-
-def render(dataset: Dataset) -> str:
-    """Return a plain text table of `dataset`, at most 80 columns wide: a row and a bar of training images per class.
-
-    Of many classes some have a row, from the largest to the smallest in even steps, so that the bars draw the profile.
-    """
-    about = describe(dataset)
-    every = dataset.num_classes
-    shown, some = list(range(every)), every > MOST_ROWS
-    if some:
-        shown = np.argsort(dataset.ranks)[np.linspace(0, every - 1, MOST_ROWS).round().astype(int)].tolist()
-    group_of = {label: group for group in ("head", "body", "tail") for label in about["groups"][group]}
-    names = [name if len(name) <= 20 else f"{name[:17]}..." for name in (dataset.class_names[i] for i in shown)]
-    columns = [["class", *names, "all"], ["group", *(group_of[label] for label in shown), ""]]
-    for split, counts in about["class_counts"].items():
-        columns.append([split, *(str(counts[label]) for label in shown), str(sum(counts))])
-    aligned = [
-        [f"{cell:<{max(map(len, column))}}" if i < 2 else f"{cell:>{max(map(len, column))}}" for cell in column]
-        for i, column in enumerate(columns)
-    ]
-    rows = ["  ".join(cells) for cells in zip(*aligned, strict=True)]
-    room, train = 80 - len(rows[0]) - 2, about["class_counts"]["train"]
-    bars = ["", *("#" * max(1, round(room * train[label] / max(train))) for label in shown), ""]
-    lines = [
-        _headline(dataset),
-        *(f"{row}  {bar}".rstrip() for row, bar in zip(rows, bars, strict=True)),
-        *([f"{MOST_ROWS} of {every} classes, by training images in even steps; --json has all"] if some else []),
-        "SHA-256 of the image shape, images and labels:",
-        *(f"  {name:<10} {digest}" for name, digest in about["sha256"].items()),
-        *(line for note in dataset.notes for line in textwrap.wrap(f"- {note}", 80, subsequent_indent="  ")),
-    ]
-    return "\n".join(lines)

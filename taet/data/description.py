@@ -1,0 +1,64 @@
+"""A data set described as JSON and as text."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import numpy as np
+
+from taet.data.dataset import Dataset
+
+MOST_ROWS = 40
+"""Classes in the table of a data set, at most, so that it fits on a screen."""
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Return class counts of each split, imbalance ratio, groups, ranks, checksums, notes and more, as plain JSON."""
+    return {
+        "name": dataset.name,
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+        "mirror": dataset.mirror,
+        "resized": dataset.resized,
+        "imbalance_ratio": dataset.imbalance_ratio,
+        "images": {name: len(split) for name, split in dataset.splits.items()},
+        "class_counts": {name: split.class_counts.tolist() for name, split in dataset.splits.items()},
+        "ranks": dataset.ranks.tolist(),
+        "groups": {name: labels.tolist() for name, labels in dataset.groups.items()},
+        "sha256": {name: split.sha256 for name, split in dataset.splits.items()},
+        "notes": list(dataset.notes),
+    }
+
+
+def render(dataset: Dataset) -> str:
+    """Return a text table, at most 80 columns wide, with a row and a bar of the training images for each class.
+
+    Of more than MOST_ROWS classes, a selection evenly spaced by rank is shown.
+    """
+    about = describe(dataset)
+    every = dataset.num_classes
+    shown, some = list(range(every)), every > MOST_ROWS
+    if some:
+        shown = np.argsort(dataset.ranks)[np.linspace(0, every - 1, MOST_ROWS).round().astype(int)].tolist()
+    group_of = {label: group for group in ("head", "body", "tail") for label in about["groups"][group]}
+    names = [name if len(name) <= 20 else f"{name[:17]}..." for name in (dataset.class_names[i] for i in shown)]
+    columns = [["class", *names, "all"], ["group", *(group_of[label] for label in shown), ""]]
+    for split, counts in about["class_counts"].items():
+        columns.append([split, *(str(counts[label]) for label in shown), str(sum(counts))])
+    aligned = [
+        [f"{cell:<{max(map(len, column))}}" if i < 2 else f"{cell:>{max(map(len, column))}}" for cell in column]
+        for i, column in enumerate(columns)
+    ]
+    rows = ["  ".join(cells) for cells in zip(*aligned, strict=True)]
+    room, train = 80 - len(rows[0]) - 2, about["class_counts"]["train"]
+    bars = ["", *("#" * max(1, round(room * train[label] / max(train))) for label in shown), ""]
+    lines = [
+        dataset.headline,
+        *(f"{row}  {bar}".rstrip() for row, bar in zip(rows, bars, strict=True)),
+        *([f"{MOST_ROWS} of {every} classes, by training images in even steps; --json has all"] if some else []),
+        "SHA-256 of the image shape, images and labels:",
+        *(f"  {name:<10} {digest}" for name, digest in about["sha256"].items()),
+        *(line for note in dataset.notes for line in textwrap.wrap(f"- {note}", 80, subsequent_indent="  ")),
+    ]
+    return "\n".join(lines)
