@@ -1,4 +1,4 @@
-"""The result card: what each attack did to each test image, and every number that follows from it."""
+"""The result card: what each attack did to each test image, and every number computed from it."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from taet.errors import UserError, unknown
 from taet.evaluation.column import WORST_CASE, Column, Ints, check_classes
 from taet.evaluation.packing import pack_integers, plain, unpack_integers
 from taet.evaluation.paired import Difference, difference
-from taet.evaluation.schema import KIND, SCHEMA, check_schema, check_summary, migrate, short
+from taet.evaluation.schema import KIND, SCHEMA, check_schema, check_summary, migrate
 from taet.evaluation.summary import Interval, Summary, summarise
 from taet.files import write_json
+from taet.formatting import short
 from taet.training.folder import RunFolder
 
 
 @dataclass(frozen=True, eq=False)
 class ResultCard:
-    """The only source of any table: a model, the images it was tested on, and one column per attack."""
+    """The only source of any table: a model, the images that it was tested on, and one column per attack."""
 
     method: str
     title: str
     protocol: str
     threat: dict[str, Any]
-    """Norm and radius that the evaluation is about: {"norm": "linf", "eps": 0.0314}."""
+    """Norm and radius of the evaluation: {"norm": "linf", "eps": 0.0314}."""
     seed: int | None
-    """Seed of the training run; None for a model from elsewhere."""
+    """Seed of the training run; None for a model that was trained elsewhere."""
     model: dict[str, Any]
-    """name, weights_sha256, parameters, selection, epoch, leak (was the epoch chosen by looking at the test set)."""
+    """name, weights_sha256, parameters, selection, epoch, leak (whether the epoch was chosen on the test set)."""
     data: dict[str, Any]
-    """name, class_names, test_sha256; train_class_counts, imbalance_ratio and notes where they are known."""
+    """name, class_names, test_sha256; if known also train_class_counts, imbalance_ratio and notes."""
     batch_size: int
     labels: Ints
     """(N,): true classes in test order."""
     columns: tuple[Column, ...]
     flags: tuple[dict[str, str], ...] = ()
-    """Warnings of the diagnostics: {"flag": short name, "text": what it means and what to do}."""
+    """Warnings of the diagnostics: {"flag": short name, "text": what was found, what it means and what to do}."""
     probe: dict[str, Any] = field(default_factory=dict)
-    """What was tried on a sample of images to find out what attacks can be fooled by (`taet.evaluation.probe`); empty
-    where it was not run, since nothing was attacked."""
+    """Facts about the answers to a sample of images (`taet.evaluation.probe`); empty if nothing was attacked."""
     run: dict[str, Any] = field(default_factory=dict)
-    """How the model was trained: {"config": the whole Run, "command": the call}, and where it is known, "deviations":
-    where the method leaves the protocol, in words; empty for a model from elsewhere."""
+    """How the model was trained: {"config": the Run as JSON, "command": the call, "deviations": in words, where the
+    method leaves the protocol, if known}; empty for a model that was trained elsewhere."""
     environment: dict[str, Any] = field(default_factory=dict)
     created: str = ""
     command: str = ""
@@ -76,13 +76,14 @@ class ResultCard:
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """Where the training left the protocol, in words; empty also where the card does not know."""
+        """Where the training left the protocol, in words; also empty if the card does not store it."""
         return tuple(map(str, self.run.get("deviations") or ()))
 
     def column(self, name: str) -> Column:
-        """Return the column of an attack; an unknown name is a `UserError` with the nearest match.
+        """Return the column of an attack; `worst-case` and `worst-case-l2` are computed if they were not measured.
 
-        `worst-case` and `worst-case-l2` are computed where they were not measured.
+        Raises:
+            UserError: an unknown name, with the nearest match.
         """
         for column in self.columns:
             if column.name == name:
@@ -93,16 +94,19 @@ class ResultCard:
         raise unknown("column", name, [*(column.name for column in self.columns), *WORST_CASE.values()])
 
     def worst_case(self, norm: str = "linf", eps: float | None = None) -> Column:
-        """Return the worst case over the card's attacks within one ball, exact image by image, as a column.
+        """Return the exact worst case over the card's attacks within one ball, image by image, as a column.
 
-        An image is correct if it is correct clean, since it lies in the ball itself, and under every attack that had to
-        stay in this ball. Columns that were measured for a curve alone, and examples made on another model, are left
-        out. An image that fell has the prediction of the first column that broke it; `parts` tell which one that was.
+        An image is correct if it is correct without attack and under every attack that had to stay in this ball.
+        Columns measured only for a curve, and examples made on another model, are left out. A broken image has the
+        prediction of the first column that broke it; `parts` shows which one that was.
 
         Args:
             norm: linf or l2.
-            eps: radius in units of the image range; if not given, that of the card's threat or, in the other norm, the
+            eps: radius in units of the image range; by default that of the card's threat or, in the other norm, the
                 only one there is.
+
+        Raises:
+            UserError: no bounded attack in this norm, or several radii.
         """
         inside = [column for column in self.columns if column.bounded and column.norm == norm and column.ordinary]
         if eps is None and self.threat.get("norm") == norm:
@@ -137,10 +141,10 @@ class ResultCard:
         )
 
     def compare(self, other: ResultCard, column: str) -> Difference:
-        """Return by how much this card's model is better than another's in balanced accuracy under one attack.
+        """Return the difference in balanced accuracy under one attack between this card's model and another one.
 
-        The uncertainty is that of the test images: it says which of the two models is better, not which method, for
-        which several seeds are needed (`compare_runs`).
+        The interval covers the choice of the test images only: it tells which of the two models is better. To compare
+        two methods, several seeds are needed (`compare_runs`).
         """
         return compare_runs([self], [other], column)
 
@@ -151,7 +155,7 @@ class ResultCard:
         return summarise(self.column(name), clean, self.labels, self.num_classes, train_counts)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as plain JSON; masks are packed bits in base64, first image in the highest bit."""
+        """Return the card as plain JSON; masks are bits packed in base64, the first image in the highest bit."""
         return {
             "kind": KIND,
             "schema": SCHEMA,
@@ -174,14 +178,15 @@ class ResultCard:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the card as JSON; whatever happens, the file is the old one or the new one, never a part."""
+        """Write the card as JSON, atomically: if writing fails, the old file stays as it was."""
         write_json(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ResultCard:
-        """Read a card, a file or the one in a run folder, and recompute every number in it from the masks.
+        """Read a card from a file or a run folder, and recompute every number in it from the masks.
 
-        A file that is no card, a newer schema, and a number that does not agree are each a `UserError`.
+        Raises:
+            UserError: the file is not a card, its schema is newer, or a number does not agree with the masks.
         """
         path = Path(path)
         path = RunFolder(path).card() if path.is_dir() else path
@@ -200,7 +205,7 @@ class ResultCard:
 
     @classmethod
     def from_json(cls, stored: Any) -> ResultCard:
-        """Rebuild a card from what `to_json` gave, in this schema or an older one."""
+        """Rebuild a card from what `to_json` returned, in this schema or an older one."""
         schema = check_schema(stored)
         try:
             card = _read(cls, migrate(stored))
@@ -239,20 +244,21 @@ class ResultCard:
 
 
 def compare_runs(first: Sequence[ResultCard], second: Sequence[ResultCard], column: str) -> Difference:
-    """Return by how much the first models are better than the second under one attack, as their cards tell.
+    """Return the difference in balanced accuracy under one attack between two methods, with one card per seed.
 
-    The i-th of `first` is compared with the i-th of `second`, as runs with the same seed (`difference`). Other test
-    images, or other settings of the attack (its random seed apart), are a `UserError`.
+    The i-th card of `first` is paired with the i-th of `second`, as runs with the same seed (see `paired.difference`).
+
+    Raises:
+        UserError: different numbers of cards, different test images, or different settings of the attack (its random
+            seed aside).
     """
     if len(first) != len(second) or not first:
-        raise UserError(
-            f"comparison: got {len(first)} and {len(second)} cards; allowed: as many on both sides, in pairs"
-        )
+        raise UserError(f"comparison: got {len(first)} and {len(second)} cards; allowed: the same number on both sides")
     cards = [*first, *second]
     columns = [card.column(column) for card in cards]
-    images, settings = cards[0].data.get("test_sha256"), columns[0].settings
+    images, settings = cards[0].data.get("test_sha256"), _settings(columns[0])
     for card, measured in zip(cards, columns, strict=True):
-        other, others = card.data.get("test_sha256"), measured.settings
+        other, others = card.data.get("test_sha256"), _settings(measured)
         if images is None or other != images:
             raise UserError(f"comparison: got test images {short(images)} and {short(other)}; allowed: the same images")
         for name in sorted(settings.keys() | others.keys()):
@@ -261,6 +267,12 @@ def compare_runs(first: Sequence[ResultCard], second: Sequence[ResultCard], colu
                 raise UserError(f"comparison: '{column}' was measured with {got}; allowed: the same settings")
     masks = [measured.correct for measured in columns]
     return difference(masks[: len(first)], masks[len(first) :], cards[0].labels, cards[0].num_classes)
+
+
+def _settings(column: Column) -> dict[str, object]:
+    attack = column.identity
+    ball = {"norm": attack.norm, "eps": attack.eps, "bounded": attack.bounded}
+    return {**ball, **dict(attack.settings), "attacks": attack.members}
 
 
 def _read(cls: type[ResultCard], stored: Mapping[str, Any]) -> ResultCard:
@@ -289,7 +301,7 @@ def _percent(value: float, interval: Interval) -> str:
 
 
 def _reach(column: Column, summary: Summary) -> str:
-    """Say of an attack without a ball how far it had to go, since it breaks nearly all images."""
+    """Return the median distance of an unbounded attack in words: its accuracy, nearly 0, says little."""
     if column.norm is None or column.bounded:
         return ""
     known = not math.isnan(summary.median_distance)

@@ -90,16 +90,6 @@ class Column:
         """Whether tables show it: an attack on the model itself that is not just a point of a curve."""
         return not self.curve and not self.is_transfer
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Ball and parameters without random seeds: two columns of one name with equal settings are the same attack.
-
-        "from" is left out: a column that was taken from the first steps of a longer attack is the same attack.
-        """
-        ball = {"norm": self.norm, "eps": self.eps, "bounded": self.bounded}
-        parameters = {name: value for name, value in self.parameters.items() if name != "from"}
-        return {**ball, **_without_seeds(plain(parameters))}
-
     def check(self, labels: Ints, num_classes: int) -> None:
         """Raise a `UserError` if the column contradicts itself or the true classes of the images, (N,)."""
         where = f"column '{self.name}'"
@@ -177,11 +167,3 @@ def _check_floats(where: str, values: Floats32, known: Mask, most: float) -> Non
         raise UserError(f"{where}: got {values.dtype} {values.shape}; allowed: float32 {known.shape}")
     if (np.isfinite(values) != known).any() or not ((values[known] >= 0) & (values[known] <= most)).all():
         raise UserError(f"{where}: a number is missing, out of range, or where there can be none")
-
-
-def _without_seeds(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_seeds(entry) for entry in value]
-    if isinstance(value, dict):
-        return {name: _without_seeds(entry) for name, entry in value.items() if name != "seed"}
-    return value

@@ -1,4 +1,4 @@
-"""Attacks on one model held against each other: which may be, and whether one is stronger by more than chance."""
+"""Pairs of attacks on one model that can be compared, and whether one is stronger by more than chance."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from taet.attacks.fgsm import Fgsm
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.curves import WHOLE
@@ -13,36 +14,36 @@ from taet.evaluation.curves import WHOLE
 Z = 1.96  # two-sided 95 %
 
 Pair = tuple[Column, Column]
-"""(lower, upper): an attack that breaks more images than it should, and the one that it is held against."""
+"""(lower, upper): an attack that breaks more images than it should, and the attack that it is compared with."""
 
 
 def own(card: ResultCard) -> list[Column]:
-    """Attacks on the model itself."""
-    return [column for column in card.columns if "source" not in column.parameters]
+    """Return the attacks on the model itself."""
+    return [column for column in card.columns if not column.is_transfer]
 
 
 def asked(card: ResultCard) -> list[Column]:
-    """Attacks on the model itself that are more than a point of a curve."""
+    """Return the attacks on the model itself that are not just points of a curve."""
     return [column for column in card.columns if column.ordinary]
 
 
 def one_steps(card: ResultCard) -> list[Column]:
-    """Every FGSM on plain cross-entropy."""
+    """Return every FGSM on plain cross-entropy."""
     return [column for column in asked(card) if _is_fgsm(column) and _is_plain(column)]
 
 
 def chains(card: ResultCard) -> list[Column]:
-    """Every PGD on plain cross-entropy that can cross its ball."""
+    """Return every PGD on plain cross-entropy that can cross its ball."""
     return [column for column in asked(card) if is_chain(column) and _is_plain(column) and crosses(column)]
 
 
 def is_chain(column: Column) -> bool:
-    """Is it a PGD, whatever it ascends?"""
+    """Return whether it is a PGD, whatever it maximises."""
     return "step_size" in column.parameters and not _is_fgsm(column)
 
 
 def crosses(chain: Column) -> bool:
-    """Can the steps of a PGD lead from one side of the ball, of which images are the inside, to the other?"""
+    """Return whether the steps of a PGD can cross the ball, as far as it lies in the image range."""
     width = 2 * (chain.eps or 0)
     if chain.norm == "linf":
         width = min(width, WHOLE)
@@ -50,12 +51,12 @@ def crosses(chain: Column) -> bool:
 
 
 def same_ball(one: Column, other: Column) -> bool:
-    """Have they the same norm and radius?"""
+    """Return whether both have the same norm and radius."""
     return (one.norm, one.eps) == (other.norm, other.eps)
 
 
 def differing(columns: Sequence[Column], setting: str) -> Iterator[Pair]:
-    """All (one, other) in one ball that differ in this setting and in no other."""
+    """Yield all pairs of attacks in one ball that differ in this setting and in no other."""
     for one in columns:
         for other in columns:
             first, second = ({**column.parameters, setting: None} for column in (one, other))
@@ -65,33 +66,33 @@ def differing(columns: Sequence[Column], setting: str) -> Iterator[Pair]:
 
 
 def strongest(pairs: Iterable[Pair], usual: float = 0.0) -> Pair | None:
-    """Return the (lower, upper) that are farthest apart, of those farther than `usual` by more than chance."""
+    """Return the pair whose accuracies are farthest apart, among those that `usual` and chance do not explain."""
     found = [pair for pair in pairs if _below(*pair, usual)]
     return max(found, key=lambda pair: accuracy(pair[1]) - accuracy(pair[0]), default=None)
 
 
 def _below(lower: Column, upper: Column, usual: float = 0.0) -> bool:
-    """Is `lower` less accurate than `upper` on the same images, by more than `usual` and chance explain?"""
+    """Return whether `lower` is less accurate than `upper` on the same images by more than `usual` and chance."""
     only_upper, only_lower = (upper.correct & ~lower.correct).sum(), (lower.correct & ~upper.correct).sum()
     return exceeds(int(only_upper), int(only_lower), usual * len(lower.correct))
 
 
 def exceeds(only_upper: int, only_lower: int, usual: float = 0.0) -> bool:
-    """With b and c the images that only one of two gets right, and u as many as are usual: b - c > u + chance.
+    """Return whether b - c > u + 1 + 1.96 sqrt(b + c), for b and c images that only one of two attacks leaves correct.
 
-    Chance is 1 + 1.96 sqrt(b + c): McNemar's test (Psychometrika 12, 1947) with the continuity correction of Edwards
-    (Psychometrika 13, 1948).
+    u is the difference that is `usual`; the rest is McNemar's test (Psychometrika 12, 1947) with the continuity
+    correction of Edwards (Psychometrika 13, 1948).
     """
     return only_upper - only_lower > usual + 1 + Z * float(np.sqrt(only_upper + only_lower))
 
 
 def accuracy(column: Column) -> float:
-    """Share of all images that are still correct."""
+    """Return the share of all images that are still correct."""
     return float(column.correct.mean())
 
 
 def _is_fgsm(column: Column) -> bool:
-    return column.name.partition(":")[0] == "fgsm"
+    return isinstance(column.attack, Fgsm)
 
 
 def _is_plain(column: Column) -> bool:

@@ -1,4 +1,4 @@
-"""A few images of each class under attack, kept for the figures of a report."""
+"""A few images of each class under attack, saved for the report."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from taet.evaluation.images import as_unit
 from taet.evaluation.runner import Runner
 from taet.files import write_atomically
 
-MOST_EXAMPLES = 24  # images kept
+MOST_EXAMPLES = 24  # images that are saved
 
 
 def save_examples(path: Path, card: ResultCard, runner: Runner, attacks: Sequence[AttackSpec]) -> None:
-    """Save a few images of each class under the PGD with most steps: first those that it breaks, then any others."""
+    """Save a few images of each class under the PGD with most steps, preferring those that it breaks."""
     chains = [attack for attack in attacks if attack.ascent_steps and attack.norm == "linf"]
     chains = [attack for attack in chains if any(column.name == attack.name for column in card.columns)]
     if not chains:
         return
     attack = max(chains, key=lambda chain: chain.ascent_steps)
     if _steps(path, card) > attack.ascent_steps:
-        return  # of a stronger attack, whose column the card still has
+        return  # the file holds those of a stronger attack, which is still in the card
     clean = card.column("clean")
     rows = _example_rows(card.labels, clean, card.column(attack.name), card.num_classes)
     with runner.still():
@@ -48,17 +48,17 @@ def save_examples(path: Path, card: ResultCard, runner: Runner, attacks: Sequenc
 
 
 def _steps(path: Path, card: ResultCard) -> int:
-    """Return the steps of the attack that the images of a file were made by; 0 where the card has no such column."""
+    """Return the steps of the attack that made the images of a file; 0 if the card has no such column."""
     try:
         with path.open("rb") as file, np.load(file) as stored:
             name = str(stored["attack"])
-    except Exception:  # there is none, or it is damaged
+    except Exception:  # the file is missing or damaged
         return 0
     return next((column.attack.ascent_steps for column in card.columns if column.name == name), 0)
 
 
 def _example_rows(labels: Ints, clean: Column, attacked: Column, num_classes: int) -> Ints:
-    """Choose at most 24 images, as many of each class, in the order of the classes."""
+    """Choose up to `MOST_EXAMPLES` images, equally many of each class, in the order of the classes."""
     interest = clean.correct.astype(int) + (clean.correct & ~attacked.correct)
     rows: list[int] = []
     for label in range(num_classes):

@@ -1,4 +1,4 @@
-"""Arrays as compact JSON and back: bits, small integers and real numbers in base64, little-endian."""
+"""Arrays as compact JSON and back: bits, small integers and floats in base64, little-endian."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 
 def pack_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Pack truth values (N,), eight to a byte, the first in the highest bit."""
+    """Pack a mask (N,), eight values to a byte, the first in the highest bit."""
     return {"count": len(mask), "bits": _encode(np.packbits(mask))}
 
 
 def unpack_mask(packed: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Return what was packed; another number of bytes than the count needs is a `ValueError`."""
+    """Return the mask; raise `ValueError` if the number of bytes does not fit the count."""
     count, content = int(packed["count"]), _decode(packed["bits"])
     if len(content) != (count + 7) // 8:
         raise ValueError(f"{len(content)} bytes for {count} bits")
@@ -30,7 +30,7 @@ def pack_integers(values: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def unpack_integers(packed: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Return what was packed; another number of integers than the count is a `ValueError`."""
+    """Return the integers; raise `ValueError` if their number is not the count."""
     values = np.frombuffer(_decode(packed["uint16"]), dtype="<u2")
     if len(values) != int(packed["count"]):
         raise ValueError(f"{len(values)} integers for {packed['count']}")
@@ -38,19 +38,19 @@ def unpack_integers(packed: Mapping[str, Any]) -> NDArray[np.int64]:
 
 
 def pack_floats(values: NDArray[np.float32] | None) -> dict[str, Any] | None:
-    """Pack numbers of any shape, four bytes each, nan among them; None stays None."""
+    """Pack floats of any shape, four bytes each, nan included; None stays None."""
     return None if values is None else {"shape": list(values.shape), "float32": _encode(values.astype("<f4"))}
 
 
 def unpack_floats(packed: Mapping[str, Any] | None) -> NDArray[np.float32] | None:
-    """Return what was packed; another number of numbers than the shape needs is a `ValueError`."""
+    """Return the floats; raise `ValueError` if their number does not fit the shape."""
     if packed is None:
         return None
     return np.frombuffer(_decode(packed["float32"]), dtype="<f4").astype(np.float32).reshape(packed["shape"])
 
 
 def plain(value: Any) -> Any:
-    """Return arrays and tuples as lists, numpy scalars as numbers and nan as None, at any depth."""
+    """Return arrays and tuples as lists, numpy scalars as Python numbers and nan as None, at any depth."""
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, Mapping):

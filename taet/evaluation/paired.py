@@ -1,4 +1,4 @@
-"""Comparing two models on the same test images: by how much one is better, and whether these images can tell."""
+"""Paired comparison of two models, or two methods, on the same test images."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ LEVEL = 0.05
 
 @dataclass(frozen=True, repr=False)
 class Difference:
-    """Balanced accuracy of the first side less that of the second, on the same test images; shares, not points."""
+    """Balanced accuracy of the first side minus that of the second on the same test images, in [-1, 1]."""
 
     value: float
     low: float
     """Lower end of the 95 % interval."""
     high: float
     p: float
-    """Of a difference as large as this one if the two sides were alike, image by image."""
+    """Probability of a difference at least as large if the two sides were exchangeable, image by image."""
     runs: int = 1
-    """Pairs of runs that it is the mean of."""
+    """Pairs of runs, of which it is the mean."""
     standard_error: float = math.nan
-    """Over the pairs of runs; nan of one pair."""
+    """Over the pairs of runs; nan with one pair."""
 
     def __repr__(self) -> str:
         ends = f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
@@ -35,10 +35,10 @@ class Difference:
 
     @property
     def decided(self) -> bool:
-        """Whether the sample tells the two sides apart: 0 is outside the interval, and p is below 5 %.
+        """Whether the sides can be told apart: 0 is outside the interval, and p is below 5 %.
 
-        Both, because each alone decides too soon: the bootstrap with four images of difference, all one way (p is then
-        12.5 %), and p, which is about the images alone, where the seeds scatter.
+        Each condition alone decides too early: the interval if only four images differ, all in one direction (p is
+        then 12.5 %), and p, which covers the images only, if the seeds vary much.
         """
         return self.p < LEVEL and not self.low <= 0 <= self.high
 
@@ -59,23 +59,23 @@ def difference(
         value = (1/K) sum_c (1/n_c) sum_{i: y_i = c} d_i        over the K classes with images
 
     The interval is the percentile interval of a paired stratified bootstrap: n_c images of class c are drawn with
-    replacement, each with its d_i. p is that of a randomisation test, which gives each d_i either sign with probability
-    1/2; of one pair of runs on classes of one size that is McNemar's exact test, else it is sampled, and is
-    (1 + k)/(1 + draws) with k draws as far from 0 as the value.
+    replacement, each with its d_i. p is that of a randomisation test, which flips the sign of each d_i with probability
+    1/2. For one pair of runs and classes of equal size this is McNemar's exact test; otherwise it is sampled, and p is
+    (1 + k)/(1 + draws) with k draws at least as far from 0 as the value.
 
-    What is covered: which test images were drawn. Of one pair of runs that is all: it says which of these two models is
-    better, not which method, since another seed may give another answer. Of R >= 2 pairs the interval covers the
-    training seeds too: with q its distance from the value and t the Student quantile at R - 1 degrees of freedom, each
-    end lies at sqrt(q^2 + (t SE)^2), SE the standard error of the R differences (the way `metrics.balanced_interval`
-    adds what is independent). Two seeds hardly know their own scatter (t is 12.7): take three or more.
+    With one pair of runs the interval covers the choice of the test images only: it tells which of these two models is
+    better, not which method, since another seed may give another answer. With R >= 2 pairs it covers the training seeds
+    too: an end at distance q from the value moves to sqrt(q^2 + (t SE)^2), with SE the standard error of the R
+    differences and t the Student quantile at R - 1 degrees of freedom (`metrics.balanced_interval` combines independent
+    parts in the same way). For two seeds t is 12.7, so use three or more.
 
     Args:
-        first: (N,) or (R, N), classified correctly or not.
+        first: (N,) or (R, N), whether each image is classified correctly.
         second: the same shape; its run r is compared with run r of `first`.
         labels: (N,) true classes.
         num_classes: C.
-        draws: how often the images are drawn, and the signs.
-        seed: of these draws.
+        draws: number of draws of the images, and of the signs.
+        seed: seed of these draws.
 
     Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13; Fisher, "The Design of
     Experiments", 1935, section 21; Phipson, Smyth, "Permutation p-values should never be zero", Statistical
@@ -108,7 +108,7 @@ def difference(
 
 
 def _gains(left: metrics.Ints, right: metrics.Ints, labels: metrics.Ints, num_classes: int) -> metrics.Ints:
-    """Count the images of each class with images that -R, ..., R more runs of the left than of the right get right."""
+    """For each class with images, count those that -R, ..., R more runs of the left than of the right get right."""
     width = 2 * len(left) + 1
     gain = (left - right).sum(0) + len(left)
     counts = np.bincount(labels * width + gain, minlength=num_classes * width).reshape(num_classes, width)
@@ -118,7 +118,7 @@ def _gains(left: metrics.Ints, right: metrics.Ints, labels: metrics.Ints, num_cl
 def _balanced(counts: metrics.Ints, gains: metrics.Floats, total: metrics.Ints) -> metrics.Floats:
     """Return the mean over classes of the mean gain of a class, over the last two axes of `counts`, (..., K, 2R+1)."""
     means: metrics.Floats = (counts @ gains / total).mean(-1)
-    return means.round(12) + 0.0  # -0.0 is 0; what is equal, or 0, must not differ by rounding
+    return means.round(12) + 0.0  # so that equal values, and 0, do not differ by rounding; + 0.0 turns -0.0 into 0
 
 
 def _p_value(

@@ -1,4 +1,4 @@
-"""The form in which result cards are stored: its number, what older forms lack, and numbers that must agree."""
+"""The stored form of result cards: its version, migration from older versions, and the check of stored numbers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from taet.errors import UserError
+from taet.formatting import short
 
 KIND = "taet result card"
 SCHEMA = 2
-TOLERANCE = 1e-9  # of a stored share against the recomputed one: far above rounding, far below one image
+TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
 
 Stored = Mapping[str, Any]
 
@@ -28,11 +29,11 @@ ADDED: Mapping[int, frozenset[str]] = {
         )
     )
 }
-"""The numbers of a summary that a schema was the first to store."""
+"""The numbers of a summary that each schema added."""
 
 
 def check_schema(stored: Any) -> int:
-    """Return the schema of a stored card; what is no card, or one that this version cannot read, is a `UserError`."""
+    """Return the schema of a stored card; raise a `UserError` if it is not a card or cannot be read by this version."""
     if not isinstance(stored, Mapping) or stored.get("kind") != KIND:
         raise UserError("not a result card")
     schema = stored.get("schema")
@@ -43,9 +44,9 @@ def check_schema(stored: Any) -> int:
 
 
 def migrate(stored: Stored) -> Stored:
-    """Return a stored card of any older schema in this one: what it could not hold is there as not measured.
+    """Return a stored card in the current schema, with fields that an older schema lacked marked as not measured.
 
-    The summaries stay as they are: they are computed anew in any case, and compared as far as they go.
+    Summaries stay as they are: they are recomputed anyway and compared as far as they go.
     """
     for schema in range(stored["schema"], SCHEMA):
         stored = MIGRATIONS[schema](stored)
@@ -53,15 +54,9 @@ def migrate(stored: Stored) -> Stored:
 
 
 def check_summary(where: str, stored: Any, computed: Stored, schema: int) -> None:
-    """Refuse a stored summary that differs from the recomputed one in any number that its schema holds."""
+    """Raise a `UserError` if a stored summary differs from the recomputed one in any number that its schema has."""
     later = frozenset().union(*(names for added, names in ADDED.items() if added > schema))
     _check(where, stored, {name: value for name, value in computed.items() if name not in later})
-
-
-def short(value: Any) -> str:
-    """Return a value in at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _from_1(stored: Stored) -> Stored:
@@ -74,7 +69,7 @@ MIGRATIONS: Mapping[int, Callable[[Stored], Stored]] = {1: _from_1}
 
 
 def _check(where: str, stored: Any, computed: Any) -> None:
-    """Refuse a stored value that differs from the recomputed one, and name it."""
+    """Raise a `UserError` that names the value if a stored value differs from the recomputed one."""
     if isinstance(computed, dict) and isinstance(stored, dict) and stored.keys() == computed.keys():
         for key, value in computed.items():
             _check(f"{where} {key}", stored[key], value)

@@ -19,7 +19,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Summary:
-    """The numbers of one column; shares are in [0, 1], intervals are at 95 %, a class without test images is nan."""
+    """The numbers of one column; shares are in [0, 1], intervals at 95 %, and a class without test images is nan."""
 
     correct: Ints
     """(C,): test images classified correctly."""
@@ -34,26 +34,26 @@ class Summary:
     per_class_interval: tuple[Floats, Floats]
     """(low, high), each (C,)."""
     groups: dict[str, float]
-    """Balanced accuracy of head, body, tail and last_half; empty where the training counts are not known."""
+    """Balanced accuracy of head, body, tail and last_half; empty if the training counts are not known."""
     group_intervals: dict[str, Interval]
     worst_class: tuple[int, float]
     """(label, recall) of the class with the lowest recall."""
     flip_rate: float
-    """Share of all images that are answered otherwise than clean; like the next three nan without a clean column."""
+    """Share of all images whose predicted class is not the clean one; nan without a clean column, as the next three."""
     class_flip_rate: Floats
     """(C,)."""
     natural_error: Floats
-    """(C,): share misclassified clean."""
+    """(C,): share that is misclassified clean."""
     boundary_error: Floats
-    """(C,): share classified correctly clean and misclassified here."""
+    """(C,): share that is classified correctly clean and misclassified here."""
     weak_classes: tuple[int, ...]
     """Labels of the classes whose recall is below the balanced accuracy."""
     few_images: tuple[int, ...]
     """Labels of the classes with fewer than `metrics.FEW_PER_CLASS` test images."""
     median_distance: float
-    """Median norm of the perturbations, an image that did not fall lying beyond all; nan where not measured."""
+    """Median norm of the perturbations, with failed attacks counted as infinitely far; nan if not measured."""
     roc_auc: float
-    """Macro one-versus-one area under the ROC curve; nan where not measured."""
+    """Macro one-versus-one area under the ROC curve; nan if not measured."""
 
     def __repr__(self) -> str:
         low, high = self.balanced_interval
@@ -75,7 +75,7 @@ def summarise(
 ) -> Summary:
     """Compute the numbers of a column on images with the given labels (N,).
 
-    What an attack changed is known where there is a `clean` column, groups where there are training counts (C,).
+    Flip rates and errors need a `clean` column, groups of classes need the training counts (C,).
     """
     correct, total = metrics.class_counts(column.correct, labels, num_classes)
     groups = metrics.class_groups(train_counts) if train_counts is not None else {}

@@ -14,7 +14,7 @@ from taet.formatting import listed, percent, size
 from taet.report import series
 from taet.report.figures import INK, Look, Panel, make_figure, make_panel, percent_axis, short
 from taet.report.measured import Measured
-from taet.report.read import DataFacts, Ints
+from taet.report.read import Ints, ReportedData
 from taet.report.series import DASHES, Series
 from taet.report.tables import ScoreCell, balanced_cell
 from taet.training.record import CurvePoint
@@ -72,7 +72,7 @@ def _mark_switches(axes: Axes, marks: Mapping[tuple[int, str], Sequence[str]], l
 Value = Callable[[CurvePoint], float]
 
 
-def training_curves(all_series: Sequence[Series], data: DataFacts, anchor: str) -> list[Panel]:
+def training_curves(all_series: Sequence[Series], data: ReportedData, anchor: str) -> list[Panel]:
     """Balanced accuracy over the epochs, clean and attacked, of all classes and of the tail.
 
     All series are drawn in four figures; with many series there is one figure each, with the baseline in grey.

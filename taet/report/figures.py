@@ -17,7 +17,7 @@ import numpy.typing as npt
 from taet import metrics
 from taet.report import tables
 from taet.report.measured import AttackKey, Measured
-from taet.report.read import DataFacts, Floats, Ints
+from taet.report.read import Floats, Ints, ReportedData
 from taet.report.series import Series
 from taet.report.tables import ClassAccuracies
 
@@ -116,7 +116,7 @@ def short(name: str, length: int = 16) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def class_rows(data: DataFacts) -> tuple[Figure, Axes, Ints]:
+def class_rows(data: ReportedData) -> tuple[Figure, Axes, Ints]:
     """Return an empty figure with one row per class, largest class on top, its axes, and the classes in that order."""
     order, count = data.order, len(data.order)
     figure, (axes,) = make_figure(float(np.clip(0.9 + 0.3 * count, 1.8, 8.4)))
@@ -141,7 +141,7 @@ def class_rows(data: DataFacts) -> tuple[Figure, Axes, Ints]:
     return figure, axes, order
 
 
-def _counted(data: DataFacts, label: int) -> str:
+def _counted(data: ReportedData, label: int) -> str:
     return "" if data.train_counts is None else f" · {data.train_counts[label]}"
 
 
@@ -156,7 +156,7 @@ def _whiskers(axes: Axes, classes: ClassAccuracies, order: Ints, rows: Floats, c
     axes.errorbar(values[keep], rows[keep], xerr=spans, fmt="none", ecolor=colour, elinewidth=width, capsize=0)
 
 
-def histogram(data: DataFacts, name: str) -> Panel:
+def histogram(data: ReportedData, name: str) -> Panel:
     """Training images of each class, largest first, with the number of test images at the end of each bar.
 
     If the training counts are not known, the bars are the test images.

@@ -15,7 +15,7 @@ from taet.report.differences import PairedTable, Pairs, paired_table
 from taet.report.figures import Panel
 from taet.report.images import Example
 from taet.report.provenance import provenance
-from taet.report.read import DataFacts, Examples, ReportedRun
+from taet.report.read import Examples, ReportedData, ReportedRun
 from taet.report.series import Series
 from taet.report.tables import ClassTable, MethodTable
 from taet.report.transfers import TransferTable
@@ -34,7 +34,7 @@ class DataSection:
     """Runs on one training and test set, with all that the page shows of them."""
 
     anchor: str
-    data: DataFacts
+    data: ReportedData
     series: tuple[Series, ...]
     evaluated: tuple[Series, ...]
     deviations: tuple[str, ...]
@@ -102,7 +102,7 @@ def page(
 ) -> str:
     """Return the page as HTML."""
     all_series = series.grouped(runs, names)
-    by_data: dict[DataFacts, list[Series]] = {}
+    by_data: dict[ReportedData, list[Series]] = {}
     for one in all_series:
         by_data.setdefault(one.data, []).append(one)
     comparisons = [section(data, group, f"data-{i}") for i, (data, group) in enumerate(by_data.items(), 1)]
@@ -132,7 +132,7 @@ def page(
     )
 
 
-def section(data: DataFacts, all_series: Sequence[Series], anchor: str) -> DataSection:
+def section(data: ReportedData, all_series: Sequence[Series], anchor: str) -> DataSection:
     """Return what a page shows of runs on one training and test set."""
     runs = measured.ranked(measured.measured(all_series))
     attacks = measured.attacks_of(runs)

@@ -41,7 +41,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class DataFacts:
+class ReportedData:
     """The images that a run was trained and tested on; two runs are compared only where these agree."""
 
     name: str
@@ -91,7 +91,7 @@ class ReportedRun:
     epochs: tuple[Epoch, ...]
     card: ResultCard | None
     examples: Examples | None
-    data: DataFacts
+    data: ReportedData
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -161,9 +161,9 @@ def read(path: Path) -> ReportedRun:
     return dataclasses.replace(run, data=data, examples=_examples(folder.examples, data))
 
 
-def _data_of_run(record: RunRecord) -> DataFacts:
+def _data_of_run(record: RunRecord) -> ReportedData:
     data = record.data
-    return DataFacts(
+    return ReportedData(
         name=data.name,
         class_names=data.class_names,
         train_counts=data.train.class_counts,
@@ -173,10 +173,10 @@ def _data_of_run(record: RunRecord) -> DataFacts:
     )
 
 
-def data_of_card(card: ResultCard) -> DataFacts:
+def data_of_card(card: ResultCard) -> ReportedData:
     """Return what a card tells of its images."""
     counts = card.data.get("train_class_counts")
-    return DataFacts(
+    return ReportedData(
         name=str(card.data["name"]),
         class_names=card.class_names,
         train_counts=None if counts is None else tuple(int(count) for count in counts),
@@ -190,7 +190,7 @@ def _tested(card: ResultCard) -> tuple[int, ...]:
     return tuple(int(count) for count in np.bincount(card.labels, minlength=card.num_classes))
 
 
-def _examples(path: Path, data: DataFacts) -> Examples | None:
+def _examples(path: Path, data: ReportedData) -> Examples | None:
     if not path.is_file():
         return None
     try:

@@ -9,12 +9,12 @@ from typing import Any
 from taet import metrics
 from taet.formatting import count, listed, percent
 from taet.report.measured import AttackKey
-from taet.report.read import DataFacts
+from taet.report.read import ReportedData
 from taet.report.series import Series
 from taet.report.tables import MethodTable, ScoreCell
 
 
-def summary(data: DataFacts, all_series: Sequence[Series], attacks: Sequence[AttackKey], many: bool) -> str:
+def summary(data: ReportedData, all_series: Sequence[Series], attacks: Sequence[AttackKey], many: bool) -> str:
     """What was trained and tested on what."""
     balls = list(dict.fromkeys(attack.threat for attack in attacks if attack.norm is not None))
     threat = f", attacked with {'; '.join(balls)}" if balls else ""
@@ -88,7 +88,7 @@ def within(cell: ScoreCell) -> str:
     return f"standard error {percent(cell.error)}, n = {cell.count}"
 
 
-def few(data: DataFacts) -> str:
+def few(data: ReportedData) -> str:
     """Which classes have few test images, and what that means; nothing where none has."""
     named = [f"{data.class_names[c]} ({data.test_counts[c]})" for c in data.order if c in data.few]
     if not named:

@@ -18,7 +18,7 @@ import numpy as np
 from taet import registry
 from taet.evaluation.card import ResultCard
 from taet.formatting import words
-from taet.report.read import DataFacts, ReportedRun
+from taet.report.read import ReportedData, ReportedRun
 from taet.training.record import Epoch
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -57,7 +57,7 @@ class Series:
         return self.method in known and known[self.method].baseline
 
     @property
-    def data(self) -> DataFacts:
+    def data(self) -> ReportedData:
         return self.runs[0].data
 
     @property

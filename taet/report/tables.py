@@ -15,7 +15,7 @@ from taet.evaluation.summary import Interval, Summary
 from taet.formatting import percent
 from taet.report.differences import Of, Pairs
 from taet.report.measured import AttackKey, Heading, Measured, heads
-from taet.report.read import DataFacts
+from taet.report.read import ReportedData
 from taet.report.series import Series, baseline
 
 ERRORS = 2
@@ -137,7 +137,7 @@ def table(title: str, measures: Sequence[Measure], runs: Sequence[Measured], not
 
 
 def headline(
-    runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: AttackKey | None, data: DataFacts, pairs: Pairs
+    runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: AttackKey | None, data: ReportedData, pairs: Pairs
 ) -> MethodTable:
     """Balanced accuracy under each attack, that of the tail under the hardest one, plain accuracy, and cost.
 
@@ -213,7 +213,7 @@ def plain(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> MethodTable
 # --- classes and groups of them --------------------------------------------------------------------------------------
 
 
-def by_group(runs: Sequence[Measured], attack: AttackKey, data: DataFacts) -> MethodTable:
+def by_group(runs: Sequence[Measured], attack: AttackKey, data: ReportedData) -> MethodTable:
     """Head, body, tail, the last half of the classes and the worst class under one attack."""
 
     def worst(summaries: Sequence[Summary]) -> ScoreCell | None:
@@ -236,14 +236,14 @@ def by_group(runs: Sequence[Measured], attack: AttackKey, data: DataFacts) -> Me
     return table(attack.name, [*measures, Measure(Heading("worst class"), attack, worst)], runs, attack.threat)
 
 
-def named(labels: Sequence[int], data: DataFacts) -> str:
+def named(labels: Sequence[int], data: ReportedData) -> str:
     """Name classes, those with few test images with a star; of many the first few."""
     few = data.few
     names = [f"{data.class_names[label]}{' *' if label in few else ''}" for label in labels]
     return ", ".join(names if len(names) <= NAMED else [*names[: NAMED - 1], f"{len(names) - NAMED + 1} more"])
 
 
-def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackKey, data: DataFacts) -> MethodTable:
+def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackKey, data: ReportedData) -> MethodTable:
     """Flip rate, areas under the ROC curve, and the classes that are weak under the attack."""
 
     def mean(values: Sequence[float]) -> TextCell:
@@ -304,7 +304,7 @@ class ClassTable:
     rows: tuple[tuple[int, tuple[ScoreCell | None, ...]], ...]
 
 
-def per_class(runs: Sequence[Measured], attacks: Sequence[AttackKey], data: DataFacts) -> ClassTable:
+def per_class(runs: Sequence[Measured], attacks: Sequence[AttackKey], data: ReportedData) -> ClassTable:
     """Accuracy of every class under each of `attacks`, with the best series of each class and attack marked."""
 
     def cells(index: int, attack: AttackKey) -> list[ScoreCell | None]:

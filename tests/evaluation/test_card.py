@@ -170,7 +170,8 @@ def test_the_worst_case_is_the_conjunction_of_the_attacks_in_one_ball() -> None:
     assert worst.parts["pgd-20"].tolist() == ((CLEAN == LABELS) & (second == LABELS)).tolist()
     assert (worst.name, worst.norm, worst.eps, worst.bounded) == ("worst-case", "linf", 8 / 255, True)
     assert (worst.seconds, worst.forwards, worst.backwards) == (3.0, 30, 15)
-    assert worst.settings["attacks"][0] == {"name": "pgd-100", "norm": "linf", "eps": 8 / 255, "steps": 100}
+    first = worst.identity.members[0]
+    assert (first.name, *first.ball, first.settings) == ("pgd-100", "linf", 8 / 255, (("steps", 100),))
     assert whole.summary("worst-case").accuracy == 0.5
     weaker = (CLEAN == LABELS) & (BROKEN == LABELS)
     assert whole.column("worst-case-l2").correct.tolist() == (weaker & (ATTACKED == LABELS)).tolist()
