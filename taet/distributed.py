@@ -1,4 +1,4 @@
-"""Processes that share their work: how they meet, what they add up and decide; with one process, the identity.
+"""Processes that share their work: joining, sums and decisions. With one process all functions are the identity.
 
 A global sum is all-reduced forward *and* backward. Every process then holds the same loss L; the gradient that reaches
 a process's share is the sum over processes of dL/dS, that is P dL/dS, and averaging the parameter gradients over the P
@@ -24,7 +24,7 @@ from taet.errors import UserError
 
 T = TypeVar("T")
 
-# A process waits for the slowest one, which may be hours behind; of one that died, torchrun tells the others.
+# A process waits for the slowest one, which may be hours behind; torchrun reports a process that died.
 PATIENCE = timedelta(days=7)
 MEETINGS = itertools.count()
 """Numbers of the groups that this process has been in."""
@@ -32,7 +32,7 @@ MEETINGS = itertools.count()
 
 @contextmanager
 def joined(device_type: str) -> Iterator[None]:
-    """Inside, be one of the processes that torchrun started; without torchrun, and inside a group already, do nothing.
+    """Join the processes that torchrun started; without torchrun, or inside a group already, do nothing.
 
     Tensors on the CPU and other objects travel by gloo, those on a GPU by nccl; each process takes the GPU of its
     LOCAL_RANK.
@@ -57,7 +57,7 @@ def joined(device_type: str) -> Iterator[None]:
 
 
 def started_together() -> bool:
-    """Did torchrun, or `taet.cli.processes.run_together`, start this process beside others?"""
+    """Whether torchrun, or `taet.cli.processes.run_together`, started this process together with others."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ
     return not alone and dist.is_available()
 
@@ -70,7 +70,7 @@ def _meeting_point(timeout: timedelta) -> tuple[Any, int, int]:
 
 @contextmanager
 def unless_one_ends(remedy: str = "") -> Iterator[None]:
-    """Inside, that another process has ended is a UserError, one line with `remedy` at its end."""
+    """Turn the end of another process into a UserError, one line with `remedy` at its end."""
     try:
         yield
     except RuntimeError as error:
@@ -81,10 +81,10 @@ def unless_one_ends(remedy: str = "") -> Iterator[None]:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process at once, with this status, after a sum that another process has not answered.
+    """Exit this process immediately with this status, after a sum that another process did not answer.
 
-    The threads of gloo may still hold tensors of that sum. Giving them back while Python shuts down aborts the process
-    (pytorch/pytorch#179291), and waiting for them may take for ever.
+    The threads of gloo may still hold tensors of that sum. Freeing them while Python shuts down aborts the process
+    (pytorch/pytorch#179291), and waiting for them may never end.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # its reader may have gone
@@ -93,13 +93,13 @@ def leave(status: int) -> NoReturn:
 
 
 def claim(what: str) -> bool:
-    """Is this process the first of those that torchrun started to claim `what`? Works also when others have ended."""
+    """Whether this process is the first of its job to claim `what`; also works when other processes have ended."""
     if not started_together():
         return True
     try:
         store, *_ = _meeting_point(timedelta(seconds=10))
         return bool(store.add(f"taet/claimed/{what}", 1) == 1)
-    except (RuntimeError, ValueError):  # the store has ended too: better told twice than never
+    except (RuntimeError, ValueError):  # the store has ended too: printing twice is better than not at all
         return True
 
 
@@ -123,7 +123,7 @@ def gather(value: T) -> list[T]:
 
 
 def first(work: Callable[[], T]) -> T:
-    """Return what `work` gives on the first process, which alone does it; a UserError there is one in all."""
+    """Run `work` on the first process only and return its result on all; a UserError there is raised on all."""
     if world_size() == 1:
         return work()
     outcome = [_attempt(work) if rank() == 0 else None]
@@ -136,9 +136,9 @@ def first(work: Callable[[], T]) -> T:
 
 
 def in_turn(work: Callable[[], T]) -> T:
-    """Return `work()`, done by the first process, then by the first of each machine, then by the others.
+    """Run `work` on the first process, then on the first of each machine, then on the others, and return its result.
 
-    So the later ones find the files that the earlier ones wrote. A UserError in any process is one in all.
+    Later processes find the files that earlier ones wrote. A UserError in any process is raised on all.
     """
     if world_size() == 1:
         return work()
@@ -161,7 +161,7 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, UserError | None]:
 
 
 def in_any(*flags: bool) -> tuple[bool, ...]:
-    """Return of each flag whether it is set in any process; through the CPU, so that nothing waits for a GPU."""
+    """Return for each flag whether it is set in any process; through the CPU, so that nothing waits for a GPU."""
     if world_size() == 1:
         return flags
     values = torch.tensor(flags, dtype=torch.uint8)
@@ -170,14 +170,14 @@ def in_any(*flags: bool) -> tuple[bool, ...]:
 
 
 def share(total: int, part: int, parts: int) -> slice:
-    """Which of `total` samples in a row fall to number `part` of `parts` processes; shares differ by one at most."""
+    """The consecutive samples, out of `total`, of process `part` of `parts`; sizes differ by at most one."""
     size, longer = divmod(total, parts)
     begin = part * size + min(part, longer)
     return slice(begin, begin + size + (part < longer))
 
 
 def copy_first(tensors: Iterable[Tensor]) -> None:
-    """Give tensors, in place, the values that they have on the first process."""
+    """Set tensors, in place, to their values on the first process."""
     if world_size() == 1:
         return
     for tensor in tensors:

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's: printed as one line, exit status 2, never a traceback."""
+"""The error for mistakes of the user: printed as one line with exit status 2, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; its text is one line that says what, what was got and what is allowed."""
+    """A mistake that the user can correct; its text is one line: what, what was given and what is allowed."""
 
 
 def unknown(kind: str, got: str, allowed: Iterable[str]) -> UserError:
-    """Return the error for a name that is not among `allowed`, with the nearest match where there is one."""
+    """Return the error for a name that is not in `allowed`, with the nearest match if there is one."""
     names = sorted(allowed)
     lower = {name.lower(): name for name in names}
     near = difflib.get_close_matches(got.lower(), lower, n=1, cutoff=0.5)

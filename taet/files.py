@@ -1,4 +1,4 @@
-"""Files that a kill or a full disk never leaves half written."""
+"""Atomic writes: a kill or a full disk never leaves a half-written file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taet.errors import UserError
 
 
 def write_atomically(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
-    """Write `content` aside, flush it to the disk, `check` it there, then rename: `path` is always a whole file."""
+    """Write `content` to a temporary file, flush it, `check` it, then rename: `path` is always a complete file."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
@@ -40,7 +40,7 @@ def write_atomically(path: Path, content: bytes, check: Callable[[Path], object]
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; a list of numbers takes one line."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    # A list of numbers begins on a line of its own; strings never hold a line break, so none is changed.
+    # A list of numbers starts on its own line; strings never contain a line break, so none is changed.
     text = re.sub(r"\[\n([-+.eE\d,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     write_atomically(path, (text + "\n").encode())
 

@@ -1,6 +1,6 @@
-"""The protocols: what every method shares, so that a comparison compares methods and nothing else.
+"""The protocols: settings that all methods share, so that a comparison compares only the methods.
 
-And the profile `official`, which is the opposite: every method with the settings of its own publication.
+The profile `official` uses the published settings of each method instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from taet.errors import UserError, unknown
 
 
 def taet(method: str = "at") -> Run:
-    """The protocol of TAET (CVPR 2025, arXiv:2503.01924): 100 epochs, the last one counts, a long-tailed test set.
+    """The protocol of TAET (CVPR 2025, arXiv:2503.01924): 100 epochs, weights of the last one, long-tailed test set.
 
     SGD 0.1 with momentum 0.9, weight decay 5e-4, divided by ten at 75 % and 90 %; Linf 8/255, 10 steps of 2/255 from
     0.001 N(0, 1). Start noise, momentum and the long-tailed test set are from its public code, not from the text.
@@ -21,11 +21,11 @@ def taet(method: str = "at") -> Run:
 
 
 def reat(method: str = "at") -> Run:
-    """The protocol of REAT (arXiv:2307.10205): 80 epochs, the best on a validation split counts, a balanced test set.
+    """The protocol of REAT (arXiv:2307.10205): 80 epochs, weights of the best on validation, balanced test set.
 
     SGD as in `taet`, divided by ten at 60 and 75 of 80; Linf 8/255, 10 steps of 2/255 from U(-eps, eps); no input
-    normalisation; evaluation by PGD with step 2/255. The paper chose its epoch on the test set: `--selection best-test`
-    does so too, and is marked as a leak.
+    normalisation; evaluation by PGD with step 2/255. The paper chose its epoch on the test set; `--selection best-test`
+    does the same and is marked as a leak.
     """
     return Run(
         method=method,
@@ -44,13 +44,12 @@ def reat(method: str = "at") -> Run:
 
 
 def official(method: str = "at") -> Run:
-    """Every method with its own published optimiser, schedule and attack: to reproduce its repository, not to compare.
+    """Each method with its own published optimiser, schedule and attack: to reproduce it, not to compare methods.
 
-    What the method does not say stays as in `taet`. Keys of `Method.official` are those of a run; `method.*` are knobs.
-    A method that says nothing has no such profile, which is a `UserError`; where it wraps another, run that base method
-    itself under it.
+    Other settings stay as in `taet`. The keys of `Method.official` are settings of a run; `method.*` are options of the
+    method. A method without published settings is a `UserError`; if it wraps another method, use that one.
     """
-    from taet import methods  # here, since a listing of the protocols needs no method
+    from taet import methods  # imported here because a listing of the protocols needs no method
 
     cls = methods.find(method)
     if not cls.official:
@@ -70,7 +69,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("pgd-l2-20", "pgd-l2-100", "cw-l2", "adaptive-pgd-l2-20", "adaptive-pgd-l2-100"),
     ),
 }
-"""Every column of a paper's tables of robustness; runs of `reat` face those of its main tables unless asked for all."""
+"""Every column of a paper's robustness tables; by default runs of `reat` use those of its main tables."""
 
 RECIPES: dict[str, dict[str, object]] = {
     # Optimiser, decay and schedule of DeiT (Touvron et al., ICML 2021, arXiv:2012.12877), whose rate of 5e-4 for
@@ -83,13 +82,13 @@ RECIPES: dict[str, dict[str, object]] = {
         "training.decay": "cosine",
     },
 }
-"""Settings of the optimiser for a family of models that a protocol's SGD does not train."""
+"""Optimiser settings for models that do not train with the protocols' SGD."""
 
 PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "official": official}
 
 
 def start(protocol: str, method: str, recipe: str | None = None) -> Run:
-    """Return the run that `protocol` prescribes for `method`, with the optimiser of `recipe` where one is named."""
+    """Return the run of `protocol` for `method`, with the optimiser of `recipe` if given."""
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
     if recipe is not None and recipe not in RECIPES:

@@ -1,4 +1,4 @@
-"""Stateless randomness: every draw comes from a generator seeded by what it is for, so no state is ever saved."""
+"""Stateless randomness: every draw has a generator seeded by its purpose, so no generator state is saved."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def generator(device: Any, seed: int, *purpose: str | int) -> Any:
 
 @contextlib.contextmanager
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
-    """Seed torch's global generators, which draw initial weights, for (seed, purpose...), and give them back after."""
+    """Seed torch's global generators, for initial weights, by (seed, purpose...), and restore their state after."""
     import torch
 
-    # manual_seed reaches every device; one that is not in use yet is left to those who will use it.
+    # manual_seed affects every device; devices that are not in use yet are not initialised for this.
     used = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=used):
         torch.manual_seed(derive_seed(seed, *purpose))

@@ -3,8 +3,8 @@
 A file that assigns the literal dictionary `NAMES = {"name": "one line about it"}` offers those names; in `methods` a
 file without one offers its own name (at_bsl.py is `at-bsl`), described by the first line of its docstring.
 
-Files of one's own are found as well, in the folders `methods`, `attacks`, `data` and `models` of every folder that the
-environment variable TAET_PLUGINS lists, or one by one through `add`.
+Custom files (plug-ins) are found in the folders `methods`, `attacks`, `data` and `models` of every folder in the
+environment variable TAET_PLUGINS; `add` registers a single file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _added: list[tuple[Kind, Path]] = []
 
 @dataclass(frozen=True)
 class Entry:
-    """One name that a user may give, and the module behind it."""
+    """A name that users can give, and its module."""
 
     name: str
     module: str
@@ -38,14 +38,14 @@ class Entry:
     reference: str | None = None
     """Where a method is published."""
     path: Path | None = None
-    """The file, where it is none of this package."""
+    """The file of a plug-in; None for a file of this package."""
     deviations: tuple[str, ...] = ()
-    """Where a method leaves the protocol, in words, as far as its file says so in literals."""
+    """How a method leaves the protocol, if its file has this as a literal."""
     baseline: bool = False
     """Is the method what reports compare the others with?"""
 
     def load(self) -> ModuleType:
-        """Import the module; a file of one's own once, under a name that no package has."""
+        """Import the module; a plug-in is imported once, under a name that no package has."""
         if self.path is None or self.module in sys.modules:
             return importlib.import_module(self.module)
         spec = importlib.util.spec_from_file_location(self.module, self.path)
@@ -70,7 +70,7 @@ def _names(tree: ast.Module) -> dict[str, str] | None:
 
 
 def _literal(tree: ast.Module, name: str) -> Any:
-    """The literal that a class of the file assigns to `name`, with or without a type; None where there is none."""
+    """The literal that a class of the file assigns to `name`, with or without a type; None if there is none."""
     for node in (node for cls in tree.body if isinstance(cls, ast.ClassDef) for node in cls.body):
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
@@ -84,7 +84,7 @@ def _literal(tree: ast.Module, name: str) -> Any:
 
 
 def add(kind: Kind, path: str | Path) -> None:
-    """Offer what the file `path` holds, as if it lay in the folder `kind` of this package, in this process."""
+    """Register the file `path` in this process, as if it were in the folder `kind` of this package."""
     path = Path(path).resolve()
     if not path.is_file():
         raise UserError(f"{kind}: got {path}; allowed: a Python file")
@@ -93,7 +93,7 @@ def add(kind: Kind, path: str | Path) -> None:
 
 
 def _own(kind: Kind) -> tuple[Path, ...]:
-    """Files of the user, those of TAET_PLUGINS first."""
+    """Files of plug-ins, those of TAET_PLUGINS first."""
     folders = [Path(folder).expanduser() for folder in os.environ.get("TAET_PLUGINS", "").split(os.pathsep) if folder]
     for folder in folders:
         if not folder.is_dir():
@@ -103,7 +103,7 @@ def _own(kind: Kind) -> tuple[Path, ...]:
 
 
 def entries(kind: Kind) -> dict[str, Entry]:
-    """Return every name of `kind` in the order of the alphabet; reads source text only, so listing needs no torch."""
+    """Return every name of `kind` in alphabetical order; only source text is read, so listing needs no torch."""
     return _entries(kind, _own(kind))
 
 

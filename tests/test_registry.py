@@ -111,7 +111,7 @@ def test_a_method_of_a_user_is_in_the_list_and_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["list", "methods"]) == 0
-    assert "prediction-balanced  Cross-entropy weighted by class" in capsys.readouterr().out
+    assert "prediction-balanced  Cross-entropy with larger weights" in capsys.readouterr().out
     run, _ = configure("prediction-balanced", ["--method.power", "0.5"])
     assert run.settings.power == 0.5
     short = "--data.max-count 20 --model resnet8 --epochs 1 --threat.steps 1 --monitor-steps 1 --threads 1"

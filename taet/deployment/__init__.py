@@ -1,4 +1,4 @@
-"""What becomes of a finished run: its answers to anyone's images, and files that run without this package."""
+"""Use of a finished run: predictions for new images, and files that run without this package."""
 
 from taet.deployment.export import export
 from taet.deployment.predict import predict

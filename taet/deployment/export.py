@@ -40,9 +40,9 @@ def export(
     force: bool = False,
     model: nn.Module | None = None,
 ) -> Path:
-    """Write the model of a finished run, its preprocessing and the deployed offset inside, and return the file's path.
+    """Write the model of a finished run with its preprocessing and the deployed offset, and return the file's path.
 
-    The graph maps `images` uint8 (N, H, W, C), grey levels 0 to 255, to `logits` float32 (N, classes), for any N. Where
+    The graph maps `images` uint8 (N, H, W, C), pixel values 0 to 255, to `logits` float32 (N, classes), for any N. If
     the run's images were resized (`--data.size`; gtsrb always), H and W may be any, and the graph resizes as Pillow
     does (see `taet.deployment.graph.resize`); else they are the run's. safetensors holds the weights alone. The file is
     loaded back and its logits are compared with the model's before it takes its name.
@@ -82,7 +82,7 @@ def export(
 
 
 def metadata(written: WeightsAbout, record: RunRecord, deployed: Deployed) -> dict[str, Any]:
-    """What an exported file says about its run: its hash, method, epoch, ball, weights, classes and image shape."""
+    """Metadata of an exported file: run hash, method, epoch, ball, weights, classes and image shape."""
     return {
         **written._asdict(),
         "taet": taet.__version__,
@@ -113,7 +113,7 @@ def _captured(deployed: Deployed, example: Tensor) -> torch.export.ExportedProgr
 
 
 def _axes(deployed: Deployed, named: Callable[[str], Any]) -> dict[int, Any]:
-    """The axes of the images whose length is left open."""
+    """The axes of the images with variable length."""
     return {
         axis: named(name) for axis, name in enumerate(("batch", "height", "width") if deployed.resizes else ["batch"])
     }
@@ -161,7 +161,7 @@ def _of_safetensors(path: Path, deployed: Deployed) -> Callable[[Tensor], Tensor
 
 
 class Format(NamedTuple):
-    """How a file is written, and how what it answers is asked for."""
+    """How a format is written and run."""
 
     written: Callable[[Deployed, Tensor, str], bytes]
     loaded: Callable[[Path, Deployed], Callable[[Tensor], Tensor]]
@@ -196,7 +196,7 @@ def _noise(number: int, shape: tuple[int, ...]) -> Tensor:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what exporters say about themselves from the user."""
+    """Hide the messages of exporters from the user."""
     nowhere = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""A model with its preprocessing, as one graph from grey levels to logits."""
+"""A model with its preprocessing, as one graph from pixel values to logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bilinear_weights(source: int, target: int, device: torch.device) -> Tensor:
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (N, H, W, C) -> (N, C, height, width), whole grey levels in float64, as Pillow resizes each image.
+    """uint8 (N, H, W, C) -> (N, C, height, width), integer pixel values in float64, as Pillow resizes each image.
 
     Along the rows first, then along the columns, each rounded half up; products and sums are exact multiples of 2^-22.
     So every level is Pillow's, but where Pillow begins with the columns: from version 13 on, if an image loses more
@@ -36,7 +36,7 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
 
 
 class Deployed(nn.Module):
-    """images uint8 (N, H, W, C), grey levels 0 to 255 -> logits float32 (N, classes).
+    """images uint8 (N, H, W, C), pixel values 0 to 255 -> logits float32 (N, classes).
 
     With `resizes`, H and W may be any and each image is resized to `size` (height, width); else they must be that.
     """

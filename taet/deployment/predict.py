@@ -1,4 +1,4 @@
-"""The classes of anyone's images by a finished run, and whether each answer stands under an attack."""
+"""Predictions of a finished run for new images, and whether each survives an attack."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def predict(
     progress: Progress | None = None,
     model: nn.Module | None = None,
 ) -> Predictions:
-    """Return the class of every image by the model of a finished run; the run's data are not needed.
+    """Return the predicted class of every image by the model of a finished run; the run's data are not needed.
 
     Images are read as in training and resized to the run's height and width (bilinear, antialiased); grey ones become
     colour, or the other way round, as the run's are. Up to the last bits of float32, the answer to an image depends
@@ -84,11 +84,11 @@ def batches(
     progress: Progress | None = None,
     model: nn.Module | None = None,
 ) -> Iterator[Predictions]:
-    """Yield what `predict` returns batch by batch, so that what stops the work loses none of what was done."""
+    """Yield the result of `predict` batch by batch, so that an interruption loses nothing that was done."""
     if batch_size < 1:
         raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
     if certify_attack is not None:
-        _in_ball(parse_attack(certify_attack))  # a mistake is told before anything is loaded
+        _in_ball(parse_attack(certify_attack))  # report a mistake before anything is loaded
     source, where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
     channels, height, width = record.data.image_shape
@@ -122,7 +122,7 @@ def batches(
 
 
 def _in_ball(attack: AttackSpec) -> AttackSpec:
-    """Refuse what makes no question of survival: clean images, and an attack that may go as far as it likes."""
+    """Refuse clean images and unbounded attacks, for which survival has no meaning."""
     if not attack.bounded:
         advice = "" if attack.norm is None else f", or {attack.name} with a radius of its own, such as eps=0.5"
         raise UserError(
@@ -132,20 +132,20 @@ def _in_ball(attack: AttackSpec) -> AttackSpec:
 
 
 class _Runner(Runner):
-    """Images that have no place in a test set: what is drawn for one follows from its pixels."""
+    """Images outside a test set: the random numbers of each follow from its pixels."""
 
     def draws(self, attack: AttackSpec, rows: NDArray[np.int64]) -> Draws:
         return replace(super().draws(attack, rows), rows=_keys(self.images[rows]))
 
 
 def _keys(images: Pixels) -> NDArray[np.int64]:
-    """A number of 63 bits for each image (N, H, W, C), (N,), which its pixels decide."""
+    """A 63-bit number per image, computed from its pixels: (N, H, W, C) -> (N,)."""
     digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images]
     return (np.frombuffer(b"".join(digests), ">u8") >> 1).astype(np.int64)
 
 
 def _classes(runner: Runner) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The classes (N,) and probabilities (N, C) of the images as they are, as an evaluation's clean column has them."""
+    """Predicted classes (N,) and probabilities (N, C) of the clean images, as in an evaluation's clean column."""
     with runner.still():
         clean = runner.attack(Clean(), np.arange(len(runner.labels)), None, None, _silent)
     assert clean.scores is not None
@@ -153,11 +153,11 @@ def _classes(runner: Runner) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 
 
 def _silent(done: float, total: float, label: str) -> None:
-    """The clean pass of a batch is not worth a report."""
+    """Progress of the clean pass is not reported."""
 
 
 def _survive(runner: Runner, attack: AttackSpec, report: Progress) -> NDArray[np.bool_]:
-    """Of which images (N,) the class is still `runner.labels` under the attack."""
+    """Whether the class of each image is still `runner.labels` under the attack, (N,)."""
     size = runner.batch_size if attack.batch_independent else 1
     with runner.still():
         result = replace(runner, batch_size=size).attack(

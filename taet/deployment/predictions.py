@@ -1,4 +1,4 @@
-"""What a model says about images: a plain table."""
+"""Predictions of a model as a plain table."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ WORDS = {None: "", True: "true", False: "false"}
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Predictions:
-    """What a model says about N images, in the order in which they were given."""
+    """Predictions for N images, in the given order."""
 
     paths: tuple[str, ...]
-    """The files; of an array, the positions in it."""
+    """The files, or the positions in an array."""
     labels: NDArray[np.int64]
     """(N,): the class of the largest logit; -1 for an image that could not be read."""
     class_names: tuple[str, ...]
@@ -94,7 +94,7 @@ def _word(value: Any) -> Any:
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
-    """Return what was said about several batches, one or more, as one."""
+    """Join the predictions of one or more batches."""
     masks = [part.survives for part in parts if part.survives is not None]
     return replace(
         parts[0],

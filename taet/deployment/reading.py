@@ -1,4 +1,4 @@
-"""Anyone's images as a model takes them, a batch at a time and never all at once."""
+"""Reads new images as a model takes them, one batch at a time."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Given = Pixels | Stored | str | os.PathLike[str] | Iterable[str | os.PathLike[st
 
 
 class Images(NamedTuple):
-    """Images in order: what each is called, and how those of a batch are read for a model of images (C, H, W)."""
+    """Images in order, with their names and a reader of batches for a model of images (C, H, W)."""
 
     names: tuple[str, ...]
     read: Callable[[slice, Shape], list[Pixels | str]]
 
     def batches(self, shape: Shape, size: int) -> Iterator[tuple[tuple[str, ...], list[Pixels | str]]]:
-        """Yield the names and the images uint8 (H, W, C) of each batch, or why one cannot be read."""
+        """Yield the names and the images uint8 (H, W, C) of each batch, or the reason why one cannot be read."""
         for start in range(0, len(self.names), size):
             rows = slice(start, start + size)
             yield self.names[rows], self.read(rows, shape)
@@ -50,7 +50,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _decoded(paths: Sequence[Path], shape: Shape) -> list[Pixels | str]:
-    """Read files in threads, as training reads them; where one is bad, each by itself, for what is wrong with it."""
+    """Read files in threads, as in training; if one fails, read each by itself to find the reason."""
     _, height, width = shape
     size = height if height == width else None
 
@@ -69,13 +69,13 @@ def _decoded(paths: Sequence[Path], shape: Shape) -> list[Pixels | str]:
 def _of_array(images: Any) -> Images:
     if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
         got = f"{images.dtype} {tuple(images.shape)}"
-        raise UserError(f"images: got {got}; allowed: uint8 (N, H, W, C), grey levels 0 to 255, with 1 or 3 channels")
+        raise UserError(f"images: got {got}; allowed: uint8 (N, H, W, C), pixel values 0 to 255, with 1 or 3 channels")
     names = tuple(map(str, range(len(images))))
     return Images(names, lambda rows, shape: [fitted(image, shape) for image in images[rows]])
 
 
 def fitted(image: Pixels, shape: Shape) -> Pixels:
-    """Return an image (H, W) or (H, W, C) as a model of images `shape` (C, H, W) takes it, uint8 (H, W, C).
+    """Return an image (H, W) or (H, W, C) as input for a model of images `shape` (C, H, W), uint8 (H, W, C).
 
     Resized as in training (bilinear, antialiased), then grey (ITU-R 601 luma) or colour as the model's images are.
     """
