@@ -54,7 +54,7 @@ def told_once() -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN)
         status = 130 if isinstance(error, KeyboardInterrupt) else 2
         atexit.register(leave, status)  # registered last, so called first
-        if claim("the last word"):
+        if claim("final message"):
             raise
         time.sleep(TELLING_SECONDS)
         raise SystemExit(status) from None
