@@ -481,7 +481,7 @@ class AutoAttack(Suite):
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         assert isinstance(model, nn.Module)
-        eps, norm, seed = self.eps or 0.0, self.norm or "linf", self.seed or 0
+        eps, norm, seed = self.radius, self.norm or "linf", self.seed or 0
         return autoattack(model, x, y, eps=eps, norm=norm, version=self.version, batch_size=len(x), seed=seed)
 
     def run_parts(
@@ -500,7 +500,7 @@ class AutoAttack(Suite):
             model,
             x,
             y,
-            eps=self.eps or 0.0,
+            eps=self.radius,
             norm=self.norm or "linf",
             version=self.version,
             batch_size=batch_size,

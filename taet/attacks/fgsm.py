@@ -71,7 +71,7 @@ class Fgsm(AttackSpec):
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         aim = y if self.target is None else target_classes(self.target, model, x, y, draws)
         objective = named_objective(self.objective, model, x)
-        return fgsm(model, x, aim, eps=self.eps or 0.0, objective=objective, targeted=self.target is not None)
+        return fgsm(model, x, aim, eps=self.radius, objective=objective, targeted=self.target is not None)
 
     def passes(self, num_classes: int) -> int:
         return 3 + (self.target is not None)

@@ -22,7 +22,7 @@ class FunctionAttack(AttackSpec):
 
     @property
     def noise_key(self) -> str:
-        return self.name
+        return self.typed
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         entry = registry.find("attacks", self.base)

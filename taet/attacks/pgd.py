@@ -248,7 +248,7 @@ class ProjectedAscent(AttackSpec):
         """Return what is maximised."""
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        eps, norm = self.eps or 0.0, self.norm or "linf"
+        eps, norm = self.radius, self.norm or "linf"
         aim = y if self.target is None else target_classes(self.target, model, x, y, draws)
         noise = torch.stack([draws.start(x, eps, self.start, norm, restart) for restart in range(self.restarts)])
         return pgd(

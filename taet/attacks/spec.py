@@ -127,15 +127,24 @@ class AttackSpec(ABC):
         return self.eps is not None
 
     @property
+    def typed(self) -> str:
+        """The name as the user wrote it, without the model that the examples are made on."""
+        return self.name if self.made_on is None else self.name.removesuffix(f"@{self.made_on.name}")
+
+    @property
     def base(self) -> str:
-        """The name without options, and without the model that the examples are made on."""
-        name = self.name if self.made_on is None else self.name.removesuffix(f"@{self.made_on.name}")
-        return name.partition(":")[0]
+        """The name without options."""
+        return self.typed.partition(":")[0]
 
     @property
     def options(self) -> frozenset[str]:
         """Names of the options that the user wrote."""
-        return frozenset(part.partition("=")[0] for part in self.name.partition(":")[2].split(",") if part)
+        return frozenset(part.partition("=")[0] for part in self.typed.partition(":")[2].split(",") if part)
+
+    @property
+    def radius(self) -> float:
+        """Radius of the ball; 0 without one."""
+        return 0.0 if self.eps is None else self.eps
 
     @property
     def noise_key(self) -> str:

@@ -89,7 +89,7 @@ def _fixed(column: Column, varied: str) -> Any:
     if not attack.options <= {varied} or (varied != "steps" and attack.steps != CHAIN):
         return None
     if varied == "eps":
-        return column.identity.apart_from("eps", "step_size"), round(attack.step_size / (attack.eps or 1), 9)
+        return column.identity.apart_from("eps", "step_size"), round(attack.step_size / (attack.radius or 1), 9)
     return column.identity.apart_from(varied)
 
 
