@@ -1,4 +1,4 @@
-"""Write docs/methods/, one page per method, and docs/losses.md.
+"""Write docs/methods/, one page per method, docs/losses.md, and the attacks of docs/evaluation.md.
 
 A method's page comes from its source, the golden numbers, the measured cost and the result cards; the page of the
 losses from their docstrings.
@@ -10,9 +10,11 @@ python docs/render.py --write    writes them
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import importlib.util
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -22,7 +24,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
-from taet import config, losses, methods, protocols, registry
+from taet import bounds, config, losses, methods, protocols, registry
+from taet.attacks import catalogue
+from taet.attacks.options import allowed
+from taet.attacks.spec import AttackSpec, option_fields
 from taet.config import Outer
 from taet.errors import UserError
 from taet.evaluation import ResultCard
@@ -31,6 +36,8 @@ from taet.methods import Method, Task
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
 LOSSES = ROOT / "docs" / "losses.md"
+EVALUATION = ROOT / "docs" / "evaluation.md"
+END = "<!-- end of attacks -->"
 COST = ROOT / "results" / "cost.json"
 OUTERS = get_args(get_type_hints(Outer)["name"])
 # Golden numbers of losses and attacks that a method is made of; those in its own test file are found there.
@@ -92,16 +99,22 @@ def prose(text: str) -> str:
     return "\n\n".join(shown)
 
 
+def field_docs(cls: type) -> dict[str, str]:
+    """The description of every field of a dataclass, those of its parents first."""
+    found: dict[str, str] = {}
+    for kind in (kind for kind in reversed(cls.__mro__) if dataclasses.is_dataclass(kind)):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+        body = tree.body[0].body  # type: ignore[attr-defined]
+        for field, after in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+                found[field.target.id] = " ".join(ast.literal_eval(after.value).split())  # type: ignore[union-attr]
+    return found
+
+
 def knobs(cls: type[Method]) -> Iterator[tuple[str, str, str]]:
     """Name, default and description of every option, those of a parent Config first."""
-    for kind in reversed(cls.Config.__mro__[:-1]):
-        tree = ast.parse(inspect.cleandoc(inspect.getsource(kind)))
-        body = tree.body[0].body  # type: ignore[attr-defined]
-        for field, after in zip(body, [*body[1:], None], strict=True):
-            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
-                default = getattr(cls.Config(), field.target.id)  # type: ignore[union-attr]
-                described = ast.literal_eval(after.value)
-                yield field.target.id, shown(default), " ".join(described.split())  # type: ignore[union-attr]
+    for name, described in field_docs(cls.Config).items():
+        yield name, shown(getattr(cls.Config(), name)), described
 
 
 def flag(knob: str, default: str) -> str:
@@ -346,10 +359,36 @@ def loss_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def attack_tables() -> str:
+    """The attacks with their options, and what each option takes."""
+    names: dict[type[AttackSpec], list[str]] = {}
+    for name, kind in catalogue.kinds().items():
+        names.setdefault(kind, []).append(f"`{name}`")
+    attacks, takes = [], dict[tuple[str, str, str], list[str]]()
+    for kind, called in names.items():
+        fields = option_fields(kind)
+        about = " ".join((inspect.getdoc(kind) or "").partition(" Source:")[0].split())
+        attacks.append((", ".join(called), about, ", ".join(fields)))
+        for option, field in fields.items():
+            hint = bounds.Positive if field == "eps" else bounds.hints(kind)[field]
+            takes.setdefault((option, allowed(hint), field_docs(kind)[field]), []).append(called[0])
+    rows = [(f"`{option}`", values, about, ", ".join(of)) for (option, values, about), of in takes.items()]
+    return "\n\n".join(
+        [table(("name", "description", "options"), attacks), table(("option", "values", "meaning", "of"), rows)]
+    )
+
+
+def evaluation_page() -> str:
+    """The page of evaluations with the tables of attacks renewed."""
+    begin, rest = EVALUATION.read_text(encoding="utf-8").split(HEAD)
+    _, end = rest.split(END)
+    return f"{begin}{HEAD}\n\n{attack_tables()}\n\n{END}{end}"
+
+
 def pages() -> dict[Path, str]:
     """Every page and its text."""
     found = {PAGES / f"{name}.md": page(name) for name in registry.entries("methods")}
-    return {PAGES / "README.md": index(), **found, LOSSES: loss_page()}
+    return {PAGES / "README.md": index(), **found, LOSSES: loss_page(), EVALUATION: evaluation_page()}
 
 
 if __name__ == "__main__":

@@ -23,17 +23,17 @@ NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptivePgd(ProjectedAscent):
-    """`pgd` on the cross-entropy of factor times the logits.
+    """PGD with the logits times 10 in the objective, for models whose logit scale hides gradients.
 
-    The objective is cross-entropy alone: a factor changes no direction of the margin, nor of DLR. Source: Li et al.,
-    REAT, arXiv:2307.10205, section 5.
+    There is no adaptive CW, because a factor on the logits does not change the margin's steps. Source: Li et al., REAT,
+    arXiv:2307.10205, section 5.
     """
 
     names: ClassVar[Mapping[str, Norm | None]] = {"adaptive-pgd-N": "linf", "adaptive-pgd-l2-N": "l2"}
     order: ClassVar[int] = 4
 
     factor: Positive = 10.0
-    """What the logits are multiplied by in the objective."""
+    """Factor of the logits in the objective."""
 
     def objective_of(self, model: Model, x: Tensor) -> Objective:
         return cross_entropy if self.factor == 1 else scaled(cross_entropy, self.factor)

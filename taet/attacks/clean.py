@@ -17,7 +17,7 @@ NAMES = {"clean": "no attack: the images as they are; 1 pass"}
 
 @dataclass(frozen=True, kw_only=True)
 class Clean(AttackSpec):
-    """No attack: the images as they are."""
+    """No attack: the images as they are. Every evaluation begins with this column."""
 
     names: ClassVar[Mapping[str, Norm | None]] = {"clean": None}
     order: ClassVar[int] = 0

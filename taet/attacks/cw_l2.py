@@ -141,16 +141,20 @@ def cw_l2(
 
 @dataclass(frozen=True, kw_only=True)
 class CwL2(AttackSpec):
-    """`cw_l2`, unbounded or with successes counted within a ball only; the defaults are those of TAET's code."""
+    """Smallest L2 perturbation, by Adam on ||delta||^2 + c margin, unbounded; TAET's CW (c = 10, 100 steps).
+
+    `c=search` finds c by binary search and `eps=1` counts only successes inside that ball; both are the default of
+    protocol `reat`.
+    """
 
     names: ClassVar[Mapping[str, Norm | None]] = {"cw-l2": "l2"}
     order: ClassVar[int] = 5
     minimal: ClassVar[bool] = True
 
     c: Positive | Literal["search"] = 10.0
-    """Weight of the margin; if not given, that of the evaluation."""
+    """Weight of the margin, or search. Default: that of the evaluation."""
     kappa: NonNegative = 0.0
-    """Margin that is asked for, in logits."""
+    """Required margin, in logits."""
     steps: Count = 100
     """Gradient steps of each round."""
     lr: Positive = 0.01
@@ -160,7 +164,7 @@ class CwL2(AttackSpec):
     initial_c: Annotated[Positive | None, FIXED] = None
     """Weight that the search begins with."""
     target: Target | None = None
-    """Class that the images are pushed to; a success is any misclassification."""
+    """Aim at this class, chosen by the clean logits or at random; any misclassification is a success."""
 
     @classmethod
     def make(cls, given: Mapping[str, Any], settings: Evaluation, radius: float) -> Self:

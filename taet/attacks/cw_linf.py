@@ -29,7 +29,7 @@ def cw_linf(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, **settings:
 
 @dataclass(frozen=True, kw_only=True)
 class CwLinf(ProjectedAscent):
-    """`cw_linf` from start noise that is drawn for each image."""
+    """PGD on the margin max z_k - z_y instead of cross-entropy; REAT's CW."""
 
     names: ClassVar[Mapping[str, Norm | None]] = {"cw-linf-N": "linf"}
     order: ClassVar[int] = 3

@@ -135,7 +135,7 @@ def _to_boundary(logits: Tensor, y: Tensor, x: Tensor, candidates: int) -> Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFool(AttackSpec):
-    """`deepfool`, unbounded or with successes counted within a ball only."""
+    """Nearest boundary of the linearised model, step by step, unbounded (50 steps, overshoot 0.02)."""
 
     names: ClassVar[Mapping[str, Norm | None]] = {"deepfool": "l2"}
     order: ClassVar[int] = 6

@@ -48,15 +48,15 @@ def fgsm(
 
 @dataclass(frozen=True, kw_only=True)
 class Fgsm(AttackSpec):
-    """`fgsm` on the whole ball."""
+    """One step of length eps along the sign of the gradient, without a random start."""
 
     names: ClassVar[Mapping[str, Norm | None]] = {"fgsm": "linf"}
     order: ClassVar[int] = 1
 
     objective: ObjectiveName = "ce"
-    """What is maximised: cross-entropy (ce), the margin of the logits (cw) or the difference of logits ratio (dlr)."""
+    """Maximised function: cross-entropy (ce), margin of the logits (cw), difference of logits ratio (dlr)."""
     target: Target | None = None
-    """Class that the images are pushed to; a success is any misclassification."""
+    """Aim at this class, chosen by the clean logits or at random; any misclassification is a success."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

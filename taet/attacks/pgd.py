@@ -214,18 +214,18 @@ def _best(climbed: Iterator[Tensor], judge: Callable[[Tensor], tuple[Tensor, Ten
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectedAscent(AttackSpec):
-    """`pgd` from start noise that is drawn for each image; a subclass says what is maximised."""
+    """`pgd` from start noise that is drawn per image; a subclass says what is maximised."""
 
     steps: Annotated[Count, FIXED]
     """Number of steps, N of the name."""
     step_size: Annotated[Positive, Option("step")]
-    """Length of a step; if not given, that of the evaluation in proportion to eps."""
+    """Length of a step. Default: that of the evaluation, in proportion to eps."""
     start: Literal["uniform", "gaussian", "none"] = "uniform"
-    """Start noise: uniform in the ball, 0.001 N(0, 1), or none."""
+    """Start noise: uniform in the ball, 0.001 N(0, 1) or none."""
     restarts: Count = 1
-    """Starts that are tried; an image is robust if it resists all."""
+    """Number of starts; an image is robust if it resists all of them."""
     target: Target | None = None
-    """Class that the images are pushed to; a success is any misclassification."""
+    """Aim at this class, chosen by the clean logits or at random; any misclassification is a success."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -285,14 +285,17 @@ class ProjectedAscent(AttackSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class Pgd(ProjectedAscent):
-    """`pgd` on a named objective."""
+    """N steps of `--step-size` (1/255 in protocol `taet`), started from U(-eps, eps), drawn per image.
+
+    In L2 (radius 1, step 0.2): uniform start inside the ball, steps along the normalised gradient.
+    """
 
     names: ClassVar[Mapping[str, Norm | None]] = {"pgd-N": "linf", "pgd-l2-N": "l2"}
     order: ClassVar[int] = 2
 
     objective: ObjectiveName = "ce"
-    """What is maximised: cross-entropy (ce), the margin of the logits (cw), the difference of logits ratio (dlr), or
-    the divergence from the clean answer (kl)."""
+    """Maximised function: cross-entropy (ce), margin of the logits (cw), difference of logits ratio (dlr), or
+    divergence from the clean prediction (kl)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -70,8 +70,8 @@ class AttackSpec(ABC):
     norm: Norm | None = None
     """Norm of the ball and of distances; None for clean images."""
     eps: NonNegative | None = None
-    """Radius of the ball in units of the image range, above 0, e.g. 8/255; none: no ball, where the attack looks for
-    the smallest perturbation."""
+    """Radius of the ball in units of the image range, e.g. 8/255 or 0.031; none: unbounded, if the attack minimises
+    the perturbation."""
     seed: int | None = None
     """Seed of the random numbers; None for an attack that draws none."""
     source_sha256: str | None = None
