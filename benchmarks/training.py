@@ -137,7 +137,7 @@ class Measured(Trainer):
     def _train_epoch(self) -> None:
         asked()
         self.took = seconds(super()._train_epoch, self.device)
-        self.loss = self.running.sums["total"].item() / self.running.images
+        self.loss = self.epoch_sums.sums["total"].item() / self.epoch_sums.images
 
     def _end_epoch(self, *given: Any) -> None:
         super()._end_epoch(*given)

@@ -67,6 +67,14 @@ def fits(images: Images, device: torch.device) -> TypeGuard[NDArray[np.uint8]]:
     return device.type != "cuda" or 2 * images.nbytes <= torch.cuda.mem_get_info(device)[0]
 
 
+def batch_bounds(images: int, batch_size: int) -> list[tuple[int, int]]:
+    """Return where the batches of an epoch begin and end; a single image left over joins the batch before it."""
+    ends = list(range(batch_size, images, batch_size))
+    if ends and images - ends[-1] == 1:
+        ends.pop()
+    return list(zip([0, *ends], [*ends, images], strict=True))
+
+
 class Loader:
     """Shuffled, augmented batches; every random number is seeded by (seed, purpose, epoch, step).
 
@@ -112,10 +120,7 @@ class Loader:
         self.channels_last = channels_last
         self.sampling = sampling
         self.workers = workers
-        ends = list(range(batch_size, len(split), batch_size))
-        if ends and len(split) - ends[-1] == 1:
-            ends.pop()
-        self.bounds = list(zip([0, *ends], [*ends, len(split)], strict=True))
+        self.bounds = batch_bounds(len(split), batch_size)
         self.shares = [share(end - begin, part, parts) for begin, end in self.bounds]
 
     def __len__(self) -> int:

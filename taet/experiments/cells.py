@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from taet import config, methods, protocols
 from taet.config import Data, Run
-from taet.data import Dataset, load
+from taet.data import DataFacts, facts
 from taet.errors import UserError, unknown
 from taet.evaluation import ResultCard
 from taet.evaluation.bundles import attacks_of, check_attacks
@@ -18,7 +18,7 @@ from taet.evaluation.runner import among
 from taet.experiments.specification import SHORT, Entry, Settings, Specification, Variant
 from taet.training.decisive import decisive
 from taet.training.folder import RunFolder, read_json
-from taet.training.trainer import Trainer
+from taet.training.resolve import check_model, resolve
 
 State = Literal["done", "started", "missing", "not applicable"]
 
@@ -122,12 +122,12 @@ def _planned(specification: Specification, out: Path) -> list[Cell]:
     starts = {entry.name: _start(specification.protocol, entry) for entry in specification.methods}
     if all(isinstance(start, str) for start in starts.values()):
         raise UserError(str(next(iter(starts.values()))))
-    datasets: dict[Data, Dataset] = {}
-    first = [_cell(specification, out, datasets, starts, *point) for point in _grid(specification)]
+    known: dict[Data, DataFacts | None] = {}
+    first = [_cell(specification, out, known, starts, *point) for point in _grid(specification)]
     for cell in first:
         start = starts[cell.entry.name]
         if cell.run is None and cell.entry.settings and not cell.variant.name and isinstance(start, Run):
-            _check_entry(specification, datasets, start, cell)
+            _check_entry(specification, known, start, cell)
     _check_shared(specification, [cell for cell in first if isinstance(starts[cell.entry.name], Run)])
     planned = [_with_seed(cell, seed) for seed in specification.seeds for cell in first]
     folders: dict[Path, Cell] = {}
@@ -169,7 +169,7 @@ def _of_data(data: str, ratio: float | None) -> Settings:
 def _cell(
     specification: Specification,
     out: Path,
-    datasets: dict[Data, Dataset],
+    known: dict[Data, DataFacts | None],
     starts: Mapping[str, Run | str],
     data: str,
     ratio: float | None,
@@ -183,7 +183,7 @@ def _cell(
     settings = {**_of_data(data, ratio), **specification.settings, **variant.settings, **entry.settings}
     made = starts[entry.name]
     if isinstance(made, Run):
-        made = _made(made, entry, settings, datasets)
+        made = _made(made, entry, settings, known)
     for key in variant.settings.keys() & entry.settings.keys():
         if variant.settings[key] != entry.settings[key]:
             made = f"its own settings say {key} {entry.settings[key]}"
@@ -215,40 +215,35 @@ def _run(start: Run, entry: Entry, settings: Settings) -> Run:
     return run
 
 
-def _made(start: Run, entry: Entry, settings: Settings, datasets: dict[Data, Dataset]) -> Run | str:
+def _made(start: Run, entry: Entry, settings: Settings, known: dict[Data, DataFacts | None]) -> Run | str:
     """The run of a method as its run.json would have it, or why its method refuses it."""
     try:
         run = _run(start, entry, settings)
     except UserError as error:
         return str(error)
-    if run.data not in datasets:
+    if run.data not in known:
         try:
-            datasets[run.data] = load(run.data)
+            known[run.data] = facts(run.data)
         except UserError as error:  # which concerns every method, unless the entry has data settings of its own
             shared = {key: settings[key] for key in settings.keys() - entry.settings.keys() if key.startswith("data.")}
             if any(key.startswith("data.") for key in entry.settings):
-                load(config.override(start, shared).data)
+                facts(config.override(start, shared).data)
                 raise UserError(f"methods: {entry.name}: {error}") from None
             raise
     try:
-        return _resolved(run, datasets[run.data])
+        resolved = resolve(run, known[run.data])
+        check_model(resolved, known[run.data])
+        return resolved.run
     except UserError as error:
         return str(error)
 
 
-def _resolved(run: Run, dataset: Dataset) -> Run:
-    """Return the run as its run.json would have it; what training would refuse is refused here."""
-    elsewhere = config.override(run, {"training.device": "cpu"})  # a GPU is left to those who train
-    settings = Trainer(elsewhere, Path(), model=None, dataset=dataset, progress=None).run.settings
-    return config.override(run, {"settings": settings})
-
-
-def _check_entry(specification: Specification, datasets: dict[Data, Dataset], start: Run, cell: Cell) -> None:
+def _check_entry(specification: Specification, known: dict[Data, DataFacts | None], start: Run, cell: Cell) -> None:
     """Refuse an entry whose own settings its method cannot take on the data of the cell, whatever is shared."""
     shared = {key: value for key, value in specification.settings.items() if key.startswith("data.")}
     data = {**_of_data(cell.data, cell.imbalance), **shared}
-    alone = _made(start, cell.entry, {**data, **cell.entry.settings}, datasets)
-    if isinstance(alone, str) and alone != _made(start, cell.entry, data, datasets):
+    alone = _made(start, cell.entry, {**data, **cell.entry.settings}, known)
+    if isinstance(alone, str) and alone != _made(start, cell.entry, data, known):
         raise UserError(f"methods: {cell.entry.name}: {alone}")
 
 
@@ -266,7 +261,11 @@ def _check_shared(specification: Specification, planned: Sequence[Cell]) -> None
             for key in own:
                 if key.removeprefix("method.") not in knobs:
                     raise _no_knob(key, knobs)
-            _run(protocols.taet(), Entry("at", "at"), {key: settings[key] for key in settings if key not in own})
+            _run(
+                protocols.taet(),
+                Entry(Run.method, Run.method),
+                {key: settings[key] for key in settings if key not in own},
+            )
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         raise UserError(f"{where}: no method can take them: {of[0].entry.name}: {of[0].reason}")

@@ -20,7 +20,10 @@ def ema_decay(step: int, warmup: int, tau: float) -> float:
 
 
 class WeightAverage:
-    """A running average of a model's parameters and statistics: average <- d average + (1 - d) model."""
+    """A running average of a model's parameters and statistics: average <- d average + (1 - d) model.
+
+    torch's AveragedModel would hold a second module, takes no decay per step, and averages whole numbers too.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -41,12 +44,12 @@ class WeightAverage:
         """Add a model with the weight of every one before it: average <- average + (model - average) / (k + 1)."""
         self.add(model, self.models / (self.models + 1))
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of it."""
         return {"models": self.models, "tensors": self.tensors}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave, in place."""
-        self.models = state["models"]
-        for name, value in state["tensors"].items():
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` returned, in place."""
+        self.models = state_dict["models"]
+        for name, value in state_dict["tensors"].items():
             self.tensors[name].copy_(value)

@@ -11,7 +11,7 @@ from torch import Tensor
 from taet.data import Split
 from taet.data.augmentation import to_unit
 from taet.distributed import global_sum, rank, share, world_size
-from taet.training.monitor import per_class
+from taet.training.curve import per_class
 
 
 class Drift:
@@ -56,6 +56,10 @@ class Drift:
         images = per_class(self.labels, torch.ones_like(self.labels), self.num_classes)
         return [float(value) for value in total / images.clamp(min=1)]
 
-    def restore(self, before: Tensor | None) -> None:
+    def state_dict(self) -> Tensor | None:
+        """Return the examples of the epoch before."""
+        return self.before
+
+    def load_state_dict(self, before: Tensor | None) -> None:
         """Take the examples that a checkpoint held."""
         self.before = None if before is None else before.to(self.labels.device)

@@ -12,15 +12,15 @@ from taet.distributed import world_size
 
 
 @contextlib.contextmanager
-def interruption() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; a second SIGINT interrupts at once. Handlers come back.
+def interruption(asked: threading.Event | None = None) -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT or SIGTERM sets; a second SIGINT interrupts at once. Handlers are restored.
 
     A second SIGTERM changes nothing, nor does a second SIGINT with several processes: SLURM and torchrun send one each,
     and a process that broke off alone would leave the others waiting.
 
     Outside the main thread Python lets no one handle signals: there the event is never set.
     """
-    asked = threading.Event()
+    asked = threading.Event() if asked is None else asked
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from taet import metrics
 from taet.errors import UserError
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
-@contextlib.contextmanager
-def board(folder: Path, wanted: bool) -> Iterator[Callable[[Row], None]]:
-    """Yield a function that adds one epoch's row to the events in `folder`, or does nothing where none are wanted."""
-    if not wanted:
-        yield lambda _: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("TensorBoard is missing: pip install 'taet[tensorboard]', or leave --tensorboard out") from None
-    with SummaryWriter(str(folder)) as writer:
+class Board:
+    """TensorBoard events in a folder, which is made with the first row; a missing package is a UserError at once."""
 
-        def write(row: Row) -> None:
-            for name, value in scalars(row).items():
-                writer.add_scalar(name, value, row["epoch"])
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("TensorBoard is missing: pip install 'taet[tensorboard]', or omit --tensorboard") from None
+        self.open = lambda: SummaryWriter(str(folder))
+        self.writer: SummaryWriter | None = None
 
-        yield write
+    def write(self, row: Row) -> None:
+        """Add one epoch."""
+        self.writer = self.open() if self.writer is None else self.writer
+        for name, value in scalars(row).items():
+            self.writer.add_scalar(name, value, row["epoch"])
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self.writer is not None:
+            self.writer.close()  # type: ignore[no-untyped-call]
 
 
 def scalars(row: Row) -> dict[str, float]:

@@ -124,9 +124,7 @@ def test_an_attack_with_a_typo_is_refused_before_the_training() -> None:
 
 
 def test_every_field_of_an_evaluation_is_an_option_of_evaluate() -> None:
-    words = (
-        "runs/x --attacks clean pgd-7 --eps 4/255 --step-size 1/255 --eps-l2 1 --step-size-l2 0.5 --batch-size 9"
-    )
+    words = "runs/x --attacks clean pgd-7 --eps 4/255 --step-size 1/255 --eps-l2 1 --step-size-l2 0.5 --batch-size 9"
     parsed = read_evaluation([*words.split(), "--cw-bounded", "--cw-constant", "None", "--seed", "3"])
     assert parsed.evaluation == {
         "attacks": ("clean", "pgd-7"),

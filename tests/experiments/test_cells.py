@@ -12,6 +12,7 @@ import pytest
 
 from taet import config, methods, registry
 from taet.cli.train import configure
+from taet.data import facts
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.experiments import parse
@@ -162,10 +163,8 @@ def test_a_mistake_names_the_file_of_the_specification(small: dict[str, Any], tm
 def test_two_data_sets_never_share_a_folder(
     small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from taet.data import load
-
-    digits = load(planned(small, tmp_path)[0].run.data)
-    monkeypatch.setattr("taet.experiments.cells.load", lambda **_: digits)
+    digits = facts(planned(small, tmp_path)[0].run.data)
+    monkeypatch.setattr("taet.experiments.cells.facts", lambda _: digits)
     with pytest.raises(UserError, match=r"data: npz:a/b.npz and npz:a-b.npz would both be in"):
         planned(small, tmp_path, data=["npz:a/b.npz", "npz:a-b.npz"])
 

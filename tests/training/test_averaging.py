@@ -65,7 +65,7 @@ def test_the_average_is_no_view_of_the_model() -> None:
 def test_its_state_is_restored() -> None:
     one, other = WeightAverage(network(1)), WeightAverage(network(2))
     one.add_equally(network(5))
-    other.restore(copy.deepcopy(one.state()))
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
     for average in (one, other):
         average.add_equally(network(8))
     assert other.models == 2
@@ -174,5 +174,5 @@ def test_what_is_delivered_is_what_was_watched_last(
 
 
 def test_two_averages_at_once_are_refused() -> None:
-    with pytest.raises(UserError, match="swa beside ema"):
+    with pytest.raises(UserError, match=r"swa: got 0\.5 with ema 0\.9"):
         Training(ema=0.9, swa=0.5)

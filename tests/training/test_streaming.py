@@ -106,7 +106,7 @@ from numpy.lib import format as npy
 from taet import config, protocols, train
 from taet.data import load
 from taet.data.store import Stored
-from taet.training.monitor import monitor
+from taet.training.curve import monitor
 
 def memory(kind):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -27,8 +27,9 @@ from taet.data import Dataset, Split
 from taet.errors import UserError
 from taet.training import TrainingResult, resume, train, trainer
 from taet.training.checkpoint import weights_digest
-from taet.training.monitor import monitor
-from taet.training.trainer import Trainer, learning_rate, milestone_epochs
+from taet.training.curve import monitor
+from taet.training.schedule import learning_rate, milestone_epochs
+from taet.training.trainer import Trainer
 
 VALIDATED = {"data.max_count": 40, "data.validation": 0.2, "training.epochs": 3}
 
@@ -202,7 +203,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
         counts = {"correct": [right] * num_classes, "total": [4] * num_classes}
         return {"clean": counts, "pgd-1": counts}
 
-    monkeypatch.setattr(trainer, "monitor", watch)
+    monkeypatch.setattr("taet.training.curve.monitor", watch)
     return weights
 
 

@@ -1,13 +1,15 @@
-"""The per-epoch curve: clean and PGD accuracy per class of the model as it is."""
+"""The curve of a run: clean and PGD accuracy per class over the epochs, and the best epoch so far."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from taet import metrics
 from taet.attacks.ball import frozen
 from taet.attacks.pgd import pgd
 from taet.attacks.precision import exact_float32
@@ -15,6 +17,7 @@ from taet.data import Split
 from taet.data.augmentation import to_unit
 from taet.distributed import global_sum, rank, world_size
 from taet.randomness import generator
+from taet.training.resolve import Resolved
 
 Counts = dict[str, list[int]]
 
@@ -61,3 +64,38 @@ def monitor(
                     correct[name] += per_class(y, model(inputs).argmax(1) == y, num_classes)
     total = split.class_counts.tolist()
     return {name: {"correct": global_sum(counts).tolist(), "total": total} for name, counts in correct.items()}
+
+
+class Curve:
+    """The points of a run's curve on one split, and the weights of the best of them if the curve may choose."""
+
+    def __init__(self, resolved: Resolved, split: Split, device: torch.device) -> None:
+        self.run, self.name, self.chooses = resolved.run, resolved.split, resolved.chooses
+        self.split, self.device = split, device
+        every, epochs = self.run.training.monitor_every, self.run.training.epochs
+        self.epochs = {e for e in range(epochs) if every and ((e + 1) % every == 0 or e + 1 == epochs)}
+        self.batches = math.ceil(len(split) / self.run.evaluation.batch_size)
+        self.best_score, self.best_epoch = -math.inf, -1
+        self.best_weights: dict[str, Tensor] | None = None
+
+    def measure(self, model: nn.Module, epoch: int, pause: Callable[[], None]) -> dict[str, Any]:
+        """Return the point of `epoch`, from 0; `pause` is called before each batch."""
+        run = self.run
+        counts = monitor(
+            model,
+            self.split,
+            device=self.device,
+            eps=run.threat.eps,
+            step_size=run.evaluation.step_size,
+            steps=run.training.monitor_steps,
+            batch_size=run.evaluation.batch_size,
+            seed=run.seed,
+            channels_last=run.training.channels_last,
+            pause=pause,
+        )
+        attacked = counts[f"pgd-{run.training.monitor_steps}"]
+        score = metrics.balanced_accuracy(attacked["correct"], attacked["total"])
+        if self.chooses and score > self.best_score:
+            self.best_score, self.best_epoch = score, epoch
+            self.best_weights = {name: value.cpu() for name, value in model.state_dict().items()}
+        return {"split": self.name, **counts}

@@ -1,4 +1,4 @@
-"""What the epoch under way has seen so far."""
+"""The sums of the current epoch: losses, and examples per class."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from taet.distributed import global_sum, rank
 from taet.losses import Loss
-from taet.training.monitor import per_class
+from taet.training.curve import per_class
 
 
 @dataclass
-class Running:
+class EpochSums:
     """Sums over the steps of one epoch; they stay on the device, and every checkpoint holds them.
 
     The counts are those of this process's shares, until `together` adds them up; the rest is of the whole batches,
@@ -31,7 +31,7 @@ class Running:
     images: int = 0
 
     @classmethod
-    def empty(cls, num_classes: int, device: torch.device) -> Running:
+    def empty(cls, num_classes: int, device: torch.device) -> EpochSums:
         """Return the sums of an epoch that has not begun."""
         correct, total, predicted = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
         return cls(correct, total, predicted)
@@ -48,17 +48,17 @@ class Running:
             self.sums[name] = self.sums.get(name, 0.0) + value.double() * total
         self.images += total
 
-    def together(self) -> Running:
+    def together(self) -> EpochSums:
         """Return the sums over all processes."""
         correct, total, predicted = global_sum(torch.stack([self.correct, self.total, self.predicted]))
-        return Running(correct, total, predicted, self.sums, self.images)
+        return EpochSums(correct, total, predicted, self.sums, self.images)
 
-    def divided(self) -> Running:
+    def divided(self) -> EpochSums:
         """Return what this process goes on from when all of them have these sums: the first one keeps the counts."""
         kept = int(rank() == 0)
-        return Running(kept * self.correct, kept * self.total, kept * self.predicted, self.sums, self.images)
+        return EpochSums(kept * self.correct, kept * self.total, kept * self.predicted, self.sums, self.images)
 
-    def to(self, device: torch.device) -> Running:
+    def to(self, device: torch.device) -> EpochSums:
         """Return these sums on `device`."""
         sums = {name: value.to(device) for name, value in self.sums.items()}
-        return Running(self.correct.to(device), self.total.to(device), self.predicted.to(device), sums, self.images)
+        return EpochSums(self.correct.to(device), self.total.to(device), self.predicted.to(device), sums, self.images)

@@ -1,0 +1,48 @@
+"""How much work a run is, in passes of an image through the model, and how long it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from taet.config import Run
+
+
+@dataclass(frozen=True)
+class Work:
+    """Forward and backward passes of an image; a backward pass to the weights counts as two."""
+
+    training: tuple[float, ...]
+    """Of every epoch."""
+    curve: tuple[float, ...]
+    """Of the point of the curve after every epoch."""
+
+    @property
+    def total(self) -> float:
+        return sum(self.training) + sum(self.curve)
+
+    def done(self, epoch: int, trained: float, watched: float) -> float:
+        """Return what is done in `epoch`, from 0, after these shares of its training and of its point of the curve."""
+        before = sum(self.training[:epoch]) + sum(self.curve[:epoch])
+        if epoch == len(self.training):
+            return before
+        return before + self.training[epoch] * trained + self.curve[epoch] * min(watched, 1)
+
+    def seconds(self, stages: Sequence[str], pace: Callable[[int], float]) -> float:
+        """Return how long it takes; pace(epoch) measures the seconds of one pass in a step of the stage of `epoch`.
+
+        The points of the curve run at the pace of the fastest stage.
+        """
+        found = {stage: pace(stages.index(stage)) for stage in dict.fromkeys(stages)}
+        parts = zip(stages, self.training, self.curve, strict=True)
+        return sum(trained * found[stage] + watched * min(found.values()) for stage, trained, watched in parts)
+
+
+def work_of(run: Run, stages: Sequence[str], images: int, curve_epochs: Collection[int], curve_images: int) -> Work:
+    """Return the work of a run on `images`, with points of the curve on `curve_images` after `curve_epochs`."""
+    steps = 2 * run.threat.steps
+    point = curve_images * (2.0 + 2 * run.training.monitor_steps)
+    return Work(
+        tuple(images * (3.0 + (0 if stage == "clean" else steps)) for stage in stages),
+        tuple(point if epoch in curve_epochs else 0.0 for epoch in range(len(stages))),
+    )

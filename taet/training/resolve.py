@@ -1,0 +1,140 @@
+"""What a request to train comes to, found from its settings and a few facts about the data: no weights, no images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from taet import config, methods, models, registry
+from taet.config import Run
+from taet.data import DataFacts
+from taet.data.loader import batch_bounds
+from taet.errors import UserError
+from taet.methods import Method, Task
+from taet.models import Classifier, CosineHead, Head
+from taet.training.schedule import milestone_epochs
+
+STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
+"""Takes the place of data that nothing is known of, so that all other settings are checked."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request that can be trained, as far as its settings tell."""
+
+    run: Run
+    """The request with the complete Config of its method."""
+    method: Method
+    split: str
+    """The split that the curve is measured on, validation or test."""
+
+    @property
+    def chooses(self) -> bool:
+        """May the curve choose an epoch? The test set may only if the user says so, and it is a leak."""
+        return self.split == "validation" or self.run.training.selection == "best-test"
+
+    @property
+    def averages_epochs(self) -> bool:
+        """Does the run deliver the mean of the weights of its last epochs?"""
+        return self.run.training.swa < 1
+
+    @property
+    def first_averaged(self) -> int:
+        """The epoch, from 0, whose weights are the first of that mean."""
+        return round(self.run.training.swa * self.run.training.epochs)
+
+
+def resolve(run: Run, facts: DataFacts | None, *, processes: int = 1, arrays: bool = False) -> Resolved:
+    """Check a request and return what it comes to; what cannot be trained is a UserError.
+
+    Without `facts` everything but the data is checked. `arrays`: the images are passed from memory.
+    """
+    training, known = run.training, facts or STAND_IN
+    split = _curve_split(run, facts, arrays)
+    if training.batch_size < processes:
+        got = f"got {training.batch_size} for {processes} processes"
+        raise UserError(f"batch size: {got}; allowed: {processes} or more, an image for each")
+    task = Task(
+        class_counts=known.class_counts,
+        image_shape=known.image_shape,
+        epochs=training.epochs,
+        steps_per_epoch=len(batch_bounds(known.sizes["train"], training.batch_size)),
+        milestones=milestone_epochs(run),
+        outer=run.outer,
+        weighting=run.threat.weighting,
+        seed=run.seed,
+    )
+    method = methods.build(run.method, run.settings, task)
+    resolved = Resolved(config.override(run, {"settings": method.config}), method, split)
+    if resolved.averages_epochs and resolved.first_averaged >= training.epochs:
+        raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
+    return resolved
+
+
+def _curve_split(run: Run, facts: DataFacts | None, arrays: bool) -> str:
+    rule = run.training.selection
+    if rule != "last" and not run.training.monitor_every:
+        raise UserError(f"selection {rule} needs the curve; monitor every: got 0; allowed: 1 or more")
+    has_validation = run.data.validation > 0 if facts is None else "validation" in facts.sizes
+    if has_validation and rule != "best-test":
+        return "validation"
+    if rule == "best-validation" and facts is not None:
+        remedy = "Dataset.from_arrays(validation=...)" if arrays else "--data.validation 0.1"
+        raise UserError(f"selection best-validation needs a validation split: add {remedy}")
+    return "test"
+
+
+def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
+    """Refuse a network that cannot be built for the images, or that lacks what the method works with."""
+    chosen, head = resolved.run.model, resolved.method.task.head
+    if facts is not None:
+        shape = facts.num_classes, facts.image_shape
+        check_needs(_outline(chosen.name, *shape, head, chosen.stem, chosen.weights), resolved)
+    elif ":" not in chosen.name:
+        registry.find("models", chosen.name)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Inside, random initial values are not drawn. (The first use of the meta device would take seconds.)"""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        drawing = func in (Tensor.normal_, Tensor.uniform_)
+        return args[0] if drawing else func(*args, **(kwargs or {}))
+
+
+@functools.lru_cache(maxsize=32)
+def _outline(
+    name: str, classes: int, shape: tuple[int, int, int], head: Head, stem: str, weights: str | None
+) -> nn.Module:
+    """A network whose weights are not drawn, if it is one of this package's, else the network itself."""
+    entry = registry.entries("models").get(name)
+    if entry is None or entry.path is not None or weights is not None:
+        return models.build(name, classes, shape, head=head, stem=stem, weights=weights)
+    with _NoDraws():
+        return models.build(name, classes, shape, head=head, stem=stem)
+
+
+def check_needs(model: nn.Module, resolved: Resolved) -> None:
+    """Refuse a network that lacks the features or the head that the method works with."""
+    method, name = resolved.method, resolved.run.method
+    head = method.task.head
+    if method.uses_features and not isinstance(model, Classifier):
+        raise UserError(
+            f"model: {name} reads its features, which a network has whose logits are those of a last linear layer; "
+            "give such a network, or a taet.models.Classifier(body, head, ...)"
+        )
+    if head.kind == "linear":
+        return
+    found = model.head if isinstance(model, Classifier) else None
+    if not (isinstance(found, CosineHead) and (found.scale, found.gamma) == (head.scale, head.gamma)):
+        raise UserError(
+            f"model: {name} needs a cosine head of scale {head.scale:g} and gamma {head.gamma:g}; give a "
+            "taet.models.Classifier with a taet.models.CosineHead"
+        )

@@ -1,0 +1,147 @@
+"""What a training run is made of: its data, its network, and what run.json says about both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from taet import config, models
+from taet.attacks.ball import frozen
+from taet.config import Model, Run
+from taet.data import Dataset
+from taet.distributed import gather, world_size
+from taet.errors import UserError
+from taet.files import file_sha256
+from taet.methods import Method
+from taet.models import Adapter, Classifier
+from taet.models.sync_norm import normalisations
+from taet.models.view import View, make_view
+from taet.training.checkpoint import SCHEMA
+from taet.training.environment import environment
+from taet.training.record import DataRecord, RunRecord, SelectionRecord, SplitRecord, StageRecord
+from taet.training.resolve import Resolved, check_needs
+
+
+def build_model(
+    resolved: Resolved, dataset: Dataset, given: nn.Module | None, device: torch.device, weights: str | None
+) -> Classifier | Adapter:
+    """Return the network on `device`: the one that the run names, with a file of `weights`, or the `given` one."""
+    run = resolved.run
+    model = _named(resolved, dataset, weights) if given is None else _adapted(given, dataset, device)
+    check_needs(model, resolved)
+    model.to(device)
+    return model.to(memory_format=torch.channels_last) if run.training.channels_last else model
+
+
+def _named(resolved: Resolved, dataset: Dataset, weights: str | None) -> Classifier | Adapter:
+    chosen, head = resolved.run.model, resolved.method.task.head
+    built = models.build(
+        chosen.name,
+        dataset.num_classes,
+        dataset.image_shape,
+        seed=resolved.run.seed,
+        head=head,
+        stem=chosen.stem,
+        weights=weights,
+    )
+    # A custom callable decides itself what its network does with images in [0, 1].
+    if isinstance(built, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
+        built.normalize_by(*dataset.train.channel_statistics())
+    return built
+
+
+def _adapted(given: nn.Module, dataset: Dataset, device: torch.device) -> Classifier | Adapter:
+    classes, shape = dataset.num_classes, dataset.image_shape
+    try:
+        with torch.no_grad(), frozen(given.to(device)):
+            output = given(torch.zeros(2, *shape, device=device))
+    except RuntimeError as error:
+        raise UserError(f"model: cannot take images of shape {shape}: {' '.join(str(error).split())}") from error
+    if getattr(output, "shape", None) != (2, classes):
+        got = tuple(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+        raise UserError(f"model: got {got} for 2 images; allowed: (2, {classes}), one logit per class")
+    return models.adapted(given, classes)
+
+
+def attack_view(model: nn.Module, run: Run, image_shape: tuple[int, int, int]) -> View | None:
+    """Return what the attack of a step runs on: cheaper than `model`, equal to it but for batch statistics."""
+    if run.threat.bn_mode == "train":
+        return None
+    return make_view(model, image_shape, torch.bfloat16 if run.training.precision == "bf16" else None)
+
+
+def check_processes(
+    run: Run, device: torch.device, smallest_batch: int, model: nn.Module, method: Method, dataset: Dataset
+) -> None:
+    """Refuse what several processes cannot share."""
+    processes = world_size()
+    if processes == 1:
+        return
+    if device.index is not None:
+        raise UserError(f"device: got {device} for {processes} processes; allowed: auto, cuda or cpu")
+    # Batch normalisation of one process needs two images; synchronised, it takes any number.
+    if not run.training.sync_bn and normalisations(model, method) and smallest_batch < 2 * processes:
+        got = f"got batches of {smallest_batch} images for {processes} processes"
+        raise UserError(f"sync bn: {got}; allowed without it: {2 * processes} or more, two images for each")
+    if len(set(gather(tuple(split.sha256 for split in dataset.splits.values())))) > 1:
+        raise UserError("data: got other images in one process than in another; allowed: the same in all")
+
+
+def check_pretrained(chosen: Model, recorded: str | None, folder: Path) -> None:
+    """Refuse to start again from another file of pretrained weights than the run's, whose SHA-256 is `recorded`."""
+    if chosen.weights is None:
+        return
+    path = Path(chosen.weights)
+    found = file_sha256(path) if path.is_file() else ""
+    if found != recorded:
+        got = f"SHA-256 {found[:12]}" if found else "no file"
+        raise UserError(f"weights {path}: got {got}; {folder} was started with SHA-256 {str(recorded)[:12]}")
+
+
+def describe(
+    resolved: Resolved,
+    dataset: Dataset,
+    model: Classifier | Adapter,
+    *,
+    model_given: bool,
+    arrays: bool,
+    threads: int,
+    device: torch.device,
+    command: str,
+) -> RunRecord:
+    """Return what run.json says of a run that begins; `command` is how it was called."""
+    run, method, weights = resolved.run, resolved.method, resolved.run.model.weights
+    stages = method.task.stages
+    changes = [e for e, stage in enumerate(stages) if e == 0 or stages[e - 1] != stage]
+    leak = resolved.split == "test" and run.training.selection == "best-test"
+    return RunRecord(
+        schema=SCHEMA,
+        settings=config.to_json(run),
+        method_title=method.title,
+        reference=method.reference,
+        deviations=method.deviations,
+        stages=tuple(StageRecord(stage=stages[e], from_epoch=e + 1) for e in changes),
+        selection=SelectionRecord(rule=run.training.selection, split=resolved.split, leak=leak),
+        data=DataRecord(
+            name=dataset.name,
+            class_names=dataset.class_names,
+            num_classes=dataset.num_classes,
+            image_shape=dataset.image_shape,
+            resized=dataset.resized,
+            imbalance_ratio=dataset.imbalance_ratio,
+            notes=dataset.notes,
+            arrays=arrays,
+            splits={name: SplitRecord(**split.manifest()) for name, split in dataset.splits.items()},
+        ),
+        model_given=model_given,
+        head=method.task.head,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        model_notes=model.notes,
+        pretrained_sha256=None if weights is None else file_sha256(Path(weights)),
+        threads=threads,
+        processes=world_size(),
+        **environment(device),
+        command=command,
+    )
