@@ -27,12 +27,12 @@ class Board:
         """Add one epoch."""
         self.writer = self.open() if self.writer is None else self.writer
         for name, value in scalars(row).items():
-            self.writer.add_scalar(name, value, row["epoch"])
+            self.writer.add_scalar(name, value, row["epoch"])  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Write what is left."""
         if self.writer is not None:
-            self.writer.close()  # type: ignore[no-untyped-call]
+            self.writer.close()
 
 
 def scalars(row: Row) -> dict[str, float]:
