@@ -1,4 +1,4 @@
-"""What `taet train METHOD --data folder:PATH` decides by itself for images of one's own, and why."""
+"""The settings that `taet train METHOD --data folder:PATH` chooses for the user's own images, and the reasons."""
 
 from __future__ import annotations
 
@@ -15,34 +15,17 @@ from taet.errors import UserError
 from taet.formatting import size
 from taet.protocols import start
 
-# Judgements of ours, in the order in which a user meets them; the numbers that come from a paper say so.
-SIDES = (224, 128, 64, 32)  # pixels that the sets of this field come in: ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR
-BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller than the protocol's where an epoch would have fewer steps
-FEWEST_EPOCHS, STEPS = 30, 2000  # without an accelerator as many epochs as make 2,000 steps, within the protocol's
+# Our choices, in the order in which a user sees them.
+SIDES = (224, 128, 64, 32)  # pixels of ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR
+BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's if an epoch would have fewer steps
+FEWEST_EPOCHS, STEPS = 30, 2000  # without an accelerator: epochs for 2,000 steps, at most those of the protocol
 POINTS = 10  # of the curve of a run
-TRAINING_SHARE = 0.8  # of the images, where they are not divided yet
-ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the fast one is within 1 point of the whole (docs/evaluation.md)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a run can count on."""
-
-    accelerated: bool
-
-    @property
-    def words(self) -> str:
-        """What it is like, for a reason."""
-        return "this machine has an accelerator" if self.accelerated else "this machine has no accelerator"
-
-
-def machine() -> Machine:
-    """Return what this machine is."""
-    return Machine(torch.cuda.is_available())
+TRAINING_SHARE = 0.8  # of the images, if no split is given
+ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point of AutoAttack (docs/evaluation.md)
 
 
 class OwnImages(NamedTuple):
-    """What the user's images are, as far as decisions depend on it."""
+    """The properties of the user's images that the choices depend on."""
 
     training: float
     """Training images, about."""
@@ -50,9 +33,9 @@ class OwnImages(NamedTuple):
     """Width and height."""
     largest: tuple[int, int]
     uniform: bool
-    """Are all images of one size?"""
+    """Do all images have the same size?"""
     grouped: bool = False
-    """Can the subfolders of the class folders be kept in one split each?"""
+    """Can the subfolders of the class folders be used as groups?"""
 
 
 def own_images(data: Data) -> OwnImages:
@@ -62,13 +45,13 @@ def own_images(data: Data) -> OwnImages:
         found, given = listed.survey.checked(), len(listed.by_split()["train"])
         training = given * (TRAINING_SHARE if listed.splits is None else 1)
         return OwnImages(training, found.median, found.largest, found.uniform, listed.subfolders_are_groups())
-    known = facts(data) or DataFacts.of(load(data.name, root=data.root, storage=data.storage))
+    known = facts(data) or DataFacts.of(load(data))
     _, height, width = known.image_shape
     return OwnImages(known.sizes["train"], (width, height), (width, height), True)
 
 
 class Decision(NamedTuple):
-    """A value of a setting, and why it was chosen."""
+    """The value of a setting, and the reason for it."""
 
     value: Any
     why: str
@@ -76,14 +59,14 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class OwnDataPlan:
-    """A run on images of one's own, and what was decided for it."""
+    """A run on the user's own images, and the settings that were chosen for it."""
 
     run: Run
     decisions: Mapping[str, Decision]
     """By dotted name of the setting."""
 
     def sentences(self, run: Run | None = None) -> list[str]:
-        """Say what was decided and how it is changed; of a `run` with other values, only what still holds."""
+        """Return a line for each decision, with the option that changes it; of a `run`, only for those it follows."""
         names = [name for name, made in self.decisions.items() if _value(run or self.run, name) == made.value]
         rows = [(_option(name), _words(self.decisions[name].value), self.decisions[name].why) for name in names]
         wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
@@ -94,59 +77,63 @@ class OwnDataPlan:
 
 
 def plan(method: str, data: str, *, root: str | None = None, protocol: str = "taet") -> OwnDataPlan:
-    """Return the run of `method` on images of one's own: folder:PATH, csv:PATH, npz:PATH, or the bare path.
+    """Return the run of `method` on your own images: folder:PATH, csv:PATH, npz:PATH, or the path alone.
 
-    The protocol decides all but what depends on the images and the machine: the size of the images, which of them
-    belong together, network, batch, epochs and attacks. Of image files only the headers are read. A data set with a
-    name of its own, such as cifar10-lt, is refused: its protocol decides everything.
+    The protocol decides everything except what depends on the images and the machine: image size, groups, network,
+    batch size, epochs and attacks. Only the headers of image files are read. The name of a published data set is a
+    `UserError`: its protocol decides everything.
     """
     return planned(override(start(protocol, method), {"data.name": full_name(data), "data.root": root}))
 
 
-def planned(run: Run, here: Machine | None = None) -> OwnDataPlan:
-    """Return `run`, which names images of one's own, with what depends on them and on the machine decided."""
+def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
+    """Return `run`, on the user's own images, with the settings that depend on them and on the machine.
+
+    `accelerated`: has the machine a GPU? Default: this machine.
+    """
     if not is_own(run.data.name):
         raise UserError(
             f"data: got {run.data.name}, whose protocol decides all; allowed: folder:, csv:, npz: and a path"
         )
-    here = here or machine()
+    accelerated = torch.cuda.is_available() if accelerated is None else accelerated
+    machine = f"this machine has {'an' if accelerated else 'no'} accelerator"
     found = own_images(replace(run.data, group=None))
     decisions = {
-        **_size(found, here),
+        **_size(found, accelerated, machine),
         **_groups(run, found),
-        "model.name": Decision("resnet18" if here.accelerated else "resnet8", here.words),
-        **length(run, found, here),
-        "threat.eps": Decision(run.threat.eps, "L-infinity, as the field has it for photographs"),
+        "model.name": Decision("resnet18" if accelerated else "resnet8", machine),
+        **length(run, found, accelerated),
+        "threat.eps": Decision(run.threat.eps, "L-infinity, the usual size for photographs"),
     }
-    if run.protocol == "taet":  # whoever asks for another one wants its columns
+    if run.protocol == "taet":  # the columns of another protocol are used as they are
         decisions["evaluation.attacks"] = Decision(ATTACKS, "more with: taet evaluate RUN --attacks taet")
     return OwnDataPlan(override(run, {name: made.value for name, made in decisions.items()}), decisions)
 
 
-def _size(found: OwnImages, here: Machine) -> dict[str, Decision]:
-    """Images stay as they are where they are of one size that the machine can take."""
-    most = SIDES[0] if here.accelerated else SIDES[-1]
+def _size(found: OwnImages, accelerated: bool, machine: str) -> dict[str, Decision]:
+    """Images keep their size if all have the same and the machine can take it."""
+    most = SIDES[0] if accelerated else SIDES[-1]
     if found.uniform and max(found.largest) <= most:
         return {}
     side = next((side for side in SIDES if side <= min(most, *found.median)), SIDES[-1])
-    sizes = "they are of many sizes" if not found.uniform else "they are {}x{}".format(*found.largest)
-    return {"data.size": Decision(side, f"{sizes}, and {here.words}; squeezed where they are not square")}
+    sizes = "they have many sizes" if not found.uniform else "they are {}x{}".format(*found.largest)
+    return {"data.size": Decision(side, f"{sizes}, and {machine}; images that are not square are squeezed")}
 
 
 def _groups(run: Run, found: OwnImages) -> dict[str, Decision]:
     if run.data.group is not None or not found.grouped:
         return {}
-    return {"data.group": Decision("folder", "folders in the class folders: the images of one stay in one split")}
+    return {"data.group": Decision("folder", "class folders have subfolders: the images of one stay in one split")}
 
 
-def length(run: Run, found: OwnImages, here: Machine) -> dict[str, Decision]:
-    """Batches and epochs, by about how many training images there are; never more than the protocol's."""
+def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Decision]:
+    """Choose batch size and epochs by the number of training images; never more than the protocol's."""
     most = run.training
     sizes = [size for size in BATCHES if size < most.batch_size]
     batch = next((size for size in [most.batch_size, *sizes] if found.training >= STEPS_PER_EPOCH * size), BATCHES[-1])
     steps = math.ceil(found.training / batch)
     enough = max(math.ceil(STEPS / steps), FEWEST_EPOCHS)
-    epochs = most.epochs if here.accelerated else min(enough, most.epochs)
+    epochs = most.epochs if accelerated else min(enough, most.epochs)
     return {
         "training.batch_size": Decision(batch, f"about {steps} step{'' if steps == 1 else 's'} in an epoch"),
         "training.epochs": Decision(
@@ -163,7 +150,7 @@ def _value(run: Run, name: str) -> Any:
 
 
 def _option(name: str) -> str:
-    """The option of the command line that sets a dotted name."""
+    """Return the option of the command line that sets a dotted name."""
     return "--" + name.removeprefix("training.").replace("model.name", "model").replace("_", "-")
 
 

@@ -1,4 +1,4 @@
-"""A comparison in parts that know nothing of each other, and the finished runs of several folders in one."""
+"""A comparison divided into parts for several machines, and their finished runs merged into one folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from taet.training.folder import PART, RunFolder
 
 
 def share(planned: Sequence[Cell], part: int, parts: int) -> list[Cell]:
-    """Return the cells that `part`, 1 to `parts`, works on; those that are not applicable are nobody's.
+    """Return the cells that `part`, 1 to `parts`, works on; cells that are not applicable are in no part.
 
-    One by one, in their order, cells go to the part that has the fewest of their row, then the fewest cells, then the
-    fewest of their data and their ratio: every method is spread evenly, to one, so one that is expensive is so for all
-    parts alike. What is done does not count, and more seeds leave the cells of the others where they were.
+    In their order, each cell goes to the part that has the fewest cells of its row, then the fewest cells, then the
+    fewest of its data and ratio. So every method is spread evenly, up to one cell, and parts are equally expensive.
+    Finished cells count too, and more seeds do not move the cells of other seeds.
     """
     if not 1 <= part <= parts:
         raise UserError(f"part: got {part}/{parts}; allowed: K/N with K from 1 to N, e.g. 3/16")
@@ -39,10 +39,10 @@ def share(planned: Sequence[Cell], part: int, parts: int) -> list[Cell]:
 
 
 def gather(planned: Sequence[Cell], folders: Sequence[Path], say: Callable[[str], None]) -> None:
-    """Copy the finished runs of other folders of the same comparison to where the cells have them.
+    """Copy the finished runs from other folders of the same comparison into the folders of the cells.
 
-    Nothing is copied where a run has other settings, or weights that are not its own, or where a cell has two runs that
-    differ. A run that is not finished stays where it is.
+    Nothing is copied if a run has other settings or the weights of another run, or if two runs of a cell differ. A run
+    that is not finished is not copied.
     """
     for folder in folders:
         if not (folder / "runs").is_dir():
@@ -55,14 +55,14 @@ def gather(planned: Sequence[Cell], folders: Sequence[Path], say: Callable[[str]
 
 
 def _source(cell: Cell, folders: Sequence[Path], say: Callable[[str], None]) -> Path | None:
-    """The folder that the run of a cell is to be copied from, if any; two runs that differ are refused."""
+    """Return the folder that the run of a cell is copied from, if any; two runs that differ are a `UserError`."""
     held = cell.folder if cell.folder.exists() else None
     source = None
     for folder in folders:
         there = dataclasses.replace(cell, folder=folder / "runs" / cell.name)
         there.check_folder()
         if there.state == "started":
-            say(f"{cell.name}: not finished in {folder}, so it is left there")
+            say(f"{cell.name}: not finished in {folder}, not copied")
         if there.state != "done":
             continue
         _check_weights(there.folder)
@@ -76,14 +76,14 @@ def _source(cell: Cell, folders: Sequence[Path], say: Callable[[str], None]) -> 
 
 
 def _check_weights(folder: Path) -> None:
-    """Refuse a folder whose weights are missing, cut short, or those of another run than its run.json describes."""
+    """Refuse a folder whose weights are missing, damaged, or those of another run."""
     held = RunFolder(folder)
     if held.weights_about().run_hash != run_hash(held.record.run):
         raise UserError(f"{held.weights()} holds the weights of another run than its record describes")
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a folder, which gets its name only once it is whole."""
+    """Copy a folder; it gets its name when the copy is complete."""
     part = target.with_name(target.name + PART)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

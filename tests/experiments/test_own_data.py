@@ -1,4 +1,4 @@
-"""What is decided for images of one's own."""
+"""The settings that are chosen for the user's own images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from PIL import Image
 from taet import protocols
 from taet.config import Run, override
 from taet.errors import UserError
-from taet.experiments.own_data import FEWEST_EPOCHS, Machine, OwnImages, length, own_images, plan, planned
+from taet.experiments.own_data import FEWEST_EPOCHS, OwnImages, length, own_images, plan, planned
 
-CPU, GPU = Machine(accelerated=False), Machine(accelerated=True)
+CPU, GPU = False, True  # has the machine an accelerator?
 
 
 def fill(folder: Path, count: int, size: tuple[int, int] = (24, 24)) -> None:
@@ -53,7 +53,7 @@ def test_images_of_one_size_that_the_machine_can_take_stay_as_they_are(lesions: 
     ],
 )
 def test_the_size_follows_the_images_and_the_machine(
-    tmp_path: Path, sizes: list[tuple[int, int]], here: Machine, expected: int | None
+    tmp_path: Path, sizes: list[tuple[int, int]], here: bool, expected: int | None
 ) -> None:
     for name, size in zip("ab", sizes, strict=True):
         fill(tmp_path / name, 3, size)

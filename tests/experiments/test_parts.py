@@ -104,7 +104,8 @@ def of_the_run(folder: Path, **changes: Any) -> None:
     values = {name: value.copy() for name, value in load_file(path).items()}
     for value in list(values.values())[:1]:
         value += changes.get("add", 0)
-    about = {"run_hash": changes.get("run_hash", run_hash(RunFolder(folder).record.run))}
+    run = RunFolder(folder).record.run
+    about = {"method": run.method, "epoch": 0, "run_hash": changes.get("run_hash", run_hash(run))}
     save_file(values, path, metadata={"taet": json.dumps(about)})
 
 
@@ -115,7 +116,7 @@ def test_finished_runs_come_together(small: dict[str, Any], place: Callable[...,
     said: list[str] = []
     result = merge(small, out, [a, b, b.parent / "c"], say=said.append)
     assert Counter(outcome.state for outcome in result.outcomes) == {"done": 2, "missing": 1}
-    left = f"{NAMES[2]}: not finished in {b.parent / 'c'}, so it is left there"
+    left = f"{NAMES[2]}: not finished in {b.parent / 'c'}, not copied"
     assert said == [left, f"{NAMES[1]}: from {a}/runs/{NAMES[1]}"]
     copied = {path.name for path in (out / "runs" / NAMES[1]).rglob("*")}
     assert copied == {path.name for path in (a / "runs" / NAMES[1]).rglob("*")}
