@@ -1,4 +1,4 @@
-"""`python -m taet` is `taet`."""
+"""Runs the command line: `python -m taet` is the same as `taet`."""
 
 import sys
 

@@ -251,12 +251,12 @@ class Evaluation(Settings):
 
 @dataclass(frozen=True)
 class Run(Settings):
-    """Everything that decides a run's numbers."""
+    """Everything that determines the results of a run."""
 
     method: str = "at"
     """A method's name (see `taet list methods`)."""
     settings: Any = None
-    """The method's own Config; None means its defaults."""
+    """The method's own `Config`; None: its defaults."""
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     threat: Threat = field(default_factory=Threat)
@@ -264,55 +264,44 @@ class Run(Settings):
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     protocol: str = "taet"
-    """The protocol whose settings the run started from."""
+    """The protocol that the settings started from."""
     seed: int = 0
     """Seed of weights, batches, augmentation and attack starts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if dataclasses.is_dataclass(self.settings):  # also one that does not check itself
+        if dataclasses.is_dataclass(self.settings):  # also a Config that is no `Settings`
             check_fields(self.settings, "method")
 
 
-def override(run: Run, changes: Mapping[str, Any]) -> Run:
+def override(run: Run, changes: Mapping[str, object]) -> Run:
     """Return `run` with dotted fields replaced, e.g. `{"training.epochs": 5, "seed": 1}`, each checked again.
 
     All fields of a part are replaced at once, so their order does not matter.
     """
-    tree = _Changes()
-    for path, value in changes.items():
-        *parts, last = path.split(".")
-        node = tree
-        for part in parts:
-            node = node.setdefault(part, _Changes())
-            if not isinstance(node, _Changes):
-                raise UserError(f"setting '{path}': {part} is given as a whole as well")
-        node[last] = value
-    replaced: Run = _replace(run, tree, "")
+    replaced: Run = _replace(run, changes, "")
     return replaced
 
 
-class _Changes(dict[str, Any]):
-    """Changes to the fields of a part of a run; a plain dictionary is a value."""
-
-    @property
-    def first(self) -> str:
-        """Dotted name of the first field that is changed."""
-        name, value = next(iter(self.items()))
-        return f"{name}.{value.first}" if isinstance(value, _Changes) else name
-
-
-def _replace(node: Any, changes: _Changes, prefix: str) -> Any:
+def _replace(node: Any, changes: Mapping[str, object], prefix: str) -> Any:
     if not dataclasses.is_dataclass(node) or isinstance(node, type):
-        name = changes.first
-        raise UserError(f"setting '{prefix}{name}': {name} is asked of {node!r}, which has no fields")
-    names = [f.name for f in dataclasses.fields(node)]
-    values = {}
-    for name, value in changes.items():
+        name = next(iter(changes))
+        raise UserError(f"setting '{prefix}{name}': got a field of {node!r}, which has none")
+    names = [field.name for field in dataclasses.fields(node)]
+    values: dict[str, Any] = {}
+    parts: dict[str, dict[str, object]] = {}
+    for path, value in changes.items():
+        name, dot, rest = path.partition(".")
         if name not in names:
-            raise unknown(f"setting '{prefix}{_Changes({name: value}).first}': field", name, names)
-        part = isinstance(value, _Changes)
-        values[name] = _replace(getattr(node, name), value, f"{prefix}{name}.") if part else value
+            raise unknown(f"setting '{prefix}{path}': field", name, names)
+        if dot:
+            parts.setdefault(name, {})[rest] = value
+        else:
+            values[name] = value
+    for name, part in parts.items():
+        if name in values:
+            raise UserError(f"setting '{prefix}{name}.{next(iter(part))}': {name} is given as a whole as well")
+        values[name] = _replace(getattr(node, name), part, f"{prefix}{name}.")
     return dataclasses.replace(node, **values)
 
 

@@ -29,7 +29,7 @@ _added: list[tuple[Kind, Path]] = []
 
 
 @dataclass(frozen=True)
-class Entry:
+class RegistryEntry:
     """A name that users can give, and its module."""
 
     name: str
@@ -102,14 +102,14 @@ def _own(kind: Kind) -> tuple[Path, ...]:
     return tuple(dict.fromkeys([*listed, *(path for added, path in _added if added == kind)]))
 
 
-def entries(kind: Kind) -> dict[str, Entry]:
+def entries(kind: Kind) -> dict[str, RegistryEntry]:
     """Return every name of `kind` in alphabetical order; only source text is read, so listing needs no torch."""
     return _entries(kind, _own(kind))
 
 
 @functools.cache
-def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, Entry]:
-    found: dict[str, Entry] = {}
+def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, RegistryEntry]:
+    found: dict[str, RegistryEntry] = {}
     for path in [*sorted((PACKAGE / kind).glob("*.py")), *own]:
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -124,11 +124,11 @@ def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, Entry]:
                 raise UserError(f"{path}: the {WORDS[kind]} '{name}' exists already; rename yours")
             deviations = tuple(_literal(tree, "deviations") or ())
             baseline = bool(_literal(tree, "baseline"))
-            found[name] = Entry(name, module, title, _literal(tree, "reference"), place, deviations, baseline)
+            found[name] = RegistryEntry(name, module, title, _literal(tree, "reference"), place, deviations, baseline)
     return dict(sorted(found.items()))
 
 
-def find(kind: Kind, name: str) -> Entry:
+def find(kind: Kind, name: str) -> RegistryEntry:
     """Return the entry called `name`; an unknown name is a `UserError` with the nearest match.
 
     A method that resembles none may be a plugin that was there when a run was made, which the error then says.

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import math
 import typing
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
+from annotated_types import Ge, Gt, Interval, Le, Lt, MultipleOf
 
 from taet import config, methods, protocols, registry
+from taet.bounds import OnlyWith, Share, bounds_text, check_value
 from taet.config import Data, Evaluation, Model, Outer, Run, Threat, Training
 from taet.errors import UserError
 from taet.training.record import run_from_json
@@ -223,3 +225,50 @@ def test_deferred_weights_have_their_constants_under_any_outer_loss() -> None:
 def test_what_would_do_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Training(**changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """A Config that does not check itself, as a custom method's may be."""
+
+    power: Annotated[float, Ge(0), Le(4)] = 1.0
+    form: Annotated[typing.Literal["a", "b"], OnlyWith(power=2.0)] = "a"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"power": 9.0}, "method power: got 9; allowed: 0 to 4"),
+        ({"power": math.nan}, "method power: got nan; allowed: 0 to 4"),
+        ({"power": "x"}, "method power: got 'x'; allowed: a number, 0 to 4"),
+        ({"form": "c"}, "unknown form 'c'; allowed: a, b"),
+        ({"form": "b"}, "method form: got 'b'; allowed: with power 2.0 only"),
+    ],
+)
+def test_a_config_that_does_not_check_itself_is_checked_in_a_run(values: dict[str, Any], message: str) -> None:
+    for build in (lambda: Run(settings=Plain(**values)), lambda: config.from_json(Plain, values, "method")):
+        with pytest.raises(UserError, match=f"^{message}"):
+            build()
+    assert Run(settings=Plain(power=2.0, form="b")).settings.form == "b"
+
+
+@pytest.mark.parametrize(
+    ("hint", "text"),
+    [
+        (float, ""),
+        (Annotated[float, Gt(0), Le(1e38)], "above 0, up to 1e+38"),
+        (Annotated[int, Ge(1)] | None, "1 or more"),
+        (Annotated[int | None, Ge(1)], "1 or more"),
+        (Annotated[float, Interval(ge=0, lt=1)], "0 up to, not including, 1"),
+        (Annotated[float, Lt(3)], "below 3"),
+        (tuple[Annotated[float, Gt(0)], ...], "each above 0"),
+        (Annotated[Share, Gt(0)], "above 0, up to 1"),
+    ],
+)
+def test_bounds_in_words(hint: Any, text: str) -> None:
+    assert bounds_text(hint) == text
+
+
+def test_a_declaration_that_is_not_checked_is_an_error_of_the_program() -> None:
+    with pytest.raises(TypeError, match="MultipleOf"):
+        check_value("size", 5, Annotated[int, MultipleOf(2)])

@@ -83,14 +83,14 @@ def parse(
 
 
 class _Found(NamedTuple):
-    entry: registry.Entry
+    entry: registry.RegistryEntry
     kind: type[AttackSpec]
     pattern: str
     given: dict[str, Any]
     """Fields that the name decides: the norm, and the number of steps where it has one."""
 
 
-def _offered(entry: registry.Entry) -> Iterator[tuple[str, type[AttackSpec]]]:
+def _offered(entry: registry.RegistryEntry) -> Iterator[tuple[str, type[AttackSpec]]]:
     """Give the names of an entry's file with their specifications."""
     module = entry.load()
     declared = [
@@ -122,11 +122,11 @@ def _rank(kind: type[AttackSpec], pattern: str) -> tuple[int, int]:
     return kind.order, [*kind.names].index(pattern) if pattern in kind.names else 0
 
 
-def _file(entry: registry.Entry) -> Path:
+def _file(entry: registry.RegistryEntry) -> Path:
     return entry.path or registry.PACKAGE.parent.joinpath(*entry.module.split(".")).with_suffix(".py")
 
 
-def _custom(entry: registry.Entry) -> bool:
+def _custom(entry: registry.RegistryEntry) -> bool:
     """Is the attack not one that this package declares? A function put into its folder is custom as well."""
     return entry.path is not None or any(kind is FunctionAttack for _, kind in _offered(entry))
 

@@ -70,7 +70,7 @@ class TrainOptions:
     """Print the finished run as JSON."""
 
 
-class Request(NamedTuple):
+class TrainingRequest(NamedTuple):
     """A parsed call that trains a new run."""
 
     start: Run
@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> None:
             print(f"next: taet evaluate {finished.folder}")
 
 
-def read(arguments: Sequence[str]) -> Request:
+def read(arguments: Sequence[str]) -> TrainingRequest:
     """Parse a call; no data are read."""
     words, has_method = list(arguments), bool(arguments) and not arguments[0].startswith("-")
     names = {word.partition("=")[0] for word in words}
@@ -128,7 +128,7 @@ def read(arguments: Sequence[str]) -> Request:
     return request
 
 
-def parse(method: str, words: Sequence[str]) -> Request:
+def parse(method: str, words: Sequence[str]) -> TrainingRequest:
     """Parse `METHOD [options]`."""
     protocol, recipe = (flags.value_of(f"--{name}", words) for name in ("protocol", "recipe"))
     start = protocols.start(protocol or "taet", method, recipe or None)
@@ -145,7 +145,7 @@ def parse(method: str, words: Sequence[str]) -> Request:
     )
     options: Any = flags.parse(kind, words, prog=f"taet train {method}", description=DESCRIPTION, examples=EXAMPLES)
     given = {f"{part}.{name}": value for part in parts for name, value in getattr(options, part).items()}
-    request = Request(start, {**given, "seed": options.seed}, options)
+    request = TrainingRequest(start, {**given, "seed": options.seed}, options)
     check_attacks(request.run().evaluation)  # now, not when the training is over
     return request
 
@@ -161,7 +161,7 @@ def _resume(folder: str) -> TrainingResult:
         return resume(folder, progress=report)
 
 
-def _train(request: Request, arguments: Sequence[str]) -> TrainingResult:
+def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult:
     chosen, decided = first(request.planned)
 
     def announce(trainer: Trainer) -> None:
