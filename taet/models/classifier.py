@@ -1,4 +1,4 @@
-"""The shape that every model has: normalisation, features, head, and the deployed offset."""
+"""The structure of every model: normalisation, features, head, and the deployed offset."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 class Classifier(nn.Module):
     """A network with its normalisation inside: logits(x) = head(features(x)) - offset.
 
-    x (N, C, H, W) in [0, 1] -> (N, classes). Normalisation is part of the model so that a perturbation is always
-    measured in the units of the image. The head works in float32 also under autocast, since class terms and attacks
-    read small differences of logits. `offset` (classes,) is zero while training and what the method deploys afterwards
-    (a post-hoc class prior).
+    x (N, C, H, W) in [0, 1] -> (N, classes). Normalisation is part of the model, so that perturbations are always
+    measured in units of the image. The head computes in float32 also under autocast, because class terms and attacks
+    use small differences of logits. `offset` (classes,) is zero in training and set by the method afterwards (a
+    post-hoc class prior).
     """
 
     body: nn.Module
@@ -23,7 +23,7 @@ class Classifier(nn.Module):
     std: Tensor
     offset: Tensor
     notes: tuple[str, ...] = ()
-    """Where its parts and its first weights come from, where that is to be said."""
+    """Notes on the origin of its parts and initial weights."""
 
     def __init__(self, body: nn.Module, head: nn.Module, num_classes: int, channels: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Classifier(nn.Module):
         self.register_buffer("offset", torch.zeros(num_classes))
 
     def normalize_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set the per-channel mean and standard deviation that inputs are normalised by, in image units."""
+        """Set the mean and standard deviation per channel of the input normalisation, in units of the image."""
         self.mean.copy_(torch.tensor(mean).view_as(self.mean))
         self.std.copy_(torch.tensor(std).view_as(self.std))
 
@@ -42,7 +42,7 @@ class Classifier(nn.Module):
         """Penultimate features (N, D) of images (N, C, H, W) in [0, 1]."""
         mean, std = self.mean, self.std
         if x.stride(1) == 1 and x.shape[1] > 1:  # channels last
-            # With rows of numbers instead of one per channel a CPU takes a sixth of the time in this layout.
+            # In this layout a CPU needs a sixth of the time with rows of numbers instead of one number per channel.
             mean, std = (
                 value.expand(-1, -1, 1, x.shape[3]).contiguous(memory_format=torch.channels_last)
                 for value in (mean, std)
@@ -61,17 +61,17 @@ class Classifier(nn.Module):
 
 
 def adapted(model: nn.Module, num_classes: int) -> Classifier | Adapter:
-    """Return `model` if it can be deployed as it is, else in an `Adapter`."""
+    """Return `model` if it is a Classifier or Adapter, else wrapped in an `Adapter`."""
     return model if isinstance(model, Classifier | Adapter) else Adapter(model, num_classes)
 
 
 class Adapter(nn.Module):
-    """Anyone's module (images in [0, 1] -> logits) as a classifier: float32 logits and the deployed offset."""
+    """A custom module (images in [0, 1] -> logits) with float32 logits and the deployed offset."""
 
     network: nn.Module
     offset: Tensor
     notes: tuple[str, ...] = ()
-    """As those of a Classifier."""
+    """As in Classifier."""
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()

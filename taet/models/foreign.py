@@ -1,7 +1,7 @@
-"""Models of any origin: ours, those of other libraries, and the user's own, which are code that is imported and run.
+"""Models of any origin: of this package, of other libraries, and custom ones, whose code is imported and run.
 
-For training, a network is taken apart into features and head; for an evaluation it is left as it is, with the weights
-and the normalisation that it expects.
+For training, a network is split into features and head. For an evaluation it stays whole, with the weights and the
+normalisation that it expects.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from taet.randomness import seeded
 
 FORMS = ("package.module:callable", "torchvision:NAME", "timm:NAME")
 RGB = 3
-# What torchvision's models for images of one size call it, by the first part of their names.
+# The argument for the image size in torchvision's models of a fixed size, by the first part of their names.
 IMAGE_SIZE = {"vit": "image_size", "maxvit": "input_size"}
 
 
@@ -68,7 +68,7 @@ class Normalized(nn.Module):
 
 
 class Loaded(NamedTuple):
-    """A model, and in words where its weights come from and how its input is normalised."""
+    """A model, with notes on the origin of its weights and its input normalisation."""
 
     model: nn.Module
     notes: tuple[str, ...]
@@ -82,16 +82,16 @@ def load(
     weights: Path | None = None,
     normalize: str = "none",
 ) -> Loaded:
-    """Return the model that `spec` names, in eval mode, with its weights and the normalisation it expects inside.
+    """Return the model called `spec` in eval mode, with its weights and with its input normalisation inside.
 
     Args:
         spec: `package.module:callable`, which takes nothing or `num_classes` and returns a Module, or is one (the
             current directory is importable); `torchvision:NAME`; `timm:NAME`; or a name of `taet list models`.
-        num_classes: width of the logits that is asked for.
+        num_classes: required width of the logits.
         image_shape: (channels, height, width) of the images.
-        weights: .safetensors, or a file of `torch.save` that holds tensors only. The weights may lie under a key such
-            as "state_dict", and all their names may share a prefix such as "module.". Not given: what a callable
-            returns, else fresh weights drawn from seed 0.
+        weights: .safetensors, or a file of `torch.save` that holds tensors only. The weights may be under a key such as
+            "state_dict", and all names may share a prefix such as "module.". Default: the weights of the callable's
+            module, else fresh weights drawn from seed 0.
         normalize: none, imagenet, cifar10, cifar100, or MEANS/STDS, one number per channel separated by commas.
 
     Raises:
@@ -121,7 +121,7 @@ def load(
 
 
 def parse_normalization(text: str, channels: int) -> Statistics | None:
-    """Return the statistics that `text` names or spells out as MEANS/STDS; None for none."""
+    """Return the statistics given by name or as MEANS/STDS; None for none."""
     if text == "none":
         return None
     if "/" not in text and text not in NORMALIZATIONS:
@@ -148,7 +148,7 @@ def _spelled_out(text: str) -> Statistics:
 
 
 def is_own(name: str) -> bool:
-    """Is this a callable of the user's, package.module:callable?"""
+    """Whether `name` is a custom model, package.module:callable."""
     return ":" in name and not name.startswith(("torchvision:", "timm:"))
 
 
@@ -159,7 +159,7 @@ def registered(
     head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
     stem: str = "auto",
 ) -> Classifier:
-    """Return the network that `taet list models` calls `name`, for images (N, *image_shape)."""
+    """Return the network called `name` in `taet list models`, for images (N, *image_shape)."""
     known = registry.entries("models")
     if name not in known:
         raise unknown("model", name, (*known, *FORMS))
@@ -168,7 +168,7 @@ def registered(
 
 
 def elsewhere(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """Return the network that `spec`, KIND:NAME, names, as its author builds it, for images (N, *image_shape)."""
+    """Return the network `spec`, KIND:NAME, as its author builds it, for images (N, *image_shape)."""
     kind, _, name = spec.partition(":")
     if kind == "torchvision":
         return _from_torchvision(name, num_classes, image_shape)
@@ -183,14 +183,14 @@ def taken_apart(
     image_shape: tuple[int, int, int],
     head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
 ) -> Classifier | Adapter:
-    """Return `network` as features and head: its last linear layer of `num_classes` outputs, or a cosine head instead.
+    """Split `network` into features and head: its last linear layer with `num_classes` outputs, or a cosine head.
 
-    That layer is the head if what it gives is what the network gives, which is tried on two images; the features are
-    its inputs then, and the parts are copies. A network without such a layer is used whole, and one that is a
-    Classifier already is returned.
+    That layer is the head if its outputs are the network's logits, which is tested on two images. The features are then
+    its inputs, and the parts are copies. A network without such a layer is used whole; a Classifier is returned as it
+    is.
 
     Raises:
-        UserError: a network that cannot take the images, or does not give one logit per class.
+        UserError: a network that cannot process the images, or does not return one logit per class.
     """
     images = torch.rand(2, *image_shape)
     _try(network, images, num_classes)
@@ -212,7 +212,7 @@ def taken_apart(
 
 
 def _try(network: nn.Module, images: Tensor, num_classes: int) -> None:
-    """Refuse a network that does not give one logit per class for two images."""
+    """Refuse a network that does not return one logit per class for two images."""
     try:
         with torch.no_grad():
             logits = network.eval()(images)
@@ -228,13 +228,13 @@ def _try(network: nn.Module, images: Tensor, num_classes: int) -> None:
 
 @torch.no_grad()
 def _parts(network: nn.Module, num_classes: int, images: Tensor) -> tuple[nn.Module, nn.Linear, str] | None:
-    """Copies of what leads to the last linear layer and of that layer, and its name; None if it gives no logits."""
+    """Copies of the network before its last linear layer and of that layer, with its name; None if it has no logits."""
     body = copy.deepcopy(network)
     linear = [(name, part) for name, part in body.named_modules() if isinstance(part, nn.Linear)]
     name, last = next(((name, part) for name, part in reversed(linear) if part.out_features == num_classes), ("", None))
     if last is None:
         return None
-    # Both signs, and rows that no softmax gives: what is done with the layer's outputs afterwards would be seen.
+    # Both signs, and rows that no softmax can give, so that any operation after the layer shows.
     answers = torch.linspace(-1, 1, 2 * num_classes).view(2, num_classes)
     asked: list[Tensor] = []
 
@@ -271,7 +271,7 @@ def _from_torchvision(name: str, num_classes: int, image_shape: tuple[int, int, 
 
 
 def _take_channels(network: nn.Module, channels: int) -> None:
-    """Give the first convolution as many input channels as the images have, fresh weights of the same spread."""
+    """Give the first convolution the images' number of channels, with fresh weights of the same standard deviation."""
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
     shape = (first.out_channels, channels, *first.kernel_size)
     first.weight = nn.Parameter(torch.empty(shape).normal_(std=first.weight.std().item()))
@@ -294,7 +294,7 @@ def _from_timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -
 
 
 def _made(build: Any, spec: str, *arguments: Any, **settings: Any) -> nn.Module:
-    """Call what builds a network; what it raises, as for images of a size that it cannot have, is one line."""
+    """Build a network; an exception of the builder, e.g. for an unsupported image size, becomes one line."""
     try:
         network = build(*arguments, **settings)
     except Exception as error:  # whatever a library or the user's code raises
@@ -305,14 +305,14 @@ def _made(build: Any, spec: str, *arguments: Any, **settings: Any) -> nn.Module:
 
 
 def _unlisted(package: str, name: str, names: Collection[str], listing: str) -> UserError:
-    """The error for a name that is not among very many."""
+    """The error for an unknown name in a long list."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     return UserError(f"unknown {package} model '{name}'; allowed: the {len(names)} names of {listing}{hint}")
 
 
 def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
-    """Import a module and call what is named in it."""
+    """Import a module and call the named callable."""
     spec = f"{module_name}:{name}"
     if not (module_name and name):
         raise UserError(f"model: got '{spec}'; allowed: {', '.join(FORMS)}, or a name of taet list models")
@@ -321,7 +321,7 @@ def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
         raise UserError(f"{spec}: {first} is of Python's standard library; allowed: a module of your own")
     with _importable_here():
         try:
-            # What the file draws, once, when it is imported, shifts no other draw.
+            # Random numbers that the file draws when it is imported do not shift other draws.
             with torch.random.fork_rng(devices=[]):
                 module = importlib.import_module(module_name)
         except Exception as error:  # whatever the user's file raises

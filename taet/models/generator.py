@@ -54,7 +54,7 @@ class Generator(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Map perturbations (N, C, H, W) to what they tell about the code, (N, 2 latent): its mean and its raw variance.
+    """Map perturbations (N, C, H, W) to mean and raw variance of the code's distribution, (N, 2 latent).
 
     The published layers take 32 x 32 pixels to one value per map. A smaller image is padded with zeros to that size; of
     a larger one, what the convolutions leave is averaged as a whole.
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
 
 
 def use_batch_statistics(module: nn.Module) -> None:
-    """Have every batch normalisation in `module` use its batch alone, so that a forward pass changes nothing."""
+    """Make every batch normalisation in `module` use batch statistics only, so that a forward pass has no effect."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.track_running_stats = False

@@ -12,11 +12,11 @@ TINY = 1e-12  # features that are all zero have no direction; their cosines are 
 
 
 class Head(NamedTuple):
-    """The head that a method asks for."""
+    """The head that a method needs."""
 
     kind: Literal["linear", "cosine"] = "linear"
     scale: float = 1.0
-    """Cosine: factor s of the cosines, wherever the model is used."""
+    """Cosine: factor s of the cosines, in training and evaluation."""
     gamma: float = 0.0
     """Cosine: added to the norm of each class weight (RoBal)."""
 

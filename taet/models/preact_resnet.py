@@ -1,4 +1,4 @@
-"""Residual networks whose blocks normalise and rectify before they convolve.
+"""Pre-activation residual networks: blocks apply normalisation and ReLU before each convolution.
 
 Source: He et al., Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv:1603.05027. As the adversarial training
 of this field uses it (Rice et al., ICML 2020, arXiv:2002.11569): the shortcut that changes the shape takes what is

@@ -45,7 +45,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Convolutions of 1x1, 3x3 and 1x1, each normalised, with rectifiers as in the basic block; four times as wide."""
+    """1x1, 3x3 and 1x1 convolutions, each normalised, with ReLUs as in the basic block; four times as wide."""
 
     expansion: ClassVar[int] = 4
     """Outputs per width."""
@@ -75,14 +75,14 @@ class AveragePooling(nn.Module):
 
 
 def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """The shortcut: x itself, or a normalised 1x1 convolution where the shape changes."""
+    """The shortcut: x itself, or a normalised 1x1 convolution if the shape changes."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class Layout(NamedTuple):
-    """What tells one residual network from another."""
+    """The dimensions of a residual network."""
 
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
@@ -99,7 +99,7 @@ LAYOUTS = {
 
 
 def is_large(stem: str, image_shape: tuple[int, int, int]) -> bool:
-    """Does a network for images of this shape begin with the ImageNet stem? auto: from 96 pixels on, shorter side."""
+    """Whether a network for these images has the ImageNet stem; auto: if the shorter side has 96 pixels or more."""
     return stem == "imagenet" or (stem == "auto" and min(image_shape[1:]) >= IMAGENET_FROM)
 
 

@@ -22,7 +22,7 @@ from taet.distributed import average_gradients, global_sum, rank, world_size
 
 @contextmanager
 def synchronised(*modules: nn.Module, wanted: bool = True) -> Iterator[None]:
-    """Inside, batch normalisation anywhere in `modules` that uses its batch uses those of all processes.
+    """Within this context, batch normalisation in `modules` uses the batches of all processes.
 
     The modules stay the same objects, of subclasses of their classes. With one process, or where it is not `wanted`,
     nothing changes.

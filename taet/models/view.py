@@ -51,7 +51,7 @@ class View:
             self.module.set_submodule(pair.normalization, nn.Identity())
             self._folds.append((source, norm, target))
         folded = {pair.convolution for pair in pairs}
-        # The head works in float32 (see Classifier), and of a stranger's network nobody knows which parts do.
+        # The head computes in float32 (see Classifier); of other networks it is not known which parts do.
         for name, layer in self.module.named_modules() if dtype is not None and isinstance(model, Classifier) else []:
             if name.startswith("body.") and name not in folded and isinstance(layer, _ConvNd | nn.Linear):
                 for kind, value in list(layer.named_parameters(recurse=False)):

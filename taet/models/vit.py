@@ -1,4 +1,4 @@
-"""Vision transformers: an image is a sequence of patches, a class token gathers what the classifier reads.
+"""Vision transformers: an image is a sequence of patches, and the classifier uses a class token.
 
 Source: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, arXiv:2010.11929; the dimensions of `vit-small-p4`
 are DeiT-S's (Touvron et al., ICML 2021, arXiv:2012.12877). The network is torchvision's, with its initialisation and
@@ -23,7 +23,7 @@ NAMES = {
 
 
 class Layout(NamedTuple):
-    """What tells one transformer from another."""
+    """The dimensions of a transformer."""
 
     patch: int
     """Side in pixels."""

@@ -1,4 +1,4 @@
-"""Files of weights: what they hold is read without running any of it, and fitted to the names of a model."""
+"""Files of weights: read without running code, and matched to the parameter names of a model."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from torch import Tensor, nn
 from taet.errors import UserError
 from taet.models.classifier import Adapter, Classifier
 
-NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # what training scripts call the weights in a file
-SETTINGS = ("mean", "std", "offset")  # of a Classifier or Adapter: the data and the method of a run decide them
-PARTS = ("body.", "head.", "network.")  # of them, all else
+NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # usual keys of the weights in a file
+SETTINGS = ("mean", "std", "offset")  # of a Classifier or Adapter: set by the data and the method of a run
+PARTS = ("body.", "head.", "network.")  # all their other tensors
 FEW = 3  # names in a message
 
 
 class State(NamedTuple):
-    """Names and tensors of a file, and the keys that they lie under in it, joined by dots."""
+    """Names and tensors of a file, and the keys above them in the file, joined by dots."""
 
     tensors: dict[str, Tensor]
     place: str
 
     @property
     def from_run(self) -> bool:
-        """Are these the names of a Classifier or Adapter, as a run keeps them?"""
+        """Whether these are the names of a Classifier or Adapter, as in a run folder."""
         return "offset" in self.tensors and all(key in SETTINGS or key.startswith(PARTS) for key in self.tensors)
 
 
 def read(path: Path) -> State:
     """Return the weights in a .safetensors file, or in a file of `torch.save` that holds tensors only.
 
-    They may lie under a key such as "state_dict". Code in a file is refused, never run.
+    They may be under a key such as "state_dict". A file with code is refused; code is never run.
     """
     content, place = _content(path), []
     while not _is_state(content):
@@ -59,7 +59,7 @@ def _content(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the form of old files, which are read or refused all the same
+            warnings.simplefilter("ignore")  # about old file formats, which are read or refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports a truncated or foreign file in many types
         code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
@@ -86,20 +86,21 @@ def _holds_state(value: Any) -> bool:
 
 
 def fill(network: nn.Module, state: State, path: Path) -> str:
-    """Give `network` all the tensors of `state`, none too few or too many, and return in words what was done."""
+    """Load all tensors of `state` into `network`, with none missing or left over, and return a note about it."""
     prefix, tensors = _without_prefix(state.tensors, network.state_dict().keys())
     _copy(network, tensors, path)
     return _sentence(state, path, prefix)
 
 
 def pretrained(model: Classifier | Adapter, path: Path) -> str:
-    """Start `model` from the weights in a file, and return in words what was done.
+    """Load initial weights from a file into `model` and return a note about it.
 
-    The file may hold the network as its author built it, or what a run keeps. The body must fit exactly. A head of
-    another shape, as for other classes, stays fresh; normalisation and offset are left alone: data and method decide.
+    The file may hold the network as its author built it, or weights of a run. The body must fit exactly. A head of
+    another shape, e.g. for other classes, stays fresh. Normalisation and offset are not changed, because data and
+    method set them.
 
     Raises:
-        UserError: a file that holds code, or no weights, or those of another body.
+        UserError: a file that holds code, no weights, or the weights of another body.
     """
     state = read(path)
     body, own = (model.body, model.head) if isinstance(model, Classifier) else (model.network, None)
@@ -125,7 +126,7 @@ def pretrained(model: Classifier | Adapter, path: Path) -> str:
 
 
 def _layer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under their last names if they are those of one linear layer, with or without a bias; else none."""
+    """The tensors by their last names if they form one linear layer, with or without a bias; else none."""
     places, layer = {key.rpartition(".")[0] for key in state}, {key.rpartition(".")[2]: state[key] for key in state}
     return layer if len(places) == 1 and {"weight"} <= layer.keys() <= {"weight", "bias"} else {}
 
@@ -137,7 +138,7 @@ def _sentence(state: State, path: Path, prefix: str) -> str:
 
 
 def _without_prefix(state: dict[str, Tensor], expected: Collection[str]) -> tuple[str, dict[str, Tensor]]:
-    """Drop first parts that all names share, as "module." of DataParallel, where more of the names fit without them."""
+    """Drop prefixes that all names share, e.g. "module." of DataParallel, if more names then match."""
     candidates = [("", state)]
     while prefix := _shared_prefix(candidates[-1][1]):
         dropped, longer = candidates[-1]
@@ -147,13 +148,13 @@ def _without_prefix(state: dict[str, Tensor], expected: Collection[str]) -> tupl
 
 
 def _shared_prefix(names: Collection[str]) -> str:
-    """The first part of the names with its dot, where all share it; else nothing."""
+    """The first part of the names with its dot if all share it; else nothing."""
     first, *others = {name.partition(".")[:2] for name in names} or {("", "")}
     return "".join(first) if first[1] and not others else ""
 
 
 def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Copy the tensors into the network, or say which do not fit."""
+    """Copy the tensors into the network, or report those that do not fit."""
     held = network.state_dict()
     other = [key for key, value in state.items() if key in held and value.shape != held[key].shape]
     keys = network.load_state_dict({key: state[key] for key in state if key not in other}, strict=False)
@@ -167,7 +168,7 @@ def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _hint(state: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
-    """Where the names are those of torchvision's residual networks and the model's are not, whose model takes them."""
+    """A hint if the names are those of torchvision's residual networks and the model's are not."""
     theirs = {"conv1.weight", "layer1.0.conv1.weight"} <= state.keys()
     return "" if not theirs or "conv1.weight" in held else "; the names are torchvision's: --model torchvision:NAME"
 
