@@ -239,7 +239,7 @@ def _members(attacks: Sequence[Mapping[str, Any]]) -> dict[str, Identity]:
             found |= _members(attack["attacks"])
         else:
             own = {key: value for key, value in attack.items() if key not in ("name", "norm", "eps")}
-            found[attack["name"]] = identity(attack["name"], attack["norm"], attack["eps"], own)
+            found[attack["name"]] = identity(attack["name"], attack.get("norm"), attack.get("eps"), own)
     return found
 
 

@@ -16,7 +16,7 @@ EXAMPLES = ("taet report runs/*", "taet report runs/at runs/taet --out compariso
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Runs and the file that they become."""
+    """Which runs the report shows, and where it is written."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders, or folders that hold a result card alone, evaluation.json, as taet evaluate --model writes them."""

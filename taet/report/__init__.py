@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file from any number of run folders, every number traced to its run."""
+"""The report: one self-contained HTML file from any number of run folders, with every number traced to its run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,20 @@ def write(
 ) -> Path:
     """Write the report of the runs in `run_dirs` to the HTML file `out` and return its path.
 
-    Runs are compared in one table only where they share training counts and test set; those that differ in nothing but
-    the seed are one row, with means and standard errors. A run that is not evaluated yet shows its curves and is named;
-    a folder that holds a result card alone, that of a model from elsewhere, is a row without curves of training.
-    `names` are the rows that the runs belong to, where the caller knows better than their settings; `not_run` lists
-    what else was asked for, and why it is not there. The file asks for nothing else: styles, figures and images are
-    inside it, and the same runs give the same bytes. A folder that is no run, or a file that cannot be written, is a
-    `UserError`.
+    Only runs with the same training counts and test set are compared in one table; runs that differ only in the seed
+    are one row, with means and standard errors. Runs without a result card are listed with their training curves; a
+    folder with a result card alone is a row without them. The file contains its styles, figures and images, and the
+    same runs give the same bytes.
+
+    Args:
+        run_dirs: folders with a run or a result card.
+        out: file to write.
+        title: title of the page; by default one that names the data sets.
+        names: the label of each folder; by default labels follow from the settings.
+        not_run: (name, reason) of other runs that were asked for.
+
+    Raises:
+        UserError: a folder without a run, or a file that cannot be written.
     """
     from taet.files import write_atomically
     from taet.report import figures, page, read

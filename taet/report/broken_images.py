@@ -1,4 +1,4 @@
-"""Which attack broke which image: what each attack adds to the others, and each part of a suite to those before it."""
+"""Tables of how many images each attack breaks, and each part of a suite after the parts before it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taet.report.tables import MethodTable, TextCell
 
 
 def by_attack(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[MethodTable]:
-    """Give a table for each threat model with two attacks or more: how many images each breaks, and only it."""
+    """Yield a table for each threat model with two attacks or more: how many images each breaks, and how many alone."""
     inside = [attack for attack in attacks if attack.bounded and not attack.is_worst_case]
     for ball in dict.fromkeys(attack.ball for attack in inside):
         here = [attack for attack in inside if attack.ball == ball]
@@ -26,12 +26,12 @@ def by_attack(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterato
 
 
 def _attacks(run: Measured, attacks: Sequence[AttackKey]) -> tuple[TextCell | None, ...]:
-    met = [attack for attack in attacks if attack in run.columns]
+    there = [attack for attack in attacks if attack in run.columns]
     right: list[int] = []
     left: list[int] = []
-    counts: dict[AttackKey, list[tuple[int, int]]] = {attack: [] for attack in met}
+    counts: dict[AttackKey, list[tuple[int, int]]] = {attack: [] for attack in there}
     for card in run.series.cards:
-        columns = {attack: column for attack in met for owner, column in run.columns[attack] if owner is card}
+        columns = {attack: column for attack in there for owner, column in run.columns[attack] if owner is card}
         if not columns:
             continue
         masks = np.stack([_clean(card), *(column.correct for column in columns.values())])
@@ -54,9 +54,9 @@ def _attacks(run: Measured, attacks: Sequence[AttackKey]) -> tuple[TextCell | No
 
 
 def by_part(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[MethodTable]:
-    """Give a table for each attack in parts: how many images each part breaks that those before it left.
+    """Yield a table for each attack in parts: how many images each part breaks that the parts before it left.
 
-    A worst case is one only where its attacks were not measured by themselves, which `by_attack` shows.
+    A worst case is shown only if its attacks were not measured separately, which `by_attack` shows.
     """
     alone = Counter(attack.ball for attack in attacks if attack.bounded and not attack.is_worst_case)
     for attack in (attack for attack in attacks if not attack.is_worst_case or alone[attack.ball] < 2):
@@ -78,7 +78,7 @@ def _parts(columns: Sequence[tuple[ResultCard, Column]], parts: Sequence[str]) -
 
 
 def _clean(card: ResultCard) -> metrics.Mask:
-    """Which images are classified correctly before the attack; all where that was not measured."""
+    """Return which images are classified correctly without attack; all if that was not measured."""
     clean = next((column.correct for column in card.columns if column.name == "clean"), None)
     return np.ones(len(card.labels), dtype=bool) if clean is None else clean
 
@@ -88,5 +88,5 @@ def _fact(counts: Sequence[int]) -> TextCell | None:
 
 
 def _mean(counts: Sequence[int]) -> str:
-    """Write a number of images, or the mean over seeds."""
+    """Write a number of images, or its mean over seeds."""
     return f"{float(np.mean(counts)):.1f}" if len(counts) > 1 else str(int(counts[0]))

@@ -1,4 +1,4 @@
-"""Paired comparisons between the series of a page: the same test images, and run by run the same seeds."""
+"""Paired comparisons between the series of a page, on the same test images and with equal seeds."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Pairs:
     """Differences between series, each computed once."""
 
     def __init__(self, tail: Sequence[int] = ()) -> None:
-        """Compare series on one data set, whose tail classes are given."""
+        """Compare series on one data set with these tail classes."""
         self._tail = list(tail)
         self._known: dict[tuple[AttackKey, Of, int, int], Difference] = {}
 
     def difference(self, first: Measured, second: Measured, attack: AttackKey, of: Of = "balanced") -> Difference:
-        """Return by how much the first is more accurate under an attack that both have met."""
+        """Return by how much the first is more accurate under an attack that both have."""
         if first.series.index > second.series.index:
             return opposite(self.difference(second, first, attack, of))
         at = (attack, of, first.series.index, second.series.index)
@@ -37,9 +37,9 @@ class Pairs:
         return self._known[at]
 
     def is_better(self, first: Measured, second: Measured, attack: AttackKey, of: Of) -> bool:
-        """Is the first known to be the more accurate?"""
+        """Return whether the first is known to be more accurate."""
         found = self.difference(first, second, attack, of)
-        return found.decided and found.value > 0  # the seeds on both sides may rank otherwise than all of each side
+        return found.decided and found.value > 0  # the seeds on both sides may rank differently from all seeds
 
     def _compute(self, pairs: Sequence[tuple[ResultCard, Column, Column]], of: Of) -> Difference:
         card = pairs[0][0]
@@ -61,7 +61,7 @@ def opposite(found: Difference) -> Difference:
 def _in_pairs(
     first: Sequence[tuple[ResultCard, Column]], second: Sequence[tuple[ResultCard, Column]]
 ) -> list[tuple[ResultCard, Column, Column]]:
-    """Put runs of the same seed together; where no seed is on both sides, in the order that they have."""
+    """Pair runs with equal seeds; if no seed is on both sides, pair them in order."""
     by_seed = {card.seed: column for card, column in second}
     same = [(card, column, by_seed[card.seed]) for card, column in first if card.seed in by_seed]
     return same or [(card, mine, other) for (card, mine), (_, other) in zip(first, second, strict=False)]
@@ -69,7 +69,7 @@ def _in_pairs(
 
 @dataclass(frozen=True)
 class PairedTable:
-    """Differences under one attack, row less column; None where there is nothing to compare."""
+    """Differences under one attack, row minus column; None where there is nothing to compare."""
 
     attack: AttackKey
     heads: tuple[Series, ...]
@@ -77,22 +77,22 @@ class PairedTable:
 
 
 def paired_table(runs: Sequence[Measured], attack: AttackKey, pairs: Pairs) -> PairedTable | None:
-    """Compare every two series under an attack; of many, each with AT and with the first. None of fewer than two.
+    """Compare every two series under an attack; many series are compared with the baseline and with the first only.
 
-    `runs` are in the order of the rows.
+    `runs` are in the order of the rows; with fewer than two of them there is no table.
     """
-    met = [run for run in runs if attack in run.summaries]
-    if len(met) < 2:
+    there = [run for run in runs if attack in run.summaries]
+    if len(there) < 2:
         return None
-    many = len(met) > series.MANY
-    common = series.baseline([run.series for run in met])
-    base = next((run for run in met if run.series is common), met[0])
-    against = list(dict.fromkeys((base, met[0]))) if many else met[1:]
+    many = len(there) > series.MANY
+    common = series.baseline([run.series for run in there])
+    base = next((run for run in there if run.series is common), there[0])
+    against = list(dict.fromkeys((base, there[0]))) if many else there[1:]
 
     def cell(row: int, other: Measured) -> Difference | None:
-        done = other is met[row] if many else other in met[: row + 1]
-        return None if done else pairs.difference(met[row], other, attack)
+        done = other is there[row] if many else other in there[: row + 1]
+        return None if done else pairs.difference(there[row], other, attack)
 
-    rows = [(run.series, tuple(cell(row, other) for other in against)) for row, run in enumerate(met)]
-    kept = rows if many else rows[:-1]  # the last has nothing below it
+    rows = [(run.series, tuple(cell(row, other) for other in against)) for row, run in enumerate(there)]
+    kept = rows if many else rows[:-1]  # the last row would be empty
     return PairedTable(attack, tuple(other.series for other in against), tuple(kept))

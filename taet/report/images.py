@@ -1,4 +1,4 @@
-"""Example images of the report, clean and attacked, as PNG inside the page."""
+"""Example images of the report, clean and adversarial, as PNG inside the page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def png(pixels: npt.NDArray[np.uint8]) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """A clean image, its adversarial one and their difference, as data URIs, and the three classes that matter."""
+    """A clean image, the adversarial image and their difference as data URIs, with the true and predicted classes."""
 
     clean: str
     adversarial: str
@@ -37,21 +37,21 @@ class Example:
 
 
 def magnification(examples: Examples) -> int:
-    """Largest whole factor at which no perturbation leaves the range of greys around the middle."""
+    """Return the largest whole factor by which no perturbation leaves the pixel range around grey."""
     largest = float(np.abs(examples.adversarial - examples.images / 255).max(initial=0))
     return max(1, int(0.5 / largest + 1e-3)) if largest > 0 else 1
 
 
 def example_images(examples: Examples, ranks: Ints) -> list[Example]:
-    """Return at most `EXAMPLES` examples spread evenly from the head to the tail."""
+    """Return at most `EXAMPLES` examples, spread evenly from head to tail classes."""
     order = np.argsort(ranks[examples.labels], kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int))]
     factor = magnification(examples)
     return [
         Example(
             clean=png(examples.images[i]),
-            adversarial=png(_grey_levels(examples.adversarial[i])),
-            perturbation=png(_grey_levels(0.5 + factor * (examples.adversarial[i] - examples.images[i] / 255))),
+            adversarial=png(_pixels(examples.adversarial[i])),
+            perturbation=png(_pixels(0.5 + factor * (examples.adversarial[i] - examples.images[i] / 255))),
             label=int(examples.labels[i]),
             clean_prediction=int(examples.clean_predictions[i]),
             adversarial_prediction=int(examples.adversarial_predictions[i]),
@@ -60,6 +60,6 @@ def example_images(examples: Examples, ranks: Ints) -> list[Example]:
     ]
 
 
-def _grey_levels(image: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+def _pixels(image: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
     levels: npt.NDArray[np.uint8] = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
     return levels

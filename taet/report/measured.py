@@ -1,7 +1,7 @@
-"""What was measured of each series: which columns of its cards are the same attack, and their numbers.
+"""What was measured for each series: which columns of its cards are the same attack, and their numbers.
 
-Three kinds of column are no attack of their own here: those of a curve alone, those with examples of another model,
-and a worst case that was stored, which becomes one with the attacks measured beside it.
+Columns measured only for a curve and columns with examples of another model are left out. A stored worst case is
+replaced by the worst case over the attacks of the card.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from taet.report.series import Series
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 STRONGEST = "autoattack"
-"""The attack that the tables of a page are sorted by, where it was run."""
+"""The attack by which the tables of a page are sorted, if it was run."""
 
 
 class AttackKey(Identity):
-    """What makes two columns of two cards comparable, with its place and its words in a table."""
+    """The identity of an attack, which makes columns of two cards comparable, with its place and words in a table."""
 
     @property
     def is_worst_case(self) -> bool:
@@ -41,11 +41,11 @@ class AttackKey(Identity):
 
     @property
     def threat(self) -> str:
-        """The threat model in words; nothing for clean images."""
+        """The threat model in words; empty for clean images."""
         if self.norm is None:
             return ""
         radius = "" if self.eps is None else size(self.eps) if self.norm == "linf" else f"{self.eps:.4g}"
-        return f"{NORMS.get(self.norm, self.norm)}, {f'ε {radius}' if self.bounded and radius else 'no ball'}"
+        return f"{NORMS.get(self.norm, self.norm)}, {f'ε {radius}' if self.bounded and radius else 'unbounded'}"
 
     @property
     def title(self) -> str:
@@ -54,9 +54,9 @@ class AttackKey(Identity):
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """Order of the columns of a table: clean, then norm by norm the balls, the worst case in each, and no ball.
+        """Sort key of the columns of a table: clean first, then by norm, radius and worst case; unbounded attacks last.
 
-        Inside each the order is that of `taet list attacks`, with fewer steps first.
+        Attacks of one ball are in the order of `taet list attacks`, fewer steps first.
         """
         norms = [None, *NORMS]
         return (
@@ -70,21 +70,21 @@ class AttackKey(Identity):
 
 @dataclass(frozen=True)
 class Heading:
-    """A column: its name as the card has it and, below, what it is."""
+    """The head of a column: the name as in the card, with a detail below it."""
 
     name: str
     detail: str = ""
 
 
 def heads(attacks: Sequence[AttackKey]) -> list[Heading]:
-    """Name each attack; two that differ in nothing but their settings carry these as well."""
+    """Return the head of each attack; attacks that differ only in their settings show these as well."""
     names = Counter((attack.name, attack.threat) for attack in attacks)
 
     def detail(attack: AttackKey) -> str:
         if attack.is_worst_case:
             members = [member.name for member in attack.members]
-            told = f"{len(members)} attacks" if names[attack.name, attack.threat] == 1 else " ".join(members)
-            return f"{attack.threat}; {told}"
+            shown = f"{len(members)} attacks" if names[attack.name, attack.threat] == 1 else " ".join(members)
+            return f"{attack.threat}; {shown}"
         words = (f"{name} {[*value] if isinstance(value, tuple) else value}" for name, value in attack.settings)
         return attack.threat if names[attack.name, attack.threat] == 1 else ", ".join([attack.threat, *words])
 
@@ -92,7 +92,7 @@ def heads(attacks: Sequence[AttackKey]) -> list[Heading]:
 
 
 def key(column: Column) -> AttackKey:
-    """Return what a column of a card is compared by."""
+    """Return the identity of a column of a card."""
     return AttackKey(**vars(column.identity))
 
 
@@ -105,19 +105,19 @@ class Measured:
     summaries: Mapping[AttackKey, tuple[Summary, ...]]
 
     def balanced(self, attack: AttackKey) -> float:
-        """Mean balanced accuracy under an attack; nan where it was not measured."""
+        """Return the mean balanced accuracy under an attack; nan if it was not measured."""
         found = self.summaries.get(attack, ())
         return float(metrics.mean_and_standard_error([summary.balanced for summary in found])[0])
 
     def confusion(self, attack: AttackKey) -> metrics.Ints:
-        """(C, C), images by true class (rows) and predicted class under an attack, all seeds together."""
+        """Return images by true class (rows) and predicted class under an attack, (C, C), summed over seeds."""
         of = self.columns[attack]
         each = (metrics.confusion_matrix(card.labels, column.predictions, card.num_classes) for card, column in of)
         total: metrics.Ints = np.sum([*each], axis=0)
         return total
 
     def of_threat(self) -> list[AttackKey]:
-        """The attacks that had to stay in the ball that the cards are about."""
+        """Return the attacks that had to stay in the ball of the cards' threat model."""
 
         def inside(attack: AttackKey) -> bool:
             cards = [card for card, _ in self.columns[attack]]
@@ -129,7 +129,7 @@ class Measured:
 
 
 def measured(all_series: Sequence[Series]) -> list[Measured]:
-    """Return the evaluated ones among `all_series`, every number recomputed from the masks."""
+    """Return the evaluated series with every number recomputed from the masks."""
     runs = []
     for series in all_series:
         columns: dict[AttackKey, tuple[tuple[ResultCard, Column], ...]] = {}
@@ -143,7 +143,7 @@ def measured(all_series: Sequence[Series]) -> list[Measured]:
 
 
 def shown(card: ResultCard) -> Iterator[Column]:
-    """Give the columns that tables show: clean images, every attack of its own, and the worst case within each ball."""
+    """Yield the columns that tables show: clean images, every attack, and the worst case within each ball."""
     own = [column for column in card.columns if column.ordinary]
     stored = [column for column in own if column.name in WORST_CASE.values()]
     yield from (column for column in own if column not in stored)
@@ -161,10 +161,10 @@ def _summary(card: ResultCard, column: Column) -> Summary:
 
 
 def strongest(runs: Sequence[Measured]) -> AttackKey | None:
-    """Return the attack to go by: AutoAttack, or else the one with the lowest mean balanced robustness.
+    """Return the strongest attack: AutoAttack, or else the one with the lowest mean balanced robustness.
 
-    It is bounded, of the threat model that the cards are about, and one that most runs have; a worst case only where
-    there is nothing else.
+    Only bounded attacks of the cards' threat model that most runs have are considered; a worst case only if there is
+    nothing else.
     """
 
     def order(attack: AttackKey) -> tuple[bool, int, bool, float]:
@@ -175,7 +175,7 @@ def strongest(runs: Sequence[Measured]) -> AttackKey | None:
 
 
 def ranked(runs: Sequence[Measured]) -> list[Measured]:
-    """Return the runs by balanced accuracy under the strongest attack, highest first; those without it are last."""
+    """Return the runs sorted by balanced accuracy under the strongest attack, highest first, runs without it last."""
     attack = strongest(runs)
     if attack is None:
         return list(runs)
@@ -183,5 +183,5 @@ def ranked(runs: Sequence[Measured]) -> list[Measured]:
 
 
 def attacks_of(runs: Sequence[Measured]) -> list[AttackKey]:
-    """Return every attack that a run has met, in the order of the columns of a table."""
+    """Return every attack of the runs, in the order of the columns of a table."""
     return sorted(dict.fromkeys(attack for run in runs for attack in run.summaries), key=lambda attack: attack.place)

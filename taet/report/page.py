@@ -1,4 +1,4 @@
-"""The page: what it shows of all runs that share training counts and test set, and the template that it fills."""
+"""The page: one section for all runs with the same training counts and test set, filled into the template."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from taet.report.transfers import TransferTable
 
 @dataclass(frozen=True)
 class RaisedFlag:
-    """A warning of the diagnostics: its name, and each text with the rows that it is about."""
+    """A flag of the diagnostics: its name, and each text with the rows it was raised for."""
 
     name: str
     texts: tuple[tuple[str, str], ...]
@@ -31,14 +31,16 @@ class RaisedFlag:
 
 @dataclass(frozen=True)
 class DataSection:
-    """Runs on one training and test set, with all that the page shows of them."""
+    """Everything that the page shows of the runs on one training and test set."""
 
     anchor: str
     data: ReportedData
     series: tuple[Series, ...]
     evaluated: tuple[Series, ...]
     deviations: tuple[str, ...]
-    """Footnotes of every table, the first is 1: where rows leave the protocol."""
+    """Where rows leave the protocol: footnotes of every table, numbered from 1."""
+    baseline: str
+    """Label of the series that the others are compared with; empty if there is none."""
     summary: str
     result: str
     strongest: str
@@ -70,7 +72,7 @@ class DataSection:
 
     @property
     def waiting(self) -> list[str]:
-        """What is not evaluated yet: a row, or the runs of it that are missing."""
+        """Rows that are not evaluated yet, or their runs that are not."""
         return [
             one.label if len(one.runs) == 1 else f"{one.label} (seed {run.seed})"
             for one in self.series
@@ -80,7 +82,7 @@ class DataSection:
 
     @property
     def parts_of_page(self) -> list[tuple[str, str]]:
-        """The sections, each with its heading, those that have nothing to show left out."""
+        """Anchor and heading of the parts that have something to show."""
         every = (
             ("results", "Results", True),
             ("paired", "Differences", self.paired),
@@ -133,7 +135,7 @@ def page(
 
 
 def section(data: ReportedData, all_series: Sequence[Series], anchor: str) -> DataSection:
-    """Return what a page shows of runs on one training and test set."""
+    """Compute what the page shows of the runs on one training and test set."""
     runs = measured.ranked(measured.measured(all_series))
     attacks = measured.attacks_of(runs)
     clean = next((attack for attack in attacks if attack.norm is None), None)
@@ -149,6 +151,7 @@ def section(data: ReportedData, all_series: Sequence[Series], anchor: str) -> Da
         series=tuple(all_series),
         evaluated=tuple(run.series for run in runs),
         deviations=tuple(dict.fromkeys(text for run in runs for text in run.series.deviations)),
+        baseline=base.label if (base := series.baseline(all_series)) else "",
         summary=sentences.summary(data, all_series, attacks, many),
         result=sentences.result(headline, attacks.index(strongest)) if strongest else "",
         strongest=strongest.name if strongest else "",
@@ -185,12 +188,12 @@ def section(data: ReportedData, all_series: Sequence[Series], anchor: str) -> Da
 
 
 def _examples(one: Series) -> Examples | None:
-    """The images that the first of the runs has kept."""
+    """Return the example images of the first run that has some."""
     return next((run.examples for run in one.runs if run.examples is not None), None)
 
 
 def _flags(all_series: Sequence[Series]) -> tuple[RaisedFlag, ...]:
-    """Return the flags in the order in which they are met; rows with the same text share it."""
+    """Return the flags in order of appearance; rows with the same text share it."""
     found: dict[str, dict[str, list[str]]] = {}
     for one in all_series:
         for name, (text, seeds) in one.flags.items():
@@ -202,7 +205,7 @@ def _flags(all_series: Sequence[Series]) -> tuple[RaisedFlag, ...]:
 
 
 def _raised(one: Series, seeds: Sequence[int | None]) -> str:
-    """Name a row, and of several seeds those that a flag was raised for; its numbers are those of the first."""
+    """Name a row and, with several seeds, how many raised the flag; the numbers in its text are those of the first."""
     if len(one.cards) == 1:
         return one.label
     return f"{one.label} (of seed {seeds[0]}; raised for {len(seeds)} of {len(one.cards)} seeds)"

@@ -1,4 +1,4 @@
-"""What each run was made with, in words."""
+"""How each run was produced, in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from taet.report.read import ReportedRun
 
 
 def provenance(run: ReportedRun) -> list[tuple[str, str]]:
-    """Return the facts of a run, each with its name; what is not known is left out."""
+    """Return the facts of a run, each with its name; unknown facts are left out."""
     record, settings = run.record, run.config
     memory = max((epoch.peak_memory_mb or 0 for epoch in run.epochs), default=0)
     planned = settings.get("training", {}).get("epochs")
@@ -59,5 +59,5 @@ def _attack(column: Column) -> str:
     curve = f" (for the curve {column.curve})" if column.curve else ""
     return (
         f"{column.name}{curve}: {words(column.parameters) or 'no parameters'}; {column.seconds:.1f} s, "
-        f"{count(column.forwards)} forward and {count(column.backwards)} backward passes of an image"
+        f"{count(column.forwards)} forward and {count(column.backwards)} backward passes of one image"
     )

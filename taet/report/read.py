@@ -1,6 +1,6 @@
-"""Reads run folders: what was run, the curves of its training, its result card and its example images.
+"""Run folders as the report shows them: settings, epochs of training, result card and example images.
 
-A folder may hold a result card alone, that of a model from elsewhere.
+A folder may hold a result card alone, of a model that was trained elsewhere.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Examples:
-    """Adversarial images beside clean ones: uint8 and float in [0, 1], (n, H, W, C); labels and predictions (n,)."""
+    """Clean images, uint8, and adversarial ones, float in [0, 1], (n, H, W, C); labels and predictions, (n,)."""
 
     images: npt.NDArray[np.uint8]
     adversarial: npt.NDArray[np.float32]
@@ -42,42 +42,42 @@ class Examples:
 
 @dataclass(frozen=True)
 class ReportedData:
-    """The images that a run was trained and tested on; two runs are compared only where these agree."""
+    """The images that a run was trained and tested on; runs are compared only if these are equal."""
 
     name: str
     class_names: tuple[str, ...]
     train_counts: tuple[int, ...] | None
-    """Training images of each class; None where they are not known, and then there are no groups of classes."""
+    """Training images of each class; None if not known, and then there are no groups of classes."""
     test_counts: tuple[int, ...]
     test_sha256: str
     notes: tuple[str, ...] = field(compare=False)
 
     @property
     def imbalance_ratio(self) -> float:
-        """Largest over smallest training class, inf where a class has no image; nan where they are not known."""
+        """Size of the largest training class over that of the smallest; inf if a class is empty, nan if not known."""
         if self.train_counts is None:
             return math.nan
         return max(self.train_counts) / min(self.train_counts) if min(self.train_counts) else math.inf
 
     @property
     def ranks(self) -> Ints:
-        """Place of each class by training count, 0 for the largest, (C,); its label where they are not known."""
+        """Rank of each class by training images, 0 for the largest, (C,); its label if they are not known."""
         return np.arange(len(self.class_names)) if self.train_counts is None else metrics.class_ranks(self.train_counts)
 
     @property
     def order(self) -> Ints:
-        """ClassAccuracies from the largest to the smallest, (C,)."""
+        """Labels of the classes from the largest to the smallest, (C,)."""
         return np.argsort(self.ranks, kind="stable")
 
     @property
     def groups(self) -> dict[str, Ints]:
-        """Heading, body and tail, each an array of class labels; nothing where the training counts are not known."""
+        """Labels of the head, body and tail classes; empty if the training counts are not known."""
         groups = {} if self.train_counts is None else metrics.class_groups(self.train_counts)
         return {name: np.asarray(groups[name], dtype=np.int64) for name in groups if name != "last_half"}
 
     @property
     def few(self) -> tuple[int, ...]:
-        """Labels of the classes with so few test images that one of them moves their accuracy by points."""
+        """Labels of the classes with few test images (`metrics.few_images`)."""
         return tuple(metrics.few_images(self.test_counts))
 
 
@@ -87,7 +87,7 @@ class ReportedRun:
 
     path: Path
     record: RunRecord | None
-    """None where the folder holds a result card alone."""
+    """None if the folder holds a result card alone."""
     epochs: tuple[Epoch, ...]
     card: ResultCard | None
     examples: Examples | None
@@ -95,14 +95,14 @@ class ReportedRun:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The settings of its training as JSON; empty where they are not known."""
+        """Settings of the training as JSON; empty if not known."""
         if self.record is not None:
             return self.record.settings
         return (self.card and self.card.run.get("config")) or {}
 
     @property
     def method(self) -> str:
-        """The method; of a model that was trained elsewhere its name."""
+        """The method; for a model that was trained elsewhere, its name."""
         if self.record is not None:
             return self.record.method
         assert self.card is not None
@@ -110,7 +110,7 @@ class ReportedRun:
 
     @property
     def seed(self) -> int | None:
-        """Seed of the training; None of a model that was trained elsewhere."""
+        """Seed of the training; None for a model that was trained elsewhere."""
         if self.record is not None:
             return int(self.record.settings["seed"])
         return None if self.card is None else self.card.seed
@@ -124,17 +124,21 @@ class ReportedRun:
 
     @property
     def seconds(self) -> float:
-        """Seconds that training took, with the points of its curve."""
+        """Seconds of training, including the points of its curve."""
         return sum(epoch.seconds for epoch in self.epochs)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What runs that differ in nothing but the seed have in common, by dotted name."""
+        """Settings that decide the numbers, by dotted name, without the seed: equal for runs of one series."""
         return {name: value for name, value in decisive(self.config).items() if name != "seed"}
 
 
 def read(path: Path) -> ReportedRun:
-    """Read the folder `path`; one that holds neither run nor result card, or is damaged, is a `UserError`."""
+    """Read a folder.
+
+    Raises:
+        UserError: the folder holds neither a run nor a result card, or is damaged.
+    """
     folder = RunFolder(path)
     if not (folder.is_run or folder.card().is_file()):
         raise UserError(
@@ -174,7 +178,7 @@ def _data_of_run(record: RunRecord) -> ReportedData:
 
 
 def data_of_card(card: ResultCard) -> ReportedData:
-    """Return what a card tells of its images."""
+    """Return what a card knows about its images."""
     counts = card.data.get("train_class_counts")
     return ReportedData(
         name=str(card.data["name"]),

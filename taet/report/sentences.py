@@ -1,10 +1,9 @@
-"""What the report says in words."""
+"""Sentences of the report."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from taet import metrics
 from taet.formatting import count, listed, percent
@@ -15,7 +14,7 @@ from taet.report.tables import MethodTable, ScoreCell
 
 
 def summary(data: ReportedData, all_series: Sequence[Series], attacks: Sequence[AttackKey], many: bool) -> str:
-    """What was trained and tested on what."""
+    """Say what was trained, on which images, and how it was attacked."""
     balls = list(dict.fromkeys(attack.threat for attack in attacks if attack.norm is not None))
     threat = f", attacked with {'; '.join(balls)}" if balls else ""
     training = ""
@@ -25,7 +24,7 @@ def summary(data: ReportedData, all_series: Sequence[Series], attacks: Sequence[
             f"(largest class {count(max(data.train_counts))}, smallest {count(min(data.train_counts))}, "
             f"imbalance ratio {data.imbalance_ratio:.4g}), "
         )
-    classes, present = len(data.class_names), sum(count > 0 for count in data.test_counts)
+    classes, present = len(data.class_names), sum(images > 0 for images in data.test_counts)
     tested = f" (balanced numbers are over {present} of {classes} classes)" if present < classes else ""
     return (
         f"{counted(all_series, many)} on {data.name}: {classes} classes, {training}"
@@ -34,7 +33,7 @@ def summary(data: ReportedData, all_series: Sequence[Series], attacks: Sequence[
 
 
 def counted(all_series: Sequence[Series], many: bool) -> str:
-    """How many runs of what: by name unless they are many, and how many seeds."""
+    """Say how many runs of which methods, by name unless they are many, with how many seeds."""
     seeds = [len(series.runs) for series in all_series]
     runs = f"{sum(seeds)} runs" if sum(seeds) > 1 else "One run"
     each = f"{seeds[0]} seeds each" if len(set(seeds)) == 1 else f"{min(seeds)} to {max(seeds)} seeds each"
@@ -43,11 +42,10 @@ def counted(all_series: Sequence[Series], many: bool) -> str:
 
 
 def numbers(all_series: Sequence[Series]) -> str:
-    """What the small numbers of the tables mean."""
+    """Say what the small numbers of the tables mean."""
     several = [len(series.cards) > 1 for series in all_series if series.cards]
     one = (
-        "95 % intervals over the test images of one trained model; they say nothing about how much another seed would "
-        "change"
+        "95 % intervals over the test images of one trained model; they do not cover how much another seed would change"
     )
     many = "the standard error of the mean over n seeds, in brackets"
     if all(several) and several:
@@ -56,11 +54,9 @@ def numbers(all_series: Sequence[Series]) -> str:
 
 
 def result(headline: MethodTable, column: int) -> str:
-    """Which row is best in a column of the headline, and whether that is more than chance."""
+    """Say which row is best in a column of the headline, and whether its lead is more than chance."""
     cells = [(series.label, cells[column]) for series, cells in headline.rows]
-    ranked: list[tuple[str, Any]] = [
-        (label, cell) for label, cell in cells if not math.isnan(getattr(cell, "value", math.nan))
-    ]
+    ranked = [(label, cell) for label, cell in cells if isinstance(cell, ScoreCell) and not math.isnan(cell.value)]
     if not ranked:
         return ""
     top = max(cell.value for _, cell in ranked)
@@ -73,41 +69,35 @@ def result(headline: MethodTable, column: int) -> str:
     text += f" {'share' if len(best) > 1 else 'has'} the highest balanced accuracy, {percent(top)} % ({reach})"
     if tied:
         others = listed(tied) if len(tied) <= 4 else f"{len(tied)} others"
-        return f"{text}; compared image by image, its lead over {others} is undecided."
-    return (
-        f"{text}."
-        if len(best) > 1
-        else f"{text}; compared image by image, its lead over every other is more than chance."
-    )
+        return f"{text}; compared image by image, the difference from {others} is undecided."
+    return f"{text}." if len(best) > 1 else f"{text}; compared image by image, its lead is more than chance."
 
 
 def within(cell: ScoreCell) -> str:
-    """How sure a value is."""
+    """Say how certain a value is."""
     if cell.error is None:
         return f"95 % interval {percent(cell.low)} to {percent(cell.high)}"
     return f"standard error {percent(cell.error)}, n = {cell.count}"
 
 
 def few(data: ReportedData) -> str:
-    """Which classes have few test images, and what that means; nothing where none has."""
+    """Say which classes have few test images, and what that means; empty if there are none."""
     named = [f"{data.class_names[c]} ({data.test_counts[c]})" for c in data.order if c in data.few]
     if not named:
         return ""
-    which = (
-        listed(named)
-        if len(named) <= 12
-        else f"{len(named)} of {len(data.class_names)} classes, {named[0]} to {named[-1]}"
+    some = f"{len(named)} of {len(data.class_names)} classes, {named[0]} to {named[-1]}"
+    which = listed(named) if len(named) <= 12 else some
+    return (
+        f"{which}: one image changes the accuracy of such a class by more than {100 / metrics.FEW_PER_CLASS:g} points."
     )
-    points = 100 / metrics.FEW_PER_CLASS
-    return f"{which}: one image more or less moves the accuracy of such a class by more than {points:g} points."
 
 
 def curve_split(series: Series) -> str:
-    """What the curves of training were measured on; nothing where there are none."""
+    """Say what the training curves were measured on; empty if there are none."""
     epochs = [epoch for run in series.runs for epoch in run.epochs]
     splits = list(dict.fromkeys(epoch.monitor.split for epoch in epochs if epoch.monitor is not None))
     if splits != ["test"]:
         return f"the {listed(splits)} split" if splits else ""
     if series.runs[0].config.get("training", {}).get("selection") == "best-test":
-        return "the test set, which also chose the epoch that is delivered: a leak"
-    return "the test set, drawn only, never used to choose anything"
+        return "the test set, on which the delivered epoch was chosen: a leak"
+    return "the test set, for drawing only, not to choose anything"

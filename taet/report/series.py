@@ -1,7 +1,7 @@
-"""Runs that differ in nothing but the seed, put together, named, and given one look for the whole page.
+"""Runs that differ only in the seed, grouped, labelled, and drawn in one style on the whole page.
 
-Colours are those of Okabe and Ito (Color Universal Design, 2008), in an order whose first three also differ in
-lightness; markers, line styles and hatches repeat what colour says.
+Colours are those of Okabe and Ito (Color Universal Design, 2008), ordered so that the first three also differ in
+lightness; markers, line styles and hatches carry the same information as the colours.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ MARKER_PATHS = (
     "M18 11.5l4.5-8h-9Z",
 )
 MANY = len(COLOURS)
-"""Of more series than this, no figure shows all at once."""
+"""Most series that share a figure."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Runs that differ in nothing but the seed, as they are drawn: one label, colour, line and marker on the page."""
+    """Runs that differ only in the seed, with one label, colour, line and marker on the page."""
 
     runs: tuple[ReportedRun, ...]
     label: str
@@ -66,22 +66,22 @@ class Series:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training of one run, the mean over seeds."""
+        """Mean seconds of training per run."""
         return float(np.mean([run.seconds for run in self.runs if run.card is not None]))
 
     @property
     def machine(self) -> tuple[Any, ...]:
-        """What seconds depend on besides the method."""
+        """Device and threads, on which the seconds depend."""
         return tuple(dict.fromkeys((run.record and (run.record.device, run.record.threads)) for run in self.runs))
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """Where the runs left the protocol, in words."""
+        """Where the runs leave the protocol, in words."""
         return tuple(dict.fromkeys(text for run in self.runs for text in run.deviations))
 
     @property
     def flags(self) -> dict[str, tuple[str, list[int | None]]]:
-        """What the diagnostics found, by flag: its text, and the seeds that it was raised for."""
+        """Flags of the diagnostics by name: the text, and the seeds for which the flag was raised."""
         found: dict[str, tuple[str, list[int | None]]] = {}
         for run in self.runs:
             for flag in run.card.flags if run.card is not None else ():
@@ -89,7 +89,7 @@ class Series:
         return found
 
     def over_seeds(self, value: Callable[[Epoch], Any]) -> list[tuple[Epoch, Any]]:
-        """Return the mean of a value over the seeds, per epoch that has it, with an epoch of one of the runs."""
+        """Return one epoch and the mean of a value over the seeds, for each epoch in which the value is known."""
         found: dict[int, list[tuple[Epoch, Any]]] = {}
         for run in self.runs:
             for epoch in run.epochs:
@@ -121,13 +121,13 @@ def baseline(all_series: Sequence[Series]) -> Series | None:
 
 
 def grouped(runs: Sequence[ReportedRun], names: Sequence[str | None]) -> list[Series]:
-    """Put the runs together that differ in nothing but the seed; a run that repeats a seed begins another series."""
+    """Group the runs that differ only in the seed; a run that repeats a seed starts another series."""
     groups: dict[tuple[Any, ...], list[ReportedRun]] = {}
-    met: Counter[tuple[Any, ...]] = Counter()
+    seen: Counter[tuple[Any, ...]] = Counter()
     for run, name in zip(runs, names, strict=True):
         row = (run.data, name or json.dumps(run.settings, sort_keys=True))
-        groups.setdefault((*row, met[row, run.seed]), []).append(run)
-        met[row, run.seed] += 1
+        groups.setdefault((*row, seen[row, run.seed]), []).append(run)
+        seen[row, run.seed] += 1
     given = dict(zip((run.path for run in runs), names, strict=True))
     methods = list(dict.fromkeys(run.method for run in runs))
     return [
@@ -143,22 +143,22 @@ def grouped(runs: Sequence[ReportedRun], names: Sequence[str | None]) -> list[Se
 
 
 def _labels(groups: Sequence[Sequence[ReportedRun]], names: Mapping[Path, str | None]) -> list[str]:
-    """Name each group: as it is given, or its method, with what tells it from others where that repeats on the data."""
+    """Label each group with its given name or its method; equal labels on the same data get what distinguishes them."""
     labels = [names[group[0].path] or group[0].method for group in groups]
     for detail in (_own_settings, _folders, _paths):
-        met = Counter(zip((group[0].data for group in groups), labels, strict=True))
-        told = []
+        seen = Counter(zip((group[0].data for group in groups), labels, strict=True))
+        detailed = []
         for group, label in zip(groups, labels, strict=True):
             alike = zip(groups, labels, strict=True)
             same = [other for other, name in alike if (other[0].data, name) == (group[0].data, label)]
-            detailed = detail(group, same) if met[group[0].data, label] > 1 else ""
-            told.append(f"{label} ({detailed})" if detailed else label)
-        labels = told
+            extra = detail(group, same) if seen[group[0].data, label] > 1 else ""
+            detailed.append(f"{label} ({extra})" if extra else label)
+        labels = detailed
     return labels
 
 
 def _own_settings(group: Sequence[ReportedRun], among: Sequence[Sequence[ReportedRun]]) -> str:
-    """The settings in which a group differs from the others."""
+    """Return the settings in which a group differs from the others."""
     settings = [other[0].settings for other in among]
     own = group[0].settings
     names = [name for name in own if any(other.get(name) != own[name] for other in settings)]

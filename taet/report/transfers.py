@@ -1,4 +1,4 @@
-"""Transfer between the models of a page: what examples that were made on one do to another."""
+"""Transfer between the models of a page: accuracy on adversarial examples that were made on another model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from taet.report.series import Series
 
 @dataclass(frozen=True)
 class TransferTable:
-    """Balanced accuracy: a row per model that is attacked, a column per model that the examples were made on."""
+    """Balanced accuracy: one row per attacked model, one column per model that the examples were made on."""
 
     attack: str
     names: tuple[str, ...]
     rows: tuple[tuple[str, float, tuple[float, ...]], ...]
-    """Name, accuracy on clean images, and under the examples of each column; nan where it was not measured."""
+    """Name, accuracy on clean images, and on the examples of each column; nan if not measured."""
 
 
 def matrices(all_series: Sequence[Series]) -> tuple[TransferTable, ...]:
-    """Return a matrix for each attack whose examples were carried from one of the models to another."""
+    """Return a table for each attack whose examples were transferred between these models."""
     cards = {
         one.label if len(one.runs) == 1 else f"{one.label}, seed {run.seed}": run.card
         for one in all_series

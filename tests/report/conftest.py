@@ -46,7 +46,7 @@ def build_card(
                 norm=None if clean else "linf",
                 eps=None if clean else EPS,
                 bounded=not clean,
-                parameters={} if clean else {"steps": 20, "seed": seed},
+                parameters={} if clean else {"steps": 20, "step_size": EPS / 8, "seed": seed},
                 correct=correct,
                 predictions=np.where(correct, labels, wrong),
                 parts={"apgd-ce": draw < chance * 0.53, "square": correct} if attack == "autoattack" else {},

@@ -97,7 +97,7 @@ def test_ids_are_unique_and_every_link_within_the_page_has_its_target(page: Page
 def test_every_part_is_there(page: Page) -> None:
     assert {f"data-1-{part}" for part in PARTS} | {"provenance", "run-1", "run-2", "run-3"} <= set(page.ids)
     expected = ["3 runs (at, at-bsl, taet) on digits-lt", "imbalance ratio 10", "L∞, ε 8/255", "368 test images"]
-    expected += ["taet: adversarial stage", "drawn only, never used to choose anything", "perturbation × 15"]
+    expected += ["taet: adversarial stage", "for drawing only, not to choose anything", "perturbation × 15"]
     expected += ["class nine has 9 test images.", "taet evaluate runs/taet", "ab" * 32, f"{10:064x}", "bcl", "rcel"]
     assert [words for words in expected if words not in page.text] == []
 
@@ -304,8 +304,8 @@ def test_an_unevaluated_run_stays_with_the_runs_on_its_data(make_run: MakeRun, t
 
 def test_a_run_that_chose_its_epoch_on_the_test_set_says_so(make_run: MakeRun, tmp_path: Path) -> None:
     page = Page(report.write([make_run(tmp_path / "at", selection="best-test")], tmp_path / "report.html"))
-    assert "also chose the epoch that is delivered: a leak" in page.text
-    assert "never used to choose anything" not in page.text
+    assert "on which the delivered epoch was chosen: a leak" in page.text
+    assert "not to choose anything" not in page.text
 
 
 def test_rows_that_leave_the_protocol_are_marked_in_every_table_with_the_words_below_it(
@@ -320,7 +320,7 @@ def test_rows_that_leave_the_protocol_are_marked_in_every_table_with_the_words_b
     assert rows == {"at", "las-at 1 n = 2", "robust-lt 1, 2"}
     for table in page.tables:
         names = [row[0][1] for row in table[1:]] if table[0][0][1] != "Class" else [name for _, name in table[0][3:]]
-        names += [name for _, name in table[0][1:]] if table[0][0][1] == "Row less column" else []
+        names += [name for _, name in table[0][1:]] if table[0][0][1] == "Row minus column" else []
         for method, marks in (("at", None), ("las-at", "1"), ("robust-lt", "1, 2")):
             found = [" ".join(name.split()).removeprefix(method) for name in names if name.split()[0] == method]
             assert found

@@ -34,7 +34,10 @@ def column(card: ResultCard, name: str, share: float, **changes: Any) -> Column:
     wrong = np.where(clean.correct, (card.labels + 1) % card.num_classes, clean.predictions)
     given: dict[str, Any] = {"norm": "linf", "eps": EPS, "bounded": True, "parameters": {"steps": 20}}
     predictions = np.where(correct, card.labels, wrong)
-    return Column(name=name, correct=correct, predictions=predictions, **(given | changes))
+    made = given | changes
+    if "pgd" in name:  # steps in proportion to the ball
+        made["parameters"] = {"step_size": made["eps"] / 8, **made["parameters"]}
+    return Column(name=name, correct=correct, predictions=predictions, **made)
 
 
 def rich(card: ResultCard) -> ResultCard:
@@ -116,7 +119,7 @@ def test_columns_are_grouped_by_threat_model_and_points_of_curves_are_no_columns
     linf = ["clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case"]
     assert [*heads] == [*linf, "pgd-l2-20", "cw-l2", "tail", "accuracy", "training", "flags"]
     assert heads["worst-case"] == "L∞, ε 8/255; 4 attacks"
-    assert (heads["pgd-l2-20"], heads["cw-l2"]) == ("L2, ε 1", "L2, no ball")
+    assert (heads["pgd-l2-20"], heads["cw-l2"]) == ("L2, ε 1", "L2, unbounded")
 
 
 def test_an_attack_without_a_ball_shows_its_median_distance_and_has_no_best(
@@ -312,7 +315,7 @@ def test_marks_and_sentence_follow_the_pairs(make_run: MakeRun, tmp_path: Path) 
     cells = [cells[place] for _, cells in comparison.headline.rows]
     assert cells[1].high > cells[0].low  # so that intervals alone would not decide
     assert [(cell.mark, cell.tied) for cell in cells] == [("best", False), ("second", False)]
-    assert comparison.result.endswith("compared image by image, its lead over every other is more than chance.")
+    assert comparison.result.endswith("compared image by image, its lead is more than chance.")
     strong.save(folders[0] / "evaluation.json")
     assert "undecided" not in compare(folders).result
     assert compare(folders).result.startswith("Under autoattack, at and taet share")
