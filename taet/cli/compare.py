@@ -15,7 +15,8 @@ import tyro
 from taet.cli import flags
 from taet.errors import UserError
 from taet.experiments import Comparison, compare, merge
-from taet.experiments.comparison import OPEN, clock
+from taet.experiments.comparison import OPEN
+from taet.formatting import clock
 
 EXAMPLES = (
     "taet compare digits.toml",

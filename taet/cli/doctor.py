@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,31 @@ from torch.nn import functional
 
 from taet import models
 from taet.attacks import pgd
-from taet.errors import UserError
+from taet.cli import flags
 from taet.training.environment import PACKAGES, environment, resolve_device
 
-HELP = """usage: taet doctor [--json]
-
-Print the installed versions, the device that a run would use, the speed of attacks on it, and the data it finds.
-
-examples:
-  taet doctor
-  taet doctor --json"""
+DESCRIPTION = """Print the installed versions, the device that a run would use, the speed of attacks on it, and the data
+that it finds."""
 DATA_FILES = (
     *("cifar10.npz", "cifar-10-batches-py", "cifar100.npz", "cifar-100-python", "FashionMNIST/raw"),
     *("dermamnist.npz", "ham10000_32.npz", "tiny-imagenet-200", "gtsrb"),
 )
 
 
+@dataclass(frozen=True)
+class DoctorOptions:
+    """How the result is printed."""
+
+    json: bool = False
+    """Print JSON."""
+
+
 def run(arguments: list[str]) -> None:
     """Check this machine and print the result."""
-    if {"-h", "--help"} & set(arguments):
-        print(HELP)
-        return
-    if set(arguments) - {"--json"}:
-        raise UserError(f"taet doctor takes no argument but --json; got {' '.join(arguments)}")
+    examples = ("taet doctor", "taet doctor --json")
+    parsed = flags.parse(DoctorOptions, arguments, prog="taet doctor", description=DESCRIPTION, examples=examples)
     found = examine()
-    if "--json" in arguments:
+    if parsed.json:
         print(json.dumps(found, indent=1))
         return
     for name, value in found["versions"].items():

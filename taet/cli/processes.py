@@ -22,9 +22,9 @@ from taet.errors import UserError
 from taet.training.environment import cores, resolve_device
 from taet.training.interruption import interruption
 
-TELLING_SECONDS = 1.0
+REPORTING_SECONDS = 1.0
 """Time for the process that reports the error: torchrun ends it as soon as another one has ended."""
-LOOK_SECONDS = 0.1
+CHECK_SECONDS = 0.1
 """Between two checks of the started processes."""
 ENDING_SECONDS = 30.0
 """Time for all processes to end by themselves, after a failure or an interruption."""
@@ -34,7 +34,7 @@ ENDING_SECONDS = 30.0
 def together(device: str) -> Iterator[None]:
     """Join the other processes, if any, on `device`, and discard the output of all but the first."""
     end_with_parent()
-    with told_once(), joined(resolve_device(device).type), contextlib.ExitStack() as stack:
+    with reported_once(), joined(resolve_device(device).type), contextlib.ExitStack() as stack:
         if rank() > 0:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
@@ -43,7 +43,7 @@ def together(device: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_once() -> Iterator[None]:
+def reported_once() -> Iterator[None]:
     """Report an error or interruption from one process only: the first to claim it; the others exit silently."""
     try:
         yield
@@ -56,7 +56,7 @@ def told_once() -> Iterator[None]:
         atexit.register(leave, status)  # registered last, so called first
         if claim("final message"):
             raise
-        time.sleep(TELLING_SECONDS)
+        time.sleep(REPORTING_SECONDS)
         raise SystemExit(status) from None
 
 
@@ -95,7 +95,7 @@ def run_together(count: int, words: Sequence[str]) -> int:
                     )
                 )
             while not asked.is_set() and {process.poll() for process in running} in ({None}, {None, 0}):
-                asked.wait(LOOK_SECONDS)
+                asked.wait(CHECK_SECONDS)
             first_failed = next((process.returncode for process in running if process.poll()), 0)
         except BaseException:
             for process in running:

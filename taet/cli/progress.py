@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from taet.attacks.progress import Progress as Report
+from taet.formatting import clock
 
 LINE_SECONDS = 10.0
 SPEED_SECONDS = 3600.0  # estimate the remaining time from this much of the past: one step may take minutes
@@ -50,18 +51,12 @@ def _lines(title: str) -> Report:
         if now - printed < LINE_SECONDS and done < total:
             return
         printed = now
-        gone = _clock(now - began)
+        gone = clock(now - began)
         if done >= total:
             print(f"{title}: 100 %, done in {gone}, {text}", file=sys.stderr, flush=True)
             return
         rate = (done - first) / max(now - began, 1e-9)
-        left = f", {_clock((total - done) / rate)} left" if rate > 0 else ""
+        left = f", {clock((total - done) / rate)} left" if rate > 0 else ""
         print(f"{title}: {100 * done / total:.0f} %, {gone} gone{left}, {text}", file=sys.stderr, flush=True)
 
     return show
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -15,7 +15,7 @@ import tyro
 
 from taet import methods, models, protocols
 from taet.cli import flags
-from taet.cli.processes import together, told_once
+from taet.cli.processes import reported_once, together
 from taet.cli.progress import progress
 from taet.config import Run, override
 from taet.data import full_name, is_own
@@ -61,7 +61,7 @@ class TrainOptions:
     out: str | None = None
     """Folder of the run; it must not exist. Default: a new one in runs/."""
     resume: str | None = None
-    """Continue a run that stopped; goes only with the options below."""
+    """Continue a run that stopped. No other option is allowed except those below."""
     evaluate: tyro.conf.FlagCreatePairsOff[bool] = False
     """Attack the finished run and write its report.html. Default: for your own images."""
     no_evaluate: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -96,7 +96,7 @@ class TrainingRequest(NamedTuple):
 
 def run(arguments: list[str]) -> None:
     """Train a new run, or continue one, attack it where asked for, and print the result."""
-    with told_once():
+    with reported_once():
         request = read(arguments)
         options = request.options
         if options.resume is None:
@@ -186,7 +186,7 @@ def _evaluate(finished: TrainingResult, as_json: bool) -> None:
 
 
 def introduction(trainer: Trainer, decided: Sequence[str]) -> str:
-    """Say what the data are, what was decided for them, and how long training will take."""
+    """Return what `taet train` prints first: the data, the network, and what was chosen for the user's own images."""
     dataset, run = trainer.dataset, trainer.run
     counts, names = dataset.class_counts, dataset.class_names
     most, least = int(counts.argmax()), int(counts.argmin())
@@ -210,8 +210,8 @@ def introduction(trainer: Trainer, decided: Sequence[str]) -> str:
         *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
     ]
     if decided:
-        lines += ["decided, each changed by its option:", *(f"  {sentence}" for sentence in decided)]
-        lines += [f"training will take {duration(trainer.expected_seconds())}, the attacks after it not counted"]
+        lines += ["chosen automatically; each can be set by its option:", *(f"  {sentence}" for sentence in decided)]
+        lines += [f"training will take {duration(trainer.expected_seconds())}, without the attacks after it"]
     return "\n".join(lines)
 
 

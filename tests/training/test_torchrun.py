@@ -102,13 +102,13 @@ def test_one_process_tells_and_the_others_end_in_silence(
 ) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(processes, "claim", lambda _: first)
-    monkeypatch.setattr(processes, "TELLING_SECONDS", 0)
+    monkeypatch.setattr(processes, "REPORTING_SECONDS", 0)
     at_exit: list[tuple[Any, ...]] = []
     monkeypatch.setattr(processes.atexit, "register", lambda *call: at_exit.append(call))
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     try:
-        with pytest.raises(type(error) if first else SystemExit) as caught, processes.told_once():
+        with pytest.raises(type(error) if first else SystemExit) as caught, processes.reported_once():
             raise error
     finally:
         for number, handler in before.items():
@@ -126,7 +126,7 @@ from taet.errors import UserError
 
 def run(_):
     print("found so far")
-    with processes.told_once():
+    with processes.reported_once():
         raise {error}
 
 processes.claim = lambda _: True
