@@ -1,0 +1,87 @@
+"""The run folder: one file of the package knows the names in it, and what is written is read back."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from taet.config import Run
+from taet.errors import UserError
+from taet.training import TrainingResult, train
+from taet.training.folder import RunFolder
+
+PACKAGE = Path(__file__).parents[2] / "taet"
+FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "training" / "folder.py"]
+NAMES = re.compile(r"(run\.json|metrics\.jsonl|checkpoint\.pt|evaluation\S*\.json|model\S*\.safetensors|examples\.npz)")
+FOLDERS = {"done", "artifacts", "tensorboard"}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+    return train(tiny("at", {"training.epochs": 1}), out=tmp_path_factory.mktemp("finished") / "run")
+
+
+def names_of_files(tree: ast.Module) -> Iterator[str]:
+    """Texts in the code, not in docstrings or sentences, that name a file of a run folder."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.Constant):
+            if node.right.value in FOLDERS:
+                yield str(node.right.value)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAMES.fullmatch(node.value):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            text = "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+            if NAMES.fullmatch(text) or re.fullmatch(r"X\.(safetensors|pt)", text):
+                yield text
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_other_file_names_the_files_of_a_run(path: Path) -> None:
+    assert not list(names_of_files(ast.parse(path.read_text())))
+
+
+def test_names_would_be_found() -> None:
+    code = 'folder / "done"; open("run.json"); path = f"evaluation{weights}.json"; other = f"{name}.safetensors"'
+    assert len(list(names_of_files(ast.parse(code)))) == 4
+
+
+def test_a_record_is_written_as_it_is_read(finished: TrainingResult) -> None:
+    record, stored = RunFolder(finished.folder).record, json.loads((finished.folder / "run.json").read_text())
+    assert json.loads(json.dumps(record.to_json())) == stored
+    assert list(record.to_json()) == list(stored)
+    assert record.run == finished.run
+
+
+def test_rows_are_typed(finished: TrainingResult) -> None:
+    folder = RunFolder(finished.folder)
+    assert folder.rows == finished.history
+    (epoch,) = folder.metrics
+    assert epoch.epoch == 1
+    assert epoch.loss == finished.history[0]["loss"]
+    assert epoch.monitor is not None
+    assert epoch.monitor.clean.correct.tolist() == finished.history[0]["monitor"]["clean"]["correct"]
+
+
+def test_a_row_that_was_cut_short_is_left_out_and_a_damaged_one_refused(tmp_path: Path) -> None:
+    path, folder = tmp_path / "metrics.jsonl", RunFolder(tmp_path)
+    assert folder.rows == ()
+    path.write_text('{"epoch": 1}\n{"epo')
+    assert folder.rows == ({"epoch": 1},)
+    path.write_text('{"epo\n{"epoch": 1}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is damaged"):
+        _ = folder.rows
+
+
+def test_weights_say_where_they_come_from(finished: TrainingResult, tmp_path: Path) -> None:
+    about = RunFolder(finished.folder).weights_about()
+    assert (about.method, about.epoch) == ("at", 1)
+    with pytest.raises(UserError, match="cannot be read"):
+        RunFolder(tmp_path).weights_about()
+    RunFolder(tmp_path).weights().write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        RunFolder(tmp_path).weights_about()
