@@ -68,13 +68,33 @@ def _meeting_point(timeout: timedelta) -> tuple[Any, int, int]:
     return found
 
 
+class ProcessEnded(RuntimeError):
+    """An exchange between the processes failed, because another one has ended."""
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """Inside, a failure of gloo or nccl, which has no type of its own, is a `ProcessEnded`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessEnded(str(error)) from error
+
+
+def add_up(value: Tensor) -> Tensor:
+    """Add the values of all processes to `value`, in place, and return it."""
+    with _exchange():
+        dist.all_reduce(value)
+    return value
+
+
 @contextmanager
 def unless_one_ends(remedy: str = "") -> Iterator[None]:
     """Turn the end of another process into a UserError, one line with `remedy` at its end."""
     try:
         yield
-    except RuntimeError as error:
-        if world_size() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+    except (ProcessEnded, dist.DistError) as error:
+        if world_size() == 1:
             raise
         reason = re.sub(r"^\[\S+\] ", "", re.split(r"\n|\. ", str(error))[0])
         raise UserError(f"another process of this job has ended ({reason}){remedy}") from error
@@ -118,7 +138,8 @@ def gather(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with _exchange():
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -127,7 +148,8 @@ def first(work: Callable[[], T]) -> T:
     if world_size() == 1:
         return work()
     outcome = [_attempt(work) if rank() == 0 else None]
-    dist.broadcast_object_list(outcome, device=torch.device("cpu"))
+    with _exchange():
+        dist.broadcast_object_list(outcome, device=torch.device("cpu"))
     assert outcome[0] is not None
     value, error = outcome[0]
     if error is not None:
@@ -165,7 +187,8 @@ def in_any(*flags: bool) -> tuple[bool, ...]:
     if world_size() == 1:
         return flags
     values = torch.tensor(flags, dtype=torch.uint8)
-    dist.all_reduce(values, dist.ReduceOp.MAX)
+    with _exchange():
+        dist.all_reduce(values, dist.ReduceOp.MAX)
     return tuple(map(bool, values.tolist()))
 
 
@@ -182,22 +205,19 @@ def copy_first(tensors: Iterable[Tensor]) -> None:
         return
     for tensor in tensors:
         values = tensor.detach().contiguous()
-        dist.broadcast(values, 0)
+        with _exchange():
+            dist.broadcast(values, 0)
         tensor.detach().copy_(values)
 
 
 class _GlobalSum(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
+        return add_up(value.clone())
 
     @staticmethod
     def backward(_: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone()
-        dist.all_reduce(total)
-        return total
+        return add_up(grads[0].clone())
 
 
 def global_sum(value: Tensor) -> Tensor:
@@ -220,7 +240,7 @@ def average_gradients(gradients: Sequence[Tensor]) -> None:
     if world_size() == 1 or not gradients:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
+    add_up(flat)
     flat /= world_size()
     for gradient, mean in zip(gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view(gradient.shape))

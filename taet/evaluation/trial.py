@@ -19,6 +19,7 @@ from taet.losses.long_tail import cross_entropy
 from taet.randomness import generator
 
 SUM_TOLERANCE = 1e-5  # by which the official AutoAttack tells a probability distribution
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 PASSES = 3  # of an image through the model, forward or backward, that `attempt` takes
 
 
@@ -115,7 +116,7 @@ def told(failed: str) -> Iterator[None]:
     except Exception as error:
         kind = type(error).__name__
         reason = str(error).partition("\n")[0] or kind
-        hint = "; a smaller --batch-size takes less memory" if "memory" in reason else ""
+        hint = "; a smaller --batch-size takes less memory" if isinstance(error, OUT_OF_MEMORY) else ""
         raise UserError(failed.format(reason=reason, kind=kind) + hint) from error
 
 

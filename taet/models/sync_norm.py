@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from taet.distributed import average_gradients, global_sum, rank, world_size
+from taet.distributed import add_up, average_gradients, global_sum, rank, world_size
 
 
 @contextmanager
@@ -157,7 +156,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     squares = (values - mean.view(_shape(x))).square_().sum(dims)
     shares = values.new_zeros(world_size(), 2 * channels + 1)
     shares[rank()] = torch.cat([mean, squares, mean.new_full((1,), number)])
-    dist.all_reduce(shares)  # zeros where other processes fill in theirs
+    add_up(shares)  # zeros where other processes fill in theirs
     means, squares, counts = torch.split(shares, [channels, channels, 1], 1)
     count = counts.sum()
     mean = (counts * means).sum(0) / count

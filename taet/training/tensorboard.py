@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError("TensorBoard is missing: pip install 'taet[tensorboard]', or omit --tensorboard") from None
-        self.open = lambda: SummaryWriter(str(folder))
-        self.writer: SummaryWriter | None = None
+        self.open: Callable[[], Any] = lambda: SummaryWriter(str(folder))
+        self.writer: Any = None
 
     def write(self, row: Row) -> None:
         """Add one epoch."""
         self.writer = self.open() if self.writer is None else self.writer
         for name, value in scalars(row).items():
-            self.writer.add_scalar(name, value, row["epoch"])  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(name, value, row["epoch"])
 
     def close(self) -> None:
         """Write what is left."""
