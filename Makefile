@@ -1,5 +1,7 @@
-# make demo   train, attack and report on a bare machine with Python 3.11 or newer; a few minutes on two CPU cores
-# make test   the whole test suite
+# make demo       train, attack and report on a bare machine with Python 3.11 or newer; a few minutes on two CPU cores
+# make test   the tests, about three minutes on two idle cores; of large products a representative part
+# make test-all   every test
+# make test-avx2  the tests whose numbers depend on the processor, as on an x86 processor without AVX-512
 # make check  lint and types
 # make bench  speed beside the plain loops, below 15 minutes; fails where a ratio fell by more than 15 %
 # make lock   renew requirements.lock from pyproject.toml
@@ -9,14 +11,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test test-all test-avx2 check bench lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/taet demo
 
 # One thread per worker: the tests' networks are too small to share, and two workers then use two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(PYTEST) -m "not full"
+
+test-all: $(INSTALLED)
+	$(PYTEST)
+
+# What a network's last digits could decide. Processors without AVX-512 use other kernels, and round otherwise.
+test-avx2: $(INSTALLED)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not full" \
+	  tests/attacks tests/losses tests/methods tests/models tests/training tests/test_examples.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -33,6 +33,28 @@ TINY = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies off the diagonal of a product as `full`.
+
+    diagonal("a", "b"): with the values of a and b counted from 0, the diagonal holds the cases (t mod n, t mod m) for t
+    from 0, n and m values: as many cases as the longer list has values, and every value at least once.
+    """
+    products: dict[str, list[tuple[pytest.Item, dict[str, str]]]] = {}
+    for item in items:
+        mark = item.get_closest_marker("diagonal")
+        if mark is not None:
+            values = {name: str(item.callspec.params[name]) for name in mark.args}  # type: ignore[attr-defined]
+            products.setdefault(item.nodeid.partition("[")[0], []).append((item, values))
+    for cases in products.values():
+        lists = [list(dict.fromkeys(values[name] for _, values in cases)) for name in cases[0][1]]
+        longest = max(map(len, lists))
+        wanted = {tuple(values[t % len(values)] for values in lists) for t in range(longest)}
+        for item, values in cases:
+            if tuple(values.values()) not in wanted:
+                item.add_marker("full")
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Run]:
     """Return a run of two epochs of three steps each on 78 digits; changes are dotted fields."""

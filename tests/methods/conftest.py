@@ -105,12 +105,22 @@ PLAIN = [case for case in CASES if "base" not in case.knobs]
 VARIANTS = [list(stages) for _, stages in itertools.groupby(CASES, lambda case: (case.name, case.knobs))]
 
 
+# Of the methods inside a wrapper, two stand for all in make test: a plain one, and one with stages.
+USUAL_BASES = ("at", "taet")
+
+
+def parameter(case: Case) -> Any:
+    usual = case.knobs.get("base", USUAL_BASES[0]) in USUAL_BASES
+    return pytest.param(case, id=str(case), marks=() if usual else pytest.mark.full)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for argument, found in (("case", CASES), ("plain_case", PLAIN), ("wrapped_case", WRAPPED)):
         if argument in metafunc.fixturenames:
-            metafunc.parametrize(argument, found, ids=str)
+            metafunc.parametrize(argument, [parameter(case) for case in found])
     if "whole_variant" in metafunc.fixturenames:
-        metafunc.parametrize("whole_variant", VARIANTS, ids=[str(stages[0]) for stages in VARIANTS])
+        variants = [pytest.param(stages, id=str(stages[0]), marks=parameter(stages[0]).marks) for stages in VARIANTS]
+        metafunc.parametrize("whole_variant", variants)
 
 
 def make_network(

@@ -254,6 +254,7 @@ def test_loss_is_a_finite_differentiable_scalar(case: Case, network: Network, ba
     assert_differentiable(loss, model)
 
 
+@pytest.mark.diagonal("name", "outer")
 @every_method
 @pytest.mark.parametrize("outer", OUTERS)
 def test_an_outer_loss_is_refused_or_felt(
@@ -325,6 +326,7 @@ def test_twenty_steps_lower_the_loss(plain_case: Case, network: Network, batch: 
     assert sum(losses[-3:]) / 3 < 0.95 * losses[0], losses
 
 
+@pytest.mark.diagonal("case", "labels")
 @pytest.mark.parametrize(
     ("labels", "shape"),
     [
@@ -365,6 +367,7 @@ def test_state_is_restored_in_the_middle_of_an_epoch(case: Case, network: Networ
 # -- perturb -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.diagonal("case", "start")
 @pytest.mark.parametrize("start", ["uniform", "positive", "gaussian", "none"])
 def test_examples_lie_in_the_ball_and_in_the_image_range(
     case: Case, start: Any, network: Network, batch: Batch
