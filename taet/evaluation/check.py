@@ -1,4 +1,4 @@
-"""What can be said about a model before hours are spent on attacking it."""
+"""A quick check of a model before it is attacked: what would spoil an evaluation, and how long it would take."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
 from taet.training.environment import environment
 
-LEVEL = 0.05  # of the tests whether another normalisation is better, all of them together
-TIMED = 3  # repetitions of what is timed, of which the fastest counts
+LEVEL = 0.05  # of all tests together whether another normalisation is better
+TIMED = 3  # repetitions of each timing, of which the fastest counts
 
 
 @dataclass(frozen=True)
 class AttackCost:
-    """What one attack is expected to take on all images."""
+    """Expected cost of one attack on all images."""
 
     attack: str
     passes: int
-    """Passes of an image through the model, forward or backward."""
+    """Forward and backward passes of one image through the model."""
     images: int
-    """Images that are attacked: AutoAttack takes those that are classified correctly."""
+    """Images that are attacked: for AutoAttack those that are classified correctly."""
     seconds: float
-    """At most: an attack that is done with an image early takes less."""
+    """Upper bound: an attack that stops early on an image takes less."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found about a model."""
+    """The findings about a model."""
 
     model: str
     parameters: int
@@ -58,24 +58,24 @@ class Check:
     image_shape: tuple[int, int, int]
     """(channels, height, width)."""
     images: int
-    """Test images in all."""
+    """Number of test images."""
     tried: int
-    """Test images that the findings are about."""
+    """Number of test images that were tried."""
     device: str
     accuracy: float
-    """Share of the images tried that are classified correctly."""
+    """Share of the tried images that are classified correctly."""
     accuracies: dict[str, float]
-    """The same with each input normalisation that was tried; "none" is the network on images in [0, 1]."""
+    """The same with each usual input normalisation; "none" is the network on images in [0, 1]."""
     forward_speed: float
-    """Images a second."""
+    """Images per second, forward."""
     gradient_speed: float
-    """Images a second, forward and backward."""
+    """Images per second, forward and backward."""
     findings: tuple[Finding, ...]
     costs: tuple[AttackCost, ...]
 
     @property
     def ok(self) -> bool:
-        """Is nothing in the way of an evaluation?"""
+        """Whether nothing was found that would spoil an evaluation."""
         return all(finding.ok for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Check:
                 f"{self.model}: {self.parameters:,} parameters, {self.num_classes} logits for images of "
                 f"{' x '.join(map(str, self.image_shape))}; tried on {self.tried} of {self.images} test images",
                 *map(str, self.findings),
-                f"{self.forward_speed:.0f} images a second forward, {self.gradient_speed:.0f} forward and backward; "
+                f"{self.forward_speed:.0f} images per second forward, {self.gradient_speed:.0f} forward and backward; "
                 f"{self.device}",
                 *(f"{name:{width}}{passes:>9}{images:>9}{clock:>19}" for name, passes, images, clock in rows),
             ]
@@ -110,22 +110,23 @@ def check(
     batch_size: int = Evaluation.batch_size,
     name: str | None = None,
 ) -> Check:
-    """Try a model on a batch of test images and say what would spoil an evaluation, and how long one would take.
+    """Try a model on a batch of test images and report what would spoil an evaluation, and how long it would take.
 
-    It is tried in eval mode and exact float32, where it is; its state, modes and the random state are given back.
+    The model is tried in eval mode and exact float32 on its device; its state, its modes and the random state are
+    restored afterwards.
 
     Args:
         model: from images (N, C, H, W) in [0, 1] to logits (N, classes).
-        images: all test images, uint8 (N, H, W, C) or floating point (N, C, H, W) in [0, 1]; a batch is drawn of them.
+        images: all test images, uint8 (N, H, W, C) or floating point (N, C, H, W) in [0, 1]; a batch of them is tried.
         labels: integers (N,), 0 to classes - 1.
-        attacks: names of the attacks whose time is estimated, or of a protocol.
-        class_names: names of the classes, which must be as many as there are logits.
-        batch_size: images per batch, which are tried and timed.
-        name: how the model is called in the answer; its class, if not given.
+        attacks: names of attacks, or of a protocol, whose time is estimated.
+        class_names: names of the classes, one per logit.
+        batch_size: number of images that are tried and timed.
+        name: name of the model in the result; by default its class.
 
     Raises:
-        UserError: images or labels as `taet.evaluate` refuses them; a model that cannot be evaluated at all: it fails,
-            gives anything but finite logits (N, classes), or lets no gradient through to the image.
+        UserError: images or labels that `taet.evaluate` refuses, or a model that cannot be evaluated: it fails, returns
+            anything but finite logits (N, classes), or has no gradient with respect to the image.
     """
     parsed = attacks_of(Evaluation(attacks=tuple(attacks)))
     pixels, classes = as_arrays(images, labels)
@@ -140,8 +141,9 @@ def check(
             correct = _right(trial.logits, trial.y)
             speeds = _speeds(trial)
             normalisations = _normalisations(trial, correct)
-            modes = changes(), training
-            facts = _facts(trial, correct, normalisations, int(classes.max()), class_names is not None, modes)
+            facts = _facts(trial, correct, normalisations, int(classes.max()), class_names is not None)
+            came = "; it came in training mode, which is set aside" if training else ""
+            facts = dataclasses.replace(facts, changed=listed(changes(), most=3), came=came)
     right = _expected(trial, correct, classes)
     return Check(
         model=name or type(model).__name__,
@@ -164,7 +166,7 @@ def check(
 
 
 def _try(model: Counted, x: Tensor, y: Tensor) -> Trial:
-    """Ask for the logits and their gradient; what no attack could work with is a `UserError`."""
+    """Return logits and gradients of a batch; raise a `UserError` if no attack can work with them."""
     trial = attempt(model, x, y)
     if wrong := int(nonfinite(trial.logits).sum()):
         raise UserError(f"model output: not finite on {wrong} of {len(x)} clean test images")
@@ -178,18 +180,10 @@ def _right(logits: Tensor, y: Tensor) -> Mask:
 # -- facts -------------------------------------------------------------------------------------------------------------
 
 
-def _facts(
-    trial: Trial,
-    correct: Mask,
-    normalisations: Normalisations,
-    highest_label: int,
-    named: bool,
-    modes: tuple[list[str], bool],
-) -> CheckFacts:
-    """Put together what the rules of `taet.evaluation.diagnostics` look at."""
+def _facts(trial: Trial, correct: Mask, normalisations: Normalisations, highest_label: int, named: bool) -> CheckFacts:
+    """Measure everything that the rules of `taet.evaluation.diagnostics` look at, except the modes."""
     values, classes = trial.logits, trial.logits.shape[1]
     counts = metrics.class_counts(correct, trial.y.cpu().numpy(), classes)
-    changed, training = modes
     return CheckFacts(
         batch_size=len(trial.y),
         images=len(trial.y),
@@ -213,24 +207,22 @@ def _facts(
         logits=_kind(values),
         nonfinite_on=_nonfinite_on(trial),
         dtype=_dtype(trial),
-        changed=listed(changed, most=3),
-        came="; it came in training mode, which is set aside" if training else "",
     )
 
 
 @dataclass(frozen=True)
 class Normalisations:
-    """How accurate a network is behind each of the usual normalisations."""
+    """Accuracy of a network with each of the usual normalisations."""
 
     accuracies: dict[str, float]
     better: str
-    """The value of --normalize for one that is clearly better than what was given; empty where there is none."""
+    """The value of --normalize for one that is clearly better than the given one; empty if there is none."""
 
 
 def _normalisations(trial: Trial, correct: Mask) -> Normalisations:
-    """Compare the accuracy as given with that of the network behind each of the usual normalisations.
+    """Compare the accuracy as given with that of each of the usual normalisations.
 
-    One is called better where McNemar's test says so at `LEVEL` divided by the number of comparisons.
+    One is better if McNemar's test says so at `LEVEL` divided by the number of comparisons.
     """
     model = trial.model.model
     network = model.network if isinstance(model, Normalized) else model
@@ -247,7 +239,7 @@ def _normalisations(trial: Trial, correct: Mask) -> Normalisations:
 
 
 def _usual(channels: int) -> dict[str, Statistics | None]:
-    """The usual ways to scale an image in [0, 1] for a network, as means and deviations."""
+    """Return the usual ways to scale an image in [0, 1] for a network, as means and standard deviations."""
     named = {name: statistics for name, statistics in NORMALIZATIONS.items() if len(statistics.mean) == channels}
     scales = {"-1 to 1": (0.5, 0.5), "0 to 255": (0.0, 1 / 255)}  # mean, deviation
     spread = {name: Statistics((mean,) * channels, (std,) * channels) for name, (mean, std) in scales.items()}
@@ -259,7 +251,7 @@ def _wrapped(network: nn.Module, statistics: Statistics | None, device: torch.de
 
 
 def _option(name: str, statistics: Statistics | None) -> str:
-    """How a normalisation is written after --normalize."""
+    """Return how a normalisation is written after --normalize."""
     if statistics is None or name in NORMALIZATIONS:
         return name
     return "/".join(",".join(f"{value:.6g}" for value in part) for part in statistics)
@@ -289,14 +281,14 @@ def _dtype(trial: Trial) -> str:
 
 
 def _speeds(trial: Trial) -> tuple[float, float]:
-    """Images a second, forward alone, and forward and backward."""
+    """Return images per second, forward only, and forward and backward."""
     forward = _seconds(lambda: answer(trial.model, trial.x))
     both = _seconds(lambda: input_gradient(trial.model, trial.x, trial.y))
     return len(trial.x) / forward, len(trial.x) / both
 
 
 def _seconds(work: Callable[[], Tensor]) -> float:
-    """The fastest of a few repetitions; the trial was the warm-up."""
+    """Return the time of the fastest repetition; the trial before was the warm-up."""
 
     def once() -> float:
         began = time.perf_counter()
@@ -307,7 +299,7 @@ def _seconds(work: Callable[[], Tensor]) -> float:
 
 
 def _expected(trial: Trial, correct: Mask, labels: Ints) -> int:
-    """How many of all images may be classified correctly, by the accuracy of each class among those tried."""
+    """Estimate how many of all images are classified correctly, from the accuracy of each class on the tried ones."""
     classes = trial.logits.shape[1]
     recalls = metrics.per_class_accuracy(*metrics.class_counts(correct, trial.y.cpu().numpy(), classes))
     known = np.where(np.isnan(recalls), correct.mean(), recalls)
@@ -315,9 +307,9 @@ def _expected(trial: Trial, correct: Mask, labels: Ints) -> int:
 
 
 def _cost(attack: AttackSpec, width: int, images: int, right: int, speeds: tuple[float, float]) -> AttackCost:
-    """The time of an attack, of whose passes every second one is a backward one, the last a forward one."""
+    """Estimate the time of an attack whose passes alternate forward and backward and end with a forward one."""
     passes = attack.passes(width)
-    met = right if attack.skips_misclassified else images
+    attacked = right if attack.skips_misclassified else images
     forward, both = 1 / speeds[0], 1 / speeds[1]
     pairs, single = divmod(passes, 2)
-    return AttackCost(attack.name, passes, met, met * (pairs * both + single * forward))
+    return AttackCost(attack.name, passes, attacked, attacked * (pairs * both + single * forward))

@@ -1,4 +1,4 @@
-"""What is known about a model's answers before diagnostics judge them: typed facts, measured elsewhere."""
+"""Facts about a model's answers to a sample of images, which the rules of the diagnostics look at."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ModelFacts:
 
 
 def probed(card: ResultCard) -> ModelFacts | None:
-    """Return the facts that the probe of an evaluation found; None if nothing was attacked."""
+    """Return the facts that the probe of an evaluation measured; None if nothing was attacked."""
     if not card.probe:
         return None
     known = {field.name for field in fields(ModelFacts)} & card.probe.keys()
@@ -47,7 +47,7 @@ def probed(card: ResultCard) -> ModelFacts | None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckFacts(ModelFacts):
-    """What `taet check` finds in addition, with the numbers as they are printed."""
+    """What `taet check` measures in addition; numbers are in the units in which they are printed."""
 
     num_classes: int
     """Number of logits."""
@@ -59,7 +59,7 @@ class CheckFacts(ModelFacts):
     accuracies: str
     """The same with each usual normalisation, as a list."""
     better: str
-    """How a normalisation that is clearly better is written after --normalize; empty where there is none."""
+    """The value of --normalize for a clearly better normalisation; empty if there is none."""
     better_accuracy: float
     balanced: float
     """Balanced accuracy in per cent."""
@@ -72,9 +72,9 @@ class CheckFacts(ModelFacts):
     logits: str
     """What the logits look like, in words."""
     nonfinite_on: str
-    """Which of a black, a white and a random image the model does not answer with finite logits."""
+    """Those of a black, a white and a random image whose logits are not finite."""
     dtype: str
-    changed: str
-    """Which tensors of the model's state changed in eval mode."""
-    came: str
-    """In which mode the model was given, in words, where that is not eval mode."""
+    changed: str = ""
+    """Names of the tensors of the model's state that changed in eval mode."""
+    came: str = ""
+    """A remark on the mode in which the model was given, unless that was eval mode."""
