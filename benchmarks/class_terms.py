@@ -1,9 +1,9 @@
-"""What the class-level terms of losses become with thousands of classes, of which a batch holds few.
+"""The class-level terms of losses with thousands of classes, of which a batch contains few.
 
-Class counts are generated: a power law, the quantile function of a Pareto distribution that is cut off at both ends,
-with the published largest and smallest class, number of classes and of images. Batches are drawn as training draws
-them, and every term is that of the package. Then a small network is trained on generated images of 8,142 classes under
-several losses. All draws are seeded: the same machine gives the same numbers.
+Class counts are generated: a power law, the quantile function of a Pareto distribution truncated at both ends, with the
+published largest and smallest class and numbers of classes and images. Batches are drawn as in training, and the terms
+are those of the package. Then a small network is trained on generated images of 8,142 classes with several losses.
+Random numbers are seeded: the same machine gives the same results.
 
     python benchmarks/class_terms.py                        a few minutes of one core
     python benchmarks/class_terms.py --no-train             without the training
@@ -55,7 +55,7 @@ NETWORK = "resnet8"
 
 
 class About(NamedTuple):
-    """What is published of a set's training images."""
+    """The published numbers of a set's training images."""
 
     classes: int
     largest: int
@@ -72,7 +72,7 @@ SETS = {
     "inaturalist-2018": About(8142, 1000, 2, 437_513),
 }
 TRAINED = About(8142, 300, 1, 24_426)
-"""The set of the short training, with a test image of every class."""
+"""The data of the short training, with a test image of every class."""
 
 
 def power_law(about: About, exponent: float) -> NDArray[np.float64]:
@@ -101,7 +101,7 @@ def power_law_counts(about: About) -> NDArray[np.int64]:
 
 
 def batches(labels: Tensor, size: int, sampling: str) -> list[Tensor]:
-    """The labels of the first full batches of an epoch, (B,) each, as `taet.data.loader.Loader` orders it."""
+    """Return the labels of the first full batches of an epoch, (B,) each, in the order of `taet.data.loader.Loader`."""
     draws = generator("cpu", 0, "order", 0)
     shuffled = sampling == "shuffled"
     order = torch.randperm(len(labels), generator=draws) if shuffled else class_balanced(labels, draws)
@@ -110,7 +110,7 @@ def batches(labels: Tensor, size: int, sampling: str) -> list[Tensor]:
 
 
 def make_up(drawn: list[Tensor], counts: Tensor) -> dict[str, Any]:
-    """Mean number of classes in a batch, of tail examples, and of their partners of the same class."""
+    """Return the mean number of classes in a batch, of tail examples, and of their partners of the same class."""
     tail = tail_classes(counts)
     present, members, partners = [], [], []
     for labels in drawn:
@@ -129,7 +129,7 @@ def make_up(drawn: list[Tensor], counts: Tensor) -> dict[str, Any]:
 
 
 def kept_by(function: Callable[[], Tensor], *inputs: Tensor) -> tuple[Tensor, int]:
-    """Return what a function gives, and the bytes that autograd keeps for it, those of inputs left out."""
+    """Return the result of a function, and the bytes that autograd keeps for it, without the inputs."""
     held = {value.untyped_storage().data_ptr() for value in inputs}
     kept: dict[int, Tensor] = {}  # by address, and held, so that none is used again
 
@@ -144,7 +144,7 @@ def kept_by(function: Callable[[], Tensor], *inputs: Tensor) -> tuple[Tensor, in
 
 
 def gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, float, int]:
-    """Gradient of a scalar function, its value, and the bytes that are kept for it."""
+    """Return the gradient of a scalar function, its value, and the bytes that are kept for it."""
     at = at.detach().requires_grad_()
     value, kept = kept_by(lambda: function(at), at)
     (slope,) = torch.autograd.grad(value, at)
@@ -152,7 +152,7 @@ def gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, 
 
 
 def image_weights(loss: Tensor, plain: Tensor) -> NDArray[np.float64]:
-    """How often an image counts what it counts in the mean cross-entropy, (N,), from both gradients of logits (N, C).
+    """Return the weight of each image relative to the mean cross-entropy, (N,), from both gradients of logits (N, C).
 
     Exact for a loss that is a function of the cross-entropies of the images: its gradient is that of theirs, weighted.
     """
@@ -161,7 +161,7 @@ def image_weights(loss: Tensor, plain: Tensor) -> NDArray[np.float64]:
 
 
 def equalization(logits: Tensor, labels: Tensor, running: Tensor) -> dict[str, Any]:
-    """HEL beside the mean cross-entropy, for each way to count absent classes; `running` (C,) is that of ema."""
+    """Compare HEL with the mean cross-entropy, for each way to count absent classes; `running` (C,) is that of ema."""
     plain, value, _ = gradient(lambda z: cross_entropy(z, labels).mean(), logits)
     found: dict[str, Any] = {"cross_entropy": value}
     for absent in ("zero", "skip", "ema"):
@@ -186,7 +186,7 @@ def equalization(logits: Tensor, labels: Tensor, running: Tensor) -> dict[str, A
 
 
 def tail_terms(model: Classifier, features: Tensor, labels: Tensor, counts: Tensor) -> dict[str, Any]:
-    """TAIL in its forms beside REAT's label loss: value, and gradient of the features over that of the label loss."""
+    """Compare the forms of TAIL with REAT's label loss: value, and ratio of the gradients of the features."""
     plain, _, _ = gradient(lambda h: balanced_softmax(model.classify(h), labels, counts).mean(), features)
     found = {}
     for form in ("official", "per-pair", "paper"):
@@ -196,7 +196,7 @@ def tail_terms(model: Classifier, features: Tensor, labels: Tensor, counts: Tens
 
 
 def in_batches(about: About, counts: Tensor) -> Iterator[dict[str, Any]]:
-    """What the terms are on batches of each size, under a fresh network and under one that knows the class sizes."""
+    """Return the terms on batches of each size, for a fresh network and for one that knows the class sizes."""
     labels = torch.repeat_interleave(torch.arange(about.classes), counts)
     model = build(NETWORK, about.classes, SHAPE).eval()
     assert isinstance(model, Classifier)
@@ -227,7 +227,7 @@ def effective_images(weights: Tensor, drawn: list[Tensor]) -> float:
 
 
 def priors(counts: Tensor) -> dict[str, Any]:
-    """Constants that follow from the class counts alone, the largest over classes and the smallest."""
+    """Return constants that follow from the class counts, the largest and the smallest over classes."""
     named = {
         "log_prior": log_prior(counts),
         "ldam_margin": ldam_margins(counts),
@@ -238,7 +238,7 @@ def priors(counts: Tensor) -> dict[str, Any]:
 
 
 def rebalanced(counts: Tensor) -> Iterator[dict[str, Any]]:
-    """REAT's weights of the attack where only the largest classes were predicted, as often as their sizes say."""
+    """Return REAT's weights of the attack if only the largest classes are predicted, in proportion to their sizes."""
     for predicted in sorted({1, 100, 1000, len(counts)}):
         shares = torch.where(torch.arange(len(counts)) < predicted, counts.double(), 0.0)
         weights = rebalancing_weights(counts.double(), shares / shares.sum() * counts.sum())
@@ -254,7 +254,7 @@ def rebalanced(counts: Tensor) -> Iterator[dict[str, Any]]:
 
 
 def epoch_of(counts: Tensor) -> dict[str, Any]:
-    """What class-balanced sampling makes of an epoch."""
+    """Return the effect of class-balanced sampling on an epoch."""
     labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
     drawn = class_balanced(labels, generator("cpu", 0, "order", 0)).bincount(minlength=len(labels))
     return {
@@ -265,7 +265,7 @@ def epoch_of(counts: Tensor) -> dict[str, Any]:
 
 
 def generated(about: About) -> Dataset:
-    """Images around a random pattern of each class, so that every class can be told from every other."""
+    """Images around a random pattern of each class, so that all classes can be distinguished."""
     draws = np.random.default_rng(0)
     height, width = SHAPE[1:]
     patterns = draws.integers(64, 192, (about.classes, height, width, SHAPE[0]))
@@ -311,7 +311,7 @@ TRAININGS: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (  # m
 
 
 def trained(data: Dataset, method: str, knobs: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Train for a few epochs: loss, and accuracy on the attacked training images, of each; test accuracy at the end."""
+    """Train for a few epochs; return loss and adversarial training accuracy of each, and the test accuracy."""
     own = config.from_json(methods.find(method).Config, dict(knobs))
     run = config.override(protocols.taet(method), {**RUN, **changes, "settings": own})
     with tempfile.TemporaryDirectory() as out:
@@ -329,7 +329,7 @@ def trained(data: Dataset, method: str, knobs: Mapping[str, Any], changes: Mappi
 
 
 def measure(name: str) -> dict[str, Any]:
-    """All terms on the class sizes of one set."""
+    """Return all terms for the class sizes of one set."""
     about = SETS[name]
     counts = torch.from_numpy(power_law_counts(about))
     return {
@@ -344,7 +344,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """Numbers to five digits, at any depth."""
+    """Round numbers to five digits, at any depth."""
     if isinstance(value, dict):
         return {name: rounded(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

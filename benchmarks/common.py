@@ -1,4 +1,4 @@
-"""What the benchmarks share: rounds in which the sides take turns, a process for each side, ratios, and the record."""
+"""Functions of all benchmarks: rounds of alternating sides, a process for each side, ratios, and the result file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Measured = TypeVar("Measured")
 
 
 def alternate(sides: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
-    """Call every side once per round and return what each gave.
+    """Call every side once per round and return the results of each.
 
-    The order turns round every time, so that a machine that slows down slows all sides alike. The first call of each
-    is not counted: it pays for imports, compiled kernels and a memory that has not grown yet.
+    The order is reversed every round, so that a machine that slows down slows all sides alike. The first call of each
+    is not counted: it includes imports, compilation and the first allocations.
     """
     for work in sides.values():
         work()
@@ -41,7 +41,7 @@ def alternate(sides: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[
 
 
 def seconds(work: Callable[[], object], device: torch.device | str = "cpu") -> float:
-    """Return the seconds that `work` takes, until the device too has done it."""
+    """Return the seconds that `work` takes, including its work on the device."""
     wait(device)
     began = time.perf_counter()
     work()
@@ -50,15 +50,15 @@ def seconds(work: Callable[[], object], device: torch.device | str = "cpu") -> f
 
 
 def wait(device: torch.device | str) -> None:
-    """Let the device finish what it was given."""
+    """Wait until the device has finished its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def ratio(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
-    """Other over ours, round by round: the median, the least and the largest, and how many; and median seconds of both.
+    """Return other / ours, round by round: median, least, largest and number; and the median seconds of both.
 
-    So a ratio above 1 says how many times as fast ours is.
+    A ratio above 1 says how many times as fast ours is.
     """
     ratios = [slow / fast for fast, slow in zip(ours, other, strict=True)]
     return {
@@ -71,9 +71,9 @@ def ratio(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
 
 
 def arguments(parser: ArgumentParser, *, out: str, rounds: int | None = 5, threads: int = 2) -> None:
-    """Add the options that every benchmark has; `rounds` None is one that has no rounds."""
+    """Add the options of every benchmark; `rounds` None: it has no rounds."""
     if rounds is not None:
-        parser.add_argument("--rounds", type=int, default=rounds, help=f"times that all is measured ({rounds})")
+        parser.add_argument("--rounds", type=int, default=rounds, help=f"number of measurements ({rounds})")
     parser.add_argument("--threads", type=int, default=threads, help=f"of torch on the CPU ({threads})")
     parser.add_argument("--out", type=Path, default=RESULTS / out, help=f"file of the result (results/{out})")
 
@@ -85,7 +85,7 @@ def record(
     load: Sequence[float],
     **more: Any,
 ) -> dict[str, Any]:
-    """Write a result and return it; `load` is the machine's before the work, for afterwards it is that of the work."""
+    """Write a result and return it; `load` is the load average of the machine before the measurement."""
     result = {
         "benchmark": Path(sys.argv[0]).stem,
         "command": command(),
@@ -100,7 +100,7 @@ def record(
 
 
 def as_in_training(split: Split, batch_size: int) -> Loader:
-    """The batches of a split on the CPU as training draws them, cropped and mirrored."""
+    """Return the batches of a split on the CPU as training draws them, cropped and mirrored."""
     return Loader(
         split,
         batch_size=batch_size,
@@ -113,7 +113,7 @@ def as_in_training(split: Split, batch_size: int) -> Loader:
 
 
 def command() -> str:
-    """The command line as it would be typed in the checkout, without the file that the result goes to."""
+    """Return the command line as typed in the checkout, without --out."""
     given = iter(sys.argv[1:])
     kept = [word for word in given if not word.startswith("--out=") and not (word == "--out" and next(given, ""))]
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
@@ -132,10 +132,10 @@ def show(result: Mapping[str, Any]) -> None:
 
 @contextmanager
 def processes(sides: Sequence[str], *more: str) -> Iterator[dict[str, Callable[[], dict[str, Any]]]]:
-    """Start this very command once per side, with `--side NAME` and `more` added; yield what has each do one round.
+    """Start this command once per side, with `--side NAME` and `more` added; yield functions that run a round of each.
 
-    A process works only while it is asked: give the functions to `alternate`, and no two work at once. In the process
-    `asked` and `answer` are called in turn.
+    A process works only during a call of its function: with `alternate`, no two work at once. The process itself calls
+    `asked` and `answer` in turn.
     """
     with ExitStack() as stack:
         yield {name: stack.enter_context(_Side(name, more)).round for name in sides}
@@ -150,7 +150,7 @@ class _Side:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def round(self) -> dict[str, Any]:
-        """Have it measure once."""
+        """Run one measurement."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("\n")
@@ -165,15 +165,15 @@ class _Side:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.communicate()  # its input ends, and with it the process
+        self.process.communicate()  # closes its input, which ends the process
 
 
 def asked() -> None:
-    """Wait, in the process of a side, until a round is wanted; the process ends where none is any more."""
+    """Wait, in the process of a side, for the next round; without one the process ends."""
     if not sys.stdin.readline():
         sys.exit(0)
 
 
 def answer(measured: Mapping[str, Any]) -> None:
-    """Give the outcome of a round to the process that asked for it."""
+    """Send the result of a round to the main process."""
     print(json.dumps(measured), flush=True)

@@ -1,14 +1,13 @@
-"""Seconds of an evaluation beside the straightforward way, and whether both give the same flags, image by image.
+"""Seconds of an evaluation, compared with a plain script, and whether both give the same flags, image by image.
 
-The straightforward way: per column a loop over a DataLoader of float images through the plain model in eval mode, with
-textbook attacks whose `loss.backward()` computes the gradients of the parameters as well; AutoAttack by calling
-pyautoattack. Both ways have the same model, images and batches, and change places every round. Each is a process of its
-own, since settings of the memory allocator hold for a process, and one works at a time. The random starts of PGD are
-drawn once, as our evaluation draws them, and given to the other way, so every flag has to agree: the command ends with
-status 1 if one does not.
+The plain script: for each column a loop over a DataLoader of float images with the model in eval mode, and textbook
+attacks whose `loss.backward()` also computes the gradients of the parameters; AutoAttack by calling pyautoattack. Both
+have the same model, images and batches, and alternate every round. Each has its own process, since settings of the
+memory allocator hold for a process; only one works at a time. The random starts of PGD are drawn once, as in our
+evaluation, and given to the plain script, so all flags must agree: otherwise the command ends with status 1.
 
-Ours is measured twice: as one process with `--threads` threads, as the straightforward way has them, and as so many
-processes of one thread each, which share the batches as under torchrun.
+Ours is measured twice: as one process with `--threads` threads, like the plain script, and as that number of processes
+with one thread each, which share the batches as under torchrun.
 
     python benchmarks/evaluation.py                      a small network, first trained on scikit-learn's digits
     python benchmarks/evaluation.py --run runs/x         the model of a finished run, on images of its test set
@@ -83,10 +82,10 @@ class Subject(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one way of evaluating said, and how long it took."""
+    """The flags of one way of evaluating, and its seconds."""
 
     correct: dict[str, list[bool]]
-    """By column, of every image."""
+    """By column, of each image."""
     seconds: dict[str, float]
     """By column."""
     total: float
@@ -133,7 +132,7 @@ def main() -> int:
 
 
 def measure(way: str, of: Subject, threads: int) -> None:
-    """Evaluate one way, whenever a round is asked for."""
+    """Evaluate one way, on request."""
     if way == "shared":
         return share(of, threads)
     torch.set_num_threads(threads)
@@ -144,7 +143,7 @@ def measure(way: str, of: Subject, threads: int) -> None:
 
 
 def share(of: Subject, count: int) -> None:
-    """Evaluate as `count` processes of one thread, of which this is the first; they meet as under torchrun."""
+    """Evaluate as `count` processes of one thread, of which this is the first, as under torchrun."""
     _store, meeting = meeting_point(count)
     os.environ.update(meeting)
     spawn = multiprocessing.get_context("spawn")
@@ -154,7 +153,7 @@ def share(of: Subject, count: int) -> None:
 
 
 def evaluate_together(of: Subject, number: int) -> None:
-    """Evaluate with the others as process `number`, whenever the first one is asked to."""
+    """Evaluate with the others as process `number`, on request to the first."""
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number))
     torch.set_num_threads(1)
     with joined(of.device.type):
@@ -166,7 +165,7 @@ def evaluate_together(of: Subject, number: int) -> None:
 
 
 def subject(folder: str | None, count: int, batch_size: int) -> Subject:
-    """The model of a run folder, or one trained now, and `count` images from all over its test set."""
+    """Return the model of a run folder, or one trained now, and `count` images spread over its test set."""
     if folder is None:
         with tempfile.TemporaryDirectory() as out:
             trained = taet.train(config.override(protocols.taet("at"), DIGITS), out=out)
@@ -187,14 +186,14 @@ def subject(folder: str | None, count: int, batch_size: int) -> Subject:
 
 
 def starts(of: Subject) -> dict[str, Tensor]:
-    """The random start that our evaluation draws for each PGD, (N, C, H, W)."""
+    """Return the random start that our evaluation draws for each PGD, (N, C, H, W)."""
     x, rows = of.unit_images(), np.arange(len(of.labels))
     names = [name for name in protocols.COLUMNS[BUNDLE] if name.startswith("pgd")]
     return {name: Draws(of.settings.seed, name, rows).start(x, of.eps) for name in names}
 
 
 def evaluate(of: Subject) -> Outcome:
-    """Ours; the total holds its checks, its probe and the making of the card as well."""
+    """Run our evaluation; the total includes its checks, its probe and the result card."""
     began = time.perf_counter()
     card = taet.evaluate(
         of.model,
@@ -219,7 +218,7 @@ def evaluate(of: Subject) -> Outcome:
 
 
 def straightforward(of: Subject, noises: Mapping[str, Tensor]) -> Outcome:
-    """The same columns, one after another; `noises` are the random starts."""
+    """Run the same columns one after another; `noises` are the random starts."""
     x, y = of.unit_images(), torch.from_numpy(of.labels)
     correct, seconds = {}, {}
     for name in protocols.COLUMNS[BUNDLE]:
@@ -238,7 +237,7 @@ def straightforward(of: Subject, noises: Mapping[str, Tensor]) -> Outcome:
 
 
 def survivors(of: Subject, name: str, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-    """(N,): which images of a batch are still right in a column; `noise` is the random start, if it has one."""
+    """Return which images of a batch are classified correctly in a column, (N,); `noise`: its random start."""
     given = parse_attack(name, protocols.taet().evaluation, of.eps).parameters
     if name == "cw-l2":
         x = cw(of.model, x, y, given["c"], given["steps"], given["lr"])
@@ -265,7 +264,7 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, step: float, steps: 
 
 
 def cw(model: nn.Module, x: Tensor, y: Tensor, c: float, steps: int, lr: float) -> Tensor:
-    """Adam on ||x' - x||^2 + c max(-margin, 0) in tanh space; of all iterates the nearest that is misclassified."""
+    """Adam on ||x' - x||^2 + c max(-margin, 0) in tanh space; return the nearest misclassified iterate."""
     w = torch.atanh(BOX * (2 * x - 1)).requires_grad_()
     optimizer = torch.optim.Adam([w], lr=lr)
     best, nearest = x.clone(), torch.full((len(x),), torch.inf, device=x.device)
@@ -286,13 +285,13 @@ def cw(model: nn.Module, x: Tensor, y: Tensor, c: float, steps: int, lr: float) 
 
 
 def whole(ours: Sequence[Outcome], other: Sequence[Outcome]) -> dict[str, Any]:
-    """The ratio of the whole, and the most flags in which both ways differ in a round."""
+    """Return the ratio of the whole evaluation, and the most flags that differ in a round."""
     differing = sum(row["differing"] for row in summary(ours, other).values())
     return ratio(*([outcome.total for outcome in way] for way in (ours, other))) | {"differing": differing}
 
 
 def summary(ours: Sequence[Outcome], other: Sequence[Outcome]) -> dict[str, Any]:
-    """By column: the ratio, how many images are right, and the most flags in which both ways differ in a round."""
+    """Return by column the ratio, the number of correct images, and the most flags that differ in a round."""
     columns = {}
     for name in protocols.COLUMNS[BUNDLE]:
         rounds = zip(ours, other, strict=True)

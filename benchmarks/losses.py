@@ -1,8 +1,7 @@
-"""Class-level losses and weights beside the loops over classes, examples and steps that they are published as.
+"""Class-level losses and weights, compared with loops over classes, examples and steps as in the published code.
 
-Both sides get the same logits, features and labels, forwards and backwards, and change places every round. First their
-values and gradients are compared in float64; the command ends with status 1 if they differ, or if a ratio is below the
-one that is asked for.
+Both sides get the same logits, features and labels, forwards and backwards, in alternating order. Their values and
+gradients are compared in float64; the command ends with status 1 if they differ, or if a ratio is below its minimum.
 
     python benchmarks/losses.py                one thread, 128 examples, 10 and 100 classes, 512 features
 """
@@ -32,15 +31,15 @@ from taet.methods import Method, Task
 EXAMPLES, FEATURES, STEPS = 128, 512, 10  # a batch, the features of a ResNet-18, the steps of the attack
 CLASSES = (10, 100)
 ASKED = {"HEL, 100 classes": 20.0, "TAIL, 10 classes": 8.0, "TAIL, 100 classes": 8.0}
-SHORT = 0.05  # seconds that a side takes per round, about: the clock's grain and one interruption then say little
-AGREEMENT = 1e-9  # largest difference over the largest number, in float64; TINY beside a class's count makes 1e-10
+SHORT = 0.05  # seconds of a side per round, about, so that the clock's resolution and interruptions matter little
+AGREEMENT = 1e-9  # largest difference over the largest value, in float64; TINY in the denominators causes 1e-10
 
 Side = Callable[[Tensor], Tensor]
 """From logits (N, C) or features (N, D) to a scalar."""
 
 
 class Pair(NamedTuple):
-    """Two ways to one number, and what both are given."""
+    """Two implementations of one value, and their input."""
 
     inputs: Tensor
     ours: Side
@@ -51,7 +50,7 @@ class Pair(NamedTuple):
 
 
 def class_means_loop(logits: Tensor, labels: Tensor, classes: int) -> list[Tensor]:
-    """Mean cross-entropy of each class, 0 where it has no example, class by class."""
+    """Mean cross-entropy of each class, 0 without examples, class by class."""
     means = []
     for label in range(classes):
         chosen = labels == label
@@ -73,7 +72,7 @@ def equalization_loop(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def tail_loop(features: Tensor, labels: Tensor, counts: Tensor, tail: Tensor) -> Tensor:
-    """The public code's form of TAIL: each tail example in turn, and its weights from each of the batch in turn."""
+    """TAIL as in the public code: a loop over tail examples, and for each a loop over the batch."""
     log_p = features.log_softmax(1)
     root = (counts.sum() / counts).sqrt()
     total, members = features.new_zeros(()), 0
@@ -91,7 +90,7 @@ def tail_loop(features: Tensor, labels: Tensor, counts: Tensor, tail: Tensor) ->
 
 
 def weights_loop(outputs: Tensor, labels: Tensor) -> Tensor:
-    """GAIRAT's weights of every example, from the logits of every step (K, N, C): step by step, example by example."""
+    """GAIRAT's weights from the logits of every step (K, N, C): loops over steps and examples."""
     steps, examples = outputs.shape[:2]
     kappa = outputs.new_zeros(examples)
     for logits in outputs:
@@ -107,13 +106,13 @@ def weights_loop(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def pairs(classes: int, dtype: torch.dtype) -> dict[str, Pair]:
-    """What is compared, on logits, features and long-tailed labels drawn with a fixed seed."""
+    """Return what is compared, on logits, features and long-tailed labels with a fixed seed."""
     draw = torch.Generator().manual_seed(0)
     counts = torch.tensor(long_tail_counts(classes, 500, 10), dtype=dtype)
     labels = torch.multinomial(counts, EXAMPLES, replacement=True, generator=draw)
     logits, features = (torch.randn(EXAMPLES, n, generator=draw).to(dtype) for n in (classes, FEATURES))
     outputs = torch.randn(STEPS, EXAMPLES, classes, generator=draw).to(dtype)
-    outputs += 2 * functional.one_hot(labels, classes)  # so that a part of the steps is withstood
+    outputs += 2 * functional.one_hot(labels, classes)  # so that a part of the steps is classified correctly
     tail = tail_classes(counts)
     task = Task(tuple(int(n) for n in counts), (3, 32, 32), epochs=2, steps_per_epoch=1, milestones=(1,))
     gairat = methods.build("gairat", None, task)
@@ -144,7 +143,7 @@ def pairs(classes: int, dtype: torch.dtype) -> dict[str, Pair]:
 
 
 def weighted(gairat: Method, outputs: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
-    """GAIRAT's own counting, weights and loss, on an attack that has these logits (K, N, C) before its steps."""
+    """GAIRAT's counting, weights and loss, with an attack whose steps see these logits (K, N, C)."""
 
     def attack(_: object, x: Tensor, __: Tensor, observe: Callable[[int, Tensor], None]) -> Tensor:
         for step, seen in enumerate(outputs):
@@ -157,20 +156,20 @@ def weighted(gairat: Method, outputs: Tensor, labels: Tensor, logits: Tensor) ->
 
 
 def gradient(side: Side, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """The number and its gradient."""
+    """Return the value and its gradient."""
     inputs = inputs.clone().requires_grad_()
     value = side(inputs)
     return value.detach(), torch.autograd.grad(value, inputs)[0]
 
 
 def difference(pair: Pair) -> float:
-    """Largest difference between both ways over the largest number, of values and gradients."""
+    """Return the largest relative difference of values and gradients."""
     found, expected = gradient(pair.ours, pair.inputs), gradient(pair.loop, pair.inputs)
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
 
 
 def measure(pair: Pair, rounds: int) -> dict[str, Any]:
-    """Seconds forwards and backwards, ours and the loop in turn."""
+    """Measure forwards and backwards, ours and the loop in turn."""
 
     def side(work: Side) -> Callable[[], float]:
         once = min(seconds(lambda: gradient(work, pair.inputs)) for _ in range(3))
@@ -197,7 +196,7 @@ def main() -> int:
     show(record(given.out, "cpu", ratios, load, asked=ASKED, **sizes))
     differing = [name for name, row in ratios.items() if not row["difference"] <= AGREEMENT]
     slow = [name for name, least in ASKED.items() if ratios[name]["ratio"] < least]
-    for what, names in (("the two ways differ", differing), ("slower than asked", slow)):
+    for what, names in (("values differ", differing), ("slower than the minimum", slow)):
         if names:
             print(f"{what}: {'; '.join(names)}")
     return int(bool(differing or slow))

@@ -1,10 +1,10 @@
-"""Seconds of a training step of every method beside PGD adversarial training and beside what its passes say.
+"""Seconds of a training step of every method, compared with its arithmetic, both relative to PGD adversarial training.
 
-What its passes say: the floating-point operations of all forward and backward passes in a step, those of networks that
-a method brings along included, over those of adversarial training. A ratio of 1 is a method whose step takes as much
-longer than that of adversarial training as its arithmetic is more; below 1 / 1.1, more than 10 % are lost on something
-else, and the command ends with status 1. Passes are given beside it; they count one for an attack alike one for the
-weights, whose backward pass has twice the arithmetic, and not the networks that a method brings along.
+The arithmetic is the floating-point operations of all forward and backward passes in a step, also of the method's own
+networks. At a ratio of 1 the step is slower than that of adversarial training by exactly its additional arithmetic;
+below 1 / 1.1, more than 10 % of the time is lost on something else, and the command ends with status 1. The number of
+passes is given as well; it does not distinguish passes of the attack from those of the weights, whose backward pass has
+twice the arithmetic, and leaves out the method's own networks.
 
     python benchmarks/methods.py                                ResNet-8 in float32, a few minutes
     python benchmarks/methods.py --methods las-at adt           some of them
@@ -33,7 +33,7 @@ AWP = 0.01  # of the AT family (Wu et al., NeurIPS 2020)
 
 
 class Case(NamedTuple):
-    """A method, its knobs, and the length of its weight perturbation."""
+    """A method, its settings, and the length of its weight perturbation."""
 
     name: str
     knobs: Mapping[str, Any]
@@ -45,22 +45,22 @@ class Case(NamedTuple):
 
 
 def cases(wanted: Sequence[str]) -> list[Case]:
-    """Every method and variant, and weight perturbation; of these what is wanted, all where nothing is."""
+    """Return every method and variant, and AWP; with `wanted`, only those with these names."""
     found = [Case(name, knobs) for name, knobs in cost.everything()] + [Case("at", {}, AWP)]
     return [case for case in found if not wanted or case.name in wanted]
 
 
 def passes_ratios(wanted: Sequence[Case]) -> list[float]:
-    """Forward and backward passes of a step over those of adversarial training."""
+    """Return the passes of a step of each case, divided by those of adversarial training."""
     plain = [(case.name, case.knobs) for case in wanted]
     costs = cost.measure(None, cost.Timing(batch_size=2, curve=(), rounds=1, precision="float32"), plain)["costs"]
     unit = 2 * (cost.Timing.steps + 1)
-    more = [2 / unit if case.awp else 0.0 for case in wanted]  # one pass more of each for the ascent of the weights
+    more = [2 / unit if case.awp else 0.0 for case in wanted]  # one pass more of each to perturb the weights
     return [round(found["passes_ratio"] + extra, 3) for found, extra in zip(costs, more, strict=True)]
 
 
 def measure(case: Case, base: Steps, given: Namespace) -> dict[str, Any]:
-    """A method's steps and those of adversarial training in turn."""
+    """Measure the steps of a method and of adversarial training in turn."""
     own = build(case, given)
     flops_ratio = own.flops() / base.flops()
     done = alternate(
@@ -75,7 +75,7 @@ def measure(case: Case, base: Steps, given: Namespace) -> dict[str, Any]:
 
 
 def build(case: Case, given: Namespace) -> Steps:
-    """The method's steps as the command line has them."""
+    """Return the steps of a method with the settings of the command line."""
     return Steps(
         case.name,
         case.knobs,

@@ -1,7 +1,7 @@
-"""The plain loop: PGD adversarial training as public code of the field writes it, the measure of our own.
+"""The plain loop: PGD adversarial training as in public research code, for comparison with our trainer.
 
-float32 and NCHW throughout; a DataLoader that augments one PIL image at a time; an attack that differentiates a model
-whose parameters need gradients; a loss that is read after every step. Nothing in here is slow on purpose.
+float32 and NCHW; a DataLoader that augments one PIL image at a time; an attack on a model whose parameters need
+gradients; a loss that is read after every step. Nothing is slow on purpose.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from taet.data import Split
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Images (N, H, W, C) and labels as torchvision's data sets give them: one PIL image at a time, transformed."""
+    """Images (N, H, W, C) and labels as in torchvision's data sets: one transformed PIL image at a time."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         self.images, self.labels = images, labels
@@ -67,7 +67,7 @@ def perturb(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, noise: Tenso
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, x_adv: Tensor, y: Tensor) -> float:
-    """One step of the weights on adversarial images; the loss."""
+    """Make one step of the weights on adversarial images; return the loss."""
     model.train()
     optimizer.zero_grad()
     loss = functional.cross_entropy(model(x_adv), y)
@@ -83,7 +83,7 @@ def train(
     attack: Callable[[Tensor, Tensor], Tensor],
     device: torch.device,
 ) -> float:
-    """One epoch on what `attack` makes of every batch (x, y); the mean loss per image."""
+    """Train for one epoch on the examples of `attack`(x, y); return the mean loss per image."""
     total, images = 0.0, 0
     for x, y in batches:
         x, y = x.to(device), y.to(device)

@@ -1,8 +1,7 @@
-"""Where the time of a training step goes, operation by operation: the plain loop's, and ours.
+"""Profile of a training step by operation: of the plain loop, and of the trainer.
 
-Both are profiled on one batch after others, and without what loads images; ours is the trainer's own step. On a GPU the
-profile also shows whether a step waits for the device: with a synchronisation or a copy to the host in it, the command
-ends with status 1.
+Both are profiled after some warm-up steps, without loading images. On a GPU the profile also shows whether a step waits
+for the device: if it contains a synchronisation or a copy to the host, the command ends with status 1.
 
     python benchmarks/profiles.py                        ResNet-18
     python benchmarks/profiles.py --model resnet8
@@ -31,9 +30,9 @@ from taet.losses import Loss
 from taet.training.environment import resolve_device
 from taet.training.trainer import Trainer
 
-WARM_UP = {"cpu": 1, "cuda": 8}  # steps before; on a GPU the first ones are not yet replayed
+WARM_UP = {"cpu": 1, "cuda": 8}  # steps before; on a GPU the first steps are not yet replayed
 ROWS = 12
-KINDS = {  # of operations and of kernels, by what their names hold; the first that fits
+KINDS = {  # of operations and kernels, by parts of their names; the first match counts
     "convolutions": ("conv", "implicit", "xmma", "wgrad", "dgrad"),
     "batch normalisation": ("batch_norm", "bn_", "batchnorm"),
     "products of matrices": ("::mm", "addmm", "gemm"),
@@ -44,7 +43,7 @@ WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "Memcpy DtoH")
 
 
 class Profile(NamedTuple):
-    """Of one step: the operations, the longest first, with calls and milliseconds of their own; and what waited."""
+    """The operations of one step, the longest first, with calls and own milliseconds; and those that waited."""
 
     rows: list[dict[str, Any]]
     waits: list[str]
@@ -102,7 +101,7 @@ def of_ours(run: Run, data: Dataset) -> Profile:
 
 
 class Profiled(Trainer):
-    """The trainer, with a profile of the last step of its epoch."""
+    """The trainer, which profiles the last step of its epoch."""
 
     def _step(self, *given: Any, **named: Any) -> Loss:
         if self.step < len(self.loader) - 1:
@@ -131,7 +130,7 @@ def profiled(work: Callable[[], object], device: torch.device) -> Profile:
 
 
 def kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Share of the time that each kind of operation takes."""
+    """Return the share of time of each kind of operation."""
     times = dict.fromkeys([*KINDS, OTHERS], 0.0)
     for row in rows:
         name = row["op"].lower()
@@ -141,7 +140,7 @@ def kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def summary(found: Profile) -> dict[str, Any]:
-    """What is kept of a profile: the longest operations, the shares of all kinds, and what waited."""
+    """Return the longest operations, the shares of all kinds, and the operations that waited."""
     return {
         "ms": round(sum(row["ms"] for row in found.rows), 1),
         "operations": found.rows[:ROWS],
@@ -151,7 +150,7 @@ def summary(found: Profile) -> dict[str, Any]:
 
 
 def text(side: Mapping[str, Any]) -> str:
-    """A profile as text."""
+    """Return a profile as text."""
     rows: Sequence[Mapping[str, Any]] = side["operations"]
     lines = [f"{'operation':60}{'calls':>7}{'ms':>10}{'share':>8}"]
     lines += [f"{row['op']:60}{row['calls']:7}{row['ms']:10.1f}{100 * row['ms'] / side['ms']:7.1f}%" for row in rows]

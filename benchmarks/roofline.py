@@ -1,9 +1,8 @@
-"""How near a training step comes to what the device can do, and what takes the rest.
+"""The speed of a training step relative to the peak of the device, and the share of time of each kind of operation.
 
-The peak is measured, not quoted: the fastest of some products of square matrices and of the network's convolutions, and
-the bandwidth of a copy that no cache holds. Beside it stand the floating-point operations of a step of PGD adversarial
-training (convolutions and products of matrices, forwards and backwards) over its seconds, each convolution by itself,
-and how the time of a step divides over kinds of operations.
+The peak is measured: the fastest of some products of square matrices and of the network's convolutions, and the
+bandwidth of a copy larger than the caches. It is compared with the floating-point operations per second of a step of
+PGD adversarial training (convolutions and matrix products, forwards and backwards), and of each convolution alone.
 
     python benchmarks/roofline.py                                        ResNet-18, a few minutes on two cores
     python benchmarks/roofline.py --device cuda --batch-size 512
@@ -35,7 +34,7 @@ COUNTS = (100,) * 10
 
 
 class Shape(NamedTuple):
-    """What tells a convolution's work from another's: channels, kernel, stride, padding, side of its input."""
+    """What determines the work of a convolution: channels, kernel, stride, padding, side of its input."""
 
     inputs: int
     outputs: int
@@ -119,7 +118,7 @@ def product(side: int, dtype: torch.dtype, device: torch.device) -> Callable[[],
 def convolutions(
     steps: Steps, batch: int, dtype: torch.dtype, best: Callable[[Callable[[], object]], float]
 ) -> Iterator[dict[str, Any]]:
-    """Each kind of convolution in the network: how many there are, and 10^9 operations a second of its three passes.
+    """Return for each kind of convolution in the network its number and the 10^9 operations/s of its three passes.
 
     They are those for the output, for the gradient by the input and for that by the weights.
     """
@@ -141,7 +140,7 @@ def convolutions(
 
 
 def shapes(model: nn.Module, x: Tensor) -> Counter[Shape]:
-    """The convolutions that images pass, by shape."""
+    """Count the convolutions that images pass, by shape."""
     found: Counter[Shape] = Counter()
 
     def after(layer: nn.Conv2d, given: tuple[Tensor, ...], _: Tensor) -> None:
@@ -159,7 +158,7 @@ def shapes(model: nn.Module, x: Tensor) -> Counter[Shape]:
 
 
 def show(result: Mapping[str, Any]) -> None:
-    """Print peaks, what is achieved, and the layers."""
+    """Print the peaks, the speed of a step, and the layers."""
     print(f"{result['environment']['device']}; a copy moves {result['copy_gb_per_second']} GB a second")
     for name, row in result["precisions"].items():
         print(f"{name}: {row['achieved']} of {row['peak']} GFLOP/s, {100 * row['fraction']:.0f} %")

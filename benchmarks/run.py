@@ -1,9 +1,9 @@
 """Run the benchmarks of the CPU, write benchmarks/results/*.json, and report every ratio that fell.
 
-A ratio is compared with that of the last commit, or, outside a checkout, with the file that was there before. One that
-fell by more than 15 %, and a benchmark that failed, end the command with status 1.
+A ratio is compared with that of the last commit or, outside a checkout, with the previous file. If one fell by more
+than 15 %, or a benchmark failed, the command ends with status 1.
 
-    python benchmarks/run.py                       all: below 15 minutes on two cores that do nothing else
+    python benchmarks/run.py                       all: less than 15 minutes on two idle cores
     python benchmarks/run.py losses evaluation     some of them
 """
 
@@ -55,12 +55,12 @@ def main() -> int:
 
 
 def script(command: str) -> str:
-    """The name of a command."""
+    """Return the name of a command."""
     return command.split()[0].removesuffix(".py")
 
 
 def committed(path: Path) -> Result | None:
-    """The result that the last commit holds, or, where there is none, the one on the disk."""
+    """Return the result in the last commit or, without one, the one on disk."""
     words = ["git", "-C", str(path.parent), "show", f"HEAD:./{path.name}"]
     try:
         found = subprocess.run(words, capture_output=True, text=True, check=True).stdout
@@ -71,7 +71,7 @@ def committed(path: Path) -> Result | None:
 
 
 def falls(before: Result, now: Result) -> Iterator[str]:
-    """Say which ratios of a result are less by more than 15 % than they were, and where the machine is another."""
+    """Yield lines about ratios that fell by more than 15 %; they say so if the machine is another."""
     machines = [result.get("environment", {}).get("device") for result in (before, now)]
     for name, row in now.get("ratios", {}).items():
         old = before.get("ratios", {}).get(name)
@@ -83,7 +83,7 @@ def falls(before: Result, now: Result) -> Iterator[str]:
 
 
 def spelled(row: Mapping[str, Any]) -> str:
-    """A ratio with its spread."""
+    """Return a ratio with its spread in words."""
     low, high = row["spread"]
     return f"{row['ratio']:.2f} ({low:.2f} to {high:.2f}, n = {row['n']})"
 

@@ -1,11 +1,11 @@
-"""What adversarial training on ImageNet-LT and iNaturalist 2018 takes: memory, hours, cost, communication.
+"""Memory, hours, price and communication of adversarial training on ImageNet-LT and iNaturalist 2018.
 
 Counted on the CPU, for ResNet-50 on 224 x 224 pixels: arithmetic of a step of PGD-10 training, bytes that autograd
-keeps for an image, and bytes that processes exchange in a step of every method. Public figures of GPUs and assumptions
-about them, each named as one, turn these into hours: no GPU was measured.
+keeps for an image, and bytes that processes exchange in a step of every method. Hours follow from these with public
+figures of GPUs and with assumptions, which are marked as such: no GPU was measured.
 
-    python benchmarks/scale.py             counts, a few minutes of one core, and writes results/scale.json
-    python benchmarks/scale.py --derive    takes the counts of that file
+    python benchmarks/scale.py             counts (a few minutes of one core) and writes results/scale.json
+    python benchmarks/scale.py --derive    uses the counts of that file
 """
 
 from __future__ import annotations

@@ -25,17 +25,17 @@ METHODS = {
 
 
 def results(name: str) -> dict[str, Any]:
-    """A committed measurement."""
+    """Return a committed result."""
     return dict(json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
 def short(value: float, digits: int = 2) -> str:
-    """A number to so many digits, without an exponent."""
+    """Write a number with this many significant digits, without an exponent."""
     rounded = float(f"{value:.{digits}g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:.10f}".rstrip("0").rstrip(".")
 
@@ -51,7 +51,7 @@ def share(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes in the unit that suits them."""
+    """Write a number of bytes in a suitable unit."""
     unit, name = next((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")) if value >= unit)
     return f"{short(value / unit, 3)} {name}"
 
@@ -105,7 +105,7 @@ def operations() -> str:
 
 
 def hours() -> str:
-    """Hours of trainings and evaluations on so many GPUs."""
+    """Hours of training and evaluation by number of GPUs."""
     derived = results("scale")["derived"]
     named = {
         "training": "PGD-10 training",
@@ -176,7 +176,7 @@ def each_batch() -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def batches() -> str:
-    """What a batch holds."""
+    """The classes in a batch."""
     rows = [
         (
             name,
@@ -205,7 +205,7 @@ def batches() -> str:
 
 
 def equalization() -> str:
-    """What an image counts in HEL beside the mean cross-entropy."""
+    """The weight of an image in HEL relative to the mean cross-entropy."""
     rows = []
     for name, batch in each_batch():
         for state, text in {"fresh": "fresh", "prior": "knows the class sizes"}.items():
@@ -216,7 +216,7 @@ def equalization() -> str:
 
 
 def tail() -> str:
-    """TAIL's gradient beside that of the label loss, and what it keeps."""
+    """TAIL's gradient relative to that of the label loss, and the bytes that are kept for it."""
     rows = []
     for name, batch in each_batch():
         forms = [batch["tail"][form] for form in ("official", "per-pair", "paper")]
@@ -308,7 +308,7 @@ TABLES: tuple[Callable[[], str], ...] = (
 
 
 def rendered(text: str) -> str:
-    """The page with its tables as they are now."""
+    """Return the page with the current tables."""
     for of in TABLES:
         begin, end = (mark.format(of.__name__) for mark in (BEGIN, END))
         if not (begin in text and end in text):

@@ -1,9 +1,9 @@
-"""How seconds and memory of a training step grow with the batch, the image, the classes, the images and the processes.
+"""Growth of the seconds and the memory of a training step with batch, image size, classes, images and processes.
 
-Along each axis the exponent of seconds and of peak memory is fitted, and beside it that of the arithmetic, which is the
-floating-point operations of convolutions and products of matrices. If seconds grow with an exponent that is larger by
-more than 0.1, the command ends with status 1. Along the axis of images, a step is the drawing of a batch, mean over an
-epoch, and a training step on one. Two processes have half of the same batch each, and take a core each.
+For each axis the exponents of seconds, peak memory and arithmetic (floating-point operations of convolutions and matrix
+products) are fitted. If the exponent of seconds exceeds that of the arithmetic by more than 0.1, the command ends with
+status 1. For the number of images, a step is drawing a batch, mean over an epoch, and a training step on it. Two
+processes have half of the same batch each, and one core each.
 
     python benchmarks/scaling.py             ResNet-8 in float32
     python benchmarks/scaling.py --quick     in fewer rounds
@@ -46,19 +46,18 @@ CLASS_LEVEL: list[Method] = [("harl", {}), ("reat", {}), ("reat", {"form": "pape
 
 
 class Axis(NamedTuple):
-    """Sizes of one thing, the methods whose steps are measured at each, and how they are made."""
+    """The sizes along an axis, the methods that are measured at each, and how their steps are made."""
 
     sizes: Sequence[int]
     methods: Sequence[Method]
     make: Callable[[Method, int], Steps]
 
 
-def make(method: Method, *, batch_size: int = BATCH, side: int = SIDE, classes: int = CLASSES) -> Steps:
-    """Steps of a method on long-tailed data."""
+def make(method: Method, *, batch_size: int = BATCH, side: int = SIDE, classes: int = CLASSES, **more: Any) -> Steps:
+    """Return the steps of a method on long-tailed data; `more` are options of `Steps`."""
     name, knobs = method
-    counts = tuple(long_tail_counts(classes, 500, 10))
-    shape = (3, side, side)
-    return Steps(name, knobs, counts=counts, shape=shape, batch_size=batch_size, attack_steps=ATTACK_STEPS)
+    counts, shape = tuple(long_tail_counts(classes, 500, 10)), (3, side, side)
+    return Steps(name, knobs, counts=counts, shape=shape, batch_size=batch_size, attack_steps=ATTACK_STEPS, **more)
 
 
 AXES = {
@@ -70,12 +69,12 @@ IMAGES = (4_096, 16_384, 65_536)
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Slope b of the line through the logarithms, values ~ a sizes^b, by least squares."""
+    """Return b of the least-squares fit values = a sizes^b."""
     return statistics.linear_regression([math.log(n) for n in sizes], [math.log(v) for v in values]).slope
 
 
 def summary(sizes: Sequence[int], rounds: Mapping[str, list[float]], flops: Sequence[float]) -> dict[str, Any]:
-    """Median seconds by size, their exponent in every round, and that of the arithmetic."""
+    """Return the median seconds of each size, their exponent, and that of the arithmetic."""
     slopes = [exponent(sizes, values) for values in zip(*(rounds[str(size)] for size in sizes), strict=True)]
     return {
         "sizes": list(sizes),
@@ -88,7 +87,7 @@ def summary(sizes: Sequence[int], rounds: Mapping[str, list[float]], flops: Sequ
 
 
 def along(axis: Axis, method: Method, rounds: int) -> dict[str, Any]:
-    """Seconds, memory and arithmetic of a method's step at every size of an axis."""
+    """Measure seconds, memory and arithmetic of a method's step at every size of an axis."""
     made = {size: axis.make(method, size) for size in axis.sizes}
 
     def timed(steps: Steps) -> Callable[[], float]:
@@ -101,7 +100,7 @@ def along(axis: Axis, method: Method, rounds: int) -> dict[str, Any]:
 
 
 def along_images(sizes: Sequence[int], rounds: int) -> dict[str, Any]:
-    """Seconds per step of drawing a whole epoch's batches, and of a step on the last, by images of the data."""
+    """Measure the seconds of drawing a batch, mean over an epoch, and of a step, by number of training images."""
     steps = make(AT)
     names = tuple(f"class {label}" for label in range(CLASSES))
 
@@ -125,37 +124,29 @@ def along_images(sizes: Sequence[int], rounds: int) -> dict[str, Any]:
 
 
 def member(number: int, processes: int, method: Method, folder: str) -> None:
-    """Be one of the processes: train on this one's share of a batch, and write the seconds of a step."""
+    """Run one of the processes: train on its share of a batch, and write the seconds of a step."""
     torch.set_num_threads(1)
     keep_freed_memory(torch.device("cpu"))
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=processes)
-    name, knobs = method
-    steps = Steps(
-        name,
-        knobs,
-        counts=tuple(long_tail_counts(CLASSES, 500, 10)),
-        batch_size=2 * BATCH,
-        attack_steps=ATTACK_STEPS,
-        share=share(2 * BATCH, number, processes),
-    )
+    steps = make(method, batch_size=2 * BATCH, share=share(2 * BATCH, number, processes))
     with synchronised(steps.model):
         steps.run()
         dist.barrier()
         taken = seconds(lambda: steps.run(REPEATS)) / REPEATS
     Path(folder, str(number)).write_text(str(taken))
-    dist.barrier()  # one that ends while the other still listens takes it along
+    dist.barrier()  # a process that ends early makes the other one fail
     dist.destroy_process_group()
 
 
 def together(processes: int, method: Method) -> float:
-    """Seconds of a step that so many processes share, those of the slowest."""
+    """Return the seconds of a step that is divided among `processes`, of the slowest process."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(member, (processes, method, folder), processes)  # type: ignore[no-untyped-call]
         return max(float(Path(folder, str(number)).read_text()) for number in range(processes))
 
 
 def along_processes(method: Method, rounds: int) -> dict[str, Any]:
-    """How many times as fast two processes are as one, with the same batch."""
+    """Measure how many times as fast two processes are as one, with the same batch."""
     done = alternate({str(n): lambda n=n: together(n, method) for n in (1, 2)}, rounds)  # type: ignore[misc]
     return ratio(done["2"], done["1"])
 
@@ -191,7 +182,7 @@ def main() -> int:
 
 
 def spelled(method: Method) -> str:
-    """A method with its knobs."""
+    """Return a method with its settings in words."""
     name, knobs = method
     return " ".join([name, *(f"{knob}={value}" for knob, value in knobs.items())])
 

@@ -1,11 +1,11 @@
 """Memory and speed of training on a generated set of images, kept on disk or in memory, and whether both agree.
 
-On disk: the file is built, its checksum and channel statistics are taken, batches are drawn while nothing of the file
-is in the system's cache, and a small network is trained on some of the images and watched on others: all in a process
-whose memory the system limits (RLIMIT_DATA), so that it ends with a MemoryError beyond. In memory: the same without a
-limit, and with it, which has to fail. Every way is a process of its own. The one without a limit also draws batches
-both ways in turn and takes medians, so that a machine that slows down slows both. The command ends with status 1 if
-checksums or trained weights differ, if the limit was passed, or if it was not needed.
+On disk: the file is written, its checksum and channel statistics are computed, batches are drawn while the file is not
+in the page cache, and a small network is trained on some of the images and monitored on others. All this runs in a
+process with limited memory (RLIMIT_DATA), which fails with a MemoryError beyond the limit. In memory: the same without
+a limit, and with it, which must fail. Each way has its own process. The process without a limit also draws batches from
+disk and from memory in turn, and takes medians. The command ends with status 1 if checksums or trained weights differ,
+if the limit was exceeded, or if it was not needed.
 
     python benchmarks/streaming.py                         100,000 colour images of 96 x 96 pixels, 2 GiB; Linux
     python benchmarks/streaming.py --images 1000000 --side 64 --cache /scratch
@@ -100,7 +100,7 @@ def main() -> int:
 
 
 def run_way(way: str, limited: bool, cache: str) -> dict[str, Any] | None:
-    """Measure one way in a process of its own; None where its memory was not enough."""
+    """Measure one way in its own process; None if its memory was not enough."""
     limit = [] if limited else ["--limit", "inf"]
     command = [sys.executable, *sys.argv, "--way", way, *limit]
     done = subprocess.run(command, env={**os.environ, "TAET_CACHE": cache}, capture_output=True, text=True, check=False)
@@ -113,13 +113,13 @@ def run_way(way: str, limited: bool, cache: str) -> dict[str, Any] | None:
 
 
 def generated(given: argparse.Namespace) -> Iterator[NDArray[np.uint8]]:
-    """Images of noise around a grey level of their class, quicker to make than to write."""
+    """Yield images of noise around a pixel value of their class; making them is faster than writing them."""
     noise = np.random.default_rng(0).integers(0, 96, (64, given.side, given.side, 3), np.uint8)
     return (noise[number % 64] + np.uint8(16 * (number % CLASSES)) for number in range(given.images))
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Do the work, with the images where `given.way` says, and return seconds, images a second and peak memory."""
+    """Train with the images kept as `given.way` says; return seconds, images per second and peak memory."""
     if math.isfinite(given.limit):
         resource.setrlimit(resource.RLIMIT_DATA, (round(given.limit * 2**30),) * 2)
     torch.set_num_threads(given.threads)
@@ -185,14 +185,14 @@ def draw(split: Split, batches: int) -> float:
 
 
 def forget(path: Path) -> None:
-    """Take a file out of the system's cache, as far as the system does what it is asked."""
+    """Remove a file from the page cache, as far as the system allows."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def peak_mb() -> float:
-    """Most memory so far that was resident, pages of files included, in 10^6 bytes."""
+    """Return the peak resident memory, including pages of files, in 10^6 bytes."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
 
 

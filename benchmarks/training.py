@@ -1,17 +1,17 @@
-"""Throughput of adversarial training beside the plain loop: same network, images, batches, attack and learning rate.
+"""Throughput of adversarial training, compared with the plain loop: same network, images, batches, attack and schedule.
 
-Ours is the trainer as `taet train` runs it, in bfloat16 and in float32; the other is the loop of plain.py. Each side is
-a process of its own, since settings of the memory allocator hold for a process, and one works at a time. A round is an
-epoch of --steps batches on every side, in an order that turns round every time.
+Ours is the trainer as `taet train` runs it, in bfloat16 and in float32; the other is the loop of plain.py. Each side
+has its own process, since settings of the memory allocator hold for a process; only one works at a time. A round is an
+epoch of --steps batches on every side, in alternating order.
 
     python benchmarks/training.py                                     ResNet-18
     python benchmarks/training.py --model resnet8 --steps 8           a small network
     python benchmarks/training.py --device cuda --steps 40 --rounds 7
     python benchmarks/training.py --sides bf16 plain-2-workers torchattacks --out peers.json
 
-Other sides: `plain-2-workers`, the plain loop whose images two processes prepare, and `torchattacks`, its loop with the
-PGD of torchattacks 3 (Kim, arXiv:2010.01950), which has to be installed. On a GPU convolutions in float32 are computed
-in TF32 on both sides, as torch does by default.
+Other sides: `plain-2-workers`, the plain loop with two processes that prepare images, and `torchattacks`, the loop with
+the PGD of torchattacks 3 (Kim, arXiv:2010.01950), which must be installed. On a GPU convolutions in float32 use TF32 on
+both sides, torch's default.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def summary(rounds: list[dict[str, Any]], images: int) -> dict[str, Any]:
-    """Of a side's rounds: median images a second, losses, the most memory, and whether steps were CUDA graphs."""
+    """Return median images per second, losses, peak memory, and whether steps were CUDA graphs, of a side's rounds."""
     losses = [one["loss"] for one in rounds]
     return {
         "images_per_second": round(images / statistics.median(one["seconds"] for one in rounds), 2),
@@ -95,7 +95,7 @@ def summary(rounds: list[dict[str, Any]], images: int) -> dict[str, Any]:
 
 
 def dataset(images: int, side: int = 32) -> Dataset:
-    """Colour images of noise around a grey level of their class; the few to test on are not looked at."""
+    """Return colour images of noise around a pixel value of their class; the few test images are not used."""
     labels = np.arange(images) % CLASSES
     noise = np.random.default_rng(0).integers(0, 96, (images, side, side, 3), np.uint8)
     drawn = noise + (16 * labels).astype(np.uint8)[:, None, None, None]
@@ -103,7 +103,7 @@ def dataset(images: int, side: int = 32) -> Dataset:
 
 
 def settings(given: argparse.Namespace, precision: str, epochs: int) -> Run:
-    """The protocol's, at a learning rate low enough that losses tell something after a few steps, and constant."""
+    """Return the protocol's settings with a low, constant learning rate, so that losses stay finite."""
     return config.override(
         protocols.taet("at"),
         {
@@ -121,7 +121,7 @@ def settings(given: argparse.Namespace, precision: str, epochs: int) -> Run:
 
 
 def measure(side: str, given: argparse.Namespace) -> None:
-    """Do the rounds of one side, whenever one is asked for."""
+    """Run the rounds of one side on request."""
     data = dataset(given.batch_size * given.steps)
     if side in OURS:
         with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def measure(side: str, given: argparse.Namespace) -> None:
 
 
 class Measured(Trainer):
-    """The trainer, which waits before every epoch and tells what it took; checkpoints are outside."""
+    """The trainer, which waits before every epoch and reports its seconds, without checkpoints."""
 
     def _train_epoch(self) -> None:
         asked()
@@ -152,7 +152,7 @@ class Measured(Trainer):
 
 
 def other(side: str, run: Run, data: Dataset) -> None:
-    """The rounds of a loop that is not ours."""
+    """Run the rounds of another loop."""
     training, device = run.training, resolve_device(run.training.device)
     assert training.threads is not None
     torch.set_num_threads(training.threads)
@@ -171,7 +171,7 @@ def other(side: str, run: Run, data: Dataset) -> None:
 
 
 def network(run: Run, data: Dataset) -> nn.Module:
-    """The network that the trainer builds, with the same weights."""
+    """Return the network that the trainer builds, with the same weights."""
     model = models.build(run.model.name, data.num_classes, data.image_shape, seed=run.seed)
     assert isinstance(model, models.Classifier)
     model.normalize_by(*data.train.channel_statistics())
@@ -179,7 +179,7 @@ def network(run: Run, data: Dataset) -> nn.Module:
 
 
 def attack_of(side: str, model: nn.Module, threat: Threat) -> Callable[[Tensor, Tensor], Tensor]:
-    """What makes the examples of a loop that is not ours: (x, y) -> x_adv."""
+    """Return the attack of another loop: (x, y) -> x_adv."""
     if side != "torchattacks":
         return lambda x, y: plain.perturb(model, x, y, threat)
     import torchattacks  # type: ignore[import-not-found,unused-ignore]
