@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +100,7 @@ def _official(place: Path, version: Version) -> tuple[Arrays, tuple[str, ...]]:
     """
     from torchvision import datasets
 
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[np.generic]] = {}
     try:
         with warnings.catch_warnings():
             # The official pickles name NumPy types as in 2009, which newer NumPy deprecates.

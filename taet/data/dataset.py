@@ -17,7 +17,7 @@ from taet.data.store import Images, Stored, pieces
 from taet.errors import UserError
 
 
-def images_sha256(images: NDArray[Any] | Stored, labels: NDArray[np.int64]) -> str:
+def images_sha256(images: NDArray[np.generic] | Stored, labels: NDArray[np.int64]) -> str:
     """Return the SHA-256 of the images' shape as text, their bytes, and the labels as little-endian int64."""
     digest = hashlib.sha256(repr(images.shape).encode())
     for piece in pieces(images):

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -42,7 +41,7 @@ def _write_npz(dataset: Dataset, path: Path, count: _Count) -> None:
     """
     with zipfile.ZipFile(path, "w") as archive:
 
-        def save(name: str, array: NDArray[Any]) -> None:
+        def save(name: str, array: NDArray[np.generic]) -> None:
             with archive.open(f"{name}.npy", "w") as member:
                 npy.write_array(member, array, allow_pickle=False)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from taet.data.augmentation import crop_flip, to_unit
 from taet.data.dataset import Split
-from taet.data.policies import POLICIES, Work, apply_all
+from taet.data.policies import POLICIES, PolicyBatch, apply_all
 from taet.data.store import Images, Stored
 from taet.distributed import share
 from taet.randomness import generator
@@ -160,7 +160,7 @@ class Loader:
         read = (images[index] for index in indices) if isinstance(images, Tensor) else ahead(self._read, indices)
         if self.augment in POLICIES:
             work = (
-                Work(batch.numpy(), self.seed, ("policy", epoch, step), self.shares[step].start)
+                PolicyBatch(batch.numpy(), self.seed, ("policy", epoch, step), self.shares[step].start)
                 for step, batch in zip(steps, read, strict=True)
             )
             read = apply_all(self.augment, work, self.workers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ PARTS = {"train": "train", "validation": "val", "test": "test"}
 GROUP = "group"
 """The groups of images are in train_group and so on, if no other name is given."""
 
-Arrays: TypeAlias = Mapping[str, NDArray[Any] | Stored]
+Arrays: TypeAlias = Mapping[str, NDArray[np.generic] | Stored]
 
 
 def keys(there: Iterable[str], group: str | None = None) -> tuple[list[str], list[str]]:

@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -44,7 +43,7 @@ def _keys(path: Path, group: str | None) -> list[str]:
     return wanted
 
 
-def read_arrays(path: Path, storage: str = "auto", group: str | None = None) -> dict[str, NDArray[Any] | Stored]:
+def read_arrays(path: Path, storage: str = "auto", group: str | None = None) -> dict[str, NDArray[np.generic] | Stored]:
     """Return the arrays of MedMNIST's keys that are in the file; one that is required and missing is a `UserError`.
 
     Images may lie on disk: see `taet.data.store.open_member`. `group`: see `taet.data.named_arrays.keys`.

@@ -22,7 +22,7 @@ from taet.randomness import derive_seed
 POLICIES = frozenset(("randaugment", "autoaugment"))
 
 
-class Work(NamedTuple):
+class PolicyBatch(NamedTuple):
     """A batch that a policy changes: images uint8 (N, H, W, C), C 1 or 3, and what seeds their random numbers."""
 
     images: NDArray[np.uint8]
@@ -47,7 +47,7 @@ def transform(policy: str) -> Callable[[Image.Image], Image.Image]:
     return RandAugment(num_ops=2, magnitude=8, num_magnitude_bins=31, interpolation=InterpolationMode.NEAREST)
 
 
-def apply(policy: str, work: Work) -> Tensor:
+def apply(policy: str, work: PolicyBatch) -> Tensor:
     """Apply the policy to every image of a batch, uint8 (N, H, W, C); pixels from outside the image are black.
 
     The random numbers of image i of the global batch are seeded by (seed, purpose..., i). torch's global generator is
@@ -76,7 +76,7 @@ class _Changed(Dataset[Tensor]):
     def __init__(self, policy: str) -> None:
         self.policy = policy
 
-    def __getitem__(self, work: Work) -> Tensor:
+    def __getitem__(self, work: PolicyBatch) -> Tensor:
         return apply(self.policy, work)
 
 
@@ -95,7 +95,7 @@ def _exit_after_parent() -> None:
     os._exit(1)
 
 
-def apply_all(policy: str, batches: Iterator[Work], workers: int) -> Iterator[Tensor]:
+def apply_all(policy: str, batches: Iterator[PolicyBatch], workers: int) -> Iterator[Tensor]:
     """Yield `apply(policy, work)` for every batch, in order; with workers > 0 two batches per worker in advance.
 
     The workers end with the iterator.

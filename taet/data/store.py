@@ -62,7 +62,7 @@ class Stored:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, positions: int | slice | NDArray[np.integer[Any]] | NDArray[np.bool_]) -> NDArray[np.uint8]:
+    def __getitem__(self, positions: int | slice | NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.uint8]:
         """Read the images at `positions` into memory; a single number gives one image (H,W,C)."""
         if isinstance(positions, tuple):
             raise TypeError("images on disk are read whole: index them by position, then index the resulting array")
@@ -73,7 +73,7 @@ class Stored:
             self._read(rows.ravel()[first : first + step], images[first : first + step])
         return images.reshape(*rows.shape, *self.shape[1:])
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.generic]:
         """Read all images."""
         if copy is False:
             raise ValueError("images on disk cannot become an array without a copy")
@@ -85,7 +85,7 @@ class Stored:
     def __repr__(self) -> str:
         return f"Stored({' x '.join(map(str, self.shape))}, uint8, '{self.path}')"
 
-    def choose(self, positions: NDArray[np.integer[Any]] | NDArray[np.bool_]) -> Stored:
+    def choose(self, positions: NDArray[np.integer] | NDArray[np.bool_]) -> Stored:
         """Return the images at `positions`, in that order; nothing is read."""
         return Stored(self.path, self._rows[positions])
 
@@ -104,7 +104,7 @@ Images: TypeAlias = NDArray[np.uint8] | Stored
 """uint8 (N,H,W,C), in memory or on disk."""
 
 
-def pieces(images: NDArray[Any] | Stored) -> Iterator[NDArray[Any]]:
+def pieces(images: NDArray[np.generic] | Stored) -> Iterator[NDArray[np.generic]]:
     """Yield all images in order, in pieces of a few megabytes and at most 65,536 images."""
     step = min(max(1, CHUNK * len(images) // max(1, images.nbytes)), 1 << 16)
     return (images[first : first + step] for first in range(0, len(images), step))
@@ -156,7 +156,7 @@ def gather(images: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int]
     return together
 
 
-def open_member(path: Path, name: str, storage: str) -> NDArray[Any] | Stored:
+def open_member(path: Path, name: str, storage: str) -> NDArray[np.generic] | Stored:
     """Return the array `name` of an .npz file; images, uint8 (N,H,W) or (N,H,W,C), may be kept on disk as (N,H,W,C).
 
     They are copied there piece by piece. A pickled array and a damaged file are a `UserError`.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -31,8 +31,12 @@ from taet.training.environment import environment, resolve_device
 
 REPEATS = 5  # of what is short, a pass or a clean step, so that the clock's resolution and interruptions matter little
 REPORTED = ("batch_size", "precision", "steps", "epochs", "clean_epochs", "rounds")  # of how it was measured
-Variant = tuple[str, Mapping[str, Any]]
+Options: TypeAlias = Mapping[str, Any]
+"""Settings of a method, by name."""
+Variant: TypeAlias = tuple[str, Options]
 """A method's name and its settings."""
+Measurement: TypeAlias = dict[str, Any]
+"""Plain JSON: see `measure`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def everything() -> list[Variant]:
     return pairs
 
 
-def _spread(values: Measured) -> dict[str, Any]:
+def _spread(values: Measured) -> Measurement:
     """Return median, least and largest of measured values in four figures: no clock is more exact."""
     median, low, high = (float(f"{value:.4g}") for value in (np.median(values), values.min(), values.max()))
     return {"median": median, "spread": [low, high]}
@@ -87,7 +91,7 @@ def _spread(values: Measured) -> dict[str, Any]:
 class _Parts:
     """Clean training, adversarial training and TAET, which the parts of the cost model are measured on."""
 
-    def __init__(self, build: Callable[[str, Mapping[str, Any]], MethodSteps], timing: Timing, batch: Batch) -> None:
+    def __init__(self, build: Callable[[str, Options], MethodSteps], timing: Timing, batch: Batch) -> None:
         self.clean, self.adversarial = build("standard", {}), build("at", {})
         self.two_stage = build("taet", {"clean_share": timing.clean_share})
         self.timing, self.batch = timing, batch
@@ -126,7 +130,7 @@ class _Parts:
             **{f"AT {n}": timed(partial(adversarial.step, batch, steps=n)) for n in self.timing.curve},
         }
 
-    def model_costs(self, at: Mapping[str, Measured], epoch_steps: int) -> dict[str, Any]:
+    def model_costs(self, at: Mapping[str, Measured], epoch_steps: int) -> Measurement:
         """Return the parts, and ratios within rounds, of the seconds `at` by part, (rounds,) each."""
         timing, model = self.timing, CostModel(at["F' + B_adv"] / at["F + B"], self.timing.steps)
         eta, measured = model.eta(timing.clean_share), at["TAET"] / at["AT"]
@@ -185,7 +189,7 @@ class _Parts:
 
         return held_bytes(held) / 1e6, peak_bytes(twice, held, steps.device) / 1e6
 
-    def method_cost(self, name: str, settings: Mapping[str, Any], steps: MethodSteps, epoch_steps: int) -> Any:
+    def method_cost(self, name: str, settings: Options, steps: MethodSteps, epoch_steps: int) -> Measurement:
         """Return passes and seconds of a method, each measured right before those of PGD adversarial training."""
         base, batch = self.adversarial, self.batch
         (forwards, backwards), unit = steps.passes(), sum(base.passes())
@@ -220,7 +224,7 @@ def measure(
     wanted: Iterable[Variant] = (),
     *,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Measurement:
     """Measure the cost model, memory and methods, given as (name, settings): training steps as runs make them.
 
     Images are random and lie on the device, so an epoch is its training steps, without data loading and evaluation.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from taet.experiments import cost_model
 from taet.experiments.cost_model import CostModel, by_line, by_multiplications
 
+Measurement: TypeAlias = Mapping[str, Any]
+"""What `taet.experiments.cost.measure` returns, or a part of it."""
 PARTS = {
     "forward": "F: forward pass in train mode, with the loss",
     "backward": "B: backward pass to the weights, and all else of a clean step, its update too",
@@ -24,7 +26,7 @@ class CostTable(NamedTuple):
     rows: Sequence[tuple[str, ...]]
 
 
-def tables(found: Mapping[str, Any]) -> list[CostTable]:
+def tables(found: Measurement) -> list[CostTable]:
     """Return the tables of what `taet.experiments.cost.measure` found; numbers as median (least–largest)."""
     milliseconds = [(text, _shown(found["model"][name], 2, 1000)) for name, text in PARTS.items()]
     parts = CostTable("Parts of a step", ("", "milliseconds of a batch"), milliseconds)
@@ -32,7 +34,7 @@ def tables(found: Mapping[str, Any]) -> list[CostTable]:
     return [table for table in made if table.rows]
 
 
-def setting(found: Mapping[str, Any]) -> str:
+def setting(found: Measurement) -> str:
     """Return how it was measured, in one line."""
     shape, device = " x ".join(map(str, found["image_shape"])), found["environment"]["device"]
     threads = f", {found['threads']} thread{'s' * (found['threads'] > 1)}" if device.startswith("cpu") else ""
@@ -44,12 +46,12 @@ def setting(found: Mapping[str, Any]) -> str:
     )
 
 
-def _shown(measured: Mapping[str, Any], digits: int = 3, factor: float = 1.0) -> str:
+def _shown(measured: Measurement, digits: int = 3, factor: float = 1.0) -> str:
     median, low, high = (f"{factor * value:.{digits}f}" for value in (measured["median"], *measured["spread"]))
     return f"{median} ({low}–{high})"
 
 
-def _saved(eta: float | Mapping[str, Any]) -> str:
+def _saved(eta: float | Measurement) -> str:
     """Return what a cost of `eta` saves in per cent, whose sign stands in the head."""
     if isinstance(eta, float):
         return f"{100 * (1 - eta):.1f}"
@@ -57,7 +59,7 @@ def _saved(eta: float | Mapping[str, Any]) -> str:
     return f"{_saved(eta['median'])} ({_saved(high)}–{_saved(low)})"
 
 
-def _eta(found: Mapping[str, Any]) -> CostTable:
+def _eta(found: Measurement) -> CostTable:
     """gamma, rho and eta, of the paper and measured, at the steps and clean epochs of this measurement."""
     steps, share = found["steps"], found["clean_epochs"] / found["epochs"]
     seconds, model, measured = cost_model.EPOCH_SECONDS, found["model"], found["measured_eta"]
@@ -91,7 +93,7 @@ def _eta(found: Mapping[str, Any]) -> CostTable:
     )
 
 
-def _clean_epochs(found: Mapping[str, Any]) -> CostTable:
+def _clean_epochs(found: Measurement) -> CostTable:
     paper, rows = CostModel(cost_model.GAMMA, found["steps"]), []
     for entry in found["by_clean_epochs"]:
         share = entry["clean_epochs"] / found["epochs"]
@@ -101,7 +103,7 @@ def _clean_epochs(found: Mapping[str, Any]) -> CostTable:
     return CostTable("Share saved by T_ce clean epochs", heads, rows)
 
 
-def _memory(found: Mapping[str, Any]) -> CostTable:
+def _memory(found: Measurement) -> CostTable:
     rows = {
         "held_mb": ("held between steps: weights, optimiser, view, batch", None),
         "clean_mb": ("peak of a clean step", None),
@@ -123,7 +125,7 @@ def _memory(found: Mapping[str, Any]) -> CostTable:
     )
 
 
-def _curve(found: Mapping[str, Any]) -> CostTable:
+def _curve(found: Measurement) -> CostTable:
     rows = []
     for point in found["curve"]:
         seconds = cost_model.EPOCH_SECONDS.get(point["steps"])
@@ -141,7 +143,7 @@ def _curve(found: Mapping[str, Any]) -> CostTable:
     return CostTable("An epoch of adversarial training against PGD steps", heads, rows)
 
 
-def _methods(found: Mapping[str, Any]) -> CostTable:
+def _methods(found: Measurement) -> CostTable:
     rows = []
     for cost in found["costs"]:
         low, high = cost["spread"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from taet.data.policies import POLICIES, Work, apply, apply_all
+from taet.data.policies import POLICIES, PolicyBatch, apply, apply_all
 from taet.randomness import derive_seed
 
 SHAPES = [(32, 32, 3), (8, 8, 1), (12, 20, 3)]
@@ -28,12 +28,12 @@ def published(policy: str) -> Callable[[Image.Image], Image.Image]:
     return {"randaugment": RandAugment(2, 8), "autoaugment": AutoAugment(AutoAugmentPolicy.CIFAR10)}[policy]
 
 
-def work(count: int = 60, shape: tuple[int, ...] = (32, 32, 3), step: int = 7) -> Work:
+def work(count: int = 60, shape: tuple[int, ...] = (32, 32, 3), step: int = 7) -> PolicyBatch:
     images = np.random.default_rng(step).integers(0, 256, (count, *shape), dtype=np.uint8)
-    return Work(images, 5, ("policy", 2, step))
+    return PolicyBatch(images, 5, ("policy", 2, step))
 
 
-def works(steps: int = 6) -> Iterator[Work]:
+def works(steps: int = 6) -> Iterator[PolicyBatch]:
     return (work(4, step=step) for step in range(steps))
 
 
@@ -103,8 +103,8 @@ def test_workers_end_when_their_parent_is_killed() -> None:
     code = """
         import multiprocessing, os, signal
         import numpy as np
-        from taet.data.policies import Work, apply_all
-        made = apply_all("randaugment", (Work(np.zeros((1, 8, 8, 3), np.uint8), 0, (i,)) for i in range(99)), 2)
+        from taet.data.policies import PolicyBatch, apply_all
+        made = apply_all("randaugment", (PolicyBatch(np.zeros((1, 8, 8, 3), np.uint8), 0, (i,)) for i in range(99)), 2)
         next(made), next(made)
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -18,7 +18,7 @@ import torch
 from taet.data import Split
 from taet.data.augmentation import crop_flip, to_unit
 from taet.data.loader import AHEAD, Batch, Loader, ahead, class_balanced, fits
-from taet.data.policies import Work, apply
+from taet.data.policies import PolicyBatch, apply
 from taet.data.store import Stored, gather
 from taet.randomness import generator
 
@@ -124,7 +124,7 @@ def test_a_policy_comes_before_the_crop_and_the_flip(policy: str, mirror: bool, 
     settings: dict[str, Any] = {"channels_last": False, "device": torch.device("cpu")}
     source = Loader(images, batch_size=6, seed=3, augment=policy, mirror=mirror, **settings)
     for step, batch in enumerate(source.epoch(4)):
-        changed = apply(policy, Work(images.images[batch.index.numpy()], 3, ("policy", 4, step)))
+        changed = apply(policy, PolicyBatch(images.images[batch.index.numpy()], 3, ("policy", 4, step)))
         cropped = crop_flip(changed, generator("cpu", 3, "augment", 4, step), mirror=mirror)
         assert torch.equal(batch.x, to_unit(cropped))
 
