@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from numpy.typing import NDArray
-from torch import nn
 
 from taet.bounds import Count
 from taet.cli import flags
 from taet.cli.subject import OfModel, OfRun, data_for_run, is_folder, open_model, options_of
 from taet.config import Evaluation
-from taet.data.store import Images
 from taet.errors import UserError
 from taet.evaluation.bundles import check_attacks
 from taet.evaluation.check import check
@@ -67,20 +63,33 @@ class ModelCheck(CheckOptions, OfModel):
 def run(arguments: list[str]) -> None:
     """Check a run or a model and print the findings."""
     parsed = read(arguments)
+    attacks, notes = Evaluation.attacks, tuple[str, ...]()
     if isinstance(parsed, RunCheck):
+        name = str(parsed.run)
         chosen, model, dataset, _ = load_run(parsed.run, parsed.weights)
-        trial = model, dataset.test.images, dataset.test.labels, dataset.class_names
-        show(*trial, parsed, str(parsed.run), (), chosen.evaluation.attacks)
+        labels, class_names, attacks = dataset.test.labels, dataset.class_names, chosen.evaluation.attacks
     elif is_folder(parsed.model):
-        dataset = data_for_run(parsed.model, parsed)
+        name, dataset = parsed.model, data_for_run(parsed.model, parsed)
         chosen, model, record = load_model(parsed.model)
-        known = record.data.class_names
-        trial = model, dataset.test.images, by_name(dataset.test.labels, dataset.class_names, known), known
-        show(*trial, parsed, parsed.model, (), chosen.evaluation.attacks)
+        class_names, attacks = record.data.class_names, chosen.evaluation.attacks
+        labels = by_name(dataset.test.labels, dataset.class_names, class_names)
     else:
-        loaded, dataset = open_model(parsed.model, parsed)
-        trial = loaded.model, dataset.test.images, dataset.test.labels, dataset.class_names
-        show(*trial, parsed, parsed.model, loaded.notes, Evaluation.attacks)
+        name = parsed.model
+        (model, notes), dataset = open_model(parsed.model, parsed)
+        labels, class_names = dataset.test.labels, dataset.class_names
+    found = check(
+        model.to(resolve_device(parsed.device)),
+        dataset.test.images,
+        labels,
+        attacks=parsed.attacks or attacks,
+        class_names=class_names,
+        batch_size=parsed.batch_size,
+        name=name,
+    )
+    if parsed.json:
+        print(json.dumps({**found.to_json(), "notes": list(notes)}, indent=1))
+    else:
+        print("\n".join([str(found), *notes]))
 
 
 def read(arguments: list[str]) -> RunCheck | ModelCheck:
@@ -93,29 +102,3 @@ def read(arguments: list[str]) -> RunCheck | ModelCheck:
     check_attacks(Evaluation(attacks=parsed.attacks or Evaluation.attacks, batch_size=parsed.batch_size))
     resolve_device(parsed.device)
     return parsed
-
-
-def show(
-    model: nn.Module,
-    images: Images,
-    labels: NDArray[Any],
-    class_names: Sequence[str],
-    options: CheckOptions,
-    name: str,
-    notes: tuple[str, ...],
-    attacks: tuple[str, ...],
-) -> None:
-    """Check a model on test images and print the findings; `labels` index `class_names`."""
-    found = check(
-        model.to(resolve_device(options.device)),
-        images,
-        labels,
-        attacks=options.attacks or attacks,
-        class_names=class_names,
-        batch_size=options.batch_size,
-        name=name,
-    )
-    if options.json:
-        print(json.dumps({**found.to_json(), "notes": list(notes)}, indent=1))
-    else:
-        print("\n".join([str(found), *notes]))

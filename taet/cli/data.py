@@ -91,7 +91,7 @@ def _show(arguments: list[str]) -> None:
     parsed = _parse(ShowOptions, "show", arguments, "Show what a data set holds as a run would use it.", SHOW)
     if parsed.out is not None and parsed.out.suffix.lower() not in PICTURES:
         raise UserError(f"--out: got '{parsed.out}'; allowed: a file that ends in {', '.join(PICTURES)}")
-    dataset = load(**parsed.data)
+    dataset = load(Data(**parsed.data))
     print(json.dumps(describe(dataset), indent=1) if parsed.json else render(dataset))
     if parsed.out is not None:
         from taet.data.distribution import draw
