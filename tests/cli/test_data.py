@@ -107,7 +107,7 @@ def test_groups_are_written_where_the_layout_can_hold_them(taet: Any, tmp_path: 
     outcome = taet("data", "prepare", "folder:patients", "--group", "folder", "--layout", layout, "--out", "written")
     assert outcome.code == 0, outcome.err
     *_, written, following = outcome.out.splitlines()
-    lost = "note: this layout cannot say which images belong together; with npz and folder they stay in one split"
+    lost = "note: this layout does not record groups of images; npz and folder keep each group in one split"
     assert (written == lost) == (layout == "taet-npy")
     assert following.endswith(" --group folder") == (layout == "folder")
     shown = json.loads(taet(*following.split()[2:], "--validation", "0.2", "--json").out)
