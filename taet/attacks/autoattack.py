@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, Unpack, get_args
 
 import numpy as np
 import torch
@@ -31,8 +31,9 @@ from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
 from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Progress, ticking
-from taet.attacks.spec import FIXED, Model, Outcome, Suite
-from taet.attacks.units import Arrays, State, run_units
+from taet.attacks.spec import FIXED, Fields, Model
+from taet.attacks.suite import Suite, SuiteResult, Work
+from taet.attacks.units import Arrays, UnitStore, run_units
 from taet.bounds import check_radius
 from taet.config import Evaluation
 from taet.errors import UserError, unknown
@@ -133,7 +134,7 @@ def autoattack(
     seed: int = 0,
     device: torch.device | str | None = None,
     natural: Tensor | None = None,
-    state: State | None = None,
+    state: UnitStore | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Return adversarial images in the ball, the clean ones where no attack of the suite succeeded.
@@ -200,9 +201,9 @@ def run_parts(
     device: torch.device | str | None = None,
     natural: Tensor | None = None,
     keep_examples: bool = True,
-    state: State | None = None,
+    state: UnitStore | None = None,
     progress: Progress | None = None,
-) -> Outcome:
+) -> SuiteResult:
     """Run AutoAttack and return which part broke which example; arguments are those of `autoattack`.
 
     A part meets the survivors of the parts before it, in ascending order, cut into batches anew. One part on one batch
@@ -247,7 +248,7 @@ def run_parts(
         if progress is not None:
             progress(done, done, "done")
     parts = {part: after[part] for part in chosen.parts}
-    return Outcome(x_adv, predictions, correct, parts, chosen.facts(), seconds, forwards, backwards)
+    return SuiteResult(x_adv, predictions, correct, parts, chosen.facts(), seconds, forwards, backwards)
 
 
 def check_inputs(x: Tensor, y: Tensor, eps: float, norm: Norm, batch_size: int, natural: Tensor | None) -> None:
@@ -300,7 +301,7 @@ class _Suite:
     seed: int
     device: torch.device
     keep_examples: bool
-    state: State | None
+    state: UnitStore | None
 
     def run(
         self, part: str, survivors: Tensor, progress: Progress | None, done: int, later: int
@@ -477,7 +478,7 @@ class AutoAttack(Suite):
     version: Annotated[Version, FIXED]
 
     @classmethod
-    def make(cls, given: Mapping[str, Any], settings: Evaluation, radius: float) -> Self:
+    def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
         version = (
             given["name"].partition(":")[0].removeprefix("autoattack").removeprefix("-l2").removeprefix("-")
             or "standard"
@@ -489,33 +490,9 @@ class AutoAttack(Suite):
         eps, norm, seed = self.radius, self.norm or "linf", self.seed or 0
         return autoattack(model, x, y, eps=eps, norm=norm, version=self.version, batch_size=len(x), seed=seed)
 
-    def run_parts(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        natural: Tensor | None,
-        batch_size: int,
-        device: torch.device,
-        state: State | None,
-        progress: Progress | None,
-    ) -> Outcome:
-        return run_parts(
-            model,
-            x,
-            y,
-            eps=self.radius,
-            norm=self.norm or "linf",
-            version=self.version,
-            batch_size=batch_size,
-            seed=self.seed or 0,
-            device=device,
-            natural=natural,
-            keep_examples=False,
-            state=state,
-            progress=progress,
-        )
+    def run_parts(self, model: nn.Module, x: Tensor, y: Tensor, **work: Unpack[Work]) -> SuiteResult:
+        eps, norm, seed = self.radius, self.norm or "linf", self.seed or 0
+        return run_parts(model, x, y, eps=eps, norm=norm, version=self.version, seed=seed, keep_examples=False, **work)
 
     def plan(self, num_classes: int) -> Plan:
         """Return the parts and how long they run."""

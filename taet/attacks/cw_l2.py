@@ -23,7 +23,7 @@ from taet.attacks.ball import (
 )
 from taet.attacks.draws import Draws
 from taet.attacks.objectives import Target, fooled, margin, target_classes
-from taet.attacks.spec import FIXED, AttackSpec, Model
+from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
 from taet.bounds import Count, NonNegative, Positive
 from taet.config import Evaluation
 from taet.errors import UserError
@@ -167,7 +167,7 @@ class CwL2(AttackSpec):
     """Aim at this class, chosen by the clean logits or at random; any misclassification is a success."""
 
     @classmethod
-    def make(cls, given: Mapping[str, Any], settings: Evaluation, radius: float) -> Self:
+    def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
         c = given.get("c", "search" if settings.cw_constant is None else settings.cw_constant)
         search = {"search_steps": SEARCH_STEPS, "initial_c": INITIAL_CONSTANT} if c == "search" else {}
         fields = {

@@ -19,7 +19,7 @@ from taet.attacks.objectives import (
     target_classes,
 )
 from taet.attacks.pgd import pgd
-from taet.attacks.spec import AttackSpec, Model
+from taet.attacks.spec import AttackSpec, Fields, Model
 from taet.config import Evaluation
 from taet.losses.long_tail import cross_entropy
 
@@ -64,7 +64,7 @@ class Fgsm(AttackSpec):
             raise self._refused("got no start noise with the objective kl, which has no gradient there")
 
     @classmethod
-    def make(cls, given: Mapping[str, Any], settings: Evaluation, radius: float) -> Self:
+    def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
         draws = {"seed": settings.seed if given.get("target") == "random" else None}
         return super().make({**draws, **given}, settings, radius)
 

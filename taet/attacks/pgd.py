@@ -35,7 +35,7 @@ from taet.attacks.objectives import (
     named_objective,
     target_classes,
 )
-from taet.attacks.spec import FIXED, AttackSpec, Model, Option
+from taet.attacks.spec import FIXED, AttackSpec, Fields, Model, Option
 from taet.bounds import Count, Positive
 from taet.config import Evaluation
 from taet.errors import UserError, unknown
@@ -235,7 +235,7 @@ class ProjectedAscent(AttackSpec):
             raise self._refused("got several restarts with a target; allowed: one or the other")
 
     @classmethod
-    def make(cls, given: Mapping[str, Any], settings: Evaluation, radius: float) -> Self:
+    def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
         two = given["norm"] == "l2"
         usual, step = (settings.eps_l2, settings.step_size_l2) if two else (radius, settings.step_size)
         eps = given.get("eps", usual)

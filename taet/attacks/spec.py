@@ -8,20 +8,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from taet.attacks.ball import Norm
 from taet.attacks.draws import Draws
-from taet.attacks.progress import Progress
-from taet.attacks.units import State
 from taet.bounds import NonNegative, check_fields, check_radius, hints
 from taet.config import Evaluation
 from taet.errors import UserError
 
 Model = Callable[[Tensor], Tensor]
+Fields = Mapping[str, Any]
+"""Fields of a specification by their names."""
 
 
 class MadeOn(NamedTuple):
@@ -92,7 +89,7 @@ class AttackSpec(ABC):
         return UserError(f"attack '{self.name}': {text}")
 
     @classmethod
-    def make(cls, given: Mapping[str, Any], settings: Evaluation, radius: float) -> Self:
+    def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
         """Return the attack that a user asks for.
 
         Args:
@@ -170,76 +167,6 @@ class AttackSpec(ABC):
     def on(self, name: str, weights_sha256: str) -> Self:
         """Return the attack as a column of other models has it, with examples made on the model `name`."""
         return dataclasses.replace(self, name=f"{self.name}@{name}", made_on=MadeOn(name, weights_sha256))
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What an attack of several parts did to N examples."""
-
-    x_adv: Tensor | None
-    """(N, C, H, W): the example that fooled the model, the clean one where none did; None where not kept."""
-    predictions: Tensor
-    """(N,): class of the clean example where that is wrong, else of the example that fooled, else the label."""
-    correct: Tensor
-    """(N,): correct on the clean example and under every part."""
-    parts: dict[str, Tensor]
-    """(N,) still correct after each part, in the order they ran."""
-    facts: dict[str, Any]
-    """What a result card stores about the parts."""
-    seconds: float
-    """Wall-clock time, summed over batches and so over processes."""
-    forwards: int
-    backwards: int
-
-
-class Suite(AttackSpec):
-    """An attack of several parts, each of which attacks the images that those before it left correct."""
-
-    @abstractmethod
-    def run_parts(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        natural: Tensor | None,
-        batch_size: int,
-        device: torch.device,
-        state: State | None,
-        progress: Progress | None,
-    ) -> Outcome:
-        """Run every part on all images, uint8 or floating point; `natural` are the predictions on clean images."""
-
-    @abstractmethod
-    def parts(self, num_classes: int) -> tuple[str, ...]:
-        """Names of the parts, in the order in which they run."""
-
-    @abstractmethod
-    def facts(self, num_classes: int) -> dict[str, Any]:
-        """Return what a result card stores about the parts, as plain values."""
-
-    def whole(self) -> Suite | None:
-        """Return the longer suite that begins with this one, so that its result contains this one's."""
-        return None
-
-    def beginning(
-        self,
-        parts: Mapping[str, NDArray[np.bool_]],
-        predictions: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        num_classes: int,
-    ) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.int64]]:
-        """Return the parts and predictions of this suite from those of the longer one that begins with it.
-
-        Args:
-            parts: (N,) still correct after each part of the longer suite.
-            predictions: (N,) as `Outcome` defines them.
-            labels: (N,).
-            num_classes: number of logits.
-        """
-        first = {part: parts[part] for part in self.parts(num_classes)}
-        *_, correct = first.values()
-        return first, np.where(correct, labels, predictions)
 
 
 def own_fields(kind: type[AttackSpec]) -> tuple[str, ...]:

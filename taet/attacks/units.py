@@ -12,7 +12,7 @@ from taet.distributed import gather, rank, unless_one_ends, world_size
 Arrays = Mapping[str, NDArray[Any]]
 
 
-class State(Protocol):
+class UnitStore(Protocol):
     """Where finished units of work are kept; what `get` returns was once given to `put`, or is None."""
 
     def get(self, key: str) -> Arrays | None: ...
@@ -24,7 +24,7 @@ def run_units(
     count: int,
     compute: Callable[[int], Arrays],
     *,
-    state: State | None,
+    state: UnitStore | None,
     key: Callable[[int], str],
     valid: Callable[[int, Arrays], bool],
     begin: Callable[[int], None] | None = None,

@@ -1,4 +1,4 @@
-"""`taet transfer RUN RUN ...`: evaluate every run on the adversarial examples of every other."""
+"""`taet transfer RUN RUN ...`: evaluate every run on the adversarial examples of every other run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class TransferOptions:
-    """Runs and the attack that makes the examples; what is not given is what the runs were configured with."""
+    """Runs and the attack that makes the examples. Defaults are those of the runs."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Two or more run folders with the same test images."""
@@ -41,20 +41,20 @@ class TransferOptions:
 
 
 def run(arguments: list[str]) -> None:
-    """Measure what is missing, add it to the cards and print the matrix."""
+    """Measure missing columns, add them to the cards and print the matrix."""
     parsed = read(arguments)
     with together(parsed.device):
         _measure(parsed, shlex.join(["taet", "transfer", *arguments]))
 
 
 def read(arguments: list[str]) -> TransferOptions:
-    """Return what the words of the call mean."""
+    """Return the flags of a call."""
     return flags.parse(
         TransferOptions,
         arguments,
         prog="taet transfer",
-        description="Evaluate every run on the adversarial examples that an attack makes on every other, add the "
-        "columns to their cards, RUN/evaluation.json, and print the matrix; what was interrupted goes on where it was.",
+        description="Evaluate every run on the adversarial examples that an attack makes on every other run, add the "
+        "columns to their cards, RUN/evaluation.json, and print the matrix. An interrupted transfer continues.",
         examples=EXAMPLES,
     )
 

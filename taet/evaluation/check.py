@@ -25,7 +25,7 @@ from taet.evaluation.facts import CheckFacts
 from taet.evaluation.images import Images, as_arrays
 from taet.evaluation.model_guard import restored
 from taet.evaluation.runner import make_runner
-from taet.evaluation.trial import SUM_TOLERANCE, Trial, answer, attempt, input_gradient, nonfinite, sample, told
+from taet.evaluation.trial import SUM_TOLERANCE, Trial, answer, attempt, input_gradient, nonfinite, sample, user_errors
 from taet.formatting import clock, listed, percent
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
@@ -273,7 +273,7 @@ def _nonfinite_on(trial: Trial) -> str:
 
 def _dtype(trial: Trial) -> str:
     pair = trial.x[:2]
-    with told("model: fails on two images ({reason})"), torch.no_grad():
+    with user_errors("model: fails on two images ({reason})"), torch.no_grad():
         return str(trial.model.model(pair).dtype)
 
 

@@ -76,6 +76,21 @@ class Column:
         """What makes columns of two cards comparable: the same attack with the same settings, random seeds aside."""
         return catalogue.identity(self.name, self.norm, self.eps, self.parameters, self.bounded)
 
+    @classmethod
+    def of(cls, attack: AttackSpec, predictions: Ints, labels: Ints, **measured: Any) -> Column:
+        """Return the column of an attack that changed the predictions (N,) of images with these labels (N,)."""
+        measured["parameters"] = attack.parameters | measured.get("parameters", {})
+        return cls(
+            name=attack.name,
+            norm=attack.norm,
+            eps=attack.eps,
+            bounded=attack.bounded,
+            correct=predictions == labels,
+            predictions=predictions,
+            curve=attack.curve,
+            **measured,
+        )
+
     def __repr__(self) -> str:
         ball = f", {self.norm} {self.eps:.4g}" if self.eps is not None else ""
         return f"Column('{self.name}'{ball}: {int(self.correct.sum())} of {len(self.correct)} correct)"

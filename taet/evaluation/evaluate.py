@@ -19,7 +19,7 @@ from taet.evaluation.bundles import check_attacks
 from taet.evaluation.card import ResultCard
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.images import Images
-from taet.evaluation.measurement import measure, request
+from taet.evaluation.measurement import measure, plan_evaluation
 from taet.evaluation.subject import Subject, from_module, from_run, from_run_on
 from taet.training.environment import resolve_device
 from taet.training.folder import RunFolder
@@ -149,7 +149,7 @@ def evaluate(
     subject = replace(subject, settings=settings) if isinstance(settings, Evaluation) else subject
     return measure(
         subject,
-        request(subject, asked, given, curves, worst_case),
+        plan_evaluation(subject, asked, given, curves, worst_case),
         device=subject.place if device == "auto" else resolve_device(device),
         path=path,
         new=out is not None,

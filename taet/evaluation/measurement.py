@@ -36,7 +36,7 @@ from taet.training.folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationPlan:
     """What an evaluation is asked to measure."""
 
     settings: Evaluation
@@ -50,13 +50,13 @@ class Request:
     """Whether only the worst case of the attacks is needed."""
 
 
-def request(
+def plan_evaluation(
     subject: Subject,
     names: Sequence[str] | None,
     given: Mapping[str, Any],
     curves: Sequence[str] = (),
     worst_case: bool = False,
-) -> Request:
+) -> EvaluationPlan:
     """Return what to measure on a subject.
 
     Args:
@@ -73,12 +73,12 @@ def request(
     attacks = parse_attacks(["clean", *(name for name in settings.attacks if name != "clean")], settings, eps)
     if worst_case and names is None:
         attacks = attacks[:1] + [attack for attack in attacks if (attack.norm, attack.eps) == ("linf", eps)]
-    return Request(settings, eps, tuple(attacks), tuple(curve_attacks(curves, settings, eps)), worst_case)
+    return EvaluationPlan(settings, eps, tuple(attacks), tuple(curve_attacks(curves, settings, eps)), worst_case)
 
 
 def measure(
     subject: Subject,
-    asked: Request,
+    plan: EvaluationPlan,
     *,
     device: torch.device,
     path: Path | None = None,
@@ -91,7 +91,7 @@ def measure(
 
     Args:
         subject: the model and its images.
-        asked: what to measure.
+        plan: what to measure.
         device: where the model is during the work.
         path: file of the card, where it is saved and where earlier results are looked for.
         new: refuse a file that holds the card of another model or of other images.
@@ -109,16 +109,16 @@ def measure(
             subject.images,
             subject.labels,
             len(class_names),
-            asked.settings.batch_size,
-            asked.settings.seed,
+            plan.settings.batch_size,
+            plan.settings.seed,
             device,
         )
-        for attack in asked.attacks:
+        for attack in plan.attacks:
             attack.check_classes(runner.num_classes)
         machine = environment(device)
         card = ResultCard(
             **subject.about,
-            threat={"norm": "linf", "eps": asked.eps},
+            threat={"norm": "linf", "eps": plan.eps},
             model={
                 **subject.model_about,
                 "weights_sha256": weights_digest(subject.model),
@@ -139,10 +139,10 @@ def measure(
             command=command,
         )
         known = gather(_known(path, card, runner) if rank() == 0 else None)[0]  # one looks, so that all agree
-        card = _measured(card, runner, asked, known, state_dir, progress)
+        card = _measured(card, runner, plan, known, state_dir, progress)
         if path is not None and rank() == 0:
             shelf.put(path, card)
-            save_examples(RunFolder(path.parent).examples, card, runner, asked.attacks)
+            save_examples(RunFolder(path.parent).examples, card, runner, plan.attacks)
             for units in runner.opened:
                 units.remove()
         gather(None)  # no process starts again before the card and its state are final
@@ -166,21 +166,21 @@ def _known(path: Path | None, card: ResultCard, runner: Runner) -> ResultCard | 
 def _measured(
     card: ResultCard,
     runner: Runner,
-    asked: Request,
+    plan: EvaluationPlan,
     known: ResultCard | None,
     state_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> ResultCard:
     """Return the card with all columns, those that are known already and the new ones, and with its flags."""
-    chain = one_threat_model(asked.attacks, runner.num_classes) if asked.worst_case else []
-    listed = asked.attacks[:1] if asked.worst_case else asked.attacks
+    chain = one_threat_model(plan.attacks, runner.num_classes) if plan.worst_case else []
+    listed = plan.attacks[:1] if plan.worst_case else plan.attacks
     before = () if known is None else known.columns
     probed = {} if known is None or not probe.is_of(known.probe, runner.seed) else known.probe
-    probing = not probed and bool(len(listed) > 1 or asked.points or chain)
+    probing = not probed and bool(len(listed) > 1 or plan.points or chain)
     meter = Meter(progress, later=probe.passes(runner) if probing else 0)
     names = {attack.name for attack in listed}
     shown = {column.name for column in before if not column.curve}  # stays in the tables with other settings, too
-    drawn = [replace(point, curve="") if point.name in shown else point for point in asked.points]
+    drawn = [replace(point, curve="") if point.name in shown else point for point in plan.points]
     attacks = [*listed, *(attack for attack in drawn if attack.name not in names)]
     measured = attack_split(runner, attacks, known=before, state_dir=state_dir, progress=meter)
     if chain:
@@ -188,7 +188,7 @@ def _measured(
         measured = (*measured, runner.run_worst_case(chain, measured[0], state_dir, meter))
     if probing:
         meter.begin()
-        probed = probe.probe(runner, asked.eps, state_dir, lambda done: meter(done, probe.passes(runner), "probe"))
+        probed = probe.probe(runner, plan.eps, state_dir, lambda done: meter(done, probe.passes(runner), "probe"))
     card = replace(card, columns=(*measured, *_others(before, measured)), probe=probed)
     return replace(card, flags=diagnostics.flags(card))
 

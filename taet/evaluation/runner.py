@@ -22,7 +22,8 @@ from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
 from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Meter, Progress, ticking
-from taet.attacks.spec import AttackSpec, Suite
+from taet.attacks.spec import AttackSpec
+from taet.attacks.suite import Suite
 from taet.attacks.units import Arrays, run_units
 from taet.data.dataset import images_sha256
 from taet.errors import UserError
@@ -30,7 +31,7 @@ from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.column import WORST_CASE, Column, Ints
 from taet.evaluation.images import Images, as_arrays, as_unit, channels_first
 from taet.evaluation.model_guard import restored
-from taet.evaluation.trial import attempt, told
+from taet.evaluation.trial import attempt, user_errors
 from taet.training.checkpoint import digest, weights_digest
 from taet.training.environment import version
 
@@ -50,14 +51,13 @@ def attack_split(
     """Run every attack on all images, in float32, and return one column each, in the order of `attacks`.
 
     Args:
-        runner: the model, the images that it is attacked on, and how they are cut into batches.
+        runner: the model with its test images.
         attacks: one or more, each once.
-        known: columns of the same model and images; one whose settings are those asked for is taken as it is.
-        state_dir: folder that keeps each finished batch; an evaluation of the same weights, images and settings takes
-            them from there.
+        known: columns of the same model and images; those of the same attacks with the same settings are reused.
+        state_dir: folder for finished batches, from which an evaluation that was killed continues.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
     """
-    # A suite that is the beginning of another comes last: where both are asked for it costs nothing.
+    # A suite that is the beginning of a longer one comes last, because it costs nothing after that.
     order = sorted(attacks, key=lambda attack: isinstance(attack, Suite) and attack.whole() is not None)
     correct, meter = len(runner.labels), Meter(progress)
     columns: dict[str, Column] = {}
@@ -76,22 +76,22 @@ def among(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
     """Return the column of this attack with these settings and this seed, if there is one."""
     for column in columns:
         if column.attack == attack:
-            # What was measured for a curve alone is asked for by name now, or the other way round.
+            # It may have been measured for a curve only, and be asked for by name now.
             return replace(column, curve=attack.curve and column.curve)
     return None
 
 
 def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.device) -> int:
-    """Return how many logits the model gives, tried on two images, so that a wrong model is refused before the work."""
+    """Return the number of logits, tried on two images; a model that cannot be attacked is a `UserError`."""
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
     x = as_unit(images[:2]).to(device)
     with restored(model) as changes, frozen(model), exact_float32(device.type):
-        with told(f"model: fails on images of shape {tuple(x.shape)} ({{reason}})"):
+        with user_errors(f"model: fails on images of shape {tuple(x.shape)} ({{reason}})"):
             logits = Counted(model)(x.clone().requires_grad_())
         changed = changes()
     if changed:
-        raise UserError(f"model: {changed[0]} changes when it answers in eval mode; allowed: one that holds still")
+        raise UserError(f"model: {changed[0]} changes when it answers in eval mode; allowed: one that does not change")
     if not logits.requires_grad:
         raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
     width = logits.shape[1]
@@ -104,7 +104,7 @@ def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.
 
 @dataclass(frozen=True)
 class Runner:
-    """A model, the test images that it is attacked on, and how they are cut into batches."""
+    """A model with its test images, which are attacked in batches."""
 
     model: Counted
     images: Images
@@ -114,32 +114,32 @@ class Runner:
     seed: int
     device: torch.device
     opened: list[BatchStore] = field(default_factory=list)
-    """Where batches were kept, to be removed when the card is written; what others keep beside it stays."""
+    """Stores of finished batches that were used; they are removed when the card is written."""
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """The model in eval mode with frozen parameters, in exact float32; the caller's random state is kept."""
-        every_gpu = range(torch.cuda.device_count())  # a model that draws numbers must not move it
+        """Put the model in eval mode with frozen parameters and exact float32; restore all, and the random state."""
+        every_gpu = range(torch.cuda.device_count())  # a model may draw random numbers
         with frozen(self.model), exact_float32(self.device.type), torch.random.fork_rng(every_gpu):
             yield
 
     def is_complete(self, column: Column) -> bool:
-        """Return whether a column has all that is measured now; clean ones of old cards lack the areas."""
+        """Return whether a column has everything that is measured now; clean columns of old cards lack ROC-AUC."""
         return column.norm is not None or column.roc_auc is not None or not self.pairs
 
     def expected(self, attack: AttackSpec, correct: int) -> int:
-        """Return the passes that an attack is expected to take where `correct` images are classified correctly."""
+        """Return the expected passes of an attack if `correct` images are classified correctly."""
         met = correct if attack.skips_misclassified else len(self.labels)
         return met * attack.passes(self.num_classes)
 
     @property
     def pairs(self) -> bool:
-        """Is something kept for every pair of classes? Of very many it would be nearly all of the card."""
+        """Whether ROC-AUC of every pair of classes is kept; with very many classes it would fill the card."""
         return self.num_classes <= metrics.PAIRED_CLASSES
 
     @cached_property
     def identity(self) -> str:
-        """Hash of the model's layers, weights and first answers, the images, the labels, and the software."""
+        """Hash of the model's layers, weights and first logits, the images, the labels, and the software."""
         network = self.model.model
         software = [self.device.type, version("torch"), version("pyautoattack")]
         rounded = np.round(self.fingerprint, 3).tolist()
@@ -148,10 +148,10 @@ class Runner:
 
     @cached_property
     def fingerprint(self) -> NDArray[np.float64]:
-        """Logits of the first images and the length of their gradients, which tell models of equal weights apart."""
+        """Logits and gradient norms of the first images, which distinguish models with equal weights."""
         x, y = self.batch(np.arange(min(FINGERPRINT, len(self.labels))))
         with self.still():
-            torch.manual_seed(0)  # a model that draws numbers draws the same ones
+            torch.manual_seed(0)  # a model that draws random numbers draws the same ones
             tried = attempt(self.model, x, y)
         slopes = tried.gradient.flatten(1).norm(dim=1, keepdim=True)
         return torch.cat([tried.logits, slopes], 1).cpu().double().numpy()
@@ -159,30 +159,30 @@ class Runner:
     def units(
         self, attack: AttackSpec, state_dir: str | os.PathLike[str] | None, after: Sequence[dict[str, Any]] = ()
     ) -> BatchStore | None:
-        """Where the finished batches of an attack are kept, on all images or on those that others have left."""
+        """Return the store of an attack's finished batches; `after` are attacks that chose the images."""
         if state_dir is None:
             return None
         return self.keep(state_dir, attack.name, [attack.to_json(), self.batch_size, *after])
 
     def keep(self, state_dir: str | os.PathLike[str], name: str, settings: Sequence[Any]) -> BatchStore:
-        """Open a place for the units of something that these settings decide, beside the model and the images."""
+        """Return a store of finished work that depends on these settings, the model and the images."""
         self.opened.append(BatchStore(Path(state_dir), name, digest([self.identity, *settings])))
         return self.opened[-1]
 
     def batches(self, rows: Ints | None = None) -> list[Ints]:
-        """Cut rows of the test set, all where none are given, in ascending order."""
+        """Cut rows of the test set, by default all, into batches in ascending order."""
         every = np.arange(len(self.labels)) if rows is None else rows
         return [every[start : start + self.batch_size] for start in range(0, len(every), self.batch_size)]
 
     def batch(self, rows: Ints) -> tuple[Tensor, Tensor]:
-        """Return the images `rows` as the model takes them, and their labels, on the model's device."""
+        """Return the images `rows` in [0, 1] and their labels, on the model's device."""
         return as_unit(self.images[rows]).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
 
     def perturb(self, attack: AttackSpec, rows: Ints) -> tuple[Tensor, Tensor]:
         """Return the images `rows`, clean and under attack; every adversarial image is checked."""
         x, y = self.batch(rows)
         draws = self.draws(attack, rows)
-        # Copies, since what a custom attack does to its arguments must not reach the check.
+        # Copies, because a custom attack may write into its arguments.
         with self._guarded(attack, draws):
             x_adv = attack.run(self.model, x.clone(), y.clone(), draws)
         verify(attack.name, x_adv, x, attack.eps, attack.norm or "linf")
@@ -206,7 +206,7 @@ class Runner:
             raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")
 
     def answers(self, attack: AttackSpec, x_adv: Tensor, rows: Ints) -> Tensor:
-        """Return the logits of images, which must be finite."""
+        """Return the logits of adversarial images; logits that are not finite are a `UserError`."""
         with torch.no_grad():
             logits = self.model.judge(x_adv)
         if not bool(logits.isfinite().all()):
@@ -214,7 +214,7 @@ class Runner:
         return logits
 
     def run(self, attack: AttackSpec, there: Sequence[Column], units: BatchStore | None, progress: Progress) -> Column:
-        """Run one attack on all images; `there` are columns of the same model that may spare work."""
+        """Run one attack on all images; columns of the same model, `there`, may save work."""
         if isinstance(attack, Suite):
             longer = attack.whole()
             found = None if longer is None else among(there, longer)
@@ -224,18 +224,14 @@ class Runner:
         every = np.arange(len(self.labels))
         result = self.attack(attack, every, clean, units, progress)
         scores = result.scores if self.pairs else None
-        return Column(
-            name=attack.name,
-            norm=attack.norm,
-            eps=attack.eps,
-            bounded=attack.bounded,
-            parameters={**attack.parameters, **result.parameters},
-            correct=result.predictions == self.labels,
-            predictions=result.predictions,
+        return Column.of(
+            attack,
+            result.predictions,
+            self.labels,
+            parameters=result.parameters,
             parts=result.parts if isinstance(attack, Suite) else {},
             distances=result.distances if attack.minimal else None,
             roc_auc=None if scores is None else metrics.pairwise_auc(scores, self.labels),
-            curve=attack.curve,
             **result.work,
         )
 
@@ -246,7 +242,7 @@ class Runner:
         state_dir: str | os.PathLike[str] | None,
         progress: Progress | None,
     ) -> Column:
-        """Run attacks of one threat model, cheap ones first, each on the images that those before it left correct."""
+        """Run attacks of one threat model, cheapest first, each on the images that are still correct."""
         order, meter = one_threat_model(attacks, self.num_classes), Meter(progress)
         predictions = clean.predictions.copy()
         work: dict[str, Any] = dict.fromkeys(WORK, 0)
@@ -278,7 +274,7 @@ class Runner:
     def attack(
         self, attack: AttackSpec, rows: Ints, natural: Ints | None, units: BatchStore | None, progress: Progress
     ) -> _Result:
-        """Attack some images, which are cut into batches anew; `natural` are the predictions on the clean ones."""
+        """Attack the images `rows`; `natural` are the predictions on clean images, if known."""
         if len(rows) == 0:
             parts = attack.parts(self.num_classes) if isinstance(attack, Suite) else (attack.name,)
             return _Result(rows, dict.fromkeys(parts, np.ones(0, dtype=bool)), dict.fromkeys(WORK, 0))
@@ -290,7 +286,7 @@ class Runner:
             )
             work = {name: sum(unit[name].item() for unit in done) for name in WORK}
             return _Result(predictions, {attack.name: predictions == labels}, work, scores, distances)
-        with told(_failed(attack)):
+        with user_errors(_failed(attack)):
             outcome = attack.run_parts(
                 self.model,
                 channels_first(np.asarray(self.images) if len(rows) == len(self.labels) else self.images[rows]),
@@ -316,7 +312,7 @@ class Runner:
 
         def measure(number: int) -> Arrays:
             expected = len(batches[number]) * passes
-            with told(_failed(attack)), ticking(self.model, expected, lambda inside: report(number, inside)):
+            with user_errors(_failed(attack)), ticking(self.model, expected, lambda inside: report(number, inside)):
                 return self._measure(attack, batches[number])
 
         done = run_units(
@@ -331,7 +327,7 @@ class Runner:
         return done
 
     def _measure(self, attack: AttackSpec, rows: Ints) -> Arrays:
-        """Attack one batch, check every example that comes back, and return what happened."""
+        """Attack one batch, check every adversarial image and return the results."""
         began, forwards, backwards = time.perf_counter(), self.model.forwards, self.model.backwards
         x, x_adv = self.perturb(attack, rows)
         logits = self.answers(attack, x_adv, rows)
@@ -360,14 +356,14 @@ def make_runner(
     batch_size: int = 250,
     seed: int = 0,
 ) -> Runner:
-    """Return a model, on the device where it is, with the test images that it is to meet, both checked.
+    """Return a model, on its device, with its test images; both are checked.
 
     Args:
         model: any Module from images (N, C, H, W) in [0, 1] to logits (N, classes).
-        images: uint8 (N, H, W, C), grey levels 0 to 255, or floating point (N, C, H, W) in [0, 1].
+        images: uint8 (N, H, W, C) with pixel values 0 to 255, or floating point (N, C, H, W) in [0, 1].
         labels: integers (N,), 0 to classes - 1.
         batch_size: images per batch.
-        seed: of every random start, drawn per image and attack.
+        seed: seed of every random start, drawn per image and attack.
     """
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
     pixels, classes = as_arrays(images, labels)
@@ -377,38 +373,28 @@ def make_runner(
 
 @dataclass(frozen=True, eq=False)
 class _Result:
-    """What an attack did to N images."""
+    """The result of an attack on N images."""
 
     predictions: Ints
     parts: dict[str, NDArray[np.bool_]]
-    """(N,) still correct after each part of AutoAttack, or after the one part that any other attack is."""
+    """(N,) still correct after each part of a suite, or after the attack."""
     work: dict[str, Any]
     scores: NDArray[np.float32] | None = None
     """(N, C): softmax of the logits under the attack."""
     distances: NDArray[np.float32] | None = None
-    """(N,): length of each perturbation that fools the model, nan where it does not."""
+    """(N,): norm of each perturbation that fools the model, nan for the others."""
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
 def _beginning(longer: Column, attack: Suite, labels: Ints, num_classes: int) -> Column:
-    """Return the column of a suite from that of a longer one that begins with its parts: nothing is run."""
+    """Return the column of a suite from that of the longer one that begins with it; nothing is run."""
     parts, predictions = attack.beginning(longer.parts, longer.predictions, labels, num_classes)
-    return replace(
-        longer,
-        name=attack.name,
-        parameters={**attack.parameters, **attack.facts(num_classes), "from": longer.name},
-        correct=predictions == labels,
-        predictions=predictions,
-        parts=parts,
-        seconds=0.0,
-        forwards=0,
-        backwards=0,
-        curve=attack.curve,
-    )
+    facts = {**attack.facts(num_classes), "from": longer.name}
+    return Column.of(attack, predictions, labels, parameters=facts, parts=parts, roc_auc=longer.roc_auc)
 
 
 def one_threat_model(attacks: Sequence[AttackSpec], num_classes: int) -> list[AttackSpec]:
-    """Return attacks in the order of their cost; they must have one ball in common, and one suite at most."""
+    """Return attacks ordered by cost; they must share one ball and contain at most one suite."""
     chain = sorted((attack for attack in attacks if attack.norm), key=lambda one: one.passes(num_classes))
     balls = list(dict.fromkeys((attack.norm, attack.eps) for attack in chain))
     if len(balls) != 1 or balls[0][1] is None:

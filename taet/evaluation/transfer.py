@@ -1,4 +1,4 @@
-"""Transfer: what examples that were made on one model do to another, for every pair of models."""
+"""Transfer: the accuracy of every model on adversarial examples that were made on every other."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from taet.evaluation.bundles import expand, parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.evaluate import evaluate
+from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among, make_runner
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
@@ -35,7 +36,7 @@ from taet.training.folder import RunFolder
 from taet.training.record import RunRecord
 
 STATE = "transfer"
-"""Folder in that of a source with its finished batches."""
+"""Name of the store of finished batches in the folder of a source."""
 ALLOWED = "an attack that changes every image, e.g. fgsm, pgd-20, cw-linf-100"
 
 
@@ -43,9 +44,8 @@ ALLOWED = "an attack that changes every image, e.g. fgsm, pgd-20, cw-linf-100"
 class Transfer:
     """Accuracy of M models on the examples that an attack made on each of them; shares in [0, 1].
 
-    In a matrix (M, M) row i is the model that is attacked, column j the one that the examples were made on. On the
-    diagonal the attack sees the model that it fools: sound gradients make that the lowest value of its row. nan where
-    a pair was not measured.
+    In a matrix (M, M) row i is the evaluated model and column j the model that the examples were made on. The diagonal
+    is the white-box attack, which with sound gradients is the lowest value of its row. nan: a pair was not measured.
     """
 
     attack: str
@@ -62,9 +62,9 @@ class Transfer:
         return {
             "attack": self.attack,
             "names": list(self.names),
-            "clean": _plain(self.clean),
-            "balanced": _plain(self.balanced),
-            "accuracy": _plain(self.accuracy),
+            "clean": plain(self.clean),
+            "balanced": plain(self.balanced),
+            "accuracy": plain(self.accuracy),
         }
 
     def __repr__(self) -> str:
@@ -91,25 +91,25 @@ def transfer(
     progress: Progress | None = None,
     command: str = "",
 ) -> Transfer:
-    """Evaluate every run on the examples made on every other, add the columns to their cards, return the matrix.
+    """Evaluate every run on the adversarial examples of every other, add the columns to the cards, return the matrix.
 
-    The card of a run, evaluation.json, first gets the clean and the attack's own column, where it has them not; then
-    a column `pgd-20@SOURCE` for each other run, whose parameters are the attack's and
-    source: {"name": the folder's name, "weights_sha256": of the model that the examples were made on}. What a card
-    holds already, made on the same weights with the same settings, is not measured again; a transfer that was killed
-    goes on where it was. Examples are made once per source, batch by batch; every model is in memory.
+    The card of a run, evaluation.json, first gets the clean column and that of the attack if they are missing, then a
+    column `pgd-20@SOURCE` for each other run. Its parameters are those of the attack and
+    source: {"name": name of the folder, "weights_sha256": of the model that the examples were made on}. What a card
+    already contains for the same weights and settings is not measured again, and a transfer that was killed continues
+    where it stopped. Examples are made once per source, batch by batch; all models are in memory.
 
     Args:
-        runs: two or more run folders of different names, with the same test images.
-        attack: a name of `taet list attacks`, with options where wanted; not clean and no AutoAttack.
-        eps: radius of the L-infinity ball in units of the image range; that of each run if not given, which must agree.
-        batch_size: images per batch; that of each run if not given.
+        runs: two or more run folders with different names and the same test images.
+        attack: a name of `taet list attacks`, optionally with options; not clean and not AutoAttack.
+        eps: radius of the L-infinity ball in units of the image range. Default: that of the runs, which must agree.
+        batch_size: images per batch. Default: that of each run.
         device: auto, cpu, cuda or cuda:N.
         progress: called as progress(done, total, label), in estimated passes of an image through a model.
-        command: how this was started; stored in the cards.
+        command: the command that started the transfer; stored in the cards.
 
     Raises:
-        UserError: fewer than two runs, two of one name, other test images or settings of the attack from run to run.
+        UserError: fewer than two runs, two of one name, test images or attack settings that differ between runs.
 
     Source: Papernot, McDaniel, Goodfellow, "Transferability in machine learning: from phenomena to black-box attacks
     using adversarial samples", arXiv:1605.07277.
@@ -162,19 +162,17 @@ def transfer_columns(
     state_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Column, ...]:
-    """Make examples on one model, once, and return what they do to each of the targets: a column each, in order.
+    """Make adversarial examples on one model and return one column for each target model, in order.
 
-    Every example is checked to lie in the attack's ball around its image; all models are in eval mode and exact
-    float32. The random draws and the batches are those of the source's ordinary column, so that a target that is the
-    source itself gets the same predictions as there.
+    Every example is checked to lie in the ball around its image. All models are in eval mode and exact float32. Random
+    draws and batches are those of the source's own column, so that the source as a target gets the same predictions.
 
     Args:
-        source: the model that is attacked, with the images (see `taet.evaluation.runner.runner`).
-        targets: models with the same images and labels, each on the device that it is on.
-        attack: what `taet.evaluation.parse_attack` gave; not clean and no AutoAttack.
-        name: what the source is called in the columns.
-        state_dir: folder that keeps each finished batch; a call with the same models, images and attack takes them
-            from there.
+        source: the model that is attacked, with the images (see `taet.evaluation.runner.make_runner`).
+        targets: models with the same images and labels, each on its own device.
+        attack: an attack of `taet.evaluation.parse_attack`; not clean and not AutoAttack.
+        name: name of the source in the columns.
+        state_dir: folder for finished batches, from which a transfer that was killed continues.
         progress: called as progress(done, total, label), in estimated passes of an image through a model.
     """
     _check(attack)
@@ -211,7 +209,7 @@ def transfer_columns(
             measure,
             state=source.units(made, state_dir),
             key=str,
-            # One that other targets were answered in, as when a run was added, holds no example to ask these about.
+            # A stored batch has no images: if a target is missing in it, as after adding a run, it is made again.
             valid=lambda number, unit: {*keys} <= unit.keys() and np.array_equal(unit["rows"], batches[number]),
             begin=report,
         )
@@ -220,14 +218,10 @@ def transfer_columns(
     for key in keys:
         predictions = np.concatenate([unit[key] for unit in units])
         columns.append(
-            Column(
-                name=made.name,
-                norm=made.norm,
-                eps=made.eps,
-                bounded=made.bounded,
-                parameters=made.parameters,
-                correct=predictions == source.labels,
-                predictions=predictions,
+            Column.of(
+                made,
+                predictions,
+                source.labels,
                 seconds=sum(unit[f"{key} seconds"].item() for unit in units),
                 forwards=len(predictions),
             )
@@ -236,9 +230,9 @@ def transfer_columns(
 
 
 def matrix(cards: Mapping[str, ResultCard], attack: str) -> Transfer:
-    """Return what these cards, by the names to show, say about the examples of one attack.
+    """Return the matrix of one attack from cards, given by the names to show.
 
-    Columns and models belong together by the hash of the weights, so that a run folder may be renamed or moved.
+    Columns and models are matched by the hash of the weights, so that a run folder may be renamed or moved.
     """
     clean = [_shares(card, _named(card, "clean"))[0] for card in cards.values()]
     pairs = [[_shares(target, _pair(target, source, attack)) for source in cards.values()] for target in cards.values()]
@@ -247,7 +241,7 @@ def matrix(cards: Mapping[str, ResultCard], attack: str) -> Transfer:
 
 
 def matrices(cards: Mapping[str, ResultCard]) -> tuple[Transfer, ...]:
-    """Return a matrix for each attack of which one of these models met examples that were made on another of them."""
+    """Return the matrix of every attack that was transferred between these models."""
     weights = {card.model["weights_sha256"] for card in cards.values()}
     attacks = {
         column.name.removesuffix(f"@{made_on.name}")
@@ -259,7 +253,7 @@ def matrices(cards: Mapping[str, ResultCard]) -> tuple[Transfer, ...]:
 
 
 def _pair(target: ResultCard, source: ResultCard, attack: str) -> Column | None:
-    """Return the column of the target with the examples of the source; the ordinary one where they are the same."""
+    """Return the column of the target under the source's examples; its own column if they are the same model."""
     if target is source:
         return _named(target, attack)
     for column in target.columns:
@@ -275,25 +269,18 @@ def _named(card: ResultCard, name: str) -> Column | None:
 
 
 def _shares(card: ResultCard, column: Column | None) -> tuple[float, float]:
-    """Return balanced and plain accuracy of a column; nan where there is none."""
+    """Return balanced and plain accuracy of a column; nan for a missing column."""
     if column is None:
         return math.nan, math.nan
     counts = metrics.class_counts(column.correct, card.labels, card.num_classes)
     return metrics.balanced_accuracy(*counts), metrics.accuracy(*counts)
 
 
-def _plain(values: metrics.Floats) -> list[Any]:
-    """Return a row, or the rows of a matrix, with None for nan."""
-    if values.ndim > 1:
-        return [_plain(row) for row in values]
-    return [None if math.isnan(value) else value for value in values.tolist()]
-
-
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
 def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
-    """Return the folders by their names, which must be two or more, each once."""
+    """Return the folders by name; fewer than two, or two of one name, are a `UserError`."""
     if len(folders) < 2:
         raise UserError(f"transfer: got {len(folders)} run; allowed: two or more")
     named: dict[str, Path] = {}
@@ -305,7 +292,7 @@ def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> AttackSpec:
-    """Return what `name` means to all runs, whose test images must be the same."""
+    """Return the attack, which must mean the same to all runs, on the same test images."""
     if len(expand([name], Evaluation()).attacks) > 1:
         raise UserError(f"transfer: got {name}, all columns of a protocol; allowed: {ALLOWED}")
     records = [RunFolder(folder).record for folder in folders]

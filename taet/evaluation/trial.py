@@ -88,7 +88,7 @@ def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
 
 def answer(model: Counted, x: Tensor) -> Tensor:
     """Return logits without a graph; a model that fails is a `UserError`."""
-    with told(_on(x)), torch.no_grad():
+    with user_errors(_on(x)), torch.no_grad():
         logits: Tensor = model(x)
     return logits
 
@@ -96,7 +96,7 @@ def answer(model: Counted, x: Tensor) -> Tensor:
 def input_gradient(model: Counted, x: Tensor, y: Tensor) -> Tensor:
     """Return the gradient of the cross-entropy at each image; a model that fails or has none is a `UserError`."""
     leaf, gradient = x.clone().requires_grad_(), None
-    with told(_on(x)):
+    with user_errors(_on(x)):
         loss = cross_entropy(model(leaf), y).sum()
         if loss.requires_grad:
             (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
@@ -107,8 +107,8 @@ def input_gradient(model: Counted, x: Tensor, y: Tensor) -> Tensor:
 
 
 @contextmanager
-def told(failed: str) -> Iterator[None]:
-    """Inside, whatever the user's code raises becomes a `UserError` of one line: `failed`, with {reason} and {kind}."""
+def user_errors(failed: str) -> Iterator[None]:
+    """Turn any exception of the user's code into a `UserError` of one line: `failed`, with {reason} and {kind}."""
     try:
         yield
     except UserError:

@@ -31,7 +31,7 @@ from taet.attacks.ball import Norm
 from taet.attacks.catalogue import parse
 from taet.attacks.counted import Counted
 from taet.attacks.progress import ticking
-from taet.attacks.spec import Outcome, Suite
+from taet.attacks.suite import Suite, SuiteResult
 from taet.attacks.units import Arrays
 from taet.data.augmentation import to_unit
 from taet.errors import UserError
@@ -262,7 +262,7 @@ class Memory:
 def test_resumes_at_the_unit_that_was_not_finished() -> None:
     model, (x, y) = train(4), data(4)
 
-    def run(state: Memory) -> Outcome:
+    def run(state: Memory) -> SuiteResult:
         return run_parts(model, x, y, eps=EPS["linf"], version="10", batch_size=BATCH, state=state)
 
     whole = Memory({}, 99)
@@ -461,7 +461,7 @@ def test_clean_predictions_that_are_known_are_not_made_again() -> None:
     model, (x, y) = train(4), data(4)
     y[:3] = (y[:3] + 1) % 4  # wrong without an attack
 
-    def run(**settings: Any) -> Outcome:
+    def run(**settings: Any) -> SuiteResult:
         return run_parts(model, x, y, eps=EPS["linf"], version="10", batch_size=BATCH, **settings)
 
     expected, found = run(), run(natural=model(x).argmax(1))
@@ -469,7 +469,7 @@ def test_clean_predictions_that_are_known_are_not_made_again() -> None:
     assert (found.forwards, found.backwards) == (expected.forwards - len(y), expected.backwards)
 
 
-def assert_same(found: Outcome, expected: Outcome) -> None:
+def assert_same(found: SuiteResult, expected: SuiteResult) -> None:
     assert (found.x_adv is None) == (expected.x_adv is None)
     if found.x_adv is not None and expected.x_adv is not None:
         assert torch.equal(found.x_adv, expected.x_adv)
@@ -485,7 +485,7 @@ def test_the_fast_suite_is_the_beginning_of_the_standard_one(classes: int, norm:
     model, (x, y) = train(classes), data(classes, count=BATCH + 1)
     y[:2] = (y[:2] + 1) % classes
 
-    def run(version: Version, state: Memory) -> Outcome:
+    def run(version: Version, state: Memory) -> SuiteResult:
         return run_parts(model, x, y, eps=0.5 * EPS[norm], norm=norm, version=version, batch_size=BATCH, state=state)
 
     state = Memory({}, 99)

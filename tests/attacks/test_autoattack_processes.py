@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.autoattack import Outcome, run_parts
+from taet.attacks.autoattack import run_parts
+from taet.attacks.suite import SuiteResult
 from taet.distributed import gather, joined, rank, world_size
 from taet.evaluation.batch_store import BatchStore
 
@@ -37,14 +38,14 @@ def task() -> tuple[nn.Module, Tensor, Tensor]:
     return model, x[:30], y[:30]
 
 
-def run(folder: Path, norm: Any) -> Outcome:
+def run(folder: Path, norm: Any) -> SuiteResult:
     state = BatchStore(folder, f"autoattack-{norm}", "")
     with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 30)
         return run_parts(*task(), eps=NORMS[norm], norm=norm, version="10", batch_size=BATCH, state=state)
 
 
-def arrays(outcome: Outcome) -> dict[str, Tensor]:
+def arrays(outcome: SuiteResult) -> dict[str, Tensor]:
     assert outcome.x_adv is not None
     count = torch.tensor([outcome.forwards, outcome.backwards])
     kept = {"x_adv": outcome.x_adv, "predictions": outcome.predictions, "correct": outcome.correct, "count": count}

@@ -22,7 +22,8 @@ from taet import registry, report
 from taet.attacks import catalogue
 from taet.attacks.ball import distance
 from taet.attacks.counted import Counted
-from taet.attacks.spec import AttackSpec, Suite
+from taet.attacks.spec import AttackSpec
+from taet.attacks.suite import Suite
 from taet.cli import main
 from taet.config import Evaluation
 from taet.errors import UserError

@@ -64,7 +64,7 @@ def test_the_fast_suite_comes_out_of_the_standard_one(evaluated: Evaluated) -> N
     assert {name: mask.tolist() for name, mask in fast.parts.items()} == {
         name: mask.tolist() for name, mask in alone.parts.items()
     }
-    assert fast.settings == alone.settings
+    assert fast.identity == alone.identity
     assert fast.correct.sum() >= both.column("autoattack").correct.sum() > 0
 
 
