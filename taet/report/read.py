@@ -20,7 +20,7 @@ from taet import metrics
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.training.decisive import decisive
-from taet.training.folder import RunFolder
+from taet.training.folder import RUN, RunFolder
 from taet.training.record import Epoch, RunRecord
 
 Ints = npt.NDArray[np.int64]
@@ -142,7 +142,7 @@ def read(path: Path) -> ReportedRun:
     folder = RunFolder(path)
     if not (folder.is_run or folder.card().is_file()):
         raise UserError(
-            f"{path}: no run folder (it holds neither a run nor a result card, {folder.card().name}); "
+            f"{path}: no run folder (it has neither {RUN} nor {folder.card().name}); "
             "allowed: folders that taet train or taet evaluate wrote"
         )
     card = ResultCard.load(folder.card()) if folder.card().is_file() else None

@@ -355,7 +355,7 @@ def test_a_row_that_was_cut_short_is_left_out(make_run: MakeRun, tmp_path: Path)
 def test_bad_input_is_one_line(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder"):
         report.write([], tmp_path / "report.html")
-    with pytest.raises(UserError, match=r"no run folder \(it has no run.json, nor an evaluation.json\)"):
+    with pytest.raises(UserError, match=r"no run folder \(it has neither run.json nor evaluation.json\)"):
         report.write([tmp_path], tmp_path / "report.html")
     broken = make_run(tmp_path / "broken")
     lines = (broken / "metrics.jsonl").read_text().splitlines(keepends=True)
