@@ -17,7 +17,8 @@ demo: $(INSTALLED)
 	$(BIN)/taet demo
 
 # One thread per worker: the tests' networks are too small to share, and two workers then use two cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# A file's tests stay together, so that what they share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not full"

@@ -105,21 +105,33 @@ PLAIN = [case for case in CASES if "base" not in case.knobs]
 VARIANTS = [list(stages) for _, stages in itertools.groupby(CASES, lambda case: (case.name, case.knobs))]
 
 
-# Of the methods inside a wrapper, two stand for all in make test: a plain one, and one with stages.
+# In make test two methods stand for all inside a wrapper, a plain one and one with stages; and of what takes a second
+# or more, each method is shown with its defaults only.
 USUAL_BASES = ("at", "taet")
+SLOW = {
+    "test_a_recorded_step_follows_what_changes",
+    "test_replayed_steps_train_as_eager_ones",
+    "test_two_processes_train_as_one",
+}
 
 
-def parameter(case: Case) -> Any:
-    usual = case.knobs.get("base", USUAL_BASES[0]) in USUAL_BASES
+def parameter(case: Case, test: str) -> Any:
+    """A case of a test, marked `full` if make test leaves it out."""
+    usual = case.knobs.get("base", USUAL_BASES[0]) in USUAL_BASES and (
+        test not in SLOW or not case.knobs.keys() - {"base"}
+    )
     return pytest.param(case, id=str(case), marks=() if usual else pytest.mark.full)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    test = metafunc.function.__name__
     for argument, found in (("case", CASES), ("plain_case", PLAIN), ("wrapped_case", WRAPPED)):
         if argument in metafunc.fixturenames:
-            metafunc.parametrize(argument, [parameter(case) for case in found])
+            metafunc.parametrize(argument, [parameter(case, test) for case in found])
     if "whole_variant" in metafunc.fixturenames:
-        variants = [pytest.param(stages, id=str(stages[0]), marks=parameter(stages[0]).marks) for stages in VARIANTS]
+        variants = [
+            pytest.param(stages, id=str(stages[0]), marks=parameter(stages[0], test).marks) for stages in VARIANTS
+        ]
         metafunc.parametrize("whole_variant", variants)
 
 

@@ -122,7 +122,8 @@ def work(rank: int, folder: Path) -> None:
 
     torch.set_num_threads(1)
     whole = slice(0, SAMPLES)
-    plan = [(case, job) for case in (*CASES, LOCAL_MEAN) for job in jobs(case)]
+    wanted = (folder / "cases.txt").read_text().splitlines()
+    plan = [(case, job) for case in (*CASES, LOCAL_MEAN) for job in jobs(case) if str(case) in wanted]
     plan += [(case, OWN_STATISTICS) for case in CASES if case.name == "at"]
     if rank == 0:
         alone = {f"{case}/{job.name}": trained(case, whole, job) for case, job in plan}
@@ -145,10 +146,18 @@ def work(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def results(
-    tmp_path_factory: pytest.TempPathFactory, side_by_side: Callable[[str, Path, int], None]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    side_by_side: Callable[[str, Path, int], None],
 ) -> tuple[dict[str, Values], list[dict[str, Values]]]:
-    """What one process found, and what each of two did; they meet through a file and talk over the loopback device."""
+    """What one process found in the chosen cases, and what each of two did; they meet through a file."""
     folder = tmp_path_factory.mktemp("processes")
+    calls = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+    (folder / "cases.txt").write_text("\n".join([str(LOCAL_MEAN), *(str(call["case"]) for call in calls)]))
     side_by_side(__file__, folder, PROCESSES)
     alone, *together = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("alone", 0, 1))
     return alone, together

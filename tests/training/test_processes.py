@@ -42,6 +42,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         {"training.sync_bn": False, "training.selection": "best-validation", "data.max_count": 30},
     ),
 }
+# make test shows the first.
+EACH = [pytest.param(name, marks=() if name == next(iter(RUNS)) else pytest.mark.full) for name in RUNS]
 
 
 @contextlib.contextmanager
@@ -107,13 +109,20 @@ def work(number: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(
+    request: pytest.FixtureRequest,
     tiny: Callable[..., Run],
     tmp_path_factory: pytest.TempPathFactory,
     side_by_side: Callable[[str, Path, int], None],
 ) -> Path:
     """Where they all were."""
     folder = tmp_path_factory.mktemp("processes")
-    runs = {name: config.to_json(tiny(method, SHARED | changes)) for name, (method, changes) in RUNS.items()}
+    items = (item for item in request.session.items if item.path == request.path and hasattr(item, "callspec"))
+    chosen = {item.callspec.params["name"] for item in items}
+    runs = {
+        name: config.to_json(tiny(method, SHARED | changes))
+        for name, (method, changes) in RUNS.items()
+        if name in chosen or not chosen
+    }
     (folder / "runs.json").write_text(json.dumps(runs))
     side_by_side(__file__, folder, MOST)
     return folder
@@ -141,7 +150,7 @@ def assert_close(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("other", ["2", "2 then 1", "2 then 3"])
-@pytest.mark.parametrize("name", [name for name, (_, changes) in RUNS.items() if changes.get("training.sync_bn", True)])
+@pytest.mark.parametrize("name", EACH[:2])  # the last has other statistics with more processes
 def test_any_number_of_processes_trains_what_one_does(
     name: str, other: str, folder: Path, rows: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
@@ -155,14 +164,14 @@ def test_any_number_of_processes_trains_what_one_does(
         assert_close(row, wanted_row)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", EACH)
 def test_the_same_number_of_processes_goes_on_to_the_same_bits(
     name: str, folder: Path, assert_same: Callable[[Path, Path], None]
 ) -> None:
     assert_same(folder / name / "2 stopped", folder / name / "2")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", EACH)
 def test_all_processes_hold_the_same_weights_and_statistics(name: str, told: list[dict[str, Any]]) -> None:
     assert told[0][name] == told[1][name]
     assert len({found[f"{name} then"] for found in told}) == 1
@@ -181,7 +190,7 @@ def test_a_mistake_is_one_in_all(told: list[dict[str, Any]]) -> None:
 
 
 def test_the_record_says_how_many_there_were(folder: Path) -> None:
-    for name in RUNS:
+    for name in json.loads((folder / "runs.json").read_text()):
         for started, number in (("1", 1), ("2", 2), ("2 then 3", 2)):
             assert json.loads((folder / name / started / "run.json").read_text())["processes"] == number
 

@@ -76,6 +76,7 @@ def killed(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.diagonal("whole", "at")
 @pytest.mark.parametrize("at", range(STEPS))
 def test_killed_before_any_step(
     whole: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame, at: int
@@ -89,6 +90,7 @@ def test_killed_before_any_step(
     assert_same(tmp_path / "run", whole.folder)
 
 
+@pytest.mark.diagonal("whole", "at")
 @pytest.mark.parametrize("at", range(STEPS))
 def test_interrupted_in_any_step(
     whole: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame, at: int

@@ -158,6 +158,7 @@ print(json.dumps({"peak": used, "steps": sum(b > a for a, b in zip(shown, shown[
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
+@pytest.mark.full
 def test_a_set_of_100_000_images_is_loaded_and_trained_on_within_2_gib(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ def test_two_processes_train_attack_and_speak_as_one(
     assert len(re.findall("^at: 100 %", done.stderr, re.MULTILINE)) == 1
 
 
+@pytest.mark.full
 def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_go_on_with(alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = torchrun(__file__, *WORDS.split(), "--out", folder, "--save-minutes", "0")

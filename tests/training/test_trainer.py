@@ -331,7 +331,7 @@ def test_a_diverging_run_stops(tiny: Callable[..., Run], tmp_path: Path) -> None
         train(tiny("at", {"training.lr": 1e30, "training.epochs": 4}), out=tmp_path / "run")
 
 
-@pytest.mark.parametrize("after", [0, 1, 3, 5, 6])
+@pytest.mark.parametrize("after", [1, *(pytest.param(after, marks=pytest.mark.full) for after in (0, 3, 5, 6))])
 def test_a_full_disk_is_one_line_and_loses_nothing(
     tiny: Callable[..., Run],
     tmp_path: Path,
