@@ -83,7 +83,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 """A share of a whole, 0 to 1."""
 PartialShare = Annotated[float, Ge(0), Lt(1)]
 """A share of less than the whole."""
-Seed = Annotated[int, Ge(0), Lt(2**32)]
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 Ratio = Annotated[float, Ge(1), Note(" (largest class over smallest)", _ratio_hint)]
 """An imbalance ratio."""
 PIXEL_UNITS = Note(", in units of the image range, e.g. 8/255", _pixel_hint)
@@ -204,6 +204,11 @@ def bounds_text(hint: Any) -> str:
         notes = "".join(rule.text for rule in rules if isinstance(rule, Note))
         texts.append(", ".join(filter(None, parts)) + notes)
     return ", or ".join(filter(None, texts))
+
+
+def condition_text(hint: Any, label: str = "") -> str:
+    """Return in words with which other settings the field has an effect; "" where it always has one."""
+    return "; ".join(rule.text(label) for rule in _rules(hint) if isinstance(rule, OnlyWith))
 
 
 def allowed_text(hint: Any) -> str:

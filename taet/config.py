@@ -230,7 +230,8 @@ class Evaluation(Settings):
     label = "evaluation"
 
     attacks: Annotated[tuple[str, ...], MinLen(1)] = ("clean", "fgsm", "pgd-20", "pgd-100", "cw-l2", "autoattack")
-    """Names of attacks (see `taet list attacks`), optionally with settings, e.g. pgd-20:restarts=5."""
+    """Names of attacks (see `taet list attacks`), optionally with settings, e.g. pgd-20:restarts=5; or taet or reat: all
+    columns of that paper."""
     eps: Annotated[Radius, Gt(0), Note("", _no_attack_hint)] | None = None
     """Radius of the L-infinity ball. Default: that of training."""
     step_size: Annotated[Radius, Gt(0)] = 1 / 255

@@ -76,10 +76,10 @@ def _text(value: Any, hint: Any) -> str:
     return size(value) if in_pixels else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _described(hint: Any, text: str, default: Any) -> Any:
-    """Return the type of an option with what --help says about it: its text, bounds and default."""
+def _described(hint: Any, text: str, default: Any, label: str = "") -> Any:
+    """Return the type of an option with what --help says about it: its text, bounds, condition and default."""
     said = "" if default is None or default == () else f"default: {_text(default, hint)}"
-    notes = "; ".join(filter(None, (bounds.bounds_text(hint), said)))
+    notes = "; ".join(filter(None, (bounds.bounds_text(hint), bounds.condition_text(hint, label), said)))
     return Annotated[hint, tyro.conf.arg(help=text, help_behavior_hint=f"({notes})" if notes else "")]
 
 
@@ -88,7 +88,8 @@ def _given_type(default: Any, alias: str) -> Any:
     kind = type(default)
     texts = _documentation(kind)
     fields = {
-        name: _described(hint, texts.get(name, ""), getattr(default, name)) for name, hint in bounds.hints(kind).items()
+        name: _described(hint, texts.get(name, ""), getattr(default, name), getattr(kind, "label", ""))
+        for name, hint in bounds.hints(kind).items()
     }
     if alias:
         fields["name"] = Annotated[fields["name"], tyro.conf.arg(aliases=[alias])]  # noqa: F821, a key

@@ -29,7 +29,7 @@ DESCRIPTION = """Print the class of every image and its probability: path,class,
 standard output. Images are read as in training and resized to the run's size; the run's data are not needed.
 
 --certify-attack tests for each image whether the predicted class survives that attack, with eps and the settings of the
-run. true means that this attack failed; another attack may still succeed.
+run. true means that this attack failed, not that no other can succeed.
 
 An image that cannot be read gets a reason in the column error; the others are classified, and the exit status is 2. An
 interruption writes the results so far."""
