@@ -103,7 +103,7 @@ def _captured(deployed: Deployed, example: Tensor) -> torch.export.ExportedProgr
         program = torch.export.export(
             deployed, (example,), dynamic_shapes={"images": _axes(deployed, torch.export.Dim)}
         )
-    except Exception as error:  # whatever the tracer, or a user's model under it, raises
+    except Exception as error:  # the tracer and a custom model may raise anything
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"model: torch.export makes no graph of it: {type(error).__name__}: {reason}") from error
     for module in program.graph_module.modules():

@@ -19,7 +19,7 @@ from taet.attacks.spec import AttackSpec
 from taet.config import Evaluation
 from taet.distributed import gather, rank
 from taet.errors import UserError
-from taet.evaluation import diagnostics, probe, shelf
+from taet.evaluation import card_store, diagnostics, probe
 from taet.evaluation.bundles import expand, parse_attacks
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
@@ -141,7 +141,7 @@ def measure(
         known = gather(_known(path, card, runner) if rank() == 0 else None)[0]  # one looks, so that all agree
         card = _measured(card, runner, plan, known, state_dir, progress)
         if path is not None and rank() == 0:
-            shelf.put(path, card)
+            card_store.put(path, card)
             save_examples(RunFolder(path.parent).examples, card, runner, plan.attacks)
             for units in runner.opened:
                 units.remove()
@@ -160,7 +160,7 @@ def _known(path: Path | None, card: ResultCard, runner: Runner) -> ResultCard | 
         "batch_size": card.batch_size,
         "environment": {name: card.environment[name] for name in ("versions", "device")},
     }
-    return shelf.find(path, facts, runner.fingerprint)
+    return card_store.find(path, facts, runner.fingerprint)
 
 
 def _measured(

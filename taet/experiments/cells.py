@@ -1,4 +1,4 @@
-"""The cells of a comparison: the run that each is, the commands that make it, and how far its folder is."""
+"""The cells of a comparison: their runs, the commands that complete them, and the state of their folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ State = Literal["done", "started", "missing", "not applicable"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the comparison; its run is None where its method cannot take its settings, and `reason` says why."""
+    """One run of the comparison; `run` is None if the method refuses its settings, and `reason` says why."""
 
     name: str
     entry: Entry
@@ -36,17 +36,17 @@ class Cell:
     folder: Path
     run: Run | None
     flags: tuple[str, ...]
-    """Of `taet train METHOD`."""
+    """Options of `taet train METHOD`."""
     reason: str = ""
 
     @property
     def row(self) -> str:
-        """The name of its row: cells that differ in nothing but the seed share it."""
+        """Name of its row, which cells that differ only in the seed share."""
         return f"{self.entry.name} + {self.variant.name}" if self.variant.name else self.entry.name
 
     @property
     def state(self) -> State:
-        """How far its folder is; done means a finished run with a card that has every attack."""
+        """State of its folder; done means a finished run with a card that has every attack."""
         if self.run is None:
             return "not applicable"
         if not RunFolder(self.folder).is_run:
@@ -54,7 +54,7 @@ class Cell:
         return "done" if not self.commands(threads=1) else "started"
 
     def commands(self, threads: int) -> list[list[str]]:
-        """What is left to do, as arguments of `taet`; nothing for a cell that is done or not applicable."""
+        """The commands that are left, as arguments of `taet`; none for a cell that is done or not applicable."""
         if self.run is None or self._measured():
             return []
         folder = str(self.folder)
@@ -68,7 +68,7 @@ class Cell:
         return [evaluate] if held.is_done else [["train", "--resume", folder], evaluate]
 
     def _measured(self) -> bool:
-        """Is there a card with every attack, about the ball and the batches that the run asks for?"""
+        """Is there a card with every attack, for the run's eps and batch size?"""
         held = RunFolder(self.folder)
         if self.run is None or not (held.card().exists() and held.is_done):
             return False
@@ -79,7 +79,7 @@ class Cell:
         return same and all(among(card.columns, attack) is not None for attack in attacks)
 
     def check_folder(self) -> None:
-        """Refuse a folder that holds a run with other settings than the specification says."""
+        """Refuse a folder whose run has other settings than the specification."""
         if self.run is None or not RunFolder(self.folder).is_run:
             return
         held = decisive(RunFolder(self.folder).record.run)
@@ -93,7 +93,7 @@ class Cell:
                 )
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of training and of attacks, as far as the folder records them."""
+        """Recorded seconds of training and of attacks."""
         held = RunFolder(self.folder)
         columns = read_json(held.card())["columns"] if held.card().exists() else []
         return {
@@ -108,8 +108,8 @@ class Cell:
 def cells(specification: Specification, out: Path) -> list[Cell]:
     """Return every cell, all methods of the first seed first; their runs are folders of `out`/runs.
 
-    A mistake is a `UserError`: settings of an entry that its method alone cannot take, shared ones or a variant's that
-    no method can take. Shared ones that some cannot take make their cells not applicable.
+    Settings of an entry that its method refuses are a `UserError`, as are shared settings or those of a variant that
+    every method refuses. Where only some methods refuse shared settings, their cells are not applicable.
     """
     try:
         return _planned(specification, out)
@@ -140,10 +140,10 @@ def _planned(specification: Specification, out: Path) -> list[Cell]:
 
 
 def _start(protocol: str, entry: Entry) -> Run | str:
-    """The run that the protocol prescribes, or why it has none for the method; a mistake in the entry is refused."""
+    """The run of the protocol, or why it has none for the method; a mistake in the entry is a UserError."""
     start: Run | str
     try:
-        methods.find(entry.method)  # a file that is broken is a mistake under every protocol
+        methods.find(entry.method)  # a broken file is a mistake under every protocol
         try:
             start = protocols.start(protocol, entry.method)
         except UserError as error:
@@ -176,7 +176,7 @@ def _cell(
     variant: Variant,
     entry: Entry,
 ) -> Cell:
-    """The cell of a point of the grid, still without its seed."""
+    """The cell of a point of the grid, without its seed."""
     place = data.replace(":", "-").replace("/", "-").strip("-.")
     parts = [entry.name, variant.name, place, "" if ratio is None else f"ir{ratio:g}"]
     name = "_".join(part for part in parts if part)
@@ -200,7 +200,7 @@ def _with_seed(cell: Cell, seed: int) -> Cell:
 
 
 def _run(start: Run, entry: Entry, settings: Settings) -> Run:
-    """The run of a method, with settings on top of its protocol; its data are not looked at."""
+    """The run of a method, with settings on top of its protocol; data are not read."""
     knobs: Any = methods.find(entry.method).Config() if start.settings is None else start.settings
     own = {key.removeprefix("method."): value for key, value in settings.items() if key.startswith("method.")}
     known = [field.name for field in dataclasses.fields(knobs)]
@@ -216,7 +216,7 @@ def _run(start: Run, entry: Entry, settings: Settings) -> Run:
 
 
 def _made(start: Run, entry: Entry, settings: Settings, known: dict[Data, DataFacts | None]) -> Run | str:
-    """The run of a method as its run.json would have it, or why its method refuses it."""
+    """The resolved run of a method, or why it is refused."""
     try:
         run = _run(start, entry, settings)
     except UserError as error:
@@ -224,7 +224,7 @@ def _made(start: Run, entry: Entry, settings: Settings, known: dict[Data, DataFa
     if run.data not in known:
         try:
             known[run.data] = facts(run.data)
-        except UserError as error:  # which concerns every method, unless the entry has data settings of its own
+        except UserError as error:  # this concerns every method, unless the entry has its own data settings
             shared = {key: settings[key] for key in settings.keys() - entry.settings.keys() if key.startswith("data.")}
             if any(key.startswith("data.") for key in entry.settings):
                 facts(config.override(start, shared).data)
@@ -239,7 +239,7 @@ def _made(start: Run, entry: Entry, settings: Settings, known: dict[Data, DataFa
 
 
 def _check_entry(specification: Specification, known: dict[Data, DataFacts | None], start: Run, cell: Cell) -> None:
-    """Refuse an entry whose own settings its method cannot take on the data of the cell, whatever is shared."""
+    """Refuse an entry whose own settings its method refuses even without the shared settings."""
     shared = {key: value for key, value in specification.settings.items() if key.startswith("data.")}
     data = {**_of_data(cell.data, cell.imbalance), **shared}
     alone = _made(start, cell.entry, {**data, **cell.entry.settings}, known)
@@ -248,7 +248,7 @@ def _check_entry(specification: Specification, known: dict[Data, DataFacts | Non
 
 
 def _check_shared(specification: Specification, planned: Sequence[Cell]) -> None:
-    """Refuse settings, of all or of a variant, that no method can take."""
+    """Refuse settings, shared or of a variant, that every method refuses."""
     for variant in specification.variants:
         of = [cell for cell in planned if cell.variant is variant]
         if any(cell.run is not None for cell in of):
@@ -278,7 +278,7 @@ def _no_knob(key: str, knobs: Collection[str]) -> UserError:
 
 
 def _flags(settings: Settings) -> tuple[str, ...]:
-    """The command line's words for dotted settings."""
+    """Return the command-line options of dotted settings."""
     words: list[str] = []
     for key, value in settings.items():
         name = SHORT.get(key, key.removeprefix("training.")).replace("_", "-")
@@ -292,7 +292,7 @@ def _flags(settings: Settings) -> tuple[str, ...]:
 
 
 def _word(name: str, value: Any) -> str:
-    """A value as the command line takes it; sizes of the ball in grey levels where they are whole."""
+    """Return a value as the command line reads it; eps and step sizes as k/255 if k is whole."""
     of_the_ball = name.rpartition(".")[2] in ("eps", "step-size") and isinstance(value, float)
     levels = round(255 * value) if of_the_ball else 0
     return f"{levels}/255" if levels and levels / 255 == value else str(value)

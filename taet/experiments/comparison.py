@@ -1,4 +1,4 @@
-"""Running what a comparison lacks: cells side by side, each as processes of the command line, and what came out."""
+"""Runs the missing cells of a comparison in parallel, each as processes of the command line."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from taet.training.interruption import interruption
 SCHEMA = 1
 LOOK_SECONDS = 0.1  # between two looks at the processes
 OPEN = ("started", "missing")
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of network file systems that are mounted without them
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # network file systems mounted without locks
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, repr=False)
-class Outcome:
-    """A cell with its state: done, started, missing, failed or not applicable, and why."""
+class CellOutcome:
+    """A cell with its state (done, started, missing, failed or not applicable) and the reason."""
 
     cell: Cell
     state: str
     reason: str
     commands: tuple[str, ...]
-    """What is left to do."""
+    """The commands that are left."""
 
     def __repr__(self) -> str:
-        return f"Outcome({self.cell.name}: {self.state}{f', {self.reason}' if self.reason else ''})"
+        return f"CellOutcome({self.cell.name}: {self.state}{f', {self.reason}' if self.reason else ''})"
 
     def to_json(self) -> dict[str, Any]:
-        """Return what comparison.json says of the cell."""
+        """Return the cell's entry in comparison.json."""
         cell = self.cell
         return {
             "name": cell.name,
@@ -71,11 +71,11 @@ class Outcome:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Every cell as it was left, and the report, which there is as soon as there is a run."""
+    """The state of every cell, and the report if there is a run."""
 
     title: str
     out: Path
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[CellOutcome, ...]
     out_of_time: bool = False
     report: Path | None = None
 
@@ -118,24 +118,24 @@ def compare(
 ) -> Comparison:
     """Run the cells that `out` lacks, and write `out`/comparison.json and `out`/report.html.
 
-    A cell is `taet train` and `taet evaluate`, as processes of their own whose output is in `out`/logs: one that fails
-    leaves the others alone. What is done is taken as it is, what was started goes on, so a comparison that was
-    interrupted or killed continues when it is called again. Two calls on one folder share the work.
+    A cell is `taet train` and `taet evaluate` in separate processes, with output in `out`/logs; a failed cell does not
+    affect others. Finished cells are kept and started ones continue, so an interrupted comparison continues when it is
+    called again. Two calls on one folder share the work.
 
     Args:
         specification: a TOML file, the same keys as a mapping, or what `read` gave.
-        out: folder of the comparison; not given, the name of the file without its ending.
-        time_budget: seconds after which nothing is begun and what runs is stopped; it saves and goes on next time.
+        out: folder of the comparison. Default: the name of the file without its suffix.
+        time_budget: seconds after which no cell is started and running ones are saved and stopped.
         jobs: cells side by side; the processor's cores are shared among them, and on each of the machine's GPUs, or of
             those in CUDA_VISIBLE_DEVICES, run about as many; "auto": as many as there are GPUs, and 1 without.
         part: (3, 16) works on the third of 16 shares of the cells, which `share` deals out, and writes neither
             comparison.json nor the report: `merge` does, when all parts have ended.
-        dry_run: say what would be run, and touch nothing.
-        say: told every event in one line.
+        dry_run: only plan: read no images, write nothing.
+        say: called with every event as one line.
 
     Raises:
         UserError: a mistake in the specification, or a folder that holds a run with other settings.
-        KeyboardInterrupt: on SIGINT or SIGTERM, when every process has saved and ended.
+        KeyboardInterrupt: on SIGINT or SIGTERM, after every process has saved and ended.
     """
     begun = time.monotonic()
     if jobs != "auto" and jobs < 1:
@@ -170,7 +170,7 @@ def merge(
     *,
     say: Say | None = None,
 ) -> Comparison:
-    """Run nothing: write `out`/comparison.json and `out`/report.html of what is there.
+    """Run nothing; write `out`/comparison.json and `out`/report.html for the existing runs.
 
     First the finished runs of other `folders` of the same comparison are copied to `out`, which parts need that had no
     file system in common; two runs of one cell that differ, and settings that do, are refused before anything is
@@ -208,11 +208,11 @@ def _specification(given: Specification | Mapping[str, Any] | str | os.PathLike[
 
 
 def _gpu_count() -> int:
-    """GPUs that this process may use, by NVML where that is there: CUDA and its memory are left to the cells."""
+    """Number of GPUs, found without starting CUDA if NVML is available."""
     return torch.cuda.device_count()
 
 
-def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) -> tuple[Outcome, ...]:
+def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) -> tuple[CellOutcome, ...]:
     outcomes = []
     for cell in planned:
         state: str = cell.state
@@ -220,12 +220,12 @@ def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) 
         if cell.name in failed and state != "done":
             state, reason = "failed", failed[cell.name]
         commands = tuple(shlex.join(["taet", *words]) for words in cell.commands(threads))
-        outcomes.append(Outcome(cell, state, reason, commands))
+        outcomes.append(CellOutcome(cell, state, reason, commands))
     return tuple(outcomes)
 
 
 def _report(result: Comparison) -> Path | None:
-    """Write the report of every run that there is, with what is not there and why."""
+    """Write the report of all existing runs, with the missing cells and why they are missing."""
     there = [outcome.cell for outcome in result.outcomes if RunFolder(outcome.cell.folder).is_run]
     if not there:
         return None
@@ -241,8 +241,8 @@ def _report(result: Comparison) -> Path | None:
     )
 
 
-def _words(outcome: Outcome) -> str:
-    """A cell in words; what is not applicable is so for every seed."""
+def _words(outcome: CellOutcome) -> str:
+    """A cell in words, without the seed if it is not applicable."""
     cell = outcome.cell
     ratio = "" if cell.imbalance is None else f", imbalance ratio {cell.imbalance:g}"
     seed = "" if outcome.state == "not applicable" else f", seed {cell.seed}"
@@ -253,19 +253,19 @@ def _words(outcome: Outcome) -> str:
 
 
 def devices(visible: str | None, count: int) -> list[str]:
-    """Return what CUDA_VISIBLE_DEVICES has to be for a process to see one GPU alone, for each GPU that there is.
+    """Return, for each GPU, the value of CUDA_VISIBLE_DEVICES that shows only this GPU to a process.
 
-    `visible` is what it is now, numbers or UUIDs, None where it is not set; `count` is how many GPUs CUDA finds so.
+    `visible` is its current value, numbers or UUIDs, or None; `count` is the number of GPUs that CUDA finds.
     """
     if visible is None:
         return [str(number) for number in range(count)]
     names = [name.strip() for name in visible.split(",")]
-    # Of the parts of a divided GPU CUDA counts only the first, though each process may take another.
+    # CUDA counts only the first part of a divided GPU, though each process may use another part.
     return names if count and names[0].startswith("MIG-") else names[:count]
 
 
 def emptiest(gpus: Sequence[str], taken: Sequence[str | None]) -> str | None:
-    """Return the first of the GPUs that the fewest of the cells under way have `taken`; None where there is none."""
+    """Return the first GPU that the fewest running cells have `taken`; None without a GPU."""
     return min(gpus, key=taken.count, default=None)
 
 
@@ -274,7 +274,7 @@ def emptiest(gpus: Sequence[str], taken: Sequence[str | None]) -> str | None:
 
 @dataclass
 class _Job:
-    """A cell under way: its command, and the log that its process writes and, as long as it lives, has locked."""
+    """A running cell: its command, and the log, which its process writes and keeps locked."""
 
     cell: Cell
     words: list[str]
@@ -285,7 +285,7 @@ class _Job:
 
 
 class _Work:
-    """The cells that are not done, as many side by side as there are jobs."""
+    """The cells that are not done, run by `jobs` at a time."""
 
     def __init__(
         self, planned: Sequence[Cell], logs: Path, jobs: int, threads: int, gpus: Sequence[str], say: Say
@@ -303,7 +303,7 @@ class _Work:
         say(f"{len(planned)} cells: {listed or 'none'}; {on}logs in {logs}")
 
     def run(self, deadline: float) -> bool:
-        """Work until all is done, the time is up, or the user interrupts: was it the user?"""
+        """Work until all is done, the time is up, or the user interrupts; return whether the user did."""
         with interruption() as asked:
             try:
                 while (self.waiting or self.running) and not asked.is_set() and time.monotonic() < deadline:
@@ -315,7 +315,7 @@ class _Work:
             return asked.is_set()
 
     def _fill(self) -> None:
-        """Start as many cells as there is room for; one that another process works on is asked again later."""
+        """Start cells up to the number of jobs; a cell that another process works on is tried again later."""
         for _ in range(len(self.waiting)):
             if len(self.running) == self.jobs:
                 return
@@ -326,7 +326,7 @@ class _Work:
                 continue
             self.waiting.append(cell)
             if cell.name not in self.elsewhere:
-                self.say(f"{cell.name}: another process is at work on it")
+                self.say(f"{cell.name}: another process is working on it")
                 self.elsewhere.add(cell.name)
 
     def _next(self, cell: Cell, log: BinaryIO, before: _Job | None = None) -> None:
@@ -340,7 +340,7 @@ class _Work:
             after = f", about {clock(left)} left" if left else ""
             self._tell(cell, f"done in {clock(time.monotonic() - begun)}{after}")
         elif before is not None and commands[0] == before.words:
-            self._fail(cell, log, "the command ended well, but left its work undone")
+            self._fail(cell, log, "the command ended well, but the cell is not complete")
         else:
             gpu = self._gpu(cell) if before is None else before.gpu
             what = " ".join(commands[0][:2] if "--resume" in commands[0] else commands[0][:1])
@@ -348,7 +348,7 @@ class _Work:
             self.running.append(_Job(cell, commands[0], gpu, log, self._start(cell, commands[0], gpu, log), begun))
 
     def _gpu(self, cell: Cell) -> str | None:
-        """The one GPU that a cell is to see; one that names its own, as cuda:1, sees all and is left to it."""
+        """The GPU that a cell may use; a cell that names its GPU, such as cuda:1, sees all of them."""
         if cell.run is not None and ":" in cell.run.training.device:
             return None
         return emptiest(self.gpus, [job.gpu for job in self.running])
@@ -364,11 +364,11 @@ class _Work:
             stdout=log,
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), **seen},
-            start_new_session=True,  # Ctrl-C reaches a process through us, and once: the second one would not save
+            start_new_session=True,  # Ctrl-C reaches a process through us, once: a second one would prevent saving
         )
 
     def _look(self) -> None:
-        """Go on with the cells whose process has ended."""
+        """Continue with the cells whose process has ended."""
         for job in [job for job in self.running if job.process.poll() is not None]:
             self.running.remove(job)
             if job.process.returncode == 0:
@@ -383,10 +383,13 @@ class _Work:
         self._tell(cell, f"failed: {why}")
 
     def _stop(self) -> None:
-        """Have every process save and end."""
+        """Make every process save and end."""
         if self.running:
             self.say(f"stopping {len(self.running)} running cells; they save what they have")
-        for number in (signal.SIGTERM, signal.SIGINT):  # asked again, they do not wait for the end of their batch
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+        ):  # the second one does not wait for the end of a batch
             for job in self.running:
                 job.process.send_signal(number)
             try:
@@ -402,7 +405,7 @@ class _Work:
 
 
 def _locked(path: Path) -> BinaryIO | None:
-    """Open the log of a cell and lock it, where the file system knows locks; None where another process has."""
+    """Open the log of a cell and lock it if the file system supports locks; None if another process holds it."""
     log = path.open("ab")
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What is to be compared: a TOML file of methods x data x imbalance ratios x seeds, every key of it checked."""
+"""The specification of a comparison: a TOML file of methods x data x imbalance ratios x seeds, fully checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METHOD_KEYS = ("name", "method", "settings")
 VARIANT_KEYS = ("name", "settings")
 NAME = re.compile(r"[A-Za-z0-9.+-]+")  # names become folders; parts of a folder's name are joined by _
 PARTS = tuple(f.name for f in dataclasses.fields(Run) if dataclasses.is_dataclass(f.default_factory))
-SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # as the command line calls them
+SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
 BARE = {short: name for name, short in SHORT.items()} | {
     f.name: f"training.{f.name}" for f in dataclasses.fields(Training)
 }
@@ -39,7 +39,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """A method of the comparison, under the name that its row has."""
+    """A method of the comparison, with the name of its row."""
 
     name: str
     method: str
@@ -48,7 +48,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Variant:
-    """Settings under which the whole grid is repeated; without a name, the grid as it is."""
+    """Settings with which the whole grid is repeated; without a name, the plain grid."""
 
     name: str = ""
     settings: Settings = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Specification:
-    """Methods x data x imbalance ratios x seeds, with what all of them share."""
+    """Methods x data x imbalance ratios x seeds, with shared settings."""
 
     title: str
     methods: tuple[Entry, ...]
@@ -69,11 +69,11 @@ class Specification:
     variants: tuple[Variant, ...]
     """The plain grid, then every variant."""
     path: Path | None = None
-    """The file that says so."""
+    """The file it was read from."""
 
 
 def read(path: str | Path) -> Specification:
-    """Read the specification in the TOML file `path`; a mistake in it is a `UserError` that names the key."""
+    """Read the specification from the TOML file `path`; a mistake is a `UserError` that names the key."""
     try:
         with Path(path).open("rb") as file:
             values = tomllib.load(file)
@@ -88,7 +88,7 @@ def read(path: str | Path) -> Specification:
 
 
 def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification:
-    """Return the specification that a TOML table holds; `title` is its title where it has none."""
+    """Return the specification in a TOML table; `title` is the default title."""
     _check_keys("key", values, KEYS)
     names = registry.entries("methods")
     if values.get("methods") == "all":
@@ -206,7 +206,7 @@ def _name(key: str, values: Mapping[str, Any]) -> str:
 
 
 def _settings(where: str, values: Mapping[str, Any], knobs: Sequence[str] = ()) -> dict[str, Any]:
-    """Return settings by their dotted names, from those or the command line's; `knobs` need no `method.`."""
+    """Return settings by dotted name, from dotted or command-line names; `knobs` need no `method.`."""
     settings: dict[str, Any] = {}
     for key, value in _flat(values):
         name = key.replace("-", "_")
@@ -243,7 +243,7 @@ def _no_part(name: str, knobs: Sequence[str]) -> str:
 
 
 def _setting(name: str, value: Any) -> Any:
-    """Return a setting's value as the dataclasses take it: lists as tuples, 8/255 as a number."""
+    """Return a value as the dataclasses store it: lists as tuples, 8/255 as a number."""
     if isinstance(value, list):
         return tuple(_setting(name, item) for item in value)
     if not isinstance(value, str | int | float | bool):

@@ -92,7 +92,7 @@ class AdversarialDistributionalTraining(Method):
         threshold: Annotated[float, OnlyWith(variant="imp-am")] = 0.9
         """imp-am: bound on -H, per dimension of the code, up to which there is no penalty (public code)."""
 
-    def __init__(self, config: Any, task: Task) -> None:
+    def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         weight = config.entropy_weight
         self.entropy_weight = ENTROPY_WEIGHT[config.variant] if weight is None else weight

@@ -45,7 +45,7 @@ class AdversarialTrainingBalancedSoftmax(Method):
     }
 
     @staticmethod
-    def outer_loss(config: Any, task: Task) -> Outer:
+    def outer_loss(config: Method.Config, task: Task) -> Outer:
         if task.outer.name not in ("cross-entropy", "balanced-softmax"):
             raise UserError(
                 f"at-bsl: got the outer loss {task.outer.name}; its loss is balanced softmax: "

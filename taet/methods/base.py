@@ -117,7 +117,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is told about the training set and the schedule when it is built."""
+    """The training set and the schedule, passed to a method when it is built."""
 
     class_counts: tuple[int, ...]
     """Training images per class, after validation was taken out."""
@@ -135,7 +135,7 @@ class Task:
     stages: tuple[str, ...] = ()
     """The method's stage in every epoch."""
     seed: int = 0
-    """The run's seed, for the first weights of networks that the method brings along."""
+    """The run's seed, for the initial weights of the method's own networks."""
     ranks: tuple[int, ...] = field(init=False)
     """Rank of every class by training count, 0 the largest, ties by label."""
     prior: tuple[float, ...] = field(init=False)
@@ -153,11 +153,11 @@ class Task:
 
 
 class Step(NamedTuple):
-    """What `after_step` is told: positions in the data (N,), the batch, its loss, the attack, the optimiser of the
+    """The arguments of `after_step`: positions in the data (N,), the batch, its loss, the attack, the optimiser of the
     model's weights, which stays as it is, how many steps of the run came before, and the view to attack, if any.
     """
 
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a step
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which is not used on a step
     x: Tensor
     y: Tensor
     loss: Loss

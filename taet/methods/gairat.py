@@ -83,7 +83,7 @@ class Gairat(Method):
         """Lambda, added to the argument of tanh and sigmoid: the larger, the more equal the weights (public code)."""
 
     @staticmethod
-    def stage_at(config: Any, task: Task, epoch: int) -> str:
+    def stage_at(config: Config, task: Task, epoch: int) -> str:
         return "weighted" if task.milestones and epoch >= min(task.milestones) else "burn-in"
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:

@@ -63,7 +63,7 @@ class Harl(Method):
 
     running: Tensor
 
-    def __init__(self, config: Any, task: Task) -> None:
+    def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         if task.outer.name != "cross-entropy":
             raise UserError(

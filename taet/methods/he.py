@@ -71,7 +71,7 @@ class HypersphereEmbedding(Method):
         beta: Annotated[NonNegative | None, OnlyWith(variant=("trades", "alp"))] = None
         """Factor of the coupling term. Default: 6 with trades, 0.5 with alp (public code)."""
 
-    def __init__(self, config: Any, task: Task) -> None:
+    def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         if config.variant == "trades" and task.weighting != "none":
             raise UserError(
@@ -81,7 +81,7 @@ class HypersphereEmbedding(Method):
         self.beta = BETA.get(config.variant, 0.0) if config.beta is None else config.beta
 
     @staticmethod
-    def head(config: Any, task: Task) -> Head:
+    def head(config: Config, task: Task) -> Head:
         return Head("cosine", scale=config.scale)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:

@@ -146,7 +146,7 @@ class LearnableAttackStrategy(Method):
         width: Count = 16
         """Channels of the strategy network's first layer; the published ResNet-18 has 64."""
 
-    def __init__(self, config: Any, task: Task) -> None:
+    def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         published = PUBLISHED[config.variant]
         knobs = {name: getattr(config, name) for name in ("interval", "robust_reward", "clean_reward")}
@@ -187,7 +187,7 @@ class LearnableAttackStrategy(Method):
         if step.number % self.published.interval:
             return
         x, optimizer = step.x, self.optimizers["strategy"]
-        # One image has no batch statistics; all processes decide alike, by the images of all.
+        # One image has no batch statistics; all processes decide by the images of all of them.
         self.strategy.train((step.attack.source.total or len(x)) > 1)
         log_probabilities = self._log_probabilities(x)
         choices = draw(log_probabilities, self._uniform(x, step.attack))
@@ -231,7 +231,7 @@ class LearnableAttackStrategy(Method):
         if self.config.variant == "las-trades":
             x_adv = attack(model, x, y, natural_divergence(model, x), start="gaussian", **settings)
             return Adversarial(x_adv, {"beta": levels["beta"]})
-        # The start knows the threat's ball, not the drawn one: it may lie outside that until the first step.
+        # The start noise uses the threat's eps, so it may be outside the drawn ball until the first step.
         start = (x + draw_noise(x, attack.eps, "uniform", attack.source)).clamp(0, 1) - x
         return Adversarial(attack(model, x, y, start="none", start_noise=start, **settings))
 

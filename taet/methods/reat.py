@@ -69,7 +69,7 @@ class Reat(Method):
     weights: Tensor
     tail: Tensor
 
-    def __init__(self, config: Any, task: Task) -> None:
+    def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         if config.rbl and task.weighting != "none":
             raise UserError(
@@ -80,7 +80,7 @@ class Reat(Method):
         self.register_buffer("tail", tail_classes(self.class_counts, config.form), persistent=False)
 
     @staticmethod
-    def outer_loss(config: Any, task: Task) -> Outer:
+    def outer_loss(config: Config, task: Task) -> Outer:
         if config.bsl and task.outer.name == "cross-entropy":
             return replace(task.outer, name="balanced-softmax")
         return task.outer

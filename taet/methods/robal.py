@@ -99,7 +99,7 @@ class RoBal(Method):
         """Factor of the log prior that is subtracted from the deployed logits. Default: R 0, N 0.1; with 100 classes or
         more R 1.7, N 1.5; 0 if the outer loss contains the prior."""
 
-    def __init__(self, config: Any, task: Task) -> None:
+    def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         self.constants = constants(config, task)
         for name in ("margin", "tau_b", "tau_m"):
@@ -111,7 +111,7 @@ class RoBal(Method):
                 )
 
     @staticmethod
-    def head(config: Any, task: Task) -> Head:
+    def head(config: Config, task: Task) -> Head:
         used = constants(config, task)
         return Head("cosine", scale=used.scale, gamma=used.gamma)
 

@@ -107,7 +107,7 @@ class RobustLT(Method):
     budgets: Tensor
     factor: Tensor
 
-    def __init__(self, config: Any, task: Task) -> None:
+    def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         if set(task.stages) == {"clean"}:
             raise UserError(f"method base: got {config.base}, which attacks in no epoch; allowed: one that does")
@@ -122,12 +122,12 @@ class RobustLT(Method):
         self.register_buffer("factor", self.budgets.clone())
 
     @staticmethod
-    def head(config: Any, task: Task) -> Head:
+    def head(config: Config, task: Task) -> Head:
         base, settings = _base(config)
         return base.head(settings, task)
 
     @staticmethod
-    def stage_at(config: Any, task: Task, epoch: int) -> str:
+    def stage_at(config: Config, task: Task, epoch: int) -> str:
         base, settings = _base(config)
         return base.stage_at(settings, task, epoch)
 

@@ -6,8 +6,6 @@ Source: Vapnik, Principles of Risk Minimization for Learning Theory, NeurIPS 199
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from taet.distributed import global_mean
@@ -22,7 +20,7 @@ class Standard(Method):
     label_attack = False  # there is none
 
     @staticmethod
-    def stage_at(config: Any, task: Task, epoch: int) -> str:
+    def stage_at(config: Method.Config, task: Task, epoch: int) -> str:
         return "clean"
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:

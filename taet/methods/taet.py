@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -41,7 +40,7 @@ class Taet(Method):
         clean_share: Share = 0.4
         """Share of the epochs that are clean: 40 of 100 in the paper."""
 
-    def __init__(self, config: Any, task: Task) -> None:
+    def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
         if task.outer.drw and task.stages[min(task.milestones)] != "clean":
             raise UserError(
@@ -55,7 +54,7 @@ class Taet(Method):
         self.equalization = Harl(config, replace(task, outer=Outer(), stages=()))
 
     @staticmethod
-    def stage_at(config: Any, task: Task, epoch: int) -> str:
+    def stage_at(config: Config, task: Task, epoch: int) -> str:
         return "clean" if epoch < round(config.clean_share * task.epochs) else "adversarial"
 
     def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:

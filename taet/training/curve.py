@@ -42,9 +42,9 @@ def monitor(
 ) -> dict[str, Counts]:
     """Return {"clean": ..., "pgd-N": ...}, each with the correct and total images per class, in float32.
 
-    The images come to `device`, where the model is, batch by batch, wherever they lie. The start noise is U(-eps, eps),
-    the same in every epoch, so that the curve moves with the model alone. Of P processes each takes every P-th batch;
-    `pause` is called before each, by all processes equally often.
+    The images are moved to `device`, where the model is, batch by batch. The start noise is U(-eps, eps), the same in
+    every epoch, so that only the model changes the curve. Each of P processes takes every P-th batch; `pause` is called
+    before each batch, equally often in all processes.
     """
     attack, num_classes = f"pgd-{steps}", len(split.class_names)
     correct = {name: torch.zeros(num_classes, dtype=torch.int64, device=device) for name in ("clean", attack)}
@@ -66,7 +66,7 @@ def monitor(
     return {name: {"correct": global_sum(counts).tolist(), "total": total} for name, counts in correct.items()}
 
 
-class Curve:
+class TrainingCurve:
     """The points of a run's curve on one split, and the weights of the best of them if the curve may choose."""
 
     def __init__(self, resolved: Resolved, split: Split, device: torch.device) -> None:

@@ -17,7 +17,7 @@ from taet.training.curve import per_class
 class Drift:
     """Attacked versions of the first images of every class, kept from epoch to epoch.
 
-    The images are not augmented and the start noise is the same each time, so that the distance is due to the model.
+    Images are not augmented and the start noise is always the same, so that only the model changes the distance.
     """
 
     def __init__(self, split: Split, images_per_class: int, device: torch.device) -> None:
@@ -34,9 +34,8 @@ class Drift:
     ) -> list[float] | None:
         """Mean L2 distance per class between the examples of this epoch and of the one before, in image units.
 
-        attack(number, place, x, y) returns the examples of this process's share of a batch; `place` is where the share
-        begins and how many images the batch has. None in the first epoch, and where no images were asked
-        for; 0 for a class without images.
+        attack(number, place, x, y) returns the examples of this process's share of a batch; `place` is (first image of
+        the share, images of the batch). None in the first epoch and without images; 0 for a class without images.
         """
         if not len(self.labels):
             return None
@@ -47,7 +46,7 @@ class Drift:
             rows = slice(start + mine.start, start + mine.stop)
             place = (mine.start, total)
             found[rows] = attack(number, place, to_unit(self.images[rows]), self.labels[rows])
-        found = global_sum(found)  # zeros where other processes fill in theirs
+        found = global_sum(found)  # zeros at the images of other processes
         before, self.before = self.before, found
         if before is None:
             return None

@@ -1,4 +1,4 @@
-"""What a result must say about the machine and the software that made it."""
+"""The machine and the software of a result, and the device of a run."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Have the C library keep what tensors on the CPU give back, for the next ones; until the process ends.
+    """Make the C library reuse the memory of freed CPU tensors until the process ends.
 
-    By default glibc asks the kernel for every large tensor and returns it when it is freed, so that each pass pays for
-    clearing its pages again, which can take longer than the arithmetic. Elsewhere than on Linux with glibc nothing is
-    done, nor where the environment sets its malloc (MALLOC_... or LD_PRELOAD).
+    By default glibc returns every large tensor to the kernel, which clears the pages again for the next one; that can
+    take longer than the arithmetic. Nothing is done without glibc, on a GPU, or if the environment configures malloc
+    (MALLOC_... or LD_PRELOAD).
     """
     chosen = any(name.startswith("MALLOC_") or name == "LD_PRELOAD" for name in os.environ)
     if device.type != "cpu" or chosen or platform.libc_ver()[0] != "glibc":

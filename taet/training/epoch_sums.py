@@ -16,8 +16,7 @@ from taet.training.curve import per_class
 class EpochSums:
     """Sums over the steps of one epoch; they stay on the device, and every checkpoint holds them.
 
-    The counts are those of this process's shares, until `together` adds them up; the rest is of the whole batches,
-    whose loss every process knows.
+    The counts cover this process's shares until `together` adds them up; losses cover the whole batches.
     """
 
     correct: Tensor
@@ -32,7 +31,7 @@ class EpochSums:
 
     @classmethod
     def empty(cls, num_classes: int, device: torch.device) -> EpochSums:
-        """Return the sums of an epoch that has not begun."""
+        """Return the sums before the first step."""
         correct, total, predicted = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
         return cls(correct, total, predicted)
 
@@ -54,7 +53,7 @@ class EpochSums:
         return EpochSums(correct, total, predicted, self.sums, self.images)
 
     def divided(self) -> EpochSums:
-        """Return what this process goes on from when all of them have these sums: the first one keeps the counts."""
+        """Return this process's part of sums over all processes: the first one keeps the counts."""
         kept = int(rank() == 0)
         return EpochSums(kept * self.correct, kept * self.total, kept * self.predicted, self.sums, self.images)
 

@@ -9,7 +9,7 @@ from taet.config import Run
 
 
 @dataclass(frozen=True)
-class Work:
+class RunWork:
     """Forward and backward passes of an image; a backward pass to the weights counts as two."""
 
     training: tuple[float, ...]
@@ -38,11 +38,11 @@ class Work:
         return sum(trained * found[stage] + watched * min(found.values()) for stage, trained, watched in parts)
 
 
-def work_of(run: Run, stages: Sequence[str], images: int, curve_epochs: Collection[int], curve_images: int) -> Work:
+def work_of(run: Run, stages: Sequence[str], images: int, curve_epochs: Collection[int], curve_images: int) -> RunWork:
     """Return the work of a run on `images`, with points of the curve on `curve_images` after `curve_epochs`."""
     steps = 2 * run.threat.steps
     point = curve_images * (2.0 + 2 * run.training.monitor_steps)
-    return Work(
+    return RunWork(
         tuple(images * (3.0 + (0 if stage == "clean" else steps)) for stage in stages),
         tuple(point if epoch in curve_epochs else 0.0 for epoch in range(len(stages))),
     )

@@ -22,7 +22,7 @@ def load_model(
 
     `weights` is `model` (what the run delivers), `model-last` or `model-best`. A run that was trained from a module in
     memory needs one like it as `model`, which gets the weights. A model that the run names as package.module:callable
-    is imported and called; code that lies in the folder is refused.
+    is imported and called; code inside the folder is refused.
     """
     path = RunFolder(Path(folder))
     record = path.record

@@ -178,7 +178,7 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def state(self, of: str) -> Path:
-        """The folder that keeps the finished batches of what is under way, such as an evaluation."""
+        """The folder with the finished batches of current work, such as an evaluation."""
         return self.path / f"{of}-state"
 
 

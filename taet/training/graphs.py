@@ -1,8 +1,8 @@
-"""Training steps as CUDA graphs: recorded once, and then replayed without Python or a launch per kernel.
+"""Training steps as CUDA graphs: recorded once, then replayed without Python and without a launch per kernel.
 
-A replay repeats what was recorded on the memory that was recorded. So images and labels are copied into place, the
-draws of the step are made anew into the tensors that held the first ones, and everything else that changes over time
-(weights, statistics, class weights, the learning rate) lives in tensors that are written in place.
+A replay uses the memory that was recorded. Images and labels are therefore copied into the recorded tensors, random
+numbers are drawn again into the tensors of the first draws, and everything else that changes (weights, statistics,
+class weights, the learning rate) is kept in tensors that are written in place.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ def cuda_graph(function: Callable[[], Loss]) -> tuple[Callable[[], None], Loss]:
 
 @dataclass(frozen=True)
 class Kept(Source):
-    """A source whose draws keep their place in memory: drawn at their first use, and again by `redraw`."""
+    """A source whose draws keep their memory: drawn at their first use, and again by `redraw`."""
 
     kept: list[tuple[Tensor, tuple[float, float] | None]] = field(default_factory=list)
     """Draws in their order, with the bounds of a uniform one."""
     left: list[Tensor] = field(default_factory=list)
-    """Those that the pass under way has not taken."""
+    """Draws that the current pass has not used yet."""
 
     def begin_pass(self) -> None:
-        """From here on the draws are taken from the first one again."""
+        """Start again from the first draw."""
         self.left[:] = [values for values, _ in self.kept]
 
     def redraw(self, source: Source) -> None:
-        """Put the draws of `source`, which are asked for in the same order, into their places."""
+        """Overwrite the kept draws, in their order, with draws of `source`."""
         for values, bounds in self.kept:
             values.copy_(source.normal(values) if bounds is None else source.uniform(values, *bounds))
 
@@ -72,7 +72,7 @@ class Kept(Source):
 
 @dataclass
 class _Graph:
-    """A step of one kind: how often it was run eagerly, and, once it is recorded, what replays it."""
+    """A step of one kind: how often it was run eagerly and, once recorded, what replays it."""
 
     calls: int = 0
     source: Kept | None = None
@@ -82,7 +82,7 @@ class _Graph:
     gradients: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
 
     def run(self, batch: Batch, attack: Attack) -> Loss:
-        """Replay the step on other images, with the draws of this attack's source."""
+        """Replay the step on another batch, with draws of this attack's source."""
         assert self.batch is not None
         assert self.source is not None
         assert self.replay is not None
@@ -100,8 +100,8 @@ class _Graph:
 class Graphs:
     """A graph for every kind of step: stage, weight perturbation and shape of the batch.
 
-    A recorded step is believed when it has moved everything as the eager one does, once, from the same state. Where it
-    cannot be recorded or does not agree, all steps stay eager, and a line of the log says why.
+    A recorded step is used if it has once changed everything as the eager step does from the same state. If it cannot
+    be recorded or does not agree, all steps stay eager and the log says why.
     """
 
     def __init__(self, record: Recorder = cuda_graph) -> None:
@@ -124,7 +124,7 @@ class Graphs:
         state: Callable[[], Sequence[Tensor]],
         optimizer: torch.optim.Optimizer,
     ) -> Loss:
-        """Do what `part` does to the tensors of `state`; `kind` tells steps apart whose Python takes other branches."""
+        """Apply `part` to the tensors of `state`; steps that take different branches in Python differ in `kind`."""
         graph = self._graphs.setdefault((kind, tuple(batch.x.shape)), _Graph())
         if self.refused:
             return part(batch, attack)
@@ -142,7 +142,7 @@ class Graphs:
     def _tried(
         self, graph: _Graph, part: Part, batch: Batch, attack: Attack, state: Callable[[], Sequence[Tensor]]
     ) -> Loss:
-        """Record a step, replay it, and do it eagerly from the same state; what comes out is the eager one."""
+        """Record a step, replay it, and repeat it eagerly from the same state; return the eager result."""
         before, draws = _copies(state()), attack.source.generator.get_state()
         moved: list[Tensor] = []
         try:
@@ -151,7 +151,7 @@ class Graphs:
             with _same_numbers(batch.x.device):
                 graph.run(batch, attack)
             moved = _copies(state())
-        except Exception as error:  # whatever a model does that cannot be recorded
+        except Exception as error:  # a model may do anything that cannot be recorded
             self._refuse(" ".join(str(error).split())[:200])
         _put_back(state(), before)
         attack.source.generator.set_state(draws)
@@ -193,7 +193,7 @@ def _record(
 
 @contextmanager
 def _same_numbers(device: torch.device) -> Iterator[None]:
-    """Give the global random state back, from which a model of one's own may draw, so that it draws the same again."""
+    """Restore the global random state, so that a custom model that uses it draws the same numbers again."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
 

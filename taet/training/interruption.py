@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait for the end of a batch, so that what is saved is whole."""
+"""Ctrl-C and SIGTERM take effect at the end of a batch, so that the saved state is complete."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from taet.distributed import world_size
 def interruption(asked: threading.Event | None = None) -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT or SIGTERM sets; a second SIGINT interrupts at once. Handlers are restored.
 
-    A second SIGTERM changes nothing, nor does a second SIGINT with several processes: SLURM and torchrun send one each,
-    and a process that broke off alone would leave the others waiting.
-
-    Outside the main thread Python lets no one handle signals: there the event is never set.
+    With several processes a second SIGINT has no effect either, because SLURM and torchrun send one each, and a process
+    that stops alone would leave the others waiting. Python handles signals in the main thread only; in other threads
+    the event is never set.
     """
     asked = threading.Event() if asked is None else asked
     if threading.current_thread() is not threading.main_thread():

@@ -11,12 +11,12 @@ from taet.config import Training
 def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """Return SGD over all parameters, or AdamW that decays the weights of layers alone.
 
-    Those are the parameters of two dimensions or more that are called weights, as attention's `in_proj_weight`. Biases,
-    the gains of normalisations, class tokens and position embeddings are left undecayed, as transformers are trained
-    (Touvron et al., DeiT, ICML 2021, arXiv:2012.12877); with SGD everything decays, as both papers of the protocols do.
+    Those are parameters with two or more dimensions whose name contains "weight", such as attention's `in_proj_weight`.
+    Biases, gains of normalisations, class tokens and position embeddings are not decayed, as usual for transformers
+    (Touvron et al., DeiT, ICML 2021, arXiv:2012.12877). With SGD everything decays, as in both papers of the protocols.
     AdamW: betas 0.9 and 0.999, epsilon 1e-8 (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101).
     """
-    # One kernel for all weights, which reads each once; other devices have none.
+    # The fused kernel reads each weight once; it exists on these devices only.
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in model.parameters())
     if training.optimizer == "sgd":
         momentum, decay = training.momentum, training.weight_decay
@@ -27,12 +27,12 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
         of_layer = parameter.ndim > 1 and "weight" in name.rpartition(".")[2]
         (decayed if of_layer else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    capturable = all(p.device.type == "cuda" for p in model.parameters())  # its number of steps lies beside the weights
+    capturable = all(p.device.type == "cuda" for p in model.parameters())  # its step count is stored on the GPU
     return torch.optim.AdamW(groups, lr=training.lr, fused=fused, capturable=capturable)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group of weights this learning rate; in place where it is held in a tensor."""
+    """Set the learning rate of every group; in place if it is a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -41,6 +41,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def hold_learning_rates(optimizer: torch.optim.Optimizer) -> None:
-    """Keep learning rates in tensors beside the weights, where a captured step reads them."""
+    """Store learning rates as tensors on the device of the weights, where a captured step reads them."""
     for group in optimizer.param_groups:
         group["lr"] = torch.as_tensor(group["lr"], device=group["params"][0].device)

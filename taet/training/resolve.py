@@ -1,4 +1,4 @@
-"""What a request to train comes to, found from its settings and a few facts about the data: no weights, no images."""
+"""Checks a request to train from its settings and facts about the data, without weights and without images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from taet.models import Classifier, CosineHead, Head
 from taet.training.schedule import milestone_epochs
 
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
-"""Takes the place of data that nothing is known of, so that all other settings are checked."""
+"""Used instead of unknown data, so that all other settings are checked."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A request that can be trained, as far as its settings tell."""
+    """A request whose settings were checked."""
 
     run: Run
     """The request with the complete Config of its method."""
@@ -35,7 +35,7 @@ class Resolved:
 
     @property
     def chooses(self) -> bool:
-        """May the curve choose an epoch? The test set may only if the user says so, and it is a leak."""
+        """Can the curve choose an epoch? On the test set only with selection best-test, which is a leak."""
         return self.split == "validation" or self.run.training.selection == "best-test"
 
     @property
@@ -50,9 +50,9 @@ class Resolved:
 
 
 def resolve(run: Run, facts: DataFacts | None, *, processes: int = 1, arrays: bool = False) -> Resolved:
-    """Check a request and return what it comes to; what cannot be trained is a UserError.
+    """Check a request; a request that cannot be trained is a UserError.
 
-    Without `facts` everything but the data is checked. `arrays`: the images are passed from memory.
+    Without `facts` everything except the data is checked. `arrays`: the images are passed from memory.
     """
     training, known = run.training, facts or STAND_IN
     split = _curve_split(run, facts, arrays)
@@ -113,7 +113,7 @@ class _NoDraws(TorchFunctionMode):
 def _outline(
     name: str, classes: int, shape: tuple[int, int, int], head: Head, stem: str, weights: str | None
 ) -> nn.Module:
-    """A network whose weights are not drawn, if it is one of this package's, else the network itself."""
+    """Return the network; if it belongs to this package, its weights are not drawn."""
     entry = registry.entries("models").get(name)
     if entry is None or entry.path is not None or weights is not None:
         return models.build(name, classes, shape, head=head, stem=stem, weights=weights)

@@ -1,4 +1,4 @@
-"""What a training run is made of: its data, its network, and what run.json says about both."""
+"""The network of a run, and the record that describes the run when it begins."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _adapted(given: nn.Module, dataset: Dataset, device: torch.device) -> Classi
 
 
 def attack_view(model: nn.Module, run: Run, image_shape: tuple[int, int, int]) -> View | None:
-    """Return what the attack of a step runs on: cheaper than `model`, equal to it but for batch statistics."""
+    """Return a cheaper copy of `model` in eval mode for the attack of a step; None if the attack uses train mode."""
     if run.threat.bn_mode == "train":
         return None
     return make_view(model, image_shape, torch.bfloat16 if run.training.precision == "bf16" else None)
@@ -111,7 +111,7 @@ def describe(
     device: torch.device,
     command: str,
 ) -> RunRecord:
-    """Return what run.json says of a run that begins; `command` is how it was called."""
+    """Return the record of a run that begins; `command` is the call that started it."""
     run, method, weights = resolved.run, resolved.method, resolved.run.model.weights
     stages = method.task.stages
     changes = [e for e, stage in enumerate(stages) if e == 0 or stages[e - 1] != stage]

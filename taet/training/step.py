@@ -27,11 +27,11 @@ def training_step(
     view: View | None = None,
     graphs: Graphs | None = None,
 ) -> Loss:
-    """Perturb on the frozen model; loss, where asked at perturbed weights; backward; update; `after_step`.
+    """Perturb on the frozen model; loss (with `awp` at perturbed weights); backward; update; `after_step`.
 
-    `awp` is the relative length of the weight perturbation, `number` that of the step in the run. The attack runs on
-    `view` where it is given: the model as it is in eval mode. All but `after_step` is replayed from `graphs` where they
-    are given. Gradients of model and method are averaged over processes. Nothing in here waits for the device.
+    `awp` is the relative length of the weight perturbation, `number` counts the steps of the run. The attack runs on
+    `view` if there is one: a cheaper copy of the model in eval mode. With `graphs` everything except `after_step` is
+    replayed. Gradients of model and method are averaged over processes. Nothing here waits for the device.
     """
 
     def part(batch: Batch, attack: Attack) -> Loss:
@@ -61,7 +61,7 @@ def _moved(
     awp: float,
     view: View | None,
 ) -> Loss:
-    """Move the weights; return the loss, detached."""
+    """Update the weights; return the loss, detached."""
     attacked = model
     if view is not None and method.stage != "clean":
         view.refresh()
@@ -86,6 +86,6 @@ def _moved(
 
 
 def _tensors(model: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """All that a step moves."""
+    """Everything that a step changes."""
     own = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     return [*model.parameters(), *model.buffers(), *method.parameters(), *method.buffers(), *own]

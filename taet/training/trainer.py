@@ -35,7 +35,7 @@ from taet.randomness import derive_seed, generator
 from taet.training import state
 from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
 from taet.training.checkpoint import WeightsAbout
-from taet.training.curve import Curve
+from taet.training.curve import TrainingCurve
 from taet.training.decisive import run_hash
 from taet.training.drift import Drift
 from taet.training.environment import keep_freed_memory, peak_memory_mb, resolve_device
@@ -82,7 +82,7 @@ class TrainingResult:
 
 
 def default_folder(run: Run) -> Path:
-    """Folder that a run without `out` takes."""
+    """Return the folder of a run without `out`."""
     kind, _, path = run.data.name.rpartition(":")
     data = Path(path).resolve().stem if kind or "/" in path else path
     ratio = "" if run.data.imbalance_ratio is None else f"-ir{run.data.imbalance_ratio:g}"
@@ -99,19 +99,19 @@ def train(
     command: str = "",
     announce: Callable[[Trainer], None] | None = None,
 ) -> TrainingResult:
-    """Train `run` from the start into the new folder `out` and return the result.
+    """Train `run` from the start in the new folder `out` and return the result.
 
-    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace what the run names; `command` says in the
-    run's record how it was called; `announce` is called once, before the first step. A folder that exists is refused;
-    KeyboardInterrupt leaves a checkpoint that `resume` continues bit-identically.
+    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those that the run names. `command` is
+    stored in the run's record. `announce` is called once, before the first step. An existing folder is refused. After a
+    KeyboardInterrupt, `resume` continues from the checkpoint with the same bits.
 
-    Processes that torchrun started, which all make this call, share every batch; the first one alone writes.
+    Processes that torchrun started all make this call and share every batch; only the first one writes.
     """
     folder = Path(out) if out is not None else default_folder(run)
     with joined(resolve_device(run.training.device).type):
         trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
         first(lambda: _begin(trainer, command))
-        trainer.save()  # the first weights too are on the disk before they move, whoever made them
+        trainer.save()  # the initial weights are on the disk before they change
         if announce is not None:
             announce(trainer)
         return trainer.fit()
@@ -139,9 +139,9 @@ def resume(
     dataset: Dataset | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
-    """Continue the run in `folder` where its last checkpoint left it, or return it if it is finished.
+    """Continue the run in `folder` from its last checkpoint, or return it if it is finished.
 
-    Processes that torchrun started share the work, in any number, whatever that of the run so far.
+    Processes that torchrun started share the work; their number may differ from that of the run so far.
     """
     place = RunFolder(Path(folder))
     record = place.record
@@ -164,7 +164,7 @@ def resume(
         if begun:
             trainer.restore()
             trainer.model.notes = record.model_notes
-        else:  # killed before the first one: from the start again
+        else:  # killed before the first checkpoint: start again
             first(lambda: place.cut_metrics(0))
         return trainer.fit()
 
@@ -213,7 +213,7 @@ class Trainer:
             self.model.notes += memory_layout.guard(self.model, self.method)
         smallest = min(end - begin for begin, end in self.loader.bounds)
         check_processes(self.run, self.device, smallest, self.model, self.method, self.dataset)
-        copy_first(self.model.state_dict().values())  # a module from memory may have been drawn anew in each
+        copy_first(self.model.state_dict().values())  # processes may have initialised it differently
         self.optimizer = build_optimizer(self.model, training)
         self.view = attack_view(self.model, self.run, self.dataset.image_shape)
         captured = training.capture and self.device.type == "cuda" and world_size() == 1
@@ -221,7 +221,7 @@ class Trainer:
         averaged = bool(training.ema) or self.resolved.averages_epochs
         self.average = WeightAverage(self.model) if averaged else None
         self.drift = Drift(self.dataset.train, training.distance_images, self.device)
-        self.curve = Curve(self.resolved, self.dataset.splits[self.resolved.split], self.device)
+        self.curve = TrainingCurve(self.resolved, self.dataset.splits[self.resolved.split], self.device)
         self.stages = self.method.task.stages
         self.work = work_of(self.run, self.stages, len(self.dataset.train), self.curve.epochs, len(self.curve.split))
         self.board = Board(self.folder.tensorboard) if training.tensorboard and rank() == 0 else None
@@ -238,7 +238,7 @@ class Trainer:
         self.mark = self.looked_at = self.saved_at = time.monotonic()
 
     def is_that_of(self, folder: RunFolder) -> bool:
-        """Does `folder` hold this very run, on whatever machine?"""
+        """Does `folder` hold this run, possibly started on another machine?"""
         try:
             return run_hash(folder.record.run) == self.run_hash
         except UserError:
@@ -289,7 +289,7 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Take the state of the checkpoint and cut the metrics to what it knew."""
+        """Load the checkpoint, and cut the metrics to their length at that time."""
         values = self.folder.load_checkpoint(self.run_hash)
         for name, part in self.parts.items():
             part.load(values[name])
@@ -424,7 +424,7 @@ class Trainer:
             self.weighting.weights.copy_(weights)
 
     def _seed_model(self, *purpose: str | int) -> None:
-        """Seed what a custom model draws, such as dropout, in each process anew."""
+        """Seed the random numbers of a custom model, such as dropout, differently in each process."""
         others = (rank(),) if rank() else ()
         torch.manual_seed(derive_seed(self.run.seed, "model", *purpose, *others))
 
@@ -434,7 +434,7 @@ class Trainer:
         return Attack(self.run.threat, source, None, *self.weighting)
 
     def _examples(self, model: nn.Module, x: Tensor, y: Tensor, place: tuple[int, int], *purpose: str | int) -> Tensor:
-        """What the method trains on where it is given x: the attack's examples, or x itself in a clean stage."""
+        """The examples that the method trains on for x: those of the attack, or x itself in a clean stage."""
         autocast = self.run.training.precision == "bf16"
         with (
             torch.enable_grad(),
@@ -452,9 +452,9 @@ class Trainer:
         )
 
     def _pause(self, doing: str) -> None:
-        """Between two batches: keep time, show progress, save if it is due, and end here if the user asked for it.
+        """Between two batches: measure time, show progress, save if it is due, and stop if the user asked for it.
 
-        Clocks and signals differ between processes, so all do what is due in any: none may wait for the others alone.
+        Clocks and signals differ between processes, so each does what is due in any of them.
         """
         now = time.monotonic()
         self.seconds["all"] += now - self.mark
@@ -506,7 +506,7 @@ class Trainer:
         self._show()
 
     def _finish(self) -> TrainingResult:
-        """Write the weights that the run delivers, the others where they differ, and the mark that it is done."""
+        """Write the delivered weights, the others if they differ, and the mark that the run is done."""
         last, best = self.run.training.epochs - 1, self.curve.best_epoch
         weights = {"last": (self._deployed().state_dict(), last), "best": (self.curve.best_weights, best)}
         chosen, other = ("last", "best") if self.run.training.selection == "last" else ("best", "last")
@@ -600,7 +600,7 @@ class Trainer:
 
 @contextlib.contextmanager
 def _global_state_kept(device: torch.device, threads: int) -> Iterator[None]:
-    """Leave the caller's random state and number of threads as they were."""
+    """Restore the caller's random state and number of threads afterwards."""
     before = torch.get_num_threads()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation (AWP): the step is taken at weights that raise the loss most nearby.
+"""Adversarial weight perturbation (AWP): the gradient is taken at nearby weights with a higher loss.
 
 Source: Wu, Xia, Wang, Adversarial weight perturbation helps robust generalization, NeurIPS 2020, arXiv:2004.05884.
 """
@@ -28,7 +28,7 @@ def weight_perturbations(weights: list[Tensor], gradients: list[Tensor], gamma: 
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put the buffers of `model`, such as statistics of batch normalisation, back afterwards, in place."""
+    """Restore the buffers of `model`, such as statistics of batch normalisation, afterwards, in place."""
     before = [buffer.clone() for buffer in model.buffers()]
     try:
         yield
@@ -40,10 +40,10 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
-    """Add to each weight tensor with more than one dimension what raises `loss`() most, and take it away afterwards.
+    """Perturb each weight tensor with more than one dimension so that `loss`() rises; undo it afterwards.
 
-    The ascent leaves the gradients and the statistics of batch normalisation as they were. What the optimiser does
-    within the context, weight decay included, happens at the perturbed weights. gamma 0 changes nothing.
+    Gradients and statistics of batch normalisation stay as they were. The optimiser's step within the context, with its
+    weight decay, happens at the perturbed weights. gamma 0 changes nothing.
     """
     if gamma == 0:
         yield
@@ -59,7 +59,7 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
 
 
 def _ascent(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """The weights that have a gradient, and what is added to each; the gradients are not kept."""
+    """The weights that have a gradient, and the perturbation of each."""
     weights: list[Tensor] = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
     with buffers_kept(model):
         found = torch.autograd.grad(loss(), weights, allow_unused=True)

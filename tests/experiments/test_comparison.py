@@ -76,7 +76,7 @@ def test_a_cell_that_fails_leaves_the_others_alone_and_is_tried_again(
     result = compare(small, tmp_path / "out", say=said.append)
     assert states(result) == ["failed", "failed", "done"]
     assert result.outcomes[0].reason == "exit status 1: the loss is not finite"
-    assert result.outcomes[1].reason == "the command ended well, but left its work undone"
+    assert result.outcomes[1].reason == "the command ended well, but the cell is not complete"
     assert f"[1/3] {NAMES[0]}: failed: exit status 1: the loss is not finite" in said
     processes()
     assert states(compare(small, tmp_path / "out")) == ["done"] * 3
@@ -134,7 +134,7 @@ def test_a_cell_that_another_process_works_on_is_left_to_it(
             time_is_up_when(patch, last.exists)
             result = compare(small, tmp_path / "out", time_budget=5e3, say=said.append)
         assert states(result) == ["missing", "done", "done"]
-        assert said.count(f"{NAMES[0]}: another process is at work on it") == 1
+        assert said.count(f"{NAMES[0]}: another process is working on it") == 1
         threading.Timer(0.5, fcntl.flock, (log, fcntl.LOCK_UN)).start()
         assert states(compare(small, tmp_path / "out")) == ["done"] * 3
 

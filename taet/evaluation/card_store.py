@@ -1,4 +1,4 @@
-"""The cards of a folder: the latest under its own name, others beside it under the time of their making."""
+"""The result cards of a folder: the latest under its own name, others next to it with the time in their names."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE
 
-LIKENESS = 1e-3  # of answers of one model on two occasions; rounding moves them by some 1e-6
+LIKENESS = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
 
 
 def find(path: Path, facts: Mapping[str, Any], answers: np.ndarray[Any, Any]) -> ResultCard | None:
-    """Return the card, the one at `path` or one beside it, that is about this model, these images and this ball.
+    """Return the card at `path`, or one next to it, that is about this model, these images and this eps.
 
     Args:
         path: where the latest card is, or will be.
@@ -32,7 +32,7 @@ def find(path: Path, facts: Mapping[str, Any], answers: np.ndarray[Any, Any]) ->
 
 
 def put(path: Path, card: ResultCard) -> None:
-    """Save a card at `path`; cards that it does not hold wholly are kept beside it, others are removed."""
+    """Save a card at `path`; older cards are kept next to it unless it contains all their columns."""
     if path.exists():
         before = ResultCard.load(path)
         if not _holds(card, before):
@@ -48,7 +48,7 @@ def _beside(path: Path) -> list[Path]:
 
 
 def _place(path: Path, card: ResultCard) -> Path:
-    """A name that no card has yet."""
+    """A name that is not in use."""
     stamp = re.sub("[^0-9]", "", card.created) or "0"
     place = path.with_name(f"{path.stem}-{stamp}.json")
     while place.exists():
@@ -75,7 +75,7 @@ def _alike(stored: Any, answers: np.ndarray[Any, Any]) -> bool:
 
 
 def _holds(card: ResultCard, other: ResultCard) -> bool:
-    """Has `card` every column of the other, the worst case apart, which follows from its columns?"""
+    """Has `card` every column of the other, except the worst case, which follows from the columns?"""
     return len(card.labels) == len(other.labels) and all(
         column.name in WORST_CASE.values()
         or any(
