@@ -9,7 +9,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, MinLen
 
@@ -32,6 +32,8 @@ from taet.bounds import (
     hints,
 )
 from taet.errors import UserError, unknown
+
+T = TypeVar("T")
 
 
 def _no_attack_hint(value: float) -> str:
@@ -230,8 +232,8 @@ class Evaluation(Settings):
     label = "evaluation"
 
     attacks: Annotated[tuple[str, ...], MinLen(1)] = ("clean", "fgsm", "pgd-20", "pgd-100", "cw-l2", "autoattack")
-    """Names of attacks (see `taet list attacks`), optionally with settings, e.g. pgd-20:restarts=5; or taet or reat: all
-    columns of that paper."""
+    """Names of attacks (see `taet list attacks`), optionally with settings, e.g. pgd-20:restarts=5; or taet or reat:
+    all columns of that paper."""
     eps: Annotated[Radius, Gt(0), Note("", _no_attack_hint)] | None = None
     """Radius of the L-infinity ball. Default: that of training."""
     step_size: Annotated[Radius, Gt(0)] = 1 / 255
@@ -306,12 +308,12 @@ def _replace(node: Any, changes: Mapping[str, object], prefix: str) -> Any:
     return dataclasses.replace(node, **values)
 
 
-def to_json(config: Any) -> Any:
+def to_json(config: Any) -> dict[str, Any]:
     """Return a dataclass as plain dictionaries, lists, strings and numbers."""
     return dataclasses.asdict(config)
 
 
-def from_json(kind: type, values: Mapping[str, Any], label: str = "") -> Any:
+def from_json(kind: type[T], values: Mapping[str, Any], label: str = "") -> T:
     """Rebuild the dataclass `kind` from the output of `to_json`; a missing field takes its default.
 
     An unknown field is a `UserError`. `label` precedes the fields in messages about a `kind` that is no `Settings`.
