@@ -1,4 +1,4 @@
-"""AutoAttack: the official suite of four attacks, run in units that can be saved, resumed, shared and told apart."""
+"""AutoAttack: the official suite of four attacks, in batches that are saved, resumed and shared between processes."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ NAMES = {
 }
 
 Version = Literal["standard", "fast", "10"]
-NORMS: Mapping[str, str] = {"linf": "Linf", "l2": "L2"}  # ours and the library's
+NORMS: Mapping[str, str] = {"linf": "Linf", "l2": "L2"}  # our names and those of the library
 
-MAX_TARGETS = 9  # classes that the official suite aims at
+MAX_TARGETS = 9  # target classes of the official suite
 QUERIES = 5000  # of Square in the official suite
-SQUARE_TILES = 5  # per column of an image, from which Square starts in L2
+SQUARE_TILES = 5  # tiles per column of an image at the start of Square in L2
 
-# The library warns here about points whose gradient is zero.
+# The library logs a warning about points whose gradient is zero.
 _logger = logging.getLogger(__name__)
 _logger.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which attacks run, and how long."""
+    """The parts of a suite and their lengths."""
 
     norm: Norm
     parts: tuple[str, ...]
@@ -71,7 +71,7 @@ class Plan:
     queries: int
     target_classes: int
     note: str | None
-    """How the suite differs from the official one because there are too few classes for it; None where it does not."""
+    """How the suite differs from the official one, which needs more classes; None if it does not differ."""
 
     def cost(self, part: str) -> int:
         """Estimated passes through the model per image: an iteration of APGD takes 2 (forward, backward), of FAB 3."""
@@ -80,7 +80,7 @@ class Plan:
         return {"clean": 1, "apgd-ce": apgd, "apgd-dlr": apgd, **targeted, "square": self.queries}[part]
 
     def facts(self) -> dict[str, Any]:
-        """Return what a result says about the suite, as plain values; what its parts do not use is left out."""
+        """Return what a result card stores about the suite, as plain values, without settings that no part uses."""
         facts: dict[str, Any] = {"parts": list(self.parts), "iterations": self.iterations}
         if {"apgd-t", "fab-t"} & set(self.parts):
             facts["target_classes"] = self.target_classes
@@ -93,8 +93,8 @@ def plan(num_classes: int, version: Version = "standard", norm: Norm = "linf") -
     """Return the attacks of a version for a number of classes.
 
     With 4 classes or more: APGD-CE, APGD-T, FAB-T, Square, aiming at min(9, C - 1) classes. The targeted DLR loss needs
-    four logits and the plain one three, so with C = 3 APGD-DLR stands for APGD-T, and with C = 2 it is left out. The
-    parts, their iterations and their targets are the same in both norms.
+    four logits and the untargeted one three, so C = 3 runs APGD-DLR instead of APGD-T, and C = 2 neither. Parts,
+    iterations and targets are the same in both norms.
     """
     if version not in get_args(Version):
         raise unknown("AutoAttack version", str(version), get_args(Version))
@@ -118,7 +118,7 @@ def plan(num_classes: int, version: Version = "standard", norm: Norm = "linf") -
 
 
 def fast_parts(parts: Iterable[str]) -> tuple[str, ...]:
-    """Return those of the standard parts, in their order, that make up the fast version."""
+    """Return the parts of the fast version, given those of the standard one."""
     return tuple(part for part in parts if part.startswith("apgd"))
 
 
@@ -137,35 +137,34 @@ def autoattack(
     state: UnitStore | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Return adversarial images in the ball, the clean ones where no attack of the suite succeeded.
+    """Return adversarial images in the ball, and the clean image where no attack of the suite succeeded.
 
-    The images are, one by one, those of the official implementation with the same seed and batch size; only one that
-    float32 rounded out of an L2 ball by more than 1e-6 is drawn back into it before the model judges it. Where the
-    official suite fails, with fewer than 10 classes (see `plan`) and in L2 at some image sizes, this one does not. The
-    model is put in eval mode and back; its parameters and gradients, the global random state and the precision switches
-    are as they were. Several processes (`taet.distributed.joined`) that all make this call share the work, and each
-    returns the whole.
+    Every image equals that of the official implementation with the same seed and batch size, except an image that
+    float32 rounding moved out of an L2 ball by more than 1e-6: it is projected back before the model judges it. It also
+    runs where the official suite fails: with fewer than 10 classes (see `plan`), and in L2 at some image sizes. The
+    model's mode, parameters and gradients, the global random state and the precision switches are restored. Several
+    processes (`taet.distributed.joined`) that make the same call share the work, and each returns everything.
 
     Args:
         model: from images to logits (N, classes).
-        x: images (N, C, H, W), floating point in [0, 1], or uint8, which are divided by 255 batch by batch. A view in
-            another layout will do, such as (N, H, W, C) permuted.
+        x: images (N, C, H, W), floating point in [0, 1], or uint8, which are divided by 255 batch by batch. Any memory
+            layout, e.g. (N, H, W, C) permuted.
         y: labels (N,), int64.
         eps: radius of the ball in units of the image range, above 0; in L-infinity at most 1.
         norm: "linf" or "l2".
         version: "standard", "fast" or "10" (see `taet list attacks`).
-        batch_size: images per batch; the result depends on it in a few examples, since a batch shares its random draws.
+        batch_size: images per batch; a few results depend on it, because a batch shares its random draws.
         seed: seed of every part on every batch.
-        device: where the model is; x's device where it is not given.
-        natural: classes (N,) that the model predicts for x, where they are known already; they are not made again.
-        state: finished units are put there, and are taken from there instead of being run again, on the same images
-            and labels with the same settings; that the model is the same is the caller's affair.
-        progress: called as progress(done, total, label) before each unit and at most twice a second inside it, in
+        device: device of the model. Default: that of x.
+        natural: classes (N,) that the model predicts for x, if they are known already.
+        state: store of finished batches, which are not run again on the same images and labels with the same settings.
+            The caller makes sure that the model is the same.
+        progress: called as progress(done, total, label) before each batch and at most twice a second inside it, in
             estimated passes of an image through the model.
 
     Raises:
         UserError: images that are neither 8-bit nor floating point in [0, 1]; eps not one number; labels out of range;
-            a model that returns no logits, or whose logits or gradients are not finite on some image that is tried.
+            a model without logits, or whose logits or gradients are not finite on some image.
 
     Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
     attacks", ICML 2020, arXiv:2003.01690; the attacks are those of the package pyautoattack.
@@ -206,17 +205,17 @@ def run_parts(
 ) -> SuiteResult:
     """Run AutoAttack and return which part broke which example; arguments are those of `autoattack`.
 
-    A part meets the survivors of the parts before it, in ascending order, cut into batches anew. One part on one batch
-    is the unit that is saved, resumed and given to a process; it depends on its images alone, since every part is
-    seeded on every batch. Without `keep_examples` the adversarial images are neither returned nor saved. A model that
-    is `Counted` already is taken as it is, with its view.
+    A part attacks the images that are still correct, in ascending order and in new batches. One part on one batch is
+    the unit that is saved, resumed and given to a process; it depends on its images only, because every part is seeded
+    on every batch. Without `keep_examples` the adversarial images are neither returned nor saved. A model that is already
+    `Counted` keeps its view.
     """
     check_inputs(x, y, eps, norm, batch_size, natural)
     device = x.device if device is None else torch.device(device)
     every_gpu = range(torch.cuda.device_count())
     counted = model if isinstance(model, Counted) else Counted(model)
     with (
-        torch.inference_mode(False),  # the attacks need gradients, whatever the caller is about
+        torch.inference_mode(False),  # the attacks need gradients, also inside the caller's inference mode
         torch.no_grad(),
         frozen(counted),
         exact_float32(device.type),
@@ -252,12 +251,12 @@ def run_parts(
 
 
 def check_inputs(x: Tensor, y: Tensor, eps: float, norm: Norm, batch_size: int, natural: Tensor | None) -> None:
-    """Refuse images that `as_float` does not bring into [0, 1], classes that are not int64, and a ball that is none."""
+    """Raise a `UserError` for wrong images, labels, predictions, radius or batch size."""
     if isinstance(eps, Tensor):
         raise UserError(f"eps: got a tensor of shape {tuple(eps.shape)}; allowed: one number (all images share a ball)")
     check_radius("eps", eps, norm)
     if eps == 0:
-        raise UserError("eps: got 0; allowed: above 0 (what needs no attack is the clean accuracy)")
+        raise UserError("eps: got 0; allowed: above 0 (without an attack: the clean accuracy)")
     if batch_size < 1:
         raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
     if x.dtype != torch.uint8:
@@ -275,13 +274,13 @@ def check_inputs(x: Tensor, y: Tensor, eps: float, norm: Norm, batch_size: int, 
 
 
 def as_float(x: Tensor) -> Tensor:
-    """Return a contiguous float32 copy of images; uint8 ones are divided by 255, bit for bit as for training."""
+    """Return a contiguous float32 copy of images; uint8 is divided by 255, bit for bit as in training."""
     values = x.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     return values.div_(255) if x.dtype == torch.uint8 else values
 
 
 def _count_classes(model: Counted, x: Tensor, y: Tensor, device: torch.device) -> int:
-    """Return how many logits the model gives, tried on one image; there must be one for each label."""
+    """Return the number of logits, tried on one image; there must be one for each label."""
     width = model(as_float(x[:1]).to(device)).shape[1]
     if int(y.max()) >= width:
         raise UserError(f"labels: got up to {int(y.max())}; allowed: 0 to {width - 1}, one per logit of the model")
@@ -290,7 +289,7 @@ def _count_classes(model: Counted, x: Tensor, y: Tensor, device: torch.device) -
 
 @dataclass(frozen=True)
 class _Suite:
-    """The attacks of a plan, what they are run on, and where their finished units are kept."""
+    """The attacks of a plan, their images, and the store of finished batches."""
 
     model: Counted
     x: Tensor
@@ -306,10 +305,10 @@ class _Suite:
     def run(
         self, part: str, survivors: Tensor, progress: Progress | None, done: int, later: int
     ) -> Iterator[tuple[Tensor, Arrays]]:
-        """Run a part on the images that still stand; return the indices of each batch and what happened to it.
+        """Run a part on the images that are still correct; return the indices and results of each batch.
 
-        `done` are the passes before this part and `later` those after it of each image that stands to the end. As many
-        images are expected to stand as the share that has stood in the part so far.
+        `done` are the passes before this part, and `later` those after it for each image that stays correct. The share
+        that stays correct is estimated from the batches so far.
         """
         batches = torch.split(survivors, self.batch_size) if len(survivors) else ()
         attack, cost = self._attack(part), self.plan.cost(part)
@@ -340,7 +339,7 @@ class _Suite:
         return zip(batches, units, strict=True)
 
     def _run_unit(self, part: str, attack: Callable[[Tensor, Tensor], Tensor], indices: Tensor) -> Arrays:
-        """Attack one batch, check every example that comes back, and return what happened as arrays."""
+        """Attack one batch, check every adversarial image and return the results as arrays."""
         x, y = (given.to(self.device) for given in self._batch(indices))
         began, forwards, backwards = time.perf_counter(), self.model.forwards, self.model.backwards
         with self._watched(part, indices):
@@ -348,8 +347,8 @@ class _Suite:
             if self.plan.norm == "l2":  # in float32 the library's scaling misses by up to 1e-5 at 224 x 224 pixels
                 left = distance(x_adv, x, "l2") > self.eps + BALL_TOLERANCE
                 x_adv = choose(left, project(x_adv, x, self.eps, "l2"), x_adv)
-            # The largest logit of this very batch decides, as in the official evaluation: another batching may round
-            # otherwise.
+            # The largest logit in this same batch decides, as in the official evaluation: other batches round
+            # differently.
             found = self.model.judge(x_adv).max(1).indices
         verify(part, x_adv, x, self.eps, self.plan.norm)
         unit = {"indices": indices.cpu().numpy(), "predictions": found.cpu().numpy()}
@@ -363,7 +362,7 @@ class _Suite:
 
     @contextmanager
     def _watched(self, part: str, indices: Tensor) -> Iterator[None]:
-        """Refuse a model whose logits or gradients are not finite: the library passes over some and fails on others."""
+        """Raise a `UserError` if logits or gradients are not finite: the library ignores some and fails on others."""
         failure: Exception | None = None
         try:
             yield
@@ -390,11 +389,11 @@ class _Suite:
         return np.frombuffer(digest.digest(), dtype=np.uint8)
 
     def _broken(self, indices: Tensor, unit: Arrays) -> int:
-        """Return how many images of a unit the model got wrong."""
+        """Return how many images of a batch are misclassified."""
         return int((unit["predictions"] != self.y[indices].cpu().numpy()).sum())
 
     def _whole(self, part: str, indices: Tensor, unit: Arrays) -> bool:
-        """Is this a finished unit of this part about these images?"""
+        """Return whether these are the complete results of this part on these images."""
         needed = {"content", "indices", "predictions", "seconds", "forwards", "backwards"}
         if not needed | ({"x_adv"} if self.keep_examples else set()) <= unit.keys():
             return False
@@ -405,7 +404,7 @@ class _Suite:
         return not self.keep_examples or len(unit["x_adv"]) == self._broken(indices, unit)
 
     def _attack(self, part: str) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return one attack of the official suite, set as the suite sets it; "clean" leaves the images as they are."""
+        """Return one attack of the official suite with the settings of the suite; "clean" changes nothing."""
         from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
         from pyautoattack.fab_pt import FABAttack_PT
         from pyautoattack.square import SquareAttack
@@ -440,10 +439,10 @@ class _Suite:
 
 
 def _margins(rows: int, columns: int) -> tuple[int, int]:
-    """Return by how much an image has to grow, below and to the right, for Square in L2.
+    """Return how many rows and columns Square in L2 needs in addition.
 
-    The library starts it from square tiles, a fifth of the rows high, and fails where they would reach beyond the image
-    (24 x 24 pixels, many that are not square). Such an image is attacked as the corner of a larger one.
+    The library starts from square tiles, a fifth of the rows high, and fails if they reach beyond the image (24 x 24
+    pixels, and many sizes that are not square). Such an image is attacked as the corner of a larger one.
     """
 
     def fits(rows: int, columns: int) -> bool:

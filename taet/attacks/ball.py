@@ -1,4 +1,4 @@
-"""The L-infinity and the L2 ball, start noise inside them, and a model that holds still while it is attacked."""
+"""The L-infinity and L2 balls, start noise inside them, and a frozen model."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ GAUSSIAN_SCALE = 0.001  # of the start noise of TRADES (Zhang et al., ICML 2019,
 
 
 def check_floating(x: Tensor) -> None:
-    """Refuse images that are not floating point."""
+    """Raise a `UserError` for images that are not floating point."""
     if not x.is_floating_point():
         raise UserError(f"images: got {x.dtype}; allowed: floating point in [0, 1] (divide uint8 by 255)")
 
 
 def check_range(x: Tensor) -> None:
-    """Refuse images with a value outside [0, 1]; this waits for the device."""
+    """Raise a `UserError` for images with a value outside [0, 1]; this waits for the device."""
     if x.numel() == 0:
         return
     low, high = x.amin(), x.amax()
@@ -38,7 +38,7 @@ def check_range(x: Tensor) -> None:
 
 
 def check_size(what: str, size: float | Tensor, x: Tensor, norm: Norm) -> None:
-    """Refuse a size that no ball of `norm` has; of a tensor the shape alone is looked at, which waits for nothing."""
+    """Raise a `UserError` for a size that a ball of `norm` cannot have; of a tensor only the shape is checked."""
     if not isinstance(size, Tensor):
         check_radius(what, size, norm)
     elif size.ndim > 0 and size.shape != x.shape[:1]:
@@ -47,30 +47,30 @@ def check_size(what: str, size: float | Tensor, x: Tensor, norm: Norm) -> None:
 
 
 def per_sample(value: float | Tensor, x: Tensor) -> float | Tensor:
-    """Return a number as it is, and one number per sample (N,) in a shape that multiplies `x` (N, ...)."""
+    """Return a number unchanged, and one number per sample (N,) in a shape that broadcasts with `x` (N, ...)."""
     return spread(value, x) if isinstance(value, Tensor) and value.ndim == 1 else value
 
 
 def spread(values: Tensor, x: Tensor) -> Tensor:
-    """Return one value per sample (N,) in a shape that goes with `x` (N, ...)."""
+    """Return one value per sample (N,) in a shape that broadcasts with `x` (N, ...)."""
     return values.view(-1, *[1] * (x.ndim - 1))
 
 
 def choose(chosen: Tensor, x: Tensor, other: Tensor) -> Tensor:
-    """Return the samples of `x` (N, ...) where `chosen` (N,) is true, those of `other` elsewhere."""
+    """Return the samples of `x` (N, ...) where `chosen` (N,) is true, and those of `other` elsewhere."""
     return torch.where(spread(chosen, x), x, other)
 
 
 def finite(values: Tensor) -> Tensor:
     """Return for each sample of (N, ...) whether all its values are finite, (N,)."""
-    # By one sum, which no number of float32 values makes overflow in float64; looking at each takes six times as long.
+    # One sum in float64, which float32 values cannot overflow; testing every value takes six times as long.
     return values.sum([*range(1, values.ndim)], dtype=torch.float64).isfinite()
 
 
 def refuse_unsound(attack: str, sound: Tensor) -> None:
-    """Refuse a model if an image's logits or gradients were not all finite: `sound` (N,) is false there.
+    """Raise a `UserError` if an image's logits or gradients were not finite, where `sound` (N,) is false.
 
-    Such a gradient shows no way to an adversarial image, so an attack that finds none has not measured the model.
+    An attack cannot follow such a gradient, so its failure would not be robustness.
     """
     if not bool(sound.all()):
         got = f"{int((~sound).sum())} of {len(sound)} images"
@@ -80,13 +80,13 @@ def refuse_unsound(attack: str, sound: Tensor) -> None:
 
 
 def lengths(values: Tensor) -> Tensor:
-    """Return the L2 norm of each sample of (N, ...), (N,) in float64, so that no square is lost or overflows."""
+    """Return the L2 norm of each sample of (N, ...), (N,), in float64, where no square underflows or overflows."""
     norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64)
     return norms
 
 
 def unit(values: Tensor) -> Tensor:
-    """Scale each sample of (N, ...) to an L2 norm of 1; one that is zero stays zero."""
+    """Scale each sample of (N, ...) to an L2 norm of 1; a zero sample stays zero."""
     length = lengths(values).to(values.dtype).clamp(min=torch.finfo(values.dtype).tiny)
     return values / spread(length, values)
 
@@ -94,8 +94,8 @@ def unit(values: Tensor) -> Tensor:
 def project(x_adv: Tensor, x: Tensor, eps: float | Tensor, norm: Norm = "linf") -> Tensor:
     """Bring `x_adv` into the ball around `x`, then clip to [0, 1]; `eps` is a number or one per sample (N,).
 
-    L-infinity: clip to [x - eps, x + eps]. L2: x + min(1, eps / ||x_adv - x||) (x_adv - x), with eps less what the
-    rounding of that sum can add, since a solid image rounds all its pixels alike.
+    L-infinity: clip to [x - eps, x + eps]. L2: x + min(1, eps / ||x_adv - x||) (x_adv - x), where eps is reduced by the
+    largest rounding error of that sum, because a uniform image rounds all pixels in the same direction.
     """
     radius = per_sample(eps, x)
     if norm == "linf":
@@ -108,7 +108,7 @@ def project(x_adv: Tensor, x: Tensor, eps: float | Tensor, norm: Norm = "linf") 
 
 
 def distance(x_adv: Tensor, x: Tensor, norm: Norm = "linf") -> Tensor:
-    """Return how far each sample was moved, (N,): max_i |x_adv_i - x_i|, or ||x_adv - x||_2 in float64."""
+    """Return the norm of each perturbation, (N,): max_i |x_adv_i - x_i|, or ||x_adv - x||_2 in float64."""
     return (x_adv - x).abs().flatten(1).amax(1) if norm == "linf" else lengths(x_adv - x)
 
 
@@ -118,8 +118,8 @@ def draw_noise(
     """Return start noise in the shape of `x`: 0.001 N(0, 1), uniform in the ball or in its positive part, or zeros.
 
     Uniform is U(-eps, eps) per value in the L-infinity ball, positive U(0, eps). In the L2 ball of D values it is
-    eps u^(1/D) n / ||n|| with n ~ N(0, 1) and u ~ U(0, 1), positive its absolute value. All is drawn from `source`,
-    never from the global generator; without one, from a fresh generator seeded with 0.
+    eps u^(1/D) n / ||n|| with n ~ N(0, 1) and u ~ U(0, 1), positive its absolute value. Everything is drawn from
+    `source`, never from the global generator. Default: a new generator seeded with 0.
     """
     if start == "none":
         return torch.zeros_like(x)
@@ -136,9 +136,9 @@ def draw_noise(
 
 
 def verify(attack: str, x_adv: Tensor, x: Tensor, eps: float | Tensor | None, norm: Norm = "linf") -> None:
-    """Refuse what an attack returned if any of it left the ball around `x` or [0, 1], or is not a number.
+    """Raise a `UserError` if an adversarial image is outside its ball around `x` or outside [0, 1], or not finite.
 
-    `eps` is a number, one per sample (N,), or None for an attack without a ball, of which only the range is asked.
+    `eps` is a number, one per sample (N,), or None for an unbounded attack, of which only the range is checked.
     """
     inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
     if eps is not None:
@@ -152,10 +152,10 @@ def verify(attack: str, x_adv: Tensor, x: Tensor, eps: float | Tensor | None, no
 
 @contextmanager
 def frozen(model: Any, bn_mode: BNMode = "eval") -> Iterator[None]:
-    """Keep `model` in eval mode with parameters that need no gradient, and give everything back afterwards.
+    """Put `model` in eval mode with parameters that need no gradient, and restore both afterwards.
 
-    With `bn_mode="train"` batch normalisation alone is in training mode, so each forward uses the statistics of its
-    batch and moves the running ones. What is not a Module, such as a function of x, is left alone.
+    With `bn_mode="train"` only batch normalisation is in training mode: each forward pass uses the statistics of its
+    batch and updates the running ones. A function that is not a Module is not changed.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     parameters = list(model.parameters()) if modules else []

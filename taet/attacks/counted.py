@@ -1,4 +1,4 @@
-"""A model as an attack sees it: checked logits, gradients that are watched, and a count of the work."""
+"""A model as attacks see it: logits and gradients are checked, and passes are counted."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from taet.errors import UserError
 
 
 class Counted(nn.Module):
-    """Wrap a classifier: every answer is a fresh float32 tensor (N, C), and images that pass through are counted.
+    """Wrap a classifier: it returns a new float32 tensor (N, C) and counts the images that pass through.
 
-    Fresh, because an attack may write into the logits it is given, and a model may return a view of something it keeps.
-    What it gives for finite images is watched for values that are not finite, which some attacks pass over in silence.
+    The tensor is new because an attack may write into the logits, and a model may return a view of its own state.
+    Values that are not finite for finite images are recorded, because some attacks ignore them.
 
-    Where a `view` of the model is given, the same function in a cheaper form, attacks are answered by the view. What
-    counts in the end, whether their examples are right, the model alone decides: `judge`.
+    A `view` is the same function in a cheaper form, which answers the attacks. Whether an adversarial image succeeds is
+    decided by the model itself: `judge`.
     """
 
     def __init__(self, model: nn.Module, view: nn.Module | None = None) -> None:
@@ -28,16 +28,16 @@ class Counted(nn.Module):
         self.view = view
         self.forwards = 0
         self.backwards = 0
-        self._unsound: Tensor | bool = False  # on the model's device, so that watching does not wait for it
+        self._unsound: Tensor | bool = False  # on the model's device, so that checking does not wait for it
         self.tick: Callable[[], None] | None = None  # called after each forward
 
     @property
     def passes(self) -> int:
-        """Images that passed through, forward or backward."""
+        """Number of images that passed through, forward or backward."""
         return self.forwards + self.backwards
 
     def unsound(self) -> bool:
-        """Was any logit or image gradient not finite since this was last asked?"""
+        """Return whether any logit or image gradient was not finite since the last call."""
         found, self._unsound = bool(self._unsound), False
         return found
 
@@ -51,7 +51,7 @@ class Counted(nn.Module):
     def _answer(self, network: nn.Module, x: Tensor) -> Tensor:
         proper = finite(x.detach())
         if x.requires_grad and torch.is_grad_enabled():
-            x = x.view_as(x)  # its gradient is that of this answer alone
+            x = x.view_as(x)  # so that its gradient is that of this call only
             x.register_hook(lambda gradient: self._watch(gradient, proper))  # type: ignore[no-untyped-call]
         output: Any = network(x)
         if not isinstance(output, Tensor):
@@ -68,7 +68,7 @@ class Counted(nn.Module):
         return logits
 
     def _watch(self, values: Tensor, proper: Tensor) -> None:
-        """Note it if `values` (N, ...) are not finite for an image that is, `proper` (N,)."""
+        """Record whether `values` (N, ...) are not finite for a finite image, `proper` (N,)."""
         self._unsound = self._unsound | (proper & ~finite(values)).any()
 
     def _count_backward(self, gradient: Tensor) -> None:

@@ -34,7 +34,7 @@ NAMES = {
     " c=search 1800",
 }
 
-BOX = 0.9999995  # keeps atanh(2x - 1) finite at black and white; of the authors' public code
+BOX = 0.9999995  # keeps atanh(2x - 1) finite at 0 and 1; from the authors' public code
 SEARCH_STEPS, INITIAL_CONSTANT = 9, 1e-3  # of Carlini & Wagner (S&P 2017, arXiv:1608.04644), who search over c
 
 
@@ -54,28 +54,28 @@ def cw_l2(
 ) -> Tensor:
     """Minimise ||x' - x||_2^2 + c max(z_y - max_{k != y} z_k, -kappa) over x' = (tanh(w) + 1) / 2 with Adam.
 
-    A success is an image that fools the model by a margin of kappa or more, max_{k != y} z_k - z_y >= kappa. Of all
-    iterates of all rounds, the clean image among them, each sample keeps the success of the smallest norm: one that is
-    misclassified by kappa comes back as it is. The samples do not touch each other, and no step synchronises with the
-    device. The model, the inputs and the global random state are left as they were.
+    A success is an image that fools the model by a margin of kappa or more, max_{k != y} z_k - z_y >= kappa. Each
+    sample keeps the success of smallest norm among all iterates of all rounds and the clean image, so that an image
+    that is already misclassified by kappa is returned unchanged. Samples are independent and no step synchronises with
+    the device. The model, the inputs and the global random state are not changed.
 
     Args:
         model: from x (N, ...) to logits (N, C) with C of 2 or more.
         x: images (N, ...), floating point in [0, 1].
-        y: labels (N,); the classes aimed at if `targeted`.
+        y: labels (N,); the target classes if `targeted`.
         c: weight of the margin. None: searched per sample, from `initial_c` up by factors of 10 until a round succeeds,
             then by bisection between the largest weight that failed and the smallest that succeeded.
-        kappa: the margin asked for, in logits, 0 or more.
-        steps: gradient steps in each round, 1 or more; the iterate before each is judged.
+        kappa: required margin, in logits, 0 or more.
+        steps: gradient steps in each round, 1 or more; the iterate before each step is evaluated.
         lr: learning rate of Adam, on w.
         search_steps: rounds of the search, 1 or more.
-        initial_c: the weight that the search begins with.
-        eps: successes count within this L2 radius only, a number or one per sample (N,); None: at any norm.
-        targeted: reach class y by kappa: max(max_{k != y} z_k - z_y, -kappa) stands for the margin.
+        initial_c: first weight of the search.
+        eps: L2 radius inside which successes count, a number or one per sample (N,); None: unbounded.
+        targeted: reach class y by kappa: minimise max(max_{k != y} z_k - z_y, -kappa) instead.
 
     Returns:
-        Adversarial images, detached, in the shape of x, the clean image where none was found; float32, or float64
-        where x is.
+        Adversarial images, detached, in the shape of x, and the clean image if none was found; float32, or float64 if
+        x is.
 
     Raises:
         UserError: images that are not floating point in [0, 1]; a setting out of range; a model whose logits or
@@ -103,7 +103,7 @@ def cw_l2(
         return gap, fooled(logits, y, targeted) & (gap <= -kappa)
 
     def descend(weight: Tensor, best: Tensor, smallest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One round: the best images, their squared norms; was any iterate a success, were all of them sound?"""
+        """Run a round; return the best images, their squared norms, any success, and whether all was finite."""
         succeeded, sound = torch.zeros_like(weight, dtype=torch.bool), torch.ones_like(weight, dtype=torch.bool)
         w = (BOX * (2 * origin - 1)).atanh().requires_grad_()
         adam = torch.optim.Adam([w], lr=lr)

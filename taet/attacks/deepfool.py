@@ -1,4 +1,4 @@
-"""DeepFool: step after step to the nearest boundary of the linearised model."""
+"""DeepFool: steps to the nearest decision boundary of the linearised model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = {
     "deepfool": "nearest L2 boundary by linearising: quick distances (Moosavi-Dezfooli et al. 2016); 500 passes at most"
 }
 
-BEYOND = 1e-4  # added to a step's length, so that it ends across a boundary, not on it; of the authors' public code
+BEYOND = 1e-4  # added to the length of a step, so that it ends beyond the boundary; from the authors' public code
 
 
 def deepfool(
@@ -52,28 +52,28 @@ def deepfool(
     """Step to the nearest boundary of the linearised model until it is crossed: x' = clip_[0,1](x + (1 + overshoot) r).
 
     With w_k = grad (z_k - z_y) and d_k = |z_k - z_y| / ||w_k||_2 at x', a step adds (d_l + 1e-4) w_l / ||w_l||_2 to r
-    for the nearest class l = argmin_k d_k. The model is linearised at x' itself, overshoot and clip included, so that
-    one forward says both whether the boundary is crossed and where to go on. A sample that is across, or misclassified
-    from the first, moves no more, and the steps end when none does. Each takes one forward and `candidates` - 1
-    backwards. The model, the inputs and the global random state are left as they were.
+    for the nearest class l = argmin_k d_k. The model is linearised at x' itself, with overshoot and clip, so that one
+    forward pass decides whether the boundary is crossed and gives the next step. A misclassified sample does not move,
+    and the attack ends when all are. A step takes one forward and `candidates` - 1 backward passes. The model, the
+    inputs and the global random state are not changed.
 
     Args:
         model: from x (N, ...) to logits (N, C) with C of 2 or more.
         x: images (N, ...), floating point in [0, 1].
         y: labels (N,).
-        steps: most steps that are taken, 1 or more.
-        overshoot: how far past the boundary, as a share of the perturbation, 0 or more.
-        eps: successes count within this L2 radius only, a number or one per sample (N,); None: at any norm.
-        candidates: classes among which the nearest boundary is sought, those of the largest logits and the label's,
-            2 or more.
+        steps: maximum number of steps, 1 or more.
+        overshoot: distance beyond the boundary, as a share of the perturbation, 0 or more.
+        eps: L2 radius inside which successes count, a number or one per sample (N,); None: unbounded.
+        candidates: number of classes whose boundaries are considered, those of the largest logits and the label's, 2 or
+            more.
 
     Returns:
-        Adversarial images, detached, in the shape of x, the clean image where none was found; float32, or float64
-        where x is.
+        Adversarial images, detached, in the shape of x, and the clean image if none was found; float32, or float64 if
+        x is.
 
     Raises:
         UserError: images that are not floating point in [0, 1]; a setting out of range; a model of one class, or whose
-            logits or gradients are not finite where they are looked at.
+            logits or gradients are not finite at some iterate.
 
     Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural networks",
     CVPR 2016, arXiv:1511.04599, algorithm 2; overshoot, steps and candidates are those of the authors' public code.
@@ -115,9 +115,9 @@ def deepfool(
 
 
 def _to_boundary(logits: Tensor, y: Tensor, x: Tensor, candidates: int) -> Tensor:
-    """The shortest move (N, ...) from `x` to a boundary of the linearised model.
+    """Return the shortest move (N, ...) from `x` to a boundary of the linearised model.
 
-    It is zero where no gradient shows one, and not finite where a gradient is not.
+    It is zero if all gradients are zero, and not finite if one is not.
     """
     others = logits.detach().masked_fill(is_label(logits, y), -torch.inf)
     rivals = others.topk(min(candidates, logits.shape[1]) - 1).indices
@@ -143,11 +143,11 @@ class DeepFool(AttackSpec):
     random: ClassVar[bool] = False
 
     steps: Count = 50
-    """Most steps that are taken."""
+    """Maximum number of steps."""
     overshoot: NonNegative = 0.02
-    """How far past the boundary, as a share of the perturbation."""
+    """Distance beyond the boundary, as a share of the perturbation."""
     candidates: Annotated[int, Ge(2), FIXED] = 10
-    """Classes among which the nearest boundary is sought."""
+    """Number of classes whose boundaries are considered."""
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         return deepfool(

@@ -1,4 +1,4 @@
-"""One step of gradient ascent, as long as the ball is wide."""
+"""One step of gradient ascent with the length of the radius."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fgsm(
 ) -> Tensor:
     """Return clip_[0,1](x + eps sign(grad_x objective)), in the shape of x; arguments and guarantees as in `pgd`.
 
-    With `targeted`, y are the classes aimed at and the step goes down. Source: Goodfellow, Shlens, Szegedy, "Explaining
+    With `targeted`, y are the target classes and the step goes down. Source: Goodfellow, Shlens, Szegedy, "Explaining
     and harnessing adversarial examples", ICLR 2015, arXiv:1412.6572.
     """
     return pgd(model, x, y, eps=eps, steps=1, step_size=eps, start="none", objective=objective, targeted=targeted)

@@ -10,24 +10,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Source:
-    """Draws from `generator`, made for the whole global batch and cut to the samples that this process holds.
+    """Draws from `generator`, made for the whole global batch and cut to the samples of this process.
 
-    So the noise of a sample does not depend on how many processes share the batch. One process holds all of it.
+    The noise of a sample therefore does not depend on the number of processes. One process has the whole batch.
     """
 
     generator: torch.Generator
     begin: int = 0
-    """Place of this process's first sample in the global batch."""
+    """Index of this process's first sample in the global batch."""
     total: int | None = None
-    """Samples in the global batch; None: those at hand."""
+    """Samples in the global batch. Default: those of this process."""
 
     def _empty(self, like: Tensor) -> Tensor:
-        # Contiguous whatever the layout of `like`, so that the layout moves no draw to another pixel.
+        # Contiguous for any layout of `like`, so that the layout does not change which pixel gets which number.
         return torch.empty((self.total or len(like), *like.shape[1:]), dtype=like.dtype, device=like.device)
 
     def _share(self, drawn: Tensor, like: Tensor) -> Tensor:
         mine = drawn[self.begin : self.begin + len(like)]
-        # In the layout of `like`, once: every operation on two layouts is several times as slow on a CPU.
+        # In the layout of `like`, because operations on two layouts are several times as slow on a CPU.
         return mine if mine.stride() == like.stride() else torch.empty_like(like).copy_(mine)
 
     def normal(self, like: Tensor) -> Tensor:

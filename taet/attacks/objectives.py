@@ -1,4 +1,4 @@
-"""What an attack makes large: functions of logits (N, C) and labels (N,) that return one value per sample, (N,)."""
+"""Objectives that attacks maximise: functions of logits (N, C) and labels (N,) with one value per sample, (N,)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 def fooled(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
-    """Return whether the largest logit is not that of y, or, if `targeted`, is that of y: (N, C), (N,) -> (N,)."""
+    """Return whether the largest logit is not that of y or, if `targeted`, is that of y: (N, C), (N,) -> (N,)."""
     predictions = logits.max(1).indices
     return predictions == y if targeted else predictions != y
 
 
 def check_classes(what: str, logits: Tensor) -> None:
-    """Refuse logits without a class besides the label's."""
+    """Raise a `UserError` for logits with fewer than two classes."""
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise UserError(f"{what}: got logits of shape {tuple(logits.shape)}; allowed: (N, C) with C of 2 or more")
 
@@ -31,7 +31,7 @@ def check_classes(what: str, logits: Tensor) -> None:
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """Margin max_{k != y} z_k - z_y, above 0 where another class wins: (N, C) with C of 2 or more, (N,) -> (N,).
 
-    Descended with the class aimed at in place of y, it is the targeted objective of the same paper. Source: Carlini,
+    Minimised with the target class as y, it is the targeted objective of the same paper. Source: Carlini,
     Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644, function f_6.
 
     Raises:
@@ -46,8 +46,8 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio, (max_{k != y} z_k - z_y) / (z_(1) - z_(3)), z sorted from the largest: -> (N,).
 
-    Neither a shift of the logits nor a positive factor changes it. Where the three largest are equal, 1e-12 (of the
-    public code) stands for the denominator. Source: Croce, Hein, AutoAttack, ICML 2020, arXiv:2003.01690, section 4.
+    It is invariant to a shift of the logits and to a positive factor. The denominator is at least 1e-12, as in the
+    public code. Source: Croce, Hein, AutoAttack, ICML 2020, arXiv:2003.01690, section 4.
 
     Raises:
         UserError: fewer than 3 classes.
@@ -68,17 +68,17 @@ Target = Literal["least-likely", "runner-up", "random"]
 def scaled(objective: Objective, factor: float) -> Objective:
     """Return the objective of factor times the logits: (z, y) -> objective(factor z, y).
 
-    A factor of 10 makes the adaptive attack on models with small logits, whose softmax is so flat that all wrong
-    classes pull alike. It changes cross-entropy and KL; margin and DLR keep their directions. Source: Li et al., REAT,
+    A factor of 10 gives the adaptive attack on models with small logits, whose softmax is so flat that all wrong
+    classes contribute equally. It changes cross-entropy and KL; margin and DLR keep their directions. Source: Li et al., REAT,
     arXiv:2307.10205, 2023.
     """
     return lambda logits, y: objective(factor * logits, y)
 
 
 def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objective:
-    """The objective KL(f(x) || f(x')) of TRADES, which uses no labels; f(x) is computed once, for all steps.
+    """Return the objective KL(f(x) || f(x')) of TRADES, which uses no labels; f(x) is computed once for all steps.
 
-    So the model has to hold still from here to the last step, as `frozen` makes it. Source: Zhang et al., TRADES, ICML
+    The model must not change until the last step, as inside `frozen`. Source: Zhang et al., TRADES, ICML
     2019, arXiv:1901.08573.
     """
     with torch.no_grad():
@@ -87,7 +87,7 @@ def natural_divergence(model: Callable[[Tensor], Tensor], x: Tensor) -> Objectiv
 
 
 def named_objective(name: ObjectiveName, model: Callable[[Tensor], Tensor], x: Tensor) -> Objective:
-    """Return the objective of a name; "kl" asks the model once for its answer to the images x."""
+    """Return the objective with a name; "kl" needs one forward pass of the images x."""
     return natural_divergence(model, x) if name == "kl" else OBJECTIVES[name]
 
 
@@ -98,10 +98,10 @@ def check_objective(attack: str, name: ObjectiveName, num_classes: int) -> None:
 
 
 def target_classes(target: Target, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-    """Return the class other than y that each image is pushed to, (N,): by the clean logits, or at random.
+    """Return a target class other than y for each image, (N,): by the clean logits, or at random.
 
-    The least likely class is the target of Kurakin, Goodfellow, Bengio, ICLR 2017, arXiv:1611.01236; a random one that
-    of the average case of Carlini, Wagner, S&P 2017, arXiv:1608.04644, whose best case is near the runner-up.
+    The least likely class is the target of Kurakin, Goodfellow, Bengio, ICLR 2017, arXiv:1611.01236. A random class is
+    the average case of Carlini, Wagner, S&P 2017, arXiv:1608.04644; the runner-up is close to their best case.
     """
     with torch.no_grad():
         logits = model(x)

@@ -70,43 +70,42 @@ def pgd(
 ) -> Tensor:
     """Ascend an objective in the ball: x' <- clip_[0,1](project(x' + step_size direction(grad_x' objective))).
 
-    The direction is the gradient's sign in the L-infinity ball, and in the L2 ball the gradient of each sample divided
-    by its norm, where a zero gradient moves nothing. One that is not finite shows no way up: its sample comes back as
-    NaN, which `taet.attacks.ball.verify` refuses, so that a broken model never counts as a robust one. The objective is
-    summed over samples, so that each moves by its own gradient alone. Afterwards the model's modes, parameters,
-    gradients and (with `bn_mode="eval"`) statistics, the inputs and the global random state are as before. Nothing
-    synchronises with the device and no branch depends on values, so the whole can be captured in a CUDA graph, given
-    `start_noise`.
+    The direction is the sign of the gradient in the L-infinity ball, and in L2 the gradient of each sample divided by
+    its norm; a zero gradient moves nothing. A sample whose gradient is not finite is returned as NaN, which
+    `taet.attacks.ball.verify` refuses, so that a broken model never counts as robust. The objective is summed over
+    samples, so that each sample moves by its own gradient. The model's modes, parameters, gradients and (with
+    `bn_mode="eval"`) statistics, the inputs and the global random state are not changed. Nothing synchronises with the
+    device and no branch depends on values, so that a call with `start_noise` can be captured in a CUDA graph.
 
     Args:
         model: from x (N, ...) to logits (N, C).
-        x: images (N, ...), floating point in [0, 1]. The range is not checked, since that would wait for the device.
-        y: labels (N,), handed to the objective; the classes aimed at if `targeted`.
-        eps: radius of the ball, a number or one per sample (N,), in units of the image range. Numbers are checked;
-            of tensors the shape alone, since reading them would wait for the device.
-        steps: number of steps, 0 or more; after 0 steps the start itself is returned, inside the ball.
+        x: images (N, ...), floating point in [0, 1]. The range is not checked, because that would wait for the device.
+        y: labels (N,), passed to the objective; the target classes if `targeted`.
+        eps: radius of the ball, a number or one per sample (N,), in units of the image range. Numbers are checked; of
+            tensors only the shape, because reading them would wait for the device.
+        steps: number of steps, 0 or more; with 0 steps the start itself is returned, projected into the ball.
         step_size: length of a step in `norm`, a number or one per sample (N,), same units.
         norm: "linf" or "l2".
-        start: "uniform" in the ball or "positive", in the part of it above x, clipped to [0, 1]; "gaussian"
+        start: "uniform" in the ball, or "positive", in the part of it above x, both clipped to [0, 1]; "gaussian"
             0.001 N(0, 1), not projected before the first step; or "none".
-        objective: from (logits, labels) to (N,), to be made large; logits arrive in float32 or wider.
-        targeted: make the objective small instead, at the class aimed at.
-        restarts: starts that are tried, 1 or more. With several, each sample keeps the first that fools the model (or
-            reaches its target) or is not finite, else the one of the highest objective, which takes one more forward
+        objective: maximised function from (logits, labels) to (N,); logits are float32 or wider.
+        targeted: minimise the objective, for the target class.
+        restarts: number of starts, 1 or more. With several, each sample keeps the first result that fools the model (or
+            reaches its target) or is not finite, else that of the highest objective. This takes one more forward pass
             per restart.
-        bn_mode: "eval", or "train" for batch statistics, which moves the running ones in every step.
-        generator: source of the start noise, on x's device; without it, a fresh one seeded with 0.
-        start_noise: noise that stands in for the draw, in the shape of x, or (restarts, *x.shape).
-        active: truth values, (N,) or (steps, N): which samples move, always or in each step.
+        bn_mode: "eval", or "train" for batch statistics, which also updates the running ones in every step.
+        generator: source of the start noise, on x's device. Default: a new one seeded with 0.
+        start_noise: noise to use instead of a draw, in the shape of x, or (restarts, *x.shape).
+        active: booleans, (N,) or (steps, N): which samples move, always or in each step.
         observe: called as observe(step, logits) before the update of each step, in every restart.
 
     Returns:
-        Adversarial images, detached, in the shape of x; float32, or float64 where x is. NaN where a gradient was not
+        Adversarial images, detached, in the shape of x; float32, or float64 if x is. NaN where a gradient was not
         finite.
 
     Raises:
-        UserError: an unknown norm or start; an eps or step_size that no ball of the norm has (L-infinity: 0 to 1);
-            a tensor of another shape; images that are not floating point; no restart, or several from the same start.
+        UserError: an unknown norm or start; an eps or step_size outside the range of the norm (L-infinity: 0 to 1); a
+            tensor of another shape; images that are not floating point; no restart, or several without start noise.
 
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks",
     ICLR 2018, arXiv:1706.06083.
@@ -124,7 +123,7 @@ def pgd(
     length = per_sample(step_size, origin)
     moves = None if active is None else active.expand(steps, -1)
     radius = per_sample(eps, origin)
-    # The L-infinity ball within [0, 1] is a box: its corners are the same in every step.
+    # The L-infinity ball inside [0, 1] is a box with the same corners in every step.
     box = ((origin - radius).clamp(0, 1), (origin + radius).clamp(0, 1)) if norm == "linf" else None
 
     def inside(x_adv: Tensor) -> Tensor:
@@ -139,7 +138,7 @@ def pgd(
                 x_adv.requires_grad_()
                 logits = full_precision(model(x_adv))
                 total = height(logits).sum()
-                # What runs in float32 forwards does so backwards: autocast would reach into its backward as well.
+                # Without this, autocast would also change the backward pass of what ran in float32.
                 with torch.autocast(x_adv.device.type, enabled=False):
                     (gradient,) = torch.autograd.grad(total, x_adv)
             x_adv = x_adv.detach()
@@ -155,7 +154,7 @@ def pgd(
         with torch.no_grad():
             logits = full_precision(model(x_adv))
             sound = finite(logits) & finite(x_adv)
-            return fooled(logits, y, targeted) | ~sound, height(logits)  # what is not finite is kept, so that it shows
+            return fooled(logits, y, targeted) | ~sound, height(logits)  # keeps what is not finite, so that it is seen
 
     with frozen(model, bn_mode):
         return climb(next(starts)) if restarts == 1 else _best((climb(begin) for begin in starts), judge)
@@ -170,11 +169,11 @@ def _starts(
     generator: torch.Generator | None,
     start_noise: Tensor | None,
 ) -> Iterator[Tensor]:
-    """Return where the ascent begins, once per restart."""
+    """Return the start of each restart."""
     if start_noise is None and restarts > 1:
         if start == "none":
             raise UserError("restarts: got several of start none, which are all the same; allowed: 1")
-        generator = generator or torch.Generator(origin.device).manual_seed(0)  # else each would draw the same
+        generator = generator or torch.Generator(origin.device).manual_seed(0)  # otherwise all starts would be the same
     source = None if generator is None else Source(generator)
     noises: Iterable[Tensor]
     if start_noise is None:
@@ -188,16 +187,16 @@ def _starts(
 
 
 def _direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """The move of length 1 in `norm` that raises the objective most, as far as its gradient (N, ...) tells."""
+    """Return the move of length 1 in `norm` that raises the linearised objective most."""
     if norm == "l2":
         return unit(gradient)
-    return gradient.sign() + 0 * gradient  # NaN where that is not finite; the sign alone of NaN is 0
+    return gradient.sign() + 0 * gradient  # NaN if the gradient is not finite; sign(NaN) is 0
 
 
 def _best(climbed: Iterator[Tensor], judge: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """Keep for each sample the first result that breaks it, else the highest; `judge` says for each whether, how high.
+    """Keep for each sample the first successful result, else that of the highest objective, without branches.
 
-    No branch depends on a value.
+    `judge` returns success and objective of each sample.
     """
     best = next(climbed)
     broken, highest = judge(best)

@@ -1,4 +1,4 @@
-"""Arithmetic of an evaluation: float32 as it is written, nothing rounded on the way."""
+"""Arithmetic of an evaluation: float32 without reduced precision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _switches() -> list[Any]:
 def exact_float32(device_type: str) -> Iterator[None]:
     """Turn off autocast and the reduced precisions of float32 (TF32, bfloat16), and restore the switches afterwards.
 
-    TF32 keeps 10 bits of the mantissa: enough to flip a prediction at the border that an attack searches for.
+    TF32 keeps 10 bits of the mantissa, which can flip predictions near the decision boundary, where attacks search.
     """
     switches = _switches()
     before = [switch.fp32_precision for switch in switches]

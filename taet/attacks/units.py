@@ -1,4 +1,4 @@
-"""Units of work: kept when they are finished, shared between processes, and the same whoever did them."""
+"""Units of work that are saved when finished and shared between processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class UnitStore(Protocol):
-    """Where finished units of work are kept; what `get` returns was once given to `put`, or is None."""
+    """A store of finished units of work: `get` returns what `put` was given, or None."""
 
     def get(self, key: str) -> Arrays | None: ...
 
@@ -29,18 +29,19 @@ def run_units(
     valid: Callable[[int, Arrays], bool],
     begin: Callable[[int], None] | None = None,
 ) -> list[Arrays]:
-    """Return the arrays of units 0 to count - 1, each from `state` where that has it, else computed and put there.
+    """Return the arrays of units 0 to count - 1, taken from `state` or computed and stored there.
 
-    Of P processes, which must all call this alike, process r does the units r, r + P, r + 2P, ...; afterwards each has
-    all of them. A unit that is a function of its number alone is therefore the same with any number of processes.
+    With P processes, which must all make the same call, process r computes the units r, r + P, r + 2P, ...; afterwards
+    each process has all of them. The result does not depend on the number of processes if a unit depends only on its
+    number.
 
     Args:
-        count: how many units there are.
-        compute: does a unit.
-        state: keeps finished units; None keeps none.
-        key: what a unit is called in `state`.
-        valid: is what `state` has this unit, and whole?
-        begin: called before a unit is computed; one that `state` has is passed over in silence.
+        count: number of units.
+        compute: computes a unit.
+        state: store of finished units; None stores nothing.
+        key: name of a unit in `state`.
+        valid: whether stored arrays are this unit, and complete.
+        begin: called before a unit is computed, not for a stored one.
     """
 
     def unit(number: int) -> Arrays:
