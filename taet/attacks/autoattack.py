@@ -207,8 +207,8 @@ def run_parts(
 
     A part attacks the images that are still correct, in ascending order and in new batches. One part on one batch is
     the unit that is saved, resumed and given to a process; it depends on its images only, because every part is seeded
-    on every batch. Without `keep_examples` the adversarial images are neither returned nor saved. A model that is already
-    `Counted` keeps its view.
+    on every batch. Without `keep_examples` the adversarial images are neither returned nor saved. A model that is
+    already `Counted` keeps its view.
     """
     check_inputs(x, y, eps, norm, batch_size, natural)
     device = x.device if device is None else torch.device(device)

@@ -69,8 +69,8 @@ def scaled(objective: Objective, factor: float) -> Objective:
     """Return the objective of factor times the logits: (z, y) -> objective(factor z, y).
 
     A factor of 10 gives the adaptive attack on models with small logits, whose softmax is so flat that all wrong
-    classes contribute equally. It changes cross-entropy and KL; margin and DLR keep their directions. Source: Li et al., REAT,
-    arXiv:2307.10205, 2023.
+    classes contribute equally. It changes cross-entropy and KL; margin and DLR keep their directions. Source: Li et
+    al., REAT, arXiv:2307.10205, 2023.
     """
     return lambda logits, y: objective(factor * logits, y)
 

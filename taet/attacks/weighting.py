@@ -27,8 +27,8 @@ def generation_weighting(name: str, class_counts: Tensor, predicted_counts: Tens
 
     rw: w = 1/n; rws: w = 1/sqrt(n); enr: w = (1-b)/(1-b^n), b = (N-1)/N, N = sum n; rbl: REAT's weights from the
     predictions m of the previous epoch; all with sum C. brw: log n is added to the logits. A class without images
-    counts as one image. Source: Li et al., REAT, arXiv:2307.10205, table 2; it has no code for rw, rws, enr and brw, whose
-    definitions here are ours.
+    counts as one image. Source: Li et al., REAT, arXiv:2307.10205, table 2; it has no code for rw, rws, enr and brw,
+    whose definitions here are ours.
     """
     counts = class_counts.clamp(min=1)
     if name == "rw":

@@ -33,7 +33,7 @@ def rows(kind: str) -> list[dict[str, Any]]:
 
 
 def run(arguments: list[str]) -> None:
-    """Print the names of one kind."""
+    """Print the names of a kind."""
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP)
         return

@@ -1,4 +1,4 @@
-"""Finished units of an evaluation on disk, so that one that was killed goes on where it was."""
+"""Finished batches of an evaluation on disk, from which an evaluation that was killed continues."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from taet.files import write_atomically
 
 
 class BatchStore:
-    """One file per unit in a folder of their own.
+    """A folder with one file per batch of an attack.
 
-    `identity` is a hash of everything that decides a result: weights, images, labels, the attack's settings. It is
-    part of the folder's name and of each file; a file that is foreign, truncated or damaged counts as missing.
+    `identity` is a hash of everything that decides the results: weights, images, labels, settings of the attack. It is
+    part of the folder's name and of each file. A file of another identity, or a damaged one, counts as missing.
     """
 
     def __init__(self, root: Path, attack: str, identity: str) -> None:
@@ -28,17 +28,17 @@ class BatchStore:
         self.identity = identity
 
     def get(self, key: str) -> Arrays | None:
-        """Return the arrays of a unit, or None."""
+        """Return the arrays of a batch, or None."""
         try:
             content = io.BytesIO((self.folder / f"{key}.npz").read_bytes())
             with np.load(content, allow_pickle=False) as file:
                 arrays: dict[str, NDArray[Any]] = dict(file)
-        except Exception:  # damaged bytes fail anywhere between the archive and the header of an array
+        except Exception:  # a damaged file can fail at any point
             return None
         return arrays if arrays.pop("identity", np.array("")) == self.identity else None
 
     def put(self, key: str, arrays: Arrays) -> None:
-        """Save a unit; after a kill the file is there wholly or not at all."""
+        """Save the arrays of a batch; after a kill the file is complete or missing."""
         buffer = io.BytesIO()
         content: dict[str, Any] = {"identity": np.array(self.identity), **arrays}
         np.savez(buffer, **content)
@@ -46,7 +46,7 @@ class BatchStore:
         write_atomically(self.folder / f"{key}.npz", buffer.getvalue())
 
     def remove(self) -> None:
-        """Delete the units, and the folder that they share with those of other attacks once it is empty."""
+        """Delete the files, and the parent folder once it is empty."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()

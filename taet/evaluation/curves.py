@@ -1,4 +1,4 @@
-"""Curves of an evaluation: attacks that differ in one setting, each an ordinary column of the card."""
+"""Curves of an evaluation: attacks that differ in one setting, each a column of the card."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 
 STEPS = (1, 2, 5, 10, 20, 50, 100)
-CHAIN = 20  # steps of the PGD whose ball or logits are changed
+CHAIN = 20  # steps of the PGD whose radius or logit scale is varied
 BALLS = (1 / 4, 1 / 2, 1, 2, 4, 8)  # times eps
-WHOLE = 1.0  # a ball that holds every image: whatever is robust here is robust to being replaced
-FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)  # masked by too large logits below 1, by too small ones above
+WHOLE = 1.0  # a ball that contains every image: no classifier is robust in it
+FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)  # below 1 for masking by large logits, above 1 for masking by small ones
 CURVES = {
     "steps": "accuracy under PGD against its number of steps (REAT, figures 4a and 8)",
-    "eps": "accuracy under PGD-20 against the radius of the ball, up to one that holds every image",
+    "eps": "accuracy under PGD-20 against the radius of the ball, up to one that contains every image",
     "logit-scale": "accuracy under PGD-20 against the factor of the logits in its objective",
 }
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one curve, x in ascending order."""
+    """One curve, its points in ascending order."""
 
     name: str
     attack: str
-    """The attack that is varied."""
+    """Name of the attack that is varied."""
     points: tuple[tuple[float, Column], ...]
 
 
 def curve_attacks(names: Sequence[str], settings: Evaluation, eps: float) -> list[AttackSpec]:
-    """Return the attacks that the curves are made of, marked with the first curve that needs them.
+    """Return the attacks of these curves, each marked with the first curve that needs it.
 
-    Every point of the curve over eps takes steps in proportion to its ball, so that all can cross theirs.
+    The step size of the curve over eps is in proportion to the radius, so that every point can cross its ball.
     """
     radius = settings.eps if settings.eps is not None else eps
     wanted: dict[str, list[str]] = {
@@ -58,10 +58,10 @@ def curve_attacks(names: Sequence[str], settings: Evaluation, eps: float) -> lis
 
 
 def curves(card: ResultCard) -> tuple[Curve, ...]:
-    """Return every curve of which a card holds three points or more; clean images are the curve over eps at 0.
+    """Return every curve with three points or more on a card; clean images are the point of eps 0.
 
-    The points of one curve differ in what it varies alone, and over eps in their steps, which are in proportion to it.
-    Where a card holds several such sets, the curve is the one that was measured for it, else the largest.
+    The points of a curve differ only in what it varies, and over eps also in their step size, in proportion to eps. Of
+    several such sets of columns on a card, the one measured for the curve is taken, else the largest.
     """
     chain = f"pgd-{CHAIN}"
     found = (("steps", "PGD", "steps"), ("eps", chain, "eps"), ("logit-scale", chain, "factor"))

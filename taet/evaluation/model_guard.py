@@ -1,4 +1,4 @@
-"""A model that is tried out, and given back as it was."""
+"""A guard that restores a model after code that may change it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
-    """Give the model's state and the random state back afterwards; inside, say which tensors have changed so far."""
+    """Restore the model's tensors and the random state afterwards; yield a function that names changed tensors."""
     before = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
 
     def changes() -> list[str]:

@@ -1,4 +1,4 @@
-"""What attacks can be fooled by, tried on a sample of the images: facts for the diagnostics."""
+"""Facts for the diagnostics, from a sample of the images: what may mislead attacks."""
 
 from __future__ import annotations
 
@@ -20,44 +20,43 @@ from taet.losses.long_tail import cross_entropy
 
 STEPS = 20
 STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and REAT papers' PGD-20
-LOGIT_FACTOR = 10.0  # of the adaptive attack by which REAT shows that RoBal masks its gradients
+LOGIT_FACTOR = 10.0  # of REAT's adaptive attack, which showed that RoBal masks gradients
 
 
 def count(runner: Runner) -> int:
-    """Return how many images are probed: as many as a batch holds."""
+    """Return the number of probed images: one batch."""
     return min(runner.batch_size, len(runner.labels))
 
 
 def passes(runner: Runner) -> int:
-    """Return the passes of an image that `probe` takes: PGD twice, and three more answers than the trial's own."""
+    """Return the passes of an image that `probe` takes: two PGD and three forward passes beside the trial's."""
     return count(runner) * (trial.PASSES + 3 + 2 * (2 * STEPS + 1))
 
 
 def is_of(facts: Mapping[str, int | float], seed: int) -> bool:
-    """Are these the facts that `probe` would find with this seed? Those of older cards are fewer."""
+    """Return whether these are the facts that `probe` finds with this seed; older cards have fewer."""
     return facts.get("seed") == seed and "nonfinite_gradients" in facts
 
 
 def probe(
     runner: Runner, eps: float, state_dir: str | os.PathLike[str] | None, progress: Callable[[float], None]
 ) -> dict[str, int | float]:
-    """Try the model on images drawn evenly over the classes and return what was found.
+    """Try the model on images drawn evenly over the classes and return the facts.
 
     Args:
         runner: the model and its images.
         eps: radius of the L-infinity ball.
-        state_dir: folder that keeps the outcome, for an evaluation that is interrupted and started again.
+        state_dir: folder that keeps the facts, for an evaluation that is interrupted and started again.
         progress: called as progress(done), of `passes(runner)`.
 
     Returns:
-        images, seed; of the answers to one image, each scaled to unit length, the largest L2 distance:
-        repeat_difference when it is asked again, later_difference after everything else here, batch_difference in
-        another batch; distributions: images whose logits are at least 0 and sum to 1; clean_correct; zero_gradients:
+        images, seed; the largest L2 distance between the logits of one image, each scaled to unit length:
+        repeat_difference when repeated at once, later_difference at the end of the probe, batch_difference in another
+        batch; distributions: images whose logits are at least 0 and sum to 1; clean_correct; zero_gradients:
         correctly classified images at which the gradient of the cross-entropy is exactly zero; nonfinite_gradients:
-        images at which, or at a step of PGD from which, a logit or the gradient is not finite; pgd_correct: images that
+        images with a logit or gradient that is not finite, there or at a step of PGD; pgd_correct: images that
         PGD-20 (step eps / 8, uniform start) leaves correct; scaled_pgd_correct: the same with the logits times 10 in
-        the objective; only_pgd_correct and only_scaled_pgd_correct: images that one leaves correct and the other
-        breaks.
+        the objective; only_pgd_correct and only_scaled_pgd_correct: images that only one leaves correct.
     """
     units = None if state_dir is None else runner.keep(state_dir, "probe", [eps, count(runner), runner.seed])
 
@@ -108,7 +107,7 @@ def _measure(runner: Runner, eps: float, progress: Callable[[float], None]) -> d
 
 
 class _Watch:
-    """A model that notes on which images of its batch a logit or a gradient was not finite."""
+    """A model that records for which images of its batch a logit or a gradient was not finite."""
 
     def __init__(self, model: Callable[[Tensor], Tensor], broken: Tensor) -> None:
         self.model, self.broken = model, broken

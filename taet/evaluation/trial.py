@@ -1,4 +1,4 @@
-"""What a model answers to one batch, and what that tells: the facts of the probe, and what `taet check` finds."""
+"""The logits and gradients of a model on one batch, from which the probe and `taet check` take their facts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from taet.errors import UserError
 from taet.losses.long_tail import cross_entropy
 from taet.randomness import generator
 
-SUM_TOLERANCE = 1e-5  # by which the official AutoAttack tells a probability distribution
+SUM_TOLERANCE = 1e-5  # of the official AutoAttack for a probability distribution
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 PASSES = 3  # of an image through the model, forward or backward, that `attempt` takes
 
 
 def sample(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """Return places of `count` images of (N,), or of all, in ascending order, drawn as evenly over classes as there
-    are images of each."""
+    """Return the indices of `count` of N images, in ascending order, as evenly distributed over classes as possible."""
     order = torch.randperm(len(labels), generator=generator("cpu", seed, "sample")).numpy()
     drawn = labels[order]
     grouped, sizes = np.argsort(drawn, kind="stable"), np.bincount(drawn)
@@ -36,7 +35,7 @@ def sample(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64
 
 @dataclass(frozen=True)
 class Trial:
-    """A model and what it answered to a batch of N images."""
+    """A model and its logits and gradients on a batch of N images."""
 
     model: Counted
     x: Tensor
@@ -48,33 +47,33 @@ class Trial:
 
     @property
     def correct(self) -> Tensor:
-        """Which images are classified correctly, (N,)."""
+        """Whether an image is classified correctly, (N,)."""
         return self.logits.max(1).indices == self.y
 
     @property
     def distributions(self) -> Tensor:
-        """Of which images the logits are at least 0 and sum to 1, (N,)."""
+        """Whether the logits of an image are at least 0 and sum to 1, (N,)."""
         return (self.logits >= 0).all(1) & ((self.logits.sum(1) - 1).abs() <= SUM_TOLERANCE)
 
     @property
     def zero_gradients(self) -> Tensor:
-        """At which correctly classified images the gradient is exactly zero, (N,)."""
+        """Whether an image is classified correctly and has a gradient of exactly zero, (N,)."""
         return self.correct & (self.gradient == 0).flatten(1).all(1)
 
     @property
     def nonfinite(self) -> Tensor:
-        """At which images a logit or the gradient is not finite, (N,)."""
+        """Whether a logit or the gradient of an image is not finite, (N,)."""
         return nonfinite(self.logits) | nonfinite(self.gradient)
 
     def repeat_difference(self) -> float:
-        """Ask again and return by how much the answers differ, as in `difference`; one pass."""
+        """Repeat the forward pass and return the `difference` of the logits."""
         return difference(answer(self.model, self.x), self.logits)
 
     def batch_difference(self) -> float:
-        """Ask again in two halves and return by how much the answers differ, as in `difference`; one pass.
+        """Repeat the forward pass in two halves and return the `difference` of the logits.
 
-        The halves are cut by class, so that they are unlike each other and the whole. Each has two images or more,
-        since a layer may need them: three images or fewer are not divided.
+        The halves are split by class, so that they differ from each other and from the whole. Each has at least two
+        images, which a layer may need: three images or fewer are not divided.
         """
         order = self.y.argsort(stable=True)
         halves = order.chunk(2 if len(order) > 3 else 1)
@@ -82,19 +81,19 @@ class Trial:
 
 
 def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
-    """Ask for the logits of x (N, C, H, W) and the gradient of their cross-entropy with y (N,)."""
+    """Return the logits of x (N, C, H, W) and the gradient of their cross-entropy with y (N,)."""
     return Trial(model, x, y, answer(model, x), input_gradient(model, x, y))
 
 
 def answer(model: Counted, x: Tensor) -> Tensor:
-    """Return logits without a graph; a model that fails is a `UserError`."""
+    """Return logits without a graph; an exception of the model becomes a `UserError`."""
     with user_errors(_on(x)), torch.no_grad():
         logits: Tensor = model(x)
     return logits
 
 
 def input_gradient(model: Counted, x: Tensor, y: Tensor) -> Tensor:
-    """Return the gradient of the cross-entropy at each image; a model that fails or has none is a `UserError`."""
+    """Return the gradient of the cross-entropy at each image; if there is none, or the model fails, a `UserError`."""
     leaf, gradient = x.clone().requires_grad_(), None
     with user_errors(_on(x)):
         loss = cross_entropy(model(leaf), y).sum()
@@ -125,12 +124,14 @@ def _on(x: Tensor) -> str:
 
 
 def nonfinite(values: Tensor) -> Tensor:
-    """For which of N images (N, ...) holds something infinite or nan, (N,)."""
+    """Return whether any value of each sample (N, ...) is not finite, (N,)."""
     return ~finite(values)
 
 
 def difference(first: Tensor, second: Tensor) -> float:
-    """Largest L2 distance between two answers (N, classes) to one image, each scaled to unit length; nan counts as 0,
-    so that the distance is a number from 0 to 2."""
+    """Return the largest L2 distance, 0 to 2, between two logit vectors of one image, each scaled to unit length.
+
+    Both are (N, classes); nan counts as 0.
+    """
     apart = functional.normalize(first.nan_to_num()) - functional.normalize(second.nan_to_num())
     return float(apart.norm(dim=1).max())
