@@ -1,4 +1,4 @@
-"""What can be said of a run's data before its images are read, and often before its files are there."""
+"""Facts about a data set that are known without its images, and often without its files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from taet.data.sources import outline
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The numbers of a data set as a run takes it: cut to its class counts, held out, resized."""
+    """Class counts, shape and sizes of a data set as a run uses it: cut, divided, resized."""
 
     class_counts: tuple[int, ...]
     """Training images of each class, (C,)."""
@@ -22,7 +22,7 @@ class DataFacts:
     sizes: Mapping[str, int]
     """Images of each split: "train", "test" and, if there is one, "validation"."""
     class_names: tuple[str, ...] | None = None
-    """In the order of the labels; None where the files say them and are not there."""
+    """In the order of the labels; None if they are in files that are not there."""
     mirror: bool = True
     """Does a mirrored image keep its label?"""
 
@@ -47,7 +47,7 @@ def facts(data: Data) -> DataFacts | None:
     """Return what `taet.data.load(data)` would give, as far as it is known without reading images; else None.
 
     Published sets are known from their constants, so that their files need not be there: digits, CIFAR, Fashion-MNIST,
-    Tiny-ImageNet, GTSRB, and most sets of MedMNIST. User data are listed: image files by their headers, arrays by their
+    Tiny-ImageNet, GTSRB, and six sets of MedMNIST. User data are listed: image files by their headers, arrays by their
     labels. None: a set of a plugin, or one whose class counts are in files that are not there. Settings that `load`
     would refuse are the same `UserError`.
     """
@@ -56,10 +56,7 @@ def facts(data: Data) -> DataFacts | None:
         return None
     data, source = found
     chosen, _ = select(source.splits, data)
-    counts = {}
-    for part, (origin, positions) in chosen.items():
-        labels = source.splits[origin]
-        counts[part] = (labels if positions is None else labels.choose(positions)).class_counts
+    counts = {part: choice.of(source.splits).class_counts for part, choice in chosen.items()}
     channels, height, width = source.image_shape
     height, width = (height, width) if data.size is None else (data.size, data.size)
     return DataFacts(

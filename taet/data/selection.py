@@ -1,17 +1,18 @@
-"""Which images of a source a run takes: the class counts of each split, the long-tail cut and what is held out.
+"""The choice of images for a run: class counts of each split, the long-tailed cut, and the held-out images.
 
-Only labels and groups are looked at, so that the same decision is made with the images and without them.
+It depends on labels and groups only, so that it is the same with and without the images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Labels
+from taet.data.dataset import Labels, Split
 from taet.data.groups import hold_out
 from taet.data.long_tail import (
     PROFILES,
@@ -28,7 +29,22 @@ BALANCED_SMALL = "-balanced-small"
 MOST_NAMES = 10
 """Classes that a note names."""
 
-Positions = NDArray[np.int64]
+Positions: TypeAlias = NDArray[np.int64]
+Part = TypeVar("Part", Labels, Split)
+
+
+class Choice(NamedTuple):
+    """The images of a split of the result."""
+
+    origin: str
+    """The split of the source that they are taken from."""
+    positions: Positions | None
+    """In that split; None: all, in their own order."""
+
+    def of(self, source: Mapping[str, Part]) -> Part:
+        """Return these images of the source's own splits."""
+        part = source[self.origin]
+        return part if self.positions is None else part.choose(self.positions)
 
 
 def _largest(labels: Labels, part: str, ratio: float, profile: str, max_count: int | None) -> int:
@@ -96,9 +112,9 @@ def _class_counts(train: Labels, test: Labels, data: Data) -> tuple[list[int], l
 def _divided(
     labels: Labels, counts: list[int], held_out: list[int], seed: int
 ) -> tuple[Positions | None, Positions | None]:
-    """Return positions of `counts` images of each class less those held out, and of the latter.
+    """Return the positions of `counts` images of each class without those held out, and of those held out.
 
-    Whole groups are held out where there are groups. None: all images in their own order, and none held out.
+    Whole groups are held out if there are groups. None: all images in their own order, or none held out.
     """
     whole = sum(counts) == len(labels)
     if whole and not any(held_out):
@@ -112,17 +128,15 @@ def _divided(
     return kept, held if len(held) else None
 
 
-def select(source: Mapping[str, Labels], data: Data) -> tuple[dict[str, tuple[str, Positions | None]], list[str]]:
+def select(source: Mapping[str, Labels], data: Data) -> tuple[dict[str, Choice], list[str]]:
     """Choose the images of each split from the labels of a source's own splits.
 
-    `source` holds "train", "test" and, where the source brings one, "validation". Return for each split of the result
-    the split of the source that it is taken from, with the positions in it (None: all, in their own order); and notes
-    that say what was decided.
+    `source` has "train", "test" and, if the source has one, "validation". Return the choice for each split of the
+    result, and notes about it.
     """
     train, test = source["train"], source["test"]
     train_counts, test_counts, notes = _class_counts(train, test, data)
-    none = [0] * len(train_counts)
-    held_out = none
+    held_out = none = [0] * len(train_counts)
     if "validation" in source:
         also = ", nothing else is held out" if data.validation else ""
         notes.append(f"the source's own validation split is kept{also}")
@@ -133,12 +147,12 @@ def select(source: Mapping[str, Labels], data: Data) -> tuple[dict[str, tuple[st
             f"{data.validation:.3g} of each training class, {rounded}, at least 1 of 2, is held out for validation"
         )
     kept, held = _divided(train, train_counts, held_out, data.seed)
-    chosen: dict[str, tuple[str, Positions | None]] = {"train": ("train", kept)}
+    chosen = {"train": Choice("train", kept)}
     if held is not None:
         counts = np.bincount(train.labels[held], minlength=len(none)).tolist()
         notes += _lacking("validation", train.class_names, counts)
-        chosen["validation"] = ("train", held)
+        chosen["validation"] = Choice("train", held)
     if "validation" in source:
-        chosen["validation"] = ("validation", None)
-    chosen["test"] = ("test", _divided(test, test_counts, none, data.seed)[0])
+        chosen["validation"] = Choice("validation", None)
+    chosen["test"] = Choice("test", _divided(test, test_counts, none, data.seed)[0])
     return chosen, notes

@@ -155,10 +155,7 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     _check_group(data, source.train.groups)
     chosen, notes = select({part: split.without_images for part, split in source.splits.items()}, data)
     notes += passed_over(data)
-    splits = {
-        part: source.splits[origin] if positions is None else source.splits[origin].choose(positions)
-        for part, (origin, positions) in chosen.items()
-    }
+    splits = {part: choice.of(source.splits) for part, choice in chosen.items()}
     if is_own(data.name):
         notes += _repeats(splits, listed)
     sized = {part: _resized(split, data.size, data.storage) for part, split in splits.items()}
