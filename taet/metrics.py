@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -327,7 +326,7 @@ def class_groups(train_counts: ArrayLike) -> dict[str, list[int]]:
     }
 
 
-def _largest_first(train_counts: ArrayLike) -> NDArray[Any]:
+def _largest_first(train_counts: ArrayLike) -> Ints:
     return np.argsort(-np.asarray(train_counts, dtype=np.int64), kind="stable")
 
 
@@ -335,7 +334,7 @@ def _index(labels: Sequence[int]) -> Ints:
     return np.asarray(labels, dtype=np.int64)
 
 
-def _ratio(part: Any, whole: Any) -> Floats:
+def _ratio(part: ArrayLike, whole: ArrayLike) -> Floats:
     numerator, denominator = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     quotient = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
     np.divide(numerator, denominator, out=quotient, where=denominator > 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from taet import metrics
 from taet.errors import UserError, unknown
 from taet.evaluation.column import WORST_CASE, Column, Ints, check_classes
-from taet.evaluation.packing import pack_integers, plain, unpack_integers
+from taet.evaluation.packing import Json, pack_integers, plain, unpack_integers
 from taet.evaluation.paired import Difference, difference
 from taet.evaluation.schema import KIND, SCHEMA, check_schema, check_summary, migrate
 from taet.evaluation.summary import Interval, Summary, summarise
@@ -31,13 +31,13 @@ class ResultCard:
     method: str
     title: str
     protocol: str
-    threat: dict[str, Any]
+    threat: Json
     """Norm and radius of the evaluation: {"norm": "linf", "eps": 0.0314}."""
     seed: int | None
     """Seed of the training run; None for a model that was trained elsewhere."""
-    model: dict[str, Any]
+    model: Json
     """name, weights_sha256, parameters, selection, epoch, leak (whether the epoch was chosen on the test set)."""
-    data: dict[str, Any]
+    data: Json
     """name, class_names, test_sha256; if known also train_class_counts, imbalance_ratio and notes."""
     batch_size: int
     labels: Ints
@@ -45,12 +45,12 @@ class ResultCard:
     columns: tuple[Column, ...]
     flags: tuple[dict[str, str], ...] = ()
     """Warnings of the diagnostics: {"flag": short name, "text": what was found, what it means and what to do}."""
-    probe: dict[str, Any] = field(default_factory=dict)
+    probe: Json = field(default_factory=dict)
     """Facts about the answers to a sample of images (`taet.evaluation.probe`); empty if nothing was attacked."""
-    run: dict[str, Any] = field(default_factory=dict)
+    run: Json = field(default_factory=dict)
     """How the model was trained: {"config": the Run as JSON, "command": the call, "deviations": in words, where the
     method leaves the protocol, if known}; empty for a model that was trained elsewhere."""
-    environment: dict[str, Any] = field(default_factory=dict)
+    environment: Json = field(default_factory=dict)
     created: str = ""
     command: str = ""
 
@@ -154,7 +154,7 @@ class ResultCard:
         train_counts = self.data.get("train_class_counts")
         return summarise(self.column(name), clean, self.labels, self.num_classes, train_counts)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return the card as plain JSON; masks are bits packed in base64, the first image in the highest bit."""
         return {
             "kind": KIND,
@@ -275,7 +275,7 @@ def _settings(column: Column) -> dict[str, object]:
     return {**ball, **dict(attack.settings), "attacks": attack.members}
 
 
-def _read(cls: type[ResultCard], stored: Mapping[str, Any]) -> ResultCard:
+def _read(cls: type[ResultCard], stored: Json) -> ResultCard:
     return cls(
         method=stored["method"],
         title=stored["title"],

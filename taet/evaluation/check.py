@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from taet.evaluation.diagnostics import Finding, findings
 from taet.evaluation.facts import CheckFacts
 from taet.evaluation.images import Images, as_arrays
 from taet.evaluation.model_guard import restored
+from taet.evaluation.packing import Json
 from taet.evaluation.runner import make_runner
 from taet.evaluation.trial import SUM_TOLERANCE, Trial, answer, attempt, input_gradient, nonfinite, sample, user_errors
 from taet.formatting import clock, listed, percent
@@ -78,7 +78,7 @@ class Check:
         """Whether nothing was found that would spoil an evaluation."""
         return all(finding.ok for finding in self.findings)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return everything as plain JSON."""
         fields = {"ok": self.ok, **dataclasses.asdict(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
@@ -103,7 +103,7 @@ class Check:
 def check(
     model: nn.Module,
     images: Images | Tensor,
-    labels: NDArray[Any] | Tensor,
+    labels: NDArray[np.integer] | Tensor,
     *,
     attacks: Sequence[str] = Evaluation.attacks,
     class_names: Sequence[str] | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,6 +14,7 @@ from taet.attacks import catalogue
 from taet.attacks.spec import AttackSpec
 from taet.errors import UserError, unknown
 from taet.evaluation.packing import (
+    Json,
     pack_floats,
     pack_integers,
     pack_mask,
@@ -44,7 +44,7 @@ class Column:
     """Radius of the ball in units of the image range; None for clean images and unbounded attacks."""
     bounded: bool
     """Whether the attack had to stay in the ball."""
-    parameters: dict[str, Any]
+    parameters: Json
     """Settings of the attack: steps, step size, start, seed, iterations, target classes."""
     correct: Mask
     """(N,): classified correctly under the attack."""
@@ -127,7 +127,7 @@ class Column:
         if self.curve not in CURVES:
             raise unknown("curve", self.curve, filter(None, CURVES))
 
-    def to_json(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+    def to_json(self, summary: Json) -> Json:
         """Return the column as plain JSON together with the summary computed from it."""
         return {
             "name": self.name,
@@ -148,7 +148,7 @@ class Column:
         }
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Column:
+    def from_json(cls, stored: Json) -> Column:
         """Rebuild a column from what `to_json` returned."""
         return cls(
             name=str(stored["name"]),

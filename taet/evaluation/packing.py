@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Json = dict[str, Any]
+"""A JSON object, as `json.loads` returns it."""
 
-def pack_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+
+def pack_mask(mask: NDArray[np.bool_]) -> Json:
     """Pack a mask (N,), eight values to a byte, the first in the highest bit."""
     return {"count": len(mask), "bits": _encode(np.packbits(mask))}
 
 
-def unpack_mask(packed: Mapping[str, Any]) -> NDArray[np.bool_]:
+def unpack_mask(packed: Json) -> NDArray[np.bool_]:
     """Return the mask; raise `ValueError` if the number of bytes does not fit the count."""
     count, content = int(packed["count"]), _decode(packed["bits"])
     if len(content) != (count + 7) // 8:
@@ -24,12 +27,12 @@ def unpack_mask(packed: Mapping[str, Any]) -> NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(content, dtype=np.uint8), count=count).astype(bool)
 
 
-def pack_integers(values: NDArray[np.int64]) -> dict[str, Any]:
+def pack_integers(values: NDArray[np.int64]) -> Json:
     """Pack integers (N,) from 0 to 65535, two bytes each."""
     return {"count": len(values), "uint16": _encode(values.astype("<u2"))}
 
 
-def unpack_integers(packed: Mapping[str, Any]) -> NDArray[np.int64]:
+def unpack_integers(packed: Json) -> NDArray[np.int64]:
     """Return the integers; raise `ValueError` if their number is not the count."""
     values = np.frombuffer(_decode(packed["uint16"]), dtype="<u2")
     if len(values) != int(packed["count"]):
@@ -37,12 +40,12 @@ def unpack_integers(packed: Mapping[str, Any]) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def pack_floats(values: NDArray[np.float32] | None) -> dict[str, Any] | None:
+def pack_floats(values: NDArray[np.float32] | None) -> Json | None:
     """Pack floats of any shape, four bytes each, nan included; None stays None."""
     return None if values is None else {"shape": list(values.shape), "float32": _encode(values.astype("<f4"))}
 
 
-def unpack_floats(packed: Mapping[str, Any] | None) -> NDArray[np.float32] | None:
+def unpack_floats(packed: Json | None) -> NDArray[np.float32] | None:
     """Return the floats; raise `ValueError` if their number does not fit the shape."""
     if packed is None:
         return None
@@ -60,7 +63,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _encode(values: NDArray[Any]) -> str:
+def _encode(values: NDArray[np.generic]) -> str:
     return base64.b64encode(values.tobytes()).decode()
 
 

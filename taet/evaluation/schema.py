@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from taet.errors import UserError
+from taet.evaluation.packing import Json
 from taet.formatting import short
 
 KIND = "taet result card"
 SCHEMA = 2
 TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
-
-Stored = Mapping[str, Any]
 
 ADDED: Mapping[int, frozenset[str]] = {
     2: frozenset(
@@ -32,7 +30,7 @@ ADDED: Mapping[int, frozenset[str]] = {
 """The numbers of a summary that each schema added."""
 
 
-def check_schema(stored: Any) -> int:
+def check_schema(stored: object) -> int:
     """Return the schema of a stored card; raise a `UserError` if it is not a card or cannot be read by this version."""
     if not isinstance(stored, Mapping) or stored.get("kind") != KIND:
         raise UserError("not a result card")
@@ -43,7 +41,7 @@ def check_schema(stored: Any) -> int:
     return schema
 
 
-def migrate(stored: Stored) -> Stored:
+def migrate(stored: Json) -> Json:
     """Return a stored card in the current schema, with fields that an older schema lacked marked as not measured.
 
     Summaries stay as they are: they are recomputed anyway and compared as far as they go.
@@ -53,22 +51,22 @@ def migrate(stored: Stored) -> Stored:
     return stored
 
 
-def check_summary(where: str, stored: Any, computed: Stored, schema: int) -> None:
+def check_summary(where: str, stored: object, computed: Json, schema: int) -> None:
     """Raise a `UserError` if a stored summary differs from the recomputed one in any number that its schema has."""
     later = frozenset().union(*(names for added, names in ADDED.items() if added > schema))
     _check(where, stored, {name: value for name, value in computed.items() if name not in later})
 
 
-def _from_1(stored: Stored) -> Stored:
+def _from_1(stored: Json) -> Json:
     added = {"distances": None, "roc_auc": None, "curve": ""}
     return {**stored, "schema": 2, "columns": [{**column, **added} for column in stored["columns"]]}
 
 
-MIGRATIONS: Mapping[int, Callable[[Stored], Stored]] = {1: _from_1}
+MIGRATIONS: Mapping[int, Callable[[Json], Json]] = {1: _from_1}
 """From each older schema to the next one."""
 
 
-def _check(where: str, stored: Any, computed: Any) -> None:
+def _check(where: str, stored: object, computed: object) -> None:
     """Raise a `UserError` that names the value if a stored value differs from the recomputed one."""
     if isinstance(computed, dict) and isinstance(stored, dict) and stored.keys() == computed.keys():
         for key, value in computed.items():
@@ -80,6 +78,11 @@ def _check(where: str, stored: Any, computed: Any) -> None:
         raise UserError(f"{where}: stored {short(stored)}, recomputed from the masks {short(computed)}")
 
 
-def _agree(stored: Any, computed: Any) -> bool:
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (stored, computed))
-    return math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE) if numbers else bool(stored == computed)
+def _agree(stored: object, computed: object) -> bool:
+    if (
+        isinstance(stored, int | float)
+        and isinstance(computed, int | float)
+        and bool not in (type(stored), type(computed))
+    ):
+        return math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE)
+    return stored == computed

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from taet import metrics
 from taet.evaluation.column import Column
-from taet.evaluation.packing import plain
+from taet.evaluation.packing import Json, plain
 from taet.metrics import Floats, Ints
 
 Interval = tuple[float, float]
@@ -65,7 +64,7 @@ class Summary:
             f"worst class {worst} with {100 * recall:.1f}{groups})"
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return plain lists and numbers, None for nan."""
         return {name: plain(value) for name, value in vars(self).items()}
 

@@ -23,6 +23,7 @@ from taet.report.tables import ClassAccuracies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 GREY, INK, GRID = "#6b6b6b", "#1a1a1a", "#dcdcdc"
@@ -101,7 +102,7 @@ def make_panel(figure: Figure, name: str, title: str, description: str) -> Panel
     return Panel(title, svg.replace("<svg", head, 1).rstrip())
 
 
-def percent_axis(axis: Any) -> None:
+def percent_axis(axis: Axis) -> None:
     """Label an axis in per cent."""
     from matplotlib.ticker import FuncFormatter
 

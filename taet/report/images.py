@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +59,6 @@ def example_images(examples: Examples, ranks: Ints) -> list[Example]:
     ]
 
 
-def _pixels(image: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+def _pixels(image: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     levels: npt.NDArray[np.uint8] = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
     return levels

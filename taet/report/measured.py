@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +52,7 @@ class AttackKey(Identity):
         return "Clean" if self.norm is None else f"Under {self.name}"
 
     @property
-    def place(self) -> tuple[Any, ...]:
+    def place(self) -> tuple[int | float, ...]:
         """Sort key of the columns of a table: clean first, then by norm, radius and worst case; unbounded attacks last.
 
         Attacks of one ball are in the order of `taet list attacks`, fewer steps first.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from taet.evaluation.column import Column
 from taet.formatting import count, words
@@ -15,7 +14,7 @@ def provenance(run: ReportedRun) -> list[tuple[str, str]]:
     record, settings = run.record, run.config
     memory = max((epoch.peak_memory_mb or 0 for epoch in run.epochs), default=0)
     planned = settings.get("training", {}).get("epochs")
-    facts: list[tuple[str, Any]] = [
+    facts: list[tuple[str, object]] = [
         ("run folder", str(run.path)),
         ("method", record and record.method_title),
         ("reference", record and record.reference),

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from taet import metrics
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
+from taet.evaluation.packing import Json
 from taet.training.decisive import decisive
 from taet.training.folder import RUN, RunFolder
 from taet.training.record import Epoch, RunRecord
@@ -128,7 +129,7 @@ class ReportedRun:
         return sum(epoch.seconds for epoch in self.epochs)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """Settings that decide the numbers, by dotted name, without the seed: equal for runs of one series."""
         return {name: value for name, value in decisive(self.config).items() if name != "seed"}
 

@@ -11,18 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from taet import registry
 from taet.evaluation.card import ResultCard
 from taet.formatting import words
-from taet.report.read import ReportedData, ReportedRun
+from taet.report.read import Floats, Ints, ReportedData, ReportedRun
 from taet.training.record import Epoch
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
+Dashes = str | tuple[int, tuple[float, ...]]
+"""A line style of matplotlib: a name, or an offset with the lengths of strokes and gaps."""
+DASHES: tuple[Dashes, ...] = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 SVG_DASHES = ("", "6 3", "1.5 2", "7 3 1.5 3")
 MARKERS = ("o", "s", "^", "D", "v")
 MARKER_PATHS = (
@@ -70,7 +71,7 @@ class Series:
         return float(np.mean([run.seconds for run in self.runs if run.card is not None]))
 
     @property
-    def machine(self) -> tuple[Any, ...]:
+    def machine(self) -> tuple[object, ...]:
         """Device and threads, on which the seconds depend."""
         return tuple(dict.fromkeys((run.record and (run.record.device, run.record.threads)) for run in self.runs))
 
@@ -88,18 +89,21 @@ class Series:
                 found.setdefault(flag["flag"], (flag["text"], []))[1].append(run.seed)
         return found
 
-    def over_seeds(self, value: Callable[[Epoch], Any]) -> list[tuple[Epoch, Any]]:
+    def over_seeds(self, value: Callable[[Epoch], float | Ints | None]) -> list[tuple[Epoch, Floats]]:
         """Return one epoch and the mean of a value over the seeds, for each epoch in which the value is known."""
-        found: dict[int, list[tuple[Epoch, Any]]] = {}
+        found: dict[int, list[tuple[Epoch, float | Ints]]] = {}
         for run in self.runs:
             for epoch in run.epochs:
                 drawn = value(epoch)
                 if drawn is not None:
                     found.setdefault(epoch.epoch, []).append((epoch, drawn))
-        return [(found[e][0][0], np.mean([drawn for _, drawn in found[e]], axis=0)) for e in sorted(found)]
+        return [
+            (found[e][0][0], np.mean(np.array([drawn for _, drawn in found[e]], dtype=np.float64), axis=0))
+            for e in sorted(found)
+        ]
 
     @property
-    def dashes(self) -> Any:
+    def dashes(self) -> Dashes:
         return DASHES[self.index % len(DASHES)]
 
     @property
@@ -122,8 +126,8 @@ def baseline(all_series: Sequence[Series]) -> Series | None:
 
 def grouped(runs: Sequence[ReportedRun], names: Sequence[str | None]) -> list[Series]:
     """Group the runs that differ only in the seed; a run that repeats a seed starts another series."""
-    groups: dict[tuple[Any, ...], list[ReportedRun]] = {}
-    seen: Counter[tuple[Any, ...]] = Counter()
+    groups: dict[tuple[object, ...], list[ReportedRun]] = {}
+    seen: Counter[tuple[object, ...]] = Counter()
     for run, name in zip(runs, names, strict=True):
         row = (run.data, name or json.dumps(run.settings, sort_keys=True))
         groups.setdefault((*row, seen[row, run.seed]), []).append(run)
