@@ -1,7 +1,7 @@
 """Print the tables of README.md, docs/*.md and results/README.md from the result cards and costs beside this file.
 
-A folder is a table. METHOD.json is a row; METHOD-seed0.json, METHOD-seed1.json and so on are one, the mean over the
-seeds with its standard error; the cards of a subfolder are rows of the variant that it is named after.
+A folder is a table. METHOD.json is a row; METHOD-seed0.json, METHOD-seed1.json and so on are one row, the mean over the
+seeds with its standard error. The cards of a subfolder are rows of the variant that it is named after.
 
 python results/render.py            prints the tables
 python results/render.py --write    puts them between the markers of the pages
@@ -33,17 +33,17 @@ MODELS = HERE.parent / "docs" / "models.md"
 COST = HERE.parent / "docs" / "cost.md"
 SPEED = HERE.parent / "docs" / "speed.md"
 PAGES = (README, EVALUATION, MODELS, COST, SPEED, HERE / "README.md")
-# The README has the comparisons of all methods without their variants, and of their columns these.
-# What attacks of one name say in different papers' sense belongs to the page about attacks.
+# Attacks of one name in the sense of different papers, for the page about attacks.
 ATTACKS = ("cifar10-lt-attacks", "digits-lt-attacks")
 TRANSFORMERS = ("digits-lt-vit",)
 PRECISIONS = ("cifar10-lt-precision", "digits-lt-precision")  # of training: rows NAME-float32 beside NAME-bf16
-BY_CLASS = ("ham10000",)  # real imbalance, where each class is somebody's disease
+BY_CLASS = ("ham10000",)  # a table of every class as well
+# The README shows the comparisons of all methods without variants, with these columns.
 FRONT, FRONT_COLUMNS = ("digits-lt-methods", "cifar10-lt-methods"), ("clean", "pgd-20", "autoattack")
 
 
 def cards_by_row(folder: Path, variants: bool = True) -> dict[str, list[ResultCard]]:
-    """The cards of every row, under its name: the method's title, its file if that is not the method's, the variant."""
+    """Return the cards of every row by name: the title of the method, its file if named differently, the variant."""
     groups: dict[tuple[str, str], list[ResultCard]] = {}
     for path in sorted(folder.rglob("*.json") if variants else folder.glob("*.json")):
         variant = " + ".join(path.relative_to(folder).parent.parts)
@@ -56,12 +56,12 @@ def cards_by_row(folder: Path, variants: bool = True) -> dict[str, list[ResultCa
 
 
 def mean(values: Sequence[Value]) -> float:
-    """The mean over seeds."""
+    """Return the mean over seeds."""
     return float(metrics.mean_and_standard_error([share for share, _ in values])[0])
 
 
 def cell(values: Sequence[Value], best: bool) -> str:
-    """A percentage with its interval, or a mean with its standard error; bold where it is the highest of its column."""
+    """Return a percentage with its interval, or a mean with its standard error; bold if best of its column."""
     text = f"{100 * mean(values):.1f}"
     text = f"**{text}**" if best else text
     if len(values) == 1:
@@ -71,7 +71,7 @@ def cell(values: Sequence[Value], best: bool) -> str:
 
 
 def deviations(cards: Sequence[ResultCard]) -> list[str]:
-    """Where the runs of a row leave the protocol: as their cards say, or where one does not, as the method declares."""
+    """Return where the runs of a row leave the protocol, as stored in the cards, else as declared by the method."""
     found: list[str] = []
     for card in cards:
         known = "deviations" in card.run or card.method not in registry.entries("methods")
@@ -80,26 +80,27 @@ def deviations(cards: Sequence[ResultCard]) -> list[str]:
 
 
 def costs() -> dict[tuple[str, str | None], float]:
-    """Measured seconds of a training step beside AT's, by method and variant; None is the default one."""
+    """Return the measured seconds of a training step relative to AT, by method and variant; None is the default."""
     measured = json.loads((HERE / "cost.json").read_text(encoding="utf-8"))["costs"]
     return {(cost["name"], cost["settings"].get("variant")): cost["seconds_ratio"] for cost in measured}
 
 
 def cost(card: ResultCard) -> str:
-    """What a training step costs beside AT's, where that was measured: not where a method wraps another than usual."""
+    """Return the cost of a training step relative to AT; empty if it was not measured with this wrapped method."""
     settings = card.run.get("config", {}).get("settings") or {}
     plain = settings.get("base") in (None, "at-bsl")
-    if card.method == "at":
+    known = registry.entries("methods")
+    if card.method in known and known[card.method].baseline:
         return "1"
     found = costs().get((card.method, settings.get("variant")), costs().get((card.method, None)))
     return f"{found:.2f}" if found is not None and plain else ""
 
 
 def table(folder: Path, wanted: Sequence[str] = (), variants: bool = True) -> str:
-    """Balanced accuracy of every row, that of the tail under AutoAttack, and cost; of means also n and plain accuracy.
+    """Return balanced accuracy, that of the tail under AutoAttack, and cost of every row; with seeds also their number.
 
-    Columns are `wanted`, or every attack; plain accuracy is left out where it is the same. Rows are in the order of
-    balanced accuracy under AutoAttack. One that leaves the protocol has a mark, and the words below the table.
+    Columns are `wanted`, or every attack, and with several seeds plain accuracy unless it equals the balanced one. Rows
+    are sorted by balanced accuracy under AutoAttack. Rows that leave the protocol have a footnote.
     """
     rows = cards_by_row(folder, variants)
     first = next(iter(rows.values()))[0]
@@ -142,7 +143,7 @@ def table(folder: Path, wanted: Sequence[str] = (), variants: bool = True) -> st
 
 
 def class_table(folder: Path) -> str:
-    """Recall of every class, rarest last, by every row: clean / under the hardest attack, with its 95 % interval."""
+    """Return the recall of every class, rarest last: clean / under the last attack, with its 95 % interval."""
     rows = {name: cards[0] for name, cards in cards_by_row(folder).items()}
     first = next(iter(rows.values()))
     hardest = first.columns[-1].name
@@ -165,7 +166,7 @@ def class_table(folder: Path) -> str:
 
 
 def precision_table(folder: Path) -> str:
-    """Balanced accuracy of models trained in bf16 beside those in float32: means, how the seeds scatter, difference."""
+    """Return balanced accuracy of models trained in bf16 and in float32: means, deviations over seeds, difference."""
     heads = ("method", "attack", "n", "float32 (deviation of seeds)", "bf16 (deviation of seeds)", "difference, 95 %")
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name in sorted(path.name.removesuffix("-bf16-seed0.json") for path in folder.glob("*-bf16-seed0.json")):
@@ -182,13 +183,13 @@ def precision_table(folder: Path) -> str:
 
 
 def scatter(cards: Sequence[ResultCard], attack: str) -> str:
-    """Mean balanced accuracy of runs with several seeds, and their sample standard deviation, in per cent."""
+    """Return the mean balanced accuracy over several seeds and its sample standard deviation, in per cent."""
     values = [100 * card.summary(attack).balanced for card in cards]
     return f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})"
 
 
 def cost_model() -> list[str]:
-    """The tables of the measured cost model, as `taet cost` prints them."""
+    """Return the tables of the measured cost model, as `taet cost` prints them."""
     found = json.loads((HERE / "cost-model.json").read_text(encoding="utf-8"))
     parts = [f"`{found['command']}`: {cost_tables.setting(found)}."]
     for title, heads, rows in cost_tables.tables(found):
@@ -198,7 +199,7 @@ def cost_model() -> list[str]:
 
 
 def section(folder: str, texts: Mapping[str, str]) -> str:
-    """A folder's text, its table, and that by class where it has one."""
+    """Return the text of a folder with its tables."""
     if folder in PRECISIONS:
         return f"{texts[folder]}\n\n{precision_table(HERE / folder)}"
     parts = [texts[folder], table(HERE / folder)]
@@ -206,7 +207,7 @@ def section(folder: str, texts: Mapping[str, str]) -> str:
 
 
 def tables(page: Path) -> str:
-    """The tables of a page: of every folder under its about.md, or of some under the heading and first paragraph."""
+    """Return the tables of a page: all folders with their about.md, or some with its heading and first paragraph."""
     abouts = sorted(HERE.glob("*/about.md"))
     texts = {about.parent.name: about.read_text(encoding="utf-8").strip() for about in abouts}
     short = {name: "\n\n".join(text.split("\n\n")[:2]) for name, text in texts.items()}
@@ -226,7 +227,7 @@ def tables(page: Path) -> str:
 
 
 def rendered(path: Path) -> str:
-    """The text of a page with the tables between its markers."""
+    """Return the text of a page with the tables between its markers."""
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{tables(path)}\n{END}{after}"
