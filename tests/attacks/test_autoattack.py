@@ -148,8 +148,9 @@ def test_equals_the_official_package_example_by_example(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("few_queries")
+@pytest.mark.diagonal("norm", "classes")
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("classes", [2, 3, 4, 5, 7, 8, 9, 10, 11, 100, 200])
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 7, 8, 9, 10, 11, 100, pytest.param(200, marks=pytest.mark.full)])
 def test_equals_the_official_suite_for_any_number_of_classes(classes: int, norm: Norm) -> None:
     radius = EPS[norm] * (1 if classes < 10 else 0.4 if classes < 100 else 0.2)  # many classes are close to each other
     x, y = data(classes, count=14)
@@ -289,7 +290,10 @@ def test_units_about_other_images_are_not_trusted() -> None:
 
 
 @pytest.mark.usefixtures("few_queries")
-@pytest.mark.parametrize("change", ["pixels", "labels", "eps", "seed", "norm", "nothing"])
+@pytest.mark.parametrize(
+    "change",
+    ["pixels", "eps", "nothing", *(pytest.param(c, marks=pytest.mark.full) for c in ("labels", "seed", "norm"))],
+)
 def test_units_of_another_attack_on_as_many_images_are_not_trusted(change: str) -> None:
     model, (x, y) = train(4), data(4)
     settings: dict[str, Any] = {"eps": EPS["linf"], "version": "fast", "batch_size": BATCH}
@@ -317,6 +321,7 @@ def test_the_fast_version_takes_the_units_of_the_standard_one(monkeypatch: pytes
     assert len(state.keys) == count
 
 
+@pytest.mark.diagonal("keep_examples", "dtype")
 @pytest.mark.parametrize("keep_examples", [True, False])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
 def test_8_bit_images_are_attacked_as_training_divides_them(dtype: torch.dtype, keep_examples: bool) -> None:
@@ -480,7 +485,10 @@ def assert_same(found: SuiteResult, expected: SuiteResult) -> None:
 
 
 @pytest.mark.usefixtures("few_queries")
-@pytest.mark.parametrize(("classes", "norm"), [(2, "linf"), (3, "l2"), (4, "linf"), (5, "l2")])
+@pytest.mark.parametrize(
+    ("classes", "norm"),
+    [(2, "linf"), (3, "l2"), (4, "linf"), pytest.param(5, "l2", marks=pytest.mark.full)],
+)
 def test_the_fast_suite_is_the_beginning_of_the_standard_one(classes: int, norm: Norm) -> None:
     model, (x, y) = train(classes), data(classes, count=BATCH + 1)
     y[:2] = (y[:2] + 1) % classes

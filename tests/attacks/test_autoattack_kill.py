@@ -103,6 +103,7 @@ def wait(process: BaseProcess, folder: Path, count: int) -> float:
     return time.monotonic()
 
 
+@pytest.mark.full
 def test_a_suite_that_is_killed_again_and_again(launch: Callable[[Path], BaseProcess], tmp_path: Path) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "run"
     prepare(tmp_path / "task.pt")
