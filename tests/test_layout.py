@@ -7,13 +7,16 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "taet"
 FILES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 LEAVES = {"bounds", "config", "distributed", "errors", "files", "formatting", "metrics", "randomness", "registry"}
 # data -> models -> losses, attacks -> methods -> training -> evaluation -> report, deployment, and what each may use of
@@ -78,11 +81,12 @@ def identify(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
-@pytest.mark.parametrize("path", FILES, ids=identify)
-def test_imports_go_one_way(path: Path) -> None:
-    allowed = allowed_for(part_of(path))
+def test_imports_go_one_way() -> None:
     wrong = [
-        f"line {line}: {part}" for line, part in imported_parts(ast.parse(path.read_text())) if part not in allowed
+        f"{identify(path)}, line {line}: {part}"
+        for path in FILES
+        for line, part in imported_parts(TREES[path])
+        if part not in allowed_for(part_of(path))
     ]
     assert not wrong
 
@@ -91,23 +95,23 @@ def test_every_part_of_the_order_is_there() -> None:
     assert {part_of(path) for path in FILES} == EVERYTHING | {"__init__", "__main__"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=identify)
-def test_every_public_function_and_class_is_documented(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    definitions = [
-        node
+def test_every_file_and_every_public_function_and_class_is_documented() -> None:
+    undocumented = [identify(path) for path, tree in TREES.items() if not ast.get_docstring(tree)]
+    undocumented += [
+        f"{identify(path)}: {node.name}"
+        for path, tree in TREES.items()
         for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
     ]
-    undocumented = [node.name for node in definitions if not ast.get_docstring(node)]
-    assert ast.get_docstring(tree), "the file says what it holds"
     assert not undocumented
 
 
-@pytest.mark.parametrize("path", [*FILES, *PACKAGE.rglob("*.j2")], ids=identify)
-def test_no_file_names_a_folder_of_somebodys_machine(path: Path) -> None:
-    found = re.findall(r"(?<![\w.~)}])/(?:home|tmp|root|work|mnt|Users|data)\b/?[^\s\"']*", path.read_text())
-    assert not found
+def test_no_file_names_a_folder_of_somebodys_machine() -> None:
+    folder = re.compile(r"(?<![\w.~)}])/(?:home|tmp|root|work|mnt|Users|data)\b/?[^\s\"']*")
+    found = {identify(path): folder.findall(path.read_text()) for path in (*FILES, *PACKAGE.rglob("*.j2"))}
+    assert not {name: folders for name, folders in found.items() if folders}
 
 
 def python(code: str) -> None:
@@ -173,3 +177,29 @@ def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
         _ = taet.no_such_name
+
+
+def imported_modules(name: str, tree: ast.Module, known: Collection[str]) -> set[str]:
+    """The files of the package that one of them imports, also inside functions and for types only."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= whole & {*known} or {node.module or ""}
+    return (found & {*known}) - {name, "taet"}
+
+
+def test_files_do_not_import_each_other_in_a_circle() -> None:
+    names = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
+    trees = {names[path].removesuffix(".__init__"): tree for path, tree in TREES.items()}
+    ahead = {name: imported_modules(name, tree, trees) for name, tree in trees.items()}
+    order = TopologicalSorter(ahead)
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def test_a_class_name_is_used_once() -> None:
+    """Only what a method's or an attack's file declares has the same name in each: Config."""
+    found = Counter(node.name for tree in TREES.values() for node in tree.body if isinstance(node, ast.ClassDef))
+    assert not [name for name, count in found.items() if count > 1 and name != "Config"]

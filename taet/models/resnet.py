@@ -81,7 +81,7 @@ def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-class Layout(NamedTuple):
+class ResidualLayout(NamedTuple):
     """The dimensions of a residual network."""
 
     widths: tuple[int, ...]
@@ -91,10 +91,10 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    "resnet18": Layout((64, 128, 256, 512), (2, 2, 2, 2)),
-    "resnet50": Layout((64, 128, 256, 512), (3, 4, 6, 3), Bottleneck),
-    "resnet20": Layout((16, 32, 64), (3, 3, 3)),
-    "resnet8": Layout((16, 32, 64), (1, 1, 1)),
+    "resnet18": ResidualLayout((64, 128, 256, 512), (2, 2, 2, 2)),
+    "resnet50": ResidualLayout((64, 128, 256, 512), (3, 4, 6, 3), Bottleneck),
+    "resnet20": ResidualLayout((16, 32, 64), (3, 3, 3)),
+    "resnet8": ResidualLayout((16, 32, 64), (1, 1, 1)),
 }
 
 
@@ -119,7 +119,7 @@ def strides(blocks: Sequence[int]) -> list[list[int]]:
     return [[2 if stage > 0 and block == 0 else 1 for block in range(count)] for stage, count in enumerate(blocks)]
 
 
-def residual_body(layout: Layout, channels: int, *, large: bool = False) -> nn.Sequential:
+def residual_body(layout: ResidualLayout, channels: int, *, large: bool = False) -> nn.Sequential:
     """Stem, blocks, average pooling: images (N, channels, H, W) -> features (N, expansion * last width)."""
     first = layout.widths[0]
     layers: list[nn.Module] = [

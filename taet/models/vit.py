@@ -22,7 +22,7 @@ NAMES = {
 }
 
 
-class Layout(NamedTuple):
+class TransformerLayout(NamedTuple):
     """The dimensions of a transformer."""
 
     patch: int
@@ -38,14 +38,14 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    "vit-b16": Layout(16, 768, 12, 12, 3072),
-    "vit-small-p4": Layout(4, 384, 12, 6, 1536),
-    "vit-mini-p4": Layout(4, 128, 6, 4, 512),
+    "vit-b16": TransformerLayout(16, 768, 12, 12, 3072),
+    "vit-small-p4": TransformerLayout(4, 384, 12, 6, 1536),
+    "vit-mini-p4": TransformerLayout(4, 128, 6, 4, 512),
 }
 
 
 def vision_transformer(
-    layout: Layout, num_classes: int, image_shape: tuple[int, int, int], head: Head, name: str = "vit"
+    layout: TransformerLayout, num_classes: int, image_shape: tuple[int, int, int], head: Head, name: str = "vit"
 ) -> Classifier:
     """Return a transformer for squares whose side the patch divides; other images are a `UserError`."""
     from torchvision.models import VisionTransformer

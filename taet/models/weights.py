@@ -22,7 +22,7 @@ PARTS = ("body.", "head.", "network.")  # all their other tensors
 FEW = 3  # names in a message
 
 
-class State(NamedTuple):
+class StoredWeights(NamedTuple):
     """Names and tensors of a file, and the keys above them in the file, joined by dots."""
 
     tensors: dict[str, Tensor]
@@ -34,7 +34,7 @@ class State(NamedTuple):
         return "offset" in self.tensors and all(key in SETTINGS or key.startswith(PARTS) for key in self.tensors)
 
 
-def read(path: Path) -> State:
+def read(path: Path) -> StoredWeights:
     """Return the weights in a .safetensors file, or in a file of `torch.save` that holds tensors only.
 
     They may be under a key such as "state_dict". A file with code is refused; code is never run.
@@ -49,7 +49,7 @@ def read(path: Path) -> State:
             raise UserError(f"{path} holds more than one set of weights: {', '.join(chosen)}; save one alone")
         content = content[chosen[0]]
         place.append(chosen[0])
-    return State(dict(content), ".".join(place))
+    return StoredWeights(dict(content), ".".join(place))
 
 
 def _content(path: Path) -> Any:
@@ -85,7 +85,7 @@ def _holds_state(value: Any) -> bool:
 # -- into a model ------------------------------------------------------------------------------------------------------
 
 
-def fill(network: nn.Module, state: State, path: Path) -> str:
+def fill(network: nn.Module, state: StoredWeights, path: Path) -> str:
     """Load all tensors of `state` into `network`, with none missing or left over, and return a note about it."""
     prefix, tensors = _without_prefix(state.tensors, network.state_dict().keys())
     _copy(network, tensors, path)
@@ -131,7 +131,7 @@ def _layer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return layer if len(places) == 1 and {"weight"} <= layer.keys() <= {"weight", "bias"} else {}
 
 
-def _sentence(state: State, path: Path, prefix: str) -> str:
+def _sentence(state: StoredWeights, path: Path, prefix: str) -> str:
     under = f" under '{state.place}'" if state.place else ""
     without = f", without the prefix '{prefix}'" if prefix else ""
     return f"weights: {len(state.tensors)} tensors of {path}{under}{without}"

@@ -18,9 +18,8 @@ from taet.methods.base import Attack
 from taet.models import Adapter, Classifier, Head
 from taet.models.foreign import elsewhere, taken_apart
 from taet.models.preact_resnet import preactivation_body
-from taet.models.resnet import Bottleneck, Layout, residual_body, residual_network
-from taet.models.vit import Layout as Transformer
-from taet.models.vit import vision_transformer
+from taet.models.resnet import Bottleneck, ResidualLayout, residual_body, residual_network
+from taet.models.vit import TransformerLayout, vision_transformer
 from taet.models.wide_resnet import wide_residual_network
 from taet.training.step import training_step
 
@@ -44,15 +43,15 @@ class Own(nn.Module):
 
 
 def basic(head: Head) -> Classifier:
-    return residual_network(residual_body(Layout((4, 8), (1, 1)), 1), 8, CLASSES, 1, head)
+    return residual_network(residual_body(ResidualLayout((4, 8), (1, 1)), 1), 8, CLASSES, 1, head)
 
 
 def large(head: Head) -> Classifier:
-    return residual_network(residual_body(Layout((4, 8), (1, 1)), 1, large=True), 8, CLASSES, 1, head)
+    return residual_network(residual_body(ResidualLayout((4, 8), (1, 1)), 1, large=True), 8, CLASSES, 1, head)
 
 
 def bottleneck(head: Head) -> Classifier:
-    return residual_network(residual_body(Layout((4, 8), (1, 1), Bottleneck), 1), 32, CLASSES, 1, head)
+    return residual_network(residual_body(ResidualLayout((4, 8), (1, 1), Bottleneck), 1), 32, CLASSES, 1, head)
 
 
 def preactivation(head: Head) -> Classifier:
@@ -64,7 +63,7 @@ def wide(head: Head) -> Classifier:
 
 
 def transformer(head: Head) -> Classifier:
-    return vision_transformer(Transformer(patch=4, width=16, depth=2, heads=2, inner=32), CLASSES, SHAPE, head)
+    return vision_transformer(TransformerLayout(patch=4, width=16, depth=2, heads=2, inner=32), CLASSES, SHAPE, head)
 
 
 def torchvision(head: Head) -> Classifier | Adapter:

@@ -11,10 +11,10 @@ from torch.nn import functional
 from taet import models
 from taet.errors import UserError
 from taet.models import Head
-from taet.models.vit import LAYOUTS, Layout, vision_transformer
+from taet.models.vit import LAYOUTS, TransformerLayout, vision_transformer
 
 
-def written_out(state: dict[str, Tensor], x: Tensor, layout: Layout) -> Tensor:
+def written_out(state: dict[str, Tensor], x: Tensor, layout: TransformerLayout) -> Tensor:
     """LN(z_L^0) of z_0 = [class; x_p E] + E_pos, z' = MSA(LN(z)) + z, z = MLP(LN(z')) + z' (equations 1 to 4)."""
     count, channels, side, _ = x.shape
     patch, width, across = layout.patch, layout.width, side // layout.patch
@@ -45,7 +45,7 @@ def written_out(state: dict[str, Tensor], x: Tensor, layout: Layout) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_features_are_those_of_the_papers_equations(channels: int) -> None:
-    layout = Layout(4, 24, 3, 4, 40)
+    layout = TransformerLayout(4, 24, 3, 4, 40)
     torch.manual_seed(0)
     model = vision_transformer(layout, 5, (channels, 12, 12), Head()).double().eval()
     x = torch.rand(2, channels, 12, 12, dtype=torch.float64)
