@@ -32,7 +32,7 @@ from taet.attacks.draws import Draws
 from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Progress, ticking
 from taet.attacks.spec import FIXED, Fields, Model
-from taet.attacks.suite import Suite, SuiteResult, Work
+from taet.attacks.suite import Suite, SuiteArguments, SuiteResult
 from taet.attacks.units import Arrays, UnitStore, run_units
 from taet.bounds import check_radius
 from taet.config import Evaluation
@@ -489,7 +489,7 @@ class AutoAttack(Suite):
         eps, norm, seed = self.radius, self.norm or "linf", self.seed or 0
         return autoattack(model, x, y, eps=eps, norm=norm, version=self.version, batch_size=len(x), seed=seed)
 
-    def run_parts(self, model: nn.Module, x: Tensor, y: Tensor, **work: Unpack[Work]) -> SuiteResult:
+    def run_parts(self, model: nn.Module, x: Tensor, y: Tensor, **work: Unpack[SuiteArguments]) -> SuiteResult:
         eps, norm, seed = self.radius, self.norm or "linf", self.seed or 0
         return run_parts(model, x, y, eps=eps, norm=norm, version=self.version, seed=seed, keep_examples=False, **work)
 

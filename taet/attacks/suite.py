@@ -19,7 +19,7 @@ from taet.attacks.units import UnitStore
 Masks = Mapping[str, NDArray[np.bool_]]
 
 
-class Work(TypedDict):
+class SuiteArguments(TypedDict):
     """How a suite is run; it decides no result but through the batch size."""
 
     natural: Tensor | None
@@ -55,7 +55,7 @@ class Suite(AttackSpec):
     """An attack of several parts, each of which attacks the images that are still correct."""
 
     @abstractmethod
-    def run_parts(self, model: nn.Module, x: Tensor, y: Tensor, **work: Unpack[Work]) -> SuiteResult:
+    def run_parts(self, model: nn.Module, x: Tensor, y: Tensor, **work: Unpack[SuiteArguments]) -> SuiteResult:
         """Run every part on all images x, uint8 or floating point, with labels y."""
 
     @abstractmethod

@@ -28,7 +28,7 @@ CURVES = {
 
 
 @dataclass(frozen=True)
-class Curve:
+class AttackCurve:
     """One curve, its points in ascending order."""
 
     name: str
@@ -57,7 +57,7 @@ def curve_attacks(names: Sequence[str], settings: Evaluation, eps: float) -> lis
     return list(attacks.values())
 
 
-def curves(card: ResultCard) -> tuple[Curve, ...]:
+def curves(card: ResultCard) -> tuple[AttackCurve, ...]:
     """Return every curve with three points or more on a card; clean images are the point of eps 0.
 
     The points of a curve differ only in what it varies, and over eps also in their step size, in proportion to eps. Of
@@ -65,7 +65,7 @@ def curves(card: ResultCard) -> tuple[Curve, ...]:
     """
     chain = f"pgd-{CHAIN}"
     found = (("steps", "PGD", "steps"), ("eps", chain, "eps"), ("logit-scale", chain, "factor"))
-    all_curves = (Curve(name, attack, _points(card, name, varied)) for name, attack, varied in found)
+    all_curves = (AttackCurve(name, attack, _points(card, name, varied)) for name, attack, varied in found)
     return tuple(curve for curve in all_curves if len(curve.points) >= 3)
 
 
