@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from taet import __version__, methods, registry
-from taet.cli import COMMANDS
+from taet.cli import COMMANDS, DEBUG, main
 from taet.errors import UserError
 
 
@@ -151,3 +151,13 @@ def test_methods_are_listed_with_where_they_leave_the_protocol(taet: Any) -> Non
     assert printed == [f"leaves the protocol: {text}" for texts in found.values() for text in texts]
     assert lines[lines.index(f"leaves the protocol: {found['las-at'][0]}") - 1].startswith("Jia et al.")
     assert "deviations" not in json.loads(taet("list", "attacks", "--json").out)[0]
+
+
+def test_debug_reaches_the_processes_that_a_command_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEBUG, "")
+    monkeypatch.delenv(DEBUG)
+    assert main(["list", "protocols", "--debug"]) == 0
+    assert DEBUG not in os.environ  # a call from Python leaves the environment as it is
+    monkeypatch.setattr(sys, "argv", ["taet", "list", "protocols", "--debug"])
+    assert main() == 0
+    assert os.environ[DEBUG] == "1"
