@@ -65,7 +65,8 @@ def _source(cell: Cell, folders: Sequence[Path], say: Callable[[str], None]) -> 
             say(f"{cell.name}: not finished in {folder}, not copied")
         if there.state != "done":
             continue
-        _check_weights(there.folder)
+        held_there = RunFolder(there.folder)
+        held_there.check_weights(run_hash(held_there.record.run))
         if held is None:
             held = source = there.folder
         elif held == cell.folder and cell.state != "done":
@@ -73,13 +74,6 @@ def _source(cell: Cell, folders: Sequence[Path], say: Callable[[str], None]) -> 
         elif file_sha256(RunFolder(held).weights()) != file_sha256(RunFolder(there.folder).weights()):
             raise UserError(f"{held} and {there.folder} are two runs of one cell, with other weights; remove one")
     return source
-
-
-def _check_weights(folder: Path) -> None:
-    """Refuse a folder whose weights are missing, damaged, or those of another run."""
-    held = RunFolder(folder)
-    if held.weights_about().run_hash != run_hash(held.record.run):
-        raise UserError(f"{held.weights()} holds the weights of another run than its record describes")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -148,6 +148,12 @@ class RunFolder:
         """Return what a file of weights says about itself."""
         return checkpoint.weights_about(self.weights(name))
 
+    def check_weights(self, run_hash: str, name: str = DELIVERED) -> None:
+        """Refuse a file of weights that is missing, damaged, or of another run than the one with `run_hash`."""
+        if self.weights_about(name).run_hash != run_hash:
+            described = self.path / RUN
+            raise UserError(f"{self.weights(name)} holds the weights of another run than {described} describes")
+
     @property
     def is_done(self) -> bool:
         """Is the training finished?"""

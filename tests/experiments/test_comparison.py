@@ -203,7 +203,6 @@ def test_cells_are_spread_over_the_gpus_and_keep_theirs(
     assert {gpus[0] for gpus in used.values()} == {"GPU-a", "GPU-b"}
 
     named = {**small["settings"], "training.device": "cuda:1"}
-    monkeypatch.setattr("taet.experiments.cells._resolved", lambda run, _: run)
     compare(small | {"seeds": [0], "settings": named}, tmp_path / "named", jobs=1)
     assert [call["gpu"] for call in processes()[len(calls) :]] == ["GPU-a,GPU-b"] * 2, "it chooses among all"
 

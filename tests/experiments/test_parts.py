@@ -157,7 +157,7 @@ def not_finished_here(a: Path) -> None:
     ("spoil", "words"),
     [
         (other_weights, f"out/runs/{NAMES[0]} and .*a/runs/{NAMES[0]} are two runs of one cell, with other weights"),
-        (of_another_run, f"a/runs/{NAMES[1]}/model.safetensors holds the weights of another run than its record"),
+        (of_another_run, f"a/runs/{NAMES[1]}/model.safetensors holds the weights of another run than .*run.json"),
         (cut_short, f"a/runs/{NAMES[1]}/model.safetensors cannot be read .*; was the folder copied whole?"),
         (missing, f"a/runs/{NAMES[1]}/model.safetensors cannot be read .*No such file"),
         (other_settings, f"a/runs/{NAMES[1]} holds a run with other settings: training.lr is 0.2 there and 0.1"),
