@@ -68,6 +68,7 @@ def written(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -99,6 +100,7 @@ def test_training_that_is_killed_again_and_again(
     assert_same(folder, tmp_path / "whole")
 
 
+@pytest.mark.full
 def test_an_evaluation_that_is_killed_again_and_again(
     launch: Callable[..., BaseProcess], small: list[str], tmp_path: Path
 ) -> None:

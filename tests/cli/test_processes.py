@@ -111,6 +111,7 @@ def test_ctrl_c_ends_all_with_one_line_and_what_was_done_is_kept(
 
 
 @linux
+@pytest.mark.full
 def test_processes_whose_parent_is_killed_do_not_go_on(
     folder: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -127,6 +128,7 @@ def test_processes_whose_parent_is_killed_do_not_go_on(
 
 
 @linux
+@pytest.mark.full
 def test_a_process_that_dies_ends_the_others_with_one_line(
     folder: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:

@@ -14,7 +14,9 @@ from taet.models import Adapter, Classifier
 NAMES = sorted(registry.entries("models"))
 SMALL = ["resnet8", "resnet20", "vit-mini-p4", "preact-resnet18"]  # one of each kind: the others differ in numbers only
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)]
-every_model = pytest.mark.parametrize("name", NAMES)
+LARGE = ("vit-b16", "wrn-28-10", "wrn-34-10")  # 36 to 86 million parameters
+EVERY = [pytest.param(name, marks=pytest.mark.full if name in LARGE else ()) for name in NAMES]
+every_model = pytest.mark.parametrize("name", EVERY)
 every_kind = pytest.mark.parametrize("name", SMALL)
 
 
@@ -230,7 +232,7 @@ def test_weights_come_from_the_seed_alone(name: str) -> None:
     torch.random.set_rng_state(state)
 
 
-@pytest.mark.parametrize("name", [name for name in EXPECTED if not name.startswith("vit")])
+@pytest.mark.parametrize("name", [case for case in EVERY if not str(case.values[0]).startswith("vit")])
 def test_convolutions_start_with_the_variance_that_rectifiers_need(name: str) -> None:
     model = models.build(name, 10)
     widest = max((m for m in model.modules() if isinstance(m, nn.Conv2d)), key=lambda m: m.weight.numel())
