@@ -1,4 +1,4 @@
-"""Every attack there is, by name: what a user's `name:option=value,...` means, and which attacks are the same."""
+"""All attacks by name: parsing of `name:option=value,...`, attacks of result cards, and which attacks are the same."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = (20, 100)  # shown for a name that ends in a number of steps
 
 
 def kinds() -> dict[str, type[AttackSpec]]:
-    """Return the specification behind every name that a user may write, in the order of tables.
+    """Return the specification of every name that a user may write, in the order of tables.
 
     `-N` stands for a number of steps. A custom attack that is a function without options has a `FunctionAttack`.
     """
@@ -46,8 +46,11 @@ def examples() -> list[str]:
 
 
 def place(name: str) -> tuple[int, int, int]:
-    """Return what sorts attacks as tables do, given their names: by kind, with fewer steps first, unknown ones last."""
-    found = _find(name.partition(":")[0])
+    """Return the place of an attack in a table: by kind, fewer steps first, unknown attacks last."""
+    try:
+        found = _find(name.partition(":")[0])
+    except UserError:  # a custom file that cannot be imported
+        found = None
     if found is None:
         return AttackSpec.order, 0, 0
     return (*_rank(found.kind, found.pattern), found.given.get("steps", 0))
@@ -60,12 +63,12 @@ def parse(
 
     Args:
         name: one of `taet list attacks`, with N as a number, e.g. pgd-20, cw-l2:c=search, pgd-l2-100:eps=0.5,step=0.1.
-        settings: what the name itself does not say.
-        eps: radius of the L-infinity ball, where neither the name nor the settings say it; that of `Threat` by default.
-        others: names of which an error may remind the user as well.
+        settings: values of what the name does not set.
+        eps: radius of the L-infinity ball if neither the name nor the settings set it. Default: that of `Threat`.
+        others: further names that an error message may suggest.
 
     Raises:
-        UserError: an unknown name or option with its nearest match, a value that an option does not take.
+        UserError: an unknown name or option, with the nearest match; a value that an option does not allow.
     """
     base, colon, text = name.partition(":")
     if colon and not text:
@@ -91,7 +94,7 @@ class _Found(NamedTuple):
 
 
 def _offered(entry: registry.RegistryEntry) -> Iterator[tuple[str, type[AttackSpec]]]:
-    """Give the names of an entry's file with their specifications."""
+    """Yield the names that an entry's file declares, with their specifications."""
     module = entry.load()
     declared = [
         kind
@@ -107,7 +110,7 @@ def _find(base: str) -> _Found | None:
     """Return where the attack called `base` is declared."""
     for entry in registry.entries("attacks").values():
         if base != entry.name and not base.startswith(f"{entry.name}-"):
-            continue  # so that no other custom file is loaded
+            continue  # other custom files are not imported
         for pattern, kind in _offered(entry):
             norm = kind.names.get(pattern, "linf")
             if pattern == base and not pattern.endswith("-N"):
@@ -127,12 +130,12 @@ def _file(entry: registry.RegistryEntry) -> Path:
 
 
 def _custom(entry: registry.RegistryEntry) -> bool:
-    """Is the attack not one that this package declares? A function put into its folder is custom as well."""
+    """Return whether an attack is custom; a function put into the folder of this package is custom as well."""
     return entry.path is not None or any(kind is FunctionAttack for _, kind in _offered(entry))
 
 
 def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, Any]:
-    """Read `option=value,...`, each at most once, as fields of the specification."""
+    """Return the fields that `option=value,...` sets; each option may be given once."""
     fields, given = option_fields(kind), dict[str, Any]()
     for part in text.split(",") if text else ():
         option, equals, value = part.partition("=")
@@ -157,12 +160,12 @@ def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedAttack(AttackSpec):
-    """What a result card says about an attack that cannot be run here: a worst case, or a missing custom attack."""
+    """An attack of a result card that cannot be run here: a worst case, or a custom attack whose file is missing."""
 
     given: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Take everything as it is stored."""
+        """Accept everything as it is stored."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -173,7 +176,7 @@ class RecordedAttack(AttackSpec):
 
 
 def stored(name: str, norm: Any, eps: float | None, parameters: Mapping[str, Any]) -> AttackSpec:
-    """Return the attack that a result card stores; one that this installation does not know is a `RecordedAttack`."""
+    """Return the attack that a result card stores; an attack that is unknown here becomes a `RecordedAttack`."""
     source = parameters.get("source")
     made_on = None if source is None else MadeOn(source["name"], source["weights_sha256"])
     base = (name if made_on is None else name.removesuffix(f"@{made_on.name}")).partition(":")[0]
@@ -190,14 +193,14 @@ def stored(name: str, norm: Any, eps: float | None, parameters: Mapping[str, Any
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes two results comparable: the same attack with the same settings, the random seed aside."""
+    """What makes two results comparable: the same attack with the same settings; random seeds are ignored."""
 
     name: str
     norm: str | None
     eps: float | None
     bounded: bool
     settings: tuple[tuple[str, Any], ...] = ()
-    """Names and values of the settings, sorted; values are hashable."""
+    """Sorted names and hashable values of the settings."""
     members: tuple[Identity, ...] = ()
     """The attacks of a worst case, sorted by name."""
 
@@ -207,7 +210,7 @@ class Identity:
         return self.norm, self.eps
 
     def apart_from(self, *names: str) -> tuple[Any, ...]:
-        """Return what two attacks share that differ in these settings alone, and in their names."""
+        """Return a key that two attacks share if they differ only in these settings and in their names."""
         settings = tuple((name, value) for name, value in self.settings if name not in names)
         return self.norm, *(() if "eps" in names else (self.eps, self.bounded)), settings
 
@@ -215,9 +218,9 @@ class Identity:
 def identity(
     name: str, norm: str | None, eps: float | None, parameters: Mapping[str, Any], bounded: bool | None = None
 ) -> Identity:
-    """Return the identity of an attack, as stored or as `AttackSpec.parameters` has it.
+    """Return the identity of an attack from its stored parameters, or from those of `AttackSpec.parameters`.
 
-    Where a result was taken "from" is left out: it is that of the longer attack's beginning.
+    "from", the longer attack that a result was taken from, is ignored.
     """
     settings = [(key, _frozen(value)) for key, value in parameters.items() if key not in ("seed", "from", "attacks")]
     members = _members(parameters.get("attacks", ()))
@@ -232,7 +235,7 @@ def identity(
 
 
 def _members(attacks: Sequence[Mapping[str, Any]]) -> dict[str, Identity]:
-    """Return the attacks of a worst case by name, those of a stored worst case among them."""
+    """Return the attacks of a worst case by name; a nested worst case is replaced by its attacks."""
     found: dict[str, Identity] = {}
     for attack in sorted(attacks, key=lambda attack: "attacks" not in attack):
         if "attacks" in attack:

@@ -145,7 +145,7 @@ class AttackSpec(ABC):
 
     @property
     def noise_key(self) -> str:
-        """What the random numbers are drawn for, whatever the options: more restarts contain those of fewer."""
+        """Purpose that seeds the random numbers. It is independent of options: more restarts extend the same draws."""
         return self.base
 
     @property

@@ -1,4 +1,4 @@
-"""The attacks that a user asks for: names of attacks, and bundles, which are all columns of a paper."""
+"""Names that a user gives to an evaluation: attacks, and bundles, which are all columns of a paper."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OF_THE_PAPER = ("eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settin
 def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None = None) -> AttackSpec:
     """Return the attack that `NAME` or `NAME:option=value,...` means, as `taet.attacks.catalogue.parse` does.
 
-    The name of a protocol stands for several attacks and is a `UserError` here.
+    The name of a protocol means several attacks and is a `UserError` here.
     """
     base = name.partition(":")[0]
     if base in protocols.COLUMNS:
@@ -27,7 +27,7 @@ def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None =
 
 
 def parse_attacks(names: Sequence[str], settings: Evaluation = DEFAULTS, eps: float | None = None) -> list[AttackSpec]:
-    """Return one or more attacks; none, an unknown one and one that is there twice are a `UserError`."""
+    """Return one or more attacks; no, unknown or repeated attacks are a `UserError`."""
     parsed = [parse_attack(name, settings, eps) for name in names]
     if not parsed:
         raise UserError("attacks: got none; allowed: one or more, e.g. clean pgd-20")
@@ -37,7 +37,7 @@ def parse_attacks(names: Sequence[str], settings: Evaluation = DEFAULTS, eps: fl
 
 
 def attacks_of(settings: Evaluation, eps: float | None = None) -> list[AttackSpec]:
-    """Return the attacks of an evaluation, those of a bundle among them."""
+    """Return the attacks of an evaluation, with bundles replaced by their attacks."""
     expanded = expand(settings.attacks, settings, eps)
     return parse_attacks(expanded.attacks, expanded, eps)
 
@@ -48,10 +48,10 @@ def check_attacks(settings: Evaluation) -> None:
 
 
 def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None) -> Evaluation:
-    """Return settings with these attacks, where the name of a protocol stands for all columns of its paper.
+    """Return settings with these attacks, where the name of a protocol is replaced by all columns of its paper.
 
-    Such a bundle brings the paper's steps, L2 ball and CW along, since its columns mean nothing without them; in a ball
-    of another radius `eps` than the paper's the step is in proportion. Two protocols at once are a `UserError`.
+    Such a bundle also sets the paper's step size, L2 ball and CW, which define its columns. With another radius `eps`
+    than the paper's, the step size is in proportion. Two protocols at once are a `UserError`.
     """
     bundles = [name for name in names if name in protocols.COLUMNS]
     if not bundles:

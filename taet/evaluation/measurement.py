@@ -1,4 +1,4 @@
-"""Measuring what an evaluation asks for and what no card has yet, and making the result card."""
+"""Measuring what an evaluation asks for and what no stored card contains, and making the result card."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from taet.training.folder import RunFolder
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What an evaluation is asked to measure."""
+    """What an evaluation measures."""
 
     settings: Evaluation
     eps: float
     """Radius of the L-infinity ball that the card is about."""
     attacks: tuple[AttackSpec, ...]
-    """Attacks that were asked for, the clean images first."""
+    """Requested attacks, the clean images first."""
     points: tuple[AttackSpec, ...]
     """Points of curves."""
     worst_case: bool
-    """Whether only the worst case of the attacks is needed."""
+    """Measure only the worst case of the attacks."""
 
 
 def plan_evaluation(
@@ -60,11 +60,11 @@ def plan_evaluation(
     """Return what to measure on a subject.
 
     Args:
-        subject: whose settings say what is not given.
-        names: attacks and bundles; None: those of the settings.
+        subject: the model, its images and its default settings.
+        names: attacks and bundles. Default: those of the settings.
         given: other fields of the settings to replace.
         curves: names of curves.
-        worst_case: measure only the worst case of the attacks; if none are named, of those in the L-infinity ball.
+        worst_case: measure only the worst case of the attacks, by default of those in the L-infinity ball.
     """
     sizes = (given.get("eps"), subject.settings.eps, subject.train_eps)
     eps = next(size for size in sizes if size is not None)
@@ -87,7 +87,7 @@ def measure(
     progress: Progress | None = None,
     command: str = "",
 ) -> ResultCard:
-    """Measure what is asked for and not known yet, and return the card.
+    """Measure what no stored card contains, and return the card.
 
     Args:
         subject: the model and its images.
@@ -138,7 +138,7 @@ def measure(
             environment=machine,
             command=command,
         )
-        known = gather(_known(path, card, runner) if rank() == 0 else None)[0]  # one looks, so that all agree
+        known = gather(_known(path, card, runner) if rank() == 0 else None)[0]  # one process reads, so that all agree
         card = _measured(card, runner, plan, known, state_dir, progress)
         if path is not None and rank() == 0:
             card_store.put(path, card)
@@ -179,7 +179,7 @@ def _measured(
     probing = not probed and bool(len(listed) > 1 or plan.points or chain)
     meter = Meter(progress, later=probe.passes(runner) if probing else 0)
     names = {attack.name for attack in listed}
-    shown = {column.name for column in before if not column.curve}  # stays in the tables with other settings, too
+    shown = {column.name for column in before if not column.curve}  # stays in tables, also with other settings
     drawn = [replace(point, curve="") if point.name in shown else point for point in plan.points]
     attacks = [*listed, *(attack for attack in drawn if attack.name not in names)]
     measured = attack_split(runner, attacks, known=before, state_dir=state_dir, progress=meter)
@@ -194,7 +194,7 @@ def _measured(
 
 
 def _others(before: Sequence[Column], measured: Sequence[Column]) -> list[Column]:
-    """Return the columns that stay; a worst case does not once something new was measured in a ball."""
+    """Return the old columns that stay on the card; a worst case goes once a bounded attack was measured."""
     here = {column.name for column in measured}
     old = {column.identity for column in before}
     stale = any(column.bounded and column.identity not in old for column in measured)
@@ -203,20 +203,20 @@ def _others(before: Sequence[Column], measured: Sequence[Column]) -> list[Column
 
 
 def _attacked(subject: Subject, device: torch.device) -> Counted:
-    """The model as attacks see it; of a network of known build a view, which agrees with it."""
+    """Return the model for attacks; a network of this package gets a cheaper view, which agrees with it."""
     if not isinstance(subject.model, Classifier):
         return Counted(subject.model)
     channels, height, width = channels_first(np.asarray(subject.images[:1])).shape[1:]
     found = make_view(subject.model, (channels, height, width))
     if found is None:
         return Counted(subject.model)
-    # On the CPU the libraries work in this layout in any case, and turn every tensor into it and back.
+    # On the CPU the libraries convert every tensor to this layout and back anyway.
     layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
     return Counted(subject.model, found.module.to(memory_format=layout))
 
 
 def _class_names(subject: Subject, device: torch.device) -> list[str]:
-    """Return the names of the classes, which must be as many as the model has logits; numbers where none are given."""
+    """Return one class name per logit of the model, by default its number."""
     width = count_classes(subject.model, subject.images, subject.labels, device)
     names = subject.class_names
     if names is not None and len(names) != width:
@@ -228,7 +228,7 @@ def _class_names(subject: Subject, device: torch.device) -> list[str]:
 
 
 def _refuse_card_of_another(path: Path, subject: Subject) -> None:
-    """Refuse to put the card of one model or of one test set in the place of another's."""
+    """Raise a `UserError` if the stored card is about another model or other test images."""
     card = ResultCard.load(path)
     facts = {
         "another model (weights": (card.model.get("weights_sha256"), weights_digest(subject.model)),
@@ -244,7 +244,7 @@ def _refuse_card_of_another(path: Path, subject: Subject) -> None:
 
 @contextmanager
 def _on(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Keep the model on a device, and bring it back afterwards."""
+    """Move the model to a device, and back afterwards."""
     before = next((tensor.device for tensor in model.state_dict().values()), device)
     model.to(device)
     try:
