@@ -7,7 +7,7 @@ Source: Dong et al., Adversarial Distributional Training for Robust Deep Learnin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from taet.attacks.ball import per_sample
 from taet.bounds import Count, NonNegative, OnlyWith, Positive
 from taet.distributed import global_mean, global_sum
 from taet.losses.long_tail import cross_entropy, full_precision
-from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
+from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Step, Task
 from taet.models.generator import Encoder, Generator
 from taet.randomness import seeded
 
@@ -56,7 +56,7 @@ class AdversarialDistributionalTraining(Method):
         "start are not used",
     )
     label_attack = False
-    official: ClassVar[Mapping[str, Any]] = {
+    official: ClassVar[Overrides] = {
         "threat.eps": 8 / 255,
         "threat.bn_mode": "eval",
         "training.epochs": 76,

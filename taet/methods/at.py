@@ -6,13 +6,12 @@ Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Atta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from taet.distributed import global_mean
-from taet.methods.base import Adversarial, Loss, Method
+from taet.methods.base import Adversarial, Loss, Method, Overrides
 
 
 class AdversarialTraining(Method):
@@ -28,7 +27,7 @@ class AdversarialTraining(Method):
     title = "AT"
     reference = "Madry et al., ICLR 2018, arXiv:1706.06083"
     baseline = True
-    official: ClassVar[Mapping[str, Any]] = {
+    official: ClassVar[Overrides] = {
         "model.normalize": "data",
         "threat.eps": 8 / 255,
         "threat.step_size": 2 / 255,

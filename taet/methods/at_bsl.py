@@ -5,16 +5,15 @@ Source: Yue et al., Revisiting Adversarial Training under Long-Tailed Distributi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from taet.config import Outer
 from taet.distributed import global_mean
 from taet.errors import UserError
-from taet.methods.base import Adversarial, Loss, Method, Task
+from taet.methods.base import Adversarial, Loss, Method, Overrides, Task
 
 
 class AdversarialTrainingBalancedSoftmax(Method):
@@ -28,7 +27,7 @@ class AdversarialTrainingBalancedSoftmax(Method):
 
     title = "AT-BSL"
     reference = "Yue et al., CVPR 2024, arXiv:2403.10073"
-    official: ClassVar[Mapping[str, Any]] = {
+    official: ClassVar[Overrides] = {
         "model.normalize": "none",
         "threat.eps": 8 / 255,
         "threat.step_size": 2 / 255,

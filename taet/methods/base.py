@@ -28,7 +28,10 @@ from taet.metrics import class_ranks
 from taet.models.heads import Head
 from taet.models.view import View
 
-__all__ = ["Adversarial", "Attack", "Loss", "Method", "Step", "Task"]
+__all__ = ["Adversarial", "Attack", "Loss", "Method", "Overrides", "Step", "Task"]
+
+Overrides = Mapping[str, Any]
+"""Dotted settings of a run with their values."""
 
 
 class Adversarial(NamedTuple):
@@ -181,7 +184,7 @@ class Method(nn.Module):
     reference: str
     deviations: tuple[str, ...] = ()
     """Where the method leaves the protocol, in words; every table prints them."""
-    official: ClassVar[Mapping[str, Any]] = {}
+    official: ClassVar[Overrides] = {}
     """Its own published settings, as overrides of a Run."""
     label_attack: bool = True
     """Is the attack's objective a loss on labels? Only then can the run re-balance it."""

@@ -5,9 +5,8 @@ Source: Zhang et al., Geometry-aware Instance-reweighted Adversarial Training, I
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Le
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from taet.bounds import OnlyWith
 from taet.distributed import global_mean, global_sum
-from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Task
 
 Weighting = Literal["tanh", "sigmoid", "discrete"]
 
@@ -58,7 +57,7 @@ class Gairat(Method):
 
     title = "GAIRAT"
     reference = "Zhang et al., ICLR 2021, arXiv:2010.01736"
-    official: ClassVar[Mapping[str, Any]] = {
+    official: ClassVar[Overrides] = {
         "model.normalize": "none",
         "threat.eps": 0.031,
         "threat.step_size": 0.007,

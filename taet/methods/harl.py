@@ -6,9 +6,9 @@ Source: TAET: Two-Stage Adversarial Equalization Training on Long-Tailed Distrib
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from taet.bounds import NonNegative, OnlyWith, PartialShare
 from taet.errors import UserError
 from taet.losses.equalization import Absent, class_losses, expected_absent_classes, hierarchical_equalization
-from taet.methods.base import Adversarial, Loss, Method, Step, Task
+from taet.methods.base import Adversarial, Loss, Method, Overrides, Step, Task
 
 
 class Harl(Method):
@@ -32,7 +32,7 @@ class Harl(Method):
 
     title = "HARL"
     reference = "TAET, CVPR 2025, arXiv:2503.01924"
-    official: ClassVar[Mapping[str, Any]] = {
+    official: ClassVar[Overrides] = {
         "threat.eps": 0.031,
         "threat.step_size": 0.003,
         "threat.steps": 10,

@@ -5,9 +5,8 @@ Source: Pang et al., Boosting Adversarial Training with Hypersphere Embedding, N
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses import kl_divergence
 from taet.losses.long_tail import less_margin
-from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Task
 from taet.models.heads import Head
 
 BETA = {"trades": 6.0, "alp": 0.5}  # public code
@@ -42,7 +41,7 @@ class HypersphereEmbedding(Method):
 
     title = "HE"
     reference = "Pang et al., NeurIPS 2020, arXiv:2002.08619"
-    official: ClassVar[Mapping[str, Any]] = {
+    official: ClassVar[Overrides] = {
         "model.normalize": "data",
         "threat.eps": 0.031,
         "threat.step_size": 0.007,

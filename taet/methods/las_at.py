@@ -23,7 +23,7 @@ from taet.bounds import Count, NonNegative, OnlyWith, Positive, Rule
 from taet.distributed import average_gradients, global_mean
 from taet.losses import cross_entropy, kl_divergence
 from taet.losses.long_tail import full_precision
-from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
+from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Step, Task
 from taet.models.strategy import Strategy
 from taet.randomness import seeded
 
@@ -107,7 +107,7 @@ class LearnableAttackStrategy(Method):
         "image by a strategy network; las-pgd starts from U(-eps, eps) of the threat, las-trades from 0.001 N(0, 1)",
     )
     label_attack = False
-    official: ClassVar[Mapping[str, Any]] = {
+    official: ClassVar[Overrides] = {
         "threat.eps": 8 / 255,
         "threat.bn_mode": "eval",
         "training.epochs": 110,

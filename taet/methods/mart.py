@@ -5,16 +5,15 @@ Source: Wang et al., Improving Adversarial Robustness Requires Revisiting Miscla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from taet.bounds import NonNegative
 from taet.distributed import global_mean
 from taet.losses.consistency import misclassification_kl, runner_up_penalty
-from taet.methods.base import Adversarial, Loss, Method
+from taet.methods.base import Adversarial, Loss, Method, Overrides
 
 
 class Mart(Method):
@@ -30,7 +29,7 @@ class Mart(Method):
 
     title = "MART"
     reference = "Wang et al., ICLR 2020"
-    official: ClassVar[Mapping[str, Any]] = {
+    official: ClassVar[Overrides] = {
         "model.normalize": "none",
         "threat.eps": 0.031,
         "threat.step_size": 0.007,

@@ -5,7 +5,6 @@ Source: Li et al., Alleviating the Effect of Data Imbalance on Adversarial Train
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -17,7 +16,7 @@ from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses import rebalancing_weights
 from taet.losses.tail_margin import Form, tail_classes, tail_margin
-from taet.methods.base import Adversarial, Attack, Loss, Method, Task
+from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Task
 
 
 class Reat(Method):
@@ -35,7 +34,7 @@ class Reat(Method):
 
     title = "REAT"
     reference = "Li et al., arXiv:2307.10205, 2023"
-    official: ClassVar[Mapping[str, Any]] = {
+    official: ClassVar[Overrides] = {
         "model.normalize": "none",
         "threat.eps": 8 / 255,
         "threat.step_size": 2 / 255,

@@ -5,9 +5,8 @@ Source: Wu et al., Adversarial Robustness under Long-Tailed Distribution, CVPR 2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses import kl_divergence
 from taet.losses.long_tail import less_margin, log_prior, positive_counts
-from taet.methods.base import Adversarial, Loss, Method, Task
+from taet.methods.base import Adversarial, Loss, Method, Overrides, Task
 from taet.models.heads import Head
 
 MANY_CLASSES = 100
@@ -62,7 +61,7 @@ class RoBal(Method):
 
     title = "RoBal"
     reference = "Wu et al., CVPR 2021, arXiv:2104.02703"
-    official: ClassVar[Mapping[str, Any]] = {
+    official: ClassVar[Overrides] = {
         "model.normalize": "none",
         "threat.eps": 0.031,
         "threat.step_size": 0.0078,

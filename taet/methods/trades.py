@@ -5,9 +5,8 @@ Source: Zhang et al., Theoretically Principled Trade-off between Robustness and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ from taet.attacks.objectives import natural_divergence
 from taet.bounds import NonNegative
 from taet.distributed import global_mean
 from taet.losses import kl_divergence
-from taet.methods.base import Adversarial, Attack, Loss, Method
+from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides
 
 
 class Trades(Method):
@@ -32,7 +31,7 @@ class Trades(Method):
     title = "TRADES"
     reference = "Zhang et al., ICML 2019, arXiv:1901.08573"
     label_attack = False
-    official: ClassVar[Mapping[str, Any]] = {
+    official: ClassVar[Overrides] = {
         "model.normalize": "none",
         "threat.eps": 0.031,
         "threat.step_size": 0.007,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from taet.data import Split
 from taet.data.augmentation import to_unit
 from taet.distributed import global_sum, rank, world_size
 from taet.randomness import generator
+from taet.training.record import Row
 from taet.training.resolve import Resolved
 
 Counts = dict[str, list[int]]
@@ -78,7 +78,7 @@ class TrainingCurve:
         self.best_score, self.best_epoch = -math.inf, -1
         self.best_weights: dict[str, Tensor] | None = None
 
-    def measure(self, model: nn.Module, epoch: int, pause: Callable[[], None]) -> dict[str, Any]:
+    def measure(self, model: nn.Module, epoch: int, pause: Callable[[], None]) -> Row:
         """Return the point of `epoch`, from 0; `pause` is called before each batch."""
         run = self.run
         counts = monitor(

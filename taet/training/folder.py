@@ -15,7 +15,7 @@ from taet.errors import UserError
 from taet.files import write_atomically, write_json
 from taet.training import checkpoint
 from taet.training.checkpoint import SCHEMA, WeightsAbout
-from taet.training.record import Epoch, RunRecord
+from taet.training.record import Epoch, Row, RunRecord
 
 RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
 DELIVERED = "model"
@@ -69,7 +69,7 @@ class RunFolder:
     # -- metrics.jsonl -------------------------------------------------------------------------------------------------
 
     @property
-    def rows(self) -> tuple[dict[str, Any], ...]:
+    def rows(self) -> tuple[Row, ...]:
         """The rows of metrics.jsonl as JSON, one per epoch; a last row that was cut short is left out."""
         path = self.path / METRICS
         if not path.is_file():
@@ -89,7 +89,7 @@ class RunFolder:
         """The rows of metrics.jsonl, typed."""
         return tuple(map(Epoch.from_json, self.rows))
 
-    def append(self, row: Mapping[str, Any]) -> int:
+    def append(self, row: Row) -> int:
         """Add a row to metrics.jsonl and return the length of the file in bytes."""
         path = self.path / METRICS
         try:

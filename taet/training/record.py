@@ -17,6 +17,8 @@ from taet.models.heads import Head
 
 Ints = npt.NDArray[np.int64]
 T = TypeVar("T")
+Row = dict[str, Any]
+"""A row of metrics.jsonl as JSON."""
 
 
 def run_from_json(values: Mapping[str, Any]) -> Run:

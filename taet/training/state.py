@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Protocol
 class Stateful(Protocol):
     """A module, an optimiser, or anything else that gives and takes its state."""
 
-    def state_dict(self) -> Any:
+    def state_dict(self) -> object:
         """Return plain Python and tensors."""
         ...
 
-    def load_state_dict(self, state: Any, /) -> Any:
+    def load_state_dict(self, state: Any, /) -> object:
         """Take what `state_dict` returned."""
         ...
 
@@ -22,8 +22,8 @@ class Stateful(Protocol):
 class Part(NamedTuple):
     """How a part of the state is saved, as plain Python and tensors, and taken back."""
 
-    save: Callable[[], Any]
-    load: Callable[[Any], Any]
+    save: Callable[[], object]
+    load: Callable[[Any], object]
 
 
 def of(part: Stateful | None) -> Part:
@@ -41,7 +41,7 @@ def field(owner: object, name: str) -> Part:
 def each(parts: Mapping[str, Stateful]) -> Part:
     """Return the part of several named objects."""
 
-    def load(states: Mapping[str, Any]) -> None:
+    def load(states: Mapping[str, object]) -> None:
         for name, state in states.items():
             parts[name].load_state_dict(state)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from taet import metrics
 from taet.errors import UserError
-
-Row = Mapping[str, Any]
+from taet.training.record import Row
 
 
 class Board:

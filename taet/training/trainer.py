@@ -46,7 +46,7 @@ from taet.training.folder import RunFolder
 from taet.training.graphs import Graphs
 from taet.training.interruption import interruption
 from taet.training.optimizer import build_optimizer, set_learning_rate
-from taet.training.record import RunRecord
+from taet.training.record import Row, RunRecord
 from taet.training.resolve import resolve
 from taet.training.schedule import learning_rate
 from taet.training.setup import attack_view, build_model, check_pretrained, check_processes, describe
@@ -66,10 +66,10 @@ class TrainingResult:
     run: Run
     model: nn.Module
     dataset: Dataset
-    history: tuple[dict[str, Any], ...]
+    history: tuple[Row, ...]
 
     def __repr__(self) -> str:
-        last: dict[str, Any] = next((row["monitor"] for row in reversed(self.history) if row["monitor"]), {})
+        last: Row = next((row["monitor"] for row in reversed(self.history) if row["monitor"]), {})
         epochs = f"{len(self.history)} epoch{'' if len(self.history) == 1 else 's'}"
         lines = [f"{self.run.method} on {self.dataset.name}: {epochs}, {self.folder}"]
         for name, counts in last.items():
@@ -475,13 +475,13 @@ class Trainer:
         if stop:
             raise KeyboardInterrupt
 
-    def _watch(self) -> dict[str, Any] | None:
+    def _watch(self) -> Row | None:
         """The point of the curve that belongs to this epoch, if there is one."""
         if self.epoch not in self.curve.epochs:
             return None
         return self.curve.measure(self._deployed(), self.epoch, lambda: self._pause("watching"))
 
-    def _end_epoch(self, watched: dict[str, Any] | None, distance: list[float] | None) -> None:
+    def _end_epoch(self, watched: Row | None, distance: list[float] | None) -> None:
         sums, steps = self.epoch_sums.together(), len(self.loader)
         row = {
             "epoch": self.epoch + 1,
@@ -513,7 +513,7 @@ class Trainer:
         delivered, epoch = weights[chosen]
         assert delivered is not None
 
-        def write() -> tuple[dict[str, Any], ...]:
+        def write() -> tuple[Row, ...]:
             self._save_weights("model", delivered, epoch)
             left, when = weights[other]
             if left is not None and (other == "last" or best != last):
