@@ -117,7 +117,7 @@ class ResultCard:
             wanted = "" if eps is None else f" of radius {eps:g}"
             raise UserError(f"worst case: got {got}; allowed: bounded {norm} attacks{wanted}, all of one radius")
         inside = [column for column in inside if column.eps == radii[0]]
-        columns = [column for column in self.columns if column.name == "clean"] + inside
+        columns = [*([self.clean] if self.clean else []), *inside]
         masks = np.stack([column.correct for column in columns])
         left = dict(zip((column.name for column in columns), metrics.worst_case(masks), strict=True))
         first = masks.argmin(0)  # the first that is False; 0 where none is, and there every prediction is the label
@@ -148,11 +148,18 @@ class ResultCard:
         """
         return compare_runs([self], [other], column)
 
+    @property
+    def clean(self) -> Column | None:
+        """The column of the clean images; None if it was not measured."""
+        return next((column for column in self.columns if column.name == "clean"), None)
+
     def summary(self, name: str) -> Summary:
-        """Compute the numbers of a column from its masks."""
-        clean = next((column for column in self.columns if column.name == "clean"), None)
-        train_counts = self.data.get("train_class_counts")
-        return summarise(self.column(name), clean, self.labels, self.num_classes, train_counts)
+        """Compute the numbers of an attack from the masks of its column."""
+        return self.summary_of(self.column(name))
+
+    def summary_of(self, column: Column) -> Summary:
+        """Compute the numbers of a column on the card's images from its masks."""
+        return summarise(column, self.clean, self.labels, self.num_classes, self.data.get("train_class_counts"))
 
     def to_json(self) -> Json:
         """Return the card as plain JSON; masks are bits packed in base64, the first image in the highest bit."""

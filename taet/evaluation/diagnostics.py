@@ -364,9 +364,9 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
 
 
 def _chance(card: ResultCard) -> str | None:
-    if all(column.name != "clean" for column in card.columns):
+    if card.clean is None:
         return None
-    summary = card.summary("clean")
+    summary = card.summary_of(card.clean)
     present, (low, high) = int((summary.total > 0).sum()), summary.balanced_interval
     if present < 2 or low > 1 / present:
         return None

@@ -29,7 +29,8 @@ def _attacks(run: Measured, attacks: Sequence[AttackKey]) -> tuple[TextCell | No
     there = [attack for attack in attacks if attack in run.columns]
     right: list[int] = []
     left: list[int] = []
-    counts: dict[AttackKey, list[tuple[int, int]]] = {attack: [] for attack in there}
+    all_of: dict[AttackKey, list[int]] = {}
+    only: dict[AttackKey, list[int]] = {}
     for card in run.series.cards:
         columns = {attack: column for attack in there for owner, column in run.columns[attack] if owner is card}
         if not columns:
@@ -39,18 +40,12 @@ def _attacks(run: Measured, attacks: Sequence[AttackKey]) -> tuple[TextCell | No
         alone = broken & (broken.sum(0) == 1)
         right.append(int(masks[0].sum()))
         left.append(int(metrics.worst_case(masks)[-1].sum()))
-        for attack, all_of, only in zip(columns, broken.sum(1), alone.sum(1), strict=True):
-            counts[attack].append((int(all_of), int(only)))
-
-    def fact(attack: AttackKey) -> TextCell | None:
-        found = counts.get(attack)
-        return (
-            TextCell(_mean([all_of for all_of, _ in found]), f"{_mean([only for _, only in found])} only")
-            if found
-            else None
-        )
-
-    return (_fact(right), *map(fact, attacks), _fact(left))
+        for row, attack in enumerate(columns):
+            all_of.setdefault(attack, []).append(int(broken[row].sum()))
+            only.setdefault(attack, []).append(int(alone[row].sum()))
+    cells = (TextCell(_mean(all_of[a]), f"{_mean(only[a])} only") if a in all_of else None for a in attacks)
+    ends = (TextCell(_mean(counts)) if counts else None for counts in (right, left))
+    return (next(ends), *cells, next(ends))
 
 
 def by_part(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[MethodTable]:
@@ -79,12 +74,7 @@ def _parts(columns: Sequence[tuple[ResultCard, Column]], parts: Sequence[str]) -
 
 def _clean(card: ResultCard) -> metrics.Mask:
     """Return which images are classified correctly without attack; all if that was not measured."""
-    clean = next((column.correct for column in card.columns if column.name == "clean"), None)
-    return np.ones(len(card.labels), dtype=bool) if clean is None else clean
-
-
-def _fact(counts: Sequence[int]) -> TextCell | None:
-    return TextCell(_mean(counts)) if counts else None
+    return np.ones(len(card.labels), dtype=bool) if card.clean is None else card.clean.correct
 
 
 def _mean(counts: Sequence[int]) -> str:

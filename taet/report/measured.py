@@ -17,7 +17,7 @@ from taet.attacks import catalogue
 from taet.attacks.catalogue import Identity
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
-from taet.evaluation.summary import Summary, summarise
+from taet.evaluation.summary import Summary
 from taet.formatting import size
 from taet.report.series import Series
 
@@ -110,10 +110,9 @@ class Measured:
 
     def confusion(self, attack: AttackKey) -> metrics.Ints:
         """Return images by true class (rows) and predicted class under an attack, (C, C), summed over seeds."""
-        of = self.columns[attack]
-        each = (metrics.confusion_matrix(card.labels, column.predictions, card.num_classes) for card, column in of)
-        total: metrics.Ints = np.sum([*each], axis=0)
-        return total
+        pairs = self.columns[attack]
+        each = (metrics.confusion_matrix(card.labels, column.predictions, card.num_classes) for card, column in pairs)
+        return np.asarray(sum(each))
 
     def of_threat(self) -> list[AttackKey]:
         """Return the attacks that had to stay in the ball of the cards' threat model."""
@@ -136,7 +135,9 @@ def measured(all_series: Sequence[Series]) -> list[Measured]:
             for column in shown(card):
                 columns[key(column)] = (*columns.get(key(column), ()), (card, column))
         if columns:
-            summaries = {attack: tuple(_summary(*pair) for pair in pairs) for attack, pairs in columns.items()}
+            summaries = {
+                attack: tuple(card.summary_of(column) for card, column in pairs) for attack, pairs in columns.items()
+            }
             runs.append(Measured(series, columns, summaries))
     return runs
 
@@ -152,11 +153,6 @@ def shown(card: ResultCard) -> Iterator[Column]:
             yield card.worst_case(norm, eps)
         else:
             yield from (column for column in stored if (column.norm, column.eps) == (norm, eps))
-
-
-def _summary(card: ResultCard, column: Column) -> Summary:
-    clean = next((other for other in card.columns if other.name == "clean"), None)
-    return summarise(column, clean, card.labels, card.num_classes, card.data.get("train_class_counts"))
 
 
 def strongest(runs: Sequence[Measured]) -> AttackKey | None:
