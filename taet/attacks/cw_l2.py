@@ -162,7 +162,7 @@ class CwL2(AttackSpec):
     search_steps: Annotated[Count | None, FIXED] = None
     """Rounds of the search for c."""
     initial_c: Annotated[Positive | None, FIXED] = None
-    """Weight that the search begins with."""
+    """First weight of the search."""
     target: Target | None = None
     """Aim at this class, chosen by the clean logits or at random; any misclassification is a success."""
 

@@ -16,7 +16,7 @@ from taet.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionAttack(AttackSpec):
-    """The function of a file that names it in `NAMES`, in the L-infinity ball; it may draw from torch's generator."""
+    """A function that `NAMES` of its file lists, in the L-infinity ball; it may use torch's global generator."""
 
     batch_independent: ClassVar[bool] = False
 

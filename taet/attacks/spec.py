@@ -1,4 +1,4 @@
-"""What an attack declares about itself: its options, its threat model, its cost, and how it is run on a batch."""
+"""The declaration of an attack: its options, threat model, cost, and how it runs on a batch of images."""
 
 from __future__ import annotations
 
@@ -22,45 +22,45 @@ Fields = Mapping[str, Any]
 
 
 class MadeOn(NamedTuple):
-    """The model that adversarial examples were made on, where another model is tried on them."""
+    """The model that adversarial examples were made on, if it is not the evaluated model."""
 
     name: str
     weights_sha256: str
 
 
 class Option(NamedTuple):
-    """Mark of a field in `Annotated`: the name of its option, where that is not the name of the field."""
+    """Mark of a field in `Annotated`: the name of its option, if it differs from that of the field."""
 
     name: str
 
 
 FIXED = Option("")
-"""Mark of a field that users do not set by an option, such as the number of steps, which the name says."""
+"""Mark of a field without an option, e.g. a number of steps that is part of the name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSpec(ABC):
-    """An attack and everything that decides its result, except the model and the images.
+    """An attack with everything that decides its result, except the model and the images.
 
-    A subclass is declared in the file of its attack. Its dataclass fields are the options that users write after a
-    colon (`pgd-20:restarts=5`), with bounds as in `Annotated[int, Ge(1)]`; what a name does not say comes from `make`.
-    Two specifications are equal if they do the same with the same seed.
+    Every attack declares a subclass in its file. The dataclass fields are the options that users write after a colon
+    (`pgd-20:restarts=5`), with bounds as in `Annotated[int, Ge(1)]`; `make` sets the fields that a name does not set.
+    Equal specifications give the same result on the same model and images.
     """
 
     names: ClassVar[Mapping[str, Norm | None]] = {}
-    """Names that users may write, with their norms; `-N` at the end is a number, which becomes the field `steps`."""
+    """Names that users may write, with their norms; `-N` at the end is a number of steps, the field `steps`."""
     order: ClassVar[int] = 100
     """Place of its columns in a table, smallest first."""
     minimal: ClassVar[bool] = False
-    """Whether it looks for the smallest perturbation: the ball may be missing, and distances are kept."""
+    """Whether it minimises the perturbation: eps may be None, and the card stores distances."""
     random: ClassVar[bool] = True
     """Whether it draws random numbers, so that its result depends on the seed."""
     batch_independent: ClassVar[bool] = True
     """Whether the result of an image does not depend on the other images of its batch."""
     skips_misclassified: ClassVar[bool] = False
-    """Whether it costs nothing on images that are misclassified without an attack."""
+    """Whether it does not run on images that are misclassified without an attack."""
     not_transferable: ClassVar[str] = ""
-    """Why its examples cannot be tried on another model; empty where they can."""
+    """Reason why its examples cannot be transferred to another model; empty if they can."""
 
     name: str
     """As the user wrote it, with its options."""
@@ -72,11 +72,11 @@ class AttackSpec(ABC):
     seed: int | None = None
     """Seed of the random numbers; None for an attack that draws none."""
     source_sha256: str | None = None
-    """SHA-256 of the file of a custom attack: with another text it is another attack."""
+    """SHA-256 of the file of a custom attack, which identifies its version."""
     made_on: MadeOn | None = None
-    """The model that the examples are made on, where it is not the one that is evaluated."""
+    """The model that the examples are made on, if it is not the evaluated model."""
     curve: str = field(default="", compare=False)
-    """The curve that alone needs this attack; empty for an attack that was asked for."""
+    """The curve that this attack is run for; empty for an attack that a user named."""
 
     def __post_init__(self) -> None:
         check_fields(self, f"attack '{self.name}'")
@@ -90,12 +90,12 @@ class AttackSpec(ABC):
 
     @classmethod
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
-        """Return the attack that a user asks for.
+        """Return the attack of a name, with defaults from the settings.
 
         Args:
-            given: fields that the user has set, and those that the name decides: `name`, `norm`, `steps`.
-            settings: where the other fields come from.
-            radius: of the L-infinity ball.
+            given: fields set by options or by the name, among them `name`, `norm` and `steps`.
+            settings: defaults of the other fields.
+            radius: default radius of the L-infinity ball.
         """
         balls = {"linf": radius, "l2": settings.eps_l2}
         eps = None if cls.minimal else balls.get(given["norm"])
@@ -103,10 +103,10 @@ class AttackSpec(ABC):
 
     @abstractmethod
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        """Return adversarial images for x (N, C, H, W) in [0, 1] with labels y (N,); random numbers from `draws`."""
+        """Return adversarial images of x (N, C, H, W) in [0, 1] with labels y (N,); random numbers come from draws."""
 
     def passes(self, num_classes: int) -> int:
-        """Estimated passes of one image through the model, forward or backward."""
+        """Return the estimated passes of one image, forward or backward, including the forward pass that decides."""
         return 100
 
     def check_classes(self, num_classes: int) -> None:
@@ -150,11 +150,11 @@ class AttackSpec(ABC):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Everything but name, norm and eps, as a result card stores it; `catalogue.stored` is the inverse."""
+        """All settings except name, norm and eps, as a result card stores them; `catalogue.stored` reads them."""
         return self._stored(*own_fields(type(self)), "seed")
 
     def _stored(self, *names: str) -> dict[str, Any]:
-        """Return these fields in this order, without those that are None."""
+        """Return these fields in this order, without None."""
         values = {name: getattr(self, name) for name in (*names, "source_sha256")}
         if self.made_on is not None:
             values["source"] = self.made_on._asdict()
@@ -165,12 +165,12 @@ class AttackSpec(ABC):
         return {"name": self.name, "norm": self.norm, "eps": self.eps, **self.parameters}
 
     def on(self, name: str, weights_sha256: str) -> Self:
-        """Return the attack as a column of other models has it, with examples made on the model `name`."""
+        """Return the attack on other models, with examples made on the model `name`."""
         return dataclasses.replace(self, name=f"{self.name}@{name}", made_on=MadeOn(name, weights_sha256))
 
 
 def own_fields(kind: type[AttackSpec]) -> tuple[str, ...]:
-    """Return the names of the fields that a specification has beyond those of every attack."""
+    """Return the names of the fields that not every attack has."""
     every = {one.name for one in dataclasses.fields(AttackSpec)}
     return tuple(one.name for one in dataclasses.fields(kind) if one.name not in every)
 
@@ -182,6 +182,6 @@ def option_fields(kind: type[AttackSpec]) -> dict[str, str]:
 
 
 def _option(name: str, hint: Any) -> str:
-    """Return how users write a field; nothing where they do not."""
+    """Return the option of a field, "" if it has none."""
     marks = (mark.name for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Option))
     return next(marks, name)
