@@ -47,7 +47,6 @@ For the options: taet data show --help and taet data prepare --help.
 
 examples:
 {chr(10).join(f"  {example}" for example in (*SHOW, *PREPARE))}"""
-ACTIONS = ("list", "prepare", "show")
 PICTURES = (".png", ".pdf", ".svg")
 
 
@@ -155,18 +154,15 @@ def _prepare(arguments: list[str]) -> None:
     print(f"next: taet data show {shlex.quote(f'{parsed.layout}:{out}')}{option}")
 
 
-def _list(arguments: list[str]) -> None:
-    listing.run(["data", *arguments])
-
-
 def run(arguments: list[str]) -> None:
     """Show or prepare a data set, or list all."""
     if not arguments:
         raise UserError("which data set? taet data show NAME or taet data prepare NAME; see taet list data")
+    actions = {"list": lambda rest: listing.run(["data", *rest]), "prepare": _prepare, "show": _show}
     action, *rest = arguments
     if action in ("-h", "--help"):
         print(HELP)
-    elif action not in ACTIONS:
-        raise unknown("action of taet data", action, ACTIONS)
+    elif action not in actions:
+        raise unknown("action of taet data", action, actions)
     else:
-        {"list": _list, "prepare": _prepare, "show": _show}[action](rest)
+        actions[action](rest)

@@ -61,7 +61,7 @@ class TrainOptions:
     out: str | None = None
     """Folder of the run; it must not exist. Default: a new one in runs/."""
     resume: str | None = None
-    """Continue a run that stopped. No other option is allowed except those below."""
+    """Continue a run that stopped; only --evaluate, --no-evaluate and --json may be added."""
     evaluate: tyro.conf.FlagCreatePairsOff[bool] = False
     """Attack the finished run and write its report.html. Default: for your own images."""
     no_evaluate: tyro.conf.FlagCreatePairsOff[bool] = False
