@@ -194,8 +194,7 @@ class Dataset:
         for part, (images, labels) in arrays.items():
             if len(images) != len(labels):
                 raise UserError(f"{part}_images and {part}_labels: got {len(images)} images but {len(labels)} labels")
-            if labels.max() >= len(names):
-                raise UserError(f"{part}_labels: got label {labels.max()}; allowed: 0 to {len(names) - 1}")
+            check_range(f"{part}_labels", labels, len(names))
             if images.shape[1:] != shape:
                 raise UserError(
                     f"{part}_images: got images of shape {images.shape[1:]}; allowed: {shape}, as in training"
@@ -292,6 +291,12 @@ def checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
     if array.min() < 0:
         raise UserError(f"{what}: got label {array.min()}; allowed: whole numbers from 0")
     return array.astype(np.int64)
+
+
+def check_range(what: str, labels: NDArray[np.int64], classes: int) -> None:
+    """Refuse labels of classes that the training split does not have."""
+    if labels.max() >= classes:
+        raise UserError(f"{what}: got label {labels.max()}; allowed: 0 to {classes - 1}")
 
 
 def checked_names(train_labels: NDArray[np.int64], class_names: Sequence[str] | None) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.data.dataset import Dataset, Labels, checked_labels, checked_names
+from taet.data.dataset import Dataset, Labels, check_range, checked_labels, checked_names
 from taet.data.store import Stored
 from taet.errors import UserError
 
@@ -61,11 +61,21 @@ def to_dataset(
         raise UserError(f"{where}: {error}") from error
 
 
-def to_labels(arrays: Arrays, class_names: Sequence[str] | None = None, group: str | None = None) -> dict[str, Labels]:
-    """Return the labels of each split, with the groups of the training images; no array of images is needed."""
+def to_labels(
+    arrays: Arrays, *, where: str, class_names: Sequence[str] | None = None, group: str | None = None
+) -> dict[str, Labels]:
+    """Return the labels of each split, with the groups of the training images; no array of images is needed.
+
+    Mistakes in them are a `UserError` that begins with `where`.
+    """
     there = {part: f"{key}_labels" for part, key in PARTS.items() if f"{key}_labels" in arrays}
-    found = {part: checked_labels(key, np.asarray(arrays[key])) for part, key in there.items()}
-    names = checked_names(found["train"], _class_names(arrays, class_names))
+    try:
+        found = {part: checked_labels(key, np.asarray(arrays[key])) for part, key in there.items()}
+        names = checked_names(found["train"], _class_names(arrays, class_names))
+        for part, labels in found.items():
+            check_range(there[part], labels, len(names))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     groups = None
     if group is not None:
         _, numbers = np.unique(np.asarray(arrays[f"train_{group}"]).ravel(), return_inverse=True)

@@ -54,7 +54,8 @@ def read_arrays(path: Path, storage: str = "auto", group: str | None = None) -> 
 def read_labels(path: Path, class_names: Sequence[str] | None = None, group: str | None = None) -> dict[str, Labels]:
     """Return the labels of each split of the file, with the groups of its training images; no image is read."""
     wanted = [key for key in _keys(path, group) if not key.endswith("_images")]
-    return to_labels({key: open_member(path, key, "memory") for key in wanted}, class_names, group)
+    labels = {key: open_member(path, key, "memory") for key in wanted}
+    return to_labels(labels, where=f"'{path}'", class_names=class_names, group=group)
 
 
 def _group(data: Data, path: Path) -> str | None:

@@ -72,7 +72,7 @@ def _find(data: Data) -> tuple[Path, list[str]]:
 def outline(data: Data) -> Outline:
     """Return the labels of the folder and the shape of its images."""
     folder, wanted = _find(data)
-    splits = to_labels({key: _open(folder, key) for key in wanted if not key.endswith("images")})
+    splits = to_labels({key: _open(folder, key) for key in wanted if not key.endswith("images")}, where=f"'{folder}'")
     _, height, width, channels = _rows(folder, "train_images")[1]
     return Outline(splits, (channels, height, width))
 
