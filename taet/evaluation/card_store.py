@@ -12,7 +12,7 @@ import numpy as np
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE
 
-LIKENESS = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
+TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
 
 
 def find(path: Path, facts: Mapping[str, Any], answers: np.ndarray[Any, Any]) -> ResultCard | None:
@@ -21,7 +21,7 @@ def find(path: Path, facts: Mapping[str, Any], answers: np.ndarray[Any, Any]) ->
     Args:
         path: where the latest card is, or will be.
         facts: fields of the card, and their entries, that must agree.
-        answers: of the model on its first images (`Bench.fingerprint`); a card that has none agrees with any.
+        answers: of the model on its first images (`Runner.fingerprint`); a card that has none agrees with any.
     """
     for place in (path, *_beside(path)):
         if place.exists():
@@ -71,7 +71,7 @@ def _alike(stored: Any, answers: np.ndarray[Any, Any]) -> bool:
         return True
     before = np.array(stored, dtype=np.float64)
     scale = float(np.nanmax(np.abs(answers), initial=0)) or 1.0
-    return before.shape == answers.shape and np.allclose(before, answers, rtol=0, atol=LIKENESS * scale, equal_nan=True)
+    return before.shape == answers.shape and np.allclose(before, answers, rtol=0, atol=TOLERANCE * scale, equal_nan=True)
 
 
 def _holds(card: ResultCard, other: ResultCard) -> bool:

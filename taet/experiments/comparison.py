@@ -24,6 +24,7 @@ from taet.experiments.cells import Cell, cells
 from taet.experiments.parts import gather, share
 from taet.experiments.specification import Specification, parse, read
 from taet.files import write_json
+from taet.formatting import clock
 from taet.report import write
 from taet.training.environment import cores
 from taet.training.folder import RunFolder
@@ -426,10 +427,3 @@ def _ending(status: int) -> str:
 def _last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("taet: error: ")
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as 3:07, or with hours as 1:03:07."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -35,7 +35,28 @@ def training_step(
     """
 
     def part(batch: Batch, attack: Attack) -> Loss:
-        return _moved(model, method, optimizer, batch, attack, autocast, awp, view)
+        """Update the weights; return the loss, detached."""
+        attacked = model
+        if view is not None and method.stage != "clean":
+            view.refresh()
+            attacked = view.module
+        with frozen(attacked, attack.threat.bn_mode), _precision(batch, autocast):
+            adversarial = method.perturb(attacked, batch.x, batch.y, attack)
+
+        def outer_loss() -> Loss:
+            with _precision(batch, autocast):
+                return method.loss(model, batch.x, batch.y, adversarial)
+
+        model.train()
+        with perturbed_weights(model, lambda: outer_loss().total, awp):
+            loss = outer_loss()
+            optimizer.zero_grad(set_to_none=True)
+            method.zero_grad(set_to_none=True)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            average_gradients([p.grad for p in (*model.parameters(), *method.parameters()) if p.grad is not None])
+            optimizer.step()
+        parts = {name: value.detach() for name, value in loss.parts.items()}
+        return Loss(loss.total.detach(), parts, loss.logits.detach())
 
     if graphs is None:
         loss = part(batch, attack)
@@ -49,40 +70,6 @@ def training_step(
 
 def _precision(batch: Batch, autocast: bool) -> torch.autocast:
     return torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=autocast)
-
-
-def _moved(
-    model: nn.Module,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    attack: Attack,
-    autocast: bool,
-    awp: float,
-    view: View | None,
-) -> Loss:
-    """Update the weights; return the loss, detached."""
-    attacked = model
-    if view is not None and method.stage != "clean":
-        view.refresh()
-        attacked = view.module
-    with frozen(attacked, attack.threat.bn_mode), _precision(batch, autocast):
-        adversarial = method.perturb(attacked, batch.x, batch.y, attack)
-
-    def outer_loss() -> Loss:
-        with _precision(batch, autocast):
-            return method.loss(model, batch.x, batch.y, adversarial)
-
-    model.train()
-    with perturbed_weights(model, lambda: outer_loss().total, awp):
-        loss = outer_loss()
-        optimizer.zero_grad(set_to_none=True)
-        method.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        average_gradients([p.grad for p in (*model.parameters(), *method.parameters()) if p.grad is not None])
-        optimizer.step()
-    parts = {name: value.detach() for name, value in loss.parts.items()}
-    return Loss(loss.total.detach(), parts, loss.logits.detach())
 
 
 def _tensors(model: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
