@@ -64,6 +64,7 @@ def test_add_a_method(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert method.weights[0] < 1 < method.weights[1] == method.weights[2], "a seldom predicted class weighs more"
 
 
+@pytest.mark.full
 def test_hel_in_your_loop(capsys: pytest.CaptureFixture[str]) -> None:
     source = (EXAMPLES / "hel_in_your_loop.py").read_text(encoding="utf-8")
     taken = re.findall(r"^from taet.*", source, re.M)
@@ -95,6 +96,7 @@ def test_the_notebook_is_clean() -> None:
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
 
 
+@pytest.mark.full
 def test_the_notebook_runs_anywhere_and_writes_nowhere_else(tmp_path: Path) -> None:
     here, temporary, program = tmp_path / "here", tmp_path / "temporary", tmp_path / "program.py"
     here.mkdir()

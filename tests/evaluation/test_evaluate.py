@@ -220,7 +220,7 @@ class Counts(nn.Module):
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 1))}, "model output: got 1 logit an image"),
         ({"model": len}, "evaluate: got a builtin_function_or_method; allowed: a torch.nn.Module"),
         ({"train_class_counts": ["x"] * 4}, "training counts: got "),
-        ({"seed": 2**40}, "seed: got 1099511627776; allowed: 0 up to"),
+        ({"seed": 2**40}, "seed: got 1099511627776; allowed: 0 to 4294967295"),
         ({"step_size": 0.0}, "step size: got 0; allowed: above 0"),
         ({"eps": 8.0}, "did you mean 8/255"),
         ({"eps": 0.0}, "eps: got 0; allowed: above 0"),
