@@ -71,7 +71,9 @@ def _alike(stored: Any, answers: np.ndarray[Any, Any]) -> bool:
         return True
     before = np.array(stored, dtype=np.float64)
     scale = float(np.nanmax(np.abs(answers), initial=0)) or 1.0
-    return before.shape == answers.shape and np.allclose(before, answers, rtol=0, atol=TOLERANCE * scale, equal_nan=True)
+    return before.shape == answers.shape and np.allclose(
+        before, answers, rtol=0, atol=TOLERANCE * scale, equal_nan=True
+    )
 
 
 def _holds(card: ResultCard, other: ResultCard) -> bool:

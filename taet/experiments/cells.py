@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from taet.training.decisive import decisive
 from taet.training.folder import RunFolder, read_json
 from taet.training.resolve import check_model, resolve
 
+FactsOf = Callable[[Data], DataFacts | None]
 State = Literal["done", "started", "missing", "not applicable"]
 
 
@@ -122,12 +124,12 @@ def _planned(specification: Specification, out: Path) -> list[Cell]:
     starts = {entry.name: _start(specification.protocol, entry) for entry in specification.methods}
     if all(isinstance(start, str) for start in starts.values()):
         raise UserError(str(next(iter(starts.values()))))
-    known: dict[Data, DataFacts | None] = {}
-    first = [_cell(specification, out, known, starts, *point) for point in _grid(specification)]
+    facts_of = functools.cache(facts)
+    first = [_cell(specification, out, facts_of, starts, *point) for point in _grid(specification)]
     for cell in first:
         start = starts[cell.entry.name]
         if cell.run is None and cell.entry.settings and not cell.variant.name and isinstance(start, Run):
-            _check_entry(specification, known, start, cell)
+            _check_entry(specification, facts_of, start, cell)
     _check_shared(specification, [cell for cell in first if isinstance(starts[cell.entry.name], Run)])
     planned = [_with_seed(cell, seed) for seed in specification.seeds for cell in first]
     folders: dict[Path, Cell] = {}
@@ -169,7 +171,7 @@ def _of_data(data: str, ratio: float | None) -> Settings:
 def _cell(
     specification: Specification,
     out: Path,
-    known: dict[Data, DataFacts | None],
+    facts_of: FactsOf,
     starts: Mapping[str, Run | str],
     data: str,
     ratio: float | None,
@@ -183,7 +185,7 @@ def _cell(
     settings = {**_of_data(data, ratio), **specification.settings, **variant.settings, **entry.settings}
     made = starts[entry.name]
     if isinstance(made, Run):
-        made = _made(made, entry, settings, known)
+        made = _made(made, entry, settings, facts_of)
     for key in variant.settings.keys() & entry.settings.keys():
         if variant.settings[key] != entry.settings[key]:
             made = f"its own settings say {key} {entry.settings[key]}"
@@ -215,35 +217,34 @@ def _run(start: Run, entry: Entry, settings: Settings) -> Run:
     return run
 
 
-def _made(start: Run, entry: Entry, settings: Settings, known: dict[Data, DataFacts | None]) -> Run | str:
+def _made(start: Run, entry: Entry, settings: Settings, facts_of: FactsOf) -> Run | str:
     """The resolved run of a method, or why it is refused."""
     try:
         run = _run(start, entry, settings)
     except UserError as error:
         return str(error)
-    if run.data not in known:
-        try:
-            known[run.data] = facts(run.data)
-        except UserError as error:  # this concerns every method, unless the entry has its own data settings
-            shared = {key: settings[key] for key in settings.keys() - entry.settings.keys() if key.startswith("data.")}
-            if any(key.startswith("data.") for key in entry.settings):
-                facts(config.override(start, shared).data)
-                raise UserError(f"methods: {entry.name}: {error}") from None
-            raise
     try:
-        resolved = resolve(run, known[run.data])
-        check_model(resolved, known[run.data])
+        found = facts_of(run.data)
+    except UserError as error:  # this concerns every method, unless the entry has its own data settings
+        shared = {key: settings[key] for key in settings.keys() - entry.settings.keys() if key.startswith("data.")}
+        if any(key.startswith("data.") for key in entry.settings):
+            facts_of(config.override(start, shared).data)
+            raise UserError(f"methods: {entry.name}: {error}") from None
+        raise
+    try:
+        resolved = resolve(run, found)
+        check_model(resolved, found)
         return resolved.run
     except UserError as error:
         return str(error)
 
 
-def _check_entry(specification: Specification, known: dict[Data, DataFacts | None], start: Run, cell: Cell) -> None:
+def _check_entry(specification: Specification, facts_of: FactsOf, start: Run, cell: Cell) -> None:
     """Refuse an entry whose own settings its method refuses even without the shared settings."""
     shared = {key: value for key, value in specification.settings.items() if key.startswith("data.")}
     data = {**_of_data(cell.data, cell.imbalance), **shared}
-    alone = _made(start, cell.entry, {**data, **cell.entry.settings}, known)
-    if isinstance(alone, str) and alone != _made(start, cell.entry, data, known):
+    alone = _made(start, cell.entry, {**data, **cell.entry.settings}, facts_of)
+    if isinstance(alone, str) and alone != _made(start, cell.entry, data, facts_of):
         raise UserError(f"methods: {cell.entry.name}: {alone}")
 
 
