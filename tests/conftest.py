@@ -1,4 +1,4 @@
-"""Runs of a second, and what it means that two of them are the same."""
+"""Short runs, the comparison of two of them, and which cases of a product `make test` leaves out."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def tiny() -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def side_by_side() -> Callable[[str, Path, int], None]:
-    """Run a test file as so many processes, each told its rank and a folder to meet in; they talk over the loopback."""
+    """Run a test file as several processes, with its rank and a shared folder as arguments, over the loopback."""
 
     def run(script: str, folder: Path, processes: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -95,7 +95,7 @@ def side_by_side() -> Callable[[str, Path, int], None]:
 
 @pytest.fixture(scope="session")
 def rows() -> Callable[[Path], list[dict[str, Any]]]:
-    """Return the rows of metrics.jsonl without what a clock or the machine decides."""
+    """Return the rows of metrics.jsonl without times, speeds and memory."""
 
     def read(folder: Path) -> list[dict[str, Any]]:
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
@@ -106,7 +106,7 @@ def rows() -> Callable[[Path], list[dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def assert_same(rows: Callable[[Path], list[dict[str, Any]]]) -> Callable[[Path, Path], None]:
-    """Assert that two finished runs have the same files, the same weights bit for bit, and the same curve."""
+    """Assert that two finished runs have the same files, bit-equal weights and the same curve."""
 
     def check(folder: Path, expected: Path) -> None:
         names = sorted(path.name for path in expected.iterdir())

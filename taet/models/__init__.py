@@ -50,7 +50,7 @@ def build(
             number of classes stays fresh. What was done is in the model's `notes`.
 
     Returns:
-        A Classifier; an Adapter, without features, where no last linear layer gives the logits of another's network.
+        A Classifier; or an Adapter, without features, for a custom network whose logits no linear layer gives.
 
     Raises:
         UserError: an unknown name, a network that cannot take the images, a file that does not fit or holds code.

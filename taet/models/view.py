@@ -87,7 +87,7 @@ def make_view(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.
     """
     try:
         pairs, kept = _tried(copy.deepcopy(model).cpu().eval().requires_grad_(), image_shape, dtype)
-    except Exception as error:  # what a stranger's module cannot be copied or tried for is its own affair
+    except Exception as error:  # a custom module may refuse to be copied or run, for any reason
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         _logger.warning("taet: attacks run on the model itself and not on a folded view of it: %s", why)
         return None
