@@ -17,6 +17,7 @@ from taet.evaluation import ResultCard
 from taet.evaluation.bundles import attacks_of, check_attacks
 from taet.evaluation.runner import among
 from taet.experiments.specification import SHORT, Entry, Settings, Specification, Variant
+from taet.formatting import size
 from taet.training.decisive import decisive
 from taet.training.folder import RunFolder, read_json
 from taet.training.resolve import check_model, resolve
@@ -295,5 +296,4 @@ def _flags(settings: Settings) -> tuple[str, ...]:
 def _word(name: str, value: Any) -> str:
     """Return a value as the command line reads it; eps and step sizes as k/255 if k is whole."""
     of_the_ball = name.rpartition(".")[2] in ("eps", "step-size") and isinstance(value, float)
-    levels = round(255 * value) if of_the_ball else 0
-    return f"{levels}/255" if levels and levels / 255 == value else str(value)
+    return size(value, digits=None, within=0) if of_the_ball else str(value)
