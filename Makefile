@@ -1,10 +1,10 @@
 # make demo       train, attack and report on a bare machine with Python 3.11 or newer; a few minutes on two CPU cores
-# make test   the tests, about three minutes on two idle cores; of large products a representative part
+# make test       the tests, about three minutes on two idle cores, with representative cases of large products
 # make test-all   every test
-# make test-avx2  the tests whose numbers depend on the processor, as on an x86 processor without AVX-512
-# make check  lint and types
-# make bench  speed beside the plain loops, below 15 minutes; fails where a ratio fell by more than 15 %
-# make lock   renew requirements.lock from pyproject.toml
+# make test-avx2  the tests that rounding could affect, as on an x86 processor with AVX2 and without AVX-512
+# make check      lint and types
+# make bench      speed beside the plain loops, below 15 minutes; fails where a ratio fell by more than 15 %
+# make lock       renew requirements.lock from pyproject.toml
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,7 +26,7 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(PYTEST)
 
-# What a network's last digits could decide. Processors without AVX-512 use other kernels, and round otherwise.
+# No test may depend on the last digits of a trained network. Other processors run other kernels, with other rounding.
 test-avx2: $(INSTALLED)
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not full" \
 	  tests/attacks tests/losses tests/methods tests/models tests/training tests/test_examples.py
