@@ -1,7 +1,7 @@
 """Layers that the CPU library cannot train in channels_last are kept out of it.
 
-Run as a program, this file trains such layers; the fault that it must not meet ends a process, so it runs in one of
-its own, under the settings that make any x86 processor work as one with AVX2 and without AVX-512.
+Run as a program, this file trains such layers. The fault would end the process, so the tests start a child process
+with the settings that make an x86 processor work as one with AVX2 and without AVX-512.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def train_strategy() -> None:
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the fault is one of x86 processors")
-@pytest.mark.parametrize("case", ["train_layers", "train_own_network", "train_strategy"])
+@pytest.mark.parametrize(
+    "case", ["train_layers", "train_own_network", pytest.param("train_strategy", marks=pytest.mark.full)]
+)
 def test_training_does_not_write_outside_its_memory(case: str, tmp_path: Path) -> None:
     environment = {**os.environ, **IMITATED, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
