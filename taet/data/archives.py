@@ -29,7 +29,7 @@ class _Member(NamedTuple):
 
     name: str
     plain: bool
-    """Is it a regular file or a folder, and no link or device?"""
+    """Whether it is a regular file or a folder, and no link or device."""
     open: Callable[[], IO[bytes] | None] | None
 
 

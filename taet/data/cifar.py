@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from taet.config import Data
 from taet.data import npz
-from taet.data.dataset import Dataset, Labels, Outline
+from taet.data.dataset import Dataset, Outline
 from taet.data.downloads import Download
 from taet.data.named_arrays import Arrays, to_dataset
 from taet.data.places import not_found, roots
@@ -88,9 +88,7 @@ def downloads(data: Data) -> tuple[Download, ...]:
 def outline(data: Data) -> Outline:
     """Return the published numbers."""
     version = VERSIONS[_kind(data)]
-    names = version.class_names
-    splits = {part: Labels.of_counts(names, [count] * len(names)) for part, count in version.per_class.items()}
-    return Outline(splits, IMAGE_SHAPE)
+    return Outline.of_counts(version.class_names, version.per_class, IMAGE_SHAPE)
 
 
 def _official(place: Path, version: Version) -> tuple[Arrays, tuple[str, ...]]:

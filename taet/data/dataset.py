@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,23 +26,12 @@ def images_sha256(images: NDArray[np.generic] | Stored, labels: NDArray[np.int64
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
-class Labels:
-    """The labels of a split, without its images: see `Split`."""
+class Labelled:
+    """What `Labels` and `Split` have in common."""
 
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
-    groups: NDArray[np.int64] | None = None
-
-    @classmethod
-    def of_counts(cls, class_names: Sequence[str], counts: Sequence[int]) -> Labels:
-        """Return labels with `counts` (C,) images per class, class by class."""
-        return cls(np.repeat(np.arange(len(counts)), counts), tuple(class_names))
-
-    def choose(self, positions: NDArray[np.int64]) -> Labels:
-        """Return the labels at `positions`, in that order."""
-        groups = None if self.groups is None else self.groups[positions]
-        return Labels(self.labels[positions], self.class_names, groups)
+    groups: NDArray[np.int64] | None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,6 +40,27 @@ class Labels:
     def class_counts(self) -> NDArray[np.int64]:
         """Number of images of each class, (C,)."""
         return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
+
+    def _groups_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        return None if self.groups is None else self.groups[positions]
+
+
+@dataclass(frozen=True, eq=False)
+class Labels(Labelled):
+    """The labels of a split, without its images: see `Split`."""
+
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    groups: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of_counts(cls, class_names: Sequence[str], counts: int | Sequence[int]) -> Labels:
+        """Return labels with `counts` images per class, one number for all or (C,), class by class."""
+        return cls(np.repeat(np.arange(len(class_names)), counts), tuple(class_names))
+
+    def choose(self, positions: NDArray[np.int64]) -> Labels:
+        """Return the labels at `positions`, in that order."""
+        return Labels(self.labels[positions], self.class_names, self._groups_at(positions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +73,21 @@ class Outline:
     """(C,H,W), before any resizing."""
     mirror: bool = True
     named: bool = True
-    """Are the class names the real ones?"""
+    """Whether the class names are the real ones."""
+
+    @classmethod
+    def of_counts(
+        cls,
+        class_names: Sequence[str],
+        counts: Mapping[str, int | Sequence[int]],
+        image_shape: tuple[int, int, int],
+        *,
+        mirror: bool = True,
+        named: bool = True,
+    ) -> Outline:
+        """Return the outline of splits with these `counts` of images per class: see `Labels.of_counts`."""
+        splits = {part: Labels.of_counts(class_names, each) for part, each in counts.items()}
+        return cls(splits, image_shape, mirror, named)
 
     def check(self, dataset: Dataset, where: str) -> None:
         """Refuse a data set with another shape or other class counts; the error begins with `where` it was read."""
@@ -77,7 +101,7 @@ class Outline:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Split:
+class Split(Labelled):
     """Images with their labels."""
 
     images: Images
@@ -93,19 +117,6 @@ class Split:
     def __repr__(self) -> str:
         place = f", in '{self.images.path}'" if isinstance(self.images, Stored) else ""
         return f"Split({len(self)} images of {len(self.class_names)} classes, {_form(self.images)}{place})"
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @cached_property
-    def without_images(self) -> Labels:
-        """The labels and groups alone."""
-        return Labels(self.labels, self.class_names, self.groups)
-
-    @property
-    def class_counts(self) -> NDArray[np.int64]:
-        """Number of images of each class, (C,)."""
-        return self.without_images.class_counts
 
     @cached_property
     def sha256(self) -> str:
@@ -130,18 +141,13 @@ class Split:
     def choose(self, positions: NDArray[np.int64]) -> Split:
         """Return the images at `positions`, in that order; images on disk are not read."""
         images = self.images.choose(positions) if isinstance(self.images, Stored) else self.images[positions]
-        groups = None if self.groups is None else self.groups[positions]
-        return replace(
-            self, images=images, labels=self.labels[positions], indices=self.indices[positions], groups=groups
-        )
+        labels, indices = self.labels[positions], self.indices[positions]
+        return Split(images, labels, self.class_names, indices, self._groups_at(positions))
 
     def manifest(self) -> dict[str, Any]:
         """Return indices, sha256 and class_counts, which identify the split, as plain JSON."""
-        return {
-            "indices": self.indices.tolist(),
-            "sha256": self.sha256,
-            "class_counts": self.class_counts.tolist(),
-        }
+        counts = self.class_counts.tolist()
+        return {"indices": self.indices.tolist(), "sha256": self.sha256, "class_counts": counts}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -153,11 +159,11 @@ class Dataset:
     validation: Split | None
     test: Split
     mirror: bool = True
-    """Does a mirrored image keep its label?"""
+    """Whether a mirrored image keeps its label."""
     notes: tuple[str, ...] = ()
     """Sentences about how the set was made."""
     resized: bool = False
-    """Were the images resized, so that other images of any size can be resized as well?"""
+    """Whether the images were resized, so that other images of any size can be resized as well."""
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())

@@ -24,7 +24,7 @@ class DataFacts:
     class_names: tuple[str, ...] | None = None
     """In the order of the labels; None if they are in files that are not there."""
     mirror: bool = True
-    """Does a mirrored image keep its label?"""
+    """Whether a mirrored image keeps its label."""
 
     @property
     def num_classes(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Labels, Outline
+from taet.data.dataset import Dataset, Outline
 from taet.data.downloads import Download
 from taet.data.named_arrays import REQUIRED, to_dataset
 from taet.data.places import not_found, roots
@@ -87,14 +87,13 @@ def _find(data: Data) -> list[Path]:
                 f"Fashion-MNIST: '{root / FOLDER}' has no {', '.join(lost)}; run taet data prepare {data.name}, "
                 f"or get it from {URL}"
             )
-    files = ", ".join(Path(download.file).name for download in FILES)
+    files = ", ".join(download.name for download in FILES)
     raise not_found("Fashion-MNIST", data, f"put {files} from {URL} below {FOLDER}")
 
 
 def outline(data: Data) -> Outline:  # noqa: ARG001 - there is one set
     """Return the published numbers."""
-    counts = {part: [count] * len(CLASS_NAMES) for part, count in PER_CLASS.items()}
-    return Outline({part: Labels.of_counts(CLASS_NAMES, each) for part, each in counts.items()}, IMAGE_SHAPE)
+    return Outline.of_counts(CLASS_NAMES, PER_CLASS, IMAGE_SHAPE)
 
 
 def read(data: Data) -> Dataset:

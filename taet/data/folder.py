@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from taet.config import Data
-from taet.data.images import SUFFIXES, files_below
+from taet.data.images import SUFFIXES, files_below, is_image
 from taet.data.listing import Listing
 from taet.data.places import locate
 from taet.errors import UserError, unknown
@@ -26,11 +26,11 @@ def _class_folders(folder: Path, least: int, left_out: Counter[str]) -> dict[str
         if child.name.startswith("."):
             continue
         if not child.is_dir():
-            left_out["outside of the class folders"] += child.suffix.lower() in SUFFIXES
+            left_out["outside of the class folders"] += is_image(child)
             continue
         files = files_below(child)
-        classes[child.name] = [file for file in files if file.suffix.lower() in SUFFIXES]
-        left_out.update(file.suffix or "no ending" for file in files if file.suffix.lower() not in SUFFIXES)
+        classes[child.name] = list(filter(is_image, files))
+        left_out.update(file.suffix or "no ending" for file in files if not is_image(file))
     if len(classes) < least:
         got = f"only '{next(iter(classes))}'" if classes else "none"
         raise UserError(f"class folders in '{folder}': got {got}; allowed: {least} or more")

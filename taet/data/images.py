@@ -31,6 +31,8 @@ AHEAD = 64
 """Results that threads compute in advance, at most; this bounds their memory."""
 HEADERS = 64
 """Headers that a thread reads at once: handing over a single file would take as long as reading its header."""
+GREY = ("1", "L", "LA", "La")
+"""Pillow's modes of greyscale images; those of more than 8 bits begin with I."""
 UNUSUAL = {
     "deep": "16 bits per channel, scaled to 8",
     "palette": "a palette, read as its colours",
@@ -40,6 +42,11 @@ UNUSUAL = {
     "turned": "turned upright by their EXIF tag",
 }
 """Unusual properties of a file, and what is done with them."""
+
+
+def is_image(file: Path) -> bool:
+    """Whether a file has the name of an image."""
+    return file.suffix.lower() in SUFFIXES
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -109,10 +116,6 @@ class _Header(NamedTuple):
     """Keys of UNUSUAL."""
 
 
-def _is_grey(mode: str) -> bool:
-    return mode in ("1", "L", "LA", "La") or mode.startswith("I")
-
-
 def _header(path: Path) -> _Header | str:
     """Return the header of an image file, or why it cannot be read."""
     from PIL import ExifTags
@@ -137,7 +140,7 @@ def _header(path: Path) -> _Header | str:
             }
             return _Header(
                 image.size[::-1] if across else image.size,
-                _is_grey(mode),
+                mode in GREY or mode.startswith("I"),
                 tuple(key for key, holds in unusual.items() if holds),
             )
     except Exception as error:  # decoders of damaged files raise errors of many kinds
@@ -157,7 +160,7 @@ class Survey:
     sizes: NDArray[np.int64]
     """(N,2): width and height in pixels, upright."""
     grey: NDArray[np.bool_]
-    """(N,): is the file greyscale?"""
+    """(N,): whether the file is greyscale."""
     unusual: dict[str, tuple[Path, ...]]
     """Files with an unusual property, by keys of UNUSUAL."""
     unreadable: dict[Path, str]
@@ -184,7 +187,7 @@ class Survey:
 
     @property
     def uniform(self) -> bool:
-        """Are all images of one size?"""
+        """Whether all images have one size."""
         return bool((self.sizes == self.sizes[:1]).all())
 
     def checked(self) -> Survey:
@@ -251,27 +254,27 @@ def _scaled(image: Image, size: int | None) -> Image:
     return image.resize((size, size), Resampling.BILINEAR)
 
 
-def resized(images: Images, size: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield each of the images uint8 (N,H,W,C), C 1 or 3, as (size,size,C): bilinear, antialiased."""
+def picture(image: NDArray[np.uint8]) -> Image:
+    """Return an image (H,W), (H,W,1) or (H,W,3) as one of Pillow."""
     from PIL.Image import fromarray
 
+    return fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image)
+
+
+def resized(images: Images, size: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield each of the images uint8 (N,H,W,C), C 1 or 3, as (size,size,C): bilinear, antialiased."""
+
     def scale(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        picture = fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-        return np.asarray(_scaled(picture, size)).reshape(size, size, -1)
+        return np.asarray(_scaled(picture(image), size)).reshape(size, size, -1)
 
     return _ahead(scale, chain.from_iterable(pieces(images)))
-
-
-def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Return uint8 images (N,H,W,C), C 1 or 3, as (N,size,size,C): see `resized`."""
-    return images if images.shape[1:3] == (size, size) else np.stack(list(resized(images, size)))
 
 
 def _eight_bit(image: Image) -> Image:
     """Return `image` as grey ("L") if the file is greyscale, else as "RGB"."""
     from PIL.Image import fromarray
 
-    if image.mode in ("1", "L", "LA", "La"):
+    if image.mode in GREY:
         return image.convert("L")
     if image.mode.startswith("I"):
         levels = np.asarray(image)
@@ -297,40 +300,31 @@ def _decode(path: Path, size: int | None) -> NDArray[np.uint8] | str:
         return _reason(path, error)
 
 
-def decode(path: Path, size: int | None) -> NDArray[np.uint8]:
-    """Read one image file, turned upright by its EXIF tag: uint8 (H,W) if it is greyscale, else (H,W,3).
-
-    16 bits per channel are scaled to 8, palettes and CMYK become RGB, an alpha channel is dropped, and the first of
-    several frames or pages is read. A `UserError`: 32 bits or floating point numbers per channel, a damaged file, or
-    more pixels than Pillow allows (89 million). With `size`, the image is resized to size x size pixels.
-    For many files use `decode_all` or, if they do not become one array, `decode_each`; none of them from a thread.
-    """
+def decode_where_possible(paths: Sequence[Path], size: int | None) -> Iterator[tuple[Path, NDArray[np.uint8] | str]]:
+    """Yield each file with its image, as `decode_each` does, or with the reason why it cannot be read."""
     with _settled():
-        image = _decode(path, size)
-    if isinstance(image, str):
-        raise _refusal({path: image}, 1)
-    return image
+        yield from zip(paths, _ahead(lambda path: _decode(path, size), paths), strict=True)
 
 
 def decode_each(paths: Sequence[Path], size: int | None) -> Iterator[NDArray[np.uint8]]:
-    """Yield what `decode` returns for each file, in order; threads read some files in advance.
+    """Yield each image file in order, turned upright by its EXIF tag: uint8 (H,W) if it is greyscale, else (H,W,3).
 
-    If a file cannot be read, the `UserError` says how many others cannot either.
+    16 bits per channel are scaled to 8, palettes and CMYK become RGB, an alpha channel is dropped, and the first of
+    several frames or pages is read. With `size`, images are resized to size x size pixels. Threads read some files in
+    advance; do not call it from a thread. A `UserError`, which says how many other files cannot be read either: 32 bits
+    or floating point numbers per channel, a damaged file, or more pixels than Pillow allows (89 million).
     """
-    with _settled():
-        decoded = zip(paths, _ahead(lambda path: _decode(path, size), paths), strict=True)
-        for path, image in decoded:
-            if isinstance(image, str):
-                rest = {other: reason for other, reason in decoded if isinstance(reason, str)}
-                raise _refusal({path: image} | rest, len(paths))
-            yield image
+    decoded = decode_where_possible(paths, size)
+    for path, image in decoded:
+        if isinstance(image, str):
+            rest = {other: reason for other, reason in decoded if isinstance(reason, str)}
+            raise _refusal({path: image} | rest, len(paths))
+        yield image
 
 
 def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
     """Return the image files that cannot be decoded, and why."""
-    with _settled():
-        decoded = _ahead(lambda path: _decode(path, 1), paths)
-        return {path: reason for path, reason in zip(paths, decoded, strict=True) if isinstance(reason, str)}
+    return {path: reason for path, reason in decode_where_possible(paths, 1) if isinstance(reason, str)}
 
 
 def _different(first: Path, size: Sequence[int], other: Path, other_size: Sequence[int]) -> UserError:
@@ -356,7 +350,7 @@ def _key(paths: Sequence[Path], size: int | None, channels: int) -> str:
 
 
 def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory", found: Survey | None = None) -> Images:
-    """Read image files as one array uint8 (N,H,W,C), C 1 if all are greyscale, else 3: see `decode`.
+    """Read image files as one array uint8 (N,H,W,C), C 1 if all are greyscale, else 3: see `decode_each`.
 
     `found` is a survey of these files, if there is one already. Where the images are kept: `taet.data.store.gather`.
     Files of different sizes without `size`, and files that cannot be read, are a `UserError`.

@@ -6,7 +6,7 @@ import itertools
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,27 +17,16 @@ from numpy.typing import NDArray
 from taet.data import taet_npy
 from taet.data.dataset import Dataset
 from taet.data.downloads import Progress
+from taet.data.images import picture
 from taet.data.named_arrays import CLASS_NAMES, GROUP, PARTS
 from taet.data.store import pieces
 from taet.errors import UserError, unknown
 
 
-class _Count:
-    """Reports how many images are written."""
-
-    def __init__(self, dataset: Dataset, progress: Progress, what: str) -> None:
-        self.done, self.total = 0, sum(map(len, dataset.splits.values()))
-        self.progress, self.what = progress, what
-
-    def add(self, images: int) -> None:
-        self.done += images
-        self.progress(self.done, self.total, self.what)
-
-
-def _write_npz(dataset: Dataset, path: Path, count: _Count) -> None:
+def _write_npz(dataset: Dataset, path: Path) -> Iterator[int]:
     """Write MedMNIST's keys, `class_names` and, if images have groups, train_group and so on.
 
-    Grey images are (N,H,W), labels and groups (N,).
+    Grey images are (N,H,W), labels and groups (N,). Yields the number of images in each block that is written.
     """
     with zipfile.ZipFile(path, "w") as archive:
 
@@ -52,7 +41,7 @@ def _write_npz(dataset: Dataset, path: Path, count: _Count) -> None:
                 npy.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
                 for block in pieces(split.images):
                     member.write(np.ascontiguousarray(block).data)
-                    count.add(len(block))
+                    yield len(block)
             save(f"{PARTS[part]}_labels", split.labels)
             if split.groups is not None:
                 save(f"{PARTS[part]}_{GROUP}", split.groups)
@@ -75,17 +64,15 @@ def class_folders(class_names: Sequence[str]) -> list[str]:
     ]
 
 
-def _save_png(image: NDArray[np.uint8], path: Path) -> None:
-    from PIL.Image import fromarray
-
-    fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path, "PNG")
-
-
-def _write_folder(dataset: Dataset, path: Path, count: _Count) -> None:
-    """Write train/CLASS/POSITION.png and so on, with the position in the source's own split.
+def _write_folder(dataset: Dataset, path: Path) -> Iterator[int]:
+    """Write train/CLASS/POSITION.png and so on, with the position in the source's own split: see `_write_npz`.
 
     Images with groups: train/CLASS/GROUP/POSITION.png, as --data.group folder reads it; groups are numbers.
     """
+
+    def save(image: NDArray[np.uint8], file: Path) -> None:
+        picture(image).save(file, "PNG")
+
     names = class_folders(dataset.class_names)
     with ThreadPoolExecutor() as pool:
         for part, split in dataset.splits.items():
@@ -97,16 +84,16 @@ def _write_folder(dataset: Dataset, path: Path, count: _Count) -> None:
                 folder.mkdir(parents=True)
             files = (folder / f"{index:0{width}}.png" for folder, index in zip(folders, split.indices, strict=True))
             for block in pieces(split.images):
-                list(pool.map(_save_png, block, itertools.islice(files, len(block))))
-                count.add(len(block))
+                list(pool.map(save, block, itertools.islice(files, len(block))))
+                yield len(block)
 
 
-def _write_taet_npy(dataset: Dataset, path: Path, count: _Count) -> None:
+def _write_taet_npy(dataset: Dataset, path: Path) -> Iterator[int]:
     taet_npy.write(dataset, path)
-    count.add(count.total)
+    yield sum(map(len, dataset.splits.values()))
 
 
-WRITERS: dict[str, Callable[[Dataset, Path, _Count], None]] = {
+WRITERS: dict[str, Callable[[Dataset, Path], Iterator[int]]] = {
     "npz": _write_npz,
     "folder": _write_folder,
     "taet-npy": _write_taet_npy,
@@ -130,7 +117,10 @@ def write(dataset: Dataset, layout: str, out: Path, progress: Progress) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove(part)  # left by a process that was killed
-        WRITERS[layout](dataset, part, _Count(dataset, progress, f"writing {out.name}"))
+        done, total = 0, sum(map(len, dataset.splits.values()))
+        for images in WRITERS[layout](dataset, part):
+            done += images
+            progress(done, total, f"writing {out.name}")
         part.rename(out)
     except OSError as error:
         raise UserError(f"cannot write '{out}': {error.strerror}") from error

@@ -59,10 +59,10 @@ class Listing:
         return survey(self.files)
 
     def subfolders_are_groups(self, seed: int = 0) -> bool:
-        """Can the subfolders of the class folders be used as groups?
+        """Whether the subfolders of the class folders can be used as groups.
 
-        That is two or more in each class, none in two splits and, where no split is given, small enough to train on
-        more than half of the images.
+        They can if there are two or more in each class, none in two splits and, where no split is given, small enough
+        to train on more than half of the images.
         """
         if not any(self.subfolders):
             return False
@@ -121,7 +121,7 @@ class Listing:
         return Outline(splits, (self.survey.channels, height, width))
 
     def dataset(self, data: Data) -> Dataset:
-        """Read the files: images are grey if all files are, else RGB; see `taet.data.images.decode`."""
+        """Read the files: images are grey if all files are, else RGB; see `taet.data.images.decode_each`."""
         parts = self.parts(data.seed)
         images = decode_all(self.files, data.size, data.storage, self.survey)
         whole = Split(images, self.labels, self.class_names, np.arange(len(self.files)), self.groups)

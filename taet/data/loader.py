@@ -61,7 +61,7 @@ def ahead(function: Callable[[Given], Made], values: Iterable[Given]) -> Iterato
 
 
 def fits(images: Images, device: torch.device) -> TypeGuard[NDArray[np.uint8]]:
-    """Are all `images` kept on the device? On a GPU, if they take at most half of its free memory."""
+    """Whether all `images` are kept on the device: on a GPU, if they take at most half of its free memory."""
     if isinstance(images, Stored):
         return False
     return device.type != "cuda" or 2 * images.nbytes <= torch.cuda.mem_get_info(device)[0]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from taet.config import Data
 from taet.data import npz
-from taet.data.dataset import Dataset, Labels, Outline
+from taet.data.dataset import Dataset, Outline
 from taet.data.downloads import Download
 from taet.data.named_arrays import to_dataset
 from taet.data.places import not_found, roots
@@ -46,9 +46,9 @@ class MedicalSet(NamedTuple):
     md5: tuple[str, str, str, str]
     """Of the file of each of SIZES."""
     class_counts: tuple[tuple[int, ...], ...] | None = None
-    """Of each split; None where they are not published."""
+    """Of each split; None where no source is known."""
     mirror: bool = True
-    """Does a mirrored image keep its label?"""
+    """Whether a mirrored image keeps its label."""
     note: str = ""
     """What a user has to know about the set."""
 
@@ -100,14 +100,11 @@ def outline(data: Data) -> Outline | None:
     about, found = _set(data.name), _find(data)
     if found is not None:
         path, side = found
-        splits = npz.read_labels(path, about.class_names)
-    elif about.class_counts is not None:
-        side = _side(data.size)
-        counts = zip(SPLITS, about.class_counts, strict=True)
-        splits = {part: Labels.of_counts(about.class_names, each) for part, each in counts}
-    else:
+        return Outline(npz.read_labels(path, about.class_names), (about.channels, side, side), about.mirror)
+    if about.class_counts is None:
         return None
-    return Outline(splits, (about.channels, side, side), about.mirror)
+    side, counts = _side(data.size), dict(zip(SPLITS, about.class_counts, strict=True))
+    return Outline.of_counts(about.class_names, counts, (about.channels, side, side), mirror=about.mirror)
 
 
 def _check(dataset: Dataset, about: MedicalSet, side: int, path: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from taet.data.images import picture
 from taet.randomness import derive_seed
 
 POLICIES = frozenset(("randaugment", "autoaugment"))
@@ -65,8 +66,7 @@ def apply(policy: str, work: PolicyBatch) -> Tensor:
         for place, image in enumerate(work.images):
             # Not torch.manual_seed, which reaches every device.
             torch.default_generator.manual_seed(derive_seed(work.seed, *work.purpose, work.begin + place))
-            picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-            changed[place] = np.asarray(change(picture)).reshape(image.shape)
+            changed[place] = np.asarray(change(picture(image))).reshape(image.shape)
     return torch.from_numpy(changed)
 
 

@@ -23,14 +23,10 @@ def _downloads(data: Data) -> tuple[Download, ...]:
     return () if offered is None else tuple(offered(data))
 
 
-def _read(data: Data) -> Dataset:
-    return load(data)
-
-
 def _is_there(data: Data) -> bool:
-    """Can the set be read, without the options that cut it?"""
+    """Whether the set can be read, without the options that cut it."""
     try:
-        _read(Data(name=data.name, root=data.root, storage=data.storage))
+        load(Data(name=data.name, root=data.root, storage=data.storage))
     except UserError:
         return False
     return True
@@ -84,7 +80,7 @@ def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
     missing = [download for download in wanted if download.root(folders) is None]
     if missing:
         if _is_there(data):
-            return _read(data), ["all is there, in other files than the official archives"]
+            return load(data), ["all is there, in other files than the official archives"]
         _fetch_all(missing, folders[0], progress)
     done = [_ready(download, folders, progress) for download in wanted]
-    return _read(data), done or ["nothing to download"]
+    return load(data), done or ["nothing to download"]

@@ -119,7 +119,7 @@ def _row(source: Path, number: int, path: str, label: str) -> Row:
 
 
 def _is_lines(path: Path) -> bool:
-    """Does a list begin with a path and a whole number, and not with the header of a table?"""
+    """Whether a list begins with a path and a whole number, and not with the header of a table."""
     with path.open(encoding="utf-8-sig") as file:
         first = file.readline()
     names = {name.strip(' "\n').lower() for name in first.split(_delimiter(first))}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Labels, Split
+from taet.data.dataset import Labelled, Labels, Split
 from taet.data.groups import hold_out
 from taet.data.long_tail import (
     PROFILES,
@@ -47,7 +47,7 @@ class Choice(NamedTuple):
         return part if self.positions is None else part.choose(self.positions)
 
 
-def _largest(labels: Labels, part: str, ratio: float, profile: str, max_count: int | None) -> int:
+def _largest(labels: Labelled, part: str, ratio: float, profile: str, max_count: int | None) -> int:
     """Return the size of the largest class of a long-tailed split: `max_count`, or the largest that fits."""
     available = labels.class_counts.tolist()
     largest = largest_max_count(available, ratio, profile)
@@ -63,7 +63,7 @@ def _largest(labels: Labels, part: str, ratio: float, profile: str, max_count: i
     return max_count or largest
 
 
-def _capped(labels: Labels, max_count: int | None) -> list[int]:
+def _capped(labels: Labelled, max_count: int | None) -> list[int]:
     counts: list[int] = labels.class_counts.tolist()
     return counts if max_count is None else [min(count, max_count) for count in counts]
 
@@ -75,7 +75,7 @@ def _lacking(part: str, class_names: Sequence[str], counts: Sequence[int]) -> li
     return [f"no {part} image of: {', '.join(names[:MOST_NAMES])}{more}"] if names else []
 
 
-def _class_counts(train: Labels, test: Labels, data: Data) -> tuple[list[int], list[int], list[str]]:
+def _class_counts(train: Labelled, test: Labelled, data: Data) -> tuple[list[int], list[int], list[str]]:
     """Return the class counts of the training and of the test set, and notes that say how they came about."""
     ratio, profile, names = data.imbalance_ratio, data.profile or PROFILES[0], train.class_names
     spread = data.name.endswith(BALANCED_SMALL) and ":" not in data.name  # not a path that ends so
@@ -110,7 +110,7 @@ def _class_counts(train: Labels, test: Labels, data: Data) -> tuple[list[int], l
 
 
 def _divided(
-    labels: Labels, counts: list[int], held_out: list[int], seed: int
+    labels: Labelled, counts: list[int], held_out: list[int], seed: int
 ) -> tuple[Positions | None, Positions | None]:
     """Return the positions of `counts` images of each class without those held out, and of those held out.
 
@@ -128,7 +128,7 @@ def _divided(
     return kept, held if len(held) else None
 
 
-def select(source: Mapping[str, Labels], data: Data) -> tuple[dict[str, Choice], list[str]]:
+def select(source: Mapping[str, Labelled], data: Data) -> tuple[dict[str, Choice], list[str]]:
     """Choose the images of each split from the labels of a source's own splits.
 
     `source` has "train", "test" and, if the source has one, "validation". Return the choice for each split of the

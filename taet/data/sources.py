@@ -48,7 +48,7 @@ def full_name(name: str) -> str:
 
 
 def is_own(name: str) -> bool:
-    """Does `name` stand for the user's own images: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH, or a bare path?"""
+    """Whether `name` stands for the user's images: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH, or a bare path."""
     return full_name(name).partition(":")[0] in PATH_SOURCES
 
 
@@ -153,7 +153,7 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     listed = _listing(data, module)
     source: Dataset = module.read(data) if listed is None else listed.dataset(data)
     _check_group(data, source.train.groups)
-    chosen, notes = select({part: split.without_images for part, split in source.splits.items()}, data)
+    chosen, notes = select(source.splits, data)
     notes += passed_over(data)
     splits = {part: choice.of(source.splits) for part, choice in chosen.items()}
     if is_own(data.name):

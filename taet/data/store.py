@@ -137,7 +137,7 @@ def memory(root: Path = Path("/")) -> int:
 
 
 def on_disk(size: int, storage: str) -> bool:
-    """Are `size` bytes of images kept on disk? storage: memory, disk, or auto (depends on the memory)."""
+    """Whether `size` bytes of images are kept on disk. storage: memory, disk, or auto (depends on the memory)."""
     return storage == "disk" or (storage == "auto" and size > memory() // SHARE)
 
 

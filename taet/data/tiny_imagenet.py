@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Labels, Outline, Split
+from taet.data.dataset import Dataset, Outline, Split
 from taet.data.downloads import Download
 from taet.data.images import decode_all
 from taet.data.places import not_found, roots
@@ -92,9 +92,7 @@ def _check(folder: Path, wnids: list[str], part: str, labels: list[int]) -> None
 
 def outline(data: Data) -> Outline:  # noqa: ARG001 - there is one set
     """Return the published numbers; the class names are in the files."""
-    numbers = [str(label) for label in range(CLASSES)]
-    splits = {part: Labels.of_counts(numbers, [count] * CLASSES) for part, count in PER_CLASS.items()}
-    return Outline(splits, IMAGE_SHAPE, named=False)
+    return Outline.of_counts(list(map(str, range(CLASSES))), PER_CLASS, IMAGE_SHAPE, named=False)
 
 
 def read(data: Data) -> Dataset:

@@ -29,7 +29,7 @@ class Predictions:
     probabilities: NDArray[np.float32]
     """(N, C): softmax of the logits; nan for an image that could not be read."""
     survives: NDArray[np.bool_] | None
-    """(N,): is the class the same under the attack? None without one; False for an image that could not be read."""
+    """(N,): whether the class is the same under the attack, False for an unreadable image; None without an attack."""
     errors: tuple[str, ...]
     """Why an image could not be read; empty where it could."""
     attack: str

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Resampling, fromarray
+from PIL.Image import Resampling
 
-from taet.data.images import SUFFIXES, decode, decode_each, files_below
+from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture
 from taet.data.store import Stored
 from taet.errors import UserError
 
@@ -38,32 +39,21 @@ def find(given: Given) -> Images:
     if isinstance(given, np.ndarray | Stored):
         return _of_array(given)
     listed = [given] if isinstance(given, str | os.PathLike) else list(given)
-    files = [file for path in map(Path, listed) for file in (_images_below(path) if path.is_dir() else [path])]
+    found = (filter(is_image, files_below(path)) if path.is_dir() else [path] for path in map(Path, listed))
+    files = list(chain.from_iterable(found))
     if not files:
         places = ", ".join(f"'{os.fspath(path)}'" for path in listed[:3]) or "what was given"
         raise UserError(f"no image in {places}; allowed: files, or folders with any of {', '.join(sorted(SUFFIXES))}")
     return Images(tuple(map(str, files)), lambda rows, shape: _decoded(files[rows], shape))
 
 
-def _images_below(folder: Path) -> list[Path]:
-    return [file for file in files_below(folder) if file.suffix.lower() in SUFFIXES]
-
-
 def _decoded(paths: Sequence[Path], shape: Shape) -> list[Pixels | str]:
-    """Read files in threads, as in training; if one fails, read each by itself to find the reason."""
+    """Read files in threads, as in training."""
     _, height, width = shape
-    size = height if height == width else None
-
-    def attempt(path: Path) -> Pixels | str:
-        try:
-            return fitted(decode(path, size), shape)
-        except UserError as error:
-            return str(error)
-
-    try:
-        return [fitted(image, shape) for image in decode_each(paths, size)]
-    except UserError:
-        return [attempt(path) for path in paths]
+    return [
+        f"cannot read image '{path}': {image}" if isinstance(image, str) else fitted(image, shape)
+        for path, image in decode_where_possible(paths, height if height == width else None)
+    ]
 
 
 def _of_array(images: Any) -> Images:
@@ -80,7 +70,7 @@ def fitted(image: Pixels, shape: Shape) -> Pixels:
     Resized as in training (bilinear, antialiased), then grey (ITU-R 601 luma) or colour as the model's images are.
     """
     channels, height, width = shape
-    picture = fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image)
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Resampling.BILINEAR)
-    return np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)
+    scaled = picture(image)
+    if scaled.size != (width, height):
+        scaled = scaled.resize((width, height), Resampling.BILINEAR)
+    return np.asarray(scaled.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)

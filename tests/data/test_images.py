@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from taet.data import images as module
-from taet.data.images import SUFFIXES, decode, decode_all, decode_each, resize, survey, unreadable
+from taet.data.images import SUFFIXES, decode_all, decode_each, resized, survey, unreadable
 from taet.data.store import Stored
 from taet.errors import UserError
 
@@ -17,6 +17,11 @@ def save(path, mode="RGB", size=(6, 4), colour=(10, 20, 30), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).convert(mode).save(path, **options)
     return path
+
+
+def decode(path, size):
+    """The image in one file."""
+    return next(decode_each([path], size))
 
 
 def turned(path, orientation, size=(6, 3)):
@@ -33,7 +38,7 @@ def turned(path, orientation, size=(6, 3)):
 def test_resizing_averages_when_it_shrinks():
     stripes = np.zeros((2, 16, 16, 3), np.uint8)
     stripes[:, ::2] = 200
-    small = resize(stripes, 4)
+    small = np.stack(list(resized(stripes, 4)))
     assert small.shape == (2, 4, 4, 3)
     assert np.abs(small[:, 1:3].astype(int) - 100).max() <= 12  # without antialiasing it is 0 or 200
 
@@ -41,9 +46,9 @@ def test_resizing_averages_when_it_shrinks():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_resizing_keeps_constant_images_channels_and_right_sizes(channels):
     images = np.full((3, 6, 8, channels), 77, np.uint8)
-    assert (resize(images, 12) == np.full((3, 12, 12, channels), 77)).all()
-    square = images[:, :, :6]
-    assert resize(square, 6) is square
+    assert (np.stack(list(resized(images, 12))) == np.full((3, 12, 12, channels), 77)).all()
+    square = np.random.default_rng(0).integers(0, 256, (3, 6, 6, channels), np.uint8)
+    assert (np.stack(list(resized(square, 6))) == square).all()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA"])
