@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -17,3 +18,12 @@ def unknown(kind: str, got: str, allowed: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(got.lower(), lower, n=1, cutoff=0.5)
     hint = f"; did you mean '{lower[near[0]]}'?" if near else ""
     return UserError(f"unknown {kind} '{got}'; allowed: {', '.join(names)}{hint}")
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Let the message of a `UserError` inside begin with `where`, if that is not empty."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from None

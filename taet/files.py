@@ -37,6 +37,14 @@ def write_atomically(path: Path, content: bytes, check: Callable[[Path], object]
         part.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder with those above it, where they are missing."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; a list of numbers takes one line."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)

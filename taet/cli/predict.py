@@ -17,7 +17,7 @@ from taet.cli.progress import progress
 from taet.deployment.predict import BATCH_SIZE, batches
 from taet.deployment.predictions import Predictions, joined
 from taet.errors import UserError
-from taet.files import write_atomically
+from taet.files import make_folder, write_atomically
 
 EXAMPLES = (
     "taet predict runs/x images/",
@@ -103,10 +103,7 @@ def _check_place(parsed: PredictOptions) -> None:
     if parsed.out.exists() and not (parsed.force and parsed.out.is_file()):
         what = "exists" if parsed.out.is_file() else "is no file"
         raise UserError(f"{parsed.out} {what}; allowed: another --out{', or --force' if parsed.out.is_file() else ''}")
-    try:
-        parsed.out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {parsed.out.parent}: {error.strerror}") from None
+    make_folder(parsed.out.parent)
 
 
 def _write(found: Predictions, parsed: PredictOptions) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from taet import config, methods, protocols
-from taet.config import Data, Run
-from taet.data import DataFacts, facts
-from taet.errors import UserError, unknown
+from taet.config import Run
+from taet.data import facts
+from taet.errors import UserError, located, unknown
 from taet.evaluation import ResultCard
 from taet.evaluation.bundles import attacks_of, check_attacks
 from taet.evaluation.runner import among
@@ -22,8 +23,7 @@ from taet.training.decisive import decisive
 from taet.training.folder import RunFolder, read_json
 from taet.training.resolve import check_model, resolve
 
-FactsOf = Callable[[Data], DataFacts | None]
-State = Literal["done", "started", "missing", "not applicable"]
+State = Literal["done", "started", "missing", "failed", "not applicable"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Cell:
         return [evaluate] if held.is_done else [["train", "--resume", folder], evaluate]
 
     def _measured(self) -> bool:
-        """Is there a card with every attack, for the run's eps and batch size?"""
+        """Whether there is a card with every attack, for the run's eps and batch size."""
         held = RunFolder(self.folder)
         if self.run is None or not (held.card().exists() and held.is_done):
             return False
@@ -85,11 +85,10 @@ class Cell:
         """Refuse a folder whose run has other settings than the specification."""
         if self.run is None or not RunFolder(self.folder).is_run:
             return
-        held = decisive(RunFolder(self.folder).record.run)
-        asked = decisive(self.run)
+        held, asked = decisive(RunFolder(self.folder).record.run), decisive(self.run)
         for name in sorted({*held, *asked}):
-            if held.get(name) != asked.get(name):
-                here, there = asked.get(name), held.get(name)
+            there, here = held.get(name), asked.get(name)
+            if there != here:
                 raise UserError(
                     f"{self.folder} holds a run with other settings: {name.replace('settings.', 'method.')} is {there} "
                     f"there and {here} in the specification; choose another --out, or remove the folder"
@@ -105,94 +104,126 @@ class Cell:
         }
 
 
-# --- from the specification to cells ---------------------------------------------------------------------------------
-
-
 def cells(specification: Specification, out: Path) -> list[Cell]:
     """Return every cell, all methods of the first seed first; their runs are folders of `out`/runs.
 
     Settings of an entry that its method refuses are a `UserError`, as are shared settings or those of a variant that
     every method refuses. Where only some methods refuse shared settings, their cells are not applicable.
     """
-    try:
-        return _planned(specification, out)
-    except UserError as error:
-        where = "" if specification.path is None else f"specification {specification.path}: "
-        raise UserError(f"{where}{error}") from None
+    with located("" if specification.path is None else f"specification {specification.path}"):
+        return _Grid(specification, out).cells()
 
 
-def _planned(specification: Specification, out: Path) -> list[Cell]:
-    starts = {entry.name: _start(specification.protocol, entry) for entry in specification.methods}
-    if all(isinstance(start, str) for start in starts.values()):
-        raise UserError(str(next(iter(starts.values()))))
-    facts_of = functools.cache(facts)
-    first = [_cell(specification, out, facts_of, starts, *point) for point in _grid(specification)]
-    for cell in first:
-        start = starts[cell.entry.name]
-        if cell.run is None and cell.entry.settings and not cell.variant.name and isinstance(start, Run):
-            _check_entry(specification, facts_of, start, cell)
-    _check_shared(specification, [cell for cell in first if isinstance(starts[cell.entry.name], Run)])
-    planned = [_with_seed(cell, seed) for seed in specification.seeds for cell in first]
-    folders: dict[Path, Cell] = {}
-    for cell in planned:
-        other = folders.setdefault(cell.folder, cell)
-        if other is not cell:
-            raise UserError(f"data: {other.data} and {cell.data} would both be in {cell.folder}")
-        cell.check_folder()
-    return planned
+class _Grid:
+    """A specification with the start of every method and the facts of the data."""
+
+    def __init__(self, specification: Specification, out: Path) -> None:
+        self.specification, self.out = specification, out
+        self.facts_of = functools.cache(facts)
+        self.starts = {entry.name: _start(specification.protocol, entry) for entry in specification.methods}
+        """By entry: the run of the protocol, or why it has none."""
+
+    def cells(self) -> list[Cell]:
+        """Return the cells of every seed; mistakes are refused."""
+        if all(isinstance(start, str) for start in self.starts.values()):
+            raise UserError(str(next(iter(self.starts.values()))))
+        grid = self.specification
+        points = itertools.product(grid.data, grid.imbalance, grid.variants, grid.methods)
+        without_seed = [self._cell(*point) for point in points]
+        started = [cell for cell in without_seed if isinstance(self.starts[cell.entry.name], Run)]
+        for cell in started:
+            if cell.run is None and cell.entry.settings and not cell.variant.name:
+                self._check_entry(cell)
+        for variant in grid.variants:
+            self._check_variant(variant, [cell for cell in started if cell.variant is variant])
+        planned = [_with_seed(cell, seed) for seed in grid.seeds for cell in without_seed]
+        folders: dict[Path, Cell] = {}
+        for cell in planned:
+            other = folders.setdefault(cell.folder, cell)
+            if other is not cell:
+                raise UserError(f"data: {other.data} and {cell.data} would both be in {cell.folder}")
+            cell.check_folder()
+        return planned
+
+    def _cell(self, data: str, ratio: float | None, variant: Variant, entry: Entry) -> Cell:
+        """The cell of a point of the grid, without its seed."""
+        place = data.replace(":", "-").replace("/", "-").strip("-.")
+        parts = [entry.name, variant.name, place, "" if ratio is None else f"ir{ratio:g}"]
+        name = "_".join(part for part in parts if part)
+        settings = {**_of_data(data, ratio), **self.specification.settings, **variant.settings, **entry.settings}
+        made = self._made(entry, settings)
+        for key in variant.settings.keys() & entry.settings.keys():
+            if variant.settings[key] != entry.settings[key]:
+                made = f"its own settings say {key} {entry.settings[key]}"
+        run, reason = (made, "") if isinstance(made, Run) else (None, made)
+        flags = _flags({**settings, "protocol": self.specification.protocol})
+        return Cell(name, entry, variant, data, ratio, 0, self.out / "runs" / name, run, flags, reason)
+
+    def _made(self, entry: Entry, settings: Settings) -> Run | str:
+        """The resolved run of a method, or why it is refused."""
+        start = self.starts[entry.name]
+        if isinstance(start, str):
+            return start
+        try:
+            run = _run(start, entry.method, settings)
+        except UserError as error:
+            return str(error)
+        try:
+            found = self.facts_of(run.data)
+        except UserError as error:  # this concerns every method, unless the entry has its own data settings
+            own = [key for key in entry.settings if key.startswith("data.")]
+            if not own:
+                raise
+            shared = {key: settings[key] for key in settings if key.startswith("data.") and key not in own}
+            self.facts_of(config.override(start, shared).data)
+            raise UserError(f"methods: {entry.name}: {error}") from None
+        try:
+            resolved = resolve(run, found)
+            check_model(resolved, found)
+            return resolved.run
+        except UserError as error:
+            return str(error)
+
+    def _check_entry(self, cell: Cell) -> None:
+        """Refuse an entry whose own settings its method refuses even without the shared settings."""
+        shared = {key: value for key, value in self.specification.settings.items() if key.startswith("data.")}
+        data = {**_of_data(cell.data, cell.imbalance), **shared}
+        alone = self._made(cell.entry, {**data, **cell.entry.settings})
+        if isinstance(alone, str) and alone != self._made(cell.entry, data):
+            raise UserError(f"methods: {cell.entry.name}: {alone}")
+
+    def _check_variant(self, variant: Variant, of: Sequence[Cell]) -> None:
+        """Refuse settings, shared or of a variant, that every method refuses; `of` are the cells of the variant."""
+        if any(cell.run is not None for cell in of):
+            return
+        settings = {**self.specification.settings, **variant.settings}
+        knobs = {f"method.{f.name}" for cell in of for f in dataclasses.fields(methods.find(cell.entry.method).Config)}
+        with located(f"variants: {variant.name}" if variant.name else "settings"):
+            for key in [key for key in settings if key.startswith("method.")]:
+                if not knobs:
+                    raise UserError(f"unknown setting '{key}'; none of the methods has settings of its own")
+                if key not in knobs:
+                    raise unknown("setting", key, knobs)
+                del settings[key]
+            _run(protocols.taet(), Run.method, settings)
+            raise UserError(f"no method can take them: {of[0].entry.name}: {of[0].reason}")
 
 
 def _start(protocol: str, entry: Entry) -> Run | str:
     """The run of the protocol, or why it has none for the method; a mistake in the entry is a UserError."""
     start: Run | str
-    try:
+    with located(f"methods: {entry.name}"):
         methods.find(entry.method)  # a broken file is a mistake under every protocol
         try:
             start = protocols.start(protocol, entry.method)
         except UserError as error:
             start = str(error)
-        _run(protocols.taet(entry.method) if isinstance(start, str) else start, entry, entry.settings)
-    except UserError as error:
-        raise UserError(f"methods: {entry.name}: {error}") from None
+        _run(protocols.taet(entry.method) if isinstance(start, str) else start, entry.method, entry.settings)
     return start
-
-
-def _grid(specification: Specification) -> Iterator[tuple[str, float | None, Variant, Entry]]:
-    for data in specification.data:
-        for ratio in specification.imbalance:
-            for variant in specification.variants:
-                for entry in specification.methods:
-                    yield data, ratio, variant, entry
 
 
 def _of_data(data: str, ratio: float | None) -> Settings:
     return {"data.name": data} | ({} if ratio is None else {"data.imbalance_ratio": ratio})
-
-
-def _cell(
-    specification: Specification,
-    out: Path,
-    facts_of: FactsOf,
-    starts: Mapping[str, Run | str],
-    data: str,
-    ratio: float | None,
-    variant: Variant,
-    entry: Entry,
-) -> Cell:
-    """The cell of a point of the grid, without its seed."""
-    place = data.replace(":", "-").replace("/", "-").strip("-.")
-    parts = [entry.name, variant.name, place, "" if ratio is None else f"ir{ratio:g}"]
-    name = "_".join(part for part in parts if part)
-    settings = {**_of_data(data, ratio), **specification.settings, **variant.settings, **entry.settings}
-    made = starts[entry.name]
-    if isinstance(made, Run):
-        made = _made(made, entry, settings, facts_of)
-    for key in variant.settings.keys() & entry.settings.keys():
-        if variant.settings[key] != entry.settings[key]:
-            made = f"its own settings say {key} {entry.settings[key]}"
-    run, reason = (made, "") if isinstance(made, Run) else (None, made)
-    flags = _flags({**settings, "protocol": specification.protocol})
-    return Cell(name, entry, variant, data, ratio, 0, out / "runs" / name, run, flags, reason)
 
 
 def _with_seed(cell: Cell, seed: int) -> Cell:
@@ -202,81 +233,20 @@ def _with_seed(cell: Cell, seed: int) -> Cell:
     return dataclasses.replace(cell, name=name, seed=seed, run=run, flags=flags, folder=folder)
 
 
-def _run(start: Run, entry: Entry, settings: Settings) -> Run:
+def _run(start: Run, method: str, settings: Settings) -> Run:
     """The run of a method, with settings on top of its protocol; data are not read."""
-    knobs: Any = methods.find(entry.method).Config() if start.settings is None else start.settings
+    knobs: Any = methods.find(method).Config() if start.settings is None else start.settings
     own = {key.removeprefix("method."): value for key, value in settings.items() if key.startswith("method.")}
     known = [field.name for field in dataclasses.fields(knobs)]
     for name in own:
         if not known:
-            raise UserError(f"unknown setting 'method.{name}'; {entry.method} has none of its own")
+            raise UserError(f"unknown setting 'method.{name}'; {method} has none of its own")
         if name not in known:
-            raise unknown(f"knob of {entry.method}", name, known)
+            raise unknown(f"knob of {method}", name, known)
     shared = {key: value for key, value in settings.items() if not key.startswith("method.")}
     run = config.override(start, {"settings": config.override(knobs, own), **shared})
     check_attacks(run.evaluation)
     return run
-
-
-def _made(start: Run, entry: Entry, settings: Settings, facts_of: FactsOf) -> Run | str:
-    """The resolved run of a method, or why it is refused."""
-    try:
-        run = _run(start, entry, settings)
-    except UserError as error:
-        return str(error)
-    try:
-        found = facts_of(run.data)
-    except UserError as error:  # this concerns every method, unless the entry has its own data settings
-        shared = {key: settings[key] for key in settings.keys() - entry.settings.keys() if key.startswith("data.")}
-        if any(key.startswith("data.") for key in entry.settings):
-            facts_of(config.override(start, shared).data)
-            raise UserError(f"methods: {entry.name}: {error}") from None
-        raise
-    try:
-        resolved = resolve(run, found)
-        check_model(resolved, found)
-        return resolved.run
-    except UserError as error:
-        return str(error)
-
-
-def _check_entry(specification: Specification, facts_of: FactsOf, start: Run, cell: Cell) -> None:
-    """Refuse an entry whose own settings its method refuses even without the shared settings."""
-    shared = {key: value for key, value in specification.settings.items() if key.startswith("data.")}
-    data = {**_of_data(cell.data, cell.imbalance), **shared}
-    alone = _made(start, cell.entry, {**data, **cell.entry.settings}, facts_of)
-    if isinstance(alone, str) and alone != _made(start, cell.entry, data, facts_of):
-        raise UserError(f"methods: {cell.entry.name}: {alone}")
-
-
-def _check_shared(specification: Specification, planned: Sequence[Cell]) -> None:
-    """Refuse settings, shared or of a variant, that every method refuses."""
-    for variant in specification.variants:
-        of = [cell for cell in planned if cell.variant is variant]
-        if any(cell.run is not None for cell in of):
-            continue
-        where = f"variants: {variant.name}" if variant.name else "settings"
-        settings = {**specification.settings, **variant.settings}
-        knobs = {f.name for cell in of for f in dataclasses.fields(methods.find(cell.entry.method).Config)}
-        own = [key for key in settings if key.startswith("method.")]
-        try:
-            for key in own:
-                if key.removeprefix("method.") not in knobs:
-                    raise _no_knob(key, knobs)
-            _run(
-                protocols.taet(),
-                Entry(Run.method, Run.method),
-                {key: settings[key] for key in settings if key not in own},
-            )
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-        raise UserError(f"{where}: no method can take them: {of[0].entry.name}: {of[0].reason}")
-
-
-def _no_knob(key: str, knobs: Collection[str]) -> UserError:
-    if knobs:
-        return unknown("setting", key, [f"method.{knob}" for knob in knobs])
-    return UserError(f"unknown setting '{key}'; none of the methods has settings of its own")
 
 
 def _flags(settings: Settings) -> tuple[str, ...]:
@@ -295,5 +265,5 @@ def _flags(settings: Settings) -> tuple[str, ...]:
 
 def _word(name: str, value: Any) -> str:
     """Return a value as the command line reads it; eps and step sizes as k/255 if k is whole."""
-    of_the_ball = name.rpartition(".")[2] in ("eps", "step-size") and isinstance(value, float)
-    return size(value, digits=None, within=0) if of_the_ball else str(value)
+    in_pixels = name.rpartition(".")[2] in ("eps", "step-size") and isinstance(value, float)
+    return size(value, None, within=0) if in_pixels else str(value)

@@ -15,15 +15,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import torch
 
 from taet.errors import UserError
-from taet.experiments.cells import Cell, cells
+from taet.experiments.cells import Cell, State, cells
 from taet.experiments.parts import gather, share
 from taet.experiments.specification import Specification, parse, read
-from taet.files import write_json
+from taet.files import make_folder, write_json
 from taet.formatting import clock
 from taet.report import write
 from taet.training.environment import cores
@@ -36,14 +36,16 @@ OPEN = ("started", "missing")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # network file systems mounted without locks
 
 Say = Callable[[str], None]
+Given: TypeAlias = Specification | Mapping[str, Any] | str | os.PathLike[str]
+"""What a comparison can be given as."""
 
 
 @dataclass(frozen=True, repr=False)
 class CellOutcome:
-    """A cell with its state (done, started, missing, failed or not applicable) and the reason."""
+    """A cell with its state and the reason for it."""
 
     cell: Cell
-    state: str
+    state: State
     reason: str
     commands: tuple[str, ...]
     """The commands that are left."""
@@ -108,7 +110,7 @@ class Comparison:
 
 
 def compare(
-    specification: Specification | Mapping[str, Any] | str | os.PathLike[str],
+    specification: Given,
     out: str | os.PathLike[str] | None = None,
     *,
     time_budget: float | None = None,
@@ -143,20 +145,21 @@ def compare(
         raise UserError(f"jobs: got {jobs}; allowed: 1 or more, or auto")
     if time_budget is not None and not time_budget > 0:
         raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
-    place = Path(out) if out is not None else _default_out(specification)
-    wanted = _specification(specification)
-    planned = cells(wanted, place) if part is None else share(cells(wanted, place), *part)
-    gpus = devices(os.environ.get("CUDA_VISIBLE_DEVICES"), _gpu_count())
+    title, place, planned = _planned(specification, out)
+    if part is not None:
+        planned = share(planned, *part)
+    # The number is found without starting CUDA if NVML is available.
+    gpus = devices(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
     side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
     threads = max(1, cores() // side_by_side)
     if dry_run:
-        return Comparison(wanted.title, place, _outcomes(planned, {}, threads))
-    _make(place / "logs")
+        return Comparison(title, place, _outcomes(planned, {}, threads))
+    make_folder(place / "logs")
     work = _Work(planned, place / "logs", side_by_side, threads, gpus, say or (lambda _: None))
     interrupted = work.run(math.inf if time_budget is None else begun + time_budget)
     outcomes = _outcomes(planned, work.failed, threads)
     left = any(outcome.state in OPEN for outcome in outcomes)
-    result = Comparison(wanted.title, place, outcomes, out_of_time=left and not interrupted)
+    result = Comparison(title, place, outcomes, out_of_time=left and not interrupted)
     if part is None:
         write_json(place / "comparison.json", result.to_json())
     if interrupted:
@@ -165,7 +168,7 @@ def compare(
 
 
 def merge(
-    specification: Specification | Mapping[str, Any] | str | os.PathLike[str],
+    specification: Given,
     out: str | os.PathLike[str] | None = None,
     folders: Sequence[str | os.PathLike[str]] = (),
     *,
@@ -177,47 +180,30 @@ def merge(
     file system in common; two runs of one cell that differ, and settings that do, are refused before anything is
     copied. Takes `specification`, `out` and `say` as `compare` does.
     """
-    place = Path(out) if out is not None else _default_out(specification)
-    wanted = _specification(specification)
-    planned = cells(wanted, place)
+    title, place, planned = _planned(specification, out)
     if not folders and not (place / "runs").is_dir():
         raise UserError(f"merge: {place} holds no runs; allowed: a folder that a comparison was begun in")
     gather(planned, [Path(folder) for folder in folders], say or (lambda _: None))
-    _make(place)
-    result = Comparison(wanted.title, place, _outcomes(planned, {}, cores()))
+    make_folder(place)
+    result = Comparison(title, place, _outcomes(planned, {}, cores()))
     write_json(place / "comparison.json", result.to_json())
     return replace(result, report=_report(result))
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
-
-
-def _default_out(specification: object) -> Path:
-    if isinstance(specification, Specification | Mapping):
+def _planned(given: Given, out: str | os.PathLike[str] | None) -> tuple[str, Path, list[Cell]]:
+    """Return the title of a comparison, its folder and its cells."""
+    if out is None and isinstance(given, Specification | Mapping):
         raise UserError("compare: got no out; allowed: a folder, where the specification is no file")
-    return Path(Path(str(specification)).stem)
-
-
-def _specification(given: Specification | Mapping[str, Any] | str | os.PathLike[str]) -> Specification:
-    if isinstance(given, Specification):
-        return given
-    return parse(given) if isinstance(given, Mapping) else read(Path(given))
-
-
-def _gpu_count() -> int:
-    """Number of GPUs, found without starting CUDA if NVML is available."""
-    return torch.cuda.device_count()
+    place = Path(Path(str(given)).stem if out is None else out)
+    if not isinstance(given, Specification):
+        given = parse(given) if isinstance(given, Mapping) else read(given)
+    return given.title, place, cells(given, place)
 
 
 def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) -> tuple[CellOutcome, ...]:
     outcomes = []
     for cell in planned:
-        state: str = cell.state
-        reason = cell.reason
+        state, reason = cell.state, cell.reason
         if cell.name in failed and state != "done":
             state, reason = "failed", failed[cell.name]
         commands = tuple(shlex.join(["taet", *words]) for words in cell.commands(threads))
@@ -230,15 +216,13 @@ def _report(result: Comparison) -> Path | None:
     there = [outcome.cell for outcome in result.outcomes if RunFolder(outcome.cell.folder).is_run]
     if not there:
         return None
-    not_run = [
-        (_words(outcome), outcome.reason or outcome.state) for outcome in result.outcomes if outcome.state != "done"
-    ]
+    left = [outcome for outcome in result.outcomes if outcome.state != "done"]
     return write(
         [cell.folder for cell in there],
         result.out / "report.html",
         title=result.title,
         names=[cell.row for cell in there],
-        not_run=list(dict.fromkeys(not_run)),
+        not_run=list(dict.fromkeys((_words(outcome), outcome.reason or outcome.state) for outcome in left)),
     )
 
 
@@ -248,9 +232,6 @@ def _words(outcome: CellOutcome) -> str:
     ratio = "" if cell.imbalance is None else f", imbalance ratio {cell.imbalance:g}"
     seed = "" if outcome.state == "not applicable" else f", seed {cell.seed}"
     return f"{cell.row} on {cell.data}{ratio}{seed}"
-
-
-# --- devices ---------------------------------------------------------------------------------------------------------
 
 
 def devices(visible: str | None, count: int) -> list[str]:
@@ -268,9 +249,6 @@ def devices(visible: str | None, count: int) -> list[str]:
 def emptiest(gpus: Sequence[str], taken: Sequence[str | None]) -> str | None:
     """Return the first GPU that the fewest running cells have `taken`; None without a GPU."""
     return min(gpus, key=taken.count, default=None)
-
-
-# --- processes -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -387,10 +365,7 @@ class _Work:
         """Make every process save and end."""
         if self.running:
             self.say(f"stopping {len(self.running)} running cells; they save what they have")
-        for number in (
-            signal.SIGTERM,
-            signal.SIGINT,
-        ):  # the second one does not wait for the end of a batch
+        for number in (signal.SIGTERM, signal.SIGINT):  # the second one does not wait for the end of a batch
             for job in self.running:
                 job.process.send_signal(number)
             try:

@@ -20,7 +20,6 @@ from taet.attacks.ball import frozen
 from taet.attacks.progress import Progress
 from taet.bounds import Count, Settings
 from taet.config import Threat, Training
-from taet.data.loader import Batch
 from taet.errors import UserError
 from taet.experiments.cost_model import CostModel, Measured, image_megabytes
 from taet.experiments.memory import held_bytes, peak_bytes
@@ -91,10 +90,25 @@ def _spread(values: Measured) -> Measurement:
 class _Parts:
     """Clean training, adversarial training and TAET, which the parts of the cost model are measured on."""
 
-    def __init__(self, build: Callable[[str, Options], MethodSteps], timing: Timing, batch: Batch) -> None:
-        self.clean, self.adversarial = build("standard", {}), build("at", {})
-        self.two_stage = build("taet", {"clean_share": timing.clean_share})
-        self.timing, self.batch = timing, batch
+    def __init__(self, workload: Workload, timing: Timing) -> None:
+        self.workload, self.timing, self.device = workload, timing, resolve_device(timing.device)
+        self.clean, self.adversarial = self.build("standard", {}), self.build("at", {})
+        self.two_stage = self.build("taet", {"clean_share": timing.clean_share})
+        self.batch = workload.batch(timing.batch_size, self.device)
+        self.epoch_steps = math.ceil(sum(workload.class_counts) / timing.batch_size)
+
+    def build(self, name: str, settings: Options) -> MethodSteps:
+        """Return a method, to be trained as the others."""
+        how = self.timing
+        return MethodSteps(
+            name,
+            settings,
+            self.workload,
+            epochs=how.epochs,
+            attack_steps=how.steps,
+            precision=how.precision,
+            device=self.device,
+        )
 
     def round(self) -> dict[str, float]:
         """Measure every part once, in seconds of a batch; parts that are compared follow one another."""
@@ -130,7 +144,7 @@ class _Parts:
             **{f"AT {n}": timed(partial(adversarial.step, batch, steps=n)) for n in self.timing.curve},
         }
 
-    def model_costs(self, at: Mapping[str, Measured], epoch_steps: int) -> Measurement:
+    def model_costs(self, at: Mapping[str, Measured]) -> Measurement:
         """Return the parts, and ratios within rounds, of the seconds `at` by part, (rounds,) each."""
         timing, model = self.timing, CostModel(at["F' + B_adv"] / at["F + B"], self.timing.steps)
         eta, measured = model.eta(timing.clean_share), at["TAET"] / at["AT"]
@@ -145,22 +159,21 @@ class _Parts:
             "eta": eta,
             "printed_eta": model.printed_eta(timing.clean_share),
         }
+        curve = [
+            {
+                "steps": n,
+                "epoch_seconds": _spread(self.epoch_steps * at[f"AT {n}"]),
+                "ratio": _spread(at[f"AT {n}"] / at["AT"]),
+                "predicted_over_measured": _spread((at["F + B"] + n * at["F' + B_adv"]) / at[f"AT {n}"]),
+            }
+            for n in timing.curve
+        ]
         return {
             "model": {name: _spread(values) for name, values in parts.items()},
             "measured_eta": _spread(measured),
             "predicted_over_measured": _spread(eta / measured),
-            "by_clean_epochs": [
-                {"clean_epochs": epochs, "eta": _spread(model.eta(epochs / timing.epochs))} for epochs in table
-            ],
-            "curve": [
-                {
-                    "steps": n,
-                    "epoch_seconds": _spread(epoch_steps * at[f"AT {n}"]),
-                    "ratio": _spread(at[f"AT {n}"] / at["AT"]),
-                    "predicted_over_measured": _spread((at["F + B"] + n * at["F' + B_adv"]) / at[f"AT {n}"]),
-                }
-                for n in timing.curve
-            ],
+            "by_clean_epochs": [{"clean_epochs": n, "eta": _spread(model.eta(n / timing.epochs))} for n in table],
+            "curve": curve,
             "memory": self.memory(),
         }
 
@@ -189,9 +202,10 @@ class _Parts:
 
         return held_bytes(held) / 1e6, peak_bytes(twice, held, steps.device) / 1e6
 
-    def method_cost(self, name: str, settings: Options, steps: MethodSteps, epoch_steps: int) -> Measurement:
+    def method_cost(self, name: str, settings: Options) -> Measurement:
         """Return passes and seconds of a method, each measured right before those of PGD adversarial training."""
         base, batch = self.adversarial, self.batch
+        steps = base if name == "at" and not settings else self.build(name, settings)
         (forwards, backwards), unit = steps.passes(), sum(base.passes())
         steps.seconds(batch)  # once for the caches
         pairs = np.array([(steps.seconds(batch), base.seconds(batch)) for _ in range(self.timing.rounds)])
@@ -204,7 +218,7 @@ class _Parts:
             "passes_ratio": round((forwards + backwards) / unit, 3),
             "seconds_ratio": round(float(np.median(ratios)), 3),
             "spread": [round(float(ratios.min()), 3), round(float(ratios.max()), 3)],
-            "epoch_seconds": _spread(epoch_steps * pairs[:, 0])["median"],
+            "epoch_seconds": _spread(self.epoch_steps * pairs[:, 0])["median"],
         }
 
 
@@ -244,46 +258,28 @@ def measure(
         UserError: an unknown model, method or device; images that the model cannot take.
     """
     workload, timing, wanted = workload or Workload(), timing or Timing(), list(wanted)
-    device = resolve_device(timing.device)
-    done, total = 0, timing.rounds + 1 + len(wanted)
-
-    def report(text: str) -> None:
-        nonlocal done
-        if progress is not None:
-            progress(done, total, text)
-        done += 1
-
-    build = partial(
-        MethodSteps,
-        workload=workload,
-        epochs=timing.epochs,
-        attack_steps=timing.steps,
-        precision=timing.precision,
-        device=device,
-    )
+    total = timing.rounds + 1 + len(wanted)
+    report = progress or (lambda *_: None)
     with _threads(timing.threads):
-        images = sum(workload.class_counts)
-        epoch_steps = math.ceil(images / timing.batch_size)
-        parts, rounds, costs = _Parts(build, timing, workload.batch(timing.batch_size, device)), [], []
+        parts, rounds, costs = _Parts(workload, timing), [], []
         for number in range(timing.rounds + 1):
-            report(f"round {number} of {timing.rounds}" if number else "first round, for the caches")
+            report(number, total, f"round {number} of {timing.rounds}" if number else "first round, for the caches")
             rounds.append(parts.round())
         seconds = {name: np.array([found[name] for found in rounds[1:]]) for name in rounds[0]}
-        for name, settings in wanted:
-            report(name)
-            steps = parts.adversarial if name == "at" and not settings else build(name, settings)
-            costs.append(parts.method_cost(name, settings, steps, epoch_steps))
+        for number, (name, settings) in enumerate(wanted, timing.rounds + 1):
+            report(number, total, name)
+            costs.append(parts.method_cost(name, settings))
         found = {
             "network": workload.model,
             "image_shape": list(workload.image_shape),
             "classes": len(workload.class_counts),
-            "images": images,
+            "images": sum(workload.class_counts),
             **{name: getattr(timing, name) for name in REPORTED},
             "threads": torch.get_num_threads(),
-            **parts.model_costs(seconds, epoch_steps),
+            **parts.model_costs(seconds),
             "costs": costs,
-            "environment": environment(device),
+            "environment": environment(parts.device),
             "load": os.getloadavg(),
         }
-    report("done")
+    report(total, total, "done")
     return found

@@ -59,6 +59,11 @@ def _saved(eta: float | Measurement) -> str:
     return f"{_saved(eta['median'])} ({_saved(high)}–{_saved(low)})"
 
 
+def _both_saved(model: CostModel[float], clean_share: float) -> tuple[str, str]:
+    """Return what is saved by equation 12 and by equation 13."""
+    return _saved(model.eta(clean_share)), _saved(model.printed_eta(clean_share))
+
+
 def _eta(found: Measurement) -> CostTable:
     """gamma, rho and eta, of the paper and measured, at the steps and clean epochs of this measurement."""
     steps, share = found["steps"], found["clean_epochs"] / found["epochs"]
@@ -70,14 +75,7 @@ def _eta(found: Measurement) -> CostTable:
         "multiplications alone": by_multiplications(steps),
     }
     rows = [
-        (
-            name,
-            f"{m.gamma:.3f}",
-            f"{m.rho:.3f}",
-            f"{m.eta(share):.3f}",
-            _saved(m.eta(share)),
-            _saved(m.printed_eta(share)),
-        )
+        (name, *(f"{value:.3f}" for value in (m.gamma, m.rho, m.eta(share))), *_both_saved(m, share))
         for name, m in published.items()
     ]
     parts = [_shown(model[name]) for name in ("gamma", "rho", "eta")]
@@ -94,35 +92,30 @@ def _eta(found: Measurement) -> CostTable:
 
 
 def _clean_epochs(found: Measurement) -> CostTable:
-    paper, rows = CostModel(cost_model.GAMMA, found["steps"]), []
-    for entry in found["by_clean_epochs"]:
-        share = entry["clean_epochs"] / found["epochs"]
-        printed = _saved(paper.eta(share)), _saved(paper.printed_eta(share))
-        rows.append((str(entry["clean_epochs"]), _saved(entry["eta"]), *printed))
-    heads = (f"T_ce, of {found['epochs']} epochs", "saved, %, from the parts here", "TAET's gamma, eq. 12", "eq. 13")
+    paper, epochs = CostModel(cost_model.GAMMA, found["steps"]), found["epochs"]
+    rows = [
+        (str(entry["clean_epochs"]), _saved(entry["eta"]), *_both_saved(paper, entry["clean_epochs"] / epochs))
+        for entry in found["by_clean_epochs"]
+    ]
+    heads = (f"T_ce, of {epochs} epochs", "saved, %, from the parts here", "TAET's gamma, eq. 12", "eq. 13")
     return CostTable("Share saved by T_ce clean epochs", heads, rows)
 
 
 def _memory(found: Measurement) -> CostTable:
-    rows = {
-        "held_mb": ("held between steps: weights, optimiser, view, batch", None),
-        "clean_mb": ("peak of a clean step", None),
-        "adversarial_mb": ("peak of an adversarial step", None),
-        "extra_mb": ("M_delta: their difference", cost_model.MEMORY_MB),
-        "xi_mb": (
-            f"xi: its mean over the epochs that {found['clean_epochs']} of {found['epochs']} clean ones save",
-            cost_model.XI_MB,
-        ),
-        "images_mb": ("b c h w d: one batch of images in float32", cost_model.image_megabytes()),
-    }
-    return CostTable(
-        "Memory, 10^6 bytes",
-        ("", "here", f"TAET, batches of {cost_model.BATCH_SHAPE[0]}"),
-        [
-            (text, f"{found['memory'][name]:,.2f}", "" if paper is None else f"{paper:,.2f}")
-            for name, (text, paper) in rows.items()
-        ],
-    )
+    epochs = f"that {found['clean_epochs']} of {found['epochs']} clean ones save"
+    published = [
+        ("held_mb", "held between steps: weights, optimiser, view, batch", None),
+        ("clean_mb", "peak of a clean step", None),
+        ("adversarial_mb", "peak of an adversarial step", None),
+        ("extra_mb", "M_delta: their difference", cost_model.MEMORY_MB),
+        ("xi_mb", f"xi: its mean over the epochs {epochs}", cost_model.XI_MB),
+        ("images_mb", "b c h w d: one batch of images in float32", cost_model.image_megabytes()),
+    ]
+    rows = [
+        (text, f"{found['memory'][name]:,.2f}", "" if paper is None else f"{paper:,.2f}")
+        for name, text, paper in published
+    ]
+    return CostTable("Memory, 10^6 bytes", ("", "here", f"TAET, batches of {cost_model.BATCH_SHAPE[0]}"), rows)
 
 
 def _curve(found: Measurement) -> CostTable:

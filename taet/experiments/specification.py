@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import tomllib
 from collections import Counter
@@ -14,11 +15,18 @@ from typing import Any
 
 from taet import methods, protocols, registry
 from taet.config import Data, Run, Training
-from taet.errors import UserError, unknown
+from taet.errors import UserError, located, unknown
 
 KEYS = ("title", "methods", "data", "imbalance", "seeds", "protocol", "settings", "variants")
 METHOD_KEYS = ("name", "method", "settings")
 VARIANT_KEYS = ("name", "settings")
+LISTS: dict[str, tuple[type | tuple[type, ...], str, list[Any] | None]] = {  # types, in words, and the default
+    "methods": ((str, dict), "text or tables", None),
+    "data": (str, "text", None),
+    "imbalance": ((int, float), "numbers", [None]),
+    "seeds": (int, "whole numbers", [0]),
+    "variants": (dict, "tables", []),
+}
 NAME = re.compile(r"[A-Za-z0-9.+-]+")  # names become folders; parts of a folder's name are joined by _
 PARTS = tuple(f.name for f in dataclasses.fields(Run) if dataclasses.is_dataclass(f.default_factory))
 SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
@@ -72,57 +80,43 @@ class Specification:
     """The file it was read from."""
 
 
-def read(path: str | Path) -> Specification:
+def read(path: str | os.PathLike[str]) -> Specification:
     """Read the specification from the TOML file `path`; a mistake is a `UserError` that names the key."""
-    try:
-        with Path(path).open("rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise UserError(f"specification {path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"specification {path}: no TOML: {error}") from None
-    try:
-        return dataclasses.replace(parse(values, title=Path(path).stem), path=Path(path))
-    except UserError as error:
-        raise UserError(f"specification {path}: {error}") from None
+    path = Path(path)
+    with located(f"specification {path}"):
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"no TOML: {error}") from None
+        return dataclasses.replace(parse(values, title=path.stem), path=path)
 
 
 def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification:
     """Return the specification in a TOML table; `title` is the default title."""
     _check_keys("key", values, KEYS)
-    names = registry.entries("methods")
-    if values.get("methods") == "all":
-        entries = [Entry(name, name) for name in names]
-    else:
-        entries = [_entry(value) for value in _list(values, "methods", (str, dict))]
-    data = _list(values, "data", (str,))
-    imbalance = _list(values, "imbalance", (int, float)) if "imbalance" in values else [None]
-    seeds = _list(values, "seeds", (int,)) if "seeds" in values else [0]
+    found = {key: _list(values, key) for key in LISTS}
     protocol = _value(values, "protocol", str, "taet")
     if protocol not in protocols.PROTOCOLS:
         raise unknown("protocol", protocol, protocols.PROTOCOLS)
-    for ratio in imbalance:
+    for ratio in found["imbalance"]:
         Data(imbalance_ratio=ratio)
-    for seed in seeds:
+    for seed in found["seeds"]:
         if not 0 <= seed <= MAX_SEED:
             raise UserError(f"seeds: got {seed}; allowed: 0 to 2^63 - 1")
-    variants = [_variant(value) for value in _list(values, "variants", (dict,))] if "variants" in values else []
-    for key, found in (
-        ("methods", [entry.name for entry in entries]),
-        ("data", data),
-        ("imbalance", imbalance),
-        ("seeds", seeds),
-        ("variants", [variant.name for variant in variants]),
-    ):
-        twice = [name for name, count in Counter(found).items() if count > 1]
-        if twice:
-            raise UserError(f"{key}: got {twice[0]} {found.count(twice[0])} times; allowed: each once")
+    entries, variants = [_entry(value) for value in found["methods"]], [_variant(value) for value in found["variants"]]
+    names = {"methods": [entry.name for entry in entries], "variants": [variant.name for variant in variants]}
+    for key, items in (found | names).items():
+        for item, count in Counter(items).items():
+            if count > 1:
+                raise UserError(f"{key}: got {item} {count} times; allowed: each once")
     return Specification(
         title=_value(values, "title", str, title),
         methods=tuple(entries),
-        data=tuple(data),
-        imbalance=tuple(imbalance),
-        seeds=tuple(seeds),
+        data=tuple(found["data"]),
+        imbalance=tuple(found["imbalance"]),
+        seeds=tuple(found["seeds"]),
         protocol=protocol,
         settings=_settings("settings", _value(values, "settings", dict, {})),
         variants=(Variant(), *variants),
@@ -138,14 +132,9 @@ def _entry(value: Any) -> Entry:
     method = _value(value, "method", str, name)
     registry.find("methods", method)
     own, where = _value(value, "settings", dict, {}), f"methods: {name}"
-    return Entry(name, method, _settings(where, own, knobs=_knobs(where, method) if own else ()))
-
-
-def _knobs(where: str, method: str) -> list[str]:
-    try:
-        return [field.name for field in dataclasses.fields(methods.find(method).Config)]
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    with located(where):  # a method is imported only for its settings
+        knobs = [field.name for field in dataclasses.fields(methods.find(method).Config)] if own else []
+    return Entry(name, method, _settings(where, own, knobs))
 
 
 def _variant(value: Any) -> Variant:
@@ -157,40 +146,37 @@ def _variant(value: Any) -> Variant:
     return Variant(name, settings)
 
 
-# --- one key ---------------------------------------------------------------------------------------------------------
-
-
 def _check_keys(what: str, values: Mapping[str, Any], allowed: Sequence[str]) -> None:
     for key in values:
         if key not in allowed:
             raise unknown(what, key, allowed)
 
 
-def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+def _is(value: Any, kinds: type | tuple[type, ...]) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def _words(kinds: tuple[type, ...]) -> str:
-    named = {str: "text", int: "whole numbers", float: "numbers", dict: "tables"}
-    return " or ".join(named[kind] for kind in kinds if not (kind is int and float in kinds))
-
-
-def _list(values: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> list[Any]:
+def _list(values: Mapping[str, Any], key: str) -> list[Any]:
+    kinds, words, default = LISTS[key]
+    if key not in values and default is not None:
+        return default
     if key not in values:
-        raise UserError(f"{key} is missing; allowed: a list of {_words(kinds)}")
+        raise UserError(f"{key} is missing; allowed: a list of {words}")
     found = values[key]
+    if key == "methods" and found == "all":
+        return [*registry.entries("methods")]
     if not isinstance(found, list) or not found:
         every = " or 'all'" if key == "methods" else ""
-        raise UserError(f"{key}: got {found!r}; allowed: a list of {_words(kinds)}, one or more{every}")
+        raise UserError(f"{key}: got {found!r}; allowed: a list of {words}, one or more{every}")
     for item in found:
         if not _is(item, kinds):
-            raise UserError(f"{key}: got {item!r}; allowed: {_words(kinds)}")
+            raise UserError(f"{key}: got {item!r}; allowed: {words}")
     return found
 
 
 def _value(values: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     value = values.get(key, default)
-    if not _is(value, (kind,)):
+    if not _is(value, kind):
         raise UserError(f"{key}: got {value!r}; allowed: {'a table' if kind is dict else 'text'}")
     return value
 
@@ -200,9 +186,6 @@ def _name(key: str, values: Mapping[str, Any]) -> str:
     if not NAME.fullmatch(name):
         raise UserError(f"{key}: got the name {name!r}; allowed: letters, digits and the signs . + -")
     return str(name)
-
-
-# --- settings --------------------------------------------------------------------------------------------------------
 
 
 def _settings(where: str, values: Mapping[str, Any], knobs: Sequence[str] = ()) -> dict[str, Any]:
@@ -218,10 +201,8 @@ def _settings(where: str, values: Mapping[str, Any], knobs: Sequence[str] = ()) 
             raise UserError(f"{where}: {_no_part(name, knobs)}")
         if name in settings:
             raise UserError(f"{where}: got {key} twice; allowed: each once")
-        try:
+        with located(where):
             settings[name] = _setting(name, value)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
     return settings
 
 

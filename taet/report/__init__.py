@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from taet.errors import UserError
+from taet.errors import UserError, located
 
 __all__ = ["write"]
 
@@ -35,7 +35,7 @@ def write(
     Raises:
         UserError: a folder without a run, or a file that cannot be written.
     """
-    from taet.files import write_atomically
+    from taet.files import make_folder, write_atomically
     from taet.report import figures, page, read
 
     if not run_dirs:
@@ -47,9 +47,7 @@ def write(
     runs = [read.read(path) for path in named]
     with figures.style():
         text = page.page(runs, list(named.values()), title, not_run)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"report: cannot make the folder {out.parent}: {error.strerror}") from error
+    with located("report"):
+        make_folder(out.parent)
     write_atomically(out, text.encode())
     return out

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from taet.errors import UserError
-from taet.files import write_atomically, write_json
+from taet.files import make_folder, write_atomically, write_json
 from taet.training import checkpoint
 from taet.training.checkpoint import SCHEMA, WeightsAbout
 from taet.training.record import Epoch, Row, RunRecord
@@ -60,10 +60,7 @@ class RunFolder:
 
     def create(self, record: RunRecord) -> None:
         """Make the folder with its record."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {self.path}: {error.strerror}") from None
+        make_folder(self.path)
         write_json(self.path / RUN, record.to_json())
 
     # -- metrics.jsonl -------------------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ def test_cells_are_spread_over_the_gpus_and_keep_theirs(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
-    monkeypatch.setattr(comparison, "_gpu_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr(comparison, "cores", lambda: 6)
     said: list[str] = []
     compare(small | {"seeds": [0, 1, 2, 3]}, tmp_path / "out", jobs="auto", say=said.append)
@@ -212,7 +212,7 @@ def test_without_a_gpu_nothing_is_hidden_and_auto_is_one(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", where)
-    monkeypatch.setattr(comparison, "_gpu_count", lambda: 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr(comparison, "cores", lambda: 6)
     said: list[str] = []
     compare(small | {"seeds": [0, 1]}, tmp_path / "out", jobs="auto", say=said.append)
