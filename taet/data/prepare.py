@@ -32,6 +32,13 @@ def _is_there(data: Data) -> bool:
     return True
 
 
+def check_there(data: Data) -> None:
+    """Refuse a published data set that `load` does not find; images are read only if official files are missing."""
+    places = [download.unpacks_to or download.file for download in _downloads(data)]
+    if not all(any((root / place).exists() for root in roots(data)) for place in places):
+        load(data)
+
+
 def _fetch_all(missing: Sequence[Download], root: Path, progress: Progress) -> None:
     """Download what is missing; if that fails, a `UserError` says in one line what to put where."""
     for position, download in enumerate(missing):

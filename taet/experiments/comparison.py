@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias
 
 import torch
 
+from taet.data.prepare import check_there
 from taet.errors import UserError
 from taet.experiments.cells import Cell, State, cells
 from taet.experiments.parts import gather, share
@@ -137,7 +138,8 @@ def compare(
         say: called with every event as one line.
 
     Raises:
-        UserError: a mistake in the specification, or a folder that holds a run with other settings.
+        UserError: a mistake in the specification, a folder that holds a run with other settings, or published data that
+            are not on this machine, if this is no dry run.
         KeyboardInterrupt: on SIGINT or SIGTERM, after every process has saved and ended.
     """
     begun = time.monotonic()
@@ -154,6 +156,8 @@ def compare(
     threads = max(1, cores() // side_by_side)
     if dry_run:
         return Comparison(title, place, _outcomes(planned, {}, threads))
+    for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
+        check_there(data)
     make_folder(place / "logs")
     work = _Work(planned, place / "logs", side_by_side, threads, gpus, say or (lambda _: None))
     interrupted = work.run(math.inf if time_budget is None else begun + time_budget)

@@ -68,6 +68,30 @@ def test_a_dry_run_touches_nothing(small: dict[str, Any], tmp_path: Path) -> Non
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["cifar10-lt", "fashion-mnist", "gtsrb", "tiny-imagenet-lt", "dermamnist"])
+def test_missing_published_data_are_planned_and_refused_before_the_work_begins(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TAET_DATA", raising=False)
+    wanted = {**small, "data": [name], "seeds": [0], "settings": {"training.epochs": 1}}
+    assert states(compare(wanted, tmp_path / "out", dry_run=True)) == ["missing"]
+    with pytest.raises(UserError, match=rf"is not in 'data'; run taet data prepare {name}"):
+        compare(wanted, tmp_path / "out")
+    assert not processes()
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_in_their_official_place_are_not_read_before_the_work_begins(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny-imagenet-200").mkdir()
+    monkeypatch.setenv("TAET_DATA", str(tmp_path))
+    wanted = {**small, "data": ["tiny-imagenet-lt"], "seeds": [0], "settings": {"training.epochs": 1}}
+    compare(wanted, tmp_path / "out")
+    assert processes()
+
+
 def test_a_cell_that_fails_leaves_the_others_alone_and_is_tried_again(
     small: dict[str, Any], processes: Processes, tmp_path: Path
 ) -> None:
