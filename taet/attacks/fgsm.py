@@ -52,6 +52,7 @@ class Fgsm(AttackSpec):
 
     names: ClassVar[Mapping[str, Norm | None]] = {"fgsm": "linf"}
     order: ClassVar[int] = 1
+    one_step: ClassVar[bool] = True
 
     objective: ObjectiveName = "ce"
     """Maximised function: cross-entropy (ce), margin of the logits (cw), difference of logits ratio (dlr)."""

@@ -51,6 +51,8 @@ class AttackSpec(ABC):
     """Names that users may write, with their norms; `-N` at the end is a number of steps, the field `steps`."""
     order: ClassVar[int] = 100
     """Place of its columns in a table, smallest first."""
+    one_step: ClassVar[bool] = False
+    """Whether it takes a single step from the image itself, so that sound attacks of many steps break more images."""
     minimal: ClassVar[bool] = False
     """Whether it minimises the perturbation: eps may be None, and the card stores distances."""
     random: ClassVar[bool] = True

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -137,7 +138,9 @@ def check(
         if class_names is not None and len(class_names) != width:
             raise UserError(f"model output: got {width} logits; allowed: {len(class_names)}, one per class")
         with tried.still():
-            trial = _try(tried.model, *tried.batch(sample(classes, batch_size, tried.seed)))
+            trial = attempt(tried.model, *tried.batch(sample(classes, batch_size, tried.seed)))
+            if wrong := int(nonfinite(trial.logits).sum()):
+                raise UserError(f"model output: not finite on {wrong} of {len(trial.y)} clean test images")
             correct = _right(trial.logits, trial.y)
             speeds = _speeds(trial)
             normalisations = _normalisations(trial, correct)
@@ -162,27 +165,15 @@ def check(
     )
 
 
-# -- the trial ---------------------------------------------------------------------------------------------------------
-
-
-def _try(model: Counted, x: Tensor, y: Tensor) -> Trial:
-    """Return logits and gradients of a batch; raise a `UserError` if no attack can work with them."""
-    trial = attempt(model, x, y)
-    if wrong := int(nonfinite(trial.logits).sum()):
-        raise UserError(f"model output: not finite on {wrong} of {len(x)} clean test images")
-    return trial
-
-
 def _right(logits: Tensor, y: Tensor) -> Mask:
     return np.asarray((logits.max(1).indices == y).cpu())
-
-
-# -- facts -------------------------------------------------------------------------------------------------------------
 
 
 def _facts(trial: Trial, correct: Mask, normalisations: Normalisations, highest_label: int, named: bool) -> CheckFacts:
     """Measure everything that the rules of `taet.evaluation.diagnostics` look at, except the modes."""
     values, classes = trial.logits, trial.logits.shape[1]
+    with user_errors("model: fails on two images ({reason})"), torch.no_grad():
+        dtype = str(trial.model.model(trial.x[:2]).dtype)
     counts = metrics.class_counts(correct, trial.y.cpu().numpy(), classes)
     return CheckFacts(
         batch_size=len(trial.y),
@@ -206,12 +197,11 @@ def _facts(trial: Trial, correct: Mask, normalisations: Normalisations, highest_
         in_unit_interval=bool(((values >= 0) & (values <= 1)).all()),
         logits=_kind(values),
         nonfinite_on=_nonfinite_on(trial),
-        dtype=_dtype(trial),
+        dtype=dtype,
     )
 
 
-@dataclass(frozen=True)
-class Normalisations:
+class Normalisations(NamedTuple):
     """Accuracy of a network with each of the usual normalisations."""
 
     accuracies: dict[str, float]
@@ -227,10 +217,10 @@ def _normalisations(trial: Trial, correct: Mask) -> Normalisations:
     model = trial.model.model
     network = model.network if isinstance(model, Normalized) else model
     ways = _usual(trial.x.shape[1])
-    masks = {
-        name: _right(answer(Counted(_wrapped(network, how, trial.x.device)), trial.x), trial.y)
-        for name, how in ways.items()
-    }
+    masks = {}
+    for name, how in ways.items():
+        normalised = network if how is None else Normalized(network, how).to(trial.x.device)
+        masks[name] = _right(answer(Counted(normalised), trial.x), trial.y)
     accuracies = {name: float(mask.mean()) for name, mask in masks.items()}
     best = max(accuracies, key=lambda name: accuracies[name])
     gained, lost = int((masks[best] & ~correct).sum()), int((correct & ~masks[best]).sum())
@@ -240,14 +230,12 @@ def _normalisations(trial: Trial, correct: Mask) -> Normalisations:
 
 def _usual(channels: int) -> dict[str, Statistics | None]:
     """Return the usual ways to scale an image in [0, 1] for a network, as means and standard deviations."""
-    named = {name: statistics for name, statistics in NORMALIZATIONS.items() if len(statistics.mean) == channels}
-    scales = {"-1 to 1": (0.5, 0.5), "0 to 255": (0.0, 1 / 255)}  # mean, deviation
-    spread = {name: Statistics((mean,) * channels, (std,) * channels) for name, (mean, std) in scales.items()}
-    return {"none": None, **named, **spread}
-
-
-def _wrapped(network: nn.Module, statistics: Statistics | None, device: torch.device) -> nn.Module:
-    return network if statistics is None else Normalized(network, statistics).to(device)
+    return {
+        "none": None,
+        **{name: statistics for name, statistics in NORMALIZATIONS.items() if len(statistics.mean) == channels},
+        "-1 to 1": Statistics((0.5,) * channels, (0.5,) * channels),
+        "0 to 255": Statistics((0.0,) * channels, (1 / 255,) * channels),
+    }
 
 
 def _option(name: str, statistics: Statistics | None) -> str:
@@ -271,31 +259,17 @@ def _nonfinite_on(trial: Trial) -> str:
     return listed(name for name, logits in answers.items() if not bool(logits.isfinite().all()))
 
 
-def _dtype(trial: Trial) -> str:
-    pair = trial.x[:2]
-    with user_errors("model: fails on two images ({reason})"), torch.no_grad():
-        return str(trial.model.model(pair).dtype)
-
-
-# -- time --------------------------------------------------------------------------------------------------------------
-
-
 def _speeds(trial: Trial) -> tuple[float, float]:
-    """Return images per second, forward only, and forward and backward."""
-    forward = _seconds(lambda: answer(trial.model, trial.x))
-    both = _seconds(lambda: input_gradient(trial.model, trial.x, trial.y))
-    return len(trial.x) / forward, len(trial.x) / both
+    """Return images per second, forward only, and forward and backward: those of the fastest repetition."""
 
-
-def _seconds(work: Callable[[], Tensor]) -> float:
-    """Return the time of the fastest repetition; the trial before was the warm-up."""
-
-    def once() -> float:
+    def seconds(work: Callable[[], Tensor]) -> float:  # the trial before was the warm-up
         began = time.perf_counter()
         work().sum().item()  # waits for the device
         return time.perf_counter() - began
 
-    return min(once() for _ in range(TIMED))
+    forward = min(seconds(lambda: answer(trial.model, trial.x)) for _ in range(TIMED))
+    both = min(seconds(lambda: input_gradient(trial.model, trial.x, trial.y)) for _ in range(TIMED))
+    return len(trial.x) / forward, len(trial.x) / both
 
 
 def _expected(trial: Trial, correct: Mask, labels: Ints) -> int:

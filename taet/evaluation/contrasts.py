@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import permutations
 
 import numpy as np
 
-from taet.attacks.fgsm import Fgsm
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.curves import WHOLE
@@ -28,8 +28,8 @@ def asked(card: ResultCard) -> list[Column]:
 
 
 def one_steps(card: ResultCard) -> list[Column]:
-    """Return every FGSM on plain cross-entropy."""
-    return [column for column in asked(card) if _is_fgsm(column) and _is_plain(column)]
+    """Return every attack of one step, e.g. FGSM, on plain cross-entropy."""
+    return [column for column in asked(card) if column.attack.one_step and _is_plain(column)]
 
 
 def chains(card: ResultCard) -> list[Column]:
@@ -39,7 +39,7 @@ def chains(card: ResultCard) -> list[Column]:
 
 def is_chain(column: Column) -> bool:
     """Return whether it is a PGD, whatever it maximises."""
-    return "step_size" in column.parameters and not _is_fgsm(column)
+    return column.attack.ascent_steps > 0 and not column.attack.one_step
 
 
 def crosses(chain: Column) -> bool:
@@ -57,24 +57,22 @@ def same_ball(one: Column, other: Column) -> bool:
 
 def differing(columns: Sequence[Column], setting: str) -> Iterator[Pair]:
     """Yield all pairs of attacks in one ball that differ in this setting and in no other."""
-    for one in columns:
-        for other in columns:
-            first, second = ({**column.parameters, setting: None} for column in (one, other))
-            differ = one.parameters.get(setting) != other.parameters.get(setting)
-            if differ and first == second and same_ball(one, other):
-                yield one, other
+    for one, other in permutations(columns, 2):
+        first, second = ({**column.parameters, setting: None} for column in (one, other))
+        differ = one.parameters.get(setting) != other.parameters.get(setting)
+        if differ and first == second and same_ball(one, other):
+            yield one, other
 
 
 def strongest(pairs: Iterable[Pair], usual: float = 0.0) -> Pair | None:
     """Return the pair whose accuracies are farthest apart, among those that `usual` and chance do not explain."""
-    found = [pair for pair in pairs if _below(*pair, usual)]
+
+    def explained(lower: Column, upper: Column) -> bool:
+        only_upper, only_lower = (upper.correct & ~lower.correct).sum(), (lower.correct & ~upper.correct).sum()
+        return not exceeds(int(only_upper), int(only_lower), usual * len(lower.correct))
+
+    found = (pair for pair in pairs if not explained(*pair))
     return max(found, key=lambda pair: accuracy(pair[1]) - accuracy(pair[0]), default=None)
-
-
-def _below(lower: Column, upper: Column, usual: float = 0.0) -> bool:
-    """Return whether `lower` is less accurate than `upper` on the same images by more than `usual` and chance."""
-    only_upper, only_lower = (upper.correct & ~lower.correct).sum(), (lower.correct & ~upper.correct).sum()
-    return exceeds(int(only_upper), int(only_lower), usual * len(lower.correct))
 
 
 def exceeds(only_upper: int, only_lower: int, usual: float = 0.0) -> bool:
@@ -89,10 +87,6 @@ def exceeds(only_upper: int, only_lower: int, usual: float = 0.0) -> bool:
 def accuracy(column: Column) -> float:
     """Return the share of all images that are still correct."""
     return float(column.correct.mean())
-
-
-def _is_fgsm(column: Column) -> bool:
-    return isinstance(column.attack, Fgsm)
 
 
 def _is_plain(column: Column) -> bool:

@@ -118,9 +118,6 @@ def _said(rules: Iterable[Diagnostic[Facts]], facts: Facts) -> dict[str, str]:
     return {rule.flag: text for rule, text in said.items() if raised.isdisjoint(rule.unless)}
 
 
-# --- attacks against each other, and attacks that must break everything ----------------------------------------------
-
-
 def _too_short(card: ResultCard) -> str | None:
     # The curve over the steps begins with chains that are meant to be short.
     short = [one.name for one in own(card) if is_chain(one) and one.curve != "steps" and not crosses(one)]
@@ -273,10 +270,7 @@ ATTACKS: tuple[Diagnostic[ResultCard], ...] = (
 )
 
 
-# --- the model, tried on a sample of the images ----------------------------------------------------------------------
-
-
-def _when(condition: Callable[[ModelFacts], bool], text: str) -> Callable[[ModelFacts], str | None]:
+def _when(condition: Callable[[Facts], bool], text: str) -> Callable[[Facts], str | None]:
     """Fill a text with the facts where the condition holds."""
     return lambda facts: text.format(**vars(facts)) if condition(facts) else None
 
@@ -360,9 +354,6 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
 )
 
 
-# --- the test set, and what was chosen on it -------------------------------------------------------------------------
-
-
 def _chance(card: ResultCard) -> str | None:
     if card.clean is None:
         return None
@@ -428,9 +419,6 @@ TEST_SET: tuple[Diagnostic[ResultCard], ...] = (
     Diagnostic("small-test-set", _small_test_set, "use a larger test set, and more seeds"),
     Diagnostic("selected-on-test-set", _selection, "choose it on a validation split, or take the last epoch"),
 )
-
-
-# --- taet check alone ------------------------------------------------------------------------------------------------
 
 
 def _found(subject: str, condition: Callable[[CheckFacts], bool], text: str, remedy: str) -> Diagnostic[CheckFacts]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from taet.errors import UserError
 from taet.evaluation.packing import Json
@@ -13,21 +13,17 @@ KIND = "taet result card"
 SCHEMA = 2
 TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
 
-ADDED: Mapping[int, frozenset[str]] = {
-    2: frozenset(
-        (
-            "flip_rate",
-            "class_flip_rate",
-            "natural_error",
-            "boundary_error",
-            "weak_classes",
-            "few_images",
-            "median_distance",
-            "roc_auc",
-        )
-    )
-}
-"""The numbers of a summary that each schema added."""
+ADDED_2 = (
+    "flip_rate",
+    "class_flip_rate",
+    "natural_error",
+    "boundary_error",
+    "weak_classes",
+    "few_images",
+    "median_distance",
+    "roc_auc",
+)
+"""The numbers of a summary that schema 2 added."""
 
 
 def check_schema(stored: object) -> int:
@@ -46,24 +42,16 @@ def migrate(stored: Json) -> Json:
 
     Summaries stay as they are: they are recomputed anyway and compared as far as they go.
     """
-    for schema in range(stored["schema"], SCHEMA):
-        stored = MIGRATIONS[schema](stored)
-    return stored
+    if stored["schema"] == SCHEMA:
+        return stored
+    added = {"distances": None, "roc_auc": None, "curve": ""}
+    return {**stored, "schema": SCHEMA, "columns": [{**column, **added} for column in stored["columns"]]}
 
 
 def check_summary(where: str, stored: object, computed: Json, schema: int) -> None:
     """Raise a `UserError` if a stored summary differs from the recomputed one in any number that its schema has."""
-    later = frozenset().union(*(names for added, names in ADDED.items() if added > schema))
+    later = ADDED_2 if schema < 2 else ()
     _check(where, stored, {name: value for name, value in computed.items() if name not in later})
-
-
-def _from_1(stored: Json) -> Json:
-    added = {"distances": None, "roc_auc": None, "curve": ""}
-    return {**stored, "schema": 2, "columns": [{**column, **added} for column in stored["columns"]]}
-
-
-MIGRATIONS: Mapping[int, Callable[[Json], Json]] = {1: _from_1}
-"""From each older schema to the next one."""
 
 
 def _check(where: str, stored: object, computed: object) -> None:
@@ -79,10 +67,6 @@ def _check(where: str, stored: object, computed: object) -> None:
 
 
 def _agree(stored: object, computed: object) -> bool:
-    if (
-        isinstance(stored, int | float)
-        and isinstance(computed, int | float)
-        and bool not in (type(stored), type(computed))
-    ):
-        return math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE)
-    return stored == computed
+    if bool in (type(stored), type(computed)) or not isinstance(stored, int | float):
+        return stored == computed
+    return isinstance(computed, int | float) and math.isclose(stored, computed, rel_tol=0, abs_tol=TOLERANCE)
