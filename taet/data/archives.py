@@ -24,6 +24,10 @@ DAMAGED = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, tarf
 """What the readers raise; RuntimeError for a zip that is encrypted or compressed in an unknown way."""
 
 
+PLAIN = (0, stat.S_IFREG, stat.S_IFDIR)
+"""Kinds of members of a .zip by their mode on Unix, which is 0 if another system packed it."""
+
+
 class _Member(NamedTuple):
     """A file or folder of an archive; `open` is None for a folder."""
 
@@ -33,25 +37,26 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes] | None] | None
 
 
-def _in_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
-    kind = stat.S_IFMT(info.external_attr >> 16)  # the mode on Unix; 0 if packed by another system
-    opener = None if info.is_dir() else partial(archive.open, info)
-    return _Member(info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR), opener)
-
-
-def _in_tar(archive: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
-    opener = None if info.isdir() else partial(archive.extractfile, info)
-    return _Member(info.name, info.isreg() or info.isdir(), opener)
-
-
 @contextmanager
 def _opened(archive: Path) -> Iterator[list[_Member]]:
     if archive.suffix.lower() == ".zip":
         with zipfile.ZipFile(archive) as packed:
-            yield [_in_zip(packed, info) for info in packed.infolist()]
+            yield [
+                _Member(
+                    info.filename,
+                    stat.S_IFMT(info.external_attr >> 16) in PLAIN,
+                    None if info.is_dir() else partial(packed.open, info),
+                )
+                for info in packed.infolist()
+            ]
     else:
         with tarfile.open(archive) as tar:
-            yield [_in_tar(tar, info) for info in tar.getmembers()]
+            yield [
+                _Member(
+                    info.name, info.isreg() or info.isdir(), None if info.isdir() else partial(tar.extractfile, info)
+                )
+                for info in tar.getmembers()
+            ]
 
 
 def _place(member: _Member) -> PurePosixPath:

@@ -32,8 +32,6 @@ class Version(NamedTuple):
     """One of the two sets: its official archive, and what is in it."""
 
     title: str
-    reader: str
-    """Torchvision's class."""
     archive: Download
     folder: str
     """What the archive unpacks to."""
@@ -46,7 +44,7 @@ class Version(NamedTuple):
 def _version(number: int, md5: str, megabytes: float, folder: str, per_class: dict[str, int], names: str) -> Version:
     file = f"cifar-{number}-python.tar.gz"
     archive = Download(f"https://www.cs.toronto.edu/~kriz/{file}", file, md5, megabytes, unpacks_to=folder)
-    return Version(f"CIFAR-{number}", f"CIFAR{number}", archive, folder, per_class, tuple(names.split()))
+    return Version(f"CIFAR-{number}", archive, folder, per_class, tuple(names.split()))
 
 
 VERSIONS = {
@@ -98,13 +96,14 @@ def _official(place: Path, version: Version) -> tuple[Arrays, tuple[str, ...]]:
     """
     from torchvision import datasets
 
+    reader = getattr(datasets, version.title.replace("-", ""))
     arrays: dict[str, NDArray[np.generic]] = {}
     try:
         with warnings.catch_warnings():
             # The official pickles name NumPy types as in 2009, which newer NumPy deprecates.
             warnings.simplefilter("ignore")
             for part in version.per_class:
-                official = getattr(datasets, version.reader)(str(place.parent), train=part == "train", download=False)
+                official = reader(str(place.parent), train=part == "train", download=False)
                 arrays |= {f"{part}_images": official.data, f"{part}_labels": np.asarray(official.targets)}
     except RuntimeError as error:
         url = version.archive.url

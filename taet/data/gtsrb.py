@@ -33,28 +33,13 @@ TEST = 12_630
 TRACKS = 100_000
 """Track numbers have five digits."""
 BASE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
-ARCHIVES = (
-    Download(
-        url=f"{BASE}/GTSRB_Final_Training_Images.zip",
-        file="gtsrb/GTSRB_Final_Training_Images.zip",
-        md5="f33fd80ac59bff73c82d25ab499e03a3",
-        megabytes=276.3,
-        unpacks_to="gtsrb/GTSRB/Final_Training",
-    ),
-    Download(
-        url=f"{BASE}/GTSRB_Final_Test_Images.zip",
-        file="gtsrb/GTSRB_Final_Test_Images.zip",
-        md5="c7e4e6327067d32654124b0fe9e82185",
-        megabytes=89.0,
-        unpacks_to="gtsrb/GTSRB/Final_Test",
-    ),
-    Download(
-        url=f"{BASE}/GTSRB_Final_Test_GT.zip",
-        file="gtsrb/GTSRB_Final_Test_GT.zip",
-        md5="fe31e9c9270bbcd7b84b7f21a9d9d9e5",
-        megabytes=0.1,
-        unpacks_to="gtsrb/GT-final_test.csv",
-    ),
+ARCHIVES = tuple(
+    Download(f"{BASE}/{file}", f"gtsrb/{file}", md5, megabytes, f"gtsrb/{unpacks_to}")
+    for file, md5, megabytes, unpacks_to in (
+        ("GTSRB_Final_Training_Images.zip", "f33fd80ac59bff73c82d25ab499e03a3", 276.3, "GTSRB/Final_Training"),
+        ("GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185", 89.0, "GTSRB/Final_Test"),
+        ("GTSRB_Final_Test_GT.zip", "fe31e9c9270bbcd7b84b7f21a9d9d9e5", 0.1, "GT-final_test.csv"),
+    )
 )
 AGAIN = "delete what is damaged and run taet data prepare gtsrb"
 

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from taet.data.ahead import ahead
 from taet.data.store import Images, gather, pieces
 from taet.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-A = TypeVar("A")
-B = TypeVar("B")
-
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 AHEAD = 64
-"""Results that threads compute in advance, at most; this bounds their memory."""
+"""Results that threads compute in advance, at most."""
 HEADERS = 64
 """Headers that a thread reads at once: handing over a single file would take as long as reading its header."""
 GREY = ("1", "L", "LA", "La")
@@ -59,21 +55,6 @@ def files_below(folder: Path) -> list[Path]:
             found += [Path(place, file) for file in files if not file.startswith(".")]
         seen.add(real)
     return sorted(found, key=lambda file: file.parts)
-
-
-def _ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Yield `function` of each item in order; threads work on the next AHEAD items."""
-    pool = ThreadPoolExecutor()
-    waiting: deque[Future[B]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) == AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
@@ -232,7 +213,7 @@ def survey(paths: Sequence[Path]) -> Survey:
     """Read the headers of image files, without decoding any; a file cut short behind its header is not noticed."""
     batches = (paths[start : start + HEADERS] for start in range(0, len(paths), HEADERS))
     with _settled():
-        headers = list(chain.from_iterable(_ahead(_headers, batches)))
+        headers = list(chain.from_iterable(ahead(_headers, batches, AHEAD)))
     found = list(zip(paths, headers, strict=True))
     readable = [(path, header) for path, header in found if isinstance(header, _Header)]
     unusual = {key: tuple(path for path, header in readable if key in header.unusual) for key in UNUSUAL}
@@ -267,7 +248,7 @@ def resized(images: Images, size: int) -> Iterator[NDArray[np.uint8]]:
     def scale(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.asarray(_scaled(picture(image), size)).reshape(size, size, -1)
 
-    return _ahead(scale, chain.from_iterable(pieces(images)))
+    return ahead(scale, chain.from_iterable(pieces(images)), AHEAD)
 
 
 def _eight_bit(image: Image) -> Image:
@@ -303,7 +284,7 @@ def _decode(path: Path, size: int | None) -> NDArray[np.uint8] | str:
 def decode_where_possible(paths: Sequence[Path], size: int | None) -> Iterator[tuple[Path, NDArray[np.uint8] | str]]:
     """Yield each file with its image, as `decode_each` does, or with the reason why it cannot be read."""
     with _settled():
-        yield from zip(paths, _ahead(lambda path: _decode(path, size), paths), strict=True)
+        yield from zip(paths, ahead(lambda path: _decode(path, size), paths, AHEAD), strict=True)
 
 
 def decode_each(paths: Sequence[Path], size: int | None) -> Iterator[NDArray[np.uint8]]:

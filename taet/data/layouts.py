@@ -19,7 +19,7 @@ from taet.data.dataset import Dataset
 from taet.data.downloads import Progress
 from taet.data.images import picture
 from taet.data.named_arrays import CLASS_NAMES, GROUP, PARTS
-from taet.data.store import pieces
+from taet.data.store import header, pieces
 from taet.errors import UserError, unknown
 
 
@@ -38,7 +38,7 @@ def _write_npz(dataset: Dataset, path: Path) -> Iterator[int]:
             number, height, width, channels = split.images.shape
             shape = (number, height, width) if channels == 1 else (number, height, width, channels)
             with archive.open(f"{PARTS[part]}_images.npy", "w", force_zip64=True) as member:
-                npy.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
+                member.write(header(shape))
                 for block in pieces(split.images):
                     member.write(np.ascontiguousarray(block).data)
                     yield len(block)

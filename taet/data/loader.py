@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import NamedTuple, TypeGuard, TypeVar
+from collections.abc import Generator, Iterator
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taet.data.ahead import ahead
 from taet.data.augmentation import crop_flip, to_unit
 from taet.data.dataset import Split
 from taet.data.policies import POLICIES, PolicyBatch, apply_all
@@ -20,10 +18,8 @@ from taet.data.store import Images, Stored
 from taet.distributed import share
 from taet.randomness import generator
 
-AHEAD = 2
-"""Batches that are read in advance."""
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+AHEAD = 3
+"""Batches that are read at most before the first of them is used up."""
 
 
 class Batch(NamedTuple):  # `index` shadows tuple.index, which is not needed
@@ -47,17 +43,6 @@ def class_balanced(labels: Tensor, draws: torch.Generator) -> Tensor:
     drawn = torch.randint(len(counts), labels.shape, generator=draws)
     place = torch.rand(labels.shape, generator=draws, dtype=torch.float64) * counts[drawn]
     return grouped[first[drawn] + place.long()]
-
-
-def ahead(function: Callable[[Given], Made], values: Iterable[Given]) -> Iterator[Made]:
-    """Yield `function` of every value in order, computed by a thread AHEAD values in advance."""
-    left = iter(values)
-    with ThreadPoolExecutor(1) as thread:
-        begun: deque[Future[Made]] = deque(thread.submit(function, value) for value in islice(left, AHEAD))
-        while begun:
-            done = begun.popleft().result()
-            begun.extend(thread.submit(function, value) for value in islice(left, 1))
-            yield done
 
 
 def fits(images: Images, device: torch.device) -> TypeGuard[NDArray[np.uint8]]:
@@ -157,7 +142,11 @@ class Loader:
     def _images(self, epoch: int, steps: range, indices: list[Tensor]) -> Iterator[Tensor]:
         """Return the images of every batch on the device, after the policy if there is one."""
         images = self.images
-        read = (images[index] for index in indices) if isinstance(images, Tensor) else ahead(self._read, indices)
+        read: Iterator[Tensor]
+        if isinstance(images, Tensor):
+            read = (images[index] for index in indices)
+        else:
+            read = ahead(self._read, indices, AHEAD, threads=1)
         if self.augment in POLICIES:
             work = (
                 PolicyBatch(batch.numpy(), self.seed, ("policy", epoch, step), self.shares[step].start)

@@ -205,13 +205,14 @@ def _contents(member: IO[bytes], size: int) -> Iterator[bytes]:
 def _kept(contents: Iterable[Any], shape: tuple[int, int, int, int], key: str) -> Stored:
     """Return the file that is named after `key`; write it first if it is not complete."""
     path = cache() / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
-    header = _header(shape)
-    if not _whole(path, header, shape):
-        _build(path, header, contents, shape)
+    start = header(shape)
+    if not _whole(path, start, shape):
+        _build(path, start, contents, shape)
     return Stored(path)
 
 
-def _header(shape: tuple[int, ...]) -> bytes:
+def header(shape: tuple[int, ...]) -> bytes:
+    """Return the beginning of an .npy file of uint8 numbers of that shape, in C order."""
     stream = io.BytesIO()
     npy.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue()

@@ -10,10 +10,10 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Outline, Split
+from taet.data.dataset import Dataset, Outline
 from taet.data.named_arrays import CLASS_NAMES, PARTS, keys, to_dataset, to_labels
 from taet.data.places import locate
-from taet.data.store import Images, gather, pieces
+from taet.data.store import Images, gather, header, pieces
 from taet.errors import UserError
 
 NAMES = {"taet-npy": "taet-npy:PATH, a folder with train/test_images.npy (N,3072) and train/test_labels.npy, as TAET's"}
@@ -92,15 +92,6 @@ def read(data: Data) -> Dataset:
     return to_dataset(arrays, name=data.name, where=f"'{folder}'")
 
 
-def _write_rows(path: Path, split: Split) -> None:
-    """Write the images of `split` as rows of colour planes."""
-    with path.open("wb") as file:
-        shape = (len(split), math.prod(split.images.shape[1:]))
-        npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for piece in pieces(split.images):
-            file.write(piece.transpose(0, 3, 1, 2).tobytes())
-
-
 def write(dataset: Dataset, folder: Path) -> None:
     """Write `dataset` into the new folder `folder`, so that `read` returns the same arrays and class names.
 
@@ -113,6 +104,9 @@ def write(dataset: Dataset, folder: Path) -> None:
         raise UserError(f"layout taet-npy: '{folder}' exists already; allowed: a new folder")
     folder.mkdir(parents=True)
     for part, split in dataset.splits.items():
-        _write_rows(folder / f"{PARTS[part]}_images.npy", split)
+        with (folder / f"{PARTS[part]}_images.npy").open("wb") as file:
+            file.write(header((len(split), math.prod(split.images.shape[1:]))))
+            for piece in pieces(split.images):
+                file.write(piece.transpose(0, 3, 1, 2).tobytes())
         np.save(folder / f"{PARTS[part]}_labels.npy", split.labels)
     np.save(folder / f"{CLASS_NAMES}.npy", np.array(dataset.class_names))

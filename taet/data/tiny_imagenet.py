@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taet.config import Data
 from taet.data.dataset import Dataset, Outline, Split
@@ -24,13 +25,8 @@ FOLDER = "tiny-imagenet-200"
 CLASSES = 200
 IMAGE_SHAPE = (3, 64, 64)
 PER_CLASS = {"train": 500, "test": 50}
-ARCHIVE = Download(
-    url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-    file="tiny-imagenet-200.zip",
-    md5="90528d7ca1a48142e341f4ef8d21d0de",
-    megabytes=248.1,
-    unpacks_to=FOLDER,
-)
+URL = f"http://cs231n.stanford.edu/{FOLDER}.zip"
+ARCHIVE = Download(URL, f"{FOLDER}.zip", "90528d7ca1a48142e341f4ef8d21d0de", 248.1, FOLDER)
 AGAIN = f"delete the folder {FOLDER} and run taet data prepare tiny-imagenet"
 
 
@@ -59,26 +55,20 @@ def _class_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
     return tuple(name if shared[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True))
 
 
-def _labelled_files(folder: Path, wnids: list[str]) -> dict[str, tuple[list[Path], list[int]]]:
+def _labelled_files(folder: Path, wnids: list[str]) -> dict[str, list[tuple[Path, int]]]:
     """Return the image files of both splits with their labels; training files in the order of class, then of name."""
-    files = [sorted((folder / "train" / wnid / "images").glob("*.JPEG")) for wnid in wnids]
     numbers = {wnid: label for label, wnid in enumerate(wnids)}
-    annotations = [
-        (name, numbers.get(wnid, CLASSES)) for name, wnid in _rows(folder / "val" / "val_annotations.txt", 2)
+    train = [
+        (file, label)
+        for wnid, label in numbers.items()
+        for file in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
     ]
-    return {
-        "train": (
-            [file for of_class in files for file in of_class],
-            [label for label, of_class in enumerate(files) for _ in of_class],
-        ),
-        "test": (
-            [folder / "val" / "images" / name for name, _ in annotations],
-            [label for _, label in annotations],
-        ),
-    }
+    rows = _rows(folder / "val" / "val_annotations.txt", 2)
+    test = [(folder / "val" / "images" / name, numbers.get(wnid, CLASSES)) for name, wnid in rows]
+    return {"train": train, "test": test}
 
 
-def _check(folder: Path, wnids: list[str], part: str, labels: list[int]) -> None:
+def _check(folder: Path, wnids: list[str], part: str, labels: NDArray[np.int64]) -> None:
     """Refuse a split in which a class has another number of images; label CLASSES stands for an unknown class."""
     counts = np.bincount(labels, minlength=CLASSES + 1)
     wrong = np.flatnonzero(counts != [PER_CLASS[part]] * CLASSES + [0])
@@ -113,10 +103,11 @@ def read(data: Data) -> Dataset:
         )
     names = _class_names(folder, wnids)
     splits = {}
-    for part, (paths, labels) in _labelled_files(folder, wnids).items():
+    for part, files in _labelled_files(folder, wnids).items():
+        labels = np.array([label for _, label in files], np.int64)
         _check(folder, wnids, part, labels)
-        images = decode_all(paths, data.size, data.storage)
-        splits[part] = Split(images, np.array(labels, np.int64), names, np.arange(len(labels)))
+        images = decode_all([path for path, _ in files], data.size, data.storage)
+        splits[part] = Split(images, labels, names, np.arange(len(labels)))
     return Dataset(
         data.name,
         splits["train"],

@@ -94,9 +94,6 @@ def metadata(written: WeightsAbout, record: RunRecord, deployed: Deployed) -> di
     }
 
 
-# -- formats -----------------------------------------------------------------------------------------------------------
-
-
 def _captured(deployed: Deployed, example: Tensor) -> torch.export.ExportedProgram:
     """The graph of a model, for any batch and, where it resizes, any image size."""
     try:
@@ -173,9 +170,6 @@ FORMATS: Mapping[str, Format] = {
     "onnx": Format(_onnx, _of_onnx, ("onnx", "onnxruntime", "onnxscript")),
     "safetensors": Format(_safetensors, _of_safetensors),
 }
-
-
-# -- checks ------------------------------------------------------------------------------------------------------------
 
 
 def _check(format: str, path: Path, deployed: Deployed, shape: tuple[int, ...]) -> None:
