@@ -14,51 +14,40 @@ from taet.report.read import Examples, Ints
 EXAMPLES = 8
 
 
-def png(pixels: npt.NDArray[np.uint8]) -> str:
-    """Return an image (H, W, 1 or 3) as a data URI at its own size; the page enlarges it pixel by pixel."""
+def png(image: npt.NDArray[np.floating]) -> str:
+    """Return an image (H, W, 1 or 3) in [0, 1] as a data URI at its own size; the page enlarges it pixel by pixel."""
     from PIL import Image
 
+    pixels = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 @dataclass(frozen=True)
-class Example:
-    """A clean image, the adversarial image and their difference as data URIs, with the true and predicted classes."""
+class Gallery:
+    """Example images of one series under one attack."""
 
-    clean: str
-    adversarial: str
-    perturbation: str
-    label: int
-    clean_prediction: int
-    adversarial_prediction: int
-
-
-def magnification(examples: Examples) -> int:
-    """Return the largest whole factor by which no perturbation leaves the pixel range around grey."""
-    largest = float(np.abs(examples.adversarial - examples.images / 255).max(initial=0))
-    return max(1, int(0.5 / largest + 1e-3)) if largest > 0 else 1
+    attack: str
+    eps: float
+    factor: int
+    """The largest whole factor by which no perturbation leaves the pixel range around grey."""
+    rows: list[tuple[list[str], int, list[int]]]
+    """The clean image, the adversarial image and the magnified perturbation as data URIs, the true class, and the
+    classes predicted for the first two."""
 
 
-def example_images(examples: Examples, ranks: Ints) -> list[Example]:
+def gallery(examples: Examples, ranks: Ints) -> Gallery:
     """Return at most `EXAMPLES` examples, spread evenly from head to tail classes."""
     order = np.argsort(ranks[examples.labels], kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int))]
-    factor = magnification(examples)
-    return [
-        Example(
-            clean=png(examples.images[i]),
-            adversarial=png(_pixels(examples.adversarial[i])),
-            perturbation=png(_pixels(0.5 + factor * (examples.adversarial[i] - examples.images[i] / 255))),
-            label=int(examples.labels[i]),
-            clean_prediction=int(examples.clean_predictions[i]),
-            adversarial_prediction=int(examples.adversarial_predictions[i]),
-        )
-        for i in chosen
-    ]
-
-
-def _pixels(image: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    levels: npt.NDArray[np.uint8] = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
-    return levels
+    clean = examples.images / 255
+    changes = examples.adversarial - clean
+    largest = float(np.abs(changes).max(initial=0))
+    factor = max(1, int(0.5 / largest + 1e-3)) if largest > 0 else 1
+    rows = []
+    for i in chosen:
+        shown = [png(image) for image in (clean[i], examples.adversarial[i], 0.5 + factor * changes[i])]
+        predictions = [int(examples.clean_predictions[i]), int(examples.adversarial_predictions[i])]
+        rows.append((shown, int(examples.labels[i]), predictions))
+    return Gallery(examples.attack, examples.eps, factor, rows)

@@ -17,7 +17,7 @@ import numpy as np
 from taet import registry
 from taet.evaluation.card import ResultCard
 from taet.formatting import words
-from taet.report.read import Floats, Ints, ReportedData, ReportedRun
+from taet.report.read import Examples, Floats, Ints, ReportedData, ReportedRun
 from taet.training.record import Epoch
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -64,6 +64,11 @@ class Series:
     @property
     def cards(self) -> list[ResultCard]:
         return [run.card for run in self.runs if run.card is not None]
+
+    @property
+    def examples(self) -> Examples | None:
+        """Example images of the first run that has some."""
+        return next((run.examples for run in self.runs if run.examples is not None), None)
 
     @property
     def seconds(self) -> float:
