@@ -31,12 +31,10 @@ class AdaptivePgd(ProjectedAscent):
 
     names: ClassVar[Mapping[str, Norm | None]] = {"adaptive-pgd-N": "linf", "adaptive-pgd-l2-N": "l2"}
     order: ClassVar[int] = 4
+    maximised: ClassVar[tuple[str, ...]] = ("factor",)
 
     factor: Positive = 10.0
     """Factor of the logits in the objective."""
 
     def objective_of(self, model: Model, x: Tensor) -> Objective:
         return cross_entropy if self.factor == 1 else scaled(cross_entropy, self.factor)
-
-    def _objective_fields(self) -> tuple[str, ...]:
-        return ("factor",)

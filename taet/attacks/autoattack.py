@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from taet.attacks.ball import (
     BALL_TOLERANCE,
     Norm,
-    check_floating,
-    check_range,
+    check_images,
     choose,
     distance,
     frozen,
@@ -34,7 +33,7 @@ from taet.attacks.progress import Progress, ticking
 from taet.attacks.spec import FIXED, Fields, Model
 from taet.attacks.suite import Suite, SuiteArguments, SuiteResult
 from taet.attacks.units import Arrays, UnitStore, run_units
-from taet.bounds import check_radius
+from taet.bounds import Count, check_radius, check_value
 from taet.config import Evaluation
 from taet.errors import UserError, unknown
 
@@ -79,9 +78,9 @@ class Plan:
         targeted = {"apgd-t": apgd * self.target_classes, "fab-t": fab * self.target_classes}
         return {"clean": 1, "apgd-ce": apgd, "apgd-dlr": apgd, **targeted, "square": self.queries}[part]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Return what a result card stores about the suite, as plain values, without settings that no part uses."""
-        facts: dict[str, Any] = {"parts": list(self.parts), "iterations": self.iterations}
+        facts: dict[str, object] = {"parts": list(self.parts), "iterations": self.iterations}
         if {"apgd-t", "fab-t"} & set(self.parts):
             facts["target_classes"] = self.target_classes
         if "square" in self.parts:
@@ -113,13 +112,8 @@ def plan(num_classes: int, version: Version = "standard", norm: Norm = "linf") -
     elif num_classes <= MAX_TARGETS:
         note = f"attacks all {num_classes - 1} other classes; the standard suite attacks {MAX_TARGETS}"
     if version == "fast":
-        parts = fast_parts(parts)
+        parts = tuple(part for part in parts if part.startswith("apgd"))
     return Plan(norm, parts, 10 if version == "10" else 100, QUERIES, min(MAX_TARGETS, num_classes - 1), note)
-
-
-def fast_parts(parts: Iterable[str]) -> tuple[str, ...]:
-    """Return the parts of the fast version, given those of the standard one."""
-    return tuple(part for part in parts if part.startswith("apgd"))
 
 
 def autoattack(
@@ -257,14 +251,11 @@ def check_inputs(x: Tensor, y: Tensor, eps: float, norm: Norm, batch_size: int, 
     check_radius("eps", eps, norm)
     if eps == 0:
         raise UserError("eps: got 0; allowed: above 0 (without an attack: the clean accuracy)")
-    if batch_size < 1:
-        raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
-    if x.dtype != torch.uint8:
-        check_floating(x)
+    check_value("batch size", batch_size, Count)
     if x.ndim != 4 or len(x) == 0:
         raise UserError(f"images: got shape {tuple(x.shape)}; allowed: (N, C, H, W) with N of 1 or more")
     if x.dtype != torch.uint8:
-        check_range(x)
+        check_images(x)
     for what, classes in (("labels", y), ("natural predictions", y if natural is None else natural)):
         if classes.dtype != torch.int64 or classes.shape != (len(x),):
             got = f"{classes.dtype} {tuple(classes.shape)}"
@@ -351,14 +342,15 @@ class _Suite:
             # differently.
             found = self.model.judge(x_adv).max(1).indices
         verify(part, x_adv, x, self.eps, self.plan.norm)
-        unit = {"indices": indices.cpu().numpy(), "predictions": found.cpu().numpy()}
-        unit["content"] = self._content(part, indices)
-        if self.keep_examples:
-            unit["x_adv"] = x_adv[found != y].cpu().numpy()
-        unit["seconds"] = np.asarray(time.perf_counter() - began)
-        unit["forwards"] = np.asarray(self.model.forwards - forwards)
-        unit["backwards"] = np.asarray(self.model.backwards - backwards)
-        return unit
+        return {
+            "indices": indices.cpu().numpy(),
+            "predictions": found.cpu().numpy(),
+            "content": self._content(part, indices),
+            **({"x_adv": x_adv[found != y].cpu().numpy()} if self.keep_examples else {}),
+            "seconds": np.asarray(time.perf_counter() - began),
+            "forwards": np.asarray(self.model.forwards - forwards),
+            "backwards": np.asarray(self.model.backwards - backwards),
+        }
 
     @contextmanager
     def _watched(self, part: str, indices: Tensor) -> Iterator[None]:
@@ -456,9 +448,6 @@ def _margins(rows: int, columns: int) -> tuple[int, int]:
     return side - rows, side - columns
 
 
-# --- as an attack of an evaluation -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(Suite):
     """The official standard suite, through the package `pyautoattack`: APGD-CE, APGD-T, FAB-T, Square.
@@ -478,10 +467,8 @@ class AutoAttack(Suite):
 
     @classmethod
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
-        version = (
-            given["name"].partition(":")[0].removeprefix("autoattack").removeprefix("-l2").removeprefix("-")
-            or "standard"
-        )
+        last = given["name"].partition(":")[0].rpartition("-")[2]
+        version = last if last in get_args(Version) else "standard"
         return super().make({"version": version, **given}, settings, radius)
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
@@ -505,7 +492,7 @@ class AutoAttack(Suite):
         chosen = self.plan(num_classes)
         return sum(chosen.cost(part) for part in chosen.parts)
 
-    def facts(self, num_classes: int) -> dict[str, Any]:
+    def facts(self, num_classes: int) -> dict[str, object]:
         return self.plan(num_classes).facts()
 
     def whole(self) -> AutoAttack | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,9 @@ def check_floating(x: Tensor) -> None:
         raise UserError(f"images: got {x.dtype}; allowed: floating point in [0, 1] (divide uint8 by 255)")
 
 
-def check_range(x: Tensor) -> None:
-    """Raise a `UserError` for images with a value outside [0, 1]; this waits for the device."""
+def check_images(x: Tensor) -> None:
+    """Raise a `UserError` for images that are not floating point in [0, 1]; this waits for the device."""
+    check_floating(x)
     if x.numel() == 0:
         return
     low, high = x.amin(), x.amax()
@@ -151,14 +152,13 @@ def verify(attack: str, x_adv: Tensor, x: Tensor, eps: float | Tensor | None, no
 
 
 @contextmanager
-def frozen(model: Any, bn_mode: BNMode = "eval") -> Iterator[None]:
+def frozen(model: object, bn_mode: BNMode = "eval") -> Iterator[None]:
     """Put `model` in eval mode with parameters that need no gradient, and restore both afterwards.
 
     With `bn_mode="train"` only batch normalisation is in training mode: each forward pass uses the statistics of its
     batch and updates the running ones. A function that is not a Module is not changed.
     """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    parameters = list(model.parameters()) if modules else []
+    modules, parameters = ([*model.modules()], [*model.parameters()]) if isinstance(model, nn.Module) else ([], [])
     modes = [module.training for module in modules]
     needed = [parameter.requires_grad for parameter in parameters]
     try:

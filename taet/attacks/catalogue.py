@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,25 +25,25 @@ SETTINGS = Evaluation()
 STEPS = (20, 100)  # shown for a name that ends in a number of steps
 
 
-# --- names -----------------------------------------------------------------------------------------------------------
-
-
 def kinds() -> dict[str, type[AttackSpec]]:
     """Return the specification of every name that a user may write, in the order of tables.
 
     `-N` stands for a number of steps. A custom attack that is a function without options has a `FunctionAttack`.
     """
-    found = {name: kind for entry in registry.entries("attacks").values() for name, kind in _offered(entry)}
-    return dict(sorted(found.items(), key=lambda item: _rank(item[1], item[0])))
+    return _kinds(registry.entries("attacks").values())
+
+
+def _kinds(entries: Iterable[registry.RegistryEntry]) -> dict[str, type[AttackSpec]]:
+    found = (offered for entry in entries for offered in _offered(entry))
+    return dict(sorted(found, key=lambda item: _rank(*item)))
 
 
 def examples() -> list[str]:
-    """Return every name, with a number of steps where it needs one."""
-    return [
-        f"{name.removesuffix('-N')}-{steps}" if steps else name
-        for name in kinds()
-        for steps in (STEPS if name.endswith("-N") else (0,))
-    ]
+    """Return every name, with a number of steps where it needs one; no custom file is imported, since it may fail."""
+    entries = registry.entries("attacks").values()
+    own = _kinds(entry for entry in entries if entry.path is None)
+    named = [[name.replace("-N", f"-{steps}") for steps in STEPS] if name.endswith("-N") else [name] for name in own]
+    return [*(name for names in named for name in names), *(entry.name for entry in entries if entry.path is not None)]
 
 
 def place(name: str) -> tuple[int, int, int]:
@@ -53,7 +54,7 @@ def place(name: str) -> tuple[int, int, int]:
         found = None
     if found is None:
         return AttackSpec.order, 0, 0
-    return (*_rank(found.kind, found.pattern), found.given.get("steps", 0))
+    return (*_rank(found.pattern, found.kind), found.given.get("steps", 0))
 
 
 def parse(
@@ -75,13 +76,13 @@ def parse(
         raise UserError(f"attack '{name}': got no option after the colon; allowed: option=value, or no colon")
     found = _find(base)
     if found is None:
-        if f"{base}-N" in kinds():
+        if _find(f"{base}-1") is not None:
             raise UserError(f"attack '{base}': got no number of steps; allowed: {base}-N, e.g. {base}-20")
         raise unknown("attack", base, [*examples(), *others])
     given = {"name": name, **found.given, **_read(name, base, found.kind, text)}
     radius = settings.eps if settings.eps is not None else Threat().eps if eps is None else eps
-    if _custom(found.entry):
-        given["source_sha256"] = hashlib.sha256(_file(found.entry).read_bytes()).hexdigest()
+    if found.entry.path is not None or found.kind is FunctionAttack:
+        given["source_sha256"] = hashlib.sha256(Path(inspect.getfile(found.entry.load())).read_bytes()).hexdigest()
     return found.kind.make(given, settings, radius)
 
 
@@ -112,26 +113,16 @@ def _find(base: str) -> _Found | None:
         if base != entry.name and not base.startswith(f"{entry.name}-"):
             continue  # other custom files are not imported
         for pattern, kind in _offered(entry):
-            norm = kind.names.get(pattern, "linf")
-            if pattern == base and not pattern.endswith("-N"):
-                return _Found(entry, kind, pattern, {"norm": norm})
-            steps = re.fullmatch(rf"{re.escape(pattern[:-2])}-([1-9]\d*)", base)
-            if pattern.endswith("-N") and steps is not None:
-                return _Found(entry, kind, pattern, {"norm": norm, "steps": int(steps[1])})
+            stem = pattern.removesuffix("-N")
+            match = re.fullmatch(re.escape(stem) + ("()" if stem == pattern else r"-([1-9]\d*)"), base)
+            if match is not None:
+                steps = {"steps": int(match[1])} if match[1] else {}
+                return _Found(entry, kind, pattern, {"norm": kind.names.get(pattern, "linf"), **steps})
     return None
 
 
-def _rank(kind: type[AttackSpec], pattern: str) -> tuple[int, int]:
+def _rank(pattern: str, kind: type[AttackSpec]) -> tuple[int, int]:
     return kind.order, [*kind.names].index(pattern) if pattern in kind.names else 0
-
-
-def _file(entry: registry.RegistryEntry) -> Path:
-    return entry.path or registry.PACKAGE.parent.joinpath(*entry.module.split(".")).with_suffix(".py")
-
-
-def _custom(entry: registry.RegistryEntry) -> bool:
-    """Return whether an attack is custom; a function put into the folder of this package is custom as well."""
-    return entry.path is not None or any(kind is FunctionAttack for _, kind in _offered(entry))
 
 
 def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, Any]:
@@ -148,14 +139,11 @@ def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, 
         try:
             given[field] = options.read(value, hint)
         except ValueError:
-            hint = f"{options.allowed(hint)}, e.g. 8/255" if field == "eps" else options.allowed(hint)
-            raise UserError(f"attack '{name}': {option} got '{value}'; allowed: {hint}") from None
+            allowed = options.allowed(hint) + (", e.g. 8/255" if field == "eps" else "")
+            raise UserError(f"attack '{name}': {option} got '{value}'; allowed: {allowed}") from None
         if field == "eps" and given[field] is None and not kind.minimal:
             raise UserError(f"attack '{name}': eps got 'none'; allowed: a number, since this attack needs a ball")
     return given
-
-
-# --- stored attacks --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +52,7 @@ class Counted(nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             x = x.view_as(x)  # so that its gradient is that of this call only
             x.register_hook(lambda gradient: self._watch(gradient, proper))  # type: ignore[no-untyped-call]
-        output: Any = network(x)
+        output: object = network(x)
         if not isinstance(output, Tensor):
             raise UserError(f"model output: got a {type(output).__name__}; allowed: one tensor of logits (N, classes)")
         if output.ndim != 2 or len(output) != len(x):

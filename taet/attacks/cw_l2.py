@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from taet.attacks.ball import (
     Norm,
-    check_floating,
-    check_range,
+    check_images,
     check_size,
     choose,
     distance,
@@ -24,9 +22,8 @@ from taet.attacks.ball import (
 from taet.attacks.draws import Draws
 from taet.attacks.objectives import Target, fooled, margin, target_classes
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
-from taet.bounds import Count, NonNegative, Positive
+from taet.bounds import Count, NonNegative, Positive, check_value
 from taet.config import Evaluation
-from taet.errors import UserError
 from taet.losses.long_tail import full_precision
 
 NAMES = {
@@ -84,16 +81,13 @@ def cw_l2(
     Source: Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644,
     section VI A; the search and its defaults are those of the authors' public code.
     """
-    check_floating(x)
-    check_range(x)
-    for what, value in (("c", c), ("lr", lr), ("initial c", initial_c)):
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{what}: got {value:g}; allowed: above 0")
-    if not 0 <= kappa < math.inf:
-        raise UserError(f"kappa: got {kappa:g}; allowed: 0 or more")
+    check_images(x)
+    check_value("c", c, Positive | None)
+    for what, value in (("lr", lr), ("initial c", initial_c)):
+        check_value(what, value, Positive)
+    check_value("kappa", kappa, NonNegative)
     for what, count in (("steps", steps), ("search steps", search_steps)):
-        if count < 1:
-            raise UserError(f"{what}: got {count}; allowed: 1 or more")
+        check_value(what, count, Count)
     if eps is not None:
         check_size("eps", eps, x, "l2")
     origin = full_precision(x.detach())
@@ -194,7 +188,3 @@ class CwL2(AttackSpec):
 
     def passes(self, num_classes: int) -> int:
         return 2 * self.steps * (self.search_steps or 1) + 1
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return self._stored("c", "kappa", "steps", "lr", "search_steps", "initial_c", "target", "seed")

@@ -38,6 +38,3 @@ class CwLinf(ProjectedAscent):
 
     def objective_of(self, model: Model, x: Tensor) -> Objective:
         return margin
-
-    def _objective_fields(self) -> tuple[str, ...]:
-        return ("objective",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from taet.attacks.ball import (
     Norm,
-    check_floating,
-    check_range,
+    check_images,
     check_size,
     choose,
     distance,
@@ -28,14 +26,14 @@ from taet.attacks.ball import (
 from taet.attacks.draws import Draws
 from taet.attacks.objectives import check_classes, fooled
 from taet.attacks.spec import FIXED, AttackSpec, Model
-from taet.bounds import Count, NonNegative
-from taet.errors import UserError
+from taet.bounds import Count, NonNegative, check_value
 from taet.losses.long_tail import full_precision, is_label
 
 NAMES = {
     "deepfool": "nearest L2 boundary by linearising: quick distances (Moosavi-Dezfooli et al. 2016); 500 passes at most"
 }
 
+Candidates = Annotated[int, Ge(2)]
 BEYOND = 1e-4  # added to the length of a step, so that it ends beyond the boundary; from the authors' public code
 
 
@@ -78,13 +76,10 @@ def deepfool(
     Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural networks",
     CVPR 2016, arXiv:1511.04599, algorithm 2; overshoot, steps and candidates are those of the authors' public code.
     """
-    check_floating(x)
-    check_range(x)
-    for what, count, least in (("steps", steps, 1), ("candidates", candidates, 2)):
-        if count < least:
-            raise UserError(f"{what}: got {count}; allowed: {least} or more")
-    if not 0 <= overshoot < math.inf:
-        raise UserError(f"overshoot: got {overshoot:g}; allowed: 0 or more")
+    check_images(x)
+    check_value("steps", steps, Count)
+    check_value("candidates", candidates, Candidates)
+    check_value("overshoot", overshoot, NonNegative)
     if eps is not None:
         check_size("eps", eps, x, "l2")
     origin = full_precision(x.detach())
@@ -146,7 +141,7 @@ class DeepFool(AttackSpec):
     """Maximum number of steps."""
     overshoot: NonNegative = 0.02
     """Distance beyond the boundary, as a share of the perturbation."""
-    candidates: Annotated[int, Ge(2), FIXED] = 10
+    candidates: Annotated[Candidates, FIXED] = 10
     """Number of classes whose boundaries are considered."""
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:

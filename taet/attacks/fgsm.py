@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -85,7 +85,7 @@ class Fgsm(AttackSpec):
         return 1
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, object]:
         objective = {} if self.objective == "ce" else {"objective": self.objective}
         return {
             "steps": 1,

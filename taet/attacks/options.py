@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import types
 import typing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from taet.bounds import bounds_text, check_value
 from taet.errors import UserError
 
-WORDS = {int: "a whole number", float: "a number", bool: "true, false", str: "text"}
+WORDS: dict[object, str] = {int: "a whole number", float: "a number", bool: "true, false", str: "text"}
 
 
-def read(text: str, hint: Any) -> Any:
+def read(text: str, hint: object) -> object:
     """Return the value that a user wrote for a field; what does not fit its type and bounds is a `ValueError`.
 
     Numbers may be fractions, such as 8/255; `none` is None where the field allows it.
@@ -21,18 +21,18 @@ def read(text: str, hint: Any) -> Any:
         try:
             value = _convert(text, _bare(choice))
             check_value("", value, choice)
-        except (ValueError, UserError):
+        except (ValueError, ZeroDivisionError, UserError):
             continue
         return value
     raise ValueError(text)
 
 
-def allowed(hint: Any) -> str:
+def allowed(hint: object) -> str:
     """Return in words what a field takes."""
     return ", or ".join(filter(None, map(_allowed_one, _choices(hint))))
 
 
-def _allowed_one(hint: Any) -> str:
+def _allowed_one(hint: object) -> str:
     bare = _bare(hint)
     if typing.get_origin(bare) is Literal:
         return ", ".join(typing.get_args(bare))
@@ -40,27 +40,20 @@ def _allowed_one(hint: Any) -> str:
     return " ".join(filter(None, (WORDS.get(bare, ""), "of" if bounds[:1].isdigit() else "", bounds)))
 
 
-def _choices(hint: Any) -> list[Any]:
+def _choices(hint: object) -> list[object]:
     """Return the members of a union, each with the bounds of the whole, or the type itself."""
     bare, marks = _bare(hint), getattr(hint, "__metadata__", ())
     members = typing.get_args(bare) if typing.get_origin(bare) in (typing.Union, types.UnionType) else (bare,)
     return [Annotated[member, *marks] if marks and member is not types.NoneType else member for member in members]
 
 
-def _bare(hint: Any) -> Any:
+def _bare(hint: object) -> object:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
-def _convert(text: str, kind: Any) -> Any:
-    if kind is types.NoneType:
-        if text != "none":
-            raise ValueError(text)
-        return None
-    if kind is bool:
-        return {"true": True, "false": False}.get(text, text)
-    if kind is not float:
-        return int(text) if kind is int else text
-    numerator, slash, denominator = text.partition("/")
-    if slash and float(denominator) == 0:
-        raise ValueError(text)
-    return float(numerator) / (float(denominator) if slash else 1)
+def _convert(text: str, kind: object) -> object:
+    if kind is float:
+        numerator, slash, denominator = text.partition("/")
+        return float(numerator) / (float(denominator) if slash else 1)
+    words: dict[object, dict[str, object]] = {types.NoneType: {"none": None}, bool: {"true": True, "false": False}}
+    return int(text) if kind is int else words.get(kind, {}).get(text, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -208,12 +208,12 @@ def _best(climbed: Iterator[Tensor], judge: Callable[[Tensor], tuple[Tensor, Ten
     return best
 
 
-# --- as an attack of an evaluation -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class ProjectedAscent(AttackSpec):
     """`pgd` from start noise that is drawn per image; a subclass says what is maximised."""
+
+    maximised: ClassVar[tuple[str, ...]] = ("objective",)
+    """Fields that say what is maximised."""
 
     steps: Annotated[Count, FIXED]
     """Number of steps, N of the name."""
@@ -274,12 +274,8 @@ class ProjectedAscent(AttackSpec):
         return self.steps
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        return self._stored("steps", "step_size", "start", "restarts", "seed", *self._objective_fields(), "target")
-
-    def _objective_fields(self) -> tuple[str, ...]:
-        """Fields that say what is maximised, where it is not cross-entropy."""
-        return ()
+    def parameters(self) -> dict[str, object]:
+        return self._stored("steps", "step_size", "start", "restarts", "seed", *self.maximised, "target")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,11 +303,12 @@ class Pgd(ProjectedAscent):
         return named_objective(self.objective, model, x)
 
     def passes(self, num_classes: int) -> int:
-        more = self.objective == "kl" and self.restarts == 1
-        return super().passes(num_classes) + more
+        return super().passes(num_classes) + (self.objective == "kl" and self.restarts == 1)
 
     def check_classes(self, num_classes: int) -> None:
         check_objective(self.name, self.objective, num_classes)
 
-    def _objective_fields(self) -> tuple[str, ...]:
-        return () if self.objective == "ce" else ("objective",)
+    @property
+    def parameters(self) -> dict[str, object]:
+        # Cards do not store cross-entropy.
+        return {name: value for name, value in super().parameters.items() if (name, value) != ("objective", "ce")}

@@ -9,19 +9,15 @@ from typing import Any
 import torch
 
 
-def _switches() -> list[Any]:
-    backends: Any = torch.backends
-    gpu, cpu = backends.cudnn, backends.mkldnn
-    return [backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn]
-
-
 @contextmanager
 def exact_float32(device_type: str) -> Iterator[None]:
     """Turn off autocast and the reduced precisions of float32 (TF32, bfloat16), and restore the switches afterwards.
 
     TF32 keeps 10 bits of the mantissa, which can flip predictions near the decision boundary, where attacks search.
     """
-    switches = _switches()
+    backends: Any = torch.backends
+    gpu, cpu = backends.cudnn, backends.mkldnn
+    switches = [backends.cuda.matmul, gpu.conv, gpu.rnn, cpu.matmul, cpu.conv, cpu.rnn]
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:

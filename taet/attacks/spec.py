@@ -151,18 +151,18 @@ class AttackSpec(ABC):
         return self.base
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, object]:
         """All settings except name, norm and eps, as a result card stores them; `catalogue.stored` reads them."""
         return self._stored(*own_fields(type(self)), "seed")
 
-    def _stored(self, *names: str) -> dict[str, Any]:
+    def _stored(self, *names: str) -> dict[str, object]:
         """Return these fields in this order, without None."""
         values = {name: getattr(self, name) for name in (*names, "source_sha256")}
         if self.made_on is not None:
             values["source"] = self.made_on._asdict()
         return {name: value for name, value in values.items() if value is not None}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return name, norm, eps and parameters as plain values."""
         return {"name": self.name, "norm": self.norm, "eps": self.eps, **self.parameters}
 
@@ -183,7 +183,7 @@ def option_fields(kind: type[AttackSpec]) -> dict[str, str]:
     return {option: name for name in (*ball, *own_fields(kind)) if (option := _option(name, hints(kind)[name]))}
 
 
-def _option(name: str, hint: Any) -> str:
+def _option(name: str, hint: object) -> str:
     """Return the option of a field, "" if it has none."""
     marks = (mark.name for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Option))
     return next(marks, name)

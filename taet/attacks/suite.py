@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class SuiteResult:
     """(N,): correct on the clean example and under every part."""
     parts: dict[str, Tensor]
     """(N,) still correct after each part, in the order they ran."""
-    facts: dict[str, Any]
+    facts: dict[str, object]
     """What a result card stores about the parts."""
     seconds: float
     """Wall-clock time, summed over batches and so over processes."""
@@ -63,7 +63,7 @@ class Suite(AttackSpec):
         """Return the names of the parts, in the order in which they run."""
 
     @abstractmethod
-    def facts(self, num_classes: int) -> dict[str, Any]:
+    def facts(self, num_classes: int) -> dict[str, object]:
         """Return what a result card stores about the parts, as plain values."""
 
     def whole(self) -> Suite | None:

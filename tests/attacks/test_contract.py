@@ -326,6 +326,16 @@ def test_an_attack_is_added_by_one_file(
     assert "allowed: up, down, random" in capsys.readouterr().err or name == "shift"
 
 
+def test_a_custom_file_that_cannot_be_imported_does_not_hide_a_mistyped_name(add: Callable[[str, str], None]) -> None:
+    add("broken", 'NAMES = {"broken": "fails"}\nimport absent_package\n')
+    with pytest.raises(UserError, match=r"unknown attack 'pdg-20'.*did you mean 'pgd-20'"):
+        catalogue.parse("pdg-20")
+    with pytest.raises(UserError, match=r"unknown attack 'brokn'.*did you mean 'broken'"):
+        catalogue.parse("brokn")
+    with pytest.raises(UserError, match="cannot be imported: ModuleNotFoundError"):
+        catalogue.parse("broken")
+
+
 def test_a_card_whose_custom_attack_is_gone_is_still_read(
     add: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
