@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from taet.attacks.ball import (
     project,
     verify,
 )
-from taet.attacks.counted import Counted
+from taet.attacks.counted import WORK, Counted
 from taet.attacks.draws import Draws
 from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Progress, ticking
@@ -222,7 +221,7 @@ def run_parts(
         correct = predictions == y
         order = chosen.parts if natural is not None else ("clean", *chosen.parts)
         after, done = dict[str, Tensor](), 0
-        seconds, forwards, backwards = 0.0, 0, 0
+        units: list[Arrays] = []
         for number, part in enumerate(order):
             survivors = correct.nonzero().flatten()
             later = sum(chosen.cost(name) for name in order[number + 1 :])
@@ -233,15 +232,14 @@ def run_parts(
                 correct[broken] = False
                 if x_adv is not None:
                     x_adv[broken] = torch.from_numpy(unit["x_adv"]).to(x_adv.device)
-                seconds += float(unit["seconds"])
-                forwards += int(unit["forwards"])
-                backwards += int(unit["backwards"])
+                units.append({name: unit[name] for name in WORK})
             after[part] = correct.clone()
             done += len(survivors) * chosen.cost(part)
         if progress is not None:
             progress(done, done, "done")
     parts = {part: after[part] for part in chosen.parts}
-    return SuiteResult(x_adv, predictions, correct, parts, chosen.facts(), seconds, forwards, backwards)
+    work = {name: sum(unit[name].item() for unit in units) for name in WORK}
+    return SuiteResult(x_adv, predictions, correct, parts, chosen.facts(), **work)
 
 
 def check_inputs(x: Tensor, y: Tensor, eps: float, norm: Norm, batch_size: int, natural: Tensor | None) -> None:
@@ -332,7 +330,7 @@ class _Suite:
     def _run_unit(self, part: str, attack: Callable[[Tensor, Tensor], Tensor], indices: Tensor) -> Arrays:
         """Attack one batch, check every adversarial image and return the results as arrays."""
         x, y = (given.to(self.device) for given in self._batch(indices))
-        began, forwards, backwards = time.perf_counter(), self.model.forwards, self.model.backwards
+        work = self.model.measure()
         with self._watched(part, indices):
             x_adv = attack(x.clone(), y.clone()).detach()
             if self.plan.norm == "l2":  # in float32 the library's scaling misses by up to 1e-5 at 224 x 224 pixels
@@ -347,9 +345,7 @@ class _Suite:
             "predictions": found.cpu().numpy(),
             "content": self._content(part, indices),
             **({"x_adv": x_adv[found != y].cpu().numpy()} if self.keep_examples else {}),
-            "seconds": np.asarray(time.perf_counter() - began),
-            "forwards": np.asarray(self.model.forwards - forwards),
-            "backwards": np.asarray(self.model.backwards - backwards),
+            **work(),
         }
 
     @contextmanager
@@ -386,7 +382,7 @@ class _Suite:
 
     def _whole(self, part: str, indices: Tensor, unit: Arrays) -> bool:
         """Return whether these are the complete results of this part on these images."""
-        needed = {"content", "indices", "predictions", "seconds", "forwards", "backwards"}
+        needed = {"content", "indices", "predictions", *WORK}
         if not needed | ({"x_adv"} if self.keep_examples else set()) <= unit.keys():
             return False
         same = np.array_equal(unit["indices"], indices.cpu().numpy())

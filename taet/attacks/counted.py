@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taet.attacks.ball import finite
 from taet.errors import UserError
+
+WORK = ("seconds", "forwards", "backwards")
+"""What an attack costs: wall-clock time, and images that passed through the model."""
 
 
 class Counted(nn.Module):
@@ -39,6 +45,16 @@ class Counted(nn.Module):
         """Return whether any logit or image gradient was not finite since the last call."""
         found, self._unsound = bool(self._unsound), False
         return found
+
+    def measure(self) -> Callable[[], dict[str, NDArray[np.generic]]]:
+        """Return a function that gives the seconds and passes since this call, named as in `WORK`."""
+        began = time.perf_counter(), self.forwards, self.backwards
+
+        def since() -> dict[str, NDArray[np.generic]]:
+            now = time.perf_counter(), self.forwards, self.backwards
+            return {name: np.asarray(end - start) for name, start, end in zip(WORK, began, now, strict=True)}
+
+        return since
 
     def forward(self, x: Tensor) -> Tensor:
         return self._answer(self.model if self.view is None else self.view, x)

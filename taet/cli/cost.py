@@ -21,6 +21,7 @@ from taet.experiments.cost import Timing, Variant, everything, measure
 from taet.experiments.cost_tables import CostTable, setting, tables
 from taet.experiments.steps import RATIO, TOTAL, Workload
 from taet.files import write_json
+from taet.formatting import aligned
 
 EXAMPLES = (
     "taet cost",
@@ -115,12 +116,5 @@ def _workload(parsed: CostOptions) -> Workload:
 
 def text(table: CostTable) -> str:
     """Return a table as text: the first column aligned left, the others right."""
-    columns = list(zip(table.heads, *table.rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in (table.heads, *table.rows)
-    ]
+    lines = aligned((table.heads, *table.rows))
     return "\n".join([table.title, *(f"  {line}".rstrip() for line in lines)])

@@ -70,14 +70,12 @@ def _alike(stored: Any, answers: np.ndarray[Any, Any]) -> bool:
     if stored is None:
         return True
     before = np.array(stored, dtype=np.float64)
-    scale = float(np.nanmax(np.abs(answers), initial=0)) or 1.0
-    return before.shape == answers.shape and np.allclose(
-        before, answers, rtol=0, atol=TOLERANCE * scale, equal_nan=True
-    )
+    limit = TOLERANCE * (float(np.nanmax(np.abs(answers), initial=0)) or 1.0)
+    return before.shape == answers.shape and np.allclose(before, answers, rtol=0, atol=limit, equal_nan=True)
 
 
 def _holds(card: ResultCard, other: ResultCard) -> bool:
-    """Has `card` every column of the other, except the worst case, which follows from the columns?"""
+    """Whether `card` has every column of the other, except the worst case, which follows from the columns."""
     return len(card.labels) == len(other.labels) and all(
         column.name in WORST_CASE.values()
         or any(

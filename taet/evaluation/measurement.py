@@ -204,10 +204,8 @@ def _others(before: Sequence[Column], measured: Sequence[Column]) -> list[Column
 
 def _attacked(subject: Subject, device: torch.device) -> Counted:
     """Return the model for attacks; a network of this package gets a cheaper view, which agrees with it."""
-    if not isinstance(subject.model, Classifier):
-        return Counted(subject.model)
     channels, height, width = channels_first(np.asarray(subject.images[:1])).shape[1:]
-    found = make_view(subject.model, (channels, height, width))
+    found = make_view(subject.model, (channels, height, width)) if isinstance(subject.model, Classifier) else None
     if found is None:
         return Counted(subject.model)
     # On the CPU the libraries convert every tensor to this layout and back anyway.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from taet import metrics
 from taet.attacks.ball import distance, frozen, verify
-from taet.attacks.counted import Counted
+from taet.attacks.counted import WORK, Counted
 from taet.attacks.draws import Draws
 from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Meter, Progress, ticking
@@ -35,7 +34,6 @@ from taet.evaluation.trial import attempt, user_errors
 from taet.training.checkpoint import digest, weights_digest
 from taet.training.environment import version
 
-WORK = ("seconds", "forwards", "backwards")
 UNIT = {"rows", "predictions", "scores", "distances", *WORK}
 FINGERPRINT = 4  # images whose answers tell two models apart
 
@@ -328,7 +326,7 @@ class Runner:
 
     def _measure(self, attack: AttackSpec, rows: Ints) -> Arrays:
         """Attack one batch, check every adversarial image and return the results."""
-        began, forwards, backwards = time.perf_counter(), self.model.forwards, self.model.backwards
+        work = self.model.measure()
         x, x_adv = self.perturb(attack, rows)
         logits = self.answers(attack, x_adv, rows)
         predictions = logits.max(1).indices.cpu().numpy()
@@ -338,9 +336,7 @@ class Runner:
             "predictions": predictions,
             "scores": logits.softmax(1).cpu().numpy(),
             "distances": np.where(predictions != self.labels[rows], moved, np.nan).astype(np.float32),
-            "seconds": np.asarray(time.perf_counter() - began),
-            "forwards": np.asarray(self.model.forwards - forwards),
-            "backwards": np.asarray(self.model.backwards - backwards),
+            **work(),
         }
 
 

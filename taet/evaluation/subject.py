@@ -112,16 +112,12 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
     places |= {name: label for label, name in enumerate(known)}
     found = [places.get(name, places.get(unicodedata.normalize("NFC", name))) for name in names]
     if None not in found:
-        return np.array(found, np.int64)[_within(labels, names)]
+        if labels.max() >= len(names):
+            raise UserError(f"labels: got up to {labels.max()}; allowed: 0 to {len(names) - 1}, one per class name")
+        return np.array(found, np.int64)[labels]
     if any(list(one) == [str(label) for label in range(len(one))] for one in (names, known)):
         return labels
     raise unknown("class of the test images", names[found.index(None)], known)
-
-
-def _within(labels: Ints, names: Sequence[str]) -> Ints:
-    if labels.max() >= len(names):
-        raise UserError(f"labels: got up to {labels.max()}; allowed: 0 to {len(names) - 1}, one per class name")
-    return labels
 
 
 def _of_run(

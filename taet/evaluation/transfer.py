@@ -29,11 +29,11 @@ from taet.evaluation.column import Column
 from taet.evaluation.evaluate import evaluate
 from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among, make_runner
+from taet.formatting import aligned
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
 from taet.training.finished import load_run
 from taet.training.folder import RunFolder
-from taet.training.record import RunRecord
 
 STATE = "transfer"
 """Name of the store of finished batches in the folder of a source."""
@@ -68,17 +68,11 @@ class Transfer:
         }
 
     def __repr__(self) -> str:
-        shares = np.column_stack([self.clean, self.balanced])
         rows = [("", "clean", *self.names)]
-        for name, values in zip(self.names, shares, strict=True):
+        for name, values in zip(self.names, np.column_stack([self.clean, self.balanced]), strict=True):
             rows.append((name, *("-" if math.isnan(value) else f"{100 * value:.1f}" for value in values)))
-        first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-        lines = [
-            "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths, strict=True))])
-            for row in rows
-        ]
         head = f"balanced accuracy % of each row's model on the {self.attack} examples made on each column's"
-        return "\n".join([head, *lines])
+        return "\n".join([head, *aligned(rows)])
 
 
 def transfer(
@@ -214,19 +208,16 @@ def transfer_columns(
             begin=report,
         )
     report(len(batches))
-    columns = []
-    for key in keys:
-        predictions = np.concatenate([unit[key] for unit in units])
-        columns.append(
-            Column.of(
-                made,
-                predictions,
-                source.labels,
-                seconds=sum(unit[f"{key} seconds"].item() for unit in units),
-                forwards=len(predictions),
-            )
+    return tuple(
+        Column.of(
+            made,
+            np.concatenate([unit[key] for unit in units]),
+            source.labels,
+            seconds=sum(unit[f"{key} seconds"].item() for unit in units),
+            forwards=len(source.labels),
         )
-    return tuple(columns)
+        for key in keys
+    )
 
 
 def matrix(cards: Mapping[str, ResultCard], attack: str) -> Transfer:
@@ -234,7 +225,7 @@ def matrix(cards: Mapping[str, ResultCard], attack: str) -> Transfer:
 
     Columns and models are matched by the hash of the weights, so that a run folder may be renamed or moved.
     """
-    clean = [_shares(card, _named(card, "clean"))[0] for card in cards.values()]
+    clean = [_shares(card, card.clean)[0] for card in cards.values()]
     pairs = [[_shares(target, _pair(target, source, attack)) for source in cards.values()] for target in cards.values()]
     shares = np.asarray(pairs, dtype=np.float64).reshape(len(cards), len(cards), 2)
     return Transfer(attack, tuple(cards), np.asarray(clean), shares[..., 0], shares[..., 1])
@@ -244,7 +235,7 @@ def matrices(cards: Mapping[str, ResultCard]) -> tuple[Transfer, ...]:
     """Return the matrix of every attack that was transferred between these models."""
     weights = {card.model["weights_sha256"] for card in cards.values()}
     attacks = {
-        column.name.removesuffix(f"@{made_on.name}")
+        column.attack.typed
         for card in cards.values()
         for column in card.columns
         if (made_on := column.attack.made_on) is not None and made_on.weights_sha256 in weights
@@ -254,18 +245,12 @@ def matrices(cards: Mapping[str, ResultCard]) -> tuple[Transfer, ...]:
 
 def _pair(target: ResultCard, source: ResultCard, attack: str) -> Column | None:
     """Return the column of the target under the source's examples; its own column if they are the same model."""
-    if target is source:
-        return _named(target, attack)
+    wanted = attack, None if target is source else source.model["weights_sha256"]
     for column in target.columns:
         made_on = column.attack.made_on
-        ours = made_on is not None and made_on.weights_sha256 == source.model["weights_sha256"]
-        if made_on is not None and ours and column.name == f"{attack}@{made_on.name}":
+        if (column.attack.typed, made_on and made_on.weights_sha256) == wanted:
             return column
     return None
-
-
-def _named(card: ResultCard, name: str) -> Column | None:
-    return next((column for column in card.columns if column.name == name), None)
 
 
 def _shares(card: ResultCard, column: Column | None) -> tuple[float, float]:
@@ -274,9 +259,6 @@ def _shares(card: ResultCard, column: Column | None) -> tuple[float, float]:
         return math.nan, math.nan
     counts = metrics.class_counts(column.correct, card.labels, card.num_classes)
     return metrics.balanced_accuracy(*counts), metrics.accuracy(*counts)
-
-
-# --- runs ------------------------------------------------------------------------------------------------------------
 
 
 def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
@@ -296,7 +278,13 @@ def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> AttackSpec
     if len(expand([name], Evaluation()).attacks) > 1:
         raise UserError(f"transfer: got {name}, all columns of a protocol; allowed: {ALLOWED}")
     records = [RunFolder(folder).record for folder in folders]
-    attacks = [_attack(record, name, eps) for record in records]
+    runs = [record.run for record in records]
+    sizes = [run.evaluation.eps if eps is None else eps for run in runs]
+    attacks = [
+        parse_attack(name, replace(run.evaluation, eps=size), run.threat.eps)
+        for run, size in zip(runs, sizes, strict=True)
+    ]
+    _check(attacks[0])
     for folder, record, attack in zip(folders, records, attacks, strict=True):
         if record.data.test.sha256 != records[0].data.test.sha256:
             raise UserError(f"transfer: {folder} has other test images than {folders[0]}; allowed: the same ones")
@@ -308,14 +296,6 @@ def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> AttackSpec
                     "allowed: the same, e.g. by --eps 8/255 or an option of the attack"
                 )
     return attacks[0]
-
-
-def _attack(record: RunRecord, name: str, eps: float | None) -> AttackSpec:
-    run = record.run
-    settings = run.evaluation if eps is None else replace(run.evaluation, eps=eps)
-    attack = parse_attack(name, settings, run.threat.eps)
-    _check(attack)
-    return attack
 
 
 def _check(attack: AttackSpec) -> None:
@@ -336,9 +316,10 @@ def _runners(folders: Mapping[str, Path], batch_size: int | None, device: torch.
     for name, folder in folders.items():
         run, model, dataset, _ = load_run(folder)
         test = dataset.test if test is None else test
-        settings = run.evaluation
-        size = settings.batch_size if batch_size is None else batch_size
-        runners[name] = make_runner(model.to(device), test.images, test.labels, batch_size=size, seed=settings.seed)
+        size = run.evaluation.batch_size if batch_size is None else batch_size
+        runners[name] = make_runner(
+            model.to(device), test.images, test.labels, batch_size=size, seed=run.evaluation.seed
+        )
     return runners
 
 
