@@ -244,7 +244,7 @@ class Dataset:
     @property
     def ranks(self) -> NDArray[np.int64]:
         """Rank of each class by training count, (C,): see `taet.metrics.class_ranks`."""
-        return np.asarray(metrics.class_ranks(self.class_counts), np.int64)
+        return metrics.class_ranks(self.class_counts)
 
     @property
     def groups(self) -> dict[str, NDArray[np.int64]]:
@@ -268,11 +268,14 @@ def _form(images: Images) -> str:
     return f"{width}x{height} pixels, {'grey' if channels == 1 else 'colour'}"
 
 
+def _kind(array: NDArray[np.generic] | Stored) -> str:
+    return f"{array.dtype}{' with NaN' if array.dtype.kind == 'f' and np.isnan(array).any() else ''}"
+
+
 def _checked_images(what: str, images: ArrayLike | Stored) -> Images:
     array = images if isinstance(images, Stored) else np.asarray(images)
     if array.dtype != np.uint8:
-        nan = " with NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
-        raise UserError(f"{what}: got {array.dtype}{nan}; allowed: uint8, pixel values 0 to 255")
+        raise UserError(f"{what}: got {_kind(array)}; allowed: uint8, pixel values 0 to 255")
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
         raise UserError(f"{what}: got shape {array.shape}; allowed: (N,H,W), (N,H,W,1) or (N,H,W,3)")
     if 0 in array.shape:
@@ -288,8 +291,7 @@ def checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
     """Return labels (N,) or (N,1) as int64 (N,); anything but whole numbers from 0 is a `UserError`."""
     array = np.asarray(labels)
     if array.dtype.kind not in "iu":
-        nan = " with NaN" if array.dtype.kind == "f" and np.isnan(array).any() else ""
-        raise UserError(f"{what}: got {array.dtype}{nan}; allowed: whole numbers from 0")
+        raise UserError(f"{what}: got {_kind(array)}; allowed: whole numbers from 0")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or len(array) == 0:

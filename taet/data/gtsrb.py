@@ -65,8 +65,7 @@ def outline(data: Data) -> Outline:
         return Outline({"train": train, "test": test}, shape, mirror=False)
     owners = np.repeat(np.arange(len(CLASS_NAMES)), TRACK_COUNTS)
     tracks = np.repeat(np.arange(len(owners)), FRAMES)
-    last = np.flatnonzero(owners[tracks] == SHORT_TRACK_CLASS)[-1]
-    tracks = np.delete(tracks, last)
+    tracks = np.delete(tracks, np.flatnonzero(owners[tracks] == SHORT_TRACK_CLASS)[-1])
     train = Labels(owners[tracks], CLASS_NAMES, tracks)
     return Outline({"train": train, "test": Labels.of_counts(CLASS_NAMES, TEST_COUNTS)}, shape, mirror=False)
 

@@ -49,9 +49,8 @@ class Listing:
         if self.group_names is None:
             return None
         numbers: dict[str | int, int] = {}
-        return np.array(
-            [numbers.setdefault(name or i, len(numbers)) for i, name in enumerate(self.group_names)], np.int64
-        )
+        found = [numbers.setdefault(name or i, len(numbers)) for i, name in enumerate(self.group_names)]
+        return np.array(found, np.int64)
 
     @cached_property
     def survey(self) -> Survey:
@@ -94,7 +93,7 @@ class Listing:
             held = hold_out(self.labels, self.groups, held_out, seed)
             train, test = np.flatnonzero(~held), np.flatnonzero(held)
         if len(test) == 0:
-            reason = "no class has a second image" if self.groups is None else "no class has a group to spare"
+            reason = f"no class has a {'second image' if self.groups is None else 'group to spare'}"
             others = "" if self.groups is None else f"; without groups: {self.ungrouped}"
             raise UserError(
                 f"{self.undivided}, and {reason} to test on; allowed: test images, or more of each class{others}"
@@ -128,13 +127,9 @@ class Listing:
         splits = {part: whole.choose(positions) for part, positions in parts.items()}
         if self.splits is not None:
             splits = {part: replace(split, indices=np.arange(len(split))) for part, split in splits.items()}
-        notes = (
-            *self._division(data.seed),
-            *self.notes,
-            *_similar_names(self.class_names),
-            *self.survey.sentences(data.size),
-        )
-        return Dataset(data.name, splits["train"], splits.get("validation"), splits["test"], notes=notes)
+        notes = [*self._division(data.seed), *self.notes, *_similar_names(self.class_names)]
+        notes += self.survey.sentences(data.size)
+        return Dataset(data.name, splits["train"], splits.get("validation"), splits["test"], notes=tuple(notes))
 
     def _check(self, parts: dict[str, NDArray[np.int64]]) -> None:
         """Refuse a class without a training image, and a group in two splits."""
@@ -157,12 +152,9 @@ class Listing:
     def _division(self, seed: int) -> list[str]:
         notes = []
         if self.splits is None:
-            share = (
-                f"{TEST_SHARE:.0%} of each class, rounded, at least 1 of 2,"
-                if self.groups is None
-                else f"as near to {TEST_SHARE:.0%} of each class as whole groups come, at least 1 of 2,"
-            )
-            notes.append(f"{self.undivided}: {share} is for testing (seed {seed})")
+            share = f"{TEST_SHARE:.0%} of each class"
+            share = f"{share}, rounded" if self.groups is None else f"as near to {share} as whole groups come"
+            notes.append(f"{self.undivided}: {share}, at least 1 of 2, is for testing (seed {seed})")
         if self.group_names is not None:
             alone = sum(not name for name in self.group_names)
             named = len(set(self.group_names)) - (alone > 0)

@@ -107,15 +107,15 @@ def _table(path: Path, group: str | None) -> Rows:
             split = found.get("split", "").lower()
             if split and split not in SPLITS:
                 raise unknown(f"split in '{path}', line {before + 1}:", split, SPLITS)
-            row = _row(path, before + 1, found["path"], found["label"])
-            rows.append(row._replace(split=SPLITS.get(split, ""), group=found.get("group", "")))
+            own_split, own_group = SPLITS.get(split, ""), found.get("group", "")
+            rows.append(_row(path, before + 1, found["path"], found["label"], own_split, own_group))
     likely = [name for name in names if name.lower() in LIKELY_GROUPS and "group" not in columns]
     return Rows(rows, frozenset(columns), next(iter(likely), None))
 
 
-def _row(source: Path, number: int, path: str, label: str) -> Row:
+def _row(source: Path, number: int, path: str, label: str, split: str = "", group: str = "") -> Row:
     # Half a million images share some thousand labels.
-    return Row(source, number, os.path.normpath(path), sys.intern(label))
+    return Row(source, number, os.path.normpath(path), sys.intern(label), split, group)
 
 
 def _is_lines(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from taet.config import Data
 from taet.data.listing import Listing
 from taet.data.places import locate
-from taet.data.rows import SPLITS, Row, Rows, Unlabelled, read_rows
+from taet.data.rows import NUMBER, SPLITS, Row, Rows, Unlabelled, read_rows
 from taet.errors import UserError
 
 NAMES = {"csv": "csv:PATH, a table of path,label[,split,group], or lists such as those of ImageNet-LT and iNaturalist"}
@@ -96,21 +97,18 @@ def _class_names(labels: list[str]) -> tuple[dict[str, int], tuple[str, ...], tu
 
     If two labels are the same number, such as 01 and 1, all labels are text.
     """
-    distinct = sorted(set(labels))
-    if not all(re.fullmatch(r"-?\d+", label) for label in distinct):
-        return {label: i for i, label in enumerate(distinct)}, tuple(distinct), ()
-    by_size = sorted(distinct, key=int)
-    numbers, count = list(map(int, by_size)), len(distinct)
-    alike = next((i for i in range(1, count) if numbers[i - 1] == numbers[i]), None)
-    if alike is not None:
-        note = f"labels '{by_size[alike - 1]}' and '{by_size[alike]}' are the same number: all labels are used as text"
-        return {label: i for i, label in enumerate(distinct)}, tuple(distinct), (note,)
-    note = f"labels are not 0 to {count - 1}: the {count} that occur are the classes, sorted"
-    return (
-        {label: i for i, label in enumerate(by_size)},
-        tuple(map(str, numbers)),
-        (note,) if numbers != list(range(count)) else (),
-    )
+    names = distinct = sorted(set(labels))
+    notes: tuple[str, ...] = ()
+    if all(NUMBER.fullmatch(label) for label in distinct):
+        by_size, count = sorted(distinct, key=int), len(distinct)
+        alike = next(((one, two) for one, two in itertools.pairwise(by_size) if int(one) == int(two)), None)
+        if alike is not None:
+            notes = (f"labels '{alike[0]}' and '{alike[1]}' are the same number: all labels are used as text",)
+        else:
+            distinct, names = by_size, [str(int(label)) for label in by_size]
+            if names != list(map(str, range(count))):
+                notes = (f"labels are not 0 to {count - 1}: the {count} that occur are the classes, sorted",)
+    return {label: i for i, label in enumerate(distinct)}, tuple(names), notes
 
 
 def listing(data: Data) -> Listing:

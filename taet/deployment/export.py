@@ -71,7 +71,7 @@ def export(
     channels, *size = record.data.image_shape
     resizes = run.data.size is not None if record.data.resized is None else record.data.resized
     deployed = Deployed(network, (size[0], size[1]), resizes=resizes).eval()
-    about = json.dumps(metadata(folder.weights_about(weights), record, deployed), ensure_ascii=False)
+    about = json.dumps(_metadata(folder.weights_about(weights), record, deployed), ensure_ascii=False)
     sides = [2 * side + 3 for side in size] if resizes else size  # of another length than the model's, tied to none
     shape = (*sides, channels)
     with _quiet(), torch.no_grad():
@@ -81,8 +81,8 @@ def export(
     return path
 
 
-def metadata(written: WeightsAbout, record: RunRecord, deployed: Deployed) -> dict[str, Any]:
-    """Metadata of an exported file: run hash, method, epoch, ball, weights, classes and image shape."""
+def _metadata(written: WeightsAbout, record: RunRecord, deployed: Deployed) -> dict[str, Any]:
+    """Return the run hash, method, epoch, ball, weights, classes and image shape that an exported file keeps."""
     return {
         **written._asdict(),
         "taet": taet.__version__,

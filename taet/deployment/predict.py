@@ -18,7 +18,7 @@ from taet.attacks.draws import Draws
 from taet.attacks.progress import Progress
 from taet.attacks.spec import AttackSpec
 from taet.deployment.predictions import NO_CLASS, Predictions, joined
-from taet.deployment.reading import Given, Pixels, find
+from taet.deployment.reading import Given, find
 from taet.errors import UserError
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
@@ -104,7 +104,8 @@ def batches(
         if progress is not None:
             progress(done * cost + inside, len(source.names) * cost, label)
 
-    for names, found in source.batches((channels, height, width), batch_size):
+    for rows in (slice(start, start + batch_size) for start in range(0, len(source.names), batch_size)):
+        names, found = source.names[rows], source.read(rows, (channels, height, width))
         readable = [number for number, image in enumerate(found) if not isinstance(image, str)]
         labels = np.full(len(found), NO_CLASS, np.int64)
         probabilities = np.full((len(found), len(classes)), np.nan, np.float32)
@@ -135,25 +136,17 @@ class _Runner(Runner):
     """Images outside a test set: the random numbers of each follow from its pixels."""
 
     def draws(self, attack: AttackSpec, rows: NDArray[np.int64]) -> Draws:
-        return replace(super().draws(attack, rows), rows=_keys(self.images[rows]))
-
-
-def _keys(images: Pixels) -> NDArray[np.int64]:
-    """A 63-bit number per image, computed from its pixels: (N, H, W, C) -> (N,)."""
-    digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images]
-    return (np.frombuffer(b"".join(digests), ">u8") >> 1).astype(np.int64)
+        digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in self.images[rows]]
+        keys = (np.frombuffer(b"".join(digests), ">u8") >> 1).astype(np.int64)  # 63 bits per image
+        return replace(super().draws(attack, rows), rows=keys)
 
 
 def _classes(runner: Runner) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Predicted classes (N,) and probabilities (N, C) of the clean images, as in an evaluation's clean column."""
     with runner.still():
-        clean = runner.attack(Clean(), np.arange(len(runner.labels)), None, None, _silent)
+        clean = runner.attack(Clean(), np.arange(len(runner.labels)), None, None, lambda *_: None)
     assert clean.scores is not None
     return clean.predictions, clean.scores
-
-
-def _silent(done: float, total: float, label: str) -> None:
-    """Progress of the clean pass is not reported."""
 
 
 def _survive(runner: Runner, attack: AttackSpec, report: Progress) -> NDArray[np.bool_]:

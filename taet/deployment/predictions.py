@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 
 DIGITS = 6  # of a probability in rows; all of them are in `probabilities`
 NO_CLASS = -1
-WORDS = {None: "", True: "true", False: "false"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,7 +68,11 @@ class Predictions:
         rows, text = self.rows(top), io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(rows[0])
-        table.writerows([_word(value) for value in row.values()] for row in rows)
+        words = {None: "", True: "true", False: "false"}
+        table.writerows(
+            [words[value] if value is None or isinstance(value, bool) else value for value in row.values()]
+            for row in rows
+        )
         return text.getvalue()
 
     def to_json(self, top: int = 1) -> dict[str, Any]:
@@ -89,18 +91,14 @@ class Predictions:
         return "; ".join(parts)
 
 
-def _word(value: Any) -> Any:
-    return WORDS[value] if value is None or isinstance(value, bool) else value
-
-
 def joined(parts: Sequence[Predictions]) -> Predictions:
     """Join the predictions of one or more batches."""
     masks = [part.survives for part in parts if part.survives is not None]
     return replace(
         parts[0],
-        paths=tuple(itertools.chain.from_iterable(part.paths for part in parts)),
+        paths=tuple(path for part in parts for path in part.paths),
         labels=np.concatenate([part.labels for part in parts]),
         probabilities=np.concatenate([part.probabilities for part in parts]),
         survives=np.concatenate(masks) if masks else None,
-        errors=tuple(itertools.chain.from_iterable(part.errors for part in parts)),
+        errors=tuple(error for part in parts for error in part.errors),
     )

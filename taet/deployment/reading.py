@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +22,11 @@ Given = Pixels | Stored | str | os.PathLike[str] | Iterable[str | os.PathLike[st
 
 
 class Images(NamedTuple):
-    """Images in order, with their names and a reader of batches for a model of images (C, H, W)."""
+    """Images in order, with their names, and how some of them are read for a model of images (C, H, W)."""
 
     names: tuple[str, ...]
     read: Callable[[slice, Shape], list[Pixels | str]]
-
-    def batches(self, shape: Shape, size: int) -> Iterator[tuple[tuple[str, ...], list[Pixels | str]]]:
-        """Yield the names and the images uint8 (H, W, C) of each batch, or the reason why one cannot be read."""
-        for start in range(0, len(self.names), size):
-            rows = slice(start, start + size)
-            yield self.names[rows], self.read(rows, shape)
+    """Returns images uint8 (H, W, C), or the reason why one cannot be read."""
 
 
 def find(given: Given) -> Images:

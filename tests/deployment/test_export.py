@@ -89,8 +89,8 @@ def test_cosine_head_and_offset_at_every_size_and_batch(
 @pytest.fixture
 def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of one block, with every operation of the deeper ones, which take exporters much longer."""
-    monkeypatch.setitem(resnet.LAYOUTS, "resnet8", resnet.Layout((8,), (1,)))
-    monkeypatch.setitem(vit.LAYOUTS, "vit-mini-p4", vit.Layout(4, 16, 1, 2, 32))
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet8", resnet.ResidualLayout((8,), (1,)))
+    monkeypatch.setitem(vit.LAYOUTS, "vit-mini-p4", vit.TransformerLayout(4, 16, 1, 2, 32))
 
 
 @pytest.mark.usefixtures("shallow")
