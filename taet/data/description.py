@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from taet.data.dataset import Dataset
+from taet.formatting import aligned
 
 MOST_ROWS = 40
 """Classes in the table of a data set, at most, so that it fits on a screen."""
@@ -42,16 +43,16 @@ def render(dataset: Dataset) -> str:
     if some:
         shown = np.argsort(dataset.ranks)[np.linspace(0, every - 1, MOST_ROWS).round().astype(int)].tolist()
     group_of = {label: group for group in ("head", "body", "tail") for label in about["groups"][group]}
-    names = [name if len(name) <= 20 else f"{name[:17]}..." for name in (dataset.class_names[i] for i in shown)]
-    columns = [["class", *names, "all"], ["group", *(group_of[label] for label in shown), ""]]
-    for split, counts in about["class_counts"].items():
-        columns.append([split, *(str(counts[label]) for label in shown), str(sum(counts))])
-    aligned = [
-        [f"{cell:<{max(map(len, column))}}" if i < 2 else f"{cell:>{max(map(len, column))}}" for cell in column]
-        for i, column in enumerate(columns)
-    ]
-    rows = ["  ".join(cells) for cells in zip(*aligned, strict=True)]
-    room, train = 80 - len(rows[0]) - 2, about["class_counts"]["train"]
+    names = [name if len(name) <= 20 else f"{name[:17]}..." for name in dataset.class_names]
+    counts = about["class_counts"]
+    rows = aligned(
+        [
+            ["class", "group", *counts],
+            *([names[i], f"{group_of[i]} ", *(str(each[i]) for each in counts.values())] for i in shown),
+            ["all", "", *(str(sum(each)) for each in counts.values())],
+        ]
+    )
+    room, train = 80 - len(rows[0]) - 2, counts["train"]
     bars = ["", *("#" * max(1, round(room * train[label] / max(train))) for label in shown), ""]
     lines = [
         dataset.headline,
