@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import json
 import sys
+import typing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from taet import registry, report
 from taet.attacks import catalogue
 from taet.attacks.ball import distance
 from taet.attacks.counted import Counted
-from taet.attacks.spec import AttackSpec
+from taet.attacks.spec import AttackSpec, option_fields
 from taet.attacks.suite import Suite
 from taet.cli import main
 from taet.config import Evaluation
@@ -179,6 +181,25 @@ def is_read_back_from_a_card(name: str) -> None:
     )
 
 
+def is_another_attack_with_another_option(name: str) -> None:
+    base = name.partition(":")[0]
+    kind = type(catalogue.parse(base, SETTINGS))
+    for option, field in option_fields(kind).items():
+        choices = typing.get_args(typing.get_type_hints(kind)[field])
+        named = [str(one) for member in choices for one in typing.get_args(member) or (member,)]
+        found = {}
+        for text in ["2", "3", "0.25", "0.125", "true", "false", *named]:
+            with contextlib.suppress(UserError):
+                attack = catalogue.parse(f"{base}:{option}={text}", SETTINGS)
+                found[getattr(attack, field)] = replace(attack, name=base)
+        assert len(found) >= 2, option
+        for attack in found.values():
+            parameters = json.loads(json.dumps(attack.parameters))
+            assert catalogue.stored(base, attack.norm, attack.eps, parameters) == attack, option
+        identities = {catalogue.identity(base, one.norm, one.eps, one.parameters) for one in found.values()}
+        assert len(identities) == len(found), option
+
+
 def is_listed_and_has_a_place(name: str) -> None:
     attack = catalogue.parse(name, SETTINGS)
     assert any(attack.base == entry or attack.base.startswith(f"{entry}-") for entry in registry.entries("attacks"))
@@ -222,6 +243,7 @@ CHECKS: tuple[Callable[[str], None], ...] = (
     refuses_a_model_that_is_not_finite,
     refuses_wrong_inputs,
     is_read_back_from_a_card,
+    is_another_attack_with_another_option,
     is_listed_and_has_a_place,
 )
 
@@ -248,7 +270,7 @@ SPECIFICATION = """
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from taet.attacks.spec import AttackSpec
+from taet.attacks.spec import AttackSpec, option_fields
 from taet.bounds import Count
 
 NAMES = {"nudge": "all pixels one step up or down, N times"}
