@@ -74,10 +74,8 @@ def refuse_unsound(attack: str, sound: Tensor) -> None:
     An attack cannot follow such a gradient, so its failure would not be robustness.
     """
     if not bool(sound.all()):
-        got = f"{int((~sound).sum())} of {len(sound)} images"
-        raise UserError(
-            f"{attack}: the model's logits or gradients are not finite on {got}; allowed: finite everywhere"
-        )
+        got = f"not finite on {int((~sound).sum())} of {len(sound)} images"
+        raise UserError(f"{attack}: the model's logits or gradients are {got}; allowed: finite everywhere")
 
 
 def lengths(values: Tensor) -> Tensor:

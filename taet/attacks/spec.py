@@ -179,11 +179,9 @@ def own_fields(kind: type[AttackSpec]) -> tuple[str, ...]:
 
 def option_fields(kind: type[AttackSpec]) -> dict[str, str]:
     """Return the fields that users may set, by the names of their options."""
-    ball = () if None in kind.names.values() else ("eps",)
-    return {option: name for name in (*ball, *own_fields(kind)) if (option := _option(name, hints(kind)[name]))}
-
-
-def _option(name: str, hint: object) -> str:
-    """Return the option of a field, "" if it has none."""
-    marks = (mark.name for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Option))
-    return next(marks, name)
+    found: dict[str, str] = {}
+    for name in (*(() if None in kind.names.values() else ("eps",)), *own_fields(kind)):
+        marks = (mark.name for mark in getattr(hints(kind)[name], "__metadata__", ()) if isinstance(mark, Option))
+        if option := next(marks, name):
+            found[option] = name
+    return found

@@ -35,13 +35,8 @@ def run_units(
     each process has all of them. The result does not depend on the number of processes if a unit depends only on its
     number.
 
-    Args:
-        count: number of units.
-        compute: computes a unit.
-        state: store of finished units; None stores nothing.
-        key: name of a unit in `state`.
-        valid: whether stored arrays are this unit, and complete.
-        begin: called before a unit is computed, not for a stored one.
+    `key` names a unit in `state`, `valid` says whether stored arrays are this unit and complete, and `begin` is called
+    before a unit is computed, not for a stored one.
     """
 
     def unit(number: int) -> Arrays:

@@ -20,7 +20,7 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.images import Images
 from taet.evaluation.measurement import measure, plan_evaluation
-from taet.evaluation.subject import Subject, from_module, from_run, from_run_on
+from taet.evaluation.subject import from_module, from_run, from_run_on
 from taet.training.environment import resolve_device
 from taet.training.folder import RunFolder
 
@@ -69,13 +69,8 @@ def evaluate(
         curves: curves to measure, among steps, eps and logit-scale; each point is a column.
         worst_case: run the attacks one after another, each on the images that are still correct, and return that one
             column beside the clean one. Cheaper if only the worst case is needed.
-        eps: radius of the L-infinity ball in units of the image range, e.g. 8/255. Default, here and up to `seed`: that
-            of the settings.
-        step_size: step of PGD, same units.
-        eps_l2: radius of the L2 ball, same units.
-        step_size_l2: step of PGD in the L2 ball.
-        batch_size: images per batch; stored, because AutoAttack's result depends on it in a few examples.
-        seed: seed of every random start, drawn per image and attack.
+        eps, step_size, eps_l2, step_size_l2, batch_size, seed: fields of `taet.config.Evaluation` in place of those of
+            the settings; radii and steps in units of the image range, e.g. 8/255.
         settings: settings of the attacks, or a mapping of those fields of `Evaluation` that change. Default: those of
             the run, or `taet.config.Evaluation()`.
         device: auto (for a Module its own, for a run CUDA if available), cpu, cuda or cuda:N.
@@ -113,7 +108,6 @@ def evaluate(
     if out is not None and RunFolder(Path(out)).is_run:
         raise UserError(f"evaluate: {out} is a run, whose card is about its own model and data; allowed: another")
     path: Path | None = None
-    subject: Subject
     if isinstance(model_or_run_dir, str | os.PathLike):
         folder = Path(model_or_run_dir)
         path = RunFolder(folder if out is None else Path(out)).card(weights)

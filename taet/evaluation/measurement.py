@@ -57,14 +57,10 @@ def plan_evaluation(
     curves: Sequence[str] = (),
     worst_case: bool = False,
 ) -> EvaluationPlan:
-    """Return what to measure on a subject.
+    """Return what to measure on a subject: attacks and bundles by `names`, by default those of its settings.
 
-    Args:
-        subject: the model, its images and its default settings.
-        names: attacks and bundles. Default: those of the settings.
-        given: other fields of the settings to replace.
-        curves: names of curves.
-        worst_case: measure only the worst case of the attacks, by default of those in the L-infinity ball.
+    `given` replaces other fields of the settings. With `worst_case` only the worst case of the attacks is measured, by
+    default of those in the L-infinity ball.
     """
     sizes = (given.get("eps"), subject.settings.eps, subject.train_eps)
     eps = next(size for size in sizes if size is not None)
@@ -96,7 +92,7 @@ def measure(
         path: file of the card, where it is saved and where earlier results are looked for.
         new: refuse a file that holds the card of another model or of other images.
         state_dir: folder that keeps finished batches.
-        progress: called as progress(done, total, label), in estimated passes of an image through the model.
+        progress: as in `taet.evaluate`.
         command: the command that started the evaluation; stored in the card.
     """
     keep_freed_memory(device)

@@ -41,13 +41,9 @@ def is_of(facts: Mapping[str, int | float], seed: int) -> bool:
 def probe(
     runner: Runner, eps: float, state_dir: str | os.PathLike[str] | None, progress: Callable[[float], None]
 ) -> dict[str, int | float]:
-    """Try the model on images drawn evenly over the classes and return the facts.
+    """Try the model on images drawn evenly over the classes, in the L-infinity ball, and return the facts.
 
-    Args:
-        runner: the model and its images.
-        eps: radius of the L-infinity ball.
-        state_dir: folder that keeps the facts, for an evaluation that is interrupted and started again.
-        progress: called as progress(done), of `passes(runner)`.
+    `state_dir` keeps them for an evaluation that is interrupted; `progress` gets the passes so far.
 
     Returns:
         images, seed; the largest L2 distance between the logits of one image, each scaled to unit length:

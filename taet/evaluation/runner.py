@@ -48,12 +48,8 @@ def attack_split(
 ) -> tuple[Column, ...]:
     """Run every attack on all images, in float32, and return one column each, in the order of `attacks`.
 
-    Args:
-        runner: the model with its test images.
-        attacks: one or more, each once.
-        known: columns of the same model and images; those of the same attacks with the same settings are reused.
-        state_dir: folder for finished batches, from which an evaluation that was killed continues.
-        progress: called as progress(done, total, label), in estimated passes of an image through the model.
+    Of `known`, columns of the same model and images, those of the same attacks and settings are reused. Finished
+    batches are stored in `state_dir`, from which an evaluation that was killed continues.
     """
     # A suite that is the beginning of a longer one comes last, because it costs nothing after that.
     order = sorted(attacks, key=lambda attack: isinstance(attack, Suite) and attack.whole() is not None)
@@ -352,14 +348,9 @@ def make_runner(
     batch_size: int = 250,
     seed: int = 0,
 ) -> Runner:
-    """Return a model, on its device, with its test images; both are checked.
+    """Return a Module from images in [0, 1] to logits, on its device, with its test images; both are checked.
 
-    Args:
-        model: any Module from images (N, C, H, W) in [0, 1] to logits (N, classes).
-        images: uint8 (N, H, W, C) with pixel values 0 to 255, or floating point (N, C, H, W) in [0, 1].
-        labels: integers (N,), 0 to classes - 1.
-        batch_size: images per batch.
-        seed: seed of every random start, drawn per image and attack.
+    Images are uint8 (N, H, W, C), or floating point (N, C, H, W) in [0, 1], and labels (N,) 0 to classes - 1.
     """
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
     pixels, classes = as_arrays(images, labels)

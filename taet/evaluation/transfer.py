@@ -59,13 +59,7 @@ class Transfer:
 
     def to_json(self) -> dict[str, Any]:
         """Return the names and matrices as plain lists and numbers, None for nan."""
-        return {
-            "attack": self.attack,
-            "names": list(self.names),
-            "clean": plain(self.clean),
-            "balanced": plain(self.balanced),
-            "accuracy": plain(self.accuracy),
-        }
+        return {name: plain(value) for name, value in vars(self).items()}
 
     def __repr__(self) -> str:
         rows = [("", "clean", *self.names)]
@@ -167,7 +161,7 @@ def transfer_columns(
         attack: an attack of `taet.evaluation.parse_attack`; not clean and not AutoAttack.
         name: name of the source in the columns.
         state_dir: folder for finished batches, from which a transfer that was killed continues.
-        progress: called as progress(done, total, label), in estimated passes of an image through a model.
+        progress: as in `transfer`.
     """
     _check(attack)
     images = images_sha256(source.images, source.labels)
@@ -324,7 +318,6 @@ def _runners(folders: Mapping[str, Path], batch_size: int | None, device: torch.
 
 
 def _added(card: ResultCard, column: Column) -> ResultCard:
-    """Return the card with a column added, or put in the place of one of its name, and its warnings anew."""
-    kept = tuple(other for other in card.columns if other.name != column.name)
-    card = replace(card, columns=(*kept, column))
+    """Return the card with a column added, or put in the place of one of its name, and with new flags."""
+    card = replace(card, columns=(*(other for other in card.columns if other.name != column.name), column))
     return replace(card, flags=diagnostics.flags(card))
