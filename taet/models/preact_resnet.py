@@ -7,28 +7,20 @@ already normalised and rectified, and a last normalisation and rectifier stand b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from taet.models.classifier import Classifier
 from taet.models.heads import Head
-from taet.models.resnet import (
-    LAYOUTS,
-    AveragePooling,
-    first_convolution,
-    first_pooling,
-    is_large,
-    residual_network,
-    strides,
-)
+from taet.models.resnet import LAYOUTS, ResidualBlock, is_large, residual_network
 
 NAMES = {"preact-resnet18": "ResNet-18 with pre-activation, 11.2 million parameters (AWP; AT-BSL on Tiny-ImageNet-LT)"}
 
 
-class PreActBlock(nn.Module):
+class PreActBlock(ResidualBlock):
     """conv(relu(bn(conv(a)))) + shortcut with a = relu(bn(x)), 3x3 convolutions; the shortcut is x, or conv1x1(a)."""
+
+    preactivation = True
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -45,22 +37,7 @@ class PreActBlock(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 
-def preactivation_body(
-    first: int, widths: Sequence[int], blocks: Sequence[int], channels: int, *, large: bool = False
-) -> nn.Sequential:
-    """Stem of width `first`, blocks, a last normalisation, average pooling: (N, channels, H, W) -> (N, last width)."""
-    layers: list[nn.Module] = [first_convolution(channels, first, large), *first_pooling(large)]
-    inputs = first
-    for width, stage in zip(widths, strides(blocks), strict=True):
-        for stride in stage:
-            layers.append(PreActBlock(inputs, width, stride))
-            inputs = width
-    return nn.Sequential(*layers, nn.BatchNorm2d(inputs), nn.ReLU(), AveragePooling())
-
-
 def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head, stem: str) -> Classifier:
     """Return the network called `name` with He initialisation from the global random state."""
-    layout, channels = LAYOUTS[name.removeprefix("preact-")], image_shape[0]
-    widths = layout.widths
-    body = preactivation_body(widths[0], widths, layout.blocks, channels, large=is_large(stem, image_shape))
-    return residual_network(body, widths[-1], num_classes, channels, head)
+    layout = LAYOUTS[name.removeprefix("preact-")]._replace(block=PreActBlock)
+    return residual_network(layout, num_classes, image_shape[0], head, large=is_large(stem, image_shape))

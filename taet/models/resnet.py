@@ -7,7 +7,6 @@ change the shape are 1x1 convolutions (option B of section 3.3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -25,11 +24,17 @@ NAMES = {
 IMAGENET_FROM = 96  # pixels: 12 after the stem and 2 before the pooling; a smaller image would be pooled away
 
 
-class BasicBlock(nn.Module):
-    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)), 3x3 convolutions."""
+class ResidualBlock(nn.Module):
+    """A block of a residual network, built from the number of its inputs, its width and its stride."""
 
     expansion: ClassVar[int] = 1
     """Outputs per width."""
+    preactivation: ClassVar[bool] = False
+    """Whether it normalises and rectifies its inputs itself, so that stem and last block leave that out."""
+
+
+class BasicBlock(ResidualBlock):
+    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)), 3x3 convolutions."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -44,11 +49,10 @@ class BasicBlock(nn.Module):
         return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(ResidualBlock):
     """1x1, 3x3 and 1x1 convolutions, each normalised, with ReLUs as in the basic block; four times as wide."""
 
-    expansion: ClassVar[int] = 4
-    """Outputs per width."""
+    expansion = 4
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -87,7 +91,9 @@ class ResidualLayout(NamedTuple):
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     """Per width."""
-    block: type[BasicBlock | Bottleneck] = BasicBlock
+    block: type[ResidualBlock] = BasicBlock
+    stem: int | None = None
+    """Outputs of the first convolution; None: as many as the first width."""
 
 
 LAYOUTS = {
@@ -103,45 +109,37 @@ def is_large(stem: str, image_shape: tuple[int, int, int]) -> bool:
     return stem == "imagenet" or (stem == "auto" and min(image_shape[1:]) >= IMAGENET_FROM)
 
 
-def first_convolution(channels: int, width: int, large: bool) -> nn.Conv2d:
-    """3x3 at full resolution, or 7x7 at half of it (He et al., table 1)."""
-    kernel, stride = (7, 2) if large else (3, 1)
-    return nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False)
-
-
-def first_pooling(large: bool) -> list[nn.Module]:
-    """The second half of the ImageNet stem, down to a quarter of the resolution, or nothing."""
-    return [nn.MaxPool2d(3, 2, 1)] if large else []
-
-
-def strides(blocks: Sequence[int]) -> list[list[int]]:
-    """Per width the strides of its blocks: each width after the first begins at half the resolution."""
-    return [[2 if stage > 0 and block == 0 else 1 for block in range(count)] for stage, count in enumerate(blocks)]
-
-
 def residual_body(layout: ResidualLayout, channels: int, *, large: bool = False) -> nn.Sequential:
-    """Stem, blocks, average pooling: images (N, channels, H, W) -> features (N, expansion * last width)."""
-    first = layout.widths[0]
-    layers: list[nn.Module] = [
-        first_convolution(channels, first, large),
-        nn.BatchNorm2d(first),
-        nn.ReLU(),
-        *first_pooling(large),
-    ]
-    inputs = first
-    for width, stage in zip(layout.widths, strides(layout.blocks), strict=True):
-        for stride in stage:
-            layers.append(layout.block(inputs, width, stride))
-            inputs = layout.block.expansion * width
+    """Stem, blocks, average pooling: images (N, channels, H, W) -> features (N, expansion * last width).
+
+    The stem is a 3x3 convolution at full resolution or, if `large`, a 7x7 one and a pooling, down to a quarter of it
+    (He et al., table 1). Each width after the first begins at half the resolution.
+    """
+    inputs, block = layout.stem or layout.widths[0], layout.block
+    kernel, stride = (7, 2) if large else (3, 1)
+    layers: list[nn.Module] = [nn.Conv2d(channels, inputs, kernel, stride, kernel // 2, bias=False)]
+    if not block.preactivation:
+        layers += [nn.BatchNorm2d(inputs), nn.ReLU()]
+    if large:
+        layers.append(nn.MaxPool2d(3, 2, 1))
+    for stage, (width, count) in enumerate(zip(layout.widths, layout.blocks, strict=True)):
+        for number in range(count):
+            layers.append(block(inputs, width, 2 if stage > 0 and number == 0 else 1))
+            inputs = block.expansion * width
+    if block.preactivation:
+        layers += [nn.BatchNorm2d(inputs), nn.ReLU()]
     return nn.Sequential(*layers, AveragePooling())
 
 
-def residual_network(body: nn.Module, features: int, num_classes: int, channels: int, head: Head) -> Classifier:
-    """Return `body` with a head on its `features` outputs, convolutions drawn from N(0, 2 / fan-out).
+def residual_network(
+    layout: ResidualLayout, num_classes: int, channels: int, head: Head, *, large: bool = False
+) -> Classifier:
+    """Return the network of `layout` with a head, its convolutions drawn from N(0, 2 / fan-out).
 
     This keeps the variance through rectifiers. Source: He et al., Delving Deep into Rectifiers, ICCV 2015,
     arXiv:1502.01852.
     """
+    body, features = residual_body(layout, channels, large=large), layout.block.expansion * layout.widths[-1]
     model = Classifier(body, build_head(head, features, num_classes), num_classes, channels)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -151,6 +149,4 @@ def residual_network(body: nn.Module, features: int, num_classes: int, channels:
 
 def build(name: str, num_classes: int, image_shape: tuple[int, int, int], head: Head, stem: str) -> Classifier:
     """Return the network called `name` with He initialisation from the global random state."""
-    layout, channels = LAYOUTS[name], image_shape[0]
-    body = residual_body(layout, channels, large=is_large(stem, image_shape))
-    return residual_network(body, layout.block.expansion * layout.widths[-1], num_classes, channels, head)
+    return residual_network(LAYOUTS[name], num_classes, image_shape[0], head, large=is_large(stem, image_shape))

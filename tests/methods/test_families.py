@@ -17,10 +17,10 @@ from taet.methods import Task
 from taet.methods.base import Attack
 from taet.models import Adapter, Classifier, Head
 from taet.models.foreign import elsewhere, taken_apart
-from taet.models.preact_resnet import preactivation_body
-from taet.models.resnet import Bottleneck, ResidualLayout, residual_body, residual_network
+from taet.models.preact_resnet import PreActBlock
+from taet.models.resnet import Bottleneck, ResidualLayout, residual_network
 from taet.models.vit import TransformerLayout, vision_transformer
-from taet.models.wide_resnet import wide_residual_network
+from taet.models.wide_resnet import wide_layout
 from taet.training.step import training_step
 
 METHODS = sorted(registry.entries("methods"))
@@ -43,23 +43,23 @@ class Own(nn.Module):
 
 
 def basic(head: Head) -> Classifier:
-    return residual_network(residual_body(ResidualLayout((4, 8), (1, 1)), 1), 8, CLASSES, 1, head)
+    return residual_network(ResidualLayout((4, 8), (1, 1)), CLASSES, 1, head)
 
 
 def large(head: Head) -> Classifier:
-    return residual_network(residual_body(ResidualLayout((4, 8), (1, 1)), 1, large=True), 8, CLASSES, 1, head)
+    return residual_network(ResidualLayout((4, 8), (1, 1)), CLASSES, 1, head, large=True)
 
 
 def bottleneck(head: Head) -> Classifier:
-    return residual_network(residual_body(ResidualLayout((4, 8), (1, 1), Bottleneck), 1), 32, CLASSES, 1, head)
+    return residual_network(ResidualLayout((4, 8), (1, 1), Bottleneck), CLASSES, 1, head)
 
 
 def preactivation(head: Head) -> Classifier:
-    return residual_network(preactivation_body(4, (4, 8), (1, 1), 1), 8, CLASSES, 1, head)
+    return residual_network(ResidualLayout((4, 8), (1, 1), PreActBlock), CLASSES, 1, head)
 
 
 def wide(head: Head) -> Classifier:
-    return wide_residual_network(10, 1, CLASSES, 1, head)
+    return residual_network(wide_layout(10, 1), CLASSES, 1, head)
 
 
 def transformer(head: Head) -> Classifier:

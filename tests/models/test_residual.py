@@ -13,8 +13,8 @@ from taet import models
 from taet.errors import UserError
 from taet.models import Classifier
 from taet.models.preact_resnet import PreActBlock
-from taet.models.resnet import AveragePooling, BasicBlock, Bottleneck
-from taet.models.wide_resnet import wide_residual_network
+from taet.models.resnet import AveragePooling, BasicBlock, Bottleneck, residual_network
+from taet.models.wide_resnet import wide_layout
 
 
 def images(shape: tuple[int, int, int] = (3, 32, 32), count: int = 2) -> Tensor:
@@ -136,7 +136,7 @@ def test_layers_of_a_wide_network(depth: int, k: int) -> None:
     assert sum(layer.startswith("3x3") for layer in expected) == depth - 3, "the paper counts 1x1 convolutions as well"
     with torch.device("meta"):
         name = f"wrn-{depth}-{k}"
-        model = models.build(name, 10) if k == 10 else wide_residual_network(depth, k, 10, 3, models.Head())
+        model = models.build(name, 10) if k == 10 else residual_network(wide_layout(depth, k), 10, 3, models.Head())
         assert layers(model, torch.rand(1, 3, 32, 32)) == expected
 
 
