@@ -128,10 +128,6 @@ def _header(path: Path) -> _Header | str:
         return _reason(path, error)
 
 
-def _headers(paths: Sequence[Path]) -> list[_Header | str]:
-    return [_header(path) for path in paths]
-
-
 @dataclass(frozen=True)
 class Survey:
     """What the headers of image files say."""
@@ -213,7 +209,7 @@ def survey(paths: Sequence[Path]) -> Survey:
     """Read the headers of image files, without decoding any; a file cut short behind its header is not noticed."""
     batches = (paths[start : start + HEADERS] for start in range(0, len(paths), HEADERS))
     with _settled():
-        headers = list(chain.from_iterable(ahead(_headers, batches, AHEAD)))
+        headers = list(chain.from_iterable(ahead(lambda some: list(map(_header, some)), batches, AHEAD)))
     found = list(zip(paths, headers, strict=True))
     readable = [(path, header) for path, header in found if isinstance(header, _Header)]
     unusual = {key: tuple(path for path, header in readable if key in header.unusual) for key in UNUSUAL}
@@ -323,13 +319,6 @@ def pillow() -> str:
     return f"Pillow {__version__}"
 
 
-def _key(paths: Sequence[Path], size: int | None, channels: int) -> str:
-    """Return a text of everything that determines the pixels: the files, how they are read, and the Pillow version."""
-    files = ((os.path.abspath(path), path.stat()) for path in paths)
-    lines = [f"{name}\t{about.st_size}\t{about.st_mtime_ns}" for name, about in files]
-    return "\n".join([f"image files, size {size}, {channels} channels, {pillow()}", *lines])
-
-
 def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory", found: Survey | None = None) -> Images:
     """Read image files as one array uint8 (N,H,W,C), C 1 if all are greyscale, else 3: see `decode_each`.
 
@@ -346,4 +335,7 @@ def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory",
             yield np.broadcast_to(image.reshape(height, width, -1), (height, width, found.channels))
 
     shape = (len(paths), height, width, found.channels)
-    return gather(images(), shape, key=_key(paths, size, found.channels), storage=storage)
+    files = ((os.path.abspath(path), path.stat()) for path in paths)
+    lines = [f"{name}\t{about.st_size}\t{about.st_mtime_ns}" for name, about in files]
+    key = "\n".join([f"image files, size {size}, {found.channels} channels, {pillow()}", *lines])
+    return gather(images(), shape, key=key, storage=storage)

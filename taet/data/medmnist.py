@@ -108,9 +108,7 @@ def outline(data: Data) -> Outline | None:
 
 
 def _check(dataset: Dataset, about: MedicalSet, side: int, path: Path) -> None:
-    shape = (about.channels, side, side)
-    if dataset.image_shape != shape:
-        raise UserError(f"'{path}': got images of shape {dataset.image_shape}; allowed: {shape}")
+    Outline({}, (about.channels, side, side)).check(dataset, f"'{path}'")
     expected = dict(zip(SPLITS, about.images, strict=True))
     got = {part: len(split) for part, split in dataset.splits.items()}
     if got != expected:

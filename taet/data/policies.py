@@ -84,15 +84,15 @@ def _end_with_parent(_: int) -> None:
     """Make a worker end when its parent does, and not before."""
     # Ctrl-C reaches all processes; the parent first finishes its batch and saves, and needs its workers for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # torch watches the fork server, which outlives a parent that is killed.
-    threading.Thread(target=_exit_after_parent, daemon=True).start()
-
-
-def _exit_after_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def exit_after_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    # torch watches the fork server, which outlives a parent that is killed.
+    threading.Thread(target=exit_after_parent, daemon=True).start()
 
 
 def apply_all(policy: str, batches: Iterator[PolicyBatch], workers: int) -> Iterator[Tensor]:
