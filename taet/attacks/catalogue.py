@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from taet import registry
 from taet.attacks import options
 from taet.attacks.draws import Draws
 from taet.attacks.function import FunctionAttack
-from taet.attacks.spec import AttackSpec, MadeOn, Model, option_fields, own_fields
+from taet.attacks.spec import AttackSpec, Fields, MadeOn, Model, option_fields, own_fields
 from taet.bounds import Positive, hints
 from taet.config import Evaluation, Threat
 from taet.errors import UserError, unknown
@@ -48,10 +49,9 @@ def examples() -> list[str]:
 
 def place(name: str) -> tuple[int, int, int]:
     """Return the place of an attack in a table: by kind, fewer steps first, unknown attacks last."""
-    try:
+    found = None
+    with contextlib.suppress(UserError):  # a custom file that cannot be imported
         found = _find(name.partition(":")[0])
-    except UserError:  # a custom file that cannot be imported
-        found = None
     if found is None:
         return AttackSpec.order, 0, 0
     return (*_rank(found.pattern, found.kind), found.given.get("steps", 0))
@@ -90,7 +90,7 @@ class _Found(NamedTuple):
     entry: registry.RegistryEntry
     kind: type[AttackSpec]
     pattern: str
-    given: dict[str, Any]
+    given: Fields
     """Fields that the name decides: the norm, and the number of steps where it has one."""
 
 
@@ -125,9 +125,9 @@ def _rank(pattern: str, kind: type[AttackSpec]) -> tuple[int, int]:
     return kind.order, [*kind.names].index(pattern) if pattern in kind.names else 0
 
 
-def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, Any]:
+def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, object]:
     """Return the fields that `option=value,...` sets; each option may be given once."""
-    fields, given = option_fields(kind), dict[str, Any]()
+    fields, given = option_fields(kind), dict[str, object]()
     for part in text.split(",") if text else ():
         option, equals, value = part.partition("=")
         if option not in fields:
@@ -150,33 +150,34 @@ def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, 
 class RecordedAttack(AttackSpec):
     """An attack of a result card that cannot be run here: a worst case, or a custom attack whose file is missing."""
 
-    given: Mapping[str, Any]
+    given: Fields
 
     def __post_init__(self) -> None:
         """Accept everything as it is stored."""
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, object]:
         return dict(self.given)
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         raise self._refused("is known from a result card only; is it a plugin? name its folder in TAET_PLUGINS")
 
 
-def stored(name: str, norm: Any, eps: float | None, parameters: Mapping[str, Any]) -> AttackSpec:
+def stored(name: str, norm: str | None, eps: float | None, parameters: Fields) -> AttackSpec:
     """Return the attack that a result card stores; an attack that is unknown here becomes a `RecordedAttack`."""
     source = parameters.get("source")
     made_on = None if source is None else MadeOn(source["name"], source["weights_sha256"])
+    common: Fields = {"name": name, "norm": norm, "eps": eps, "made_on": made_on}
     base = (name if made_on is None else name.removesuffix(f"@{made_on.name}")).partition(":")[0]
     try:
         found = _find(base)
         if found is not None:
             names = {*own_fields(found.kind), "seed", "source_sha256"} & parameters.keys()
             given = {one: parameters[one] for one in names}
-            return found.kind(name=name, norm=norm, eps=eps, made_on=made_on, **given)
+            return found.kind(**common, **given)
     except (UserError, TypeError):  # settings of another version of the attack, or a file that cannot be imported
         pass
-    return RecordedAttack(name=name, norm=norm, eps=eps, made_on=made_on, given=parameters)
+    return RecordedAttack(**common, given=parameters)
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class Identity:
     norm: str | None
     eps: float | None
     bounded: bool
-    settings: tuple[tuple[str, Any], ...] = ()
+    settings: tuple[tuple[str, object], ...] = ()
     """Sorted names and hashable values of the settings."""
     members: tuple[Identity, ...] = ()
     """The attacks of a worst case, sorted by name."""
@@ -197,14 +198,14 @@ class Identity:
         """Norm and radius."""
         return self.norm, self.eps
 
-    def apart_from(self, *names: str) -> tuple[Any, ...]:
+    def apart_from(self, *names: str) -> tuple[object, ...]:
         """Return a key that two attacks share if they differ only in these settings and in their names."""
         settings = tuple((name, value) for name, value in self.settings if name not in names)
         return self.norm, *(() if "eps" in names else (self.eps, self.bounded)), settings
 
 
 def identity(
-    name: str, norm: str | None, eps: float | None, parameters: Mapping[str, Any], bounded: bool | None = None
+    name: str, norm: str | None, eps: float | None, parameters: Fields, bounded: bool | None = None
 ) -> Identity:
     """Return the identity of an attack from its stored parameters, or from those of `AttackSpec.parameters`.
 
@@ -222,7 +223,7 @@ def identity(
     )
 
 
-def _members(attacks: Sequence[Mapping[str, Any]]) -> dict[str, Identity]:
+def _members(attacks: Sequence[Fields]) -> dict[str, Identity]:
     """Return the attacks of a worst case by name; a nested worst case is replaced by its attacks."""
     found: dict[str, Identity] = {}
     for attack in sorted(attacks, key=lambda attack: "attacks" not in attack):
@@ -234,7 +235,7 @@ def _members(attacks: Sequence[Mapping[str, Any]]) -> dict[str, Identity]:
     return found
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: object) -> object:
     """Return a value of JSON as a hashable one, without random seeds."""
     if isinstance(value, Mapping):
         return tuple(sorted((str(key), _frozen(entry)) for key, entry in value.items() if key != "seed"))

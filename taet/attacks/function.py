@@ -26,9 +26,10 @@ class FunctionAttack(AttackSpec):
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         entry = registry.find("attacks", self.base)
-        function: Callable[..., Tensor] | None = getattr(entry.load(), self.base.replace("-", "_"), None)
+        called = self.base.replace("-", "_")
+        function: Callable[..., Tensor] | None = getattr(entry.load(), called, None)
         if not callable(function):
-            raise UserError(f"{entry.path}: has no function {self.base.replace('-', '_')}(model, x, y, *, eps)")
+            raise UserError(f"{entry.path}: has no function {called}(model, x, y, *, eps)")
         examples = function(model, x, y, eps=self.eps)
         if not isinstance(examples, Tensor) or examples.shape != x.shape:
             raise self._refused(f"returned {type(examples).__name__}; allowed: images in the shape of x")

@@ -54,7 +54,7 @@ def probe(
         PGD-20 (step eps / 8, uniform start) leaves correct; scaled_pgd_correct: the same with the logits times 10 in
         the objective; only_pgd_correct and only_scaled_pgd_correct: images that only one leaves correct.
     """
-    units = None if state_dir is None else runner.keep(state_dir, "probe", [eps, count(runner), runner.seed])
+    units = runner.keep(state_dir, "probe", [eps, count(runner), runner.seed])
 
     def measure(_: int) -> Arrays:
         return {name: np.asarray(value) for name, value in _measure(runner, eps, progress).items()}

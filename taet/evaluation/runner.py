@@ -151,15 +151,17 @@ class Runner:
         return torch.cat([tried.logits, slopes], 1).cpu().double().numpy()
 
     def units(
-        self, attack: AttackSpec, state_dir: str | os.PathLike[str] | None, after: Sequence[dict[str, Any]] = ()
+        self, attack: AttackSpec, state_dir: str | os.PathLike[str] | None, after: Sequence[dict[str, object]] = ()
     ) -> BatchStore | None:
         """Return the store of an attack's finished batches; `after` are attacks that chose the images."""
-        if state_dir is None:
-            return None
         return self.keep(state_dir, attack.name, [attack.to_json(), self.batch_size, *after])
 
-    def keep(self, state_dir: str | os.PathLike[str], name: str, settings: Sequence[Any]) -> BatchStore:
+    def keep(
+        self, state_dir: str | os.PathLike[str] | None, name: str, settings: Sequence[object]
+    ) -> BatchStore | None:
         """Return a store of finished work that depends on these settings, the model and the images."""
+        if state_dir is None:
+            return None
         self.opened.append(BatchStore(Path(state_dir), name, digest([self.identity, *settings])))
         return self.opened[-1]
 
