@@ -48,8 +48,8 @@ def predict(
     Args:
         run_dir: a finished run.
         images: files and folders (searched through, hidden files left out), or an array uint8 (N, H, W, C), C 1 or 3.
-        certify_attack: an attack, such as pgd-20 or pgd-20:restarts=5, with the run's ball and settings: does the
-            predicted class (no label is known) survive it? Survival is an attack that failed, and no proof.
+        certify_attack: an attack, such as pgd-20 or pgd-20:restarts=5, with the run's ball and settings; `survives`
+            says whether the predicted class (no label is known) withstands it. Survival is no proof: one attack failed.
         weights: which of the run's weights: model, model-last or model-best.
         batch_size: images that are in memory, and in the model, at a time.
         device: auto, cpu, cuda or cuda:N.

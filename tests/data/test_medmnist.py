@@ -182,3 +182,15 @@ def test_the_facts_are_the_published_ones_where_no_file_is_there(name):
         assert found.sizes == dict(zip(("train", "validation", "test"), sizes, strict=True))
         assert found.image_shape == (channels, 64, 64)
         assert found.class_names == SETS[name].class_names
+
+
+HAM10000 = (327, 514, 1099, 115, 1113, 6705, 142)
+"""Images of each class (Tschandl et al., Scientific Data 2018)."""
+
+
+@pytest.mark.parametrize(
+    ("name", "totals"),
+    [("dermamnist", HAM10000), ("breastmnist", (210, 133 + 437)), ("pneumoniamnist", (1349 + 234, 3883 + 390))],
+)
+def test_the_class_counts_add_up_to_those_of_the_source(name: str, totals: tuple[int, ...]) -> None:
+    assert tuple(map(sum, zip(*SETS[name].class_counts, strict=True))) == totals
