@@ -57,13 +57,10 @@ def _place(path: Path, card: ResultCard) -> Path:
 
 
 def _agrees(card: ResultCard, facts: Mapping[str, Any]) -> bool:
-    for name, wanted in facts.items():
-        found = getattr(card, name)
-        if isinstance(wanted, dict):
-            found = {key: found.get(key) for key in wanted}
-        if found != wanted:
-            return False
-    return True
+    def of(found: Any, wanted: Any) -> Any:
+        return {key: found.get(key) for key in wanted} if isinstance(wanted, dict) else found
+
+    return all(of(getattr(card, name), wanted) == wanted for name, wanted in facts.items())
 
 
 def _alike(stored: Any, answers: np.ndarray[Any, Any]) -> bool:

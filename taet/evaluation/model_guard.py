@@ -15,7 +15,11 @@ def restored(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
     before = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
 
     def changes() -> list[str]:
-        return [name for name, tensor in _tensors(model).items() if not _same(tensor, before.get(name))]
+        return [
+            name
+            for name, now in _tensors(model).items()
+            if name not in before or not now.nan_to_num().equal(before[name].nan_to_num())
+        ]
 
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -29,7 +33,3 @@ def restored(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
-def _same(tensor: Tensor, other: Tensor | None) -> bool:
-    return other is not None and torch.equal(tensor.nan_to_num(), other.nan_to_num())

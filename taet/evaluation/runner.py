@@ -215,7 +215,9 @@ class Runner:
             longer = attack.whole()
             found = None if longer is None else among(there, longer)
             if found is not None:
-                return _beginning(found, attack, self.labels, self.num_classes)
+                parts, predictions = attack.beginning(found.parts, found.predictions, self.labels, self.num_classes)
+                facts = {**attack.facts(self.num_classes), "from": found.name}
+                return Column.of(attack, predictions, self.labels, parameters=facts, parts=parts, roc_auc=found.roc_auc)
         clean = next((column.predictions for column in there if column.norm is None), None)
         every = np.arange(len(self.labels))
         result = self.attack(attack, every, clean, units, progress)
@@ -373,13 +375,6 @@ class _Result:
     distances: NDArray[np.float32] | None = None
     """(N,): norm of each perturbation that fools the model, nan for the others."""
     parameters: dict[str, Any] = field(default_factory=dict)
-
-
-def _beginning(longer: Column, attack: Suite, labels: Ints, num_classes: int) -> Column:
-    """Return the column of a suite from that of the longer one that begins with it; nothing is run."""
-    parts, predictions = attack.beginning(longer.parts, longer.predictions, labels, num_classes)
-    facts = {**attack.facts(num_classes), "from": longer.name}
-    return Column.of(attack, predictions, labels, parameters=facts, parts=parts, roc_auc=longer.roc_auc)
 
 
 def one_threat_model(attacks: Sequence[AttackSpec], num_classes: int) -> list[AttackSpec]:

@@ -27,7 +27,7 @@ from taet.training.record import RunRecord
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a model with its test images, and what the card says about where both come from."""
+    """A model with its test images, and what the card says about them."""
 
     model: nn.Module
     images: Images
