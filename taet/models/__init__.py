@@ -7,7 +7,7 @@ from pathlib import Path
 from taet import registry
 from taet.errors import UserError
 from taet.models.classifier import Adapter, Classifier, adapted
-from taet.models.foreign import elsewhere, is_own, refuse_code_in, registered, taken_apart
+from taet.models.foreign import check_logits, elsewhere, is_own, refuse_code_in, registered, taken_apart
 from taet.models.heads import CosineHead, Head
 from taet.models.weights import pretrained
 from taet.randomness import seeded
@@ -19,6 +19,7 @@ __all__ = [
     "Head",
     "adapted",
     "build",
+    "check_logits",
     "is_own",
     "pretrained",
     "refuse_code_in",

@@ -117,9 +117,6 @@ def load(
     return Loaded(Normalized(network, statistics).eval(), (about, note))
 
 
-# -- normalisation -----------------------------------------------------------------------------------------------------
-
-
 def parse_normalization(text: str, channels: int) -> Statistics | None:
     """Return the statistics given by name or as MEANS/STDS; None for none."""
     if text == "none":
@@ -142,9 +139,6 @@ def _spelled_out(text: str) -> Statistics:
         example = "0.49,0.48,0.45/0.25,0.24,0.26"
         raise UserError(f"normalisation: got '{text}'; allowed: means / deviations above 0, e.g. {example}") from None
     return Statistics(mean, std)
-
-
-# -- networks ----------------------------------------------------------------------------------------------------------
 
 
 def is_own(name: str) -> bool:
@@ -193,7 +187,7 @@ def taken_apart(
         UserError: a network that cannot process the images, or does not return one logit per class.
     """
     images = torch.rand(2, *image_shape)
-    _try(network, images, num_classes)
+    check_logits(network.eval(), images, num_classes)
     if isinstance(network, Classifier | Adapter):
         return network.train()
     parts = _parts(network, num_classes, images)
@@ -211,11 +205,11 @@ def taken_apart(
     return whole.train()
 
 
-def _try(network: nn.Module, images: Tensor, num_classes: int) -> None:
-    """Refuse a network that does not return one logit per class for two images."""
+def check_logits(network: nn.Module, images: Tensor, num_classes: int) -> None:
+    """Refuse a network in eval mode that does not return one logit per class for two `images`."""
     try:
         with torch.no_grad():
-            logits = network.eval()(images)
+            logits = network(images)
     except Exception as error:  # whatever the network raises
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"model: cannot take images of shape {tuple(images.shape[1:])}: {said}") from error

@@ -82,9 +82,6 @@ def _holds_state(value: Any) -> bool:
     return _is_state(value) or (_is_mapping(value) and any(_holds_state(entry) for entry in value.values()))
 
 
-# -- into a model ------------------------------------------------------------------------------------------------------
-
-
 def fill(network: nn.Module, state: StoredWeights, path: Path) -> str:
     """Load all tensors of `state` into `network`, with none missing or left over, and return a note about it."""
     prefix, tensors = _without_prefix(state.tensors, network.state_dict().keys())

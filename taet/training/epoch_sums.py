@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +21,8 @@ class EpochSums:
     The counts cover this process's shares until `together` adds them up; losses cover the whole batches.
     """
 
-    correct: Tensor
-    """Examples trained on that were classified correctly, per class, (C,)."""
-    total: Tensor
-    """Examples trained on, per class, (C,)."""
-    predicted: Tensor
-    """Predicted classes of the examples trained on, (C,)."""
+    counts: Tensor
+    """Per class the examples trained on that were classified correctly, all of them, and the predictions, (3, C)."""
     sums: dict[str, Tensor] = field(default_factory=dict)
     """The loss and its parts, each weighted by the images of its batch."""
     images: int = 0
@@ -32,32 +30,28 @@ class EpochSums:
     @classmethod
     def empty(cls, num_classes: int, device: torch.device) -> EpochSums:
         """Return the sums before the first step."""
-        correct, total, predicted = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
-        return cls(correct, total, predicted)
+        return cls(torch.zeros(3, num_classes, dtype=torch.int64, device=device))
 
     def add(self, loss: Loss, labels: Tensor, total: int) -> None:
         """Add one step, of a batch of `total` images; no value is read, so nothing waits for the device."""
-        classes = len(self.total)
-        predictions = loss.logits.argmax(1)
-        everything = torch.ones_like(labels)
-        self.correct = self.correct + per_class(labels, predictions == labels, classes)
-        self.total = self.total + per_class(labels, everything, classes)
-        self.predicted = self.predicted + per_class(predictions, everything, classes)
+        predictions, everything = loss.logits.argmax(1), torch.ones_like(labels)
+        counted = ((labels, predictions == labels), (labels, everything), (predictions, everything))
+        self.counts = self.counts + torch.stack([per_class(*each, self.counts.shape[1]) for each in counted])
         for name, value in {"total": loss.total, **loss.parts}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.double() * total
         self.images += total
 
-    def together(self) -> EpochSums:
+    def together(self) -> Tensor:
+        """Return the counts over all processes, (3, C)."""
+        return global_sum(self.counts)
+
+    def state_dict(self) -> dict[str, Any]:
         """Return the sums over all processes."""
-        correct, total, predicted = global_sum(torch.stack([self.correct, self.total, self.predicted]))
-        return EpochSums(correct, total, predicted, self.sums, self.images)
+        correct, total, predicted = self.together()
+        return {"correct": correct, "total": total, "predicted": predicted, "sums": self.sums, "images": self.images}
 
-    def divided(self) -> EpochSums:
-        """Return this process's part of sums over all processes: the first one keeps the counts."""
-        kept = int(rank() == 0)
-        return EpochSums(kept * self.correct, kept * self.total, kept * self.predicted, self.sums, self.images)
-
-    def to(self, device: torch.device) -> EpochSums:
-        """Return these sums on `device`."""
-        sums = {name: value.to(device) for name, value in self.sums.items()}
-        return EpochSums(self.correct.to(device), self.total.to(device), self.predicted.to(device), sums, self.images)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take this process's part of sums over all processes: the first one keeps the counts."""
+        device = self.counts.device
+        self.counts = int(rank() == 0) * torch.stack([state[n] for n in ("correct", "total", "predicted")]).to(device)
+        self.sums, self.images = {n: value.to(device) for n, value in state["sums"].items()}, state["images"]

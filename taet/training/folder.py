@@ -30,8 +30,6 @@ class RunFolder:
 
     path: Path
 
-    # -- run.json ------------------------------------------------------------------------------------------------------
-
     @property
     def is_run(self) -> bool:
         """Does it hold a run, and not a result card alone?"""
@@ -62,8 +60,6 @@ class RunFolder:
         """Make the folder with its record."""
         make_folder(self.path)
         write_json(self.path / RUN, record.to_json())
-
-    # -- metrics.jsonl -------------------------------------------------------------------------------------------------
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -105,8 +101,6 @@ class RunFolder:
             raise UserError(f"{path} is shorter than when {CHECKPOINT} was written: it was changed; cannot resume")
         if path.exists():
             os.truncate(path, length)
-
-    # -- checkpoint.pt, weights, done ----------------------------------------------------------------------------------
 
     @property
     def checkpoint(self) -> Path:
@@ -159,8 +153,6 @@ class RunFolder:
     def finish(self) -> None:
         """Mark the training as finished."""
         write_atomically(self.path / DONE, b"")
-
-    # -- results -------------------------------------------------------------------------------------------------------
 
     def card(self, weights: str = DELIVERED) -> Path:
         """The result card of a file of weights."""

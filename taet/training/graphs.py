@@ -8,8 +8,8 @@ class weights, the learning rate) is kept in tensors that are written in place.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -81,6 +81,20 @@ class _Graph:
     result: Loss | None = None
     gradients: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
 
+    def prepare(
+        self, record: Recorder, part: Part, batch: Batch, attack: Attack, state: Callable[[], Sequence[Tensor]]
+    ) -> None:
+        """Record the step on copies of the batch."""
+        assert self.source is not None
+        place = Batch(*(values.clone(memory_format=torch.preserve_format) for values in batch))
+        held = replace(attack, source=self.source)
+        self.source.begin_pass()
+        device = batch.x.device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self.replay, self.result = record(lambda: part(place, held))
+        self.batch = place
+        self.gradients = [(tensor, tensor.grad) for tensor in state() if tensor.is_leaf and tensor.requires_grad]
+
     def run(self, batch: Batch, attack: Attack) -> Loss:
         """Replay the step on another batch, with draws of this attack's source."""
         assert self.batch is not None
@@ -146,9 +160,10 @@ class Graphs:
         before, draws = _copies(state()), attack.source.generator.get_state()
         moved: list[Tensor] = []
         try:
-            _record(graph, self.record, part, batch, attack, state)
+            graph.prepare(self.record, part, batch, attack, state)
             _put_back(state(), before)  # should a part of it have run
-            with _same_numbers(batch.x.device):
+            devices = [batch.x.device] if batch.x.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):  # a custom model that uses it draws the same numbers again below
                 graph.run(batch, attack)
             moved = _copies(state())
         except Exception as error:  # a model may do anything that cannot be recorded
@@ -170,32 +185,6 @@ class Graphs:
         self.refused = why
         self._graphs.clear()
         _logger.warning("taet: steps are not captured in a CUDA graph and run one kernel after another: %s", why)
-
-
-def _record(
-    graph: _Graph,
-    record: Recorder,
-    part: Part,
-    batch: Batch,
-    attack: Attack,
-    state: Callable[[], Sequence[Tensor]],
-) -> None:
-    assert graph.source is not None
-    source = graph.source
-    graph.batch = Batch(*(values.clone(memory_format=torch.preserve_format) for values in batch))
-    place = graph.batch
-    source.begin_pass()
-    device = batch.x.device
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        graph.replay, graph.result = record(lambda: part(place, replace(attack, source=source)))
-    graph.gradients = [(tensor, tensor.grad) for tensor in state() if tensor.is_leaf and tensor.requires_grad]
-
-
-@contextmanager
-def _same_numbers(device: torch.device) -> Iterator[None]:
-    """Restore the global random state, so that a custom model that uses it draws the same numbers again."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -29,7 +29,12 @@ def build_model(
 ) -> Classifier | Adapter:
     """Return the network on `device`: the one that the run names, with a file of `weights`, or the `given` one."""
     run = resolved.run
-    model = _named(resolved, dataset, weights) if given is None else _adapted(given, dataset, device)
+    if given is None:
+        model = _named(resolved, dataset, weights)
+    else:
+        with frozen(given.to(device)):
+            models.check_logits(given, torch.zeros(2, *dataset.image_shape, device=device), dataset.num_classes)
+        model = models.adapted(given, dataset.num_classes)
     check_needs(model, resolved)
     model.to(device)
     return model.to(memory_format=torch.channels_last) if run.training.channels_last else model
@@ -50,19 +55,6 @@ def _named(resolved: Resolved, dataset: Dataset, weights: str | None) -> Classif
     if isinstance(built, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
         built.normalize_by(*dataset.train.channel_statistics())
     return built
-
-
-def _adapted(given: nn.Module, dataset: Dataset, device: torch.device) -> Classifier | Adapter:
-    classes, shape = dataset.num_classes, dataset.image_shape
-    try:
-        with torch.no_grad(), frozen(given.to(device)):
-            output = given(torch.zeros(2, *shape, device=device))
-    except RuntimeError as error:
-        raise UserError(f"model: cannot take images of shape {shape}: {' '.join(str(error).split())}") from error
-    if getattr(output, "shape", None) != (2, classes):
-        got = tuple(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
-        raise UserError(f"model: got {got} for 2 images; allowed: (2, {classes}), one logit per class")
-    return models.adapted(given, classes)
 
 
 def attack_view(model: nn.Module, run: Run, image_shape: tuple[int, int, int]) -> View | None:
@@ -104,12 +96,12 @@ def describe(
     resolved: Resolved,
     dataset: Dataset,
     model: Classifier | Adapter,
-    *,
-    model_given: bool,
-    arrays: bool,
     threads: int,
     device: torch.device,
     command: str,
+    *,
+    model_given: bool,
+    arrays: bool,
 ) -> RunRecord:
     """Return the record of a run that begins; `command` is the call that started it."""
     run, method, weights = resolved.run, resolved.method, resolved.run.model.weights

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +120,11 @@ def _begin(trainer: Trainer, command: str) -> None:
     """Make the folder of a new run, with its record."""
     folder = trainer.folder
     if folder.is_taken:
-        if not trainer.is_that_of(folder):
+        try:
+            same = run_hash(folder.record.run) == trainer.run_hash
+        except UserError:
+            same = False
+        if not same:
             raise UserError(f"{folder.path} exists and is not this run; choose another --out")
         way = (
             f"it is finished, see taet evaluate {folder.path}"
@@ -237,26 +240,9 @@ class Trainer:
         self.asked_to_stop = threading.Event()
         self.mark = self.looked_at = self.saved_at = time.monotonic()
 
-    def is_that_of(self, folder: RunFolder) -> bool:
-        """Does `folder` hold this run, possibly started on another machine?"""
-        try:
-            return run_hash(folder.record.run) == self.run_hash
-        except UserError:
-            return False
-
     def description(self, command: str) -> RunRecord:
         """Return what run.json holds; `command` says how the run was called."""
-        return describe(
-            self.resolved,
-            self.dataset,
-            self.model,
-            **self.given,
-            threads=self.threads,
-            device=self.device,
-            command=command,
-        )
-
-    # -- state ---------------------------------------------------------------------------------------------------------
+        return describe(self.resolved, self.dataset, self.model, self.threads, self.device, command, **self.given)
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -269,7 +255,7 @@ class Trainer:
             "optimizer": state.of(self.optimizer),
             "epoch": state.field(self, "epoch"),
             "step": state.field(self, "step"),
-            "running": Part(lambda: vars(self.epoch_sums.together()), self._load_sums),
+            "running": state.of(self.epoch_sums),
             "predicted": Part(lambda: self.predicted, self._load_predicted),
             "best_score": state.field(self.curve, "best_score"),
             "best_epoch": state.field(self.curve, "best_epoch"),
@@ -309,9 +295,6 @@ class Trainer:
             detail = " ".join(str(error).split())
             raise UserError(f"the model is not the one that {self.folder.path} was started with: {detail}") from None
 
-    def _load_sums(self, values: dict[str, Any]) -> None:
-        self.epoch_sums = EpochSums(**values).to(self.device).divided()
-
     def _load_predicted(self, values: Tensor) -> None:
         self.predicted = values.to(self.device)
 
@@ -333,8 +316,6 @@ class Trainer:
             f"{self.folder.checkpoint.name} keeps the last good state; a lower --lr than {self.run.training.lr:g} is "
             "the usual remedy"
         )
-
-    # -- loop ----------------------------------------------------------------------------------------------------------
 
     def fit(self) -> TrainingResult:
         """Train to the end of the last epoch, from wherever the state is."""
@@ -420,8 +401,7 @@ class Trainer:
         """Set the attack's weights to the predictions of the last epoch, in place: a captured step sees them."""
         counts = self.method.class_counts
         weights, _ = generation_weighting(self.run.threat.weighting, counts, self.predicted.to(counts.dtype))
-        if self.weighting.weights is not None and weights is not None:
-            self.weighting.weights.copy_(weights)
+        self._load_weighting(weights)
 
     def _seed_model(self, *purpose: str | int) -> None:
         """Seed the random numbers of a custom model, such as dropout, differently in each process."""
@@ -482,14 +462,15 @@ class Trainer:
         return self.curve.measure(self._deployed(), self.epoch, lambda: self._pause("watching"))
 
     def _end_epoch(self, watched: Row | None, distance: list[float] | None) -> None:
-        sums, steps = self.epoch_sums.together(), len(self.loader)
+        sums, steps = self.epoch_sums, len(self.loader)
+        correct, total, predicted = sums.together()
         row = {
             "epoch": self.epoch + 1,
             "stage": self.method.stage,
             "lr": learning_rate(self.run, self.epoch, steps - 1, steps),  # of its last step
             "loss": {name: value.item() / sums.images for name, value in sums.sums.items()},
-            "train": {"correct": sums.correct.tolist(), "total": sums.total.tolist()},
-            "predicted": sums.predicted.tolist(),
+            "train": {"correct": correct.tolist(), "total": total.tolist()},
+            "predicted": predicted.tolist(),
             "distance": distance,
             "monitor": watched,
             "seconds": round(self.seconds["all"], 3),
@@ -499,7 +480,7 @@ class Trainer:
         self.metrics_bytes = first(lambda: self.folder.append(row))
         if self.board is not None:
             self.board.write(row)
-        self.predicted = sums.predicted.to(self.predicted.dtype)
+        self.predicted = predicted.to(self.predicted.dtype)
         self.epoch_sums, self.watched_batches = EpochSums.empty(self.dataset.num_classes, self.device), 0
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, {"training": 0.0, "all": 0.0}
         self.save()
@@ -558,8 +539,6 @@ class Trainer:
         update_bn(batches(), model)
         if not self.run.training.sync_bn:
             average_statistics(model)
-
-    # -- time and progress ---------------------------------------------------------------------------------------------
 
     def expected_seconds(self) -> float:
         """Return how long the run takes from its start, measured by a step of every stage on copies."""
