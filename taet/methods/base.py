@@ -187,11 +187,11 @@ class Method(nn.Module):
     official: ClassVar[Overrides] = {}
     """Its own published settings, as overrides of a Run."""
     label_attack: bool = True
-    """Is the attack's objective a loss on labels? Only then can the run re-balance it."""
+    """Whether the attack's objective is a loss on labels; only then can the run re-balance it."""
     uses_features: bool = False
-    """Does the loss read `model.features`?"""
+    """Whether the loss reads `model.features`."""
     baseline: ClassVar[bool] = False
-    """Is it what reports compare the other methods with?"""
+    """Whether reports compare the other methods with this one."""
     budget_warm_up: ClassVar[float] = 0.8
     """Share of the epochs over which robust-lt raises the budget of this method."""
 

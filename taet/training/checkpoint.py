@@ -38,11 +38,9 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Save plain Python and tensors; they are loaded back once before they replace the last good file."""
     buffer = io.BytesIO()
     torch.save({"schema": SCHEMA, **state}, buffer)
-    write_atomically(path, buffer.getvalue(), check=_loads)
-
-
-def _loads(path: Path) -> None:
-    torch.load(path, weights_only=True, map_location="cpu")
+    write_atomically(
+        path, buffer.getvalue(), check=lambda part: torch.load(part, weights_only=True, map_location="cpu")
+    )
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -32,12 +32,12 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Does it hold a run, and not a result card alone?"""
+        """Whether it holds a run, and not a result card alone."""
         return (self.path / RUN).is_file()
 
     @property
     def is_taken(self) -> bool:
-        """Does it hold anything but what a kill leaves before there is a run: the unfinished part of its record?"""
+        """Whether it holds more than the unfinished record that a kill leaves before there is a run."""
         if not self.path.exists():
             return False
         return not self.path.is_dir() or any(file.name != RUN + PART for file in self.path.iterdir())
@@ -147,7 +147,7 @@ class RunFolder:
 
     @property
     def is_done(self) -> bool:
-        """Is the training finished?"""
+        """Whether the training is finished."""
         return (self.path / DONE).exists()
 
     def finish(self) -> None:

@@ -61,7 +61,7 @@ class DataRecord:
     imbalance_ratio: float | None = None
     notes: tuple[str, ...] = ()
     arrays: bool
-    """Were the images passed from memory?"""
+    """Whether the images were passed from memory."""
     splits: Mapping[str, SplitRecord]
 
     @property
@@ -104,7 +104,7 @@ class RunRecord:
     selection: SelectionRecord
     data: DataRecord
     model_given: bool
-    """Was the model passed from memory?"""
+    """Whether the model was passed from memory."""
     head: Head
     parameters: int | None = None
     model_notes: tuple[str, ...] = ()

@@ -35,12 +35,12 @@ class Resolved:
 
     @property
     def chooses(self) -> bool:
-        """Can the curve choose an epoch? On the test set only with selection best-test, which is a leak."""
+        """Whether the curve can choose an epoch: on the test set only with selection best-test, which is a leak."""
         return self.split == "validation" or self.run.training.selection == "best-test"
 
     @property
     def averages_epochs(self) -> bool:
-        """Does the run deliver the mean of the weights of its last epochs?"""
+        """Whether the run delivers the mean of the weights of its last epochs."""
         return self.run.training.swa < 1
 
     @property

@@ -48,18 +48,6 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float
     if gamma == 0:
         yield
         return
-    weights, moves = _ascent(model, loss, gamma)
-    with torch.no_grad():
-        torch._foreach_add_(weights, moves)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            torch._foreach_sub_(weights, moves)
-
-
-def _ascent(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """The weights that have a gradient, and the perturbation of each."""
     weights: list[Tensor] = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
     with buffers_kept(model):
         found = torch.autograd.grad(loss(), weights, allow_unused=True)
@@ -67,4 +55,10 @@ def _ascent(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> tuple
     gradients = [gradient for gradient in found if gradient is not None]
     average_gradients(gradients)
     with torch.no_grad():
-        return weights, weight_perturbations(weights, gradients, gamma)
+        moves = weight_perturbations(weights, gradients, gamma)
+        torch._foreach_add_(weights, moves)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_sub_(weights, moves)
