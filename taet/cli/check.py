@@ -98,7 +98,7 @@ def read(arguments: list[str]) -> RunCheck | ModelCheck:
         raise UserError("which model? taet check MODEL [options]: a run folder, or what taet evaluate --model takes")
     own_data = not options_of(arguments) & {"--data", "--data.name"}
     kind: type[RunCheck | ModelCheck] = RunCheck if is_folder(arguments[0]) and own_data else ModelCheck
-    parsed = flags.parse(kind, arguments, prog="taet check", description=DESCRIPTION, examples=EXAMPLES)
+    parsed = flags.parse(kind, arguments, "taet check", DESCRIPTION, EXAMPLES)
     check_attacks(Evaluation(attacks=parsed.attacks or Evaluation.attacks, batch_size=parsed.batch_size))
     resolve_device(parsed.device)
     return parsed

@@ -105,7 +105,7 @@ def run(arguments: list[str]) -> int:
 
 def read(arguments: list[str]) -> CompareOptions:
     """Parse a call; contradictory options are refused."""
-    parsed = flags.parse(CompareOptions, arguments, prog="taet compare", description=DESCRIPTION, examples=EXAMPLES)
+    parsed = flags.parse(CompareOptions, arguments, "taet compare", DESCRIPTION, EXAMPLES)
     if parsed.merge is not None:
         others = {"part": parsed.part, "time-budget": parsed.time_budget, "dry-run": parsed.dry_run}
         given = [f"--{name}" for name, value in others.items() if value]

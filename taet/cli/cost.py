@@ -61,9 +61,8 @@ class CostOptions:
 def run(arguments: list[str]) -> None:
     """Measure the cost, print it and write it to the file asked for."""
     parsed = read(arguments)
-    wanted = _wanted(parsed.methods)
     with progress("cost") as report:
-        found = measure(_workload(parsed), timing(parsed), wanted, progress=report)
+        found = measure(_workload(parsed), Timing(**parsed.timing), _wanted(parsed.methods), progress=report)
     found["command"] = shlex.join(["taet", "cost", *arguments])
     if parsed.out is not None:
         write_json(parsed.out, found)
@@ -75,9 +74,9 @@ def run(arguments: list[str]) -> None:
 
 def read(arguments: list[str]) -> CostOptions:
     """Parse a call; mistakes are refused before anything is measured."""
-    parsed = flags.parse(CostOptions, arguments, prog="taet cost", description=DESCRIPTION, examples=EXAMPLES)
+    parsed = flags.parse(CostOptions, arguments, "taet cost", DESCRIPTION, EXAMPLES)
     _wanted(parsed.methods)
-    timing(parsed)
+    Timing(**parsed.timing)
     if parsed.data.get("name") and (parsed.image_shape or parsed.classes):
         raise UserError("--image-shape, --classes: got them beside --data, which sets both; allowed: either")
     if parsed.data and not parsed.data.get("name"):
@@ -88,11 +87,6 @@ def read(arguments: list[str]) -> CostOptions:
     if parsed.out is not None and not parsed.out.parent.is_dir():
         raise UserError(f"--out: got {parsed.out}; allowed: a file in a folder that is there")
     return parsed
-
-
-def timing(parsed: CostOptions) -> Timing:
-    """Return how the cost is measured."""
-    return Timing(**parsed.timing)
 
 
 def _wanted(names: tuple[str, ...]) -> list[Variant]:

@@ -77,13 +77,8 @@ def _parse(
     kind: type[flags.T], action: str, arguments: list[str], description: str, examples: tuple[str, ...]
 ) -> flags.T:
     named = ["--name", *arguments] if arguments and not arguments[0].startswith("-") else arguments
-    return flags.parse(
-        kind,
-        [argument.replace("--data.", "--", 1) for argument in named],
-        prog=f"taet data {action} NAME",
-        description=description,
-        examples=examples,
-    )
+    words = [argument.replace("--data.", "--", 1) for argument in named]
+    return flags.parse(kind, words, f"taet data {action} NAME", description, examples)
 
 
 def _show(arguments: list[str]) -> None:
@@ -97,11 +92,6 @@ def _show(arguments: list[str]) -> None:
 
         draw(dataset, parsed.out)
         print(f"written: {parsed.out}", file=sys.stderr if parsed.json else sys.stdout)
-
-
-def _summary(dataset: Dataset) -> str:
-    counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
-    return f"{dataset.name}: {counts} images of {dataset.num_classes} classes, imbalance {dataset.imbalance_ratio:.4g}"
 
 
 def _options(data: Data) -> str:
@@ -137,7 +127,9 @@ def _prepare(arguments: list[str]) -> None:
     data = Data(**parsed.data)
     with progress("prepare") as report:
         dataset, done = prepare(data, report)
-    print("\n".join([*done, _summary(dataset)]))
+    counts = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+    about = f"{counts} images of {dataset.num_classes} classes, imbalance {dataset.imbalance_ratio:.4g}"
+    print("\n".join([*done, f"{dataset.name}: {about}"]))
     if parsed.layout is None:
         print(f"next: taet train taet {_options(data)}")
         return

@@ -34,6 +34,8 @@ CHANGES = {
     "training.monitor_every": 2,
 }
 EXAMPLES = ("taet demo", "taet demo --out somewhere")
+DESCRIPTION = """Train AT, AT-BSL and TAET on long-tailed digits, attack them with FGSM, PGD and AutoAttack, and write a
+report."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,7 @@ def demo_run(method: str) -> Run:
 
 def run(arguments: list[str]) -> None:
     """Train, attack and report; existing runs are used."""
-    parsed = flags.parse(
-        DemoOptions,
-        arguments,
-        prog="taet demo",
-        description="Train AT, AT-BSL and TAET on long-tailed digits, attack them with FGSM, PGD and AutoAttack, and "
-        "write a report.",
-        examples=EXAMPLES,
-    )
+    parsed = flags.parse(DemoOptions, arguments, "taet demo", DESCRIPTION, EXAMPLES)
     begun = time.monotonic()
     folders = [parsed.out / "runs" / method for method in METHODS]
     steps = 2 * len(METHODS)

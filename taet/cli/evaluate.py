@@ -82,18 +82,22 @@ class ModelEvaluation(AttackOptions, OfModel):
 def run(arguments: list[str]) -> int:
     """Attack a run or a model and print its card."""
     parsed = read(arguments)
-    words = flags.without(arguments, "--processes")
+    words = ["evaluate", *flags.without(arguments, "--processes")]
     count = number_of(parsed.processes, parsed.device)
     if count > 1 and started_together():
         raise UserError(f"processes: got {parsed.processes} in one of several processes; allowed: without torchrun")
     if count > 1:
-        return run_together(count, ["evaluate", *words])
-    command = shlex.join(["taet", "evaluate", *words])
+        return run_together(count, words)
     with together(parsed.device):
+        command = shlex.join(["taet", *words])
         if isinstance(parsed, ModelEvaluation):
-            of_model(parsed, command)
+            card, text = _of_model(parsed, command)
         else:
-            of_run(parsed, command)
+            card, text = _of_run(parsed, command)
+        if parsed.json:
+            print(card.read_text(encoding="utf-8"), end="")
+        else:
+            print(text)
     return 0
 
 
@@ -113,27 +117,29 @@ def read(arguments: list[str]) -> RunEvaluation | ModelEvaluation:
 
 
 def _parse(kind: type[flags.T], arguments: list[str], description: str) -> flags.T:
-    return flags.parse(kind, arguments, prog="taet evaluate", description=description, examples=EXAMPLES)
+    return flags.parse(kind, arguments, "taet evaluate", description, EXAMPLES)
 
 
-def of_run(parsed: RunEvaluation, command: str) -> None:
-    """Attack a finished run."""
+def _of_run(parsed: RunEvaluation, command: str) -> tuple[Path, str]:
+    """Attack a finished run; return the file of its card, and what is printed."""
     with progress(f"evaluate {parsed.run}") as report:
         card = evaluate(parsed.run, weights=parsed.weights, progress=report, command=command, **_options(parsed))
-    if parsed.json:
-        show_stored(RunFolder(parsed.run).card(parsed.weights))
-    else:
-        print(f"{card}\nnext: taet report {parsed.run}")
+    return RunFolder(parsed.run).card(parsed.weights), f"{card}\nnext: taet report {parsed.run}"
 
 
 def _options(parsed: AttackOptions) -> dict[str, Any]:
-    changed = {**parsed.evaluation}
-    asked = {"attacks": changed.pop("attacks", None), "curves": parsed.curves, "worst_case": parsed.worst_case}
-    return {**asked, "settings": changed, "device": parsed.device}
+    settings = {**parsed.evaluation}
+    return {
+        "attacks": settings.pop("attacks", None),
+        "settings": settings,
+        "curves": parsed.curves,
+        "worst_case": parsed.worst_case,
+        "device": parsed.device,
+    }
 
 
-def of_model(parsed: ModelEvaluation, command: str) -> None:
-    """Attack a model of any origin."""
+def _of_model(parsed: ModelEvaluation, command: str) -> tuple[Path, str]:
+    """Attack a model of any origin; return the file of its card, and what is printed."""
     options = _options(parsed) | {"device": str(resolve_device(parsed.device))}
     subject: Path | torch.nn.Module = Path(parsed.model)
     notes: tuple[str, ...] = ()
@@ -142,34 +148,22 @@ def of_model(parsed: ModelEvaluation, command: str) -> None:
         dataset = data_for_run(parsed.model, parsed)
     else:
         (subject, notes), dataset = open_model(parsed.model, parsed)
-        counts = dataset.class_counts.tolist()
-        about = {"train_class_counts": counts, "name": parsed.model, "notes": notes}
+        about = {"train_class_counts": dataset.class_counts.tolist(), "name": parsed.model, "notes": notes}
     parts = [parsed.model, *([parsed.weights.stem] if parsed.weights else [])]
     parts += [parsed.normalize] if parsed.normalize != "none" else []
     out = parsed.out or Path("runs", "evaluate-" + re.sub(r"[^\w.-]+", "-", "-".join(parts)))
+    about_data = {"name": dataset.name, "imbalance_ratio": dataset.imbalance_ratio, "notes": list(dataset.notes)}
     with progress(f"evaluate {parsed.model}") as report:
         card = evaluate(
             subject,
             dataset.test.images,
             dataset.test.labels,
             class_names=dataset.class_names,
-            data_about={
-                "name": dataset.name,
-                "imbalance_ratio": dataset.imbalance_ratio,
-                "notes": list(dataset.notes),
-            },
+            data_about=about_data,
             out=out,
             progress=report,
             command=command,
             **about,
             **options,
         )
-    if parsed.json:
-        show_stored(RunFolder(out).card())
-    else:
-        print("\n".join([str(card), *notes, f"next: taet report {out}"]))
-
-
-def show_stored(path: Path) -> None:
-    """Print a card as it is stored."""
-    print(path.read_text(encoding="utf-8"), end="")
+    return RunFolder(out).card(), "\n".join([str(card), *notes, f"next: taet report {out}"])

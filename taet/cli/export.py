@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from taet.cli import flags
+from taet.cli.subject import OfRun
 from taet.deployment.export import export
 
 EXAMPLES = (
@@ -22,18 +21,14 @@ holds the weights only. Each file names its run and classes, and is loaded and c
 its final name."""
 
 
-@dataclass(frozen=True)
-class ExportOptions:
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(OfRun):
     """A finished run and the file to write."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a finished run."""
     format: Literal["pt2", "onnx", "safetensors"]
     """Format of the file."""
     out: Path | None = None
     """File to write. Default: RUN/artifacts/WEIGHTS.FORMAT."""
-    weights: Literal["model", "model-last", "model-best"] = "model"
-    """The weights that the run delivers, those of its last epoch, or of its best one."""
     force: bool = False
     """Replace an existing file."""
 
@@ -46,4 +41,4 @@ def run(arguments: list[str]) -> None:
 
 def read(arguments: list[str]) -> ExportOptions:
     """Parse a call."""
-    return flags.parse(ExportOptions, arguments, prog="taet export", description=DESCRIPTION, examples=EXAMPLES)
+    return flags.parse(ExportOptions, arguments, "taet export", DESCRIPTION, EXAMPLES)

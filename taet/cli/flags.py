@@ -114,7 +114,7 @@ def _expanded(kind: type[T]) -> type[T]:
     return expanded
 
 
-def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: str, examples: Sequence[str]) -> T:
+def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, examples: Sequence[str]) -> T:
     """Fill the dataclass `kind` from `arguments`; a mistake is a `UserError` in one line, --help prints and exits."""
     text = description + "\n\nexamples:\n" + "\n".join(f"  {example}" for example in examples)
     kind = _expanded(kind)

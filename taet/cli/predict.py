@@ -14,6 +14,7 @@ import tyro
 from taet.bounds import Count, check_value
 from taet.cli import flags
 from taet.cli.progress import progress
+from taet.cli.subject import OfRun
 from taet.deployment.predict import BATCH_SIZE, batches
 from taet.deployment.predictions import Predictions, joined
 from taet.errors import UserError
@@ -35,12 +36,10 @@ An image that cannot be read gets a reason in the column error; the others are c
 interruption writes the results so far."""
 
 
-@dataclass(frozen=True)
-class PredictOptions:
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(OfRun):
     """A finished run, images, and what to print about them."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a finished run."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files, and folders, which are searched recursively; hidden files are ignored."""
     certify_attack: str | None = None
@@ -53,8 +52,6 @@ class PredictOptions:
     """Replace an existing output file."""
     top: Count = 1
     """Number of classes to print for each image, most likely first."""
-    weights: Literal["model", "model-last", "model-best"] = "model"
-    """The weights that the run delivers, those of its last epoch, or of its best one."""
     batch_size: int = BATCH_SIZE
     """Images per batch."""
     device: str = "auto"
@@ -89,7 +86,7 @@ def run(arguments: list[str]) -> int:
 
 def read(arguments: list[str]) -> PredictOptions:
     """Parse a call."""
-    parsed = flags.parse(PredictOptions, arguments, prog="taet predict", description=DESCRIPTION, examples=EXAMPLES)
+    parsed = flags.parse(PredictOptions, arguments, "taet predict", DESCRIPTION, EXAMPLES)
     if not parsed.images:
         raise UserError(f"which images? taet predict {parsed.run} IMAGES...: files and folders")
     check_value("top", parsed.top, Count)

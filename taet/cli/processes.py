@@ -143,10 +143,10 @@ def _ended(running: Sequence[subprocess.Popen[bytes]], at_once: bool) -> list[in
 
 def end_with_parent() -> None:
     """End this process when the one that started it by `run_together` ends, even if that is killed."""
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)  # returns when the parent closes it: nothing is ever written
+        os._exit(1)
+
     if STARTED_TOGETHER in os.environ:
-        threading.Thread(target=_exit_after_parent, daemon=True).start()
-
-
-def _exit_after_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # returns when the parent closes it: nothing is ever written
-    os._exit(1)
+        threading.Thread(target=wait, daemon=True).start()

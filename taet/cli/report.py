@@ -28,11 +28,6 @@ class ReportOptions:
 
 def run(arguments: list[str]) -> None:
     """Write the report and print its path."""
-    parsed = flags.parse(
-        ReportOptions,
-        arguments,
-        prog="taet report",
-        description="Make one self-contained HTML file from any number of run folders.",
-        examples=EXAMPLES,
-    )
+    description = "Make one self-contained HTML file from any number of run folders."
+    parsed = flags.parse(ReportOptions, arguments, "taet report", description, EXAMPLES)
     print(write(parsed.runs, parsed.out, title=parsed.title))

@@ -17,9 +17,6 @@ from taet.errors import UserError
 from taet.models import foreign
 from taet.training.folder import RunFolder
 
-Weights = Literal["model", "model-last", "model-best"]
-"""Weights of a run: those that it delivers, of its last epoch, or of its best one."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class OfRun:
@@ -27,7 +24,7 @@ class OfRun:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder."""
-    weights: Weights = "model"
+    weights: Literal["model", "model-last", "model-best"] = "model"
     """The weights that the run delivers, those of its last epoch, or of its best one."""
 
 
@@ -77,5 +74,5 @@ def open_model(name: str, origin: OfModel) -> tuple[foreign.Loaded, Dataset]:
 
 
 def is_folder(name: str) -> bool:
-    """Does `name` mean a folder, rather than a model?"""
+    """Whether `name` means a folder, rather than a model."""
     return Path(name).is_dir() or (":" not in name and os.sep in name)

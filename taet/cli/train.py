@@ -104,8 +104,16 @@ def run(arguments: list[str]) -> None:
         else:
             device = RunFolder(Path(options.resume)).record.run.training.device
     with together(device):
-        finished = _resume(options.resume) if options.resume is not None else _train(request, arguments)
-        show(finished, options.json)
+        if options.resume is None:
+            finished = _train(request, arguments)
+        else:
+            with progress(f"resume {options.resume}") as report:
+                finished = resume(options.resume, progress=report)
+        if options.json:
+            row = {"run": str(finished.folder), "epochs": len(finished.history), "last": finished.history[-1]}
+            print(json.dumps(row))
+        else:
+            print(finished)
         if options.evaluate or (is_own(finished.run.data.name) and not options.no_evaluate):
             _evaluate(finished, options.json)
         elif not options.json:
@@ -143,7 +151,7 @@ def parse(method: str, words: Sequence[str]) -> TrainingRequest:
         frozen=True,
         kw_only=True,
     )
-    options: Any = flags.parse(kind, words, prog=f"taet train {method}", description=DESCRIPTION, examples=EXAMPLES)
+    options: Any = flags.parse(kind, words, f"taet train {method}", DESCRIPTION, EXAMPLES)
     given = {f"{part}.{name}": value for part in parts for name, value in getattr(options, part).items()}
     request = TrainingRequest(start, {**given, "seed": options.seed}, options)
     check_attacks(request.run().evaluation)  # now, not when the training is over
@@ -154,11 +162,6 @@ def configure(method: str, words: Sequence[str]) -> tuple[Run, str | None]:
     """Return the run, and the folder if one is named, that `METHOD [options]` describes; no data are read."""
     request = parse(method, words)
     return request.run(), request.options.out
-
-
-def _resume(folder: str) -> TrainingResult:
-    with progress(f"resume {folder}") as report:
-        return resume(folder, progress=report)
 
 
 def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult:
@@ -174,15 +177,12 @@ def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult
 
 
 def _evaluate(finished: TrainingResult, as_json: bool) -> None:
-    folder, device = finished.folder, finished.run.training.device
-    command = shlex.join(["taet", "evaluate", str(folder)])
+    folder, command = finished.folder, shlex.join(["taet", "evaluate", str(finished.folder)])
     with progress(f"attack {folder.name}") as report:
-        card = evaluate(folder, device=device, progress=report, command=command)
+        card = evaluate(folder, device=finished.run.training.device, progress=report, command=command)
     path = first(lambda: write([folder], folder / "report.html"))
     if not as_json:
-        print(card)
-        print(f"report: {path}")
-        print(f"next: taet predict {folder} IMAGES, taet export {folder} --format onnx")
+        print(f"{card}\nreport: {path}\nnext: taet predict {folder} IMAGES, taet export {folder} --format onnx")
 
 
 def introduction(trainer: Trainer, decided: Sequence[str]) -> str:
@@ -191,21 +191,19 @@ def introduction(trainer: Trainer, decided: Sequence[str]) -> str:
     counts, names = dataset.class_counts, dataset.class_names
     most, least = int(counts.argmax()), int(counts.argmin())
     images = " + ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
-    spread = f"{counts[most]:,} '{names[most]}' to {counts[least]:,} '{names[least]}'"
-    if counts[most] == counts[least]:
-        spread = f"{counts[most]:,} of each"
+    each = counts[most] == counts[least]
+    spread = "of each" if each else f"'{names[most]}' to {counts[least]:,} '{names[least]}'"
     lines = [
-        f"{dataset.name}: {images} images of {dataset.num_classes} classes, {spread} to train on",
+        f"{dataset.name}: {images} images of {dataset.num_classes} classes, {counts[most]:,} {spread} to train on",
         *(f"  {note}" for note in dataset.notes),
     ]
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     _, height, width = dataset.image_shape
-    mirrored = "mirrored at random" if trainer.loader.mirror else "never mirrored"
+    epochs = f"{run.training.epochs} epoch{'' if run.training.epochs == 1 else 's'}"
     stem = models.stem(run.model.name, dataset.image_shape, run.model.stem)
     lines += [
-        f"{run.method}: {run.training.epochs} epoch{'' if run.training.epochs == 1 else 's'} of {run.model.name}, "
-        f"{parameters:,} parameters, "
-        f"{f'{stem} stem, ' if stem else ''}on {width}x{height} pixels, {mirrored}",
+        f"{run.method}: {epochs} of {run.model.name}, {parameters:,} parameters, {f'{stem} stem, ' if stem else ''}on "
+        f"{width}x{height} pixels, {'mirrored at random' if trainer.loader.mirror else 'never mirrored'}",
         *(f"  {note}" for note in getattr(trainer.model, "notes", ())),
         *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
     ]
@@ -213,11 +211,3 @@ def introduction(trainer: Trainer, decided: Sequence[str]) -> str:
         lines += ["chosen automatically; each can be set by its option:", *(f"  {sentence}" for sentence in decided)]
         lines += [f"training will take {duration(trainer.expected_seconds())}, without the attacks after it"]
     return "\n".join(lines)
-
-
-def show(result: TrainingResult, as_json: bool) -> None:
-    """Print a finished run, for people or as JSON."""
-    if as_json:
-        print(json.dumps({"run": str(result.folder), "epochs": len(result.history), "last": result.history[-1]}))
-    else:
-        print(result)

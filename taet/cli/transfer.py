@@ -20,6 +20,8 @@ EXAMPLES = (
     "taet transfer runs/* --attack pgd-100 --eps 8/255",
     "taet transfer runs/at runs/taet --attack cw-linf-20:restarts=2 --json",
 )
+DESCRIPTION = """Evaluate every run on the adversarial examples that an attack makes on every other run, add the columns
+to their cards, RUN/evaluation.json, and print the matrix. An interrupted transfer continues."""
 
 
 @dataclass(frozen=True)
@@ -44,34 +46,22 @@ def run(arguments: list[str]) -> None:
     """Measure missing columns, add them to the cards and print the matrix."""
     parsed = read(arguments)
     with together(parsed.device):
-        _measure(parsed, shlex.join(["taet", "transfer", *arguments]))
+        with progress("transfer") as report:
+            result = transfer(
+                parsed.runs,
+                parsed.attack,
+                eps=parsed.eps,
+                batch_size=parsed.batch_size,
+                device=parsed.device,
+                progress=report,
+                command=shlex.join(["taet", "transfer", *arguments]),
+            )
+        if parsed.json:
+            print(json.dumps(result.to_json(), indent=1))
+        else:
+            print(f"{result}\nnext: taet report {shlex.join(map(str, parsed.runs))}")
 
 
 def read(arguments: list[str]) -> TransferOptions:
     """Return the flags of a call."""
-    return flags.parse(
-        TransferOptions,
-        arguments,
-        prog="taet transfer",
-        description="Evaluate every run on the adversarial examples that an attack makes on every other run, add the "
-        "columns to their cards, RUN/evaluation.json, and print the matrix. An interrupted transfer continues.",
-        examples=EXAMPLES,
-    )
-
-
-def _measure(parsed: TransferOptions, command: str) -> None:
-    with progress("transfer") as report:
-        result = transfer(
-            parsed.runs,
-            parsed.attack,
-            eps=parsed.eps,
-            batch_size=parsed.batch_size,
-            device=parsed.device,
-            progress=report,
-            command=command,
-        )
-    if parsed.json:
-        print(json.dumps(result.to_json(), indent=1))
-    else:
-        print(result)
-        print(f"next: taet report {shlex.join(map(str, parsed.runs))}")
+    return flags.parse(TransferOptions, arguments, "taet transfer", DESCRIPTION, EXAMPLES)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18
 
+from taet.attacks.cw_l2 import CwL2
+from taet.errors import UserError
 from taet.evaluation import ResultCard
 
 ATTACKS = ("--attacks", "clean", "fgsm", "pgd-2")
@@ -241,3 +245,23 @@ def test_help_of_both_forms(taet: Any) -> None:
     assert "--normalize STR" not in run
     for words in ("--normalize STR", "--data.name", "--weights", "torchvision:NAME, timm:NAME"):
         assert words in model
+
+
+def test_an_option_beside_a_bundle_replaces_the_setting_of_its_paper(
+    taet: Any, finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--attacks reat` brings along the CW of REAT, whose constant is searched for; `--cw-constant` sets it."""
+    plans: list[Any] = []
+
+    def measure(_: object, plan: Any, **__: object) -> None:
+        plans.append(plan)
+        raise UserError("planned")
+
+    monkeypatch.setattr(sys.modules["taet.evaluation.evaluate"], "measure", measure)
+    for words in (finished.folder, "--model=torchvision:resnet18 --data=few.npz"):
+        for option in ((), ("--cw-constant", "5")):
+            assert taet("evaluate", *str(words).split(), "--attacks", "reat", *option).err.endswith("planned\n")
+    for searched, given in (plans[:2], plans[2:]):
+        assert given.settings == dataclasses.replace(searched.settings, cw_constant=5)
+        (before,), (after,) = ([a for a in plan.attacks if isinstance(a, CwL2)] for plan in (searched, given))
+        assert (before.c, after.c, before.eps, after.eps) == ("search", 5, 1.0, 1.0)
