@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from taet import metrics
@@ -30,33 +31,37 @@ AXES = {
 }
 """For each curve of an evaluation, the label of its axis and its title."""
 
-# --- over training ---------------------------------------------------------------------------------------------------
+Switches = Mapping[tuple[int, str], Sequence[str]]
+"""The methods to name at the first epoch of a stage."""
 
 
-def _switches(one: Series) -> list[tuple[int, str]]:
-    """Return (first epoch, stage) of every stage after the first that the runs have reached."""
+def _switches(one: Series) -> Switches:
+    """Return every stage after the first that the runs have reached, without the name of the method."""
     last = max((epoch.epoch for run in one.runs for epoch in run.epochs), default=0)
     record = one.runs[0].record
     stages = () if record is None else record.stages
-    return [(change.from_epoch, change.stage) for change in stages[1:] if change.from_epoch <= last]
+    return {(change.from_epoch, change.stage): () for change in stages[1:] if change.from_epoch <= last}
 
 
-def _epoch_axis(axes: Axes, last: int) -> None:
+def _vertical(axes: Axes, position: float) -> None:
+    axes.axvline(position, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
+
+
+def _epochs(axes: Axes, top: Axes, all_series: Sequence[Series], marks: Switches) -> None:
+    """Label the axis of the epochs, and mark every change of stage with its methods at the upper edge of `top`."""
     from matplotlib.ticker import MaxNLocator
 
+    last = max(run.epochs[-1].epoch for one in all_series for run in one.runs if run.epochs)
     axes.set_xlim(0.5, last + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=8))
     axes.set_xlabel("epoch")
-
-
-def _mark_switches(axes: Axes, marks: Mapping[tuple[int, str], Sequence[str]], last: int) -> None:
     for (epoch, stage), methods in marks.items():
         position = epoch - 0.5
-        axes.axvline(position, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
+        _vertical(top, position)
         right = position < 0.55 * last
         names = ", ".join(methods) if len(methods) <= 3 else f"{len(methods)} methods"
         words = f"{names}: {stage} stage" if names else f"{stage} stage"
-        axes.annotate(
+        top.annotate(
             words,
             (position, 1.0),
             xycoords=("data", "axes fraction"),
@@ -83,28 +88,28 @@ def training_curves(all_series: Sequence[Series], data: ReportedData, anchor: st
         return []
     attack = listed(dict.fromkeys(point.attack for point in points))
 
-    def side(attacked: bool, members: Ints | slice) -> Value:
-        def value(point: CurvePoint) -> float:
-            counts = point.attacked if attacked else point.clean
-            return metrics.balanced_accuracy(counts.correct[members], counts.total[members])
-
-        return value
+    def value(point: CurvePoint, attacked: bool, members: Ints | slice) -> float:
+        counts = point.attacked if attacked else point.clean
+        return metrics.balanced_accuracy(counts.correct[members], counts.total[members])
 
     def top(*values: Value) -> float:
         drawn = [value(point) for point in points for value in values]
         highest = max((value for value in drawn if not math.isnan(value)), default=1.0)
         return min(1.0, max(0.1, 1.1 * highest))
 
-    clean, attacked = side(False, slice(None)), side(True, slice(None))
-    tail_clean, tail_attacked = side(False, data.groups["tail"]), side(True, data.groups["tail"])
+    clean, attacked, tail_clean, tail_attacked = (
+        partial(value, attacked=attacked, members=members)
+        for members in (slice(None), data.groups["tail"])
+        for attacked in (False, True)
+    )
     if len(all_series) > series.MANY:
         values = {"clean": clean, attack: attacked, f"tail, {attack}": tail_attacked}
         base, reach = series.baseline(there), top(*values.values())
         return [_own_curves(one, None if one is base else base, values, reach) for one in there]
-    clean_reach, tail_reach = top(clean, attacked), top(tail_clean, tail_attacked)
+    reach, tail_reach = top(clean, attacked), top(tail_clean, tail_attacked)
     shown = (
-        ("clean", clean, clean_reach),
-        (attack, attacked, clean_reach),
+        ("clean", clean, reach),
+        (attack, attacked, reach),
         ("tail classes, clean", tail_clean, tail_reach),
         (f"tail classes, {attack}", tail_attacked, tail_reach),
     )
@@ -120,29 +125,25 @@ def _curve(one: Series, value: Value) -> tuple[list[int], list[float]]:
     return [epoch.epoch for epoch, _ in points], [float(mean) for _, mean in points]
 
 
-def _last_epoch(all_series: Sequence[Series]) -> int:
-    return max(run.epochs[-1].epoch for one in all_series for run in one.runs if run.epochs)
-
-
-def _finish(axes: Axes, top: float, last: int, marks: Mapping[tuple[int, str], Sequence[str]]) -> None:
+def _finish(axes: Axes, top: float, all_series: Sequence[Series], marks: Switches) -> None:
     axes.set_ylim(0, top)
     axes.grid(axis="y")
     percent_axis(axes.yaxis)
-    _epoch_axis(axes, last)
-    _mark_switches(axes, marks, last)
+    _epochs(axes, axes, all_series, marks)
 
 
 def _accuracy_curves(all_series: Sequence[Series], title: str, value: Value, top: float, name: str) -> Panel:
     """One value per epoch and series, drawn where it was measured, with every change of stage marked."""
     figure, (axes,) = make_figure(2.7)
-    marks: dict[tuple[int, str], dict[str, None]] = {}
+    marks: dict[tuple[int, str], list[str]] = {}
     for one in all_series:
         x, y = _curve(one, value)
         marker = {"marker": one.marker, "markersize": 4.0, "markevery": max(1, len(x) // 8)}
         axes.plot(x, y, color=one.colour, linestyle=one.dashes, linewidth=1.6, **marker)
         for mark in _switches(one):
-            marks.setdefault(mark, {})[one.method] = None
-    _finish(axes, top, _last_epoch(all_series), {mark: list(methods) for mark, methods in marks.items()})
+            methods = marks.setdefault(mark, [])
+            methods += [] if one.method in methods else [one.method]
+    _finish(axes, top, all_series, marks)
     return make_panel(figure, name, title, "value per epoch, one line per method")
 
 
@@ -158,7 +159,7 @@ def _own_curves(one: Series, reference: Series | None, values: Mapping[str, Valu
         if reference is not None:
             axes.plot(*_curve(reference, value), color=PALE, **look)
         axes.plot(*_curve(one, value), color=one.colour, label=label, **look)
-    _finish(axes, top, _last_epoch([one]), {mark: [] for mark in _switches(one)})
+    _finish(axes, top, [one], _switches(one))
     figure.legend(loc="outside lower center", ncols=len(values), handlelength=1.8, fontsize=8)
     return make_panel(figure, f"{one.anchor}-curve", one.label, f"value per epoch: {', '.join(values)}")
 
@@ -179,15 +180,11 @@ def loss_curves(one: Series) -> Panel | None:
         axes.set_ylabel(short(part), rotation=0, ha="right", va="center")
         axes.margins(y=0.15)
         for epoch, _ in _switches(one):
-            axes.axvline(epoch - 0.5, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
-    last = _last_epoch([one])
+            _vertical(axes, epoch - 0.5)
     figure.align_ylabels(list(grid))
-    _epoch_axis(grid[-1], last)
-    _mark_switches(grid[0], {mark: [] for mark in _switches(one)}, last)
+    _epochs(grid[-1], grid[0], [one], _switches(one))
     return make_panel(figure, f"{one.anchor}-loss", one.label, f"loss per epoch: {', '.join(parts)}")
 
-
-# --- against the strength of an attack -------------------------------------------------------------------------------
 
 Line = Mapping[float, ScoreCell]
 """Accuracy by the setting that is varied, in ascending order."""
@@ -207,13 +204,11 @@ class AttackCurves:
 
 def attack_curves(runs: Sequence[Measured], anchor: str) -> list[AttackCurves]:
     """Return every curve that the cards hold."""
-    return [found for name in AXES if (found := _attack_curves(name, runs, anchor)) is not None]
+    found = {name: [(run.series, *line) for run in runs if (line := line_of(run.series, name))] for name in AXES}
+    return [_attack_curves(name, lines, anchor) for name, lines in found.items() if lines]
 
 
-def _attack_curves(name: str, runs: Sequence[Measured], anchor: str) -> AttackCurves | None:
-    found = [(run.series, *line) for run in runs if (line := line_of(run.series, name)) is not None]
-    if not found:
-        return None
+def _attack_curves(name: str, found: Sequence[tuple[Series, str, Line]], anchor: str) -> AttackCurves:
     lines = [(one, line) for one, _, line in found]
     axis, title = AXES[name]
     radii = sorted({card.threat["eps"] for one, _ in lines for card in one.cards}) if name == "eps" else []
@@ -245,12 +240,7 @@ def line_of(one: Series, name: str) -> tuple[str, Line] | None:
 
 
 def _draw(
-    lines: Sequence[tuple[Series, Line]],
-    axis: str,
-    title: str,
-    name: str,
-    reference: Line | None,
-    marks: Sequence[float],
+    lines: Sequence[tuple[Series, Line]], axis: str, title: str, name: str, reference: Line | None, marks: list[float]
 ) -> Panel:
     """Draw accuracy on a logarithmic axis, which begins at 0 where a curve does.
 
@@ -261,14 +251,12 @@ def _draw(
     if reference is not None:
         axes.plot([*reference], [cell.value for cell in reference.values()], color=PALE, linewidth=1.6)
     for one, line in lines:
-        x, cells = [*line], [*line.values()]
-        values = [cell.value for cell in cells]
-        low, high = [cell.low for cell in cells], [cell.high for cell in cells]
-        axes.fill_between(x, low, high, color=one.colour, alpha=0.12, linewidth=0)
+        low, value, high = zip(*((cell.low, cell.value, cell.high) for cell in line.values()), strict=True)
+        axes.fill_between([*line], low, high, color=one.colour, alpha=0.12, linewidth=0)
         look: Look = {"linestyle": one.dashes, "marker": one.marker, "markersize": 4.0, "linewidth": 1.6}
-        axes.plot(x, values, color=one.colour, **look)
+        axes.plot([*line], value, color=one.colour, **look)
     for mark in marks:
-        axes.axvline(mark, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
+        _vertical(axes, mark)
     points = sorted({x for _, line in lines for x in line})
     if points[0] > 0:
         axes.set_xscale("log")

@@ -109,9 +109,6 @@ def percent_axis(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
 
-# --- rows of classes -------------------------------------------------------------------------------------------------
-
-
 def short(name: str, length: int = 16) -> str:
     """Cut a name that is too long for a figure."""
     return name if len(name) <= length else name[: length - 1] + "…"
@@ -186,62 +183,54 @@ def histogram(data: ReportedData, name: str) -> Panel:
 
 
 def class_bars(runs: Sequence[Measured], clean: AttackKey | None, strongest: AttackKey | None) -> list[Panel]:
-    """Accuracy of each class, clean and under the strongest attack: a figure of each series."""
-    return [
-        _class_bars(run, clean, strongest if strongest in run.summaries else None)
-        for run in runs
-        if clean is not None and clean in run.summaries
-    ]
+    """Accuracy of each class, clean and under the strongest attack, two bars per class: a figure of each series."""
+    panels = []
+    for run in runs:
+        if clean is None or clean not in run.summaries:
+            continue
+        attack, series = strongest if strongest in run.summaries else None, run.series
+        figure, axes, order = class_rows(series.data)
+        rows = np.arange(len(order), dtype=np.float64)
+        tinted: Look = {"color": series.colour, "alpha": 0.3, "linewidth": 0}
+        bars = [(clean, -0.19, _outlined(series) if len(order) <= NAMED_CLASSES else tinted, "clean")]
+        if attack is not None:
+            bars.append((attack, 0.19, {"color": series.colour, "linewidth": 0}, attack.name))
+        for measured, shift, look, label in bars:
+            classes = tables.classes(run.summaries[measured])
+            axes.barh(rows + shift, np.nan_to_num(classes.values[order]), 0.36, label=label, **look)
+            _whiskers(axes, classes, order, rows + shift, INK)
+        _shares(figure, axes)
+        description = f"clean accuracy and accuracy under {attack.name if attack else ''} of each class"
+        panels.append(make_panel(figure, f"{series.anchor}-classes", series.label, description))
+    return panels
 
 
-def _class_bars(run: Measured, clean: AttackKey, strongest: AttackKey | None) -> Panel:
-    """Two bars per class, with intervals where there is room."""
-    series = run.series
-    figure, axes, order = class_rows(series.data)
-    rows = np.arange(len(order), dtype=np.float64)
-    outlined: Look = {"color": "white", "edgecolor": series.colour, "hatch": "/////", "linewidth": 0.7}
-    tinted: Look = {"color": series.colour, "alpha": 0.3, "linewidth": 0}
-    filled: Look = {"color": series.colour, "linewidth": 0}
-    bars = [(clean, -0.19, outlined if len(order) <= NAMED_CLASSES else tinted, "clean")]
-    if strongest is not None:
-        bars.append((strongest, 0.19, filled, strongest.name))
-    for attack, shift, look, label in bars:
-        classes = tables.classes(run.summaries[attack])
-        axes.barh(rows + shift, np.nan_to_num(classes.values[order]), 0.36, label=label, **look)
-        _whiskers(axes, classes, order, rows + shift, INK)
-    _shares(figure, axes)
-    name = strongest.name if strongest else ""
-    description = f"clean accuracy and accuracy under {name} of each class"
-    return make_panel(figure, f"{series.anchor}-classes", series.label, description)
+def class_errors(runs: Sequence[Measured], attack: AttackKey | None) -> list[Panel]:
+    """Natural and boundary error of each class under an attack, end to end: a figure of each series with clean images.
+
+    The sum of the two is the robust error.
+    """
+    panels = []
+    for run in runs:
+        found, series = run.summaries.get(attack, ()) if attack else (), run.series
+        natural, _ = metrics.mean_and_standard_error([summary.natural_error for summary in found])
+        boundary, _ = metrics.mean_and_standard_error([summary.boundary_error for summary in found])
+        if attack is None or np.isnan(natural).all():
+            continue
+        figure, axes, order = class_rows(series.data)
+        rows, left = np.arange(len(order)), np.nan_to_num(natural[order])
+        hatch = "/////" if len(order) <= NAMED_CLASSES else ""
+        axes.barh(rows, left, 0.7, label="natural error", **{**_outlined(series), "hatch": hatch})
+        filled: Look = {"left": left, "color": series.colour, "linewidth": 0}
+        axes.barh(rows, np.nan_to_num(boundary[order]), 0.7, label="boundary error", **filled)
+        _shares(figure, axes)
+        description = f"natural error, and boundary error under {attack.name}, of each class"
+        panels.append(make_panel(figure, f"{series.anchor}-errors", series.label, description))
+    return panels
 
 
-def class_errors(runs: Sequence[Measured], strongest: AttackKey | None) -> list[Panel]:
-    """Natural and boundary error of each class under the strongest attack: a figure of each series."""
-    return [
-        panel
-        for run in runs
-        if strongest is not None and strongest in run.summaries
-        if (panel := _class_errors(run, strongest)) is not None
-    ]
-
-
-def _class_errors(run: Measured, attack: AttackKey) -> Panel | None:
-    """Two bars per class, end to end: their sum is the robust error. None without clean images."""
-    found, series = run.summaries[attack], run.series
-    natural, _ = metrics.mean_and_standard_error([summary.natural_error for summary in found])
-    boundary, _ = metrics.mean_and_standard_error([summary.boundary_error for summary in found])
-    if np.isnan(natural).all():
-        return None
-    figure, axes, order = class_rows(series.data)
-    rows, left = np.arange(len(order)), np.nan_to_num(natural[order])
-    hatch = "/////" if len(order) <= NAMED_CLASSES else ""
-    outlined: Look = {"color": "white", "edgecolor": series.colour, "hatch": hatch, "linewidth": 0.7}
-    axes.barh(rows, left, 0.7, label="natural error", **outlined)
-    filled: Look = {"left": left, "color": series.colour, "linewidth": 0}
-    axes.barh(rows, np.nan_to_num(boundary[order]), 0.7, label="boundary error", **filled)
-    _shares(figure, axes)
-    description = f"natural error, and boundary error under {attack.name}, of each class"
-    return make_panel(figure, f"{series.anchor}-errors", series.label, description)
+def _outlined(series: Series) -> Look:
+    return {"color": "white", "edgecolor": series.colour, "hatch": "/////", "linewidth": 0.7}
 
 
 def _shares(figure: Figure, axes: Axes) -> None:

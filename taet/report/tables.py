@@ -133,9 +133,6 @@ def table(title: str, measures: Sequence[Measure], runs: Sequence[Measured], not
     return MethodTable(title, tuple(measure.head for measure in measures), rows, note)
 
 
-# --- all attacks -----------------------------------------------------------------------------------------------------
-
-
 def headline(
     runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: AttackKey | None, data: ReportedData, pairs: Pairs
 ) -> MethodTable:
@@ -208,9 +205,6 @@ def plain(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> MethodTable
     return table(
         "Plain accuracy", [Measure(head, attack, accuracy_cell, ranked=attack.ranked) for head, attack in named], runs
     )
-
-
-# --- classes and groups of them --------------------------------------------------------------------------------------
 
 
 def by_group(runs: Sequence[Measured], attack: AttackKey, data: ReportedData) -> MethodTable:
