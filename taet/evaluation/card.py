@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,24 @@ from taet.evaluation.summary import Interval, Summary, summarise
 from taet.files import write_json
 from taet.formatting import short
 from taet.training.folder import RunFolder
+
+STORED: Mapping[str, Callable[[Any], Any]] = {
+    "method": str,
+    "title": str,
+    "protocol": str,
+    "threat": dict,
+    "seed": lambda seed: seed,
+    "model": dict,
+    "data": dict,
+    "batch_size": int,
+    "created": str,
+    "command": str,
+    "run": dict,
+    "environment": dict,
+    "flags": lambda flags: tuple(map(dict, flags)),
+    "probe": dict,
+}
+"""The fields of a card that are stored as they are, in this order, and what makes each from JSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,20 +184,7 @@ class ResultCard:
         return {
             "kind": KIND,
             "schema": SCHEMA,
-            "method": self.method,
-            "title": self.title,
-            "protocol": self.protocol,
-            "threat": self.threat,
-            "seed": self.seed,
-            "model": self.model,
-            "data": plain(self.data),
-            "batch_size": self.batch_size,
-            "created": self.created,
-            "command": self.command,
-            "run": plain(self.run),
-            "environment": self.environment,
-            "flags": list(self.flags),
-            "probe": self.probe,
+            **{name: plain(getattr(self, name)) for name in STORED},
             "columns": [column.to_json(self.summary(column.name).to_json()) for column in self.columns],
             "labels": pack_integers(self.labels),
         }
@@ -215,7 +220,12 @@ class ResultCard:
         """Rebuild a card from what `to_json` returned, in this schema or an older one."""
         schema = check_schema(stored)
         try:
-            card = _read(cls, migrate(stored))
+            current = migrate(stored)
+            card = cls(
+                **{name: read(current[name]) for name, read in STORED.items()},
+                columns=tuple(map(Column.from_json, current["columns"])),
+                labels=unpack_integers(current["labels"]),
+            )
             summaries = [(column["name"], column["summary"]) for column in stored["columns"]]
         except KeyError as error:
             raise UserError(f"the field {error} is missing") from error
@@ -280,27 +290,6 @@ def _settings(column: Column) -> dict[str, object]:
     attack = column.identity
     ball = {"norm": attack.norm, "eps": attack.eps, "bounded": attack.bounded}
     return {**ball, **dict(attack.settings), "attacks": attack.members}
-
-
-def _read(cls: type[ResultCard], stored: Json) -> ResultCard:
-    return cls(
-        method=stored["method"],
-        title=stored["title"],
-        protocol=stored["protocol"],
-        threat=dict(stored["threat"]),
-        seed=stored["seed"],
-        model=dict(stored["model"]),
-        data=dict(stored["data"]),
-        batch_size=int(stored["batch_size"]),
-        labels=unpack_integers(stored["labels"]),
-        columns=tuple(map(Column.from_json, stored["columns"])),
-        flags=tuple(dict(flag) for flag in stored["flags"]),
-        probe=dict(stored["probe"]),
-        run=dict(stored["run"]),
-        environment=dict(stored["environment"]),
-        created=stored["created"],
-        command=stored["command"],
-    )
 
 
 def _percent(value: float, interval: Interval) -> str:

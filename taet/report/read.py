@@ -150,7 +150,9 @@ def read(path: Path) -> ReportedRun:
     record = folder.record if folder.is_run else None
     try:
         if record is not None:
-            data = _data_of_run(record)
+            kept, train, test = record.data, record.data.train, record.data.test
+            counts = (train.class_counts, test.class_counts)
+            data = ReportedData(kept.name, kept.class_names, *counts, test.sha256, kept.notes)
         else:
             assert card is not None
             data = data_of_card(card)
@@ -164,18 +166,6 @@ def read(path: Path) -> ReportedRun:
         sha256 = str(card.data.get("test_sha256", data.test_sha256))
         data = dataclasses.replace(data, test_sha256=sha256, test_counts=_tested(card))
     return dataclasses.replace(run, data=data, examples=_examples(folder.examples, data))
-
-
-def _data_of_run(record: RunRecord) -> ReportedData:
-    data = record.data
-    return ReportedData(
-        name=data.name,
-        class_names=data.class_names,
-        train_counts=data.train.class_counts,
-        test_counts=data.test.class_counts,
-        test_sha256=data.test.sha256,
-        notes=data.notes,
-    )
 
 
 def data_of_card(card: ResultCard) -> ReportedData:
@@ -200,15 +190,8 @@ def _examples(path: Path, data: ReportedData) -> Examples | None:
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            examples = Examples(
-                images=arrays["images"],
-                adversarial=arrays["adversarial"],
-                labels=arrays["labels"],
-                clean_predictions=arrays["clean_predictions"],
-                adversarial_predictions=arrays["adversarial_predictions"],
-                attack=str(arrays["attack"]),
-                eps=float(arrays["eps"]),
-            )
+            stored = {field.name: arrays[field.name] for field in dataclasses.fields(Examples)}
+            examples = Examples(**stored | {"attack": str(stored["attack"]), "eps": float(stored["eps"])})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not readable as example images: {error}") from error
     labels = np.concatenate([examples.labels, examples.clean_predictions, examples.adversarial_predictions])

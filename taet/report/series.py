@@ -46,6 +46,10 @@ class Series:
     anchor: str
     index: int
     colour: str
+    dashes: Dashes
+    svg_dashes: str
+    marker: str
+    marker_path: str
 
     @property
     def method(self) -> str:
@@ -107,22 +111,6 @@ class Series:
             for e in sorted(found)
         ]
 
-    @property
-    def dashes(self) -> Dashes:
-        return DASHES[self.index % len(DASHES)]
-
-    @property
-    def marker(self) -> str:
-        return MARKERS[self.index % len(MARKERS)]
-
-    @property
-    def svg_dashes(self) -> str:
-        return SVG_DASHES[self.index % len(SVG_DASHES)]
-
-    @property
-    def marker_path(self) -> str:
-        return MARKER_PATHS[self.index % len(MARKER_PATHS)]
-
 
 def baseline(all_series: Sequence[Series]) -> Series | None:
     """Return the first series of the baseline method; None if there is none."""
@@ -146,6 +134,10 @@ def grouped(runs: Sequence[ReportedRun], names: Sequence[str | None]) -> list[Se
             anchor=f"run-{index + 1}",
             index=index,
             colour=COLOURS[methods.index(group[0].method) % len(COLOURS)],
+            dashes=DASHES[index % len(DASHES)],
+            svg_dashes=SVG_DASHES[index % len(SVG_DASHES)],
+            marker=MARKERS[index % len(MARKERS)],
+            marker_path=MARKER_PATHS[index % len(MARKER_PATHS)],
         )
         for index, (group, label) in enumerate(zip(groups.values(), _labels([*groups.values()], given), strict=True))
     ]
@@ -155,14 +147,11 @@ def _labels(groups: Sequence[Sequence[ReportedRun]], names: Mapping[Path, str | 
     """Label each group with its given name or its method; equal labels on the same data get what distinguishes them."""
     labels = [names[group[0].path] or group[0].method for group in groups]
     for detail in (_own_settings, _folders, _paths):
-        seen = Counter(zip((group[0].data for group in groups), labels, strict=True))
-        detailed = []
-        for group, label in zip(groups, labels, strict=True):
-            alike = zip(groups, labels, strict=True)
-            same = [other for other, name in alike if (other[0].data, name) == (group[0].data, label)]
-            extra = detail(group, same) if seen[group[0].data, label] > 1 else ""
-            detailed.append(f"{label} ({extra})" if extra else label)
-        labels = detailed
+        named = [((group[0].data, label), group) for group, label in zip(groups, labels, strict=True)]
+        for row, (name, group) in enumerate(named):
+            same = [other for other_name, other in named if other_name == name]
+            if len(same) > 1 and (extra := detail(group, same)):
+                labels[row] += f" ({extra})"
     return labels
 
 
