@@ -61,7 +61,7 @@ def balanced_accuracy(correct: ArrayLike, total: ArrayLike) -> float:
 def group_accuracy(correct: ArrayLike, total: ArrayLike, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Return the balanced accuracy inside each group of class labels; nan for a group without test images."""
     right, count = np.asarray(correct), np.asarray(total)
-    return {name: balanced_accuracy(right[_index(of)], count[_index(of)]) for name, of in groups.items()}
+    return {name: balanced_accuracy(right[list(of)], count[list(of)]) for name, of in groups.items()}
 
 
 def worst_class(correct: ArrayLike, total: ArrayLike) -> tuple[int, float]:
@@ -304,9 +304,7 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
 
 def class_ranks(train_counts: ArrayLike) -> Ints:
     """Return the rank of each class, (C,): 0 for the class with most training images, ties by label."""
-    ranks = np.empty(len(np.asarray(train_counts)), dtype=np.int64)
-    ranks[_largest_first(train_counts)] = np.arange(len(ranks))
-    return ranks
+    return np.argsort(_largest_first(train_counts))
 
 
 def class_groups(train_counts: ArrayLike) -> dict[str, list[int]]:
@@ -315,7 +313,7 @@ def class_groups(train_counts: ArrayLike) -> dict[str, list[int]]:
     With classes ranked 1..C by training count: head is 1..floor(C/3), tail is ceil(2C/3)..C, body the rest (REAT);
     last_half is the last floor(C/2) (TAET).
     """
-    order = [int(label) for label in _largest_first(train_counts)]
+    order = _largest_first(train_counts).tolist()
     count = len(order)
     head, tail = count // 3, math.ceil(2 * count / 3) - 1
     return {
@@ -328,10 +326,6 @@ def class_groups(train_counts: ArrayLike) -> dict[str, list[int]]:
 
 def _largest_first(train_counts: ArrayLike) -> Ints:
     return np.argsort(-np.asarray(train_counts, dtype=np.int64), kind="stable")
-
-
-def _index(labels: Sequence[int]) -> Ints:
-    return np.asarray(labels, dtype=np.int64)
 
 
 def _ratio(part: ArrayLike, whole: ArrayLike) -> Floats:

@@ -422,7 +422,7 @@ TEST_SET: tuple[Diagnostic[ResultCard], ...] = (
 
 
 def _found(subject: str, condition: Callable[[CheckFacts], bool], text: str, remedy: str) -> Diagnostic[CheckFacts]:
-    return Diagnostic("", lambda facts: text.format(**vars(facts)) if condition(facts) else None, remedy, subject)
+    return Diagnostic("", _when(condition, text), remedy, subject)
 
 
 CHECK: tuple[Diagnostic[CheckFacts], ...] = (

@@ -20,6 +20,7 @@ from taet.report.series import Series, baseline
 
 ERRORS = 2
 """Half the width, in standard errors, of the interval of a mean over seeds."""
+COSTS = (Heading("training", "per run"), Heading("flags", "kinds"))
 NAMED = 6
 """Most classes that are named in a cell."""
 
@@ -65,11 +66,6 @@ class MethodTable:
     heads: tuple[Heading, ...]
     rows: tuple[tuple[Series, tuple[ScoreCell | TextCell | None, ...]], ...]
     note: str = ""
-
-    def beside(self, heads: Sequence[Heading], facts: Sequence[Sequence[TextCell]]) -> MethodTable:
-        """Return this table with columns of words added, which are given by row."""
-        rows = tuple((series, (*cells, *more)) for (series, cells), more in zip(self.rows, facts, strict=True))
-        return dataclasses.replace(self, heads=(*self.heads, *heads), rows=rows)
 
 
 Apart = Callable[[int, int], bool]
@@ -152,7 +148,9 @@ def headline(
     clean = next((attack for attack in attacks if attack.norm is None), None)
     if clean is not None and not even(runs):
         measures.append(measure(Heading("accuracy", "plain, clean"), clean, accuracy_cell, "plain"))
-    return table("Balanced accuracy", measures, runs).beside(*costs(runs))
+    scores, base = table("Balanced accuracy", measures, runs), baseline([run.series for run in runs])
+    rows = tuple((series, (*cells, *costs(series, base))) for series, cells in scores.rows)
+    return dataclasses.replace(scores, heads=(*scores.heads, *COSTS), rows=rows)
 
 
 def even(runs: Sequence[Measured]) -> bool:
@@ -180,20 +178,14 @@ def group_cell(summaries: Sequence[Summary], group: str) -> ScoreCell | None:
     return spread([s.groups[group] for s in summaries], [s.group_intervals[group] for s in summaries])
 
 
-def costs(runs: Sequence[Measured]) -> tuple[list[Heading], list[list[TextCell]]]:
+def costs(series: Series, base: Series | None) -> tuple[TextCell, TextCell]:
     """Seconds of training, also relative to the baseline on the same machine, and the number of different flags."""
-    base = baseline([run.series for run in runs])
-
-    def training(series: Series) -> TextCell:
-        if not series.seconds:
-            return TextCell("–", "not known")
-        seconds = f"{series.seconds:.0f} s" if series.seconds >= 10 else f"{series.seconds:.1f} s"
-        if base is None or base.machine != series.machine or not base.seconds:
-            return TextCell(seconds)
-        return TextCell(seconds, f"{series.seconds / base.seconds:.2f} × {base.label}")
-
-    heads = [Heading("training", "per run"), Heading("flags", "kinds")]
-    return heads, [[training(run.series), TextCell(str(len(run.series.flags)))] for run in runs]
+    seconds = f"{series.seconds:.0f} s" if series.seconds >= 10 else f"{series.seconds:.1f} s"
+    relative = ""
+    if base is not None and base.seconds and base.machine == series.machine:
+        relative = f"{series.seconds / base.seconds:.2f} × {base.label}"
+    training = TextCell(seconds, relative) if series.seconds else TextCell("–", "not known")
+    return training, TextCell(str(len(series.flags)))
 
 
 def plain(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> MethodTable:

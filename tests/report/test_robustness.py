@@ -289,7 +289,8 @@ def test_seeds_are_compared_in_pairs_and_the_other_way_round_is_the_opposite(mak
         folders = [
             read.ReportedRun(Path(str(card.seed)), None, (), card, None, read.data_of_card(card)) for card in cards
         ]
-        (run,) = measured.measured([series.Series(tuple(folders), "row", f"run-{index}", index, "#000000")])
+        (row,) = series.grouped(folders, [None] * len(folders))
+        (run,) = measured.measured([dataclasses.replace(row, index=index)])
         return run
 
     first, second = of(mine, 0), of(theirs, 1)
@@ -375,8 +376,8 @@ def test_the_transfer_matrix_is_that_of_the_cards(
     (expected,) = transfer.matrices(cards)
     (matrix,) = comparison.transfers
     assert matrix.names == expected.names == ("at", "taet")
-    for row, (name, clean, values) in enumerate(matrix.rows):
-        assert (name, clean, values) == (expected.names[row], expected.clean[row], tuple(expected.balanced[row]))
+    for row, (name, clean, values) in enumerate(zip(matrix.names, matrix.clean, matrix.balanced, strict=True)):
+        assert (clean, tuple(values)) == (expected.clean[row], tuple(expected.balanced[row]))
         numbers = " ".join(f"{100 * value:.1f}" for value in (clean, *values))
         assert f"{name} {numbers}" in words(rich_page)
     own = re.findall(r'class="heat self"[^>]*>([\d.]+)<', rich_page)
