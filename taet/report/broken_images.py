@@ -26,26 +26,21 @@ def by_attack(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterato
 
 
 def _attacks(run: Measured, attacks: Sequence[AttackKey]) -> tuple[TextCell | None, ...]:
-    there = [attack for attack in attacks if attack in run.columns]
-    right: list[int] = []
-    left: list[int] = []
-    all_of: dict[AttackKey, list[int]] = {}
-    only: dict[AttackKey, list[int]] = {}
+    ends: list[tuple[int, int]] = []
+    found: dict[AttackKey, list[tuple[int, int]]] = {}
     for card in run.series.cards:
-        columns = {attack: column for attack in there for owner, column in run.columns[attack] if owner is card}
-        if not columns:
-            continue
-        masks = np.stack([_clean(card), *(column.correct for column in columns.values())])
-        broken = ~masks[1:] & masks[0]
-        alone = broken & (broken.sum(0) == 1)
-        right.append(int(masks[0].sum()))
-        left.append(int(metrics.worst_case(masks)[-1].sum()))
-        for row, attack in enumerate(columns):
-            all_of.setdefault(attack, []).append(int(broken[row].sum()))
-            only.setdefault(attack, []).append(int(alone[row].sum()))
-    cells = (TextCell(_mean(all_of[a]), f"{_mean(only[a])} only") if a in all_of else None for a in attacks)
-    ends = (TextCell(_mean(counts)) if counts else None for counts in (right, left))
-    return (next(ends), *cells, next(ends))
+        columns = {a: column for a in attacks for owner, column in run.columns.get(a, ()) if owner is card}
+        if columns:
+            masks = np.stack([_clean(card), *(column.correct for column in columns.values())])
+            broken = ~masks[1:] & masks[0]
+            only = broken & (broken.sum(0) == 1)
+            ends.append((masks[0].sum(), masks.all(0).sum()))
+            for attack, every, alone in zip(columns, broken.sum(1), only.sum(1), strict=True):
+                found.setdefault(attack, []).append((every, alone))
+    texts = {attack: [_mean(counts) for counts in zip(*pairs, strict=True)] for attack, pairs in found.items()}
+    cells = (TextCell(texts[attack][0], f"{texts[attack][1]} only") if attack in texts else None for attack in attacks)
+    right, left = (TextCell(_mean(counts)) for counts in zip(*ends, strict=True)) if ends else (None, None)
+    return (right, *cells, left)
 
 
 def by_part(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[MethodTable]:

@@ -100,8 +100,8 @@ class Measured:
     """Evaluated runs of one series: each of their columns with its numbers, one per seed."""
 
     series: Series
-    columns: Mapping[AttackKey, tuple[tuple[ResultCard, Column], ...]]
-    summaries: Mapping[AttackKey, tuple[Summary, ...]]
+    columns: Mapping[AttackKey, Sequence[tuple[ResultCard, Column]]]
+    summaries: Mapping[AttackKey, Sequence[Summary]]
 
     def balanced(self, attack: AttackKey) -> float:
         """Return the mean balanced accuracy under an attack; nan if it was not measured."""
@@ -117,27 +117,24 @@ class Measured:
     def of_threat(self) -> list[AttackKey]:
         """Return the attacks that had to stay in the ball of the cards' threat model."""
 
-        def inside(attack: AttackKey) -> bool:
-            cards = [card for card, _ in self.columns[attack]]
-            return attack.bounded and all(
-                attack.ball == (card.threat.get("norm"), card.threat.get("eps")) for card in cards
-            )
-
-        return [attack for attack in self.columns if inside(attack)]
+        return [
+            attack
+            for attack, pairs in self.columns.items()
+            if attack.bounded
+            and all(attack.ball == (card.threat.get("norm"), card.threat.get("eps")) for card, _ in pairs)
+        ]
 
 
 def measured(all_series: Sequence[Series]) -> list[Measured]:
     """Return the evaluated series with every number recomputed from the masks."""
     runs = []
     for series in all_series:
-        columns: dict[AttackKey, tuple[tuple[ResultCard, Column], ...]] = {}
+        columns: dict[AttackKey, list[tuple[ResultCard, Column]]] = {}
         for card in series.cards:
             for column in shown(card):
-                columns[key(column)] = (*columns.get(key(column), ()), (card, column))
+                columns.setdefault(key(column), []).append((card, column))
+        summaries = {attack: [card.summary_of(column) for card, column in pairs] for attack, pairs in columns.items()}
         if columns:
-            summaries = {
-                attack: tuple(card.summary_of(column) for card, column in pairs) for attack, pairs in columns.items()
-            }
             runs.append(Measured(series, columns, summaries))
     return runs
 
