@@ -20,8 +20,6 @@ from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Le, Lt, MinLe
 
 from taet.errors import UserError, unknown
 
-# --- declarations beside a field ---------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Note:
@@ -56,7 +54,7 @@ class OnlyWith:
         self.others = {name: value if isinstance(value, tuple) else (value,) for name, value in others.items()}
 
     def holds(self, config: Any) -> bool:
-        """Has the field an effect in `config`?"""
+        """Whether the field has an effect in `config`."""
         return any(getattr(config, name) in values for name, values in self.others.items())
 
     def text(self, label: str) -> str:
@@ -91,9 +89,6 @@ Radius = Annotated[float, Ge(0), Le(1), PIXEL_UNITS]
 """The size of an L-infinity perturbation of an image in [0, 1]."""
 RadiusL2 = Annotated[float, Ge(0), Note(", e.g. 1.0 or 128/255")]
 """The size of an L2 perturbation; it grows with the image and may exceed 1."""
-
-
-# --- checking -----------------------------------------------------------------------------------------------------
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -139,7 +134,7 @@ def _holds(rule: Any, value: Any) -> bool:
 
 
 def _fits(value: Any, hint: Any, *, bounds: bool = True) -> bool:
-    """Is `value` of the type `hint`, and within the bounds that it declares?"""
+    """Whether `value` is of the type `hint`, and within the bounds that it declares."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         if value is None or not _fits(value, arguments[0], bounds=bounds):

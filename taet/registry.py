@@ -42,7 +42,7 @@ class RegistryEntry:
     deviations: tuple[str, ...] = ()
     """How a method leaves the protocol, if its file has this as a literal."""
     baseline: bool = False
-    """Is the method what reports compare the others with?"""
+    """Whether reports compare the other methods with this one."""
 
     def load(self) -> ModuleType:
         """Import the module; a plug-in is imported once, under a name that no package has."""

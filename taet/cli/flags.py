@@ -133,9 +133,6 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, 
     raise UserError(f"{_mistake(output.getvalue(), _option_types(kind), arguments, prog)}; see {prog} --help")
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _captured() -> Iterator[io.StringIO]:
     """Catch what tyro prints, on lines too long to be wrapped."""

@@ -33,9 +33,9 @@ class OwnImages(NamedTuple):
     """Width and height."""
     largest: tuple[int, int]
     uniform: bool
-    """Do all images have the same size?"""
+    """Whether all images have the same size."""
     grouped: bool = False
-    """Can the subfolders of the class folders be used as groups?"""
+    """Whether the subfolders of the class folders can be used as groups."""
 
 
 def own_images(data: Data) -> OwnImages:
@@ -89,7 +89,7 @@ def plan(method: str, data: str, *, root: str | None = None, protocol: str = "ta
 def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
     """Return `run`, on the user's own images, with the settings that depend on them and on the machine.
 
-    `accelerated`: has the machine a GPU? Default: this machine.
+    `accelerated`: whether the machine has a GPU. Default: as this one.
     """
     if not is_own(run.data.name):
         raise UserError(
