@@ -31,9 +31,10 @@ from taet.models import memory_layout
 from taet.models.sync_norm import average_statistics, normalisations, synchronised
 from taet.models.view import View
 from taet.randomness import derive_seed, generator
-from taet.training import state
+from taet.training import checkpoint_parts
 from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
 from taet.training.checkpoint import WeightsAbout
+from taet.training.checkpoint_parts import Part
 from taet.training.curve import TrainingCurve
 from taet.training.decisive import run_hash
 from taet.training.drift import Drift
@@ -49,7 +50,6 @@ from taet.training.record import Row, RunRecord
 from taet.training.resolve import resolve
 from taet.training.schedule import learning_rate
 from taet.training.setup import attack_view, build_model, check_pretrained, check_processes, describe
-from taet.training.state import Part
 from taet.training.step import training_step
 from taet.training.tensorboard import Board
 from taet.training.weight_perturbation import buffers_kept
@@ -250,21 +250,21 @@ class Trainer:
         return {
             "splits": Part(self._split_hashes, self._check_splits),
             "model": Part(self.model.state_dict, self._load_model),
-            "method": state.of(self.method),
-            "method_optimizers": state.each(self.method.optimizers),
-            "optimizer": state.of(self.optimizer),
-            "epoch": state.field(self, "epoch"),
-            "step": state.field(self, "step"),
-            "running": state.of(self.epoch_sums),
+            "method": checkpoint_parts.of(self.method),
+            "method_optimizers": checkpoint_parts.each(self.method.optimizers),
+            "optimizer": checkpoint_parts.of(self.optimizer),
+            "epoch": checkpoint_parts.field(self, "epoch"),
+            "step": checkpoint_parts.field(self, "step"),
+            "running": checkpoint_parts.of(self.epoch_sums),
             "predicted": Part(lambda: self.predicted, self._load_predicted),
-            "best_score": state.field(self.curve, "best_score"),
-            "best_epoch": state.field(self.curve, "best_epoch"),
-            "best_weights": state.field(self.curve, "best_weights"),
-            "average": state.of(self.average),
-            "drift": state.of(self.drift),
+            "best_score": checkpoint_parts.field(self.curve, "best_score"),
+            "best_epoch": checkpoint_parts.field(self.curve, "best_epoch"),
+            "best_weights": checkpoint_parts.field(self.curve, "best_weights"),
+            "average": checkpoint_parts.of(self.average),
+            "drift": checkpoint_parts.of(self.drift),
             "weights": Part(lambda: self.weighting.weights, self._load_weighting),
-            "metrics_bytes": state.field(self, "metrics_bytes"),
-            "seconds": state.field(self, "seconds"),
+            "metrics_bytes": checkpoint_parts.field(self, "metrics_bytes"),
+            "seconds": checkpoint_parts.field(self, "seconds"),
         }
 
     def save(self) -> None:
@@ -277,6 +277,10 @@ class Trainer:
     def restore(self) -> None:
         """Load the checkpoint, and cut the metrics to their length at that time."""
         values = self.folder.load_checkpoint(self.run_hash)
+        if missing := sorted(self.parts.keys() - values.keys()):
+            raise UserError(
+                f"{self.folder.checkpoint} lacks {missing[0]}: another version of taet wrote it; start anew"
+            )
         for name, part in self.parts.items():
             part.load(values[name])
         first(lambda: self.folder.cut_metrics(self.metrics_bytes))

@@ -183,6 +183,14 @@ def test_a_checkpoint_of_other_settings_is_refused(folder: Path) -> None:
     refused(lambda: resume(folder), "belongs to another run")
 
 
+def test_a_checkpoint_without_a_part_is_refused(folder: Path) -> None:
+    path = folder / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["drift"]
+    torch.save(state, path)
+    refused(lambda: resume(folder), "lacks drift: another version of taet wrote it")
+
+
 def test_metrics_that_lost_rows_are_refused(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text("")
     refused(lambda: resume(folder), "is shorter than when checkpoint.pt was written")
