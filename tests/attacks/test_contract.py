@@ -253,8 +253,20 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 10)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", short_names())
+# In make test the suites, which are the slow ones, are shown by one of them in the checks that run an attack.
+RUN_IT = CHECKS[:6]
+
+
+def parameter(name: str, check: Callable[[str], None]) -> Any:
+    suite = isinstance(catalogue.parse(name, SETTINGS), Suite)
+    usual = not suite or name == SUITES[0] or check not in RUN_IT
+    return pytest.param(name, check, id=f"{name}-{check.__name__}", marks=() if usual else pytest.mark.full)
+
+
+SUITES = [name for name in short_names() if isinstance(catalogue.parse(name, SETTINGS), Suite)]
+
+
+@pytest.mark.parametrize(("name", "check"), [parameter(name, check) for name in short_names() for check in CHECKS])
 def test_an_attack(name: str, check: Callable[[str], None]) -> None:
     check(name)
 
@@ -317,6 +329,7 @@ def add(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     return put
 
 
+@pytest.mark.diagonal("add", "name")
 @pytest.mark.parametrize(
     ("name", "text", "typed"), [("nudge", SPECIFICATION, "nudge-3:way=random"), ("shift", FUNCTION, "shift")]
 )

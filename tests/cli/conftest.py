@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Fini
     place = tmp_path_factory.mktemp("finished")
     folder, report = place / "run", place / "report.html"
     trained = call("train", "at", *small, "--epochs", "10", "--out", folder)
-    evaluated = call("evaluate", folder, "--attacks", "fgsm", "pgd-3", "autoattack-10", "--eps", "0.02")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("taet.attacks.autoattack"), "QUERIES", 100)  # the name is also a function
+        evaluated = call("evaluate", folder, "--attacks", "fgsm", "pgd-3", "autoattack-10", "--eps", "0.02")
     assert call("report", folder, "--out", report).code == 0
     return Finished(folder, report, trained, evaluated)

@@ -101,8 +101,8 @@ def test_the_reat_protocol(taet: Any, small: list[str], tmp_path: Path) -> None:
 def test_the_demonstration_and_that_a_second_one_reuses_it(
     taet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = {"training.epochs": 2, "training.monitor_steps": 2, "threat.steps": 1, "data.max_count": 40}
-    small |= {"evaluation.attacks": ("clean", "fgsm", "pgd-3"), "data.test_max_count": 10}
+    small = {"training.epochs": 2, "training.monitor_steps": 1, "threat.steps": 1, "data.max_count": 20}
+    small |= {"evaluation.attacks": ("clean", "fgsm", "pgd-3"), "data.test_max_count": 4}
     monkeypatch.setattr(demo, "CHANGES", demo.CHANGES | small)
     outcome = taet("demo", "--out", tmp_path / "demo")
     assert outcome.code == 0

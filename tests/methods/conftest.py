@@ -105,12 +105,16 @@ PLAIN = [case for case in CASES if "base" not in case.knobs]
 VARIANTS = [list(stages) for _, stages in itertools.groupby(CASES, lambda case: (case.name, case.knobs))]
 
 
-# In make test two methods stand for all inside a wrapper, a plain one and one with stages; and of what takes a second
-# or more, each method is shown with its defaults only.
+# In make test two methods stand for all inside a wrapper, a plain one and one with stages; and of what takes
+# longer than most tests, each method is shown with its defaults only.
 USUAL_BASES = ("at", "taet")
 SLOW = {
     "test_a_recorded_step_follows_what_changes",
+    "test_every_knob_acts_or_is_refused",
+    "test_loss_in_each_precision",
     "test_replayed_steps_train_as_eager_ones",
+    "test_state_is_restored_in_the_middle_of_an_epoch",
+    "test_twenty_steps_lower_the_loss",
     "test_two_processes_train_as_one",
 }
 

@@ -118,7 +118,9 @@ def test_one_process_tells_and_the_others_end_in_silence(
     assert at_exit == [(leave, code)]
 
 
-@pytest.mark.parametrize(("error", "code"), [("UserError('mistake')", 2), ("KeyboardInterrupt()", 130)])
+@pytest.mark.parametrize(
+    ("error", "code"), [pytest.param("UserError('mistake')", 2, marks=pytest.mark.full), ("KeyboardInterrupt()", 130)]
+)
 def test_a_process_that_tells_does_not_go_through_a_shutdown_that_gloo_may_abort(error: str, code: int) -> None:
     script = f"""
 import atexit, os
