@@ -110,6 +110,7 @@ VARIANTS = [list(stages) for _, stages in itertools.groupby(CASES, lambda case: 
 USUAL_BASES = ("at", "taet")
 SLOW = {
     "test_a_recorded_step_follows_what_changes",
+    "test_builds_for_any_number_of_classes",
     "test_every_knob_acts_or_is_refused",
     "test_loss_in_each_precision",
     "test_replayed_steps_train_as_eager_ones",
