@@ -11,12 +11,18 @@ class UserError(Exception):
     """A mistake that the user can correct; its text is one line: what, what was given and what is allowed."""
 
 
+def nearest(got: str, allowed: Iterable[str]) -> str | None:
+    """Return the allowed name that resembles `got` most; None if none does."""
+    lower = {name.lower(): name for name in allowed}
+    near = difflib.get_close_matches(got.lower(), lower, n=1, cutoff=0.5)
+    return lower[near[0]] if near else None
+
+
 def unknown(kind: str, got: str, allowed: Iterable[str]) -> UserError:
     """Return the error for a name that is not in `allowed`, with the nearest match if there is one."""
     names = sorted(allowed)
-    lower = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(got.lower(), lower, n=1, cutoff=0.5)
-    hint = f"; did you mean '{lower[near[0]]}'?" if near else ""
+    near = nearest(got, names)
+    hint = "" if near is None else f"; did you mean '{near}'?"
     return UserError(f"unknown {kind} '{got}'; allowed: {', '.join(names)}{hint}")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from taet.errors import UserError, unknown
+from taet.errors import UserError, nearest, unknown
 
 Kind = Literal["methods", "attacks", "data", "models"]
 PACKAGE = Path(__file__).parent
@@ -136,6 +136,6 @@ def find(kind: Kind, name: str) -> RegistryEntry:
     known = entries(kind)
     if name not in known:
         error = unknown(WORDS[kind], name, known)
-        strange = kind == "methods" and "did you mean" not in str(error)
+        strange = kind == "methods" and nearest(name, known) is None
         raise UserError(f"{error}; is it a plugin? name its folder in TAET_PLUGINS") if strange else error
     return known[name]

@@ -205,8 +205,8 @@ def test_a_class_name_is_used_once() -> None:
     assert not [name for name, count in found.items() if count > 1 and name != "Config"]
 
 
-# A ratchet: 26,366 lines when it was set, and a little room. Lower it with the package; raise it only with a reason.
-MOST_LINES = 26_600
+# A ratchet: 25,690 lines when it was set. The goal is 21,000: lower it with the package, and do not raise it.
+MOST_LINES = 25_750
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

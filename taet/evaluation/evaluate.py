@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from taet.attacks.progress import Progress
 from taet.config import Evaluation, Threat
 from taet.data import Dataset
-from taet.errors import UserError
+from taet.errors import UserError, unknown
 from taet.evaluation.bundles import check_attacks
 from taet.evaluation.card import ResultCard
 from taet.evaluation.curves import curve_attacks
@@ -101,7 +101,10 @@ def evaluate(
             that the run does not know, a model that returns anything but finite logits (N, classes), an `out` that
             belongs to something else.
     """
-    asked = [attacks] if isinstance(attacks, str) else attacks
+    changes = _changes(settings)
+    listed = changes.pop("attacks", None)
+    names = listed if attacks is None else attacks
+    asked = [names] if isinstance(names, str) else names
     if asked is not None:  # a typing mistake is reported before anything is loaded
         check_attacks(Evaluation(attacks=tuple(asked)))
     curve_attacks(curves, Evaluation(), Threat().eps)
@@ -138,12 +141,11 @@ def evaluate(
         "batch_size": batch_size,
         "seed": seed,
     }
-    given = {**settings} if isinstance(settings, Mapping) else {}
-    given |= {name: value for name, value in overrides.items() if value is not None}
+    changes |= {name: value for name, value in overrides.items() if value is not None}
     subject = replace(subject, settings=settings) if isinstance(settings, Evaluation) else subject
     return measure(
         subject,
-        plan_evaluation(subject, asked, given, curves, worst_case),
+        plan_evaluation(subject, asked, changes, curves, worst_case),
         device=subject.place if device == "auto" else resolve_device(device),
         path=path,
         new=out is not None,
@@ -151,3 +153,17 @@ def evaluate(
         progress=progress,
         command=command,
     )
+
+
+def _changes(settings: Evaluation | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the fields that a mapping of settings changes; nothing for settings in whole."""
+    if settings is None or isinstance(settings, Evaluation):
+        return {}
+    if not isinstance(settings, Mapping):
+        kind = type(settings).__name__
+        raise UserError(f"settings: got a {kind}; allowed: an Evaluation, or a mapping of its fields")
+    known = [field.name for field in fields(Evaluation)]
+    for name in settings:
+        if name not in known:
+            raise unknown("field of the settings", str(name), known)
+    return dict(settings)

@@ -82,6 +82,26 @@ def test_settings_may_be_whole_or_only_those_that_change(evaluate: Evaluated) ->
     assert given.bounded
 
 
+@pytest.mark.parametrize("attacks", ["pgd-2", ["fgsm", "pgd-2"], ("clean", "pgd-2")])
+def test_settings_may_name_the_attacks(task: Task, attacks: Any) -> None:
+    card = taet.evaluate(*task, eps=EPS, settings={"attacks": attacks})
+    assert "pgd-2" in [column.name for column in card.columns]
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"epss": 0.1}, "unknown field of the settings 'epss'.*did you mean 'eps'"),
+        (3, "settings: got a int; allowed: an Evaluation, or a mapping of its fields"),
+        ({"attacks": ("reta",)}, "unknown attack 'reta'.*did you mean"),
+        ({"batch_size": 0}, "batch size: got 0"),
+    ],
+)
+def test_wrong_settings_are_refused(task: Task, settings: Any, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        taet.evaluate(*task, settings=settings)
+
+
 def test_uint8_and_float_images_are_the_same_images(task: Task) -> None:
     model, images, labels = task
     settings: dict[str, Any] = {"attacks": ("fgsm", "pgd-5"), "eps": EPS, "batch_size": 8}
