@@ -33,7 +33,7 @@ EXAMPLES = (
     "taet evaluate --model mynets.wide:build --weights net.safetensors --data npz:test.npz --out runs/wide",
 )
 DESCRIPTION = """Attack a finished run and write its result card, RUN/evaluation.json. An interrupted evaluation
-continues where it stopped. An option that is not given is as in the run; the defaults below are those of protocol taet.
+continues where it stopped. Options default to the settings of the run; the defaults below are those of protocol taet.
 
 For a model of any origin, give --model and --data instead of RUN: see taet evaluate --model NAME --help."""
 MODEL_DESCRIPTION = """Attack a model of any origin on the test images of a data set and write its result card,

@@ -23,7 +23,7 @@ class ModelFacts:
     zero_gradients: int
     """Correctly classified images at which the gradient of the cross-entropy is exactly zero."""
     nonfinite_gradients: int = 0
-    """Images at which, or on PGD's way from which, a logit or the gradient is not finite."""
+    """Images with a logit or gradient that is not finite, at the image or at an iterate of PGD."""
     repeat_difference: float = 0.0
     """When the model is asked again."""
     later_difference: float = 0.0

@@ -108,7 +108,7 @@ def difference(
 
 
 def _gains(left: metrics.Ints, right: metrics.Ints, labels: metrics.Ints, num_classes: int) -> metrics.Ints:
-    """For each class with images, count those that -R, ..., R more runs of the left than of the right get right."""
+    """Histogram per class of the images by the difference of correct runs, left minus right, from -R to R."""
     width = 2 * len(left) + 1
     gain = (left - right).sum(0) + len(left)
     counts = np.bincount(labels * width + gain, minlength=num_classes * width).reshape(num_classes, width)

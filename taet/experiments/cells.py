@@ -242,7 +242,7 @@ def _run(start: Run, method: str, settings: Settings) -> Run:
         if not known:
             raise UserError(f"unknown setting 'method.{name}'; {method} has none of its own")
         if name not in known:
-            raise unknown(f"knob of {method}", name, known)
+            raise unknown(f"option of {method}", name, known)
     shared = {key: value for key, value in settings.items() if not key.startswith("method.")}
     run = config.override(start, {"settings": config.override(knobs, own), **shared})
     check_attacks(run.evaluation)

@@ -42,11 +42,11 @@ def _check_class(cls: type[Method], where: str) -> None:
         raise UserError(f"{where}: got a Config that is no frozen dataclass; allowed: @dataclass(frozen=True)")
     for field in dataclasses.fields(cls.Config):
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{where}: got the knob {field.name} without a default; allowed: one for every knob")
+            raise UserError(f"{where}: got the option {field.name} without a default; every option needs one")
 
 
 def build(name: str, settings: Any, task: Task) -> Method:
-    """Return the method called `name`; `settings` is its Config, a mapping of knobs, or None for the defaults."""
+    """Return the method called `name`; `settings` is its Config, a mapping of options, or None for the defaults."""
     cls = find(name)
     if settings is None or isinstance(settings, Mapping):
         settings = config.from_json(cls.Config, settings or {}, "method")

@@ -57,7 +57,7 @@ class Attack:
     factor: Tensor | None = None
     """Of every sample's eps and step size, (N,)."""
     weights: Tensor | None = None
-    """Of the objective, by label, (C,); a sign step with BN in eval mode does not feel them."""
+    """Of the objective, by label, (C,); they do not change a sign step with BN in eval mode."""
     prior: Tensor | None = None
     """Class counts whose logarithm is added to the logits that the objective sees, (C,)."""
 
@@ -235,7 +235,7 @@ class Method(nn.Module):
         return ()
 
     def enter(self, epoch: int) -> None:
-        """Take stage and outer loss to `epoch`, also of methods held; the trainer calls it on resume as well."""
+        """Set the stage and the outer loss for `epoch`, in wrapped methods too; the trainer also calls it on resume."""
         for module in self.modules():
             if isinstance(module, Method):
                 stages = module.task.stages

@@ -38,14 +38,14 @@ def class_budgets(class_counts: Tensor, a: float) -> Tensor:
 
 def base_settings(name: str, knobs: Sequence[str]) -> Any:
     """Return the Config of the method called `name` from options written as on the command line, "tail-weight=2"."""
-    kind, where = methods.find(name).Config, f"robust-lt: knob of {name}"
+    kind, where = methods.find(name).Config, f"robust-lt: option of {name}"
     names = [field.name for field in dataclasses.fields(kind)]
     values: dict[str, Any] = {}
     for knob in knobs:
         field, equals, text = (part.strip() for part in knob.partition("="))
         field = field.replace("-", "_")
         if not names:
-            raise UserError(f"{where}: got '{knob}'; allowed: none, {name} has none of its own")
+            raise UserError(f"{where}: got '{knob}'; allowed: none, {name} has no options")
         if field not in names:
             spelled = [known.replace("_", "-") for known in names]
             raise UserError(f"{where}: {unknown('name', field.replace('_', '-'), spelled)}")

@@ -15,9 +15,9 @@ def milestone_epochs(run: Run) -> tuple[int, ...]:
 def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
     """Learning rate of `step` (from 0, of `steps` in an epoch) in `epoch` (from 0).
 
-    Over the first W = warmup * epochs the rate rises evenly, to the whole rate at the last of their steps. From there
-    `steps`: divided by ten at every milestone that has passed; `cosine`: half of 1 + cos(pi u), u the share that is
-    done of what follows the rise (Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983, without restarts).
+    Over the first W = warmup * epochs the rate rises linearly, up to `lr` at the last of their steps. From there
+    `steps`: divided by ten at every milestone that has passed; `cosine`: half of 1 + cos(pi u), u the completed
+    share of the remaining steps (Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983, without restarts).
     """
     training = run.training
     done, rise = epoch * steps + step, round(training.warmup * training.epochs * steps)

@@ -111,12 +111,12 @@ def test_a_mistake_that_concerns_every_method(
     ("method", "settings", "words"),
     [
         ("robust-lt", {"base": "trade"}, r"unknown method 'trade'.*did you mean 'trades'\?"),
-        ("robust-lt", {"base": "trades", "knobs": ["bta=3"]}, "robust-lt: knob of trades: unknown name 'bta'"),
+        ("robust-lt", {"base": "trades", "knobs": ["bta=3"]}, "robust-lt: option of trades: unknown name 'bta'"),
         ("harl", {"outer.name": "focal"}, "harl: got the outer loss focal"),
         ("reat", {"threat.weighting": "rw"}, "reat: got the weighting rw"),
         ("at", {"selection": "best-validation"}, "selection best-validation needs a validation split"),
         ("at", {"method.beta": 3}, "unknown setting 'method.beta'; at has none of its own"),
-        ("trades", {"method.bta": 3}, r"unknown knob of trades 'bta'; .*did you mean 'beta'\?"),
+        ("trades", {"method.bta": 3}, r"unknown option of trades 'bta'; .*did you mean 'beta'\?"),
         ("at", {"data.max_count": 9999}, "a largest class of 9999"),
     ],
 )
