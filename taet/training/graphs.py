@@ -21,9 +21,7 @@ from taet.methods.base import Attack, Loss
 from taet.training.optimizer import hold_learning_rates
 
 WARM_UP = 3  # eager steps before one is recorded, so that state and caches exist; as PyTorch's notes on CUDA graphs do
-AGREEMENT = (
-    0.1  # largest relative difference of a replayed update from the eager one: sums in any order flip some signs
-)
+AGREEMENT = 0.1  # largest relative difference of a replayed update from the eager one: rounding flips some signs
 
 Part = Callable[[Batch, Attack], Loss]
 Recorder = Callable[[Callable[[], Loss]], tuple[Callable[[], None], Loss]]
