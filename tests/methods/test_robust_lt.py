@@ -162,12 +162,12 @@ def test_knobs_are_the_bases_own_settings():
     ("robust-lt", (), "method base: got 'robust-lt'; allowed: any other method"),
     ("trads", (), r"unknown method 'trads'; .*did you mean 'trades'\?"),
     ("trades", ("beta",), "robust-lt: option of trades: got 'beta'; allowed: beta=value$"),
-    ("trades", ("betta=3",), r"option of trades: unknown name 'betta'; allowed: beta; did you mean 'beta'\?"),
+    ("trades", ("betta=3",), r"robust-lt: option of trades: unknown name 'betta'; allowed: beta; .* 'beta'\?"),
     ("trades", ("beta=big",), "robust-lt: option of trades: beta: got 'big'; allowed: a number, 0 or more"),
     ("trades", ("beta=-3",), "robust-lt: option of trades: beta: got -3; allowed: 0 or more"),
     ("reat", ("tail-weigt=3",), r"robust-lt: option of reat: unknown name 'tail-weigt'; .*'tail-weight'\?"),
     ("reat", ("tail-weight=3", "tail_weight=2"), "robust-lt: option of reat: got tail-weight more than once; allowed"),
-    ("harl", ("absent=skp",), "option of harl: unknown absent 'skp'; allowed: ema, skip, zero; did you mean"),
+    ("harl", ("absent=skp",), "robust-lt: option of harl: unknown absent 'skp'; allowed: ema, skip, zero"),
     ("at", ("beta=3",), "robust-lt: option of at: got 'beta=3'; allowed: none, at has no options"),
 ])  # fmt: skip
 def test_a_base_or_knob_that_cannot_be_is_refused_in_one_line(base, knobs, message):
