@@ -216,6 +216,14 @@ def got_text(value: Any) -> str:
     return "none" if value == () else f"{value:g}" if isinstance(value, float) else repr(value)
 
 
+def read_number(text: str) -> float:
+    """Return a number as users write it, also as a fraction such as 8/255; anything else is a ValueError."""
+    numerator, slash, denominator = text.partition("/")
+    if slash and not float(denominator):
+        raise ValueError("division by zero")
+    return float(numerator) / float(denominator) if slash else float(numerator)
+
+
 def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
     """Refuse a value that does not fit the type `hint` and its bounds.
 

@@ -6,7 +6,7 @@ import types
 import typing
 from typing import Annotated, Literal
 
-from taet.bounds import bounds_text, check_value
+from taet.bounds import bounds_text, check_value, read_number
 from taet.errors import UserError
 
 WORDS: dict[object, str] = {int: "a whole number", float: "a number", bool: "true, false", str: "text"}
@@ -21,7 +21,7 @@ def read(text: str, hint: object) -> object:
         try:
             value = _convert(text, _bare(choice))
             check_value("", value, choice)
-        except (ValueError, ZeroDivisionError, UserError):
+        except (ValueError, UserError):
             continue
         return value
     raise ValueError(text)
@@ -53,7 +53,6 @@ def _bare(hint: object) -> object:
 
 def _convert(text: str, kind: object) -> object:
     if kind is float:
-        numerator, slash, denominator = text.partition("/")
-        return float(numerator) / (float(denominator) if slash else 1)
+        return read_number(text)
     words: dict[object, dict[str, object]] = {types.NoneType: {"none": None}, bool: {"true": True, "false": False}}
     return int(text) if kind is int else words.get(kind, {}).get(text, text)

@@ -33,13 +33,6 @@ Given = dict[str, Any]
 REGISTRY = ConstructorRegistry()
 
 
-def _number(words: list[str]) -> float:
-    numerator, slash, denominator = words[0].partition("/")
-    if slash and not float(denominator):
-        raise ValueError("division by zero")
-    return float(numerator) / float(denominator) if slash else float(numerator)
-
-
 @REGISTRY.primitive_rule
 def _fractions(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
     """Let every number be written as a fraction, such as 8/255."""
@@ -48,7 +41,7 @@ def _fractions(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | Non
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="FLOAT",
-        instance_from_str=_number,
+        instance_from_str=lambda words: bounds.read_number(words[0]),
         is_instance=lambda value: isinstance(value, int | float),
         str_from_instance=lambda value: [f"{value:.6g}"],
     )
