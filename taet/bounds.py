@@ -10,15 +10,18 @@ import dataclasses
 import functools
 import math
 import numbers
+import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Le, Lt, MinLen
 
-from taet.errors import UserError, unknown
+from taet.errors import UserError, cut, unknown
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,16 @@ def _ratio_hint(value: float) -> str:
     return f"; did you mean {1 / value:g}?" if 0 < value < 1 else ""
 
 
-Count = Annotated[int, Ge(1)]
+class Limit(Le):
+    """An upper bound against slips and overflow: only a message about a value beyond it says it."""
+
+
+LARGEST = 10**6
+Count = Annotated[int, Ge(1), Limit(LARGEST)]
+Whole = Annotated[int, Ge(0), Limit(LARGEST)]
+ImageCount = Annotated[int, Ge(1), Limit(10**9)]
+Processes = Annotated[int, Ge(1), Le(1024)]
+"""Processes or threads of this machine."""
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
@@ -82,6 +94,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 PartialShare = Annotated[float, Ge(0), Lt(1)]
 """A share of less than the whole."""
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+LongSeed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Ratio = Annotated[float, Ge(1), Note(" (largest class over smallest)", _ratio_hint)]
 """An imbalance ratio."""
 PIXEL_UNITS = Note(", in units of the image range, e.g. 8/255", _pixel_hint)
@@ -108,8 +121,14 @@ def _bare(hint: Any) -> Any:
 
 def _rules(hint: Any) -> Iterator[Any]:
     """Yield what the members of a type declare; an interval or a length as its bounds."""
-    for rule in (rule for leaf in _alternatives(hint) for rule in getattr(leaf, "__metadata__", ())):
-        yield from rule if isinstance(rule, GroupedMetadata) else (rule,)
+    return (rule for leaf in _alternatives(hint) for rule in _declared(leaf))
+
+
+def _declared(hint: Any) -> Iterator[Any]:
+    """Yield what a type itself declares."""
+    for rule in getattr(hint, "__metadata__", ()):
+        single = isinstance(rule, BaseMetadata) or not isinstance(rule, GroupedMetadata)  # the second test is slow
+        yield from (rule,) if single else rule
 
 
 def _holds(rule: Any, value: Any) -> bool:
@@ -139,7 +158,7 @@ def _fits(value: Any, hint: Any, *, bounds: bool = True) -> bool:
     if origin is Annotated:
         if value is None or not _fits(value, arguments[0], bounds=bounds):
             return _fits(value, arguments[0])
-        return not bounds or all(_holds(rule, value) for rule in _rules(hint))
+        return not bounds or all(_holds(rule, value) for rule in _declared(hint))
     if hint is Any:
         return True
     if origin is Literal:
@@ -155,8 +174,18 @@ def _fits(value: Any, hint: Any, *, bounds: bool = True) -> bool:
     if hint in (int, float):
         wanted = numbers.Integral if hint is int else numbers.Real
         right = isinstance(value, wanted) and not isinstance(value, bool)
-        return right and (not bounds or -math.inf < value < math.inf)
-    return isinstance(value, hint)
+        return right and (not bounds or _is_finite(value))
+    return isinstance(value, hint) and (not bounds or hint is not str or _is_text(value))
+
+
+def _is_text(value: str) -> bool:
+    """Whether a text can be written to a file; what is not UTF-8 on the command line holds lone surrogates."""
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a number is finite, also as a float; NaN is not."""
+    return bool(-sys.float_info.max <= value <= sys.float_info.max)
 
 
 def _kind_text(hint: Any) -> str:
@@ -169,16 +198,19 @@ def _kind_text(hint: Any) -> str:
         item = _kind_text(arguments[0]).removeprefix("a ")
         count = "" if arguments[-1] is ... else f"{'two' if len(arguments) == 2 else len(arguments)} "
         return f"{count}{item}s"
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
     return words.get(hint, str(getattr(hint, "__name__", hint)))
 
 
-def _range_text(rules: list[Any]) -> str:
-    """Return the range that bounds leave, in words: `above 0, up to 1`."""
+def _range_text(rules: list[Any], value: Any = None) -> str:
+    """Return the range that bounds leave, in words: `above 0, up to 1`; a limit only if a `value` is beyond it."""
+    rules = [rule for rule in rules if not isinstance(rule, Limit) or (value is not None and value > rule.le)]
     lows = [(r.gt, True) for r in rules if isinstance(r, Gt)] + [(r.ge, False) for r in rules if isinstance(r, Ge)]
     highs = [(r.lt, False) for r in rules if isinstance(r, Lt)] + [(r.le, True) for r in rules if isinstance(r, Le)]
     low, above = max(lows, default=(None, False))
     high, included = min(highs, default=(None, True))
+    if isinstance(high, int) and high > 2**32:
+        high = f"2^{high.bit_length()} - 1" if not high & (high + 1) else f"{high:,}"
     if low is None or high is None or above:
         start = [] if low is None else [f"above {low}" if above else f"{low} or more"]
         end = [] if high is None else [f"up to {high}" if included else f"below {high}"]
@@ -188,17 +220,23 @@ def _range_text(rules: list[Any]) -> str:
 
 def bounds_text(hint: Any) -> str:
     """Return the bounds that a type declares, in words: `above 0, up to 1`; "" where it declares none."""
-    texts = []
-    for leaf in _alternatives(hint):
-        rules = list(_rules(leaf))
-        inner = _bare(leaf)
-        each = bounds_text(typing.get_args(inner)[0]) if typing.get_origin(inner) is tuple else ""
-        parts = [f"each {each}" if each else "", _range_text(rules)]
-        parts += [f"at least {rule.min_length}" for rule in rules if isinstance(rule, MinLen)]
-        parts += [rule.text for rule in rules if isinstance(rule, Rule)]
-        notes = "".join(rule.text for rule in rules if isinstance(rule, Note))
-        texts.append(", ".join(filter(None, parts)) + notes)
-    return ", or ".join(filter(None, texts))
+    return ", or ".join(filter(None, map(_bounds_of, _alternatives(hint))))
+
+
+def _bounds_of(leaf: Any, value: Any = None) -> str:
+    """Return the bounds of a type that is no union, in words; a limit only if the `value` is beyond it."""
+    rules = list(_rules(leaf))
+    inner = _bare(leaf)
+    if typing.get_origin(inner) is tuple:
+        largest = max((item for item in value or () if isinstance(item, int | float)), default=None)
+        each, value = _bounds_of(typing.get_args(inner)[0], largest), None
+    else:
+        each = ""
+    parts = [f"each {each}" if each else "", _range_text(rules, value)]
+    parts += [f"at least {rule.min_length}" for rule in rules if isinstance(rule, MinLen)]
+    parts += [rule.text for rule in rules if isinstance(rule, Rule)]
+    notes = "".join(rule.text for rule in rules if isinstance(rule, Note))
+    return ", ".join(filter(None, parts)) + notes
 
 
 def condition_text(hint: Any, label: str = "") -> str:
@@ -206,22 +244,95 @@ def condition_text(hint: Any, label: str = "") -> str:
     return "; ".join(rule.text(label) for rule in _rules(hint) if isinstance(rule, OnlyWith))
 
 
-def allowed_text(hint: Any) -> str:
-    """Return a type and its bounds in words: `a number, above 0, up to 1`."""
-    return ", ".join(filter(None, [" or ".join(map(_kind_text, _alternatives(hint))), bounds_text(hint)]))
+def allowed_text(hint: Any, value: Any = None) -> str:
+    """Return a type and its bounds in words: `a number, above 0, up to 1, or search`.
+
+    Of the alternatives that are of the kind of `value`, a refused one, only the bounds.
+    """
+    texts = []
+    for leaf in _alternatives(hint):
+        right_kind = value is not None and _fits(value, leaf, bounds=False)
+        bounds = _bounds_of(leaf, value if right_kind else None)
+        if right_kind and isinstance(value, numbers.Real) and not _is_finite(value):
+            bounds = ", ".join(filter(None, [bounds, "a finite number"]))
+        elif right_kind and not bounds:
+            bounds = "text in UTF-8 without zero bytes" if isinstance(value, str) else _kind_text(leaf)
+        texts.append(bounds if right_kind else ", ".join(filter(None, [_kind_text(leaf), bounds])))
+    return ", or ".join(texts)
 
 
 def got_text(value: Any) -> str:
     """Return a refused value as messages write it."""
-    return "none" if value == () else f"{value:g}" if isinstance(value, float) else repr(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    try:
+        return "none" if value == () else cut(repr(value))
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+        return f"a {type(value).__name__} too large to print"
+
+
+def read_whole(text: str) -> int:
+    """Return a whole number as users write it, with at most 40 digits; anything else is a ValueError."""
+    if WHOLE.fullmatch(text) is None:
+        raise ValueError(text)
+    return int(text)
 
 
 def read_number(text: str) -> float:
-    """Return a number as users write it, also as a fraction such as 8/255; anything else is a ValueError."""
-    numerator, slash, denominator = text.partition("/")
-    if slash and not float(denominator):
+    """Return a finite number as users write it, also as a fraction such as 8/255; anything else is a ValueError."""
+    parts = text.split("/")
+    if len(parts) > 2 or not all(map(NUMBER.fullmatch, parts)):
+        raise ValueError(text)
+    values = [float(part) for part in parts]
+    if not values[-1] and len(values) > 1:
         raise ValueError("division by zero")
-    return float(numerator) / float(denominator) if slash else float(numerator)
+    value = values[0] / values[1] if len(values) > 1 else values[0]
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def read_text(text: str, hint: Any) -> Any:
+    """Return the value that a user wrote for a field; what does not fit its type and bounds is a ValueError.
+
+    `none` is None where the type allows it.
+    """
+    if text == "none" and _fits(None, hint):
+        return None
+    for leaf in _alternatives(hint):
+        kind = _bare(leaf)
+        try:
+            value = READERS[kind](text) if kind in READERS else text
+        except ValueError:
+            continue
+        if _fits(value, leaf):
+            return value
+    raise ValueError(text)
+
+
+WHOLE = re.compile(r"[+-]?\d{1,40}", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d{1,400}\.?\d{0,400}|\.\d{1,400})(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
+
+
+def is_readable(hint: Any) -> bool:
+    """Whether a command line can set a field of this type."""
+    for kind in map(_bare, _alternatives(hint)):
+        inner = [one for one in typing.get_args(kind) if one is not ...]
+        if typing.get_origin(kind) is tuple:
+            if not all(map(is_readable, inner)):
+                return False
+        elif typing.get_origin(kind) is not Literal and kind is not str and kind not in READERS:
+            return False
+    return True
+
+
+def _read_bool(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
+READERS: dict[Any, Callable[[str], Any]] = {int: read_whole, float: read_number, bool: _read_bool}
 
 
 def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
@@ -236,12 +347,9 @@ def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
     choices = [choice for literal in literals for choice in typing.get_args(literal)]
     if isinstance(value, str) and choices:
         raise unknown(what, value, choices)
-    right_kind = _fits(value, hint, bounds=False)
-    bounds = bounds_text(hint)
-    allowed = bounds if right_kind and bounds else "a finite number" if right_kind else allowed_text(hint)
-    notes = [rule for rule in _rules(hint) if isinstance(rule, Note)] if right_kind else []
+    notes = [rule for rule in _rules(hint) if isinstance(rule, Note)] if _fits(value, hint, bounds=False) else []
     suggestion = "".join(note.suggest(value) for note in notes if note.suggest)
-    message = f"{what}: got {got_text(value)}; allowed: {allowed}{suggestion}"
+    message = f"{what}: got {got_text(value)}; allowed: {allowed_text(hint, value)}{suggestion}"
     raise UserError(f"{label} {message}".strip())
 
 
@@ -256,26 +364,39 @@ def _hints(kind: type) -> dict[str, Any]:
     return {field.name: found[field.name] for field in dataclasses.fields(kind)}
 
 
+@functools.cache
+def _conditions(kind: type) -> list[tuple[str, OnlyWith]]:
+    """Return the fields of a dataclass that have no effect without others."""
+    return [(name, rule) for name, hint in _hints(kind).items() for rule in _rules(hint) if isinstance(rule, OnlyWith)]
+
+
+@functools.cache
+def _names(kind: type) -> dict[str, str]:
+    """Return the fields of a dataclass that messages call by another name."""
+    return {name: rule.name for name, hint in _hints(kind).items() for rule in _rules(hint) if isinstance(rule, Called)}
+
+
 def check_fields(config: Any, label: str = "") -> None:
     """Refuse a field of the wrong type, outside its choices or bounds, or set where it has no effect.
 
     `label` precedes the names of fields in messages: `label name: got X; allowed: Y`.
     """
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    names = {}  # in messages: the label, the name
-    for name, hint in hints(type(config)).items():
+    kind: type = type(config)
+    called = _names(kind)
+    names = {  # in messages: the label, the name
+        name: ("", called[name]) if name in called else (label, name.replace("_", " ")) for name in hints(kind)
+    }
+    for name, hint in hints(kind).items():
         value = getattr(config, name)
         if isinstance(value, numbers.Number) and hasattr(value, "item"):  # NumPy's numbers are no JSON
             value = value.item()
             object.__setattr__(config, name, value)
-        called = [rule.name for rule in _rules(hint) if isinstance(rule, Called)]
-        names[name] = ("", called[0]) if called else (label, name.replace("_", " "))
         check_value(names[name][1], value, hint, names[name][0])
-    for name, hint in hints(type(config)).items():
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, rule in _conditions(kind):
         value = getattr(config, name)
-        for rule in _rules(hint):
-            if isinstance(rule, OnlyWith) and value != fields[name].default and not rule.holds(config):
-                raise UserError(f"{' '.join(names[name]).strip()}: got {got_text(value)}; allowed: {rule.text(label)}")
+        if value != defaults[name] and not rule.holds(config):
+            raise UserError(f"{' '.join(names[name]).strip()}: got {got_text(value)}; allowed: {rule.text(label)}")
 
 
 @dataclass(frozen=True)

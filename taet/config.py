@@ -6,6 +6,7 @@ Every field declares what it allows (`taet.bounds`); the check, the error messag
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,11 +17,14 @@ from annotated_types import Ge, Gt, Le, MinLen
 from taet.bounds import (
     Called,
     Count,
+    ImageCount,
+    LongSeed,
     NonNegative,
     Note,
     OnlyWith,
     PartialShare,
     Positive,
+    Processes,
     Radius,
     RadiusL2,
     Ratio,
@@ -28,6 +32,7 @@ from taet.bounds import (
     Seed,
     Settings,
     Share,
+    Whole,
     check_fields,
     hints,
 )
@@ -61,11 +66,11 @@ class Data(Settings):
     profile: Literal["exponential", "linear", "step"] | None = None
     """How class counts fall from the largest to the smallest class. Default: exponential, or as the set is published
     (tiny-imagenet-lt: linear)."""
-    max_count: Count | None = None
+    max_count: ImageCount | None = None
     """Images of the largest training class. Default: as many as the data allow."""
     test: Annotated[Literal["long-tailed", "balanced"], Called("test set")] = "long-tailed"
     """Cut the test set with the same imbalance ratio, or leave it balanced."""
-    test_max_count: Count | None = None
+    test_max_count: ImageCount | None = None
     """Images of the largest test class. Default: as many as the data allow."""
     validation: Annotated[PartialShare, Called("validation share")] = 0.0
     """Share of each training class that is held out for validation, before class counts are taken."""
@@ -73,9 +78,9 @@ class Data(Settings):
     """Keeps images that belong together (of a patient, a lesion, a track) in one split: a column of a csv or an array
     of an .npz (train_NAME), where one called `group` is used by default; for a folder `folder`, the path of an image
     below its class folder."""
-    size: Annotated[int, Ge(4), Note(" pixels")] | None = None
+    size: Annotated[int, Ge(4), Le(2048), Note(" pixels")] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
-    seed: int = 0
+    seed: LongSeed = 0
     """Seed of the choice of images. With the same seed, a smaller subset is part of a larger one."""
     storage: Literal["auto", "memory", "disk"] = "auto"
     """Where images are kept during a run: in memory, or in a file that is built once and read batch by batch. auto: on
@@ -110,7 +115,7 @@ class Threat(Settings):
     """Radius of the ball, for images in [0, 1]."""
     step_size: Radius = 2 / 255
     """Length of one step, in the same units."""
-    steps: Annotated[int, Ge(0)] = 10
+    steps: Whole = 10
     """Number of steps."""
     start: Literal["gaussian", "uniform", "positive", "none"] = "gaussian"
     """Start noise: 0.001 N(0, 1), U(-eps, eps), U(0, eps) (public code of RoBal), or none."""
@@ -118,6 +123,11 @@ class Threat(Settings):
     """Mode of batch normalisation during the attack."""
     weighting: Literal["none", "rw", "rws", "enr", "brw", "rbl"] = "none"
     """Class weights in the attack's objective (REAT, table 2). With sign steps in eval mode only brw has an effect."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps == 0 and self.start == "none":
+            raise UserError("threat steps: got 0 with start none, which attacks nothing; allowed: 1 or more")
 
 
 @dataclass(frozen=True)
@@ -172,7 +182,8 @@ class Training(Settings):
         0.75,
         0.9,
     )
-    """Shares of the epochs at which the learning rate is divided by ten; deferred re-weighting begins at the first."""
+    """Shares of the epochs at which the learning rate is divided by ten; deferred re-weighting begins at the first.
+    Each comes with the nearest epoch, half way between two with the earlier; one at the end of the run never comes."""
     augment: Literal["crop-flip", "crop", "none", "randaugment", "autoaugment"] = "crop-flip"
     """Random crop after zero padding by an eighth of the side, and mirroring where it keeps the label; preceded by
     RandAugment (2 operations of magnitude 8) or AutoAugment (the CIFAR-10 policy) as in AT-BSL."""
@@ -200,9 +211,9 @@ class Training(Settings):
     """Which epoch's weights the run delivers. best-test uses the test set and is marked as a leak."""
     monitor_steps: Count = 20
     """PGD steps of the per-epoch curve."""
-    monitor_every: Annotated[int, Ge(0)] = 1
+    monitor_every: Whole = 1
     """Epochs between two points of the curve; the last epoch always has one. 0: none."""
-    distance_images: Annotated[int, Ge(0)] = 0
+    distance_images: Whole = 0
     """Training images per class whose adversarial examples are compared from epoch to epoch (REAT, figure 3)."""
     save_minutes: Annotated[NonNegative, Note("; 0: after every step")] = 5.0
     """Minutes between two checkpoints within an epoch; the end of an epoch always has one."""
@@ -210,9 +221,9 @@ class Training(Settings):
     """auto, cpu, cuda or cuda:N."""
     capture: bool = True
     """On a GPU, with one process: replay steps as CUDA graphs where they can be recorded."""
-    threads: Count | None = None
+    threads: Processes | None = None
     """CPU threads; results repeat bit for bit with the same number. Default: chosen by torch."""
-    workers: Annotated[int, Ge(0), OnlyWith(augment=("randaugment", "autoaugment"))] = 0
+    workers: Annotated[int, Ge(0), Le(1024), OnlyWith(augment=("randaugment", "autoaugment"))] = 0
     """Processes that prepare the images of RandAugment and AutoAugment ahead. 0: the training process itself."""
     tensorboard: bool = False
     """Write TensorBoard events as well (needs the extra `tensorboard`)."""
@@ -268,13 +279,21 @@ class Run(Settings):
     evaluation: Evaluation = field(default_factory=Evaluation)
     protocol: str = "taet"
     """The protocol that the settings started from."""
-    seed: int = 0
+    seed: LongSeed = 0
     """Seed of weights, batches, augmentation and attack starts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if dataclasses.is_dataclass(self.settings):  # also a Config that is no `Settings`
             check_fields(self.settings, "method")
+
+
+def epoch_at(share: float, epochs: int) -> int:
+    """Return the epoch, from 0, with which a share of the epochs is over: the nearest, of two the earlier.
+
+    Of two epochs 0.75 are over with epoch 1, so that a run as short as that decays as well.
+    """
+    return math.ceil(share * epochs - 0.5 - 1e-9)  # what is half an epoch but for rounding counts as half
 
 
 def override(run: Run, changes: Mapping[str, object]) -> Run:

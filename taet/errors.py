@@ -3,27 +3,84 @@
 from __future__ import annotations
 
 import difflib
+import re
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+PLUGIN = "taet_plugin_"
+"""First part of the names of the modules that plug-ins become."""
+CUSTOM: set[str] = set()
+"""Names of the other packages and modules, up to the first dot, that hold custom code."""
+
+
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, which may steer a terminal, and halves of characters, which no file can hold."""
 
 
 class UserError(Exception):
     """A mistake that the user can correct; its text is one line: what, what was given and what is allowed."""
 
 
+class Done(SystemExit):
+    """Ends a command that has said all that it has to say. Any other SystemExit comes from custom code."""
+
+
+def said(error: BaseException) -> str:
+    """Return the type and the message of an exception in one line."""
+    return ": ".join(filter(None, (type(error).__name__, cut(" ".join(str(error).split()), 1000))))
+
+
+@contextmanager
+def custom_code(what: str) -> Iterator[None]:
+    """Turn whatever custom code raises inside, also an attempt to end the process, into a `UserError` about `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{what}: {said(error)}") from error
+
+
+def custom_origin(error: BaseException) -> str | None:
+    """Return file and line of the custom code that an exception came out of; None if it was none."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith(PLUGIN) or module.partition(".")[0] in CUSTOM:
+            return f"{frame.f_code.co_filename}, line {line}"
+    return None
+
+
+def printable(text: str) -> str:
+    """Return the text with the codes of UNPRINTABLE characters in their place."""
+    return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, or PyTorch on any device, was given no memory; on the CPU, PyTorch has only words for that."""
+    named = type(error).__name__ == "OutOfMemoryError"
+    return named or isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def cut(text: str, most: int = 200) -> str:
+    """Return the text, without what is beyond `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
 def nearest(got: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed name that resembles `got` most; None if none does."""
     lower = {name.lower(): name for name in allowed}
-    near = difflib.get_close_matches(got.lower(), lower, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(cut(got).lower(), lower, n=1, cutoff=0.5)
     return lower[near[0]] if near else None
 
 
 def unknown(kind: str, got: str, allowed: Iterable[str]) -> UserError:
     """Return the error for a name that is not in `allowed`, with the nearest match if there is one."""
     names = sorted(allowed)
+    got = got if len(got) <= 200 else f"{got[:200]}..."
     near = nearest(got, names)
     hint = "" if near is None else f"; did you mean '{near}'?"
-    return UserError(f"unknown {kind} '{got}'; allowed: {', '.join(names)}{hint}")
+    return UserError(f"unknown {kind} '{cut(got)}'; allowed: {', '.join(names)}{hint}")
 
 
 @contextmanager

@@ -1,59 +1,481 @@
-"""Atomic writes: a kill or a full disk never leaves a half-written file."""
+"""The only door to the disk for what decides or holds a number.
+
+Reading: ordinary files only, of a bounded size, and each fault is a UserError that names the file. Writing: a file is
+old or new, never half. A seal is a checksum inside a JSON file; a lock lets one process work in a folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Callable
+import secrets
+import shlex
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from taet.errors import UserError
 
+MOST_BYTES = 2**31
+"""Default limit of a file that is read whole."""
+MOST_JSON_BYTES = 2**26
+"""Limit of a JSON file: nested lists take up to 30 times as much memory as their text."""
+SEAL = "sha256"
+"""Field of a sealed JSON file."""
+LOCK = ".lock"
+_PART = re.compile(r"\.taet-[0-9a-f]{16}\.part")
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFLNK: "a link",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
-def write_atomically(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
-    """Write `content` to a temporary file, flush it, `check` it, then rename: `path` is always a complete file."""
-    part = path.with_name(path.name + ".part")
+
+# Reading
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, links: bool = True) -> Iterator[io.BufferedReader]:
+    """Open an ordinary file for reading; a FIFO, a device or a folder is a UserError, and never waited for.
+
+    So is an error while the file is read. With `links=False` a link is refused too, as in a run folder.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
     try:
-        with part.open("wb") as file:
-            file.write(content)
+        with contextlib.ExitStack() as closed:
+            descriptor = os.open(path, flags)
+            closed.callback(os.close, descriptor)
+            check_kind(path, os.fstat(descriptor))
+            yield closed.enter_context(open(descriptor, "rb", closefd=False))
+    except OSError as error:
+        linked = error.errno == errno.ELOOP and os.path.islink(path)
+        raise _wrong_kind(path, stat.S_IFLNK) if linked else _unread(path, error) from None
+    except ValueError as error:
+        if "embedded null" not in str(error):
+            raise
+        raise UserError(f"cannot read {path!s}: a file name cannot hold a zero byte") from None
+
+
+def read_bytes(path: Path, *, most: int = MOST_BYTES, links: bool = True) -> bytes:
+    """Return the content of an ordinary file of at most `most` bytes; anything else is a UserError."""
+    with opened(path, links=links) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > most else file.read(size + 1)  # `most` at once would take as much memory
+        if len(content) > size:  # it grows while it is read
+            content += file.read(most)
+    if max(size, len(content)) > most:
+        raise UserError(f"{path}: got {max(size, len(content)):,} bytes; allowed: at most {most:,}")
+    return content
+
+
+def read_json(path: Path, *, most: int = MOST_JSON_BYTES, links: bool = True) -> Any:
+    """Return the value of a JSON file; see `parse_json` for what is refused."""
+    return parse_json(read_bytes(path, most=most, links=links), str(path))
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """Return the value of JSON text, whose errors begin with `where`.
+
+    A UserError: other text, NaN and infinities, integers beyond 64 bits, lone surrogates, a name given twice in one
+    object, and lists that are nested too deeply. What is left can be printed, compared and stored again.
+    """
+    try:
+        text = content.decode()
+        value = json.loads(
+            text, parse_constant=_no_number, parse_float=_finite, parse_int=_integer, object_pairs_hook=_unique
+        )
+        if "\\u" in text:  # an escape may stand for half a character
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not JSON (byte {error.start} is not UTF-8); was the file changed?") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: not JSON (a lone surrogate is no character)") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: truncated or not JSON (line {error.lineno}: {error.msg})") from None
+    except RecursionError:
+        raise UserError(f"{where}: not JSON that taet writes (lists are nested too deeply)") from None
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON that taet writes ({error})") from None
+    return value
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if abs(value) == float("inf"):
+        raise ValueError(f"{_start(text)} is beyond every number of 64 bits")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= (value := int(text)) < 2**64:
+        raise ValueError(f"{_start(text)} is beyond every integer of 64 bits")
+    return value
+
+
+def _start(text: str) -> str:
+    return text if len(text) <= 24 else f"{text[:12]}... of {len(text)} characters"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name '{next(name for name in names if names.count(name) > 1)}' is there twice")
+    return values
+
+
+def check_kind(path: Path, found: os.stat_result) -> None:
+    """Refuse what is not an ordinary file, by its `stat`."""
+    if not stat.S_ISREG(found.st_mode):
+        raise _wrong_kind(path, stat.S_IFMT(found.st_mode))
+
+
+def _wrong_kind(path: Path, kind: int) -> UserError:
+    return UserError(f"{path}: got {_KINDS.get(kind, 'no file')}; allowed: an ordinary file")
+
+
+def _unread(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read {path}: {error.strerror or error}")
+
+
+def file_sha256(path: Path, *, links: bool = True) -> str:
+    """SHA-256 of an ordinary file, in hexadecimal."""
+    with opened(path, links=links) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Sealed JSON
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of names."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def seal(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON object `values` with the SHA-256 of all its other fields as `sha256`."""
+    stored = json.loads(json.dumps({name: value for name, value in values.items() if name != SEAL}))
+    return {**stored, SEAL: digest(stored)}
+
+
+def check_seal(path: Path, values: Mapping[str, Any]) -> bool:
+    """Return whether `values`, read from `path`, are sealed; a seal that does not fit them is a UserError.
+
+    Files of older versions have none.
+    """
+    if SEAL not in values:
+        return False
+    if values[SEAL] != digest({name: value for name, value in values.items() if name != SEAL}):
+        raise UserError(f"{path} was changed or damaged: its SHA-256 is another than the one stored in it")
+    return True
+
+
+# Writing
+
+
+def write_atomically(
+    path: Path, content: bytes, check: Callable[[Path], object] | None = None, *, devices: bool = False
+) -> None:
+    """Write `content` aside, flush it, `check` it, then rename: `path` is old or new, whatever fails.
+
+    A folder or a link in its place is refused. A device or a FIFO is refused too or, with `devices` (an output that the
+    user named), written into.
+    """
+    if devices and _written_into(path, content):
+        return
+    with replacing(path) as file:
+        file.write(content)
+        if check is not None:
             file.flush()
             os.fsync(file.fileno())
-        if check is not None:
-            check(part)
-        part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name itself
-        finally:
-            os.close(folder)
-    except OSError as error:
-        reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error.strerror)
-        raise UserError(f"cannot write {path}: {reason}; what was saved before is kept") from error
-    finally:
-        part.unlink(missing_ok=True)
+            check(Path(file.name))
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder with those above it, where they are missing."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a new file, for writing and reading, that replaces `path` at the end; after an exception it is removed.
+
+    Its name is random and exclusive, so that nothing prepared there is written to. It is locked while it is written:
+    `remove_leftovers` can tell one that a kill left behind.
+    """
+    _check_target(path)
+    part = path.with_name(f".taet-{secrets.token_hex(8)}.part")
+    replaced = False
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(part, "w+b", opener=lambda name, _: os.open(name, flags, 0o666)) as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            part.replace(path)
+            replaced = True
+        _flush_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
+        kept = "its new content may not outlast a power failure" if replaced else "what was saved before is kept"
+        raise _unwritten(path, error, kept) from error
+    finally:
+        if not replaced:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+@contextlib.contextmanager
+def changed(path: Path) -> Iterator[io.BufferedRandom]:
+    """Open an ordinary file for reading and changing in place, made if it is missing, and flush it at the end."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        new = not path.exists()
+        with contextlib.ExitStack() as closed:
+            descriptor = os.open(path, flags, 0o666)
+            closed.callback(os.close, descriptor)
+            check_kind(path, os.fstat(descriptor))
+            file = closed.enter_context(open(descriptor, "r+b", closefd=False))
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        if new:
+            _flush_folder(path.parent)
+    except OSError as error:
+        raise _unwritten(path, error, "what is missing in it is made up for when the work goes on") from error
+
+
+def _unwritten(path: Path, error: Exception, kept: str = "") -> UserError:
+    return UserError("; ".join(filter(None, (f"cannot write {path}: {_reason(error)}", kept))))
+
+
+def _reason(error: Exception) -> str:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "no space left on the disk" if full else getattr(error, "strerror", None) or str(error)
+
+
+def _check_target(path: Path) -> None:
+    try:
+        check_kind(path, path.lstat())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise _unwritten(path, error) from error
+
+
+def _written_into(path: Path, content: bytes) -> bool:
+    """Write into a device, or into a FIFO that a process reads; return False for anything else."""
+    try:
+        kind = path.stat().st_mode  # also behind a link, as /dev/stdout is one
+        if not (stat.S_ISCHR(kind) or stat.S_ISFIFO(kind)):
+            return False
+        flags = os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK  # without a reader, it would wait for ever
+        with open(path, "wb", opener=lambda name, _: os.open(name, flags)) as file:
+            os.set_blocking(file.fileno(), True)
+            file.write(content)
+        return True
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENXIO, errno.EPIPE):
+            raise UserError(f"cannot write {path}: no process reads this FIFO") from None
+        raise _unwritten(path, error) from error
+
+
+def write_json(path: Path, value: Any, *, devices: bool = False) -> None:
     """Write `value` as indented JSON, atomically; a list of numbers takes one line."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     # A list of numbers starts on its own line; strings never contain a line break, so none is changed.
     text = re.sub(r"\[\n([-+.eE\d,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
-    write_atomically(path, (text + "\n").encode())
+    write_atomically(path, (text + "\n").encode(), devices=devices)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _flush_folder(path: Path) -> None:
+    """Flush the names in a folder, where its file system can."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(folder)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder with those above it, where they are missing, and flush their names."""
+    try:
+        missing = [one for one in (path, *path.parents) if not one.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for one in missing:
+            _flush_folder(one.parent)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot make the folder {path}: {_reason(error)}") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the files that a killed `replacing` left in a folder; those that are being written stay."""
+    with contextlib.suppress(OSError):
+        for path in [folder / entry.name for entry in os.scandir(folder) if is_leftover(entry.name)]:
+            with contextlib.suppress(OSError), open(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file of that name belongs to `taet.files`: a lock, or what is written aside."""
+    return name == LOCK or _PART.fullmatch(name) is not None
+
+
+# One process at a time
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Own a folder, which is there, until the end of the block; if another process owns it, a UserError says which.
+
+    The owner begins by removing what a killed one left. A kill releases the lock. Where the file system has none, a
+    file with the number of the process stands for it, which is void once that process is gone. Readers need no lock.
+    """
+    path = folder / LOCK
+    descriptor: int | None = None
+    while descriptor is None:  # an owner that ended in between has removed the file
+        descriptor = _acquire(path)
+    try:
+        _held.add(descriptor)
+        remove_leftovers(folder)
+        yield
+    finally:
+        _held.discard(descriptor)
+        try:
+            with contextlib.suppress(OSError):  # the folder may be gone
+                if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                    path.unlink()  # while it is held: a process that opened it notices that it is another one
+        finally:
+            os.close(descriptor)
+
+
+_held: set[int] = set()
+
+
+def _not_for_children() -> None:
+    """Close the copies of a forked child, which would keep a lock after its owner was killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_not_for_children)
+
+
+def _acquire(path: Path) -> int | None:
+    """Return a descriptor of the lock file, locked; None if its last owner removed it meanwhile."""
+    created = True
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        try:
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            created, descriptor = False, os.open(path, flags)
+    except FileNotFoundError as error:
+        if path.parent.is_dir():
+            return None
+        raise _unowned(path, error) from None
+    except OSError as error:
+        raise _unowned(path, error) from None
+    with contextlib.ExitStack() as failed:
+        failed.callback(os.close, descriptor)
+        try:
+            check_kind(path, os.fstat(descriptor))
+            if not _locked(descriptor) and not created:  # no locks here: the file itself stands for one
+                _check_void(path, descriptor)
+                path.unlink()
+                return None
+            if not os.path.samestat(os.fstat(descriptor), path.lstat()):
+                return None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
+        except FileNotFoundError:
+            return None
+        except BlockingIOError:
+            raise _owned(path, descriptor) from None
+        except OSError as error:
+            raise _unowned(path, error) from None
+        failed.pop_all()
+    return descriptor
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock a file; False where the file system has no locks. BlockingIOError if another process holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+        return False
+    return True
+
+
+def _myself() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "born": _born(os.getpid()),
+        "host": socket.gethostname(),
+        "command": shlex.join(["taet", *sys.argv[1:]]),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _owner(descriptor: int) -> dict[str, Any]:
+    """What a lock file says; nothing if its owner has not written it yet."""
+    with contextlib.suppress(UserError):
+        owner = parse_json(os.pread(descriptor, 2**16, 0), "")
+        return owner if isinstance(owner, dict) else {}
+    return {}
+
+
+def _check_void(path: Path, descriptor: int) -> None:
+    """Refuse a lock file whose process may still run, as one of another host may."""
+    owner = _owner(descriptor)
+    if owner.get("host") != socket.gethostname() or _born(owner.get("pid")) == owner.get("born"):
+        raise _owned(path, descriptor, f"; if that is gone, remove {path}")
+
+
+def _born(pid: object) -> str:
+    """When a process of this machine began, which tells it from a later one of the same number; '' if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        pass
+    try:
+        os.kill(int(str(pid)), 0)
+    except PermissionError:
+        return "?"
+    except (OSError, ValueError, OverflowError):
+        return ""
+    return "?"
+
+
+def _owned(path: Path, descriptor: int, otherwise: str = "") -> UserError:
+    owner, who = _owner(descriptor), "another process"
+    if owner:
+        where = "" if owner.get("host") == socket.gethostname() else f" on {owner.get('host')}"
+        who = f"process {owner.get('pid')}{where} ({owner.get('command')}, since {owner.get('since')})"
+    return UserError(f"{path.parent} is in use by {who}; nothing was changed; wait for it, or end it{otherwise}")
+
+
+def _unowned(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot lock {path.parent}: {path.name}: {error.strerror or error}")

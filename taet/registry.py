@@ -14,17 +14,25 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from types import FunctionType, ModuleType
+from typing import Any, Literal, TypeVar
 
-from taet.errors import UserError, nearest, unknown
+from taet.errors import PLUGIN, UserError, custom_code, nearest, said, unknown
+from taet.files import read_bytes
 
 Kind = Literal["methods", "attacks", "data", "models"]
 PACKAGE = Path(__file__).parent
 WORDS: dict[Kind, str] = {"methods": "method", "attacks": "attack", "data": "data set", "models": "model"}
+NAME = re.compile(r"[^\s:,]+")
+MOST_BYTES = 2**22
+COMPUTED = object()
+"""Stands for a value that is no literal."""
+T = TypeVar("T")
 _added: list[tuple[Kind, Path]] = []
 
 
@@ -54,33 +62,102 @@ class RegistryEntry:
         module = importlib.util.module_from_spec(spec)
         sys.modules[self.module] = module
         try:
-            spec.loader.exec_module(module)
-        except Exception as error:
+            with custom_code(f"{self.path} cannot be imported"):
+                spec.loader.exec_module(module)
+        except BaseException:
             del sys.modules[self.module]
-            raise UserError(f"{self.path} cannot be imported: {type(error).__name__}: {error}") from error
+            raise
         return module
 
+    def call(self, name: str, kind: type[T], *arguments: Any, **options: Any) -> T:
+        """Return what the function `name` of the file gives; none of that name, and another type, are a UserError."""
+        function = getattr(self.load(), name, None)
+        if not callable(function):
+            raise UserError(f"{self.path or self.module}: has no function {name}; see CONTRIBUTING.md")
+        if self.path is None:
+            made = function(*arguments, **options)
+        else:
+            with custom_code(f"{self.path}: {name}"):
+                made = function(*arguments, **options)
+        if not isinstance(made, kind):
+            returned = f"{name} returned a {type(made).__name__}"
+            raise UserError(f"{self.path or self.module}: {returned}; allowed: {getattr(kind, '__name__', kind)}")
+        return made
 
-def _names(tree: ast.Module) -> dict[str, str] | None:
-    for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if any(isinstance(target, ast.Name) and target.id == "NAMES" for target in targets):
-            return dict(ast.literal_eval(node.value))  # type: ignore[attr-defined]
-    return None
+
+def guard(cls: type, returns: Mapping[str, tuple[Callable[..., bool], str]], where: str) -> None:
+    """Let the functions that a class of a plug-in defines raise a `UserError` for what they raise or wrongly return.
+
+    `returns` gives the test of a function's result, which gets the arguments too, and what is allowed, in words.
+    """
+    for name, (fits, allowed) in returns.items():
+        found = vars(cls).get(name)
+        function = found.__func__ if isinstance(found, staticmethod) else found
+        if isinstance(function, FunctionType) and not hasattr(function, "__wrapped__"):
+            guarded = _guarded(function, f"{where}: {name}", fits, allowed)
+            setattr(cls, name, staticmethod(guarded) if isinstance(found, staticmethod) else guarded)
 
 
-def _literal(tree: ast.Module, name: str) -> Any:
-    """The literal that a class of the file assigns to `name`, with or without a type; None if there is none."""
-    for node in (node for cls in tree.body if isinstance(cls, ast.ClassDef) for node in cls.body):
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-            continue
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            try:
-                return ast.literal_eval(node.value)
-            except ValueError:  # computed when the class is made
-                return None
-    return None
+def _guarded(function: Callable[..., Any], what: str, fits: Callable[..., bool], allowed: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        with custom_code(what):
+            made = function(*arguments, **options)
+        if not fits(made, *arguments):
+            raise UserError(f"{what} returned a {type(made).__name__}; allowed: {allowed}")
+        return made
+
+    return call
+
+
+class _Source:
+    """The text of a file with what it declares as literals; a declaration of the wrong type is a UserError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.tree = ast.parse(read_bytes(path, most=MOST_BYTES))
+        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: nested too deeply
+            raise UserError(f"{path} is no Python file: {said(error)}") from None
+        self.of_classes = [node for cls in self.tree.body if isinstance(cls, ast.ClassDef) for node in cls.body]
+
+    def names(self) -> dict[str, str] | None:
+        """The names that the file offers, each with a line about it; None without NAMES."""
+        found = self._literal("NAMES", self.tree.body)
+        if found is None:
+            return None
+        names: dict[str, str] = found if isinstance(found, dict) else {"": ""}
+        for name, title in names.items():
+            if not (isinstance(name, str) and NAME.fullmatch(name) and isinstance(title, str)):
+                raise self._refused("NAMES", found, "a literal {'name': 'one line about it'}, without spaces in a name")
+        return names
+
+    def attribute(self, name: str, default: T, allowed: str) -> T:
+        """The literal that a class assigns to `name`; the default if it is computed when the class is made."""
+        found = self._literal(name, self.of_classes)
+        if found is None or found is COMPUTED:
+            return default
+        texts = found if isinstance(found, tuple) else ()
+        if not isinstance(found, type(default)) or not all(isinstance(text, str) for text in texts):
+            raise self._refused(name, found, allowed)
+        return found
+
+    def _literal(self, name: str, nodes: Sequence[ast.stmt]) -> Any:
+        """The literal that one of the statements assigns to `name`, with or without a type; None if none does."""
+        for node in nodes:
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+                continue
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                try:
+                    return ast.literal_eval(node.value)
+                except (ValueError, TypeError, MemoryError, RecursionError):
+                    return COMPUTED
+        return None
+
+    def _refused(self, name: str, found: object, allowed: str) -> UserError:
+        got = "something computed" if found is COMPUTED else repr(found)
+        return UserError(f"{self.path}: {name}: got {got}; allowed: {allowed}")
 
 
 def add(kind: Kind, path: str | Path) -> None:
@@ -94,7 +171,9 @@ def add(kind: Kind, path: str | Path) -> None:
 
 def _own(kind: Kind) -> tuple[Path, ...]:
     """Files of plug-ins, those of TAET_PLUGINS first."""
-    folders = [Path(folder).expanduser() for folder in os.environ.get("TAET_PLUGINS", "").split(os.pathsep) if folder]
+    folders = [
+        Path(os.path.expanduser(folder)) for folder in os.environ.get("TAET_PLUGINS", "").split(os.pathsep) if folder
+    ]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"TAET_PLUGINS: got {folder}; allowed: folders that hold methods, attacks, data or models")
@@ -111,20 +190,22 @@ def entries(kind: Kind) -> dict[str, RegistryEntry]:
 def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, RegistryEntry]:
     found: dict[str, RegistryEntry] = {}
     for path in [*sorted((PACKAGE / kind).glob("*.py")), *own]:
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is no Python file: {error}") from None
-        names = _names(tree)
-        if names is None and kind == "methods" and path.stem not in ("__init__", "base"):
-            names = {path.stem.replace("_", "-"): (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")}
-        module, place = (f"taet_plugin_{kind}_{path.stem}", path) if path in own else (f"taet.{kind}.{path.stem}", None)
+        source = _Source(path)
+        names = source.names()
+        if names is None and kind == "methods" and path.stem not in ("__init__", "base", "wrapper"):
+            names = {path.stem.replace("_", "-"): (ast.get_docstring(source.tree) or "").split("\n")[0].rstrip(".")}
+            if NAME.fullmatch(path.stem) is None:
+                raise UserError(f"{path}: got the name '{path.stem}'; allowed: a file name without spaces")
+        module, place = (f"{PLUGIN}{kind}_{path.stem}", path) if path in own else (f"taet.{kind}.{path.stem}", None)
         for name, title in (names or {}).items():
             if place is not None and name in found:
                 raise UserError(f"{path}: the {WORDS[kind]} '{name}' exists already; rename yours")
-            deviations = tuple(_literal(tree, "deviations") or ())
-            baseline = bool(_literal(tree, "baseline"))
-            found[name] = RegistryEntry(name, module, title, _literal(tree, "reference"), place, deviations, baseline)
+            if place is not None and any(entry.module == module and entry.path != path for entry in found.values()):
+                raise UserError(f"{path}: another folder of plug-ins has a file of this name; rename yours")
+            deviations = source.attribute("deviations", tuple[str, ...](), "a tuple of texts")
+            baseline = source.attribute("baseline", False, "True or False")
+            reference = source.attribute("reference", "", "a text") or None
+            found[name] = RegistryEntry(name, module, title, reference, place, deviations, baseline)
     return dict(sorted(found.items()))
 
 

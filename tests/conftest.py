@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import multiprocessing
+import runpy
 import sys
 from collections.abc import Callable
+from html import escape
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from taet import config, protocols
 from taet.config import Run
+from taet.files import file_sha256, seal
+from taet.training.decisive import run_hash
+from taet.training.folder import RunFolder
 
 MEASURED = ("seconds", "images_per_second", "peak_memory_mb")
 TINY = {
@@ -31,6 +39,9 @@ TINY = {
     "training.threads": 1,
     "evaluation.batch_size": 100,
 }
+
+PRELOADED = ["taet.cli.train", "taet.cli.evaluate", "taet.training.trainer", "taet.evaluation", "taet.models.resnet"]
+PRELOADED += ["pytest", "sklearn.datasets", "torch._dynamo"]  # digits, and what the first optimiser imports
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marker
@@ -66,29 +77,83 @@ def tiny() -> Callable[..., Run]:
 
 
 @pytest.fixture(scope="session")
-def side_by_side() -> Callable[[str, Path, int], None]:
+def without_checksums() -> Callable[[Path], Path]:
+    """Make a run folder one of an older version, whose files no checksum names: what a test edits is read."""
+
+    def strip(folder: Path) -> Path:
+        record = json.loads((folder / "run.json").read_text())
+        record.pop("sha256", None)
+        (folder / "run.json").write_text(json.dumps(record))
+        if (folder / "done").exists():
+            (folder / "done").write_bytes(b"")
+        return folder
+
+    return strip
+
+
+@pytest.fixture(scope="session")
+def mended() -> Callable[[Path], Path]:
+    """Renew the checksums of a run folder after a test's edits, as if it had been written so."""
+
+    def mend(folder: Path) -> Path:
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(seal(record)))
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                about = json.loads(file.metadata()["taet"]) | {"run_hash": run_hash(record["run"])}
+            about.pop("weights_sha256", None)
+            save_file(load_file(path), path, metadata={"taet": json.dumps(about)})
+        for path in folder.glob("evaluation*.json"):
+            card = json.loads(path.read_text())
+            card["run"]["config"], card["seed"] = record["run"], record["run"]["seed"]
+            card["model"]["file_sha256"] = file_sha256(
+                RunFolder(folder).weights(path.stem.replace("evaluation", "model"))
+            )
+            path.write_text(json.dumps(seal(card)))
+        if (folder / "done").exists():
+            RunFolder(folder).finish()
+        return folder
+
+    return mend
+
+
+@pytest.fixture(scope="session")
+def fork() -> Callable[..., BaseProcess]:
+    """Start `python SCRIPT ARGUMENTS`, or `python -m taet ARGUMENTS`, as a process that holds the packages already.
+
+    A server imports them once and forks; a process of its own would need three seconds to begin.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+
+    def start(program: str, *arguments: str | Path) -> BaseProcess:
+        module = program == "taet"
+        process = context.Process(
+            target=runpy.run_module if module else runpy.run_path, args=(program,), kwargs={"run_name": "__main__"}
+        )
+        with pytest.MonkeyPatch.context() as patch:  # the process takes these over
+            patch.setattr(sys, "argv", [program, *map(str, arguments)])
+            patch.setattr(sys, "path", sys.path if module else [str(Path(program).parent), *sys.path])
+            patch.setenv("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")  # the server takes this over
+            process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def side_by_side(fork: Callable[..., BaseProcess]) -> Callable[[str, Path, int], None]:
     """Run a test file as several processes, with its rank and a shared folder as arguments, over the loopback."""
 
     def run(script: str, folder: Path, processes: int) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-        if sys.platform == "linux":
-            environment["GLOO_SOCKET_IFNAME"] = "lo"
-        started = [
-            subprocess.Popen(
-                [sys.executable, script, str(rank), str(folder)],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(processes)
-        ]
+        started = [fork(script, rank, folder) for rank in range(processes)]
         try:
-            outputs = [process.communicate(timeout=300)[0] for process in started]
+            for process in started:
+                process.join(300)
         finally:
             for process in started:
                 process.kill()
-        assert [process.returncode for process in started] == [0] * processes, "\n".join(outputs)
+        assert [process.exitcode for process in started] == [0] * processes, "their output is the captured one"
 
     return run
 
@@ -118,3 +183,14 @@ def assert_same(rows: Callable[[Path], list[dict[str, Any]]]) -> Callable[[Path,
         assert rows(folder) == rows(expected)
 
     return check
+
+
+@pytest.fixture
+def outlined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the words of a figure in the place of its drawing, which is most of the time that a report takes."""
+
+    def savefig(figure: Figure, file: Any, **_: object) -> None:
+        words = [text.get_text() for text in figure.findobj(Text)]
+        file.write(f'<svg><g id="figure_1">{"".join(f"<text>{escape(one)}</text>" for one in words)}</g></svg>')
+
+    monkeypatch.setattr(Figure, "savefig", savefig)

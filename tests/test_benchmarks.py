@@ -96,6 +96,7 @@ def test_the_plain_attack_stays_in_the_ball_and_takes_the_weights_to_train_mode(
     assert model.training
 
 
+@pytest.mark.full
 def test_sides_that_are_processes_take_turns_and_are_recorded(load: Load, tmp_path: Path) -> None:
     words = "--model resnet8 --batch-size 8 --rounds 1 --threads 1 --sides float32 plain".split()  # noqa: SIM905
     out = tmp_path / "training-MODEL.json"

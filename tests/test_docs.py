@@ -28,6 +28,7 @@ from taet.methods import Task
 from taet.methods.base import Attack
 from taet.models import build
 from taet.protocols import PROTOCOLS
+from taet.training import collapse
 
 READ = {
     "check": check.read,
@@ -110,7 +111,10 @@ def test_the_table_of_attacks_has_every_name_and_option() -> None:
 def test_every_flag_of_the_diagnostics_is_documented() -> None:
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     rules = [*diagnostics.ATTACKS, *diagnostics.MODEL, *diagnostics.TEST_SET]
-    assert set(re.findall(r"^\| `([\w-]+)` \|", text.partition("## Flags")[2], re.M)) == {rule.flag for rule in rules}
+    assert set(re.findall(r"^\| `([\w-]+)` \|", text.partition("## Flags")[2], re.M)) == {
+        *(rule.flag for rule in rules),
+        *collapse.FLAGS,
+    }
 
 
 def test_links_lead_somewhere() -> None:
@@ -133,6 +137,7 @@ def test_the_contributing_guide_adds_one_file_of_every_kind() -> None:
 
 
 @pytest.mark.usefixtures("plugins")
+@pytest.mark.usefixtures("outlined")
 def test_what_the_contributing_guide_adds_is_trained_attacked_and_reported(tmp_path: Path) -> None:
     changes = {"data.name": "two-digits", "model.name": "small-cnn", "training.epochs": 1, "training.monitor_every": 0}
     changes |= {"data.max_count": 30, "data.test_max_count": 10}

@@ -37,6 +37,7 @@ def test_every_example_has_a_test() -> None:
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == expected
 
 
+@pytest.mark.full
 def test_own_model(capsys: pytest.CaptureFixture[str]) -> None:
     card = runpy.run_path(str(EXAMPLES / "own_model.py"))["main"]()
     printed = capsys.readouterr().out

@@ -74,7 +74,7 @@ def test_every_entry_loads(kind: Kind, name: str) -> None:
 
 
 def test_base_and_package_files_offer_nothing() -> None:
-    assert not {"base", "init", "--init--"} & set(registry.entries("methods"))
+    assert not {"base", "wrapper", "init", "--init--"} & set(registry.entries("methods"))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_base_and_package_files_offer_nothing() -> None:
     [
         ("methods", "tate", r"unknown method 'tate'; allowed: adt, at, .*did you mean '(at|taet)'\?"),
         ("methods", "at_bsl", r"did you mean 'at-bsl'\?$"),
-        ("methods", "prediction-balanced", r"taet, trades; is it a plugin\? name its folder in TAET_PLUGINS$"),
+        ("methods", "prediction-balanced", r"taet, trades, wat; is it a plugin\? name its folder in TAET_PLUGINS$"),
         ("attacks", "autoatack", r"unknown attack 'autoatack'.*did you mean 'autoattack'\?"),
         ("data", "cifar10lt", r"unknown data set 'cifar10lt'.*did you mean 'cifar10-lt'\?"),
         ("models", "resnet81", r"unknown model 'resnet81'.*did you mean 'resnet18'\?|did you mean 'resnet8'\?"),
@@ -192,7 +192,7 @@ WHOLE = {
         ("lossless", "loss", "", "got no method loss; allowed: loss"),
         ("untitled", "title", "", "got no title; allowed: a text"),
         ("unsaid", "title", "title: str", "got no title; allowed: a text"),
-        ("unreferenced", "reference", "reference = 3", "got no reference; allowed: a text"),
+        ("unreferenced", "reference", "reference = 3", "reference: got 3; allowed: a text"),
         ("plain", "Config", "class Config:\n        power: float = 1.0", "got a Config that is no frozen dataclass"),
         ("thawed", "Config", "@dataclass\n    class Config:\n        power: float = 1.0", "no frozen dataclass"),
         ("derived", "Config", "class Config(Method.Config):\n        power: float = 1.0", "no frozen dataclass"),
@@ -214,7 +214,7 @@ def test_a_method_that_lacks_a_part_is_refused_in_one_line(
     if message is None:
         assert methods.find(name).title == "One"
         return
-    with pytest.raises(UserError, match=rf"{name}\.py: One: .*{message}") as caught:
+    with pytest.raises(UserError, match=rf"{name}\.py: .*{message}") as caught:
         methods.find(name)
     assert "\n" not in str(caught.value)
     assert main(["train", name]) == 2

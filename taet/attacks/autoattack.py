@@ -491,6 +491,10 @@ class AutoAttack(Suite):
     def facts(self, num_classes: int) -> dict[str, object]:
         return self.plan(num_classes).facts()
 
+    @property
+    def is_reference(self) -> bool:
+        return self.version == "standard"
+
     def whole(self) -> AutoAttack | None:
         """Return the standard suite for the fast one, which is its beginning.
 

@@ -6,19 +6,20 @@ import contextlib
 import hashlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from taet import registry
-from taet.attacks import options
+from taet import bounds, registry
+from taet.attacks.ball import Norm
 from taet.attacks.draws import Draws
 from taet.attacks.function import FunctionAttack
 from taet.attacks.spec import AttackSpec, Fields, MadeOn, Model, option_fields, own_fields
-from taet.bounds import Positive, hints
+from taet.bounds import Positive, got_text, hints
 from taet.config import Evaluation, Threat
 from taet.errors import UserError, unknown
 
@@ -102,9 +103,34 @@ def _offered(entry: registry.RegistryEntry) -> Iterator[tuple[str, type[AttackSp
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, AttackSpec) and kind.__module__ == module.__name__ and kind.names
     ]
+    if entry.path is not None:
+        for kind in declared:
+            _check_custom(kind, f"{entry.path}: {kind.__name__}")
     yield from ((name, kind) for kind in declared for name in kind.names)
     if not declared:
         yield entry.name, FunctionAttack
+
+
+RETURNS: dict[str, tuple[Callable[..., bool], str]] = {
+    "make": (lambda made, *_: isinstance(made, AttackSpec), "an AttackSpec"),
+    "run": (lambda made, *_: isinstance(made, Tensor), "a tensor of images"),
+    "passes": (lambda made, *_: isinstance(made, int) and made >= 0, "a whole number, 0 or more"),
+    "check_classes": (lambda *_: True, ""),
+}
+"""What the functions of a custom attack return."""
+
+
+def _check_custom(kind: type[AttackSpec], where: str) -> None:
+    """Refuse a custom specification with wrong declarations, and guard its functions."""
+    norms = (*typing.get_args(Norm), None)
+    names = kind.names.items() if isinstance(kind.names, Mapping) else [(None, "")]
+    if not all(isinstance(name, str) and norm in norms for name, norm in names):
+        raise UserError(f"{where}: names: got {kind.names!r}; allowed: names with a norm, linf, l2 or None")
+    if not isinstance(kind.order, int):
+        raise UserError(f"{where}: order: got {kind.order!r}; allowed: a whole number")
+    if "__dataclass_fields__" not in vars(kind) or inspect.isabstract(kind):
+        raise UserError(f"{where}: got no dataclass with run; allowed: @dataclass(frozen=True, kw_only=True) with run")
+    registry.guard(kind, RETURNS, where)
 
 
 def _find(base: str) -> _Found | None:
@@ -114,7 +140,7 @@ def _find(base: str) -> _Found | None:
             continue  # other custom files are not imported
         for pattern, kind in _offered(entry):
             stem = pattern.removesuffix("-N")
-            match = re.fullmatch(re.escape(stem) + ("()" if stem == pattern else r"-([1-9]\d*)"), base)
+            match = re.fullmatch(re.escape(stem) + ("()" if stem == pattern else r"-([1-9][0-9]{0,9})"), base)
             if match is not None:
                 steps = {"steps": int(match[1])} if match[1] else {}
                 return _Found(entry, kind, pattern, {"norm": kind.names.get(pattern, "linf"), **steps})
@@ -137,9 +163,9 @@ def _read(name: str, base: str, kind: type[AttackSpec], text: str) -> dict[str, 
             raise UserError(f"attack '{name}': got '{part}'; allowed: option=value, each option once")
         hint = Positive | None if field == "eps" else hints(kind)[field]
         try:
-            given[field] = options.read(value, hint)
+            given[field] = bounds.read_text(value, hint)
         except ValueError:
-            allowed = options.allowed(hint) + (", e.g. 8/255" if field == "eps" else "")
+            allowed = bounds.allowed_text(hint) + (", e.g. 8/255" if field == "eps" else "")
             raise UserError(f"attack '{name}': {option} got '{value}'; allowed: {allowed}") from None
         if field == "eps" and given[field] is None and not kind.minimal:
             raise UserError(f"attack '{name}': eps got 'none'; allowed: a number, since this attack needs a ball")
@@ -164,20 +190,33 @@ class RecordedAttack(AttackSpec):
 
 
 def stored(name: str, norm: str | None, eps: float | None, parameters: Fields) -> AttackSpec:
-    """Return the attack that a result card stores; an attack that is unknown here becomes a `RecordedAttack`."""
+    """Return the attack that a result card stores; an attack that is unknown here becomes a `RecordedAttack`.
+
+    Raises:
+        UserError: settings that an attack of this package cannot have, or that contradict its name.
+    """
     source = parameters.get("source")
     made_on = None if source is None else MadeOn(source["name"], source["weights_sha256"])
-    common: Fields = {"name": name, "norm": norm, "eps": eps, "made_on": made_on}
-    base = (name if made_on is None else name.removesuffix(f"@{made_on.name}")).partition(":")[0]
-    try:
+    base, _, text = (name if made_on is None else name.removesuffix(f"@{made_on.name}")).partition(":")
+    common: Fields = {"name": name, "norm": norm, "eps": eps}
+    found = None
+    with contextlib.suppress(UserError):  # a custom file that cannot be imported
         found = _find(base)
-        if found is not None:
-            names = {*own_fields(found.kind), "seed", "source_sha256"} & parameters.keys()
-            given = {one: parameters[one] for one in names}
-            return found.kind(**common, **given)
-    except (UserError, TypeError):  # settings of another version of the attack, or a file that cannot be imported
-        pass
-    return RecordedAttack(**common, given=parameters)
+    if found is not None:
+        names = (*own_fields(found.kind), "seed", "source_sha256")
+        given = {**common, **{one: parameters[one] for one in names if one in parameters}}
+        try:
+            for field, value in {**found.given, **_read(name, base, found.kind, text)}.items():
+                if given.get(field, value) != value:
+                    allowed = f"{got_text(value)}, as its name says"
+                    raise UserError(f"attack '{name}': got {field} {got_text(given[field])}; allowed: {allowed}")
+            return found.kind(**given, made_on=made_on)
+        except UserError:
+            if found.entry.path is None:
+                raise
+        except TypeError:  # settings of another version of the attack
+            pass
+    return RecordedAttack(**common, made_on=made_on, given=parameters)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +10,6 @@ from torch import Tensor
 from taet import registry
 from taet.attacks.draws import Draws
 from taet.attacks.spec import AttackSpec, Model
-from taet.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +23,8 @@ class FunctionAttack(AttackSpec):
         return self.typed
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        entry = registry.find("attacks", self.base)
         called = self.base.replace("-", "_")
-        function: Callable[..., Tensor] | None = getattr(entry.load(), called, None)
-        if not callable(function):
-            raise UserError(f"{entry.path}: has no function {called}(model, x, y, *, eps)")
-        examples = function(model, x, y, eps=self.eps)
-        if not isinstance(examples, Tensor) or examples.shape != x.shape:
-            raise self._refused(f"returned {type(examples).__name__}; allowed: images in the shape of x")
+        examples = registry.find("attacks", self.base).call(called, Tensor, model, x, y, eps=self.eps)
+        if examples.shape != x.shape:
+            raise self._refused(f"returned shape {tuple(examples.shape)}; allowed: images in the shape of x")
         return examples.detach().to(x.dtype)

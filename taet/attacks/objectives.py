@@ -11,7 +11,7 @@ from torch import Tensor
 from taet.attacks.draws import Draws
 from taet.errors import UserError
 from taet.losses.consistency import kl_divergence
-from taet.losses.long_tail import cross_entropy, full_precision, is_label
+from taet.losses.long_tail import check_labels, cross_entropy, full_precision, is_label, out_of_range
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
@@ -35,12 +35,18 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644, function f_6.
 
     Raises:
-        UserError: a single class.
+        UserError: a single class; labels as in `taet.losses.cross_entropy`.
     """
     check_classes("margin", logits)
     logits = full_precision(logits)
+    check_labels(logits, y)
     others = logits.masked_fill(is_label(logits, y), -torch.inf).max(1).values
-    return others - logits.gather(1, y[:, None]).squeeze(1)
+    try:
+        return others - logits.gather(1, y[:, None]).squeeze(1)
+    except RuntimeError:
+        if logits.is_cpu and ((y < 0) | (y >= logits.shape[1])).any():
+            raise out_of_range(y, logits.shape[1]) from None
+        raise
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:

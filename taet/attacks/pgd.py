@@ -36,7 +36,7 @@ from taet.attacks.objectives import (
     target_classes,
 )
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model, Option
-from taet.bounds import Count, Positive
+from taet.bounds import Count, Positive, Whole, check_value
 from taet.config import Evaluation
 from taet.errors import UserError, unknown
 from taet.losses.long_tail import cross_entropy, full_precision
@@ -83,7 +83,7 @@ def pgd(
         y: labels (N,), passed to the objective; the target classes if `targeted`.
         eps: radius of the ball, a number or one per sample (N,), in units of the image range. Numbers are checked; of
             tensors only the shape, because reading them would wait for the device.
-        steps: number of steps, 0 or more; with 0 steps the start itself is returned, projected into the ball.
+        steps: number of steps, 0 or more; with 0 steps the start noise itself is returned, projected into the ball.
         step_size: length of a step in `norm`, a number or one per sample (N,), same units.
         norm: "linf" or "l2".
         start: "uniform" in the ball, or "positive", in the part of it above x, both clipped to [0, 1]; "gaussian"
@@ -105,7 +105,8 @@ def pgd(
 
     Raises:
         UserError: an unknown norm or start; an eps or step_size outside the range of the norm (L-infinity: 0 to 1); a
-            tensor of another shape; images that are not floating point; no restart, or several without start noise.
+            tensor of another shape; images that are not floating point; no restart, or several without start noise;
+            no steps without start noise.
 
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks",
     ICLR 2018, arXiv:1706.06083.
@@ -116,8 +117,10 @@ def pgd(
             raise unknown(what, str(name), allowed)
     check_size("eps", eps, x, norm)
     check_size("step size", step_size, x, norm)
-    if restarts < 1:
-        raise UserError(f"restarts: got {restarts}; allowed: 1 or more")
+    check_value("steps", steps, Whole)
+    check_value("restarts", restarts, Count)
+    if steps == 0 and start == "none":
+        raise UserError("steps: got 0 with start none, which attacks nothing; allowed: 1 or more")
     origin = full_precision(x.detach())
     starts = _starts(origin, eps, start, norm, restarts, generator, start_noise)
     length = per_sample(step_size, origin)

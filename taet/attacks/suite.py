@@ -66,6 +66,11 @@ class Suite(AttackSpec):
     def facts(self, num_classes: int) -> dict[str, object]:
         """Return what a result card stores about the parts, as plain values."""
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether its result is the one that models are ranked by."""
+        return False
+
     def whole(self) -> Suite | None:
         """Return the longer suite that begins with this one, so that its result contains this one's."""
         return None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import io
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
-from taet.errors import UserError, unknown
+from taet.errors import Done, UserError, custom_origin, is_out_of_memory, printable, said, unknown
 
 COMMANDS = {
     "demo": "train AT, AT-BSL and TAET on long-tailed digits, attack them, write report.html (minutes, no download)",
@@ -22,15 +27,17 @@ COMMANDS = {
     "cost": "measure the cost of training on this machine: passes, seconds, memory, and what TAET saves",
     "list": "list methods, attacks, data, models or protocols",
     "data": "show a data set, or download and check its files: taet data show|prepare NAME",
-    "doctor": "check whether this machine can train, and how fast",
+    "doctor": "check whether this machine can train, and how fast; taet doctor RUN verifies every file of a run",
 }
 
 EPILOG = """Every command has --help, with examples, and --debug, which shows the traceback of an error.
-Exit status: 0 success; 1 a cell of a comparison failed; 2 a mistake in the call, named in one line; 130 interrupted,
-with all finished work saved."""
+Exit status: 0 success; 1 a cell of a comparison failed, or an error that taet did not foresee; 2 a mistake in the call,
+a file or a plug-in, named in one line; 130 interrupted, with all finished work saved."""
 
 DEBUG = "TAET_DEBUG"
 """Environment variable that acts as --debug."""
+OUTPUT = (errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPIPE)
+"""Errors of standard output, which has no file name."""
 STARTED_TOGETHER = "TAET_STARTED_TOGETHER"
 """Environment variable of the processes that one command started to share its work."""
 
@@ -43,40 +50,72 @@ def help_text() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+    """Run one command and return its exit status. Whatever ends it early becomes one line."""
     arguments = [*(sys.argv[1:] if argv is None else argv)]  # `list` may be the command's module here
     debug = "--debug" in arguments or DEBUG in os.environ
     arguments = [a for a in arguments if a != "--debug"]
-    if debug and argv is None:
-        os.environ[DEBUG] = "1"  # also for the processes that this one starts
+    if argv is None:
+        _set_up_process(debug)
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()  # here, where a closed pipe or a full disk is still handled
         return status
-    except UserError as error:
-        if debug:
-            raise
-        print(f"taet: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if STARTED_TOGETHER not in os.environ:  # otherwise the process that started this one reports it
-            print("\ntaet: interrupted; what was done so far is saved", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # e.g. `taet list methods | head`
-        _drop_output()
-        return 0
-    except OSError as error:
-        if debug:
-            raise
-        if error.filename is None:
-            _drop_output()
-        print(f"taet: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        return 2
+    except BaseException as error:
+        if argv is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending: a second Ctrl-C would only add a traceback
+        with contextlib.suppress(OSError):  # nobody reads what it says
+            if debug and not isinstance(error, Done):
+                traceback.print_exception(error)
+            if isinstance(error, OSError) and error.filename is None:
+                _drop_output()
+            status, line = ended_by(error)
+            if isinstance(error, KeyboardInterrupt):
+                if STARTED_TOGETHER in os.environ:  # the process that started this one reports it
+                    return status
+                print(file=sys.stderr)  # after ^C
+            if line:
+                print(f"taet: {printable(' '.join(line.split()))}", file=sys.stderr)
+            return status
+        return 1
+
+
+def _set_up_process(debug: bool) -> None:
+    """Set up a process of the command line, and those that it will start."""
+    if debug:
+        os.environ[DEBUG] = "1"
+    os.environ["PYTHONSAFEPATH"] = "1"  # in the current directory, no file can shadow a module of theirs
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
+            signal.signal(number, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+
+
+def ended_by(error: BaseException) -> tuple[int, str]:
+    """Return the exit status of a command that an exception ended, and the one line about it; "" for none."""
+    place = custom_origin(error)
+    match error:
+        case Done():
+            return int(error.code or 0), ""
+        case KeyboardInterrupt():
+            return 130, "interrupted; what was done so far is saved"
+        case UserError():
+            return 2, f"error: {error}"
+        case _ if place is not None:
+            return 2, f"error: {place}: {said(error)}; --debug shows the trace"
+        case BrokenPipeError():  # e.g. `taet list methods | head`
+            return 0, ""
+        case OSError() if error.filename is not None or error.errno in OUTPUT:
+            return 2, f"error: {os.fsdecode(error.filename or 'output')}: {error.strerror}"
+        case _ if is_out_of_memory(error):
+            return 1, f"error: out of memory: {said(error)}; a smaller --batch-size takes less; --debug shows where"
+    return 1, f"error: unforeseen: {said(error)}. Please report this to the authors of taet with the output of --debug"
 
 
 def _drop_output() -> None:
     """Discard buffered output: Python would try, and fail, to write it again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(io.UnsupportedOperation):  # standard output is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -14,8 +14,9 @@ from taet.cli.subject import OfModel, OfRun, data_for_run, is_folder, open_model
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.bundles import check_attacks
-from taet.evaluation.check import check
+from taet.evaluation.check import Check, check
 from taet.evaluation.subject import by_name
+from taet.models import trusted
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
 
@@ -63,6 +64,16 @@ class ModelCheck(CheckOptions, OfModel):
 def run(arguments: list[str]) -> None:
     """Check a run or a model and print the findings."""
     parsed = read(arguments)
+    with trusted(parsed.trust_model):
+        found, notes = _checked(parsed)
+    if parsed.json:
+        print(json.dumps({**found.to_json(), "notes": list(notes)}, indent=1))
+    else:
+        print("\n".join([str(found), *notes]))
+
+
+def _checked(parsed: RunCheck | ModelCheck) -> tuple[Check, tuple[str, ...]]:
+    """Return the findings, and notes on the model."""
     attacks, notes = Evaluation.attacks, tuple[str, ...]()
     if isinstance(parsed, RunCheck):
         name = str(parsed.run)
@@ -86,10 +97,7 @@ def run(arguments: list[str]) -> None:
         batch_size=parsed.batch_size,
         name=name,
     )
-    if parsed.json:
-        print(json.dumps({**found.to_json(), "notes": list(notes)}, indent=1))
-    else:
-        print("\n".join([str(found), *notes]))
+    return found, notes
 
 
 def read(arguments: list[str]) -> RunCheck | ModelCheck:

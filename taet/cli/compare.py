@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from taet.bounds import Processes
 from taet.cli import flags
 from taet.errors import UserError
 from taet.experiments import Comparison, compare, merge
 from taet.experiments.comparison import OPEN
 from taet.formatting import clock
+from taet.models import trusted
 
 EXAMPLES = (
     "taet compare digits.toml",
@@ -61,7 +63,7 @@ class CompareOptions:
     """Folder of the comparison. Default: SPEC without its suffix."""
     time_budget: str | None = None
     """Time after which running cells are saved and stopped and no other starts, e.g. 2h30m, 90m or 600s."""
-    jobs: int | Literal["auto"] = 1
+    jobs: Processes | Literal["auto"] = 1
     """Cells that run at the same time; they share the cores, and each uses the GPU with the fewest cells. auto: one per
     GPU (of CUDA_VISIBLE_DEVICES, if it is set), or 1 without a GPU."""
     part: str | None = None
@@ -69,6 +71,8 @@ class CompareOptions:
     merge: tuple[Path, ...] | None = None
     """Write the report when all parts have ended; nothing is run. Finished runs of this comparison in the given folders
     are first copied to OUT."""
+    trust_model: tuple[str, ...] = ()
+    """Models of SPEC that are custom code, package.module:callable, which this call may import and run."""
     dry_run: bool = False
     """Print every cell with its state and the commands that remain; nothing is run."""
     json: bool = False
@@ -82,18 +86,19 @@ def run(arguments: list[str]) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    if parsed.merge is not None:
-        result = merge(parsed.spec, parsed.out, parsed.merge, say=say)
-    else:
-        result = compare(
-            parsed.spec,
-            parsed.out,
-            time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
-            jobs=parsed.jobs,
-            part=None if parsed.part is None else share(parsed.part),
-            dry_run=parsed.dry_run,
-            say=say,
-        )
+    with trusted(*parsed.trust_model):
+        if parsed.merge is not None:
+            result = merge(parsed.spec, parsed.out, parsed.merge, say=say)
+        else:
+            result = compare(
+                parsed.spec,
+                parsed.out,
+                time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
+                jobs=parsed.jobs,
+                part=None if parsed.part is None else share(parsed.part),
+                dry_run=parsed.dry_run,
+                say=say,
+            )
     if parsed.json:
         print(json.dumps(result.to_json(), indent=1))
     elif parsed.dry_run:
@@ -116,7 +121,7 @@ def read(arguments: list[str]) -> CompareOptions:
 
 def seconds(text: str) -> float:
     """Return the seconds of a duration such as 2h30m, 90m or 600s."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    found = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text, re.ASCII)
     if not text or found is None:
         raise UserError(f"time budget: got '{text}'; allowed: hours, minutes and seconds, e.g. 2h30m, 90m or 600s")
     hours, minutes, rest = (int(part or 0) for part in found.groups())
@@ -125,7 +130,7 @@ def seconds(text: str) -> float:
 
 def share(text: str) -> tuple[int, int]:
     """Return the numbers K and N of a part K/N."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text, re.ASCII)
     if found is None:
         raise UserError(f"part: got '{text}'; allowed: K/N with K from 1 to N, e.g. 3/16")
     return int(found[1]), int(found[2])
@@ -159,7 +164,8 @@ def summary(result: Comparison, parsed: CompareOptions, command: str) -> str:
     """Return which cells failed, what remains, and where the report is; `command` is the call."""
     lines = [f"failed: {o.cell.name}: {o.reason}" for o in result.outcomes if o.state == "failed"]
     lines.append(counted(result))
-    whole = shlex.join(["taet", "compare", str(parsed.spec), "--out", str(result.out)])
+    trust = ["--trust-model", *parsed.trust_model] if parsed.trust_model else []
+    whole = shlex.join(["taet", "compare", str(parsed.spec), "--out", str(result.out), *trust])
     if result.out_of_time:
         lines.append(f"the time budget is used up; continue: {command}")
     elif parsed.part is not None:

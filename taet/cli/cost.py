@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from annotated_types import Ge, Le
 
 from taet import methods
 from taet.cli import flags
@@ -34,6 +34,8 @@ DESCRIPTION = """Measure the cost of training on this machine, in about a minute
 passes of a clean step and of an attack step; gamma, rho, eta and the share of time that TAET saves, predicted and
 measured; peak memory of a clean and of an adversarial step; seconds per epoch by PGD steps and by method. Published
 numbers are shown beside. Images are random; training steps are those of runs."""
+Side = Annotated[int, Ge(1), Le(4096)]
+Classes = Annotated[int, Ge(2), Le(TOTAL // int(RATIO))]  # the smallest class of as many has one image
 METHODS = ("at", "robal", "reat", "taet")  # of REAT's table 14, and TAET
 
 
@@ -44,9 +46,9 @@ class CostOptions:
     model: Annotated[str, tyro.conf.arg(name="model.name", aliases=["--model"])] = Workload.model
     """As in taet train."""
     data: flags.Given = flags.options(Data(name=""), "data", "--data")
-    image_shape: tuple[int, int, int] | None = None
+    image_shape: tuple[Side, Side, Side] | None = None
     """Channels, height and width. Default: those of --data, or 3 32 32."""
-    classes: int | None = None
+    classes: Classes | None = None
     """Number of classes. The largest has 50,000 / classes images and the smallest a tenth of that, as in CIFAR-10-LT
     and CIFAR-100-LT at imbalance ratio 10. Default: those of --data, or 10."""
     timing: flags.Given = flags.options(Timing())
@@ -63,7 +65,7 @@ def run(arguments: list[str]) -> None:
     parsed = read(arguments)
     with progress("cost") as report:
         found = measure(_workload(parsed), Timing(**parsed.timing), _wanted(parsed.methods), progress=report)
-    found["command"] = shlex.join(["taet", "cost", *arguments])
+    found["command"] = flags.call_text(["cost", *arguments])
     if parsed.out is not None:
         write_json(parsed.out, found)
     if parsed.json:
@@ -81,9 +83,6 @@ def read(arguments: list[str]) -> CostOptions:
         raise UserError("--image-shape, --classes: got them beside --data, which sets both; allowed: either")
     if parsed.data and not parsed.data.get("name"):
         raise UserError("--data.*: got options of a data set without --data NAME")
-    most = TOTAL // int(RATIO)  # the smallest class of as many has one image
-    if parsed.classes is not None and not 2 <= parsed.classes <= most:
-        raise UserError(f"classes: got {parsed.classes}; allowed: 2 to {most}")
     if parsed.out is not None and not parsed.out.parent.is_dir():
         raise UserError(f"--out: got {parsed.out}; allowed: a file in a folder that is there")
     return parsed

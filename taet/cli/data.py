@@ -124,6 +124,8 @@ def _prepare(arguments: list[str]) -> None:
     parsed = _parse(PrepareOptions, "prepare", arguments, description, PREPARE)
     if parsed.out is not None and parsed.layout is None:
         raise UserError(f"--out {parsed.out} needs --layout npz, folder or taet-npy")
+    if parsed.out is not None:
+        layouts.check_free(parsed.out)  # before anything is downloaded or read
     data = Data(**parsed.data)
     with progress("prepare") as report:
         dataset, done = prepare(data, report)

@@ -1,4 +1,4 @@
-"""`taet doctor`: check whether this machine can train, and how fast."""
+"""`taet doctor`: check whether this machine can train, and how fast, or whether run folders are whole."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 
 from taet import models
 from taet.attacks import pgd
 from taet.cli import flags
+from taet.evaluation.verification import verify
 from taet.training.environment import PACKAGES, environment, resolve_device
 
 DESCRIPTION = """Print the installed versions, the device that a run would use, the speed of attacks on it, and the data
-that it finds."""
+that it finds.
+
+With run folders: read every file in them, verify all checksums and that the files belong together, and print a line for
+each. Files of older versions carry none: they are read, and said to be taken on trust. Exit status 2 if a file is
+damaged, or belongs to another run."""
+EXAMPLES = ("taet doctor", "taet doctor --json", "taet doctor runs/x", "taet doctor runs/*")
 DATA_FILES = (
     *("cifar10.npz", "cifar-10-batches-py", "cifar100.npz", "cifar-100-python", "FashionMNIST/raw"),
     *("dermamnist.npz", "ham10000_32.npz", "tiny-imagenet-200", "gtsrb"),
@@ -27,19 +34,23 @@ DATA_FILES = (
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """How the result is printed."""
+    """What is examined, and how the result is printed."""
 
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run folders to verify. Default: none; this machine is examined."""
     json: bool = False
     """Print JSON."""
 
 
-def run(arguments: list[str]) -> None:
-    """Check this machine and print the result."""
-    parsed = flags.parse(DoctorOptions, arguments, "taet doctor", DESCRIPTION, ("taet doctor", "taet doctor --json"))
+def run(arguments: list[str]) -> int:
+    """Check this machine, or run folders, and print the result; return 2 if a file of a run is damaged."""
+    parsed = flags.parse(DoctorOptions, arguments, "taet doctor", DESCRIPTION, EXAMPLES)
+    if parsed.runs:
+        return _verify(parsed.runs, as_json=parsed.json)
     found = examine()
     if parsed.json:
         print(json.dumps(found, indent=1))
-        return
+        return 0
     for name, value in found["versions"].items():
         print(f"{name:12} {value or 'MISSING: pip install ' + name}")
     print(f"{'device':12} {found['device']}, threads: {found['threads']}")
@@ -52,6 +63,22 @@ def run(arguments: list[str]) -> None:
         print(f"{'problem':12} {problem}")
     if not found["problems"]:
         print("no problem found")
+    return 0
+
+
+def _verify(runs: tuple[Path, ...], *, as_json: bool) -> int:
+    """Print what is found in every file of the runs."""
+    found = {str(path): verify(path) for path in runs}
+    if as_json:
+        print(
+            json.dumps({run: [finding._asdict() for finding in findings] for run, findings in found.items()}, indent=1)
+        )
+    else:
+        for run, findings in found.items():
+            for file, problem, unverified in findings:
+                state = f"WRONG: {problem}" if problem else f"on trust: {unverified}" if unverified else "verified"
+                print(f"{run}: {file:20} {state}")
+    return 2 if any(finding.problem for findings in found.values() for finding in findings) else 0
 
 
 def examine() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from taet.bounds import Processes
 from taet.cli import flags
 from taet.cli.processes import number_of, run_together, together
 from taet.cli.progress import progress
@@ -20,6 +20,7 @@ from taet.distributed import started_together
 from taet.errors import UserError
 from taet.evaluation import evaluate
 from taet.evaluation.bundles import check_attacks
+from taet.models import trusted
 from taet.training.environment import resolve_device
 from taet.training.folder import RunFolder
 
@@ -57,7 +58,7 @@ class AttackOptions:
     """Run the attacks one after another, each on the images that the previous ones left correct: one column."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    processes: int | Literal["auto"] = 1
+    processes: Processes | Literal["auto"] = 1
     """Processes of this machine that share the batches; results are those of one process. auto: one per GPU, or
     without a GPU one per core, which is faster than one process on all cores if there are as many batches."""
     json: bool = False
@@ -75,7 +76,7 @@ class ModelEvaluation(AttackOptions, OfModel):
 
     model: Annotated[str, tyro.conf.arg(name="model.name", aliases=["--model"])]
     """package.module:callable, torchvision:NAME, timm:NAME, a name of taet list models, or a run folder."""
-    out: Path | None = None
+    out: flags.RunPath | None = None
     """Folder of the card. Default: runs/evaluate-NAME."""
 
 
@@ -88,8 +89,8 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"processes: got {parsed.processes} in one of several processes; allowed: without torchrun")
     if count > 1:
         return run_together(count, words)
-    with together(parsed.device):
-        command = shlex.join(["taet", *words])
+    with together(parsed.device), trusted(parsed.trust_model):
+        command = flags.call_text([*words])
         if isinstance(parsed, ModelEvaluation):
             card, text = _of_model(parsed, command)
         else:

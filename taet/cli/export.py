@@ -9,6 +9,7 @@ from typing import Literal
 from taet.cli import flags
 from taet.cli.subject import OfRun
 from taet.deployment.export import export
+from taet.models import trusted
 
 EXAMPLES = (
     "taet export runs/x --format onnx",
@@ -36,7 +37,8 @@ class ExportOptions(OfRun):
 def run(arguments: list[str]) -> None:
     """Write the file and print its path."""
     parsed = read(arguments)
-    print(export(parsed.run, parsed.format, parsed.out, parsed.weights, force=parsed.force))
+    with trusted(parsed.trust_model):
+        print(export(parsed.run, parsed.format, parsed.out, parsed.weights, force=parsed.force))
 
 
 def read(arguments: list[str]) -> ExportOptions:

@@ -10,12 +10,15 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import itertools
 import os
 import re
+import shlex
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import docstring_parser
@@ -23,12 +26,16 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from taet import bounds
-from taet.errors import UserError, unknown
+from taet.errors import Done, UserError, printable, unknown
 from taet.formatting import size
 
 T = TypeVar("T")
 Given = dict[str, Any]
 """The fields of a configuration that were given as options."""
+
+SOURCE_UNREAD = (tyro.conf.HelptextFromCommentsOff,)  # every text is in a docstring; comments are not looked for
+RunPath = Annotated[Path, bounds.Rule(lambda path: str(path) == printable(str(path)), "a path in UTF-8, on one line")]
+"""A folder for files of weights, whose library knows no other paths."""
 
 REGISTRY = ConstructorRegistry()
 
@@ -47,6 +54,41 @@ def _fractions(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | Non
     )
 
 
+@REGISTRY.primitive_rule
+def _whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """Read whole numbers as they are written, without underscores."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: bounds.read_whole(words[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@REGISTRY.primitive_rule
+def _paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Refuse an empty path, which would mean the current directory."""
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: read_path(words[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def read_path(text: str) -> Path:
+    """Return a path; an empty one is a ValueError."""
+    if not text:
+        raise ValueError(text)
+    return Path(text)
+
+
 def options(default: Any, prefix: str = "", alias: str = "") -> Any:
     """Declare a field for the options that change `default`, a configuration; parsed, it holds those that were given.
 
@@ -57,8 +99,13 @@ def options(default: Any, prefix: str = "", alias: str = "") -> Any:
 
 def _documentation(kind: type) -> dict[str, str]:
     """Return the text below every field of a dataclass."""
-    found = [docstring_parser.parse_from_object(base).params for base in reversed(kind.__mro__[:-1])]
-    return {field.arg_name: " ".join((field.description or "").split()) for fields in found for field in fields}
+    return {name: text for base in reversed(kind.__mro__[:-1]) for name, text in _own_documentation(base).items()}
+
+
+@functools.cache
+def _own_documentation(kind: type) -> dict[str, str]:
+    fields = docstring_parser.parse_from_object(kind).params
+    return {field.arg_name: " ".join((field.description or "").split()) for field in fields}
 
 
 def _text(value: Any, hint: Any) -> str:
@@ -113,16 +160,21 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, 
     kind = _expanded(kind)
 
     def read() -> T:
-        return tyro.cli(kind, args=arguments, prog=prog, description=text, registry=REGISTRY)
+        return tyro.cli(kind, args=arguments, prog=prog, description=text, registry=REGISTRY, config=SOURCE_UNREAD)
 
     if {"-h", "--help"} & set(arguments):
-        return read()  # prints, and exits
-    with _captured() as output:
         try:
-            return read()
+            return read()  # prints, and exits
         except SystemExit as exit_:
-            if not exit_.code:
-                raise
+            raise Done(exit_.code) from None
+    parsed: T | None = None
+    with _captured() as output, contextlib.suppress(SystemExit):
+        parsed = read()
+    if parsed is not None:
+        for name, hint in bounds.hints(kind).items():
+            if not typing.is_typeddict(typing.get_args(hint)[0] if typing.get_args(hint) else hint):
+                bounds.check_value(name.replace("_", " "), getattr(parsed, name), hint)
+        return parsed
     raise UserError(f"{_mistake(output.getvalue(), _option_types(kind), arguments, prog)}; see {prog} --help")
 
 
@@ -201,8 +253,15 @@ def _unknown_option(option: str, parts: Mapping[str, Mapping[str, Any]], prog: s
         near = [f"--{prefix}.{name}" for name in near]
     else:
         known = [name for names in parts.values() for name in names]
-        near = [f"--{field}"] if f"--{field}" in parts[""] else difflib.get_close_matches(option, known, n=1)
+        bare = {name.removeprefix("--"): name for name in known}  # the dashes would make any two short names alike
+        close = difflib.get_close_matches(option.removeprefix("--"), bare, n=1)
+        near = [f"--{field}"] if f"--{field}" in parts[""] else [bare[name] for name in close]
     return f"unknown option {option}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def call_text(words: Sequence[str]) -> str:
+    """Return the call `taet WORDS` as records keep it: as a shell reads it, except for bytes that are no text."""
+    return printable(shlex.join(["taet", *words]))
 
 
 def without(words: Sequence[str], option: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from taet.bounds import Count, check_value
+from taet.bounds import Count
 from taet.cli import flags
 from taet.cli.progress import progress
 from taet.cli.subject import OfRun
@@ -19,6 +20,7 @@ from taet.deployment.predict import BATCH_SIZE, batches
 from taet.deployment.predictions import Predictions, joined
 from taet.errors import UserError
 from taet.files import make_folder, write_atomically
+from taet.models import trusted
 
 EXAMPLES = (
     "taet predict runs/x images/",
@@ -52,7 +54,7 @@ class PredictOptions(OfRun):
     """Replace an existing output file."""
     top: Count = 1
     """Number of classes to print for each image, most likely first."""
-    batch_size: int = BATCH_SIZE
+    batch_size: Count = BATCH_SIZE
     """Images per batch."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -63,7 +65,7 @@ def run(arguments: list[str]) -> int:
     parsed, parts = read(arguments), list[Predictions]()
     _check_place(parsed)
     try:
-        with progress(f"predict {parsed.run}") as report:
+        with trusted(parsed.trust_model), progress(f"predict {parsed.run}") as report:
             for part in batches(
                 parsed.run,
                 parsed.images,
@@ -89,7 +91,6 @@ def read(arguments: list[str]) -> PredictOptions:
     parsed = flags.parse(PredictOptions, arguments, "taet predict", DESCRIPTION, EXAMPLES)
     if not parsed.images:
         raise UserError(f"which images? taet predict {parsed.run} IMAGES...: files and folders")
-    check_value("top", parsed.top, Count)
     return parsed
 
 
@@ -97,9 +98,10 @@ def _check_place(parsed: PredictOptions) -> None:
     """Refuse an output file that exists or cannot be written, before the work; make its folder."""
     if parsed.out is None:
         return
-    if parsed.out.exists() and not (parsed.force and parsed.out.is_file()):
-        what = "exists" if parsed.out.is_file() else "is no file"
-        raise UserError(f"{parsed.out} {what}; allowed: another --out{', or --force' if parsed.out.is_file() else ''}")
+    is_file = parsed.out.is_file() and not parsed.out.is_symlink()
+    if os.path.lexists(parsed.out) and not (parsed.force and is_file):
+        what = "exists" if is_file else "is no file"
+        raise UserError(f"{parsed.out} {what}; allowed: another --out{', or --force' if is_file else ''}")
     make_folder(parsed.out.parent)
 
 

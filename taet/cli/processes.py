@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from taet.cli import STARTED_TOGETHER
+from taet.cli import STARTED_TOGETHER, ended_by
 from taet.distributed import claim, joined, leave, rank, started_together
-from taet.errors import UserError
-from taet.training.environment import cores, resolve_device
+from taet.errors import Done, UserError
+from taet.training.environment import cores, resolve_device, taet_command
 from taet.training.interruption import interruption
 
 REPORTING_SECONDS = 1.0
@@ -47,17 +47,19 @@ def reported_once() -> Iterator[None]:
     """Report an error or interruption from one process only: the first to claim it; the others exit silently."""
     try:
         yield
-    except (UserError, KeyboardInterrupt) as error:
+    except Done:
+        raise
+    except BaseException as error:
         if not started_together():
             raise
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        status = 130 if isinstance(error, KeyboardInterrupt) else 2
+        status = ended_by(error)[0]
         atexit.register(leave, status)  # registered last, so called first
         if claim("final message"):
             raise
         time.sleep(REPORTING_SECONDS)
-        raise SystemExit(status) from None
+        raise Done(status) from None
 
 
 def number_of(processes: int | Literal["auto"], device: str) -> int:
@@ -65,8 +67,6 @@ def number_of(processes: int | Literal["auto"], device: str) -> int:
     chosen = resolve_device(device)
     if processes == "auto":
         return 1 if chosen.index is not None else torch.cuda.device_count() if chosen.type == "cuda" else cores()
-    if processes < 1:
-        raise UserError(f"processes: got {processes}; allowed: 1 or more, or auto")
     if processes > 1 and chosen.index is not None:
         raise UserError(f"processes: got {processes} on {device}, which is one GPU; allowed: with --device cuda or cpu")
     return processes
@@ -88,7 +88,7 @@ def run_together(count: int, words: Sequence[str]) -> int:
                 place = {"RANK": str(number), "LOCAL_RANK": str(number)}
                 running.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "taet", *words],
+                        taet_command(words),
                         env={**os.environ, **common, **place},
                         stdin=subprocess.PIPE,  # closes with this process: see `end_with_parent`
                         start_new_session=True,  # so that Ctrl-C reaches each process once, through this one
@@ -138,6 +138,8 @@ def _ended(running: Sequence[subprocess.Popen[bytes]], at_once: bool) -> list[in
         pass
     for process in running:
         process.kill()
+        if process.stdin is not None:
+            process.stdin.close()
     return [process.wait() for process in running]
 
 

@@ -19,7 +19,16 @@ from taet.training.folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfRun:
+class Trusting:
+    """Consent to run the code that a run folder names."""
+
+    trust_model: str | None = None
+    """Name of the run's model if it is package.module:callable. Its code is imported and run only if it is named here;
+    code inside a run folder never is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRun(Trusting):
     """A run."""
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -29,7 +38,7 @@ class OfRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfModel:
+class OfModel(Trusting):
     """A model of any origin, or a run on data other than its own."""
 
     weights: Path | None = None

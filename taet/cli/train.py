@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import tyro
 
 from taet import methods, models, protocols
+from taet.bounds import LongSeed
 from taet.cli import flags
 from taet.cli.processes import reported_once, together
 from taet.cli.progress import progress
 from taet.config import Run, override
 from taet.data import full_name, is_own
 from taet.distributed import first
-from taet.errors import UserError
+from taet.errors import UserError, unknown
 from taet.evaluation import evaluate
 from taet.evaluation.bundles import check_attacks
 from taet.experiments import own_data
@@ -56,12 +57,15 @@ class TrainOptions:
     """Sets the default of every other option: taet, reat, or official, the published settings of METHOD."""
     recipe: str | None = None
     """vit: AdamW with warm-up and cosine decay, which transformers need, instead of the protocol's SGD."""
-    seed: int = 0
+    seed: LongSeed = 0
     """Seed of weights, batches, augmentation and attack starts."""
-    out: str | None = None
+    out: flags.RunPath | None = None
     """Folder of the run; it must not exist. Default: a new one in runs/."""
-    resume: str | None = None
-    """Continue a run that stopped; only --evaluate, --no-evaluate and --json may be added."""
+    resume: Path | None = None
+    """Continue a run that stopped; only --trust-model, --evaluate, --no-evaluate and --json may be added."""
+    trust_model: str | None = None
+    """Name of the model of the run to continue if it is package.module:callable: its code is imported and run only if
+    it is named here."""
     evaluate: tyro.conf.FlagCreatePairsOff[bool] = False
     """Attack the finished run and write its report.html. Default: for your own images."""
     no_evaluate: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -102,12 +106,12 @@ def run(arguments: list[str]) -> None:
         if options.resume is None:
             device = request.run().training.device
         else:
-            device = RunFolder(Path(options.resume)).record.run.training.device
+            device = RunFolder(options.resume).record.run.training.device
     with together(device):
         if options.resume is None:
             finished = _train(request, arguments)
         else:
-            with progress(f"resume {options.resume}") as report:
+            with models.trusted(options.trust_model), progress(f"resume {options.resume}") as report:
                 finished = resume(options.resume, progress=report)
         if options.json:
             row = {"run": str(finished.folder), "epochs": len(finished.history), "last": finished.history[-1]}
@@ -117,7 +121,8 @@ def run(arguments: list[str]) -> None:
         if options.evaluate or (is_own(finished.run.data.name) and not options.no_evaluate):
             _evaluate(finished, options.json)
         elif not options.json:
-            print(f"next: taet evaluate {finished.folder}")
+            words = ["taet", "evaluate", str(finished.folder), *models.consent(finished.run.model.name)]
+            print(f"next: {shlex.join(words)}")
 
 
 def read(arguments: Sequence[str]) -> TrainingRequest:
@@ -130,9 +135,12 @@ def read(arguments: Sequence[str]) -> TrainingRequest:
     if request.options.evaluate and request.options.no_evaluate:
         raise UserError("got both --evaluate and --no-evaluate; allowed: one")
     if request.options.resume is not None:
-        rest = [w for w in flags.without(words, "--resume") if w not in ("--evaluate", "--no-evaluate", "--json")]
+        words = flags.without(flags.without(words, "--resume"), "--trust-model")
+        rest = [w for w in words if w not in ("--evaluate", "--no-evaluate", "--json")]
         if rest:
             raise UserError(f"--resume takes everything from the run: got {' '.join(rest)} as well")
+    elif request.options.trust_model is not None:
+        raise UserError("--trust-model goes with --resume; a new run has the --model of this call")
     return request
 
 
@@ -153,12 +161,14 @@ def parse(method: str, words: Sequence[str]) -> TrainingRequest:
     )
     options: Any = flags.parse(kind, words, f"taet train {method}", DESCRIPTION, EXAMPLES)
     given = {f"{part}.{name}": value for part in parts for name, value in getattr(options, part).items()}
+    if not options.protocol:
+        raise unknown("protocol", options.protocol, protocols.PROTOCOLS)
     request = TrainingRequest(start, {**given, "seed": options.seed}, options)
     check_attacks(request.run().evaluation)  # now, not when the training is over
     return request
 
 
-def configure(method: str, words: Sequence[str]) -> tuple[Run, str | None]:
+def configure(method: str, words: Sequence[str]) -> tuple[Run, Path | None]:
     """Return the run, and the folder if one is named, that `METHOD [options]` describes; no data are read."""
     request = parse(method, words)
     return request.run(), request.options.out
@@ -172,13 +182,14 @@ def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult
             print(introduction(trainer, decided), file=sys.stderr, flush=True)  # standard output is for the result
 
     with progress(chosen.method) as report:
-        command = shlex.join(["taet", "train", *arguments])
+        command = flags.call_text(["train", *arguments])
         return train(chosen, out=request.options.out, progress=report, command=command, announce=announce)
 
 
 def _evaluate(finished: TrainingResult, as_json: bool) -> None:
-    folder, command = finished.folder, shlex.join(["taet", "evaluate", str(finished.folder)])
-    with progress(f"attack {folder.name}") as report:
+    folder, named = finished.folder, finished.run.model.name
+    command = flags.call_text(["evaluate", str(folder), *models.consent(named)])
+    with models.trusted(named), progress(f"attack {folder.name}") as report:
         card = evaluate(folder, device=finished.run.training.device, progress=report, command=command)
     path = first(lambda: write([folder], folder / "report.html"))
     if not as_json:

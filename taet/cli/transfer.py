@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from annotated_types import Gt
 
+from taet.bounds import Count, Radius
 from taet.cli import flags
 from taet.cli.processes import together
 from taet.cli.progress import progress
 from taet.evaluation.transfer import transfer
+from taet.models import trusted
 
 EXAMPLES = (
     "taet transfer runs/at runs/taet",
@@ -32,12 +35,15 @@ class TransferOptions:
     """Two or more run folders with the same test images."""
     attack: str = "pgd-20"
     """Name of an attack (see `taet list attacks`), e.g. fgsm, pgd-20, cw-linf-100."""
-    eps: float | None = None
+    eps: Annotated[Radius, Gt(0)] | None = None
     """Radius of the ball, e.g. 8/255."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Images per batch."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    trust_model: tuple[str, ...] = ()
+    """Names of the runs' models that are package.module:callable. Their code is imported and run only if they are named
+    here."""
     json: bool = False
     """Print the matrices as JSON."""
 
@@ -46,7 +52,7 @@ def run(arguments: list[str]) -> None:
     """Measure missing columns, add them to the cards and print the matrix."""
     parsed = read(arguments)
     with together(parsed.device):
-        with progress("transfer") as report:
+        with trusted(*parsed.trust_model), progress("transfer") as report:
             result = transfer(
                 parsed.runs,
                 parsed.attack,
@@ -54,7 +60,7 @@ def run(arguments: list[str]) -> None:
                 batch_size=parsed.batch_size,
                 device=parsed.device,
                 progress=report,
-                command=shlex.join(["taet", "transfer", *arguments]),
+                command=flags.call_text(["transfer", *arguments]),
             )
         if parsed.json:
             print(json.dumps(result.to_json(), indent=1))

@@ -5,24 +5,22 @@ shutil.unpack_archive and pooch write members one by one into the folder itself,
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple
 
+from taet.data.aside import aside
 from taet.data.downloads import Progress
+from taet.data.inputs import check_unpacked, reason
 from taet.errors import UserError
-
-DAMAGED = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError)
-"""What the readers raise; RuntimeError for a zip that is encrypted or compressed in an unknown way."""
-
+from taet.files import LOCK, opened
 
 PLAIN = (0, stat.S_IFREG, stat.S_IFDIR)
 """Kinds of members of a .zip by their mode on Unix, which is 0 if another system packed it."""
@@ -38,25 +36,33 @@ class _Member(NamedTuple):
 
 
 @contextmanager
-def _opened(archive: Path) -> Iterator[list[_Member]]:
+def _members(archive: Path) -> Iterator[list[_Member]]:
+    with opened(archive) as file, ExitStack() as stack:
+        try:
+            members, size, packed = [], 0, os.fstat(file.fileno()).st_size
+            for member, one in _listed(archive, file, stack):
+                size += one
+                check_unpacked(size, packed)
+                members.append(member)
+            yield members
+        except UserError as error:
+            raise UserError(f"'{archive}' is not unpacked: {error}") from error
+        except Exception as error:  # readers of damaged archives raise errors of many kinds
+            raise UserError(f"cannot unpack '{archive}': {reason(error)}") from error
+
+
+def _listed(archive: Path, file: IO[bytes], stack: ExitStack) -> Iterator[tuple[_Member, int]]:
+    """Yield each member with its size, as the archive says; more than that is never unpacked."""
     if archive.suffix.lower() == ".zip":
-        with zipfile.ZipFile(archive) as packed:
-            yield [
-                _Member(
-                    info.filename,
-                    stat.S_IFMT(info.external_attr >> 16) in PLAIN,
-                    None if info.is_dir() else partial(packed.open, info),
-                )
-                for info in packed.infolist()
-            ]
+        zipped = stack.enter_context(zipfile.ZipFile(file))
+        for info in zipped.infolist():
+            plain = stat.S_IFMT(info.external_attr >> 16) in PLAIN
+            yield _Member(info.filename, plain, None if info.is_dir() else partial(zipped.open, info)), info.file_size
     else:
-        with tarfile.open(archive) as tar:
-            yield [
-                _Member(
-                    info.name, info.isreg() or info.isdir(), None if info.isdir() else partial(tar.extractfile, info)
-                )
-                for info in tar.getmembers()
-            ]
+        tar = stack.enter_context(tarfile.open(fileobj=file))  # noqa: SIM115 - the stack closes it
+        for entry in tar:
+            content = None if entry.isdir() else partial(tar.extractfile, entry)
+            yield _Member(entry.name, entry.isreg() or entry.isdir(), content), entry.size
 
 
 def _place(member: _Member) -> PurePosixPath:
@@ -73,6 +79,8 @@ def _merge(source: Path, target: Path) -> None:
     """Move the content of the folder `source` into the folder `target`; files that exist there are kept."""
     for child in sorted(source.iterdir()):
         there = target / child.name
+        if child.name == LOCK:
+            continue
         if not there.exists():
             child.rename(there)
         elif child.is_dir() and there.is_dir():
@@ -86,14 +94,12 @@ def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> Non
     "..", a link, a device or a damaged archive is a `UserError` in one line, and nothing is unpacked then: files are
     first written into a hidden folder within `folder`, and moved when all are written. Existing files are kept.
     """
-    aside = folder / f".{archive.name}.unpacking"
-    try:
-        with _opened(archive) as members:
-            places = [_place(member) for member in members]
-            shutil.rmtree(aside, ignore_errors=True)  # left by a process that was killed
-            aside.mkdir(parents=True)
+    made = folder / f".{archive.name}.unpacking"
+    with _members(archive) as members:
+        places = [_place(member) for member in members]
+        with aside(made):
             for done, (member, place) in enumerate(zip(members, places, strict=True), 1):
-                path = aside / place
+                path = made / place
                 (path if member.open is None else path.parent).mkdir(parents=True, exist_ok=True)
                 if member.open is not None:
                     content = member.open()
@@ -102,11 +108,4 @@ def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> Non
                         shutil.copyfileobj(content, file)
                 if progress is not None:
                     progress(done, len(members), f"unpacking {archive.name}")
-        _merge(aside, folder)
-    except UserError as error:
-        raise UserError(f"'{archive}' is not unpacked: {error}") from error
-    except DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot unpack '{archive}': {reason}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            _merge(made, folder)

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from taet.config import Data
 from taet.data import npz
-from taet.data.dataset import Dataset, Outline
-from taet.data.downloads import Download
-from taet.data.named_arrays import Arrays, to_dataset
+from taet.data.dataset import Arrays, Dataset, Outline, to_dataset
+from taet.data.downloads import Download, official
 from taet.data.places import not_found, roots
-from taet.errors import UserError
+from taet.errors import UserError, located
 
 NAMES = {
     "cifar10": "CIFAR-10, 10 balanced classes of 32x32 colour pixels; official files or cifar10.npz",
@@ -41,26 +40,17 @@ class Version(NamedTuple):
     """In the order of the labels, as the archive's own list has them; of CIFAR-100 the fine classes."""
 
 
-def _version(number: int, md5: str, megabytes: float, folder: str, per_class: dict[str, int], names: str) -> Version:
-    file = f"cifar-{number}-python.tar.gz"
-    archive = Download(f"https://www.cs.toronto.edu/~kriz/{file}", file, md5, megabytes, unpacks_to=folder)
-    return Version(f"CIFAR-{number}", archive, folder, per_class, tuple(names.split()))
+def _version(number: int, per_class: dict[str, int], names: str) -> Version:
+    (archive,) = official(f"cifar{number}")
+    return Version(f"CIFAR-{number}", archive, str(archive.unpacks_to), per_class, tuple(names.split()))
 
 
 VERSIONS = {
     "cifar10": _version(
-        10,
-        "c58f30108f718f92721af3b95e74349a",
-        170.5,
-        "cifar-10-batches-py",
-        {"train": 5000, "test": 1000},
-        "airplane automobile bird cat deer dog frog horse ship truck",
+        10, {"train": 5000, "test": 1000}, "airplane automobile bird cat deer dog frog horse ship truck"
     ),
     "cifar100": _version(
         100,
-        "eb9058c3a382ffc7106e4002c42a8d85",
-        169.0,
-        "cifar-100-python",
         {"train": 500, "test": 100},
         """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
         castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
@@ -134,6 +124,7 @@ def read(data: Data) -> Dataset:
     else:
         arrays, names = npz.read_arrays(place, data.storage), version.class_names
     where = f"{version.title} in '{place}'"
-    dataset = to_dataset(arrays, class_names=names, name=data.name, where=where)
+    with located(where):
+        dataset = to_dataset(arrays, class_names=names, name=data.name)
     outline(data).check(dataset, where)
     return dataset

@@ -7,14 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from taet import metrics
 from taet.data.store import Images, Stored, pieces
-from taet.errors import UserError
+from taet.errors import UNPRINTABLE, UserError, printable
 
 
 def images_sha256(images: NDArray[np.generic] | Stored, labels: NDArray[np.int64]) -> str:
@@ -165,6 +165,10 @@ class Dataset:
     resized: bool = False
     """Whether the images were resized, so that other images of any size can be resized as well."""
 
+    def __post_init__(self) -> None:
+        # Notes are printed and stored, and name files.
+        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
+
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
         return f"Dataset({self.headline}; {sizes} images)"
@@ -189,24 +193,10 @@ class Dataset:
         "1", ... up to the largest training label. Every class needs a training image. Anything else is a `UserError`
         that names the array.
         """
-        parts = {"train": (train_images, train_labels), "val": validation, "test": (test_images, test_labels)}
-        arrays = {
-            part: (_checked_images(f"{part}_images", pair[0]), checked_labels(f"{part}_labels", pair[1]))
-            for part, pair in parts.items()
-            if pair is not None
-        }
-        names = checked_names(arrays["train"][1], class_names)
-        shape = arrays["train"][0].shape[1:]
-        for part, (images, labels) in arrays.items():
-            if len(images) != len(labels):
-                raise UserError(f"{part}_images and {part}_labels: got {len(images)} images but {len(labels)} labels")
-            check_range(f"{part}_labels", labels, len(names))
-            if images.shape[1:] != shape:
-                raise UserError(
-                    f"{part}_images: got images of shape {images.shape[1:]}; allowed: {shape}, as in training"
-                )
-        splits = {part: Split(*pair, names, np.arange(len(pair[1]))) for part, pair in arrays.items()}
-        return cls(name, splits["train"], splits.get("val"), splits["test"], mirror)
+        arrays: dict[str, Any] = {"train_images": train_images, "train_labels": train_labels}
+        arrays |= {} if validation is None else dict(zip(("val_images", "val_labels"), validation, strict=True))
+        arrays |= {"test_images": test_images, "test_labels": test_labels}
+        return to_dataset(arrays, class_names=class_names, name=name, mirror=mirror)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -272,6 +262,64 @@ def _kind(array: NDArray[np.generic] | Stored) -> str:
     return f"{array.dtype}{' with NaN' if array.dtype.kind == 'f' and np.isnan(array).any() else ''}"
 
 
+PARTS = {"train": "train", "validation": "val", "test": "test"}
+"""What the keys of MedMNIST, train_images, train_labels, val_images and so on, call the splits."""
+CLASS_NAMES = "class_names"
+Arrays: TypeAlias = Mapping[str, ArrayLike | Stored]
+"""Arrays under MedMNIST's keys, of validation only if there is one; class_names may be among them."""
+
+
+def to_labels(arrays: Arrays, class_names: Sequence[str] | None = None, group: str | None = None) -> dict[str, Labels]:
+    """Return the labels of each split; no array of images is needed. Mistakes in them are a `UserError`.
+
+    With `group`, train_`group` and so on, where they are there, number or name what images have in common.
+    """
+    keys = {part: f"{key}_labels" for part, key in PARTS.items() if f"{key}_labels" in arrays}
+    found = {part: _checked_labels(key, arrays[key]) for part, key in keys.items()}
+    names = _checked_names(found["train"], arrays, class_names)
+    for part, labels in found.items():
+        if labels.max() >= len(names):
+            raise UserError(f"{keys[part]}: got label {labels.max()}; allowed: 0 to {len(names) - 1}")
+    groups = {} if group is None else _groups(found, arrays, group)
+    return {part: Labels(labels, names, groups.get(part)) for part, labels in found.items()}
+
+
+def to_dataset(
+    arrays: Arrays,
+    *,
+    name: str,
+    class_names: Sequence[str] | None = None,
+    mirror: bool = True,
+    group: str | None = None,
+) -> Dataset:
+    """Make a data set of arrays, as they are; mistakes in them are a `UserError`. `group`: see `to_labels`."""
+    splits: dict[str, Split] = {}
+    for part, labels in to_labels(arrays, class_names, group).items():
+        key = f"{PARTS[part]}_images"
+        images = _checked_images(key, arrays[key])
+        if len(images) != len(labels):
+            raise UserError(f"{key} and {PARTS[part]}_labels: got {len(images)} images but {len(labels)} labels")
+        splits[part] = Split(images, labels.labels, labels.class_names, np.arange(len(labels)), labels.groups)
+        shape = splits["train"].images.shape[1:]
+        if images.shape[1:] != shape:
+            raise UserError(f"{key}: got images of shape {images.shape[1:]}; allowed: {shape}, as in training")
+    return Dataset(name, splits["train"], splits.get("validation"), splits["test"], mirror)
+
+
+def _groups(labels: Mapping[str, NDArray[np.int64]], arrays: Arrays, group: str) -> dict[str, NDArray[np.int64]]:
+    """Return the groups of the images of each split as numbers."""
+    keys = {part: f"{PARTS[part]}_{group}" for part in labels if f"{PARTS[part]}_{group}" in arrays}
+    found = {part: np.asarray(arrays[key]) for part, key in keys.items()}
+    for part, values in found.items():
+        count = len(labels[part])
+        if values.size != count or values.dtype.kind not in "iuSU":
+            allowed = f"whole numbers or text, ({count},), one for each image"
+            raise UserError(f"{keys[part]}: got {values.dtype} of shape {values.shape}; allowed: {allowed}")
+    _, numbers = np.unique(np.concatenate([values.ravel() for values in found.values()]), return_inverse=True)
+    ends = np.cumsum([values.size for values in found.values()])[:-1]
+    return dict(zip(found, np.split(numbers.astype(np.int64), ends), strict=True))
+
+
 def _checked_images(what: str, images: ArrayLike | Stored) -> Images:
     array = images if isinstance(images, Stored) else np.asarray(images)
     if array.dtype != np.uint8:
@@ -287,7 +335,7 @@ def _checked_images(what: str, images: ArrayLike | Stored) -> Images:
     return array if array.ndim == 4 else array[..., np.newaxis]
 
 
-def checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
+def _checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
     """Return labels (N,) or (N,1) as int64 (N,); anything but whole numbers from 0 is a `UserError`."""
     array = np.asarray(labels)
     if array.dtype.kind not in "iu":
@@ -298,23 +346,29 @@ def checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
         raise UserError(f"{what}: got shape {array.shape}; allowed: (N,) or (N,1), one label or more")
     if array.min() < 0:
         raise UserError(f"{what}: got label {array.min()}; allowed: whole numbers from 0")
+    if array.max() > np.iinfo(np.int64).max:
+        raise UserError(f"{what}: got label {array.max()}; allowed: numbers of classes")
     return array.astype(np.int64)
 
 
-def check_range(what: str, labels: NDArray[np.int64], classes: int) -> None:
-    """Refuse labels of classes that the training split does not have."""
-    if labels.max() >= classes:
-        raise UserError(f"{what}: got label {labels.max()}; allowed: 0 to {classes - 1}")
-
-
-def checked_names(train_labels: NDArray[np.int64], class_names: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the class names; a class without a training image is a `UserError`."""
+def _checked_names(
+    train_labels: NDArray[np.int64], arrays: Arrays, class_names: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the class names, given or among the arrays; a class without a training image is a `UserError`."""
+    if class_names is None and CLASS_NAMES in arrays:
+        given = np.asarray(arrays[CLASS_NAMES])
+        if given.dtype.kind != "U" or given.ndim != 1:
+            raise UserError(f"class_names: got {given.dtype} of shape {given.shape}; allowed: text of shape (C,)")
+        class_names = list(map(str, given.tolist()))
     found = set(np.unique(train_labels).tolist())
     if len(found if class_names is None else class_names) < 2:
         raise UserError("classes: got a single class; allowed: 2 or more")
     if class_names is not None and len(set(class_names)) < len(class_names):
         twice = next(name for i, name in enumerate(class_names) if name in class_names[:i])
         raise UserError(f"class names: got '{twice}' twice; allowed: a different name for each class")
+    strange = next((name for name in class_names or () if UNPRINTABLE.search(name)), None)
+    if strange is not None:
+        raise UserError(f"class names: got {strange[:40]!a}; allowed: text of characters that can be printed")
     count = len(class_names) if class_names is not None else max(found) + 1
     # The smallest missing label is at most the number of labels found, however large a wrong label is.
     missing = next((label for label in range(min(count, len(found) + 1)) if label not in found), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from taet.data.dataset import Dataset
+from taet.files import write_atomically
 
 COLOURS = {"head": "#1f4e79", "body": "#7da7d9", "tail": "#d95f02"}
 """Dark blue, light blue and orange: distinguishable with any colour vision, and in greyscale."""
@@ -61,4 +63,6 @@ def draw(dataset: Dataset, path: Path) -> None:
         figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(f"{dataset.name}: {classes} classes, imbalance ratio {dataset.imbalance_ratio:.4g}")
         figure.align_ylabels()
-        figure.savefig(path, dpi=150)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
+    write_atomically(path, drawn.getvalue(), devices=True)

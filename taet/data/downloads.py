@@ -7,12 +7,15 @@ download is killed, and does not resume one either.
 from __future__ import annotations
 
 import hashlib
+import tomllib
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
 
 from taet.errors import UserError
+from taet.files import make_folder, opened, remove_leftovers, replacing
 from taet.formatting import data_size
 
 Progress = Callable[[float, float, str], None]
@@ -35,6 +38,13 @@ class Download(NamedTuple):
     """Its size in 10^6 bytes, about."""
     unpacks_to: str | None = None
     """What the archive unpacks to, relative to the data folder; None: the file is used as it is."""
+    sha256: str | None = None
+    """SHA-256 of the file, in hexadecimal; None where its publishers give an MD5 and no project a SHA-256."""
+
+    @property
+    def checksum(self) -> str:
+        """The better of its checksums, with its kind."""
+        return f"MD5 {self.md5}" if self.sha256 is None else f"SHA-256 {self.sha256}"
 
     @property
     def size(self) -> str:
@@ -53,36 +63,58 @@ class Download(NamedTuple):
         return next((folder for name in kept for folder in folders if (folder / name).exists()), None)
 
 
-def check_md5(path: Path, expected: str) -> None:
-    """Refuse a file whose MD5 is not `expected`."""
-    with path.open("rb") as file:
-        got = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if got != expected:
-        held = data_size(path.stat().st_size)
-        raise UserError(
-            f"'{path}' ({held}) has MD5 {got}; expected: {expected}; it is damaged or another version, delete it"
-        )
+def official(name: str) -> tuple[Download, ...]:
+    """Return the official files of a published set: see downloads.toml."""
+    listed = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return tuple(Download(**entry) for entry in listed[name])
+
+
+def check(path: Path, download: Download) -> None:
+    """Refuse a file whose checksums are not those of `download`."""
+    sums = {"SHA-256": hashlib.sha256(), "MD5": hashlib.md5(usedforsecurity=False)}
+    with opened(path) as file:
+        while chunk := file.read(CHUNK):
+            for each in sums.values():
+                each.update(chunk)
+    for name, expected in (("SHA-256", download.sha256), ("MD5", download.md5)):
+        got = sums[name].hexdigest()
+        if expected is not None and got != expected:
+            held = data_size(path.stat().st_size)
+            raise UserError(
+                f"'{path}' ({held}) has {name} {got}; expected: {expected}; it is damaged or another version, delete it"
+            )
+
+
+def _chunks(answer: HTTPResponse) -> Iterator[bytes]:
+    try:
+        while chunk := answer.read(CHUNK):
+            yield chunk
+    except OSError as error:  # told from a fault of the disk
+        raise HTTPException(str(error)) from error
 
 
 def fetch(download: Download, root: Path, progress: Progress) -> Path:
-    """Download a file into the data folder `root`, check its MD5, and return its path.
+    """Download a file into the data folder `root`, check its checksums, and return its path.
 
-    The file gets its name only when it is complete and its MD5 is right. A failed connection is an `OSError` or
-    `http.client.HTTPException`, a wrong MD5 a `UserError`; nothing is left behind then.
+    The file gets its name only when it is complete and right. A failed connection is an `OSError` or
+    `http.client.HTTPException`, another file a `UserError`; nothing is left behind then. An https address that leads to
+    one without encryption is refused, and so is an answer that is much longer than the file.
     """
     path = root / download.file
-    part = path.with_name(path.name + ".part")
     request = urllib.request.Request(download.url, headers={"User-Agent": AGENT})
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-            total = float(answer.headers.get("Content-Length") or 0) / 1e6 or download.megabytes
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                while chunk := answer.read(CHUNK):
-                    file.write(chunk)
-                    done = file.tell() / 1e6
-                    progress(done, max(done, total), download.name)
-        check_md5(part, download.md5)
-        return part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+        if download.url.startswith("https:") and not answer.url.startswith("https:"):
+            raise HTTPException(f"{download.url} leads to {answer.url}, which is not encrypted")
+        total = float(answer.headers.get("Content-Length") or 0) / 1e6 or download.megabytes
+        make_folder(path.parent)
+        remove_leftovers(path.parent)
+        with replacing(path) as file:
+            for chunk in _chunks(answer):
+                file.write(chunk)
+                done = file.tell() / 1e6
+                if done > 2 * download.megabytes + 1:
+                    raise HTTPException(f"it is longer than {download.size}")
+                progress(done, max(done, total), download.name)
+            file.flush()
+            check(Path(file.name), download)
+    return path

@@ -11,7 +11,7 @@ from taet.config import Data
 from taet.data.images import SUFFIXES, files_below, is_image
 from taet.data.listing import Listing
 from taet.data.places import locate
-from taet.errors import UserError, unknown
+from taet.errors import UNPRINTABLE, UserError, unknown
 
 NAMES = {"folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the class folders"}
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
@@ -31,6 +31,8 @@ def _class_folders(folder: Path, least: int, left_out: Counter[str]) -> dict[str
         files = files_below(child)
         classes[child.name] = list(filter(is_image, files))
         left_out.update(file.suffix or "no ending" for file in files if not is_image(file))
+    for name in filter(UNPRINTABLE.search, classes):
+        raise UserError(f"class folder in '{folder}': got {name!a}; allowed: names that can be printed, in UTF-8")
     if len(classes) < least:
         got = f"only '{next(iter(classes))}'" if classes else "none"
         raise UserError(f"class folders in '{folder}': got {got}; allowed: {least} or more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import tomllib
 from pathlib import Path
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from taet.config import Data
 from taet.data.dataset import Dataset, Labels, Outline, Split
-from taet.data.downloads import Download
+from taet.data.downloads import Download, official
 from taet.data.images import decode_all
+from taet.data.inputs import MOST_BYTES, reading
 from taet.data.places import not_found, roots
 from taet.errors import UserError
 
@@ -32,15 +34,7 @@ FRAMES, SHORT_TRACK_CLASS = 30, 33
 TEST = 12_630
 TRACKS = 100_000
 """Track numbers have five digits."""
-BASE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
-ARCHIVES = tuple(
-    Download(f"{BASE}/{file}", f"gtsrb/{file}", md5, megabytes, f"gtsrb/{unpacks_to}")
-    for file, md5, megabytes, unpacks_to in (
-        ("GTSRB_Final_Training_Images.zip", "f33fd80ac59bff73c82d25ab499e03a3", 276.3, "GTSRB/Final_Training"),
-        ("GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185", 89.0, "GTSRB/Final_Test"),
-        ("GTSRB_Final_Test_GT.zip", "fe31e9c9270bbcd7b84b7f21a9d9d9e5", 0.1, "GT-final_test.csv"),
-    )
-)
+ARCHIVES = official("gtsrb")
 AGAIN = "delete what is damaged and run taet data prepare gtsrb"
 
 
@@ -88,11 +82,9 @@ def _test(place: Path) -> tuple[list[Path], NDArray[np.int64]]:
     table = next((path for path in tables if path.is_file()), None)
     if table is None:
         raise UserError(f"GTSRB: '{tables[0]}' is missing; {AGAIN}")
-    try:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = [(row["Filename"], int(row["ClassId"])) for row in csv.DictReader(file, delimiter=";")]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"GTSRB: '{table}' is no table with the columns Filename and ClassId; {AGAIN}") from error
+    with reading(table, f"a table with the columns Filename and ClassId; {AGAIN}", most=MOST_BYTES) as file:
+        lines = csv.DictReader(io.TextIOWrapper(file, "utf-8", newline=""), delimiter=";")
+        rows = [(row["Filename"], int(row["ClassId"])) for row in lines]
     outside = next((label for _, label in rows if not 0 <= label < len(CLASS_NAMES)), None)
     if outside is not None:
         raise UserError(f"GTSRB: '{table}': got class {outside}; allowed: 0 to {len(CLASS_NAMES) - 1}")
@@ -119,7 +111,7 @@ def read(data: Data) -> Dataset:
     found = _find(roots(data))
     if found is None:
         archives = ", ".join(archive.name for archive in ARCHIVES)
-        raise not_found("GTSRB", data, f"unpack {archives} from {BASE}/ below gtsrb")
+        raise not_found("GTSRB", data, f"unpack {archives} from {ARCHIVES[0].url.rpartition('/')[0]}/ below gtsrb")
     place, training = found
     train_paths, train_labels, tracks = _training(place / training)
     test_paths, test_labels = _test(place)

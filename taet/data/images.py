@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,14 +12,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from threading import Condition
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taet.data.ahead import ahead
+from taet.data.inputs import MOST_IMAGES, reason
 from taet.data.store import Images, gather, pieces
-from taet.errors import UserError
+from taet.errors import UserError, cut
+from taet.files import opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +34,16 @@ HEADERS = 64
 """Headers that a thread reads at once: handing over a single file would take as long as reading its header."""
 GREY = ("1", "L", "LA", "La")
 """Pillow's modes of greyscale images; those of more than 8 bits begin with I."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file may be, whatever its name says: others of Pillow's readers start programs, as that of EPS does."""
+MOST_FILE_BYTES = (1 << 29) + (1 << 20)
+"""Of an image file: as many pixels as Pillow allows, of 16 bits, uncompressed."""
+ROOM = 1 << 27
+"""Pixels that threads decode at once; a pixel takes some ten bytes while it is converted."""
+BLOCK = 1 << 26
+"""Bytes that Pillow allocates at once for large images."""
+KEPT_BYTES = 1 << 28
+"""Decoded images that wait for their turn take at most this, or are a single one."""
 UNUSUAL = {
     "deep": "16 bits per channel, scaled to 8",
     "palette": "a palette, read as its colours",
@@ -45,15 +60,39 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere
+        return False
+
+
 def files_below(folder: Path) -> list[Path]:
-    """Return the files in `folder` and its subfolders, sorted; links are followed, hidden files are left out."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
-            found += [Path(place, file) for file in files if not file.startswith(".")]
-        seen.add(real)
+    """Return the files in `folder` and its subfolders, sorted; links are followed, hidden files are left out.
+
+    A link to a folder that holds `folder` itself, and a folder that cannot be read, are a `UserError`.
+    """
+    above = {(about.st_dev, about.st_ino) for about in (place.stat() for place in folder.resolve().parents)}
+    found, seen, left = list[Path](), set[tuple[int, int]](), [os.fspath(folder)]
+    while left and len(found) <= MOST_IMAGES:
+        place = left.pop()
+        try:
+            about = os.stat(place)
+            one = about.st_dev, about.st_ino
+            if one in above:
+                raise UserError(f"'{place}' is a link to '{os.path.realpath(place)}', which holds it")
+            if one in seen:
+                continue
+            seen.add(one)
+            with os.scandir(place) as entries:
+                shown = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"cannot read the folder '{cut(place)}': {error.strerror}") from error
+        kinds = [(entry.path, _is_folder(entry)) for entry in shown]
+        found += [Path(path) for path, is_folder in kinds if not is_folder]
+        left += [path for path, is_folder in reversed(kinds) if is_folder]
+    if len(found) > MOST_IMAGES:
+        raise UserError(f"'{folder}' holds more than {MOST_IMAGES:,} files")
     return sorted(found, key=lambda file: file.parts)
 
 
@@ -63,24 +102,64 @@ def _settled() -> Iterator[None]:
 
     Warning filters belong to the process: use this around threads, not inside them.
     """
-    from PIL.Image import DecompressionBombWarning
+    from PIL.Image import DecompressionBombWarning, core  # type: ignore[attr-defined]
 
+    # Blocks of 16 MB, as Pillow takes them, are kept by the C library for each thread when they are freed.
+    core.set_block_size(BLOCK)
+    logging.getLogger("PIL").addHandler(_SILENT)  # else what it logs about a damaged file would be printed
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("error", DecompressionBombWarning)
         yield
 
 
-def _reason(path: Path, error: Exception) -> str:
-    from PIL import UnidentifiedImageError
+class _Room:
+    """Lets threads decode ROOM pixels at once, or a single image."""
 
-    if path.is_file() and path.stat().st_size == 0:
-        return "it is empty"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is no image, or a damaged one"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    def __init__(self) -> None:
+        self._left, self._changed = ROOM, Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for `pixels`, and hold it."""
+        pixels = min(pixels, ROOM)
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= pixels)
+            self._left -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += pixels
+                self._changed.notify_all()
+
+
+_DECODING = _Room()
+_SILENT = logging.NullHandler()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image]:
+    """Open an image file, of which only the header is read: an ordinary file of one of FORMATS."""
+    from PIL import UnidentifiedImageError
+    from PIL.Image import open as open_image
+
+    # Not by its name: Pillow would map a .tif into memory, and mix up the rows of one that is to be turned.
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not 0 < size <= MOST_FILE_BYTES:
+            raise ValueError(f"it has {size:,} bytes, more than {MOST_FILE_BYTES:,}" if size else "it is empty")
+        try:
+            with open_image(file, formats=FORMATS) as image:
+                yield image
+        except UnidentifiedImageError:
+            raise ValueError("it is no image, or a damaged one") from None
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error).removeprefix("cannot read ").removeprefix(f"{path}: ")
+    return reason(error)
 
 
 def _refusal(unreadable: dict[Path, str], total: int) -> UserError:
@@ -100,15 +179,15 @@ class _Header(NamedTuple):
 def _header(path: Path) -> _Header | str:
     """Return the header of an image file, or why it cannot be read."""
     from PIL import ExifTags
-    from PIL import Image as pillow
+    from PIL.Image import Image as Pillow
 
     try:
-        with pillow.open(path) as image:
+        with _opened(path) as image:
             mode = image.mode
             if mode == "F":
                 raise ValueError("it holds floating point numbers; allowed: 8 or 16 bits per channel")
             # Image.getexif does not decode a .png for a tag behind its pixels. Pillow turns the size of a .tif itself.
-            turn = pillow.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+            turn = Pillow.getexif(image).get(ExifTags.Base.Orientation, 1)
             across = turn in (5, 6, 7, 8) and image.format != "TIFF"
             unusual = {
                 "deep": mode.startswith("I"),
@@ -222,13 +301,14 @@ def survey(paths: Sequence[Path]) -> Survey:
     )
 
 
-def _scaled(image: Image, size: int | None) -> Image:
-    if size is None or image.size == (size, size):
+def scaled(image: Image, size: tuple[int, int] | None) -> Image:
+    """Return an image of that width and height: bilinear, antialiased."""
+    if size is None or image.size == size:
         return image
     from PIL.Image import Resampling
 
     # Pillow's bilinear filter is antialiased: its support grows with the reduction.
-    return image.resize((size, size), Resampling.BILINEAR)
+    return image.resize(size, Resampling.BILINEAR)
 
 
 def picture(image: NDArray[np.uint8]) -> Image:
@@ -242,7 +322,7 @@ def resized(images: Images, size: int) -> Iterator[NDArray[np.uint8]]:
     """Yield each of the images uint8 (N,H,W,C), C 1 or 3, as (size,size,C): bilinear, antialiased."""
 
     def scale(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return np.asarray(_scaled(picture(image), size)).reshape(size, size, -1)
+        return np.asarray(scaled(picture(image), (size, size))).reshape(size, size, -1)
 
     return ahead(scale, chain.from_iterable(pieces(images)), AHEAD)
 
@@ -257,51 +337,56 @@ def _eight_bit(image: Image) -> Image:
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
             raise ValueError("it has 32 bits per pixel; allowed: 8 or 16 per channel")
-        return fromarray(np.rint(levels / 257).astype(np.uint8))  # 65535 = 257 * 255
+        # 65535 = 257 * 255; the rounded quotient, in whole numbers, which take a third of the memory.
+        return fromarray(((levels.astype(np.int32, copy=False) + 128) // 257).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("it holds floating point numbers; allowed: 8 or 16 bits per channel")
     # A palette may have transparency, which Pillow drops without a warning only through RGBA.
     return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
 
 
-def _decode(path: Path, size: int | None) -> NDArray[np.uint8] | str:
+def _decode(path: Path, size: tuple[int, int] | None) -> NDArray[np.uint8] | str:
     """Return the pixels of an image file, or why it cannot be read."""
     from PIL import ImageOps
-    from PIL.Image import open as open_image
 
     try:
-        # Not by its name: Pillow would map a .tif into memory, and mix up the rows of one that is to be turned.
-        with path.open("rb") as file, open_image(file) as image:
-            return np.asarray(_scaled(_eight_bit(ImageOps.exif_transpose(image)), size))
+        with _opened(path) as image, _DECODING.take(math.prod(image.size)):
+            return np.asarray(scaled(_eight_bit(ImageOps.exif_transpose(image)), size))
     except Exception as error:  # decoders of damaged files raise errors of many kinds
         return _reason(path, error)
 
 
-def decode_where_possible(paths: Sequence[Path], size: int | None) -> Iterator[tuple[Path, NDArray[np.uint8] | str]]:
-    """Yield each file with its image, as `decode_each` does, or with the reason why it cannot be read."""
+def decode_where_possible(
+    paths: Sequence[Path], size: tuple[int, int] | None, most: int = AHEAD
+) -> Iterator[tuple[Path, NDArray[np.uint8] | str]]:
+    """Yield each file with its image, as `decode_each` does, or with the reason why it cannot be read.
+
+    `most`: images that are decoded before the first of them is used up.
+    """
     with _settled():
-        yield from zip(paths, ahead(lambda path: _decode(path, size), paths, AHEAD), strict=True)
+        yield from zip(paths, ahead(lambda path: _decode(path, size), paths, most), strict=True)
 
 
-def decode_each(paths: Sequence[Path], size: int | None) -> Iterator[NDArray[np.uint8]]:
+def decode_each(paths: Sequence[Path], size: int | None, most: int = AHEAD) -> Iterator[NDArray[np.uint8]]:
     """Yield each image file in order, turned upright by its EXIF tag: uint8 (H,W) if it is greyscale, else (H,W,3).
 
     16 bits per channel are scaled to 8, palettes and CMYK become RGB, an alpha channel is dropped, and the first of
     several frames or pages is read. With `size`, images are resized to size x size pixels. Threads read some files in
     advance; do not call it from a thread. A `UserError`, which says how many other files cannot be read either: 32 bits
-    or floating point numbers per channel, a damaged file, or more pixels than Pillow allows (89 million).
+    or floating point numbers per channel, a damaged file, what is no ordinary file of one of FORMATS, or more pixels
+    than Pillow allows (89 million).
     """
-    decoded = decode_where_possible(paths, size)
+    decoded = decode_where_possible(paths, None if size is None else (size, size), most)
     for path, image in decoded:
         if isinstance(image, str):
-            rest = {other: reason for other, reason in decoded if isinstance(reason, str)}
+            rest = {other: fault for other, fault in decoded if isinstance(fault, str)}
             raise _refusal({path: image} | rest, len(paths))
         yield image
 
 
 def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
     """Return the image files that cannot be decoded, and why."""
-    return {path: reason for path, reason in decode_where_possible(paths, 1) if isinstance(reason, str)}
+    return {path: fault for path, fault in decode_where_possible(paths, (1, 1)) if isinstance(fault, str)}
 
 
 def _different(first: Path, size: Sequence[int], other: Path, other_size: Sequence[int]) -> UserError:
@@ -327,9 +412,10 @@ def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory",
     """
     found = survey(paths) if found is None else found
     width, height = found.common_size(size)
+    most = min(AHEAD, max(1, KEPT_BYTES // (width * height * found.channels)))
 
     def images() -> Iterator[NDArray[np.uint8]]:
-        for path, image in zip(paths, decode_each(paths, size), strict=True):
+        for path, image in zip(paths, decode_each(paths, size, most), strict=True):
             if image.shape[:2] != (height, width):  # turned by a tag behind its pixels
                 raise _different(found.paths[0], (width, height), path, image.shape[1::-1])
             yield np.broadcast_to(image.reshape(height, width, -1), (height, width, found.channels))

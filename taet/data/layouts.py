@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +15,11 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.data import taet_npy
-from taet.data.dataset import Dataset
+from taet.data.aside import aside
+from taet.data.dataset import CLASS_NAMES, PARTS, Dataset
 from taet.data.downloads import Progress
 from taet.data.images import picture
-from taet.data.named_arrays import CLASS_NAMES, GROUP, PARTS
+from taet.data.npz import GROUP
 from taet.data.store import header, pieces
 from taet.errors import UserError, unknown
 
@@ -100,29 +101,27 @@ WRITERS: dict[str, Callable[[Dataset, Path], Iterator[int]]] = {
 }
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    elif path.is_file():
-        path.unlink()
-
-
 def write(dataset: Dataset, layout: str, out: Path, progress: Progress) -> None:
     """Write `dataset` to the file (npz) or folder `out`, which must not exist and appears when it is complete."""
     if layout not in WRITERS:
         raise unknown("layout", layout, WRITERS)
-    if out.exists():
-        raise UserError(f"'{out}' exists already and is kept; allowed: another place, by --out")
-    part = out.with_name(f".{out.name}.part")
+    check_free(out)
+    made = out.with_name(f".{out.name}.part")
+    part = made / out.name
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove(part)  # left by a process that was killed
-        done, total = 0, sum(map(len, dataset.splits.values()))
-        for images in WRITERS[layout](dataset, part):
-            done += images
-            progress(done, total, f"writing {out.name}")
-        part.rename(out)
+        with aside(made):
+            done, total = 0, sum(map(len, dataset.splits.values()))
+            for images in WRITERS[layout](dataset, part):
+                done += images
+                progress(done, total, f"writing {out.name}")
+            os.sync()  # thousands of files, before they are given their place
+            check_free(out)
+            part.rename(out)
     except OSError as error:
         raise UserError(f"cannot write '{out}': {error.strerror}") from error
-    finally:
-        _remove(part)
+
+
+def check_free(out: Path) -> None:
+    """Refuse a place where something is."""
+    if os.path.lexists(out):
+        raise UserError(f"'{out}' exists already and is kept; allowed: another place, by --out")

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 from taet.config import Data
 from taet.data import npz
-from taet.data.dataset import Dataset, Outline
+from taet.data.dataset import Dataset, Outline, to_dataset
 from taet.data.downloads import Download
-from taet.data.named_arrays import to_dataset
 from taet.data.places import not_found, roots
-from taet.errors import UserError
+from taet.errors import UserError, located
 
 NAMES = {
     "bloodmnist": "MedMNIST: blood cells under the microscope, 8 classes, colour; bloodmnist.npz",
@@ -128,7 +127,8 @@ def read(data: Data) -> Dataset:
         raise not_found(wanted.file, data, f"put the file from {wanted.url}", f" --size {data.size}" * bool(data.size))
     path, side = found
     arrays = npz.read_arrays(path, data.storage)
-    dataset = to_dataset(arrays, class_names=about.class_names, name=data.name, where=f"'{path}'", mirror=about.mirror)
+    with located(f"'{path}'"):
+        dataset = to_dataset(arrays, class_names=about.class_names, name=data.name, mirror=about.mirror)
     _check(dataset, about, side, path)
     notes = [f"read from {path.name}, images of {side} x {side} pixels"]
     if side != _side(data.size):

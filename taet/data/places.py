@@ -12,7 +12,7 @@ from taet.errors import UserError
 def roots(data: Data) -> list[Path]:
     """Return the folders that may hold data, in the order of search: --data.root, TAET_DATA, ./data."""
     given = [data.root, os.environ.get("TAET_DATA"), "data"]
-    return list(dict.fromkeys(Path(root).expanduser() for root in given if root))
+    return list(dict.fromkeys(Path(os.path.expanduser(root)) for root in given if root))
 
 
 def not_found(what: str, data: Data, put: str, options: str = "") -> UserError:
@@ -29,12 +29,12 @@ def passed_over(data: Data) -> list[str]:
 
     This is no error: a run that is copied to another machine brings the name of the folder that it had.
     """
-    there = data.root is None or Path(data.root).expanduser().is_dir()
+    there = data.root is None or Path(os.path.expanduser(data.root)).is_dir()
     return [] if there else [f"data root '{data.root}' is no folder here, and was passed over"]
 
 
 def locate(data: Data) -> Path:
     """Return the path in a name such as npz:PATH: as it is or, where it is relative, in one of the folders."""
-    path = Path(data.name.partition(":")[2]).expanduser()
+    path = Path(os.path.expanduser(data.name.partition(":")[2]))
     candidates = [path, *(root / path for root in roots(data))]
     return next((candidate for candidate in candidates if candidate.exists()), path)

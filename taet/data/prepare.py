@@ -10,7 +10,7 @@ from taet import registry
 from taet.config import Data
 from taet.data.archives import unpack
 from taet.data.dataset import Dataset
-from taet.data.downloads import Download, Progress, check_md5, fetch
+from taet.data.downloads import Download, Progress, check, fetch
 from taet.data.places import roots
 from taet.data.sources import load
 from taet.errors import UserError
@@ -47,7 +47,7 @@ def _fetch_all(missing: Sequence[Download], root: Path, progress: Progress) -> N
         except (OSError, HTTPException) as error:
             reason = " ".join(str(error).strip("<>").split()).removeprefix("urlopen error ") or type(error).__name__
             orders = ", and ".join(
-                f"{left.name} ({left.size}, MD5 {left.md5}) from {left.url} at '{root / left.file}'"
+                f"{left.name} ({left.size}, {left.checksum}) from {left.url} at '{root / left.file}'"
                 for left in missing[position:]
             )
             raise UserError(
@@ -62,8 +62,9 @@ def _ready(download: Download, folders: Sequence[Path], progress: Progress) -> s
     archive = root / download.file
     if archive.is_file():
         progress(0, 1, f"checking {download.name}")
-        check_md5(archive, download.md5)
-    checked = f"MD5 {download.md5} is right" if archive.is_file() else "the archive is gone, so its MD5 is not checked"
+        check(archive, download)
+    gone = "the archive is gone, so its checksum is not compared"
+    checked = f"{download.checksum} is right" if archive.is_file() else gone
     if download.unpacks_to is None:
         return f"'{archive}': {checked}"
     target = root / download.unpacks_to
@@ -78,9 +79,9 @@ def _ready(download: Download, folders: Sequence[Path], progress: Progress) -> s
 def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
     """Download, check and unpack what is missing of a data set; return the set, and lines that say what was done.
 
-    Official files are downloaded to the first data folder (--data.root, TAET_DATA, ./data), their MD5 is checked,
-    archives are unpacked beside them, and the set is read, which checks its counts. Existing files are kept. Without a
-    network, a `UserError` says in one line which file to put where.
+    Official files are downloaded to the first data folder (--data.root, TAET_DATA, ./data), their checksums are
+    compared, archives are unpacked beside them, and the set is read, which checks its counts. Existing files are kept.
+    Without a network, a `UserError` says in one line which file to put where.
     """
     folders = roots(data)
     wanted = _downloads(data)

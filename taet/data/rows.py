@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 import json
 import os
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from taet.errors import UserError, unknown
+from taet.data.inputs import MOST_BYTES, MOST_IMAGES, reading
+from taet.errors import UNPRINTABLE, UserError, cut, unknown
 
 COLUMNS = ("path", "label", "split", "group")
 DELIMITERS = ",;\t"
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 LIKELY_GROUPS = ("patient", "patient_id", "subject", "subject_id", "lesion_id")
 """Columns that name groups of images in tables such as those of HAM10000 and ISIC 2020."""
-NUMBER = re.compile(r"-?\d+")
+NUMBER = re.compile(r"-?\d{1,18}")
+"""A label that is a number; longer ones are names."""
+MOST_LINE = 1 << 20
+"""Characters of a line."""
+MOST_TEXT = 4096
+"""Characters of a path, a label and a group together."""
+MOST_JSON_BYTES = 1 << 31
+"""Of a JSON file, which is read whole; the 2017 annotations of COCO have 450 MB."""
 KEPT = frozenset(("images", "id", "file_name", "annotations", "image_id", "category_id"))
 """What is kept of a JSON file while it is read; the rest is sizes, licences and owners."""
+COCO = "a JSON file of images with id and file_name, annotations with image_id and category_id, as COCO has them"
 
 
 class Unlabelled(UserError):
@@ -66,7 +78,7 @@ def _columns(names: list[str], table: Path, group: str | None) -> dict[str, int]
     lower = [name.lower() for name in names]
     missing = [name for name in ("path", "label") if name not in lower]
     if missing:
-        has = ", ".join(f"'{name}'" for name in names) or "nothing"
+        has = cut(", ".join(f"'{name}'" for name in names)) or "nothing"
         raise Unlabelled(
             f"'{table}' has no column '{missing[0]}'; its first line has: {has}; allowed: "
             "path,label and optionally split and group, separated by commas, semicolons or tabs; or, without a header, "
@@ -83,80 +95,104 @@ def _columns(names: list[str], table: Path, group: str | None) -> dict[str, int]
     return columns
 
 
-def _table(path: Path, group: str | None) -> Rows:
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    for number in itertools.count():
+        line = text.readline(MOST_LINE)
+        if not line:
+            return
+        if len(line) == MOST_LINE or number > MOST_IMAGES:
+            raise ValueError(f"it has a line of {MOST_LINE:,} characters or more, or more than {MOST_IMAGES:,} lines")
+        yield line
+
+
+def _table(path: Path, text: io.TextIOWrapper, delimiter: str, group: str | None) -> Rows:
     """Read a table with a header; every row that is not empty has a path, a label and, if there are splits, a split."""
     rows: list[Row] = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        first = file.readline()
-        file.seek(0)
-        reader = csv.reader(file, delimiter=_delimiter(first), strict=True)
-        header = next(reader, [])
-        names = [name.strip() for name in header]
-        columns = _columns(names, path, group)
-        line = reader.line_num
-        for cells in reader:
-            before, line = line, reader.line_num  # a row may have several lines: quoted cells may contain line breaks
-            if not any(map(str.strip, cells)):
-                continue
-            if len(cells) != len(header):
-                raise UserError(f"'{path}', line {before + 1}: got {len(cells)} cells; allowed: {len(header)}")
-            found = {name: cells[place].strip() for name, place in columns.items()}
-            empty = next((name for name, cell in found.items() if not cell and name != "group"), None)
-            if empty is not None:
-                raise UserError(f"'{path}', line {before + 1}: no {empty}; only the group of an image may be empty")
-            split = found.get("split", "").lower()
-            if split and split not in SPLITS:
-                raise unknown(f"split in '{path}', line {before + 1}:", split, SPLITS)
-            own_split, own_group = SPLITS.get(split, ""), found.get("group", "")
-            rows.append(_row(path, before + 1, found["path"], found["label"], own_split, own_group))
+    reader = csv.reader(_lines(text), delimiter=delimiter, strict=True)
+    names = [name.strip() for name in next(reader, [])]
+    columns = _columns(names, path, group)
+    line = reader.line_num
+    for cells in reader:
+        before, line = line, reader.line_num  # a row may have several lines: quoted cells may contain line breaks
+        if not any(map(str.strip, cells)):
+            continue
+        if len(cells) != len(names):
+            raise UserError(f"'{path}', line {before + 1}: got {len(cells)} cells; allowed: {len(names)}")
+        found = {name: cells[place].strip() for name, place in columns.items()}
+        empty = next((name for name, cell in found.items() if not cell and name != "group"), None)
+        if empty is not None:
+            raise UserError(f"'{path}', line {before + 1}: no {empty}; only the group of an image may be empty")
+        split = found.get("split", "").lower()
+        if split and split not in SPLITS:
+            raise unknown(f"split in '{path}', line {before + 1}:", split[:40], SPLITS)
+        own_split, own_group = SPLITS.get(split, ""), found.get("group", "")
+        rows.append(_row(path, before + 1, found["path"], found["label"], own_split, own_group))
     likely = [name for name in names if name.lower() in LIKELY_GROUPS and "group" not in columns]
     return Rows(rows, frozenset(columns), next(iter(likely), None))
 
 
 def _row(source: Path, number: int, path: str, label: str, split: str = "", group: str = "") -> Row:
+    text = f"{path}{label}{group}"
+    if len(text) > MOST_TEXT or UNPRINTABLE.search(text):
+        allowed = f"path, label and group of at most {MOST_TEXT:,} characters, without control characters"
+        raise UserError(f"{Row(source, number, path, label).place}: got {cut(text, 80)}; allowed: {allowed}")
     # Half a million images share some thousand labels.
     return Row(source, number, os.path.normpath(path), sys.intern(label), split, group)
 
 
-def _is_lines(path: Path) -> bool:
+def _is_lines(first: str) -> bool:
     """Whether a list begins with a path and a whole number, and not with the header of a table."""
-    with path.open(encoding="utf-8-sig") as file:
-        first = file.readline()
-    names = {name.strip(' "\n').lower() for name in first.split(_delimiter(first))}
+    names = {name.strip(' "\r\n').lower() for name in first.split(_delimiter(first))}
     words = first.split()
     return len(words) > 1 and bool(NUMBER.fullmatch(words[-1])) and not {"path", "label"} & names
 
 
-def _lines(path: Path) -> Rows:
+def _numbered(path: Path, lines: Iterable[str]) -> Rows:
     """Read lines of a path, which may contain blanks, and a whole number."""
     rows = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            words = line.rsplit(maxsplit=1)
-            if not words:
-                continue
-            if len(words) < 2 or not NUMBER.fullmatch(words[1]):
-                raise UserError(f"'{path}', line {number}: got '{line.strip()}'; allowed: a path and a whole number")
-            rows.append(_row(path, number, words[0].strip(), words[1]))
+    for number, line in enumerate(lines, 1):
+        words = line.rsplit(maxsplit=1)
+        if not words:
+            continue
+        if len(words) < 2 or not NUMBER.fullmatch(words[1]):
+            raise UserError(f"'{path}', line {number}: got {line.strip()[:80]!r}; allowed: a path and a whole number")
+        rows.append(_row(path, number, words[0].strip(), words[1]))
     return Rows(rows, frozenset(("path", "label")))
 
 
-def _coco(path: Path) -> Rows:
+def _kept(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    kept = [(name, value) for name, value in pairs if name in KEPT]
+    if len(dict(kept)) < len(kept):
+        raise ValueError("a name is there twice in one object")
+    return dict(kept)
+
+
+def _coco(path: Path, text: io.TextIOWrapper) -> Rows:
     """Read the annotated images of COCO's JSON, in the order of the annotations."""
-    with path.open(encoding="utf-8") as file:
-        found = json.load(file, object_hook=lambda entry: {name: entry[name] for name in KEPT & entry.keys()})
-    try:
-        names = {image["id"]: image["file_name"] for image in found["images"]}
-        rows = [
-            _row(path, number, names[entry["image_id"]], str(entry["category_id"]))
-            for number, entry in enumerate(found.get("annotations", ()), 1)
-        ]
-    except (KeyError, TypeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else "it has another structure"
-        raise UserError(
-            f"cannot read '{path}': {what}; allowed: images with id and file_name, annotations with image_id and "
-            "category_id, as COCO has them"
-        ) from error
+    if "\0" in text.read(MOST_LINE):
+        raise ValueError("it holds zero bytes")
+    text.seek(0)
+    found = json.load(
+        text,
+        object_pairs_hook=_kept,
+        parse_int=lambda digits: int(digits) if len(digits) < 20 else None,  # no number of an image or a class
+        parse_constant=lambda _: None,  # NaN in fields that are not used
+    )
+
+    def of(entry: Any, name: str, *kinds: type) -> Any:
+        value = entry[name] if isinstance(entry, dict) else None
+        if type(value) not in kinds:
+            raise ValueError("it has another structure")
+        return value
+
+    names: dict[int | str, str] = {}
+    for image in of(found, "images", list):
+        number, name = of(image, "id", int, str), of(image, "file_name", str)
+        if names.setdefault(number, name) != name:
+            raise ValueError(f"two images have the id {number}")
+    entries = of(found, "annotations", list) if "annotations" in found else []
+    pairs = ((names[of(entry, "image_id", int, str)], of(entry, "category_id", int, str)) for entry in entries)
+    rows = [_row(path, number, name, str(label)) for number, (name, label) in enumerate(pairs, 1)]
     return Rows(rows, frozenset(("path", "label")))
 
 
@@ -168,15 +204,16 @@ def read_rows(path: Path, group: str | None = None) -> Rows:
     .json with `images` and `annotations`, like those of COCO and iNaturalist. A list without any label raises
     `Unlabelled`, other mistakes a `UserError`.
     """
-    if not path.is_file():
-        raise UserError(f"no such file: '{path}'")
-    try:
-        found = _coco(path) if _is_json(path) else _lines(path) if _is_lines(path) else _table(path, group)
-    except UnicodeDecodeError as error:
-        raise UserError(f"cannot read '{path}': it is not in UTF-8; save it as CSV in UTF-8") from error
-    except (OSError, csv.Error, json.JSONDecodeError) as error:
-        allowed = "a JSON file" if _is_json(path) else "a CSV file"
-        raise UserError(f"cannot read '{path}': {' '.join(str(error).split())}; allowed: {allowed}") from error
+    allowed, most = (COCO, MOST_JSON_BYTES) if _is_json(path) else ("a CSV file in UTF-8", MOST_BYTES)
+    with reading(path, allowed, most=most) as file:
+        text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+        if _is_json(path):
+            found = _coco(path, text)
+        else:
+            first = next(_lines(text), "")
+            text.seek(0)
+            numbered = _is_lines(first)
+            found = _numbered(path, _lines(text)) if numbered else _table(path, text, _delimiter(first), group)
     if not found.rows:
         raise Unlabelled(f"'{path}' lists no image with a label")
     return found

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from taet.data.long_tail import PROFILES
 from taet.data.places import passed_over
 from taet.data.selection import BALANCED_SMALL, select
 from taet.data.store import Images, gather, pieces
-from taet.errors import UserError
+from taet.errors import UserError, custom_code, located
 
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")
 GROUPED = "folder:PATH, csv:PATH, npz:PATH"
@@ -36,7 +35,7 @@ def full_name(name: str) -> str:
     for suffix in ("npz", "csv"):
         if name.lower().endswith(f".{suffix}"):
             return f"{suffix}:{name}"
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return f"taet-npy:{name}" if (path / "train_images.npy").is_file() else f"folder:{name}"
     if os.sep in name:
@@ -52,24 +51,26 @@ def is_own(name: str) -> bool:
     return full_name(name).partition(":")[0] in PATH_SOURCES
 
 
-def _source(data: Data) -> tuple[Data, ModuleType]:
-    """Return `data` with its full name and the profile and ratio that this name stands for, and the module."""
+def _source(data: Data) -> tuple[Data, registry.RegistryEntry]:
+    """Return `data` with its full name and the profile and ratio that this name stands for, and its file."""
     name = full_name(data.name)
     kind, _, path = name.partition(":")
     if kind in PATH_SOURCES and not path:
         raise UserError(f"data '{kind}' needs a path: {kind}:PATH")
-    module = registry.find("data", kind).load()
-    published: Mapping[str, Any] = getattr(module, "PUBLISHED", {}).get(name, {})
+    source = registry.find("data", kind)
+    every = getattr(source.load(), "PUBLISHED", {})
+    published = every.get(name, {}) if isinstance(every, Mapping) else None
+    if not isinstance(published, Mapping):
+        raise UserError(f"{source.path}: PUBLISHED: got {every!r}; allowed: names with their settings")
     ratio = data.imbalance_ratio
     if ratio is None and kind not in PATH_SOURCES and name.endswith((LONG_TAILED, BALANCED_SMALL)):
         ratio = float(published.get("imbalance_ratio", data.default_imbalance_ratio))
     profile = data.profile or published.get("profile", PROFILES[0])
-    return replace(data, name=name, imbalance_ratio=ratio, profile=profile), module
+    return replace(data, name=name, imbalance_ratio=ratio, profile=profile), source
 
 
-def _listing(data: Data, module: ModuleType) -> Listing | None:
-    found: Listing | None = module.listing(data) if hasattr(module, "listing") else None
-    return found
+def _listing(data: Data, source: registry.RegistryEntry) -> Listing | None:
+    return source.call("listing", Listing, data) if hasattr(source.load(), "listing") else None
 
 
 def image_listing(data: Data) -> Listing | None:
@@ -79,13 +80,14 @@ def image_listing(data: Data) -> Listing | None:
 
 def outline(data: Data) -> tuple[Data, Outline] | None:
     """Return `data` with what its name stands for, and what is known of its source without images; None: nothing."""
-    data, module = _source(data)
-    listed = _listing(data, module)
-    found: Outline | None = None
+    data, source = _source(data)
+    listed = _listing(data, source)
     if listed is not None:
-        found = listed.outline(data)
-    elif hasattr(module, "outline"):
-        found = module.outline(data)
+        found: Outline | None = listed.outline(data)
+    elif hasattr(source.load(), "outline"):
+        found = source.call("outline", Outline | None, data)  # type: ignore[arg-type]
+    else:
+        found = None
     if found is None:
         return None
     _check_group(data, found.splits["train"].groups)
@@ -135,6 +137,18 @@ def _repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
     return ["identical images: " + "; ".join(notes)] if notes else []
 
 
+def _check_custom(source: Dataset, path: Path) -> None:
+    """Refuse what the file of a custom data set put together by itself, if it is no data set."""
+    with located(f"{path}: read"), custom_code("no data set"):
+        pairs = {part: (split.images, split.labels) for part, split in source.splits.items()}
+        names, same = source.class_names, (split.class_names for split in source.splits.values())
+        Dataset.from_arrays(*pairs["train"], *pairs["test"], validation=pairs.get("validation"), class_names=names)
+        if not all(isinstance(split, Split) and split.labels.dtype == np.int64 for split in source.splits.values()):
+            raise UserError("got no Split; allowed: what Dataset.from_arrays makes")
+        if any(other != names for other in same):
+            raise UserError("got splits with other class names; allowed: the same")
+
+
 def load(name: str | Data, **settings: Any) -> Dataset:
     """Return a data set: `load(Data(...))`, or `load(name_or_path, **fields of Data)`.
 
@@ -149,9 +163,11 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     """
     given = to_json(name) if isinstance(name, Data) else {"name": name}
     data: Data = from_json(Data, {**given, **settings})
-    data, module = _source(data)
-    listed = _listing(data, module)
-    source: Dataset = module.read(data) if listed is None else listed.dataset(data)
+    data, file = _source(data)
+    listed = _listing(data, file)
+    source = file.call("read", Dataset, data) if listed is None else listed.dataset(data)
+    if file.path is not None:
+        _check_custom(source, file.path)
     _check_group(data, source.train.groups)
     chosen, notes = select(source.splits, data)
     notes += passed_over(data)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import io
 import math
-import mmap
 import os
 import shutil
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,38 +20,38 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.errors import UserError
+from taet.files import check_kind, remove_leftovers, replacing
+from taet.formatting import data_size
 
 CHUNK = 1 << 24
 """Bytes that are read or written at once."""
-HELD = 16
-"""Images that are read before their pages are released: each may map 2 MiB on a system with huge pages."""
+AHEAD = 16
+"""Images that the disk is asked for at once."""
+SUM = np.dtype("<u4")
+"""A checksum of an image, as it is stored."""
 SHARE = 4
 """Images larger than this part of the memory, 1/SHARE, are kept on disk."""
 
 
 class Stored:
-    """Images uint8 (N,H,W,C) in an .npy file; indexing by position reads those images only."""
+    """Images uint8 (N,H,W,C) in a file of the cache; indexing by position reads those images only.
+
+    The file is an .npy file, followed by the CRC-32 of each image, which is compared whenever the image is read.
+    """
 
     ndim = 4
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, path: Path, rows: NDArray[np.int64] | None = None) -> None:
-        """Open the uint8 array (M,H,W,C) in `path`; `rows` (N,) selects images, by default all."""
+    def __init__(self, path: Path, shape: tuple[int, int, int, int], rows: NDArray[np.int64] | None = None) -> None:
+        """Open the images (M,H,W,C) in `path`; `rows` (N,) selects images, by default all."""
         self.path = path
-        with path.open("rb") as file:
-            npy.read_magic(file)
-            shape, _, _ = npy.read_array_header_1_0(file)
-            self._start = file.tell()
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._map.madvise(mmap.MADV_RANDOM)
-        self._pixels = np.frombuffer(self._map, np.uint8, offset=self._start).reshape(shape)
+        self._file, self._whole = _CacheFile(path, shape), shape
         self._rows = np.arange(shape[0]) if rows is None else rows
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(N,H,W,C)."""
-        height, width, channels = self._pixels.shape[1:]
-        return len(self._rows), height, width, channels
+        return (len(self._rows), *self._whole[1:])
 
     @property
     def nbytes(self) -> int:
@@ -68,9 +67,7 @@ class Stored:
             raise TypeError("images on disk are read whole: index them by position, then index the resulting array")
         rows = np.asarray(self._rows[positions])
         images = np.empty((rows.size, *self.shape[1:]), np.uint8)
-        step = max(1, CHUNK // math.prod(self.shape[1:]))
-        for first in range(0, rows.size, step):
-            self._read(rows.ravel()[first : first + step], images[first : first + step])
+        self._file.read(rows.ravel().tolist(), images)
         return images.reshape(*rows.shape, *self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.generic]:
@@ -79,25 +76,60 @@ class Stored:
             raise ValueError("images on disk cannot become an array without a copy")
         return self[:].astype(dtype or np.uint8, copy=False)
 
-    def __reduce__(self) -> tuple[type[Stored], tuple[Path, NDArray[np.int64]]]:
-        return Stored, (self.path, self._rows)
+    def __reduce__(self) -> tuple[type[Stored], tuple[Path, tuple[int, ...], NDArray[np.int64]]]:
+        return Stored, (self.path, self._whole, self._rows)
 
     def __repr__(self) -> str:
         return f"Stored({' x '.join(map(str, self.shape))}, uint8, '{self.path}')"
 
     def choose(self, positions: NDArray[np.integer] | NDArray[np.bool_]) -> Stored:
         """Return the images at `positions`, in that order; nothing is read."""
-        return Stored(self.path, self._rows[positions])
+        chosen = object.__new__(Stored)  # of the same open file
+        chosen.__dict__ = self.__dict__ | {"_rows": self._rows[positions]}
+        return chosen
 
-    def _read(self, rows: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
-        size = math.prod(self.shape[1:])
-        for begin in (self._start + rows * size).tolist():  # so that the disk reads all of them at once
-            page = begin // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
-        for first in range(0, len(rows), HELD):
-            part = slice(first, first + HELD)
-            self._pixels.take(rows[part], axis=0, out=images[part], mode="clip")  # "raise" would copy twice
-            self._map.madvise(mmap.MADV_DONTNEED)  # else each page that was read counts as memory of this process
+
+class _CacheFile:
+    """The open file: positional reads, since a mapped file that is cut short would end the process with SIGBUS."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
+        self.path, self.start, self.size = path, len(header(shape)), math.prod(shape[1:])
+        self.descriptor = -1
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            check_kind(path, os.fstat(self.descriptor))
+            sums = os.pread(self.descriptor, SUM.itemsize * shape[0], self.start + math.prod(shape))
+        except OSError as error:
+            raise UserError(f"cannot read '{path}': {error.strerror}; run the same command again") from error
+        if len(sums) != SUM.itemsize * shape[0]:
+            raise self._damaged()
+        self.sums: list[int] = np.frombuffer(sums, SUM).tolist()
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def read(self, rows: list[int], images: NDArray[np.uint8]) -> None:
+        """Read the images at `rows` of the file into `images` (N,H,W,C)."""
+        view = images.reshape(-1).data
+        advise = getattr(os, "posix_fadvise", None)
+        try:
+            for place, row in enumerate(rows):
+                if advise is not None and place % AHEAD == 0:  # so that the disk reads several at once
+                    for later in rows[place : place + AHEAD]:
+                        advise(self.descriptor, self.start + later * self.size, self.size, os.POSIX_FADV_WILLNEED)
+                image = view[place * self.size : (place + 1) * self.size]
+                got = os.preadv(self.descriptor, [image], self.start + row * self.size)
+                if got != self.size or zlib.crc32(image) != self.sums[row]:
+                    raise self._damaged()
+        except OSError as error:
+            raise UserError(f"cannot read '{self.path}': {error.strerror}") from error
+
+    def _damaged(self) -> UserError:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(self.path.stat(), os.fstat(self.descriptor)):
+                self.path.unlink()
+        return UserError(f"'{self.path}' was damaged or cut short, and is deleted; run the same command again")
 
 
 Images: TypeAlias = NDArray[np.uint8] | Stored
@@ -112,7 +144,7 @@ def pieces(images: NDArray[np.generic] | Stored) -> Iterator[NDArray[np.generic]
 
 def cache() -> Path:
     """Return the folder of image files that may be deleted at any time: TAET_CACHE, or ~/.cache/taet."""
-    return Path(os.environ.get("TAET_CACHE") or "~/.cache/taet").expanduser()
+    return Path(os.path.expanduser(os.environ.get("TAET_CACHE") or "~/.cache/taet"))
 
 
 def memory(root: Path = Path("/")) -> int:
@@ -141,74 +173,38 @@ def on_disk(size: int, storage: str) -> bool:
     return storage == "disk" or (storage == "auto" and size > memory() // SHARE)
 
 
+def check_memory(size: int) -> None:
+    """Refuse `size` bytes of images in memory if there is not as much."""
+    if size > memory():
+        needed = f"images of {data_size(size)} do not fit into memory"
+        raise UserError(f"{needed}; allowed: --data.storage disk, or fewer pixels by --data.size")
+
+
 def gather(images: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int], *, key: str, storage: str) -> Images:
     """Return `images`, N arrays uint8 (H,W,C) in order, as one array (N,H,W,C) of that shape, in memory or on disk.
 
     On disk they are written once, to a file that is named after `key`: a text of everything that determines the pixels,
     such as paths, sizes and times of files. If that file exists, `images` is not read. `storage`: see `on_disk`. A full
-    disk is a `UserError`.
+    disk, and more images than fit into memory, are a `UserError`.
     """
     if on_disk(math.prod(shape), storage):
-        return _kept((np.ascontiguousarray(image).data for image in images), shape, key)
+        return keep(images, shape, key)
+    check_memory(math.prod(shape))
     together = np.empty(shape, np.uint8)
     for place, image in zip(together, images, strict=True):
         place[:] = image
     return together
 
 
-def open_member(path: Path, name: str, storage: str) -> NDArray[np.generic] | Stored:
-    """Return the array `name` of an .npz file; images, uint8 (N,H,W) or (N,H,W,C), may be kept on disk as (N,H,W,C).
+def keep(blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int], key: str) -> Stored:
+    """Return the file of the cache that is named after `key`; write it first if it is not there and complete.
 
-    They are copied there piece by piece. A pickled array and a damaged file are a `UserError`.
+    The blocks are whole images, one (H,W,C) or several (n,H,W,C).
     """
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-            shape = _images_inside(member)
-            if shape is not None and on_disk(math.prod(shape), storage):
-                about = path.stat()
-                key = f"{path.resolve()}\n{about.st_size}\n{about.st_mtime_ns}\n{name}"
-                return _kept(_contents(member, math.prod(shape)), shape, key)
-            member.seek(0)
-            return npy.read_array(member, allow_pickle=False)
-    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        pickled = isinstance(error, ValueError) and "pickle" in str(error)
-        reason = "it holds pickled objects" if pickled else " ".join(str(error).split())
-        raise UserError(f"cannot read '{path}': {name}: {reason}; allowed: an .npz file of plain arrays") from error
-
-
-def shape_of_member(path: Path, name: str) -> tuple[int, int, int, int] | None:
-    """Return (N,H,W,C) of the images `name` in an .npz file by their header; None if it holds no uint8 images."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-        return _images_inside(member)
-
-
-def _images_inside(member: IO[bytes]) -> tuple[int, int, int, int] | None:
-    """Read the header of an .npy file; return (N,H,W,C) if images follow whose bytes can be copied."""
-    if npy.read_magic(member) != (1, 0):  # later versions are for structured arrays
-        return None
-    shape, by_columns, dtype = npy.read_array_header_1_0(member)
-    if dtype != np.uint8 or by_columns or len(shape) not in (3, 4) or 0 in shape:
-        return None
-    number, height, width, channels = (*shape, 1)[:4]
-    return number, height, width, channels
-
-
-def _contents(member: IO[bytes], size: int) -> Iterator[bytes]:
-    """Yield the remaining `size` bytes of a zip's member, whose checksum is compared at its end."""
-    while piece := member.read(CHUNK):
-        size -= len(piece)
-        yield piece
-    if size != 0:
-        raise ValueError("it is cut short" if size > 0 else "it is longer than it says")
-
-
-def _kept(contents: Iterable[Any], shape: tuple[int, int, int, int], key: str) -> Stored:
-    """Return the file that is named after `key`; write it first if it is not complete."""
     path = cache() / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
-    start = header(shape)
-    if not _whole(path, start, shape):
-        _build(path, start, contents, shape)
-    return Stored(path)
+    if not _whole(path, shape):
+        _build(path, blocks, shape)
+    return Stored(path, shape)
 
 
 def header(shape: tuple[int, ...]) -> bytes:
@@ -218,41 +214,67 @@ def header(shape: tuple[int, ...]) -> bytes:
     return stream.getvalue()
 
 
-def _whole(path: Path, header: bytes, shape: tuple[int, ...]) -> bool:
-    if not path.is_file() or path.stat().st_size != len(header) + math.prod(shape):
+def _size(shape: tuple[int, ...]) -> int:
+    return len(header(shape)) + math.prod(shape) + SUM.itemsize * shape[0]
+
+
+def _whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether the file is there, begins as it should, and has its length."""
+    begins = header(shape)
+    if not path.is_file() or path.stat().st_size != _size(shape):
         return False
     with path.open("rb") as file:
-        return file.read(len(header)) == header
+        return file.read(len(begins)) == begins
 
 
-def _build(path: Path, header: bytes, contents: Iterable[Any], shape: tuple[int, ...]) -> None:
-    """Write header and contents to a .part file, then rename it: a file with the final name is always complete."""
-    part, size = path.with_suffix(".part"), len(header) + math.prod(shape)
+def _build(path: Path, blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int]) -> None:
+    """Write header, images and their checksums aside, then rename: a file with the final name is always complete."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # another process that needs the same file waits here, then finds it
-            if _whole(path, header, shape):
+        with _one_builder(path):  # another process that needs the same file waits here, then finds it
+            if _whole(path, shape):
                 return
-            file.truncate(0)  # left by a process that was killed
-            try:
-                if shutil.disk_usage(path.parent).free < size:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                file.write(header)
-                for content in contents:
-                    file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                if file.tell() != size:
-                    raise ValueError(f"got {file.tell() - len(header)} bytes of images for the shape {shape}")
-                part.replace(path)
-            except BaseException:
-                os.ftruncate(file.fileno(), 0)  # not unlinked: another process may be waiting to write it
-                raise
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "no space left on the disk" if full else str(error.strerror)
+            if shutil.disk_usage(path.parent).free < _size(shape):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with replacing(path) as file:
+                _write(file, blocks, shape)
+    except (OSError, UserError) as error:
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(error, UserError) and not full:
+            raise
+        reason = "no space left on the disk" if full else str(getattr(error, "strerror", error))
         raise UserError(
-            f"cannot keep {size / 1e9:.1f} GB of images in '{path.parent}': {reason}; allowed: another folder, by "
-            "TAET_CACHE, or --data.storage memory"
+            f"cannot keep {_size(shape) / 1e9:.1f} GB of images in '{path.parent}': {reason}; allowed: another folder, "
+            "by TAET_CACHE, or --data.storage memory"
         ) from error
+
+
+def _write(file: IO[bytes], blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int]) -> None:
+    file.write(header(shape))
+    size, sums = math.prod(shape[1:]), []
+    for block in blocks:
+        pixels = np.ascontiguousarray(block).reshape(-1).data
+        sums += [zlib.crc32(pixels[first : first + size]) for first in range(0, len(pixels), size)]
+        file.write(pixels)
+    if len(sums) != shape[0] or file.tell() != len(header(shape)) + math.prod(shape):
+        raise ValueError(f"got {len(sums)} images for the shape {shape}")
+    file.write(np.array(sums, SUM).tobytes())
+
+
+@contextlib.contextmanager
+def _one_builder(path: Path) -> Iterator[None]:
+    """Wait until no other process writes `path`; then remove what killed ones have left in its folder."""
+    lock = path.with_suffix(".lock")
+    while True:
+        with open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)) as file:
+            with contextlib.suppress(OSError):  # a file system without locks: both write it, one after the other
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
+                continue  # the one before has removed it
+            try:
+                remove_leftovers(path.parent)
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return

@@ -130,7 +130,7 @@ def listing(data: Data) -> Listing:
     if likely is not None:
         notes.append(f"column '{likely}' may name groups of images: --data.group {likely} keeps each in one split")
     rows = _once(every)
-    folder = Path(data.root).expanduser() if data.root is not None else table.parent
+    folder = Path(os.path.expanduser(data.root)) if data.root is not None else table.parent
     files = [folder / row.path for row in rows]
     _check_files(rows, files, folder)
     labels, names, about_labels = _class_names([row.label for row in rows])

@@ -3,50 +3,26 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Outline
-from taet.data.named_arrays import CLASS_NAMES, PARTS, keys, to_dataset, to_labels
+from taet.data.array_file import ArrayFile, open_array, read_array
+from taet.data.dataset import CLASS_NAMES, PARTS, Dataset, Outline, to_dataset, to_labels
+from taet.data.npz import keys
 from taet.data.places import locate
 from taet.data.store import Images, gather, header, pieces
-from taet.errors import UserError
+from taet.errors import UserError, located
 
 NAMES = {"taet-npy": "taet-npy:PATH, a folder with train/test_images.npy (N,3072) and train/test_labels.npy, as TAET's"}
 
 
-def _open(folder: Path, key: str) -> NDArray[np.generic]:
-    """Return the array in `key`.npy, of which only what is used gets read; pickled objects are refused unread."""
-    path = folder / f"{key}.npy"
-    try:
-        return np.asarray(npy.open_memmap(path, mode="r"))
-    except (OSError, ValueError) as error:
-        pickled = "Python objects" in str(error)
-        reason = "it holds pickled objects" if pickled else " ".join(str(error).split())
-        raise UserError(f"cannot read '{path}': {reason}; allowed: an .npy file of a plain array") from error
-
-
-def _images(folder: Path, key: str, storage: str) -> Images:
-    """Return rows (N, C S S) of whole colour planes, C 3 or 1, as images (N,S,S,C)."""
-    path = folder / f"{key}.npy"
-    rows, (number, side, _, channels) = _rows(folder, key)
-    about = path.stat()
-    return gather(
-        (row.reshape(channels, side, side).transpose(1, 2, 0) for row in rows),
-        (number, side, side, channels),
-        key=f"taet-npy\n{path.resolve()}\n{about.st_size}\n{about.st_mtime_ns}",
-        storage=storage,
-    )
-
-
-def _rows(folder: Path, key: str) -> tuple[NDArray[np.generic], tuple[int, int, int, int]]:
-    """Return rows of colour planes, unread, and the shape (N,S,S,C) of the images that they are."""
-    path, rows = folder / f"{key}.npy", _open(folder, key)
-    if rows.ndim != 2 or rows.dtype != np.uint8 or rows.size == 0:
+def _image_shape(path: Path, rows: ArrayFile) -> tuple[int, int, int, int]:
+    """Return the shape (N,S,S,C) of the images that rows (N, C S S) of whole colour planes are, C 3 or 1."""
+    if len(rows.shape) != 2 or rows.dtype != np.uint8 or rows.nbytes == 0:
         raise UserError(f"'{path}': got {rows.dtype} of shape {rows.shape}; allowed: uint8 of shape (N,3072)")
     number, length = rows.shape
     # No number is both a square and three times a square, so the length tells colour from grey.
@@ -54,7 +30,17 @@ def _rows(folder: Path, key: str) -> tuple[NDArray[np.generic], tuple[int, int, 
     side = math.isqrt(length // channels)
     if channels * side**2 != length:
         raise UserError(f"'{path}': got {length} numbers per image; allowed: 3 S S (colour) or S S (grey), e.g. 3072")
-    return rows, (number, side, side, channels)
+    return number, side, side, channels
+
+
+def _images(folder: Path, key: str, storage: str) -> Images:
+    path = folder / f"{key}.npy"
+    with open_array(path) as rows:
+        number, side, _, channels = _image_shape(path, rows)
+        blocks = (block.reshape(-1, channels, side, side).transpose(0, 2, 3, 1) for block in rows.blocks())
+        return gather(
+            chain.from_iterable(blocks), (number, side, side, channels), key=f"taet-npy\n{rows.key}", storage=storage
+        )
 
 
 def _find(data: Data) -> tuple[Path, list[str]]:
@@ -72,8 +58,12 @@ def _find(data: Data) -> tuple[Path, list[str]]:
 def outline(data: Data) -> Outline:
     """Return the labels of the folder and the shape of its images."""
     folder, wanted = _find(data)
-    splits = to_labels({key: _open(folder, key) for key in wanted if not key.endswith("images")}, where=f"'{folder}'")
-    _, height, width, channels = _rows(folder, "train_images")[1]
+    labels = {key: read_array(folder / f"{key}.npy") for key in wanted if not key.endswith("images")}
+    with located(f"'{folder}'"):
+        splits = to_labels(labels)
+    path = folder / "train_images.npy"
+    with open_array(path) as rows:
+        _, height, width, channels = _image_shape(path, rows)
     return Outline(splits, (channels, height, width))
 
 
@@ -86,10 +76,12 @@ def read(data: Data) -> Dataset:
     Pickled arrays are refused. Source: the code of Wang et al., TAET, CVPR 2025, arXiv:2503.01924.
     """
     folder, wanted = _find(data)
-    arrays = {
-        key: _images(folder, key, data.storage) if key.endswith("images") else _open(folder, key) for key in wanted
-    }
-    return to_dataset(arrays, name=data.name, where=f"'{folder}'")
+    arrays: dict[str, Images | NDArray[np.generic]] = {}
+    for key in wanted:
+        is_images = key.endswith("images")
+        arrays[key] = _images(folder, key, data.storage) if is_images else read_array(folder / f"{key}.npy")
+    with located(f"'{folder}'"):
+        return to_dataset(arrays, name=data.name)
 
 
 def write(dataset: Dataset, folder: Path) -> None:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from taet.config import Data
 from taet.data.dataset import Dataset, Outline, Split
-from taet.data.downloads import Download
+from taet.data.downloads import Download, official
 from taet.data.images import decode_all
+from taet.data.inputs import MOST_BYTES, reading
 from taet.data.places import not_found, roots
 from taet.errors import UserError
 
@@ -25,8 +26,7 @@ FOLDER = "tiny-imagenet-200"
 CLASSES = 200
 IMAGE_SHAPE = (3, 64, 64)
 PER_CLASS = {"train": 500, "test": 50}
-URL = f"http://cs231n.stanford.edu/{FOLDER}.zip"
-ARCHIVE = Download(URL, f"{FOLDER}.zip", "90528d7ca1a48142e341f4ef8d21d0de", 248.1, FOLDER)
+(ARCHIVE,) = official("tiny-imagenet")
 AGAIN = f"delete the folder {FOLDER} and run taet data prepare tiny-imagenet"
 
 
@@ -37,10 +37,8 @@ def downloads(data: Data) -> tuple[Download, ...]:  # noqa: ARG001 - there is on
 
 def _rows(path: Path, columns: int) -> list[list[str]]:
     """Return the first fields of each line of a tab-separated table."""
-    try:
-        rows = [line.split("\t")[:columns] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Tiny-ImageNet: cannot read '{path}'; {AGAIN}") from error
+    with reading(path, f"the official table; {AGAIN}", most=MOST_BYTES) as file:
+        rows = [line.split("\t")[:columns] for line in file.read().decode().splitlines() if line.strip()]
     short = next((number for number, row in enumerate(rows, 1) if len(row) < columns), None)
     if short is not None:
         raise UserError(f"Tiny-ImageNet: line {short} of '{path}' has fewer than {columns} columns; {AGAIN}")

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 import taet
 from taet.deployment.graph import Deployed
-from taet.errors import UserError, unknown
-from taet.files import write_atomically
+from taet.errors import UserError, located, unknown
+from taet.evaluation.trial import user_errors
+from taet.files import make_folder, write_atomically
 from taet.randomness import generator
 from taet.training.checkpoint import METADATA, WeightsAbout, weights_digest
 from taet.training.finished import load_model
@@ -68,15 +69,22 @@ def export(
     if path.exists() and not force:
         raise UserError(f"{path} is there already; allowed: another --out, or --force to replace it")
     run, network, record = load_model(folder.path, weights, model=model)
+    folder.check_plain()  # artifacts may be a link
     channels, *size = record.data.image_shape
     resizes = run.data.size is not None if record.data.resized is None else record.data.resized
     deployed = Deployed(network, (size[0], size[1]), resizes=resizes).eval()
     about = json.dumps(_metadata(folder.weights_about(weights), record, deployed), ensure_ascii=False)
     sides = [2 * side + 3 for side in size] if resizes else size  # of another length than the model's, tied to none
     shape = (*sides, channels)
+    with (
+        located(str(folder.path)),
+        user_errors(f"model: fails on images of shape {shape} ({{reason}})"),
+        torch.no_grad(),
+    ):
+        deployed(_noise(2, shape))
     with _quiet(), torch.no_grad():
         content = chosen.written(deployed, _noise(2, shape), about)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomically(path, content, check=lambda part: _check(format, part, deployed, shape))
     return path
 

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Resampling
 
-from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture
+from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled
 from taet.data.store import Stored
 from taet.errors import UserError
 
@@ -47,7 +46,7 @@ def _decoded(paths: Sequence[Path], shape: Shape) -> list[Pixels | str]:
     _, height, width = shape
     return [
         f"cannot read image '{path}': {image}" if isinstance(image, str) else fitted(image, shape)
-        for path, image in decode_where_possible(paths, height if height == width else None)
+        for path, image in decode_where_possible(paths, (width, height))
     ]
 
 
@@ -65,7 +64,5 @@ def fitted(image: Pixels, shape: Shape) -> Pixels:
     Resized as in training (bilinear, antialiased), then grey (ITU-R 601 luma) or colour as the model's images are.
     """
     channels, height, width = shape
-    scaled = picture(image)
-    if scaled.size != (width, height):
-        scaled = scaled.resize((width, height), Resampling.BILINEAR)
-    return np.asarray(scaled.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)
+    fitting = scaled(picture(image), (width, height))
+    return np.asarray(fitting.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import re
 import shutil
@@ -13,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.attacks.units import Arrays
-from taet.files import write_atomically
+from taet.files import make_folder, write_atomically
 
 
 class BatchStore:
     """A folder with one file per batch of an attack.
 
     `identity` is a hash of everything that decides the results: weights, images, labels, settings of the attack. It is
-    part of the folder's name and of each file. A file of another identity, or a damaged one, counts as missing.
+    part of the folder's name. Each file holds a SHA-256 of the identity and its arrays: a file of another identity, or
+    a damaged one, counts as missing.
     """
 
     def __init__(self, root: Path, attack: str, identity: str) -> None:
@@ -33,17 +35,25 @@ class BatchStore:
             content = io.BytesIO((self.folder / f"{key}.npz").read_bytes())
             with np.load(content, allow_pickle=False) as file:
                 arrays: dict[str, NDArray[Any]] = dict(file)
+            return arrays if arrays.pop("sha256") == self._sha256(arrays) else None
         except Exception:  # a damaged file can fail at any point
             return None
-        return arrays if arrays.pop("identity", np.array("")) == self.identity else None
 
     def put(self, key: str, arrays: Arrays) -> None:
         """Save the arrays of a batch; after a kill the file is complete or missing."""
         buffer = io.BytesIO()
-        content: dict[str, Any] = {"identity": np.array(self.identity), **arrays}
+        content: dict[str, Any] = {"sha256": np.array(self._sha256(arrays)), **arrays}
         np.savez(buffer, **content)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_atomically(self.folder / f"{key}.npz", buffer.getvalue())
+
+    def _sha256(self, arrays: Arrays) -> str:
+        """Return a hash of the identity and of the names, types, shapes and numbers of the arrays."""
+        total = hashlib.sha256(self.identity.encode())
+        for name in sorted(arrays):
+            total.update(f"{name}{arrays[name].dtype.str}{arrays[name].shape}".encode())
+            total.update(np.ascontiguousarray(arrays[name]).tobytes())
+        return total.hexdigest()
 
     def remove(self) -> None:
         """Delete the files, and the parent folder once it is empty."""

@@ -12,7 +12,7 @@ from taet.config import Evaluation, Threat
 from taet.errors import UserError
 
 DEFAULTS = Evaluation()
-OF_THE_PAPER = ("eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settings that a bundle brings along
+OF_THE_PAPER = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settings that a bundle brings
 
 
 def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None = None) -> AttackSpec:
@@ -50,8 +50,9 @@ def check_attacks(settings: Evaluation) -> None:
 def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None) -> Evaluation:
     """Return settings with these attacks, where the name of a protocol is replaced by all columns of its paper.
 
-    Such a bundle also sets the paper's step size, L2 ball and CW, which define its columns. With another radius `eps`
-    than the paper's, the step size is in proportion. Two protocols at once are a `UserError`.
+    Such a bundle also sets the paper's step size, L2 ball and CW, which define its columns, except those that were set
+    to values of no protocol. With another radius `eps` than the paper's, the step size is in proportion. Two protocols
+    at once are a `UserError`.
     """
     bundles = [name for name in names if name in protocols.COLUMNS]
     if not bundles:
@@ -60,6 +61,12 @@ def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None)
         raise UserError(f"attacks: got {' and '.join(bundles)}, whose settings differ; allowed: one protocol at a time")
     attacks = dict.fromkeys(one for name in names for one in protocols.COLUMNS.get(name, (name,)))
     theirs = protocols.start(bundles[0], "at").evaluation
-    step_size = theirs.step_size * (1 if eps is None or eps == Threat().eps else eps / Threat().eps)
-    paper = {name: getattr(theirs, name) for name in OF_THE_PAPER}
-    return replace(settings, attacks=tuple(attacks), step_size=step_size, **paper)
+    scale = 1 if eps is None or eps == Threat().eps else eps / Threat().eps
+    theirs = replace(theirs, step_size=theirs.step_size * scale)
+    known = [DEFAULTS, *(protocols.start(name, "at").evaluation for name in protocols.COLUMNS)]
+    paper = {
+        name: getattr(theirs, name)
+        for name in OF_THE_PAPER
+        if any(getattr(settings, name) == getattr(one, name) for one in known)
+    }
+    return replace(settings, attacks=tuple(attacks), **paper)

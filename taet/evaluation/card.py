@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from taet import metrics
-from taet.errors import UserError, unknown
+from taet.bounds import Count, check_radius, hints
+from taet.errors import UserError, located, unknown
 from taet.evaluation.column import WORST_CASE, Column, Ints, check_classes
-from taet.evaluation.packing import Json, pack_integers, plain, unpack_integers
+from taet.evaluation.facts import ModelFacts, probed
+from taet.evaluation.packing import Json, PackedIntegers, pack_integers, plain, unpack_integers
 from taet.evaluation.paired import Difference, difference
-from taet.evaluation.schema import KIND, SCHEMA, check_schema, check_summary, migrate
+from taet.evaluation.schema import (
+    KIND,
+    SCHEMA,
+    DataAbout,
+    Environment,
+    Flag,
+    ModelAbout,
+    ThreatAbout,
+    TrainedRun,
+    check_schema,
+    check_summary,
+    stored_columns,
+)
 from taet.evaluation.summary import Interval, Summary, summarise
-from taet.files import write_json
+from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import short
+from taet.shapes import Sha256, check_shape
 from taet.training.folder import RunFolder
 
-STORED: Mapping[str, Callable[[Any], Any]] = {
-    "method": str,
-    "title": str,
-    "protocol": str,
-    "threat": dict,
-    "seed": lambda seed: seed,
-    "model": dict,
-    "data": dict,
-    "batch_size": int,
-    "created": str,
-    "command": str,
-    "run": dict,
-    "environment": dict,
-    "flags": lambda flags: tuple(map(dict, flags)),
-    "probe": dict,
-}
-"""The fields of a card that are stored as they are, in this order, and what makes each from JSON."""
+STORED = (
+    *("method", "title", "protocol", "threat", "seed", "model", "data", "batch_size"),
+    *("created", "command", "run", "environment", "flags", "probe"),
+)
+"""The fields of a card that are stored as they are, in this order."""
+MOST_BYTES = 2**29
+"""Of the file of a card: with 1,000 classes a column takes 6 MB."""
+MOST_CLASSES = 2**16
+"""Predicted classes are stored in two bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,31 +56,39 @@ class ResultCard:
     method: str
     title: str
     protocol: str
-    threat: Json
+    threat: ThreatAbout
     """Norm and radius of the evaluation: {"norm": "linf", "eps": 0.0314}."""
     seed: int | None
     """Seed of the training run; None for a model that was trained elsewhere."""
-    model: Json
-    """name, weights_sha256, parameters, selection, epoch, leak (whether the epoch was chosen on the test set)."""
-    data: Json
-    """name, class_names, test_sha256; if known also train_class_counts, imbalance_ratio and notes."""
-    batch_size: int
+    model: ModelAbout
+    data: DataAbout
+    batch_size: Count
     labels: Ints
     """(N,): true classes in test order."""
     columns: tuple[Column, ...]
-    flags: tuple[dict[str, str], ...] = ()
-    """Warnings of the diagnostics: {"flag": short name, "text": what was found, what it means and what to do}."""
-    probe: Json = field(default_factory=dict)
+    flags: tuple[Flag, ...] = ()
+    """Warnings of the diagnostics."""
+    probe: dict[str, int | float] = field(default_factory=dict)
     """Facts about the answers to a sample of images (`taet.evaluation.probe`); empty if nothing was attacked."""
-    run: Json = field(default_factory=dict)
-    """How the model was trained: {"config": the Run as JSON, "command": the call, "deviations": in words, where the
-    method leaves the protocol, if known}; empty for a model that was trained elsewhere."""
-    environment: Json = field(default_factory=dict)
+    run: TrainedRun = field(default_factory=TrainedRun)
+    """How the model was trained; empty for a model that was trained elsewhere."""
+    environment: Environment = field(default_factory=Environment)
     created: str = ""
     command: str = ""
+    examples_sha256: Sha256 | None = None
+    """SHA-256 of the file of example images that belongs to the card; None if there is none, or it is not known."""
+    sealed: bool = True
+    """Whether the file that the card was read from has a checksum; those of older versions have none."""
 
     def __post_init__(self) -> None:
+        shapes = hints(ResultCard)
+        for name in (*STORED, "examples_sha256"):
+            check_shape(name, plain(getattr(self, name)), shapes[name])
+        check_radius("threat eps", self.threat["eps"], self.threat["norm"])
+        self.facts  # noqa: B018  # refuses a probe that cannot be
         count, classes = len(self.labels), self.num_classes
+        if not 2 <= classes <= MOST_CLASSES:
+            raise UserError(f"data class_names: got {classes}; allowed: 2 to {MOST_CLASSES}")
         check_classes("labels", self.labels, count, classes)
         counts = self.data.get("train_class_counts")
         if counts is not None and len(counts) != classes:
@@ -92,10 +107,15 @@ class ResultCard:
     def num_classes(self) -> int:
         return len(self.data["class_names"])
 
+    @cached_property
+    def facts(self) -> ModelFacts | None:
+        """What the probe found, typed; None if nothing was attacked."""
+        return probed(self.probe, self.batch_size)
+
     @property
     def deviations(self) -> tuple[str, ...]:
         """Where the training left the protocol, in words; also empty if the card does not store it."""
-        return tuple(map(str, self.run.get("deviations") or ()))
+        return tuple(self.run.get("deviations", ()))
 
     def column(self, name: str) -> Column:
         """Return the column of an attack; `worst-case` and `worst-case-l2` are computed if they were not measured.
@@ -127,7 +147,7 @@ class ResultCard:
             UserError: no bounded attack in this norm, or several radii.
         """
         inside = [column for column in self.columns if column.bounded and column.norm == norm and column.ordinary]
-        if eps is None and self.threat.get("norm") == norm:
+        if eps is None and self.threat["norm"] == norm:
             eps = self.threat["eps"]
         radii = sorted({column.eps for column in inside if column.eps is not None and eps in (None, column.eps)})
         if len(radii) != 1:
@@ -169,7 +189,7 @@ class ResultCard:
     @property
     def clean(self) -> Column | None:
         """The column of the clean images; None if it was not measured."""
-        return next((column for column in self.columns if column.name == "clean"), None)
+        return next((column for column in self.columns if column.norm is None), None)
 
     def summary(self, name: str) -> Summary:
         """Compute the numbers of an attack from the masks of its column."""
@@ -187,58 +207,57 @@ class ResultCard:
             **{name: plain(getattr(self, name)) for name in STORED},
             "columns": [column.to_json(self.summary(column.name).to_json()) for column in self.columns],
             "labels": pack_integers(self.labels),
+            **({} if self.examples_sha256 is None else {"examples_sha256": self.examples_sha256}),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the card as JSON, atomically: if writing fails, the old file stays as it was."""
-        write_json(Path(path), self.to_json())
+        """Write the card as JSON with its checksum, atomically: if writing fails, the old file stays as it was."""
+        write_json(Path(path), seal(self.to_json()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ResultCard:
         """Read a card from a file or a run folder, and recompute every number in it from the masks.
 
         Raises:
-            UserError: the file is not a card, its schema is newer, or a number does not agree with the masks.
+            UserError: the file is not a card, its schema is newer, its checksum is another, or a number does not agree
+                with the masks.
         """
         path = Path(path)
         path = RunFolder(path).card() if path.is_dir() else path
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"result card {path}: cannot be read ({error.strerror})") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"result card {path}: not a JSON file") from error
-        try:
-            return cls.from_json(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise UserError(f"result card {path}: truncated or not JSON (line {error.lineno}: {error.msg})") from error
-        except UserError as error:
-            raise UserError(f"result card {path}: {error}") from error
+        stored = read_json(path, most=MOST_BYTES, links=False)
+        with located(f"result card {path}"):
+            check_schema(stored)
+        sealed = check_seal(path, stored)
+        with located(f"result card {path}"):
+            return replace(cls.from_json(stored), sealed=sealed)
 
     @classmethod
     def from_json(cls, stored: Any) -> ResultCard:
         """Rebuild a card from what `to_json` returned, in this schema or an older one."""
-        schema = check_schema(stored)
+        schema, shapes = check_schema(stored), hints(cls)
+        for name in (*STORED, "columns", "labels"):
+            if name not in stored:
+                raise UserError(f"the field '{name}' is missing")
+        for name in (*STORED, "examples_sha256"):
+            if name in stored:
+                check_shape(name, stored[name], shapes[name])
+        columns = stored_columns(stored["columns"], schema)
+        check_shape("labels", stored["labels"], PackedIntegers)
         try:
-            current = migrate(stored)
-            card = cls(
-                **{name: read(current[name]) for name, read in STORED.items()},
-                columns=tuple(map(Column.from_json, current["columns"])),
-                labels=unpack_integers(current["labels"]),
-            )
-            summaries = [(column["name"], column["summary"]) for column in stored["columns"]]
-        except KeyError as error:
-            raise UserError(f"the field {error} is missing") from error
-        except (TypeError, ValueError, AttributeError) as error:
+            arrays = tuple(map(Column.from_json, columns)), unpack_integers(stored["labels"])
+        except ValueError as error:  # the packed bytes do not fit their number
             raise UserError(f"a field has the wrong form ({error})") from error
-        for name, summary in summaries:
-            check_summary(f"column '{name}' summary", summary, card.summary(name).to_json(), schema)
+        fields = {name: stored[name] for name in STORED} | {"flags": tuple(stored["flags"])}
+        examples = stored.get("examples_sha256")
+        card = cls(**fields, columns=arrays[0], labels=arrays[1], examples_sha256=examples)
+        for column in columns:
+            name = column["name"]
+            check_summary(f"column '{name}' summary", column["summary"], card.summary(name).to_json(), schema)
         return card
 
     def __repr__(self) -> str:
-        head = f"{self.title or self.method} on {self.data.get('name', 'arrays')}: {len(self.labels)} test images"
-        if self.threat:
-            head += f", {self.threat['norm']} ball of {self.threat['eps']:.4g}"
+        head = f"{self.title or self.method} on {self.data['name']}: {len(self.labels)} test images"
+        head += f", {self.threat['norm']} ball of {self.threat['eps']:.4g}"
         rows = [("attack", "accuracy %", "balanced %", "worst class %", "")]
         for column in self.columns:
             if column.curve:
@@ -273,10 +292,10 @@ def compare_runs(first: Sequence[ResultCard], second: Sequence[ResultCard], colu
         raise UserError(f"comparison: got {len(first)} and {len(second)} cards; allowed: the same number on both sides")
     cards = [*first, *second]
     columns = [card.column(column) for card in cards]
-    images, settings = cards[0].data.get("test_sha256"), _settings(columns[0])
+    images, settings = cards[0].data["test_sha256"], _settings(columns[0])
     for card, measured in zip(cards, columns, strict=True):
-        other, others = card.data.get("test_sha256"), _settings(measured)
-        if images is None or other != images:
+        other, others = card.data["test_sha256"], _settings(measured)
+        if other != images:
             raise UserError(f"comparison: got test images {short(images)} and {short(other)}; allowed: the same images")
         for name in sorted(settings.keys() | others.keys()):
             if settings.get(name) != others.get(name):

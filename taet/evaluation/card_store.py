@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,42 +10,81 @@ from typing import Any
 
 import numpy as np
 
+from taet.errors import UserError
 from taet.evaluation.card import ResultCard
-from taet.evaluation.column import WORST_CASE
+from taet.evaluation.column import WORST_CASE, Ints
+from taet.files import file_sha256, read_bytes, write_atomically
+from taet.training.folder import DELIVERED, RunFolder
 
 TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
 
 
-def find(path: Path, facts: Mapping[str, Any], answers: np.ndarray[Any, Any]) -> ResultCard | None:
+def of_folder(folder: RunFolder, weights: str = DELIVERED) -> ResultCard | None:
+    """Return the latest card of a folder, checked as in `read`; None if there is none."""
+    path = folder.card(weights)
+    return read(folder, path, weights) if path.exists() else None
+
+
+def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> ResultCard:
+    """Return a card of a folder.
+
+    In the folder of a run it must be about that run, its weights and its test images: anything else is a `UserError`.
+    """
+    card = ResultCard.load(path)
+    if folder.is_run and (card.sealed or "config" in card.run):
+        folder.check_card(path, card.run.get("config", {}), card.model["weights_sha256"], weights)
+        data, file = folder.record.data, folder.weights(weights)
+        if data.class_names != card.class_names or data.test.sha256 != card.data["test_sha256"]:
+            raise UserError(f"{path} is about other test images than those of the run; evaluate the run again")
+        if file.exists() and card.model.get("file_sha256") not in (None, file_sha256(file, links=False)):
+            raise UserError(f"{path} is about another file of weights than {file.name}; evaluate the run again")
+    return card
+
+
+def find(path: Path, facts: Mapping[str, Any], labels: Ints, answers: np.ndarray[Any, Any]) -> ResultCard | None:
     """Return the card at `path`, or one next to it, that is about this model, these images and this eps.
 
     Args:
         path: where the latest card is, or will be.
         facts: fields of the card, and their entries, that must agree.
+        labels: of the images; other ones in a card that agrees are a `UserError`.
         answers: of the model on its first images (`Runner.fingerprint`); a card that has none agrees with any.
     """
     for place in (path, *_beside(path)):
         if place.exists():
             card = ResultCard.load(place)
             if _agrees(card, facts) and _alike(card.model.get("answers"), answers):
+                if not np.array_equal(card.labels, labels):
+                    raise UserError(f"{place}: its labels are not those of its test images; was it changed?")
                 return card
     return None
 
 
 def put(path: Path, card: ResultCard) -> None:
-    """Save a card at `path`; older cards are kept next to it unless it contains all their columns."""
+    """Save a card at `path`; older cards are kept next to it unless it contains all their columns.
+
+    An older card is copied before the new one takes its place: whatever fails, and when, no card is lost.
+    """
     if path.exists():
         before = ResultCard.load(path)
         if not _holds(card, before):
-            path.replace(_place(path, before))
+            _copy(path, before)
     card.save(path)
     for place in _beside(path):
-        if _holds(card, ResultCard.load(place)):
-            place.unlink()
+        with contextlib.suppress(UserError, OSError):  # one that cannot be read or removed is in the way of nothing
+            if _holds(card, ResultCard.load(place)):
+                place.unlink()
 
 
 def _beside(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.stem}-[0-9]*.json"), reverse=True)
+
+
+def _copy(path: Path, card: ResultCard) -> None:
+    """Copy the card at `path` to a name that tells its time, unless a copy is there already."""
+    content = read_bytes(path, links=False)
+    if all(read_bytes(place, links=False) != content for place in _beside(path)):
+        write_atomically(_place(path, card), content)
 
 
 def _place(path: Path, card: ResultCard) -> Path:
@@ -66,9 +106,10 @@ def _agrees(card: ResultCard, facts: Mapping[str, Any]) -> bool:
 def _alike(stored: Any, answers: np.ndarray[Any, Any]) -> bool:
     if stored is None:
         return True
-    before = np.array(stored, dtype=np.float64)
+    if [len(row) for row in stored] != [len(row) for row in answers]:
+        return False
     limit = TOLERANCE * (float(np.nanmax(np.abs(answers), initial=0)) or 1.0)
-    return before.shape == answers.shape and np.allclose(before, answers, rtol=0, atol=limit, equal_nan=True)
+    return np.allclose(np.array(stored, dtype=np.float64), answers, rtol=0, atol=limit, equal_nan=True)
 
 
 def _holds(card: ResultCard, other: ResultCard) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from taet.attacks import catalogue
 from taet.attacks.spec import AttackSpec
+from taet.bounds import check_radius
 from taet.errors import UserError, unknown
 from taet.evaluation.packing import (
     Json,
@@ -23,8 +24,8 @@ from taet.evaluation.packing import (
     unpack_integers,
     unpack_mask,
 )
+from taet.evaluation.schema import CURVES, StoredColumn
 
-CURVES = ("", "steps", "eps", "logit-scale")
 WORST_CASE = {"linf": "worst-case", "l2": "worst-case-l2"}
 """Name of the column that holds the worst case within the balls of a norm."""
 
@@ -108,6 +109,10 @@ class Column:
     def check(self, labels: Ints, num_classes: int) -> None:
         """Raise a `UserError` if the column contradicts itself or the true classes of the images, (N,)."""
         where = f"column '{self.name}'"
+        if (self.eps is not None or self.bounded) and (self.norm is None or self.eps is None):
+            raise UserError(f"{where}: got norm {self.norm} and eps {self.eps}; allowed: a ball has both")
+        if self.eps is not None:
+            check_radius(f"{where} eps", self.eps, self.norm or "linf")
         check_classes(f"{where} predictions", self.predictions, len(labels), num_classes)
         if self.correct.shape != labels.shape or (self.correct != (self.predictions == labels)).any():
             raise UserError(f"{where} correct: does not agree with its predictions and the labels")
@@ -148,24 +153,26 @@ class Column:
         }
 
     @classmethod
-    def from_json(cls, stored: Json) -> Column:
-        """Rebuild a column from what `to_json` returned."""
-        return cls(
-            name=str(stored["name"]),
+    def from_json(cls, stored: StoredColumn) -> Column:
+        """Rebuild a column from what `to_json` returned, checked by `taet.evaluation.schema`."""
+        column = cls(
+            name=stored["name"],
             norm=stored["norm"],
             eps=stored["eps"],
-            bounded=bool(stored["bounded"]),
-            parameters=dict(stored["parameters"]),
+            bounded=stored["bounded"],
+            parameters={**stored["parameters"]},
             correct=unpack_mask(stored["correct"]),
             predictions=unpack_integers(stored["predictions"]),
             parts={part: unpack_mask(mask) for part, mask in stored["parts"].items()},
             seconds=float(stored["seconds"]),
-            forwards=int(stored["forwards"]),
-            backwards=int(stored["backwards"]),
+            forwards=stored["forwards"],
+            backwards=stored["backwards"],
             distances=unpack_floats(stored["distances"]),
             roc_auc=unpack_floats(stored["roc_auc"]),
-            curve=str(stored["curve"]),
+            curve=stored["curve"],
         )
+        column.attack  # noqa: B018  # refuses settings that the attack cannot have
+        return column
 
 
 def check_classes(where: str, values: Ints, count: int, classes: int) -> None:

@@ -7,6 +7,7 @@ from itertools import permutations
 
 import numpy as np
 
+from taet.attacks.pgd import ProjectedAscent
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.curves import WHOLE
@@ -39,15 +40,14 @@ def chains(card: ResultCard) -> list[Column]:
 
 def is_chain(column: Column) -> bool:
     """Return whether it is a PGD, whatever it maximises."""
-    return column.attack.ascent_steps > 0 and not column.attack.one_step
+    return isinstance(column.attack, ProjectedAscent)
 
 
 def crosses(chain: Column) -> bool:
     """Return whether the steps of a PGD can cross the ball, as far as it lies in the image range."""
-    width = 2 * (chain.eps or 0)
-    if chain.norm == "linf":
-        width = min(width, WHOLE)
-    return bool(chain.parameters["steps"] * chain.parameters["step_size"] >= width - 1e-9)
+    attack = chain.attack
+    width = min(2 * attack.radius, WHOLE) if attack.norm == "linf" else 2 * attack.radius
+    return isinstance(attack, ProjectedAscent) and attack.steps * attack.step_size >= width - 1e-9
 
 
 def same_ball(one: Column, other: Column) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from taet import metrics
+from taet.attacks.suite import Suite
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.contrasts import (
@@ -30,7 +31,8 @@ from taet.evaluation.contrasts import (
     strongest,
 )
 from taet.evaluation.curves import WHOLE, curves
-from taet.evaluation.facts import CheckFacts, ModelFacts, probed
+from taet.evaluation.facts import CheckFacts, ModelFacts
+from taet.evaluation.schema import Flag
 from taet.formatting import listed, percent, percent_interval
 
 # Most that PGD-100 is below PGD-20 in the two papers' tables: 1.5 points in the L-infinity ball (TAET, table 1), 2.1 in
@@ -93,11 +95,11 @@ class Finding:
         return f"{'ok' if self.ok else '! '} {self.subject:14}{self.text}"
 
 
-def flags(card: ResultCard) -> tuple[dict[str, str], ...]:
-    """Return what a reader must know before relying on a card, each as {"flag": name, "text": one sentence}."""
-    model = probed(card)
+def flags(card: ResultCard) -> tuple[Flag, ...]:
+    """Return what a reader must know before relying on a card; each text is one sentence."""
+    model = card.facts
     said = {**_said(ATTACKS, card), **(_said(MODEL, model) if model else {}), **_said(TEST_SET, card)}
-    return tuple({"flag": flag, "text": f"{text}."} for flag, text in said.items())
+    return tuple(Flag(flag=flag, text=f"{text}.") for flag, text in said.items())
 
 
 def findings(facts: CheckFacts) -> tuple[Finding, ...]:
@@ -135,13 +137,14 @@ def _one_step(card: ResultCard) -> str | None:
 def _convergence(card: ResultCard) -> str | None:
     for norm, usual in CONVERGENCE_GAP.items():
         pairs = differing([column for column in chains(card) if column.norm == norm], "steps")
-        if pair := strongest((pair for pair in pairs if _steps(pair[0]) > _steps(pair[1])), usual):
+        longer = ((one, other) for one, other in pairs if one.attack.ascent_steps > other.attack.ascent_steps)
+        if pair := strongest(longer, usual):
             return f"{_far_below(pair)}: PGD has not converged, so the true robustness is lower"
     return None
 
 
 def _autoattack(card: ResultCard) -> str | None:
-    suites = [column for column in asked(card) if "version" in column.parameters]
+    suites = [column for column in asked(card) if isinstance(column.attack, Suite)]
     balls = ((suite, [chain for chain in chains(card) if same_ball(suite, chain)]) for suite in suites)
     pair = strongest(((suite, min(found, key=accuracy)) for suite, found in balls if found), AUTOATTACK_GAP)
     return pair and (f"{_far_below(pair)}: the model resists PGD better than other attacks, a sign of gradient masking")
@@ -165,8 +168,8 @@ def _adaptive(card: ResultCard) -> str | None:
 
 
 def _transfer(card: ResultCard) -> str | None:
-    named = ((one, f"@{one.parameters['source']['name']}") for one in card.columns if one.is_transfer)
-    pairs = ((one, other) for one, ending in named for other in own(card) if one.name == other.name + ending)
+    made = (column for column in card.columns if column.is_transfer)
+    pairs = ((one, other) for one in made for other in own(card) if one.attack.typed == other.name)
     pair = strongest(pair for pair in pairs if same_ball(*pair))
     return pair and (
         f"{pair[0].name}, whose examples were made on another model, breaks more images than {pair[1].name} on this "
@@ -228,10 +231,6 @@ def _variant(card: ResultCard) -> str | None:
         if varied
         else None
     )
-
-
-def _steps(column: Column) -> int:
-    return int(column.parameters["steps"])
 
 
 def _share(column: Column) -> str:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any
 
-from taet.evaluation.card import ResultCard
+from annotated_types import Ge, Le
+
+from taet.bounds import Count, ImageCount, check_fields
+from taet.errors import UserError
+from taet.evaluation.packing import Whole
+
+Apart = Annotated[float, Ge(0), Le(2.001)]
+"""A distance between two vectors of unit length, rounded."""
 
 
 @dataclass(frozen=True)
@@ -15,34 +24,42 @@ class ModelFacts:
     measured, as in cards of older versions, is 0.
     """
 
-    batch_size: int
-    images: int
-    clean_correct: int
-    distributions: int
+    batch_size: Count
+    images: ImageCount
+    clean_correct: Whole
+    distributions: Whole
     """Images whose logits are at least 0 and sum to 1."""
-    zero_gradients: int
+    zero_gradients: Whole
     """Correctly classified images at which the gradient of the cross-entropy is exactly zero."""
-    nonfinite_gradients: int = 0
+    nonfinite_gradients: Whole = 0
     """Images with a logit or gradient that is not finite, at the image or at an iterate of PGD."""
-    repeat_difference: float = 0.0
+    repeat_difference: Apart = 0.0
     """When the model is asked again."""
-    later_difference: float = 0.0
+    later_difference: Apart = 0.0
     """After the model has answered other images."""
-    batch_difference: float = 0.0
+    batch_difference: Apart = 0.0
     """When the image is in another batch."""
-    pgd_correct: int = 0
-    scaled_pgd_correct: int = 0
+    pgd_correct: Whole = 0
+    scaled_pgd_correct: Whole = 0
     """The same, with the logits times 10 in the objective."""
-    only_pgd_correct: int = 0
-    only_scaled_pgd_correct: int = 0
+    only_pgd_correct: Whole = 0
+    only_scaled_pgd_correct: Whole = 0
 
 
-def probed(card: ResultCard) -> ModelFacts | None:
-    """Return the facts that the probe of an evaluation measured; None if nothing was attacked."""
-    if not card.probe:
+def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:
+    """Return the facts that the probe of an evaluation measured; None if nothing was attacked.
+
+    A fact that is missing or cannot be is a `UserError`.
+    """
+    if not probe:
         return None
-    known = {field.name for field in fields(ModelFacts)} & card.probe.keys()
-    return ModelFacts(batch_size=card.batch_size, **{name: card.probe[name] for name in known})
+    values = {**probe, "batch_size": batch_size}
+    for field in fields(ModelFacts):
+        if field.default is MISSING and field.name not in values:
+            raise UserError(f"probe: the field '{field.name}' is missing")
+    facts = ModelFacts(**{field.name: values[field.name] for field in fields(ModelFacts) if field.name in values})
+    check_fields(facts, "probe")
+    return facts
 
 
 @dataclass(frozen=True, kw_only=True)

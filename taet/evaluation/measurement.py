@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
+from taet.attacks.clean import Clean
 from taet.attacks.counted import Counted
 from taet.attacks.progress import Meter, Progress
 from taet.attacks.spec import AttackSpec
 from taet.config import Evaluation
-from taet.distributed import gather, rank
+from taet.distributed import first, gather, rank
 from taet.errors import UserError
 from taet.evaluation import card_store, diagnostics, probe
 from taet.evaluation.bundles import expand, parse_attacks
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.curves import curve_attacks
-from taet.evaluation.examples import save_examples
+from taet.evaluation.examples import earlier, save_examples
 from taet.evaluation.images import channels_first
 from taet.evaluation.runner import Runner, attack_split, count_classes, one_threat_model
+from taet.evaluation.schema import DataAbout, Environment, ModelAbout
 from taet.evaluation.subject import Subject
 from taet.models import Classifier
 from taet.models.view import make_view
@@ -66,7 +68,8 @@ def plan_evaluation(
     eps = next(size for size in sizes if size is not None)
     expanded = expand(subject.settings.attacks if names is None else names, subject.settings, eps)
     settings = replace(expanded, **given)
-    attacks = parse_attacks(["clean", *(name for name in settings.attacks if name != "clean")], settings, eps)
+    others = (name for name in settings.attacks if name != Clean.name)
+    attacks = parse_attacks([Clean.name, *others], settings, eps)
     if worst_case and names is None:
         attacks = attacks[:1] + [attack for attack in attacks if (attack.norm, attack.eps) == ("linf", eps)]
     return EvaluationPlan(settings, eps, tuple(attacks), tuple(curve_attacks(curves, settings, eps)), worst_case)
@@ -112,37 +115,55 @@ def measure(
         for attack in plan.attacks:
             attack.check_classes(runner.num_classes)
         machine = environment(device)
+        model = {
+            **subject.model_about,
+            "weights_sha256": weights_digest(subject.model),
+            "answers": runner.fingerprint.tolist(),
+            "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+        }
+        data = {
+            **subject.data_about,
+            "class_names": class_names,
+            "train_class_counts": subject.train_class_counts,
+            "test_sha256": subject.test_sha256,
+        }
         card = ResultCard(
             **subject.about,
             threat={"norm": "linf", "eps": plan.eps},
-            model={
-                **subject.model_about,
-                "weights_sha256": weights_digest(subject.model),
-                "answers": runner.fingerprint.tolist(),
-                "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
-            },
-            data={
-                **subject.data_about,
-                "class_names": class_names,
-                "train_class_counts": subject.train_class_counts,
-                "test_sha256": subject.test_sha256,
-            },
+            model=cast(ModelAbout, model),
+            data=cast(DataAbout, data),
             batch_size=runner.batch_size,
             labels=subject.labels,
             columns=(),
             created=machine.pop("started"),
-            environment=machine,
+            environment=cast(Environment, machine),
             command=command,
         )
-        known = gather(_known(path, card, runner) if rank() == 0 else None)[0]  # one process reads, so that all agree
-        card = _measured(card, runner, plan, known, state_dir, progress)
-        if path is not None and rank() == 0:
-            card_store.put(path, card)
-            save_examples(RunFolder(path.parent).examples, card, runner, plan.attacks)
-            for units in runner.opened:
-                units.remove()
-        gather(None)  # no process starts again before the card and its state are final
+        with _owned(path):
+            known = first(lambda: _known(path, card, runner))  # one process reads, so that all agree
+            card = _measured(card, runner, plan, known, state_dir, progress)
+            if path is not None and rank() == 0:
+                examples = RunFolder(path.parent).artifact(f"examples{path.stem.removeprefix('evaluation')}.npz")
+                sha256 = save_examples(examples, known, card, runner, plan.attacks)
+                card = replace(card, examples_sha256=sha256)
+                card_store.put(path, card)
+                with suppress(OSError):  # it is in the way of nothing
+                    earlier(examples).unlink()
+                for units in runner.opened:
+                    units.remove()
+            gather(None)  # no process starts again before the card and its state are final
         return card
+
+
+@contextmanager
+def _owned(path: Path | None) -> Iterator[None]:
+    """Own the folder of a card, which the first of several processes does for all, while the card is made."""
+    if path is None:
+        yield
+        return
+    with ExitStack() as stack:
+        first(lambda: stack.enter_context(RunFolder(path.parent).own()))
+        yield
 
 
 def _known(path: Path | None, card: ResultCard, runner: Runner) -> ResultCard | None:
@@ -156,7 +177,7 @@ def _known(path: Path | None, card: ResultCard, runner: Runner) -> ResultCard | 
         "batch_size": card.batch_size,
         "environment": {name: card.environment[name] for name in ("versions", "device")},
     }
-    return card_store.find(path, facts, runner.fingerprint)
+    return card_store.find(path, facts, runner.labels, runner.fingerprint)
 
 
 def _measured(

@@ -5,47 +5,71 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 Json = dict[str, Any]
 """A JSON object, as `json.loads` returns it."""
+Whole = Annotated[int, Ge(0), Le(2**53)]
+"""A number that counts something."""
 
 
-def pack_mask(mask: NDArray[np.bool_]) -> Json:
+class PackedMask(TypedDict):
+    """Bits in base64."""
+
+    count: Whole
+    bits: str
+
+
+class PackedIntegers(TypedDict):
+    """Integers of two bytes in base64."""
+
+    count: Whole
+    uint16: str
+
+
+class PackedFloats(TypedDict):
+    """Floats of four bytes in base64."""
+
+    shape: list[Whole]
+    float32: str
+
+
+def pack_mask(mask: NDArray[np.bool_]) -> PackedMask:
     """Pack a mask (N,), eight values to a byte, the first in the highest bit."""
     return {"count": len(mask), "bits": _encode(np.packbits(mask))}
 
 
-def unpack_mask(packed: Json) -> NDArray[np.bool_]:
+def unpack_mask(packed: PackedMask) -> NDArray[np.bool_]:
     """Return the mask; raise `ValueError` if the number of bytes does not fit the count."""
-    count, content = int(packed["count"]), _decode(packed["bits"])
+    count, content = packed["count"], _decode(packed["bits"])
     if len(content) != (count + 7) // 8:
         raise ValueError(f"{len(content)} bytes for {count} bits")
     return np.unpackbits(np.frombuffer(content, dtype=np.uint8), count=count).astype(bool)
 
 
-def pack_integers(values: NDArray[np.int64]) -> Json:
+def pack_integers(values: NDArray[np.int64]) -> PackedIntegers:
     """Pack integers (N,) from 0 to 65535, two bytes each."""
     return {"count": len(values), "uint16": _encode(values.astype("<u2"))}
 
 
-def unpack_integers(packed: Json) -> NDArray[np.int64]:
+def unpack_integers(packed: PackedIntegers) -> NDArray[np.int64]:
     """Return the integers; raise `ValueError` if their number is not the count."""
     values = np.frombuffer(_decode(packed["uint16"]), dtype="<u2")
-    if len(values) != int(packed["count"]):
+    if len(values) != packed["count"]:
         raise ValueError(f"{len(values)} integers for {packed['count']}")
     return values.astype(np.int64)
 
 
-def pack_floats(values: NDArray[np.float32] | None) -> Json | None:
+def pack_floats(values: NDArray[np.float32] | None) -> PackedFloats | None:
     """Pack floats of any shape, four bytes each, nan included; None stays None."""
     return None if values is None else {"shape": list(values.shape), "float32": _encode(values.astype("<f4"))}
 
 
-def unpack_floats(packed: Json | None) -> NDArray[np.float32] | None:
+def unpack_floats(packed: PackedFloats | None) -> NDArray[np.float32] | None:
     """Return the floats; raise `ValueError` if their number does not fit the shape."""
     if packed is None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from taet.attacks.objectives import scaled
 from taet.attacks.progress import ticking
 from taet.attacks.units import Arrays, run_units
 from taet.evaluation import trial
+from taet.evaluation.facts import ModelFacts
 from taet.evaluation.runner import Runner
 from taet.losses.long_tail import cross_entropy
 
@@ -34,8 +36,8 @@ def passes(runner: Runner) -> int:
 
 
 def is_of(facts: Mapping[str, int | float], seed: int) -> bool:
-    """Return whether these are the facts that `probe` finds with this seed; older cards have fewer."""
-    return facts.get("seed") == seed and "nonfinite_gradients" in facts
+    """Return whether these are all the facts that `probe` finds with this seed; older cards have fewer."""
+    return facts.get("seed") == seed and facts.keys() >= {one.name for one in fields(ModelFacts)} - {"batch_size"}
 
 
 def probe(
@@ -59,7 +61,13 @@ def probe(
     def measure(_: int) -> Arrays:
         return {name: np.asarray(value) for name, value in _measure(runner, eps, progress).items()}
 
-    (facts,) = run_units(1, measure, state=units, key=lambda _: "facts", valid=lambda *_: True)
+    (facts,) = run_units(
+        1,
+        measure,
+        state=units,
+        key=lambda _: "facts",
+        valid=lambda _, unit: all(one.shape == () for one in unit.values()),
+    )
     progress(passes(runner))
     return {name: value.item() for name, value in facts.items()}
 

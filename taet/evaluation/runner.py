@@ -31,7 +31,8 @@ from taet.evaluation.column import WORST_CASE, Column, Ints
 from taet.evaluation.images import Images, as_arrays, as_unit, channels_first
 from taet.evaluation.model_guard import restored
 from taet.evaluation.trial import attempt, user_errors
-from taet.training.checkpoint import digest, weights_digest
+from taet.files import digest
+from taet.training.checkpoint import weights_digest
 from taet.training.environment import version
 
 UNIT = {"rows", "predictions", "scores", "distances", *WORK}
@@ -148,7 +149,8 @@ class Runner:
             torch.manual_seed(0)  # a model that draws random numbers draws the same ones
             tried = attempt(self.model, x, y)
         slopes = tried.gradient.flatten(1).norm(dim=1, keepdim=True)
-        return torch.cat([tried.logits, slopes], 1).cpu().double().numpy()
+        values = torch.cat([tried.logits, slopes], 1).cpu().double().numpy()
+        return np.where(np.isfinite(values), values, np.nan)  # an attack says on which images they are not finite
 
     def units(
         self, attack: AttackSpec, state_dir: str | os.PathLike[str] | None, after: Sequence[dict[str, object]] = ()
@@ -214,7 +216,7 @@ class Runner:
         if isinstance(attack, Suite):
             longer = attack.whole()
             found = None if longer is None else among(there, longer)
-            if found is not None:
+            if found is not None and found.parts.keys() >= {*attack.parts(self.num_classes)}:
                 parts, predictions = attack.beginning(found.parts, found.predictions, self.labels, self.num_classes)
                 facts = {**attack.facts(self.num_classes), "from": found.name}
                 return Column.of(attack, predictions, self.labels, parameters=facts, parts=parts, roc_auc=found.roc_auc)

@@ -1,17 +1,138 @@
-"""The stored form of result cards: its version, migration from older versions, and the check of stored numbers."""
+"""The stored form of result cards: the type and bounds of every field, its version, and the check of stored numbers."""
 
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from annotated_types import Gt, Le
+
+from taet.attacks.ball import Norm
+from taet.bounds import NonNegative
+from taet.config import Run
 from taet.errors import UserError
-from taet.evaluation.packing import Json
+from taet.evaluation.packing import Json, PackedFloats, PackedIntegers, PackedMask, Whole
 from taet.formatting import short
+from taet.shapes import Name, Sha256, check_shape, kind_text
 
 KIND = "taet result card"
 SCHEMA = 2
+CURVES = ("", "steps", "eps", "logit-scale")
 TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
+
+
+class ThreatAbout(TypedDict):
+    """The ball that a card is about."""
+
+    norm: Norm
+    eps: Annotated[float, Gt(0)]
+
+
+class ModelAbout(TypedDict):
+    """The evaluated model."""
+
+    name: str
+    weights_sha256: Sha256
+    """Of the names, shapes and values of its tensors (`taet.training.checkpoint.weights_digest`)."""
+    file_sha256: NotRequired[Sha256]
+    """Of the file of weights in the run folder."""
+    parameters: NotRequired[Whole]
+    selection: NotRequired[str | None]
+    epoch: NotRequired[Whole | None]
+    leak: NotRequired[bool]
+    """Whether the epoch was chosen on the test set."""
+    notes: NotRequired[list[str]]
+    answers: NotRequired[list[list[float | None]]]
+    """Logits and gradient norms of the first images; None is nan."""
+
+
+class DataAbout(TypedDict):
+    """The test images, and what is known of the training images."""
+
+    name: str
+    class_names: list[str]
+    test_sha256: Sha256
+    train_class_counts: NotRequired[list[Whole] | None]
+    imbalance_ratio: NotRequired[NonNegative | None]
+    notes: NotRequired[list[str]]
+
+
+class Flag(TypedDict):
+    """A warning of the diagnostics."""
+
+    flag: Name
+    text: str
+    """What was found, what it means and what to do."""
+
+
+class TrainedRun(TypedDict, total=False):
+    """How the model was trained."""
+
+    config: Annotated[dict[str, Any], Run]
+    """The settings as JSON."""
+    hash: Sha256
+    """Of the settings (`taet.training.decisive.run_hash`), as the file of weights carries it."""
+    command: str
+    deviations: list[str]
+    """Where the method leaves the protocol, in words."""
+
+
+class Environment(TypedDict, total=False):
+    """The machine and the software of an evaluation."""
+
+    versions: dict[str, str | None]
+    commit: str | None
+    device: str
+
+
+class SourceAbout(TypedDict):
+    """The model that adversarial examples were made on."""
+
+    name: str
+    weights_sha256: Sha256
+
+
+class Member(TypedDict):
+    """An attack of a worst case."""
+
+    name: Name
+    norm: NotRequired[Norm | None]
+    eps: NotRequired[NonNegative | None]
+    attacks: NotRequired[list[Member]]
+
+
+class Parameters(TypedDict, total=False):
+    """Settings of an attack that every reader may meet; its other settings are typed by its specification."""
+
+    seed: int | None
+    source: SourceAbout
+    source_sha256: Sha256
+    attacks: list[Member]
+    note: str
+
+
+class StoredColumn(TypedDict):
+    """One attack on all test images."""
+
+    name: Name
+    norm: Norm | None
+    eps: NonNegative | None
+    bounded: bool
+    parameters: Parameters
+    seconds: Annotated[NonNegative, Le(1e12)]
+    forwards: Whole
+    backwards: Whole
+    summary: dict[str, Any]
+    """Numbers that follow from the masks; they are compared with those that are computed from them."""
+    correct: PackedMask
+    predictions: PackedIntegers
+    parts: dict[str, PackedMask]
+    distances: PackedFloats | None
+    roc_auc: PackedFloats | None
+    curve: Literal["", "steps", "eps", "logit-scale"]
+
 
 ADDED_2 = (
     "flip_rate",
@@ -33,19 +154,22 @@ def check_schema(stored: object) -> int:
     schema = stored.get("schema")
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         hint = "; update taet" if type(schema) is int and schema > SCHEMA else ""
-        raise UserError(f"schema: got {short(schema)}; allowed: 1 to {SCHEMA}{hint}")
+        got = short(schema) if isinstance(schema, int | str) else kind_text(schema)
+        raise UserError(f"schema: got {got}; allowed: 1 to {SCHEMA}{hint}")
     return schema
 
 
-def migrate(stored: Json) -> Json:
-    """Return a stored card in the current schema, with fields that an older schema lacked marked as not measured.
+def stored_columns(stored: Any, schema: int) -> list[StoredColumn]:
+    """Return the columns of a stored card in the current schema; what an older one lacked is marked as not measured.
 
     Summaries stay as they are: they are recomputed anyway and compared as far as they go.
     """
-    if stored["schema"] == SCHEMA:
-        return stored
-    added = {"distances": None, "roc_auc": None, "curve": ""}
-    return {**stored, "schema": SCHEMA, "columns": [{**column, **added} for column in stored["columns"]]}
+    migrated = stored
+    if schema < SCHEMA and isinstance(stored, list):
+        added = {"distances": None, "roc_auc": None, "curve": ""}
+        migrated = [{**column, **added} if isinstance(column, dict) else column for column in stored]
+    check_shape("columns", migrated, list[StoredColumn])
+    return typing.cast(list[StoredColumn], migrated)
 
 
 def check_summary(where: str, stored: object, computed: Json, schema: int) -> None:

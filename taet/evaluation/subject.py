@@ -19,6 +19,8 @@ from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
 from taet.evaluation.column import Ints
 from taet.evaluation.images import Images, as_arrays
+from taet.files import file_sha256
+from taet.training.decisive import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
 from taet.training.folder import RunFolder
@@ -146,13 +148,19 @@ def _of_run(
             "title": record.method_title,
             "protocol": run.protocol,
             "seed": run.seed,
-            "run": {"config": record.settings, "command": record.command, "deviations": list(record.deviations)},
+            "run": {
+                "config": record.settings,
+                "hash": run_hash(run),
+                "command": record.command,
+                "deviations": list(record.deviations),
+            },
         },
         model_about={
             "name": run.model.name if given is None else type(given).__name__,
             "selection": record.selection.rule,
             "epoch": RunFolder(folder).weights_about(weights).epoch,
             "leak": record.selection.leak,
+            "file_sha256": file_sha256(RunFolder(folder).weights(weights), links=False),
         },
         data_about=data_about,
     )

@@ -20,15 +20,16 @@ from taet.attacks.spec import AttackSpec
 from taet.attacks.units import Arrays, run_units
 from taet.config import Evaluation
 from taet.data.dataset import Split, images_sha256
-from taet.distributed import joined, rank
+from taet.distributed import first, joined, rank
 from taet.errors import UserError
-from taet.evaluation import diagnostics
+from taet.evaluation import card_store, diagnostics
 from taet.evaluation.bundles import expand, parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.evaluate import evaluate
 from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among, make_runner
+from taet.files import file_sha256
 from taet.formatting import aligned
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
@@ -105,7 +106,7 @@ def transfer(
     folders = _by_name([Path(run) for run in runs])
     chosen = _agreed([*folders.values()], attack, eps)
     where = resolve_device(device)
-    with joined(where.type):
+    with joined(where.type), ExitStack() as owned:
         meter, cards = Meter(progress), dict[str, ResultCard]()
         for number, (name, folder) in enumerate(folders.items()):
             meter.begin(alike=2 * len(folders) - number - 1)  # one evaluation and one transfer of every run
@@ -119,6 +120,8 @@ def transfer(
                 command=command,
             )
         missing = {source: targets for source in folders if (targets := _missing(cards, source, chosen))}
+        if missing:
+            first(lambda: _own(folders, cards, owned))
         runners = _runners(folders, batch_size, where) if missing else {}
         for number, (source, targets) in enumerate(missing.items()):
             meter.begin(alike=len(missing) - number - 1)
@@ -135,10 +138,23 @@ def transfer(
         if rank() == 0:
             for name, folder in folders.items():
                 if any(name in targets for targets in missing.values()):
-                    cards[name].save(RunFolder(folder).card())
+                    card_store.put(RunFolder(folder).card(), _with_images(cards[name], RunFolder(folder).examples))
             for units in (units for held in runners.values() for units in held.opened):
                 units.remove()
     return matrix(cards, attack)
+
+
+def _with_images(card: ResultCard, examples: Path) -> ResultCard:
+    """Return a card that names its example images, as one of an older version does not."""
+    return card if card.sealed or not examples.exists() else replace(card, examples_sha256=file_sha256(examples))
+
+
+def _own(folders: Mapping[str, Path], cards: Mapping[str, ResultCard], owned: ExitStack) -> None:
+    """Own all folders until their cards are written, which must be those that the evaluations left."""
+    for name, folder in folders.items():
+        owned.enter_context(RunFolder(folder).own())
+        if ResultCard.load(folder).to_json() != cards[name].to_json():
+            raise UserError(f"transfer: {folder} was evaluated by another process meanwhile; run the transfer again")
 
 
 def transfer_columns(

@@ -14,12 +14,11 @@ from torch.nn import functional
 
 from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
-from taet.errors import UserError
+from taet.errors import UserError, is_out_of_memory
 from taet.losses.long_tail import cross_entropy
 from taet.randomness import generator
 
 SUM_TOLERANCE = 1e-5  # of the official AutoAttack for a probability distribution
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 PASSES = 3  # of an image through the model, forward or backward, that `attempt` takes
 
 
@@ -112,10 +111,10 @@ def user_errors(failed: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind = type(error).__name__
         reason = str(error).partition("\n")[0] or kind
-        hint = "; a smaller --batch-size takes less memory" if isinstance(error, OUT_OF_MEMORY) else ""
+        hint = "; a smaller --batch-size takes less memory" if is_out_of_memory(error) else ""
         raise UserError(failed.format(reason=reason, kind=kind) + hint) from error
 
 

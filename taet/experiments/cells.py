@@ -14,13 +14,14 @@ from taet import config, methods, protocols
 from taet.config import Run
 from taet.data import facts
 from taet.errors import UserError, located, unknown
-from taet.evaluation import ResultCard
+from taet.evaluation import card_store
 from taet.evaluation.bundles import attacks_of, check_attacks
 from taet.evaluation.runner import among
 from taet.experiments.specification import SHORT, Entry, Settings, Specification, Variant
 from taet.formatting import size
+from taet.models import check_consent, consent
 from taet.training.decisive import decisive
-from taet.training.folder import RunFolder, read_json
+from taet.training.folder import RunFolder
 from taet.training.resolve import check_model, resolve
 
 State = Literal["done", "started", "missing", "failed", "not applicable"]
@@ -60,22 +61,23 @@ class Cell:
         """The commands that are left, as arguments of `taet`; none for a cell that is done or not applicable."""
         if self.run is None or self._measured():
             return []
-        folder = str(self.folder)
-        held = RunFolder(self.folder)
+        folder, trust = str(self.folder), consent(self.run.model.name)
+        held, evaluate = RunFolder(self.folder), ["evaluate", folder, *trust]
         if not held.is_run:
             given = () if "--threads" in self.flags else ("--threads", str(threads))
-            return [["train", self.run.method, *self.flags, *given, "--out", folder], ["evaluate", folder]]
+            return [["train", self.run.method, *self.flags, *given, "--out", folder], evaluate]
         asked = list(self.run.evaluation.attacks)
-        added = [] if asked == held.record.settings["evaluation"]["attacks"] else ["--attacks", *asked]
-        evaluate = ["evaluate", folder, *added]
-        return [evaluate] if held.is_done else [["train", "--resume", folder], evaluate]
+        if asked != held.record.settings["evaluation"]["attacks"]:
+            evaluate += ["--attacks", *asked]
+        return [evaluate] if held.is_done else [["train", "--resume", folder, *trust], evaluate]
 
     def _measured(self) -> bool:
         """Whether there is a card with every attack, for the run's eps and batch size."""
         held = RunFolder(self.folder)
-        if self.run is None or not (held.card().exists() and held.is_done):
+        card = card_store.of_folder(held) if self.run is not None and held.is_done else None
+        if self.run is None or card is None:
             return False
-        card, asked = ResultCard.load(held.card()), self.run.evaluation
+        asked = self.run.evaluation
         eps = self.run.threat.eps if asked.eps is None else asked.eps
         same = card.threat["eps"] == eps and card.batch_size == asked.batch_size
         attacks = [one for one in attacks_of(asked, eps) if one.norm is not None]
@@ -97,10 +99,10 @@ class Cell:
     def seconds(self) -> dict[str, float]:
         """Recorded seconds of training and of attacks."""
         held = RunFolder(self.folder)
-        columns = read_json(held.card())["columns"] if held.card().exists() else []
+        card = card_store.of_folder(held)
         return {
-            "training": round(sum(row["seconds"] for row in held.rows), 3),
-            "evaluation": round(sum(column["seconds"] for column in columns), 3),
+            "training": round(sum(epoch.seconds for epoch in held.metrics), 3),
+            "evaluation": 0 if card is None else round(sum(column.seconds for column in card.columns), 3),
         }
 
 
@@ -168,6 +170,7 @@ class _Grid:
             run = _run(start, entry.method, settings)
         except UserError as error:
             return str(error)
+        check_consent(str(self.specification.path or "specification"), run.model.name)
         try:
             found = self.facts_of(run.data)
         except UserError as error:  # this concerns every method, unless the entry has its own data settings

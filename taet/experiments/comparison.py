@@ -9,7 +9,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +26,12 @@ from taet.experiments.specification import Specification, parse, read
 from taet.files import make_folder, write_json
 from taet.formatting import clock
 from taet.report import write
-from taet.training.environment import cores
+from taet.training.environment import cores, taet_command
 from taet.training.folder import RunFolder
 from taet.training.interruption import interruption
 
 SCHEMA = 1
+RESULT = "comparison.json"
 LOOK_SECONDS = 0.1  # between two looks at the processes
 OPEN = ("started", "missing")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # network file systems mounted without locks
@@ -165,7 +165,7 @@ def compare(
     left = any(outcome.state in OPEN for outcome in outcomes)
     result = Comparison(title, place, outcomes, out_of_time=left and not interrupted)
     if part is None:
-        write_json(place / "comparison.json", result.to_json())
+        write_json(place / RESULT, result.to_json())
     if interrupted:
         raise KeyboardInterrupt
     return result if part is not None else replace(result, report=_report(result))
@@ -190,7 +190,7 @@ def merge(
     gather(planned, [Path(folder) for folder in folders], say or (lambda _: None))
     make_folder(place)
     result = Comparison(title, place, _outcomes(planned, {}, cores()))
-    write_json(place / "comparison.json", result.to_json())
+    write_json(place / RESULT, result.to_json())
     return replace(result, report=_report(result))
 
 
@@ -342,7 +342,7 @@ class _Work:
         threads = (cell.run and cell.run.training.threads) or self.threads
         seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         return subprocess.Popen(
-            [sys.executable, "-m", "taet", *words],
+            taet_command(words),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from annotated_types import Ge
 
 from taet import methods, registry
 from taet.attacks.ball import frozen
 from taet.attacks.progress import Progress
-from taet.bounds import Count, Settings
+from taet.bounds import Count, Processes, Settings, Whole
 from taet.config import Threat, Training
 from taet.errors import UserError
 from taet.experiments.cost_model import CostModel, Measured, image_megabytes
@@ -52,13 +51,13 @@ class Timing(Settings):
     """Other numbers of PGD steps whose epoch is timed."""
     epochs: Count = Training.epochs
     """Epochs of a run."""
-    clean_epochs: Annotated[int, Ge(0)] = 40
+    clean_epochs: Whole = 40
     """Those of them that TAET trains on clean images: T_ce."""
     rounds: Count = 5
     """Times that everything is measured; ratios are taken within a round."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    threads: Count | None = None
+    threads: Processes | None = None
     """CPU threads. Not given: torch's choice."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from taet.errors import UserError
 from taet.experiments.cells import Cell
 from taet.files import file_sha256
-from taet.training.decisive import run_hash
 from taet.training.folder import PART, RunFolder
 
 
@@ -66,7 +65,7 @@ def _source(cell: Cell, folders: Sequence[Path], say: Callable[[str], None]) -> 
         if there.state != "done":
             continue
         held_there = RunFolder(there.folder)
-        held_there.check_weights(run_hash(held_there.record.run))
+        held_there.check_weights()
         if held is None:
             held = source = there.folder
         elif held == cell.folder and cell.state != "done":

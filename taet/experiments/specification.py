@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import math
 import os
 import re
 import tomllib
@@ -14,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from taet import methods, protocols, registry
+from taet.bounds import LongSeed, check_value, got_text, read_number
 from taet.config import Data, Run, Training
-from taet.errors import UserError, located, unknown
+from taet.errors import UserError, cut, located, unknown
+from taet.files import read_bytes
 
 KEYS = ("title", "methods", "data", "imbalance", "seeds", "protocol", "settings", "variants")
 METHOD_KEYS = ("name", "method", "settings")
@@ -39,7 +43,9 @@ OWN = {  # settings that are keys of the specification
     "seed": "seeds",
     "protocol": "protocol",
 }
-MAX_SEED = 2**63 - 1
+MOST_BYTES, MOST_CELLS = 2**20, 100_000
+DEEPEST = 8
+"""Most tables inside each other; settings need two."""
 
 Settings = Mapping[str, Any]
 """Dotted settings of a run, and `method.KNOB` for those of its method; lists are tuples."""
@@ -83,14 +89,18 @@ class Specification:
 def read(path: str | os.PathLike[str]) -> Specification:
     """Read the specification from the TOML file `path`; a mistake is a `UserError` that names the key."""
     path = Path(path)
+    content = read_bytes(path, most=MOST_BYTES)
     with located(f"specification {path}"):
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot be read ({error.strerror})") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"no TOML: {error}") from None
-        return dataclasses.replace(parse(values, title=path.stem), path=path)
+        return dataclasses.replace(parse(_toml(content), title=path.stem), path=path)
+
+
+def _toml(content: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content.decode())
+    except RecursionError:
+        raise UserError("no TOML: lists or tables are nested too deeply") from None
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
+        raise UserError(f"no TOML: {cut(str(error))}") from None
 
 
 def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification:
@@ -103,14 +113,16 @@ def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification
     for ratio in found["imbalance"]:
         Data(imbalance_ratio=ratio)
     for seed in found["seeds"]:
-        if not 0 <= seed <= MAX_SEED:
-            raise UserError(f"seeds: got {seed}; allowed: 0 to 2^63 - 1")
+        check_value("seeds", seed, LongSeed)
     entries, variants = [_entry(value) for value in found["methods"]], [_variant(value) for value in found["variants"]]
     names = {"methods": [entry.name for entry in entries], "variants": [variant.name for variant in variants]}
     for key, items in (found | names).items():
         for item, count in Counter(items).items():
             if count > 1:
                 raise UserError(f"{key}: got {item} {count} times; allowed: each once")
+    points = [found[key] for key in ("methods", "data", "imbalance", "seeds")] + [[None, *variants]]
+    if math.prod(map(len, points)) > MOST_CELLS:
+        raise UserError(f"got {math.prod(map(len, points)):,} cells; allowed: at most {MOST_CELLS:,}")
     return Specification(
         title=_value(values, "title", str, title),
         methods=tuple(entries),
@@ -167,17 +179,17 @@ def _list(values: Mapping[str, Any], key: str) -> list[Any]:
         return [*registry.entries("methods")]
     if not isinstance(found, list) or not found:
         every = " or 'all'" if key == "methods" else ""
-        raise UserError(f"{key}: got {found!r}; allowed: a list of {words}, one or more{every}")
+        raise UserError(f"{key}: got {got_text(found)}; allowed: a list of {words}, one or more{every}")
     for item in found:
         if not _is(item, kinds):
-            raise UserError(f"{key}: got {item!r}; allowed: {words}")
+            raise UserError(f"{key}: got {got_text(item)}; allowed: {words}")
     return found
 
 
 def _value(values: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
     value = values.get(key, default)
     if not _is(value, kind):
-        raise UserError(f"{key}: got {value!r}; allowed: {'a table' if kind is dict else 'text'}")
+        raise UserError(f"{key}: got {got_text(value)}; allowed: {'a table' if kind is dict else 'text'}")
     return value
 
 
@@ -209,6 +221,8 @@ def _settings(where: str, values: Mapping[str, Any], knobs: Sequence[str] = ()) 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return (dotted key, value) of a table: `"a.b" = 1` and `a.b = 1` are the same."""
     pairs = []
+    if prefix.count(".") > DEEPEST:
+        raise UserError(f"got the key {cut(prefix)}; allowed: at most {DEEPEST} tables inside each other")
     for key, value in values.items():
         pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
     return pairs
@@ -225,11 +239,14 @@ def _no_part(name: str, knobs: Sequence[str]) -> str:
 
 def _setting(name: str, value: Any) -> Any:
     """Return a value as the dataclasses store it: lists as tuples, 8/255 as a number."""
+    items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str | int | float | bool) for item in items):
+        raise UserError(f"{name}: got {got_text(value)}; allowed: text, a number, true or false, or a list of them")
+    if any(isinstance(item, int) and item.bit_length() > 64 for item in items):
+        raise UserError(f"{name}: got {got_text(value)}; allowed: whole numbers of at most 64 bits")
     if isinstance(value, list):
         return tuple(_setting(name, item) for item in value)
-    if not isinstance(value, str | int | float | bool):
-        raise UserError(f"{name}: got {value!r}; allowed: text, a number, true or false, or a list of them")
-    fraction = re.fullmatch(r"(\d+(?:\.\d+)?)/([1-9]\d*)", value) if isinstance(value, str) else None
-    if fraction and name.rpartition(".")[2] in ("eps", "step_size"):
-        return float(fraction[1]) / int(fraction[2])
+    if isinstance(value, str) and "/" in value and name.rpartition(".")[2] in ("eps", "step_size"):
+        with contextlib.suppress(ValueError):  # which the setting refuses
+            return read_number(value)
     return value

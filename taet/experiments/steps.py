@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from taet import methods, models
 from taet.attacks.noise import Source
 from taet.bounds import Count, Settings
-from taet.config import Threat, Training
+from taet.config import Threat, Training, epoch_at
 from taet.data.loader import Batch
 from taet.data.long_tail import long_tail_counts
 from taet.errors import UserError
@@ -26,7 +26,7 @@ from taet.models.view import make_view
 from taet.training.optimizer import build_optimizer
 from taet.training.step import training_step
 
-CYCLE = 20  # steps between two updates of LAS-AT's strategy network, the rarest event of a step (CVPR 2022, its code)
+CYCLE = 20  # steps between two updates of LAS-AT's strategy network and of LIET's labels, the rarest events of a step
 TOTAL, RATIO = 50_000, 10.0  # images and imbalance ratio of CIFAR-10-LT and CIFAR-100-LT before and after the cut
 LR = 1e-3  # keeps the weights finite on random labels
 
@@ -68,7 +68,7 @@ class MethodSteps:
     ) -> None:
         self.workload, self.device = workload or Workload(), torch.device(device)
         counts, shape = self.workload.class_counts, self.workload.image_shape
-        milestones = tuple(round(share * epochs) for share in Training.milestones)
+        milestones = tuple(epoch_at(share, epochs) for share in Training.milestones)
         task = Task(counts, shape, epochs=epochs, steps_per_epoch=CYCLE, milestones=milestones)
         self.method: Method = methods.build(name, settings, task).to(device)
         self.model = models.build(self.workload.model, len(counts), shape, head=self.method.task.head).to(device)
@@ -85,7 +85,7 @@ class MethodSteps:
         stages = [self.method.task.stages[epoch] for epoch in range(epochs)]
         self.stages = [(stages.index(stage), stages.count(stage) / epochs) for stage in dict.fromkeys(stages)]
         """Of each stage, its first epoch and its share of the run."""
-        self.cycle = CYCLE if self.method.optimizers else 2
+        self.cycle = CYCLE if self.method.optimizers or self.method.single_step else 2
         """Steps that are measured of a stage: those of a method that learns nothing between steps are all alike."""
         self.enter(0)
 

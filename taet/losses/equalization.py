@@ -58,9 +58,9 @@ def hierarchical_equalization(
     logits (N, C), labels (N,) int64 -> `Loss` with a scalar total; its parts are without the factors. `absent` decides
     what happens to a class without a sample in the batch: "zero" counts it as loss 0 (the public code), "skip" leaves
     it out of the means, "ema" uses `running` (C,), a running mean of its past losses, without gradient. Raises
-    UserError for another `absent`, ValueError for "ema" without `running`. On several processes the class means are
-    those of the global batch. Source: TAET, CVPR 2025, arXiv:2503.01924, section 3 (HARL); the constants are those of
-    its public code.
+    UserError for another `absent`, for "ema" without `running`, and for labels that `cross_entropy` refuses. On several
+    processes the class means are those of the global batch. Source: TAET, CVPR 2025, arXiv:2503.01924, section 3
+    (HARL); the constants are those of its public code.
 
     Example:
         >>> import torch
@@ -80,7 +80,7 @@ def hierarchical_equalization(
         weights = present.to(means.dtype)
     elif absent == "ema":
         if running is None:
-            raise ValueError('absent="ema" needs `running`, the running mean loss of every class')
+            raise UserError("running: got none with absent ema; allowed: the running mean loss of every class, (C,)")
         means = torch.where(present, means, running.to(means.dtype).detach())
     number = weights.sum()
     bcl = (weights * means).sum() / number

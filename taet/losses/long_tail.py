@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from taet.bounds import NonNegative, Positive, check_value
 from taet.errors import UserError, unknown
 
 FocalForm = Literal["softmax", "sigmoid"]
+NO_CLASS = -(2**63)
+"""The label that cross-entropy skips: no mistake ends there, as it does at PyTorch's own, -100."""
 
 
 def full_precision(values: Tensor) -> Tensor:
@@ -44,7 +47,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     CE_i = logsumexp(z_i) - z_{i, y_i}
 
-    logits (N, C), labels (N,) int64 -> (N,), at least 0.
+    logits (N, C), labels (N,) int64 -> (N,), at least 0. Raises UserError for labels of another type or shape and, on
+    the CPU, for one that is none of the C classes; a GPU ends with an assertion there.
 
     Example:
         >>> import torch
@@ -53,7 +57,32 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         >>> cross_entropy(logits, torch.tensor([0, 2]))
         tensor([0.2395, 1.5514])
     """
-    return functional.cross_entropy(full_precision(logits), labels, reduction="none")
+    check_labels(logits, labels)
+    try:
+        return functional.cross_entropy(full_precision(logits), labels, reduction="none", ignore_index=NO_CLASS)
+    except IndexError:
+        raise out_of_range(labels, logits.shape[1]) from None
+
+
+def check_labels(logits: Tensor, labels: Tensor) -> None:
+    """Raise a `UserError` unless there is one int64 label for each row of logits; values are not read."""
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
+        got = f"{labels.dtype} {tuple(labels.shape)} with values {tuple(logits.shape)}"
+        raise UserError(f"labels: got {got}; allowed: torch.int64 (N,) with (N, C)")
+
+
+def counts_of(class_counts: Tensor, logits: Tensor) -> Tensor:
+    """Return class counts in the type of logits; a `UserError` unless there is one for each logit."""
+    if class_counts.shape != logits.shape[1:]:
+        got = f"shape {tuple(class_counts.shape)} with logits {tuple(logits.shape)}"
+        raise UserError(f"class counts: got {got}; allowed: ({logits.shape[-1]},), one per logit")
+    return class_counts.to(logits.dtype)
+
+
+def out_of_range(labels: Tensor, classes: int) -> UserError:
+    """Return the error about labels of which one is no class."""
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    return UserError(f"labels: got {int(wrong[0])}; allowed: 0 to {classes - 1}, one per logit")
 
 
 def logit_adjustment(logits: Tensor, labels: Tensor, class_counts: Tensor, tau: float = 1.0) -> Tensor:
@@ -71,8 +100,9 @@ def logit_adjustment(logits: Tensor, labels: Tensor, class_counts: Tensor, tau: 
         >>> logit_adjustment(logits, torch.tensor([0, 2]), torch.tensor([80, 15, 5]), tau=0.5)
         tensor([0.0884, 2.2730])
     """
+    check_value("tau", tau, NonNegative)
     logits = full_precision(logits)
-    return cross_entropy(logits + tau * log_prior(class_counts.to(logits.dtype)), labels)
+    return cross_entropy(logits + tau * log_prior(counts_of(class_counts, logits)), labels)
 
 
 def balanced_softmax(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
@@ -93,7 +123,7 @@ def balanced_softmax(logits: Tensor, labels: Tensor, class_counts: Tensor) -> Te
         tensor([0.0864, 2.7183])
     """
     logits = full_precision(logits)
-    return cross_entropy(logits + positive_counts(class_counts.to(logits.dtype)).log(), labels)
+    return cross_entropy(logits + positive_counts(counts_of(class_counts, logits)).log(), labels)
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0, form: FocalForm = "softmax") -> Tensor:
@@ -103,8 +133,8 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0, form: FocalForm = 
     sigmoid   sum_c -(1 - p_c)^gamma log p_c               with p_y = sigmoid(z_y) and p_c = sigmoid(-z_c) elsewhere
 
     logits (N, C), labels (N,), gamma at least 0 -> (N,), at least 0. The gradient also flows through the factor. Raises
-    UserError for another `form`. Source: Lin et al., ICCV 2017, arXiv:1708.02002, equation 4 (sigmoid); the softmax
-    form is the usual one in long-tailed recognition (Cao et al., NeurIPS 2019).
+    UserError for another `form` or `gamma`. Source: Lin et al., ICCV 2017, arXiv:1708.02002, equation 4 (sigmoid); the
+    softmax form is the usual one in long-tailed recognition (Cao et al., NeurIPS 2019).
 
     Example:
         >>> import torch
@@ -113,12 +143,14 @@ def focal(logits: Tensor, labels: Tensor, gamma: float = 2.0, form: FocalForm = 
         >>> focal(logits, torch.tensor([0, 2]), gamma=2.0)
         tensor([0.0109, 0.9635])
     """
+    check_value("gamma", gamma, NonNegative)
     logits = full_precision(logits)
     if form == "softmax":
         loss = cross_entropy(logits, labels)
         # 1 - p_y; above 0, since the slope of x^gamma at 0 is infinite for gamma < 1.
         return (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).tiny) ** gamma * loss
     if form == "sigmoid":
+        check_labels(logits, labels)
         toward = torch.where(is_label(logits, labels), logits, -logits)
         return -((gamma * functional.logsigmoid(-toward)).exp() * functional.logsigmoid(toward)).sum(1)
     raise unknown("focal form", form, get_args(FocalForm))
@@ -166,7 +198,7 @@ def class_balanced(logits: Tensor, labels: Tensor, class_counts: Tensor, beta: f
         tensor([0.0082, 4.1745])
     """
     loss = cross_entropy(logits, labels)
-    return effective_number_weights(class_counts.to(loss.dtype), beta)[labels] * loss
+    return effective_number_weights(counts_of(class_counts, full_precision(logits)), beta)[labels] * loss
 
 
 def ldam_margins(class_counts: Tensor, max_margin: float = 0.5) -> Tensor:
@@ -180,6 +212,7 @@ def ldam_margins(class_counts: Tensor, max_margin: float = 0.5) -> Tensor:
 
 def less_margin(logits: Tensor, labels: Tensor, margins: Tensor) -> Tensor:
     """Subtract the margin m_y of the label from its logit, z_y - m_y: logits (N, C), margins (C,) -> (N, C)."""
+    check_labels(logits, labels)
     return torch.where(is_label(logits, labels), logits - margins, logits)
 
 
@@ -199,8 +232,10 @@ def ldam(cosines: Tensor, labels: Tensor, class_counts: Tensor, max_margin: floa
         >>> ldam(cosines, torch.tensor([0, 2]), torch.tensor([80, 15, 5]), max_margin=0.5, scale=5.0)
         tensor([0.0978, 3.2413])
     """
+    check_value("max margin", max_margin, NonNegative)
+    check_value("scale", scale, Positive)
     cosines = full_precision(cosines)
-    margins = ldam_margins(class_counts.to(cosines.dtype), max_margin)
+    margins = ldam_margins(counts_of(class_counts, cosines), max_margin)
     return cross_entropy(scale * less_margin(cosines, labels, margins), labels)
 
 

@@ -42,6 +42,9 @@ class OuterLoss(nn.Module):
     margins: Tensor
     balanced: Tensor
     weights: Tensor
+    factor: Tensor
+    by_class: bool = False
+    """Whether losses are multiplied by `factor` of their label (C,), which a method writes, after everything else."""
 
     def __init__(
         self, outer: Outer, class_counts: Sequence[int] | Tensor, scale: float = 1.0, drw_from: int | None = None
@@ -60,6 +63,7 @@ class OuterLoss(nn.Module):
             "margins": scale * ldam_margins(counts, outer.max_margin),
             "balanced": effective_number_weights(counts, outer.beta),
             "weights": torch.ones_like(counts),
+            "factor": torch.ones_like(counts),
         }
         for name, values in constants.items():  # not saved: they follow from the task and the epoch
             self.register_buffer(name, values, persistent=False)
@@ -98,10 +102,10 @@ class OuterLoss(nn.Module):
         return less_margin(logits, labels, self.margins.to(logits.dtype))
 
     def weighed(self, losses: Tensor, labels: Tensor) -> Tensor:
-        """Losses (N,) times their class weights under class-balanced and `drw`, otherwise unchanged."""
-        if not (self.outer.drw or self.name == "class-balanced"):
-            return losses
-        weights = self.weights.to(losses.dtype)[labels]
-        if self.outer.divide_by == "weights":
-            weights = weights / global_mean(weights)
-        return weights * losses
+        """Losses (N,) times their class weights under class-balanced and `drw`, and times `factor` if `by_class`."""
+        if self.outer.drw or self.name == "class-balanced":
+            weights = self.weights.to(losses.dtype)[labels]
+            if self.outer.divide_by == "weights":
+                weights = weights / global_mean(weights)
+            losses = weights * losses
+        return self.factor.to(losses.dtype)[labels] * losses if self.by_class else losses

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -84,7 +85,7 @@ class AdversarialDistributionalTraining(Method):
         """exp: learning rate of the fit (paper)."""
         accumulate: Annotated[bool, OnlyWith(variant="exp")] = True
         """exp: each step follows the sum of all gradients so far, as in the public code; off: the newest only."""
-        width: Annotated[Count, OnlyWith(variant=AMORTISED)] = 64
+        width: Annotated[int, Ge(1), Le(1024), OnlyWith(variant=AMORTISED)] = 64
         """exp-am, imp-am: channels of the generator's first layer. The paper has 256, which costs as much as 19
         ResNet-18."""
         generator_lr: Annotated[Positive, OnlyWith(variant=AMORTISED)] = 2e-4

@@ -2,8 +2,9 @@
 
 A method is one small class in one file of this folder. The trainer knows none by name; per step it calls `perturb` on
 the frozen model, `loss`, and, when the weights have moved, `after_step`. State that changes lives in buffers, written
-in place in `start_epoch` and `after_step` only, and Python branches depend on the configuration and the stage only, so
-that a step may be captured once and replayed. A method never subclasses another: it holds it and forwards the hooks.
+in place in `start_epoch`, `after_step` and `feedback` only, and Python branches depend on the configuration and the
+stage only, so that a step may be captured once and replayed. A method never subclasses another: it holds it and
+forwards the hooks.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from taet.metrics import class_ranks
 from taet.models.heads import Head
 from taet.models.view import View
 
-__all__ = ["Adversarial", "Attack", "Loss", "Method", "Overrides", "Step", "Task"]
+__all__ = ["Adversarial", "Attack", "Loss", "Method", "Overrides", "Seen", "Step", "Task", "second_stage"]
 
 Overrides = Mapping[str, Any]
 """Dotted settings of a run with their values."""
@@ -139,6 +140,8 @@ class Task:
     """The method's stage in every epoch."""
     seed: int = 0
     """The run's seed, for the initial weights of the method's own networks."""
+    watched: tuple[int, ...] = ()
+    """Epochs, from 0, that have a point of the curve, and thus feedback; by default each."""
     ranks: tuple[int, ...] = field(init=False)
     """Rank of every class by training count, 0 the largest, ties by label."""
     prior: tuple[float, ...] = field(init=False)
@@ -149,6 +152,7 @@ class Task:
         object.__setattr__(self, "ranks", tuple(int(rank) for rank in class_ranks(self.class_counts)))
         object.__setattr__(self, "prior", tuple(n / total for n in self.class_counts))
         object.__setattr__(self, "stages", self.stages or ("adversarial",) * self.epochs)
+        object.__setattr__(self, "watched", self.watched or tuple(range(self.epochs)))
 
     @property
     def num_classes(self) -> int:
@@ -177,6 +181,46 @@ class Step(NamedTuple):
         return self.view.module
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a point of the curve found on all validation images, by their class: the argument of `feedback`.
+
+    Sums in float64 over the images of a class, on the method's device and over all processes, of the model as it would
+    be deployed, clean (f(x)) and under the curve's attack (f(x')). Another split than validation is refused: no method
+    learns from test images.
+    """
+
+    split: str
+    images: Tensor
+    """Images of each class, (C,)."""
+    clean: Tensor
+    """How many of them are classified correctly, (C,)."""
+    confusion: Tensor
+    """Attacked images by their class (rows) and by the class that is predicted (columns), (C, C)."""
+    clean_loss: Tensor
+    """Sums of CE(f(x), y), (C,)."""
+    robust_loss: Tensor
+    """Sums of CE(f(x'), y), (C,)."""
+    divergence: Tensor
+    """Sums of KL(f(x) || f(x')), (C,)."""
+    features: Tensor | None = None
+    """Sums of the penultimate features of attacked images, (C, D); only for a method that uses features."""
+
+    def __post_init__(self) -> None:
+        if self.split != "validation":
+            raise ValueError(f"feedback: got images of the {self.split} split; allowed: validation")
+
+    @property
+    def robust(self) -> Tensor:
+        """How many images of each class are classified correctly under the attack, (C,)."""
+        return self.confusion.diagonal()
+
+    def rates(self, sums: Tensor) -> Tensor:
+        """Return sums (C,) as means over a class's images; a class without images has the mean of the others."""
+        means, present = sums / self.images.clamp(min=1), self.images > 0
+        return torch.where(present, means, means.sum() / present.sum())
+
+
 class Method(nn.Module):
     """A training method. `loss` is required; every other hook has the default of plain adversarial training."""
 
@@ -190,6 +234,12 @@ class Method(nn.Module):
     """Whether the attack's objective is a loss on labels; only then can the run re-balance it."""
     uses_features: bool = False
     """Whether the loss reads `model.features`."""
+    needs_feedback: bool = False
+    """Whether the method learns from the validation split, through `feedback`; without one it is refused."""
+    average_decay: float = 0.0
+    """Decay of an average of the weights of the epochs that the method `admits`, which the run delivers; 0: none."""
+    single_step: bool = False
+    """Whether the attack is a single step: the curve then watches for catastrophic overfitting, under FGSM too."""
     baseline: ClassVar[bool] = False
     """Whether reports compare the other methods with this one."""
     budget_warm_up: ClassVar[float] = 0.8
@@ -257,6 +307,19 @@ class Method(nn.Module):
     def after_step(self, model: nn.Module, step: Step) -> None:
         """Called when the weights have moved."""
 
+    def feedback(self, epoch: int, seen: Seen) -> None:
+        """Called at the end of each epoch with a point of the curve, if the method `needs_feedback`."""
+
+    def admits(self, epoch: int, seen: Seen) -> bool:
+        """Whether the weights of `epoch` enter the average, by what the live model does; asked once in each epoch."""
+        return False
+
     def offset(self) -> Tensor:
         """What is subtracted from the deployed logits, (C,)."""
         return torch.zeros_like(self.class_counts)
+
+
+def second_stage(begin: float | None, task: Task, epoch: int, name: str) -> str:
+    """Return `name` from a share `begin` of the epochs on, by default from the first milestone on; before: burn-in."""
+    first = min(task.milestones, default=task.epochs) if begin is None else round(begin * task.epochs)
+    return name if epoch >= first else "burn-in"

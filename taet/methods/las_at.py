@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -143,7 +143,7 @@ class LearnableAttackStrategy(Method):
         """Factor of the copy's clean accuracy in the reward. Default: 2, las-trades 4 (same)."""
         strategy_lr: Positive = 1e-4
         """Learning rate of the strategy (same); las-trades divides it by ten at every milestone."""
-        width: Count = 16
+        width: Annotated[int, Ge(1), Le(1024)] = 16
         """Channels of the strategy network's first layer; the published ResNet-18 has 64."""
 
     def __init__(self, config: Config, task: Task) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from taet.bounds import Share
-from taet.config import Outer
+from taet.config import Outer, epoch_at
 from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
@@ -55,7 +55,7 @@ class Taet(Method):
 
     @staticmethod
     def stage_at(config: Config, task: Task, epoch: int) -> str:
-        return "clean" if epoch < round(config.clean_share * task.epochs) else "adversarial"
+        return "clean" if epoch < epoch_at(config.clean_share, task.epochs) else "adversarial"
 
     def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
         return self.equalization.warnings(class_counts, batch_size)

@@ -7,7 +7,17 @@ from pathlib import Path
 from taet import registry
 from taet.errors import UserError
 from taet.models.classifier import Adapter, Classifier, adapted
-from taet.models.foreign import check_logits, elsewhere, is_own, refuse_code_in, registered, taken_apart
+from taet.models.foreign import (
+    check_consent,
+    check_logits,
+    check_trust,
+    consent,
+    elsewhere,
+    is_own,
+    registered,
+    taken_apart,
+    trusted,
+)
 from taet.models.heads import CosineHead, Head
 from taet.models.weights import pretrained
 from taet.randomness import seeded
@@ -19,11 +29,14 @@ __all__ = [
     "Head",
     "adapted",
     "build",
+    "check_consent",
     "check_logits",
+    "check_trust",
+    "consent",
     "is_own",
     "pretrained",
-    "refuse_code_in",
     "stem",
+    "trusted",
 ]
 
 

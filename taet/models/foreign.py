@@ -13,6 +13,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from contextvars import ContextVar
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from taet import registry
-from taet.errors import UserError, unknown
+from taet.errors import CUSTOM, UserError, custom_code, located, unknown
 from taet.models.classifier import Adapter, Classifier, adapted
 from taet.models.heads import Head, build_head
 from taet.models.weights import fill, read
@@ -29,6 +30,7 @@ from taet.randomness import seeded
 
 FORMS = ("package.module:callable", "torchvision:NAME", "timm:NAME")
 RGB = 3
+_trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 # The argument for the image size in torchvision's models of a fixed size, by the first part of their names.
 IMAGE_SIZE = {"vit": "image_size", "maxvit": "input_size"}
 
@@ -106,7 +108,8 @@ def load(
             if state.from_run and not isinstance(network, Classifier):
                 whole = any(key.startswith("network.") for key in state.tensors)
                 network = Adapter(network, num_classes) if whole else taken_apart(network, num_classes, image_shape)
-            about = fill(network, state, weights)
+            with custom_code(f"{weights} cannot be loaded into {spec}"):
+                about = fill(network, state, weights)
         elif is_own(spec):
             about = f"weights: as {spec} gives them"
         else:
@@ -157,7 +160,11 @@ def registered(
     known = registry.entries("models")
     if name not in known:
         raise unknown("model", name, (*known, *FORMS))
-    model: Classifier = known[name].load().build(name, num_classes, image_shape, head, stem)
+    model = known[name].call("build", Classifier, name, num_classes, image_shape, head, stem)
+    if known[name].path is not None:
+        with located(str(known[name].path)):
+            check_logits(model.eval(), torch.zeros(2, *image_shape), num_classes)
+        model.train()
     return model
 
 
@@ -207,12 +214,8 @@ def taken_apart(
 
 def check_logits(network: nn.Module, images: Tensor, num_classes: int) -> None:
     """Refuse a network in eval mode that does not return one logit per class for two `images`."""
-    try:
-        with torch.no_grad():
-            logits = network(images)
-    except Exception as error:  # whatever the network raises
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"model: cannot take images of shape {tuple(images.shape[1:])}: {said}") from error
+    with custom_code(f"model: cannot take images of shape {tuple(images.shape[1:])}"), torch.no_grad():
+        logits = network(images)
     if getattr(logits, "shape", None) != (2, num_classes):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UserError(f"model: got {got} for 2 images; allowed: (2, {num_classes}), one logit per class")
@@ -289,10 +292,8 @@ def _from_timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -
 
 def _made(build: Any, spec: str, *arguments: Any, **settings: Any) -> nn.Module:
     """Build a network; an exception of the builder, e.g. for an unsupported image size, becomes one line."""
-    try:
+    with custom_code(f"{spec} failed"):
         network = build(*arguments, **settings)
-    except Exception as error:  # whatever a library or the user's code raises
-        raise UserError(f"{spec} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{spec}: got a {type(network).__name__}; allowed: a torch.nn.Module, or what returns one")
     return network
@@ -308,18 +309,17 @@ def _unlisted(package: str, name: str, names: Collection[str], listing: str) -> 
 def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
     """Import a module and call the named callable."""
     spec = f"{module_name}:{name}"
-    if not (module_name and name):
+    if not (name and all(part.isidentifier() for part in module_name.split("."))):
         raise UserError(f"model: got '{spec}'; allowed: {', '.join(FORMS)}, or a name of taet list models")
     first = module_name.partition(".")[0]
-    if first in sys.stdlib_module_names:
-        raise UserError(f"{spec}: {first} is of Python's standard library; allowed: a module of your own")
+    if first in {*sys.stdlib_module_names, "taet"}:
+        origin = "this package" if first == "taet" else "Python's standard library"
+        raise UserError(f"{spec}: {first} is of {origin}; allowed: a module of your own")
+    CUSTOM.add(first)
     with _importable_here():
-        try:
-            # Random numbers that the file draws when it is imported do not shift other draws.
-            with torch.random.fork_rng(devices=[]):
-                module = importlib.import_module(module_name)
-        except Exception as error:  # whatever the user's file raises
-            raise UserError(f"module '{module_name}' cannot be imported: {type(error).__name__}: {error}") from error
+        # Random numbers that the file draws when it is imported do not shift other draws.
+        with custom_code(f"module '{module_name}' cannot be imported"), torch.random.fork_rng(devices=[]):
+            module = importlib.import_module(module_name)
         if not hasattr(module, name):
             own = (key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
             raise unknown(f"callable of {module_name}", name, own)
@@ -327,20 +327,48 @@ def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
         return made if isinstance(made, nn.Module) else _call(made, spec, num_classes)
 
 
-def refuse_code_in(folder: Path, name: str) -> None:
-    """Refuse a model whose code lies in `folder`, or may: opening a run never runs code that came with it.
+@contextlib.contextmanager
+def trusted(*names: str | None) -> Iterator[None]:
+    """Let runs and specifications name the models `names`, package.module:callable: their code is imported and run.
 
-    Nothing is imported to find out. A name that is no package.module:callable has no code there. The current directory
+    What a file says never decides alone which code is run. None is no name.
+    """
+    before = _trusted.set(frozenset(filter(None, names)))
+    try:
+        yield
+    finally:
+        _trusted.reset(before)
+
+
+def consent(name: str) -> list[str]:
+    """Return the words of a command that opens a run whose model is called `name`."""
+    return ["--trust-model", name] if is_own(name) else []
+
+
+def check_consent(where: str, name: str) -> None:
+    """Refuse the model that a file names if it is custom code that was not named to `trusted` as well."""
+    if is_own(name) and name not in _trusted.get():
+        raise UserError(
+            f"{where}: got the model '{name}', which is code outside this package; "
+            f"allowed: with --trust-model {name}, which imports and runs it"
+        )
+
+
+def check_trust(folder: Path, name: str) -> None:
+    """Refuse the model that the run in `folder` names if it is custom code that was not named to `trusted` as well.
+
+    Code that lies in the folder, or may, is refused in any case. Nothing is imported to find out. The current directory
     is searched before all others, also for whatever the module imports, so it must not lie in the folder either.
 
     Raises:
         UserError: in one line.
     """
+    check_consent(str(folder), name)
     if not is_own(name):
         return
     inside = folder.resolve()
     with _importable_here():
-        places = (Path.cwd(), *_places(name.partition(":")[0].split(".")))
+        places = (_current(), *_places(name.partition(":")[0].split(".")))
     if any(place.resolve().is_relative_to(inside) for place in places):
         never = "opening a run never runs code that may have come with it"
         raise UserError(
@@ -365,10 +393,17 @@ def _places(names: Sequence[str]) -> Iterator[Path]:
         yield from map(Path, path)
 
 
+def _current() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UserError("model: the current directory, where custom code is looked for first, is gone") from None
+
+
 @contextlib.contextmanager
 def _importable_here() -> Iterator[None]:
     before = list(sys.path)
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.insert(0, str(_current()))
     try:
         yield
     finally:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from taet.errors import UserError
+from taet.files import read_bytes
 from taet.models.classifier import Adapter, Classifier
 
 NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # usual keys of the weights in a file
 SETTINGS = ("mean", "std", "offset")  # of a Classifier or Adapter: set by the data and the method of a run
 PARTS = ("body.", "head.", "network.")  # all their other tensors
 FEW = 3  # names in a message
+MOST_BYTES = 2**36  # of a file of weights
+DEEPEST = 8  # dictionaries inside each other that are searched for weights
 
 
 class StoredWeights(NamedTuple):
@@ -57,10 +61,15 @@ def _content(path: Path) -> Any:
         raise UserError(f"weights: got {path}; allowed: a file that exists (.safetensors, .pt or .pth)")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
+            return load(read_bytes(path, most=MOST_BYTES))  # safetensors opens no file whose name is not UTF-8
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # about old file formats, which are read or refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            if zipfile.is_zipfile(file):
+                check_archive(file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (UserError, MemoryError):
+        raise
     except Exception as error:  # torch reports a truncated or foreign file in many types
         code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code is None:
@@ -68,6 +77,15 @@ def _content(path: Path) -> Any:
             raise UserError(f"{path} holds no weights that can be read without running code, {reason}") from None
         holds = f"{path} holds pickled code ({code[1]}), which is never run"
         raise UserError(f"{holds}; save model.state_dict() alone") from None
+
+
+def check_archive(file: IO[bytes]) -> None:
+    """Compare the checksum of every member of a zip file, which torch does not, and refuse compressed ones."""
+    with zipfile.ZipFile(file) as archive:
+        compressed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+        if compressed or archive.testzip() is not None:
+            raise zipfile.BadZipFile
+    file.seek(0)
 
 
 def _is_mapping(value: Any) -> bool:
@@ -78,8 +96,10 @@ def _is_state(value: Any) -> bool:
     return _is_mapping(value) and bool(value) and all(isinstance(entry, Tensor) for entry in value.values())
 
 
-def _holds_state(value: Any) -> bool:
-    return _is_state(value) or (_is_mapping(value) and any(_holds_state(entry) for entry in value.values()))
+def _holds_state(value: Any, deepest: int = DEEPEST) -> bool:
+    if _is_state(value):
+        return True
+    return deepest > 0 and _is_mapping(value) and any(_holds_state(entry, deepest - 1) for entry in value.values())
 
 
 def fill(network: nn.Module, state: StoredWeights, path: Path) -> str:
@@ -115,7 +135,7 @@ def pretrained(model: Classifier | Adapter, path: Path) -> str:
         return sentence
     shapes = {key: value.shape for key, value in own.state_dict().items()}
     if shapes == {key: value.shape for key, value in head.items()}:
-        own.load_state_dict(head)
+        _copy(own, head, path)
         return f"{sentence}, its head included"
     classes = len(head["weight"])
     other = "of another kind" if classes == len(model.offset) else f"for {classes} classes"
@@ -154,6 +174,9 @@ def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors into the network, or report those that do not fit."""
     held = network.state_dict()
     other = [key for key, value in state.items() if key in held and value.shape != held[key].shape]
+    for key in state.keys() & held.keys() - {*other}:
+        if wrong := _kind(state[key], held[key]):
+            raise UserError(f"{path}: {key}: got {wrong}; allowed: dense {held[key].dtype} values, all finite")
     keys = network.load_state_dict({key: state[key] for key in state if key not in other}, strict=False)
     missing = [key for key in keys.missing_keys if key not in other]
     unexpected = keys.unexpected_keys
@@ -162,6 +185,18 @@ def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         parts = [f"{len(names)} {kind} ({_first(names)})" for kind, names in found if names]
         raise UserError(f"{path} does not fit the model: {'; '.join(parts)}{_hint(state, held)}")
+
+
+def _kind(value: Tensor, held: Tensor) -> str:
+    """Return what is wrong with the kind or the values of a tensor that shall fill `held`; "" if nothing is.
+
+    Floating-point numbers may have another width. Everything else would be cast to other values in silence.
+    """
+    if value.is_quantized or value.layout != torch.strided or value.device.type != "cpu":
+        return f"a tensor of {value.dtype} on {value.device.type}, {str(value.layout).removeprefix('torch.')}"
+    if value.dtype != held.dtype and not (value.is_floating_point() and held.is_floating_point()):
+        return str(value.dtype)
+    return "" if bool(value.isfinite().all()) else "values that are not finite"
 
 
 def _hint(state: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:

@@ -27,7 +27,7 @@ def write(
 
     Args:
         run_dirs: folders with a run or a result card.
-        out: file to write.
+        out: file to write, where there is none, or an HTML page; or a device or a FIFO.
         title: title of the page; by default one that names the data sets.
         names: the label of each folder; by default labels follow from the settings.
         not_run: (name, reason) of other runs that were asked for.
@@ -41,6 +41,7 @@ def write(
     if not run_dirs:
         raise UserError("report: got no run folder; allowed: one or more folders with a run or a result card")
     out, folders = Path(out), list(map(Path, run_dirs))
+    _check_target(out)
     named: dict[Path, str | None] = dict.fromkeys(folders)
     if names is not None:
         named.update(zip(folders, names, strict=True))
@@ -49,5 +50,18 @@ def write(
         text = page.page(runs, list(named.values()), title, not_run)
     with located("report"):
         make_folder(out.parent)
-    write_atomically(out, text.encode())
+    write_atomically(out, text.encode(errors="backslashreplace"), devices=True)  # names of folders may be any bytes
     return out
+
+
+def _check_target(out: Path) -> None:
+    """Refuse to replace a file that is no page, such as one of a run."""
+    from taet.files import opened
+
+    if out.is_dir():
+        raise UserError(f"report: got the folder {out}; allowed: a file, e.g. {out / 'report.html'}")
+    if out.is_file():
+        with opened(out) as file:
+            start = file.read(100).strip().lower()
+        if start and not start.startswith((b"<!doctype html", b"<html")):
+            raise UserError(f"report: {out} is there and is no HTML page; allowed: a new file, or an earlier report")

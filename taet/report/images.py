@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from taet.report.read import Examples, Ints
+from taet.evaluation.examples import Examples
+from taet.report.read import Ints
 
 EXAMPLES = 8
 

@@ -15,6 +15,7 @@ import numpy as np
 from taet import metrics
 from taet.attacks import catalogue
 from taet.attacks.catalogue import Identity
+from taet.attacks.suite import Suite
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.summary import Summary
@@ -22,8 +23,6 @@ from taet.formatting import size
 from taet.report.series import Series
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
-STRONGEST = "autoattack"
-"""The attack by which the tables of a page are sorted, if it was run."""
 
 
 class AttackKey(Identity):
@@ -153,7 +152,7 @@ def shown(card: ResultCard) -> Iterator[Column]:
 
 
 def strongest(runs: Sequence[Measured]) -> AttackKey | None:
-    """Return the strongest attack: AutoAttack, or else the one with the lowest mean balanced robustness.
+    """Return the strongest attack: a whole suite, or else the one with the lowest mean balanced robustness.
 
     Only bounded attacks of the cards' threat model that most runs have are considered; a worst case only if there is
     nothing else.
@@ -161,7 +160,9 @@ def strongest(runs: Sequence[Measured]) -> AttackKey | None:
 
     def order(attack: AttackKey) -> tuple[bool, int, bool, float]:
         values = [run.balanced(attack) for run in runs if attack in run.summaries]
-        return attack.is_worst_case, -len(values), attack.name != STRONGEST, sum(values) / len(values)
+        specs = (column.attack for run in runs for _, column in run.columns.get(attack, ()))
+        whole = any(isinstance(spec, Suite) and spec.is_reference for spec in specs)
+        return attack.is_worst_case, -len(values), not whole, sum(values) / len(values)
 
     return min((attack for run in runs for attack in run.of_threat()), key=order, default=None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,22 @@ def page(
     for one in all_series:
         by_data.setdefault(one.data, []).append(one)
     comparisons = [section(data, group, f"data-{i}") for i, (data, group) in enumerate(by_data.items(), 1)]
+    sets = ", ".join(dict.fromkeys(comparison.data.name for comparison in comparisons))
+    return _template().render(
+        title=title or f"Adversarial robustness on {sets}",
+        comparisons=comparisons,
+        numbers=sentences.numbers(all_series),
+        few=metrics.FEW_PER_CLASS,
+        whiskered=figures.WHISKERED_CLASSES,
+        not_run=not_run,
+        unchecked=[one.label for one in all_series if not all(card.sealed for card in one.cards)],
+        provenance=[(one, [(run, provenance(run)) for run in one.runs]) for one in all_series],
+    )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """Return the template of the page, compiled once."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -40,16 +57,7 @@ def page(
         "size": formatting.size,
         "is_finite": math.isfinite,
     }
-    sets = ", ".join(dict.fromkeys(comparison.data.name for comparison in comparisons))
-    return environment.get_template("report.html.j2").render(
-        title=title or f"Adversarial robustness on {sets}",
-        comparisons=comparisons,
-        numbers=sentences.numbers(all_series),
-        few=metrics.FEW_PER_CLASS,
-        whiskered=figures.WHISKERED_CLASSES,
-        not_run=not_run,
-        provenance=[(one, [(run, provenance(run)) for run in one.runs]) for one in all_series],
-    )
+    return environment.get_template("report.html.j2")
 
 
 def section(data: ReportedData, all_series: Sequence[Series], anchor: str) -> SimpleNamespace:

@@ -5,9 +5,7 @@ A folder may hold a result card alone, of a model that was trained elsewhere.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,9 @@ import numpy.typing as npt
 
 from taet import metrics
 from taet.errors import UserError
+from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
+from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
 from taet.training.decisive import decisive
 from taet.training.folder import RUN, RunFolder
@@ -26,19 +26,6 @@ from taet.training.record import Epoch, RunRecord
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Clean images, uint8, and adversarial ones, float in [0, 1], (n, H, W, C); labels and predictions, (n,)."""
-
-    images: npt.NDArray[np.uint8]
-    adversarial: npt.NDArray[np.float32]
-    labels: Ints
-    clean_predictions: Ints
-    adversarial_predictions: Ints
-    attack: str
-    eps: float
 
 
 @dataclass(frozen=True)
@@ -99,7 +86,7 @@ class ReportedRun:
         """Settings of the training as JSON; empty if not known."""
         if self.record is not None:
             return self.record.settings
-        return (self.card and self.card.run.get("config")) or {}
+        return {} if self.card is None else self.card.run.get("config", {})
 
     @property
     def method(self) -> str:
@@ -141,61 +128,35 @@ def read(path: Path) -> ReportedRun:
         UserError: the folder holds neither a run nor a result card, or is damaged.
     """
     folder = RunFolder(path)
-    if not (folder.is_run or folder.card().is_file()):
+    if not (folder.is_run or folder.card().exists()):
         raise UserError(
             f"{path}: no run folder (it has neither {RUN} nor {folder.card().name}); "
             "allowed: folders that taet train or taet evaluate wrote"
         )
-    card = ResultCard.load(folder.card()) if folder.card().is_file() else None
-    record = folder.record if folder.is_run else None
-    try:
-        if record is not None:
-            kept, train, test = record.data, record.data.train, record.data.test
-            counts = (train.class_counts, test.class_counts)
-            data = ReportedData(kept.name, kept.class_names, *counts, test.sha256, kept.notes)
-        else:
-            assert card is not None
-            data = data_of_card(card)
-        run = ReportedRun(path, record, folder.metrics, card, None, data)
-        str(run.method), run.seed  # a record that lacks them is refused here
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged run folder: {type(error).__name__} {error}") from error
-    if card is not None and record is not None:
-        if card.class_names != data.class_names:
-            raise UserError(f"{path}: the classes of the result card are not those of the run; evaluate the run again")
-        sha256 = str(card.data.get("test_sha256", data.test_sha256))
-        data = dataclasses.replace(data, test_sha256=sha256, test_counts=_tested(card))
-    return dataclasses.replace(run, data=data, examples=_examples(folder.examples, data))
+    card = card_store.of_folder(folder)
+    examples = None if card is None else read_examples(folder.examples, card)
+    if not folder.is_run:
+        assert card is not None
+        return ReportedRun(path, None, (), card, examples, data_of_card(card))
+    record = folder.record
+    kept, train, test = record.data, record.data.train, record.data.test
+    tested = test.class_counts if card is None else _tested(card)
+    data = ReportedData(kept.name, kept.class_names, train.class_counts, tested, test.sha256, kept.notes)
+    return ReportedRun(path, record, folder.metrics, card, examples, data)
 
 
 def data_of_card(card: ResultCard) -> ReportedData:
     """Return what a card knows about its images."""
     counts = card.data.get("train_class_counts")
     return ReportedData(
-        name=str(card.data["name"]),
+        name=card.data["name"],
         class_names=card.class_names,
-        train_counts=None if counts is None else tuple(int(count) for count in counts),
+        train_counts=None if counts is None else tuple(counts),
         test_counts=_tested(card),
-        test_sha256=str(card.data["test_sha256"]),
-        notes=tuple(str(note) for note in card.data.get("notes") or ()),
+        test_sha256=card.data["test_sha256"],
+        notes=tuple(card.data.get("notes", ())),
     )
 
 
 def _tested(card: ResultCard) -> tuple[int, ...]:
     return tuple(int(count) for count in np.bincount(card.labels, minlength=card.num_classes))
-
-
-def _examples(path: Path, data: ReportedData) -> Examples | None:
-    if not path.is_file():
-        return None
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            stored = {field.name: arrays[field.name] for field in dataclasses.fields(Examples)}
-            examples = Examples(**stored | {"attack": str(stored["attack"]), "eps": float(stored["eps"])})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not readable as example images: {error}") from error
-    labels = np.concatenate([examples.labels, examples.clean_predictions, examples.adversarial_predictions])
-    fitting = examples.images.shape == examples.adversarial.shape and len(labels) == 3 * len(examples.images)
-    if not fitting or not np.isin(labels, range(len(data.class_names))).all():
-        raise UserError(f"{path}: the images, labels and predictions do not fit each other or the run's classes")
-    return examples

@@ -16,8 +16,10 @@ import numpy as np
 
 from taet import registry
 from taet.evaluation.card import ResultCard
+from taet.evaluation.examples import Examples
 from taet.formatting import words
-from taet.report.read import Examples, Floats, Ints, ReportedData, ReportedRun
+from taet.report.read import Floats, Ints, ReportedData, ReportedRun
+from taet.training.collapse import training_flags
 from taet.training.record import Epoch
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -96,6 +98,8 @@ class Series:
         for run in self.runs:
             for flag in run.card.flags if run.card is not None else ():
                 found.setdefault(flag["flag"], (flag["text"], []))[1].append(run.seed)
+            for name, text in training_flags(run.epochs).items():
+                found.setdefault(name, (text, []))[1].append(run.seed)
         return found
 
     def over_seeds(self, value: Callable[[Epoch], float | Ints | None]) -> list[tuple[Epoch, Floats]]:

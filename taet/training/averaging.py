@@ -40,6 +40,10 @@ class WeightAverage:
             self.tensors[name].copy_(state[name])
         self.models += 1
 
+    def add_admitted(self, model: nn.Module, decay: float) -> None:
+        """Add a model that a method has admitted: the average starts with the first one."""
+        self.add(model, decay if self.models else 0.0)
+
     def add_equally(self, model: nn.Module) -> None:
         """Add a model with the weight of every one before it: average <- average + (model - average) / (k + 1)."""
         self.add(model, self.models / (self.models + 1))

@@ -5,33 +5,37 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from taet.errors import UserError
-from taet.files import write_atomically
+from taet.bounds import Count
+from taet.errors import UserError, located
+from taet.files import MOST_JSON_BYTES, opened, parse_json, read_bytes, write_atomically
+from taet.models.weights import check_archive
+from taet.shapes import check_shape
 
 SCHEMA = 1
+MOST_WEIGHTS = 2**40
+"""Largest file of weights; a machine's memory ends before."""
 METADATA = "taet"  # the key of a safetensors file's metadata that holds ours, as JSON
 
 
 class WeightsAbout(NamedTuple):
-    """What a file of weights says about itself: the method, the epoch from 1 that it was saved after, and the run."""
+    """What a file of weights says about itself."""
 
     method: str
-    epoch: int
+    epoch: Count
+    """From 1: the epoch that they were saved after."""
     run_hash: str
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    weights_sha256: str = ""
+    """`tensors_digest` of them; '' in files of older versions."""
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -45,17 +49,29 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint; what is none, is damaged or was written by a newer version is a UserError."""
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise UserError(f"nothing to resume: {path.parent} holds no {path.name} yet") from None
-    except Exception as error:  # torch reports a truncated or foreign file in many types
-        raise UserError(f"{path} is no checkpoint of taet, or is truncated ({type(error).__name__})") from None
+    if not path.exists():
+        raise UserError(f"nothing to resume: {path.parent} holds no {path.name} yet")
+    with opened(path, links=False) as file:
+        try:
+            check_archive(file)
+            state = torch.load(file, weights_only=True, map_location="cpu")
+        except Exception as error:  # torch reports a truncated or foreign file in many types
+            raise UserError(f"{path} is no checkpoint of taet, or is truncated ({type(error).__name__})") from None
     if not (isinstance(state, dict) and isinstance(state.get("schema"), int)):
         raise UserError(f"{path} is no checkpoint of taet")
     if state["schema"] > SCHEMA:
         raise UserError(f"{path}: got schema {state['schema']}; allowed: up to {SCHEMA}; a newer taet wrote it")
+    if not all(tensor.layout == torch.strided and tensor.device.type == "cpu" for tensor in _tensors(state)):
+        raise UserError(f"{path} is no checkpoint of taet: it holds tensors without values of their own")
     return state
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for entry in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(entry)
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -69,39 +85,60 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load a safetensors file into `model`; another architecture's file is a UserError."""
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+    """Load a safetensors file into `model`; another architecture's file, or one that was changed, is a UserError."""
+    try:  # from its content: safetensors opens no file whose name is not UTF-8
+        tensors = load(read_bytes(path, most=MOST_WEIGHTS, links=False))
+    except SafetensorError as error:
         raise UserError(f"{path} is no safetensors file, or is truncated ({error})") from None
     expected = model.state_dict()
     wrong = [
         name
         for name in sorted({*tensors, *expected})
-        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape
+        if name not in tensors
+        or name not in expected
+        or (tensors[name].shape, tensors[name].dtype) != (expected[name].shape, expected[name].dtype)
     ]
     if wrong:
         raise UserError(f"{path} holds the weights of another model: {wrong[0]} does not fit ({len(wrong)} in all)")
+    if infinite := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
+        raise UserError(f"{path}: {infinite[0]}: got values that are not finite; allowed: finite weights")
     model.load_state_dict(tensors)
 
 
 def weights_about(path: Path) -> WeightsAbout:
     """Return the metadata of a file of weights; a file that `taet train` did not write is a UserError."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        values = json.loads(metadata[METADATA])
-        return WeightsAbout(str(values["method"]), int(values["epoch"]), str(values["run_hash"]))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}); was the folder copied whole?") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} was not written by taet train ({type(error).__name__}: {error})") from None
+    metadata = stored_metadata(path)
+    if METADATA not in metadata:
+        raise UserError(f"{path} was not written by taet train: it does not say of which run it is")
+    values = parse_json(metadata[METADATA].encode(), f"{path} was not written by taet train")
+    with located(f"{path} was not written by taet train"):
+        check_shape("", values, WeightsAbout)
+    return WeightsAbout(**{name: values[name] for name in WeightsAbout._fields if name in values})
+
+
+def stored_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file; one that cannot be read is a UserError."""
+    with opened(path, links=False) as file:
+        size, start = os.fstat(file.fileno()).st_size, file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= length <= min(size - 8, MOST_JSON_BYTES):
+            raise UserError(f"{path} cannot be read (it is no safetensors file); was the folder copied whole?")
+        values = parse_json(file.read(length), f"{path} cannot be read")
+    metadata = values.get("__metadata__", {}) if isinstance(values, dict) else None
+    with located(f"{path}: metadata"):
+        check_shape("", metadata, dict[str, str])
+    return dict(metadata or {})
 
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over the names, shapes and values of a model's state, in order."""
+    return tensors_digest(model.state_dict())
+
+
+def tensors_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, shapes and values of tensors, in order."""
     total = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in state.items():
         array: Tensor = value.detach().cpu().contiguous()
         total.update(f"{name}{tuple(array.shape)}{array.dtype}".encode())
         total.update(array.flatten().view(torch.uint8).numpy().tobytes())

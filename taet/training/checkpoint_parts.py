@@ -6,6 +6,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import torch
+from torch import Tensor
+
+from taet.shapes import check_shape
+
 
 class Stateful(Protocol):
     """A module, an optimiser, or anything else that gives and takes its state."""
@@ -33,9 +38,44 @@ def of(part: Stateful | None) -> Part:
     return Part(part.state_dict, part.load_state_dict)
 
 
-def field(owner: object, name: str) -> Part:
-    """Return the part of one attribute of plain Python values."""
-    return Part(partial(getattr, owner, name), partial(setattr, owner, name))
+def field(owner: object, name: str, shape: Any) -> Part:
+    """Return the part of one attribute of plain Python values, which have a `shape` as in `taet.shapes`."""
+
+    def load(value: Any) -> None:
+        check_shape(name, value, shape)
+        setattr(owner, name, value)
+
+    return Part(partial(getattr, owner, name), load)
+
+
+def optimizer(own: torch.optim.Optimizer) -> Part:
+    """Return the part of an optimiser; a state of another optimiser, or with other settings, is a ValueError."""
+
+    def load(state: dict[str, Any]) -> None:
+        for held, group in zip(own.param_groups, state["param_groups"], strict=True):
+            for name in held.keys() - {"params", "lr"}:  # the rate is set before each step
+                if name in group and group[name] != held[name]:  # a version of torch may add names
+                    raise ValueError(f"{name} is {group[name]!r:.100}, not {held[name]!r}")
+        own.load_state_dict(state)
+        for parameter, entries in own.state.items():
+            for name, value in entries.items():
+                if isinstance(value, Tensor) and value.ndim:
+                    check_form(name, value, parameter)
+
+    return Part(own.state_dict, load)
+
+
+def check_form(name: str, saved: object, own: object) -> None:
+    """Refuse saved tensors of another shape or type than our `own`; in a mapping also other names."""
+    if isinstance(own, Mapping):
+        if not isinstance(saved, Mapping) or saved.keys() != own.keys():
+            raise ValueError(f"{name} has other parts than this run")
+        for key, value in own.items():
+            check_form(f"{name} {key}", saved[key], value)
+        return
+    wanted = (own.shape, own.dtype) if isinstance(own, Tensor) else None
+    if wanted is not None and (not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != wanted):
+        raise ValueError(f"{name} has another shape or type than in this run")
 
 
 def each(parts: Mapping[str, Stateful]) -> Part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,12 @@ from taet.attacks.precision import exact_float32
 from taet.data import Split
 from taet.data.augmentation import to_unit
 from taet.distributed import global_sum, rank, world_size
+from taet.methods.base import Seen
 from taet.randomness import generator
+from taet.training.feedback import FeedbackSums
 from taet.training.record import Row
 from taet.training.resolve import Resolved
+from taet.training.schedule import watched_epochs
 
 Counts = dict[str, list[int]]
 
@@ -27,8 +31,15 @@ def per_class(labels: Tensor, hits: Tensor, num_classes: int) -> Tensor:
     return torch.zeros(num_classes, dtype=torch.int64, device=labels.device).index_add_(0, labels, hits.long())
 
 
+class WatchedEpoch(NamedTuple):
+    """A point of the curve: what the row of its epoch stores, and what a method may learn from it."""
+
+    row: Row
+    seen: Seen | None
+
+
 def monitor(
-    model: nn.Module,
+    model: Any,
     split: Split,
     *,
     device: torch.device,
@@ -39,15 +50,21 @@ def monitor(
     seed: int,
     channels_last: bool,
     pause: Callable[[], None],
+    fgsm: bool = False,
+    sums: FeedbackSums | None = None,
+    with_features: bool = False,
 ) -> dict[str, Counts]:
     """Return {"clean": ..., "pgd-N": ...}, each with the correct and total images per class, in float32.
 
     The images are moved to `device`, where the model is, batch by batch. The start noise is U(-eps, eps), the same in
     every epoch, so that only the model changes the curve. Each of P processes takes every P-th batch; `pause` is called
-    before each batch, equally often in all processes.
+    before each batch, equally often in all processes. With `fgsm` there is a third entry, one step of eps from the
+    image itself. `sums` takes what else a method learns from, with the features of
+    a Classifier if it uses them.
     """
     attack, num_classes = f"pgd-{steps}", len(split.class_names)
-    correct = {name: torch.zeros(num_classes, dtype=torch.int64, device=device) for name in ("clean", attack)}
+    names = ("clean", *(["fgsm"] if fgsm else []), attack)
+    correct = {name: torch.zeros(num_classes, dtype=torch.int64, device=device) for name in names}
     with frozen(model), exact_float32(device.type):
         batches, processes = math.ceil(len(split) / batch_size), world_size()
         for number in range(rank(), math.ceil(batches / processes) * processes, processes):
@@ -59,9 +76,18 @@ def monitor(
             y = torch.from_numpy(split.labels[rows]).to(device)
             noise = generator(device, seed, "monitor", number)
             attacked = pgd(model, x, y, eps=eps, step_size=step_size, steps=steps, start="uniform", generator=noise)
+            single = pgd(model, x, y, eps=eps, step_size=eps, steps=1, start="none") if fgsm else None
             with torch.no_grad():
-                for name, inputs in (("clean", x), (attack, attacked)):
-                    correct[name] += per_class(y, model(inputs).argmax(1) == y, num_classes)
+                features = model.features(attacked) if with_features else None
+                logits = {
+                    "clean": model(x),
+                    attack: model(attacked) if features is None else model.classify(features),
+                }
+                logits |= {} if single is None else {"fgsm": model(single)}
+                for name, found in logits.items():
+                    correct[name] += per_class(y, found.argmax(1) == y, num_classes)
+                if sums is not None:
+                    sums.add(y, logits["clean"], logits[attack], features)
     total = split.class_counts.tolist()
     return {name: {"correct": global_sum(counts).tolist(), "total": total} for name, counts in correct.items()}
 
@@ -72,15 +98,29 @@ class TrainingCurve:
     def __init__(self, resolved: Resolved, split: Split, device: torch.device) -> None:
         self.run, self.name, self.chooses = resolved.run, resolved.split, resolved.chooses
         self.split, self.device = split, device
-        every, epochs = self.run.training.monitor_every, self.run.training.epochs
-        self.epochs = {e for e in range(epochs) if every and ((e + 1) % every == 0 or e + 1 == epochs)}
+        self.learns = resolved.method.needs_feedback
+        self.with_features = self.learns and resolved.method.uses_features
+        self.single_step = resolved.method.single_step
+        self.epochs = set(watched_epochs(self.run))
         self.batches = math.ceil(len(split) / self.run.evaluation.batch_size)
         self.best_score, self.best_epoch = -math.inf, -1
         self.best_weights: dict[str, Tensor] | None = None
 
-    def measure(self, model: nn.Module, epoch: int, pause: Callable[[], None]) -> Row:
-        """Return the point of `epoch`, from 0; `pause` is called before each batch."""
+    def measure(self, model: nn.Module, epoch: int, pause: Callable[[], None]) -> WatchedEpoch:
+        """Return the point of `epoch`, from 0, and keep the best; `pause` is called before each batch."""
+        point = self.look(model, pause)
+        attacked = point.row[f"pgd-{self.run.training.monitor_steps}"]
+        score = metrics.balanced_accuracy(attacked["correct"], attacked["total"])
+        if self.chooses and score > self.best_score:
+            self.best_score, self.best_epoch = score, epoch
+            self.best_weights = {name: value.cpu() for name, value in model.state_dict().items()}
+        return point
+
+    def look(self, model: nn.Module, pause: Callable[[], None]) -> WatchedEpoch:
+        """Return what `measure` does, without choosing."""
         run = self.run
+        counted = torch.from_numpy(self.split.class_counts).to(self.device)
+        sums = FeedbackSums(counted) if self.learns else None
         counts = monitor(
             model,
             self.split,
@@ -92,10 +132,9 @@ class TrainingCurve:
             seed=run.seed,
             channels_last=run.training.channels_last,
             pause=pause,
+            fgsm=self.single_step,
+            sums=sums,
+            with_features=self.with_features,
         )
-        attacked = counts[f"pgd-{run.training.monitor_steps}"]
-        score = metrics.balanced_accuracy(attacked["correct"], attacked["total"])
-        if self.chooses and score > self.best_score:
-            self.best_score, self.best_epoch = score, epoch
-            self.best_weights = {name: value.cpu() for name, value in model.state_dict().items()}
-        return {"split": self.name, **counts}
+        seen = None if sums is None else sums.seen(self.name, with_features=self.with_features)
+        return WatchedEpoch({"split": self.name, **counts}, seen)

@@ -7,7 +7,7 @@ from typing import Any
 
 from taet import config
 from taet.config import Run
-from taet.training.checkpoint import digest
+from taet.files import digest
 
 # Where and how fast a run is made, and how often it is saved.
 MACHINE = frozenset(
@@ -32,12 +32,18 @@ def decisive(run: Run | Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in _flat(values, "") if name not in MACHINE | LATER}
 
 
-def run_hash(run: Run) -> str:
-    """SHA-256 of the decisive settings and the attacks to come, as checkpoints and weights carry it."""
-    values = config.to_json(run)
-    for part, _, name in (setting.partition(".") for setting in MACHINE):
-        del values[part][name]
-    return digest(values)
+def run_hash(run: Run | Mapping[str, Any]) -> str:
+    """SHA-256 of the decisive settings and the attacks to come, as checkpoints and weights carry it.
+
+    Of the JSON that a run was stored as, it is that of the version which wrote it: later ones may have more settings.
+    """
+    values = config.to_json(run) if isinstance(run, Run) else run
+    parts = {part: entry for part, entry in values.items() if isinstance(entry, Mapping)}
+    kept = {
+        part: {name: entry for name, entry in entries.items() if f"{part}.{name}" not in MACHINE}
+        for part, entries in parts.items()
+    }
+    return digest({**values, **kept})
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

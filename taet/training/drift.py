@@ -60,5 +60,7 @@ class Drift:
         return self.before
 
     def load_state_dict(self, before: Tensor | None) -> None:
-        """Take the examples that a checkpoint held."""
+        """Take the examples that a checkpoint held; those of other images are a ValueError."""
+        if before is not None and before.shape != to_unit(self.images).shape:
+            raise ValueError("other images")
         self.before = None if before is None else before.to(self.labels.device)

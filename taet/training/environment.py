@@ -10,6 +10,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ def processor() -> str:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def taet_command(words: Sequence[str]) -> list[str]:
+    """Return the command that runs `taet WORDS` with this Python, without modules of the current directory."""
+    return [sys.executable, "-P", "-m", "taet", *words]
 
 
 def environment(device: torch.device) -> dict[str, Any]:

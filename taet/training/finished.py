@@ -22,14 +22,14 @@ def load_model(
 
     `weights` is `model` (what the run delivers), `model-last` or `model-best`. A run that was trained from a module in
     memory needs one like it as `model`, which gets the weights. A model that the run names as package.module:callable
-    is imported and called; code inside the folder is refused.
+    is imported and called only inside `taet.models.trusted`; code inside the folder is always refused.
     """
     path = RunFolder(Path(folder))
     record = path.record
     check_given(path.path, record, "model", model)
     chosen, data = record.run.model, record.data
     if model is None:
-        models.refuse_code_in(path.path, chosen.name)
+        models.check_trust(path.path, chosen.name)
         model = models.build(chosen.name, data.num_classes, data.image_shape, head=record.head, stem=chosen.stem)
     model = models.adapted(model, data.num_classes)
     path.load_weights(weights, model)

@@ -1,27 +1,68 @@
-"""The folder of a run: the names of its files, and one reader and one writer for each."""
+"""The folder of a run: the names of its files, one reader and one writer for each, and what holds them together.
+
+Every file that decides or holds a number is named by a checksum: run.json and `done` are sealed, `done` names the other
+files of a finished training, the checkpoint names metrics.jsonl as it was then, and weights carry the SHA-256 of their
+tensors and of the run's settings. Readers verify what is there; files of older versions have no checksums.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor, nn
 
-from taet.errors import UserError
-from taet.files import make_folder, write_atomically, write_json
+from taet.errors import UserError, located
+from taet.files import (
+    MOST_JSON_BYTES,
+    changed,
+    check_kind,
+    check_seal,
+    file_sha256,
+    is_leftover,
+    lock,
+    make_folder,
+    parse_json,
+    read_bytes,
+    read_json,
+    remove_leftovers,
+    seal,
+    write_json,
+)
+from taet.shapes import Sha256, check_shape
 from taet.training import checkpoint
-from taet.training.checkpoint import SCHEMA, WeightsAbout
+from taet.training.checkpoint import SCHEMA, WeightsAbout, tensors_digest
+from taet.training.decisive import decisive
 from taet.training.record import Epoch, Row, RunRecord
 
 RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
+ARTIFACTS, STATE = "artifacts", "-state"
 DELIVERED = "model"
 """Name of the weights that a run delivers; `model-last` and `model-best` are there where they differ."""
 PART = ".part"
-"""Suffix of a file or folder that is not whole yet, as in `taet.files`."""
+"""Suffix of a folder that is not whole yet."""
+
+
+class MetricsMark(NamedTuple):
+    """Length of metrics.jsonl and SHA-256 of that much of it; '' if a checkpoint of an older version does not say."""
+
+    length: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
+
+
+class StoredDone(TypedDict):
+    """What `done` holds: the SHA-256 of every file that the finished training wrote."""
+
+    sha256: Sha256
+    files: dict[str, Sha256]
 
 
 @dataclass(frozen=True)
@@ -37,70 +78,156 @@ class RunFolder:
 
     @property
     def is_taken(self) -> bool:
-        """Whether it holds more than the unfinished record that a kill leaves before there is a run."""
+        """Whether it holds more than what a kill leaves before there is a run."""
         if not self.path.exists():
             return False
-        return not self.path.is_dir() or any(file.name != RUN + PART for file in self.path.iterdir())
+        return not self.path.is_dir() or not all(is_leftover(file.name) for file in self.path.iterdir())
+
+    @contextlib.contextmanager
+    def own(self) -> Iterator[None]:
+        """Be the only process that writes into the folder, which is made if it is missing, until the end of the block.
+
+        Links, devices and whatever else is no file or folder are refused, also in the folders below, so that nothing
+        is read or written elsewhere. What a killed process left half-written is removed.
+        """
+        made = not self.path.exists()
+        make_folder(self.path)
+        try:
+            self.check_plain()
+            with lock(self.path):
+                for folder in self._folders():
+                    remove_leftovers(folder)
+                yield
+        finally:
+            if made:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()  # if nothing came of it
+
+    def check_plain(self) -> None:
+        """Refuse a folder with anything but ordinary files and folders in it."""
+        try:
+            for path in [path for folder in self._folders() for path in folder.iterdir()]:
+                with contextlib.suppress(FileNotFoundError):  # its owner has replaced it meanwhile
+                    found = path.lstat()
+                    if not stat.S_ISDIR(found.st_mode):
+                        check_kind(path, found)
+        except OSError as error:
+            raise UserError(f"cannot read the folder {self.path}: {error.strerror}") from None
+
+    def _folders(self) -> Iterator[Path]:
+        """Yield the folder and those below it that this package writes to."""
+        yield self.path
+        states = (*self.path.glob(f"*{STATE}"), *self.path.glob(f"*{STATE}/*"))
+        for path in (self.path / ARTIFACTS, self.tensorboard, *states):
+            if path.is_dir() and not path.is_symlink():
+                yield path
+
+    @property
+    def sums(self) -> Mapping[str, str]:
+        """SHA-256 of each file that the finished training wrote; nothing before, and for runs of older versions."""
+        path = self.path / DONE
+        if not path.exists():
+            return {}
+        content = self._read(path)
+        if not content:
+            if self.sealed:
+                raise UserError(f"{path} is empty: it was cut short")
+            return {}
+        values = parse_json(content, str(path))
+        with located(str(path)):
+            check_shape("", values, StoredDone)
+        check_seal(path, values)
+        return dict(values["files"])
+
+    def _read(self, path: Path) -> bytes:
+        """Return the content of a file, which `done` may name."""
+        content = read_bytes(path, most=MOST_JSON_BYTES, links=False)
+        if path.name != DONE and self.sums.get(path.name, found := hashlib.sha256(content).hexdigest()) != found:
+            raise _changed(path)
+        return content
+
+    @property
+    def sealed(self) -> bool:
+        """Whether run.json carries its own SHA-256, as since version 0.1."""
+        path = self.path / RUN
+        return self.is_run and check_seal(path, read_json(path, links=False))
 
     @property
     def record(self) -> RunRecord:
         """What run.json holds; a record that `taet train` did not write, or a newer version did, is a UserError."""
         path = self.path / RUN
-        values = read_json(path)
-        try:
-            if values["schema"] > SCHEMA:
-                raise UserError(
-                    f"{path}: got schema {values['schema']}; allowed: up to {SCHEMA}; a newer taet wrote it"
-                )
-            return RunRecord.from_json(values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} was not written by taet train ({type(error).__name__}: {error})") from None
+        if not path.exists():
+            raise UserError(f"{self.path} is no run folder: it holds no {RUN}")
+        values = parse_json(self._read(path), str(path))
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise UserError(f"{path}: got schema {schema}; allowed: up to {SCHEMA}; a newer taet wrote it")
+        with located(f"{path} was not written by taet train, or was changed"):
+            record = RunRecord.from_json(values)
+            record.check_settings()
+        check_seal(path, values)
+        return record
 
     def create(self, record: RunRecord) -> None:
-        """Make the folder with its record."""
-        make_folder(self.path)
-        write_json(self.path / RUN, record.to_json())
+        """Write the record of a new run."""
+        write_json(self.path / RUN, seal(record.to_json()))
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """The rows of metrics.jsonl as JSON, one per epoch; a last row that was cut short is left out."""
+        """The rows of metrics.jsonl as JSON, one per epoch in order; a last row that was cut short is left out."""
         path = self.path / METRICS
-        if not path.is_file():
-            return ()
-        lines = path.read_text(encoding="utf-8").split("\n")
-        rows = []
-        for number, line in enumerate(lines, 1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                if number < len(lines):  # a row ends with a newline: only the last one may be incomplete
-                    raise UserError(f"{path}: line {number} is damaged: {error}") from error
+        if not path.exists() and METRICS in self.sums:
+            raise UserError(f"{path} is missing: {DONE} names it")
+        return self._typed(self._read(path)) if path.exists() else ()
+
+    def _typed(self, content: bytes) -> tuple[Row, ...]:
+        path, lines, rows = self.path / METRICS, content.split(b"\n"), []
+        for number, line in enumerate(lines[:-1], 1):  # a row ends with a newline
+            row = parse_json(line, f"{path}: line {number} is damaged")
+            with located(f"{path}: line {number}"):
+                if Epoch.from_json(row).epoch != number:
+                    raise UserError(f"got epoch {row['epoch']}; allowed: {number}; were its rows changed?")
+            rows.append(row)
         return tuple(rows)
 
     @property
     def metrics(self) -> tuple[Epoch, ...]:
-        """The rows of metrics.jsonl, typed."""
-        return tuple(map(Epoch.from_json, self.rows))
+        """The rows of metrics.jsonl, typed; those of other classes than the run's are refused."""
+        epochs, classes = tuple(map(Epoch.from_json, self.rows)), self.record.data.num_classes if self.is_run else 0
+        for epoch in epochs:
+            counts = [epoch.predicted, *([epoch.monitor.clean.total] if epoch.monitor is not None else [])]
+            if any(count is not None and len(count) != classes for count in counts):
+                where = f"{self.path / METRICS}: line {epoch.epoch}"
+                raise UserError(f"{where}: got counts of other classes; allowed: of the run's {classes}")
+        return epochs
 
-    def append(self, row: Row) -> int:
-        """Add a row to metrics.jsonl and return the length of the file in bytes."""
+    def append(self, row: Row) -> MetricsMark:
+        """Add a row to metrics.jsonl and return what it holds now."""
         path = self.path / METRICS
-        try:
-            with path.open("ab") as file:
-                file.write((json.dumps(row, allow_nan=False) + "\n").encode())
-                file.flush()
-                os.fsync(file.fileno())
-                return file.tell()
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; {CHECKPOINT} keeps the last good state") from None
+        with changed(path) as file:
+            file.seek(0, os.SEEK_END)
+            file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+            length = file.tell()
+            file.seek(0)
+            return MetricsMark(length, hashlib.file_digest(file, "sha256").hexdigest())
 
-    def cut_metrics(self, length: int) -> None:
-        """Cut metrics.jsonl to the `length` in bytes that it had when the checkpoint was written."""
+    def cut_metrics(self, mark: MetricsMark) -> None:
+        """Cut metrics.jsonl to what it was when the checkpoint was written; a file that was changed is refused."""
+        self.check_metrics(mark)
         path = self.path / METRICS
-        if length > (path.stat().st_size if path.exists() else 0):
-            raise UserError(f"{path} is shorter than when {CHECKPOINT} was written: it was changed; cannot resume")
         if path.exists():
-            os.truncate(path, length)
+            with changed(path) as file:
+                file.truncate(mark.length)
+
+    def check_metrics(self, mark: MetricsMark) -> None:
+        """Refuse metrics.jsonl if it does not begin with what it held when the checkpoint was written."""
+        path = self.path / METRICS
+        content = read_bytes(path, most=MOST_JSON_BYTES, links=False)[: mark.length] if path.exists() else b""
+        if len(content) < mark.length:
+            raise UserError(f"{path} is shorter than when {CHECKPOINT} was written: it was changed; cannot resume")
+        if mark.sha256 and hashlib.sha256(content).hexdigest() != mark.sha256:
+            raise UserError(f"{path} was changed since {CHECKPOINT} was written; cannot resume")
+        self._typed(content)
 
     @property
     def checkpoint(self) -> Path:
@@ -124,26 +251,41 @@ class RunFolder:
 
     def save_weights(self, name: str, state: Mapping[str, Tensor], about: WeightsAbout) -> None:
         """Write a file of weights."""
+        about = about._replace(weights_sha256=tensors_digest(state))
         checkpoint.save_weights(self.weights(name), state, about._asdict())
 
     def load_weights(self, name: str, model: nn.Module) -> None:
-        """Load weights into `model`; missing ones and those of another architecture are a UserError."""
+        """Load weights into `model`; missing ones, another run's, and those that were changed are a UserError."""
         path = self.weights(name)
         if not path.is_file():
             held = sorted(found.name for found in self.path.glob("*.safetensors"))
             why = f"it has {', '.join(held)}" if held and self.is_done else "the run is not finished; resume it first"
             raise UserError(f"{self.path} holds no {path.name}: {why}")
+        about = self.check_weights(name)
         checkpoint.load_weights(path, model)
+        if about.weights_sha256 not in ("", tensors_digest(model.state_dict())):
+            raise _changed(path, "its metadata")
 
     def weights_about(self, name: str = DELIVERED) -> WeightsAbout:
         """Return what a file of weights says about itself."""
         return checkpoint.weights_about(self.weights(name))
 
-    def check_weights(self, run_hash: str, name: str = DELIVERED) -> None:
-        """Refuse a file of weights that is missing, damaged, or of another run than the one with `run_hash`."""
-        if self.weights_about(name).run_hash != run_hash:
-            described = self.path / RUN
-            raise UserError(f"{self.weights(name)} holds the weights of another run than {described} describes")
+    def check_weights(self, name: str = DELIVERED) -> WeightsAbout:
+        """Return what a file of weights says about itself; one of another run, or one that was changed, is refused."""
+        path, about = self.weights(name), self.weights_about(name)
+        if about.run_hash != self.record.run_hash:
+            raise UserError(f"{path} holds the weights of another run than {self.path / RUN} describes")
+        if self.sums.get(path.name, found := file_sha256(path, links=False)) != found:
+            raise _changed(path)
+        return about
+
+    def check_card(self, path: Path, config: Mapping[str, Any], weights_sha256: str, name: str = DELIVERED) -> None:
+        """Refuse a card about another run, by the settings that it names, or about other weights than the run's."""
+        held, named = decisive(self.record.settings), decisive(config)
+        if not named or any(held[key] != named[key] for key in held.keys() & named.keys()):
+            raise UserError(f"{path} is about another run than {self.path / RUN} describes; evaluate the run again")
+        if self.weights(name).exists() and self.check_weights(name).weights_sha256 not in ("", weights_sha256):
+            raise UserError(f"{path} is about other weights than {self.weights(name).name}; evaluate the run again")
 
     @property
     def is_done(self) -> bool:
@@ -151,12 +293,20 @@ class RunFolder:
         return (self.path / DONE).exists()
 
     def finish(self) -> None:
-        """Mark the training as finished."""
-        write_atomically(self.path / DONE, b"")
+        """Mark the training as finished, with the SHA-256 of everything that it wrote."""
+        paths = [self.path / RUN, self.path / METRICS, *sorted(self.path.glob("*.safetensors"))]
+        sums = {path.name: file_sha256(path, links=False) for path in paths if path.exists()}
+        write_json(self.path / DONE, seal({"files": sums}))
 
     def card(self, weights: str = DELIVERED) -> Path:
         """The result card of a file of weights."""
         return self.path / f"evaluation{weights.removeprefix(DELIVERED)}.json"
+
+    def cards(self) -> Iterator[tuple[Path, str]]:
+        """Yield the path of every result card, also of earlier ones, and the name of the weights that it is about."""
+        for path in sorted(self.path.glob("evaluation*.json")):
+            if found := re.fullmatch(r"evaluation(-last|-best)?(-\d+)?", path.stem):
+                yield path, f"{DELIVERED}{found[1] or ''}"
 
     @property
     def examples(self) -> Path:
@@ -165,7 +315,7 @@ class RunFolder:
 
     def artifact(self, name: str) -> Path:
         """A file beside the results: examples, exported models."""
-        return self.path / "artifacts" / name
+        return self.path / ARTIFACTS / name
 
     @property
     def tensorboard(self) -> Path:
@@ -174,14 +324,8 @@ class RunFolder:
 
     def state(self, of: str) -> Path:
         """The folder with the finished batches of current work, such as an evaluation."""
-        return self.path / f"{of}-state"
+        return self.path / f"{of}{STATE}"
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run folder; a missing or damaged one is a UserError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} is no run folder: it holds no {path.name}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+def _changed(path: Path, named: str = DONE) -> UserError:
+    return UserError(f"{path} was changed or damaged: its SHA-256 is another than the one in {named}")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM take effect at the end of a batch, so that the saved state is complete."""
+"""Ctrl-C, SIGTERM and SIGHUP take effect at the end of a batch, so that the saved state is complete."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from taet.distributed import world_size
 
 @contextlib.contextmanager
 def interruption(asked: threading.Event | None = None) -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; a second SIGINT interrupts at once. Handlers are restored.
+    """Yield an event that the first SIGINT, SIGTERM or SIGHUP sets; a second SIGINT interrupts at once.
 
     With several processes a second SIGINT has no effect either, because SLURM and torchrun send one each, and a process
     that stops alone would leave the others waiting. Python handles signals in the main thread only; in other threads
-    the event is never set.
+    the event is never set. Handlers are restored.
     """
     asked = threading.Event() if asked is None else asked
     if threading.current_thread() is not threading.main_thread():
@@ -29,7 +29,9 @@ def interruption(asked: threading.Event | None = None) -> Iterator[threading.Eve
             raise KeyboardInterrupt
         asked.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as nohup asks for
+    numbers = (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield asked
     finally:

@@ -1,21 +1,32 @@
-"""What run.json and metrics.jsonl hold, as types."""
+"""What run.json and metrics.jsonl hold, as types that are checked when they are read."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge, Le
 
 from taet import config, methods
+from taet.bounds import Count, NonNegative
 from taet.config import Run
+from taet.errors import UserError
 from taet.models.heads import Head
+from taet.shapes import Sha256, check_shape, kind_text
+from taet.training.decisive import run_hash
 
 Ints = npt.NDArray[np.int64]
+Whole = Annotated[int, Ge(0), Le(2**53)]
+Classes = Annotated[int, Ge(0), Le(2**20)]
+Side = Annotated[int, Ge(0), Le(2**16)]
+MOST_VALUES = 2**28
+"""Most channel values of an image, so that no record makes a model of more memory than there is."""
 T = TypeVar("T")
 Row = dict[str, Any]
 """A row of metrics.jsonl as JSON."""
@@ -23,9 +34,11 @@ Row = dict[str, Any]
 
 def run_from_json(values: Mapping[str, Any]) -> Run:
     """Rebuild a Run from JSON, with the Config of its method."""
-    settings = values.get("settings")
+    settings = {} if values.get("settings") is None else values["settings"]
+    if not isinstance(settings, Mapping):
+        raise UserError(f"method settings: got {kind_text(settings)}; allowed: an object")
     run: Run = config.from_json(Run, {**values, "settings": None})
-    return config.override(run, {"settings": config.from_json(methods.find(run.method).Config, settings or {})})
+    return config.override(run, {"settings": config.from_json(methods.find(run.method).Config, settings)})
 
 
 def _built(kind: type[T], values: Mapping[str, Any], **parts: Any) -> T:
@@ -42,9 +55,9 @@ def _immutable(value: Any) -> Any:
 class SplitRecord:
     """One split of the data: the positions of its images in their source, a hash, and the images of each class."""
 
-    indices: tuple[int, ...] = ()
-    sha256: str
-    class_counts: tuple[int, ...] = ()
+    indices: tuple[Whole, ...] = ()
+    sha256: Sha256
+    class_counts: tuple[Whole, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +66,8 @@ class DataRecord:
 
     name: str = ""
     class_names: tuple[str, ...] = ()
-    num_classes: int = 0
-    image_shape: tuple[int, int, int] = (0, 0, 0)
+    num_classes: Classes = 0
+    image_shape: tuple[Side, Side, Side] = (0, 0, 0)
     """(C, H, W)."""
     resized: bool | None = None
     """None in the records of older versions."""
@@ -63,6 +76,19 @@ class DataRecord:
     arrays: bool
     """Whether the images were passed from memory."""
     splits: Mapping[str, SplitRecord]
+
+    def __post_init__(self) -> None:
+        names, classes, shape = self.class_names, self.num_classes, self.image_shape
+        if names and len(names) != classes:
+            raise UserError(f"data class_names: got {len(names)} names; allowed: {classes}, one per class")
+        if len(shape) != 3 or math.prod(shape) > MOST_VALUES:
+            raise UserError(f"data image_shape: got {shape!r:.60}; allowed: channels, height and width of an image")
+        for name in {"test", *self.splits}:
+            if name not in self.splits:
+                raise UserError(f"data splits: the field {name!r} is missing")
+            counts = self.splits[name].class_counts
+            if counts and len(counts) != classes:
+                raise UserError(f"data splits {name} class_counts: got {len(counts)}; allowed: {classes}")
 
     @property
     def test(self) -> SplitRecord:
@@ -87,15 +113,15 @@ class StageRecord:
     """A stage of the training and its first epoch, from 1."""
 
     stage: str
-    from_epoch: int
+    from_epoch: Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """run.json: the settings of a run and everything that was known when it began."""
 
-    schema: int
-    settings: Mapping[str, Any]
+    schema: Count
+    settings: Annotated[Mapping[str, Any], Run]
     """The Run as JSON, as it was written; `run` is the same, typed."""
     method_title: str
     reference: str | None = None
@@ -106,11 +132,11 @@ class RunRecord:
     model_given: bool
     """Whether the model was passed from memory."""
     head: Head
-    parameters: int | None = None
+    parameters: Whole | None = None
     model_notes: tuple[str, ...] = ()
     pretrained_sha256: str | None = None
-    threads: int
-    processes: int | None = None
+    threads: Count
+    processes: Count | None = None
     versions: Mapping[str, str | None] = field(default_factory=dict)
     commit: str | None = None
     device: str | None = None
@@ -118,12 +144,13 @@ class RunRecord:
     command: str = ""
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> RunRecord:
-        """Build a record from JSON; missing fields raise KeyError or TypeError, unknown ones are ignored."""
-        values["run"]["method"], values["command"]
-        data, splits = values["data"], values["data"]["splits"]
-        read = {name: _built(SplitRecord, split) for name, split in splits.items()}
-        read["test"]  # every run has one
+    def from_json(cls, values: object) -> RunRecord:
+        """Build a record from JSON; a missing or wrong field is a UserError, unknown ones are ignored."""
+        check_shape("", values, StoredRecord)
+        assert isinstance(values, Mapping)
+        check_shape("", {**values, "settings": values["run"]}, cls)
+        data = values["data"]
+        read = {name: _built(SplitRecord, split) for name, split in data["splits"].items()}
         classes = data.get("num_classes", len(data.get("class_names", ())))
         return _built(
             cls,
@@ -132,7 +159,7 @@ class RunRecord:
             stages=tuple(_built(StageRecord, stage) for stage in values.get("stages", ())),
             selection=_built(SelectionRecord, values["selection"]),
             data=_built(DataRecord, data, num_classes=classes, splits=read),
-            head=Head(**values["head"]),
+            head=Head(**{name: values["head"][name] for name in Head._fields if name in values["head"]}),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -145,9 +172,58 @@ class RunRecord:
         """The settings; a method that is not installed is a UserError."""
         return run_from_json(self.settings)
 
+    def check_settings(self) -> None:
+        """Refuse settings of the method that are none; one that is not installed can still be reported."""
+        try:
+            methods.find(self.method)
+        except UserError:
+            return
+        _ = self.run
+
+    @cached_property
+    def run_hash(self) -> str:
+        """What the run's checkpoint and its weights carry, too."""
+        return run_hash(self.settings)
+
     @property
     def method(self) -> str:
         return str(self.settings["method"])
+
+
+class StoredRecord(TypedDict):
+    """What tells a run.json from another file."""
+
+    run: MethodName
+    command: str
+
+
+class MethodName(TypedDict):
+    """What every run's settings say."""
+
+    method: str
+
+
+class StoredCounts(TypedDict):
+    """Counts per class, in metrics.jsonl."""
+
+    correct: list[Whole]
+    total: list[Whole]
+
+
+class StoredEpoch(TypedDict):
+    """A row of metrics.jsonl."""
+
+    epoch: Count
+    stage: str
+    lr: NotRequired[NonNegative]
+    loss: dict[str, float | None]
+    train: NotRequired[StoredCounts]
+    predicted: NotRequired[list[Whole] | None]
+    distance: NotRequired[list[NonNegative] | None]
+    monitor: NotRequired[dict[str, Any] | None]
+    seconds: NonNegative
+    images_per_second: NotRequired[NonNegative]
+    peak_memory_mb: NotRequired[NonNegative | None]
 
 
 @dataclass(frozen=True)
@@ -158,9 +234,14 @@ class Counts:
     total: Ints
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Counts:
-        """Build the counts from two lists."""
-        return cls(np.asarray(values["correct"], dtype=np.int64), np.asarray(values["total"], dtype=np.int64))
+    def from_json(cls, values: object, what: str = "") -> Counts:
+        """Build the counts from two lists, of one length and none above its total."""
+        check_shape(what, values, StoredCounts)
+        assert isinstance(values, Mapping)
+        correct, total = (np.asarray(values[name], dtype=np.int64) for name in ("correct", "total"))
+        if correct.shape != total.shape or (correct > total).any():
+            raise UserError(f"{what}: got counts that do not fit each other; allowed: correct up to total, per class")
+        return cls(correct, total)
 
 
 @dataclass(frozen=True)
@@ -171,12 +252,20 @@ class CurvePoint:
     attack: str
     clean: Counts
     attacked: Counts
+    fgsm: Counts | None = None
+    """Under FGSM too, of a method that attacks with a single step."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> CurvePoint:
         """Build a point from JSON, where the attack's counts stand under its name."""
-        (attack,) = (name for name in values if name not in ("split", "clean"))
-        return cls(str(values["split"]), attack, Counts.from_json(values["clean"]), Counts.from_json(values[attack]))
+        attacks = [name for name in values if name not in ("split", "clean", "fgsm")]
+        if len(attacks) != 1 or not isinstance(values.get("split"), str):
+            raise UserError(f"monitor: got the fields {', '.join(values)!r:.100}; allowed: split, clean and one attack")
+        names = ["clean", *attacks, *(name for name in values if name == "fgsm")]
+        clean, attacked, *single = (Counts.from_json(values.get(name), f"monitor {name}") for name in names)
+        if any(other.total.shape != clean.total.shape for other in (attacked, *single)):
+            raise UserError("monitor: got other classes for clean images; allowed: the same")
+        return cls(values["split"], attacks[0], clean, attacked, *single)
 
 
 @dataclass(frozen=True)
@@ -195,14 +284,15 @@ class Epoch:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Epoch:
-        """Build an epoch from a row; a loss of None is nan."""
+        """Build an epoch from a row, whose fields are checked; a loss of None is nan."""
+        check_shape("", row, StoredEpoch)
         point, predicted = row.get("monitor"), row.get("predicted")
         return cls(
-            epoch=int(row["epoch"]),
-            stage=str(row["stage"]),
+            epoch=row["epoch"],
+            stage=row["stage"],
             loss={name: float("nan") if value is None else float(value) for name, value in row["loss"].items()},
             predicted=None if predicted is None else np.asarray(predicted, dtype=np.int64),
             monitor=None if point is None else CurvePoint.from_json(point),
-            seconds=float(row["seconds"]),
+            seconds=row["seconds"],
             peak_memory_mb=row.get("peak_memory_mb"),
         )

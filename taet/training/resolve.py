@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from taet import config, methods, models, registry
-from taet.config import Run
+from taet.config import Run, epoch_at
 from taet.data import DataFacts
 from taet.data.loader import batch_bounds
 from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.models import Classifier, CosineHead, Head
-from taet.training.schedule import milestone_epochs
+from taet.training.schedule import milestone_epochs, watched_epochs
 
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
 """Used instead of unknown data, so that all other settings are checked."""
@@ -46,7 +46,7 @@ class Resolved:
     @property
     def first_averaged(self) -> int:
         """The epoch, from 0, whose weights are the first of that mean."""
-        return round(self.run.training.swa * self.run.training.epochs)
+        return epoch_at(self.run.training.swa, self.run.training.epochs)
 
 
 def resolve(run: Run, facts: DataFacts | None, *, processes: int = 1, arrays: bool = False) -> Resolved:
@@ -68,8 +68,14 @@ def resolve(run: Run, facts: DataFacts | None, *, processes: int = 1, arrays: bo
         outer=run.outer,
         weighting=run.threat.weighting,
         seed=run.seed,
+        watched=watched_epochs(run),
     )
     method = methods.build(run.method, run.settings, task)
+    if method.average_decay and (training.ema or training.swa != 1):
+        other = f"ema {training.ema:g}" if training.ema else f"swa {training.swa:g}"
+        raise UserError(f"{run.method}: got {other} with its own average; allowed: one average of the weights")
+    if method.needs_feedback:
+        _check_feedback(run, split, facts, arrays)
     resolved = Resolved(config.override(run, {"settings": method.config}), method, split)
     if resolved.averages_epochs and resolved.first_averaged >= training.epochs:
         raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
@@ -84,9 +90,25 @@ def _curve_split(run: Run, facts: DataFacts | None, arrays: bool) -> str:
     if has_validation and rule != "best-test":
         return "validation"
     if rule == "best-validation" and facts is not None:
-        remedy = "Dataset.from_arrays(validation=...)" if arrays else "--data.validation 0.1"
-        raise UserError(f"selection best-validation needs a validation split: add {remedy}")
+        raise UserError(f"selection best-validation needs a validation split: add {_validation(arrays)}")
     return "test"
+
+
+def _validation(arrays: bool) -> str:
+    """How to add a validation split."""
+    return "Dataset.from_arrays(validation=...)" if arrays else "--data.validation 0.1"
+
+
+def _check_feedback(run: Run, split: str, facts: DataFacts | None, arrays: bool) -> None:
+    """Refuse a method that learns from validation images in a run whose curve is not measured on such."""
+    name, training = run.method, run.training
+    if training.selection == "best-test":
+        raise UserError(f"{name}: got selection best-test; allowed: last, best-validation: it learns from the curve")
+    if not training.monitor_every:
+        raise UserError(f"{name}: got monitor every 0; allowed: 1 or more: it learns from the points of the curve")
+    if split != "validation" and facts is not None:
+        got = "got no validation split, which it learns from (never from the test set)"
+        raise UserError(f"{name}: {got}: add {_validation(arrays)}")
 
 
 def check_model(resolved: Resolved, facts: DataFacts | None) -> None:

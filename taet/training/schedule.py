@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 
-from taet.config import Run
+from taet.config import Run, epoch_at
 
 
 def milestone_epochs(run: Run) -> tuple[int, ...]:
     """Milestones as epochs, from 0: they scale with the length of the run."""
-    return tuple(round(share * run.training.epochs) for share in run.training.milestones)
+    return tuple(epoch_at(share, run.training.epochs) for share in run.training.milestones)
+
+
+def watched_epochs(run: Run) -> tuple[int, ...]:
+    """Epochs, from 0, that have a point of the curve."""
+    every, epochs = run.training.monitor_every, run.training.epochs
+    return tuple(e for e in range(epochs) if every and ((e + 1) % every == 0 or e + 1 == epochs))
 
 
 def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
@@ -20,11 +23,12 @@ from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
 from taet.attacks.progress import Progress
 from taet.attacks.weighting import generation_weighting
-from taet.config import Run
+from taet.bounds import NonNegative
+from taet.config import Run, epoch_at
 from taet.data import DataFacts, Dataset, load
 from taet.data.loader import Batch, Loader
 from taet.distributed import copy_first, first, in_any, in_turn, joined, rank, unless_one_ends, world_size
-from taet.errors import UserError
+from taet.errors import UserError, custom_code, located
 from taet.methods import Attack, Method
 from taet.methods.base import Loss
 from taet.models import memory_layout
@@ -35,18 +39,19 @@ from taet.training import checkpoint_parts
 from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
 from taet.training.checkpoint import WeightsAbout
 from taet.training.checkpoint_parts import Part
-from taet.training.curve import TrainingCurve
+from taet.training.collapse import training_flags
+from taet.training.curve import TrainingCurve, WatchedEpoch
 from taet.training.decisive import run_hash
 from taet.training.drift import Drift
 from taet.training.environment import keep_freed_memory, peak_memory_mb, resolve_device
 from taet.training.epoch_sums import EpochSums
 from taet.training.estimate import work_of
 from taet.training.finished import check_given
-from taet.training.folder import RunFolder
+from taet.training.folder import MetricsMark, RunFolder
 from taet.training.graphs import Graphs
 from taet.training.interruption import interruption
 from taet.training.optimizer import build_optimizer, set_learning_rate
-from taet.training.record import Row, RunRecord
+from taet.training.record import Epoch, Row, RunRecord
 from taet.training.resolve import resolve
 from taet.training.schedule import learning_rate
 from taet.training.setup import attack_view, build_model, check_pretrained, check_processes, describe
@@ -54,7 +59,16 @@ from taet.training.step import training_step
 from taet.training.tensorboard import Board
 from taet.training.weight_perturbation import buffers_kept
 
+_logger = logging.getLogger(__name__)
+
 LOOK_SECONDS = 0.5  # between two looks at the loss, for the progress line and for numbers that are not finite
+
+
+class Spent(TypedDict):
+    """Seconds of the current epoch."""
+
+    training: NonNegative
+    all: NonNegative
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,7 +91,8 @@ class TrainingResult:
                 lines.append(
                     f"  {name:8} balanced accuracy {100 * balanced:.2f} % ({last['split']}, last point of the curve)"
                 )
-        return "\n".join(lines)
+        flags = training_flags([Epoch.from_json(row) for row in self.history])
+        return "\n".join([*lines, *(f"  {name}: {text}" for name, text in flags.items())])
 
 
 def default_folder(run: Run) -> Path:
@@ -109,15 +124,26 @@ def train(
     folder = Path(out) if out is not None else default_folder(run)
     with joined(resolve_device(run.training.device).type):
         trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
-        first(lambda: _begin(trainer, command))
-        trainer.save()  # the initial weights are on the disk before they change
-        if announce is not None:
-            announce(trainer)
-        return trainer.fit()
+        first(lambda: _check_free(trainer))
+        with owned(trainer.folder):
+            first(lambda: _check_free(trainer))  # another process may have been faster
+            first(lambda: trainer.folder.create(trainer.description(command)))
+            trainer.save()  # the initial weights are on the disk before they change
+            if announce is not None:
+                announce(trainer)
+            return trainer.fit()
 
 
-def _begin(trainer: Trainer, command: str) -> None:
-    """Make the folder of a new run, with its record."""
+@contextlib.contextmanager
+def owned(folder: RunFolder) -> Iterator[None]:
+    """Be the only job that writes into a folder: the first process locks it for all."""
+    with contextlib.ExitStack() as released:
+        first(lambda: released.enter_context(folder.own()))
+        yield
+
+
+def _check_free(trainer: Trainer) -> None:
+    """Refuse a folder that holds something; a run in it is named."""
     folder = trainer.folder
     if folder.is_taken:
         try:
@@ -132,7 +158,6 @@ def _begin(trainer: Trainer, command: str) -> None:
             else f"continue it with --resume {folder.path}"
         )
         raise UserError(f"{folder.path} exists: {way}, or choose another --out")
-    folder.create(trainer.description(command))
 
 
 def resume(
@@ -151,10 +176,10 @@ def resume(
     check_given(place.path, record, "model", model)
     check_given(place.path, record, "dataset", dataset)
     run = config.override(record.run, {"training.threads": record.threads})
-    with joined(resolve_device(run.training.device).type):
+    with joined(resolve_device(run.training.device).type), owned(place):
         begun = first(place.checkpoint.exists)
         if model is None:
-            models.refuse_code_in(place.path, run.model.name)
+            models.check_trust(place.path, run.model.name)
             if not begun:
                 check_pretrained(run.model, record.pretrained_sha256, place.path)
         trainer = Trainer(run, place.path, model=model, dataset=dataset, progress=progress, begun=begun)
@@ -168,7 +193,7 @@ def resume(
             trainer.restore()
             trainer.model.notes = record.model_notes
         else:  # killed before the first checkpoint: start again
-            first(lambda: place.cut_metrics(0))
+            first(lambda: place.cut_metrics(MetricsMark()))
         return trainer.fit()
 
 
@@ -221,7 +246,7 @@ class Trainer:
         self.view = attack_view(self.model, self.run, self.dataset.image_shape)
         captured = training.capture and self.device.type == "cuda" and world_size() == 1
         self.graphs = Graphs() if captured else None
-        averaged = bool(training.ema) or self.resolved.averages_epochs
+        averaged = bool(training.ema or self.method.average_decay) or self.resolved.averages_epochs
         self.average = WeightAverage(self.model) if averaged else None
         self.drift = Drift(self.dataset.train, training.distance_images, self.device)
         self.curve = TrainingCurve(self.resolved, self.dataset.splits[self.resolved.split], self.device)
@@ -234,7 +259,7 @@ class Trainer:
         self.epoch_sums = EpochSums.empty(self.dataset.num_classes, self.device)
         self.predicted = self.method.class_counts.clone()
         self.weighting = generation_weighting(run.threat.weighting, self.method.class_counts, self.predicted)
-        self.metrics_bytes = 0
+        self.metrics_bytes, self.metrics_sha256 = MetricsMark()
         # Not saved.
         self.watched_batches = 0
         self.asked_to_stop = threading.Event()
@@ -252,19 +277,20 @@ class Trainer:
             "model": Part(self.model.state_dict, self._load_model),
             "method": checkpoint_parts.of(self.method),
             "method_optimizers": checkpoint_parts.each(self.method.optimizers),
-            "optimizer": checkpoint_parts.of(self.optimizer),
-            "epoch": checkpoint_parts.field(self, "epoch"),
-            "step": checkpoint_parts.field(self, "step"),
+            "optimizer": checkpoint_parts.optimizer(self.optimizer),
+            "epoch": checkpoint_parts.field(self, "epoch", Annotated[int, Ge(0), Le(self.run.training.epochs)]),
+            "step": checkpoint_parts.field(self, "step", Annotated[int, Ge(0), Le(len(self.loader))]),
             "running": checkpoint_parts.of(self.epoch_sums),
             "predicted": Part(lambda: self.predicted, self._load_predicted),
-            "best_score": checkpoint_parts.field(self.curve, "best_score"),
-            "best_epoch": checkpoint_parts.field(self.curve, "best_epoch"),
-            "best_weights": checkpoint_parts.field(self.curve, "best_weights"),
+            "best_score": Part(lambda: self.curve.best_score, self._load_best_score),
+            "best_epoch": checkpoint_parts.field(self.curve, "best_epoch", Annotated[int, Ge(-1)]),
+            "best_weights": Part(lambda: self.curve.best_weights, self._load_best_weights),
             "average": checkpoint_parts.of(self.average),
             "drift": checkpoint_parts.of(self.drift),
             "weights": Part(lambda: self.weighting.weights, self._load_weighting),
-            "metrics_bytes": checkpoint_parts.field(self, "metrics_bytes"),
-            "seconds": checkpoint_parts.field(self, "seconds"),
+            "metrics_bytes": checkpoint_parts.field(self, "metrics_bytes", Annotated[int, Ge(0)]),
+            "metrics_sha256": checkpoint_parts.field(self, "metrics_sha256", str),
+            "seconds": checkpoint_parts.field(self, "seconds", Spent),
         }
 
     def save(self) -> None:
@@ -275,35 +301,49 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Load the checkpoint, and cut the metrics to their length at that time."""
-        values = self.folder.load_checkpoint(self.run_hash)
+        """Load the checkpoint, and cut the metrics to their length at that time.
+
+        A part that does not fit this run, however it fails to load, is a UserError, before anything is written.
+        """
+        values = {"metrics_sha256": ""} | self.folder.load_checkpoint(self.run_hash)  # older ones have no such part
         if missing := sorted(self.parts.keys() - values.keys()):
             raise UserError(
                 f"{self.folder.checkpoint} lacks {missing[0]}: another version of taet wrote it; start anew"
             )
         for name, part in self.parts.items():
-            part.load(values[name])
-        first(lambda: self.folder.cut_metrics(self.metrics_bytes))
+            with located(str(self.folder.checkpoint)), custom_code(f"{name} does not fit this run"):
+                part.load(values[name])
+        first(lambda: self.folder.cut_metrics(MetricsMark(self.metrics_bytes, self.metrics_sha256)))
 
     def _split_hashes(self) -> dict[str, str]:
         return {name: split.sha256 for name, split in self.dataset.splits.items()}
 
     def _check_splits(self, recorded: dict[str, str]) -> None:
         if recorded != self._split_hashes():
-            raise UserError(f"{self.folder.checkpoint} was written on other images; nothing was changed")
+            raise UserError("it was written on other images; nothing was changed")
 
     def _load_model(self, values: dict[str, Tensor]) -> None:
-        try:
+        with custom_code(f"the model is not the one that {self.folder.path} was started with"):
+            checkpoint_parts.check_form("model", values, self.model.state_dict())
             self.model.load_state_dict(values)
-        except RuntimeError as error:
-            detail = " ".join(str(error).split())
-            raise UserError(f"the model is not the one that {self.folder.path} was started with: {detail}") from None
+
+    def _load_best_score(self, value: float) -> None:
+        if not isinstance(value, float):
+            raise TypeError("not a number")
+        self.curve.best_score = value
+
+    def _load_best_weights(self, values: dict[str, Tensor] | None) -> None:
+        if values is not None:
+            checkpoint_parts.check_form("best_weights", values, self.model.state_dict())
+        self.curve.best_weights = values
 
     def _load_predicted(self, values: Tensor) -> None:
+        checkpoint_parts.check_form("predicted", values, self.predicted)
         self.predicted = values.to(self.device)
 
     def _load_weighting(self, values: Tensor | None) -> None:
         if self.weighting.weights is not None and values is not None:
+            checkpoint_parts.check_form("weights", values, self.weighting.weights)
             self.weighting.weights.copy_(values)
 
     def _check_finite(self) -> None:
@@ -388,7 +428,7 @@ class Trainer:
                 batch,
                 attack,
                 autocast=training.precision == "bf16",
-                awp=training.awp if epoch >= round(training.awp_start * training.epochs) else 0.0,
+                awp=training.awp if epoch >= epoch_at(training.awp_start, training.epochs) else 0.0,
                 number=number,
                 view=view,
                 graphs=graphs,
@@ -459,14 +499,26 @@ class Trainer:
         if stop:
             raise KeyboardInterrupt
 
-    def _watch(self) -> Row | None:
+    def _watch(self) -> WatchedEpoch | None:
         """The point of the curve that belongs to this epoch, if there is one."""
         if self.epoch not in self.curve.epochs:
             return None
-        return self.curve.measure(self._deployed(), self.epoch, lambda: self._pause("watching"))
 
-    def _end_epoch(self, watched: Row | None, distance: list[float] | None) -> None:
+        def pause() -> None:
+            self._pause("watching")
+
+        if self.average is not None and self.method.average_decay:
+            live = self.curve.look(self._deployed(averaged=False), pause).seen
+            assert live is not None
+            if self.method.admits(self.epoch, live):
+                self.average.add_admitted(self.model, self.method.average_decay)
+        return self.curve.measure(self._deployed(), self.epoch, pause)
+
+    def _end_epoch(self, watched: WatchedEpoch | None, distance: list[float] | None) -> None:
         sums, steps = self.epoch_sums, len(self.loader)
+        # Here and not where the curve is measured: a run that is stopped in between measures it once more.
+        if watched is not None and watched.seen is not None:
+            self.method.feedback(self.epoch, watched.seen)
         correct, total, predicted = sums.together()
         row = {
             "epoch": self.epoch + 1,
@@ -476,12 +528,12 @@ class Trainer:
             "train": {"correct": correct.tolist(), "total": total.tolist()},
             "predicted": predicted.tolist(),
             "distance": distance,
-            "monitor": watched,
+            "monitor": None if watched is None else watched.row,
             "seconds": round(self.seconds["all"], 3),
             "images_per_second": round(sums.images / max(self.seconds["training"], 1e-9), 1),
             "peak_memory_mb": round(peak_memory_mb(self.device), 1),
         }
-        self.metrics_bytes = first(lambda: self.folder.append(row))
+        self.metrics_bytes, self.metrics_sha256 = first(lambda: self.folder.append(row))
         if self.board is not None:
             self.board.write(row)
         self.predicted = predicted.to(self.predicted.dtype)
@@ -492,6 +544,8 @@ class Trainer:
 
     def _finish(self) -> TrainingResult:
         """Write the delivered weights, the others if they differ, and the mark that the run is done."""
+        if self.average is not None and self.method.average_decay and not self.average.models:
+            _logger.warning("taet: no epoch passed the gate of the average; the run delivers its last weights")
         last, best = self.run.training.epochs - 1, self.curve.best_epoch
         weights = {"last": (self._deployed().state_dict(), last), "best": (self.curve.best_weights, best)}
         chosen, other = ("last", "best") if self.run.training.selection == "last" else ("best", "last")
@@ -513,10 +567,10 @@ class Trainer:
     def _save_weights(self, name: str, tensors: dict[str, Tensor], epoch: int) -> None:
         self.folder.save_weights(name, tensors, WeightsAbout(self.run.method, epoch + 1, self.run_hash))
 
-    def _deployed(self) -> nn.Module:
+    def _deployed(self, *, averaged: bool = True) -> nn.Module:
         """A copy of the model as it is deployed: averaged weights if the run asks for them, and the method's offset."""
         model = copy.deepcopy(self.model)
-        if self.average is not None and self.average.models:
+        if averaged and self.average is not None and self.average.models:
             model.load_state_dict(self.average.tensors)
             if self.resolved.averages_epochs:
                 self._estimate_statistics(model)

@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from taet.attacks import catalogue, options
+from taet import bounds
+from taet.attacks import catalogue
 from taet.attacks.catalogue import RecordedAttack, identity, parse, stored
 from taet.bounds import Count, NonNegative, Positive
 from taet.config import Evaluation
+from taet.errors import UserError
 
 
 def of(name: str, **settings: Any) -> catalogue.Identity:
@@ -48,14 +50,19 @@ def test_a_worst_case_is_its_attacks_in_any_order_and_depth() -> None:
     assert worst(fgsm) != worst(pgd)
 
 
+def test_settings_that_an_attack_of_this_package_cannot_have_are_refused() -> None:
+    with pytest.raises(UserError, match="attack 'pgd-20' step size: got -1; allowed: above 0"):
+        stored("pgd-20", "linf", 0.1, {"steps": 20, "step_size": -1.0, "seed": 0})
+    with pytest.raises(UserError, match="attack 'cw-l2': got norm 'linf'; allowed: 'l2'"):
+        stored("cw-l2", "linf", 0.1, {"c": "often"})
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
         ("worst-case", {"attacks": []}),
         ("of-another-version", {"steps": 3}),
         ("pgd-20", {"steps": 20}),  # without its step
-        ("pgd-20", {"steps": 20, "step_size": -1.0, "seed": 0}),
-        ("cw-l2", {"c": "often"}),
     ],
 )
 def test_what_is_unknown_here_is_kept_as_it_was_recorded(name: str, parameters: dict[str, Any]) -> None:
@@ -81,23 +88,23 @@ def test_what_is_unknown_here_is_kept_as_it_was_recorded(name: str, parameters: 
     ],
 )
 def test_options_are_read_by_their_type(text: str, hint: Any, value: object) -> None:
-    assert options.read(text, hint) == value
+    assert bounds.read_text(text, hint) == value
 
 
 @pytest.mark.parametrize(
     ("text", "hint", "allowed"),
     [
-        ("0", Positive, "a number above 0"),
-        ("inf", Positive, "a number above 0"),
-        ("nan", NonNegative, "a number of 0 or more"),
-        ("8/0", Positive, "a number above 0"),
-        ("2.5", Count, "a whole number of 1 or more"),
-        ("often", Positive | Literal["search"], "a number above 0, or search"),
-        ("maybe", bool, "true, false"),
+        ("0", Positive, "a number, above 0"),
+        ("inf", Positive, "a number, above 0"),
+        ("nan", NonNegative, "a number, 0 or more"),
+        ("8/0", Positive, "a number, above 0"),
+        ("2.5", Count, "a whole number, 1 or more"),
+        ("often", Positive | Literal["search"], "a number, above 0, or search"),
+        ("maybe", bool, "true or false"),
         ("c", Literal["a", "b"], "a, b"),
     ],
 )
 def test_what_an_option_does_not_take(text: str, hint: Any, allowed: str) -> None:
     with pytest.raises(ValueError, match=text.replace(".", r"\.")):
-        options.read(text, hint)
-    assert options.allowed(hint) == allowed
+        bounds.read_text(text, hint)
+    assert bounds.allowed_text(hint) == allowed

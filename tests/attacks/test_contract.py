@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,7 +68,7 @@ def runner_on(model: nn.Module, seed: int = 0) -> Runner:
     return Runner(Counted(model), images, labels, CLASSES, COUNT, seed, torch.device("cpu"))
 
 
-def attacked(name: str, rows: range = range(COUNT), seed: int = 0) -> tuple[AttackSpec, Tensor, Tensor]:
+def attacked(name: str, rows: Sequence[int] = range(COUNT), seed: int = 0) -> tuple[AttackSpec, Tensor, Tensor]:
     """The attack, images and adversarial images."""
     attack = catalogue.parse(name, replace(SETTINGS, seed=seed))
     runner = runner_on(Network().eval(), seed)
@@ -127,12 +127,88 @@ def treats_an_image_alike_in_any_batch(name: str) -> None:
         torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
 
 
+def treats_a_duplicate_as_the_image(name: str) -> None:
+    attack, _, once = attacked(name)
+    if attack.batch_independent:
+        twice = attacked(name, [*range(COUNT), *range(COUNT)])[2]
+        torch.testing.assert_close(twice, torch.cat([once, once]), rtol=0, atol=1e-4)
+
+
 def takes_no_more_passes_than_it_says(name: str) -> None:
     attack, runner = catalogue.parse(name, SETTINGS), runner_on(Network().eval())
     with runner.still():
         result = runner.attack(attack, np.arange(COUNT), None, None, lambda *_: None)
     # AutoAttack's own looks at the clean images are not part of an image's cost.
     assert 0 < result.work["forwards"] + result.work["backwards"] <= COUNT * (attack.passes(CLASSES) + 1)
+
+
+def counts_the_passes_that_a_hook_counts(name: str) -> None:
+    model, seen = Network().eval(), {"forwards": 0, "backwards": 0}
+
+    def forward(_: nn.Module, __: object, logits: Tensor) -> None:
+        seen["forwards"] += len(logits)
+        if logits.requires_grad:
+            logits.register_hook(backward)  # type: ignore[no-untyped-call]
+
+    def backward(gradient: Tensor) -> None:
+        seen["backwards"] += len(gradient)
+
+    runner = runner_on(model)
+    model.register_forward_hook(forward)
+    before = dict(seen)
+    with runner.still():
+        for attack in (catalogue.parse(name, SETTINGS), catalogue.parse(name, replace(SETTINGS, seed=1))):
+            counted = runner.model.measure()
+            result = runner.attack(attack, np.arange(COUNT), None, None, lambda *_: None)
+            found = {what: seen[what] - before[what] for what in seen}
+            assert {what: int(counted()[what]) for what in found} == found
+            # A suite finds the number of classes, and makes its clean predictions, before its parts.
+            assert all(result.work[what] <= found[what] for what in found)
+            if not isinstance(attack, Suite):
+                assert {what: result.work[what] for what in found} == found
+            before = dict(seen)
+
+
+def follows_a_renaming_of_the_classes(name: str) -> None:
+    turned = torch.tensor([2, 0, 3, 1])
+    plain, renamed = Network().eval(), Network().eval()
+    last, other = plain.layers[-1], renamed.layers[-1]
+    other.weight.data[turned], other.bias.data[turned] = last.weight.data.clone(), last.bias.data.clone()
+    attack, found = catalogue.parse(name, SETTINGS), []
+    for model in (plain, renamed):
+        runner = runner_on(plain)
+        labels = runner.labels if model is plain else turned.numpy()[runner.labels]
+        runner = replace(runner, model=Counted(model), labels=labels)
+        with runner.still():
+            found.append(runner.attack(attack, np.arange(COUNT), None, None, lambda *_: None).predictions)
+    assert (turned.numpy()[found[0]] == found[1]).all()
+
+
+def breaks_no_fewer_images_in_a_larger_ball(name: str) -> None:
+    attack, runner = catalogue.parse(name, SETTINGS), runner_on(Network().eval())
+    if attack.norm is None:
+        return
+    left = []
+    for factor in (0.01, 0.3, 1.0, 3.0):
+        eps = factor * (EPS if attack.norm == "linf" else 1.0)
+        step = {"step_size": eps / 2} if hasattr(attack, "step_size") else {}
+        with runner.still():
+            result = runner.attack(replace(attack, eps=eps, **step), np.arange(COUNT), None, None, lambda *_: None)
+        left.append(int((result.predictions == runner.labels).sum()))
+    assert left == sorted(left, reverse=True)
+    assert left[0] == COUNT - 1  # all but the image that is wrong without an attack
+
+
+def breaks_no_fewer_images_with_more_steps(name: str) -> None:
+    attack, runner = catalogue.parse(name, SETTINGS), runner_on(Network().eval())
+    if attack.norm is None or not hasattr(attack, "steps"):
+        return
+    left = []
+    for steps in (1, 5, 25):
+        with runner.still():
+            result = runner.attack(replace(attack, steps=steps), np.arange(COUNT), None, None, lambda *_: None)
+        left.append(int((result.predictions == runner.labels).sum()))
+    assert left == sorted(left, reverse=True)
 
 
 def refuses_a_model_that_is_not_finite(name: str) -> None:
@@ -191,11 +267,11 @@ def is_another_attack_with_another_option(name: str) -> None:
         for text in ["2", "3", "0.25", "0.125", "true", "false", *named]:
             with contextlib.suppress(UserError):
                 attack = catalogue.parse(f"{base}:{option}={text}", SETTINGS)
-                found[getattr(attack, field)] = replace(attack, name=base)
+                found[getattr(attack, field)] = attack
         assert len(found) >= 2, option
         for attack in found.values():
             parameters = json.loads(json.dumps(attack.parameters))
-            assert catalogue.stored(base, attack.norm, attack.eps, parameters) == attack, option
+            assert catalogue.stored(attack.name, attack.norm, attack.eps, parameters) == attack, option
         identities = {catalogue.identity(base, one.norm, one.eps, one.parameters) for one in found.values()}
         assert len(identities) == len(found), option
 
@@ -239,7 +315,12 @@ CHECKS: tuple[Callable[[str], None], ...] = (
     leaves_the_model_and_the_random_state_alone,
     repeats_itself_with_the_same_seed,
     treats_an_image_alike_in_any_batch,
+    treats_a_duplicate_as_the_image,
     takes_no_more_passes_than_it_says,
+    counts_the_passes_that_a_hook_counts,
+    follows_a_renaming_of_the_classes,
+    breaks_no_fewer_images_in_a_larger_ball,
+    breaks_no_fewer_images_with_more_steps,
     refuses_a_model_that_is_not_finite,
     refuses_wrong_inputs,
     is_read_back_from_a_card,
@@ -254,7 +335,7 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # In make test the suites, which are the slow ones, are shown by one of them in the checks that run an attack.
-RUN_IT = CHECKS[:6]
+RUN_IT = CHECKS[:11]
 
 
 def parameter(name: str, check: Callable[[str], None]) -> Any:
@@ -333,6 +414,7 @@ def add(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("name", "text", "typed"), [("nudge", SPECIFICATION, "nudge-3:way=random"), ("shift", FUNCTION, "shift")]
 )
+@pytest.mark.usefixtures("outlined")
 def test_an_attack_is_added_by_one_file(
     name: str,
     text: str,

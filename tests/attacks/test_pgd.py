@@ -148,6 +148,10 @@ def test_each_sample_moves_by_itself_in_its_own_ball() -> None:
 def test_no_radius_returns_the_images_and_no_step_stays_inside(start: Any) -> None:
     model, (x, y) = network(), images()
     assert torch.equal(pgd(model, x, y, eps=0, steps=2, step_size=0.1, start=start), x)
+    if start == "none":
+        with pytest.raises(UserError, match="steps: got 0 with start none, which attacks nothing; allowed: 1 or more"):
+            pgd(model, x, y, eps=0.1, steps=0, step_size=0.1, start=start)
+        return
     still = pgd(model, x.round(), y, eps=0.1, steps=0, step_size=0.1, start=start)
     assert float((still - x.round()).abs().max()) <= 0.1 + 1e-6
     assert 0 <= float(still.min()) <= float(still.max()) <= 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +82,7 @@ def refused(taet: Any) -> Callable[..., None]:
         ("evaluate no", ["no is no run folder: it holds no run.json"]),
         ("evaluate . --attacks autoatack", ["unknown attack 'autoatack'", "did you mean 'autoattack'?"]),
         ("evaluate . --attacks pgd", ["attack 'pgd': got no number of steps", "e.g. pgd-20"]),
+        ("evaluate . --out x", ["unknown option --out; see taet evaluate --help"]),
         ("evaluate . --attack fgsm", ["unknown option --attack;", "did you mean --attacks?"]),
         ("evaluate . --weights best", ["unknown --weights 'best'", "did you mean 'model-best'?"]),
         ("report", ["no run folder"]),
@@ -100,6 +103,85 @@ def test_words(
     monkeypatch.delenv("TAET_DATA", raising=False)
     refused(words.split(), *parts)
     assert not any(tmp_path.iterdir())
+
+
+# -- numbers and paths, of any kind ------------------------------------------------------------------------------------
+
+MANY = "9" * 400
+TRAIN = "train at --model resnet8 --epochs 1 --data.max-count 10 --data.test-max-count 2 --threat.steps 1 --out o"
+WRONG = {
+    "--epochs": "1_000 １２ 1e3 0x10 -5 99999999999 MANY MANYMANYMANYMANY nan '' + 1.0",
+    "--threads": "1000000 99999999999 0 -1 1025 MANY",
+    "--lr": "1_0 nan inf -inf 1e400 MANY 1e39 0 1/0 1/2/3 / 8/ '' 1e-400",
+    "--threat.eps": "nan 8 MANY -0.1 ٣/255",
+    "--weight-decay": "1e400 MANY inf -1",
+    "--batch-size": "99999999999 MANY 0",
+    "--seed": "-1 MANY 9223372036854775808 1.5",
+    "--data.seed": "-1 MANY",
+    "--data.size": "20000 3 -1 MANY",
+    "--data.max-count": "MANY 99999999999 0 -3 1_0",
+    "--data.imbalance-ratio": "MANY 0.5 nan 1e300 inf",
+    "--data.validation": "1 nan -1",
+    "--data": "npz:~nouser/x ~nouser/x folder:~nouser csv:~nouser/a.csv '' npz: /dev/null npz:/dev/zero csv:/dev/zero "
+    "npz:/proc/self/mem \udcff npz:\udcff.npz digits-lt\udcff LONG folder:LONG",
+    "--out": "'' \udcff 'a\nb'",
+    "--resume": "''",
+    "--protocol": "'' x",
+    "--model": "'' : a: LONG \udcff \udcff:x torchvision: timm: os:getcwd ..:x .:x a..b:c 'a b:c' taet:train "
+    "builtins:dict torch:rand taet.cli:main numpy:zeros",
+    "--model.weights": "'' /dev/zero . no.pt \udcff",
+    "--milestones": "nan 2 -1 MANY",
+    "--device": "'' cuda:-1 cuda:99999999999999999999 cuda:MANY mps meta \udcff",
+    "--workers": "99999999999 -1",
+    "--save-minutes": "nan -1 MANY",
+    "--monitor-every": "-1 MANY",
+    "--distance-images": "-1 99999999999 MANY",
+    "--ema": "1 nan -1",
+    "--evaluation.attacks": "pgd-0 pgd-99999999999 pgd-MANY pgd-٣ pgd-1:restarts=99999999999 pgd-1:restarts=MANY LONG "
+    "pgd-1:restarts=1_0 pgd-1:restarts=٣ pgd-1:eps=nan pgd-1:eps=MANY pgd-1:step=inf '' : pgd-1: pgd-1:eps pgd-1:=1 "
+    "cw-l2:c=1e400 \udcff",
+    "--evaluation.seed": "-1 MANY",
+    "--evaluation.eps-l2": "0 inf MANY",
+}
+"""Options of `taet train`, and values that none of them takes."""
+CALLS = r"""
+train ''; evaluate ''; report ''; predict '' x; predict . ''; export '' --format pt2; check ''; list ''; transfer '' ''
+evaluate \udcff; list \udcff; evaluate /dev/null; train --resume /dev/null; demo --out ''
+compare ''; compare .; compare /dev/null; compare /dev/zero
+compare s.toml --time-budget MANYh; compare s.toml --time-budget ''; compare s.toml --jobs 99999999999
+compare s.toml --part MANY/2; compare s.toml --part 1/99999999999; compare s.toml --part 0/0
+data show ''; data show ~nouser/x; data show digits-lt --out ''; data prepare digits-lt --layout npz --out ''
+cost --out ''; cost --classes 99999999999; cost --image-shape 99999 99999 99999; cost --threads 99999
+cost --curve MANY; cost --rounds 99999999999
+transfer . . --eps nan; transfer . . --batch-size 0; evaluate . --processes 99999999999
+predict . x --batch-size 0; predict . x --top MANY; predict . x --certify-attack pgd-1:restarts=99999999999
+evaluate --model os:getcwd --data digits-lt; evaluate --model resnet8 --data digits-lt --normalize nan/1
+evaluate --model resnet8 --data digits-lt --normalize MANY/1; evaluate --model resnet8 --data digits-lt --weights ''
+evaluate --model resnet8 --data digits-lt --weights /dev/zero; evaluate --model resnet8 --data digits-lt --out ''
+"""
+
+
+def split(text: str) -> list[str]:
+    """Words as a shell splits them; MANY stands for a number of 400 digits, LONG for a name of 5,000 letters."""
+    text = text.replace("MANY", MANY).replace("LONG", "x" * 5000)
+    return shlex.split(text.replace(r"\udcff", "\udcff"))
+
+
+@pytest.mark.parametrize("option", WRONG)
+def test_values_that_no_option_takes(
+    refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in split(WRONG[option]):
+        refused([*TRAIN.split(), option, value] if option != "--resume" else ["train", option, value])
+        assert not any(tmp_path.iterdir())
+
+
+def test_calls_of_every_command(refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in re.split("[;\n]", CALLS.strip()):
+        refused(split(words))
+        assert not any(tmp_path.iterdir())
 
 
 # -- data of one's own -------------------------------------------------------------------------------------------------
@@ -206,7 +288,7 @@ def test_runs_that_are_not_finished_or_none(refused: Callable[..., None], damage
 def test_truncated_weights(refused: Callable[..., None], damaged: Path) -> None:
     content = (damaged / "model.safetensors").read_bytes()
     (damaged / "model.safetensors").write_bytes(content[:5000])
-    refused(["evaluate", damaged], "is no safetensors file, or is truncated")
+    refused(["evaluate", damaged], "model.safetensors cannot be read")
 
 
 @pytest.mark.parametrize(

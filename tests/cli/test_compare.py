@@ -42,6 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("outlined")
 def test_a_comparison_that_is_killed_goes_on(taet: Any, place: Path) -> None:
     words = [sys.executable, "-m", "taet", "compare", "two.toml", "--jobs", "2"]
     killed = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -154,9 +155,9 @@ def test_what_is_no_duration(text: str) -> None:
     ("words", "part"),
     [
         ("compare", "is missing"),
-        ("compare no.toml", "specification no.toml: cannot be read"),
-        ("compare two.toml --jobs 0", "jobs: got 0; allowed: 1 or more, or auto"),
-        ("compare two.toml --jobs x", "--jobs: got 'x'; allowed: a whole number or auto"),
+        ("compare no.toml", "cannot read no.toml: No such file"),
+        ("compare two.toml --jobs 0", "jobs: got 0; allowed: 1 to 1024, or auto"),
+        ("compare two.toml --jobs x", "--jobs: got 'x'; allowed: a whole number, 1 to 1024, or auto"),
         ("compare two.toml --part 3", "part: got '3'; allowed: K/N with K from 1 to N, e.g. 3/16"),
         ("compare two.toml --part 3/2", "part: got 3/2; allowed: K/N with K from 1 to N, e.g. 3/16"),
         ("compare two.toml --merge --part 1/2", "--merge runs nothing: got --part as well"),

@@ -73,7 +73,7 @@ def test_prepare_without_a_network_is_one_line(taet: Any, tmp_path: Path) -> Non
     assert (outcome.code, outcome.out) == (2, "")
     line = outcome.err.splitlines()[-1]
     assert line.startswith("taet: error: cannot download tiny-imagenet-200.zip (Network is unreachable); put")
-    assert "put tiny-imagenet-200.zip (248.1 MB, MD5 90528d7ca1a48142e341f4ef8d21d0de) from http" in line
+    assert "put tiny-imagenet-200.zip (248.1 MB, SHA-256 6198c8ae" in line
     assert line.endswith(" at 'here/tiny-imagenet-200.zip', then run the same command again")
     assert not any(tmp_path.iterdir())
 
@@ -135,3 +135,18 @@ def test_mistakes_are_one_line(taet: Any, arguments: list[str], message: str) ->
     assert (outcome.code, outcome.out) == (2, "")
     assert message in outcome.err
     assert outcome.err.count("taet: error:") == 1
+
+
+def test_a_place_that_is_taken_is_refused_before_anything_is_read(taet: Any, tmp_path: Path) -> None:
+    (tmp_path / "x.npz").touch()
+    outcome = taet("data", "prepare", "npz:nowhere", "--layout", "npz", "--out", str(tmp_path / "x.npz"))
+    assert outcome.code == 2
+    assert "exists already and is kept" in outcome.err
+
+
+def test_a_drawing_is_not_written_through_a_link(taet: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "victim")
+    outcome = taet("data", "show", "digits-lt", "--out", str(tmp_path / "a.png"))
+    assert outcome.code == 2
+    assert "got a link" in outcome.err
+    assert not (tmp_path / "victim").exists()

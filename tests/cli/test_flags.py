@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_without_removes_an_option_and_its_value() -> None:
     [
         ("at --epochs x", "--epochs: got 'x'; allowed: a whole number, 1 or more"),
         ("at --epochs 3 --epochs=1.5", "--epochs: got '1.5'; allowed: a whole number, 1 or more"),
-        ("at --data.size x", "--data.size: got 'x'; allowed: a whole number, 4 or more pixels"),
+        ("at --data.size x", "--data.size: got 'x'; allowed: a whole number, 4 to 2048 pixels"),
         (
             "at --threat.eps x --seed 3",
             "--threat.eps: got 'x'; allowed: a number, 0 to 1, in units of the image range, e.g. 8/255",
@@ -111,7 +112,7 @@ def test_every_part_of_a_run_has_its_flags() -> None:
         "balanced-softmax --milestones 0.5 0.8 --evaluation.attacks clean pgd-7 --method.absent skip --seed 3 --out x"
     )
     run, out = configure("harl", words.split())
-    assert (run.method, run.seed, out) == ("harl", 3, "x")
+    assert (run.method, run.seed, out) == ("harl", 3, Path("x"))
     assert (run.data.name, run.data.imbalance_ratio, run.model.name) == ("cifar10-lt", 20, "resnet8")
     assert (run.threat.eps, run.training.lr, run.outer.name) == (4 / 255, 0.05, "balanced-softmax")
     assert (run.training.milestones, run.evaluation.attacks) == ((0.5, 0.8), ("clean", "pgd-7"))

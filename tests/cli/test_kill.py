@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 import os
 import random
-import runpy
 import shutil
 import signal
 import subprocess
@@ -21,25 +20,14 @@ import pytest
 from taet.data import load
 from taet.evaluation import ResultCard
 
-# A server that has imported torch once and forks: a process then starts in milliseconds, so that many can be killed.
-CONTEXT = multiprocessing.get_context("forkserver")
 KILLS = 3
 TIMEOUT = 120
-MODULES = ["taet.cli.train", "taet.cli.evaluate", "taet.methods.taet", "taet.models.resnet", "sklearn.datasets"]
 
 
 @pytest.fixture
-def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., BaseProcess]:
-    """Start `python -m taet ARGUMENTS` as a process of its own."""
-    CONTEXT.set_forkserver_preload(MODULES)
-
-    def start(*arguments: str | Path) -> BaseProcess:
-        monkeypatch.setattr(sys, "argv", ["taet", *map(str, arguments)])
-        process = CONTEXT.Process(target=runpy.run_module, args=("taet",), kwargs={"run_name": "__main__"})
-        process.start()
-        return process
-
-    return start
+def launch(fork: Callable[..., BaseProcess]) -> Callable[..., BaseProcess]:
+    """Start `python -m taet ARGUMENTS` as a process that begins at once, so that many can be killed."""
+    return functools.partial(fork, "taet")
 
 
 def finish(process: BaseProcess) -> float:

@@ -23,6 +23,7 @@ def lesions(tmp_path: Path) -> Path:
     return tmp_path / "lesions"
 
 
+@pytest.mark.usefixtures("outlined")
 def test_a_run_without_other_options_says_trains_attacks_and_reports(
     lesions: Path, monkeypatch: pytest.MonkeyPatch, taet: Command
 ) -> None:
@@ -45,6 +46,7 @@ def test_a_run_without_other_options_says_trains_attacks_and_reports(
     assert f"report: {folder / 'report.html'}" in said
 
 
+@pytest.mark.usefixtures("outlined")
 def test_it_goes_on_where_it_was_stopped_and_stops_where_it_is_told(lesions: Path, taet: Command) -> None:
     folder = lesions.parent / "run"
     short = ("--epochs", "1", "--monitor-every", "0", "--threat.steps", "1")
@@ -58,6 +60,7 @@ def test_it_goes_on_where_it_was_stopped_and_stops_where_it_is_told(lesions: Pat
     assert (outcome.code, outcome.err) == (2, "taet: error: got both --evaluate and --no-evaluate; allowed: one\n")
 
 
+@pytest.mark.usefixtures("outlined")
 def test_a_benchmark_set_stops_after_training_unless_it_is_asked(
     small: list[str], tmp_path: Path, taet: Command
 ) -> None:

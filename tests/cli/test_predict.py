@@ -94,7 +94,7 @@ def test_a_bad_file_has_its_reason_and_the_others_their_class(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
-def test_names_that_are_no_text(finished: Any, tmp_path: Path) -> None:
+def test_names_that_are_no_text(taet: Any, finished: Any, tmp_path: Path) -> None:
     name = b"caf\xe9 \xff.png"
     Image.new("L", (8, 8)).save(tmp_path / "x.png")
     os.rename(tmp_path / "x.png", os.fsencode(tmp_path) + b"/" + name)
@@ -104,8 +104,7 @@ def test_names_that_are_no_text(finished: Any, tmp_path: Path) -> None:
     header, row = done.stdout.splitlines()
     assert header == b"path,class,probability"
     assert row.startswith(os.fsencode(tmp_path) + b"/" + name + b",")
-    done = subprocess.run([*call, "--format", "json"], capture_output=True, check=False)
-    (image,) = json.loads(done.stdout)["images"]
+    (image,) = json.loads(taet("predict", finished.folder, tmp_path, "--format", "json").out)["images"]
     assert os.fsencode(image["path"]) == os.fsencode(tmp_path) + b"/" + name
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from taet.cli import processes
+from taet.cli import main, processes
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 
@@ -70,11 +70,12 @@ def at_work(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 def test_two_processes_give_the_card_of_one_and_print_it_once(
-    folder: Path, start: Callable[..., subprocess.Popen[str]], taet: Any, tmp_path: Path
+    folder: Path, taet: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     alone = Path(shutil.copytree(folder, tmp_path / "alone"))
-    out, err = (process := start(folder, *WORDS)).communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, err
+    code = main(["evaluate", str(folder), *WORDS, "--processes", "2"])
+    out, err = capfd.readouterr()
+    assert code == 0, err
     assert "Traceback" not in err
     outcome = taet("evaluate", alone, *WORDS)
     assert out == outcome.out.replace(str(alone), str(folder))
@@ -85,10 +86,11 @@ def test_two_processes_give_the_card_of_one_and_print_it_once(
         assert (column.forwards, column.backwards) == (wanted.forwards, wanted.backwards)
 
 
-def test_a_mistake_is_one_line_and_exit_status_2(folder: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_mistake_is_one_line_and_exit_status_2(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "model.safetensors").write_bytes(b"x" * 100)
-    out, err = (process := start(folder, *WORDS)).communicate(timeout=TIMEOUT)
-    assert (process.returncode, out) == (2, "")
+    code = main(["evaluate", str(folder), *WORDS, "--processes", "2"])
+    out, err = capfd.readouterr()
+    assert (code, out) == (2, "")
     (line,) = err.splitlines()
     assert line.startswith("taet: error: ")
     assert "model.safetensors" in line
@@ -146,8 +148,8 @@ def test_a_process_that_dies_ends_the_others_with_one_line(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("0", "processes: got 0; allowed: 1 or more, or auto"),
-        ("x", "--processes: got 'x'; allowed: a whole number or auto; see taet evaluate --help"),
+        ("0", "processes: got 0; allowed: 1 to 1024, or auto"),
+        ("x", "--processes: got 'x'; allowed: a whole number, 1 to 1024, or auto; see taet evaluate --help"),
     ],
 )
 def test_a_number_of_processes_that_cannot_be(given: str, message: str, taet: Any, folder: Path) -> None:

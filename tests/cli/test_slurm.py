@@ -127,7 +127,7 @@ def test_a_run_on_several_machines_starts_and_goes_on(start: Start, calls: Calls
     assert (options["--nnodes"], options["--nproc-per-node"]) == ("2", "4")
     assert options["--rdzv-endpoint"] == "node7:22345"
     run, out = configure(words[place + 3], words[place + 4 :])
-    assert (run.method, run.data.name, out) == ("taet", "cifar100-lt", "runs/x")
+    assert (run.method, run.data.name, out) == ("taet", "cifar100-lt", Path("runs/x"))
     (tmp_path / "runs" / "x").mkdir(parents=True)
     (tmp_path / "runs" / "x" / "run.json").touch()
     assert start("train.sbatch", *TRAIN).wait() == 0

@@ -124,7 +124,7 @@ def test_a_damaged_archive_leaves_nothing_behind(tmp_path, name):
         with pytest.raises(UserError, match=r"cannot unpack '.*x\."):
             unpack(path, tmp_path / "out")
         assert not any((tmp_path / "out").glob("*"))
-    with pytest.raises(UserError, match="cannot unpack"):
+    with pytest.raises(UserError, match=r"cannot read .*none\.zip"):
         unpack(tmp_path / "none.zip", tmp_path / "out")
 
 

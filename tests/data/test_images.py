@@ -1,6 +1,7 @@
 """What image files hold, decoding and resizing."""
 
 import os
+import threading
 import warnings
 
 import numpy as np
@@ -277,3 +278,25 @@ def test_few_images_are_decoded_ahead(tmp_path, monkeypatch):
     next(images)
     assert len(decoded) <= module.AHEAD
     images.close()
+
+
+def test_sixteen_bits_are_rounded_as_the_quotient_of_real_numbers_is(tmp_path):
+    levels = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    assert (decode(tmp_path / "a.png", None).squeeze() == np.rint(levels / 257)).all()
+
+
+def test_as_many_pixels_are_decoded_at_once_as_there_is_room_for():
+    room, inside = module._Room(), []
+
+    def enter():
+        with room.take(1):
+            inside.append(True)
+
+    waiting = threading.Thread(target=enter)
+    with room.take(10 * module.ROOM):  # one image is always let in
+        waiting.start()
+        waiting.join(0.05)
+        assert not inside
+    waiting.join(5)
+    assert inside

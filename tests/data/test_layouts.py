@@ -144,5 +144,38 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(make, tmp_path, l
 @pytest.mark.parametrize("layout", KINDS)
 def test_a_place_that_cannot_be_written_is_named(make, tmp_path, layout):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write '.*file/x"):
+    with pytest.raises(UserError, match=r"cannot make the folder .*file/\.x"):
         write(make(), layout, tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize("layout", KINDS)
+def test_of_two_that_write_the_same_the_second_is_told_who_is_at_it(make, tmp_path, layout):
+    out, told = tmp_path / KINDS[layout], []
+
+    def second(*_):
+        with pytest.raises(UserError, match=r"x.*\.part is in use by process \d+ .*; wait for it") as caught:
+            layouts.write(make(), layout, out, lambda *_: None)
+        told.append(caught)
+
+    layouts.write(make(), layout, out, second)
+    assert told
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("layout", KINDS)
+def test_what_a_killed_process_left_is_removed_by_the_next(make, tmp_path, layout):
+    left = tmp_path / f".{KINDS[layout]}.part"
+    (left / KINDS[layout] / "train").mkdir(parents=True)
+    (left / ".lock").write_text("{}")
+    layouts.write(make(), layout, tmp_path / KINDS[layout], lambda *_: None)
+    assert [path.name for path in tmp_path.iterdir()] == [KINDS[layout]]
+
+
+@pytest.mark.parametrize("layout", KINDS)
+def test_nothing_is_written_through_a_link_that_was_prepared(make, tmp_path, layout):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "file").touch()
+    (tmp_path / f".{KINDS[layout]}.part").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="is a link"):
+        layouts.write(make(), layout, tmp_path / KINDS[layout], lambda *_: None)
+    assert [path.name for path in (tmp_path / "victim").iterdir()] == ["file"]

@@ -1,5 +1,7 @@
 """Sets in one .npz file."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,15 @@ def test_a_damaged_member_is_refused(tmp_path, arrays):
     content[100:140] = bytes(40)
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"cannot read '.*a\.npz'"):
+        load(f"npz:{tmp_path / 'a.npz'}")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name_are_refused(tmp_path, arrays):
+    np.savez(tmp_path / "a.npz", **arrays())
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("train_labels.npy", archive.read("train_labels.npy"))
+    with pytest.raises(UserError, match=r"a\.npz' holds the array 'train_labels' twice"):
         load(f"npz:{tmp_path / 'a.npz'}")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import io
 import threading
 import urllib.error
 import urllib.request
@@ -10,6 +11,7 @@ import zipfile
 import pytest
 from PIL import Image
 
+from taet import registry
 from taet.config import Data
 from taet.data import gtsrb, tiny_imagenet
 from taet.data.downloads import Download
@@ -84,7 +86,8 @@ def archive(monkeypatch, tmp_path):
     path = write_archive(tmp_path / ARCHIVE)
     monkeypatch.setattr(tiny_imagenet, "CLASSES", 2)
     monkeypatch.setattr(tiny_imagenet, "PER_CLASS", {"train": 2, "test": 1})
-    expect(monkeypatch, md5=hashlib.md5(path.read_bytes()).hexdigest())
+    content = path.read_bytes()
+    expect(monkeypatch, md5=hashlib.md5(content).hexdigest(), sha256=hashlib.sha256(content).hexdigest())
     return path
 
 
@@ -123,7 +126,7 @@ def test_a_set_is_downloaded_checked_unpacked_and_read(root, archive, served, mo
     assert dataset.class_names == ("cat", "dog")
     assert (len(dataset.train), len(dataset.test)) == (4, 2)
     assert done == [
-        f"'{root / 'tiny-imagenet-200'}' is unpacked from {ARCHIVE}; MD5 {tiny_imagenet.ARCHIVE.md5} is right"
+        f"'{root / 'tiny-imagenet-200'}' is unpacked from {ARCHIVE}; {tiny_imagenet.ARCHIVE.checksum} is right"
     ]
     assert (root / ARCHIVE).read_bytes() == archive.read_bytes()
     assert not [name for name in files(root) if name.endswith(".part")]
@@ -134,7 +137,7 @@ def test_a_set_is_downloaded_checked_unpacked_and_read(root, archive, served, mo
 
     again, done = run(root)
     assert again.train.sha256 == dataset.train.sha256
-    assert "was there; MD5" in done[0]
+    assert "was there; SHA-256" in done[0]
     assert len(served.agents) == 1
 
 
@@ -144,7 +147,7 @@ def test_an_archive_that_somebody_put_there_is_checked_and_unpacked(root, archiv
     archive.rename(root / ARCHIVE)
     assert len(run(root)[0].train) == 4
     (root / ARCHIVE).unlink()
-    assert "so its MD5 is not checked" in run(root)[1][0]
+    assert "so its checksum is not compared" in run(root)[1][0]
 
 
 @pytest.mark.usefixtures("offline")
@@ -161,7 +164,7 @@ def test_what_lies_in_another_data_folder_is_found_there(root, archive, monkeypa
 def test_a_damaged_archive_is_named_and_not_unpacked(root):
     root.mkdir()
     (root / ARCHIVE).write_bytes(b"cut short")
-    with pytest.raises(UserError, match=rf"{ARCHIVE}' \(9 bytes\) has MD5 \w+; expected: \w+; .* delete it"):
+    with pytest.raises(UserError, match=rf"{ARCHIVE}' \(9 bytes\) has SHA-256 \w+; expected: \w+; .* delete it"):
         run(root)
     assert files(root) == [ARCHIVE]
 
@@ -184,7 +187,7 @@ def test_without_a_network_one_line_says_what_to_put_where(root, name, downloads
     assert "Network is unreachable" in line
     assert line.endswith("then run the same command again")
     for wanted in downloads or (tiny_imagenet.ARCHIVE,):
-        parts = (wanted.name, wanted.size, wanted.md5, wanted.url, f"at '{root / wanted.file}'")
+        parts = (wanted.name, wanted.size, wanted.checksum, wanted.url, f"at '{root / wanted.file}'")
         assert all(part in line for part in parts)
     assert not root.exists()
 
@@ -193,8 +196,8 @@ def test_without_a_network_one_line_says_what_to_put_where(root, name, downloads
     ("case", "message"),
     [
         ("gone", r"cannot download .* \(HTTP Error 404: Not Found\); put tiny"),
-        ("cut", r"IncompleteRead|has MD5"),
-        ("other", r"has MD5 \w+; expected"),
+        ("cut", r"IncompleteRead|has SHA-256"),
+        ("other", r"has SHA-256 \w+; expected"),
     ],
 )
 def test_a_download_that_fails_leaves_nothing(root, archive, served, monkeypatch, case, message):
@@ -240,7 +243,7 @@ def test_an_archive_of_something_else_and_an_incomplete_folder_are_refused(root,
     with pytest.raises(UserError, match=rf"{ARCHIVE}' holds no elsewhere; expected: the archive that is at http"):
         run(root)
     (root / "elsewhere").mkdir()
-    with pytest.raises(UserError, match=r"cannot read '.*wnids\.txt'; delete the folder"):
+    with pytest.raises(UserError, match=r"wnids\.txt'; .*delete the folder"):
         run(root)
 
 
@@ -285,7 +288,7 @@ def test_archives_that_share_a_folder_are_unpacked_into_one_tree(root, monkeypat
     with zipfile.ZipFile(paths[2], "w") as archive:
         archive.writestr("GT-final_test.csv", "Filename;ClassId\r\n00000.ppm;0\r\n00001.ppm;1\r\n")
     sums = [hashlib.md5(path.read_bytes()).hexdigest() for path in paths]
-    archives = [old._replace(md5=md5) for old, md5 in zip(gtsrb.ARCHIVES, sums, strict=True)]
+    archives = [old._replace(md5=md5, sha256=None) for old, md5 in zip(gtsrb.ARCHIVES, sums, strict=True)]
     monkeypatch.setattr(gtsrb, "ARCHIVES", tuple(archives))
     monkeypatch.setattr(gtsrb, "CLASS_NAMES", ("stop", "give way"))
     monkeypatch.setattr(gtsrb, "TRAINING", {"Final_Training/Images": 2})
@@ -293,3 +296,31 @@ def test_archives_that_share_a_folder_are_unpacked_into_one_tree(root, monkeypat
     dataset, done = run(root, "gtsrb")
     assert [len(dataset.train), len(dataset.test), len(done)] == [2, 2, 3]
     assert sorted(path.name for path in folder.iterdir() if path.suffix != ".zip") == ["GT-final_test.csv", "GTSRB"]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist", "gtsrb", "tiny-imagenet", "pathmnist"])
+def test_every_address_is_encrypted_and_all_but_medmnist_have_a_sha256(name):
+    module = registry.entries("data")[name].load()
+    for download in module.downloads(Data(name)):
+        assert download.url.startswith("https://")
+        assert len(download.md5) == 32
+        assert download.sha256 is None if name == "pathmnist" else len(download.sha256) == 64
+
+
+def test_an_encrypted_address_that_leads_to_one_without_is_refused(root, archive, monkeypatch):
+    class Answer(io.BytesIO):
+        url = "http://elsewhere/tiny-imagenet-200.zip"
+        headers: dict[str, str] = {}  # noqa: RUF012
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Answer(archive.read_bytes()))
+    with pytest.raises(UserError, match=r"leads to http://elsewhere/.*, which is not encrypted\); put tiny"):
+        run(root)
+    assert files(root) == []
+
+
+def test_an_answer_that_never_ends_is_cut_off(root, archive, served, monkeypatch):
+    served.files[ARCHIVE] = archive.read_bytes() + bytes(3_000_000)
+    expect(monkeypatch, url=f"{served.address}/{ARCHIVE}", megabytes=0.1)
+    with pytest.raises(UserError, match=r"cannot download .* \(it is longer than 100\.0 kB\)"):
+        run(root)
+    assert files(root) == []

@@ -276,7 +276,7 @@ def test_where_the_images_lie_changes_nothing(tmp_path, arrays, monkeypatch):
         ("digits-lt", {"test": "balance"}, "unknown test set 'balance'.*did you mean 'balanced'"),
         ("digits-lt", {"validation": 1}, "validation share: got 1"),
         ("digits-lt", {"size": 2}, "size: got 2"),
-        ("digits-lt", {"seed": -1}, "data seed: got -1"),
+        ("digits-lt", {"seed": -1}, "seed: got -1"),
     ],
 )
 def test_mistakes_are_one_line(name, arguments, message):

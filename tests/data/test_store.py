@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 
 from taet.data import store
-from taet.data.store import Stored, gather, memory, on_disk, open_member, pieces
+from taet.data.array_file import read_array
+from taet.data.store import Stored, gather, memory, on_disk, pieces
 from taet.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 5, 7, 3), np.uint8)
@@ -78,7 +79,7 @@ def test_indexing_gives_what_the_array_gives(positions: Any, chunk: int, monkeyp
 
 def test_choosing_reads_nothing_and_may_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     stored, rows = kept(), np.array([20, 3, 3, 11])
-    monkeypatch.setattr(Stored, "_read", lambda *_: pytest.fail("pixels were read"))
+    monkeypatch.setattr(os, "preadv", lambda *_: pytest.fail("pixels were read"))
     chosen = stored.choose(rows).choose(np.array([True, False, True, True]))
     assert (chosen.shape, chosen.ndim, len(chosen), chosen.dtype) == ((3, 5, 7, 3), 4, 3, np.uint8)
     assert chosen.nbytes == IMAGES[:3].nbytes
@@ -185,7 +186,7 @@ def test_what_a_failure_or_an_interrupt_leaves_is_not_used_and_gives_the_disk_ba
     for error in (UserError("a damaged image"), KeyboardInterrupt()):
         with pytest.raises(type(error)):
             gather(broken(error), (21, 200, 200, 3), key="a key", storage="disk")
-        assert [(path.suffix, path.stat().st_size) for path in cache.iterdir()] == [(".part", 0)]
+        assert not list(cache.iterdir())
     np.testing.assert_array_equal(kept()[:], IMAGES)
 
 
@@ -211,7 +212,7 @@ gather(images(), (23, 5, 7, 3), key="a key", storage="disk")
         assert process.stdout is not None
         assert process.stdout.readline() == "writing\n"
         process.send_signal(signal.SIGKILL)
-    assert [path.suffix for path in cache.iterdir()] == [".part"]
+    assert sorted(path.suffix for path in cache.iterdir()) == [".lock", ".part"]
     np.testing.assert_array_equal(kept()[:], IMAGES)
     assert [path.suffix for path in cache.iterdir()] == [".npy"]
 
@@ -255,7 +256,7 @@ def test_a_full_disk_is_one_clear_line(cache: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match=message) as error:
         kept()
     assert "\n" not in str(error.value)
-    assert [(path.suffix, path.stat().st_size) for path in cache.iterdir()] == [(".part", 0)]
+    assert not list(cache.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,13 +276,13 @@ def test_a_member_on_disk_holds_what_it_holds_in_memory(
 ) -> None:
     save(tmp_path / "a.npz", x=images, y=np.arange(23))
     monkeypatch.setattr(store, "CHUNK", 100)
-    stored = open_member(tmp_path / "a.npz", "x", "disk")
+    stored = read_array(tmp_path / "a.npz", "x", "disk")
     assert isinstance(stored, Stored)
     np.testing.assert_array_equal(stored[:], images.reshape(*images.shape[:3], -1))
-    found = open_member(tmp_path / "a.npz", "x", "memory")
+    found = read_array(tmp_path / "a.npz", "x", "memory")
     assert type(found) is np.ndarray
     np.testing.assert_array_equal(found, images)
-    np.testing.assert_array_equal(open_member(tmp_path / "a.npz", "y", "disk"), np.arange(23))
+    np.testing.assert_array_equal(read_array(tmp_path / "a.npz", "y", "disk"), np.arange(23))
 
 
 def test_what_cannot_be_copied_as_it_lies_comes_to_memory(tmp_path: Path) -> None:
@@ -289,7 +290,7 @@ def test_what_cannot_be_copied_as_it_lies_comes_to_memory(tmp_path: Path) -> Non
     arrays["empty"] = IMAGES[:0]
     np.savez(tmp_path / "a.npz", **arrays)
     for name, array in arrays.items():
-        found = open_member(tmp_path / "a.npz", name, "disk")
+        found = read_array(tmp_path / "a.npz", name, "disk")
         assert type(found) is np.ndarray
         np.testing.assert_array_equal(found, array)
 
@@ -299,7 +300,7 @@ def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
     for number, images in enumerate((IMAGES, 255 - IMAGES)):  # of one size
         np.savez(path, x=images)
         os.utime(path, ns=(number, number))
-        np.testing.assert_array_equal(open_member(path, "x", "disk")[:], images)
+        np.testing.assert_array_equal(read_array(path, "x", "disk")[:], images)
 
 
 def test_a_pickle_is_refused_before_it_could_run(tmp_path: Path) -> None:
@@ -310,7 +311,7 @@ def test_a_pickle_is_refused_before_it_could_run(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.array([Payload()], object))
     for storage in ("memory", "disk"):
         with pytest.raises(UserError, match=r"cannot read '.*a\.npz': x: it holds pickled objects; allowed: .*plain"):
-            open_member(tmp_path / "a.npz", "x", storage)
+            read_array(tmp_path / "a.npz", "x", storage)
     assert not (tmp_path / "ran").exists()
     np.load(tmp_path / "a.npz", allow_pickle=True)["x"]
     assert (tmp_path / "ran").exists()  # it would have
@@ -324,7 +325,7 @@ def test_a_member_of_another_length_than_it_says_is_refused(change: int, cache: 
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x.npy", content)
     with pytest.raises(UserError, match=r"x: it is (cut short|longer than it says); allowed"):
-        open_member(tmp_path / "a.npz", "x", "disk")
+        read_array(tmp_path / "a.npz", "x", "disk")
     assert not list(cache.glob("*.npy"))
 
 
@@ -335,5 +336,59 @@ def test_a_damaged_member_is_refused(save: Callable[..., None], cache: Path, tmp
     content[1000] ^= 1
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"cannot read '.*a\.npz': x: "):
-        open_member(tmp_path / "a.npz", "x", "disk")
+        read_array(tmp_path / "a.npz", "x", "disk")
     assert not list(cache.glob("*.npy"))
+
+
+# --- a file that others change ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [200, -50, -1], ids=["a pixel", "a late pixel", "a checksum"])
+def test_a_flipped_bit_is_noticed_when_its_image_is_read_and_the_file_built_anew(place: int) -> None:
+    stored = kept()
+    content = bytearray(stored.path.read_bytes())
+    content[place] ^= 4
+    stored.path.write_bytes(content)
+    damaged = kept()  # its length is right
+    with pytest.raises(UserError, match=r"was damaged or cut short, and is deleted; run the same command again"):
+        damaged[:]
+    assert not stored.path.exists()
+    np.testing.assert_array_equal(kept()[:], IMAGES)
+
+
+def test_a_file_that_is_cut_under_a_running_process_is_one_line_and_no_crash() -> None:
+    stored = kept()
+    os.truncate(stored.path, 400)
+    with pytest.raises(UserError, match=r"'.*npy' was damaged or cut short"):
+        stored[np.array([22, 0])]
+
+
+def test_a_file_that_is_deleted_under_a_running_process_can_still_be_read() -> None:
+    stored = kept()
+    stored.path.unlink()
+    np.testing.assert_array_equal(stored.choose(np.array([3, 1]))[:], IMAGES[[3, 1]])
+
+
+def test_what_killed_builders_left_goes_when_the_next_file_is_built(cache: Path) -> None:
+    cache.mkdir()
+    (cache / ".taet-0123456789abcdef.part").write_bytes(b"half")
+    kept()
+    assert [path.suffix for path in cache.iterdir()] == [".npy"]
+
+
+def test_more_than_the_memory_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "memory", lambda: IMAGES.nbytes - 1)
+    with pytest.raises(UserError, match=r"images of 2\.4 kB do not fit into memory; allowed: --data\.storage disk, or"):
+        gather(never(), IMAGES.shape, key="a key", storage="memory")
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".lock", "link"), (".npy", "link"), (".npy", "FIFO")])
+def test_what_was_prepared_in_the_cache_is_not_written_to(suffix: str, kind: str, tmp_path: Path) -> None:
+    built = kept().path
+    built.unlink()
+    place, victim = built.with_suffix(suffix), tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    os.mkfifo(place) if kind == "FIFO" else place.symlink_to(victim)
+    with pytest.raises(UserError, match=r"link|symbolic|FIFO"):
+        kept()
+    assert victim.read_bytes() == b"mine"

@@ -105,6 +105,15 @@ def test_an_annotated_list_knows_its_images_by_their_numbers(inaturalist):
     assert [file.parent.name for file in files["train"]] == ["30", "30", "7477", "7477", "7477"]
 
 
+def test_fields_that_are_not_used_may_hold_anything(inaturalist):
+    path = inaturalist / "train2018.json"
+    rows, found = read_rows(path).rows, json.loads(path.read_text())
+    for annotation in found["annotations"]:
+        annotation |= {"area": float("nan"), "note": 10**30}
+    path.write_text(json.dumps(found))
+    assert read_rows(path).rows == rows
+
+
 def test_lines_and_annotations_say_the_same(inaturalist, tmp_path):
     lists = tmp_path / "data_txt"
     lists.mkdir()
@@ -201,7 +210,7 @@ def test_paths_in_lines_may_hold_blanks_and_tabs_may_divide(imagenet_lt):
         ({"train.json": '{"images": [}'}, r"cannot read '.*train\.json': Expecting value: .*; allowed: a JSON file"),
         (
             {"train.json": "[1, 2]"},
-            "cannot read '.*': it has another structure; allowed: images with id and file_name",
+            "cannot read '.*': it has another structure; allowed: a JSON file of images with id and file_name",
         ),
         ({"train.json": '{"annotations": []}'}, "cannot read '.*': 'images' is missing; allowed"),
         ({"train.json": '{"images": [{"id": 1, "file_name": "a.png"}]}'}, "lists no image with a label"),
@@ -254,6 +263,7 @@ def full_length(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.full
 def test_lists_as_long_as_those_of_inaturalist_are_read(full_length):
     name, about = full_length("inaturalist-2018")
     files = image_listing(Data(name)).by_split()
@@ -261,6 +271,7 @@ def test_lists_as_long_as_those_of_inaturalist_are_read(full_length):
     assert len(files["test"]) == about.classes == 8142
 
 
+@pytest.mark.full
 def test_a_long_list_takes_less_than_a_kilobyte_for_an_image(full_length):
     name, about = full_length("imagenet-lt")
     tracemalloc.start()

@@ -17,6 +17,7 @@ from taet import config, methods, models, protocols
 from taet.data import Dataset
 from taet.models import Head
 from taet.training.checkpoint import save_weights
+from taet.training.decisive import run_hash
 
 NAMES = ("red", "green", "blue")
 SIDE = 16
@@ -85,7 +86,7 @@ def make_run() -> Callable[..., Path]:
         }
         (folder / "run.json").write_text(json.dumps(record))
         save_weights(
-            folder / "model.safetensors", model.state_dict(), {"method": "at", "epoch": 1, "run_hash": "cd" * 32}
+            folder / "model.safetensors", model.state_dict(), {"method": "at", "epoch": 1, "run_hash": run_hash(run)}
         )
         return folder
 

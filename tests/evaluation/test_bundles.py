@@ -105,12 +105,12 @@ def test_passes(name: str, passes: int) -> None:
         ("auto-attack", "did you mean 'autoattack'"),
         ("cw-12", "did you mean 'cw-l2'"),
         ("pgd-20:restart=5", "did you mean 'restarts'"),
-        ("pgd-20:restarts=0", "restarts got '0'; allowed: a whole number of 1 or more"),
+        ("pgd-20:restarts=0", "restarts got '0'; allowed: a whole number, 1 or more"),
         ("pgd-20:restarts=2.5", "restarts got '2.5'"),
         ("pgd-20:restarts", "allowed: option=value"),
         ("pgd-20:restarts=2,restarts=3", "each option once"),
         ("pgd-20:objective=hinge", "objective got 'hinge'; allowed: ce, cw, dlr, kl"),
-        ("pgd-20:eps=0", "eps got '0'; allowed: a number above 0"),
+        ("pgd-20:eps=0", "eps got '0'; allowed: a number, above 0"),
         ("pgd-20:eps=-1/255", "eps got '-1/255'"),
         ("pgd-20:eps=8", "did you mean 8/255"),
         ("pgd-20:eps=none", "eps got 'none'; allowed: a number, since this attack needs a ball"),
@@ -147,3 +147,12 @@ def test_a_protocol_stands_for_the_columns_of_its_paper_with_their_settings() ->
 @pytest.mark.parametrize("protocol", ["taet", "reat"])
 def test_what_a_run_of_a_protocol_faces_are_columns_of_its_paper(protocol: str) -> None:
     assert set(protocols.PROTOCOLS[protocol]("at").evaluation.attacks) <= set(protocols.COLUMNS[protocol])
+
+
+def test_a_setting_that_was_given_beside_a_bundle_is_kept() -> None:
+    given = Evaluation(attacks=("reat",), cw_constant=5.0, step_size=3 / 255)
+    kept = expand(given.attacks, given)
+    assert (kept.cw_constant, kept.step_size) == (5.0, 3 / 255)
+    alone = expand(("reat",), Evaluation())
+    assert (alone.eps_l2, alone.cw_bounded) == (kept.eps_l2, kept.cw_bounded)
+    assert expand(("reat",), Evaluation(), eps=4 / 255).step_size == alone.step_size / 2

@@ -48,8 +48,9 @@ def found(
 ) -> dict[str, str]:
     """What flags say about these columns, by name; each is there once and says one sentence."""
     labels = np.arange(COUNT) % 2 if labels is None else labels
-    data = {"class_names": list(class_names), "name": "toy"}
-    card = ResultCard("at", "AT", "taet", {}, 0, model or {}, data, 250, labels, columns)
+    data = {"class_names": list(class_names), "name": "toy", "test_sha256": "0" * 64}
+    about = {"name": "toy", "weights_sha256": "0" * 64, **(model or {})}
+    card = ResultCard("at", "AT", "taet", {"norm": "linf", "eps": EPS}, 0, about, data, 250, labels, columns)
     raised = flags(replace(card, probe=probe or {}, run=run or {}))
     texts = {flag["flag"]: flag["text"] for flag in raised}
     assert len(texts) == len(raised)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from taet.evaluation import ResultCard, diagnostics, evaluate, parse_attack
 from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.runner import Runner, as_unit, make_runner
 from taet.evaluation.transfer import Transfer, matrices, matrix, transfer, transfer_columns
+from taet.files import lock
 from taet.training.finished import load_run
 
 EPS = 0.1
@@ -325,3 +327,23 @@ def test_a_matrix_prints_itself_and_becomes_json() -> None:
         "balanced": [[0.25, 0.5], [None, 0.125]],
         "accuracy": [[0.125, 0.25], [None, 0.0625]],
     }
+
+
+def test_a_transfer_owns_the_runs_and_refuses_one_that_another_process_evaluates(
+    trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = copies(trained[:2], tmp_path)
+    with lock(folders[1]), pytest.raises(UserError, match=f"{folders[1]} is in use by"):
+        transfer(folders, "fgsm")
+    real = evaluate
+
+    def also(folder: Path, **settings: Any) -> ResultCard:
+        card = real(folder, **settings)
+        if folder == folders[0]:
+            real(folder, attacks=["pgd-2"])
+        return card
+
+    monkeypatch.setattr(sys.modules["taet.evaluation.transfer"], "evaluate", also)
+    with pytest.raises(UserError, match="was evaluated by another process meanwhile; run the transfer again"):
+        transfer(folders, "fgsm")
+    assert "pgd-2" in names(cards(folders)[0])

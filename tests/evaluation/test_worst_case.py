@@ -54,8 +54,8 @@ def test_where_nothing_is_left_nothing_is_attacked(evaluated: Evaluated) -> None
 
 
 def test_the_fast_suite_comes_out_of_the_standard_one(evaluated: Evaluated) -> None:
-    both = evaluated("autoattack-fast", "autoattack", eps=0.04)
-    alone = evaluated("autoattack-fast", eps=0.04).column("autoattack-fast")
+    both = evaluated("autoattack-fast", "autoattack", eps=0.04, batch_size=22)
+    alone = evaluated("autoattack-fast", eps=0.04, batch_size=22).column("autoattack-fast")
     fast = both.column("autoattack-fast")
     assert [column.name for column in both.columns] == ["clean", "autoattack-fast", "autoattack"]
     assert (fast.forwards, fast.parameters["from"]) == (0, "autoattack")

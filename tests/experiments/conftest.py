@@ -33,7 +33,7 @@ PROCESS = """#!{executable}
 import json, os, shutil, signal, sys, time
 from pathlib import Path
 
-place, words = Path(__file__).parent, sys.argv[3:]
+place, words = Path(__file__).parent, sys.argv[sys.argv.index("taet") + 1 :]
 resumed = "--resume" in words
 folder = Path(words[2] if resumed else words[-1] if words[0] == "train" else words[1])
 seed = int(folder.name.rpartition("seed")[2])
@@ -50,6 +50,7 @@ if words[0] == "train":
     folder.mkdir(parents=True, exist_ok=True)
     record = json.loads((place / "template" / "run.json").read_text())
     record["run"]["seed"] = seed
+    del record["sha256"]  # with an empty `done` the folder is one of an older version, without checksums
     (folder / "run.json").write_text(json.dumps(record))
     if asked == "fail":
         print("some lines")
@@ -61,10 +62,13 @@ if words[0] == "train":
         signal.signal(signal.SIGTERM, save)
         (folder / "hangs").touch()
         time.sleep(60)
-    for name in ("metrics.jsonl", "done"):
-        shutil.copy(place / "template" / name, folder / name)
+    shutil.copy(place / "template" / "metrics.jsonl", folder / "metrics.jsonl")
+    (folder / "done").touch()
 elif asked != "idle":
-    shutil.copy(place / "template" / "evaluation.json", folder / "evaluation.json")
+    card = json.loads((place / "template" / "evaluation.json").read_text())
+    card["run"]["config"]["seed"] = seed
+    del card["sha256"]
+    (folder / "evaluation.json").write_text(json.dumps(card))
 """
 
 

@@ -29,6 +29,14 @@ QUICK = Timing(batch_size=4, steps=2, curve=(1, 3), rounds=2, device="cpu", prec
         ("robal", 12, 12),
         ("taet", 0.4 * 1 + 0.6 * 11, 0.4 * 1 + 0.6 * 11),
         ("adt", 36, 36),
+        ("wat", 13, 12),
+        ("frl", 0.75 * 11 + 0.25 * 13, 0.75 * 11 + 0.25 * 12),  # burn-in as at
+        ("faal", 11, 11),
+        ("cgr", 11, 11),
+        ("dafa", 13, 12),  # that of its base, trades
+        ("cfa", 13, 12),
+        ("n-fgsm", 2, 2),
+        ("liet", 3 + 10 / 20 / 2, 3 + 10 / 20 / 2),  # ten grey images every 20 steps, of two images
     ],
 )
 def test_passes_are_those_of_the_formulas(name: str, forwards: float, backwards: float) -> None:

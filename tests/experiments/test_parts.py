@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file
 
 from taet.config import Run
 from taet.errors import UserError
@@ -21,6 +21,8 @@ from taet.experiments import merge
 from taet.experiments.cells import Cell
 from taet.experiments.parts import share
 from taet.experiments.specification import Entry, Variant
+from taet.files import file_sha256, seal
+from taet.training.folder import RunFolder
 
 NAMES = [f"at_digits-lt_seed{seed}" for seed in range(3)]
 
@@ -79,7 +81,7 @@ def test_data_and_ratios_are_spread_as_well(size: tuple[int, int, int, int], par
 
 
 @pytest.fixture
-def place(template: Path, tmp_path: Path) -> Callable[..., Path]:
+def place(template: Path, tmp_path: Path, mended: Callable[[Path], Path]) -> Callable[..., Path]:
     """Make a folder of the comparison with the finished runs of some seeds."""
 
     def made(name: str, *seeds: int) -> Path:
@@ -89,26 +91,26 @@ def place(template: Path, tmp_path: Path) -> Callable[..., Path]:
             record = json.loads((folder / "run.json").read_text())
             record["run"]["seed"] = seed
             (folder / "run.json").write_text(json.dumps(record))
-            of_the_run(folder)
+            mended(folder)
         return tmp_path / name
 
     return made
 
 
-def of_the_run(folder: Path, **changes: Any) -> None:
-    """Write the weights of a folder as those of the run that it describes."""
-    from taet.training.decisive import run_hash
-    from taet.training.folder import RunFolder
-
-    path = folder / "model.safetensors"
-    values = {name: value.copy() for name, value in load_file(path).items()}
+def rewritten(folder: Path, add: float = 0, **changes: str) -> None:
+    """Write the weights of a folder again, as a training would have that ended with others, or of another run."""
+    held = RunFolder(folder)
+    values = {name: value.clone() for name, value in load_file(held.weights()).items()}
     for value in list(values.values())[:1]:
-        value += changes.get("add", 0)
-    run = RunFolder(folder).record.run
-    about = {"method": run.method, "epoch": 0, "run_hash": changes.get("run_hash", run_hash(run))}
-    save_file(values, path, metadata={"taet": json.dumps(about)})
+        value += add
+    held.save_weights("model", values, held.weights_about()._replace(**changes))
+    held.finish()
+    card = json.loads(held.card().read_text())
+    of_weights = {"file_sha256": file_sha256(held.weights()), "weights_sha256": held.weights_about().weights_sha256}
+    held.card().write_text(json.dumps(seal(card | {"model": card["model"] | of_weights})))
 
 
+@pytest.mark.usefixtures("outlined")
 def test_finished_runs_come_together(small: dict[str, Any], place: Callable[..., Path]) -> None:
     a, b, out = place("a", 0, 1), place("b", 1), place("out", 0)
     place("c", 2)
@@ -128,11 +130,11 @@ def test_finished_runs_come_together(small: dict[str, Any], place: Callable[...,
 
 
 def other_weights(a: Path) -> None:
-    of_the_run(a / "runs" / NAMES[0], add=1)
+    rewritten(a / "runs" / NAMES[0], add=1)
 
 
 def of_another_run(a: Path) -> None:
-    of_the_run(a / "runs" / NAMES[1], run_hash="0")
+    rewritten(a / "runs" / NAMES[1], run_hash="0")
 
 
 def cut_short(a: Path) -> None:
@@ -146,7 +148,10 @@ def missing(a: Path) -> None:
 
 def other_settings(a: Path) -> None:
     path = a / "runs" / NAMES[1] / "run.json"
-    path.write_text(path.read_text().replace('"lr": 0.1', '"lr": 0.2'))
+    record = json.loads(path.read_text())
+    record["run"]["training"]["lr"] = 0.2
+    path.write_text(json.dumps(seal(record)))
+    RunFolder(path.parent).finish()
 
 
 def not_finished_here(a: Path) -> None:
@@ -158,8 +163,8 @@ def not_finished_here(a: Path) -> None:
     [
         (other_weights, f"out/runs/{NAMES[0]} and .*a/runs/{NAMES[0]} are two runs of one cell, with other weights"),
         (of_another_run, f"a/runs/{NAMES[1]}/model.safetensors holds the weights of another run than .*run.json"),
-        (cut_short, f"a/runs/{NAMES[1]}/model.safetensors cannot be read .*; was the folder copied whole?"),
-        (missing, f"a/runs/{NAMES[1]}/model.safetensors cannot be read .*No such file"),
+        (cut_short, f"a/runs/{NAMES[1]}/model.safetensors was changed or damaged"),
+        (missing, f"a/runs/{NAMES[1]}/model.safetensors: No such file"),
         (other_settings, f"a/runs/{NAMES[1]} holds a run with other settings: training.lr is 0.2 there and 0.1"),
         (not_finished_here, f"out/runs/{NAMES[0]} is not finished, and .*a/runs/{NAMES[0]} is; remove one of them"),
     ],

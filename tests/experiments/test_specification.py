@@ -10,6 +10,7 @@ import pytest
 from taet import registry
 from taet.errors import UserError
 from taet.experiments import parse, read
+from taet.experiments.cells import cells
 
 TEXT = """
 title = "Two"
@@ -109,7 +110,7 @@ GOOD: dict[str, Any] = {"methods": ["at"], "data": ["digits-lt"]}
         ({"imbalance": [0.1]}, r"imbalance ratio: got 0.1.*did you mean 10\?"),
         ({"methods": [{"name": "x", "method": "harl", "settings": {"absnt": 1}}]}, r"methods: x: .*mean 'absent'\?"),
         ({"settings": {"training.epochs": 3, "training": {"epochs": 4}}}, "settings: got training.epochs twice"),
-        ({"settings": {"training.epochs": [[None]]}}, "settings: training.epochs: got None"),
+        ({"settings": {"training.epochs": [[None]]}}, r"settings: training.epochs: got \[\[None\]\]"),
         ({"variants": [{"name": "x"}]}, "variants: x: got no settings"),
         ({"variants": [{"settings": {"outer.name": "focal"}}]}, "variants: got the name ''"),
         ({"variants": {"name": "x"}}, "variants: got .*; allowed: a list of tables"),
@@ -129,7 +130,7 @@ def test_a_key_that_is_missing(missing: str) -> None:
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.toml: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*none\.toml: No such file"):
         read(tmp_path / "none.toml")
     (tmp_path / "broken.toml").write_text("methods = [")
     with pytest.raises(UserError, match=r"broken\.toml: no TOML: "):
@@ -137,3 +138,53 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text("seeds = [0]")
     with pytest.raises(UserError, match=r"specification .*wrong\.toml: methods is missing"):
         read(tmp_path / "wrong.toml")
+
+
+GRID = 'methods = ["at"]\ndata = ["digits-lt"]\n'
+MANY = "9" * 5000
+FILES: dict[str, tuple[bytes, str]] = {
+    "lists in lists": (f"seeds = {'[' * 5000}{']' * 5000}".encode(), "no TOML: lists or tables are nested too deeply"),
+    "lists in a setting": (f"{GRID}[settings]\nepochs = {'[' * 50}{']' * 50}".encode(), "training.epochs: got [[["),
+    "tables in tables": (f"{GRID}[settings]\na = {'{a=' * 5000}1{'}' * 5000}".encode(), "nested too deeply"),
+    "a long key": (f"{GRID}[settings]\n{'a.' * 5000}a = 1".encode(), "allowed: at most 8 tables inside each other"),
+    "a table of a long key": (f"{GRID}[settings.{'a.' * 5000}a]\nb = 1".encode(), "at most 8 tables inside each other"),
+    "a long key at the top": (f"{'a.' * 5000}a = 1".encode(), "unknown key 'a'"),
+    "a number of 5,000 digits": (f"{GRID}seeds = [{MANY}]".encode(), "no TOML: Exceeds the limit"),
+    "a hexadecimal one": (
+        f"{GRID}seeds = [0x{MANY}]".encode(),
+        "seeds: got a int too large to print",
+    ),
+    "a hexadecimal setting": (f"{GRID}[settings]\nepochs = 0x{MANY}".encode(), "epochs: got a int too large to print"),
+    "a hexadecimal weight": (
+        f"{GRID}[settings]\nweight-decay = 0x{MANY}".encode(),
+        "decay: got a int too large",
+    ),
+    "a number of 400 digits": (f"{GRID}[settings]\nweight-decay = {'9' * 400}".encode(), "at most 64 bits"),
+    "underscores in a text": (
+        f'{GRID}[settings]\nthreat.eps = "1_0/255"'.encode(),
+        "eps: got",
+    ),
+    "infinity": (f"{GRID}imbalance = [inf]".encode(), "imbalance ratio: got inf; allowed: 1 or more"),
+    "not a number": (f"{GRID}imbalance = [nan]".encode(), "imbalance ratio: got nan"),
+    "a date": (f"{GRID}[settings]\nepochs = 2020-01-01".encode(), "training.epochs: got datetime.date(2020, 1, 1)"),
+    "a zero byte": (b'methods = ["at"]\ndata = ["npz:a\\u0000.npz"]', "text in UTF-8 without zero bytes"),
+    "half a character": (b'title = "\\ud800"', "no TOML: "),
+    "other bytes": (b'title = "\xff"', "no TOML: 'utf-8' codec"),
+    "a zip": (b"PK\x03\x04\x00\x00", "no TOML: "),
+    "two megabytes": (b"#" * 2**21, "got 2,097,152 bytes; allowed: at most 1,048,576"),
+    "many cells": (f"{GRID}seeds = {[*range(100_001)]}".encode(), "got 100,001 cells; allowed: at most 100,000"),
+    "a long title": (f'{GRID}title = ["{"x" * 5000}"]'.encode(), "title: got ['xxx"),
+    "a long name": (f'methods = ["{"x" * 5000}"]\ndata = ["digits-lt"]'.encode(), "unknown method 'xxx"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_file_that_is_no_specification_is_one_line(case: str, tmp_path: Path) -> None:
+    content, message = FILES[case]
+    (tmp_path / "spec.toml").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        cells(read(tmp_path / "spec.toml"), tmp_path)
+    assert message in str(caught.value)
+    assert "spec.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000

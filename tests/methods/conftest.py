@@ -21,6 +21,8 @@ from taet.data import load
 from taet.data.augmentation import to_unit
 from taet.data.loader import Batch
 from taet.methods import Method, Task
+from taet.methods.base import Seen
+from taet.methods.wrapper import HOLDERS, BudgetRule
 from taet.models import Classifier, Head
 from taet.models.heads import build_head
 
@@ -63,11 +65,32 @@ class Case(NamedTuple):
         return methods.build(self.name, {**self.knobs, "knobs": knobs}, make_task(**task))
 
     def build(self, **task: Any) -> Method:
-        """The same in the middle of its run, after an epoch with these predictions."""
+        """The same in the middle of its run, after epochs with these predictions, and what else it learns from."""
         method = self.fresh(**task)
-        method.enter(self.epoch)
-        method.start_epoch(self.epoch, torch.arange(method.task.num_classes, 0, -1.0))
+        for epoch in range(self.epoch + 1):
+            method.enter(epoch)
+            method.start_epoch(epoch, torch.arange(method.task.num_classes, 0, -1.0))
+            if epoch < self.epoch:
+                live(method, epoch)
         return method
+
+
+def live(method: Method, epoch: int) -> None:
+    """What a method is told in an epoch: the logits of a batch, and feedback on twenty images of each class."""
+    classes, draw = method.task.num_classes, torch.Generator().manual_seed(epoch)
+    labels = torch.arange(classes).repeat(3)
+    logits = torch.randn(len(labels), classes, generator=draw) + torch.eye(classes)[labels]
+    logits[:, 0] += 3  # the largest class is what the others are mistaken for
+    for rule in (module for module in method.modules() if isinstance(module, BudgetRule)):
+        rule.observe(epoch, logits, labels)
+    if method.needs_feedback:
+        confusion = torch.randint(20, (classes, classes), generator=draw) + 20 * torch.eye(classes)
+        images, robust = confusion.sum(1), confusion.diagonal()
+        clean = robust + (images - robust) * torch.rand(classes, generator=draw)
+        losses = torch.rand(3, classes, generator=draw) * images
+        features = torch.randn(classes, 128, generator=draw) if method.uses_features else None
+        sums = [value.double() for value in (images, clean, confusion, *losses)]
+        method.feedback(epoch, Seen("validation", *sums, None if features is None else features.double()))
 
 
 def choices(name: str) -> dict[str, tuple[Any, ...]]:
@@ -80,12 +103,16 @@ def choices(name: str) -> dict[str, tuple[Any, ...]]:
 def variants(name: str) -> Iterator[dict[str, Any]]:
     """The defaults, and every other value of every choice; a method that holds another, over each that attacks."""
     defaults = methods.find(name).Config()
-    if hasattr(defaults, "base"):
-        yield from ({"base": other} for other in METHODS if other not in (name, "standard"))
-        return
-    yield {}
+    if name in HOLDERS:
+        # The rules differ, what they hold does not: each base within one of them.
+        bases = [other for other in METHODS if other not in (*HOLDERS, "standard")]
+        yield from ({"base": other} for other in (bases if name == "robust-lt" else [defaults.base]))
+        plain = {"base": defaults.base}
+    else:
+        plain = {}
+        yield plain
     for knob, values in choices(name).items():
-        yield from ({knob: value} for value in values if value != getattr(defaults, knob))
+        yield from (plain | {knob: value} for value in values if value != getattr(defaults, knob))
 
 
 def all_cases() -> list[Case]:
@@ -108,6 +135,8 @@ VARIANTS = [list(stages) for _, stages in itertools.groupby(CASES, lambda case: 
 # In make test two methods stand for all inside a wrapper, a plain one and one with stages; and of what takes
 # longer than most tests, each method is shown with its defaults only.
 USUAL_BASES = ("at", "taet")
+# Of methods with many switches, one other form of each.
+SWITCHES = {"absent", "aggregate", "balanced", "budget", "gate", "margin", "regulariser", "utility", "weights"}
 SLOW = {
     "test_a_recorded_step_follows_what_changes",
     "test_builds_for_any_number_of_classes",
@@ -122,8 +151,11 @@ SLOW = {
 
 def parameter(case: Case, test: str) -> Any:
     """A case of a test, marked `full` if make test leaves it out."""
-    usual = case.knobs.get("base", USUAL_BASES[0]) in USUAL_BASES and (
-        test not in SLOW or not case.knobs.keys() - {"base"}
+    switched = case.name != "harl" and not SWITCHES.isdisjoint(case.knobs)
+    usual = (
+        (case.name != "robust-lt" or case.knobs["base"] in USUAL_BASES)
+        and not switched
+        and (test not in SLOW or not case.knobs.keys() - {"base"})
     )
     return pytest.param(case, id=str(case), marks=() if usual else pytest.mark.full)
 
@@ -173,8 +205,13 @@ def task() -> Callable[..., Task]:
 
 @pytest.fixture(scope="session")
 def stages() -> Callable[[str], list[Case]]:
-    """Return name -> each stage of the method with its defaults; of one that holds another, with plain training."""
-    return lambda name: [case for case in CASES if case.name == name and case.knobs in ({}, {"base": "at"})]
+    """Return name -> each stage of the method with its defaults; of robust-lt around plain training."""
+
+    def found(name: str) -> list[Case]:
+        base = "at" if name == "robust-lt" else getattr(methods.find(name).Config(), "base", "")
+        return [case for case in CASES if case.name == name and case.knobs in ({}, {"base": base})]
+
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from taet.methods.base import Adversarial, Attack, Loss
 from taet.models import Classifier
 from taet.models.heads import build_head
 from taet.models.sync_norm import synchronised
+from taet.training.feedback import FeedbackSums
 from taet.training.step import training_step
 
 CLASSES, SAMPLES, PROCESSES, STEPS = 5, 11, 2, 2
@@ -116,6 +117,19 @@ def trained(case: Case, share: slice, job: Job) -> Values:
     return found
 
 
+def told(cut: int, rank: int | None = None) -> Values:
+    """What feedback holds of images that two processes share, or of all of them."""
+    share = slice(0, SAMPLES) if rank is None else (slice(0, cut), slice(cut, SAMPLES))[rank]
+    draw = torch.Generator().manual_seed(3)
+    clean, attacked = torch.randn(2, SAMPLES, CLASSES, generator=draw)
+    features = torch.randn(SAMPLES, 3, generator=draw)
+    sums = FeedbackSums(torch.bincount(LABELS, minlength=CLASSES))
+    if len(LABELS[share]):
+        sums.add(LABELS[share], clean[share], attacked[share], features[share])
+    seen = sums.seen("validation", with_features=True)
+    return {name: value for name, value in vars(seen).items() if isinstance(value, Tensor)}
+
+
 def work(rank: int, folder: Path) -> None:
     """What each process does; the first one trains alone before they meet."""
     from conftest import CASES  # the folder of this file is where Python looks for modules
@@ -127,7 +141,7 @@ def work(rank: int, folder: Path) -> None:
     plan += [(case, OWN_STATISTICS) for case in CASES if case.name == "at"]
     if rank == 0:
         alone = {f"{case}/{job.name}": trained(case, whole, job) for case, job in plan}
-        torch.save(alone, folder / "alone.pt")
+        torch.save(alone | {"told": told(SAMPLES)}, folder / "alone.pt")
     dist.init_process_group(
         "gloo",
         init_method=(folder / "meeting-point").as_uri(),
@@ -140,6 +154,7 @@ def work(rank: int, folder: Path) -> None:
     for case, job in plan:
         share = slice(0, job.cut) if rank == 0 else slice(job.cut, SAMPLES)
         found[f"{case}/{job.name}"] = trained(case, share, job)
+    found |= {f"told of {cut}": told(cut, rank) for cut in (7, SAMPLES)}
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -175,6 +190,15 @@ def assert_as_one(case: Case, job: Job, alone: dict[str, Values], together: list
 def test_two_processes_train_as_one(case: Case, results: tuple[dict[str, Values], list[dict[str, Values]]]) -> None:
     for job in jobs(case):
         assert_as_one(case, job, *results)
+
+
+def test_feedback_holds_the_images_of_all(results: tuple[dict[str, Values], list[dict[str, Values]]]) -> None:
+    alone, together = results
+    for found in together:
+        for cut in (7, SAMPLES):  # of these, none for the second
+            torch.testing.assert_close(found[f"told of {cut}"], alone["told"], rtol=1e-12, atol=1e-12)
+            for name in ("images", "clean", "confusion"):
+                assert torch.equal(found[f"told of {cut}"][name], alone["told"][name])
 
 
 def test_a_mean_over_ones_own_share_is_found_out(results: tuple[dict[str, Values], list[dict[str, Values]]]) -> None:

@@ -15,7 +15,8 @@ from taet.config import Outer, Threat
 from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Attack, Step
-from taet.methods.robust_lt import base_settings, class_budgets
+from taet.methods.robust_lt import class_budgets
+from taet.methods.wrapper import base_settings
 from taet.models import Head
 from taet.training.step import training_step
 
@@ -178,7 +179,7 @@ def test_a_base_or_knob_that_cannot_be_is_refused_in_one_line(base, knobs, messa
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"a": 1.5}, "method a: got 1.5; allowed: 0 to 1"),
-    ({"a": math.nan}, "method a: got nan; allowed: 0 to 1"),
+    ({"a": math.nan}, "method a: got nan; allowed: 0 to 1, a finite number"),
     ({"b": -0.1}, "method b: got -0.1; allowed: 0 to 1"),
 ])  # fmt: skip
 def test_nonsense_is_refused_in_one_line(settings, message):

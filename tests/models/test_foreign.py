@@ -147,8 +147,10 @@ def test_code_in_a_folder_is_refused_without_importing_what_leads_to_it(
     monkeypatch.chdir(tmp_path / where)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
-    with pytest.raises(UserError, match=r"allowed: a module elsewhere") as caught:
-        foreign.refuse_code_in(tmp_path / "run", spec)
+    with pytest.raises(UserError, match=f"got the model '{spec}', which is code .*; allowed: with --trust-"):
+        foreign.check_trust(tmp_path / "run", spec)
+    with foreign.trusted(spec), pytest.raises(UserError, match=r"allowed: a module elsewhere") as caught:
+        foreign.check_trust(tmp_path / "run", spec)
     assert "\n" not in str(caught.value)
     assert set(sys.modules) == before
     assert not path.with_suffix(".sprung").exists()
@@ -163,8 +165,10 @@ def test_code_in_a_folder_is_refused_without_importing_what_leads_to_it(
 @pytest.mark.parametrize("spec", ["OWN:build", "torchvision:resnet18", "resnet8", "no_such_module_at_all.x:build"])
 def test_code_elsewhere_is_not_refused(own: str, tmp_path: Path, spec: str) -> None:
     (tmp_path / "run").mkdir()
-    foreign.refuse_code_in(tmp_path / "run", spec.replace("OWN", own))
-    foreign.refuse_code_in(Path("run"), spec.replace("OWN", own))
+    spec = spec.replace("OWN", own)
+    with foreign.trusted(spec):
+        foreign.check_trust(tmp_path / "run", spec)
+        foreign.check_trust(Path("run"), spec)
 
 
 def test_a_module_that_cannot_be_imported_is_one_line(own: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -151,14 +152,15 @@ def write_run(
     (path / "run.json").write_text(json.dumps(record))
     rows = [epoch_row(epoch, method, train, test, skill) for epoch in range(1, epochs + 1)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = save_examples(path / "artifacts" / "examples.npz", len(names), channels) if examples else None
     if evaluated:
-        build_card(method, skill, names, train, test, seed).save(path / "evaluation.json")
-    if examples:
-        save_examples(path / "artifacts" / "examples.npz", len(names), channels)
+        trained = {"config": json.loads(json.dumps(config.to_json(run)))}
+        card = build_card(method, skill, names, train, test, seed, examples_sha256=drawn, run=trained)
+        card.save(path / "evaluation.json")
     return path
 
 
-def save_examples(path: Path, num_classes: int, channels: int) -> None:
+def save_examples(path: Path, num_classes: int, channels: int) -> str:
     rng = np.random.default_rng(0)
     labels = np.arange(12) % num_classes
     row, column = np.mgrid[:8, :8]
@@ -175,6 +177,14 @@ def save_examples(path: Path, num_classes: int, channels: int) -> None:
         attack="pgd-20",
         eps=EPS,
     )
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def drawing(request: pytest.FixtureRequest) -> None:
+    """Draw no figures, except on pages of a whole module and in tests that are marked `drawn`."""
+    if request.node.get_closest_marker("drawn") is None:
+        request.getfixturevalue("outlined")
 
 
 @pytest.fixture(scope="session")

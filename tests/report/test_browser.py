@@ -63,10 +63,14 @@ def chromium(profile: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
+@pytest.fixture(scope="module")
+def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report.write(runs, tmp_path_factory.mktemp("page") / "report.html")
+
+
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_is_broken_and_nothing_scrolls_sideways(runs: list[Path], tmp_path: Path, width: int) -> None:
-    page = report.write(runs, tmp_path / "report.html").read_text()
-    (tmp_path / "copy.html").write_text(page.replace("</body>", FACTS + "</body>"))
+def test_nothing_is_broken_and_nothing_scrolls_sideways(page: Path, tmp_path: Path, width: int) -> None:
+    (tmp_path / "copy.html").write_text(page.read_text().replace("</body>", FACTS + "</body>"))
     # A window cannot be as narrow as a phone everywhere; a frame can.
     frame = f'<iframe src="copy.html" style="border:0;width:{width}px;height:2000px"></iframe>'
     facts_in_frame = "frames[0].document.getElementById('facts')"
@@ -87,6 +91,7 @@ def test_nothing_is_broken_and_nothing_scrolls_sideways(runs: list[Path], tmp_pa
     assert facts["main"] != "none"
 
 
+@pytest.mark.drawn
 def test_only_the_page_itself_is_asked_for(make_run: Callable[..., Path], tmp_path: Path) -> None:
     report.write([make_run(tmp_path / "at")], tmp_path / "site" / "report.html")
     asked: list[str] = []
@@ -105,12 +110,11 @@ def test_only_the_page_itself_is_asked_for(make_run: Callable[..., Path], tmp_pa
     assert asked == ["/report.html"]
 
 
-def test_a_screenshot_has_ink_and_colour(runs: list[Path], tmp_path: Path) -> None:
+def test_a_screenshot_has_ink_and_colour(page: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    path = report.write(runs, tmp_path / "report.html")
     picture = tmp_path / "report.png"
-    chromium(tmp_path / "profile", "--window-size=1280,3000", f"--screenshot={picture}", path.as_uri())
+    chromium(tmp_path / "profile", "--window-size=1280,3000", f"--screenshot={picture}", page.as_uri())
     with Image.open(picture) as image:
         assert image.size == (1280, 3000)
         colours = image.convert("RGB").quantize(64).convert("RGB").getcolors()

@@ -12,6 +12,7 @@ import pytest
 
 from taet.config import Run
 from taet.errors import UserError
+from taet.files import seal
 from taet.training import TrainingResult, train
 from taet.training.folder import RunFolder
 
@@ -52,8 +53,8 @@ def test_names_would_be_found() -> None:
 
 def test_a_record_is_written_as_it_is_read(finished: TrainingResult) -> None:
     record, stored = RunFolder(finished.folder).record, json.loads((finished.folder / "run.json").read_text())
-    assert json.loads(json.dumps(record.to_json())) == stored
-    assert list(record.to_json()) == list(stored)
+    assert seal(record.to_json()) == stored
+    assert [*record.to_json(), "sha256"] == list(stored)
     assert record.run == finished.run
 
 
@@ -70,9 +71,10 @@ def test_rows_are_typed(finished: TrainingResult) -> None:
 def test_a_row_that_was_cut_short_is_left_out_and_a_damaged_one_refused(tmp_path: Path) -> None:
     path, folder = tmp_path / "metrics.jsonl", RunFolder(tmp_path)
     assert folder.rows == ()
-    path.write_text('{"epoch": 1}\n{"epo')
-    assert folder.rows == ({"epoch": 1},)
-    path.write_text('{"epo\n{"epoch": 1}\n')
+    row = {"epoch": 1, "stage": "all", "loss": {}, "seconds": 1.0}
+    path.write_text(f'{json.dumps(row)}\n{{"epo')
+    assert folder.rows == (row,)
+    path.write_text(f'{{"epo\n{json.dumps(row)}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 1 is damaged"):
         _ = folder.rows
 
@@ -80,7 +82,7 @@ def test_a_row_that_was_cut_short_is_left_out_and_a_damaged_one_refused(tmp_path
 def test_weights_say_where_they_come_from(finished: TrainingResult, tmp_path: Path) -> None:
     about = RunFolder(finished.folder).weights_about()
     assert (about.method, about.epoch) == ("at", 1)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read"):
         RunFolder(tmp_path).weights_about()
     RunFolder(tmp_path).weights().write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read"):

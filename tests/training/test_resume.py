@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor
 from taet import models
 from taet.config import Run
 from taet.errors import UserError
+from taet.files import seal
 from taet.training import TrainingResult, resume, train, trainer
 from taet.training.interruption import interruption
 
@@ -107,8 +110,9 @@ def test_interrupted_in_any_step(
     assert_same(tmp_path / "run", whole.folder)
 
 
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.full), 4])
 def test_killed_at_every_write(
-    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame, every: int
 ) -> None:
     changes = {"training.save_minutes": 0.0, "training.batch_size": 64, "evaluation.batch_size": 500}
     run = tiny("taet", changes | {"data.validation": 0.2, "training.selection": "best-validation"})
@@ -123,7 +127,7 @@ def test_killed_at_every_write(
         whole = train(run, out=tmp_path / "whole")
     total = next(writes)
     assert total > 20
-    for number in range(total):
+    for number in range(0, total, every):
         folder, calls = tmp_path / str(number), itertools.count()
 
         def killing(_: int, calls: itertools.count[int] = calls, number: int = number) -> None:
@@ -134,10 +138,11 @@ def test_killed_at_every_write(
             patch.setattr(os, "fsync", killing)
             with pytest.raises(Killed):
                 train(run, out=folder)
-        unfinished = "checkpoint.pt.part" if (folder / "run.json").exists() else "run.json.part"
-        (folder / unfinished).write_bytes(b"half of it")
+        folder.mkdir(exist_ok=True)  # a kill before anything was written in it leaves it, an exception does not
+        unfinished = folder / f".taet-{number:016x}.part"  # what a kill leaves where no exception is raised
+        unfinished.write_bytes(b"half of it")
         go_on(run, folder)
-        (folder / "checkpoint.pt.part").unlink(missing_ok=True)  # stays where no other checkpoint was due
+        assert not unfinished.exists()
         assert_same(folder, whole.folder)
 
 
@@ -246,15 +251,44 @@ def test_code_of_ones_own_is_run_again_but_none_that_lies_in_the_run(
     del sys.modules[name]
     (tmp_path / f"{name}.called").unlink()
     record = (folder / "run.json").read_text()
-    (folder / "run.json").write_text(record.replace(f"{name}:build", "run.trap:build"))
+    other = json.loads(record.replace(f"{name}:build", "run.trap:build"))
+    (folder / "run.json").write_text(json.dumps(seal(other)))
     trap.write_text(OWN)
-    with pytest.raises(UserError, match=r"'run\.trap:build' is looked for in .*run, and opening a run never runs code"):
+    with pytest.raises(UserError, match=r"run: got the model 'run\.trap:build', which is code outside this package"):
+        resume("run")
+    looked_for = r"'run\.trap:build' is looked for in .*run, and opening a run never runs code"
+    with models.trusted("run.trap:build"), pytest.raises(UserError, match=looked_for):
         resume("run")
     assert not trap.with_suffix(".called").exists()
     (folder / "run.json").write_text(record)
-    assert len(resume(folder).history) == 2
+    with models.trusted(f"{name}:build"):
+        assert len(resume(folder).history) == 2
     assert (tmp_path / f"{name}.called").exists()
     del sys.modules[name]
+
+
+def test_a_closed_terminal_asks_too_unless_it_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with interruption() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert asked.is_set()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with interruption() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert not asked.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_folder_that_is_removed_under_a_training_is_one_line(
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stopping(patch, 3, lambda: shutil.rmtree(tmp_path / "run"))
+        with pytest.raises(UserError, match=r"cannot write .*No such file or directory"):
+            train(tiny("at"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_first_signal_asks_and_a_second_ctrl_c_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,3 +300,14 @@ def test_the_first_signal_asks_and_a_second_ctrl_c_interrupts(monkeypatch: pytes
             signal.raise_signal(signal.SIGINT)
         monkeypatch.setattr("taet.training.interruption.world_size", lambda: 2)
         signal.raise_signal(signal.SIGINT)  # as torchrun sends it once more
+
+
+def test_a_clock_that_jumps_changes_no_bit(
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame
+) -> None:
+    run = tiny("at", {"training.save_minutes": 0.0})
+    whole = train(run, out=tmp_path / "whole")
+    clock, jumps = time.time, itertools.cycle([0.0, 1e9, -1e9, -1.7e9])
+    monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
+    jumped = train(run, out=tmp_path / "jumped")
+    assert_same(whole.folder, jumped.folder)

@@ -10,6 +10,7 @@ import os
 import random
 import stat
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 import taet
 from taet import metrics, protocols
-from taet.config import Run, override
+from taet.config import Run, epoch_at, override
 from taet.data import Dataset, Split
 from taet.errors import UserError
 from taet.training import TrainingResult, resume, train, trainer
@@ -53,7 +54,16 @@ def arrays(classes: int = 3, per_class: int = 10) -> Dataset:
 
 @pytest.mark.parametrize(
     ("protocol", "epochs", "expected"),
-    [("taet", 100, (75, 90)), ("taet", 10, (8, 9)), ("reat", 80, (60, 75)), ("reat", 16, (12, 15))],
+    [
+        ("taet", 100, (75, 90)),
+        ("taet", 30, (22, 27)),
+        ("taet", 10, (7, 9)),
+        ("taet", 6, (4, 5)),
+        ("taet", 2, (1, 2)),
+        ("taet", 1, (1, 1)),
+        ("reat", 80, (60, 75)),
+        ("reat", 16, (12, 15)),
+    ],
 )
 def test_milestones_scale_with_the_epochs(protocol: str, epochs: int, expected: tuple[int, int]) -> None:
     run = override(protocols.start(protocol, "at"), {"training.epochs": epochs})
@@ -61,6 +71,14 @@ def test_milestones_scale_with_the_epochs(protocol: str, epochs: int, expected: 
     rates = [learning_rate(run, epoch, 0, 1) for epoch in range(epochs)]
     first, second = expected
     assert rates == pytest.approx([0.1] * first + [0.01] * (second - first) + [0.001] * (epochs - second))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.15, 0.25, 0.29, 0.5, 0.57, 0.75, 0.9, 74 / 76, 1.0])
+def test_a_share_is_over_with_the_nearest_epoch_and_half_way_with_the_earlier(share: float) -> None:
+    for epochs in range(1, 301):
+        exact = Fraction(share).limit_denominator(1000) * epochs
+        distances = [abs(exact - epoch) for epoch in range(epochs + 1)]
+        assert epoch_at(share, epochs) == distances.index(min(distances))  # the first of two
 
 
 def test_the_optimiser_follows_the_schedule(

@@ -1,0 +1,98 @@
+"""`taet doctor RUN`: every file of a run folder, read as its users read it, and what no checksum vouches for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from taet.errors import UserError
+from taet.evaluation import card_store
+from taet.evaluation.examples import read_examples
+from taet.files import is_leftover
+from taet.training.folder import DELIVERED, DONE, METRICS, RUN, MetricsMark, RunFolder
+
+
+class FileFinding(NamedTuple):
+    """What was found about a file of a run folder."""
+
+    file: str
+    problem: str = ""
+    """In one line; '' if it is well."""
+    unverified: str = ""
+    """Why its numbers are taken on trust; '' if a checksum covers them."""
+
+
+OLD = "written by an older version, without a checksum"
+
+
+def verify(path: Path) -> list[FileFinding]:
+    """Read every file of the run folder `path`, and check that they belong together."""
+    folder = RunFolder(path)
+    return [_tried(name, read) for name, read in _readers(folder)]
+
+
+def _tried(name: str, read: Callable[[], str]) -> FileFinding:
+    try:
+        return FileFinding(name, unverified=read())
+    except UserError as error:
+        return FileFinding(name, problem=" ".join(str(error).split()))
+
+
+def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield the name of each file with a function that reads it and says what is taken on trust."""
+    yield ".", lambda: _plain(folder)
+    if folder.is_run or not folder.card().exists():  # a folder with neither is one without its run
+        yield RUN, lambda: _record(folder)
+        yield METRICS, lambda: _rows(folder)
+        if folder.checkpoint.exists():
+            yield folder.checkpoint.name, lambda: _checkpoint(folder)
+        if folder.is_done:
+            yield DONE, lambda: "" if folder.sums else OLD
+        for name in _all_weights(folder) if folder.is_done else ():
+            yield folder.weights(name).name, lambda name=name: _weights(folder, name)  # type: ignore[misc]
+    for path, name in folder.cards():
+        yield path.name, lambda path=path, name=name: _card(folder, path, name)  # type: ignore[misc]
+
+
+def _all_weights(folder: RunFolder) -> list[str]:
+    """The weights that are there, and those that should be."""
+    with contextlib.suppress(UserError):  # what is wrong with `done` is said of `done`
+        named = {Path(name).stem for name in folder.sums if name.endswith(".safetensors")}
+        return sorted({DELIVERED, *named, *(path.stem for path in folder.path.glob("*.safetensors"))})
+    return [DELIVERED]
+
+
+def _plain(folder: RunFolder) -> str:
+    folder.check_plain()
+    left = [path.name for path in folder.path.iterdir() if is_leftover(path.name)]
+    return f"{len(left)} files of a process that is at work, or was killed" if left else ""
+
+
+def _record(folder: RunFolder) -> str:
+    _ = folder.record  # its method need not be installed here
+    return "" if folder.sealed else OLD
+
+
+def _rows(folder: RunFolder) -> str:
+    _ = folder.metrics
+    return OLD if folder.is_done and not folder.sums else ""
+
+
+def _checkpoint(folder: RunFolder) -> str:
+    state = folder.load_checkpoint(folder.record.run_hash)
+    folder.check_metrics(MetricsMark(state.get("metrics_bytes", 0), state.get("metrics_sha256", "")))
+    return "" if state.get("metrics_sha256") else OLD
+
+
+def _weights(folder: RunFolder, name: str) -> str:
+    folder.check_weights(name)
+    return "" if folder.weights(name).name in folder.sums else OLD
+
+
+def _card(folder: RunFolder, path: Path, name: str) -> str:
+    card = card_store.read(folder, path, name)
+    if path == folder.card(name):  # earlier ones name earlier images
+        read_examples(folder.artifact(f"examples{name.removeprefix(DELIVERED)}.npz"), card)
+    return "" if card.sealed else OLD

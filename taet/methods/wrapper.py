@@ -1,0 +1,173 @@
+"""What class-budget, robust-lt, dafa and cfa are: any other method, with a training budget for each class by a rule."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from taet import config as configs
+from taet import methods
+from taet.bounds import Rule
+from taet.errors import UserError, unknown
+from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Step, Task
+from taet.models.heads import Head
+
+HOLDERS = ("cfa", "class-budget", "dafa", "robust-lt")
+Base = Annotated[str, Rule(lambda name: name not in HOLDERS, "any other method")]
+"""Name of a method that can be held."""
+
+
+class BudgetRule(nn.Module):
+    """How the factors of the classes follow from the run so far; what it sums up is saved, in float64."""
+
+    weighs_labels: ClassVar[bool] = False
+    """Whether the label terms of the loss have the factors as weights too."""
+
+    def observe(self, epoch: int, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch of attacked training images: logits (N, C) before the step, labels (N,)."""
+
+    def factors(self, epoch: int) -> Tensor | None:
+        """Return the factors (C,) from the start of `epoch` on; None: as they are."""
+        raise NotImplementedError
+
+
+class ClassBudgets(Method):
+    """The loss of the base method, on examples whose eps and step size are multiplied by a factor per class.
+
+    Everything else is the base's. Evaluation and the curve use eps for every class.
+    """
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        """The base method."""
+
+        holder = "class-budget"  # in messages
+        base: Base = "at"
+        """Name of the wrapped method."""
+        knobs: tuple[str, ...] = ()
+        """Options of the base method, as on the command line without --method: name=value, e.g. tail-weight=2."""
+
+    base: Method
+    factor: Tensor
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task)
+        if set(task.stages) == {"clean"}:
+            raise UserError(f"method base: got {config.base}, which attacks in no epoch; allowed: one that does")
+        self.base = base = methods.build(config.base, _base(config)[1], task)
+        self.title = f"{self.title} + {base.title}"
+        self.reference = f"{self.reference}; {base.reference}"
+        self.deviations = (*base.deviations, *self.deviations)
+        self.label_attack = base.label_attack
+        self.uses_features = base.uses_features
+        self.needs_feedback = base.needs_feedback
+        self.single_step = base.single_step
+        self.optimizers = base.optimizers
+        self.rule = self.make_rule(config, task)
+        self.epoch = 0
+        base.outer.by_class = self.rule.weighs_labels
+        self.register_buffer("factor", torch.ones_like(self.class_counts))
+
+    @staticmethod
+    def make_rule(config: Any, task: Task) -> BudgetRule:
+        """Return the rule that the configuration asks for."""
+        raise NotImplementedError
+
+    @staticmethod
+    def head(config: Config, task: Task) -> Head:
+        base, settings = _base(config)
+        return base.head(settings, task)
+
+    @staticmethod
+    def stage_at(config: Config, task: Task, epoch: int) -> str:
+        base, settings = _base(config)
+        return base.stage_at(settings, task, epoch)
+
+    def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
+        return self.base.warnings(class_counts, batch_size)
+
+    def enter(self, epoch: int) -> None:
+        super().enter(epoch)
+        self.epoch = epoch
+        self._weigh_labels()
+
+    def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
+        self.base.start_epoch(epoch, predicted_counts)
+        factors = self.rule.factors(epoch)
+        if factors is not None:
+            self.factor.copy_(factors)
+        for label, factor in enumerate(self.factor.tolist()):
+            if not 0 <= factor < math.inf:
+                raise UserError(f"{self.config.holder}: got the factor {factor:g} of class {label}; allowed: 0 or more")
+        self._weigh_labels()
+
+    def _weigh_labels(self) -> None:
+        """Hand the factors to the outer loss, which does not save them."""
+        if self.rule.weighs_labels:
+            self.base.outer.factor.copy_(self.factor)
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        return self.base.perturb(model, x, y, attack.scaled(self.factor[y]))
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        return self.base.loss(model, x, y, adversarial)
+
+    def after_step(self, model: nn.Module, step: Step) -> None:
+        self.base.after_step(model, step._replace(attack=step.attack.scaled(self.factor[step.y])))
+        if self.stage != "clean":
+            self.rule.observe(self.epoch, step.loss.logits, step.y)
+
+    def feedback(self, epoch: int, seen: Seen) -> None:
+        self.base.feedback(epoch, seen)
+
+    def offset(self) -> Tensor:
+        return self.base.offset()
+
+
+def base_settings(name: str, knobs: Sequence[str], holder: str = "robust-lt") -> Any:
+    """Return the Config of the method called `name` from options written as on the command line, "tail-weight=2"."""
+    kind, where = methods.find(name).Config, f"{holder}: option of {name}"
+    names = [field.name for field in dataclasses.fields(kind)]
+    values: dict[str, Any] = {}
+    for knob in knobs:
+        field, equals, text = (part.strip() for part in knob.partition("="))
+        field = field.replace("-", "_")
+        if not names:
+            raise UserError(f"{where}: got '{knob}'; allowed: none, {name} has no options")
+        if field not in names:
+            spelled = [known.replace("_", "-") for known in names]
+            raise UserError(f"{where}: {unknown('name', field.replace('_', '-'), spelled)}")
+        if not equals:
+            raise UserError(f"{where}: got '{knob}'; allowed: {knob}=value")
+        if field in values:
+            raise UserError(f"{where}: got {field.replace('_', '-')} more than once; allowed: each once")
+        values[field] = _value(text)
+    try:
+        return configs.from_json(kind, values)
+    except UserError as error:
+        raise UserError(f"{where}: {str(error).removeprefix('method ')}") from None
+
+
+@functools.cache
+def _base(config: ClassBudgets.Config) -> tuple[type[Method], Any]:
+    """The class of the base method and its Config."""
+    return methods.find(config.base), base_settings(config.base, config.knobs, config.holder)
+
+
+def _value(text: str) -> Any:
+    """Value of an option given as text: true or false, a number, numbers separated by blanks, or the text itself."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(re.sub(r"(?<=\d)\s+(?=[-+.\d])", ", ", text))
+    except (ValueError, SyntaxError, TypeError):
+        return text

@@ -1,0 +1,151 @@
+"""Shapes of JSON values, declared as types, and one check that a value has its shape.
+
+A shape is a TypedDict, a dataclass or a named tuple, of which fields with a default may be missing, `dict[str, ...]`,
+`list[...]`, `tuple[..., ...]`, `Any` for every finite JSON value, a scalar with bounds as in `taet.bounds`, or one of
+these or None. `Annotated[dict[str, Any], Run]` is the JSON of a dataclass. Whatever follows can trust the types.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NotRequired
+
+from taet.bounds import Rule, allowed_text, check_value, hints
+from taet.errors import UserError
+
+WIDEST = 2**63
+"""Whole numbers are below this, as in an array of 64 bits."""
+DEEPEST = 50
+"""Most levels of nesting."""
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and not {*text} - {*"0123456789abcdef"}
+
+
+Sha256 = Annotated[str, Rule(_is_sha256, "64 hexadecimal digits")]
+Name = Annotated[str, Rule(lambda text: 0 < len(text) <= 1000, "1 to 1000 characters")]
+
+
+def check_shape(what: str, value: object, shape: Any) -> None:
+    """Refuse a value that does not have a shape, with a `UserError` that names the part that is wrong.
+
+    A field that is not declared may hold any finite JSON value, so that a later version can add some.
+    """
+    _check(what, value, shape, 0)
+
+
+def _check(what: str, value: object, shape: Any, depth: int) -> None:
+    if depth > DEEPEST:
+        raise UserError(f"{what}: got more than {DEEPEST} levels of nesting; allowed: fewer")
+    kind = typing.get_args(shape)[0] if typing.get_origin(shape) is NotRequired else shape
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        rest = [one for one in typing.get_args(kind) if one is not types.NoneType]
+        if value is None and len(rest) < len(typing.get_args(kind)):
+            return
+        kind = rest[0] if len(rest) == 1 else kind
+    inner = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+    record = next((mark for mark in getattr(kind, "__metadata__", ()) if isinstance(mark, type)), None)
+    origin, arguments = typing.get_origin(inner), typing.get_args(inner)
+    if kind is Any:
+        _check_any(what, value, depth)
+    elif typing.is_typeddict(kind):
+        _check_fields(what, value, _fields(kind), depth)
+    elif record is not None or dataclasses.is_dataclass(kind) or hasattr(kind, "_field_defaults"):
+        _check_fields(what, value, _record_fields(record or kind), depth)
+    elif origin in (dict, Mapping):
+        for key, entry in _mapping(what, value).items():
+            _check(f"{what} '{key[:60]}'".strip(), entry, arguments[1], depth + 1)
+    elif origin in (list, tuple):
+        entries = _sequence(what, value)
+        if {*map(type, entries)} == {int}:  # there may be a million
+            entries = [min(entries), max(entries)]  # type: ignore[type-var]
+        for number, entry in enumerate(entries):
+            _check(f"{what}[{number}]", entry, arguments[0], depth + 1)
+    else:
+        _check_scalar(what, value, kind)
+
+
+def _check_fields(what: str, value: object, fields: Mapping[str, Any], depth: int) -> None:
+    values = _mapping(what, value)
+    for name, shape in fields.items():
+        if name in values:
+            _check(f"{what} {name}".strip(), values[name], shape, depth + 1)
+        elif typing.get_origin(shape) is not NotRequired:
+            raise UserError(f"{what}: the field '{name}' is missing".removeprefix(": "))
+    for name in values.keys() - fields.keys():
+        _check(f"{what} {name[:60]}".strip(), values[name], Any, depth + 1)
+
+
+@functools.cache
+def _fields(kind: Any) -> Mapping[str, Any]:
+    """Return the shape of every field of a TypedDict, marked NotRequired where it may be missing."""
+    found = typing.get_type_hints(kind, include_extras=True)
+    return found if kind.__total__ else {name: NotRequired[shape] for name, shape in found.items()}
+
+
+@functools.cache
+def _record_fields(kind: Any) -> Mapping[str, Any]:
+    """Return the shape of every field of a dataclass or a named tuple, marked NotRequired where it has a default."""
+    if hasattr(kind, "_field_defaults"):
+        found, optional = typing.get_type_hints(kind, include_extras=True), kind._field_defaults
+    else:
+        found = hints(kind)
+        missing = dataclasses.MISSING
+        optional = {f.name for f in dataclasses.fields(kind) if (f.default, f.default_factory) != (missing, missing)}
+    return {name: NotRequired[one] if name in optional else one for name, one in found.items()}
+
+
+def _check_any(what: str, value: object, depth: int) -> None:
+    if isinstance(value, Mapping):
+        _check(what, value, dict[str, Any], depth)
+    elif isinstance(value, list | tuple):
+        _check(what, value, list[Any], depth)
+    elif value is not None:
+        _check_scalar(what, value, bool | int | float | str)
+
+
+def _check_scalar(what: str, value: object, kind: Any) -> None:
+    """Refuse a value that is not of this kind, or that a file cannot hold; messages never repeat a huge one."""
+    if isinstance(value, Mapping | list | tuple):
+        raise UserError(f"{what}: got {kind_text(value)}; allowed: {allowed_text(kind)}")
+    if isinstance(value, int) and not -WIDEST <= value < WIDEST:
+        raise UserError(f"{what}: got a whole number of {value.bit_length()} bits; allowed: up to 64")
+    if isinstance(value, str):
+        _check_text(what, value)
+    check_value(what, value, kind)
+
+
+def _check_text(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what}: got a text that is no Unicode; allowed: one without lone surrogates") from None
+
+
+def _mapping(what: str, value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{what}: got {kind_text(value)}; allowed: an object".removeprefix(": "))
+    for key in value:
+        if not isinstance(key, str):
+            raise UserError(f"{what}: got a name that is {kind_text(key)}; allowed: texts".removeprefix(": "))
+        _check_text(f"{what}: a name".removeprefix(": "), key)
+    return value
+
+
+def _sequence(what: str, value: object) -> Sequence[object]:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{what}: got {kind_text(value)}; allowed: a list")
+    return value
+
+
+def kind_text(value: object) -> str:
+    """Return what a value is, in words that fit into a message however large it is."""
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else "true or false"
+    kinds = {Mapping: "an object", list | tuple: "a list", str: "a text", int | float: "a number"}
+    return next((words for kind, words in kinds.items() if isinstance(value, kind)), type(value).__name__)

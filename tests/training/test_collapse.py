@@ -1,0 +1,71 @@
+"""The flags of a single-step run: when they rise, that its curve has FGSM, and a run that collapses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taet.config import Run
+from taet.training import train
+from taet.training.collapse import FLAGS, first_loss, training_flags
+from taet.training.record import Epoch
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
+
+
+@pytest.mark.parametrize("course", ["healthy", "collapse", "robustness_lost_otherwise", "gap_alone"])
+def test_the_flag_rises_where_the_golden_one_does(course: str) -> None:
+    entry = GOLDEN["collapse_flag"]
+    accuracies = entry["inputs"][course]
+    assert first_loss(accuracies["pgd"], accuracies["fgsm"]) == entry["expected"][course]
+    lost = {"healthy": None, "collapse": 3, "robustness_lost_otherwise": 2, "gap_alone": None}
+    assert first_loss(accuracies["pgd"]) == lost[course]
+
+
+def epochs(pgd: list[float], fgsm: list[float] | None) -> list[Epoch]:
+    """Rows of a run with these balanced accuracies on ten classes of a hundred images."""
+
+    def counts(share: float) -> dict[str, list[int]]:
+        return {"correct": [round(100 * share)] * 10, "total": [100] * 10}
+
+    rows = []
+    for number, robust in enumerate(pgd):
+        point: dict[str, Any] = {"split": "test", "clean": counts(0.9), "pgd-20": counts(robust)}
+        point |= {} if fgsm is None else {"fgsm": counts(fgsm[number])}
+        rows.append({"epoch": number + 1, "stage": "adversarial", "loss": {}, "monitor": point, "seconds": 1.0})
+    return [Epoch.from_json(row) for row in rows]
+
+
+def test_one_flag_at_most_says_when_how_far_and_why() -> None:
+    inputs = GOLDEN["collapse_flag"]["inputs"]
+    found = {name: training_flags(epochs(**accuracies)) for name, accuracies in inputs.items()}
+    assert {name: list(flags) for name, flags in found.items()} == {
+        "healthy": [],
+        "collapse": [FLAGS[0]],
+        "robustness_lost_otherwise": [FLAGS[1]],
+        "gap_alone": [],
+    }
+    text = found["collapse"][FLAGS[0]]
+    assert text.startswith(
+        "In epoch 4 balanced accuracy under pgd-20 fell to 5.0 %, from up to 38.0 % before, while FGSM"
+    )
+    assert "FGSM" not in found["robustness_lost_otherwise"][FLAGS[1]]
+    assert not training_flags(epochs(inputs["collapse"]["pgd"], None)), "a run of several steps has no such flag"
+    assert not training_flags(epochs([0.02, 0.08, 0.01], [0.1, 0.2, 0.5])), "below chance there is nothing to lose"
+    assert not training_flags([])
+
+
+def test_the_curve_of_a_single_step_run_has_fgsm(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    for method, names in (("n-fgsm", ["split", "clean", "fgsm", "pgd-2"]), ("at", ["split", "clean", "pgd-2"])):
+        run = tiny(method, {"training.monitor_steps": 2, "training.precision": "float32"})
+        finished = train(run, out=tmp_path / method)
+        for row in finished.history:
+            point = row["monitor"]
+            assert list(point) == names
+            if method == "n-fgsm":
+                assert point["pgd-2"]["total"] == point["fgsm"]["total"]
+                assert sum(point["fgsm"]["correct"]) <= sum(point["clean"]["correct"])

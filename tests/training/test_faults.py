@@ -1,0 +1,366 @@
+"""Every n-th operation on the disk fails, and every crash between two of them: the work goes on with the same bits.
+
+`make test` tries some of them, `make test-all` every one.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import functools
+import io
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+import taet
+from taet import report
+from taet.cli import main
+from taet.config import Run
+from taet.errors import UserError
+from taet.evaluation import ResultCard
+from taet.evaluation.verification import verify
+from taet.experiments import compare, merge
+from taet.files import is_leftover
+from taet.training import resume, train
+
+ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC}
+KINDS = (*ERRORS, "short", "kill")
+OPERATIONS = ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "ftruncate", "pwrite")
+CELL = {
+    "model.name": "resnet8",
+    "threat": {"eps": 0.05, "step_size": 0.025, "steps": 1},
+    "training": {"epochs": 1, "lr": 0.02, "monitor_steps": 1, "threads": 1},
+    "evaluation.attacks": ["clean", "fgsm"],
+}
+"""Settings of a cell of a comparison."""
+SOME = 5
+"""`make test` tries every so many-th operation with one kind of failure."""
+
+
+class Killed(BaseException):
+    """Nothing runs after a kill: each later operation raises it too, so that no cleaning up reaches the disk."""
+
+
+class Disk:
+    """Counts the operations that change the disk below `root`, and lets the one of number `at` fail."""
+
+    def __init__(self, root: Path, at: int | None = None, kind: str = "EIO", watch: Callable[[], None] | None = None):
+        self.root, self.at, self.kind, self.count, self.watch = root, at, kind, 0, watch
+
+    def operate(self) -> bool:
+        """Before an operation; return whether a write shall be cut short."""
+        if self.watch is not None:
+            self.watch()
+        number, self.count = self.count, self.count + 1
+        if self.at is None or number < self.at or (number > self.at and self.kind != "kill"):
+            return False
+        if self.kind == "kill":
+            raise Killed
+        if self.kind == "short":
+            return True
+        raise OSError(ERRORS[self.kind], os.strerror(ERRORS[self.kind]))
+
+    def mine(self, place: Any) -> bool:
+        """Whether a path or a descriptor is below the root."""
+        try:
+            path = os.readlink(f"/proc/self/fd/{place}") if isinstance(place, int) else os.fspath(place)
+        except (OSError, TypeError):
+            return False
+        return str(path).startswith(str(self.root))
+
+
+class FaultyFile(io.FileIO):
+    """A file whose writes may fail, or end half way."""
+
+    disk: Disk
+
+    def write(self, data: Any) -> int:
+        if self.disk.operate():
+            super().write(bytes(data)[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data) or 0
+
+    def truncate(self, size: int | None = None) -> int:
+        self.disk.operate()
+        return super().truncate(size)
+
+
+@contextmanager
+def failing(disk: Disk) -> Iterator[Disk]:
+    """Inside, operations on the disk are counted and may fail."""
+    with pytest.MonkeyPatch.context() as patch:
+        plain_open, plain_os_open = builtins.open, os.open
+
+        def opened(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+            if not set(mode) & set("wax+") or not disk.mine(file):
+                return plain_open(file, mode, *args, **options)
+            raw = FaultyFile(file, mode.replace("b", ""), options.get("closefd", True), options.get("opener"))
+            raw.disk = disk
+            buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+            return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8")
+
+        def os_open(path: Any, flags: int, *args: Any, **options: Any) -> int:
+            if flags & (os.O_WRONLY | os.O_RDWR) and disk.mine(path):
+                disk.operate()
+            return plain_os_open(path, flags, *args, **options)
+
+        patch.setattr(builtins, "open", opened)
+        patch.setattr(io, "open", opened)
+        patch.setattr(os, "open", os_open)
+        for name in OPERATIONS:
+            plain = getattr(os, name)
+
+            def call(place: Any, *args: Any, plain: Any = plain, **options: Any) -> Any:
+                if disk.mine(place) or "dir_fd" in options:
+                    disk.operate()
+                return plain(place, *args, **options)
+
+            patch.setattr(os, name, call)
+        yield disk
+
+
+class Durable:
+    """What a crash would leave, noted before each operation: only what was flushed, or all names without their data."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.contents: dict[int, bytes] = {}
+        self.names: dict[int, dict[str, int]] = {}
+        self.states: list[dict[str, bytes | None]] = []
+
+    def note(self) -> None:
+        entries = {path: path.lstat().st_ino for path in self.root.rglob("*")}
+        everything: dict[str, bytes | None] = {}
+        for path, inode in entries.items():
+            everything[str(path.relative_to(self.root))] = None if path.is_dir() else self.contents.get(inode, b"")
+        flushed: dict[str, bytes | None] = {}
+        self._walk(self.root.stat().st_ino, "", flushed, {inode for path, inode in entries.items() if path.is_dir()})
+        for state in (everything, flushed):
+            if state not in self.states:
+                self.states.append(state)
+
+    def _walk(self, inode: int, prefix: str, state: dict[str, bytes | None], folders: set[int]) -> None:
+        for name, entry in self.names.get(inode, {}).items():
+            state[prefix + name] = None if entry in folders else self.contents.get(entry, b"")
+            if entry in folders:
+                self._walk(entry, f"{prefix}{name}/", state, folders)
+
+    def flush(self, descriptor: int) -> None:
+        about = os.fstat(descriptor)
+        if stat.S_ISDIR(about.st_mode):
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            self.names[about.st_ino] = {entry.name: entry.inode() for entry in os.scandir(path)}
+        else:
+            self.contents[about.st_ino] = os.pread(descriptor, about.st_size, 0)
+
+    def create(self, descriptor: int) -> None:
+        if os.fstat(descriptor).st_size == 0:  # a number of a file that was removed may be used again
+            self.contents.pop(os.fstat(descriptor).st_ino, None)
+
+
+def crashes(root: Path, work: Callable[[], object]) -> list[dict[str, bytes | None]]:
+    """Return the states that a crash during `work` may leave below `root`; what is there before is durable."""
+    durable = Durable(root)
+    for path in (root, *root.rglob("*")):
+        flags = os.O_RDONLY | (os.O_DIRECTORY if path.is_dir() else 0)
+        descriptor = os.open(path, flags)
+        durable.flush(descriptor)
+        os.close(descriptor)
+    with pytest.MonkeyPatch.context() as patch, failing(Disk(root, watch=durable.note)):
+        fsync, opened = os.fsync, os.open
+
+        def flushed(descriptor: int) -> None:
+            fsync(descriptor)
+            durable.flush(descriptor)
+
+        def created(path: Any, flags: int, *args: Any, **options: Any) -> int:
+            descriptor = opened(path, flags, *args, **options)
+            if flags & os.O_CREAT:
+                durable.create(descriptor)
+            return descriptor
+
+        patch.setattr(os, "fsync", flushed)
+        patch.setattr(os, "open", created)
+        work()
+    durable.note()
+    return durable.states
+
+
+def restore(state: dict[str, bytes | None], root: Path) -> None:
+    root.mkdir()
+    for name, content in state.items():
+        path = root / name
+        if content is None:
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+class Job(NamedTuple):
+    """Something that changes a folder: how it is prepared, done, done again after a failure, and its result."""
+
+    prepare: Callable[[Path], object]
+    work: Callable[[Path], object]
+    result: Callable[[Path], object]
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """Everything in a run folder that does not depend on the clock."""
+    found: dict[str, Any] = {"weights": [value.tolist() for value in load_file(folder / "model.safetensors").values()]}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found["rows"] = [(row["epoch"], row["loss"], row["train"], row["monitor"]) for row in rows]
+    if (folder / "evaluation.json").exists():
+        card = ResultCard.load(folder)
+        found["card"] = [(column.name, column.predictions.tolist()) for column in card.columns]
+    assert not [finding for finding in verify(folder) if finding.problem]
+    return found
+
+
+def go_on(run: Run, folder: Path) -> None:
+    if (folder / "run.json").exists():
+        resume(folder)
+    else:
+        train(run, out=folder)
+
+
+@pytest.fixture(scope="module")
+def jobs(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
+    changes = {"training.batch_size": 64, "training.save_minutes": 0.0, "data.max_count": 10, "data.test_max_count": 2}
+    run = tiny("at", changes)
+    place = tmp_path_factory.mktemp("finished")
+    finished, evaluated = place / "finished", place / "evaluated"
+    train(run, out=finished)
+    shutil.copytree(finished, evaluated)
+    taet.evaluate(evaluated, attacks=["clean", "fgsm"])
+    draws = np.random.default_rng(0)
+    pictures = place / "pictures"
+    pictures.mkdir()
+    for number in range(2):
+        Image.fromarray(draws.integers(0, 255, (8, 8), dtype=np.uint8)).save(pictures / f"{number}.png")
+
+    def copied(source: Path) -> Callable[[Path], object]:
+        return lambda root: shutil.copytree(source, root / "run")
+
+    def predict(root: Path) -> None:
+        words = ["predict", root / "run", pictures, "--out", root / "out" / "p.csv", "--force"]
+        if main([*map(str, words)]) != 0:
+            raise UserError("predict")
+
+    table = {"methods": ["at"], "data": ["digits-lt"], "settings": {**CELL, **changes}}
+
+    @functools.cache
+    def compared() -> Path:
+        compare(table, place / "compared")
+        return place / "compared"
+
+    def cells(root: Path) -> object:
+        result = json.loads((root / "compared" / "comparison.json").read_text())
+        assert (root / "compared" / "report.html").stat().st_size > 100_000
+        return result["counts"], numbers(root / "compared" / "runs" / "at_digits-lt_seed0")
+
+    def written(root: Path) -> bytes:
+        return (root / "out" / "p.csv").read_bytes()
+
+    return {
+        "train": Job(lambda _: None, lambda root: go_on(run, root / "run"), lambda root: numbers(root / "run")),
+        "evaluate": Job(
+            copied(finished),
+            lambda root: taet.evaluate(root / "run", attacks=["clean", "fgsm"]),
+            lambda root: numbers(root / "run"),
+        ),
+        "evaluate again": Job(  # another ball: the card that is there is moved aside, and kept
+            copied(evaluated),
+            lambda root: taet.evaluate(root / "run", attacks=["clean", "fgsm"], eps=0.01),
+            lambda root: [
+                (card.threat["eps"], [(column.name, column.predictions.tolist()) for column in card.columns])
+                for card in map(ResultCard.load, sorted((root / "run").glob("evaluation*.json")))
+            ],
+        ),
+        "predict": Job(copied(finished), predict, written),
+        "export": Job(
+            copied(finished),
+            lambda root: taet.export(root / "run", "safetensors", root / "out.safetensors", force=True),
+            lambda root: (root / "out.safetensors").read_bytes(),
+        ),
+        "report": Job(
+            copied(evaluated),
+            lambda root: report.write([root / "run"], root / "out.html"),
+            lambda root: len((root / "out.html").read_bytes()) > 100_000,
+        ),
+        "compare": Job(  # its cells are processes, which are those of train and evaluate
+            lambda root: shutil.copytree(compared(), root / "compared"),
+            lambda root: compare(table, root / "compared"),
+            cells,
+        ),
+        "merge": Job(
+            lambda root: shutil.copytree(compared(), root / "elsewhere"),
+            lambda root: merge(table, root / "compared", [root / "elsewhere"]),
+            cells,
+        ),
+    }
+
+
+NAMES = ("train", "evaluate", "evaluate again", "predict", "export", "report", "compare", "merge")
+PROCESSES = [pytest.param(name, marks=pytest.mark.full) if name in ("compare", "merge") else name for name in NAMES]
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.full)], ids=["some", "all"])
+def test_every_operation_may_fail(jobs: dict[str, Job], tmp_path: Path, name: str, all_of_them: bool) -> None:
+    job = jobs[name]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    job.prepare(whole)
+    with failing(Disk(whole)) as disk:
+        job.work(whole)
+    expected, total = job.result(whole), disk.count
+    assert total > 3
+    chosen = [(number, kind) for number in range(total) for kind in ("kill", KINDS[number % 3])]
+    if not all_of_them:
+        start = NAMES.index(name) % SOME
+        chosen = [(number, KINDS[number // SOME % len(KINDS)]) for number in range(start, total, SOME)]
+    for number, kind in chosen:
+        root = tmp_path / f"{kind}-{number}"
+        root.mkdir()
+        job.prepare(root)
+        before = {path: path.read_bytes() for path in root.rglob("*.json") if path.is_file()}
+        with contextlib.suppress(UserError, Killed), failing(Disk(root, number, kind)):
+            job.work(root)
+        for path in before:  # what was there is there, old or new
+            assert path.exists(), (number, kind)
+        job.work(root)
+        assert job.result(root) == expected, (number, kind)
+        left = [path.name for path in root.rglob("*") if is_leftover(path.name)]
+        assert not left or name not in ("train", "evaluate", "evaluate again"), (number, kind, left)
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "evaluate again"])
+@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.full)], ids=["some", "all"])
+def test_a_crash_between_any_two_operations(jobs: dict[str, Job], tmp_path: Path, name: str, all_of_them: bool) -> None:
+    job = jobs[name]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    job.prepare(whole)
+    states = crashes(whole, lambda: job.work(whole))
+    expected = job.result(whole)
+    assert len(states) > 5
+    for number, state in enumerate(states if all_of_them else states[:: 3 * SOME]):
+        root = tmp_path / str(number)
+        restore(state, root)
+        job.work(root)
+        assert job.result(root) == expected, number
+        shutil.rmtree(root)

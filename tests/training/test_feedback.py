@@ -1,0 +1,318 @@
+"""Feedback: a method learns from validation images at each point of the curve, never from a test image."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from taet import methods, registry
+from taet.config import Run, override
+from taet.data import DataFacts, Dataset, Split, load
+from taet.errors import UserError
+from taet.methods.base import Seen
+from taet.training import TrainingResult, resume, train
+from taet.training.feedback import FeedbackSums
+from taet.training.resolve import resolve
+from taet.training.trainer import Trainer
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
+FACTS = {"validation": 10, "test": 30}
+CHANGES = {"data.max_count": 30, "data.validation": 0.2, "training.epochs": 3, "training.precision": "float32"}
+# Weights by class that depend on everything that a method is told.
+SOURCE = '''"""Adversarial training with weights by class from everything that feedback holds."""
+
+import torch
+from torch import Tensor, nn
+
+from taet.distributed import global_mean
+from taet.methods.base import Adversarial, Loss, Method, Seen, Task
+
+
+class FeedbackProbe(Method):
+    """Loss: mean w_y CE(f(x'), y)."""
+
+    title = "feedback probe"
+    reference = "this test, 2026"
+    needs_feedback = True
+    uses_features = True
+
+    def __init__(self, config: Method.Config, task: Task) -> None:
+        super().__init__(config, task)
+        self.register_buffer("weights", torch.ones(task.num_classes))
+        self.register_buffer("updates", torch.zeros(()))
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        logits = model(adversarial.x)
+        return Loss(global_mean(self.weights[y] * self.outer(logits, y)), {}, logits)
+
+    def feedback(self, epoch: int, seen: Seen) -> None:
+        assert epoch == self.updates, "once in every epoch"
+        self.updates += 1
+        sums = (seen.clean, seen.robust, seen.clean_loss, seen.robust_loss, seen.divergence, seen.confusion.std(1))
+        score = sum(seen.rates(values) for values in sums) + seen.rates(seen.features.norm(dim=1))
+        self.weights.copy_(self.weights * (score / score.mean()).exp())
+'''
+
+Tiny = Callable[..., Run]
+Altered = Callable[[Dataset], Dataset]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The method of this test, in the registry of this process."""
+    path = tmp_path_factory.mktemp("plugins") / "feedback_probe.py"
+    path.write_text(SOURCE)
+    registry.add("methods", path)
+    yield
+    registry._added.remove(("methods", path.resolve()))
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Tiny) -> Run:
+    return tiny("feedback-probe", CHANGES)
+
+
+@pytest.fixture(scope="module")
+def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
+    """A run that nothing stopped."""
+    return train(run, out=tmp_path_factory.mktemp("whole") / "run")
+
+
+def weights(result: TrainingResult) -> dict[str, torch.Tensor]:
+    return result.model.state_dict()
+
+
+def same(one: TrainingResult, other: TrainingResult) -> bool:
+    return all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+
+
+def test_it_is_told_of_every_validation_image_and_learns_from_it(
+    run: Run, whole: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Seen] = []
+    probe = registry.find("methods", "feedback-probe").load().FeedbackProbe
+    feedback = probe.feedback
+
+    def listening(self: Any, epoch: int, seen: Seen) -> None:
+        told.append(seen)
+        feedback(self, epoch, seen)
+
+    monkeypatch.setattr(probe, "feedback", listening)
+    again = train(run, out=tmp_path / "run")
+    assert same(whole, again)
+    split = again.dataset.validation
+    assert split is not None
+    for seen, row in zip(told, again.history, strict=True):
+        assert seen.images.tolist() == split.class_counts.tolist() == seen.confusion.sum(1).tolist()
+        assert seen.clean.tolist() == row["monitor"]["clean"]["correct"]
+        assert seen.robust.tolist() == row["monitor"]["pgd-1"]["correct"]
+    assert seen.features is not None
+    x = torch.from_numpy(split.images).movedim(3, 1) / 255
+    labels = torch.from_numpy(split.labels)
+    losses = torch.nn.functional.cross_entropy(again.model(x).detach(), labels, reduction="none").double()
+    expected = torch.zeros(10, dtype=torch.float64).index_add_(0, labels, losses)
+    torch.testing.assert_close(seen.clean_loss, expected, rtol=1e-4, atol=1e-5)
+    assert (seen.robust_loss >= seen.clean_loss).any()
+    assert (seen.divergence >= 0).all()
+
+
+def test_validation_labels_matter(run: Run, whole: TrainingResult, tmp_path: Path) -> None:
+    data = load(run.data)
+    assert data.validation is not None
+    turned = dataclasses.replace(data.validation, labels=np.roll(data.validation.labels, 1))
+    other = train(run, out=tmp_path / "run", dataset=with_splits(data, validation=turned))
+    assert not same(whole, other)
+
+
+def with_splits(data: Dataset, **splits: Split) -> Dataset:
+    return dataclasses.replace(data, **splits)
+
+
+def test_test_images_and_labels_do_not(run: Run, whole: TrainingResult, tmp_path: Path) -> None:
+    data, draw = load(run.data), np.random.default_rng(0)
+    labels = draw.permutation(data.test.labels)
+    images = draw.integers(0, 256, data.test.images.shape).astype(np.uint8)
+    other = dataclasses.replace(data.test, images=images, labels=labels)
+    assert same(whole, train(run, out=tmp_path / "run", dataset=with_splits(data, test=other)))
+
+
+class Sealed:
+    """In the place of test images: nothing may be asked of it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"the test set was asked for {name}")
+
+
+def test_no_test_image_is_touched_once_training_has_begun(run: Run, whole: TrainingResult, tmp_path: Path) -> None:
+    def seal(trainer: Trainer) -> None:
+        hashes = trainer._split_hashes()  # which every checkpoint holds
+        trainer._split_hashes = lambda: hashes  # type: ignore[method-assign]
+        for name in ("images", "labels"):
+            object.__setattr__(trainer.dataset.test, name, Sealed())
+
+    assert same(whole, train(run, out=tmp_path / "run", announce=seal))
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("at", [1, 2, pytest.param(3, marks=pytest.mark.full)])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_where_an_epoch_is_saved_it_learns_from_each_point_once(
+    run: Run, whole: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, when: str
+) -> None:
+    """The probe itself asserts that it is called once per epoch."""
+    save, saves = Trainer.save, itertools.count()  # the first one is of the initial weights
+
+    def killing(self: Trainer) -> None:
+        last = next(saves) == at
+        if last and when == "before":
+            raise Killed
+        save(self)
+        if last:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", killing)
+        with pytest.raises(Killed):
+            train(run, out=tmp_path / "run")
+    resumed = resume(tmp_path / "run")
+    assert same(whole, resumed)
+    assert [row["monitor"] for row in resumed.history] == [row["monitor"] for row in whole.history]
+
+
+def test_stopped_while_the_curve_is_measured_it_learns_once(
+    run: Run, whole: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(self: Trainer, doing: str, pause: Any = Trainer._pause) -> None:
+        if doing == "watching" and self.epoch == 1:
+            self.asked_to_stop.set()
+        pause(self, doing)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_pause", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(run, out=tmp_path / "run")
+    assert same(whole, resume(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes", "arrays", "message"),
+    [
+        ({}, {"train": 80, "test": 30}, False, "got no validation split, .* test set\\): add --data.validation 0.1$"),
+        (
+            {},
+            {"train": 80, "test": 30},
+            True,
+            r"got no validation split, .*: add Dataset\.from_arrays",
+        ),
+        ({"training.monitor_every": 0}, {"train": 80} | FACTS, False, "got monitor every 0; allowed: 1 or more"),
+        ({"training.selection": "best-test"}, {"train": 80} | FACTS, False, "got selection best-test; allowed: last"),
+    ],
+)
+def test_without_validation_images_it_is_refused_in_one_line(
+    tiny: Tiny, changes: dict[str, Any], sizes: dict[str, int], arrays: bool, message: str
+) -> None:
+    facts = DataFacts((50, 20, 10), (3, 32, 32), sizes)
+    for method in ({"method": "feedback-probe"}, {"method": "robust-lt", "settings": {"base": "feedback-probe"}}):
+        wanted = override(tiny("feedback-probe", changes), method)
+        with pytest.raises(UserError, match=f"^{method['method']}: {message}") as error:
+            resolve(wanted, facts, arrays=arrays)
+        assert "\n" not in str(error.value)
+        taken = override(wanted, {"training.monitor_every": 1, "training.selection": "last"})
+        assert resolve(taken, DataFacts((50, 20, 10), (3, 32, 32), {"train": 80} | FACTS)).method.needs_feedback
+
+
+def test_every_method_that_learns_from_feedback_is_refused_without_validation_images(tiny: Tiny) -> None:
+    learning = [name for name in registry.entries("methods") if methods.find(name).needs_feedback]
+    assert {"cgr", "frl", "wat"} <= set(learning)
+    for name in learning:
+        with pytest.raises(UserError, match=f"^{name}: got no validation split"):
+            resolve(tiny(name), DataFacts((50, 20, 10), (1, 8, 8), {"train": 80, "test": 30}))
+
+
+def test_an_average_of_admitted_epochs_is_delivered_and_resumed(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs 2 and 4 of four are admitted, by a gate of this test; a stop in epoch 2 lets the gate be asked again."""
+    asked: list[int] = []
+
+    def admits(self: Any, epoch: int, _: Seen) -> bool:
+        new = int(self.judged) < epoch
+        self.judged.fill_(epoch)
+        asked.append(epoch)
+        return new and epoch in (1, 3)
+
+    monkeypatch.setattr(methods.find("cfa"), "admits", admits)
+    config = methods.find("cfa").Config(gate="absolute", average=0.5)
+    run = override(tiny("cfa", CHANGES), {"settings": config, "training.epochs": 4})
+    live: list[dict[str, torch.Tensor]] = []
+
+    def keeping(self: Trainer, point: Any, distance: Any, end: Any = Trainer._end_epoch) -> None:
+        live.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        end(self, point, distance)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_end_epoch", keeping)
+        finished = train(run, out=tmp_path / "run")
+    assert asked == [0, 1, 2, 3]
+    for name, value in weights(finished).items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (live[1][name] + live[3][name]) / 2)
+    accuracies = [row["monitor"]["pgd-1"] for row in finished.history]
+    assert accuracies[1] == accuracies[2], "the average did not move"
+
+    pauses = itertools.count()
+
+    def stopping(self: Trainer, doing: str, pause: Any = Trainer._pause) -> None:
+        if doing == "watching" and self.epoch == 1 and next(pauses) == 1:  # after the gate
+            self.asked_to_stop.set()
+        pause(self, doing)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_pause", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(run, out=tmp_path / "stopped")
+    assert same(finished, resume(tmp_path / "stopped"))
+    assert asked[4:] == [0, 1, 1, 2, 3]
+
+
+def test_where_no_epoch_is_admitted_the_last_weights_are_delivered_and_the_log_says_so(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gated = methods.find("cfa").Config(gate="absolute", threshold=1.0)
+    found = [
+        train(override(tiny("cfa", CHANGES), {"settings": settings}), out=tmp_path / name)
+        for name, settings in (("gated", gated), ("plain", methods.find("cfa").Config()))
+    ]
+    assert same(*found)
+    assert [message for message in caplog.messages if "no epoch passed the gate" in message] == caplog.messages[:1]
+
+
+@pytest.mark.parametrize("average", [{"training.ema": 0.9}, {"training.swa": 0.5}])
+def test_two_averages_are_refused(tiny: Tiny, average: dict[str, float]) -> None:
+    wanted = override(tiny("cfa", average), {"settings": methods.find("cfa").Config(gate="relative")})
+    with pytest.raises(UserError, match=r"^cfa: got (ema 0\.9|swa 0\.5) with its own average; allowed: one average"):
+        resolve(wanted, DataFacts((50, 20, 10), (1, 8, 8), {"train": 80} | FACTS))
+
+
+def test_what_was_seen_of_another_split_is_no_feedback() -> None:
+    with pytest.raises(ValueError, match="got images of the test split; allowed: validation"):
+        FeedbackSums(torch.tensor([1, 1])).seen("test", with_features=False)
+
+
+def test_a_class_without_an_image_counts_as_the_mean_of_the_others() -> None:
+    golden = GOLDEN["feedback_rates"]
+    images, robust = (torch.tensor(golden["inputs"][name], dtype=torch.float64) for name in ("images", "robust"))
+    zero = torch.zeros_like(images)
+    seen = Seen("validation", images, zero, robust.diag(), zero, zero, zero)
+    assert seen.rates(seen.robust).tolist() == pytest.approx(golden["expected"]["rates"], abs=1e-12)
