@@ -1,0 +1,153 @@
+"""CFA: classes that withstand the attack in training have larger budgets and more of the divergence.
+
+Source: Wei et al., CFA: Class-Wise Calibrated Fair Adversarial Training, CVPR 2023.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from taet.bounds import OnlyWith, PartialShare, Positive, Share
+from taet.distributed import global_mean
+from taet.errors import UserError
+from taet.losses import kl_divergence
+from taet.losses.class_sums import class_sums
+from taet.methods.base import Adversarial, Loss, Seen, Task
+from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
+
+Regulariser = Literal["scaled", "official", "off"]
+Gate = Literal["off", "relative", "absolute"]
+THRESHOLDS = {"relative": 0.4, "absolute": 0.2}  # 0.2 where balanced CIFAR-10 has a mean of 0.5
+VOTES = 5  # validation images of a class that can shut the gate
+BEGIN = 1 / 20  # epoch 10 of 200
+
+
+class CfaRule(BudgetRule):
+    """Factors lambda_1 + R_c, with R_c the training robustness of class c over the epoch before; 1 before `begin`."""
+
+    hits: Tensor
+    seen: Tensor
+    strength: Tensor
+    """lambda_2 + R_c, or 1: the divergence of a class over that of the base, (C,)."""
+
+    def __init__(self, task: Task, lambda_1: float, lambda_2: float, begin: float) -> None:
+        super().__init__()
+        self.lambda_1, self.lambda_2 = lambda_1, lambda_2
+        self.first = max(round(begin * task.epochs), 1)
+        if self.first >= task.epochs:
+            got = f"got {begin:.3g} of {task.epochs} epochs"
+            raise UserError(f"method begin: {got}, which leaves none of them; allowed: another share")
+        zeros = torch.zeros(task.num_classes, dtype=torch.float64)
+        self.register_buffer("hits", zeros)
+        self.register_buffer("seen", zeros.clone())
+        self.register_buffer("strength", zeros + 1)
+
+    def observe(self, epoch: int, logits: Tensor, labels: Tensor) -> None:
+        hits, images = class_sums((logits.argmax(1) == labels)[:, None], labels, len(self.seen))
+        self.hits += hits[:, 0]
+        self.seen += images
+
+    def factors(self, epoch: int) -> Tensor | None:
+        robust, known = self.hits / self.seen.clamp(min=1), self.seen > 0
+        self.hits.zero_()
+        self.seen.zero_()
+        if epoch < self.first:
+            return None
+        self.strength.copy_(torch.where(known, self.lambda_2 + robust, 1.0))
+        return torch.where(known, self.lambda_1 + robust, 1.0)
+
+
+class Cfa(ClassBudgets):
+    """The base's loss on examples in balls of f_y eps with steps of f_y alpha, f_c = lambda_1 + R_c.
+
+    R_c is the share of the attacked training images of class c, in its own ball, that were classified correctly over
+    the epoch before (public code: over the class's share of a balanced set). Classes that resist have larger balls, so
+    on a long tail the head has: the opposite of robust-lt and dafa. A smaller ball raises R, so f settles within
+    lambda_1 to lambda_1 + 1. It begins after `begin` of the epochs; before, all factors are 1.
+
+    With the base trades, the loss becomes (1 + beta) mean [(1 - b_y) CE(f(x), y) + b_y KL(f(x) || f(x'))] with
+    b_c = (lambda_2 + R_c) beta / (1 + (lambda_2 + R_c) beta): TRADES where lambda_2 + R_c is 1. `regulariser` official
+    is without the factor 1 + beta, a seventh of the learning rate unseen. In the public code the form for AT takes
+    these weights and ignores them. Steps follow the class's ball; published ones are all alike.
+
+    With a `gate` the run delivers an average of the weights of its epochs, d average + (1 - d) weights, which an epoch
+    enters only where the worst class is robust enough on the validation images; the first one starts it. Until then the
+    run delivers its own weights (the public code: initial ones). The gate relative asks for a share of the mean of the
+    classes, since on a long tail one lost class shuts the published gate, absolute, for good. Classes with fewer than
+    five validation images have no vote.
+    """
+
+    title = "CFA"
+    reference = "Wei et al., CVPR 2023"
+    deviations: tuple[str, ...] = ("training eps and step size differ by class, larger where it resists the attack",)
+
+    @dataclass(frozen=True)
+    class Config(ClassBudgets.Config):
+        """The base method, the budgets and the weights of the divergence."""
+
+        holder = "cfa"  # in messages
+        base: Base = "trades"
+        """Name of the wrapped method (paper: trades and at)."""
+        lambda_1: Positive = 0.5
+        """Budget of a class with no robustness, as a share of eps (paper)."""
+        lambda_2: Positive = 0.5
+        """Weight of the divergence in a class without robustness, as a share of beta (paper)."""
+        regulariser: Regulariser | None = None
+        """Weights of the divergence by class: scaled like TRADES, as in the public code (official), or off. Default:
+        scaled with trades, off with other methods, which have no such divergence."""
+        begin: PartialShare = BEGIN
+        """Share of the epochs before the first class-wise budgets: 10 of 200 (public code)."""
+        gate: Gate = "off"
+        """Deliver an average of the weights of epochs whose worst class passes (FAWA in the paper), by the mean of the
+        classes (relative) or as published (absolute); it needs a validation split. off: no average."""
+        average: Annotated[PartialShare, OnlyWith(gate=("relative", "absolute"))] = 0.88
+        """Decay d of that average (paper)."""
+        threshold: Annotated[Share | None, OnlyWith(gate=("relative", "absolute"))] = None
+        """Least robust accuracy of a class in an epoch that is averaged. Default: 0.4 of the mean, or 0.2 (paper)."""
+
+    judged: Tensor
+    """The last epoch that was asked about; saved, since a stop may come between the gate and the end of the epoch."""
+    rule: CfaRule
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task)
+        own = "scaled" if config.base == "trades" else "off"
+        self.regulariser = config.regulariser or own
+        if self.regulariser != "off" and config.base != "trades":
+            raise UserError(f"method regulariser: got {config.regulariser}; allowed: off, or the base trades")
+        if self.regulariser == "off" and config.lambda_2 != 0.5:
+            raise UserError(f"method lambda 2: got {config.lambda_2:g}; allowed: with the regulariser only")
+        if config.gate != "off":
+            self.average_decay, self.needs_feedback = config.average, True
+            self.threshold = THRESHOLDS[config.gate] if config.threshold is None else config.threshold
+            self.register_buffer("judged", torch.tensor(-1))
+
+    @staticmethod
+    def make_rule(config: Config, task: Task) -> BudgetRule:
+        return CfaRule(task, config.lambda_1, config.lambda_2, config.begin)
+
+    def admits(self, epoch: int, seen: Seen) -> bool:
+        if int(self.judged) >= epoch:  # before the run was stopped
+            return False
+        self.judged.fill_(epoch)
+        robust = seen.rates(seen.robust)[seen.images >= VOTES]
+        if not len(robust):
+            return False
+        needed = self.threshold * (float(robust.mean()) if self.config.gate == "relative" else 1.0)
+        return bool((robust > 0).any()) and float(robust.min()) >= needed
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        if self.regulariser == "off":
+            return super().loss(model, x, y, adversarial)
+        natural, logits = model(x), model(adversarial.x)
+        beta: float = self.base.config.beta
+        strength = self.rule.strength.to(logits.dtype)[y] * beta
+        share = strength / (1 + strength)
+        scale = 1 + beta if self.regulariser == "scaled" else 1.0
+        label = global_mean(scale * (1 - share) * self.base.outer(natural, y))
+        kl = global_mean(scale * share * kl_divergence(natural, logits))
+        return Loss(label + kl, {"label": label, "kl": kl}, logits)

@@ -1,0 +1,110 @@
+"""DAFA: harder classes, by which others they are mistaken for, have larger training budgets and label weights.
+
+Source: Lee et al., DAFA: Distance-Aware Fair Adversarial Training, ICLR 2024.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Gt, Lt
+from torch import Tensor
+
+from taet.bounds import NonNegative
+from taet.errors import UserError
+from taet.losses.class_sums import class_sums
+from taet.methods.base import Task
+from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
+
+InnerShare = Annotated[float, Gt(0), Lt(1)]
+WARM_UP = 7 / 11  # 70 of 110 epochs
+MANY_CLASSES = 100
+
+
+def class_weights(confusion: Tensor, lam: float, floor: float) -> Tensor:
+    """Weights of the classes, W = 1 + lambda d, from mean predictions P (C, C), rows the true class -> (C,).
+
+    d_i = sum over j != i of P_ij P_jj where P_ii < P_jj, and of -P_ji P_ii where P_ii > P_jj. Of each two classes the
+    harder one so gains what the easier one loses, and sum d = 0. lambda is at most (1 - floor) / max_c (-d_c): the
+    least weight is `floor`, and the weights sum to C. A class without an image has a row of zeros, and 1.
+    """
+    own = confusion.diagonal()
+    gained = torch.where(own[:, None] < own, confusion * own, 0.0)
+    direction = gained.sum(1) - gained.sum(0) + 0 * confusion.sum()  # NaN if a prediction is: no comparison holds then
+    largest = (1 - floor) / (-direction).max().clamp(min=torch.finfo(direction.dtype).tiny)
+    return 1 + largest.clamp(max=lam) * direction
+
+
+class DafaRule(BudgetRule):
+    """Factors by `class_weights` of what was predicted in the last epoch of the warm-up; 1 before."""
+
+    weighs_labels = True
+    confusion: Tensor
+    seen: Tensor
+
+    def __init__(self, task: Task, lam: float | None, floor: float, warm_up: float) -> None:
+        super().__init__()
+        self.lam = lam if lam is not None else 1.5 if task.num_classes >= MANY_CLASSES else 1.0
+        self.floor = floor
+        self.first = max(round(warm_up * task.epochs), 1)
+        if self.first >= task.epochs or task.stages[self.first - 1] == "clean":
+            left = "leaves none of them" if self.first >= task.epochs else "ends with an epoch without an attack"
+            raise UserError(
+                f"method warm up: got {warm_up:.3g} of {task.epochs} epochs, which {left}; allowed: another share"
+            )
+        classes = task.num_classes
+        self.register_buffer("confusion", torch.zeros(classes, classes, dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros(classes, dtype=torch.float64))
+
+    def observe(self, epoch: int, logits: Tensor, labels: Tensor) -> None:
+        if epoch == self.first - 1:
+            sums, images = class_sums(logits.double().softmax(1), labels, len(self.seen))
+            self.confusion += sums
+            self.seen += images
+
+    def factors(self, epoch: int) -> Tensor | None:
+        if epoch != self.first:
+            return None
+        mean = self.confusion / self.seen.clamp(min=1)[:, None]
+        self.confusion.zero_()
+        self.seen.zero_()
+        return class_weights(mean, self.lam, self.floor)
+
+
+class Dafa(ClassBudgets):
+    """The base's loss with label terms weighted by class, W_y CE, on examples in balls of W_y eps with steps W_y alpha.
+
+    W is that of `class_weights`, from the mean predictions for attacked training images over the last epoch of the
+    warm-up; until then all weights are 1. Label terms are divided by the batch size, not by the weights, and no
+    divergence is weighted. A base without a label term (harl, the second stage of taet) has the budgets alone.
+
+    On long tails the published weights of the largest classes are negative, since all others are mistaken for them: a
+    negative radius and a loss that is maximised. Here lambda is scaled down so that the smallest weight is `floor`.
+    Classes that are equally hard take nothing from each other; the public code takes from both. In the public code's
+    form for AT every attack iteration moves twice and clips to eps last, so that no ball is larger than eps: it differs
+    from its paper. With at-bsl as the base, the class is balanced twice.
+    """
+
+    title = "DAFA"
+    reference = "Lee et al., ICLR 2024"
+    deviations: tuple[str, ...] = ("training eps, step size and weight of the label term differ by class",)
+
+    @dataclass(frozen=True)
+    class Config(ClassBudgets.Config):
+        """The base method and the weights."""
+
+        holder = "dafa"  # in messages
+        base: Base = "trades"
+        """Name of the wrapped method (the public code: trades)."""
+        lam: NonNegative | None = None
+        """Factor lambda of the differences between classes. Default: 1, with 100 classes or more 1.5 (paper)."""
+        floor: InnerShare = 0.25
+        """Smallest weight of a class (our choice)."""
+        warm_up: InnerShare = WARM_UP
+        """Share of the epochs before the weights begin: 70 of 110 (public code)."""
+
+    @staticmethod
+    def make_rule(config: Config, task: Task) -> BudgetRule:
+        return DafaRule(task, config.lam, config.floor, config.warm_up)

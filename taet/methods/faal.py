@@ -1,0 +1,103 @@
+"""FAAL: weights of the classes in every batch are the worst within a divergence of equal ones, in closed form.
+
+Source: Zhang et al., Towards Fairness-Aware Adversarial Learning, CVPR 2024.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from taet.attacks.objectives import margin, natural_divergence
+from taet.bounds import NonNegative, OnlyWith, Share
+from taet.distributed import global_mean
+from taet.errors import UserError
+from taet.losses import kl_divergence
+from taet.losses.class_sums import class_sums
+from taet.losses.least_favourable import least_favourable
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task, second_stage
+
+
+class FairnessAware(Method):
+    """Burn-in: the loss l of the form, as AT or TRADES. Then K mean p_y l, with K the classes present in the batch.
+
+    at       l = CE(f(x'), y)
+    trades   l = CE(f(x), y) + beta KL(f(x) || f(x')), where x' raises the KL
+
+    p maximises sum_c u_c p_c over the distributions on these K classes with KL(q || p) <= r, q uniform
+    (`taet.losses.least_favourable`); u_c is the mean margin max_{j != y} p_j - p_y of the class's attacked images, with
+    probabilities p_j. No gradient flows through p. With `utility` count-margin u is that times the class's images in
+    the batch, as in the public code, where on a long tail the largest classes have hardly any weight. With `absent`
+    official an absent class has u = 0 there, above every class that is mostly right: it takes its share of p, and the
+    loss shrinks by as much. `aggregate` class weighs means of classes, sum_c p_c mean_c l, which is the text's.
+
+    Published as two epochs of fine-tuning; here it begins at the first decay of the learning rate, so that it has no
+    more epochs than other methods.
+    """
+
+    title = "FAAL"
+    reference = "Zhang et al., CVPR 2024"
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        """The form of the loss, and how classes are weighted."""
+
+        form: Literal["at", "trades"] = "at"
+        """The loss that is weighted."""
+        radius: NonNegative = 0.5
+        """Largest divergence r of the weights from equal ones (public code); 0: equal weights."""
+        beta: Annotated[NonNegative, OnlyWith(form="trades")] = 6.0
+        """trades: factor of the divergence (public code)."""
+        utility: Literal["margin", "count-margin"] = "margin"
+        """What the weights maximise: mean margins (ours), or times the class's images in the batch (public code)."""
+        aggregate: Literal["sample", "class"] = "sample"
+        """Weigh every sample by its class (public code), or the means of the classes (paper)."""
+        absent: Literal["skip", "official"] = "skip"
+        """Leave classes without a sample in the batch out (ours), or give them a part of the weights (public code)."""
+        begin: Share | None = None
+        """Share of the epochs before the weights begin. Default: up to the first milestone."""
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task)
+        if config.form == "trades" and task.weighting != "none":
+            got = f"faal: got the weighting {task.weighting}; the attack of its form trades"
+            raise UserError(f"{got} raises no loss on labels: only none")
+
+    @staticmethod
+    def stage_at(config: Config, task: Task, epoch: int) -> str:
+        return second_stage(config.begin, task, epoch, "fair")
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        if self.config.form == "at":
+            return Adversarial(attack(model, x, y))
+        return Adversarial(attack(model, x, y, natural_divergence(model, x)))
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        natural = model(x) if self.config.form == "trades" else None
+        logits = model(adversarial.x)
+        losses = {"label": self.outer(logits if natural is None else natural, y)}
+        if natural is not None:
+            losses["kl"] = kl_divergence(natural, logits)
+        if self.stage == "fair":
+            weights = self.weights(logits.detach(), y).to(logits.dtype)[y]
+            losses = {name: weights * values for name, values in losses.items()}
+        parts = {name: global_mean(values) for name, values in losses.items()}
+        if natural is None:
+            return Loss(parts["label"], {}, logits)
+        return Loss(parts["label"] + self.config.beta * parts["kl"], parts, logits)
+
+    def weights(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Factors (C,) of the samples by their label, from attacked logits (N, C); their loss is the mean over all."""
+        config, classes = self.config, logits.shape[1]
+        probabilities = logits.double().softmax(1)
+        sums, images = class_sums(margin(probabilities, y)[:, None], y, classes)
+        present = images > 0
+        means = torch.where(present, sums[:, 0] / images.clamp(min=1), -1.0)
+        official = config.absent == "official"
+        taking = torch.ones_like(images) if official else present.double()
+        prior = taking / taking.sum()
+        p = least_favourable(images * means if config.utility == "count-margin" else means, prior, config.radius)
+        return p * taking.sum() if config.aggregate == "sample" else p * images.sum() / images.clamp(min=1)

@@ -1,0 +1,128 @@
+"""Fair robust learning (FRL): weights and budgets of classes that fall behind the others on validation images.
+
+Source: Xu et al., To be Robust or to be Fair: Towards Fairness in Adversarial Training, ICML 2021.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from taet.attacks.objectives import natural_divergence
+from taet.bounds import NonNegative, OnlyWith, PartialShare, Share
+from taet.distributed import global_mean
+from taet.losses import kl_divergence
+from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task, second_stage
+from taet.methods.gairat import weighted_mean
+
+FEEDBACKS = 40  # of the published run, one an epoch, for which its rates are meant
+FACTORS = (0.98, 3.0)  # smallest and largest budget over eps (public code)
+
+
+def raised(multipliers: Tensor, gaps: Tensor, rate: float, limit: float) -> Tensor:
+    """Multipliers (C,) moved by rate times the gaps, not below 0, and scaled to a sum of at most `limit`."""
+    moved = (multipliers + rate * gaps).clamp(min=0)
+    return moved * (limit / moved.sum()).clamp(max=1)
+
+
+class FairRobust(Method):
+    """Burn-in: mean CE(f(x'), y). Then the weighted means of CE(f(x), y), by w_y, and beta KL(f(x) || f(x')), by u_y.
+
+    The second stage raises the KL in balls whose eps and step size have a factor by class. With e the error of a class
+    on clean validation images, b how much of its accuracy the curve's attack takes, and delta the gap allowed,
+    g = e - mean e - delta and h = b - mean b - delta over the classes:
+
+    l <- [l + r g]+,    m <- [m + 2 r h]+    each scaled to a sum of `limit` at most
+    w = 1/C + l - mean l,    u = 1/C + m - mean m    so no weight is below (1 - limit) / C
+    n <- n + s h,    factor = exp(2 n), within 0.98 to 3
+
+    Published as 40 epochs of fine-tuning of a trained AT model; here it begins at the first decay of the learning rate,
+    so that it has no more epochs than other methods. r and s are those of 40 feedbacks; a run with fewer points of the
+    curve learns as much in total. Step sizes follow the class's ball; the public code takes a quarter of the batch's
+    largest. Without `margin` it is FRL-RW.
+    """
+
+    title = "FRL"
+    reference = "Xu et al., ICML 2021"
+    deviations = (
+        "weights, eps (0.98 to 3 times) and step size of the classes follow their error on validation images",
+    )
+    label_attack = False
+    needs_feedback = True
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        """The divergence, the gap that is allowed, and how fast multipliers move."""
+
+        beta: NonNegative = 1.5
+        """Factor of the divergence (public code)."""
+        margin: bool = True
+        """Give classes that attacks take more of a larger ball (off: FRL-RW)."""
+        delta: PartialShare | None = None
+        """Gap to the mean that is allowed. Default: 0.07, without margin 0.1 (public code)."""
+        rate: NonNegative = 0.05
+        """Rate r of the weights, for a run with 40 points of the curve in its second stage (same)."""
+        margin_rate: Annotated[NonNegative, OnlyWith(margin=True)] = 0.2
+        """Rate s of the budgets, likewise (same)."""
+        limit: PartialShare = 0.5
+        """Largest sum of the multipliers of the weights (same)."""
+        begin: Share | None = None
+        """Share of the epochs before the second stage. Default: up to the first milestone."""
+
+    factor: Tensor
+    multipliers: Tensor
+    weights: Tensor
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task)
+        self.delta = config.delta if config.delta is not None else 0.07 if config.margin else 0.1
+        used = sum(self._is_followed(epoch) for epoch in task.watched)
+        self.scale = FEEDBACKS / max(used, 1)
+        self.register_buffer("multipliers", torch.zeros(3, task.num_classes, dtype=torch.float64))
+        self.register_buffer("weights", torch.full((2, task.num_classes), 1 / task.num_classes))
+        self.register_buffer("factor", torch.ones(task.num_classes))
+
+    @staticmethod
+    def stage_at(config: Config, task: Task, epoch: int) -> str:
+        return second_stage(config.begin, task, epoch, "fair")
+
+    def _is_followed(self, epoch: int) -> bool:
+        """Whether the next epoch has the weights that feedback of this one sets."""
+        return epoch + 1 < self.task.epochs and self.task.stages[epoch + 1] == "fair"
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        if self.stage == "burn-in":
+            return Adversarial(attack(model, x, y))
+        return Adversarial(attack.scaled(self.factor[y])(model, x, y, natural_divergence(model, x)))
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        if self.stage == "burn-in":
+            logits = model(adversarial.x)
+            return Loss(global_mean(self.outer(logits, y)), {}, logits)
+        natural, logits = model(x), model(adversarial.x)
+        clean_weights, boundary_weights = self.weights[:, y]
+        label = weighted_mean(clean_weights, self.outer(natural, y))
+        kl = weighted_mean(boundary_weights, kl_divergence(natural, logits))
+        return Loss(label + self.config.beta * kl, {"label": label, "kl": kl}, logits)
+
+    def feedback(self, epoch: int, seen: Seen) -> None:
+        if not self._is_followed(epoch):
+            return
+        clean, robust = seen.rates(seen.clean), seen.rates(seen.robust)
+        self.update(1 - clean, clean - robust)
+
+    def update(self, error: Tensor, boundary: Tensor) -> None:
+        """Move multipliers, weights and factors by the errors of the classes, (C,) each."""
+        config, rate = self.config, self.config.rate * self.scale
+        first, second, third = self.multipliers
+        error_gap, boundary_gap = (values - values.mean() - self.delta for values in (error, boundary))
+        first.copy_(raised(first, error_gap, rate, config.limit))
+        second.copy_(raised(second, boundary_gap, 2 * rate, config.limit))
+        both = self.multipliers[:2]
+        self.weights.copy_(1 / self.task.num_classes + both - both.mean(1, keepdim=True))
+        if config.margin:
+            third += config.margin_rate * self.scale * boundary_gap
+            self.factor.copy_((2 * third).exp().clamp(*FACTORS))

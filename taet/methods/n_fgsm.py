@@ -1,0 +1,54 @@
+"""N-FGSM: adversarial training with one step from strong noise, which is not projected back into the ball.
+
+Source: de Jorge et al., Make Some Noise: Reliable and Efficient Single-Step Adversarial Training, NeurIPS 2022.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from taet.attacks.ball import draw_noise
+from taet.bounds import NonNegative
+from taet.distributed import global_mean
+from taet.methods.base import Adversarial, Attack, Loss, Method
+
+
+def one_step(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, reach: float, *given: Any, **more: Any) -> Tensor:
+    """Return examples after one step of eps, which may end up to `reach` times eps from the image."""
+    eps = attack.eps * reach
+    wide = min(eps, 1.0) if isinstance(eps, float) else eps  # of which no image in [0, 1] is out of reach
+    return attack(model, x, y, *given, eps=wide, step_size=attack.eps, steps=1, **more)
+
+
+class NoisyFgsm(Method):
+    """Loss: mean CE(f(x'), y), with x' = x0 + eps sign(grad CE(f(x0), y)) from x0 = x + k eps u, u ~ U(-1, 1).
+
+    x0 and x' are clipped to [0, 1] and to nothing else: the example is up to (k + 1) eps from the image, and that is
+    what keeps one step from collapsing (catastrophic overfitting). Everything but the attack is that of AT. Published
+    with batch normalisation in train mode in the attack, label smoothing, an average of the weights and one cycle of
+    the learning rate; here these are the run's.
+    """
+
+    title = "N-FGSM"
+    reference = "de Jorge et al., NeurIPS 2022"
+    deviations = ("one step of eps from uniform noise, not projected: examples are up to 3 eps from the image",)
+    single_step = True
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        """The noise."""
+
+        noise: NonNegative = 2.0
+        """Radius k of the noise, in units of eps (paper)."""
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        k = self.config.noise
+        noise = draw_noise(x, k * attack.eps, "uniform", attack.source)
+        return Adversarial(one_step(attack, model, x, y, k + 1, start="uniform", start_noise=noise))
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        logits = model(adversarial.x)
+        return Loss(global_mean(self.outer(logits, y)), {}, logits)

@@ -1,0 +1,79 @@
+"""Worst-class adversarial training (WAT): weights of the classes by Hedge, from their losses on validation images.
+
+Source: Li, Liu, WAT: Improve the Worst-Class Robustness in Adversarial Training, AAAI 2023.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from taet.attacks.objectives import natural_divergence
+from taet.bounds import NonNegative
+from taet.distributed import global_mean
+from taet.losses import kl_divergence
+from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task
+
+FEEDBACKS = 100  # of the published run, one an epoch, for which its rate is meant
+
+
+def class_costs(seen: Seen, beta: float) -> Tensor:
+    """Mean of CE(f(x), y) + beta KL(f(x) || f(x')) over the images of each class, and the mean of these, (C + 1,)."""
+    costs = seen.rates(seen.clean_loss + beta * seen.divergence)
+    return torch.cat([costs, costs.mean()[None]])
+
+
+def hedge(costs: Tensor, rate: float) -> Tensor:
+    """Weights C softmax(rate times the summed costs), for the C classes and all of them together, (C + 1,) -> same."""
+    return (len(costs) - 1) * (rate * costs).softmax(0)
+
+
+class WorstClass(Method):
+    """Loss: mean (w_y + w_0) [CE(f(x), y) + beta KL(f(x) || f(x'))], where x' raises the KL.
+
+    w = C softmax(eta times the sum of costs so far), over the C classes and, as w_0, all of them together; all are 1
+    before the first feedback. Costs are the same loss on validation images, with the examples of the curve (PGD on the
+    cross-entropy; the public code uses PGD on the KL). The mean over all is one of classes: the public code's is of
+    images, equal where the set is balanced. eta is the published 0.1 for 100 feedbacks; a run with fewer points of
+    its curve learns as much in total. The target of the KL is not detached.
+    """
+
+    title = "WAT"
+    reference = "Li, Liu, AAAI 2023"
+    deviations = ("weights of the classes follow their loss on validation images",)
+    label_attack = False
+    needs_feedback = True
+
+    @dataclass(frozen=True)
+    class Config(Method.Config):
+        """The divergence, and how fast the weights move."""
+
+        beta: NonNegative = 6.0
+        """Factor of the divergence (public code)."""
+        eta: NonNegative = 0.1
+        """Rate of the weights, for a run with 100 points of the curve (public code)."""
+
+    costs: Tensor
+    weights: Tensor
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task)
+        self.rate = config.eta * FEEDBACKS / len(task.watched)
+        self.register_buffer("costs", torch.zeros(task.num_classes + 1, dtype=torch.float64))
+        self.register_buffer("weights", torch.ones(task.num_classes + 1))
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
+        return Adversarial(attack(model, x, y, natural_divergence(model, x)))
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
+        natural, logits = model(x), model(adversarial.x)
+        weights = self.weights[y] + self.weights[-1]
+        label = global_mean(weights * self.outer(natural, y))
+        kl = global_mean(weights * kl_divergence(natural, logits))
+        return Loss(label + self.config.beta * kl, {"label": label, "kl": kl}, logits)
+
+    def feedback(self, epoch: int, seen: Seen) -> None:
+        self.costs += class_costs(seen, self.config.beta)
+        self.weights.copy_(hedge(self.costs, self.rate))
