@@ -1,24 +1,28 @@
 # make demo       train, attack and report on a bare machine with Python 3.11 or newer; a few minutes on two CPU cores
-# make test       the tests, about five minutes on two idle cores, with representative cases of large products
+# make test       the tests, five to six minutes on two idle cores, with representative cases of large products
 # make test-all   every test
 # make test-avx2  the tests that rounding could affect, as on an x86 processor with AVX2 and without AVX-512
+# make fuzz       changed files and command lines for SECONDS=60, each of which must end well or in one line
 # make check      lint and types
 # make bench      speed beside the plain loops, below 15 minutes; fails where a ratio fell by more than 15 %
-# make lock       renew requirements.lock from pyproject.toml
+# make lock       renew requirements.lock from pyproject.toml, with the hashes of all files
+# make sbom       renew sbom.cdx.json, the software bill of materials (CycloneDX)
+# make wheel      build the wheel of the last commit; built twice, it has one SHA-256
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-avx2 check bench lock clean
+.PHONY: demo test test-all test-avx2 fuzz check bench lock sbom wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/taet demo
 
 # One thread per worker: the tests' networks are too small to share, and two workers then use two cores.
-# A file's tests stay together, so that what they share is made once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# A file's tests stay together, so that what they share is made once; compiled modules are kept for the next process.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not full"
@@ -30,6 +34,10 @@ test-all: $(INSTALLED)
 test-avx2: $(INSTALLED)
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not full" \
 	  tests/attacks tests/losses tests/methods tests/models tests/training tests/test_examples.py
+
+SECONDS ?= 60
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -45,16 +53,38 @@ $(INSTALLED): pyproject.toml requirements.lock
 	  { echo "taet needs Python 3.11 or newer: make demo PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV) (PyTorch is large: some minutes)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	$(PIP) --require-hashes --requirement requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $(INSTALLED)
 
+# Every package with the hashes of its files for every platform; pip refuses any other file.
+LOCKED := .lock-venv/bin
 lock:
 	rm -rf .lock-venv
 	$(PYTHON) -m venv .lock-venv
-	.lock-venv/bin/python -m pip install --quiet --editable '.[dev]'
-	{ sed -n '/^#/p' requirements.lock; .lock-venv/bin/python -m pip freeze --exclude-editable; } > requirements.new
-	mv requirements.new requirements.lock
+	$(LOCKED)/python -m pip install --quiet uv
+	$(LOCKED)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --generate-hashes \
+	  --no-header --no-annotate --output-file requirements.new pyproject.toml
+	{ sed -n '/^#/p' requirements.lock; cat requirements.new; } > requirements.both
+	mv requirements.both requirements.lock
+	rm -rf .lock-venv requirements.new
+
+# In a fresh environment: it lists what is installed.
+sbom: $(INSTALLED)
+	rm -rf .lock-venv
+	$(PYTHON) -m venv .lock-venv
+	$(LOCKED)/python -m pip install --quiet cyclonedx-bom
+	$(LOCKED)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.cdx.json $(VENV)
 	rm -rf .lock-venv
 
+# The last commit gives the same bytes each time: its files, its time, its setuptools, and one set of permissions.
+wheel: $(INSTALLED)
+	rm -rf build/wheel && mkdir -p build/wheel
+	umask 022 && git archive HEAD | tar xf - --no-same-permissions -C build/wheel && cd build/wheel && \
+	  SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(abspath $(BIN))/python -m pip wheel --quiet \
+	  --no-deps --no-build-isolation --wheel-dir "$(CURDIR)/dist" .
+	rm -rf build/wheel
+	cd dist && sha256sum *.whl
+
 clean:
-	rm -rf $(VENV) .lock-venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .lock-venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
