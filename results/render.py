@@ -9,6 +9,7 @@ python results/render.py --write    puts them between the markers of the pages
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -42,12 +43,18 @@ BY_CLASS = ("ham10000",)  # a table of every class as well
 FRONT, FRONT_COLUMNS = ("digits-lt-methods", "cifar10-lt-methods"), ("clean", "pgd-20", "autoattack")
 
 
+@functools.cache
+def load(path: Path) -> ResultCard:
+    """Return a card, which several tables show."""
+    return ResultCard.load(path)
+
+
 def cards_by_row(folder: Path, variants: bool = True) -> dict[str, list[ResultCard]]:
     """Return the cards of every row by name: the title of the method, its file if named differently, the variant."""
     groups: dict[tuple[str, str], list[ResultCard]] = {}
     for path in sorted(folder.rglob("*.json") if variants else folder.glob("*.json")):
         variant = " + ".join(path.relative_to(folder).parent.parts)
-        groups.setdefault((variant, re.sub(r"-seed\d+$", "", path.stem)), []).append(ResultCard.load(path))
+        groups.setdefault((variant, re.sub(r"-seed\d+$", "", path.stem)), []).append(load(path))
     rows = {}
     for (variant, stem), cards in groups.items():
         title = cards[0].title if stem == cards[0].method else f"{cards[0].title} ({stem})"
@@ -171,7 +178,7 @@ def precision_table(folder: Path) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name in sorted(path.name.removesuffix("-bf16-seed0.json") for path in folder.glob("*-bf16-seed0.json")):
         wide, narrow = (
-            [ResultCard.load(path) for path in sorted(folder.glob(f"{name}-{precision}-seed*.json"))]
+            [load(path) for path in sorted(folder.glob(f"{name}-{precision}-seed*.json"))]
             for precision in ("float32", "bf16")
         )
         for attack in (column.name for column in wide[0].columns):
