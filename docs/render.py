@@ -26,7 +26,6 @@ from typing import Any, get_args, get_type_hints
 
 from taet import bounds, config, losses, methods, protocols, registry
 from taet.attacks import catalogue
-from taet.attacks.options import allowed
 from taet.attacks.spec import AttackSpec, option_fields
 from taet.config import Outer
 from taet.errors import UserError
@@ -52,6 +51,11 @@ SHARED = {
     "harl": ("harl_all_present", "harl_absent_class"),
     "taet": ("harl_all_present", "harl_absent_class", "at_ce_mean"),
     "las-at": ("las_masked_pgd_linear",),
+    "wat": ("feedback_rates",),
+    "frl": ("feedback_rates",),
+    "cgr": ("feedback_rates",),
+    "n-fgsm": ("n_fgsm_linear",),
+    "liet": ("liet",),
     "standard": ("at_ce_mean",),
 }
 HEAD = "<!-- python docs/render.py --write -->"
@@ -173,6 +177,10 @@ def in_a_run(name: str) -> str:
     ]
     if method.uses_features:
         lines.append("- uses the features of the model, so your own module must be a `taet.models.Classifier`")
+    if method.needs_feedback:
+        lines.append(
+            "- learns from the validation split at every point of the curve; without `--data.validation` it is refused"
+        )
     lines += [f"- leaves the protocol: {text}" for text in method.deviations]
     return "\n".join(lines)
 
@@ -371,7 +379,7 @@ def attack_tables() -> str:
         attacks.append((", ".join(called), about, ", ".join(fields)))
         for option, field in fields.items():
             hint = bounds.Positive if field == "eps" else bounds.hints(kind)[field]
-            takes.setdefault((option, allowed(hint), field_docs(kind)[field]), []).append(called[0])
+            takes.setdefault((option, bounds.allowed_text(hint), field_docs(kind)[field]), []).append(called[0])
     rows = [(f"`{option}`", values, about, ", ".join(of)) for (option, values, about), of in takes.items()]
     return "\n\n".join(
         [table(("name", "description", "options"), attacks), table(("option", "values", "meaning", "of"), rows)]
