@@ -77,7 +77,6 @@ def nearest(got: str, allowed: Iterable[str]) -> str | None:
 def unknown(kind: str, got: str, allowed: Iterable[str]) -> UserError:
     """Return the error for a name that is not in `allowed`, with the nearest match if there is one."""
     names = sorted(allowed)
-    got = got if len(got) <= 200 else f"{got[:200]}..."
     near = nearest(got, names)
     hint = "" if near is None else f"; did you mean '{near}'?"
     return UserError(f"unknown {kind} '{cut(got)}'; allowed: {', '.join(names)}{hint}")

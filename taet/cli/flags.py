@@ -17,7 +17,7 @@ import os
 import re
 import shlex
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -40,53 +40,32 @@ RunPath = Annotated[Path, bounds.Rule(lambda path: str(path) == printable(str(pa
 REGISTRY = ConstructorRegistry()
 
 
-@REGISTRY.primitive_rule
-def _fractions(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
-    """Let every number be written as a fraction, such as 8/255."""
-    if info.type is not float:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="FLOAT",
-        instance_from_str=lambda words: bounds.read_number(words[0]),
-        is_instance=lambda value: isinstance(value, int | float),
-        str_from_instance=lambda value: [f"{value:.6g}"],
-    )
-
-
-@REGISTRY.primitive_rule
-def _whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
-    """Read whole numbers as they are written, without underscores."""
-    if info.type is not int:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=lambda words: bounds.read_whole(words[0]),
-        is_instance=lambda value: isinstance(value, int),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-@REGISTRY.primitive_rule
-def _paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-    """Refuse an empty path, which would mean the current directory."""
-    if info.type is not Path:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda words: read_path(words[0]),
-        is_instance=lambda value: isinstance(value, Path),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
 def read_path(text: str) -> Path:
     """Return a path; an empty one is a ValueError."""
     if not text:
         raise ValueError(text)
     return Path(text)
+
+
+def _add_rule(kind: type, metavar: str, read: Callable[[str], Any], write: Callable[[Any], str] = str) -> None:
+    """Let options of type `kind` be read from their word by `read`, which raises ValueError; --help has `write`'s."""
+
+    @REGISTRY.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type is not kind:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=metavar,
+            instance_from_str=lambda words: read(words[0]),
+            is_instance=lambda value: isinstance(value, int | float if kind is float else kind),
+            str_from_instance=lambda value: [write(value)],
+        )
+
+
+_add_rule(float, "FLOAT", bounds.read_number, lambda value: f"{value:.6g}")
+_add_rule(int, "INT", bounds.read_whole)
+_add_rule(Path, "PATH", read_path)
 
 
 def options(default: Any, prefix: str = "", alias: str = "") -> Any:

@@ -43,16 +43,18 @@ def _lines(title: str) -> Report:
     began = time.monotonic()
     first: float | None = None
     printed = began - LINE_SECONDS
+    ended = False
 
     def show(done: float, total: float, text: str) -> None:
-        nonlocal printed, first
+        nonlocal printed, first, ended
         first = done if first is None else first  # a resumed run starts with some of its work done
         now = time.monotonic()
-        if now - printed < LINE_SECONDS and done < total:
+        again, ended = ended, done >= total
+        if (again and ended) or (now - printed < LINE_SECONDS and not ended):
             return
         printed = now
         gone = clock(now - began)
-        if done >= total:
+        if ended:
             print(f"{title}: 100 %, done in {gone}, {text}", file=sys.stderr, flush=True)
             return
         rate = (done - first) / max(now - began, 1e-9)

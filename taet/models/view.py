@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from taet.errors import cut, said
 from taet.models.classifier import Classifier
 from taet.randomness import derive_seed
 
@@ -88,8 +89,7 @@ def make_view(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.
     try:
         pairs, kept = _tried(copy.deepcopy(model).cpu().eval().requires_grad_(), image_shape, dtype)
     except Exception as error:  # a custom module may refuse to be copied or run, for any reason
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        _logger.warning("taet: attacks run on the model itself and not on a folded view of it: %s", why)
+        _logger.warning("taet: attacks run on the model itself and not on a folded view of it: %s", cut(said(error)))
         return None
     return View(model, pairs, kept)
 

@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from taet.bounds import Count
 from taet.errors import UserError, located
 from taet.files import MOST_JSON_BYTES, opened, parse_json, read_bytes, write_atomically
-from taet.models.weights import check_archive
+from taet.models.weights import MOST_BYTES, check_archive
 from taet.shapes import check_shape
 
 SCHEMA = 1
-MOST_WEIGHTS = 2**40
-"""Largest file of weights; a machine's memory ends before."""
 METADATA = "taet"  # the key of a safetensors file's metadata that holds ours, as JSON
 
 
@@ -87,7 +85,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load a safetensors file into `model`; another architecture's file, or one that was changed, is a UserError."""
     try:  # from its content: safetensors opens no file whose name is not UTF-8
-        tensors = load(read_bytes(path, most=MOST_WEIGHTS, links=False))
+        tensors = load(read_bytes(path, most=MOST_BYTES, links=False))
     except SafetensorError as error:
         raise UserError(f"{path} is no safetensors file, or is truncated ({error})") from None
     expected = model.state_dict()

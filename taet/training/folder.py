@@ -175,25 +175,30 @@ class RunFolder:
     @property
     def rows(self) -> tuple[Row, ...]:
         """The rows of metrics.jsonl as JSON, one per epoch in order; a last row that was cut short is left out."""
+        return tuple(row for row, _ in self._rows())
+
+    def _rows(self) -> list[tuple[Row, Epoch]]:
         path = self.path / METRICS
         if not path.exists() and METRICS in self.sums:
             raise UserError(f"{path} is missing: {DONE} names it")
-        return self._typed(self._read(path)) if path.exists() else ()
+        return self._pairs(self._read(path) if path.exists() else b"")
 
-    def _typed(self, content: bytes) -> tuple[Row, ...]:
-        path, lines, rows = self.path / METRICS, content.split(b"\n"), []
+    def _pairs(self, content: bytes) -> list[tuple[Row, Epoch]]:
+        path, lines, pairs = self.path / METRICS, content.split(b"\n"), []
         for number, line in enumerate(lines[:-1], 1):  # a row ends with a newline
             row = parse_json(line, f"{path}: line {number} is damaged")
             with located(f"{path}: line {number}"):
-                if Epoch.from_json(row).epoch != number:
-                    raise UserError(f"got epoch {row['epoch']}; allowed: {number}; were its rows changed?")
-            rows.append(row)
-        return tuple(rows)
+                epoch = Epoch.from_json(row)
+                if epoch.epoch != number:
+                    raise UserError(f"got epoch {epoch.epoch}; allowed: {number}; were its rows changed?")
+            pairs.append((row, epoch))
+        return pairs
 
     @property
     def metrics(self) -> tuple[Epoch, ...]:
         """The rows of metrics.jsonl, typed; those of other classes than the run's are refused."""
-        epochs, classes = tuple(map(Epoch.from_json, self.rows)), self.record.data.num_classes if self.is_run else 0
+        epochs = tuple(epoch for _, epoch in self._rows())
+        classes = self.record.data.num_classes if self.is_run else 0
         for epoch in epochs:
             counts = [epoch.predicted, *([epoch.monitor.clean.total] if epoch.monitor is not None else [])]
             if any(count is not None and len(count) != classes for count in counts):
@@ -227,7 +232,7 @@ class RunFolder:
             raise UserError(f"{path} is shorter than when {CHECKPOINT} was written: it was changed; cannot resume")
         if mark.sha256 and hashlib.sha256(content).hexdigest() != mark.sha256:
             raise UserError(f"{path} was changed since {CHECKPOINT} was written; cannot resume")
-        self._typed(content)
+        self._pairs(content)
 
     @property
     def checkpoint(self) -> Path:

@@ -22,6 +22,16 @@ def test_short_work_is_two_lines_without_a_time_left(capsys: pytest.CaptureFixtu
     ]
 
 
+def test_the_end_is_one_line_though_it_is_reported_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress("at") as report:
+        for done in (0, 4, 4):
+            report(done, 4, "epoch 2/2")
+    assert capsys.readouterr().err.splitlines() == [
+        "at: 0 %, 0:00 gone, epoch 2/2",
+        "at: 100 %, done in 0:00, epoch 2/2",
+    ]
+
+
 def test_the_time_left_follows_what_was_done_since_the_start(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
