@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from taet.errors import UserError, located, unknown
 from taet.evaluation import card_store
 from taet.evaluation.bundles import attacks_of, check_attacks
 from taet.evaluation.runner import among
-from taet.experiments.specification import SHORT, Entry, Settings, Specification, Variant
+from taet.experiments.specification import SHORT, Entry, Point, Settings, Specification, Variant
 from taet.formatting import size
 from taet.models import check_consent, consent
 from taet.training.decisive import decisive
@@ -113,32 +112,14 @@ def cells(specification: Specification, out: Path) -> list[Cell]:
     every method refuses. Where only some methods refuse shared settings, their cells are not applicable.
     """
     with located("" if specification.path is None else f"specification {specification.path}"):
-        return _Grid(specification, out).cells()
-
-
-class _Grid:
-    """A specification with the start of every method and the facts of the data."""
-
-    def __init__(self, specification: Specification, out: Path) -> None:
-        self.specification, self.out = specification, out
-        self.facts_of = functools.cache(facts)
-        self.starts = {entry.name: _start(specification.protocol, entry) for entry in specification.methods}
-        """By entry: the run of the protocol, or why it has none."""
-
-    def cells(self) -> list[Cell]:
-        """Return the cells of every seed; mistakes are refused."""
-        if all(isinstance(start, str) for start in self.starts.values()):
-            raise UserError(str(next(iter(self.starts.values()))))
-        grid = self.specification
-        points = itertools.product(grid.data, grid.imbalance, grid.variants, grid.methods)
-        without_seed = [self._cell(*point) for point in points]
-        started = [cell for cell in without_seed if isinstance(self.starts[cell.entry.name], Run)]
-        for cell in started:
-            if cell.run is None and cell.entry.settings and not cell.variant.name:
-                self._check_entry(cell)
-        for variant in grid.variants:
-            self._check_variant(variant, [cell for cell in started if cell.variant is variant])
-        planned = [_with_seed(cell, seed) for seed in grid.seeds for cell in without_seed]
+        planner = Planner(out, str(specification.path or "specification"))
+        starts = [planner.start(specification.protocol, entry) for entry in specification.methods]
+        if all(isinstance(start, str) for start in starts):
+            raise UserError(str(starts[0]))
+        points = specification.points
+        planned = [planner.cell(point) for point in points]
+        first = points[: len(points) // len(specification.seeds)]
+        _check_settings(planner, specification, [*zip(first, planned, strict=False)])
         folders: dict[Path, Cell] = {}
         for cell in planned:
             other = folders.setdefault(cell.folder, cell)
@@ -147,30 +128,55 @@ class _Grid:
             cell.check_folder()
         return planned
 
-    def _cell(self, data: str, ratio: float | None, variant: Variant, entry: Entry) -> Cell:
-        """The cell of a point of the grid, without its seed."""
+
+class Planner:
+    """Makes cells of points, in folders of `out`/runs; what points have in common is found once. Reads no images."""
+
+    def __init__(self, out: Path, asked_by: str) -> None:
+        self.out, self.asked_by = out, asked_by
+        self.facts_of = functools.cache(facts)
+        self._starts: dict[str, Run | str] = {}
+        self._unseeded: dict[str, Cell] = {}
+
+    def start(self, protocol: str, entry: Entry) -> Run | str:
+        """The run of the protocol, or why it has none for the method; a mistake in the entry is a UserError."""
+        key = f"{protocol} {entry!r}"
+        if key not in self._starts:
+            self._starts[key] = _start(protocol, entry)
+        return self._starts[key]
+
+    def cell(self, point: Point) -> Cell:
+        """The cell of a point."""
+        key = repr(dataclasses.replace(point, seed=0))
+        if key not in self._unseeded:
+            self._unseeded[key] = self._cell(point)
+        return _with_seed(self._unseeded[key], point.seed)
+
+    def _cell(self, point: Point) -> Cell:
+        """The cell of a point without its seed."""
+        data, ratio, variant, entry = point.data, point.imbalance, point.variant, point.entry
         place = data.replace(":", "-").replace("/", "-").strip("-.")
         parts = [entry.name, variant.name, place, "" if ratio is None else f"ir{ratio:g}"]
         name = "_".join(part for part in parts if part)
-        settings = {**_of_data(data, ratio), **self.specification.settings, **variant.settings, **entry.settings}
-        made = self._made(entry, settings)
+        settings = {**_of_data(data, ratio), **point.settings, **variant.settings, **entry.settings}
+        made = self.made(point, settings)
         for key in variant.settings.keys() & entry.settings.keys():
             if variant.settings[key] != entry.settings[key]:
                 made = f"its own settings say {key} {entry.settings[key]}"
         run, reason = (made, "") if isinstance(made, Run) else (None, made)
-        flags = _flags({**settings, "protocol": self.specification.protocol})
+        flags = _flags({**settings, "protocol": point.protocol})
         return Cell(name, entry, variant, data, ratio, 0, self.out / "runs" / name, run, flags, reason)
 
-    def _made(self, entry: Entry, settings: Settings) -> Run | str:
+    def made(self, point: Point, settings: Settings) -> Run | str:
         """The resolved run of a method, or why it is refused."""
-        start = self.starts[entry.name]
+        entry, start = point.entry, self.start(point.protocol, point.entry)
         if isinstance(start, str):
             return start
         try:
             run = _run(start, entry.method, settings)
         except UserError as error:
             return str(error)
-        check_consent(str(self.specification.path or "specification"), run.model.name)
+        check_consent(self.asked_by, run.model.name)
         try:
             found = self.facts_of(run.data)
         except UserError as error:  # this concerns every method, unless the entry has its own data settings
@@ -187,29 +193,41 @@ class _Grid:
         except UserError as error:
             return str(error)
 
-    def _check_entry(self, cell: Cell) -> None:
-        """Refuse an entry whose own settings its method refuses even without the shared settings."""
-        shared = {key: value for key, value in self.specification.settings.items() if key.startswith("data.")}
-        data = {**_of_data(cell.data, cell.imbalance), **shared}
-        alone = self._made(cell.entry, {**data, **cell.entry.settings})
-        if isinstance(alone, str) and alone != self._made(cell.entry, data):
-            raise UserError(f"methods: {cell.entry.name}: {alone}")
 
-    def _check_variant(self, variant: Variant, of: Sequence[Cell]) -> None:
-        """Refuse settings, shared or of a variant, that every method refuses; `of` are the cells of the variant."""
-        if any(cell.run is not None for cell in of):
-            return
-        settings = {**self.specification.settings, **variant.settings}
-        knobs = {f"method.{f.name}" for cell in of for f in dataclasses.fields(methods.find(cell.entry.method).Config)}
-        with located(f"variants: {variant.name}" if variant.name else "settings"):
-            for key in [key for key in settings if key.startswith("method.")]:
-                if not knobs:
-                    raise UserError(f"unknown setting '{key}'; none of the methods has settings of its own")
-                if key not in knobs:
-                    raise unknown("setting", key, knobs)
-                del settings[key]
-            _run(protocols.taet(), Run.method, settings)
-            raise UserError(f"no method can take them: {of[0].entry.name}: {of[0].reason}")
+def _check_settings(planner: Planner, grid: Specification, planned: Sequence[tuple[Point, Cell]]) -> None:
+    """Refuse settings that no run can have; `planned` are the cells of one seed."""
+    started = [pair for pair in planned if isinstance(planner.start(grid.protocol, pair[0].entry), Run)]
+    for point, cell in started:
+        if cell.run is None and cell.entry.settings and not cell.variant.name:
+            _check_entry(planner, point)
+    for variant in grid.variants:
+        _check_variant(grid, variant, [cell for _, cell in started if cell.variant is variant])
+
+
+def _check_entry(planner: Planner, point: Point) -> None:
+    """Refuse an entry whose own settings its method refuses even without the shared settings."""
+    shared = {key: value for key, value in point.settings.items() if key.startswith("data.")}
+    data = {**_of_data(point.data, point.imbalance), **shared}
+    alone = planner.made(point, {**data, **point.entry.settings})
+    if isinstance(alone, str) and alone != planner.made(point, data):
+        raise UserError(f"methods: {point.entry.name}: {alone}")
+
+
+def _check_variant(grid: Specification, variant: Variant, of: Sequence[Cell]) -> None:
+    """Refuse settings, shared or of a variant, that every method refuses; `of` are the cells of the variant."""
+    if any(cell.run is not None for cell in of):
+        return
+    settings = {**grid.settings, **variant.settings}
+    knobs = {f"method.{f.name}" for cell in of for f in dataclasses.fields(methods.find(cell.entry.method).Config)}
+    with located(f"variants: {variant.name}" if variant.name else "settings"):
+        for key in [key for key in settings if key.startswith("method.")]:
+            if not knobs:
+                raise UserError(f"unknown setting '{key}'; none of the methods has settings of its own")
+            if key not in knobs:
+                raise unknown("setting", key, knobs)
+            del settings[key]
+        _run(protocols.taet(), Run.method, settings)
+        raise UserError(f"no method can take them: {of[0].entry.name}: {of[0].reason}")
 
 
 def _start(protocol: str, entry: Entry) -> Run | str:

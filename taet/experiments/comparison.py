@@ -143,32 +143,54 @@ def compare(
         KeyboardInterrupt: on SIGINT or SIGTERM, after every process has saved and ended.
     """
     begun = time.monotonic()
-    if jobs != "auto" and jobs < 1:
-        raise UserError(f"jobs: got {jobs}; allowed: 1 or more, or auto")
-    if time_budget is not None and not time_budget > 0:
-        raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
     title, place, planned = _planned(specification, out)
     if part is not None:
         planned = share(planned, *part)
-    # The number is found without starting CUDA if NVML is available.
-    gpus = devices(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
-    side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
-    threads = max(1, cores() // side_by_side)
     if dry_run:
-        return Comparison(title, place, _outcomes(planned, {}, threads))
-    for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
-        check_there(data)
-    make_folder(place / "logs")
-    work = _Work(planned, place / "logs", side_by_side, threads, gpus, say or (lambda _: None))
-    interrupted = work.run(math.inf if time_budget is None else begun + time_budget)
-    outcomes = _outcomes(planned, work.failed, threads)
-    left = any(outcome.state in OPEN for outcome in outcomes)
-    result = Comparison(title, place, outcomes, out_of_time=left and not interrupted)
+        return Comparison(title, place, _outcomes(planned, {}, _machine(jobs)[1]))
+    result, interrupted = fill(title, place, planned, time_budget, jobs, say, begun)
     if part is None:
         write_json(place / RESULT, result.to_json())
     if interrupted:
         raise KeyboardInterrupt
     return result if part is not None else replace(result, report=_report(result))
+
+
+def fill(
+    title: str,
+    place: Path,
+    planned: Sequence[Cell],
+    time_budget: float | None = None,
+    jobs: int | Literal["auto"] = 1,
+    say: Say | None = None,
+    begun: float | None = None,
+) -> tuple[Comparison, bool]:
+    """Run the cells that are missing, in their order, with logs in `place`/logs; return whether the user interrupted.
+
+    Takes `time_budget`, counted from `begun` (now, by `time.monotonic`), `jobs` and `say` as `compare` does.
+    """
+    if time_budget is not None and not time_budget > 0:
+        raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
+    side_by_side, threads, gpus = _machine(jobs)
+    for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
+        check_there(data)
+    make_folder(place / "logs")
+    work = _Work(planned, place / "logs", side_by_side, threads, gpus, say or (lambda _: None))
+    begun = time.monotonic() if begun is None else begun
+    interrupted = work.run(math.inf if time_budget is None else begun + time_budget)
+    outcomes = _outcomes(planned, work.failed, threads)
+    left = any(outcome.state in OPEN for outcome in outcomes)
+    return Comparison(title, place, outcomes, out_of_time=left and not interrupted), interrupted
+
+
+def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
+    """Return how many cells run side by side, the threads of each, and the GPUs."""
+    if jobs != "auto" and jobs < 1:
+        raise UserError(f"jobs: got {jobs}; allowed: 1 or more, or auto")
+    # The number is found without starting CUDA if NVML is available.
+    gpus = devices(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
+    side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
+    return side_by_side, max(1, cores() // side_by_side), gpus
 
 
 def merge(

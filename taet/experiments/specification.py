@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import math
 import os
 import re
@@ -69,6 +70,20 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A run of a comparison; a comparison is a list of them, and a grid is one way to write the list."""
+
+    entry: Entry
+    data: str
+    imbalance: float | None
+    seed: int
+    protocol: str
+    settings: Settings = field(default_factory=dict)
+    """Shared settings, which those of the variant and of the entry replace."""
+    variant: Variant = field(default_factory=Variant)
+
+
+@dataclass(frozen=True)
 class Specification:
     """Methods x data x imbalance ratios x seeds, with shared settings."""
 
@@ -84,6 +99,15 @@ class Specification:
     """The plain grid, then every variant."""
     path: Path | None = None
     """The file it was read from."""
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The runs of the grid, all methods of the first seed first."""
+        grid = itertools.product(self.seeds, self.data, self.imbalance, self.variants, self.methods)
+        return tuple(
+            Point(entry, data, ratio, seed, self.protocol, self.settings, variant)
+            for seed, data, ratio, variant, entry in grid
+        )
 
 
 def read(path: str | os.PathLike[str]) -> Specification:
