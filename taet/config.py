@@ -156,6 +156,14 @@ class Outer(Settings):
     """Deferred re-weighting: class-balanced weights from the first milestone on (same paper)."""
     divide_by: Annotated[Literal["weights", "batch"], OnlyWith(name="class-balanced", drw=True)] = "weights"
     """Divide weighted losses by the sum of the batch's weights, or by the batch size."""
+    label_smoothing: Annotated[PartialShare, Called("label smoothing")] = 0.0
+    """Share of the target that is spread over all classes: equally, or by the class prior where the loss adds it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_smoothing and self.name in ("focal", "ldam"):
+            why = "focal loss and the margins of ldam are defined for one label"
+            raise UserError(f"label smoothing: got {self.label_smoothing:g} with the outer loss {self.name}: {why}")
 
 
 @dataclass(frozen=True)
@@ -176,8 +184,9 @@ class Training(Settings):
     """SGD: L2 penalty on every parameter. AdamW: decoupled decay of all weights except biases and norm layers."""
     warmup: PartialShare = 0.0
     """Share of the epochs over which the learning rate rises linearly from 0."""
-    decay: Literal["steps", "cosine"] = "steps"
-    """Schedule of the learning rate: divided by ten at each milestone, or half a cosine down to 0."""
+    decay: Literal["steps", "cosine", "one-cycle"] = "steps"
+    """Schedule of the learning rate: divided by ten at each milestone; half a cosine down to 0; or one-cycle, half a
+    cosine from lr / 25 up to lr over `warmup` of the epochs, 0.3 if that is 0, and another one down to nearly 0."""
     milestones: Annotated[tuple[float, ...], Rule(_are_rising_shares, "rising shares of the epochs, e.g. 0.75 0.9")] = (
         0.75,
         0.9,

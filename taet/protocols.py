@@ -5,7 +5,10 @@ The profile `official` uses the published settings of each method instead.
 
 from __future__ import annotations
 
+import functools
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 from taet.config import Data, Evaluation, Model, Run, Threat, Training, override
 from taet.errors import UserError, unknown
@@ -71,26 +74,32 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Every column of a paper's robustness tables; by default runs of `reat` use those of its main tables."""
 
-RECIPES: dict[str, dict[str, object]] = {
-    # Optimiser, decay and schedule of DeiT (Touvron et al., ICML 2021, arXiv:2012.12877), whose rate of 5e-4 for
-    # batches of 512 suits 300 epochs of ImageNet; the rate is Steiner et al.'s (TMLR 2022, arXiv:2106.10270).
-    "vit": {
-        "training.optimizer": "adamw",
-        "training.lr": 1e-3,
-        "training.weight_decay": 0.05,
-        "training.warmup": 0.1,
-        "training.decay": "cosine",
-    },
-}
-"""Optimiser settings for models that do not train with the protocols' SGD."""
+RECIPES_FILE = Path(__file__).with_name("recipes.toml")
+
+
+@functools.cache
+def recipes() -> dict[str, dict[str, object]]:
+    """Return the settings of every recipe by their dotted names, lists as tuples, and its `title`."""
+    stored = tomllib.loads(RECIPES_FILE.read_text(encoding="utf-8"))
+    return {
+        name: {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        for name, settings in stored.items()
+    }
+
+
+def recipe_settings(name: str) -> dict[str, object]:
+    """Return the settings of the recipe `name`; an unknown one is a `UserError`."""
+    if name not in recipes():
+        raise unknown("recipe", name, recipes())
+    return {key: value for key, value in recipes()[name].items() if key != "title"}
+
 
 PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "official": official}
 
 
 def start(protocol: str, method: str, recipe: str | None = None) -> Run:
-    """Return the run of `protocol` for `method`, with the optimiser of `recipe` if given."""
+    """Return the run of `protocol` for `method`, with the settings of `recipe` if given."""
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
-    if recipe is not None and recipe not in RECIPES:
-        raise unknown("recipe", recipe, RECIPES)
-    return override(PROTOCOLS[protocol](method), {} if recipe is None else RECIPES[recipe])
+    settings = {} if recipe is None else recipe_settings(recipe)
+    return override(PROTOCOLS[protocol](method), settings)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ import numpy as np
 import pytest
 
 from taet import config, methods, protocols, registry
+from taet.cli import list as listing
+from taet.cli.train import configure
 from taet.config import Run
 from taet.data import load
 from taet.errors import UserError
+from taet.training.resolve import resolve
 
 
 def test_taet_is_the_default() -> None:
@@ -143,3 +148,58 @@ def test_the_ratio_of_a_protocol_is_for_sets_that_are_made_long_tailed(tmp_path:
     settings = config.to_json(protocols.reat("at").data)
     assert load(**{**settings, "name": str(path), "validation": 0.0}).class_counts.tolist() == [40, 8]
     assert load(**{**settings, "validation": 0.0}).imbalance_ratio > 40
+
+
+@pytest.mark.parametrize("name", ["taet", "reat"])
+def test_a_recipe_of_a_protocol_is_its_training(name: str) -> None:
+    for other in ("taet", "reat"):
+        run, own = protocols.start(other, "at", name), protocols.start(name, "at")
+        kept = {"selection": run.training.selection}
+        assert run.training == dataclasses.replace(own.training, **kept)
+        assert run.threat == protocols.start(other, "at").threat
+    assert protocols.start(name, "at", name) == protocols.start(name, "at")
+
+
+def test_a_strong_recipe_has_what_its_benchmark_had() -> None:
+    run = protocols.start("taet", "at", "strong")
+    training = run.training
+    assert (training.ema, run.outer.label_smoothing, training.decay) == (0.9995, 0.4, "one-cycle")
+    assert (training.epochs, training.lr, training.weight_decay) == (100, 0.1, 5e-4)
+    assert training.augment == "randaugment"
+
+
+def test_options_of_a_call_come_after_the_recipe() -> None:
+    words = ["--recipe", "strong", "--ema", "0", "--outer.label-smoothing", "0.1", "--epochs", "3"]
+    for order in (words, words[2:] + words[:2]):
+        run, _ = configure("at-bsl", order)
+        assert (run.training.ema, run.outer.label_smoothing, run.training.epochs) == (0, 0.1, 3)
+        assert run.training.decay == "one-cycle"
+
+
+def test_every_recipe_is_printed_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    listing.run(["recipes"])
+    printed = capsys.readouterr().out
+    for name in protocols.recipes():
+        options = [line.split(maxsplit=1) for line in printed.split(f"\n{name} ")[-1].splitlines()[1:]]
+        shown = dict(itertools.takewhile(lambda pair: pair[0].startswith("--"), options))
+        assert len(shown) == len(protocols.recipe_settings(name))
+        words = [word for option, value in shown.items() for word in (option, *value.split())]
+        run, expected = configure("at", words)[0], protocols.start("taet", "at", name)  # options of taet train
+        assert (run.training, run.outer) == (expected.training, expected.outer)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "why"),
+    [
+        ("harl", {}, "its loss compares classes"),
+        ("he", {}, "its margin is defined for one label"),
+        ("robal", {}, "its margins are defined for one label"),
+        ("las-at", {}, "--method.label-mass 1"),
+        ("liet", {"settings.smoothing": 0.5}, "--method.smoothing 0"),
+        ("taet", {"settings.clean_share": 0.0}, "none of the epochs is clean"),
+    ],
+)
+def test_smoothing_is_refused_where_it_has_no_meaning(method: str, changes: dict[str, Any], why: str) -> None:
+    run, _ = configure(method, ["--outer.label-smoothing", "0.1"])
+    with pytest.raises(UserError, match=rf"^{method}: got label smoothing 0\.1; .*{re.escape(why)}"):
+        resolve(config.override(run, changes), None)

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 from taet import registry
 from taet.errors import UserError, unknown
-from taet.protocols import PROTOCOLS
+from taet.protocols import PROTOCOLS, recipe_settings, recipes
 
-KINDS = ("methods", "attacks", "data", "models", "protocols")
+KINDS = ("methods", "attacks", "data", "models", "protocols", "recipes")
 HELP = f"""usage: taet list {{{",".join(KINDS)}}} [--json]
 
-Print the names of one kind. taet cost --methods all measures the cost of every method.
+Print the names of one kind, recipes with all their settings. taet cost --methods all measures the cost of every method.
 
 examples:
   taet list methods
@@ -23,6 +23,11 @@ def rows(kind: str) -> list[dict[str, Any]]:
     """Return every name of `kind` with its title; for a method also its paper and its deviations from the protocol."""
     if kind == "protocols":
         return [{"name": name, "title": (start.__doc__ or "").split("\n")[0]} for name, start in PROTOCOLS.items()]
+    if kind == "recipes":
+        return [
+            {"name": name, "title": settings["title"], "settings": recipe_settings(name)}
+            for name, settings in recipes().items()
+        ]
     found = registry.entries(cast(registry.Kind, kind)).values()
     return [
         {"name": entry.name, "title": entry.title}
@@ -52,5 +57,8 @@ def run(arguments: list[str]) -> None:
         print(f"{row['name']:{width}}  {row['title']}")
         if "reference" in row:
             print(f"{'':{width}}  {row['reference']}")
+        for setting, value in row.get("settings", {}).items():
+            words = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            print(f"{'':{width}}  --{setting.removeprefix('training.').replace('_', '-')} {words}")
         for text in row.get("deviations", ()):
             print(f"{'':{width}}  leaves the protocol: {text}")

@@ -56,7 +56,7 @@ class TrainOptions:
     protocol: str = "taet"
     """Sets the default of every other option: taet, reat, or official, the published settings of METHOD."""
     recipe: str | None = None
-    """vit: AdamW with warm-up and cosine decay, which transformers need, instead of the protocol's SGD."""
+    """Settings that go together, instead of the protocol's: taet, reat, vit or strong (see `taet list recipes`)."""
     seed: LongSeed = 0
     """Seed of weights, batches, augmentation and attack starts."""
     out: flags.RunPath | None = None

@@ -36,6 +36,11 @@ class OuterLoss(nn.Module):
     counted from 0 (Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413). A weighted loss is divided by the mean weight
     of the global batch, so that its mean is the weighted mean; with divide_by "batch" it is not divided. Class counts
     are (C,) training images per class. Raises UserError for `drw` without a starting epoch.
+
+    `outer.label_smoothing` s replaces the label by the target (1 - s) 1_y + s q. Without a shift q is uniform (Szegedy
+    et al., CVPR 2016, arXiv:1512.00567). Under balanced-softmax and logit-adjustment q = softmax(shift), so the class
+    prior: the smoothed term is then least where the deployed logits are all equal, as without a shift, while a uniform
+    q would raise rare classes (our choice). The class weight is that of the label. focal and ldam take no s.
     """
 
     shift: Tensor
@@ -88,8 +93,17 @@ class OuterLoss(nn.Module):
         if self.name == "focal":
             losses = focal(full_precision(logits), labels, self.outer.gamma, self.outer.focal_form)
         else:
-            losses = cross_entropy(self.prepared(logits, labels), labels)
+            prepared = self.prepared(logits, labels)
+            losses = self.smoothed(cross_entropy(prepared, labels), prepared)
         return self.weighed(losses, labels)
+
+    def smoothed(self, losses: Tensor, prepared: Tensor) -> Tensor:
+        """(1 - s) times the cross-entropy with the label, (N,), plus s times that with q, on logits with the shift."""
+        share = self.outer.label_smoothing
+        if not share:
+            return losses
+        spread = self.shift.softmax(0).to(prepared.dtype)
+        return (1 - share) * losses - share * (spread * prepared.log_softmax(1)).sum(1)
 
     def prepared(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits (N, C) for the cross-entropy: shifted by the prior or, under ldam, lowered by the margin.

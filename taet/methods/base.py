@@ -22,6 +22,7 @@ from taet.attacks.objectives import Objective
 from taet.attacks.pgd import pgd
 from taet.bounds import Settings
 from taet.config import Outer, Threat
+from taet.errors import UserError
 from taet.losses.long_tail import cross_entropy
 from taet.losses.loss import Loss
 from taet.losses.outer import OuterLoss
@@ -29,7 +30,18 @@ from taet.metrics import class_ranks
 from taet.models.heads import Head
 from taet.models.view import View
 
-__all__ = ["Adversarial", "Attack", "Loss", "Method", "Overrides", "Seen", "Step", "Task", "second_stage"]
+__all__ = [
+    "Adversarial",
+    "Attack",
+    "Loss",
+    "Method",
+    "Overrides",
+    "Seen",
+    "Step",
+    "Task",
+    "refuse_smoothing",
+    "second_stage",
+]
 
 Overrides = Mapping[str, Any]
 """Dotted settings of a run with their values."""
@@ -317,6 +329,12 @@ class Method(nn.Module):
     def offset(self) -> Tensor:
         """What is subtracted from the deployed logits, (C,)."""
         return torch.zeros_like(self.class_counts)
+
+
+def refuse_smoothing(method: str, task: Task, why: str) -> None:
+    """Refuse label smoothing in a method where it has no meaning."""
+    if task.outer.label_smoothing:
+        raise UserError(f"{method}: got label smoothing {task.outer.label_smoothing:g}; {why}")
 
 
 def second_stage(begin: float | None, task: Task, epoch: int, name: str) -> str:

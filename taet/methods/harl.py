@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from taet.bounds import NonNegative, OnlyWith, PartialShare
 from taet.errors import UserError
 from taet.losses.equalization import Absent, class_losses, expected_absent_classes, hierarchical_equalization
-from taet.methods.base import Adversarial, Loss, Method, Overrides, Step, Task
+from taet.methods.base import Adversarial, Loss, Method, Overrides, Step, Task, refuse_smoothing
 
 
 class Harl(Method):
@@ -71,6 +71,7 @@ class Harl(Method):
             )
         if task.outer.drw:
             raise UserError("harl: got deferred re-weighting; its loss already balances the classes and takes none")
+        refuse_smoothing("harl", task, "its loss compares classes by the probability of the label")
         # log C: the cross-entropy of a model that knows nothing, until a class has been seen.
         self.register_buffer("running", torch.full((task.num_classes,), math.log(task.num_classes)))
 

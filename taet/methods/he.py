@@ -17,7 +17,7 @@ from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses import kl_divergence
 from taet.losses.long_tail import less_margin
-from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Task
+from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Task, refuse_smoothing
 from taet.models.heads import Head
 
 BETA = {"trades": 6.0, "alp": 0.5}  # public code
@@ -72,6 +72,7 @@ class HypersphereEmbedding(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
+        refuse_smoothing("he", task, "its margin is defined for one label")
         if config.variant == "trades" and task.weighting != "none":
             raise UserError(
                 f"he: got the weighting {task.weighting}; the attack of its variant trades raises no loss on labels: "

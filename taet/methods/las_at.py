@@ -23,7 +23,7 @@ from taet.bounds import Count, NonNegative, OnlyWith, Positive, Rule
 from taet.distributed import average_gradients, global_mean
 from taet.losses import cross_entropy, kl_divergence
 from taet.losses.long_tail import full_precision
-from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Step, Task
+from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Step, Task, refuse_smoothing
 from taet.models.strategy import Strategy
 from taet.randomness import seeded
 
@@ -148,6 +148,8 @@ class LearnableAttackStrategy(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
+        if config.variant == "las-pgd" and config.label_mass < 1:
+            refuse_smoothing("las-at", task, "it smooths its targets itself: --method.label-mass 1")
         published = PUBLISHED[config.variant]
         knobs = {name: getattr(config, name) for name in ("interval", "robust_reward", "clean_reward")}
         self.published = published._replace(**{name: value for name, value in knobs.items() if value is not None})

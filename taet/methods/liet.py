@@ -16,7 +16,7 @@ from taet.bounds import NonNegative, PartialShare
 from taet.distributed import global_mean
 from taet.losses.consistency import js_divergence
 from taet.losses.long_tail import cross_entropy, is_label
-from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
+from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task, refuse_smoothing
 from taet.methods.n_fgsm import one_step
 
 INTERVAL = 20  # training steps between two of the perturbations (public code)
@@ -56,6 +56,8 @@ class LabelInitialized(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
+        if config.smoothing:
+            refuse_smoothing("liet", task, "its own smoothing is on: --method.smoothing 0")
         self.register_buffer("signs", torch.zeros(task.num_classes, *task.image_shape))
         self.register_buffer("strength", torch.zeros(()))
 

@@ -15,7 +15,7 @@ from taet.distributed import global_mean
 from taet.errors import UserError
 from taet.losses import kl_divergence
 from taet.losses.long_tail import less_margin, log_prior, positive_counts
-from taet.methods.base import Adversarial, Loss, Method, Overrides, Task
+from taet.methods.base import Adversarial, Loss, Method, Overrides, Task, refuse_smoothing
 from taet.models.heads import Head
 
 MANY_CLASSES = 100
@@ -100,6 +100,7 @@ class RoBal(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
+        refuse_smoothing("robal", task, "its margins are defined for one label")
         self.constants = constants(config, task)
         for name in ("margin", "tau_b", "tau_m"):
             value = getattr(config, name)

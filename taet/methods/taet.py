@@ -14,7 +14,7 @@ from taet.bounds import Share
 from taet.config import Outer, epoch_at
 from taet.distributed import global_mean
 from taet.errors import UserError
-from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task
+from taet.methods.base import Adversarial, Attack, Loss, Method, Step, Task, refuse_smoothing
 from taet.methods.harl import Harl
 
 
@@ -51,6 +51,8 @@ class Taet(Method):
                 f"taet: got the outer loss {task.outer.name}; it reaches the clean stage only, and of "
                 f"{task.epochs} epochs none is clean"
             )
+        if self.stage != "clean":
+            refuse_smoothing("taet", task, "it reaches the clean stage only, and none of the epochs is clean")
         self.equalization = Harl(config, replace(task, outer=Outer(), stages=()))
 
     @staticmethod

@@ -6,6 +6,11 @@ import math
 
 from taet.config import Run, epoch_at
 
+ONE_CYCLE_RISE = 0.3
+"""Share of the steps over which one-cycle rises if no other is given."""
+ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 10_000
+"""Its first and last rate over the highest."""
+
 
 def milestone_epochs(run: Run) -> tuple[int, ...]:
     """Milestones as epochs, from 0: they scale with the length of the run."""
@@ -24,13 +29,28 @@ def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
     Over the first W = warmup * epochs the rate rises linearly, up to `lr` at the last of their steps. From there
     `steps`: divided by ten at every milestone that has passed; `cosine`: half of 1 + cos(pi u), u the completed
     share of the remaining steps (Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983, without restarts).
+
+    `one-cycle` rises from lr / 25 to lr and falls to lr / 250,000, each by half a cosine (Smith and Topin,
+    arXiv:1708.07120, as torch's OneCycleLR has it; the momentum stays).
     """
     training = run.training
-    done, rise = epoch * steps + step, round(training.warmup * training.epochs * steps)
+    done, total = epoch * steps + step, training.epochs * steps
+    if training.decay == "one-cycle":
+        return _one_cycle(training.lr, done, max((training.warmup or ONE_CYCLE_RISE) * total - 1, 0), total - 1)
+    rise = round(training.warmup * total)
     if done < rise:
         return training.lr * (done + 1) / rise
     if training.decay == "cosine":
-        share = (done - rise) / (training.epochs * steps - rise)
+        share = (done - rise) / (total - rise)
         return training.lr * (1 + math.cos(math.pi * share)) / 2
     passed = sum(epoch >= milestone for milestone in milestone_epochs(run))
     return float(training.lr * 0.1**passed)
+
+
+def _one_cycle(highest: float, done: int, peak: float, last: float) -> float:
+    """Rate after `done` steps of a cycle that reaches `highest` at `peak` and ends at `last`, counted from 0."""
+    if done <= peak:
+        begin, end, share = ONE_CYCLE_START, 1.0, done / peak if peak else 1.0
+    else:
+        begin, end, share = 1.0, ONE_CYCLE_END, (done - peak) / (last - peak)
+    return highest * (end + (begin - end) * (1 + math.cos(math.pi * share)) / 2)

@@ -194,3 +194,35 @@ def test_deferred_weights_need_an_epoch_to_begin_at() -> None:
     settings = replace(Outer(), drw=True)
     with pytest.raises(UserError, match="outer drw: got a schedule without a milestone"):
         OuterLoss(settings, COUNTS)
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "class-balanced"])
+def test_smoothing_without_a_prior_is_torchs(name: str) -> None:
+    loss, (logits, labels) = outer(name, label_smoothing=0.3), batch()
+    smoothed = torch.nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=0.3)
+    close(loss(logits, labels), loss.weighed(smoothed, labels))
+
+
+@pytest.mark.parametrize(("name", "tau"), [("balanced-softmax", 1.0), ("logit-adjustment", 1.5)])
+def test_smoothing_spreads_by_the_prior_that_the_loss_adds(name: str, tau: float) -> None:
+    logits, labels = batch()
+    prior = NUMBERS.double() ** tau / (NUMBERS.double() ** tau).sum()
+    target = 0.7 * torch.nn.functional.one_hot(labels, len(COUNTS)).double() + 0.3 * prior
+    shifted = logits + tau * NUMBERS.double().log()
+    close(outer(name, label_smoothing=0.3)(logits, labels), -(target * shifted.log_softmax(1)).sum(1))
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "balanced-softmax", "logit-adjustment"])
+def test_what_smoothing_adds_is_least_where_deployed_logits_are_equal(name: str) -> None:
+    logits, labels = torch.full((len(COUNTS), len(COUNTS)), 0.4, dtype=torch.float64), torch.arange(len(COUNTS))
+    logits.requires_grad_()
+    plain, mixed = outer(name), outer(name, label_smoothing=0.25)
+    (found,) = torch.autograd.grad(mixed(logits, labels).sum(), logits)
+    (label_alone,) = torch.autograd.grad(plain(logits, labels).sum(), logits)
+    close(found, 0.75 * label_alone)  # the rest has no gradient there
+
+
+@pytest.mark.parametrize("name", ["focal", "ldam"])
+def test_a_loss_for_one_label_takes_no_smoothing(name: str) -> None:
+    with pytest.raises(UserError, match=rf"label smoothing: got 0\.1 with the outer loss {name}: focal loss and the"):
+        Outer(name, label_smoothing=0.1)  # type: ignore[arg-type]

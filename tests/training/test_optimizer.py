@@ -42,6 +42,29 @@ def test_a_rise_goes_before_steps_as_well() -> None:
     assert found == pytest.approx([0.5, 1.0] + [1.0] * 8 + [0.1] * 10)
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.3, 0.45])
+def test_one_cycle_is_torchs(warmup: float) -> None:
+    found = rates(recipe(epochs=4, warmup=warmup, decay="one-cycle", lr=0.2), steps=25)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.2, total_steps=100, pct_start=warmup or 0.3, cycle_momentum=False
+    )
+    expected = []
+    for _ in range(100):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cycle.step() if len(expected) < 100 else None
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert max(found) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 7])
+def test_one_cycle_of_a_short_run_stays_between_0_and_the_highest(epochs: int) -> None:
+    found = rates(recipe(epochs=epochs, warmup=0, decay="one-cycle", lr=0.2), steps=1)
+    assert all(0 < rate <= 0.2 for rate in found)
+    assert max(found) > 0.1
+
+
 def test_without_a_rise_the_rate_is_that_of_the_papers_to_the_last_bit() -> None:
     run = protocols.taet("at")
     assert [learning_rate(run, epoch, 7, 100) for epoch in (0, 74, 75, 90)] == [0.1, 0.1, 0.1 * 0.1, 0.1 * 0.1**2]
@@ -101,7 +124,7 @@ def test_the_rate_that_the_optimiser_has_is_the_schedules(
         return step(model, method, optimizer, *rest, **options)
 
     monkeypatch.setattr(trainer, "training_step", recorded)
-    run = tiny("at", {**protocols.RECIPES["vit"], "training.epochs": 3, "training.warmup": 0.5})
+    run = tiny("at", {**protocols.recipe_settings("vit"), "training.epochs": 3, "training.warmup": 0.5})
     history = train(run, out=tmp_path / "run").history
     expected = rates(run, steps=3)
     assert found == [[rate, rate] for rate in expected]
