@@ -12,6 +12,7 @@ _LAZY = {
     "train": "taet.training",
     "resume": "taet.training",
     "evaluate": "taet.evaluation",
+    "decide": "taet.evaluation",
     "predict": "taet.deployment",
     "export": "taet.deployment",
 }
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from taet.deployment.export import export as export
     from taet.deployment.predict import predict as predict
     from taet.evaluation.evaluate import evaluate as evaluate
+    from taet.evaluation.until import decide as decide
     from taet.experiments.own_data import plan as plan
     from taet.training.trainer import resume as resume
     from taet.training.trainer import train as train

@@ -53,7 +53,7 @@ def find(path: Path, facts: Mapping[str, Any], labels: Ints, answers: np.ndarray
     for place in (path, *_beside(path)):
         if place.exists():
             card = ResultCard.load(place)
-            if _agrees(card, facts) and _alike(card.model.get("answers"), answers):
+            if agrees(card, facts) and alike(card.model.get("answers"), answers):
                 if not np.array_equal(card.labels, labels):
                     raise UserError(f"{place}: its labels are not those of its test images; was it changed?")
                 return card
@@ -96,14 +96,17 @@ def _place(path: Path, card: ResultCard) -> Path:
     return place
 
 
-def _agrees(card: ResultCard, facts: Mapping[str, Any]) -> bool:
+def agrees(card: object, facts: Mapping[str, Any]) -> bool:
+    """Return whether the fields of a card, or those of their entries that are named, are these."""
+
     def of(found: Any, wanted: Any) -> Any:
         return {key: found.get(key) for key in wanted} if isinstance(wanted, dict) else found
 
     return all(of(getattr(card, name), wanted) == wanted for name, wanted in facts.items())
 
 
-def _alike(stored: Any, answers: np.ndarray[Any, Any]) -> bool:
+def alike(stored: Any, answers: np.ndarray[Any, Any]) -> bool:
+    """Return whether the answers that a card stores are these, up to rounding; where it stores none they are."""
     if stored is None:
         return True
     if [len(row) for row in stored] != [len(row) for row in answers]:

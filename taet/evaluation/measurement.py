@@ -99,48 +99,12 @@ def measure(
         command: the command that started the evaluation; stored in the card.
     """
     keep_freed_memory(device)
-    with _on(subject.model, device):
+    with on_device(subject.model, device):
         if new and path is not None and path.exists():
             _refuse_card_of_another(path, subject)
-        class_names = _class_names(subject, device)
-        runner = Runner(
-            _attacked(subject, device),
-            subject.images,
-            subject.labels,
-            len(class_names),
-            plan.settings.batch_size,
-            plan.settings.seed,
-            device,
-        )
-        for attack in plan.attacks:
-            attack.check_classes(runner.num_classes)
-        machine = environment(device)
-        model = {
-            **subject.model_about,
-            "weights_sha256": weights_digest(subject.model),
-            "answers": runner.fingerprint.tolist(),
-            "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
-        }
-        data = {
-            **subject.data_about,
-            "class_names": class_names,
-            "train_class_counts": subject.train_class_counts,
-            "test_sha256": subject.test_sha256,
-        }
-        card = ResultCard(
-            **subject.about,
-            threat={"norm": "linf", "eps": plan.eps},
-            model=cast(ModelAbout, model),
-            data=cast(DataAbout, data),
-            batch_size=runner.batch_size,
-            labels=subject.labels,
-            columns=(),
-            created=machine.pop("started"),
-            environment=cast(Environment, machine),
-            command=command,
-        )
-        with _owned(path):
-            known = first(lambda: _known(path, card, runner))  # one process reads, so that all agree
+        runner, card = begin(subject, plan, device, command)
+        with owned(path):
+            known = first(lambda: known_card(path, card, runner))  # one process reads, so that all agree
             card = _measured(card, runner, plan, known, state_dir, progress)
             if path is not None and rank() == 0:
                 examples = RunFolder(path.parent).artifact(f"examples{path.stem.removeprefix('evaluation')}.npz")
@@ -155,8 +119,50 @@ def measure(
         return card
 
 
+def begin(subject: Subject, plan: EvaluationPlan, device: torch.device, command: str = "") -> tuple[Runner, ResultCard]:
+    """Return what attacks the model of a subject, which is on `device`, and its card without columns."""
+    class_names = _class_names(subject, device)
+    runner = Runner(
+        _attacked(subject, device),
+        subject.images,
+        subject.labels,
+        len(class_names),
+        plan.settings.batch_size,
+        plan.settings.seed,
+        device,
+    )
+    for attack in plan.attacks:
+        attack.check_classes(runner.num_classes)
+    machine = environment(device)
+    model = {
+        **subject.model_about,
+        "weights_sha256": weights_digest(subject.model),
+        "answers": runner.fingerprint.tolist(),
+        "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+    }
+    data = {
+        **subject.data_about,
+        "class_names": class_names,
+        "train_class_counts": subject.train_class_counts,
+        "test_sha256": subject.test_sha256,
+    }
+    card = ResultCard(
+        **subject.about,
+        threat={"norm": "linf", "eps": plan.eps},
+        model=cast(ModelAbout, model),
+        data=cast(DataAbout, data),
+        batch_size=runner.batch_size,
+        labels=subject.labels,
+        columns=(),
+        created=machine.pop("started"),
+        environment=cast(Environment, machine),
+        command=command,
+    )
+    return runner, card
+
+
 @contextmanager
-def _owned(path: Path | None) -> Iterator[None]:
+def owned(path: Path | None) -> Iterator[None]:
     """Own the folder of a card, which the first of several processes does for all, while the card is made."""
     if path is None:
         yield
@@ -166,7 +172,7 @@ def _owned(path: Path | None) -> Iterator[None]:
         yield
 
 
-def _known(path: Path | None, card: ResultCard, runner: Runner) -> ResultCard | None:
+def known_card(path: Path | None, card: ResultCard, runner: Runner) -> ResultCard | None:
     """Return the stored card about the same model, images, ball, batches and software."""
     if path is None:
         return None
@@ -258,7 +264,7 @@ def _refuse_card_of_another(path: Path, subject: Subject) -> None:
 
 
 @contextmanager
-def _on(model: nn.Module, device: torch.device) -> Iterator[None]:
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Move the model to a device, and back afterwards."""
     before = next((tensor.device for tensor in model.state_dict().values()), device)
     model.to(device)

@@ -18,6 +18,8 @@ from taet.formatting import short
 from taet.shapes import Name, Sha256, check_shape, kind_text
 
 KIND = "taet result card"
+DECISION = "taet decision"
+"""Kind of the card of two models and some of the test images (`taet.evaluation.decision`)."""
 SCHEMA = 2
 CURVES = ("", "steps", "eps", "logit-scale")
 TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
@@ -149,6 +151,8 @@ ADDED_2 = (
 
 def check_schema(stored: object) -> int:
     """Return the schema of a stored card; raise a `UserError` if it is not a card or cannot be read by this version."""
+    if isinstance(stored, Mapping) and stored.get("kind") == DECISION:
+        raise UserError("not a result card, but a decision between two models on some of the images")
     if not isinstance(stored, Mapping) or stored.get("kind") != KIND:
         raise UserError("not a result card")
     schema = stored.get("schema")
@@ -175,17 +179,17 @@ def stored_columns(stored: Any, schema: int) -> list[StoredColumn]:
 def check_summary(where: str, stored: object, computed: Json, schema: int) -> None:
     """Raise a `UserError` if a stored summary differs from the recomputed one in any number that its schema has."""
     later = ADDED_2 if schema < 2 else ()
-    _check(where, stored, {name: value for name, value in computed.items() if name not in later})
+    check_values(where, stored, {name: value for name, value in computed.items() if name not in later})
 
 
-def _check(where: str, stored: object, computed: object) -> None:
+def check_values(where: str, stored: object, computed: object) -> None:
     """Raise a `UserError` that names the value if a stored value differs from the recomputed one."""
     if isinstance(computed, dict) and isinstance(stored, dict) and stored.keys() == computed.keys():
         for key, value in computed.items():
-            _check(f"{where} {key}", stored[key], value)
+            check_values(f"{where} {key}", stored[key], value)
     elif isinstance(computed, list) and isinstance(stored, list) and len(stored) == len(computed):
         for index, value in enumerate(computed):
-            _check(f"{where}[{index}]", stored[index], value)
+            check_values(f"{where}[{index}]", stored[index], value)
     elif not _agree(stored, computed):
         raise UserError(f"{where}: stored {short(stored)}, recomputed from the masks {short(computed)}")
 

@@ -1,0 +1,167 @@
+"""An anytime-valid paired test of balanced accuracy: two models bet on their flags, image by image, until one has won.
+
+Everything here is about differences d = a - b in [-1, 1] of images that are drawn in rounds, (..., T, M): T rounds of M
+images, each round with the same number m_c >= 1 of images of every class. The simulation behind it is
+benchmarks/until_decided.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Gt, Lt
+from numpy.typing import ArrayLike
+
+from taet.bounds import Note, Seed, Settings
+from taet.metrics import Floats, Ints
+from taet.randomness import derive_seed
+
+BETS = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Shares of the stake; each is followed from the beginning, and their mean counts."""
+REACH = 0.25
+"""Differences are told apart up to here, 25 points: beyond it a factor of the largest bet could be negative."""
+BISECTIONS = 40
+
+Target = Literal["balanced", "tail"]
+Reason = Literal["decided", "within", "exhausted", "hopeless", "time"]
+
+
+@dataclass(frozen=True)
+class StopRule(Settings):
+    """When an evaluation stops."""
+
+    alpha: Annotated[float, Gt(0), Lt(1)] = 0.05
+    """Probability, at most, of ever deciding between two equal models; of the wrong one of two, half of it."""
+    within: Annotated[float, Gt(0), Lt(REACH), Note(" (0.03 is 3 points)")] | None = None
+    """Also stop once the difference is known to be smaller than this share. Default: only when one model is better."""
+    of: Target = "balanced"
+    """Accuracy that decides: balanced over all classes, or over those of the tail; the other is reported as well."""
+    order_seed: Seed = 0
+    """Seed of the order of the images, which does not depend on the models."""
+
+    @property
+    def needed(self) -> float:
+        """Natural logarithm of 2/alpha, the evidence that decides."""
+        return math.log(2 / self.alpha)
+
+
+def rounds(labels: ArrayLike, seed: int) -> Ints:
+    """Return the order in which images are met, (T, M) places in `labels` (N,), T rounds of M images.
+
+    T is the size of the smallest class that has images, and a round takes m_c = floor(n_c / T) images of class c, drawn
+    without replacement in a random order of the class; what is left of a class stays unused. Balanced sets: m_c = 1.
+    """
+    classes = np.asarray(labels)
+    present, counts = np.unique(classes, return_counts=True)
+    length = int(counts.min())
+
+    def of_class(label: int, count: int) -> Ints:
+        generator = np.random.default_rng(derive_seed(seed, "until decided", label))
+        drawn: Ints = generator.permutation(np.flatnonzero(classes == label))
+        return drawn[: length * (count // length)].reshape(length, -1)
+
+    return np.concatenate([of_class(int(c), int(n)) for c, n in zip(present, counts, strict=True)], axis=1)
+
+
+def weights(classes: ArrayLike) -> Floats:
+    """Return w_c = min m / m_c of each image of a round, (M,), given the classes of its images, (M,)."""
+    _, place, counts = np.unique(np.asarray(classes), return_inverse=True, return_counts=True)
+    return np.asarray(counts.min() / counts[place], dtype=np.float64)
+
+
+def wealth(differences: ArrayLike, weight: ArrayLike, against: float = 0.0) -> Floats:
+    """Return the logarithm of each bet's wealth after each round, (..., T, bets).
+
+        log W_lambda(t) = sum over the images of rounds 1 to t of log(1 + lambda w_c (d - m))
+
+    with m = `against`, in (-REACH, REACH). In a round images are independent given the past, so that the mean factor is
+    prod_c (1 + lambda w_c (D_c - m))^m_c <= exp(lambda min(m_c) K (D - m)) by log(1 + v) <= v, with D_c the mean of
+    class c and D that of the K classes: at most 1 if D <= m, whatever the D_c are. So at the ends of rounds, and only
+    there, each W is a non-negative supermartingale that begins at 1.
+
+    Args:
+        differences: (..., T, M) in [-1, 1].
+        weight: (M,), see `weights`.
+        against: the difference that is bet against.
+    """
+    stakes = np.asarray(weight) * (np.asarray(differences, dtype=np.float64) - against)
+    return np.stack([np.log1p(bet * stakes).sum(-1).cumsum(-1) for bet in BETS], axis=-1)
+
+
+def mixed(wealths: Floats) -> Floats:
+    """Return ln E, the logarithm of the mean wealth over the bets, the last axis."""
+    top = wealths.max(-1)
+    return np.asarray(top + np.log(np.exp(wealths - top[..., None]).mean(-1)))
+
+
+def evidence(differences: ArrayLike, weight: ArrayLike, against: float = 0.0) -> tuple[Floats, Floats]:
+    """Return (ln E+, ln E-) after each round, (..., T): evidence for a difference above, and below, `against`.
+
+    If the difference is at most m, E+ ever reaches c with probability at most 1/c, and E- alike if it is at least m:
+    `StopRule.needed` is 2/alpha, so that both together err with probability alpha, however often one looks.
+    Source: Ville, "Etude critique de la notion de collectif", 1939; Waudby-Smith, Ramdas, "Estimating means of bounded
+    random variables by betting", JRSS B 86, 2024, arXiv:2010.09686.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    return mixed(wealth(values, weight, against)), mixed(wealth(-values, weight, -against))
+
+
+def interval(differences: ArrayLike, weight: ArrayLike, alpha: float) -> tuple[float | None, float | None]:
+    """Return (low, high) of the mean difference given T rounds (T, M): what neither E+(m) nor E-(m) refutes.
+
+    It covers with probability 1 - alpha at every look at once, so also at one that was chosen by its result. An end
+    beyond -REACH or REACH is None if it is on its own side; a low of REACH means more, a high of -REACH less.
+    """
+    values, needed = np.asarray(differences, dtype=np.float64), math.log(2 / alpha)
+
+    def least(sample: Floats) -> float | None:
+        low, high = -REACH, REACH
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            refuted = mixed(wealth(sample, weight, middle)[-1]) >= needed
+            low, high = (middle, high) if refuted else (low, middle)
+        return None if low == -REACH else high if high == REACH else low
+
+    low, high = least(values), least(-values)
+    return low, None if high is None else -high
+
+
+def estimate(differences: ArrayLike, weight: ArrayLike) -> float:
+    """Return the mean over the classes of the mean difference of each; at a stop it leans away from 0."""
+    return float(np.average(np.asarray(differences, dtype=np.float64).mean(0), weights=np.asarray(weight)))
+
+
+def stop(differences: ArrayLike, weight: ArrayLike, total: int, rule: StopRule) -> tuple[int, Reason] | None:
+    """Return the first round after which an evaluation stops, counted from 1, and why; None if it goes on.
+
+    Args:
+        differences: (T, M), those of the T rounds so far.
+        weight: (M,).
+        total: rounds that the images suffice for.
+        rule: when to stop.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    plus, minus = wealth(values, weight), wealth(-values, weight)
+    # What all images that are left could still add if every one of them spoke for the same model.
+    most = np.outer(total - 1 - np.arange(len(values)), [np.log1p(bet * np.asarray(weight)).sum() for bet in BETS])
+    small = np.zeros(len(values), dtype=bool)
+    if rule.within is not None:
+        above, _ = evidence(values, weight, -rule.within)
+        _, below = evidence(values, weight, rule.within)
+        small = (above >= rule.needed) & (below >= rule.needed)
+    reached = {
+        "decided": np.maximum(mixed(plus), mixed(minus)) >= rule.needed,
+        "within": small,
+        "exhausted": np.arange(1, len(values) + 1) == total,
+        "hopeless": np.maximum(mixed(plus + most), mixed(minus + most)) < rule.needed,
+    }
+    if rule.within is not None:
+        del reached["hopeless"]  # what is too close to be told apart may still be shown to be close
+    ends = [(int(there.argmax()) + 1, place, why) for place, (why, there) in enumerate(reached.items()) if there.any()]
+    if not ends:
+        return None
+    after, _, why = min(ends)
+    return after, why  # type: ignore[return-value]

@@ -1,0 +1,266 @@
+"""`taet.decide`: attack two models on the same images in the same random order until one is known to be better."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from taet.attacks.progress import Progress
+from taet.attacks.spec import AttackSpec
+from taet.attacks.suite import Suite
+from taet.distributed import first, gather, rank
+from taet.errors import UserError
+from taet.evaluation.column import WORST_CASE
+from taet.evaluation.decision import FILE, DecisionCard
+from taet.evaluation.images import Images
+from taet.evaluation.match import UNKNOWN, Match, Player
+from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, owned, plan_evaluation
+from taet.evaluation.runner import one_threat_model
+from taet.evaluation.sequential import StopRule
+from taet.evaluation.subject import Subject, from_module, from_run, from_run_on
+from taet.formatting import short, size
+from taet.training.environment import keep_freed_memory, resolve_device
+from taet.training.folder import DELIVERED, RunFolder
+
+Model = nn.Module | str | os.PathLike[str]
+Side = Model | Sequence[Model]
+"""A model, or several of one method, one per seed: a Module or the folder of a run each."""
+
+
+def decide(
+    first_side: Side,
+    second_side: Side,
+    images: Images | Tensor | None = None,
+    labels: NDArray[Any] | Tensor | None = None,
+    *,
+    attacks: Sequence[str] | str | None = None,
+    worst_case: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    rule: StopRule | None = None,
+    comparisons: int = 1,
+    names: tuple[str, str] | None = None,
+    time_budget: float | None = None,
+    device: str = "auto",
+    weights_name: str = DELIVERED,
+    out: str | os.PathLike[str] | None = None,
+    known: Sequence[DecisionCard] = (),
+    class_names: Sequence[str] | None = None,
+    train_class_counts: Sequence[int] | None = None,
+    data_about: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> DecisionCard:
+    """Attack both sides on the same images, in random order by class, and stop when one is known to be better.
+
+    After each round, with images of every class, the paired test of `taet.evaluation.sequential` is updated, for
+    balanced accuracy and for the tail. Its error probability and its intervals hold however often one looks, so also at
+    the stop. Flags are those of `taet.evaluate` on all images; what a whole card of a run or an earlier decision in
+    `out` holds costs nothing. Finished batches are saved in `out`, where a decision that was killed continues.
+
+    Args:
+        first_side: a Module or the folder of a finished run; or several of one method, one per seed.
+        second_side: as many; the i-th model of one side is compared with the i-th of the other.
+        images: test images as in `taet.evaluate`, which Modules need. Default: those of the runs.
+        labels: (N,), with images.
+        attacks: the one attack that decides. Default: AutoAttack if the settings of the first run list it, else the
+            attack of most passes in their ball.
+        worst_case: let several attacks decide, one after another, each on the images that are still correct.
+        settings: fields of `taet.config.Evaluation` in place of those of the first run; both sides must agree.
+        rule: error probability, accuracy that decides, seed of the order. Default: `StopRule()`.
+        comparisons: comparisons that share the error probability of the rule: each has its part of it.
+        names: how the sides are called. Default: after their folders or classes.
+        time_budget: seconds after which the evaluation stops undecided; a later call continues.
+        device: as in `taet.evaluate`.
+        weights_name: with runs, which of their weights: model, model-last or model-best.
+        out: folder of decision.json; no run. Default: nothing is saved.
+        known: earlier decisions about some of the same models.
+        class_names, train_class_counts, data_about: with images, as in `taet.evaluate`.
+        progress: called as progress(done, total, label), in estimated passes of an image through a model.
+        command: the command that started it; stored in the card.
+
+    Raises:
+        UserError: test images, threat model or settings that differ between the models, no single attack, an `out`
+            that belongs to something else.
+    """
+    sides = (_listed(first_side), _listed(second_side))
+    if len(sides[0]) != len(sides[1]) or not sides[0]:
+        raise UserError(f"decide: got {len(sides[0])} and {len(sides[1])} models; allowed: as many on both sides")
+    rule = rule or StopRule()
+    shared = replace(rule, alpha=rule.alpha / comparisons)
+    given = None
+    if images is not None and labels is not None:
+        given = _Given(images, labels, class_names, train_class_counts, data_about)
+    elif images is not None or labels is not None:
+        raise UserError("decide: got images without labels, or labels without images; allowed: both, or neither")
+    subjects = [_subject(model, weights_name, given) for side in sides for model in side]
+    terms = _terms(subjects, attacks, worst_case, settings or {})
+    deadline = math.inf if time_budget is None else time.monotonic() + time_budget
+    place = None if out is None else Path(out)
+    if place is not None and (RunFolder(place).is_run or RunFolder(place).card().exists()):
+        raise UserError(f"decide: {place} holds a run or a result card; allowed: a folder of its own")
+    where = subjects[0].place if device == "auto" else resolve_device(device)
+    keep_freed_memory(where)
+    with ExitStack() as stack:
+        players = []
+        for subject, plan, model in zip(subjects, terms.plans, [*sides[0], *sides[1]], strict=True):
+            stack.enter_context(on_device(subject.model, where))
+            players.append(_player(subject, plan, terms, where, model if given is None else None, weights_name))
+        half = len(players) // 2
+        if [one.weights for one in players[:half]] == [one.weights for one in players[half:]]:
+            raise UserError("decide: got the same weights on both sides; allowed: two models")
+        path = None if place is None else place / FILE
+        stack.enter_context(owned(path))
+        before = None if path is None or not path.exists() else first(lambda: DecisionCard.load(path))
+        if path is not None and before is not None:
+            _check_same(path, before, players)
+            if (before.rule, before.comparisons) == (shared, comparisons) and before.reason != "time":
+                return before
+        for one in players:
+            for earlier in (*known, *([before] if before else [])):
+                one.learn(earlier)
+        state = None if place is None else RunFolder(place).state(FILE.removesuffix(".json"))
+        match = Match(players, shared, state, progress)
+        decision = match.play(deadline, names or _names(sides), comparisons, command)
+        if path is not None and rank() == 0:
+            decision.save(path)
+            for player in players:
+                for units in player.runner.opened:
+                    units.remove()
+        gather(None)  # no process starts again before the card and its state are final
+    return decision
+
+
+def _listed(side: Side) -> list[Model]:
+    return [side] if isinstance(side, nn.Module | str | os.PathLike) else [*side]
+
+
+def _names(sides: tuple[list[Model], list[Model]]) -> tuple[str, str]:
+    """Name both sides after their first model."""
+    one, other = (side[0] for side in sides)
+    names = [type(model).__name__ if isinstance(model, nn.Module) else Path(model).name for model in (one, other)]
+    if names[0] == names[1]:
+        names = [f"{name} (first)" if isinstance(one, nn.Module) else str(one) for name in names[:1]]
+        names += [f"{type(other).__name__} (second)" if isinstance(other, nn.Module) else str(other)]
+    return names[0], names[1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """Test images that are not those of a run."""
+
+    images: Images | Tensor
+    labels: NDArray[Any] | Tensor
+    class_names: Sequence[str] | None
+    train_class_counts: Sequence[int] | None
+    about: Mapping[str, Any] | None
+
+
+def _subject(model: Model, weights_name: str, given: _Given | None) -> Subject:
+    if isinstance(model, nn.Module):
+        if given is None:
+            raise UserError("decide: got a model without images and labels; allowed: both, or run folders alone")
+        name, counts = type(model).__name__, given.train_class_counts
+        return from_module(model, given.images, given.labels, name, given.class_names, counts, given.about, ())
+    if given is None:
+        return from_run(Path(model), weights_name, None, None)
+    named = (given.class_names, given.about)
+    return from_run_on(Path(model), weights_name, None, given.images, given.labels, *named)
+
+
+def _player(
+    subject: Subject, plan: EvaluationPlan, terms: _Terms, device: torch.device, model: Model | None, weights_name: str
+) -> Player:
+    """Return a model, which is on `device`, with the flags that its card in its run holds."""
+    runner, card = begin(subject, plan, device)
+    player = Player(runner, card, terms.name, terms.chain, np.full(len(runner.labels), UNKNOWN, dtype=np.int8))
+    if isinstance(model, str | os.PathLike):
+        path = RunFolder(Path(model)).card(weights_name)
+        player.learn_whole(first(lambda: known_card(path, card, runner)))
+    return player
+
+
+def _check_same(path: Path, before: DecisionCard, players: Sequence[Player]) -> None:
+    """Refuse a decision about other models, images or attacks."""
+    there = [model["weights_sha256"] for side in (before.first, before.second) for model in side["models"]]
+    here = [player.weights for player in players]
+    facts = {
+        "models": (there, here),
+        "test images": (before.data["test_sha256"], players[0].card.data["test_sha256"]),
+        "attacks": (before.attacks, players[0].attacks),
+    }
+    for what, (stored, asked) in facts.items():
+        if stored != asked:
+            raise UserError(f"decide: {path} is about other {what}; allowed: another folder")
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What all models face."""
+
+    name: str
+    chain: tuple[AttackSpec, ...]
+    """Attacks one after another, each on the images that are still correct; mostly one."""
+    plans: list[EvaluationPlan]
+
+
+def _terms(
+    subjects: Sequence[Subject], attacks: Sequence[str] | str | None, worst_case: bool, given: Mapping[str, Any]
+) -> _Terms:
+    """Return the attack that decides, the same for every model; a difference between the models is a UserError."""
+    asked = [attacks] if isinstance(attacks, str) else attacks
+    leading = plan_evaluation(subjects[0], asked, given)
+    chosen = _chosen(leading, asked, worst_case)
+    wanted = [attack.name for attack in chosen]
+    plans = [plan_evaluation(subject, wanted, given) for subject in subjects]
+    chains = [tuple(one for one in plan.attacks if one.name in wanted) for plan in plans]
+    for subject, plan, chain in zip(subjects, plans, chains, strict=True):
+        if subject.test_sha256 != subjects[0].test_sha256:
+            got = f"{short(subjects[0].test_sha256[:12])} and {short(subject.test_sha256[:12])}"
+            raise UserError(f"decide: got test images of SHA-256 {got}; allowed: the same images on both sides")
+        if plan.eps != plans[0].eps:
+            got = f"{size(plans[0].eps)} and {size(plan.eps)}"
+            raise UserError(f"decide: got threat models of eps {got}; allowed: one, e.g. --eps {size(plans[0].eps)}")
+        if plan.settings.batch_size != plans[0].settings.batch_size:
+            got = f"{plans[0].settings.batch_size} and {plan.settings.batch_size}"
+            raise UserError(f"decide: got batch sizes {got}; allowed: one, e.g. --batch-size 250")
+        for one, other in zip(chains[0], chain, strict=True):
+            for name in (field.name for field in fields(one)):
+                if getattr(one, name) != getattr(other, name):
+                    got = f"{name} {short(getattr(one, name))} and {short(getattr(other, name))}"
+                    raise UserError(f"decide: '{one.name}' would run with {got}; allowed: the same settings")
+    if not worst_case:
+        return _Terms(chosen[0].name, chains[0], plans)
+    clean = next(attack for attack in plans[0].attacks if attack.norm is None)
+    return _Terms(WORST_CASE[chosen[0].norm or "linf"], (clean, *chains[0]), plans)
+
+
+def _chosen(plan: EvaluationPlan, asked: Sequence[str] | None, worst_case: bool) -> list[AttackSpec]:
+    """Return the attacks that decide."""
+    classes = 10  # only the order of costs matters
+    inside = [one for one in plan.attacks if (one.norm, one.eps) == ("linf", plan.eps)]
+    if worst_case:
+        return one_threat_model(plan.attacks if asked is not None else inside, classes)
+    if asked is None:
+        strongest = max(
+            inside or plan.attacks,
+            key=lambda one: (isinstance(one, Suite) and one.is_reference, one.passes(classes)),
+        )
+        return [strongest]
+    named = [one for one in plan.attacks if one.norm is not None] or [*plan.attacks]
+    if len(named) > 1:
+        got = ", ".join(one.name for one in named)
+        raise UserError(f"decide: got the attacks {got}; allowed: one that decides, or all of one ball as a worst case")
+    if named[0].norm is not None and not named[0].bounded:
+        raise UserError(f"decide: got '{named[0].name}', which is unbounded; allowed: an attack in a ball, or clean")
+    return named
