@@ -39,6 +39,9 @@ ATTACKS = ("cifar10-lt-attacks", "digits-lt-attacks")
 TRANSFORMERS = ("digits-lt-vit",)
 PRECISIONS = ("cifar10-lt-precision", "digits-lt-precision")  # of training: rows NAME-float32 beside NAME-bf16
 BY_CLASS = ("ham10000",)  # a table of every class as well
+FAIRNESS = ("digits-lt-class-wise",)  # how evenly the classes fare, and rules of budgets by loss, as well
+RULES = {"none": "", "counts": "counts+", "dafa": "dafa+", "cfa": "cfa+"}  # and the names of their rows
+LOSSES = {"cross-entropy": "at", "balanced softmax": "at-bsl"}
 # The README shows the comparisons of all methods without variants, with these columns.
 FRONT, FRONT_COLUMNS = ("digits-lt-methods", "cifar10-lt-methods"), ("clean", "pgd-20", "autoattack")
 
@@ -172,6 +175,50 @@ def class_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def fairness_table(folder: Path) -> str:
+    """Return the worst class, the worst tenth and the deviation over the mean of every row, clean and attacked."""
+    rows = cards_by_row(folder)
+    attacks = ("clean", next(iter(rows.values()))[0].columns[-1].name)
+    heads = [f"{what}, {attack}" for attack in attacks for what in ("worst class", "worst 10 %", "deviation / mean")]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+
+    def cells(cards: Sequence[ResultCard], attack: str) -> list[str]:
+        found = [card.summary(attack) for card in cards]
+        percents = ([100 * one.worst_class[1] for one in found], [100 * one.worst_classes for one in found])
+        return [*(brackets(each, 1) for each in percents), brackets([one.relative_deviation for one in found], 2)]
+
+    order = sorted(
+        rows, key=lambda name: -statistics.mean(card.summary(attacks[1]).worst_class[1] for card in rows[name])
+    )
+    lines += [f"| {name} | " + " | ".join(c for a in attacks for c in cells(rows[name], a)) + " |" for name in order]
+    return "\n".join(lines)
+
+
+def brackets(values: Sequence[float], digits: int) -> str:
+    """Return the mean with its standard error in brackets."""
+    mean, error = metrics.mean_and_standard_error(values)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ({error:.{digits}f})")
+
+
+def rule_table(folder: Path) -> str:
+    """Return rules of class budgets by loss: balanced accuracy under the last attack, and the difference to none."""
+    lines = ["| rule | " + " | ".join(LOSSES) + " |", "|---" * (len(LOSSES) + 1) + "|"]
+    for rule, prefix in RULES.items():
+        cells = []
+        for base in LOSSES.values():
+            plain, cards = (
+                [load(path) for path in sorted(folder.glob(f"{name}-seed*.json"))] for name in (base, prefix + base)
+            )
+            attack = cards[0].columns[-1].name
+            text = brackets([100 * card.summary(attack).balanced for card in cards], 1)
+            if prefix:
+                found = compare_runs(cards, plain, attack)
+                text += f"; {100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+            cells.append(text)
+        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def precision_table(folder: Path) -> str:
     """Return balanced accuracy of models trained in bf16 and in float32: means, deviations over seeds, difference."""
     heads = ("method", "attack", "n", "float32 (deviation of seeds)", "bf16 (deviation of seeds)", "difference, 95 %")
@@ -210,7 +257,19 @@ def section(folder: str, texts: Mapping[str, str]) -> str:
     if folder in PRECISIONS:
         return f"{texts[folder]}\n\n{precision_table(HERE / folder)}"
     parts = [texts[folder], table(HERE / folder)]
-    return "\n\n".join([*parts, class_table(HERE / folder)] if folder in BY_CLASS else parts)
+    if folder in BY_CLASS:
+        parts.append(class_table(HERE / folder))
+    if folder in FAIRNESS:
+        parts += [
+            "How evenly the classes fare (mean over the seeds of each run's number):",
+            fairness_table(HERE / folder),
+        ]
+        parts += [
+            "Rules of class budgets by loss, under the strongest attack: balanced accuracy, and the paired difference "
+            "to no rule with its 95 % interval:",
+            rule_table(HERE / folder),
+        ]
+    return "\n\n".join(parts)
 
 
 def tables(page: Path) -> str:

@@ -22,6 +22,8 @@ Mask = NDArray[np.bool_]
 FEW_PER_CLASS = 50
 """With fewer test images than this, one image changes the accuracy of its class by more than two points, and the 95 %
 interval of the class can be more than 26 points wide."""
+WORST_SHARE = 0.1
+"""Share of the classes that the mean of the worst classes is taken over, as papers of class-wise fairness print it."""
 PAIRED_CLASSES = 1000
 """With more classes nothing is stored or drawn for every pair of them: for 8,142 classes (iNaturalist 2018) the areas
 under the ROC curve alone would take 350 MB in a card."""
@@ -71,6 +73,26 @@ def worst_class(correct: ArrayLike, total: ArrayLike) -> tuple[int, float]:
         return -1, math.nan
     label = int(np.nanargmin(recalls))
     return label, float(recalls[label])
+
+
+def worst_classes(correct: ArrayLike, total: ArrayLike, share: float = WORST_SHARE) -> list[int]:
+    """Return the labels of the ceil(share K) classes with the lowest recall, of the K that have test images."""
+    recalls = per_class_accuracy(correct, total)
+    present = np.flatnonzero(~np.isnan(recalls))
+    worst = present[recalls[present].argsort(kind="stable")]
+    return [int(label) for label in worst[: math.ceil(share * len(present) - 1e-9)]]
+
+
+def relative_deviation(correct: ArrayLike, total: ArrayLike) -> float:
+    """Return the standard deviation of the recalls of the K classes with test images over their mean.
+
+    sqrt((1/K) sum_c (r_c - mean r)^2) / mean r: 0 where all classes are equal, sqrt(K - 1) where only one class has
+    any; nan where none has.
+    """
+    recalls = per_class_accuracy(correct, total)
+    recalls = recalls[~np.isnan(recalls)]
+    mean = recalls.mean() if recalls.size else 0.0
+    return float(recalls.std() / mean) if mean else math.nan
 
 
 def weak_classes(correct: ArrayLike, total: ArrayLike) -> list[int]:

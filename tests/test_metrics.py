@@ -288,3 +288,28 @@ def test_wilson_and_mcnemar_are_those_of_scipy(some: int, more: int) -> None:
 def test_student_quantiles_are_those_of_any_table() -> None:
     found = [metrics.student_quantile(0.95, degrees) for degrees in (1, 2, 9, 1000)]
     assert found == pytest.approx([12.706, 4.303, 2.262, 1.962], abs=5e-4)
+
+
+@pytest.mark.parametrize("classes", [1, 3, 10, 11, 30])
+def test_the_worst_tenth_of_the_classes_is_at_least_one(classes: int) -> None:
+    total = np.full(classes, 40)
+    correct = np.random.default_rng(classes).permutation(classes) + 2
+    worst = metrics.worst_classes(correct, total)
+    assert len(worst) == -(-classes // 10)
+    assert correct[worst].tolist() == sorted(correct.tolist())[: len(worst)]
+    assert metrics.worst_class(correct, total)[0] == worst[0]
+
+
+def test_the_worst_classes_leave_out_those_without_images() -> None:
+    correct, total = np.array([0, 5, 3, 4]), np.array([0, 5, 5, 5])
+    assert metrics.worst_classes(correct, total, 2 / 3) == [2, 3]
+    assert metrics.worst_classes([0, 0], [0, 0]) == []
+
+
+def test_the_deviation_over_the_mean_is_0_for_equal_classes_and_the_root_of_the_others_for_one_alone() -> None:
+    total = np.full(5, 20)
+    assert metrics.relative_deviation(np.full(5, 7), total) == pytest.approx(0)
+    assert metrics.relative_deviation([0, 0, 9, 0, 0], total) == pytest.approx(2)  # sqrt(K - 1)
+    assert metrics.relative_deviation([5, 15], [20, 20]) == pytest.approx(0.5)
+    assert metrics.relative_deviation([5, 15, 0], [20, 20, 0]) == pytest.approx(0.5)
+    assert math.isnan(metrics.relative_deviation(np.zeros(5, int), total))

@@ -54,6 +54,26 @@ class Summary:
     roc_auc: float
     """Macro one-versus-one area under the ROC curve; nan if not measured."""
 
+    @property
+    def worst_classes(self) -> float:
+        """Mean recall of the tenth of the classes with the lowest recall; not stored, since it follows from them."""
+        return metrics.balanced_accuracy(*self._worst)
+
+    @property
+    def worst_classes_interval(self) -> Interval:
+        """95 % interval of that mean, without the choice of the classes."""
+        return metrics.balanced_interval(*self._worst)
+
+    @property
+    def relative_deviation(self) -> float:
+        """Standard deviation of the recalls of the classes over their mean; nan if all are 0."""
+        return metrics.relative_deviation(self.correct, self.total)
+
+    @property
+    def _worst(self) -> tuple[Ints, Ints]:
+        found = metrics.worst_classes(self.correct, self.total)
+        return self.correct[found], self.total[found]
+
     def __repr__(self) -> str:
         low, high = self.balanced_interval
         worst, recall = self.worst_class

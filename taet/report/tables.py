@@ -200,7 +200,10 @@ def plain(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> MethodTable
 
 
 def by_group(runs: Sequence[Measured], attack: AttackKey, data: ReportedData) -> MethodTable:
-    """Head, body, tail, the last half of the classes and the worst class under one attack."""
+    """Head, body, tail, the last half of the classes, the worst ones, and how far classes differ, under one attack.
+
+    The worst class is that of the mean over seeds, the worst tenth that of each seed.
+    """
 
     def worst(summaries: Sequence[Summary]) -> ScoreCell | None:
         values = classes(summaries).values
@@ -219,7 +222,29 @@ def by_group(runs: Sequence[Measured], attack: AttackKey, data: ReportedData) ->
         for name, members in groups.items()
         if members
     ]
-    return table(attack.name, [*measures, Measure(Heading("worst class"), attack, worst)], runs, attack.threat)
+    share = f"worst {100 * metrics.WORST_SHARE:g} %"
+    measures += [
+        Measure(Heading("worst class"), attack, worst),
+        Measure(Heading(share, "of the classes"), attack, tenth),
+    ]
+    scores = table(attack.name, measures, runs, attack.threat)
+    pairs = zip(runs, scores.rows, strict=True)
+    rows = tuple((series, (*cells, unevenness(run, attack))) for run, (series, cells) in pairs)
+    return dataclasses.replace(scores, heads=(*scores.heads, Heading("deviation / mean", "of the classes")), rows=rows)
+
+
+def tenth(summaries: Sequence[Summary]) -> ScoreCell | None:
+    """Mean accuracy of the worst tenth of the classes of each seed; None without test images."""
+    values = [s.worst_classes for s in summaries]
+    return None if any(map(math.isnan, values)) else spread(values, [s.worst_classes_interval for s in summaries])
+
+
+def unevenness(run: Measured, attack: AttackKey) -> TextCell:
+    """Standard deviation of the accuracies of the classes over their mean; over several seeds with its error."""
+    mean, error = metrics.mean_and_standard_error([s.relative_deviation for s in run.summaries.get(attack, ())])
+    if math.isnan(mean):
+        return TextCell("–")
+    return TextCell(f"{mean:.2f}", "" if math.isnan(error) else f"± {error:.2f}")
 
 
 def named(labels: Sequence[int], data: ReportedData) -> str:

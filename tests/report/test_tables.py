@@ -126,3 +126,18 @@ def test_plain_accuracy_is_left_out_where_the_test_set_is_balanced(
         assert bool(plain.note) == balanced
         summary = found.summary("clean")
         assert (summary.accuracy == pytest.approx(summary.balanced)) == balanced
+
+
+def test_classes_are_compared_by_their_worst_and_by_their_spread(
+    card: ResultCard, measure: Callable[[ResultCard], Measured]
+) -> None:
+    run = measure(card)
+    (attack,) = [one for one in measured.attacks_of([run]) if one.name == "pgd-20"]
+    table = tables.by_group([run], attack, run.series.data)
+    ((_, cells),) = table.rows
+    shown = dict(zip([head.name for head in table.heads], cells, strict=True))
+    recalls = card.summary("pgd-20").per_class
+    worst, spread = shown["worst 10 %"], shown["deviation / mean"]
+    assert isinstance(worst, ScoreCell)
+    assert worst.value == recalls.min()  # a tenth of ten classes
+    assert spread == tables.TextCell(f"{recalls.std() / recalls.mean():.2f}")
