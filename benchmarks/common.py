@@ -89,7 +89,7 @@ def record(
     result = {
         "benchmark": Path(sys.argv[0]).stem,
         "command": command(),
-        "environment": environment(torch.device(device)),
+        "environment": environment(torch.device(device)) | {"instructions": torch.backends.cpu.get_cpu_capability()},
         "load": [round(value, 2) for value in load],
         "ratios": dict(ratios),
         **more,

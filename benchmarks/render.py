@@ -39,7 +39,8 @@ def measured(result: Result) -> str:
     machine = result["environment"]
     threads = f", {result['threads']} threads" if "threads" in result else ""
     load = result["load"][0]
-    where = f"{machine['device'].partition(': ')[2]}{threads}, torch {machine['versions']['torch']}"
+    level = f", {machine['instructions']}" if machine.get("instructions") else ""
+    where = f"{machine['device'].partition(': ')[2]}{level}{threads}, torch {machine['versions']['torch']}"
     return f"`{result['command']}`, {where}, load before it {load:g}."
 
 

@@ -209,8 +209,9 @@ class Training(Settings):
     """Share of the epochs after which the weights of all epochs are averaged, e.g. 0.275 (epoch 55 of 200); the run
     delivers the average. Each point of the curve attacks the training images once more, for the average's batch
     statistics. 1: none."""
-    precision: Literal["bf16", "float32"] = "bf16"
-    """Arithmetic of training under autocast; evaluation is always float32."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Arithmetic of training under autocast; evaluation is always float32. auto: the faster on this machine, measured
+    once for each network; the run records which, and resumes with it anywhere."""
     channels_last: bool = True
     """Memory layout of images and convolutions."""
     sync_bn: bool = True
@@ -231,7 +232,8 @@ class Training(Settings):
     capture: bool = True
     """On a GPU, with one process: replay steps as CUDA graphs where they can be recorded."""
     threads: Processes | None = None
-    """CPU threads; results repeat bit for bit with the same number. Default: chosen by torch."""
+    """CPU threads; results repeat bit for bit with the same number. Default: torch's choice, or 1
+    where that is measured to be faster."""
     workers: Annotated[int, Ge(0), Le(1024), OnlyWith(augment=("randaugment", "autoaugment"))] = 0
     """Processes that prepare the images of RandAugment and AutoAugment ahead. 0: the training process itself."""
     tensorboard: bool = False

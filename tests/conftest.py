@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -36,6 +36,7 @@ TINY = {
     "training.batch_size": 32,
     "training.lr": 0.02,
     "training.monitor_steps": 1,
+    "training.precision": "bf16",
     "training.threads": 1,
     "evaluation.batch_size": 100,
 }
@@ -64,6 +65,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item, values in cases:
             if tuple(values.values()) not in wanted:
                 item.add_marker("full")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what is measured and stored during the tests out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

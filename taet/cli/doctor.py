@@ -56,6 +56,11 @@ def run(arguments: list[str]) -> int:
     print(f"{'device':12} {found['device']}, threads: {found['threads']}")
     for name, speed in found["pgd_10_images_per_second"].items():
         print(f"{'PGD-10':12} {speed:.0f} images a second, ResNet-8, 32 x 32, {name}")
+    speeds = found["pgd_10_images_per_second"]
+    slow, fast = sorted(speeds, key=speeds.__getitem__)
+    print(
+        f"{'precision':12} {slow} is slower than {fast} on this {'GPU' if 'cuda' in found['device'] else 'processor'}"
+    )
     files = ", ".join(found["data"]) or "no known file"
     print(f"{'data root':12} {found['data_root'] or 'TAET_DATA is not set'}: {files}")
     print(f"{'disk':12} {found['disk_free_gb']:.1f} GB free here")
@@ -91,8 +96,6 @@ def examine() -> dict[str, Any]:
     problems = [f"{name} is not installed" for name in PACKAGES if about["versions"][name] is None]
     if free < 1:
         problems.append(f"only {free:.2f} GB of disk are free here; a run of ResNet-18 takes about 0.2 GB")
-    if speeds["bf16"] < speeds["float32"]:
-        problems.append("bf16 is slower than float32 on this processor: train with --precision float32")
     return {
         "versions": about["versions"],
         "commit": about["commit"],

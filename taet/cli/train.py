@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from taet.cli import flags
 from taet.cli.processes import reported_once, together
 from taet.cli.progress import progress
 from taet.config import Run, override
-from taet.data import full_name, is_own
+from taet.data import facts, full_name, is_own
 from taet.distributed import first
 from taet.errors import UserError, unknown
 from taet.evaluation import evaluate
@@ -28,6 +28,8 @@ from taet.experiments import own_data
 from taet.formatting import duration
 from taet.report import write
 from taet.training import resume, train
+from taet.training.decided import Decision
+from taet.training.decided import lines as decision_lines
 from taet.training.folder import RunFolder
 from taet.training.trainer import Trainer, TrainingResult
 
@@ -53,8 +55,9 @@ With torchrun, the processes share every batch: torchrun --nproc-per-node 4 -m t
 class TrainOptions:
     """The options besides the settings of the run."""
 
-    protocol: str = "taet"
-    """Sets the default of every other option: taet, reat, or official, the published settings of METHOD."""
+    protocol: str | None = None
+    """Sets the default of every other option: taet, reat, or official, the published settings of METHOD. Default: taet,
+    with a network that suits images and machine."""
     recipe: str | None = None
     """Settings that go together, instead of the protocol's: taet, reat, vit or strong (see `taet list recipes`)."""
     seed: LongSeed = 0
@@ -87,15 +90,26 @@ class TrainingRequest(NamedTuple):
         """Return the run as its options say."""
         return override(self.start, self.given)
 
-    def planned(self) -> tuple[Run, list[str]]:
-        """Return the run, with what is not given chosen for the user's own images, and that in words."""
+    def planned(self) -> tuple[Run, dict[str, Decision]]:
+        """Return the run with what is not given chosen for the images and the machine, and those decisions."""
         run = self.run()
         if not is_own(run.data.name):
-            return run, []
+            return self._with_network(run)
         plan = own_data.planned(dataclasses.replace(self.start, data=run.data))
         named = {"data.name": full_name(run.data.name)}  # what a bare path means does not depend on the folder
         run = override(override(plan.run, self.given), named)
-        return run, plan.sentences(run)
+        return run, plan.followed(run)
+
+    def _with_network(self, run: Run) -> tuple[Run, dict[str, Decision]]:
+        """A protocol that is named, and a recipe, have their own network."""
+        if self.options.protocol is not None or self.options.recipe is not None or "model.name" in self.given:
+            return run, {}
+        known = facts(run.data)
+        made = own_data.network((run.data.size or 32,) * 2 if known is None else known.image_shape[:0:-1])
+        if made.value == run.model.name:
+            return run, {}
+        why = f"{made.why}; --protocol {run.protocol} has {run.model.name}"
+        return override(run, {"model.name": made.value}), {"model.name": Decision(made.value, why)}
 
 
 def run(arguments: list[str]) -> None:
@@ -161,7 +175,7 @@ def parse(method: str, words: Sequence[str]) -> TrainingRequest:
     )
     options: Any = flags.parse(kind, words, f"taet train {method}", DESCRIPTION, EXAMPLES)
     given = {f"{part}.{name}": value for part in parts for name, value in getattr(options, part).items()}
-    if not options.protocol:
+    if options.protocol == "":
         raise unknown("protocol", options.protocol, protocols.PROTOCOLS)
     request = TrainingRequest(start, {**given, "seed": options.seed}, options)
     check_attacks(request.run().evaluation)  # now, not when the training is over
@@ -196,8 +210,8 @@ def _evaluate(finished: TrainingResult, as_json: bool) -> None:
         print(f"{card}\nreport: {path}\nnext: taet predict {folder} IMAGES, taet export {folder} --format onnx")
 
 
-def introduction(trainer: Trainer, decided: Sequence[str]) -> str:
-    """Return what `taet train` prints first: the data, the network, and what was chosen for the user's own images."""
+def introduction(trainer: Trainer, decided: Mapping[str, Decision]) -> str:
+    """Return what `taet train` prints first: the data, the network, what was chosen and how long it will take."""
     dataset, run = trainer.dataset, trainer.run
     counts, names = dataset.class_counts, dataset.class_names
     most, least = int(counts.argmax()), int(counts.argmin())
@@ -218,7 +232,7 @@ def introduction(trainer: Trainer, decided: Sequence[str]) -> str:
         *(f"  {note}" for note in getattr(trainer.model, "notes", ())),
         *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
     ]
-    if decided:
-        lines += ["chosen automatically; each can be set by its option:", *(f"  {sentence}" for sentence in decided)]
+    if decisions := {**decided, **trainer.decisions}:
+        lines += ["decided; each can be set by its option:", *(f"  {line}" for line in decision_lines(decisions))]
         lines += [f"training will take {duration(trainer.expected_seconds())}, without the attacks after it"]
     return "\n".join(lines)

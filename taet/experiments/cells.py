@@ -89,7 +89,7 @@ class Cell:
         held, asked = decisive(RunFolder(self.folder).record.run), decisive(self.run)
         for name in sorted({*held, *asked}):
             there, here = held.get(name), asked.get(name)
-            if there != here:
+            if there != here and (name, here) != ("training.precision", "auto"):
                 raise UserError(
                     f"{self.folder} holds a run with other settings: {name.replace('settings.', 'method.')} is {there} "
                     f"there and {here} in the specification; choose another --out, or remove the folder"
@@ -126,7 +126,7 @@ def cells(specification: Specification, out: Path) -> list[Cell]:
             if other is not cell:
                 raise UserError(f"data: {other.data} and {cell.data} would both be in {cell.folder}")
             cell.check_folder()
-        return planned
+        return _alike(planned)
 
 
 class Planner:
@@ -228,6 +228,25 @@ def _check_variant(grid: Specification, variant: Variant, of: Sequence[Cell]) ->
             del settings[key]
         _run(protocols.taet(), Run.method, settings)
         raise UserError(f"no method can take them: {of[0].entry.name}: {of[0].reason}")
+
+
+def _alike(planned: list[Cell]) -> list[Cell]:
+    """Let cells whose precision is left to the machine train as those that were begun, maybe on another machine."""
+    folders = [RunFolder(cell.folder) for cell in planned if _is_open(cell)]
+    held = {folder.record.run.training.precision for folder in folders if folder.is_run}
+    if len(held) != 1:
+        return planned
+    chosen = held.pop()
+
+    def begun(cell: Cell) -> Cell:
+        run = None if cell.run is None else config.override(cell.run, {"training.precision": chosen})
+        return dataclasses.replace(cell, run=run, flags=(*cell.flags, "--precision", chosen))
+
+    return [begun(cell) if _is_open(cell) else cell for cell in planned]
+
+
+def _is_open(cell: Cell) -> bool:
+    return cell.run is not None and cell.run.training.precision == "auto"
 
 
 def _start(protocol: str, entry: Entry) -> Run | str:

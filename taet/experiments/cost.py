@@ -43,8 +43,8 @@ class Timing(Settings):
 
     batch_size: Count = Training.batch_size
     """Images per step."""
-    precision: typing.Literal["bf16", "float32"] = Training.precision
-    """Arithmetic of training under autocast."""
+    precision: typing.Literal["auto", "bf16", "float32"] = Training.precision
+    """Arithmetic of training under autocast. auto: the faster on this machine."""
     steps: Count = Threat.steps
     """PGD steps of the attack in training: kappa."""
     curve: tuple[Count, ...] = (5, 10, 20, 30, 40)
@@ -91,7 +91,10 @@ class _Parts:
 
     def __init__(self, workload: Workload, timing: Timing) -> None:
         self.workload, self.timing, self.device = workload, timing, resolve_device(timing.device)
-        self.clean, self.adversarial = self.build("standard", {}), self.build("at", {})
+        self.precision: str = timing.precision
+        self.clean = self.build("standard", {})
+        self.precision = "bf16" if self.clean.bf16 else "float32"
+        self.adversarial = self.build("at", {})
         self.two_stage = self.build("taet", {"clean_share": timing.clean_share})
         self.batch = workload.batch(timing.batch_size, self.device)
         self.epoch_steps = math.ceil(sum(workload.class_counts) / timing.batch_size)
@@ -105,7 +108,7 @@ class _Parts:
             self.workload,
             epochs=how.epochs,
             attack_steps=how.steps,
-            precision=how.precision,
+            precision=self.precision,
             device=self.device,
         )
 
@@ -274,6 +277,7 @@ def measure(
             "classes": len(workload.class_counts),
             "images": sum(workload.class_counts),
             **{name: getattr(timing, name) for name in REPORTED},
+            "precision": parts.precision,
             "threads": torch.get_num_threads(),
             **parts.model_costs(seconds),
             "costs": costs,

@@ -12,11 +12,12 @@ import torch
 from taet.config import Data, Run, override
 from taet.data import DataFacts, facts, full_name, image_listing, is_own, load
 from taet.errors import UserError
-from taet.formatting import size
 from taet.protocols import start
+from taet.training.decided import Decision, lines
 
 # Our choices, in the order in which a user sees them.
 SIDES = (224, 128, 64, 32)  # pixels of ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR
+SMALL = 16  # pixels; below, a deep network has little to look at
 BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's if an epoch would have fewer steps
 FEWEST_EPOCHS, STEPS = 30, 2000  # without an accelerator: epochs for 2,000 steps, at most those of the protocol
 POINTS = 10  # of the curve of a run
@@ -50,13 +51,6 @@ def own_images(data: Data) -> OwnImages:
     return OwnImages(known.sizes["train"], (width, height), (width, height), True)
 
 
-class Decision(NamedTuple):
-    """The value of a setting, and the reason for it."""
-
-    value: Any
-    why: str
-
-
 @dataclass(frozen=True, repr=False)
 class OwnDataPlan:
     """A run on the user's own images, and the settings that were chosen for it."""
@@ -67,10 +61,11 @@ class OwnDataPlan:
 
     def sentences(self, run: Run | None = None) -> list[str]:
         """Return a line for each decision, with the option that changes it; of a `run`, only for those it follows."""
-        names = [name for name, made in self.decisions.items() if _value(run or self.run, name) == made.value]
-        rows = [(_option(name), _words(self.decisions[name].value), self.decisions[name].why) for name in names]
-        wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
-        return [f"{option:{wide[0]}}  {value:{wide[1]}}  {why}" for option, value, why in rows]
+        return lines(self.followed(run or self.run))
+
+    def followed(self, run: Run) -> dict[str, Decision]:
+        """Return the decisions that `run` follows."""
+        return {name: made for name, made in self.decisions.items() if _value(run, name) == made.value}
 
     def __repr__(self) -> str:
         return "\n".join([f"{self.run.method} on {self.run.data.name}", *self.sentences()])
@@ -96,18 +91,30 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
             f"data: got {run.data.name}, whose protocol decides all; allowed: folder:, csv:, npz: and a path"
         )
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
-    machine = f"this machine has {'an' if accelerated else 'no'} accelerator"
+    machine = _machine(accelerated)
     found = own_images(replace(run.data, group=None))
     decisions = {
         **_size(found, accelerated, machine),
         **_groups(run, found),
-        "model.name": Decision("resnet18" if accelerated else "resnet8", machine),
+        "model.name": network(found.median, accelerated),
         **length(run, found, accelerated),
         "threat.eps": Decision(run.threat.eps, "L-infinity, the usual size for photographs"),
     }
     if run.protocol == "taet":  # the columns of another protocol are used as they are
         decisions["evaluation.attacks"] = Decision(ATTACKS, "more with: taet evaluate RUN --attacks taet")
     return OwnDataPlan(override(run, {name: made.value for name, made in decisions.items()}), decisions)
+
+
+def network(size: tuple[int, int], accelerated: bool | None = None) -> Decision:
+    """Return the network for images of this width and height on this machine, or on one with or without a GPU."""
+    accelerated = torch.cuda.is_available() if accelerated is None else accelerated
+    if max(size) < SMALL:
+        return Decision("resnet8", "the images have {}x{} pixels".format(*size))
+    return Decision("resnet18" if accelerated else "resnet8", _machine(accelerated))
+
+
+def _machine(accelerated: bool) -> str:
+    return f"this machine has {'an' if accelerated else 'no'} accelerator"
 
 
 def _size(found: OwnImages, accelerated: bool, machine: str) -> dict[str, Decision]:
@@ -147,14 +154,3 @@ def _value(run: Run, name: str) -> Any:
     for part in name.split("."):
         run = getattr(run, part)
     return run
-
-
-def _option(name: str) -> str:
-    """Return the option of the command line that sets a dotted name."""
-    return "--" + name.removeprefix("training.").replace("model.name", "model").replace("_", "-")
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " ".join(value)
-    return size(value) if isinstance(value, float) else str(value)

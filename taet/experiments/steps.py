@@ -24,6 +24,7 @@ from taet.methods import Attack, Method, Task
 from taet.models import Classifier, memory_layout
 from taet.models.view import make_view
 from taet.training.optimizer import build_optimizer
+from taet.training.speed import precision as fastest_precision
 from taet.training.step import training_step
 
 CYCLE = 20  # steps between two updates of LAS-AT's strategy network and of LIET's labels, the rarest events of a step
@@ -77,7 +78,8 @@ class MethodSteps:
         if self.method.uses_features and not isinstance(self.model, Classifier):
             raise UserError(f"methods: {name} reads the features of a network, and {self.workload.model} gives none")
         self.optimizer = build_optimizer(self.model, Training(lr=LR))
-        self.bf16 = precision == "bf16"
+        chosen = fastest_precision(self.model, shape, self.device).value if precision == "auto" else precision
+        self.bf16 = chosen == "bf16"
         self.view = make_view(self.model, shape, torch.bfloat16 if self.bf16 else None)
         self.attacked = self.model if self.view is None else self.view.module
         self.epochs, self.attack_steps, self.awp = epochs, attack_steps, awp

@@ -75,7 +75,16 @@ class View:
 
 
 def make_view(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None = None) -> View | None:
-    """Return the view of `model`, or None, with a line in the log, where there is none that gives the model's logits.
+    """Return the view of `model`, or None, with a line in the log, where there is none: see `fold`."""
+    try:
+        return fold(model, image_shape, dtype)
+    except Exception as error:  # a custom module may refuse to be copied or run, for any reason
+        _logger.warning("taet: attacks run on the model itself and not on a folded view of it: %s", cut(said(error)))
+        return None
+
+
+def fold(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None = None) -> View:
+    """Return the view of `model`; where there is none that gives the model's logits, an exception of any type.
 
     Which convolution a normalisation follows is seen in a forward pass; whether the two can be folded is not assumed
     but tried, in float32, on noise and with random statistics, since those of a fresh model change next to nothing.
@@ -86,11 +95,7 @@ def make_view(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.
         dtype: of the weights of convolutions and linear layers, e.g. bfloat16 where the view runs under autocast to it;
             left as they are where the network cannot run so.
     """
-    try:
-        pairs, kept = _tried(copy.deepcopy(model).cpu().eval().requires_grad_(), image_shape, dtype)
-    except Exception as error:  # a custom module may refuse to be copied or run, for any reason
-        _logger.warning("taet: attacks run on the model itself and not on a folded view of it: %s", cut(said(error)))
-        return None
+    pairs, kept = _tried(copy.deepcopy(model).cpu().eval().requires_grad_(), image_shape, dtype)
     return View(model, pairs, kept)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ class Resolved:
     method: Method
     split: str
     """The split that the curve is measured on, validation or test."""
+
+    def at(self, precision: str) -> Resolved:
+        """Return the same request with this arithmetic."""
+        return dataclasses.replace(self, run=config.override(self.run, {"training.precision": precision}))
 
     @property
     def chooses(self) -> bool:

@@ -55,6 +55,7 @@ from taet.training.record import Epoch, Row, RunRecord
 from taet.training.resolve import resolve
 from taet.training.schedule import learning_rate
 from taet.training.setup import attack_view, build_model, check_pretrained, check_processes, describe
+from taet.training.speed import settle
 from taet.training.step import training_step
 from taet.training.tensorboard import Board
 from taet.training.weight_perturbation import buffers_kept
@@ -216,13 +217,11 @@ class Trainer:
         training = run.training
         self.folder, self.progress = RunFolder(folder), progress if rank() == 0 else None
         self.device = resolve_device(training.device)
-        self.threads = training.threads or torch.get_num_threads()
         self.given = {"model_given": model is not None, "arrays": dataset is not None}
         self.dataset = dataset if dataset is not None else in_turn(lambda: load(run.data))
         facts = DataFacts.of(self.dataset)
         self.resolved = resolve(run, facts, processes=world_size(), arrays=dataset is not None)
-        self.run, self.method = self.resolved.run, self.resolved.method.to(self.device)
-        self.run_hash = run_hash(self.run)
+        self.method = self.resolved.method.to(self.device)
         self.loader = Loader(
             self.dataset.train,
             batch_size=training.batch_size,
@@ -239,6 +238,12 @@ class Trainer:
         self.model = build_model(self.resolved, self.dataset, model, self.device, None if begun else run.model.weights)
         if training.channels_last:
             self.model.notes += memory_layout.guard(self.model, self.method)
+        self.decisions = first(lambda: settle(training, self.model, self.dataset.image_shape, self.device))
+        values = {name: made.value for name, made in self.decisions.items()}
+        self.threads = training.threads or values.get("training.threads") or torch.get_num_threads()
+        self.resolved = self.resolved.at(values.get("training.precision", training.precision))
+        self.run = self.resolved.run
+        self.run_hash = run_hash(self.run)
         smallest = min(end - begin for begin, end in self.loader.bounds)
         check_processes(self.run, self.device, smallest, self.model, self.method, self.dataset)
         copy_first(self.model.state_dict().values())  # processes may have initialised it differently

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taet.cli.train import introduction
+from taet.cli.train import introduction, read
 from taet.config import Run
 from taet.methods.harl import Harl
 from taet.training.trainer import Trainer
@@ -28,4 +28,24 @@ def test_a_batch_that_misses_most_classes_is_told_where_the_loss_counts_them_as_
     method: str, settings: dict[str, Any], warned: bool, tiny: Callable[..., Run], tmp_path: Path
 ) -> None:
     trainer = Trainer(tiny(method, settings), tmp_path, model=None, dataset=None, progress=None)
-    assert ("a batch of 4 misses 7 of 10 classes on average" in introduction(trainer, [])) == warned
+    assert ("a batch of 4 misses 7 of 10 classes on average" in introduction(trainer, {})) == warned
+
+
+@pytest.mark.parametrize(
+    ("words", "network"),
+    [
+        ("at", "resnet8"),
+        ("at --data cifar10-lt", "resnet8"),
+        ("at --model resnet18", "resnet18"),
+        ("at --protocol taet", "resnet18"),
+        ("at --protocol reat --data cifar10-lt", "resnet18"),
+    ],
+)
+def test_the_network_suits_images_and_machine_unless_it_or_its_protocol_is_named(
+    words: str, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    run, decided = read(words.split()).planned()
+    assert run.model.name == network
+    assert list(decided) == (["model.name"] if network == "resnet8" else [])
+    assert all("--protocol taet has resnet18" in made.why for made in decided.values())

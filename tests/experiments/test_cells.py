@@ -217,3 +217,17 @@ def test_a_folder_with_other_settings_is_refused(cell: Cell, small: dict[str, An
     with pytest.raises(UserError, match=words):
         planned(small, tmp_path, settings={**small["settings"], "training.lr": 0.2})
     planned(small, tmp_path, settings={**small["settings"], "training.threads": 7, "training.device": "cuda:9"})
+
+
+def test_cells_without_a_precision_train_as_those_that_were_begun(
+    small: dict[str, Any], template: Path, tmp_path: Path
+) -> None:
+    """The template trained in float32; another machine might take bf16."""
+    training = {name: value for name, value in small["settings"]["training"].items() if name != "precision"}
+    settings = small["settings"] | {"training": training}
+    fresh = planned(small, tmp_path, settings=settings)
+    assert not any("--precision" in cell.flags for cell in fresh)
+    shutil.copytree(template, fresh[0].folder)
+    found = planned(small, tmp_path, settings=settings)
+    assert [cell.run and cell.run.training.precision for cell in found] == ["float32"] * 3
+    assert [configure("at", cell.commands(1)[0][2:])[0].training.precision for cell in found[1:]] == ["float32"] * 2

@@ -1,0 +1,32 @@
+"""What was chosen for the user, and the reason, as `taet train` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from taet.formatting import size
+
+
+class Decision(NamedTuple):
+    """The value of a setting, and the reason for it."""
+
+    value: Any
+    why: str
+
+
+def lines(decisions: Mapping[str, Decision]) -> list[str]:
+    """Return a line for each decision, by dotted name of the setting, with the option that changes it."""
+    rows = [(_option(name), _words(made.value), made.why) for name, made in decisions.items()]
+    wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    return [f"{option:{wide[0]}}  {value:{wide[1]}}  {why}" for option, value, why in rows]
+
+
+def _option(name: str) -> str:
+    return "--" + name.removeprefix("training.").replace("model.name", "model").replace("_", "-")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return size(value) if isinstance(value, float) else str(value)

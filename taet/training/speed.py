@@ -1,0 +1,187 @@
+"""The arithmetic and the number of threads with which a network is fastest on this machine, measured once and kept."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from taet.attacks.ball import frozen
+from taet.config import Training
+from taet.data.store import cache
+from taet.errors import UserError
+from taet.files import check_seal, digest, make_folder, read_json, seal, write_json
+from taet.models.view import fold
+from taet.training.decided import Decision
+from taet.training.environment import cores, instructions, processor, version
+
+PRECISIONS = ("bf16", "float32")
+ENOUGH = 0.01  # seconds of a pass, so that the clock's resolution and the calls of operations matter little
+ROUNDS = 4  # the passes of each side take turns; the first only fills caches, and the fastest of the others counts
+HOPELESS = 3.0  # a side that takes as many times as long as the other is not measured again
+CLEAR = 0.9  # fewer threads must save a tenth: another number of threads changes the last bits
+Seconds = dict[str, float]
+
+
+def settle(
+    training: Training, model: nn.Module, image_shape: tuple[int, int, int], device: torch.device
+) -> dict[str, Decision]:
+    """Return the precision that `auto` stands for, and the threads where none are named and fewer are faster.
+
+    On a GPU bf16 is taken if the GPU has instructions for it. On a CPU both sides are measured on the view that attacks
+    run on: precision in CPU seconds of one thread, which other programs hardly change; threads in seconds on the clock,
+    and only if OMP_NUM_THREADS leaves the choice and the machine is idle. The result is kept in TAET_CACHE, by facts
+    about machine, software and network.
+    """
+    made: dict[str, Decision] = {}
+    chosen = training.precision
+    with torch.random.fork_rng(devices=[]):  # a custom network may draw random numbers
+        if chosen == "auto":
+            made["training.precision"] = precision(model, image_shape, device, training.batch_size)
+            chosen = made["training.precision"].value
+        if training.threads is None and device.type == "cpu":
+            fewer = _threads(model, image_shape, training.batch_size, chosen == "bf16")
+            made |= {} if fewer is None else {"training.threads": fewer}
+    return made
+
+
+def precision(
+    model: nn.Module, image_shape: tuple[int, int, int], device: torch.device, batch_size: int = 128
+) -> Decision:
+    """Return the faster of bf16 and float32 for training `model`, and why."""
+    if device.type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+        name = torch.cuda.get_device_name(device)
+        return Decision(PRECISIONS[0 if has else 1], f"{name} has {'' if has else 'no '}instructions for bf16")
+
+    def measured() -> Seconds:
+        passes = {name: _pass(model, image_shape, name == "bf16") for name in PRECISIONS}
+        size = _size(passes["float32"], batch_size)
+        return _fastest({name: partial(work, size) for name, work in passes.items()}, time.process_time)
+
+    try:
+        with _on_threads(1):
+            found = _kept({"what": "precision", **_facts(model, image_shape)}, measured)
+    except Exception:  # a custom network may fail under autocast, for any reason
+        return Decision("float32", "this network could not be timed in bf16")
+    faster, slower = sorted(PRECISIONS, key=found.__getitem__)
+    return Decision(faster, f"measured {found[slower] / found[faster]:.1f} times as fast as {slower} on this processor")
+
+
+def _threads(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, bf16: bool) -> Decision | None:
+    """Return 1 thread if that is faster than torch's choice; None if it is not, or if the user chose."""
+    most = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ or most != cores() or most == 1 or os.getloadavg()[0] > cores() / 2:
+        return None
+    names = ("1", str(most))
+
+    def on(threads: int, work: Callable[[int], None], size: int) -> None:
+        with _on_threads(threads):
+            work(size)
+
+    def measured() -> Seconds:
+        work = _pass(model, image_shape, bf16)
+        with _on_threads(1):
+            size = _size(work, batch_size, 10 * ENOUGH)
+        return _fastest({name: partial(on, int(name), work, size) for name in names}, time.perf_counter)
+
+    try:
+        facts = {"what": "threads", "bf16": bf16, "batch": batch_size, **_facts(model, image_shape)}
+        found = _kept(facts, measured)
+    except Exception:
+        return None
+    if found["1"] >= CLEAR * found[names[1]]:
+        return None
+    faster = f"measured {found[names[1]] / found['1']:.1f} times as fast as {most}"
+    return Decision(1, f"{faster}; another number of threads changes the last bits of a run")
+
+
+def _pass(model: nn.Module, image_shape: tuple[int, int, int], bf16: bool) -> Callable[[int], None]:
+    """Return a function that passes n images forward and back to the images, as a step of the attack does."""
+    try:
+        attacked = fold(model, image_shape, torch.bfloat16 if bf16 else None).module
+    except Exception:  # it cannot be folded
+        attacked = copy.deepcopy(model)
+    noise = torch.Generator().manual_seed(0)
+
+    def work(number: int) -> None:
+        x = torch.rand(number, *image_shape, generator=noise).contiguous(memory_format=torch.channels_last)
+        with frozen(attacked), torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            attacked(x.requires_grad_()).float().sum().backward()
+
+    return work
+
+
+def _size(work: Callable[[int], None], most: int, enough: float = ENOUGH) -> int:
+    """Return the images of a pass of about `enough` CPU seconds: two, doubled as often as it takes, at most a batch."""
+    size = 2
+    work(size)  # the first pass only fills caches
+    while size < most:
+        begun = time.process_time()
+        work(size)
+        if time.process_time() - begun >= enough / 2:
+            break
+        size *= 2
+    return min(size, most)
+
+
+def _fastest(sides: Mapping[str, Callable[[], None]], clock: Callable[[], float]) -> Seconds:
+    """Return the seconds of each side: the least of a few rounds in which they take turns."""
+    found: Seconds = {}
+    for number in range(ROUNDS):
+        for name, work in sides.items():
+            begun = clock()
+            work()
+            taken = max(clock() - begun, 1e-9)
+            found[name] = taken if number < 2 else min(found[name], taken)
+        if number and max(found.values()) > HOPELESS * min(found.values()):
+            break
+    return found
+
+
+@contextmanager
+def _on_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _facts(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Return what the speed of a network depends on: machine, software, and the network by its layers' shapes."""
+    layers = [[name, list(value.shape)] for name, value in model.state_dict().items()]
+    return {
+        "processor": processor(),
+        "instructions": instructions(),
+        "cores": cores(),
+        "torch": version("torch"),
+        "network": digest(layers),
+        "image_shape": list(image_shape),
+    }
+
+
+def _kept(facts: Mapping[str, Any], measure: Callable[[], Seconds]) -> Seconds:
+    """Return the seconds that were measured under the same facts, else measure them and keep them.
+
+    A file that is missing, damaged or about something else is measured anew; one that cannot be written is left out.
+    """
+    path = cache() / "speed" / f"{digest(dict(facts))[:24]}.json"
+    with suppress(UserError):
+        held = read_json(path, most=1 << 16)
+        if isinstance(held, dict) and check_seal(path, held) and held.get("facts") == dict(facts):
+            found: Seconds = held["seconds"]
+            return found
+    found = measure()
+    with suppress(UserError):
+        make_folder(path.parent)
+        write_json(path, seal({"facts": dict(facts), "seconds": found}))
+    return found
