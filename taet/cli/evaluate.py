@@ -11,7 +11,8 @@ import torch
 import tyro
 
 from taet.bounds import Processes
-from taet.cli import flags
+from taet.cli import decide, flags
+from taet.cli.decide import DecideOptions
 from taet.cli.processes import number_of, run_together, together
 from taet.cli.progress import progress
 from taet.cli.subject import OfModel, OfRun, data_for_run, open_model, options_of
@@ -31,12 +32,14 @@ EXAMPLES = (
     "taet evaluate runs/x --weights model-best --eps 4/255 --json",
     "taet evaluate --model torchvision:resnet18 --weights net.pt --data cifar10-lt --normalize cifar10",
     "taet evaluate runs/x --processes auto",
+    "taet evaluate runs/at runs/taet --until decided",
     "taet evaluate --model mynets.wide:build --weights net.safetensors --data npz:test.npz --out runs/wide",
 )
 DESCRIPTION = """Attack a finished run and write its result card, RUN/evaluation.json. An interrupted evaluation
 continues where it stopped. Options default to the settings of the run; the defaults below are those of protocol taet.
 
-For a model of any origin, give --model and --data instead of RUN: see taet evaluate --model NAME --help."""
+For a model of any origin, give --model and --data instead of RUN: see taet evaluate --model NAME --help. To find the
+better of two models with as few images as it takes: see taet evaluate A B --until decided --help."""
 MODEL_DESCRIPTION = """Attack a model of any origin on the test images of a data set and write its result card,
 OUT/evaluation.json. An interrupted evaluation continues where it stopped. `taet check` first shows what to expect.
 
@@ -89,9 +92,12 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"processes: got {parsed.processes} in one of several processes; allowed: without torchrun")
     if count > 1:
         return run_together(count, words)
-    with together(parsed.device), trusted(parsed.trust_model):
+    named = parsed.trust_model if isinstance(parsed, DecideOptions) else (parsed.trust_model,)
+    with together(parsed.device), trusted(*named):
         command = flags.call_text([*words])
-        if isinstance(parsed, ModelEvaluation):
+        if isinstance(parsed, DecideOptions):
+            card, text = decide.run(parsed, command)
+        elif isinstance(parsed, ModelEvaluation):
             card, text = _of_model(parsed, command)
         else:
             card, text = _of_run(parsed, command)
@@ -102,9 +108,13 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def read(arguments: list[str]) -> RunEvaluation | ModelEvaluation:
+def read(arguments: list[str]) -> RunEvaluation | ModelEvaluation | DecideOptions:
     """Parse a call; mistakes in attacks are refused before anything is loaded."""
     options = options_of(arguments)
+    if "--until" in options:
+        return decide.read(arguments)
+    if len(arguments) > 1 and not any(word.startswith("-") for word in arguments[:2]):
+        raise UserError(f"got two models, {' and '.join(arguments[:2])}; allowed: one, or two with --until decided")
     parsed: RunEvaluation | ModelEvaluation
     if options & {"--model", "--model.name"}:
         parsed = _parse(ModelEvaluation, arguments, MODEL_DESCRIPTION)
