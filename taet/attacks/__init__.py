@@ -10,5 +10,6 @@ from taet.attacks.cw_linf import cw_linf
 from taet.attacks.deepfool import deepfool
 from taet.attacks.fgsm import fgsm
 from taet.attacks.pgd import pgd
+from taet.attacks.quick import quick
 
-__all__ = ["autoattack", "cw_l2", "cw_linf", "deepfool", "fgsm", "pgd"]
+__all__ = ["autoattack", "cw_l2", "cw_linf", "deepfool", "fgsm", "pgd", "quick"]

@@ -20,7 +20,7 @@ from taet.attacks.ball import (
     refuse_unsound,
 )
 from taet.attacks.draws import Draws
-from taet.attacks.objectives import Target, fooled, margin, target_classes
+from taet.attacks.objectives import Target, fooled, margin, target_classes, target_passes
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
 from taet.bounds import Count, NonNegative, Positive, check_value
 from taet.config import Evaluation
@@ -158,7 +158,7 @@ class CwL2(AttackSpec):
     initial_c: Annotated[Positive | None, FIXED] = None
     """First weight of the search."""
     target: Target | None = None
-    """Aim at this class, chosen by the clean logits or at random; any misclassification is a success."""
+    """Aim at this class, chosen on the clean image or at random; any misclassification is a success."""
 
     @classmethod
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
@@ -175,7 +175,7 @@ class CwL2(AttackSpec):
         return cw_l2(
             model,
             x,
-            y if self.target is None else target_classes(self.target, model, x, y, draws),
+            y if self.target is None else target_classes(self.target, model, x, y, draws, "l2"),
             c=None if isinstance(self.c, str) else self.c,
             kappa=self.kappa,
             steps=self.steps,
@@ -187,4 +187,4 @@ class CwL2(AttackSpec):
         )
 
     def passes(self, num_classes: int) -> int:
-        return 2 * self.steps * (self.search_steps or 1) + 1
+        return 2 * self.steps * (self.search_steps or 1) + target_passes(self.target, num_classes) + 1

@@ -17,6 +17,7 @@ from taet.attacks.objectives import (
     check_objective,
     named_objective,
     target_classes,
+    target_passes,
 )
 from taet.attacks.pgd import pgd
 from taet.attacks.spec import AttackSpec, Fields, Model
@@ -55,9 +56,10 @@ class Fgsm(AttackSpec):
     one_step: ClassVar[bool] = True
 
     objective: ObjectiveName = "ce"
-    """Maximised function: cross-entropy (ce), margin of the logits (cw), difference of logits ratio (dlr)."""
+    """Maximised function: cross-entropy (ce), margin of the logits (cw), difference of logits ratio (dlr), or margin of
+    the probabilities (pm)."""
     target: Target | None = None
-    """Aim at this class, chosen by the clean logits or at random; any misclassification is a success."""
+    """Aim at this class, chosen on the clean image or at random; any misclassification is a success."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +77,7 @@ class Fgsm(AttackSpec):
         return fgsm(model, x, aim, eps=self.radius, objective=objective, targeted=self.target is not None)
 
     def passes(self, num_classes: int) -> int:
-        return 3 + (self.target is not None)
+        return 3 + target_passes(self.target, num_classes)
 
     def check_classes(self, num_classes: int) -> None:
         check_objective(self.name, self.objective, num_classes)

@@ -8,7 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from taet.attacks.ball import Norm
 from taet.attacks.draws import Draws
+from taet.attacks.targets import CANDIDATES, nearest_classes
 from taet.errors import UserError
 from taet.losses.consistency import kl_divergence
 from taet.losses.long_tail import check_labels, cross_entropy, full_precision, is_label, out_of_range
@@ -64,11 +66,24 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
 
 
-OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "cw": margin, "dlr": dlr}
+def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Margin of the probabilities, max_{k != y} p_k - p_y with p = softmax(z), in (-1, 1): (N, C), (N,) -> (N,).
+
+    It saturates where the logits are large, so on a model with scaled logits prefer `margin`. Source: the PMA attack,
+    CVPR 2025.
+
+    Raises:
+        UserError: as `margin`.
+    """
+    check_classes("probability margin", logits)
+    return margin(full_precision(logits).softmax(1), y)
+
+
+OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "cw": margin, "dlr": dlr, "pm": probability_margin}
 """Objectives by their names; "kl" is `natural_divergence`, which needs the model and the images."""
 
-ObjectiveName = Literal["ce", "cw", "dlr", "kl"]
-Target = Literal["least-likely", "runner-up", "random"]
+ObjectiveName = Literal["ce", "cw", "dlr", "pm", "kl"]
+Target = Literal["least-likely", "runner-up", "nearest", "random"]
 
 
 def scaled(objective: Objective, factor: float) -> Objective:
@@ -103,12 +118,17 @@ def check_objective(attack: str, name: ObjectiveName, num_classes: int) -> None:
         raise UserError(f"attack '{attack}': got {num_classes} classes; allowed: 3 or more for DLR")
 
 
-def target_classes(target: Target, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-    """Return a target class other than y for each image, (N,): by the clean logits, or at random.
+def target_classes(
+    target: Target, model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, draws: Draws, norm: Norm = "linf"
+) -> Tensor:
+    """Return a target class other than y for each image, (N,): by the clean logits and their gradients, or at random.
 
     The least likely class is the target of Kurakin, Goodfellow, Bengio, ICLR 2017, arXiv:1611.01236. A random class is
-    the average case of Carlini, Wagner, S&P 2017, arXiv:1608.04644; the runner-up is close to their best case.
+    the average case of Carlini, Wagner, S&P 2017, arXiv:1608.04644; the runner-up is close to their best case, and the
+    nearest class (`nearest_classes`) closer.
     """
+    if target == "nearest":
+        return nearest_classes(model, x, y, norm)[:, 0]
     with torch.no_grad():
         logits = model(x)
     if target == "random":
@@ -117,3 +137,10 @@ def target_classes(target: Target, model: Callable[[Tensor], Tensor], x: Tensor,
     if target == "least-likely":
         return logits.masked_fill(own, torch.inf).argmin(1)
     return logits.masked_fill(own, -torch.inf).argmax(1)
+
+
+def target_passes(target: Target | None, num_classes: int) -> int:
+    """Return the passes of an image that `target_classes` takes."""
+    if target is None:
+        return 0
+    return 1 + (min(CANDIDATES, num_classes - 1) if target == "nearest" else 0)

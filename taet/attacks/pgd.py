@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from taet.attacks.objectives import (
     fooled,
     named_objective,
     target_classes,
+    target_passes,
 )
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model, Option
 from taet.bounds import Count, Positive, Whole, check_value
@@ -48,6 +49,8 @@ NAMES = {
     " 2N passes per restart",
 }
 
+Each = TypeVar("Each")
+
 
 def pgd(
     model: Callable[[Tensor], Tensor],
@@ -56,10 +59,10 @@ def pgd(
     *,
     eps: float | Tensor,
     steps: int,
-    step_size: float | Tensor,
+    step_size: float | Tensor | Sequence[float | Tensor],
     norm: Norm = "linf",
     start: Start = "uniform",
-    objective: Objective = cross_entropy,
+    objective: Objective | Sequence[Objective] = cross_entropy,
     targeted: bool = False,
     restarts: int = 1,
     bn_mode: BNMode = "eval",
@@ -84,11 +87,13 @@ def pgd(
         eps: radius of the ball, a number or one per sample (N,), in units of the image range. Numbers are checked; of
             tensors only the shape, because reading them would wait for the device.
         steps: number of steps, 0 or more; with 0 steps the start noise itself is returned, projected into the ball.
-        step_size: length of a step in `norm`, a number or one per sample (N,), same units.
+        step_size: length of a step in `norm`, a number or one per sample (N,), same units; or a sequence of these, one
+            per step.
         norm: "linf" or "l2".
         start: "uniform" in the ball, or "positive", in the part of it above x, both clipped to [0, 1]; "gaussian"
             0.001 N(0, 1), not projected before the first step; or "none".
-        objective: maximised function from (logits, labels) to (N,); logits are float32 or wider.
+        objective: maximised function from (logits, labels) to (N,); logits are float32 or wider. Or a sequence of
+            these, one per step; the last one compares restarts.
         targeted: minimise the objective, for the target class.
         restarts: number of starts, 1 or more. With several, each sample keeps the first result that fools the model (or
             reaches its target) or is not finite, else that of the highest objective. This takes one more forward pass
@@ -116,14 +121,17 @@ def pgd(
         if name not in allowed:
             raise unknown(what, str(name), allowed)
     check_size("eps", eps, x, norm)
-    check_size("step size", step_size, x, norm)
     check_value("steps", steps, Whole)
     check_value("restarts", restarts, Count)
     if steps == 0 and start == "none":
         raise UserError("steps: got 0 with start none, which attacks nothing; allowed: 1 or more")
     origin = full_precision(x.detach())
     starts = _starts(origin, eps, start, norm, restarts, generator, start_noise)
-    length = per_sample(step_size, origin)
+    objectives = _each_step("objective", objective, steps)
+    sizes: Sequence[float | Tensor] = _each_step("step size", step_size, steps)
+    for size in sizes:
+        check_size("step size", size, x, norm)
+    lengths = [per_sample(size, origin) for size in sizes]
     moves = None if active is None else active.expand(steps, -1)
     radius = per_sample(eps, origin)
     # The L-infinity ball inside [0, 1] is a box with the same corners in every step.
@@ -132,22 +140,23 @@ def pgd(
     def inside(x_adv: Tensor) -> Tensor:
         return project(x_adv, origin, eps, norm) if box is None else x_adv.clamp(*box)
 
-    def height(logits: Tensor) -> Tensor:
-        return -objective(logits, y) if targeted else objective(logits, y)
+    def height(step: int, logits: Tensor) -> Tensor:
+        value = objectives[step](logits, y)
+        return -value if targeted else value
 
     def climb(x_adv: Tensor) -> Tensor:
         for step in range(steps):
             with torch.enable_grad():
                 x_adv.requires_grad_()
                 logits = full_precision(model(x_adv))
-                total = height(logits).sum()
+                total = height(step, logits).sum()
                 # Without this, autocast would also change the backward pass of what ran in float32.
                 with torch.autocast(x_adv.device.type, enabled=False):
                     (gradient,) = torch.autograd.grad(total, x_adv)
             x_adv = x_adv.detach()
             if observe is not None:
                 observe(step, logits.detach())
-            update = length * _direction(gradient, norm)
+            update = lengths[step] * _direction(gradient, norm)
             if moves is not None:
                 update = update * per_sample(moves[step], origin)
             x_adv = inside(x_adv + update)
@@ -157,10 +166,20 @@ def pgd(
         with torch.no_grad():
             logits = full_precision(model(x_adv))
             sound = finite(logits) & finite(x_adv)
-            return fooled(logits, y, targeted) | ~sound, height(logits)  # keeps what is not finite, so that it is seen
+            # What is not finite is kept, so that it is seen.
+            return fooled(logits, y, targeted) | ~sound, height(-1, logits)
 
     with frozen(model, bn_mode):
         return climb(next(starts)) if restarts == 1 else _best((climb(begin) for begin in starts), judge)
+
+
+def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[Each]:
+    """Return one value per step, of one for all or a sequence of them."""
+    if not isinstance(given, Sequence):
+        return [given] * max(steps, 1)
+    if len(given) != steps:
+        raise UserError(f"{what}: got {len(given)} for {steps} steps; allowed: one, or one per step")
+    return given
 
 
 def _starts(
@@ -227,7 +246,7 @@ class ProjectedAscent(AttackSpec):
     restarts: Count = 1
     """Number of starts; an image is robust if it resists all of them."""
     target: Target | None = None
-    """Aim at this class, chosen by the clean logits or at random; any misclassification is a success."""
+    """Aim at this class, chosen on the clean image or at random; any misclassification is a success."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -251,7 +270,7 @@ class ProjectedAscent(AttackSpec):
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         eps, norm = self.radius, self.norm or "linf"
-        aim = y if self.target is None else target_classes(self.target, model, x, y, draws)
+        aim = y if self.target is None else target_classes(self.target, model, x, y, draws, norm)
         noise = torch.stack([draws.start(x, eps, self.start, norm, restart) for restart in range(self.restarts)])
         return pgd(
             model,
@@ -269,8 +288,7 @@ class ProjectedAscent(AttackSpec):
         )
 
     def passes(self, num_classes: int) -> int:
-        extra = self.restarts > 1 or self.target is not None
-        return self.restarts * (2 * self.steps + extra) + 1
+        return self.restarts * (2 * self.steps + (self.restarts > 1)) + target_passes(self.target, num_classes) + 1
 
     @property
     def ascent_steps(self) -> int:
@@ -292,8 +310,8 @@ class Pgd(ProjectedAscent):
     order: ClassVar[int] = 2
 
     objective: ObjectiveName = "ce"
-    """Maximised function: cross-entropy (ce), margin of the logits (cw), difference of logits ratio (dlr), or
-    divergence from the clean prediction (kl)."""
+    """Maximised function: cross-entropy (ce), margin of the logits (cw), difference of logits ratio (dlr), margin of
+    the probabilities (pm), or divergence from the clean prediction (kl)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

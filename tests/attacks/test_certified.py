@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taet.attacks import autoattack, cw_l2, cw_linf, deepfool, fgsm, pgd
+from taet.attacks import autoattack, cw_l2, cw_linf, deepfool, fgsm, pgd, quick
 from taet.attacks.autoattack import run_parts
 from taet.attacks.ball import Norm, distance
 from taet.attacks.objectives import OBJECTIVES
@@ -86,6 +86,10 @@ def ascent(norm: Norm, **settings: Any) -> Attack:
     return attack
 
 
+def cheap(norm: Norm) -> Attack:
+    return lambda model, x, y, eps: quick(model, x, y, eps=eps, norm=norm, targets=1, near=0.0)
+
+
 def aimed(norm: Norm) -> Attack:
     """At the runner-up."""
 
@@ -105,6 +109,7 @@ BALLS: dict[str, tuple[Norm, Attack]] = {
 for ball in ("linf", "l2"):
     BALLS |= {f"pgd {ball} {name}": (ball, ascent(ball, objective=objective)) for name, objective in OBJECTIVES.items()}
     BALLS |= {f"pgd {ball} restarts": (ball, ascent(ball, restarts=3)), f"pgd {ball} aimed": (ball, aimed(ball))}
+    BALLS[f"quick {ball}"] = (ball, cheap(ball))
     BALLS |= {f"pgd {ball} gaussian": (ball, ascent(ball, start="gaussian"))}
 
 

@@ -40,6 +40,7 @@ SETTINGS = Evaluation(eps=EPS, step_size=EPS / 2, eps_l2=0.6, step_size_l2=0.3, 
 def short_names() -> list[str]:
     """Every name of the catalogue, with few steps."""
     short = {"cw-l2": "cw-l2:steps=10", "deepfool": "deepfool:steps=5"}
+    short |= {name: f"{name}:targets=1,near=0" for name in ("quick", "quick-l2")}
     return [short.get(name, name.replace("-N", "-3")) for name in catalogue.kinds()]
 
 

@@ -109,7 +109,7 @@ def test_passes(name: str, passes: int) -> None:
         ("pgd-20:restarts=2.5", "restarts got '2.5'"),
         ("pgd-20:restarts", "allowed: option=value"),
         ("pgd-20:restarts=2,restarts=3", "each option once"),
-        ("pgd-20:objective=hinge", "objective got 'hinge'; allowed: ce, cw, dlr, kl"),
+        ("pgd-20:objective=hinge", "objective got 'hinge'; allowed: ce, cw, dlr, pm, kl"),
         ("pgd-20:eps=0", "eps got '0'; allowed: a number, above 0"),
         ("pgd-20:eps=-1/255", "eps got '-1/255'"),
         ("pgd-20:eps=8", "did you mean 8/255"),

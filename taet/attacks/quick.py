@@ -1,0 +1,249 @@
+"""The cheap tier: short attacks on the probability margin and the nearest classes, longer ones where it is close."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from taet.attacks.ball import Norm, check_images, check_size, choose, draw_noise, finite, frozen
+from taet.attacks.counted import Counted
+from taet.attacks.draws import Draws
+from taet.attacks.noise import Source
+from taet.attacks.objectives import Objective, fooled, margin, probability_margin
+from taet.attacks.pgd import pgd
+from taet.attacks.spec import AttackSpec, Model
+from taet.attacks.targets import nearest_classes
+from taet.bounds import Count, Share, check_value
+from taet.losses.long_tail import full_precision
+
+NAMES = {
+    "quick": "the cheap tier, an upper bound close to autoattack on models that raise no flag;"
+    " 331 passes for an image that stands, 931 if it is close",
+    "quick-l2": "the same in L2",
+}
+
+MARGIN_STEPS = 20  # of each of the two runs on the probability margin
+TARGET_STEPS = 40  # towards each of the nearest classes
+LAST_STEPS = 100  # the same, for images that came close
+CANDIDATES = 20  # likeliest other classes, which are ordered by their distance
+
+
+def margin_lengths(steps: int) -> list[float]:
+    """Return the length of each step over eps: two half cosines from 2 to 0, the first from its second step on.
+
+    Source: PMA, Xie et al., CVPR 2025, arXiv:2411.15210.
+    """
+    half = steps // 2
+    phases = [step - 1 if step <= half else step - half - 1 for step in range(steps)]
+    return [1 + math.cos(math.pi * phase / (steps - half)) for phase in phases]
+
+
+def margin_objectives(steps: int, run: int) -> list[Objective]:
+    """Return what each step of run 0 or 1 maximises, in probabilities p = softmax(z).
+
+    The first step raises p_y, to leave a flat start. Up to half of the steps, run 0 lowers p_y, run 1 raises the
+    largest other p, and from there both raise the margin of p. Source: as `margin_lengths`.
+    """
+    first = _lowered if run == 0 else _rival
+    return [_raised, *[first] * (steps // 2 - 1), *[probability_margin] * (steps - steps // 2)]
+
+
+def cosine_lengths(steps: int) -> list[float]:
+    """Return the length of each step over eps: half a cosine from 2 to 0."""
+    return [1 + math.cos(math.pi * step / steps) for step in range(steps)]
+
+
+def quick(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    norm: Norm = "linf",
+    targets: int = 3,
+    near: float = 0.3,
+    judge: Callable[[Tensor], Tensor] | None = None,
+    noise: Callable[[int], Tensor] | None = None,
+) -> Tensor:
+    """Return images that fool the model, and the last iterate where none did, each attacked by itself.
+
+    1. A misclassified image stays as it is.
+    2. Two runs of `pgd` with 20 steps on the probability margin (`margin_objectives`).
+    3. 40 steps on z_t - z_y for each of the `targets` nearest classes t (`nearest_classes`, of the 20 likeliest).
+    4. The same with 100 steps, where the least margin z_y - max_{k != y} z_k of all iterates is at most `near` times
+       that of the clean image.
+
+    Steps begin at 2 eps and fall along a cosine; every run starts uniformly in the ball. An image is fooled at any
+    iterate, if `judge` agrees, and leaves the search. With C classes an image that stands costs 81 + min(20, C - 1) +
+    1 + 80 min(3, C - 1) passes, and 200 more per target if it comes close. The model, the inputs and the global random
+    state are not changed. A bound from above: it has no attack without gradients, so it must not be used where
+    gradients mislead.
+
+    Args:
+        model: from x (N, ...) to logits (N, C) with C of 2 or more.
+        x: images (N, ...), floating point in [0, 1].
+        y: labels (N,).
+        eps: radius of the ball, a number or one per sample (N,), in units of the image range.
+        norm: "linf" or "l2".
+        targets: classes to aim at, 1 or more.
+        near: share of the clean margin, 0 to 1.
+        judge: the model that decides whether an image is fooled, by default `model`.
+        noise: start noise of run 0, 1, ... in the shape of x, inside the ball. Default: drawn from a generator seeded
+            with 0.
+
+    Raises:
+        UserError: images that are not floating point in [0, 1]; a setting out of range.
+
+    Source: our composition of PMA (arXiv:2411.15210) and MALT (arXiv:2407.02240).
+    """
+    check_images(x)
+    check_size("eps", eps, x, norm)
+    check_value("targets", targets, Count)
+    check_value("near", near, Share)
+    if noise is None:
+        source = Source(torch.Generator(x.device).manual_seed(0))
+        noise = lambda _: draw_noise(full_precision(x.detach()), eps, "uniform", source, norm)  # noqa: E731
+    with frozen(model):
+        hunt = _Hunt(model, judge or model, x, y, eps, norm, noise)
+        for run in (0, 1):
+            hunt.climb(hunt.standing, margin_objectives(MARGIN_STEPS, run), margin_lengths(MARGIN_STEPS))
+        if len(hunt.standing):
+            order = y.new_zeros(len(x), targets)
+            nearest = nearest_classes(model, hunt.x[hunt.standing], y[hunt.standing], norm, CANDIDATES)[:, :targets]
+            order[hunt.standing, : nearest.shape[1]] = nearest
+            for steps in (TARGET_STEPS, LAST_STEPS):
+                chosen = hunt.standing if steps == TARGET_STEPS else hunt.close(near)
+                for place in range(nearest.shape[1]):
+                    rows = chosen[torch.isin(chosen, hunt.standing)]
+                    hunt.climb(rows, _towards(order[rows, place]), cosine_lengths(steps))
+    return hunt.x_adv
+
+
+class _Hunt:
+    """The images that still stand, their adversarial images, and how close they came."""
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        judge: Callable[[Tensor], Tensor],
+        x: Tensor,
+        y: Tensor,
+        eps: float | Tensor,
+        norm: Norm,
+        noise: Callable[[int], Tensor],
+    ) -> None:
+        self.model, self.judge, self.noise, self.runs = model, judge, noise, 0
+        self.x, self.y, self.eps, self.norm = full_precision(x.detach()), y, eps, norm
+        with torch.no_grad():
+            logits = full_precision(judge(self.x))
+        self.clean = -margin(logits, y)
+        self.least = self.clean.clone()
+        self.x_adv = choose(finite(logits), self.x, torch.full_like(self.x, torch.nan))
+        self.standing = (~fooled(logits, y) & finite(logits)).nonzero().flatten()
+
+    def close(self, share: float) -> Tensor:
+        """Return the images that stand and whose least margin is at most this share of the clean one."""
+        return self.standing[(self.least <= share * self.clean)[self.standing]]
+
+    def climb(self, rows: Tensor, objective: Objective | Sequence[Objective], lengths: Sequence[float]) -> None:
+        """Run `pgd` on these images from new starts; `lengths` are in units of eps."""
+        noise, self.runs = self.noise(self.runs), self.runs + 1
+        if not len(rows):
+            return
+        y, kept = self.y[rows], self.x[rows].clone()
+        met, least = torch.zeros_like(y, dtype=torch.bool), self.least[rows]
+
+        def watched(x: Tensor) -> Tensor:
+            nonlocal kept, met, least
+            logits = full_precision(self.model(x))
+            left = -margin(logits.detach(), y)
+            kept = choose((left < 0) & ~met, x.detach(), kept)
+            met, least = met | (left < 0), torch.minimum(least, left)
+            return logits
+
+        radius = self.eps[rows] if isinstance(self.eps, Tensor) and self.eps.ndim else self.eps
+        last = pgd(
+            watched,
+            self.x[rows],
+            y,
+            eps=radius,
+            steps=len(lengths),
+            step_size=[_capped(length * radius, self.norm) for length in lengths],
+            norm=self.norm,
+            objective=objective,
+            start_noise=noise[rows],
+        )
+        sound = finite(last)  # an image of NaN stays so, and is refused by who verifies it
+        broken = met & sound
+        if bool(broken.any()):
+            with torch.no_grad():
+                logits = full_precision(self.judge(kept[broken]))
+            broken[broken.clone()] = fooled(logits, y[broken])
+        self.x_adv[rows], self.least[rows] = choose(broken, kept, last), least
+        gone = rows[broken | ~sound]
+        self.standing = self.standing[~torch.isin(self.standing, gone)]
+
+
+def _capped(length: float | Tensor, norm: Norm) -> float | Tensor:
+    """Return a length that `pgd` takes: in L-infinity no step is longer than the range of the image."""
+    if norm == "l2":
+        return length
+    return length.clamp(max=1.0) if isinstance(length, Tensor) else min(length, 1.0)
+
+
+def _raised(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.softmax(1).gather(1, y[:, None]).squeeze(1)
+
+
+def _lowered(logits: Tensor, y: Tensor) -> Tensor:
+    return -_raised(logits, y)
+
+
+def _rival(logits: Tensor, y: Tensor) -> Tensor:
+    return probability_margin(logits, y) + _raised(logits, y)
+
+
+def _towards(target: Tensor) -> Objective:
+    """Return the objective z_t - z_y for one target class t per image."""
+    return lambda logits, y: (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quick(AttackSpec):
+    """Two short runs on the probability margin, then runs towards the 3 nearest classes, longer ones where it is close.
+
+    A bound from above for development, never a headline.
+    """
+
+    names: ClassVar[Mapping[str, Norm | None]] = {"quick": "linf", "quick-l2": "l2"}
+    order: ClassVar[int] = 7
+    skips_misclassified: ClassVar[bool] = True
+
+    targets: Count = 3
+    """Nearest classes to aim at."""
+    near: Share = 0.3
+    """Share of the clean margin: images that come this close are attacked longer."""
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        return quick(
+            model,
+            x,
+            y,
+            eps=self.radius,
+            norm=self.norm or "linf",
+            targets=self.targets,
+            near=self.near,
+            judge=model.judge if isinstance(model, Counted) else None,
+            noise=lambda run: draws.start(x, self.radius, "uniform", self.norm or "linf", run),
+        )
+
+    def passes(self, num_classes: int) -> int:
+        """Estimated passes of an image that stands and came close."""
+        aims = min(self.targets, num_classes - 1)
+        margins, order = 4 * MARGIN_STEPS, 1 + min(CANDIDATES, num_classes - 1)
+        return 1 + margins + order + aims * 2 * (TARGET_STEPS + LAST_STEPS) + 1

@@ -1,0 +1,163 @@
+"""The cheap tier: golden schedules, the order of the targets, closed forms, and what an image costs."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from taet.attacks import pgd, quick
+from taet.attacks.ball import Norm, lengths, verify
+from taet.attacks.catalogue import parse
+from taet.attacks.counted import Counted
+from taet.attacks.objectives import fooled, probability_margin, target_classes
+from taet.attacks.quick import margin_lengths, margin_objectives
+from taet.attacks.targets import nearest_classes
+from taet.errors import UserError
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "attacks.json").read_text())
+
+
+def golden(key: str) -> tuple[dict[str, Any], dict[str, Any], float]:
+    """Inputs, tensors in float64 where they are lists, what is expected, and the tolerance."""
+    inputs = {
+        name: torch.tensor(value, dtype=torch.int64 if name == "labels" else torch.float64)
+        if isinstance(value, list)
+        else value
+        for name, value in GOLDEN[key]["inputs"].items()
+    }
+    return inputs, GOLDEN[key]["expected"], GOLDEN[key]["tolerance"]
+
+
+def test_the_margin_of_probabilities_is_golden_with_its_gradient() -> None:
+    inputs, expected, tolerance = golden("pma_objective")
+    logits = inputs["logits"].requires_grad_()
+    value = probability_margin(logits, inputs["labels"])
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    assert value.tolist() == pytest.approx(expected["value"], abs=tolerance)
+    torch.testing.assert_close(
+        gradient, torch.tensor(expected["gradient"], dtype=torch.float64), rtol=0, atol=tolerance
+    )
+
+
+def test_step_lengths_are_golden() -> None:
+    inputs, expected, tolerance = golden("pma_steps")
+    eps = float(Fraction(inputs["eps"]))
+    assert [eps * length for length in margin_lengths(inputs["K"])] == pytest.approx(expected["lengths"], abs=tolerance)
+
+
+@pytest.mark.parametrize("run", [0, 1])
+def test_runs_on_the_probability_margin_of_a_linear_model_are_golden(run: int) -> None:
+    inputs, expected, tolerance = golden("pma_linear")
+    eps = float(Fraction(inputs["eps"]))
+    x_adv = pgd(
+        lambda x: x @ inputs["W"].T,
+        inputs["x"],
+        inputs["labels"],
+        eps=eps,
+        steps=inputs["K"],
+        step_size=[eps * length for length in margin_lengths(inputs["K"])],
+        objective=margin_objectives(inputs["K"], run),
+        start="gaussian",  # which is not clipped before the first step
+        start_noise=inputs["start"],
+    )
+    torch.testing.assert_close(x_adv, torch.tensor(expected[f"run{run}"], dtype=torch.float64), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_order_of_the_nearest_classes_is_golden(norm: Norm) -> None:
+    inputs, expected, _ = golden("malt_order")
+
+    def model(x: Tensor) -> Tensor:
+        return torch.tanh(x @ inputs["W1"].T + inputs["b1"]) @ inputs["W2"].T + inputs["b2"]
+
+    found = nearest_classes(model, inputs["x"], inputs["labels"], norm)
+    assert found.tolist() == expected[norm]
+    assert found.tolist() != expected["by_logit"]
+    first = target_classes("nearest", model, inputs["x"], inputs["labels"], None, norm)  # type: ignore[arg-type]
+    assert first.tolist() == [order[0] for order in expected[norm]]
+    few = nearest_classes(model, inputs["x"], inputs["labels"], norm, candidates=2)
+    assert sorted(few[0].tolist()) == sorted(expected["by_logit"][0][:2])
+
+
+def test_a_class_without_a_gradient_is_the_last_target() -> None:
+    weight = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, 2.0]])
+    bias = torch.tensor([1.0, 0.9, -3.0])
+    found = nearest_classes(lambda x: x @ weight.T + bias, torch.full((1, 2), 0.5), torch.tensor([0]))
+    assert found.tolist() == [[2, 1]]
+
+
+def linear(classes: int = 2, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    """A linear classifier of 20 pixels in the middle of the range, so that no ball is cut, and its own labels."""
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(20, classes))
+    model[1].weight.data = torch.randn(classes, 20, generator=generator)
+    x = 0.4 + 0.2 * torch.rand(60, 1, 4, 5, generator=generator)
+    model[1].bias.data = -(model[1].weight.data @ x.flatten(1).mean(0))
+    return model, x, model(x).argmax(1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("classes", [2, 3, 12])
+def test_a_linear_model_falls_where_a_boundary_is_in_the_ball_and_nowhere_else(norm: Norm, classes: int) -> None:
+    model, x, y = linear(classes)
+    with torch.no_grad():
+        logits, weight = model(x), model[1].weight
+        apart = weight[y][:, None] - weight[None]
+        size = apart.abs().sum(2) if norm == "linf" else lengths(apart.flatten(0, 1)).view(len(x), -1)
+        gaps = logits.gather(1, y[:, None]) - logits
+        reach = (gaps / size).masked_fill(torch.nn.functional.one_hot(y, classes).bool(), torch.inf).amin(1)
+    eps = float(reach.median())
+    clear = (reach / eps - 1).abs() > 1e-3
+    x_adv = quick(model, x, y, eps=eps, norm=norm)
+    verify("quick", x_adv, x, eps, norm)
+    assert torch.equal(fooled(model(x_adv), y)[clear], (reach < eps)[clear])
+
+
+class Steep(nn.Module):
+    """Two pixels, two classes, and a boundary that no ball of the tests reaches; every call counts."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.flatten(1).sum(1, keepdim=True)
+        return torch.cat([total + 5, *(k * 0.1 * total.cos() for k in range(self.classes - 1))], 1)
+
+
+@pytest.mark.parametrize(("near", "expected"), [(0.3, 1 + 80 + 1 + 9 + 240), (1.0, 1 + 80 + 1 + 9 + 240 + 600)])
+def test_an_image_that_stands_costs_what_the_page_says(near: float, expected: int) -> None:
+    counted, x = Counted(Steep(10)), torch.full((4, 1, 2, 2), 0.5)
+    y = torch.tensor([0, 0, 0, 3])  # the last one is misclassified and costs its one pass
+    quick(counted, x, y, eps=0.1, near=near)
+    assert counted.passes == 3 * expected + 1
+    assert expected + 1 <= parse("quick").passes(10)
+
+
+def test_an_iterate_that_only_the_search_calls_fooled_does_not_count() -> None:
+    model, x, y = linear()
+
+    def never(x: Tensor) -> Tensor:
+        return nn.functional.one_hot(y[:1].expand(len(x)), 2).float()
+
+    x, y = x[y == y[0]], y[y == y[0]]
+    generous = lambda x: model(x).flip(1)  # noqa: E731
+    x_adv = quick(generous, x, y, eps=0.03, judge=never)
+    assert not bool(fooled(never(x_adv), y).any())
+    verify("quick", x_adv, x, 0.03)
+
+
+def test_lengths_and_objectives_are_one_or_one_per_step() -> None:
+    model, x, y = linear()
+    for settings in ({"step_size": [0.1, 0.1]}, {"objective": [probability_margin] * 4, "step_size": 0.1}):
+        with pytest.raises(UserError, match=r"got [24] for 3 steps; allowed: one, or one per step"):
+            pgd(model, x, y, eps=0.1, steps=3, **settings)  # type: ignore[arg-type]
+    one = pgd(model, x, y, eps=0.1, steps=3, step_size=0.02)
+    each = pgd(model, x, y, eps=0.1, steps=3, step_size=[0.02] * 3)
+    assert torch.equal(one, each)
