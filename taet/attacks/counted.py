@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -45,6 +46,15 @@ class Counted(nn.Module):
         """Return whether any logit or image gradient was not finite since the last call."""
         found, self._unsound = bool(self._unsound), False
         return found
+
+    @contextmanager
+    def seen_as(self, view: nn.Module) -> Iterator[None]:
+        """Inside, `view` answers the attacks."""
+        before, self.view = self.view, view
+        try:
+            yield
+        finally:
+            self.view = before
 
     def measure(self) -> Callable[[], dict[str, NDArray[np.generic]]]:
         """Return a function that gives the seconds and passes since this call, named as in `WORK`."""

@@ -61,6 +61,8 @@ class AttackSpec(ABC):
     """Whether the result of an image does not depend on the other images of its batch."""
     skips_misclassified: ClassVar[bool] = False
     """Whether it does not run on images that are misclassified without an attack."""
+    gradient_free: ClassVar[bool] = False
+    """Whether it uses no gradient, so that sound attacks which do break more images."""
     not_transferable: ClassVar[str] = ""
     """Reason why its examples cannot be transferred to another model; empty if they can."""
 

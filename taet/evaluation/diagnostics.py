@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from taet import metrics
 from taet.attacks.suite import Suite
 from taet.evaluation.card import ResultCard
@@ -46,6 +48,8 @@ AUTOATTACK_GAP = 0.045
 MARGIN_GAP = 0.025
 # Between these 2.5 and 4.7 points: what scaled logits must cost on the few images of the probe.
 LOGIT_SCALE_GAP = 0.04
+# The same for operations that are replaced by differentiable ones.
+REPLACED_GAP = LOGIT_SCALE_GAP
 # The thresholds at which the official AutoAttack warns of Square, of a model that draws numbers, and of zero gradients.
 SQUARE_GAP = 0.002
 REPEAT_DIFFERENCE = 1e-4
@@ -136,11 +140,17 @@ def _one_step(card: ResultCard) -> str | None:
 
 def _convergence(card: ResultCard) -> str | None:
     for norm, usual in CONVERGENCE_GAP.items():
-        pairs = differing([column for column in chains(card) if column.norm == norm], "steps")
-        longer = ((one, other) for one, other in pairs if one.attack.ascent_steps > other.attack.ascent_steps)
-        if pair := strongest(longer, usual):
+        columns = [column for column in chains(card) if column.norm == norm]
+        pairs = [pair for setting in ("steps", "restarts") for pair in differing(columns, setting)]
+        if pair := strongest((pair for pair in pairs if _is_longer(*pair)), usual):
             return f"{_far_below(pair)}: PGD has not converged, so the true robustness is lower"
     return None
+
+
+def _is_longer(one: Column, other: Column) -> bool:
+    """Whether an attack takes more steps or more starts than the other."""
+    work = [(column.attack.ascent_steps, column.parameters.get("restarts", 1)) for column in (one, other)]
+    return work[0] > work[1]
 
 
 def _autoattack(card: ResultCard) -> str | None:
@@ -188,6 +198,17 @@ def _black_box(card: ResultCard) -> str | None:
             return (
                 f"Square, which uses no gradient, broke another {100 * (before - after) / count:.1f} points after the "
                 f"gradient parts of {column.name}: the gradients of this model mislead attacks"
+            )
+    guided = [column for column in asked(card) if column.norm is not None and not column.attack.gradient_free]
+    for column in asked(card):
+        balls = [one.correct for one in guided if same_ball(one, column)]
+        if not column.attack.gradient_free or not balls:
+            continue
+        missed = int((np.logical_and.reduce(balls) & ~column.correct).sum())
+        if exceeds(missed, 0, SQUARE_GAP * len(card.labels)):
+            return (
+                f"{column.name}, which uses no gradient, breaks another {100 * missed / len(card.labels):.1f} points "
+                "that no attack with gradients broke: the gradients of this model mislead attacks"
             )
     return None
 
@@ -278,12 +299,34 @@ def _logit_scale(facts: ModelFacts) -> str | None:
     plain, magnified, images = facts.only_pgd_correct, facts.only_scaled_pgd_correct, facts.images
     if (plain - magnified) / images <= LOGIT_SCALE_GAP or not exceeds(plain, magnified):
         return None
-    return (
-        f"With logits times 10 in its objective PGD-20 leaves {percent(facts.scaled_pgd_correct / images)} % of "
-        f"{images} images correct, otherwise {percent(facts.pgd_correct / images)} %: with logits this small (scaled "
-        "down, or hardly trained) the cross-entropy pushes towards all other classes at once instead of the nearest, "
-        "so PGD's numbers are too high"
+    why = (
+        "with logits this small (scaled down, or hardly trained) the cross-entropy pushes towards all other classes at "
+        "once instead of the nearest"
+        if facts.logit_factor > 1
+        else "with logits this large the cross-entropy and its gradients are rounded to zero"
     )
+    return (
+        f"With logits times {facts.logit_factor:.3g} in its objective PGD-20 leaves "
+        f"{percent(facts.scaled_pgd_correct / images)} % of {images} images correct, otherwise "
+        f"{percent(facts.pgd_correct / images)} %: {why}, so PGD's numbers are too high"
+    )
+
+
+def _replaced(correct: str, only: str, how: str) -> Callable[[ModelFacts], str | None]:
+    """Return what is said where PGD on the model with other gradients beats PGD-20; both name fields of the facts."""
+
+    def says(facts: ModelFacts) -> str | None:
+        left, gained = getattr(facts, correct), getattr(facts, only)
+        lost = facts.pgd_correct - left + gained
+        if not facts.replaced or (lost - gained) / facts.images <= REPLACED_GAP or not exceeds(lost, gained):
+            return None
+        return (
+            f"{how} PGD-20 leaves {percent(left / facts.images)} % of {facts.images} images correct, otherwise "
+            f"{percent(facts.pgd_correct / facts.images)} %: operations in the model stop or distort its gradient, so "
+            "the numbers of attacks that follow it are too high"
+        )
+
+    return says
 
 
 MODEL: tuple[Diagnostic[ModelFacts], ...] = (
@@ -350,6 +393,35 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
         subject="gradients",
     ),
     Diagnostic("logit-scale", _logit_scale, "report AutoAttack"),
+    Diagnostic(
+        "gradient-path-differs",
+        _when(
+            lambda facts: facts.gradient_difference > REPEAT_DIFFERENCE,
+            "The model answers the same images differently when a gradient is asked for (by {gradient_difference:.2g} "
+            "of unit length), so attacks follow the gradient of another model than the one that is judged",
+        ),
+        "let forward not depend on whether gradients are recorded",
+        unless=("randomised", "changes-between-calls"),
+    ),
+    Diagnostic(
+        "straight-through-beats-gradients",
+        _replaced(
+            "straight_pgd_correct",
+            "only_straight_pgd_correct",
+            "With the identity as the derivative of operations that stop the gradient",
+        ),
+        "attack with a differentiable replacement (BPDA)",
+    ),
+    Diagnostic(
+        "soft-beats-hard",
+        _replaced(
+            "smooth_pgd_correct",
+            "only_smooth_pgd_correct",
+            "On the margin of the model with smooth operations in the place of rounding and thresholds",
+        ),
+        "attack with a differentiable replacement (BPDA)",
+        unless=("straight-through-beats-gradients",),
+    ),
 )
 
 

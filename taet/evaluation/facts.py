@@ -8,12 +8,21 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from taet.bounds import Count, ImageCount, check_fields
+from taet.bounds import Count, ImageCount, NonNegative, check_fields
 from taet.errors import UserError
 from taet.evaluation.packing import Whole
 
 Apart = Annotated[float, Ge(0), Le(2.001)]
 """A distance between two vectors of unit length, rounded."""
+
+
+LOGIT_FACTOR = 10.0
+"""Of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap that logits are scaled to."""
+
+
+def logit_factor(gap: float) -> float:
+    """Return the factor that brings the median distance of the two largest logits to 10; 10 if there is none."""
+    return LOGIT_FACTOR / gap if gap > 0 else LOGIT_FACTOR
 
 
 @dataclass(frozen=True)
@@ -41,9 +50,29 @@ class ModelFacts:
     """When the image is in another batch."""
     pgd_correct: Whole = 0
     scaled_pgd_correct: Whole = 0
-    """The same, with the logits times 10 in the objective."""
+    """The same, with the logits times 10 / `logit_gap` in the objective."""
     only_pgd_correct: Whole = 0
     only_scaled_pgd_correct: Whole = 0
+    logit_gap: NonNegative = 0.0
+    """Median distance between the two largest logits; 0 where it is none: then, as in older cards, the factor is 10."""
+    gradient_difference: Apart = 0.0
+    """When a gradient is asked for."""
+    sites: Whole = 0
+    """Kinds of operations that stop or distort the gradient (`taet.attacks.differentiable`)."""
+    replaced: Whole = 0
+    """Those of them that were replaced; without any, the next four are 0."""
+    straight_pgd_correct: Whole = 0
+    """As `scaled_pgd_correct`, with the identity as their derivative."""
+    only_straight_pgd_correct: Whole = 0
+    """Images that this leaves correct and PGD-20 does not."""
+    smooth_pgd_correct: Whole = 0
+    """The same on the margin of the model with smooth operations in their place."""
+    only_smooth_pgd_correct: Whole = 0
+
+    @property
+    def logit_factor(self) -> float:
+        """Factor of the logits in the scaled objective."""
+        return logit_factor(self.logit_gap)
 
 
 def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import fields
 
 import numpy as np
@@ -11,18 +12,18 @@ import torch
 from torch import Tensor
 
 from taet.attacks import pgd
+from taet.attacks.differentiable import Replaced, Replacement
 from taet.attacks.draws import Draws
-from taet.attacks.objectives import scaled
+from taet.attacks.objectives import Objective, margin, scaled
 from taet.attacks.progress import ticking
 from taet.attacks.units import Arrays, run_units
 from taet.evaluation import trial
-from taet.evaluation.facts import ModelFacts
+from taet.evaluation.facts import ModelFacts, logit_factor
 from taet.evaluation.runner import Runner
 from taet.losses.long_tail import cross_entropy
 
 STEPS = 20
 STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and REAT papers' PGD-20
-LOGIT_FACTOR = 10.0  # of REAT's adaptive attack, which showed that RoBal masks gradients
 
 
 def count(runner: Runner) -> int:
@@ -31,8 +32,9 @@ def count(runner: Runner) -> int:
 
 
 def passes(runner: Runner) -> int:
-    """Return the passes of an image that `probe` takes: two PGD and three forward passes beside the trial's."""
-    return count(runner) * (trial.PASSES + 3 + 2 * (2 * STEPS + 1))
+    """Return the passes that `probe` takes: three forward passes beside the trial's, and two or four PGD."""
+    chains = 4 if any(runner.sites.values()) else 2
+    return count(runner) * (trial.PASSES + 3 + chains * (2 * STEPS + 1))
 
 
 def is_of(facts: Mapping[str, int | float], seed: int) -> bool:
@@ -53,8 +55,9 @@ def probe(
         batch; distributions: images whose logits are at least 0 and sum to 1; clean_correct; zero_gradients:
         correctly classified images at which the gradient of the cross-entropy is exactly zero; nonfinite_gradients:
         images with a logit or gradient that is not finite, there or at a step of PGD; pgd_correct: images that
-        PGD-20 (step eps / 8, uniform start) leaves correct; scaled_pgd_correct: the same with the logits times 10 in
-        the objective; only_pgd_correct and only_scaled_pgd_correct: images that only one leaves correct.
+        PGD-20 (step eps / 8, uniform start) leaves correct; scaled_pgd_correct: the same with the logits in the
+        objective multiplied so that the median distance of the two largest is 10; only_pgd_correct and
+        only_scaled_pgd_correct: images that only one leaves correct; and the other fields of `ModelFacts`.
     """
     units = runner.keep(state_dir, "probe", [eps, count(runner), runner.seed])
 
@@ -81,14 +84,20 @@ def _measure(runner: Runner, eps: float, progress: Callable[[float], None]) -> d
         again, divided = first.repeat_difference(), first.batch_difference()
         watch = _Watch(runner.model, first.nonfinite)
 
-        def survives(factor: float) -> Tensor:
-            objective = scaled(cross_entropy, factor)
-            step = STEP_SHARE * eps
-            x_adv = pgd(watch, x, y, eps=eps, steps=STEPS, step_size=step, start_noise=noise, objective=objective)
+        def survives(objective: Objective, replacement: Replacement | None = None) -> Tensor:
+            step, network = STEP_SHARE * eps, runner.model.model
+            seen = nullcontext() if replacement is None else runner.model.seen_as(Replaced(network, replacement))
+            with seen:
+                x_adv = pgd(watch, x, y, eps=eps, steps=STEPS, step_size=step, start_noise=noise, objective=objective)
             with torch.no_grad():
                 return watch(x_adv).max(1).indices == y
 
-        plain, magnified = survives(1.0), survives(LOGIT_FACTOR)
+        gap = first.gap()
+        steep = scaled(cross_entropy, logit_factor(gap))
+        plain, magnified = survives(cross_entropy), survives(steep)
+        straight = smooth = torch.zeros_like(plain)
+        if replaced := sum(map(bool, runner.sites.values())):
+            straight, smooth = survives(steep, "straight-through"), survives(margin, "smooth")
         later = first.repeat_difference()
     masks = {
         "distributions": first.distributions,
@@ -99,6 +108,10 @@ def _measure(runner: Runner, eps: float, progress: Callable[[float], None]) -> d
         "scaled_pgd_correct": magnified,
         "only_pgd_correct": plain & ~magnified,
         "only_scaled_pgd_correct": magnified & ~plain,
+        "straight_pgd_correct": straight,
+        "only_straight_pgd_correct": straight & ~plain,
+        "smooth_pgd_correct": smooth,
+        "only_smooth_pgd_correct": smooth & ~plain,
     }
     return {
         "images": len(rows),
@@ -106,6 +119,10 @@ def _measure(runner: Runner, eps: float, progress: Callable[[float], None]) -> d
         "repeat_difference": again,
         "later_difference": later,
         "batch_difference": divided,
+        "gradient_difference": first.gradient_difference(),
+        "logit_gap": gap,
+        "sites": len(runner.sites),
+        "replaced": replaced,
         **{name: int(mask.sum()) for name, mask in masks.items()},
     }
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taet import metrics
+from taet.attacks import differentiable
 from taet.attacks.ball import distance, frozen, verify
 from taet.attacks.counted import WORK, Counted
 from taet.attacks.draws import Draws
@@ -131,6 +132,13 @@ class Runner:
     def pairs(self) -> bool:
         """Whether ROC-AUC of every pair of classes is kept; with very many classes it would fill the card."""
         return self.num_classes <= metrics.PAIRED_CLASSES
+
+    @cached_property
+    def sites(self) -> dict[str, int]:
+        """Operations of the model that stop or distort its gradient, as `taet.attacks.differentiable.find` tells."""
+        x, _ = self.batch(np.arange(min(FINGERPRINT, len(self.labels))))
+        with self.still():
+            return differentiable.find(self.model.model, x)
 
     @cached_property
     def identity(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class Trial:
     """(N, classes), without a graph."""
     gradient: Tensor
     """Of the cross-entropy of each image, in the shape of x."""
+    traced: Tensor
+    """The logits of the call that the gradient is of, without a graph."""
 
     @property
     def correct(self) -> Tensor:
@@ -68,6 +71,16 @@ class Trial:
         """Repeat the forward pass and return the `difference` of the logits."""
         return difference(answer(self.model, self.x), self.logits)
 
+    def gradient_difference(self) -> float:
+        """Return the `difference` of the logits with and without a gradient."""
+        return difference(self.traced, self.logits)
+
+    def gap(self) -> float:
+        """Return the median distance between the two largest logits of an image; 0 if it is not finite."""
+        largest = self.logits.topk(2).values
+        gap = float((largest[:, 0] - largest[:, 1]).median())
+        return gap if math.isfinite(gap) else 0.0
+
     def batch_difference(self) -> float:
         """Repeat the forward pass in two halves and return the `difference` of the logits.
 
@@ -81,7 +94,8 @@ class Trial:
 
 def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
     """Return the logits of x (N, C, H, W) and the gradient of their cross-entropy with y (N,)."""
-    return Trial(model, x, y, answer(model, x), input_gradient(model, x, y))
+    logits = answer(model, x)
+    return Trial(model, x, y, logits, *_traced(model, x, y))
 
 
 def answer(model: Counted, x: Tensor) -> Tensor:
@@ -93,15 +107,21 @@ def answer(model: Counted, x: Tensor) -> Tensor:
 
 def input_gradient(model: Counted, x: Tensor, y: Tensor) -> Tensor:
     """Return the gradient of the cross-entropy at each image; if there is none, or the model fails, a `UserError`."""
+    return _traced(model, x, y)[0]
+
+
+def _traced(model: Counted, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the cross-entropy at each image, and the logits."""
     leaf, gradient = x.clone().requires_grad_(), None
     with user_errors(_on(x)):
-        loss = cross_entropy(model(leaf), y).sum()
+        logits = model(leaf)
+        loss = cross_entropy(logits, y).sum()
         if loss.requires_grad:
             (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
     if gradient is None:
         why = "is there a detach, no_grad or argmax in forward?"
         raise UserError(f"model: no gradient reaches the image, so no attack can follow one; {why}")
-    return gradient
+    return gradient, logits.detach()
 
 
 @contextmanager

@@ -73,6 +73,7 @@ def raised(accuracies: dict[str, float]) -> set[str]:
         {"clean": 0.8, "pgd-20": 0.5, "pgd-20:eps=4/255": 0.65, "pgd-20:eps=16/255": 0.2, "pgd-20:eps=1": 0.01},
         {"deepfool": 0.01, "cw-l2": 0.0, "cw-l2:eps=1": 0.6},
         {"pgd-20": 0.5, "pgd-20@other": 0.75},
+        {"pgd-20": 0.5, "pgd-20:restarts=5": 0.49, "random-noise": 0.8, "square": 0.495},
     ],
 )
 def test_a_sound_evaluation_raises_nothing(accuracies: dict[str, float]) -> None:
@@ -84,6 +85,9 @@ def test_a_sound_evaluation_raises_nothing(accuracies: dict[str, float]) -> None
     [
         ({"fgsm": 0.45, "pgd-20": 0.5}, "one-step-beats-many-step"),
         ({"pgd-100": 0.45, "pgd-20": 0.5}, "pgd-not-converged"),
+        ({"pgd-20:restarts=5": 0.45, "pgd-20": 0.5}, "pgd-not-converged"),
+        ({"square": 0.45, "pgd-20": 0.5, "cw-linf-20": 0.48}, "black-box-beats-gradients"),
+        ({"random-noise": 0.48, "pgd-20": 0.5}, "black-box-beats-gradients"),
         ({"pgd-l2-100": 0.35, "pgd-l2-20": 0.4}, "pgd-not-converged"),
         ({"autoattack": 0.42, "pgd-20": 0.5}, "autoattack-far-below-pgd"),
         ({"autoattack-fast": 0.42, "pgd-100": 0.5}, "autoattack-far-below-pgd"),
@@ -108,6 +112,8 @@ def test_what_no_sound_evaluation_shows_is_named(accuracies: dict[str, float], f
     [
         {"fgsm": 0.4985, "pgd-20": 0.5},  # two images
         {"fgsm": 0.4, "pgd-l2-20": 0.5},  # another ball
+        {"square": 0.3, "pgd-l2-20": 0.5},
+        {"pgd-20": 0.45, "pgd-20:restarts=5": 0.5},  # by chance or by luck, but no sign of a short attack
         {"fgsm": 0.4, "pgd-20:eps=4/255": 0.5},
         {"pgd-20:eps=16/255": 0.2, "pgd-100": 0.5},
         {"pgd-l2-100": 0.3, "pgd-20": 0.5},
@@ -226,6 +232,20 @@ SOUND = {
     ("change", "expected"),
     [
         ({}, set()),
+        ({"gradient_difference": 1.1e-4}, {"gradient-path-differs"}),
+        ({"gradient_difference": 1.0, "repeat_difference": 1.0}, {"randomised"}),
+        ({"replaced": 1, "straight_pgd_correct": 90, "smooth_pgd_correct": 90}, set()),
+        (
+            {"replaced": 1, "straight_pgd_correct": 89, "smooth_pgd_correct": 100},
+            {"straight-through-beats-gradients"},
+        ),
+        (
+            {"replaced": 1, "straight_pgd_correct": 89, "only_straight_pgd_correct": 20, "smooth_pgd_correct": 100},
+            set(),
+        ),
+        ({"replaced": 1, "straight_pgd_correct": 100, "smooth_pgd_correct": 89}, {"soft-beats-hard"}),
+        ({"replaced": 1}, {"straight-through-beats-gradients"}),  # the soft one adds nothing
+        ({"replaced": 0, "straight_pgd_correct": 0}, set()),
         ({"repeat_difference": 1.1e-4}, {"randomised"}),
         ({"repeat_difference": 0.1, "later_difference": 0.1, "batch_difference": 0.1}, {"randomised"}),
         ({"later_difference": 1.1e-4}, {"changes-between-calls"}),

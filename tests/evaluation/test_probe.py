@@ -60,9 +60,12 @@ def test_the_facts_are_those_of_a_sample_of_the_images(task: Task, evaluated: Ev
         x_adv = pgd(model, x, y, eps=EPS, steps=20, step_size=EPS / 8, start_noise=start, objective=objective)
         return model(x_adv).argmax(1) == y
 
-    plain, scaled = survives(1), survives(10)
+    largest = model(x).detach().topk(2).values
+    gap = float((largest[:, 0] - largest[:, 1]).median())
+    plain, scaled = survives(1), survives(10 / gap)
     facts = evaluated("fgsm", eps=EPS, batch_size=20).probe
     assert facts.pop("batch_difference") < 1e-5
+    assert facts.pop("logit_gap") == pytest.approx(gap, rel=1e-5)
     assert facts == {
         "images": 20,
         "seed": 0,
@@ -76,6 +79,13 @@ def test_the_facts_are_those_of_a_sample_of_the_images(task: Task, evaluated: Ev
         "scaled_pgd_correct": int(scaled.sum()),
         "only_pgd_correct": int((plain & ~scaled).sum()),
         "only_scaled_pgd_correct": int((scaled & ~plain).sum()),
+        "gradient_difference": 0,
+        "sites": 0,
+        "replaced": 0,
+        "straight_pgd_correct": 0,
+        "only_straight_pgd_correct": 0,
+        "smooth_pgd_correct": 0,
+        "only_smooth_pgd_correct": 0,
     }
     assert 0 < facts["pgd_correct"] < facts["clean_correct"]
     assert all(type(value) in (int, float) for value in facts.values())

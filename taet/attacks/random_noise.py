@@ -1,0 +1,62 @@
+"""Random noise in the ball: the weakest attack, which needs neither gradients nor logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from taet.attacks.ball import Norm, check_images, choose, frozen, project
+from taet.attacks.draws import Draws
+from taet.attacks.objectives import fooled
+from taet.attacks.spec import AttackSpec, Model
+from taet.bounds import Count
+
+NAMES = {
+    "random-noise": "random images in the L-infinity ball: sound attacks break more (Carlini et al. 2019); one pass "
+    "per try, 100 tries",
+}
+
+
+def random_noise(
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, *, eps: float, noises: Iterable[Tensor]
+) -> Tensor:
+    """Return x plus the first of the noises, each in the shape of x, that fools the model, else plus the last.
+
+    The sum is projected into the L-infinity ball of radius eps and into [0, 1]. Only the predicted class is used.
+
+    Raises:
+        UserError: images that are not floating point in [0, 1].
+
+    Source: Carlini et al., "On evaluating adversarial robustness", 2019, arXiv:1902.06705, section 5.2.
+    """
+    check_images(x)
+    x_adv, found = x, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    with torch.no_grad(), frozen(model):
+        for noise in noises:
+            tried = project(x + noise, x, eps)
+            x_adv = choose(found, x_adv, tried)
+            found = found | fooled(model(tried), y)
+    return x_adv
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomNoise(AttackSpec):
+    """Noise from U(-eps, eps), drawn per image and try; the first that is misclassified counts."""
+
+    names: ClassVar[Mapping[str, Norm | None]] = {"random-noise": "linf"}
+    order: ClassVar[int] = 0
+    gradient_free: ClassVar[bool] = True
+
+    tries: Count = 100
+    """Number of draws."""
+
+    def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        noises = (draws.start(x, self.radius, restart=number) for number in range(self.tries))
+        return random_noise(model, x, y, eps=self.radius, noises=noises)
+
+    def passes(self, num_classes: int) -> int:
+        return self.tries + 1

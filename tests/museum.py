@@ -1,0 +1,240 @@
+"""A museum of broken defences: models that fool an attack, each with the attack that breaks it and the flag it raises.
+
+Each is made from one small network on scikit-learn's digits (8 x 8, 64-96-10, ReLU), trained on examples of PGD-5 with
+eps 0.05, so that the gap is the defence's and not the network's. `taet audit` and the tests look at all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taet.attacks import pgd
+
+EPS, TRAIN_EPS = 0.1, 0.05
+TRAIN, TEST = 1297, 300
+HIDDEN, CLASSES = 96, 10
+STEPS = 300
+
+
+@functools.cache
+def digits() -> tuple[Tensor, Tensor]:
+    """All images (1797, 1, 8, 8) in [0, 1] with their labels, in one random order."""
+    data = load_digits()
+    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
+    return torch.from_numpy(data.images / 16).float()[order, None], torch.from_numpy(data.target).long()[order]
+
+
+def tested() -> tuple[Tensor, Tensor]:
+    """The images that a defence is tried on."""
+    x, y = digits()
+    return x[TRAIN : TRAIN + TEST], y[TRAIN : TRAIN + TEST]
+
+
+class Network(nn.Module):
+    """Two layers with something between them and around them, by default nothing."""
+
+    def __init__(self, width: int = CLASSES) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, HIDDEN), nn.Linear(HIDDEN, width)
+
+    def hidden(self, h: Tensor) -> Tensor:
+        """What becomes of the first layer's outputs."""
+        return h.relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.hidden(self.first(x.flatten(1))))
+        return logits
+
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def adversarial(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The loss of plain adversarial training."""
+    x_adv = pgd(model, x, y, eps=TRAIN_EPS, steps=5, step_size=TRAIN_EPS / 4)
+    return functional.cross_entropy(model(x_adv), y)
+
+
+def fitted(model: nn.Module, loss: Loss, seed: int = 0) -> nn.Module:
+    """Train a model on the training images."""
+    x, y = digits()
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(STEPS):
+        rows = torch.randint(0, TRAIN, (128,), generator=generator)
+        optimizer.zero_grad()
+        loss(model, x[rows], y[rows]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    """Build a model with weights drawn from a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
+
+
+@functools.cache
+def base(seed: int = 0) -> nn.Module:
+    """The network without a defence."""
+    return fitted(seeded(Network, seed), adversarial, seed)
+
+
+@functools.cache
+def standard() -> nn.Module:
+    """The same network trained on clean images."""
+    return fitted(seeded(Network), lambda model, x, y: functional.cross_entropy(model(x), y))
+
+
+def with_weights(model: nn.Module, source: nn.Module) -> nn.Module:
+    """Give a defence the weights of a trained network."""
+    model.load_state_dict(source.state_dict(), strict=False)
+    return model.eval()
+
+
+class Stepped(Network):
+    """Rounds the first layer's outputs to a grid around their means: a dead zone, and steps beyond it."""
+
+    width: Tensor
+    middle: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("middle", torch.zeros(HIDDEN))
+        self.register_buffer("width", torch.ones(HIDDEN))
+
+    def hidden(self, h: Tensor) -> Tensor:
+        return (self.middle + self.width * ((h - self.middle) / self.width).round()).relu()
+
+
+def stepped() -> nn.Module:
+    """Activations on a grid of half a standard deviation, in the place of MeanSparse."""
+    model = with_weights(Stepped(), base())
+    assert isinstance(model, Stepped)
+    with torch.no_grad():
+        h = model.first(digits()[0][:TRAIN].flatten(1))
+        model.middle.copy_(h.mean(0))
+        model.width.copy_(0.5 * h.std(0))
+    return model
+
+
+@functools.cache
+def dummies() -> nn.Module:
+    """A dummy class for every class, which adversarial examples are trained into (DUCAT): 20 logits."""
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        x_adv = pgd(model, x, y, eps=TRAIN_EPS, steps=5, step_size=TRAIN_EPS / 4)
+        return functional.cross_entropy(model(x), y) + functional.cross_entropy(model(x_adv), CLASSES + y)
+
+    return fitted(seeded(lambda: Network(2 * CLASSES)), loss)
+
+
+class Stochastic(Network):
+    """Keeps each hidden unit with probability 1/4, drawn at every call."""
+
+    def hidden(self, h: Tensor) -> Tensor:
+        return 4 * h.relu() * torch.bernoulli(torch.full_like(h, 0.25))
+
+
+class Scaled(Network):
+    """A factor on the logits."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * super().forward(x)
+
+
+class Quantised(Network):
+    """Seven grey levels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((6 * x).round() / 6)
+
+
+class Thresholded(Network):
+    """Black and white: what is brighter than the middle."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x > 0.5).float())
+
+
+class Winners(nn.Module):
+    """Passes the largest of the units."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * (h >= h.topk(self.count).values[:, -1:])
+
+
+class KWinners(Network):
+    """The 6 largest of the 96 hidden units pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.winners = Winners(6)
+
+    def hidden(self, h: Tensor) -> Tensor:
+        passed: Tensor = self.winners(h)
+        return passed
+
+
+@functools.cache
+def k_winners() -> nn.Module:
+    """Trained with the winners."""
+    return fitted(seeded(KWinners), adversarial)
+
+
+class BatchStatistics(Network):
+    """Normalises the first layer's outputs by the statistics of the batch, also in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(HIDDEN, track_running_stats=False)
+
+    def hidden(self, h: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(h)
+        return normalised.relu()
+
+
+@functools.cache
+def batch_statistics() -> nn.Module:
+    """Trained with them."""
+    return fitted(seeded(BatchStatistics), adversarial)
+
+
+def large_logits() -> nn.Module:
+    """Logits times 1000, for which the cross-entropy is rounded to 0."""
+    return with_weights(Scaled(1000.0), base())
+
+
+def flat_softmax() -> nn.Module:
+    """Logits over 100, as label smoothing, HE and RoBal at scale 1 give them."""
+    return with_weights(Scaled(0.01), base())
+
+
+def quantised() -> nn.Module:
+    """The network on images of seven grey levels."""
+    return with_weights(Quantised(), base())
+
+
+def thresholded() -> nn.Module:
+    """The network on black and white images."""
+    return with_weights(Thresholded(), base())
+
+
+def stochastic() -> nn.Module:
+    """The network with a quarter of its hidden units, drawn at every call."""
+    return with_weights(Stochastic(), base())
