@@ -138,13 +138,15 @@ def table(folder: Path, wanted: Sequence[str] = (), variants: bool = True) -> st
     best = [max(mean(row[column]) for row in values.values()) for column in range(len(columns))]
     place = attacks.index(hardest)
     values = dict(sorted(values.items(), key=lambda row: -mean(row[1][place])))
-    heads = [*(head for head, _, _ in columns), *(["n"] if seeds else []), "cost, AT = 1"]
+    saw = {name: cards[0].data.get("extra", {}).get("saw_removed_tail", "–") for name, cards in rows.items()}
+    mixed = ["saw the removed tail"] if {*saw.values()} != {"–"} else []
+    heads = [*(head for head, _, _ in columns), *(["n"] if seeds else []), *mixed, "cost, AT = 1"]
     left = {name: deviations(rows[name]) for name in values}
     notes = list(dict.fromkeys(text for texts in left.values() for text in texts))
     lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, row in values.items():
         cells = [cell(seen, mean(seen) == top) for seen, top in zip(row, best, strict=True)]
-        cells += [*([str(len(rows[name]))] if seeds else []), cost(rows[name][0])]
+        cells += [*([str(len(rows[name]))] if seeds else []), *(saw[name] for _ in mixed), cost(rows[name][0])]
         marks = ", ".join(str(1 + notes.index(text)) for text in left[name])
         label = f"{name}<sup>{marks}</sup>" if marks else name
         lines.append(f"| {label} | " + " | ".join(cells) + " |")

@@ -49,6 +49,10 @@ def _are_rising_shares(values: tuple[float, ...]) -> bool:
     return list(values) == sorted(values) and all(0 < value <= 1 for value in values)
 
 
+EXTRA_KINDS = ("folder:", "csv:", "npz:")
+EXTRA_COPIES = "copies"
+
+
 @dataclass(frozen=True)
 class Data(Settings):
     """Which images, and how they are made long-tailed."""
@@ -85,6 +89,44 @@ class Data(Settings):
     storage: Literal["auto", "memory", "disk"] = "auto"
     """Where images are kept during a run: in memory, or in a file that is built once and read batch by batch. auto: on
     disk if they would need more than a quarter of the memory. Results are the same."""
+    extra: str | None = None
+    """Extra training images, real or generated: folder:PATH of class folders, csv:PATH, npz:PATH with images and
+    labels, or `copies` of the training images, the control. Never validated or tested on."""
+    extra_fraction: Annotated[PartialShare, Called("data extra fraction")] = 0.7
+    """Share of every batch that is extra images, rounded down; 0: none."""
+    extra_classes: Literal["prior", "uniform", "inverse"] = "prior"
+    """Classes of extra images: as the real ones, all equally often, or so that the batch is as even as possible."""
+    extra_source: str | None = None
+    """What made the extra images and from what, in a sentence; required, and printed with every result."""
+    extra_trained_on: Literal["this-set", "balanced-original", "other"] = "other"
+    """What the generator of the extra images has seen: this long-tailed training set, the balanced set that it was cut
+    from, or something else. Tables say by it whether a run saw the removed tail: no, yes, or unknown."""
+    extra_labels: Literal["given", "pseudo"] = "given"
+    """Where the labels of the extra images are from: given with them, or predicted by a model."""
+    extra_filter: Annotated[float, Gt(0), Le(1), Called("data extra filter")] = 1.0
+    """Share of the extra images of each class that is kept: those whose label a model of yours finds most likely."""
+    extra_filter_model: str | None = None
+    """Folder of the run whose model does that; it must have been trained on the same training images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name.startswith("extra_")}
+        changed = [name for name, value in own.items() if value != getattr(type(self), name)]
+        if self.extra is None:
+            for name in changed:
+                raise UserError(f"data {name.replace('_', ' ')}: got {own[name]}; allowed: with data extra only")
+            return
+        kind, colon, path = self.extra.partition(":")
+        if self.extra != EXTRA_COPIES and not (kind + colon in EXTRA_KINDS and path):
+            raise UserError(f"data extra: got '{self.extra}'; allowed: {', '.join(EXTRA_KINDS)} with a path, or copies")
+        if self.extra == EXTRA_COPIES:
+            for name in set(changed) - {"extra_fraction", "extra_classes"}:
+                raise UserError(f"data {name.replace('_', ' ')}: got {own[name]}; allowed: with other data than copies")
+        elif not (self.extra_source or "").strip():
+            why = "a sentence that says what made the images and from what"
+            raise UserError(f"data extra: got '{self.extra}' without a source; add --data.extra-source, {why}")
+        if (self.extra_filter < 1) != (self.extra_filter_model is not None):
+            raise UserError("data extra filter: got one of share and model; allowed: both, e.g. 0.5 and runs/standard")
 
 
 @dataclass(frozen=True)

@@ -222,6 +222,7 @@ def introduction(trainer: Trainer, decided: Mapping[str, Decision]) -> str:
         f"{dataset.name}: {images} images of {dataset.num_classes} classes, {counts[most]:,} {spread} to train on",
         *(f"  {note}" for note in dataset.notes),
     ]
+    lines += [] if trainer.extra is None else [f"  {text}" for text in trainer.description("").deviations[-1:]]
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     _, height, width = dataset.image_shape
     epochs = f"{run.training.epochs} epoch{'' if run.training.epochs == 1 else 's'}"

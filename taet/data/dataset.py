@@ -275,7 +275,7 @@ def to_labels(arrays: Arrays, class_names: Sequence[str] | None = None, group: s
     With `group`, train_`group` and so on, where they are there, number or name what images have in common.
     """
     keys = {part: f"{key}_labels" for part, key in PARTS.items() if f"{key}_labels" in arrays}
-    found = {part: _checked_labels(key, arrays[key]) for part, key in keys.items()}
+    found = {part: checked_labels(key, arrays[key]) for part, key in keys.items()}
     names = _checked_names(found["train"], arrays, class_names)
     for part, labels in found.items():
         if labels.max() >= len(names):
@@ -296,7 +296,7 @@ def to_dataset(
     splits: dict[str, Split] = {}
     for part, labels in to_labels(arrays, class_names, group).items():
         key = f"{PARTS[part]}_images"
-        images = _checked_images(key, arrays[key])
+        images = checked_images(key, arrays[key])
         if len(images) != len(labels):
             raise UserError(f"{key} and {PARTS[part]}_labels: got {len(images)} images but {len(labels)} labels")
         splits[part] = Split(images, labels.labels, labels.class_names, np.arange(len(labels)), labels.groups)
@@ -320,7 +320,8 @@ def _groups(labels: Mapping[str, NDArray[np.int64]], arrays: Arrays, group: str)
     return dict(zip(found, np.split(numbers.astype(np.int64), ends), strict=True))
 
 
-def _checked_images(what: str, images: ArrayLike | Stored) -> Images:
+def checked_images(what: str, images: ArrayLike | Stored) -> Images:
+    """Return images as uint8 (N,H,W,C), copied only where they must be; anything else is a `UserError`."""
     array = images if isinstance(images, Stored) else np.asarray(images)
     if array.dtype != np.uint8:
         raise UserError(f"{what}: got {_kind(array)}; allowed: uint8, pixel values 0 to 255")
@@ -335,7 +336,7 @@ def _checked_images(what: str, images: ArrayLike | Stored) -> Images:
     return array if array.ndim == 4 else array[..., np.newaxis]
 
 
-def _checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
+def checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
     """Return labels (N,) or (N,1) as int64 (N,); anything but whole numbers from 0 is a `UserError`."""
     array = np.asarray(labels)
     if array.dtype.kind not in "iu":

@@ -19,7 +19,7 @@ SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid",
 GROUP = "folder"
 
 
-def _class_folders(folder: Path, least: int, left_out: Counter[str]) -> dict[str, list[Path]]:
+def class_files(folder: Path, least: int, left_out: Counter[str]) -> dict[str, list[Path]]:
     """Return the image files of each of `least` or more class folders, in alphabetical order; count the other files."""
     classes: dict[str, list[Path]] = {}
     for child in sorted(folder.iterdir()):
@@ -72,8 +72,7 @@ def listing(data: Data) -> Listing:
         raise UserError(f"data group: got '{data.group}'; allowed of a folder: {allowed}")
     folders, left_out = _split_folders(path), Counter[str]()
     classes = {  # what is not trained on may lack classes
-        split: _class_folders(folder, 2 if split in ("all", "train") else 1, left_out)
-        for split, folder in folders.items()
+        split: class_files(folder, 2 if split in ("all", "train") else 1, left_out) for split, folder in folders.items()
     }
     names = tuple(next(iter(classes.values())))
     for split, found in classes.items():

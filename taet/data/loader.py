@@ -13,6 +13,8 @@ from torch import Tensor
 from taet.data.ahead import ahead
 from taet.data.augmentation import crop_flip, to_unit
 from taet.data.dataset import Split
+from taet.data.extra import Extra
+from taet.data.mixture import Mixture
 from taet.data.policies import POLICIES, PolicyBatch, apply_all
 from taet.data.store import Images, Stored
 from taet.distributed import share
@@ -45,19 +47,65 @@ def class_balanced(labels: Tensor, draws: torch.Generator) -> Tensor:
     return grouped[first[drawn] + place.long()]
 
 
-def fits(images: Images, device: torch.device) -> TypeGuard[NDArray[np.uint8]]:
+def joined(first: Images, second: Images) -> Images | Joined:
+    """Return both sets of images, one behind the other, in memory if both are."""
+    if isinstance(first, Stored) or isinstance(second, Stored):
+        return Joined(first, second)
+    return np.concatenate([first, second])
+
+
+def fits(images: Images | Joined, device: torch.device) -> TypeGuard[NDArray[np.uint8]]:
     """Whether all `images` are kept on the device: on a GPU, if they take at most half of its free memory."""
-    if isinstance(images, Stored):
+    if not isinstance(images, np.ndarray):
         return False
     return device.type != "cuda" or 2 * images.nbytes <= torch.cuda.mem_get_info(device)[0]
 
 
-def batch_bounds(images: int, batch_size: int) -> list[tuple[int, int]]:
-    """Return where the batches of an epoch begin and end; a single image left over joins the batch before it."""
+def batch_bounds(images: int, batch_size: int, mixed: bool = False) -> list[tuple[int, int]]:
+    """Return where the batches of an epoch begin and end; a single image left over joins the batch before it.
+
+    Batches with extra images, `mixed`, are all whole.
+    """
+    if mixed:
+        return [(first, first + batch_size) for first in range(0, images, batch_size)]
     ends = list(range(batch_size, images, batch_size))
     if ends and images - ends[-1] == 1:
         ends.pop()
     return list(zip([0, *ends], [*ends, images], strict=True))
+
+
+class Joined:
+    """The images of a split and extra ones behind them, read by position; neither is copied."""
+
+    def __init__(self, first: Images, second: Images) -> None:
+        self.parts = first, second
+        self.shape = (len(first) + len(second), *first.shape[1:])
+        self.nbytes = first.nbytes + second.nbytes
+
+    def __getitem__(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+        found = np.empty((len(positions), *self.shape[1:]), np.uint8)
+        own = positions < len(self.parts[0])
+        found[own], found[~own] = self.parts[0][positions[own]], self.parts[1][positions[~own] - len(self.parts[0])]
+        return found
+
+
+class Supply:
+    """The extra images of every batch, drawn with replacement: a class by its probability, then an image of it."""
+
+    def __init__(self, labels: Tensor, first: int, mixture: Mixture) -> None:
+        """Take the labels (M,) of the extra images, the first of which has the position `first`."""
+        counts = labels.bincount(minlength=len(mixture.draw))
+        self.places = labels.argsort(stable=True) + first
+        self.counts, self.begins = counts, counts.cumsum(0) - counts
+        self.bounds = torch.tensor(mixture.draw, dtype=torch.float64).cumsum(0)
+        self.mixture = mixture
+
+    def draw(self, steps: int, draws: torch.Generator) -> Tensor:
+        """Return the positions of the extra images of `steps` batches, (steps, k)."""
+        size = steps, self.mixture.extra
+        of_class, of_image = torch.rand(2, *size, generator=draws, dtype=torch.float64)
+        chosen = torch.searchsorted(self.bounds / self.bounds[-1], of_class, right=True)
+        return self.places[self.begins[chosen] + (of_image * self.counts[chosen]).long()]
 
 
 class Loader:
@@ -76,6 +124,9 @@ class Loader:
     `workers` processes apply the policy of `augment` in advance, if it is one (see `taet.data.policies`); the batches
     do not depend on their number. Python starts them by importing the user's script, whose own work must therefore be
     below `if __name__ == "__main__":`.
+
+    With `extra` images every batch is whole: the `mixture` says how many of them are extra and of which classes, and
+    the others go through the split in one random order after the other, an epoch through a part of it.
     """
 
     def __init__(
@@ -92,25 +143,39 @@ class Loader:
         workers: int = 0,
         part: int = 0,
         parts: int = 1,
+        extra: Extra | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         self.device = device
         place = torch.device("cpu") if augment in POLICIES else device  # a policy works on the CPU
-        self.images: Tensor | Images = split.images
-        if fits(split.images, place):
-            self.images = torch.from_numpy(split.images).to(place)
-        self.labels = torch.from_numpy(split.labels).to(device)
+        images: Images | Joined = split.images
+        labels, self.real, self.supply = torch.from_numpy(split.labels), len(split), None
+        if extra is not None and mixture is not None:
+            added = torch.from_numpy(extra.split.labels)
+            self.supply = Supply(added, 0 if extra.copies else self.real, mixture)
+            if not extra.copies:
+                images, labels = joined(split.images, extra.split.images), torch.cat([labels, added])
+        self.images: Tensor | Images | Joined = images
+        if fits(images, place):
+            self.images = torch.from_numpy(images).to(place)
+        self.labels = labels.to(device)
         self.seed = seed
         self.augment = augment
         self.mirror = mirror and augment != "crop"
         self.channels_last = channels_last
         self.sampling = sampling
         self.workers = workers
-        self.bounds = batch_bounds(len(split), batch_size)
+        self.bounds = batch_bounds(self.real, batch_size, self.supply is not None)
         self.shares = [share(end - begin, part, parts) for begin, end in self.bounds]
 
     def __len__(self) -> int:
         """Steps per epoch."""
         return len(self.bounds)
+
+    @property
+    def per_epoch(self) -> int:
+        """Images of an epoch."""
+        return self.bounds[-1][1]
 
     def place(self, step: int) -> tuple[int, int]:
         """Return the position of the first image of this share in the batch of `step`, and the size of that batch."""
@@ -134,10 +199,23 @@ class Loader:
 
     def _order(self, epoch: int) -> Tensor:
         # On the CPU, so that the order does not depend on the device.
+        if self.supply is not None:
+            return self._mixed(self.supply, epoch)
         draws = generator("cpu", self.seed, "order", epoch)
         if self.sampling == "class-balanced":
             return class_balanced(self.labels.cpu(), draws)
         return torch.randperm(len(self.labels), generator=draws)
+
+    def _mixed(self, supply: Supply, epoch: int) -> Tensor:
+        """Positions of an epoch of mixed batches: in each the images of the split first, then the extra ones."""
+        steps, own = len(self), supply.mixture.batch - supply.mixture.extra
+        begin, end = epoch * steps * own, (epoch + 1) * steps * own
+        rounds = range(begin // self.real, -(-end // self.real))
+        orders = [torch.randperm(self.real, generator=generator("cpu", self.seed, "order", one)) for one in rounds]
+        begin -= rounds[0] * self.real
+        originals = torch.cat(orders)[begin : begin + steps * own].view(steps, own)
+        extras = supply.draw(steps, generator("cpu", self.seed, "extra", epoch))
+        return torch.cat([originals, extras], 1).flatten()
 
     def _images(self, epoch: int, steps: range, indices: list[Tensor]) -> Iterator[Tensor]:
         """Return the images of every batch on the device, after the policy if there is one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taet import registry
 from taet.config import Data, from_json, to_json
@@ -19,8 +17,9 @@ from taet.data.images import pillow, resized
 from taet.data.listing import Listing
 from taet.data.long_tail import PROFILES
 from taet.data.places import passed_over
+from taet.data.repeats import fingerprints
 from taet.data.selection import BALANCED_SMALL, select
-from taet.data.store import Images, gather, pieces
+from taet.data.store import gather
 from taet.errors import UserError, custom_code, located
 
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")
@@ -111,19 +110,9 @@ def _resized(split: Split, size: int | None, storage: str) -> Split:
     return replace(split, images=images)
 
 
-def _fingerprints(images: Images) -> NDArray[np.uint64]:
-    """Return a hash of 64 bits of each image's pixels, (N,)."""
-    digests = (
-        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest()
-        for piece in pieces(images)
-        for image in piece
-    )
-    return np.frombuffer(b"".join(digests), np.uint64)
-
-
 def _repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
     """Return a note that says how many images of one split are also in another, and names one, if there are any."""
-    found = {part: _fingerprints(split.images) for part, split in splits.items()}
+    found = {part: fingerprints(split.images) for part, split in splits.items()}
     notes = []
     for part, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
         if part in found and other in found:

@@ -50,6 +50,18 @@ class ModelAbout(TypedDict):
     """Logits and gradient norms of the first images; None is nan."""
 
 
+class ExtraAbout(TypedDict):
+    """Extra images that the model was trained with; the run's record says more."""
+
+    source: str
+    saw_removed_tail: Literal["no", "yes", "unknown"]
+    sha256: Sha256
+    per_batch: Whole
+    batch_size: Whole
+    classes: str
+    class_counts: list[Whole]
+
+
 class DataAbout(TypedDict):
     """The test images, and what is known of the training images."""
 
@@ -59,6 +71,7 @@ class DataAbout(TypedDict):
     train_class_counts: NotRequired[list[Whole] | None]
     imbalance_ratio: NotRequired[NonNegative | None]
     notes: NotRequired[list[str]]
+    extra: NotRequired[ExtraAbout]
 
 
 class Flag(TypedDict):

@@ -19,6 +19,7 @@ from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
 from taet.evaluation.column import Ints
 from taet.evaluation.images import Images, as_arrays
+from taet.evaluation.packing import plain
 from taet.files import file_sha256
 from taet.training.decisive import run_hash
 from taet.training.environment import resolve_device
@@ -133,6 +134,10 @@ def _of_run(
     """The model of a run on test images, given with their labels and SHA-256."""
     run, model, record = loaded
     images, labels, sha256 = test
+    extra = record.data.extra
+    if extra is not None:
+        kept = ("source", "saw_removed_tail", "sha256", "per_batch", "batch_size", "classes", "class_counts")
+        data_about = {**data_about, "extra": {name: plain(getattr(extra, name)) for name in kept}}
     return Subject(
         model=model,
         images=images,

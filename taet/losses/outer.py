@@ -35,7 +35,8 @@ class OuterLoss(nn.Module):
     `outer.drw` adds deferred re-weighting to any of them: the weights of class-balanced apply from epoch `drw_from` on,
     counted from 0 (Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413). A weighted loss is divided by the mean weight
     of the global batch, so that its mean is the weighted mean; with divide_by "batch" it is not divided. Class counts
-    are (C,) training images per class. Raises UserError for `drw` without a starting epoch.
+    are (C,) training images per class, with extra images the exposure of the classes; margins of ldam take the
+    `distinct` images (C,), since they bound what a sample says. Raises UserError for `drw` without a starting epoch.
 
     `outer.label_smoothing` s replaces the label by the target (1 - s) 1_y + s q. Without a shift q is uniform (Szegedy
     et al., CVPR 2016, arXiv:1512.00567). Under balanced-softmax and logit-adjustment q = softmax(shift), so the class
@@ -52,7 +53,12 @@ class OuterLoss(nn.Module):
     """Whether losses are multiplied by `factor` of their label (C,), which a method writes, after everything else."""
 
     def __init__(
-        self, outer: Outer, class_counts: Sequence[int] | Tensor, scale: float = 1.0, drw_from: int | None = None
+        self,
+        outer: Outer,
+        class_counts: Sequence[float] | Tensor,
+        scale: float = 1.0,
+        drw_from: int | None = None,
+        distinct: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         begin = drw_from if outer.drw else 0
@@ -62,10 +68,11 @@ class OuterLoss(nn.Module):
         self.begin = begin
         # In float64, whatever the logits are in: casting down loses nothing that they could hold.
         counts = torch.as_tensor(class_counts, dtype=torch.float64)
+        images = counts if distinct is None else torch.as_tensor(distinct, dtype=torch.float64)
         shifts = {"balanced-softmax": positive_counts(counts).log(), "logit-adjustment": outer.tau * log_prior(counts)}
         constants = {
             "shift": shifts.get(outer.name, torch.zeros_like(counts)),
-            "margins": scale * ldam_margins(counts, outer.max_margin),
+            "margins": scale * ldam_margins(images, outer.max_margin),
             "balanced": effective_number_weights(counts, outer.beta),
             "weights": torch.ones_like(counts),
             "factor": torch.ones_like(counts),

@@ -154,6 +154,11 @@ class Task:
     """The run's seed, for the initial weights of the method's own networks."""
     watched: tuple[int, ...] = ()
     """Epochs, from 0, that have a point of the curve, and thus feedback; by default each."""
+    exposure: tuple[float, ...] = ()
+    """Class counts that losses see: N times the prior of the batches, which extra images change; by default the
+    training images. Ranks and groups of classes are those of the training images."""
+    distinct: tuple[int, ...] = ()
+    """Different images per class, with extra ones; by default the training images."""
     ranks: tuple[int, ...] = field(init=False)
     """Rank of every class by training count, 0 the largest, ties by label."""
     prior: tuple[float, ...] = field(init=False)
@@ -165,6 +170,8 @@ class Task:
         object.__setattr__(self, "prior", tuple(n / total for n in self.class_counts))
         object.__setattr__(self, "stages", self.stages or ("adversarial",) * self.epochs)
         object.__setattr__(self, "watched", self.watched or tuple(range(self.epochs)))
+        object.__setattr__(self, "exposure", self.exposure or self.class_counts)
+        object.__setattr__(self, "distinct", self.distinct or self.class_counts)
 
     @property
     def num_classes(self) -> int:
@@ -264,16 +271,25 @@ class Method(nn.Module):
         label = "method"
 
     class_counts: Tensor
+    """Training images of each class, (C,)."""
+    exposure: Tensor
+    """Class counts by the prior of the batches, (C,): what a loss that undoes or weighs the prior takes."""
 
     def __init__(self, config: Any, task: Task) -> None:
         super().__init__()
         self.config = config
         self.task = task
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.register_buffer("class_counts", torch.tensor(task.class_counts, dtype=torch.float32), persistent=False)
+        for name in ("class_counts", "exposure"):
+            counts = torch.tensor(getattr(task, name), dtype=torch.float32)
+            self.register_buffer(name, counts, persistent=False)
         # Every label term of an outer loss goes through here: `self.outer(logits, y)` -> (N,).
         self.outer = OuterLoss(
-            task.outer, task.class_counts, scale=task.head.scale, drw_from=min(task.milestones, default=None)
+            task.outer,
+            task.exposure,
+            scale=task.head.scale,
+            drw_from=min(task.milestones, default=None),
+            distinct=task.distinct,
         )
         self.stage = task.stages[0]
 

@@ -139,7 +139,7 @@ class ConfusionGuided(Method):
         buffers = {"weights": ones, "betas": BETA * ones, "score": ones, "factor": ones, "graph": 0 * ones.diag()}
         for name, values in buffers.items():
             self.register_buffer(name, values.clone())
-        self.register_buffer("prior", positive_counts(self.class_counts), persistent=False)
+        self.register_buffer("prior", positive_counts(self.exposure), persistent=False)
 
     @staticmethod
     def outer_loss(config: Config, task: Task) -> Outer:
@@ -194,5 +194,5 @@ class ConfusionGuided(Method):
         if self.config.form == "trades":
             self.betas.copy_(class_betas(self.score, self.config.class_beta))
         if seen.features is not None:
-            edges = rivals(seen.confusion, seen.features, self.class_counts.double())
+            edges = rivals(seen.confusion, seen.features, self.exposure.double())
             self.graph.copy_(MOMENTUM * self.graph + (1 - MOMENTUM) * edges)

@@ -75,7 +75,7 @@ class Reat(Method):
                 f"reat: got the weighting {task.weighting}; it weighs its attack itself: add --method.no-rbl"
             )
         self.uses_features = config.tail
-        self.register_buffer("weights", rebalancing_weights(self.class_counts, self.class_counts))
+        self.register_buffer("weights", rebalancing_weights(self.exposure, self.exposure))
         self.register_buffer("tail", tail_classes(self.class_counts, config.form), persistent=False)
 
     @staticmethod
@@ -85,7 +85,7 @@ class Reat(Method):
         return task.outer
 
     def start_epoch(self, epoch: int, predicted_counts: Tensor) -> None:
-        self.weights.copy_(rebalancing_weights(self.class_counts, predicted_counts))
+        self.weights.copy_(rebalancing_weights(self.exposure, predicted_counts))
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         return Adversarial((attack.weighted(self.weights) if self.config.rbl else attack)(model, x, y))
@@ -97,5 +97,5 @@ class Reat(Method):
         features = model.features(adversarial.x)
         logits = model.classify(features)
         label = global_mean(self.outer(logits, y))
-        tail = tail_margin(features, y, self.class_counts, self.config.form, self.tail)
+        tail = tail_margin(features, y, self.exposure, self.config.form, self.tail)
         return Loss(label + self.config.tail_weight * tail, {"label": label, "tail": tail}, logits)

@@ -126,12 +126,12 @@ class RoBal(Method):
     def with_margins(self, logits: Tensor, y: Tensor) -> Tensor:
         """Logits u (N, C) for the cross-entropy, from those of the model."""
         c = self.constants
-        counts = positive_counts(self.class_counts.to(logits.dtype))
+        counts = positive_counts(self.exposure.to(logits.dtype))
         margins = c.scale * c.margin + c.tau_m * (counts / counts.min()).log()
         return less_margin(logits, y, margins) + c.tau_b * log_prior(counts)
 
     def offset(self) -> Tensor:
-        return self.constants.tau_p * log_prior(self.class_counts)
+        return self.constants.tau_p * log_prior(self.exposure)
 
 
 def constants(config: RoBal.Config, task: Task) -> Constants:

@@ -39,7 +39,7 @@ class CountsRule(BudgetRule):
     def __init__(self, task: Task, base: str, a: float, b: float | None) -> None:
         super().__init__()
         self.length = (methods.find(base).budget_warm_up if b is None else b) * task.epochs
-        counts = torch.tensor(task.class_counts, dtype=torch.float32)
+        counts = torch.tensor(task.exposure, dtype=torch.float32)
         self.register_buffer("budgets", class_budgets(counts, a), persistent=False)
 
     def factors(self, epoch: int) -> Tensor:

@@ -20,6 +20,7 @@ from taet.report.series import Series, baseline
 
 ERRORS = 2
 """Half the width, in standard errors, of the interval of a mean over seeds."""
+EXTRA = (Heading("saw the removed tail", "extra images"),)
 COSTS = (Heading("training", "per run"), Heading("flags", "kinds"))
 NAMED = 6
 """Most classes that are named in a cell."""
@@ -149,8 +150,18 @@ def headline(
     if clean is not None and not even(runs):
         measures.append(measure(Heading("accuracy", "plain, clean"), clean, accuracy_cell, "plain"))
     scores, base = table("Balanced accuracy", measures, runs), baseline([run.series for run in runs])
-    rows = tuple((series, (*cells, *costs(series, base))) for series, cells in scores.rows)
-    return dataclasses.replace(scores, heads=(*scores.heads, *COSTS), rows=rows)
+    mixed = EXTRA if any(saw(run.series) for run in runs) else ()
+    rows = tuple(
+        (series, (*cells, *(TextCell(saw(series) or "–") for _ in mixed), *costs(series, base)))
+        for series, cells in scores.rows
+    )
+    return dataclasses.replace(scores, heads=(*scores.heads, *mixed, *COSTS), rows=rows)
+
+
+def saw(series: Series) -> str:
+    """Whether what made the extra images of a series saw the removed tail: no, yes or unknown; "" without such."""
+    found = (card.data["extra"]["saw_removed_tail"] for card in series.cards if "extra" in card.data)
+    return next(iter(found), "")
 
 
 def even(runs: Sequence[Measured]) -> bool:

@@ -61,6 +61,47 @@ class SplitRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExtraRecord:
+    """The extra images of a run: what they are, how they were mixed in, and what was left out."""
+
+    source: str
+    """What made them and from what, in the user's words."""
+    trained_on: str = ""
+    saw_removed_tail: str
+    """no, yes or unknown."""
+    labels: str = ""
+    sha256: Sha256
+    class_counts: tuple[Whole, ...] = ()
+    """Images of each class that can be drawn."""
+    per_batch: Whole = 0
+    batch_size: Whole = 0
+    classes: str = ""
+    """The rule of the class shares."""
+    draw: tuple[NonNegative, ...] = ()
+    """Probability of each class."""
+    exposure: tuple[NonNegative, ...] = ()
+    """Class counts that losses see."""
+    kept: NonNegative = 1.0
+    """Share of each class that a filter kept."""
+    judge_sha256: Sha256 | None = None
+    """Of the weights of the model that filtered them."""
+    left_out: Mapping[str, tuple[Whole, Whole]] = field(default_factory=dict)
+    """By split: images left out that are exactly, and nearly, images of it."""
+    left_out_by: str = ""
+    """How they were compared."""
+
+    @property
+    def sentence(self) -> str:
+        """What every table says about a run with extra images."""
+        removed = sum(map(sum, self.left_out.values()))
+        return (
+            f"extra images, {self.per_batch} of {self.batch_size} in every batch, by the rule {self.classes}: "
+            f"{self.source.strip().rstrip('.')}; saw the removed tail: {self.saw_removed_tail}"
+            + (f"; {removed} left out as repeats of held-out images" if removed else "")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataRecord:
     """The data set of a run."""
 
@@ -76,6 +117,7 @@ class DataRecord:
     arrays: bool
     """Whether the images were passed from memory."""
     splits: Mapping[str, SplitRecord]
+    extra: ExtraRecord | None = None
 
     def __post_init__(self) -> None:
         names, classes, shape = self.class_names, self.num_classes, self.image_shape
@@ -151,14 +193,20 @@ class RunRecord:
         check_shape("", {**values, "settings": values["run"]}, cls)
         data = values["data"]
         read = {name: _built(SplitRecord, split) for name, split in data["splits"].items()}
-        classes = data.get("num_classes", len(data.get("class_names", ())))
+        classes, extra = data.get("num_classes", len(data.get("class_names", ()))), data.get("extra")
         return _built(
             cls,
             values,
             settings=values["run"],
             stages=tuple(_built(StageRecord, stage) for stage in values.get("stages", ())),
             selection=_built(SelectionRecord, values["selection"]),
-            data=_built(DataRecord, data, num_classes=classes, splits=read),
+            data=_built(
+                DataRecord,
+                data,
+                num_classes=classes,
+                splits=read,
+                extra=None if extra is None else _built(ExtraRecord, extra),
+            ),
             head=Head(**{name: values["head"][name] for name in Head._fields if name in values["head"]}),
         )
 

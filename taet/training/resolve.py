@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from taet import config, methods, models, registry
 from taet.config import Run, epoch_at
 from taet.data import DataFacts
 from taet.data.loader import batch_bounds
+from taet.data.mixture import Mixture, mixture
 from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.models import Classifier, CosineHead, Head
@@ -33,6 +34,8 @@ class Resolved:
     method: Method
     split: str
     """The split that the curve is measured on, validation or test."""
+    mixture: Mixture | None = None
+    """How extra images are mixed into the batches; None: there are none."""
 
     def at(self, precision: str) -> Resolved:
         """Return the same request with this arithmetic."""
@@ -54,26 +57,40 @@ class Resolved:
         return epoch_at(self.run.training.swa, self.run.training.epochs)
 
 
-def resolve(run: Run, facts: DataFacts | None, *, processes: int = 1, arrays: bool = False) -> Resolved:
+def resolve(
+    run: Run,
+    facts: DataFacts | None,
+    *,
+    processes: int = 1,
+    arrays: bool = False,
+    extra_counts: Sequence[int] | None = None,
+) -> Resolved:
     """Check a request; a request that cannot be trained is a UserError.
 
-    Without `facts` everything except the data is checked. `arrays`: the images are passed from memory.
+    Without `facts` everything except the data is checked. `arrays`: the images are passed from memory. `extra_counts`:
+    different extra images of each class, (C,), where they are known.
     """
     training, known = run.training, facts or STAND_IN
     split = _curve_split(run, facts, arrays)
     if training.batch_size < processes:
         got = f"got {training.batch_size} for {processes} processes"
         raise UserError(f"batch size: {got}; allowed: {processes} or more, an image for each")
+    mixed = mixture(run.data, known.class_counts, training.batch_size)
+    if mixed is not None and training.sampling != "shuffled":
+        got = f"got sampling {training.sampling}; allowed: shuffled, whose class prior is known"
+        raise UserError(f"data extra: {got}; --data.extra-classes inverse evens batches out")
     task = Task(
         class_counts=known.class_counts,
         image_shape=known.image_shape,
         epochs=training.epochs,
-        steps_per_epoch=len(batch_bounds(known.sizes["train"], training.batch_size)),
+        steps_per_epoch=len(batch_bounds(known.sizes["train"], training.batch_size, mixed is not None)),
         milestones=milestone_epochs(run),
         outer=run.outer,
         weighting=run.threat.weighting,
         seed=run.seed,
         watched=watched_epochs(run),
+        exposure=() if mixed is None else mixed.exposure,
+        distinct=() if extra_counts is None else tuple(map(sum, zip(known.class_counts, extra_counts, strict=True))),
     )
     method = methods.build(run.method, run.settings, task)
     if method.average_decay and (training.ema or training.swa != 1):
@@ -81,7 +98,7 @@ def resolve(run: Run, facts: DataFacts | None, *, processes: int = 1, arrays: bo
         raise UserError(f"{run.method}: got {other} with its own average; allowed: one average of the weights")
     if method.needs_feedback:
         _check_feedback(run, split, facts, arrays)
-    resolved = Resolved(config.override(run, {"settings": method.config}), method, split)
+    resolved = Resolved(config.override(run, {"settings": method.config}), method, split, mixed)
     if resolved.averages_epochs and resolved.first_averaged >= training.epochs:
         raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
     return resolved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -65,9 +66,9 @@ def attack_view(model: nn.Module, run: Run, image_shape: tuple[int, int, int]) -
 
 
 def check_processes(
-    run: Run, device: torch.device, smallest_batch: int, model: nn.Module, method: Method, dataset: Dataset
+    run: Run, device: torch.device, smallest_batch: int, model: nn.Module, method: Method, images: Iterable[str]
 ) -> None:
-    """Refuse what several processes cannot share."""
+    """Refuse what several processes cannot share; `images` are the SHA-256 of all splits."""
     processes = world_size()
     if processes == 1:
         return
@@ -77,7 +78,7 @@ def check_processes(
     if not run.training.sync_bn and normalisations(model, method) and smallest_batch < 2 * processes:
         got = f"got batches of {smallest_batch} images for {processes} processes"
         raise UserError(f"sync bn: {got}; allowed without it: {2 * processes} or more, two images for each")
-    if len(set(gather(tuple(split.sha256 for split in dataset.splits.values())))) > 1:
+    if len(set(gather(tuple(images)))) > 1:
         raise UserError("data: got other images in one process than in another; allowed: the same in all")
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import torch
 from annotated_types import Ge, Le
@@ -26,6 +26,7 @@ from taet.attacks.weighting import generation_weighting
 from taet.bounds import NonNegative
 from taet.config import Run, epoch_at
 from taet.data import DataFacts, Dataset, load
+from taet.data.extra import check_classes
 from taet.data.loader import Batch, Loader
 from taet.distributed import copy_first, first, in_any, in_turn, joined, rank, unless_one_ends, world_size
 from taet.errors import UserError, custom_code, located
@@ -46,6 +47,7 @@ from taet.training.drift import Drift
 from taet.training.environment import keep_freed_memory, peak_memory_mb, resolve_device
 from taet.training.epoch_sums import EpochSums
 from taet.training.estimate import work_of
+from taet.training.extra import check_extra, load_extra, with_extra
 from taet.training.finished import check_given
 from taet.training.folder import MetricsMark, RunFolder
 from taet.training.graphs import Graphs
@@ -190,6 +192,7 @@ def resume(
                 raise UserError(
                     f"the {split} images are not those that {place.path} was started with; nothing was changed"
                 )
+        check_extra(place.path, record, trainer.extra)
         if begun:
             trainer.restore()
             trainer.model.notes = record.model_notes
@@ -220,7 +223,14 @@ class Trainer:
         self.given = {"model_given": model is not None, "arrays": dataset is not None}
         self.dataset = dataset if dataset is not None else in_turn(lambda: load(run.data))
         facts = DataFacts.of(self.dataset)
-        self.resolved = resolve(run, facts, processes=world_size(), arrays=dataset is not None)
+        known: dict[str, Any] = {"processes": world_size(), "arrays": dataset is not None}
+        self.extra = None
+        if resolve(run, facts, **known).mixture is not None:
+            self.extra = in_turn(lambda: load_extra(run.data, self.dataset, self.device))
+        distinct = None if self.extra is None else self.extra.distinct_counts
+        self.resolved = resolve(run, facts, **known, extra_counts=distinct)
+        if self.extra is not None and self.resolved.mixture is not None:
+            check_classes(self.extra, self.resolved.mixture)
         self.method = self.resolved.method.to(self.device)
         self.loader = Loader(
             self.dataset.train,
@@ -234,6 +244,8 @@ class Trainer:
             workers=training.workers,
             part=rank(),
             parts=world_size(),
+            extra=self.extra,
+            mixture=self.resolved.mixture,
         )
         self.model = build_model(self.resolved, self.dataset, model, self.device, None if begun else run.model.weights)
         if training.channels_last:
@@ -245,7 +257,7 @@ class Trainer:
         self.run = self.resolved.run
         self.run_hash = run_hash(self.run)
         smallest = min(end - begin for begin, end in self.loader.bounds)
-        check_processes(self.run, self.device, smallest, self.model, self.method, self.dataset)
+        check_processes(self.run, self.device, smallest, self.model, self.method, self._split_hashes().values())
         copy_first(self.model.state_dict().values())  # processes may have initialised it differently
         self.optimizer = build_optimizer(self.model, training)
         self.view = attack_view(self.model, self.run, self.dataset.image_shape)
@@ -256,14 +268,14 @@ class Trainer:
         self.drift = Drift(self.dataset.train, training.distance_images, self.device)
         self.curve = TrainingCurve(self.resolved, self.dataset.splits[self.resolved.split], self.device)
         self.stages = self.method.task.stages
-        self.work = work_of(self.run, self.stages, len(self.dataset.train), self.curve.epochs, len(self.curve.split))
+        self.work = work_of(self.run, self.stages, self.loader.per_epoch, self.curve.epochs, len(self.curve.split))
         self.board = Board(self.folder.tensorboard) if training.tensorboard and rank() == 0 else None
         # State; every part of it is named in `parts`.
         self.epoch, self.step = 0, 0
         self.seconds = {"training": 0.0, "all": 0.0}  # of the current epoch
         self.epoch_sums = EpochSums.empty(self.dataset.num_classes, self.device)
-        self.predicted = self.method.class_counts.clone()
-        self.weighting = generation_weighting(run.threat.weighting, self.method.class_counts, self.predicted)
+        self.predicted = self.method.exposure.clone()
+        self.weighting = generation_weighting(run.threat.weighting, self.method.exposure, self.predicted)
         self.metrics_bytes, self.metrics_sha256 = MetricsMark()
         # Not saved.
         self.watched_batches = 0
@@ -272,7 +284,8 @@ class Trainer:
 
     def description(self, command: str) -> RunRecord:
         """Return what run.json holds; `command` says how the run was called."""
-        return describe(self.resolved, self.dataset, self.model, self.threads, self.device, command, **self.given)
+        record = describe(self.resolved, self.dataset, self.model, self.threads, self.device, command, **self.given)
+        return record if self.extra is None else with_extra(record, self.extra, self.resolved)
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -321,7 +334,8 @@ class Trainer:
         first(lambda: self.folder.cut_metrics(MetricsMark(self.metrics_bytes, self.metrics_sha256)))
 
     def _split_hashes(self) -> dict[str, str]:
-        return {name: split.sha256 for name, split in self.dataset.splits.items()}
+        extra = {} if self.extra is None else {"extra": self.extra.split}
+        return {name: split.sha256 for name, split in (*self.dataset.splits.items(), *extra.items())}
 
     def _check_splits(self, recorded: dict[str, str]) -> None:
         if recorded != self._split_hashes():
@@ -448,7 +462,7 @@ class Trainer:
 
     def _rebalance(self) -> None:
         """Set the attack's weights to the predictions of the last epoch, in place: a captured step sees them."""
-        counts = self.method.class_counts
+        counts = self.method.exposure
         weights, _ = generation_weighting(self.run.threat.weighting, counts, self.predicted.to(counts.dtype))
         self._load_weighting(weights)
 
@@ -626,7 +640,7 @@ class Trainer:
             attack = self._attack(place, "expected", epoch, number)
             loss = self._step(model, method, optimizer, batch, attack, epoch, number, view)
             loss.total.item()  # waits for the device
-        return (time.monotonic() - begun) * len(self.dataset.train) / place[1] / self.work.training[epoch]
+        return (time.monotonic() - begun) * self.loader.per_epoch / place[1] / self.work.training[epoch]
 
     def _show(self) -> None:
         if self.progress is None:

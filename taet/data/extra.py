@@ -1,0 +1,161 @@
+"""Extra training images, real or generated: how they are read, what is left out, and what is known of them.
+
+They fill a share of every training batch (`taet.data.mixture`) and never enter validation or test. What is, exactly or
+nearly, an image of those splits is left out and counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taet.config import EXTRA_COPIES, Data
+from taet.data import repeats
+from taet.data.array_file import array_names, read_array
+from taet.data.dataset import Dataset, Split, checked_images, checked_labels
+from taet.data.folder import class_files
+from taet.data.images import decode_all, resized
+from taet.data.mixture import Mixture
+from taet.data.places import locate
+from taet.data.rows import NUMBER, read_rows
+from taet.data.store import Images, gather
+from taet.errors import UserError, located, unknown
+
+KEYS = (("images", "labels"), ("image", "label"))
+"""Arrays of an .npz; the second pair is that of the public files of generated CIFAR images."""
+MOST_REPEATS = 0.1
+"""Share of extra images that may be images of validation or test; with more, the set was made from them."""
+SAW = {"this-set": "no", "balanced-original": "yes", "other": "unknown"}
+"""Whether a generator saw the removed tail, by what it was trained on."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Extra images that can be drawn, with what was left out of them."""
+
+    split: Split
+    copies: bool = False
+    """Whether they are the training images themselves."""
+    repeats: tuple[tuple[str, int, int], ...] = ()
+    """Of validation and test: the split, and how many images were left out, exact ones and nearly equal ones."""
+    judge_sha256: str | None = None
+    """SHA-256 of the weights by which they were filtered."""
+
+    @property
+    def distinct_counts(self) -> tuple[int, ...]:
+        """Images of each class that are no training images, (C,)."""
+        counts = self.split.class_counts
+        return tuple((counts * 0 if self.copies else counts).tolist())
+
+
+def read_extra(data: Data, dataset: Dataset) -> Extra:
+    """Return the extra images that `data.extra` names, without those of validation and test; mistakes: `UserError`.
+
+    Classes are those of the data set: folders and labels by name or number, in an .npz by number. Pixels and channels
+    must be those of the training images.
+    """
+    assert data.extra is not None
+    if data.extra == EXTRA_COPIES:
+        return Extra(dataset.train, copies=True)
+    kind = data.extra.partition(":")[0]
+    path = locate(replace(data, name=data.extra))
+    with located("data extra"):
+        images, labels = READERS[kind](path, data, dataset.class_names)
+        if labels.max() >= dataset.num_classes:
+            raise UserError(f"'{path}': got label {labels.max()}; allowed: 0 to {dataset.num_classes - 1}")
+        images = _sized(images, data)
+        if images.shape[1:] != dataset.train.images.shape[1:]:
+            got, wanted = (
+                f"{w}x{h} pixels, {c} channels" for h, w, c in (images.shape[1:], dataset.train.images.shape[1:])
+            )
+            raise UserError(f"'{path}': got {got}; allowed: {wanted}, as the training images")
+        whole = Split(images, labels, dataset.class_names, np.arange(len(labels)))
+        return _without_repeats(whole, dataset)
+
+
+def check_classes(extra: Extra, mixture: Mixture) -> None:
+    """Refuse a class that is to be drawn and has no extra image."""
+    counts, names = extra.split.class_counts, extra.split.class_names
+    for name, count, share in zip(names, counts, mixture.draw, strict=True):
+        if share and not count:
+            hint = "all classes, or --data.extra-classes inverse if it needs none"
+            raise UserError(f"data extra: got no image of class '{name}'; allowed: images of {hint}")
+
+
+def saw_removed_tail(data: Data) -> str:
+    """Return whether what made the extra images of a run saw the removed tail: no, yes or unknown."""
+    return "no" if data.extra == EXTRA_COPIES else SAW[data.extra_trained_on]
+
+
+def _read_npz(path: Path, data: Data, _: Sequence[str]) -> tuple[Images, NDArray[np.int64]]:
+    there = array_names(path)
+    keys = next((pair for pair in KEYS if set(pair) <= set(there)), None)
+    if keys is None:
+        raise UserError(f"'{path}': got the arrays {', '.join(there) or 'none'}; allowed: images and labels")
+    images = checked_images(keys[0], read_array(path, keys[0], data.storage))
+    labels = checked_labels(keys[1], read_array(path, keys[1]))
+    if len(images) != len(labels):
+        raise UserError(f"'{path}': got {len(images)} images but {len(labels)} labels")
+    return images, labels
+
+
+def _read_folder(path: Path, data: Data, names: Sequence[str]) -> tuple[Images, NDArray[np.int64]]:
+    if not path.is_dir():
+        raise UserError(f"no such folder: '{path}'")
+    found = class_files(path, 1, Counter())
+    files = [file for each in found.values() for file in each]
+    labels = [_label(name, names, f"'{path}'") for name, each in found.items() for _ in each]
+    return decode_all(files, data.size, data.storage), np.array(labels, np.int64)
+
+
+def _read_csv(path: Path, data: Data, names: Sequence[str]) -> tuple[Images, NDArray[np.int64]]:
+    rows = read_rows(path).rows
+    folder = Path(os.path.expanduser(data.root)) if data.root is not None else path.parent
+    labels = [_label(row.label, names, row.place) for row in rows]
+    return decode_all([folder / row.path for row in rows], data.size, data.storage), np.array(labels, np.int64)
+
+
+READERS = {"npz": _read_npz, "folder": _read_folder, "csv": _read_csv}
+
+
+def _label(name: str, names: Sequence[str], where: str) -> int:
+    """Return the class that a folder or a row names, or its number."""
+    if name in names:
+        return names.index(name)
+    if NUMBER.fullmatch(name) and 0 <= int(name) < len(names):
+        return int(name)
+    raise unknown(f"class in {where}:", name, names)
+
+
+def _sized(images: Images, data: Data) -> Images:
+    number, height, width, channels = images.shape
+    if data.size is None or (height, width) == (data.size, data.size):
+        return images
+    shape = number, data.size, data.size, channels
+    return gather(resized(images, data.size), shape, key=f"{data.extra} resized to {data.size}", storage="memory")
+
+
+def _without_repeats(whole: Split, dataset: Dataset) -> Extra:
+    """Leave out what is in validation or test; a set made from those splits is refused."""
+    kept, found = np.ones(len(whole), bool), []
+    for name, split in dataset.splits.items():
+        if name == "train":
+            continue
+        same = repeats.exact(whole.images, split.images) & kept
+        close = repeats.near(whole.images, split.images, mirror=dataset.mirror) & kept & ~same
+        kept &= ~(same | close)
+        found.append((name, int(same.sum()), int(close.sum())))
+    left_out = int((~kept).sum())
+    if left_out > MOST_REPEATS * len(whole):
+        where = " and ".join(f"{exact} + {near} of {name}" for name, exact, near in found)
+        raise UserError(
+            f"{left_out} of {len(whole)} images are exactly or nearly held-out ones ({where}); "
+            f"allowed: up to {100 * MOST_REPEATS:g} %, which are left out"
+        )
+    return Extra(whole if kept.all() else whole.choose(np.flatnonzero(kept)), repeats=tuple(found))

@@ -1,0 +1,95 @@
+"""Extra images of a run: read, filtered by a model where asked for, and recorded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from taet.config import Data
+from taet.data import Dataset, Split, repeats
+from taet.data.augmentation import to_unit
+from taet.data.extra import Extra, read_extra, saw_removed_tail
+from taet.data.store import pieces
+from taet.errors import UserError
+from taet.files import file_sha256
+from taet.training.finished import load_model
+from taet.training.folder import RunFolder
+from taet.training.record import ExtraRecord, RunRecord
+from taet.training.resolve import Resolved
+
+BATCH = 500
+"""Images that a filter judges at once."""
+COPIES = "copies of the training images"
+
+
+def load_extra(data: Data, dataset: Dataset, device: torch.device) -> Extra:
+    """Return the extra images of a run, those that its filter keeps."""
+    extra = read_extra(data, dataset)
+    if data.extra_filter_model is None:
+        return extra
+    folder = Path(data.extra_filter_model)
+    _, model, record = load_model(folder)
+    if record.data.train.sha256 != dataset.train.sha256:
+        why = "allowed: a run on the same training images, so that the filter has seen no others"
+        raise UserError(f"data extra filter model: '{folder}' was trained on other images; {why}")
+    kept = kept_by(model.to(device), extra.split, data.extra_filter, device)
+    return replace(extra, split=extra.split.choose(kept), judge_sha256=file_sha256(RunFolder(folder).weights()))
+
+
+@torch.no_grad()
+def kept_by(model: nn.Module, split: Split, share: float, device: torch.device) -> NDArray[np.int64]:
+    """Return the positions of the ceil(share n_c) images of each class whose label `model` finds most likely.
+
+    By the softmax of the clean image; of equal ones the earlier.
+    """
+    found, begin = [], 0
+    for piece in pieces(split.images):
+        labels = torch.from_numpy(split.labels[begin : begin + len(piece)]).to(device)
+        begin += len(piece)
+        parts = torch.split(torch.from_numpy(np.ascontiguousarray(piece)), BATCH), torch.split(labels, BATCH)
+        for images, of in zip(*parts, strict=True):
+            likely = model(to_unit(images.to(device), channels_last=False)).double().log_softmax(1)
+            found.append(likely.gather(1, of[:, None])[:, 0].cpu())
+    score = torch.cat(found).numpy()
+    order = np.lexsort((np.arange(len(score)), -score, split.labels))  # by class, the likeliest first
+    counts = split.class_counts
+    place = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
+    return np.sort(order[place < np.repeat(np.ceil(share * counts - 1e-9), counts)])
+
+
+def with_extra(record: RunRecord, extra: Extra, resolved: Resolved) -> RunRecord:
+    """Return the record of a run that begins, with its extra images; every table repeats their sentence."""
+    data, mixture = resolved.run.data, resolved.mixture
+    assert mixture is not None
+    found = ExtraRecord(
+        source=data.extra_source or COPIES,
+        trained_on="this-set" if extra.copies else data.extra_trained_on,
+        saw_removed_tail=saw_removed_tail(data),
+        labels=data.extra_labels,
+        sha256=extra.split.sha256,
+        class_counts=tuple(extra.split.class_counts.tolist()),
+        per_batch=mixture.extra,
+        batch_size=mixture.batch,
+        classes=data.extra_classes,
+        draw=mixture.draw,
+        exposure=mixture.exposure,
+        kept=data.extra_filter,
+        judge_sha256=extra.judge_sha256,
+        left_out={name: (exact, near) for name, exact, near in extra.repeats},
+        left_out_by=f"pixels, and {repeats.SIDE} x {repeats.SIDE} means within {repeats.NEAR:g} (root mean square)",
+    )
+    deviations = (*record.deviations, found.sentence)
+    return replace(record, data=replace(record.data, extra=found), deviations=deviations)
+
+
+def check_extra(folder: Path, record: RunRecord, extra: Extra | None) -> None:
+    """Refuse to continue a run with other extra images than it was started with."""
+    recorded = None if record.data.extra is None else record.data.extra.sha256
+    found = None if extra is None else extra.split.sha256
+    if recorded != found:
+        raise UserError(f"the extra images are not those that {folder} was started with; nothing was changed")

@@ -1,0 +1,192 @@
+"""Runs with extra images: what losses are told, what is recorded, and that a stop changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from taet import config, evaluate, methods, report
+from taet.cli import main
+from taet.config import Outer, Run
+from taet.data.dataset import Split
+from taet.errors import UserError
+from taet.evaluation.card import ResultCard
+from taet.losses.long_tail import log_prior, rebalancing_weights
+from taet.losses.tail_margin import tail_classes
+from taet.methods import Task
+from taet.methods.robust_lt import class_budgets
+from taet.training import resume, train, trainer
+from taet.training.extra import kept_by
+from taet.training.folder import RunFolder
+
+AssertSame = Callable[[Path, Path], None]
+COUNTS, EXPOSURE, DISTINCT = (50, 20, 10), (30.0, 25.0, 25.0), (60, 60, 60)
+MIXED = {"data.extra_fraction": 0.5, "data.extra_classes": "inverse", "data.extra_source": "noise"}
+
+
+def built(method: str, settings: dict[str, Any] | None = None, **more: Any) -> methods.Method:
+    task = Task(
+        COUNTS, (3, 8, 8), epochs=4, steps_per_epoch=3, milestones=(3,), exposure=EXPOSURE, distinct=DISTINCT, **more
+    )
+    return methods.build(method, settings, task)
+
+
+def test_losses_that_undo_the_prior_are_told_that_of_the_batches() -> None:
+    told = torch.tensor(EXPOSURE)
+    for name, more in (("at-bsl", {}), ("reat", {}), ("cgr", {}), ("at", {"outer": Outer("balanced-softmax")})):
+        assert torch.equal(built(name, **more).outer.shift.float(), told.log())
+    adjusted = built("at", outer=Outer("logit-adjustment", tau=2.0)).outer.shift
+    assert torch.allclose(adjusted, 2 * log_prior(told.double()))
+    robal = built("robal")
+    assert torch.allclose(robal.offset(), robal.constants.tau_p * log_prior(told))  # type: ignore[attr-defined]
+
+
+def test_weights_and_budgets_are_those_of_what_is_shown_and_margins_those_of_images() -> None:
+    told = torch.tensor(EXPOSURE)
+    assert torch.equal(built("reat").weights, rebalancing_weights(told, told))  # type: ignore[arg-type]
+    assert torch.equal(built("robust-lt").rule.budgets, class_budgets(told, 0.3))  # type: ignore[union-attr]
+    balanced = built("at", outer=Outer("class-balanced", beta=0.99)).outer
+    assert torch.allclose(balanced.balanced, built("at", outer=Outer("class-balanced", beta=0.99)).outer.balanced)
+    assert balanced.balanced[1] == balanced.balanced[2] > balanced.balanced[0]
+    assert built("at", outer=Outer("ldam")).outer.margins.unique().numel() == 1  # 60 images of each class
+
+
+def test_groups_of_classes_stay_those_of_the_real_images() -> None:
+    counts = tuple(range(100, 0, -10))
+    task = Task(counts, (3, 8, 8), epochs=4, steps_per_epoch=3, exposure=tuple(map(float, counts[::-1])))
+    method = methods.build("reat", None, task)
+    assert method.task.ranks == tuple(range(10))
+    assert torch.equal(method.tail, tail_classes(torch.tensor(counts)))  # type: ignore[arg-type]
+    assert 0 < int(method.tail.sum()) < 10  # type: ignore[union-attr, operator, arg-type]
+
+
+def noise(path: Path, seed: int = 0) -> str:
+    images = np.random.default_rng(seed).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.arange(40) % 10)
+    return f"npz:{path}"
+
+
+def test_a_fraction_of_0_is_no_extra_images(tiny: Callable[..., Run], tmp_path: Path, assert_same: AssertSame) -> None:
+    settings = MIXED | {"data.extra": "npz:not-there.npz", "data.extra_fraction": 0.0}
+    train(tiny("at-bsl"), out=tmp_path / "without")
+    train(tiny("at-bsl", settings), out=tmp_path / "with")
+    # The settings differ, and so do the records; weights and curves do not.
+    for name in ("run.json", "done"):
+        (tmp_path / "with" / name).write_bytes((tmp_path / "without" / name).read_bytes())
+    assert_same(tmp_path / "with", tmp_path / "without")
+
+
+def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(
+    tiny: Callable[..., Run], tmp_path: Path, assert_same: AssertSame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny("at-bsl", MIXED | {"data.extra": noise(tmp_path / "noise.npz")})
+    train(run, out=tmp_path / "whole")
+    step, calls = trainer.training_step, itertools.count()
+
+    def stopping(*args: Any, **options: Any) -> Any:
+        if next(calls) == 4:  # in the second epoch
+            raise KeyboardInterrupt
+        return step(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "training_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(run, out=tmp_path / "stopped")
+    noise(tmp_path / "noise.npz", seed=1)
+    with pytest.raises(UserError, match=r"the extra images are not those that .*stopped was started with; nothing was"):
+        resume(tmp_path / "stopped")
+    noise(tmp_path / "noise.npz")
+    resume(tmp_path / "stopped")
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_source_and_what_it_saw_go_into_record_card_and_report(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    settings = MIXED | {"data.extra": noise(tmp_path / "noise.npz"), "data.extra_trained_on": "balanced-original"}
+    train(tiny("at", settings), out=tmp_path / "mixed")
+    train(tiny("at"), out=tmp_path / "plain")
+    record = RunFolder(tmp_path / "mixed").record
+    assert record.data.extra is not None
+    sentence = "extra images, 16 of 32 in every batch, by the rule inverse: noise; saw the removed tail: yes"
+    assert record.data.extra.sentence == sentence == record.deviations[-1]
+    assert record.data.extra.left_out == {"test": [0, 0]} or record.data.extra.left_out == {"test": (0, 0)}
+    assert sum(record.data.extra.exposure) == pytest.approx(sum(record.data.train.class_counts))
+    for name in ("mixed", "plain"):
+        evaluate(tmp_path / name, attacks=["clean", "fgsm"])
+    card = ResultCard.load(tmp_path / "mixed")
+    assert card.data["extra"]["saw_removed_tail"] == "yes"
+    assert sentence in card.deviations
+    assert "extra" not in ResultCard.load(tmp_path / "plain").data
+    page = report.write([tmp_path / "mixed", tmp_path / "plain"], tmp_path / "report.html").read_text()
+    assert "saw the removed tail" in page
+    assert sentence in page
+
+
+class Prefers(nn.Module):
+    """Finds an image the likelier of class 1 the brighter it is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value = x.mean((1, 2, 3))
+        return torch.stack([-value, value], 1)
+
+
+def test_a_filter_keeps_the_likeliest_of_each_class() -> None:
+    images = np.zeros((7, 4, 4, 1), np.uint8) + np.array([9, 1, 5, 7, 2, 8, 3], np.uint8)[:, None, None, None]
+    split = Split(images, np.array([0, 0, 0, 1, 1, 1, 1]), ("a", "b"), np.arange(7))
+    kept = kept_by(Prefers(), split, 0.5, torch.device("cpu"))
+    assert kept.tolist() == [1, 2, 3, 5]  # the two darkest of three, the two brightest of four
+    assert kept_by(Prefers(), split, 1.0, torch.device("cpu")).tolist() == list(range(7))
+
+
+def test_a_filter_has_seen_the_same_training_images(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    train(tiny("standard"), out=tmp_path / "judge")
+    settings = MIXED | {"data.extra": noise(tmp_path / "noise.npz"), "data.extra_filter": 0.5}
+    settings |= {"data.extra_filter_model": str(tmp_path / "judge"), "training.epochs": 1}
+    train(tiny("at", settings), out=tmp_path / "run")
+    found = RunFolder(tmp_path / "run").record.data.extra
+    assert found is not None
+    assert found.class_counts == (2,) * 10
+    assert found.judge_sha256
+    with pytest.raises(
+        UserError, match=r"data extra filter model: '.*judge' was trained on other images; allowed: a run"
+    ):
+        train(tiny("at", settings | {"data.max_count": 12}), out=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--data.extra npz:{} --data.extra-source x --data.extra-fraction 1.5",
+            "data extra fraction: got 1.5; allowed: 0 up to, not including, 1",
+        ),
+        ("--data.extra npz:{}", "without a source; add --data.extra-source"),
+        ("--data.extra npz:nowhere.npz --data.extra-source x", "nowhere.npz"),
+        ("--data.extra copies --sampling class-balanced", "data extra: got sampling class-balanced; allowed: shuffled"),
+        ("--data.extra npz:{} --data.extra-source x --data.extra-classes uniform", "no image of class '9'"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "nine.npz", images=images, labels=np.arange(9))  # none of class 9
+    call = f"train at --model resnet8 --epochs 1 --out {tmp_path / 'run'} {words.format(tmp_path / 'nine.npz')}"
+    assert main(call.split()) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert message in lines[-1]
+    assert lines[-1].startswith("taet: error:")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_record_of_an_older_version_has_no_extra_images(tiny: Callable[..., Run]) -> None:
+    values = config.to_json(tiny("at"))
+    values["data"] = {name: value for name, value in values["data"].items() if not name.startswith("extra")}
+    assert config.from_json(Run, json.loads(json.dumps(values)) | {"settings": None}).data == tiny("at").data
