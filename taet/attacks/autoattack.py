@@ -27,6 +27,7 @@ from taet.attacks.ball import (
 )
 from taet.attacks.counted import WORK, Counted
 from taet.attacks.draws import Draws
+from taet.attacks.inputs import refusing
 from taet.attacks.precision import exact_float32
 from taet.attacks.progress import Progress, ticking
 from taet.attacks.spec import FIXED, Fields, Model
@@ -115,6 +116,7 @@ def plan(num_classes: int, version: Version = "standard", norm: Norm = "linf") -
     return Plan(norm, parts, 10 if version == "10" else 100, QUERIES, min(MAX_TARGETS, num_classes - 1), note)
 
 
+@refusing
 def autoattack(
     model: nn.Module,
     x: Tensor,
@@ -129,6 +131,7 @@ def autoattack(
     natural: Tensor | None = None,
     state: UnitStore | None = None,
     progress: Progress | None = None,
+    checked: bool = False,
 ) -> Tensor:
     """Return adversarial images in the ball, and the clean image where no attack of the suite succeeded.
 
@@ -140,8 +143,7 @@ def autoattack(
 
     Args:
         model: from images to logits (N, classes).
-        x: images (N, C, H, W), floating point in [0, 1], or uint8, which are divided by 255 batch by batch. Any memory
-            layout, e.g. (N, H, W, C) permuted.
+        x: images (N, C, H, W), floating point in [0, 1], in any memory layout, e.g. (N, H, W, C) permuted.
         y: labels (N,), int64.
         eps: radius of the ball in units of the image range, above 0; in L-infinity at most 1.
         norm: "linf" or "l2".
@@ -154,14 +156,16 @@ def autoattack(
             The caller makes sure that the model is the same.
         progress: called as progress(done, total, label) before each batch and at most twice a second inside it, in
             estimated passes of an image through the model.
+        checked: the caller answers for the model, and that its outputs are no probabilities.
 
     Raises:
-        UserError: images that are neither 8-bit nor floating point in [0, 1]; eps not one number; labels out of range;
-            a model without logits, or whose logits or gradients are not finite on some image.
+        UserError: what every attack refuses, as in `pgd`; images of another shape; eps not one number above 0; a model
+            whose logits or gradients are not finite on some image.
 
     Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
     attacks", ICML 2020, arXiv:2003.01690; the attacks are those of the package pyautoattack.
     """
+    del checked  # `refusing` has read it
     outcome = run_parts(
         model,
         x,
@@ -201,7 +205,7 @@ def run_parts(
     A part attacks the images that are still correct, in ascending order and in new batches. One part on one batch is
     the unit that is saved, resumed and given to a process; it depends on its images only, because every part is seeded
     on every batch. Without `keep_examples` the adversarial images are neither returned nor saved. A model that is
-    already `Counted` keeps its view.
+    already `Counted` keeps its view. Images may also be uint8, which are divided by 255 batch by batch.
     """
     check_inputs(x, y, eps, norm, batch_size, natural)
     device = x.device if device is None else torch.device(device)
@@ -470,7 +474,8 @@ class AutoAttack(Suite):
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         assert isinstance(model, nn.Module)
         eps, norm, seed = self.radius, self.norm or "linf", self.seed or 0
-        return autoattack(model, x, y, eps=eps, norm=norm, version=self.version, batch_size=len(x), seed=seed)
+        work: dict[str, Any] = {"version": self.version, "batch_size": len(x), "seed": seed, "checked": True}
+        return autoattack(model, x, y, eps=eps, norm=norm, **work)
 
     def run_parts(self, model: nn.Module, x: Tensor, y: Tensor, **work: Unpack[SuiteArguments]) -> SuiteResult:
         eps, norm, seed = self.radius, self.norm or "linf", self.seed or 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taet.attacks.ball import finite
-from taet.errors import UserError
+from taet.attacks.inputs import check_output
 
 WORK = ("seconds", "forwards", "backwards")
 """What an attack costs: wall-clock time, and images that passed through the model."""
@@ -78,12 +78,7 @@ class Counted(nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             x = x.view_as(x)  # so that its gradient is that of this call only
             x.register_hook(lambda gradient: self._watch(gradient, proper))  # type: ignore[no-untyped-call]
-        output: object = network(x)
-        if not isinstance(output, Tensor):
-            raise UserError(f"model output: got a {type(output).__name__}; allowed: one tensor of logits (N, classes)")
-        if output.ndim != 2 or len(output) != len(x):
-            raise UserError(f"model output: got shape {tuple(output.shape)}; allowed: logits ({len(x)}, classes)")
-        logits = output.to(torch.float32, copy=True)
+        logits = check_output(network(x), x).to(torch.float32, copy=True)
         self._watch(logits.detach(), proper)
         self.forwards += len(x)
         if self.tick is not None:

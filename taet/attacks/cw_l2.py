@@ -11,7 +11,6 @@ from torch import Tensor
 
 from taet.attacks.ball import (
     Norm,
-    check_images,
     check_size,
     choose,
     distance,
@@ -20,6 +19,7 @@ from taet.attacks.ball import (
     refuse_unsound,
 )
 from taet.attacks.draws import Draws
+from taet.attacks.inputs import refusing
 from taet.attacks.objectives import Target, fooled, margin, target_classes, target_passes
 from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
 from taet.bounds import Count, NonNegative, Positive, check_value
@@ -35,6 +35,7 @@ BOX = 0.9999995  # keeps atanh(2x - 1) finite at 0 and 1; from the authors' publ
 SEARCH_STEPS, INITIAL_CONSTANT = 9, 1e-3  # of Carlini & Wagner (S&P 2017, arXiv:1608.04644), who search over c
 
 
+@refusing
 def cw_l2(
     model: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -48,6 +49,7 @@ def cw_l2(
     initial_c: float = 1e-3,
     eps: float | Tensor | None = None,
     targeted: bool = False,
+    checked: bool = False,
 ) -> Tensor:
     """Minimise ||x' - x||_2^2 + c max(z_y - max_{k != y} z_k, -kappa) over x' = (tanh(w) + 1) / 2 with Adam.
 
@@ -69,19 +71,20 @@ def cw_l2(
         initial_c: first weight of the search.
         eps: L2 radius inside which successes count, a number or one per sample (N,); None: unbounded.
         targeted: reach class y by kappa: minimise max(max_{k != y} z_k - z_y, -kappa) instead.
+        checked: the caller answers for model, images, labels and the values of eps, as in `pgd`.
 
     Returns:
         Adversarial images, detached, in the shape of x, and the clean image if none was found; float32, or float64 if
         x is.
 
     Raises:
-        UserError: images that are not floating point in [0, 1]; a setting out of range; a model whose logits or
-            gradients are not finite at some iterate.
+        UserError: what every attack refuses, as in `pgd`; a setting out of range; a model whose logits or gradients are
+            not finite at some iterate.
 
     Source: Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644,
     section VI A; the search and its defaults are those of the authors' public code.
     """
-    check_images(x)
+    del checked  # `refusing` has read it
     check_value("c", c, Positive | None)
     for what, value in (("lr", lr), ("initial c", initial_c)):
         check_value(what, value, Positive)
@@ -184,6 +187,7 @@ class CwL2(AttackSpec):
             initial_c=self.initial_c or INITIAL_CONSTANT,
             eps=self.eps,
             targeted=self.target is not None,
+            checked=True,
         )
 
     def passes(self, num_classes: int) -> int:

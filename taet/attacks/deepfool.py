@@ -12,7 +12,6 @@ from torch import Tensor
 
 from taet.attacks.ball import (
     Norm,
-    check_images,
     check_size,
     choose,
     distance,
@@ -24,6 +23,7 @@ from taet.attacks.ball import (
     unit,
 )
 from taet.attacks.draws import Draws
+from taet.attacks.inputs import refusing
 from taet.attacks.objectives import check_classes, fooled
 from taet.attacks.spec import FIXED, AttackSpec, Model
 from taet.bounds import Count, NonNegative, check_value
@@ -37,6 +37,7 @@ Candidates = Annotated[int, Ge(2)]
 BEYOND = 1e-4  # added to the length of a step, so that it ends beyond the boundary; from the authors' public code
 
 
+@refusing
 def deepfool(
     model: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -46,6 +47,7 @@ def deepfool(
     overshoot: float = 0.02,
     eps: float | Tensor | None = None,
     candidates: int = 10,
+    checked: bool = False,
 ) -> Tensor:
     """Step to the nearest boundary of the linearised model until it is crossed: x' = clip_[0,1](x + (1 + overshoot) r).
 
@@ -64,19 +66,20 @@ def deepfool(
         eps: L2 radius inside which successes count, a number or one per sample (N,); None: unbounded.
         candidates: number of classes whose boundaries are considered, those of the largest logits and the label's, 2 or
             more.
+        checked: the caller answers for model, images, labels and the values of eps, as in `pgd`.
 
     Returns:
         Adversarial images, detached, in the shape of x, and the clean image if none was found; float32, or float64 if
         x is.
 
     Raises:
-        UserError: images that are not floating point in [0, 1]; a setting out of range; a model of one class, or whose
-            logits or gradients are not finite at some iterate.
+        UserError: what every attack refuses, as in `pgd`; a setting out of range; a model whose logits or gradients are
+            not finite at some iterate.
 
     Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural networks",
     CVPR 2016, arXiv:1511.04599, algorithm 2; overshoot, steps and candidates are those of the authors' public code.
     """
-    check_images(x)
+    del checked  # `refusing` has read it
     check_value("steps", steps, Count)
     check_value("candidates", candidates, Candidates)
     check_value("overshoot", overshoot, NonNegative)
@@ -146,7 +149,14 @@ class DeepFool(AttackSpec):
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         return deepfool(
-            model, x, y, eps=self.eps, steps=self.steps, overshoot=self.overshoot, candidates=self.candidates
+            model,
+            x,
+            y,
+            eps=self.eps,
+            steps=self.steps,
+            overshoot=self.overshoot,
+            candidates=self.candidates,
+            checked=True,
         )
 
     def passes(self, num_classes: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -38,13 +38,15 @@ def fgsm(
     eps: float | Tensor,
     objective: Objective = cross_entropy,
     targeted: bool = False,
+    checked: bool = False,
 ) -> Tensor:
     """Return clip_[0,1](x + eps sign(grad_x objective)), in the shape of x; arguments and guarantees as in `pgd`.
 
     With `targeted`, y are the target classes and the step goes down. Source: Goodfellow, Shlens, Szegedy, "Explaining
     and harnessing adversarial examples", ICLR 2015, arXiv:1412.6572.
     """
-    return pgd(model, x, y, eps=eps, steps=1, step_size=eps, start="none", objective=objective, targeted=targeted)
+    step: dict[str, Any] = {"steps": 1, "step_size": eps, "start": "none", "checked": checked}
+    return pgd(model, x, y, eps=eps, objective=objective, targeted=targeted, **step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,8 @@ class Fgsm(AttackSpec):
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         aim = y if self.target is None else target_classes(self.target, model, x, y, draws)
         objective = named_objective(self.objective, model, x)
-        return fgsm(model, x, aim, eps=self.radius, objective=objective, targeted=self.target is not None)
+        targeted = self.target is not None
+        return fgsm(model, x, aim, eps=self.radius, objective=objective, targeted=targeted, checked=True)
 
     def passes(self, num_classes: int) -> int:
         return 3 + target_passes(self.target, num_classes)

@@ -14,7 +14,6 @@ from taet.attacks.ball import (
     BNMode,
     Norm,
     Start,
-    check_floating,
     check_size,
     choose,
     draw_noise,
@@ -25,6 +24,7 @@ from taet.attacks.ball import (
     unit,
 )
 from taet.attacks.draws import Draws
+from taet.attacks.inputs import refusing
 from taet.attacks.noise import Source
 from taet.attacks.objectives import (
     Objective,
@@ -52,6 +52,7 @@ NAMES = {
 Each = TypeVar("Each")
 
 
+@refusing
 def pgd(
     model: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -70,6 +71,7 @@ def pgd(
     start_noise: Tensor | None = None,
     active: Tensor | None = None,
     observe: Callable[[int, Tensor], None] | None = None,
+    checked: bool = False,
 ) -> Tensor:
     """Ascend an objective in the ball: x' <- clip_[0,1](project(x' + step_size direction(grad_x' objective))).
 
@@ -77,15 +79,15 @@ def pgd(
     its norm; a zero gradient moves nothing. A sample whose gradient is not finite is returned as NaN, which
     `taet.attacks.ball.verify` refuses, so that a broken model never counts as robust. The objective is summed over
     samples, so that each sample moves by its own gradient. The model's modes, parameters, gradients and (with
-    `bn_mode="eval"`) statistics, the inputs and the global random state are not changed. Nothing synchronises with the
-    device and no branch depends on values, so that a call with `start_noise` can be captured in a CUDA graph.
+    `bn_mode="eval"`) statistics, the inputs and the global random state are not changed. With `checked`, nothing
+    synchronises with the device and no branch depends on values, so that a call with `start_noise` can be captured in a
+    CUDA graph.
 
     Args:
         model: from x (N, ...) to logits (N, C).
-        x: images (N, ...), floating point in [0, 1]. The range is not checked, because that would wait for the device.
-        y: labels (N,), passed to the objective; the target classes if `targeted`.
-        eps: radius of the ball, a number or one per sample (N,), in units of the image range. Numbers are checked; of
-            tensors only the shape, because reading them would wait for the device.
+        x: images (N, ...), floating point in [0, 1].
+        y: labels (N,), int64, passed to the objective; the target classes if `targeted`.
+        eps: radius of the ball, a number or one per sample (N,), in units of the image range, e.g. 8/255.
         steps: number of steps, 0 or more; with 0 steps the start noise itself is returned, projected into the ball.
         step_size: length of a step in `norm`, a number or one per sample (N,), same units; or a sequence of these, one
             per step.
@@ -103,20 +105,23 @@ def pgd(
         start_noise: noise to use instead of a draw, in the shape of x, or (restarts, *x.shape).
         active: booleans, (N,) or (steps, N): which samples move, always or in each step.
         observe: called as observe(step, logits) before the update of each step, in every restart.
+        checked: the caller answers for model, images, labels and the values of tensors. Looking at them waits for the
+            device once per call, which a training step should not.
 
     Returns:
         Adversarial images, detached, in the shape of x; float32, or float64 if x is. NaN where a gradient was not
         finite.
 
     Raises:
-        UserError: an unknown norm or start; an eps or step_size outside the range of the norm (L-infinity: 0 to 1); a
-            tensor of another shape; images that are not floating point; no restart, or several without start noise;
-            no steps without start noise.
+        UserError: what every attack refuses (`taet.attacks.inputs`): images that are not floating point in [0, 1],
+            labels that are not one class per image, a model that does not return logits; an unknown norm or start; an
+            eps or step_size outside the range of the norm (L-infinity: 0 to 1); a tensor of another shape; no restart,
+            or several without start noise; no steps without start noise.
 
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks",
     ICLR 2018, arXiv:1706.06083.
     """
-    check_floating(x)
+    del checked  # `refusing` has read it
     for what, name, allowed in (("norm", norm, get_args(Norm)), ("start", start, get_args(Start))):
         if name not in allowed:
             raise unknown(what, str(name), allowed)
@@ -285,6 +290,7 @@ class ProjectedAscent(AttackSpec):
             targeted=self.target is not None,
             restarts=self.restarts,
             start_noise=noise if self.restarts > 1 else noise[0],
+            checked=True,
         )
 
     def passes(self, num_classes: int) -> int:

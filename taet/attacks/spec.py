@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
+import numpy as np
 from torch import Tensor
 
-from taet.attacks.ball import Norm
+from taet.attacks.ball import Norm, frozen, verify
 from taet.attacks.draws import Draws
+from taet.attacks.inputs import Model, ready
 from taet.bounds import NonNegative, check_fields, check_radius, hints
 from taet.config import Evaluation
 from taet.errors import UserError
 
-Model = Callable[[Tensor], Tensor]
 Fields = Mapping[str, Any]
 """Fields of a specification by their names."""
 
@@ -105,9 +106,30 @@ class AttackSpec(ABC):
         eps = None if cls.minimal else balls.get(given["norm"])
         return cls(**{"eps": eps, "seed": settings.seed if cls.random else None, **given})
 
+    def __call__(self, model: Model, x: Tensor, y: Tensor, *, rows: Sequence[int] | None = None) -> Tensor:
+        """Attack a batch outside an evaluation: refuse what is wrong, `run`, and check the result.
+
+        Args:
+            model: from x (N, ...) to logits (N, C); it is attacked in eval mode.
+            x: images (N, C, H, W), floating point in [0, 1].
+            y: labels (N,), int64.
+            rows: place of each image in its data set, which seeds its random draws. Default: 0 to N - 1.
+
+        Raises:
+            UserError: what every attack refuses (`taet.attacks.inputs`); an image that left its ball or [0, 1].
+        """
+        with ready(model, x, y) as (answers, images, labels), frozen(answers):
+            draws = Draws(self.seed or 0, self.noise_key, np.arange(len(images)) if rows is None else np.array(rows))
+            x_adv = self.run(answers, images.clone(), labels.clone(), draws)
+            verify(self.name, x_adv, images, self.eps, self.norm or "linf")
+            return x_adv
+
     @abstractmethod
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        """Return adversarial images of x (N, C, H, W) in [0, 1] with labels y (N,); random numbers come from draws."""
+        """Return adversarial images of x (N, C, H, W) in [0, 1] with labels y (N,), which the caller has checked.
+
+        Random numbers come from draws.
+        """
 
     def passes(self, num_classes: int) -> int:
         """Return the estimated passes of one image, forward or backward, including the forward pass that decides."""

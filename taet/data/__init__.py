@@ -4,9 +4,11 @@ from taet.data.dataset import Dataset, Split
 from taet.data.description import describe, render
 from taet.data.facts import DataFacts, facts
 from taet.data.long_tail import balanced_small_counts, long_tail_counts, long_tail_indices
+from taet.data.sampler import ClassBalancedSampler
 from taet.data.sources import full_name, image_listing, is_own, load
 
 __all__ = [
+    "ClassBalancedSampler",
     "DataFacts",
     "Dataset",
     "Split",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from taet import metrics
 from taet.attacks.counted import Counted
+from taet.attacks.inputs import SUM_TOLERANCE
 from taet.attacks.spec import AttackSpec
 from taet.config import Evaluation
 from taet.errors import UserError
@@ -26,7 +27,7 @@ from taet.evaluation.images import Images, as_arrays
 from taet.evaluation.model_guard import restored
 from taet.evaluation.packing import Json
 from taet.evaluation.runner import make_runner
-from taet.evaluation.trial import SUM_TOLERANCE, Trial, answer, attempt, input_gradient, nonfinite, sample, user_errors
+from taet.evaluation.trial import Trial, answer, attempt, input_gradient, nonfinite, sample, user_errors
 from taet.formatting import clock, listed, percent
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator

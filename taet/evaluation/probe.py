@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,10 +86,11 @@ def _measure(runner: Runner, eps: float, progress: Callable[[float], None]) -> d
         watch = _Watch(runner.model, first.nonfinite)
 
         def survives(objective: Objective, replacement: Replacement | None = None) -> Tensor:
-            step, network = STEP_SHARE * eps, runner.model.model
+            ball: dict[str, Any] = {"eps": eps, "steps": STEPS, "step_size": STEP_SHARE * eps, "start_noise": noise}
+            network = runner.model.model
             seen = nullcontext() if replacement is None else runner.model.seen_as(Replaced(network, replacement))
             with seen:
-                x_adv = pgd(watch, x, y, eps=eps, steps=STEPS, step_size=step, start_noise=noise, objective=objective)
+                x_adv = pgd(watch, x, y, objective=objective, checked=True, **ball)
             with torch.no_grad():
                 return watch(x_adv).max(1).indices == y
 

@@ -81,8 +81,8 @@ def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.
     """Return the number of logits, tried on two images; a model that cannot be attacked is a `UserError`."""
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
-    x = as_unit(images[:2]).to(device)
-    with restored(model) as changes, frozen(model), exact_float32(device.type):
+    with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):
+        x = as_unit(images[:2]).to(device)
         with user_errors(f"model: fails on images of shape {tuple(x.shape)} ({{reason}})"):
             logits = Counted(model)(x.clone().requires_grad_())
         changed = changes()
@@ -116,7 +116,12 @@ class Runner:
     def still(self) -> Iterator[None]:
         """Put the model in eval mode with frozen parameters and exact float32; restore all, and the random state."""
         every_gpu = range(torch.cuda.device_count())  # a model may draw random numbers
-        with frozen(self.model), exact_float32(self.device.type), torch.random.fork_rng(every_gpu):
+        with (
+            torch.inference_mode(False),  # attacks need gradients, also inside the caller's inference mode
+            frozen(self.model),
+            exact_float32(self.device.type),
+            torch.random.fork_rng(every_gpu),
+        ):
             yield
 
     def is_complete(self, column: Column) -> bool:
@@ -182,7 +187,8 @@ class Runner:
 
     def batch(self, rows: Ints) -> tuple[Tensor, Tensor]:
         """Return the images `rows` in [0, 1] and their labels, on the model's device."""
-        return as_unit(self.images[rows]).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
+        with torch.inference_mode(False):  # so that gradients can be taken of them
+            return as_unit(self.images[rows]).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
 
     def perturb(self, attack: AttackSpec, rows: Ints) -> tuple[Tensor, Tensor]:
         """Return the images `rows`, clean and under attack; every adversarial image is checked."""

@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
+from taet.attacks.inputs import distributions
 from taet.errors import UserError, is_out_of_memory
 from taet.losses.long_tail import cross_entropy
 from taet.randomness import generator
 
-SUM_TOLERANCE = 1e-5  # of the official AutoAttack for a probability distribution
 PASSES = 3  # of an image through the model, forward or backward, that `attempt` takes
 
 
@@ -55,7 +55,7 @@ class Trial:
     @property
     def distributions(self) -> Tensor:
         """Whether the logits of an image are at least 0 and sum to 1, (N,)."""
-        return (self.logits >= 0).all(1) & ((self.logits.sum(1) - 1).abs() <= SUM_TOLERANCE)
+        return distributions(self.logits)
 
     @property
     def zero_gradients(self) -> Tensor:

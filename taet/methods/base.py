@@ -99,6 +99,7 @@ class Attack:
             observe=observe,
             active=active,
             bn_mode=threat.bn_mode,
+            checked=True,
             **settings,
         )
 

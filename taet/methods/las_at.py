@@ -307,6 +307,7 @@ def probe(model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
             bn_mode="train",
             active=active,
             observe=stop_misclassified,
+            checked=True,
         )
         with torch.no_grad(), frozen(model, "train"):
             loss = cross_entropy(model(x_adv), y)

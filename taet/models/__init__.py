@@ -8,6 +8,7 @@ from taet import registry
 from taet.errors import UserError
 from taet.models.classifier import Adapter, Classifier, adapted
 from taet.models.foreign import (
+    Normalized,
     check_consent,
     check_logits,
     check_trust,
@@ -27,6 +28,7 @@ __all__ = [
     "Classifier",
     "CosineHead",
     "Head",
+    "Normalized",
     "adapted",
     "build",
     "check_consent",

@@ -58,11 +58,12 @@ class Normalized(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, statistics: Statistics) -> None:
+    def __init__(self, network: nn.Module, statistics: Statistics | tuple[Sequence[float], Sequence[float]]) -> None:
         super().__init__()
+        mean, std = statistics
         self.network = network
-        self.register_buffer("mean", torch.tensor(statistics.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(statistics.std).view(1, -1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network((x - self.mean) / self.std)

@@ -75,8 +75,10 @@ def monitor(
             x = to_unit(torch.from_numpy(split.images[rows]).to(device), channels_last=channels_last)
             y = torch.from_numpy(split.labels[rows]).to(device)
             noise = generator(device, seed, "monitor", number)
-            attacked = pgd(model, x, y, eps=eps, step_size=step_size, steps=steps, start="uniform", generator=noise)
-            single = pgd(model, x, y, eps=eps, step_size=eps, steps=1, start="none") if fgsm else None
+            walk: dict[str, Any] = {"step_size": step_size, "steps": steps, "start": "uniform", "generator": noise}
+            attacked = pgd(model, x, y, eps=eps, checked=True, **walk)
+            step: dict[str, Any] = {"step_size": eps, "steps": 1, "start": "none"}
+            single = pgd(model, x, y, eps=eps, checked=True, **step) if fgsm else None
             with torch.no_grad():
                 features = model.features(attacked) if with_features else None
                 logits = {

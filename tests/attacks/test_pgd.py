@@ -376,7 +376,8 @@ def test_no_branch_depends_on_values(norm: Norm) -> None:
     noise = 0.02 * torch.randn(2, 2, *x.shape, generator=torch.Generator().manual_seed(3))
 
     def attack(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-        return pgd(model, x, y, eps=0.05, steps=2, step_size=0.02, norm=norm, restarts=2, start_noise=noise)
+        settings: dict[str, Any] = {"eps": 0.05, "steps": 2, "step_size": 0.02, "norm": norm, "restarts": 2}
+        return pgd(model, x, y, start_noise=noise, checked=True, **settings)
 
     graph = make_fx(attack)(x, y, noise[0])
     assert torch.equal(graph(1 - x, 4 - y, noise[1]), attack(1 - x, 4 - y, noise[1]))

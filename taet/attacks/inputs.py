@@ -1,0 +1,196 @@
+"""What every attack refuses, in one place: a wrong model, images, labels, radius or output, each in one line."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor, nn
+
+from taet.attacks.ball import Norm, check_floating, frozen
+from taet.bounds import got_text
+from taet.errors import UserError
+
+P = ParamSpec("P")
+Model = Callable[[Tensor], Tensor]
+
+SUM_TOLERANCE = 1e-5  # of the official AutoAttack for a probability distribution
+ROUNDING = 1e-3  # images this far outside [0, 1] came from an interpolation, not from a normalisation
+IMAGE_TO_LOGITS = "a Module or function from images (N, ...) in [0, 1] to logits (N, classes)"
+
+
+def refusing(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Let an attack on `model`, `x`, `y` refuse what is wrong, and compute gradients whatever the caller's mode is.
+
+    The attack must have a parameter `checked`: with `checked=True` the caller answers for the inputs, and nothing is
+    looked at that would wait for the device.
+    """
+    signature = inspect.signature(attack)
+
+    @functools.wraps(attack)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        named: dict[str, Any] = given.arguments
+        ball = {"eps": named.get("eps"), "norm": named.get("norm", "l2"), "checked": bool(named["checked"])}
+        with ready(named["model"], named["x"], named["y"], **ball) as (model, x, y):
+            named.update(model=model, x=x, y=y)
+            return attack(*given.args, **given.kwargs)
+
+    return call
+
+
+@contextmanager
+def ready(
+    model: Model, x: Tensor, y: Tensor, *, eps: object = None, norm: Norm = "linf", checked: bool = False
+) -> Iterator[tuple[Model, Tensor, Tensor]]:
+    """Yield model, images and labels as an attack can use them; raise a `UserError` for what no attack can use.
+
+    Outside of `torch.no_grad` and `torch.inference_mode`, with copies of what was made in inference mode. The model's
+    first answer is checked as well; if the attack asks nothing, the model is asked about x afterwards.
+    """
+    if checked and not torch.is_inference_mode_enabled():
+        yield model, x, y
+        return
+    if not checked:
+        check_model(model)
+        check_shapes(x, y)
+    with torch.inference_mode(False):  # this enables gradients, too
+        x, y = (value.clone() if value.is_inference() else value for value in (x, y))
+        if checked:
+            yield model, x, y
+            return
+        answers = Answers(model, check_values(x, y, eps, norm))
+        yield answers, x, y
+        if not answers.asked:
+            with torch.no_grad(), frozen(answers):
+                answers(x)
+
+
+def check_model(model: object) -> None:
+    """Raise a `UserError` for what cannot be called on images, and for weights that no gradient can pass."""
+    got = ""
+    if isinstance(model, Mapping):
+        got = "a state dict; load it into a network: network.load_state_dict(...)"
+    elif isinstance(model, str | Path):
+        path = got_text(str(model))
+        got = f"the path {path}; load it: taet.resume(RUN).model or taet.models.build(NAME, C, weights=PATH)"
+    elif isinstance(model, type):
+        got = f"the class {model.__name__}; call it to build a model: {model.__name__}(...)"
+    elif not callable(model):
+        got = f"a {type(model).__name__}"
+    if got:
+        what, _, hint = got.partition("; ")
+        raise UserError(f"model: got {what}; allowed: {IMAGE_TO_LOGITS}{'; ' if hint else ''}{hint}")
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    if any(tensor.is_inference() for tensor in tensors):
+        raise UserError(
+            "model: got weights made under torch.inference_mode, which let no gradient pass; allowed: a model built or "
+            "loaded outside of it"
+        )
+
+
+def check_shapes(x: object, y: object) -> None:
+    """Raise a `UserError` for images and labels of a wrong kind, type or shape; no value is read."""
+    for what, values in (("images", x), ("labels", y)):
+        if not isinstance(values, Tensor):
+            hint = " (torch.as_tensor makes one)" if hasattr(values, "__len__") else ""
+            raise UserError(f"{what}: got a {type(values).__name__}; allowed: a torch.Tensor{hint}")
+    assert isinstance(x, Tensor)
+    assert isinstance(y, Tensor)
+    check_floating(x)
+    if x.ndim < 2 or x.numel() == 0:
+        raise UserError(f"images: got shape {tuple(x.shape)}; allowed: a batch (N, ...) with N of 1 or more")
+    if y.dtype != torch.int64 or y.shape != x.shape[:1]:
+        hint = ""
+        if y.ndim == 2 and len(y) == len(x):
+            hint = "; of one-hot rows pass y.argmax(1)"
+        elif y.shape == x.shape[:1]:
+            hint = "; convert whole numbers by y.long()"
+        got, allowed = f"{y.dtype} {tuple(y.shape)}", f"torch.int64 ({len(x)},), the class of each image"
+        raise UserError(f"labels: got {got}; allowed: {allowed}{hint}")
+
+
+def check_values(x: Tensor, y: Tensor, eps: object = None, norm: Norm = "linf") -> tuple[int, int]:
+    """Raise a `UserError` for values out of range; return the lowest and highest label. This waits for the device."""
+    sizes = eps.detach().to(x.device) if isinstance(eps, Tensor) and eps.numel() else x.new_zeros(1)
+    parts = (x.detach(), sizes, y)
+    ends = torch.stack([end.double().to(x.device) for part in parts for end in (part.amin(), part.amax())])
+    low, high, least, largest, first, last = ends.tolist()  # one wait for all
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"images: got values from {low:g} to {high:g}; allowed: 0 to 1, without NaN{_unit(low, high)}")
+    most = 1.0 if norm == "linf" else float("inf")
+    if not (least >= 0 and largest <= most and largest < float("inf")):
+        hint = f"; did you mean {largest:g}/255?" if 1 < largest <= 255 else ""
+        allowed = "0 to 1, in units of the image range" if norm == "linf" else "0 or more"
+        raise UserError(f"eps: got values from {least:g} to {largest:g}; allowed: {allowed}{hint}")
+    return int(first), int(last)
+
+
+def _unit(low: float, high: float) -> str:
+    """Return how images of this range come to [0, 1]."""
+    if low >= -ROUNDING and high <= 1 + ROUNDING:
+        return "; clamp them: x.clamp(0, 1)"
+    if low < 0 and abs(low) < float("inf") and abs(high) < float("inf"):
+        return (
+            "; if they are normalised, attack the images before that and put mean and std into the model: "
+            "taet.models.Normalized(model, (mean, std))"
+        )
+    return "; divide them by 255" if 2 < high <= 255 else ""
+
+
+class Answers(nn.Module):
+    """A model whose first answer is checked: logits, one per class, and no label beyond them."""
+
+    def __init__(self, model: Model, labels: tuple[int, int]) -> None:
+        super().__init__()
+        self.model = model
+        self.labels = labels
+        self.asked = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the model's answer."""
+        output = self.model(x)
+        if not self.asked:
+            self.asked = True
+            self._check(check_output(output, x), x)
+        return output
+
+    def _check(self, logits: Tensor, x: Tensor) -> None:
+        low, high = self.labels
+        classes = logits.shape[1]
+        if classes < 2:
+            raise UserError(f"model output: got {classes} logit an image; allowed: one per class, 2 or more")
+        if low < 0 or high >= classes:
+            got = f"{low}" if low < 0 else f"up to {high}"
+            raise UserError(f"labels: got {got}; allowed: 0 to {classes - 1}, one per logit of the model")
+        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
+        # Rows of zeros and a one may be logits that somebody wrote by hand; a softmax has other values, too.
+        inside = ((logits > 0) & (logits < 1)).any()
+        if bool(distributions(logits.detach()).all() & inside):
+            raise UserError(
+                "model output: got probabilities, which sum to 1 for every image and hide the gradient; allowed: "
+                "logits, as they are before the softmax, or lambda x: model(x).clamp(min=1e-12).log()"
+            )
+
+
+def check_output(output: object, x: Tensor) -> Tensor:
+    """Return what a model answered to the images x; a `UserError` unless it is one tensor of logits (N, classes)."""
+    if not isinstance(output, Tensor):
+        raise UserError(f"model output: got a {type(output).__name__}; allowed: one tensor of logits (N, classes)")
+    if output.ndim != 2 or len(output) != len(x):
+        raise UserError(f"model output: got shape {tuple(output.shape)}; allowed: logits ({len(x)}, classes)")
+    if not output.is_floating_point():
+        raise UserError(f"model output: got {output.dtype}; allowed: logits, floating point")
+    return output
+
+
+def distributions(logits: Tensor) -> Tensor:
+    """Return for which images (N,) the logits (N, C) are probabilities: at least 0, with a sum of 1."""
+    return (logits >= 0).all(1) & ((logits.sum(1, dtype=torch.float64) - 1).abs() <= SUM_TOLERANCE)

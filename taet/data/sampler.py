@@ -1,0 +1,54 @@
+"""Sampling for your own `torch.utils.data.DataLoader`: every class equally often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch.utils.data import Sampler
+
+from taet.bounds import LongSeed, Whole, check_value
+from taet.data.loader import class_balanced
+from taet.errors import UserError
+from taet.randomness import generator
+
+
+class ClassBalancedSampler(Sampler[int]):
+    """Draw N positions with replacement, a class first and then one of its images: P(image i) = 1 / (K n_{y_i}).
+
+    K is the number of classes that are present, n_c the number of images of class c. It is `--sampling class-balanced`
+    for a loader of your own, `DataLoader(data, batch_size=128, sampler=ClassBalancedSampler(labels))`. Every pass draws
+    anew, as (seed, epoch) decide. Labels are integers (N,), 0 or more, as a tensor, an array or a list. Do not combine
+    it with a loss that corrects the class prior as well, such as `balanced_softmax`.
+
+    Raises:
+        UserError: labels that are no integers (N,), or negative; none.
+
+    Source: class-balanced sampling, e.g. Kang et al., "Decoupling representation and classifier for long-tailed
+    recognition", ICLR 2020, arXiv:1910.09217, section 3, q = 0.
+    """
+
+    def __init__(self, labels: torch.Tensor | ArrayLike, *, seed: int = 0) -> None:
+        check_value("seed", seed, LongSeed)
+        classes = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+        if classes.ndim != 1 or not len(classes) or classes.dtype.kind not in "iu" or classes.min() < 0:
+            got = f"{classes.dtype} {classes.shape}"
+            raise UserError(f"labels: got {got}; allowed: integers (N,), 0 or more, with N of 1 or more")
+        self.labels = torch.from_numpy(classes.astype(np.int64))
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = class_balanced(self.labels, generator("cpu", self.seed, "order", self.epoch))
+        self.epoch += 1
+        return iter(drawn.tolist())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Continue at `epoch`, from 0, as after an interruption."""
+        check_value("epoch", epoch, Whole)
+        self.epoch = epoch
