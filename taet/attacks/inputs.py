@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from taet.attacks.ball import Norm, check_floating, frozen
+from taet.attacks.objectives import check_classes
 from taet.bounds import got_text
 from taet.errors import UserError
 
@@ -54,10 +55,12 @@ def ready(
     Outside of `torch.no_grad` and `torch.inference_mode`, with copies of what was made in inference mode. The model's
     first answer is checked as well; if the attack asks nothing, the model is asked about x afterwards.
     """
-    if checked and not torch.is_inference_mode_enabled():
-        yield model, x, y
-        return
-    if not checked:
+    if checked:
+        check_floating(x)  # which costs nothing
+        if not torch.is_inference_mode_enabled():
+            yield model, x, y
+            return
+    else:
         check_model(model)
         check_shapes(x, y)
     with torch.inference_mode(False):  # this enables gradients, too
@@ -164,8 +167,7 @@ class Answers(nn.Module):
     def _check(self, logits: Tensor, x: Tensor) -> None:
         low, high = self.labels
         classes = logits.shape[1]
-        if classes < 2:
-            raise UserError(f"model output: got {classes} logit an image; allowed: one per class, 2 or more")
+        check_classes("model output", logits)
         if low < 0 or high >= classes:
             got = f"{low}" if low < 0 else f"up to {high}"
             raise UserError(f"labels: got {got}; allowed: 0 to {classes - 1}, one per logit of the model")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from taet.attacks.ball import Norm, frozen, verify
 from taet.attacks.draws import Draws
-from taet.attacks.inputs import Model, ready
+from taet.attacks.inputs import Model as Model
+from taet.attacks.inputs import ready
 from taet.bounds import NonNegative, check_fields, check_radius, hints
 from taet.config import Evaluation
 from taet.errors import UserError
