@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from taet.attacks.ball import Norm, check_images, check_size, choose, draw_noise, finite, frozen
+from taet.attacks.ball import Norm, check_size, choose, draw_noise, finite, frozen
 from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
+from taet.attacks.inputs import refusing
 from taet.attacks.noise import Source
 from taet.attacks.objectives import Objective, fooled, margin, probability_margin
 from taet.attacks.pgd import pgd
@@ -58,6 +59,7 @@ def cosine_lengths(steps: int) -> list[float]:
     return [1 + math.cos(math.pi * step / steps) for step in range(steps)]
 
 
+@refusing
 def quick(
     model: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -69,6 +71,7 @@ def quick(
     near: float = 0.3,
     judge: Callable[[Tensor], Tensor] | None = None,
     noise: Callable[[int], Tensor] | None = None,
+    checked: bool = False,
 ) -> Tensor:
     """Return images that fool the model, and the last iterate where none did, each attacked by itself.
 
@@ -95,13 +98,14 @@ def quick(
         judge: the model that decides whether an image is fooled, by default `model`.
         noise: start noise of run 0, 1, ... in the shape of x, inside the ball. Default: drawn from a generator seeded
             with 0.
+        checked: the caller answers for model, images, labels and the values of eps, as in `pgd`.
 
     Raises:
-        UserError: images that are not floating point in [0, 1]; a setting out of range.
+        UserError: what every attack refuses, as in `pgd`; a setting out of range.
 
     Source: our composition of PMA (arXiv:2411.15210) and MALT (arXiv:2407.02240).
     """
-    check_images(x)
+    del checked  # `refusing` has read it
     check_size("eps", eps, x, norm)
     check_value("targets", targets, Count)
     check_value("near", near, Share)
@@ -177,6 +181,7 @@ class _Hunt:
             norm=self.norm,
             objective=objective,
             start_noise=noise[rows],
+            checked=True,
         )
         sound = finite(last)  # an image of NaN stays so, and is refused by who verifies it
         broken = met & sound
@@ -240,6 +245,7 @@ class Quick(AttackSpec):
             near=self.near,
             judge=model.judge if isinstance(model, Counted) else None,
             noise=lambda run: draws.start(x, self.radius, "uniform", self.norm or "linf", run),
+            checked=True,
         )
 
     def passes(self, num_classes: int) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from taet.attacks.ball import Norm, check_images, choose, frozen, project
+from taet.attacks.ball import Norm, choose, frozen, project
 from taet.attacks.draws import Draws
+from taet.attacks.inputs import refusing
 from taet.attacks.objectives import fooled
 from taet.attacks.spec import AttackSpec, Model
 from taet.bounds import Count
@@ -21,19 +22,21 @@ NAMES = {
 }
 
 
+@refusing
 def random_noise(
-    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, *, eps: float, noises: Iterable[Tensor]
+    model: Model, x: Tensor, y: Tensor, *, eps: float, noises: Iterable[Tensor], checked: bool = False
 ) -> Tensor:
     """Return x plus the first of the noises, each in the shape of x, that fools the model, else plus the last.
 
-    The sum is projected into the L-infinity ball of radius eps and into [0, 1]. Only the predicted class is used.
+    The sum is projected into the L-infinity ball of radius eps and into [0, 1]. Only the predicted class is used. With
+    `checked`, the caller answers for model, images and labels, as in `pgd`.
 
     Raises:
-        UserError: images that are not floating point in [0, 1].
+        UserError: what every attack refuses, as in `pgd`.
 
     Source: Carlini et al., "On evaluating adversarial robustness", 2019, arXiv:1902.06705, section 5.2.
     """
-    check_images(x)
+    del checked  # `refusing` has read it
     x_adv, found = x, torch.zeros(len(x), dtype=torch.bool, device=x.device)
     with torch.no_grad(), frozen(model):
         for noise in noises:
@@ -56,7 +59,7 @@ class RandomNoise(AttackSpec):
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         noises = (draws.start(x, self.radius, restart=number) for number in range(self.tries))
-        return random_noise(model, x, y, eps=self.radius, noises=noises)
+        return random_noise(model, x, y, eps=self.radius, noises=noises, checked=True)
 
     def passes(self, num_classes: int) -> int:
         return self.tries + 1

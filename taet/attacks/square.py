@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from taet.attacks.autoattack import as_float
-from taet.attacks.ball import Norm, check_images, check_size, frozen
+from taet.attacks.ball import Norm, check_size, frozen
 from taet.attacks.draws import Draws
+from taet.attacks.inputs import refusing
 from taet.attacks.spec import AttackSpec, Model
 from taet.bounds import Count
 
@@ -21,7 +22,10 @@ NAMES = {
 }
 
 
-def square(model: Model, x: Tensor, y: Tensor, *, eps: float, queries: int = 1000, seed: int = 0) -> Tensor:
+@refusing
+def square(
+    model: Model, x: Tensor, y: Tensor, *, eps: float, queries: int = 1000, seed: int = 0, checked: bool = False
+) -> Tensor:
     """Return images in the L-infinity ball that random squares of +-eps were found to misclassify, else the best try.
 
     The search lowers the margin z_y - max_{k != y} z_k and stops for an image that is misclassified. AutoAttack runs
@@ -34,15 +38,16 @@ def square(model: Model, x: Tensor, y: Tensor, *, eps: float, queries: int = 100
         eps: radius of the ball in units of the image range.
         queries: passes of an image through the model.
         seed: seed of the random squares, which the images of a batch share.
+        checked: the caller answers for model, images and labels, as in `pgd`.
 
     Raises:
-        UserError: images that are not floating point in [0, 1]; an eps outside 0 to 1.
+        UserError: what every attack refuses, as in `pgd`; an eps outside 0 to 1.
 
     Source: Andriushchenko, Croce, Flammarion, Hein, ECCV 2020, arXiv:1912.00049.
     """
     from pyautoattack.square import SquareAttack
 
-    check_images(x)
+    del checked  # `refusing` has read it
     check_size("eps", eps, x, "linf")
     every_gpu = range(torch.cuda.device_count())
     with torch.no_grad(), frozen(model), torch.random.fork_rng(every_gpu):
@@ -75,7 +80,7 @@ class Square(AttackSpec):
     """Passes of an image through the model."""
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        return square(model, x, y, eps=self.radius, queries=self.queries, seed=self.seed or 0)
+        return square(model, x, y, eps=self.radius, queries=self.queries, seed=self.seed or 0, checked=True)
 
     def passes(self, num_classes: int) -> int:
         return self.queries + 3

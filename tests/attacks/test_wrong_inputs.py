@@ -183,7 +183,8 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def short(name: str) -> str:
     """The name with few steps."""
-    return {"cw-l2": "cw-l2:steps=5", "deepfool": "deepfool:steps=3"}.get(name, name.replace("-N", "-2"))
+    options = {"cw-l2": "steps=5", "deepfool": "steps=3", "square": "queries=5", "random-noise": "tries=3"}
+    return f"{name}:{options[name]}" if name in options else name.replace("-N", "-2")
 
 
 @pytest.fixture(scope="module")
