@@ -1,4 +1,4 @@
-"""Write docs/methods/, one page per method, docs/losses.md, and the attacks of docs/evaluation.md.
+"""Write docs/methods/, one page per method, docs/losses.md, docs/findings.md, and the attacks of docs/evaluation.md.
 
 A method's page comes from its source, the golden numbers, the measured cost and the result cards; the page of the
 losses from their docstrings.
@@ -24,18 +24,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
-from taet import bounds, config, losses, methods, protocols, registry
+from taet import bounds, config, losses, methods, protocols, registry, reproduce
 from taet.attacks import catalogue
 from taet.attacks.spec import AttackSpec, option_fields
 from taet.config import Outer
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.methods import Method, Task
+from taet.reproduce.claims import findings
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
 LOSSES = ROOT / "docs" / "losses.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
+FINDINGS = ROOT / "docs" / "findings.md"
 END = "<!-- end of attacks -->"
 COST = ROOT / "results" / "cost.json"
 OUTERS = get_args(get_type_hints(Outer)["name"])
@@ -396,6 +398,8 @@ def evaluation_page() -> str:
 def pages() -> dict[Path, str]:
     """Every page and its text."""
     found = {PAGES / f"{name}.md": page(name) for name in registry.entries("methods")}
+    known = [scale for scale in reproduce.scales().values() if scale.name != "smoke"]
+    found[FINDINGS] = findings(reproduce.Store(ROOT / "runs" / "none", [ROOT / "results"]), known)
     return {PAGES / "README.md": index(), **found, LOSSES: loss_page(), EVALUATION: evaluation_page()}
 
 

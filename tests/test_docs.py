@@ -19,7 +19,7 @@ from taet.attacks import catalogue
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
 from taet.attacks.spec import option_fields
-from taet.cli import COMMANDS, check, compare, cost, evaluate, export, predict, transfer
+from taet.cli import COMMANDS, check, compare, cost, evaluate, export, predict, reproduce, transfer
 from taet.cli.train import configure
 from taet.config import Threat
 from taet.evaluation import diagnostics
@@ -37,6 +37,7 @@ READ = {
     "evaluate": evaluate.read,
     "export": export.read,
     "predict": predict.read,
+    "reproduce": reproduce.read,
     "transfer": transfer.read,
 }
 ROOT = Path(__file__).parents[1]

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "attack a finished run, or any model, and write its result card",
     "transfer": "evaluate each of several runs on the adversarial examples of the others",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
+    "reproduce": "fill the tables and figures of both papers, and print them beside the published numbers",
     "report": "write one self-contained HTML file about any number of runs",
     "predict": "classify images with a finished run, and test whether each prediction survives an attack",
     "export": "write the model of a finished run, with its preprocessing, as pt2, ONNX or safetensors",

@@ -1,0 +1,129 @@
+"""`taet reproduce [ITEM...]`: fill the tables and figures of both papers, and print them beside what was published."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from taet.bounds import Processes
+from taet.cli import flags
+from taet.cli.compare import seconds, share
+from taet.errors import UserError
+from taet.files import make_folder, write_atomically
+from taet.formatting import listed
+from taet.reproduce.manifest import chosen, scale_named
+from taet.reproduce.render import tables
+from taet.reproduce.session import Session, overview
+from taet.reproduce.store import Store
+from taet.reproduce.tables import rendered
+
+EXAMPLES = (
+    "taet reproduce",
+    "taet reproduce taet/table1 --dry-run",
+    "taet reproduce taet/table1 --scale mini --methods at-bsl taet",
+    "taet reproduce taet reat/table8 --scale mini --time-budget 12h --jobs 2",
+    "taet reproduce reat/table1 --form latex --dry-run",
+)
+DESCRIPTION = """Fill tables and figures of both papers with runs of this package, and print them beside the published
+numbers. Without ITEM: what is filled at which scale, and what the rest costs; nothing is run.
+
+A run is trained once for all items that need it, in OUT/runs; what is there is kept, and what was interrupted goes on.
+Runs come in the order of the claims that they settle per hour. Scales: full (as published), cpu, mini (10 to 30 minutes
+a run), smoke (digits, seconds). Numbers of two scales never stand in one table.
+
+Exit status: 0 all done, or the time budget is used up; 1 a run failed; 2 a mistake in the call; 130 interrupted, with
+all finished work saved."""
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """Items, the scale, and how to fill them."""
+
+    items: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Tables and figures, e.g. taet/table1 reat/figure3; taet and reat: all of a paper."""
+    scale: str = "mini"
+    """full, cpu, mini or smoke."""
+    methods: tuple[str, ...] = ()
+    """Only rows of these methods."""
+    out: Path = Path("runs/reproduce")
+    """Folder of the runs."""
+    results: tuple[Path, ...] | None = None
+    """Folders with committed cards, which count as filled. Default: results of the repository."""
+    form: Literal["terminal", "markdown", "latex", "html"] = "terminal"
+    """Form of the tables."""
+    to: Path | None = None
+    """File for the tables. Default: the terminal."""
+    time_budget: str | None = None
+    """Time after which running cells are saved and stopped and no other starts, e.g. 12h, 90m or 600s."""
+    jobs: Processes | Literal["auto"] = 1
+    """Runs side by side, as in taet compare."""
+    part: str | None = None
+    """K/N, e.g. 3/16: run only the third of 16 fixed parts of the runs, and print no tables."""
+    merge: tuple[Path, ...] | None = None
+    """Run nothing, but copy the finished runs of other folders OUT to this one, and print the tables."""
+    save: Path | None = None
+    """Copy the cards and thinned epochs of the finished runs there, e.g. results/reproduce/mini."""
+    dry_run: bool = False
+    """Run nothing: print the tables as far as they are filled, and what is missing with its price."""
+
+
+def run(arguments: list[str]) -> int:
+    """Fill and print items, or list all of them; return 1 if a run failed."""
+    parsed = read(arguments)
+    scale, store = scale_named(parsed.scale), Store(parsed.out, parsed.results)
+    if not parsed.items:
+        _print(parsed, rendered(overview(store), parsed.form))
+        return 0
+    items = chosen(parsed.items, parsed.methods)
+    session = Session(store, scale, items, lambda line: print(line, file=sys.stderr, flush=True))
+    failed = False
+    if parsed.merge is not None:
+        session.gather(parsed.merge)
+    elif not parsed.dry_run:
+        part = None if parsed.part is None else share(parsed.part)
+        budget = None if parsed.time_budget is None else seconds(parsed.time_budget)
+        result = session.fill(budget, parsed.jobs, part)
+        failed = "failed" in result.counts
+        for outcome in result.outcomes:
+            if outcome.state == "failed":
+                print(f"failed: {outcome.cell.name}: {outcome.reason}", file=sys.stderr)
+        if result.out_of_time:
+            print(
+                f"the time budget is used up; continue: {shlex.join(['taet', 'reproduce', *arguments])}",
+                file=sys.stderr,
+            )
+    if parsed.save is not None:
+        written = session.save(parsed.save)
+        print(f"{len(written)} cards in {parsed.save}", file=sys.stderr)
+    if parsed.part is None:
+        found = [table for item in items for table in tables(session.store, scale, item)]
+        _print(parsed, rendered([*found, session.left()], parsed.form))
+    return int(failed)
+
+
+def read(arguments: list[str]) -> ReproduceOptions:
+    """Parse a call; contradictory options and unknown items are refused."""
+    parsed = flags.parse(ReproduceOptions, arguments, "taet reproduce", DESCRIPTION, EXAMPLES)
+    scale_named(parsed.scale)
+    chosen(parsed.items, parsed.methods if parsed.items else ())
+    fills = {"time-budget": parsed.time_budget, "part": parsed.part, "merge": parsed.merge, "save": parsed.save}
+    given = [f"--{name}" for name, value in fills.items() if value]
+    if given and not parsed.items:
+        raise UserError(f"reproduce: got {listed(given)} without an item; allowed: with items, e.g. taet/table1")
+    if (parsed.dry_run or parsed.merge is not None) and (parsed.time_budget or parsed.part):
+        raise UserError("reproduce: --dry-run and --merge run nothing: got --time-budget or --part as well")
+    return parsed
+
+
+def _print(parsed: ReproduceOptions, text: str) -> None:
+    if parsed.to is None:
+        print(text)
+        return
+    make_folder(parsed.to.parent)
+    write_atomically(parsed.to, f"{text.rstrip()}\n".encode(), devices=True)
+    print(f"tables in {parsed.to}", file=sys.stderr)

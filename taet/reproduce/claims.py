@@ -1,0 +1,303 @@
+"""The claims of both papers and what committed runs say of them, by rules that were written before the runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NotRequired, TypedDict
+
+import numpy as np
+
+from taet.errors import UserError
+from taet.evaluation.card import ResultCard
+from taet.evaluation.paired import Difference
+from taet.formatting import words
+from taet.reproduce.manifest import FOLDER, PaperRow, RowEntry, Scale, items, read_toml, row_from
+from taet.reproduce.render import difference_text, filled, paired_cards, rank_correlation
+from taet.reproduce.store import Store, StoredCell
+
+Word = Literal["holds", "does not hold", "undecided", "not tested"]
+WORDS: tuple[Word, ...] = ("does not hold", "holds", "undecided", "not tested")
+Group = Literal["head", "body", "tail"]
+SIGNIFICANT_ORDER = 0.5
+"""Rank correlation above which a published order holds; below 0 it does not."""
+FEWEST_IN_ORDER = 5
+
+
+class OrderEntry(TypedDict):
+    """The published order of an item's rows."""
+
+    item: str
+    column: str
+
+
+class ClaimEntry(TypedDict):
+    """What claims.toml says of a claim."""
+
+    says: str
+    where: str
+    pairs: NotRequired[list[list[RowEntry]]]
+    columns: NotRequired[dict[str, float]]
+    most: NotRequired[dict[str, float]]
+    group: NotRequired[Group]
+    attacks: NotRequired[list[str]]
+    order: NotRequired[OrderEntry]
+    settled: NotRequired[Word]
+    because: NotRequired[str]
+    open: NotRequired[str]
+    theorem: NotRequired[bool]
+    worth: NotRequired[float]
+    elsewhere: NotRequired[list[list[str]]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of a paper and its test."""
+
+    name: str
+    entry: ClaimEntry
+
+    @property
+    def paper(self) -> str:
+        return "TAET" if self.name.startswith("C") else "REAT"
+
+    @property
+    def pairs(self) -> list[tuple[PaperRow, PaperRow]]:
+        """The rows whose difference it is about, first minus second."""
+        found = self.entry.get("pairs", [])
+        return [(row_from(first, self.paper), row_from(second, self.paper)) for first, second in found]
+
+    @property
+    def sizes(self) -> Mapping[str, float]:
+        """Columns with the claimed points."""
+        return self.entry.get("most") or self.entry.get("columns", {})
+
+    def attacks(self, scale: Scale, first: PaperRow, second: PaperRow, column: str) -> tuple[str | None, str | None]:
+        """The attacks on both sides of a pair."""
+        own = self.entry.get("attacks")
+        return (own[0], own[1]) if own else (scale.attack(first, column), scale.attack(second, column))
+
+    def cells(self, store: Store, scale: Scale) -> list[StoredCell]:
+        """The runs that its test needs."""
+        if "order" in self.entry:
+            rows = items()[self.entry["order"]["item"]].rows
+            return [one for row in rows for one in store.cells(scale, row, [self.entry["order"]["column"]])]
+        return [one for pair in self.pairs for row in pair for one in store.cells(scale, row, [*self.sizes])]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of a claim, and where."""
+
+    word: Word
+    because: str
+    scale: str = ""
+
+
+@functools.cache
+def claims() -> Mapping[str, Claim]:
+    """The claims by name; a mistake in their file is a `UserError`."""
+    path = FOLDER / "claims.toml"
+    found = read_toml(path, dict[str, ClaimEntry])
+    for name, entry in found.items():
+        kinds = [kind for kind in ("pairs", "order", "settled", "open", "theorem") if kind in entry]
+        if len(kinds) != 1:
+            raise UserError(f"{path}: {name}: got {' and '.join(kinds) or 'no test'}; allowed: one kind of test")
+        if "pairs" in entry and ("most" in entry) == ("columns" in entry):
+            raise UserError(f"{path}: {name}: got pairs without columns or most, or with both; allowed: one of them")
+        if any(len(pair) != 2 for pair in entry.get("pairs", [])):
+            raise UserError(f"{path}: {name}: got a pair that is none; allowed: [first, second]")
+        if "order" in entry and entry["order"]["item"] not in items():
+            raise UserError(f"{path}: {name}: got the unknown item {entry['order']['item']}; allowed: an item")
+    return {name: Claim(name, entry) for name, entry in found.items()}
+
+
+def word_of(found: Difference, size: float, most: bool) -> Word:
+    """The verdict on one paired difference, by its 95 % interval.
+
+    A claim of `size` points holds if the interval is above 0 and reaches half the size; it does not hold if the
+    interval is below 0, or above 0 and below half the size; otherwise it is undecided. A claim of at most `size` points
+    holds if the interval is within it, and does not if it is beyond it.
+    """
+    size /= 100
+    if most:
+        outside = found.low > size or found.high < -size
+        return "holds" if -size <= found.low and found.high <= size else "does not hold" if outside else "undecided"
+    if found.low > 0:
+        return "holds" if found.high >= size / 2 else "does not hold"
+    return "does not hold" if found.high < 0 else "undecided"
+
+
+def combined(parts: Sequence[Word]) -> Word:
+    """The verdict on a claim with several parts: all must hold."""
+    if not parts:
+        return "not tested"
+    return next((word for word in ("does not hold", "not tested", "undecided") if word in parts), "holds")
+
+
+def verdict(claim: Claim, store: Store, scale: Scale) -> Verdict:
+    """What the runs of a scale say of a claim."""
+    entry = claim.entry
+    if "settled" in entry:
+        return Verdict(entry["settled"], entry.get("because", ""))
+    if "open" in entry:
+        return Verdict("not tested", f"Missing: {entry['open']}")
+    if "theorem" in entry:
+        return _theorem(store)
+    return _order(claim, store, scale) if "order" in entry else _of_pairs(claim, store, scale)
+
+
+def _of_pairs(claim: Claim, store: Store, scale: Scale) -> Verdict:
+    """The verdict on differences between rows."""
+    parts: list[Word] = []
+    said, missing = list[str](), dict[str, None]()
+    for first, second in claim.pairs:
+        for column, size in claim.sizes.items():
+            sides = [_cards(store.cells(scale, row, [column])) for row in (first, second)]
+            attacks = claim.attacks(scale, first, second, column)
+            found = paired_cards(sides[0], sides[1], attacks, claim.entry.get("group"))
+            parts.append("not tested" if found is None else word_of(found, size, "most" in claim.entry))
+            if found is not None:
+                said.append(f"{_named(first, second)}{column} {_text(found)}")
+            missing |= {_words(row): None for row, cards in zip((first, second), sides, strict=True) if not cards}
+    said += [f"Missing at scale {scale.name}: {', '.join(missing)}"] if missing else []
+    return Verdict(combined(parts), "; ".join(said), scale.name)
+
+
+def _named(first: PaperRow, second: PaperRow) -> str:
+    return "" if first == second else f"{_words(first)} minus {_words(second)}, "
+
+
+def _words(row: PaperRow) -> str:
+    """A row in words: its method, and what differs from the paper's usual run."""
+    usual = row_from({"method": row.method}, row.paper)
+    own = [
+        words(value) if name == "outer.name" else f"{name.rpartition('.')[2]} {words(value)}"
+        for name, value in row.settings
+    ]
+    own += [] if row.data == usual.data else [row.data]
+    own += [] if row.imbalance in (None, usual.imbalance) else [f"IR {row.imbalance:g}"]
+    return f"{row.method} ({', '.join(own)})" if own else row.method
+
+
+def _text(found: Difference) -> str:
+    return f"{difference_text(found)}, {found.runs} seed{'s' if found.runs > 1 else ''}"
+
+
+def _cards(cells: Sequence[StoredCell]) -> dict[int, ResultCard]:
+    return {one.cell.seed: one.card for one in cells if one.card is not None}
+
+
+def _order(claim: Claim, store: Store, scale: Scale) -> Verdict:
+    item = items()[claim.entry["order"]["item"]]
+    column = next(column for column in item.columns if column.metric == claim.entry["order"]["column"])
+    found = rank_correlation(scale, item, filled(store, scale, item), column)
+    if found is None or found[1] < FEWEST_IN_ORDER:
+        return Verdict("not tested", f"Missing: {FEWEST_IN_ORDER} rows of {item.name}.", scale.name)
+    value, count = found
+    word: Word = "holds" if value > SIGNIFICANT_ORDER else "does not hold" if value < 0 else "undecided"
+    return Verdict(word, f"Spearman's correlation {value:+.2f} over {count} methods", scale.name)
+
+
+def _theorem(store: Store) -> Verdict:
+    """Natural error + disagreement - robust error of every committed card: at most 0 by the theorem."""
+    gaps = [gap for card in store.every_card() if (gap := bound_gap(card)) is not None]
+    broken = [gap for gap in gaps if gap > 1e-9]
+    if not broken:
+        return Verdict("undecided" if gaps else "not tested", f"None of {len(gaps)} committed cards contradicts it")
+    said = f"{len(broken)} of {len(gaps)} committed cards exceed the bound under one of their attacks, by up to"
+    why = "an image that is misclassified and changes its class under attack is counted twice"
+    return Verdict("does not hold", f"{said} {100 * max(gaps):.1f} points: {why}")
+
+
+def bound_gap(card: ResultCard) -> float | None:
+    """The largest excess over its attacks of the mean over classes of natural error + disagreement - robust error."""
+    names = [column.name for column in card.columns if column.bounded and column.ordinary]
+    found = [card.summary(name) for name in names] if card.clean is not None else []
+    gaps = [s.natural_error + s.class_flip_rate - (1 - s.per_class) for s in found]
+    return max((float(np.nanmean(gap)) for gap in gaps), default=None)
+
+
+def elsewhere(claim: Claim, folders: Sequence[Path]) -> Iterator[str]:
+    """What committed cards outside the scales say of a claim, a line each."""
+    for first, second in claim.entry.get("elsewhere", []):
+        sides = [_glob(folders, pattern) for pattern in (first, second)]
+        for column, size in (claim.sizes or {"": 0.0}).items():
+            own = claim.entry.get("attacks", [column, column])
+            found = paired_cards(sides[0], sides[1], own, claim.entry.get("group"))
+            if found is not None:
+                word = f" ({word_of(found, size, 'most' in claim.entry)})" if "pairs" in claim.entry else ""
+                names = "" if first == second else f"{_stem(first)} minus {_stem(second)}, "
+                under = " minus ".join(dict.fromkeys(own))
+                yield f"results/{first.partition('/')[0]}: {names}{under} {_text(found)}{word}"
+
+
+def _stem(pattern: str) -> str:
+    return Path(pattern).stem.removesuffix("-seed?")
+
+
+def _glob(folders: Sequence[Path], pattern: str) -> dict[int, ResultCard]:
+    paths = sorted(path for folder in folders for path in folder.glob(pattern))
+    return dict(enumerate(map(ResultCard.load, paths)))
+
+
+def worths(store: Store, scale: Scale, price: Mapping[str, float]) -> dict[str, float]:
+    """By hash of a run: the claims that it helps to settle, each divided by the hours that it still needs."""
+    found: dict[str, float] = {}
+    for claim in claims().values():
+        missing = {one.key for one in claim.cells(store, scale) if one.state in ("started", "missing")}
+        hours = sum(price.get(key, 0.0) for key in missing) / 3600
+        for key in missing:
+            found[key] = found.get(key, 0.0) + claim.entry.get("worth", 1.0) / max(hours, 1e-3)
+    return found
+
+
+def findings(store: Store, scales: Sequence[Scale]) -> str:
+    """The page of all claims with their verdicts, as Markdown: a pure function of cards and manifest."""
+    found = {name: _best(claim, store, scales) for name, claim in claims().items()}
+    counts = ", ".join(f"{[v.word for v in found.values()].count(word)} {word}" for word in WORDS)
+    parts = [
+        HEAD.format(counts=counts, claims=len(found)),
+        *(_section(word, [name for name in found if found[name].word == word], found, store) for word in WORDS),
+        "## Errata and open points of the tables\n",
+        *(f"- **{name}**: {note}" for name, item in items().items() for note in item.notes),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _best(claim: Claim, store: Store, scales: Sequence[Scale]) -> Verdict:
+    """The verdict at the largest scale that has one."""
+    found = [verdict(claim, store, scale) for scale in scales]
+    return next((one for one in found if one.word != "not tested"), found[-1])
+
+
+def _section(word: Word, names: Sequence[str], found: Mapping[str, Verdict], store: Store) -> str:
+    lines = [f"## {word.capitalize()}\n"]
+    for name in names:
+        claim, one = claims()[name], found[name]
+        scale = f", scale {one.scale}" if one.scale and one.word != "not tested" else ""
+        where = f"({claim.paper}, {claim.entry['where']}{scale})"
+        lines.append(f"- **{name}** {claim.entry['says']} {where}. {_sentence(one.because)}".rstrip())
+        lines += [f"  - Outside the scales, {line}." for line in elsewhere(claim, store.results)]
+    return "\n".join([*lines, ""])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else text
+
+
+HEAD = """# Findings
+
+What the two papers claim, and what our runs say of it. Verdicts on {claims} claims: {counts}.
+
+This page is computed from the committed cards and from `taet/reproduce/claims.toml` (`python docs/render.py --write`).
+No number is written by hand, except in the reasons of claims that a proof or a measurement of cost settles.
+
+A verdict is that of the largest [scale](reproduce.md#scales) with runs. Differences are in points of balanced accuracy,
+paired on the same test images, with 95 % intervals. A claim **holds** if the interval is above 0 and reaches half the
+claimed size. It **does not hold** if the interval is below 0, or above 0 and below half the size. Otherwise it is
+**undecided**. With one seed an interval covers the test images only: it says which of two models is better, not which
+method. *Outside the scales* are committed runs with other settings, which give no verdict.
+"""

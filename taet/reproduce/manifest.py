@@ -1,0 +1,373 @@
+"""The tables and figures of both papers, and the scales that they are reproduced at, from the files beside this one.
+
+published.tsv holds every published number; items.toml says which run each of its rows is, and lists the figures;
+scales.toml says what a scale changes.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
+
+from taet.bounds import read_number
+from taet.errors import UserError, cut, located, unknown
+from taet.experiments.specification import Entry, Point
+from taet.shapes import check_shape
+
+FOLDER = Path(__file__).parent
+PAPERS = {"TAET": "taet", "REAT": "reat"}
+"""The papers, and the protocol of each."""
+SECONDS = "seconds_per_epoch"
+"""The one published column that is no accuracy."""
+Shows = Literal["values", "classes", "curves", "predictions", "distances", "embedding"]
+Pairs = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """The run that a row of a table, or a series of a figure, is; equal rows are one run."""
+
+    paper: str
+    method: str
+    data: str
+    imbalance: float | None
+    """None for sets that are used as they are."""
+    model: str
+    settings: Pairs = ()
+    """Dotted settings that differ from the protocol."""
+    shown_as: str = field(default="", compare=False)
+    setting: str = field(default="", compare=False)
+    """The paper's words for the settings."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What may tell it from the other rows of an item: name, setting, data, imbalance ratio and network."""
+        ratio = "" if self.imbalance is None else f"IR {self.imbalance:g}"
+        return self.shown_as, self.setting, self.data, ratio, self.model
+
+
+@dataclass(frozen=True)
+class PaperColumn:
+    """What a column says: a metric, averaged in one way or of one class."""
+
+    metric: str
+    average: str = "balanced"
+    """balanced, balanced-test-set (the same on a balanced test set), sample (plain accuracy), per-class or cost."""
+    of_class: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its heading."""
+        return f"{self.of_class} {self.metric}".strip().replace("_", " ")
+
+
+@dataclass(frozen=True)
+class PaperValue:
+    """A published number: an accuracy in per cent, or seconds."""
+
+    value: float
+    std_error: float | None = None
+    inferred: str = ""
+    """What the paper leaves unsaid and published.tsv filled in."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or a figure of a paper."""
+
+    name: str
+    title: str
+    shows: Shows
+    rows: tuple[PaperRow, ...]
+    columns: tuple[PaperColumn, ...]
+    published: Mapping[tuple[PaperRow, PaperColumn], PaperValue] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the rows: of their parts those that are not the same in all of them."""
+        parts = [row.parts for row in self.rows]
+        varied = [place for place in range(len(parts[0])) if place == 0 or len({part[place] for part in parts}) > 1]
+        return tuple(", ".join(part[place] for place in varied if part[place]) for part in parts)
+
+    def columns_of(self, row: PaperRow) -> tuple[PaperColumn, ...]:
+        """The columns that the item has of a row; a table leaves out what is not published."""
+        if not self.published:
+            return self.columns
+        return tuple(column for column in self.columns if (row, column) in self.published)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a reproduction is: what it puts in the place of the published networks, data, attacks and seeds."""
+
+    name: str
+    says: str
+    seeds: Mapping[str, Sequence[int]]
+    models: Mapping[str, str]
+    data: Mapping[str, Mapping[str, Any]]
+    attacks: Mapping[str, str]
+    settings: Mapping[str, Mapping[str, Any]]
+
+    def differences(self, item: Item) -> list[str]:
+        """What it changes of an item, in words."""
+        said: dict[str, None] = {}
+        for row in item.rows:
+            model = self.models.get(row.model, self.models.get("all", row.model))
+            data = self.data.get(row.data, self.data.get("all", {})).get("name", row.data)
+            attacks = {column.metric: self.attack(row, column.metric) for column in item.columns_of(row)}
+            changes = {row.model: model, row.data: data, **attacks}
+            for old, new in changes.items():
+                if old != new and old != SECONDS:
+                    said[f"{new} for {old}" if new else f"no {old}"] = None
+        return [*said]
+
+    def attack(self, row: PaperRow, metric: str) -> str | None:
+        """The attack that fills a published column of a row; None if the scale leaves it out, or it is no attack."""
+        if metric == SECONDS:
+            return None
+        default = self.attacks.get(metric, metric)
+        wanted = self.attacks.get(f"{row.paper} {metric}", default)
+        columns = _read()["columns"]
+        own = columns.get(f"{row.method} {row.data} {metric}", wanted) if wanted == metric else wanted
+        return own or None
+
+    def points(self, row: PaperRow, metrics: Sequence[str]) -> list[Point]:
+        """The runs of a row, one per seed, attacked for these columns."""
+        found = [self.attack(row, metric) for metric in ("clean", *metrics)]
+        attacks = tuple(dict.fromkeys(attack for attack in found if attack is not None))
+        kept = self.data.get(row.data, self.data.get("all", {}))
+        data, ratio = kept.get("name", row.data), kept.get("imbalance", row.imbalance)
+        settings: dict[str, Any] = {"model.name": self.models.get(row.model, self.models.get("all", row.model))}
+        for key in ("all", row.paper, row.data, row.model):
+            settings |= self.settings.get(key, {})
+        settings["evaluation.attacks"] = attacks
+        entry = Entry(row.method, row.method, {**dict(row.settings)})
+        seeds = self.seeds.get(row.paper, self.seeds.get("all", (0,)))
+        return [Point(entry, data, ratio, seed, PAPERS[row.paper], settings) for seed in seeds]
+
+
+class RowEntry(TypedDict):
+    """What items.toml says of a row."""
+
+    method: str
+    name: NotRequired[str]
+    data: NotRequired[str]
+    imbalance: NotRequired[float]
+    model: NotRequired[str]
+    settings: NotRequired[dict[str, Any]]
+
+
+class PaperEntry(TypedDict):
+    """Data and network of a paper's figures."""
+
+    data: str
+    imbalance: float
+    model: str
+
+
+class FigureEntry(TypedDict):
+    """What items.toml says of a figure."""
+
+    title: str
+    shows: Shows
+    rows: list[RowEntry]
+    columns: list[str]
+    data: NotRequired[str]
+    imbalance: NotRequired[float]
+    model: NotRequired[str]
+
+
+class ItemsFile(TypedDict):
+    """items.toml."""
+
+    titles: dict[str, str]
+    rows: dict[str, RowEntry]
+    settings: dict[str, str]
+    natural: dict[str, bool]
+    columns: dict[str, str]
+    classes: dict[str, int]
+    papers: dict[str, PaperEntry]
+    figures: dict[str, FigureEntry]
+    notes: dict[str, list[str]]
+
+
+class ScaleEntry(TypedDict):
+    """What scales.toml says of a scale."""
+
+    says: str
+    seeds: dict[str, list[int]]
+    models: NotRequired[dict[str, str]]
+    data: NotRequired[dict[str, dict[str, Any]]]
+    attacks: NotRequired[dict[str, str]]
+    settings: NotRequired[dict[str, dict[str, Any]]]
+
+
+def read_toml(path: Path, shape: Any) -> Any:
+    """Read a file of the manifest; a mistake in it is a `UserError` of one line that names the key."""
+    with located(str(path)):
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"no TOML: {cut(str(error))}") from None
+        check_shape("", values, shape)
+        _check_keys("", values, shape)
+    return values
+
+
+def _check_keys(where: str, value: Any, shape: Any) -> None:
+    """Refuse a key that the shape does not declare."""
+    shape = typing.get_args(shape)[0] if typing.get_origin(shape) is NotRequired else shape
+    if typing.is_typeddict(shape):
+        fields = typing.get_type_hints(shape, include_extras=True)
+        for key, entry in value.items():
+            if key not in fields:
+                raise unknown(f"key{f' of {where}' if where else ''}", key, fields)
+            _check_keys(f"{where} {key}".strip(), entry, fields[key])
+    elif typing.get_origin(shape) is dict:
+        for key, entry in value.items():
+            _check_keys(f"{where} {key}".strip(), entry, typing.get_args(shape)[1])
+    elif typing.get_origin(shape) is list:
+        for entry in value:
+            _check_keys(where, entry, typing.get_args(shape)[0])
+
+
+@functools.cache
+def _read() -> ItemsFile:
+    found: ItemsFile = read_toml(FOLDER / "items.toml", ItemsFile)
+    return found
+
+
+@functools.cache
+def scales() -> Mapping[str, Scale]:
+    """The scales by name, the largest first."""
+    found = read_toml(FOLDER / "scales.toml", dict[str, ScaleEntry])
+    empty: dict[str, dict[str, Any]] = {name: {} for name in ("models", "data", "attacks", "settings")}
+    return {name: Scale(name=name, **{**empty, **entry}) for name, entry in found.items()}
+
+
+def scale_named(name: str) -> Scale:
+    """The scale of this name; an unknown one is a `UserError`."""
+    if name not in scales():
+        raise unknown("scale", name, scales())
+    return scales()[name]
+
+
+@functools.cache
+def published() -> tuple[Mapping[str, str], ...]:
+    """The rows of published.tsv."""
+    with (FOLDER / "published.tsv").open(encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file, delimiter="\t"))
+
+
+def row_of(line: Mapping[str, str]) -> PaperRow:
+    """The run that a row of published.tsv tells of."""
+    read, method, setting = _read(), line["method"], line["setting"]
+    entry = read["rows"].get(f"{method} {setting}")
+    if entry is not None:
+        method, settings = entry["method"], entry.get("settings", {})
+    else:
+        words = [word.partition("=") for word in setting.split()]
+        missing = [name for name, _, _ in words if name not in read["settings"]]
+        if missing:
+            raise UserError(f"published.tsv: setting '{setting}' of {method} is in no table of items.toml")
+        settings = {read["settings"][name]: _number(value) for name, _, value in words}
+    ratio = None if line["dataset"] in read["natural"] else float(line["imbalance_ratio"])
+    shown, model = line["shown_as"], line["model"]
+    return PaperRow(line["paper"], method, line["dataset"], ratio, model, _pairs(settings), shown, setting)
+
+
+def _number(text: str) -> Any:
+    """A value of the column `setting`: a whole number, a decimal one, or a fraction."""
+    return read_number(text) if {*text} & {*"./"} else int(text)
+
+
+def _pairs(settings: Mapping[str, Any]) -> Pairs:
+    """Settings in one order; a fraction such as 8/255 is a number."""
+    values = {name: read_number(value) if "/" in str(value) else value for name, value in settings.items()}
+    return tuple(sorted(values.items()))
+
+
+def row_from(entry: Mapping[str, Any], paper: str, defaults: Mapping[str, Any] | None = None) -> PaperRow:
+    """The run that an entry of a manifest names; what it does not say is that of `defaults`, then of the paper."""
+    said = {**_read()["papers"][paper], **(defaults or {}), **entry}
+    natural = said["data"] in _read()["natural"] or said["data"] in ("cifar10", "cifar100")
+    ratio = None if natural else float(said["imbalance"])
+    name = entry.get("name", entry["method"])
+    return PaperRow(paper, said["method"], said["data"], ratio, said["model"], _pairs(said.get("settings", {})), name)
+
+
+def class_number(name: str) -> int:
+    """The label of a class that a table names."""
+    return _read()["classes"][name]
+
+
+@functools.cache
+def items() -> Mapping[str, Item]:
+    """Every numbered table and figure by name, e.g. taet/table1: the tables of a paper, then its figures."""
+    tables: dict[str, list[Mapping[str, str]]] = {}
+    for line in published():
+        tables.setdefault(f"{PAPERS[line['paper']]}/table{line['table']}", []).append(line)
+    read = _read()
+    for name in [*read["notes"], *read["titles"]]:
+        if name not in tables and name not in read["figures"]:
+            raise unknown("item in items.toml", name, [*tables, *read["figures"]])
+    found = {name: _table(name, lines) for name, lines in tables.items()}
+    found |= {name: _figure(name, entry) for name, entry in read["figures"].items()}
+    order = sorted(found, key=lambda name: (not name.startswith("taet"), "figure" in name))
+    return {name: found[name] for name in order}
+
+
+def _table(name: str, lines: Sequence[Mapping[str, str]]) -> Item:
+    values: dict[tuple[PaperRow, PaperColumn], PaperValue] = {}
+    for line in lines:
+        column = PaperColumn(line["metric"], line["average"], line["class"])
+        key = row_of(line), column
+        if key in values:
+            raise UserError(f"published.tsv: {name} has {line['shown_as']}, {column.label} twice")
+        error = float(line["std_error"]) if line["std_error"] else None
+        values[key] = PaperValue(float(line["value"]), error, line["inferred"])
+    rows, columns = dict.fromkeys(row for row, _ in values), dict.fromkeys(column for _, column in values)
+    if name not in _read()["titles"]:
+        raise UserError(f"items.toml: {name} has no title")
+    notes = tuple(_read()["notes"].get(name, ()))
+    return Item(name, _read()["titles"][name], "values", (*rows,), (*columns,), values, notes)
+
+
+def _figure(name: str, entry: FigureEntry) -> Item:
+    paper = name.partition("/")[0].upper()
+    own: dict[str, Any] = {key: value for key, value in entry.items() if key in PaperEntry.__annotations__}
+    rows = tuple(row_from(row, paper, own) for row in entry["rows"])
+    columns = tuple(PaperColumn(metric, "cost" if metric == SECONDS else "balanced") for metric in entry["columns"])
+    return Item(name, entry["title"], entry["shows"], rows, columns, notes=tuple(_read()["notes"].get(name, ())))
+
+
+def chosen(names: Sequence[str], methods: Sequence[str] = ()) -> list[Item]:
+    """The items that a user named, `taet` and `reat` standing for a whole paper, cut to some methods.
+
+    Raises:
+        UserError: an unknown item, with the nearest match, or a method that none of them has.
+    """
+    every = items()
+    for name in names:
+        if name not in every and name not in PAPERS.values():
+            raise unknown("item", name, [*every, *PAPERS.values()])
+    wanted = [item for item in every.values() if not names or {item.name, item.name.partition("/")[0]} & {*names}]
+    known = {row.method for item in wanted for row in item.rows}
+    for method in methods:
+        if method not in known:
+            raise unknown("method of these items", method, known)
+    if not methods:
+        return wanted
+    cut_to = [(item, tuple(row for row in item.rows if row.method in methods)) for item in wanted]
+    return [
+        Item(item.name, item.title, item.shows, rows, item.columns, item.published, item.notes)
+        for item, rows in cut_to
+        if rows
+    ]

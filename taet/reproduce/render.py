@@ -1,0 +1,361 @@
+"""What the runs of an item give, beside the published numbers: pure functions of cards and the manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from taet import metrics
+from taet.errors import UserError
+from taet.evaluation.card import ResultCard, compare_runs
+from taet.evaluation.paired import Difference, difference
+from taet.evaluation.summary import Summary
+from taet.formatting import MISSING, duration, percent, percent_interval, points
+from taet.reproduce.cost import seconds_left
+from taet.reproduce.manifest import SECONDS, Item, PaperColumn, PaperRow, Scale, class_number
+from taet.reproduce.store import Store, StoredCell
+from taet.reproduce.tables import TextTable
+from taet.training.record import Epoch, Row
+
+FEWEST = 3
+"""Rows whose order is compared."""
+DERIVED = "*"
+EPOCHS = 6
+"""Columns of a figure over the epochs."""
+SHOWN_CLASSES = 10
+GROUPS = ("head", "body", "tail")
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The runs of one row of an item."""
+
+    row: PaperRow
+    label: str
+    cells: tuple[StoredCell, ...]
+
+    @property
+    def cards(self) -> Mapping[int, ResultCard]:
+        """Its cards by seed."""
+        return {one.cell.seed: one.card for one in self.cells if one.card is not None}
+
+
+def filled(store: Store, scale: Scale, item: Item) -> list[Filled]:
+    """The runs of every row of an item."""
+    found = store.of_item(scale, item)
+    return [Filled(row, label, (*found[row],)) for row, label in zip(item.rows, item.labels, strict=True)]
+
+
+def tables(store: Store, scale: Scale, item: Item) -> list[TextTable]:
+    """The tables of an item: its numbers, and differences between its rows where there are any."""
+    rows = filled(store, scale, item)
+    shown = {"classes": _classes, "curves": _curves, "predictions": _groups, "distances": _groups}.get(item.shows)
+    made = [] if shown is None else [table for table in [shown(item, scale, rows)] if table.rows]
+    numbers = item.shows in ("values", "embedding")
+    main = _values(store, scale, item, rows) if numbers else _state(store, scale, item, rows)
+    differences = _differences(scale, item, rows) if numbers else None
+    return [table for table in (main, *made, differences) if table is not None]
+
+
+def _heading(scale: Scale, item: Item) -> str:
+    return f"{item.name} · {item.title} · scale {scale.name}"
+
+
+def _about(scale: Scale, item: Item, rows: Sequence[Filled]) -> list[str]:
+    """What differs from the paper, and what is wrong in it."""
+    said = [f"Scale {scale.name}: {scale.says}."]
+    changes = scale.differences(item)
+    said += [f"In place of what is published: {', '.join(changes)}."] if changes else []
+    if scale.name != "full":
+        said.append(
+            "Another network and other test images than the paper's: compare rows with rows, not with the paper."
+        )
+    elif "autoattack" in {column.metric for column in item.columns}:
+        said.append("AutoAttack is the official one, with 100 iterations.")
+    reasons = {one.cell.reason for row in rows for one in row.cells if one.cell.reason}
+    return [*said, *(f"Not applicable: {reason}." for reason in sorted(reasons)), *item.notes]
+
+
+def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
+    """Published and measured numbers, a line each."""
+    columns = [c for c in item.columns if any(_is_there(scale, r.row, c) for r in rows if c in item.columns_of(r.row))]
+    lines: list[tuple[str, ...]] = []
+    for one in rows:
+        if item.published:
+            said = [item.published.get((one.row, column)) for column in columns]
+            lines.append((one.label, "paper", *(MISSING if value is None else f"{value.value:g}" for value in said)))
+        cells = [_measured(scale, one, column) if column in item.columns_of(one.row) else MISSING for column in columns]
+        name = "" if item.published else one.label
+        lines.append((name, scale.name if one.cards else _price(store, one), *cells))
+        if scale.name == "full" and item.published and one.cards:
+            gaps = (_gap(scale, one, column, item) for column in columns)
+            lines.append(("", "here − paper", *gaps))
+    notes = _about(scale, item, rows)
+    if item.shows == "embedding":
+        notes.append("The picture is not drawn: these are the accuracies of the same runs.")
+    if any(DERIVED in cell for line in lines for cell in line):
+        notes.append(f"{DERIVED} derived: recalls on the balanced test set, weighted like the training set.")
+    return TextTable(_heading(scale, item), ("", "", *(c.label for c in columns)), (*lines,), (*notes,))
+
+
+def _state(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
+    """What there is of the runs of a figure."""
+    lines = [(one.label, "done" if one.cards else _price(store, one)) for one in rows]
+    return TextTable(_heading(scale, item), ("", "state"), (*lines,), (*_about(scale, item, rows),))
+
+
+def _price(store: Store, one: Filled) -> str:
+    """The state of a row without a card, with what it would cost."""
+    if all(cell.state == "not applicable" for cell in one.cells):
+        return "not applicable"
+    prices = [seconds_left(store, cell) for cell in one.cells]
+    price = "no price" if None in prices else duration(sum(filter(None, prices)))
+    return f"{'started' if any(cell.state == 'started' for cell in one.cells) else 'missing'}, {price}"
+
+
+def _is_there(scale: Scale, row: PaperRow, column: PaperColumn) -> bool:
+    return column.metric == SECONDS or scale.attack(row, column.metric) is not None
+
+
+def _measured(scale: Scale, one: Filled, column: PaperColumn) -> str:
+    """A number of a row in words: with one seed its interval, with more their standard error."""
+    if column.metric == SECONDS:
+        seconds = [row["seconds"] for cell in one.cells for row in cell.rows]
+        return f"{np.mean(seconds):.3g}" if seconds else MISSING
+    found = [value for card in one.cards.values() if (value := _value(scale, one.row, column, card)) is not None]
+    if not found:
+        return MISSING
+    mark = DERIVED if found[0][2] else ""
+    if len(found) == 1:
+        share, interval, _ = found[0]
+        return percent(share) + mark + ("" if interval is None else f" ({percent_interval(*interval)})")
+    mean, error = metrics.mean_and_standard_error([value for value, _, _ in found])
+    return f"{percent(float(mean))}{mark} ±{percent(float(error))} (n {len(found)})"
+
+
+def _gap(scale: Scale, one: Filled, column: PaperColumn, item: Item) -> str:
+    said = item.published.get((one.row, column))
+    if said is None or column.metric == SECONDS:
+        return MISSING
+    found = [value[0] for card in one.cards.values() if (value := _value(scale, one.row, column, card)) is not None]
+    return points(float(np.mean(found)) - said.value / 100) if found else MISSING
+
+
+def _value(
+    scale: Scale, row: PaperRow, column: PaperColumn, card: ResultCard
+) -> tuple[float, tuple[float, float] | None, bool] | None:
+    """Value and interval of a column of a card, and whether it is derived from another test set; None without it."""
+    attack = scale.attack(row, column.metric)
+    if attack is None or attack not in {held.name for held in card.columns}:
+        return None
+    summary = card.summary(attack)
+    if column.average == "per-class":
+        number = class_number(column.of_class)
+        low, high = summary.per_class_interval
+        return float(summary.per_class[number]), (float(low[number]), float(high[number])), False
+    if column.average != "sample":
+        return summary.balanced, summary.balanced_interval, False
+    counts = card.data.get("train_class_counts")
+    if counts is None or len({*summary.total.tolist()}) > 1:
+        return summary.accuracy, summary.accuracy_interval, False
+    return float(np.average(summary.per_class, weights=counts)), None, True
+
+
+def _differences(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable | None:
+    """Each row minus the first of the same data, imbalance ratio and network, in the paper and here."""
+    columns = [column for column in item.columns if column.average not in ("sample", "cost")]
+    lines: list[tuple[str, ...]] = []
+    for one in rows:
+        base = next(other for other in rows if _kind(other.row) == _kind(one.row))
+        if base is one or not (one.cards and base.cards):
+            continue
+        name = f"{one.label} minus {base.label}"
+        if item.published:
+            said = [[item.published.get((row.row, column)) for row in (one, base)] for column in columns]
+            lines.append((name, "paper", *(_published_gap(*pair) for pair in said)))
+        found = [_paired_text(scale, one, base, column) for column in columns]
+        lines.append(("" if item.published else name, scale.name, *found))
+    if not lines:
+        return None
+    heads = ("points", "", *(column.label for column in columns))
+    notes = [
+        "Paired on the same test images, with the 95 % interval; of one seed it is about the models, not the method."
+    ]
+    return TextTable(
+        f"{item.name} · differences between rows · scale {scale.name}",
+        heads,
+        (*lines,),
+        (*notes, *_order(scale, item, rows)),
+    )
+
+
+def _kind(row: PaperRow) -> tuple[object, ...]:
+    return row.data.partition("-")[0], row.imbalance, row.model
+
+
+def _published_gap(first: object, second: object) -> str:
+    values = [getattr(value, "value", math.nan) / 100 for value in (first, second)]
+    return MISSING if math.isnan(sum(values)) else points(values[0] - values[1])
+
+
+def _paired_text(scale: Scale, one: Filled, base: Filled, column: PaperColumn) -> str:
+    found = paired(scale, one, base, column)
+    return MISSING if found is None else difference_text(found)
+
+
+def difference_text(found: Difference) -> str:
+    """A difference in points with its interval."""
+    return f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
+
+
+def paired(scale: Scale, one: Filled, base: Filled, column: PaperColumn) -> Difference | None:
+    """The difference of two rows on the same images, over the seeds that both have; None where it was not measured."""
+    attacks = [scale.attack(row.row, column.metric) for row in (one, base)]
+    return paired_cards(one.cards, base.cards, attacks, class_number(column.of_class) if column.of_class else None)
+
+
+def paired_cards(
+    first: Mapping[int, ResultCard],
+    second: Mapping[int, ResultCard],
+    attacks: Sequence[str | None],
+    of: int | str | None = None,
+) -> Difference | None:
+    """The paired difference of two sets of cards by seed, each under its attack.
+
+    `of` is a class, or a group of classes (head, body, tail) by training images; by default all classes count.
+    """
+    seeds = sorted(first.keys() & second.keys())
+    left, right = [first[seed] for seed in seeds], [second[seed] for seed in seeds]
+    sides = [(left, attacks[0]), (right, attacks[1])]
+    if not seeds or any(name not in {c.name for c in card.columns} for cards, name in sides for card in cards):
+        return None
+    assert attacks[0] is not None
+    assert attacks[1] is not None
+    if of is None and attacks[0] == attacks[1]:
+        try:
+            return compare_runs(left, right, attacks[0])
+        except UserError:  # other test images, or another setting of the attack
+            return None
+    if len({card.data["test_sha256"] for card in (*left, *right)}) > 1:
+        return None
+    labels, classes = left[0].labels, left[0].num_classes
+    keep = np.ones(len(labels), dtype=bool) if of is None else np.isin(labels, _labels(left[0], of))
+    masks = [[card.column(str(name)).correct[keep] for card in cards] for cards, name in sides]
+    return difference(masks[0], masks[1], labels[keep], classes)
+
+
+def _labels(card: ResultCard, of: int | str) -> list[int]:
+    if isinstance(of, int):
+        return [of]
+    return [int(label) for label in metrics.class_groups(card.data["train_class_counts"] or [])[of]]
+
+
+def _order(scale: Scale, item: Item, rows: Sequence[Filled]) -> Iterator[str]:
+    """The rank correlation of published and measured columns."""
+    said = []
+    for column in item.columns:
+        found = rank_correlation(scale, item, rows, column)
+        if found is not None:
+            said.append(f"{column.label} {found[0]:+.2f} ({found[1]} rows)".replace("-", "−"))
+    if said:
+        yield f"Order of the rows, paper against here (Spearman): {', '.join(said)}."
+
+
+def rank_correlation(scale: Scale, item: Item, rows: Sequence[Filled], column: PaperColumn) -> tuple[float, int] | None:
+    """Spearman's correlation of a published column with the measured one, and the number of rows; None below three."""
+    pairs = []
+    for one in rows:
+        value = item.published.get((one.row, column))
+        found = [v[0] for card in one.cards.values() if (v := _value(scale, one.row, column, card)) is not None]
+        if value is not None and found:
+            pairs.append((value.value, float(np.mean(found))))
+    if len(pairs) < FEWEST or min(len({*side}) for side in zip(*pairs, strict=True)) == 1:
+        return None
+    return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic), len(pairs)
+
+
+def _classes(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
+    """Recall of each class, or with many classes of head, body and tail, under each attack of a figure."""
+    lines: list[tuple[str, ...]] = []
+    heads: tuple[str, ...] = ()
+    for one, card in _first_cards(rows):
+        few = card.num_classes <= SHOWN_CLASSES
+        heads = tuple(card.class_names) if few else GROUPS
+        for column in item.columns:
+            attack = scale.attack(one.row, column.metric)
+            if attack in {held.name for held in card.columns}:
+                lines.append((one.label, column.label, *_recalls(card.summary(str(attack)), few)))
+    return TextTable(f"{item.name} · accuracy of each class", ("", "", *heads), (*lines,))
+
+
+def _recalls(summary: Summary, few: bool) -> list[str]:
+    shares = summary.per_class if few else [summary.groups[group] for group in GROUPS]
+    return [percent(float(share)) for share in shares]
+
+
+def _curves(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
+    """Balanced accuracy at points of the curve, its best point and its last."""
+    lines: list[tuple[str, ...]] = []
+    heads: tuple[str, ...] = ()
+    for one in rows:
+        epochs = [epoch for epoch in map(Epoch.from_json, one.cells[0].rows) if epoch.monitor is not None]
+        chosen = _spread(epochs)
+        heads = heads or tuple(f"epoch {epoch.epoch}" for epoch in chosen)
+        for name in ("clean", "attacked") if epochs else ():
+            counts = [getattr(epoch.monitor, name) for epoch in epochs]
+            values = [metrics.balanced_accuracy(count.correct, count.total) for count in counts]
+            shown = [percent(values[epochs.index(epoch)]) for epoch in chosen]
+            attack = "clean" if name == "clean" else str(getattr(epochs[0].monitor, "attack", ""))
+            peak = int(np.argmax(values))
+            lines.append((one.label, attack, f"{percent(values[peak])} at {epochs[peak].epoch}", *shown))
+    notes = ("Balanced accuracy on the split of the curve; the rows' epochs are those of the first.",)
+    return TextTable(
+        f"{item.name} · over the epochs · scale {scale.name}", ("", "", "best", *heads), _even(lines), notes
+    )
+
+
+def _groups(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
+    """Predicted classes of the training examples, or their distances, for head, body and tail over the epochs."""
+    predicted = item.shows == "predictions"
+    field = "predicted" if predicted else "distance"
+    lines: list[tuple[str, ...]] = []
+    heads: tuple[str, ...] = ()
+    for one, card in _first_cards(rows):
+        chosen = _spread([row for row in one.cells[0].rows if row.get(field)])
+        heads = heads or tuple(f"epoch {row['epoch']}" for row in chosen)
+        counts = card.data["train_class_counts"] or []
+        for group, labels in metrics.class_groups(counts).items() if chosen else ():
+            if group in GROUPS:
+                share = f"{100 * sum(counts[label] for label in labels) / sum(counts):.3g}"
+                shown = [f"{_of_group(row, field, labels):.3g}" for row in chosen]
+                lines.append((one.label, group, *([share] if predicted else []), *shown))
+    what = "share of examples predicted as a group, %" if predicted else "mean distance between epochs"
+    heads = ("", "", *(["its labels, %"] if predicted else []), *heads)
+    return TextTable(f"{item.name} · {what} · scale {scale.name}", heads, _even(lines))
+
+
+def _of_group(row: Row, field: str, labels: Sequence[int]) -> float:
+    values = np.asarray(row[field], dtype=float)
+    return float(100 * values[labels].sum() / values.sum() if field == "predicted" else values[labels].mean())
+
+
+def _spread(epochs: Sequence[object]) -> list:  # type: ignore[type-arg]
+    """At most `EPOCHS` of the epochs, evenly, with the first and the last."""
+    places = sorted({round(place) for place in np.linspace(0, len(epochs) - 1, EPOCHS)}) if epochs else []
+    return [epochs[place] for place in places]
+
+
+def _even(lines: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    """Rows of one length: those of shorter runs end in dashes."""
+    longest = max(map(len, lines), default=0)
+    return tuple((*line, *[MISSING] * (longest - len(line))) for line in lines)
+
+
+def _first_cards(rows: Sequence[Filled]) -> Iterator[tuple[Filled, ResultCard]]:
+    for one in rows:
+        for card in [*one.cards.values()][:1]:
+            yield one, card

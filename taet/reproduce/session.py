@@ -1,0 +1,100 @@
+"""Filling items: which runs are missing, in which order they come, and how much of both papers there is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from taet.experiments.cells import Cell
+from taet.experiments.comparison import OPEN, Comparison, fill
+from taet.experiments.parts import gather, share
+from taet.formatting import duration
+from taet.reproduce.claims import worths
+from taet.reproduce.cost import seconds_left
+from taet.reproduce.manifest import Item, Scale, items, scales
+from taet.reproduce.store import Store, StoredCell
+from taet.reproduce.tables import TextTable
+
+UNPRICED_SECONDS = 3600.0
+"""What a run without a price is taken to cost where runs are put in order."""
+
+
+class Session:
+    """Some items at one scale."""
+
+    def __init__(self, store: Store, scale: Scale, wanted: Sequence[Item], say: Callable[[str], None]) -> None:
+        self.store, self.scale, self.items, self.say = store, scale, wanted, say
+
+    @property
+    def cells(self) -> list[StoredCell]:
+        """The runs that the items need, each as often as it is needed."""
+        rows = [self.store.of_item(self.scale, item) for item in self.items]
+        return [cell for found in rows for cells in found.values() for cell in cells]
+
+    def fill(
+        self, time_budget: float | None = None, jobs: int | Literal["auto"] = 1, part: tuple[int, int] | None = None
+    ) -> Comparison:
+        """Run what is missing, as `taet compare` does, and read the store again."""
+        planned = self._planned()
+        if part is not None:
+            planned = share(planned, *part)
+        missing = {one.cell.name for one in self.cells if one.state in OPEN}
+        queue = [cell for cell in planned if cell.name in missing]
+        result, interrupted = fill("taet reproduce", self.store.out, queue, time_budget, jobs, self.say)
+        self.store = Store(self.store.out, self.store.results)
+        if interrupted:
+            raise KeyboardInterrupt
+        return result
+
+    def _planned(self) -> list[Cell]:
+        """Every run, done or not, each once: those that settle the most claims per hour first."""
+        stored = self.cells
+        price = {one.key: seconds_left(self.store, one) or UNPRICED_SECONDS for one in stored}
+        worth = worths(self.store, self.scale, price)
+        merged = self.store.merged(stored)
+        return [merged[key] for key in sorted(merged, key=lambda key: -worth.get(key, 0.0))]
+
+    def gather(self, folders: Sequence[Path]) -> None:
+        """Copy the finished runs of other stores."""
+        gather(self._planned(), folders, self.say)
+        self.store = Store(self.store.out, self.store.results)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Copy cards and thinned epochs of the finished runs to a folder of results."""
+        return self.store.save(self.cells, folder)
+
+    def left(self) -> TextTable:
+        """How many runs are done, and what the others cost."""
+        return TextTable(f"Runs at scale {self.scale.name}: {state_of(self.store, self.cells)}")
+
+
+def state_of(store: Store, cells: Sequence[StoredCell]) -> str:
+    """How many runs are in each state, and what the rest costs, in words."""
+    unique = {one.key or one.cell.name: one for one in cells}
+    for one in cells:  # a run is done if it is for every item
+        if one.state != "done":
+            unique[one.key or one.cell.name] = one
+    counts = Counter(one.state for one in unique.values())
+    prices = [seconds_left(store, one) for one in unique.values()]
+    price = sum(filter(None, prices))
+    said = [f"{count} {state}" for state, count in counts.items()]
+    said += [f"the rest {duration(price)} of one core"] if price else []
+    said += [f"{prices.count(None)} without a price"] if None in prices else []
+    return ", ".join(said)
+
+
+def overview(store: Store) -> list[TextTable]:
+    """Every item with what is filled of it at each scale, and the price of the rest of both papers."""
+    rows, heads = [], ("", *scales())
+    for item in items().values():
+        found = [[c for cells in store.of_item(scale, item).values() for c in cells] for scale in scales().values()]
+        counts = [f"{sum(one.state == 'done' for one in cells)}/{len(cells)}" for cells in found]
+        rows.append((f"{item.name} · {item.title}", *counts))
+    said = []
+    for scale in scales().values():
+        every = Session(store, scale, [*items().values()], lambda _: None).cells
+        said.append(f"{scale.name} ({scale.says}): {state_of(store, every)}.")
+    table = TextTable("Runs that are filled, of those that an item needs", heads, (*rows,), (*said,))
+    return [table]

@@ -1,0 +1,199 @@
+"""The store of cells: one run folder per set of deciding settings, shared by all tables, figures and claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import taet
+from taet import config, methods
+from taet.config import Run
+from taet.errors import UserError
+from taet.evaluation import card_store
+from taet.evaluation.card import ResultCard
+from taet.experiments.cells import Cell, Planner
+from taet.experiments.specification import Point
+from taet.files import digest, make_folder, read_bytes, write_atomically
+from taet.reproduce.manifest import Item, PaperRow, Scale
+from taet.training.decisive import decisive
+from taet.training.folder import RunFolder
+from taet.training.record import Epoch, Row, run_from_json
+
+COMMITTED = Path(taet.__file__).parents[1] / "results"
+"""Cards of the repository; an installed package has none."""
+CURVES = ".metrics.jsonl"
+EVERY = 5
+"""Of the committed rows of epochs: those with a point of the curve, and one of so many."""
+Filled = Literal["done", "started", "missing", "not applicable"]
+
+
+def cell_hash(run: Run) -> str:
+    """SHA-256 of the settings that decide a run's numbers and are not their defaults.
+
+    A later version may have more settings: with their defaults they change nothing.
+    """
+    usual = decisive(Run(method=run.method, settings=methods.find(run.method).Config()))
+    differs = {name: value for name, value in decisive(run).items() if name not in usual or usual[name] != value}
+    return digest(differs | {"method": run.method})
+
+
+@dataclass(frozen=True)
+class StoredCell:
+    """A run that an item needs, and what is known of it."""
+
+    cell: Cell
+    key: str
+    """Its hash; empty if the method cannot take the settings."""
+    card: ResultCard | None
+    rows: tuple[Row, ...]
+    """Epochs, as metrics.jsonl has them; committed ones are thinned."""
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """The attacks that the item needs."""
+        return () if self.cell.run is None else self.cell.run.evaluation.attacks
+
+    @property
+    def state(self) -> Filled:
+        """Done means that a card has every attack."""
+        if self.cell.run is None:
+            return "not applicable"
+        held = {column.name for column in self.card.columns} if self.card is not None else set()
+        if held.issuperset(self.attacks):
+            return "done"
+        return "missing" if self.card is None and not RunFolder(self.cell.folder).is_run else "started"
+
+
+class Store:
+    """Run folders below `out`, and committed cards below `results`; planning reads no images and no network."""
+
+    def __init__(self, out: Path, results: Sequence[Path] | None = None) -> None:
+        self.out = out
+        self.results = [COMMITTED] if results is None else [*results]
+        for folder in self.results if results is not None else ():
+            if not folder.is_dir():
+                raise UserError(f"results: no folder {folder}; allowed: folders with result cards")
+        self.planner = Planner(out, "taet reproduce")
+        self._planned: dict[str, Cell] = {}
+        self._stored: dict[str, StoredCell] = {}
+
+    def cells(self, scale: Scale, row: PaperRow, metrics: Sequence[str]) -> list[StoredCell]:
+        """The runs of a row, one per seed, with the attacks of these columns."""
+        return [self._cell(point) for point in scale.points(row, metrics)]
+
+    def of_item(self, scale: Scale, item: Item) -> Mapping[PaperRow, list[StoredCell]]:
+        """The runs of every row of an item."""
+        return {row: self.cells(scale, row, [column.metric for column in item.columns_of(row)]) for row in item.rows}
+
+    def merged(self, stored: Iterable[StoredCell]) -> dict[str, Cell]:
+        """The cells that can be run by hash, each with all attacks that are asked for."""
+        merged: dict[str, StoredCell] = {}
+        for one in stored:
+            if one.key:
+                before = merged.setdefault(one.key, one)
+                merged[one.key] = _with_attacks(before, (*before.attacks, *one.attacks))
+        return {key: one.cell for key, one in merged.items()}
+
+    def _cell(self, point: Point) -> StoredCell:
+        asked = repr(point)
+        if asked not in self._stored:
+            self._stored[asked] = self._found(self.planner.cell(point))
+        return self._stored[asked]
+
+    def _found(self, cell: Cell) -> StoredCell:
+        if cell.run is None:
+            return StoredCell(cell, "", None, ())
+        key = cell_hash(cell.run)
+        ratio = "" if cell.imbalance is None else f"_ir{cell.imbalance:g}"
+        name = f"{cell.entry.method}_{cell.data}{ratio}_seed{cell.seed}-{key[:8]}"
+        attacks = cell.run.evaluation.attacks
+        cell = dataclasses.replace(cell, name=name, folder=self.out / "runs" / name)
+        cell.check_folder()
+        card, rows = self._committed(key, attacks)
+        held = RunFolder(cell.folder)
+        own = card_store.of_folder(held) if held.is_done else None
+        if own is not None:  # of another machine, the same settings give other weights
+            card, rows = own, held.rows
+        return StoredCell(cell, key, card, rows)
+
+    def _committed(self, key: str, attacks: Sequence[str]) -> tuple[ResultCard | None, tuple[Row, ...]]:
+        """The committed card of a cell that has the most of these attacks, and its epochs."""
+        paths = self._index.get(key, [])
+        cards = [ResultCard.load(path) for path in paths]
+        for path, card in zip(paths, cards, strict=True):
+            if _weights(card) != _weights(cards[0]):
+                raise UserError(f"{paths[0]} and {path} are one run with other weights; remove one of them")
+        if not cards:
+            return None, ()
+        best = max(cards, key=lambda card: len({column.name for column in card.columns} & {*attacks}))
+        curves = [path.with_suffix(CURVES) for path in paths if path.with_suffix(CURVES).exists()]
+        return best, _rows(curves[0]) if curves else ()
+
+    @functools.cached_property
+    def _index(self) -> Mapping[str, list[Path]]:
+        """The committed cards by hash; cards of older or unknown methods are left out."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(path for folder in self.results for path in folder.glob("**/*.json")):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            settings = values.get("run", {}).get("config") if isinstance(values, dict) else None
+            if settings is None or "columns" not in values:
+                continue
+            try:
+                key = cell_hash(run_from_json(settings))
+            except UserError:
+                continue
+            found.setdefault(key, []).append(path)
+        return found
+
+    def every_card(self) -> Iterator[ResultCard]:
+        """Every committed card, once each."""
+        for paths in self._index.values():
+            yield from map(ResultCard.load, paths)
+
+    def save(self, stored: Iterable[StoredCell], folder: Path) -> list[Path]:
+        """Copy the card and the thinned epochs of finished runs to `folder`, which `results` may name; return cards."""
+        written = []
+        for one in {one.key: one for one in stored if one.state == "done"}.values():
+            card = RunFolder(one.cell.folder).card()
+            if one.card is None or not card.exists():
+                continue
+            make_folder(folder)
+            target = folder / f"{one.cell.name}.json"
+            write_atomically(target, read_bytes(card))
+            lines = [json.dumps(row) for row in thinned(one.rows)]
+            write_atomically(target.with_suffix(CURVES), ("\n".join(lines) + "\n").encode())
+            written.append(target)
+        return written
+
+
+def thinned(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with a point of the curve, the first, the last, and every fifth."""
+    last = len(rows)
+    return [row for row in rows if row.get("monitor") or row["epoch"] in (1, last) or not row["epoch"] % EVERY]
+
+
+def _rows(path: Path) -> tuple[Row, ...]:
+    rows = tuple(json.loads(line) for line in read_bytes(path).decode().splitlines())
+    for row in rows:
+        Epoch.from_json(row)
+    return rows
+
+
+def _weights(card: ResultCard) -> str:
+    return str(card.model["weights_sha256"])
+
+
+def _with_attacks(one: StoredCell, attacks: Sequence[str]) -> StoredCell:
+    assert one.cell.run is not None
+    changed = {"evaluation.attacks": tuple(dict.fromkeys(attacks))}
+    words = [*one.cell.flags]
+    begin = words.index("--evaluation.attacks") + 1
+    end = next((place for place in range(begin, len(words)) if words[place].startswith("--")), len(words))
+    flags = (*words[:begin], *changed["evaluation.attacks"], *words[end:])
+    cell = dataclasses.replace(one.cell, run=config.override(one.cell.run, changed), flags=flags)
+    return dataclasses.replace(one, cell=cell)

@@ -1,0 +1,64 @@
+"""`taet reproduce`: what it prints, what it runs, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def test_a_dry_run_prints_the_table_beside_the_published_one_and_writes_nothing(taet, tmp_path: Path) -> None:
+    said = taet("reproduce", "taet/table10", "--scale", "smoke", "--out", tmp_path / "out", "--dry-run")
+    assert said.code == 0
+    assert "74.25" in said.out
+    assert "Runs at scale smoke: 3 missing" in said.out
+    assert not any(tmp_path.iterdir())
+
+
+def test_tables_are_written_in_other_forms(taet, tmp_path: Path) -> None:
+    call = ["reproduce", "taet/table10", "--out", tmp_path / "out", "--dry-run", "--to", tmp_path / "page.html"]
+    assert taet(*call, "--form", "html").code == 0
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["taet/tabel1"], "did you mean 'taet/table1'?"),
+        (["taet/table1", "--scale", "tiny"], "did you mean 'mini'?"),
+        (["taet/table1", "--methods", "reet"], "did you mean 'reat'?"),
+        (["--save", "x"], "got --save without an item"),
+        (["taet/table1", "--dry-run", "--part", "1/2"], "run nothing: got --time-budget or --part as well"),
+        (["taet/table1", "--results", "no-such-folder", "--dry-run"], "results: no folder no-such-folder"),
+        (["taet/table1", "--part", "3"], "part: got '3'; allowed: K/N"),
+    ],
+)
+def test_a_mistake_is_one_line(taet, words: list[str], said: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = taet("reproduce", *words)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_missing_data_set_is_named_with_the_command_that_brings_it(taet, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TAET_DATA", raising=False)
+    outcome = taet("reproduce", "taet/table10", "--out", "out")
+    assert outcome.code == 2
+    assert "taet data prepare cifar10-lt" in outcome.err
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.full
+def test_an_item_is_filled_by_processes_and_resumed(taet, tmp_path: Path) -> None:
+    call = ["reproduce", "taet/figure1", "--scale", "smoke", "--out", tmp_path / "out"]
+    first = taet(*call, "--time-budget", "1s")
+    assert first.code == 0
+    assert "the time budget is used up; continue: taet reproduce" in first.err
+    second = taet(*call, "--save", tmp_path / "results")
+    assert (second.code, len([*tmp_path.glob("results/*.json")])) == (0, 2)
+    assert "Runs at scale smoke: 2 done" in second.out
+    merged = taet(*call[:-1], tmp_path / "other", "--merge", tmp_path / "out")
+    assert "Runs at scale smoke: 2 done" in merged.out

@@ -1,0 +1,217 @@
+"""Tables of items at scale smoke, verdicts, the order of the work, and what is saved for the repository."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from taet.errors import UserError
+from taet.evaluation import ResultCard
+from taet.evaluation.paired import Difference
+from taet.reproduce import Store, claims, items, render, scales
+from taet.reproduce.manifest import Item, chosen
+from taet.reproduce.session import Session, overview, state_of
+from taet.reproduce.tables import FORMS, TextTable, rendered
+
+Fill = Callable[[Item], Store]
+QUICK = ["taet/figure1", "taet/figure2", "reat/figure3"]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.full) for name in items()]
+)
+def test_every_item_is_filled_and_rendered_at_smoke(smoke: Fill, name: str) -> None:
+    item, scale = items()[name], scales()["smoke"]
+    store = smoke(item)
+    assert all(one.state == "done" for cells in store.of_item(scale, item).values() for one in cells)
+    found = render.tables(store, scale, item)
+    assert found[0].title.startswith(name)
+    assert "scale smoke" in found[0].title
+    assert "missing" not in str(found)
+    for table in found:
+        assert all(len(row) == len(table.heads) for row in table.rows)
+    if item.shows in ("classes", "curves", "predictions", "distances"):
+        assert len(found) == 2
+        assert len({row[0] for row in found[1].rows}) == len(item.rows)
+    for form in FORMS:
+        assert name in rendered(found, form)
+
+
+def two_methods(smoke: Fill) -> tuple[Store, Item]:
+    (item,) = chosen(["taet/table1"], ["at-bsl", "taet"])
+    return smoke(item), item
+
+
+def test_below_full_no_measured_number_is_compared_with_a_published_one(smoke: Fill) -> None:
+    store, item = two_methods(smoke)
+    numbers, differences = render.tables(store, scales()["smoke"], item)
+    assert [row[:2] for row in numbers.rows] == [("AT-BSL", "paper"), ("", "smoke"), ("TAET", "paper"), ("", "smoke")]
+    assert numbers.rows[0][2:4] == ("72.74", "34.13")
+    assert "here − paper" not in str(numbers)
+    assert any("not with the paper" in note for note in numbers.notes)
+    assert any("AutoAttack above" in note or "published AutoAttack" in note for note in numbers.notes)
+    assert differences.rows[0][:4] == ("TAET minus AT-BSL", "paper", "+1.9", "+5.5")
+    cards = [store.cells(scales()["smoke"], row, ["clean"])[0].card for row in item.rows]
+    assert cards[0] is not None
+    assert cards[1] is not None
+    assert differences.rows[1][2] == render.difference_text(cards[1].compare(cards[0], "clean"))
+
+
+def test_at_full_the_gap_to_the_paper_is_shown(smoke: Fill) -> None:
+    store, item = two_methods(smoke)
+    pretended = dataclasses.replace(scales()["smoke"], name="full")
+    row = next(line for line in render.tables(store, pretended, item)[0].rows if line[1] == "here − paper")
+    card = store.cells(scales()["smoke"], item.rows[0], ["clean"])[0].card
+    assert card is not None
+    assert row[2] == render.points(card.summary("clean").balanced - 0.7274)
+
+
+def test_plain_accuracy_of_a_long_tailed_test_set_is_derived_from_balanced_recalls(smoke: Fill) -> None:
+    store, _ = two_methods(smoke)
+    (item,) = chosen(["taet/table6"], ["taet"])
+    (numbers, *_) = render.tables(store, scales()["smoke"], item)
+    card = store.cells(scales()["smoke"], item.rows[0], ["clean"])[0].card
+    assert card is not None
+    counts = np.array(card.data["train_class_counts"])
+    value = (card.summary("clean").per_class * counts).sum() / counts.sum()
+    assert numbers.rows[1][2] == f"{100 * value:.1f}*"
+    assert any(note.startswith("* derived") for note in numbers.notes)
+
+
+def test_what_is_missing_is_shown_with_its_price(tmp_path: Path) -> None:
+    store, item = Store(tmp_path, []), items()["taet/table4"]
+    (numbers,) = render.tables(store, scales()["mini"], item)
+    assert numbers.rows[1][1].startswith("missing, about ")
+    cells = [one for found in store.of_item(scales()["mini"], item).values() for one in found]
+    assert state_of(store, cells).startswith("8 missing, the rest about ")
+    wide = [one for found in store.of_item(scales()["mini"], items()["reat/table5"]).values() for one in found]
+    assert state_of(store, wide).endswith("2 without a price")
+
+
+def test_runs_come_in_the_order_of_claims_per_hour(tmp_path: Path) -> None:
+    wanted = chosen(["taet/table1", "taet/table9"])
+    session = Session(Store(tmp_path, []), scales()["mini"], wanted, print)
+    names = [cell.entry.method for cell in session._planned()]
+    assert {*names[:2]} == {"at-bsl", "taet"}
+    assert names[-1] in ("las-at", "he", "gairat", "adt", "taet")
+    assert len(names) == len({cell.name for cell in session._planned()})
+
+
+def test_saved_cards_and_thinned_epochs_fill_the_same_cells(smoke: Fill, tmp_path: Path) -> None:
+    item, scale = items()["taet/figure2"], scales()["smoke"]
+    store = smoke(item)
+    session = Session(store, scale, [item], print)
+    written = session.save(tmp_path / "results" / "smoke")
+    assert len(written) == 2
+    other = Store(tmp_path / "none", [tmp_path / "results"])
+    assert render.tables(other, scale, item) == render.tables(store, scale, item)
+
+    changed = json.loads(written[0].read_text())
+    changed["model"]["weights_sha256"] = "0" * 64
+    del changed["sha256"]
+    (tmp_path / "results" / "other.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"are one run with other weights; remove one of them"):
+        render.tables(Store(tmp_path / "none", [tmp_path / "results"]), scale, item)
+
+
+def test_a_card_of_other_weights_in_a_run_folder_is_refused(smoke: Fill, tmp_path: Path) -> None:
+    store, item = two_methods(smoke)
+    cells = [store.cells(scales()["smoke"], row, ["clean"])[0].cell for row in item.rows]
+    for cell in cells:
+        shutil.copytree(cell.folder, tmp_path / "runs" / cell.name)
+    shutil.copy(cells[0].folder / "evaluation.json", tmp_path / "runs" / cells[1].name / "evaluation.json")
+    with pytest.raises(UserError, match="is about another run than"):
+        render.tables(Store(tmp_path, []), scales()["smoke"], item)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "size", "most", "word"),
+    [
+        (0.01, 0.08, 5, False, "holds"),
+        (0.01, 0.02, 5, False, "does not hold"),
+        (0.01, 0.02, 0, False, "holds"),
+        (-0.02, 0.08, 5, False, "undecided"),
+        (-0.08, -0.01, 5, False, "does not hold"),
+        (-0.01, 0.03, 4, True, "holds"),
+        (-0.01, 0.05, 4, True, "undecided"),
+        (0.05, 0.09, 4, True, "does not hold"),
+        (-0.09, -0.05, 4, True, "does not hold"),
+    ],
+)
+def test_a_verdict_follows_from_the_interval(low: float, high: float, size: float, most: bool, word: str) -> None:
+    assert claims.word_of(Difference((low + high) / 2, low, high, 0.01), size, most) == word
+
+
+def test_a_claim_holds_if_all_its_parts_do() -> None:
+    assert claims.combined(["holds", "holds"]) == "holds"
+    assert claims.combined(["holds", "undecided"]) == "undecided"
+    assert claims.combined(["holds", "not tested"]) == "not tested"
+    assert claims.combined(["not tested", "does not hold"]) == "does not hold"
+    assert claims.combined([]) == "not tested"
+
+
+def test_verdicts_at_smoke_are_those_of_the_paired_test(smoke: Fill) -> None:
+    store, _ = two_methods(smoke)
+    found = claims.verdict(claims.claims()["C2"], store, scales()["smoke"])
+    assert found.because.startswith("taet minus at-bsl, clean ")
+    assert found.word in ("holds", "does not hold", "undecided")
+    missing = claims.verdict(claims.claims()["C12"], store, scales()["smoke"])
+    assert (missing.word, missing.because) == ("not tested", "Missing at scale smoke: taet (steps 5)")
+
+
+def test_theorem_1_fails_where_a_wrong_image_changes_its_class(smoke: Fill) -> None:
+    """Of one class with two images: both wrong clean, one of them with another class under attack."""
+    store, item = two_methods(smoke)
+    card = store.cells(scales()["smoke"], item.rows[0], ["clean"])[0].card
+    assert card is not None
+    columns = {column.name: column for column in card.columns}
+    clean, attacked = columns["clean"].predictions, columns["pgd-2"].predictions
+    labels = card.labels
+    gaps = []
+    for label in range(card.num_classes):
+        of = labels == label
+        wrong, flips = (clean != labels)[of].mean(), (clean != attacked)[of].mean()
+        gaps.append(wrong + flips - (attacked != labels)[of].mean())
+    gap = claims.bound_gap(card)
+    assert gap is not None
+    assert gap >= np.mean(gaps) - 1e-12
+    twice = ((clean != labels) & (clean != attacked)).sum()
+    assert (np.mean(gaps) > 1e-12) == bool(twice)
+
+
+def test_the_findings_have_every_claim_and_every_erratum(root: Path) -> None:
+    """That the page is the one of the cards is checked with the other pages."""
+    text = (root / "docs" / "findings.md").read_text(encoding="utf-8")
+    assert all(f"**{name}** " in text for name in claims.claims())
+    assert all(note in text for item in items().values() for note in item.notes)
+    assert "committed cards exceed the bound" in text
+
+
+@pytest.mark.full
+def test_the_overview_lists_every_item_at_every_scale(committed: Store) -> None:
+    (table,) = overview(committed)
+    assert len(table.rows) == 44
+    assert table.heads == ("", "full", "cpu", "mini", "smoke")
+    assert len(table.notes) == 4
+
+
+def test_forms_escape_what_they_must() -> None:
+    table = TextTable("A & B", ("", "50 %"), (("a_b|c", "−1.0"),), ("x < y",))
+    assert "A & B\n\n" in rendered([table], "terminal")
+    assert r"a_b\|c" in rendered([table], "markdown")
+    assert r"a\_b|c & $-$1.0 \\" in rendered([table], "latex")
+    assert r"50 \%" in rendered([table], "latex")
+    page = rendered([table], "html")
+    assert "A &amp; B" in page
+    assert "x &lt; y" in page
+    assert page.startswith("<!doctype html>")
+
+
+def test_cards_are_read_from_files_only(committed: Store) -> None:
+    assert all(isinstance(card, ResultCard) for card, _ in zip(committed.every_card(), range(2), strict=False))
