@@ -15,7 +15,8 @@ import tyro
 from taet.bounds import Processes
 from taet.cli import flags
 from taet.errors import UserError
-from taet.experiments import Comparison, compare, merge
+from taet.evaluation import StopRule
+from taet.experiments import Comparison, Until, compare, merge
 from taet.experiments.comparison import OPEN
 from taet.formatting import clock
 from taet.models import trusted
@@ -25,6 +26,7 @@ EXAMPLES = (
     "taet compare digits.toml --dry-run",
     "taet compare digits.toml --out runs/digits --jobs 2 --time-budget 2h30m",
     "taet compare digits.toml --out runs/digits --jobs auto --part 3/16",
+    "taet compare digits.toml --until decided --baseline at",
     "taet compare digits.toml --out runs/digits --merge",
     "taet compare digits.toml --out runs/digits --merge from-a/digits from-b/digits",
 )
@@ -71,6 +73,12 @@ class CompareOptions:
     merge: tuple[Path, ...] | None = None
     """Write the report when all parts have ended; nothing is run. Finished runs of this comparison in the given folders
     are first copied to OUT."""
+    until: Literal["decided"] | None = None
+    """Train every cell, then compare every row with the baseline on the same test images in random order, and stop as
+    soon as one of the two is known to be better, instead of attacking every cell on all images."""
+    rule: flags.Given = flags.options(StopRule())
+    baseline: str | None = None
+    """With --until: the row that the others are compared with. Default: the first of methods."""
     trust_model: tuple[str, ...] = ()
     """Models of SPEC that are custom code, package.module:callable, which this call may import and run."""
     dry_run: bool = False
@@ -96,8 +104,10 @@ def run(arguments: list[str]) -> int:
                 time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
                 jobs=parsed.jobs,
                 part=None if parsed.part is None else share(parsed.part),
+                until=None if parsed.until is None else Until(StopRule(**parsed.rule), parsed.baseline),
                 dry_run=parsed.dry_run,
                 say=say,
+                command=flags.call_text(["compare", *arguments]),
             )
     if parsed.json:
         print(json.dumps(result.to_json(), indent=1))
@@ -112,10 +122,20 @@ def read(arguments: list[str]) -> CompareOptions:
     """Parse a call; contradictory options are refused."""
     parsed = flags.parse(CompareOptions, arguments, "taet compare", DESCRIPTION, EXAMPLES)
     if parsed.merge is not None:
-        others = {"part": parsed.part, "time-budget": parsed.time_budget, "dry-run": parsed.dry_run}
+        others = {
+            "part": parsed.part,
+            "until": parsed.until,
+            "time-budget": parsed.time_budget,
+            "dry-run": parsed.dry_run,
+        }
         given = [f"--{name}" for name, value in others.items() if value]
         if given:
             raise UserError(f"--merge runs nothing: got {' and '.join(given)} as well")
+    if parsed.until is None and (parsed.rule or parsed.baseline):
+        given = [f"--{name.replace('_', '-')}" for name in (*parsed.rule, *(["baseline"] if parsed.baseline else []))]
+        raise UserError(f"got {' and '.join(given)}; allowed: with --until decided")
+    if parsed.until is not None and parsed.part is not None:
+        raise UserError("--until decided compares all cells: got --part as well")
     return parsed
 
 
@@ -163,6 +183,7 @@ def timed(taken: dict[str, float]) -> str:
 def summary(result: Comparison, parsed: CompareOptions, command: str) -> str:
     """Return which cells failed, what remains, and where the report is; `command` is the call."""
     lines = [f"failed: {o.cell.name}: {o.reason}" for o in result.outcomes if o.state == "failed"]
+    lines += [one.sentence for one in result.decisions]
     lines.append(counted(result))
     trust = ["--trust-model", *parsed.trust_model] if parsed.trust_model else []
     whole = shlex.join(["taet", "compare", str(parsed.spec), "--out", str(result.out), *trust])

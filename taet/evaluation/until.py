@@ -76,7 +76,7 @@ def decide(
         attacks: the one attack that decides. Default: AutoAttack if the settings of the first run list it, else the
             attack of most passes in their ball.
         worst_case: let several attacks decide, one after another, each on the images that are still correct.
-        settings: fields of `taet.config.Evaluation` in place of those of the first run; both sides must agree.
+        settings: fields of `taet.config.Evaluation` in place of those of the runs, which must agree.
         rule: error probability, accuracy that decides, seed of the order. Default: `StopRule()`.
         comparisons: comparisons that share the error probability of the rule: each has its part of it.
         names: how the sides are called. Default: after their folders or classes.
@@ -219,7 +219,9 @@ def _terms(
 ) -> _Terms:
     """Return the attack that decides, the same for every model; a difference between the models is a UserError."""
     asked = [attacks] if isinstance(attacks, str) else attacks
-    leading = plan_evaluation(subjects[0], asked, given)
+    given = {**given}
+    listed = given.pop("attacks", None)
+    leading = plan_evaluation(subjects[0], listed if asked is None else asked, given)
     chosen = _chosen(leading, asked, worst_case)
     wanted = [attack.name for attack in chosen]
     plans = [plan_evaluation(subject, wanted, given) for subject in subjects]

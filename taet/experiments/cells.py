@@ -41,6 +41,8 @@ class Cell:
     flags: tuple[str, ...]
     """Options of `taet train METHOD`."""
     reason: str = ""
+    attacked: bool = True
+    """Whether it is attacked on all test images; not where pairs of cells are, until decided."""
 
     @property
     def row(self) -> str:
@@ -62,9 +64,12 @@ class Cell:
             return []
         folder, trust = str(self.folder), consent(self.run.model.name)
         held, evaluate = RunFolder(self.folder), ["evaluate", folder, *trust]
+        if not self.attacked and held.is_run:
+            return [] if held.is_done else [["train", "--resume", folder, *trust]]
         if not held.is_run:
             given = () if "--threads" in self.flags else ("--threads", str(threads))
-            return [["train", self.run.method, *self.flags, *given, "--out", folder], evaluate]
+            train = ["train", self.run.method, *self.flags, *given, "--out", folder]
+            return [train, evaluate] if self.attacked else [train]
         asked = list(self.run.evaluation.attacks)
         if asked != held.record.settings["evaluation"]["attacks"]:
             evaluate += ["--attacks", *asked]

@@ -21,6 +21,7 @@ import torch
 from taet.data.prepare import check_there
 from taet.errors import UserError
 from taet.experiments.cells import Cell, State, cells
+from taet.experiments.decisions import PairOutcome, Until, decide_pairs, pairs_of, unattacked
 from taet.experiments.parts import gather, share
 from taet.experiments.specification import Specification, parse, read
 from taet.files import make_folder, write_json
@@ -82,6 +83,8 @@ class Comparison:
     outcomes: tuple[CellOutcome, ...]
     out_of_time: bool = False
     report: Path | None = None
+    decisions: tuple[PairOutcome, ...] = ()
+    """The rows against the baseline, where they were compared until decided."""
 
     def __repr__(self) -> str:
         states = ", ".join(f"{count} {state}" for state, count in self.counts.items())
@@ -96,6 +99,8 @@ class Comparison:
     def seconds(self) -> dict[str, float]:
         """Seconds of training and of attacks over all cells, as far as their folders record them."""
         each = [outcome.cell.seconds() for outcome in self.outcomes]
+        pairs = [one.decision.cost["seconds"] for one in self.decisions if one.decision is not None]
+        each += [{"training": 0.0, "evaluation": seconds} for seconds in pairs]
         return {kind: round(sum(seconds[kind] for seconds in each), 3) for kind in ("training", "evaluation")}
 
     def to_json(self) -> dict[str, Any]:
@@ -107,6 +112,7 @@ class Comparison:
             "counts": self.counts,
             "seconds": self.seconds,
             "cells": [outcome.to_json() for outcome in self.outcomes],
+            **({"decisions": [one.to_json() for one in self.decisions]} if self.decisions else {}),
         }
 
 
@@ -117,8 +123,10 @@ def compare(
     time_budget: float | None = None,
     jobs: int | Literal["auto"] = 1,
     part: tuple[int, int] | None = None,
+    until: Until | None = None,
     dry_run: bool = False,
     say: Say | None = None,
+    command: str = "",
 ) -> Comparison:
     """Run the cells that `out` lacks, and write `out`/comparison.json and `out`/report.html.
 
@@ -134,8 +142,11 @@ def compare(
             those in CUDA_VISIBLE_DEVICES, run about as many; "auto": as many as there are GPUs, and 1 without.
         part: (3, 16) works on the third of 16 shares of the cells, which `share` deals out, and writes neither
             comparison.json nor the report: `merge` does, when all parts have ended.
+        until: train every cell, and instead of attacking it on all test images compare every row with the baseline
+            until it is decided which is better (`taet.decide`); not with `part`.
         dry_run: only plan: read no images, write nothing.
         say: called with every event as one line.
+        command: the command that started it; stored in the decisions.
 
     Raises:
         UserError: a mistake in the specification, a folder that holds a run with other settings, or published data that
@@ -144,11 +155,22 @@ def compare(
     """
     begun = time.monotonic()
     title, place, planned = _planned(specification, out)
+    if until is not None:
+        if part is not None:
+            raise UserError("until decided: got a part of the cells; allowed: all of them")
+        planned = unattacked(planned)
+        pairs_of(planned, place, until.baseline)  # a mistake is refused before anything is trained
     if part is not None:
         planned = share(planned, *part)
     if dry_run:
         return Comparison(title, place, _outcomes(planned, {}, _machine(jobs)[1]))
     result, interrupted = fill(title, place, planned, time_budget, jobs, say, begun)
+    if until is not None and not interrupted:
+        deadline = math.inf if time_budget is None else begun + time_budget
+        decided = decide_pairs(planned, place, until, deadline, say or (lambda _: None), command)
+        late = any(one.decision is None or one.decision.reason == "time" for one in decided)
+        out_of_time = result.out_of_time or (late and time.monotonic() >= deadline)
+        result = replace(result, decisions=tuple(decided), out_of_time=out_of_time)
     if part is None:
         write_json(place / RESULT, result.to_json())
     if interrupted:
@@ -243,11 +265,12 @@ def _report(result: Comparison) -> Path | None:
     if not there:
         return None
     left = [outcome for outcome in result.outcomes if outcome.state != "done"]
+    decided = [one.pair.folder for one in result.decisions if one.decision is not None]
     return write(
-        [cell.folder for cell in there],
+        [*(cell.folder for cell in there), *decided],
         result.out / "report.html",
         title=result.title,
-        names=[cell.row for cell in there],
+        names=[*(cell.row for cell in there), *([None] * len(decided))],
         not_run=list(dict.fromkeys((_words(outcome), outcome.reason or outcome.state) for outcome in left)),
     )
 

@@ -15,18 +15,19 @@ def write(
     out: str | Path,
     title: str | None = None,
     *,
-    names: Sequence[str] | None = None,
+    names: Sequence[str | None] | None = None,
     not_run: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Write the report of the runs in `run_dirs` to the HTML file `out` and return its path.
 
     Only runs with the same training counts and test set are compared in one table; runs that differ only in the seed
     are one row, with means and standard errors. Runs without a result card are listed with their training curves; a
-    folder with a result card alone is a row without them. The file contains its styles, figures and images, and the
-    same runs give the same bytes.
+    folder with a result card alone is a row without them. Comparisons that stopped when they were decided have a part
+    of their own, since they saw some of the images. The file contains its styles, figures and images, and the same runs
+    give the same bytes.
 
     Args:
-        run_dirs: folders with a run or a result card.
+        run_dirs: folders with a run or a result card, or with the decision of `taet.decide`.
         out: file to write, where there is none, or an HTML page; or a device or a FIFO.
         title: title of the page; by default one that names the data sets.
         names: the label of each folder; by default labels follow from the settings.
@@ -35,6 +36,7 @@ def write(
     Raises:
         UserError: a folder without a run, or a file that cannot be written.
     """
+    from taet.evaluation.decision import DecisionCard
     from taet.files import make_folder, write_atomically
     from taet.report import figures, page, read
 
@@ -45,9 +47,11 @@ def write(
     named: dict[Path, str | None] = dict.fromkeys(folders)
     if names is not None:
         named.update(zip(folders, names, strict=True))
-    runs = [read.read(path) for path in named]
+    decisions = [DecisionCard.load(path) for path in named if read.is_decision(path)]
+    shown = {path: name for path, name in named.items() if not read.is_decision(path)}
+    runs = [read.read(path) for path in shown]
     with figures.style():
-        text = page.page(runs, list(named.values()), title, not_run)
+        text = page.page(runs, list(shown.values()), title, not_run, decisions)
     with located("report"):
         make_folder(out.parent)
     write_atomically(out, text.encode(errors="backslashreplace"), devices=True)  # names of folders may be any bytes

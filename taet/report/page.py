@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import jinja2
 
 from taet import formatting, metrics
+from taet.evaluation.decision import DecisionCard
 from taet.report import broken_images, curves, figures, images, measured, sentences, series, tables, transfers
+from taet.report.decided import decided
 from taet.report.differences import Pairs, paired_table
 from taet.report.provenance import provenance
 from taet.report.read import ReportedData, ReportedRun
@@ -19,7 +21,11 @@ from taet.report.series import Series
 
 
 def page(
-    runs: Sequence[ReportedRun], names: Sequence[str | None], title: str | None, not_run: Sequence[tuple[str, str]]
+    runs: Sequence[ReportedRun],
+    names: Sequence[str | None],
+    title: str | None,
+    not_run: Sequence[tuple[str, str]],
+    decisions: Sequence[DecisionCard] = (),
 ) -> str:
     """Return the page as HTML."""
     all_series = series.grouped(runs, names)
@@ -27,7 +33,8 @@ def page(
     for one in all_series:
         by_data.setdefault(one.data, []).append(one)
     comparisons = [section(data, group, f"data-{i}") for i, (data, group) in enumerate(by_data.items(), 1)]
-    sets = ", ".join(dict.fromkeys(comparison.data.name for comparison in comparisons))
+    named = [*(comparison.data.name for comparison in comparisons), *(one.data["name"] for one in decisions)]
+    sets = ", ".join(dict.fromkeys(named))
     return _template().render(
         title=title or f"Adversarial robustness on {sets}",
         comparisons=comparisons,
@@ -35,6 +42,7 @@ def page(
         few=metrics.FEW_PER_CLASS,
         whiskered=figures.WHISKERED_CLASSES,
         not_run=not_run,
+        decisions=decided(decisions),
         unchecked=[one.label for one in all_series if not all(card.sealed for card in one.cards)],
         provenance=[(one, [(run, provenance(run)) for run in one.runs]) for one in all_series],
     )

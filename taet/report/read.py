@@ -18,6 +18,7 @@ from taet import metrics
 from taet.errors import UserError
 from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
+from taet.evaluation.decision import FILE
 from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
 from taet.training.decisive import decisive
@@ -119,6 +120,12 @@ class ReportedRun:
     def settings(self) -> Json:
         """Settings that decide the numbers, by dotted name, without the seed: equal for runs of one series."""
         return {name: value for name, value in decisive(self.config).items() if name != "seed"}
+
+
+def is_decision(path: Path) -> bool:
+    """Whether a folder holds the decision between two models, and neither a run nor a result card."""
+    folder = RunFolder(path)
+    return (path / FILE).exists() and not folder.is_run and not folder.card().exists()
 
 
 def read(path: Path) -> ReportedRun:

@@ -1,0 +1,161 @@
+"""The rows of a comparison against its baseline, two at a time, until decided."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from taet.errors import UserError, unknown
+from taet.evaluation import DecisionCard, StopRule, decide
+from taet.evaluation.decision import FILE
+from taet.evaluation.packing import plain
+from taet.experiments.cells import Cell
+
+FOLDER = "decisions"
+
+
+@dataclass(frozen=True)
+class Until:
+    """How the pairs of a comparison are decided."""
+
+    rule: StopRule = field(default_factory=StopRule)
+    """Its error probability is that of all pairs together: each has an equal part of it."""
+    baseline: str | None = None
+    """Row that every other row is compared with. Default: the first one."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row and the baseline on the same data, with their cells of equal seeds."""
+
+    row: str
+    baseline: str
+    data: str
+    imbalance: float | None
+    first: tuple[Cell, ...]
+    second: tuple[Cell, ...]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The pair in words."""
+        ratio = "" if self.imbalance is None else f", imbalance ratio {self.imbalance:g}"
+        return f"{self.row} against {self.baseline} on {self.data}{ratio}"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all its runs are finished."""
+        return all(cell.state == "done" for cell in (*self.first, *self.second))
+
+
+@dataclass(frozen=True)
+class PairOutcome:
+    """A pair with its decision, or why there is none."""
+
+    pair: Pair
+    decision: DecisionCard | None
+    reason: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """How it ended, in one sentence."""
+        return f"{self.pair.name}: {self.decision.sentence if self.decision else self.reason}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the pair's entry in comparison.json."""
+        pair = self.pair
+        found = {} if self.decision is None else self.decision.summary()["findings"]
+        return {
+            "row": pair.row,
+            "baseline": pair.baseline,
+            "data": pair.data,
+            "imbalance": pair.imbalance,
+            "folder": str(pair.folder),
+            "sentence": self.sentence,
+            "findings": plain(found),
+        }
+
+
+def pairs_of(planned: Sequence[Cell], out: Path, baseline: str | None = None) -> list[Pair]:
+    """Return every row with the baseline of its data; a row without a cell that the method accepts has no pair.
+
+    Raises:
+        UserError: a baseline that is no row, with the nearest match; fewer than two rows.
+    """
+    rows = list(dict.fromkeys(cell.row for cell in planned if cell.run is not None))
+    if baseline is not None and baseline not in rows:
+        raise unknown("baseline", baseline, rows)
+    if len(rows) < 2:
+        raise UserError(f"until decided: got {len(rows)} rows; allowed: two or more, of which one is the baseline")
+    base = baseline or rows[0]
+    cells: dict[tuple[str, float | None, str], dict[int, Cell]] = {}
+    for cell in planned:
+        if cell.run is not None:
+            cells.setdefault((cell.data, cell.imbalance, cell.row), {})[cell.seed] = cell
+    found = []
+    for (data, ratio, row), of_row in cells.items():
+        against = cells.get((data, ratio, base), {})
+        seeds = [seed for seed in of_row if seed in against]
+        if row == base or not seeds:
+            continue
+        first, second = (tuple(of[seed] for seed in seeds) for of in (of_row, against))
+        parts = [row, "against", base, data, "" if ratio is None else f"ir{ratio:g}"]
+        name = "_".join(re.sub(r"[^\w.+-]+", "-", part).strip("-.") for part in parts if part)
+        found.append(Pair(row, base, data, ratio, first, second, out / FOLDER / name))
+    return found
+
+
+def decide_pairs(
+    planned: Sequence[Cell], out: Path, until: Until, deadline: float, say: Callable[[str], None], command: str = ""
+) -> list[PairOutcome]:
+    """Decide every pair whose runs are finished, one after another, before `deadline` on `time.monotonic`.
+
+    What one pair has seen of the baseline is not attacked again for the next. A pair that cannot be compared, as its
+    rows were tested on other images, does not affect the others.
+    """
+    outcomes: list[PairOutcome] = []
+    every = pairs_of(planned, out, until.baseline)
+    known = [DecisionCard.load(pair.folder) for pair in every if (pair.folder / FILE).exists()]
+    for number, pair in enumerate(every, 1):
+        left = deadline - time.monotonic()
+        if not pair.is_ready:
+            outcome = PairOutcome(pair, None, "not decided: a run is not finished")
+        elif left <= 0:
+            outcome = PairOutcome(pair, None, "not decided: the time was up")
+        else:
+            outcome = _decided(pair, len(every), until.rule, left, known, command)
+            known += [outcome.decision] if outcome.decision else []
+        outcomes.append(outcome)
+        say(f"[{number}/{len(every)}] {outcome.sentence}")
+    return outcomes
+
+
+def _decided(
+    pair: Pair, comparisons: int, rule: StopRule, left: float, known: Sequence[DecisionCard], command: str
+) -> PairOutcome:
+    try:
+        decision = decide(
+            [cell.folder for cell in pair.first],
+            [cell.folder for cell in pair.second],
+            settings={"attacks": pair.second[0].run.evaluation.attacks} if pair.second[0].run else {},
+            rule=rule,
+            comparisons=comparisons,
+            names=(pair.row, pair.baseline),
+            time_budget=None if math.isinf(left) else left,
+            out=pair.folder,
+            known=known,
+            command=command,
+        )
+    except UserError as error:
+        return PairOutcome(pair, None, f"not decided: {error}")
+    return PairOutcome(pair, decision)
+
+
+def unattacked(planned: Sequence[Cell]) -> list[Cell]:
+    """Return the cells without an evaluation of their own."""
+    return [replace(cell, attacked=False) for cell in planned]

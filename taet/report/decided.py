@@ -1,0 +1,96 @@
+"""Comparisons that stopped when they were decided, in a part of the page that is apart from whole evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from taet.evaluation.decision import ACCURACY, COVERS, DecisionCard
+from taet.formatting import count, listed, points, size
+
+MANY = 20
+"""Of more classes the images are not listed."""
+
+
+@dataclass(frozen=True)
+class DecidedRow:
+    """What a comparison says about one accuracy, in words."""
+
+    accuracy: str
+    interval: str
+    verdict: str
+    estimate: str
+    images: str
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A comparison of two sides on some of the test images."""
+
+    title: str
+    sentence: str
+    rows: tuple[DecidedRow, ...]
+    notes: tuple[str, ...]
+
+
+def decided(decisions: Sequence[DecisionCard]) -> list[Decided]:
+    """Return every comparison in words."""
+    return [_in_words(one) for one in decisions]
+
+
+def _in_words(one: DecisionCard) -> Decided:
+    rows = [
+        DecidedRow(
+            accuracy=ACCURACY[of],
+            interval=found.ends,
+            verdict=f"{one.better(of)} is better" if one.better(of) else "undecided",
+            estimate=points(found.estimate),
+            images=count(found.images),
+        )
+        for of, found in one.findings.items()
+    ]
+    pairs = len(one.first["models"])
+    return Decided(
+        title=f"{one.first['label']} minus {one.second['label']} under {one.attack} on {one.data['name']}",
+        sentence=f"{one.sentence[0].upper()}{one.sentence[1:]}.",
+        rows=tuple(rows),
+        notes=(
+            _images(one),
+            _rule(one),
+            COVERS,
+            _weights(one),
+            *([f"The mean over {pairs} pairs of models."] if pairs > 1 else []),
+        ),
+    )
+
+
+def _images(one: DecisionCard) -> str:
+    """Say how many images of each class were met."""
+    met = len(one.rows) * np.bincount(one.classes, minlength=len(one.data["class_names"]))
+    least, most = met[met > 0].min(), met.max()
+    if least == most:
+        return f"{count(most)} images of each class."
+    if len(met) > MANY:
+        return f"{count(least)} to {count(most)} images of each class, in proportion to the test set."
+    named = zip(one.data["class_names"], met, one.data["test_class_counts"], strict=True)
+    return f"Images by class: {', '.join(f'{name}: {n} of {total}' for name, n, total in named if total)}."
+
+
+def _rule(one: DecisionCard) -> str:
+    """Say what decides, with which error probability."""
+    shared = f", shared by {one.comparisons} comparisons" if one.comparisons > 1 else ""
+    within = "" if one.rule.within is None else f", or within {points(one.rule.within)[1:]} points"
+    return (
+        f"{one.threat['norm']} ball of {size(one.threat['eps'])}; {ACCURACY[one.rule.of]} decides{within}, with error "
+        f"probability {one.rule.alpha * one.comparisons:.3g}{shared}; order of the images {one.rule.order_seed}."
+    )
+
+
+def _weights(one: DecisionCard) -> str:
+    """Say which weights were compared."""
+    sides = [
+        (side["label"], [model["weights_sha256"][:12] for model in side["models"]]) for side in (one.first, one.second)
+    ]
+    return f"SHA-256 of the weights: {'; '.join(f'{label} {listed(models)}' for label, models in sides)}."
