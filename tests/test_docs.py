@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -74,7 +75,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def commands() -> list[list[str]]:
     lines = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()]
     calls = [line for line in lines if re.match(r"    taet \w", line) and "|" not in line]
-    return [call.split("#")[0].split("->")[0].split()[1:] for call in calls]
+    return [shlex.split(call.split("#")[0].split("->")[0])[1:] for call in calls]
 
 
 @pytest.mark.usefixtures("plugins")
