@@ -1,7 +1,7 @@
-"""Put the figures of benchmarks/results/*.json between the markers of docs/speed.md.
+"""Put the figures of benchmarks/results/*.json between the markers of docs/speed.md and docs/until-decided.md.
 
-python benchmarks/render.py            says whether the page is out of date
-python benchmarks/render.py --write    writes it
+python benchmarks/render.py            says which page is out of date
+python benchmarks/render.py --write    writes them
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 from common import RESULTS
 from profiles import text
 
-PAGE = RESULTS.parents[1] / "docs" / "speed.md"
+DOCS = RESULTS.parents[1] / "docs"
+PAGES = (DOCS / "speed.md", DOCS / "until-decided.md")
 MARK = re.compile(
     r"(<!-- figures of (\w+): python benchmarks/render\.py --write -->\n).*?(<!-- end of figures -->)", re.S
 )
@@ -159,8 +160,68 @@ def profiles() -> str:
     return "\n\n".join(parts)
 
 
+def until_decided() -> str:
+    """Error rates and sample sizes of simulated evaluations that stop when they are decided."""
+    (result,) = read("until-decided.json")
+
+    def share(part: int, row: Mapping[str, Any]) -> str:
+        return f"{100 * part / row['runs']:.1f} %"
+
+    nulls = [
+        [
+            row["name"],
+            f"{100 * row['differing']:.0f} %",
+            f"**{share(row['for_first'] + row['for_second'], row)}**",
+            share(row["interval_missed"], row),
+            "" if row["mcnemar_every_100"] is None else share(row["mcnemar_every_100"], row),
+        ]
+        for row in result["nulls"]
+    ]
+    differences = [
+        [
+            f"{row['points']:.0f} points, {row['name']}",
+            f"{100 * row['differing']:.0f} %",
+            share(row["for_first"], row),
+            share(row["for_second"], row),
+            f"**{row['median_images']:,}**",
+            "–".join(f"{end:,}" for end in row["quartiles"]),
+            f"{row['images']:,}",
+            share(row["interval_missed"], row),
+        ]
+        for row in result["differences"]
+    ]
+    heads = ("no difference", "images that differ", "false decisions", "interval missed", "McNemar, every 100 images")
+    others = ("images that differ", "decided rightly", "wrongly", "median images", "quartiles", "of", "interval missed")
+    made = f"n = {result['nulls'][0]['runs']:,} a row; an undecided one counts with all images: `{result['command']}`."
+    return "\n\n".join([table(heads, nulls), table(("difference", *others), differences), made])
+
+
+def until_decided_cards() -> str:
+    """How soon pairs of committed result cards would have been decided."""
+    (result,) = read("until-decided-cards.json")
+    rows = [
+        [
+            f"{row['folder']}: {row['first']} minus {row['second']}, {row['attack']}",
+            f"{row['points']:+.1f}",
+            "yes" if row["decided_on_all"] else "no",
+            f"{row['for_first']} / {row['for_second']}",
+            f"**{row['median_images']:,}**",
+            "–".join(f"{end:,}" for end in row["quartiles"]),
+            f"{row['images']:,}",
+        ]
+        for row in result["pairs"]
+    ]
+    heads = ("cards", "points on all images", "paired test on all decides", "of 100 orders, for the first / second")
+    made = f"n = {result['pairs'][0]['orders']} orders a row: `{result['command']}`. Images until a stop of any kind."
+    return "\n\n".join([table((*heads, "median images", "quartiles", "of"), rows), made])
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
-    block.__name__: block for block in (training, evaluation, losses, methods, scaling, roofline, profiles)
+    block.__name__: block
+    for block in (
+        *(training, evaluation, losses, methods, scaling, roofline, profiles),
+        *(until_decided, until_decided_cards),
+    )
 }
 
 
@@ -170,9 +231,10 @@ def rendered(page: str) -> str:
 
 
 if __name__ == "__main__":
-    before = PAGE.read_text(encoding="utf-8")
-    after = rendered(before)
-    if "--write" in sys.argv:
-        PAGE.write_text(after, encoding="utf-8")
-    elif after != before:
-        sys.exit("docs/speed.md is out of date: python benchmarks/render.py --write")
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = rendered(before)
+        if "--write" in sys.argv:
+            page.write_text(after, encoding="utf-8")
+        elif after != before:
+            sys.exit(f"docs/{page.name} is out of date: python benchmarks/render.py --write")

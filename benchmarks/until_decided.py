@@ -2,6 +2,7 @@
 
 python benchmarks/until_decided.py            2,000 simulated evaluations a row; about three minutes on one core
 python benchmarks/until_decided.py --runs 200
+python benchmarks/until_decided.py --cards    the committed result cards, replayed in 100 random orders of their images
 
 Each simulated evaluation looks after every round, as `taet.evaluation.sequential.stop` does without `within`, and stops
 at the first decision. A row counts decisions for either side, the images at the stop, and how often the interval left
@@ -10,6 +11,7 @@ the true difference at any look. For comparison: McNemar's exact test at 5 %, lo
 
 from __future__ import annotations
 
+import itertools
 import platform
 import shlex
 import sys
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from taet.data.long_tail import long_tail_counts
-from taet.evaluation import sequential
+from taet.evaluation import ResultCard, sequential
 from taet.evaluation.sequential import StopRule
 from taet.files import write_json
 
@@ -101,7 +103,7 @@ def simulate(case: Case, runs: int, seed: int) -> dict[str, Any]:
     return {
         "name": case.name,
         "images": min(case.counts) * len(case.classes),
-        "points": round(100 * truth, 6),
+        "points": round(100 * truth, 6) + 0.0,
         "differing": case.differing,
         "runs": runs,
         "for_first": right,
@@ -121,20 +123,71 @@ def mcnemar(gains: NDArray[np.int8]) -> NDArray[np.bool_]:
     return np.asarray((p < 0.05).any(1))
 
 
+CARDS = {
+    "cifar10-lt-ir10": "autoattack",
+    "cifar10-lt-attacks": "autoattack",
+    "digits-lt-demo": "autoattack",
+    "ham10000": "autoattack-fast",
+}
+"""Folders of results/ with one card per model on the same images, and the attack that decides."""
+ORDERS = 100
+
+
+def replay(folder: str, attack: str) -> list[dict[str, Any]]:
+    """Return how every two models of a folder would have been decided, in many orders of their images."""
+    cards = [ResultCard.load(path) for path in sorted((RESULTS.parents[1] / "results" / folder).glob("*.json"))]
+    found = []
+    for one, other in itertools.combinations(cards, 2):
+        gains = one.column(attack).correct.astype(int) - other.column(attack).correct
+        sides, images = [], []
+        for seed in range(ORDERS):
+            order = sequential.rounds(one.labels, seed)
+            weight = sequential.weights(one.labels[order[0]])
+            after, why = sequential.stop(gains[order], weight, len(order), StopRule()) or (len(order), "")
+            side = sequential.estimate(gains[order[:after]], weight)
+            sides.append(int(np.sign(side)) if why == "decided" else 0)
+            images.append(after * order.shape[1])
+        whole = one.compare(other, attack)
+        lower, median, upper = np.quantile(images, [0.25, 0.5, 0.75], method="inverted_cdf").astype(int).tolist()
+        found.append(
+            {
+                "folder": folder,
+                "attack": attack,
+                "first": one.title,
+                "second": other.title,
+                "images": len(one.labels),
+                "points": round(100 * whole.value, 6) + 0.0,
+                "decided_on_all": whole.decided,
+                "orders": ORDERS,
+                "for_first": sum(side > 0 for side in sides),
+                "for_second": sum(side < 0 for side in sides),
+                "median_images": median,
+                "quartiles": [lower, upper],
+            }
+        )
+        print(found[-1], flush=True)
+    return found
+
+
 def main() -> None:
-    """Simulate every population and write the result."""
+    """Simulate every population, or replay every card, and write the result."""
     parser = ArgumentParser()
+    parser.add_argument("--cards", action="store_true")
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    command = shlex.join(["python", *sys.argv])
+    versions = {"python": platform.python_version(), "numpy": np.__version__}
     rows: dict[str, list[dict[str, Any]]] = {}
+    if options.cards:
+        rows["pairs"] = [row for folder, attack in CARDS.items() for row in replay(folder, attack)]
+        write_json(RESULTS / "until-decided-cards.json", {"command": command, "versions": versions, **rows})
+        return
     for kind, cases in (("nulls", NULLS), ("differences", DIFFERENCES)):
         rows[kind] = []
         for case in cases:
             rows[kind].append(simulate(case, options.runs, options.seed))
             print(rows[kind][-1], flush=True)
-    command = shlex.join(["python", *sys.argv])
-    versions = {"python": platform.python_version(), "numpy": np.__version__}
     write_json(RESULTS / "until-decided.json", {"command": command, "versions": versions, **rows})
 
 

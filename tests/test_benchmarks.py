@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -180,8 +181,21 @@ def test_a_profile_tells_operations_and_the_shares_of_their_kinds(load: Load) ->
     assert profiles.text(side).splitlines()[-1].split() == ["together", f"{side['ms']:.1f}"]
 
 
-def test_the_page_about_speed_holds_the_figures_of_the_results(load: Load) -> None:
+def test_the_pages_hold_the_figures_of_the_results(load: Load) -> None:
     render = load("render")
-    page = render.PAGE.read_text(encoding="utf-8")
-    assert {found[2] for found in render.MARK.finditer(page)} == set(render.BLOCKS)
-    assert render.rendered(page) == page
+    pages = [page.read_text(encoding="utf-8") for page in render.PAGES]
+    assert {found[2] for page in pages for found in render.MARK.finditer(page)} == set(render.BLOCKS)
+    for page in pages:
+        assert render.rendered(page) == page
+
+
+def test_the_simulation_of_until_decided_counts_what_it_drew(load: Load) -> None:
+    simulation = load("until_decided")
+    row = simulation.simulate(simulation.equal(12, [40] * 10, 0.25), 20, 0)
+    assert row["for_first"] + row["for_second"] <= row["runs"] == 20
+    assert row["for_first"] > 15
+    assert 10 <= row["median_images"] <= row["images"] == 400
+    case = simulation.Case("unequal", [40, 20], [0.2, -0.2], 0.5)
+    assert case.draw(500, np.random.default_rng(0)).shape == (500, 20, 3)
+    drawn = case.draw(500, np.random.default_rng(0)).mean((0, 1))
+    np.testing.assert_allclose(drawn, [0.2, 0.2, -0.2], atol=0.03)
