@@ -32,6 +32,7 @@ COMMANDS = {
 }
 
 EPILOG = """Every command has --help, with examples, and --debug, which shows the traceback of an error.
+taet help COMMAND is taet COMMAND --help.
 Exit status: 0 success; 1 a cell of a comparison failed, or an error that taet did not foresee; 2 a mistake in the call,
 a file or a plug-in, named in one line; 130 interrupted, with all finished work saved."""
 
@@ -99,7 +100,7 @@ def ended_by(error: BaseException) -> tuple[int, str]:
         case Done():
             return int(error.code or 0), ""
         case KeyboardInterrupt():
-            return 130, "interrupted; what was done so far is saved"
+            return 130, f"interrupted; {str(error) or 'what was done so far is saved'}"
         case UserError():
             return 2, f"error: {error}"
         case _ if place is not None:
@@ -120,6 +121,8 @@ def _drop_output() -> None:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text())
         return 0

@@ -14,7 +14,7 @@ from taet.bounds import Processes
 from taet.cli import decide, flags
 from taet.cli.decide import DecideOptions
 from taet.cli.processes import number_of, run_together, together
-from taet.cli.progress import progress
+from taet.cli.progress import progress, saved
 from taet.cli.subject import OfModel, OfRun, data_for_run, open_model, options_of
 from taet.config import Evaluation
 from taet.distributed import started_together
@@ -59,6 +59,8 @@ class AttackOptions:
     """Curves of the accuracy to measure as well."""
     worst_case: bool = False
     """Run the attacks one after another, each on the images that the previous ones left correct: one column."""
+    probe: bool = True
+    """Look on a few images for what may mislead attacks, such as masked gradients."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     processes: Processes | Literal["auto"] = 1
@@ -90,10 +92,12 @@ def run(arguments: list[str]) -> int:
     count = number_of(parsed.processes, parsed.device)
     if count > 1 and started_together():
         raise UserError(f"processes: got {parsed.processes} in one of several processes; allowed: without torchrun")
+    place = parsed.run if isinstance(parsed, RunEvaluation) else parsed.out
     if count > 1:
-        return run_together(count, words)
+        with saved(["evaluate", *arguments], place):
+            return run_together(count, words)
     named = parsed.trust_model if isinstance(parsed, DecideOptions) else (parsed.trust_model,)
-    with together(parsed.device), trusted(*named):
+    with saved(["evaluate", *arguments], place), together(parsed.device), trusted(*named):
         command = flags.call_text([*words])
         if isinstance(parsed, DecideOptions):
             card, text = decide.run(parsed, command)
@@ -145,6 +149,7 @@ def _options(parsed: AttackOptions) -> dict[str, Any]:
         "settings": settings,
         "curves": parsed.curves,
         "worst_case": parsed.worst_case,
+        "probe": parsed.probe,
         "device": parsed.device,
     }
 

@@ -142,9 +142,12 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, 
         return tyro.cli(kind, args=arguments, prog=prog, description=text, registry=REGISTRY, config=SOURCE_UNREAD)
 
     if {"-h", "--help"} & set(arguments):
+        shown = io.StringIO()
         try:
-            return read()  # prints, and exits
+            with contextlib.redirect_stdout(shown):
+                return read()  # prints, and exits
         except SystemExit as exit_:
+            print(re.sub(r"\{None\}\|(.*?)( *)│", r"\1\2       │", shown.getvalue()).replace("{None}|", ""), end="")
             raise Done(exit_.code) from None
     parsed: T | None = None
     with _captured() as output, contextlib.suppress(SystemExit):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,7 +21,10 @@ SPEED_SECONDS = 3600.0  # estimate the remaining time from this much of the past
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Report]:
-    """Yield a function (done, total, text) that shows the progress of `title` on standard error."""
+    """Yield a function (done, total, text) that shows the progress of `title` on standard error.
+
+    A text that ends in a line break is worth a line of its own; after the end of a piece of work another one may begin.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines(title)
@@ -29,36 +34,74 @@ def progress(title: str) -> Iterator[Report]:
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("elapsed"),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("ETA"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=console, speed_estimate_period=SPEED_SECONDS) as bar:
         task = bar.add_task(title, total=None, text="")
-        yield lambda done, total, text: bar.update(task, completed=done, total=total, text=text)
+        spaced = _Spaced()
+
+        def show(done: float, total: float, text: str) -> None:
+            if bar.tasks[0].finished and done < total:
+                bar.reset(task)  # another piece of work, with a pace of its own
+            bar.update(task, completed=done, total=total, text=text.rstrip())
+            if text.endswith("\n") and spaced.due(done >= total):
+                console.print(f"{title}: {text.rstrip()}", highlight=False)
+
+        yield show
+
+
+class _Spaced:
+    """Lets a line through at once, and the next ones not before a while has passed."""
+
+    def __init__(self) -> None:
+        self.last: float | None = None
+
+    def due(self, always: bool = False) -> bool:
+        """Return whether a line may be printed now."""
+        now = time.monotonic()
+        if not always and self.last is not None and now - self.last < LINE_SECONDS:
+            return False
+        self.last = now
+        return True
 
 
 def _lines(title: str) -> Report:
-    began = time.monotonic()
-    first: float | None = None
-    printed = began - LINE_SECONDS
-    ended = False
+    began, first = time.monotonic(), 0.0
+    ordinary, results = _Spaced(), _Spaced()
+    ended = True
 
     def show(done: float, total: float, text: str) -> None:
-        nonlocal printed, first, ended
-        first = done if first is None else first  # a resumed run starts with some of its work done
-        now = time.monotonic()
+        nonlocal began, first, ended
+        if ended and done < total:  # the first or another piece of work; a resumed run starts with some of it done
+            began, first, ended = time.monotonic(), done, False
         again, ended = ended, done >= total
-        if (again and ended) or (now - printed < LINE_SECONDS and not ended):
+        worth = text.endswith("\n") and results.due(ended)
+        if again or not (worth or ordinary.due(ended)):
             return
-        printed = now
-        gone = clock(now - began)
+        elapsed = time.monotonic() - began
         if ended:
-            print(f"{title}: 100 %, done in {gone}, {text}", file=sys.stderr, flush=True)
+            print(f"{title}: 100 %, done in {clock(elapsed)}, {text.rstrip()}", file=sys.stderr, flush=True)
             return
-        rate = (done - first) / max(now - began, 1e-9)
-        left = f", {clock((total - done) / rate)} left" if rate > 0 else ""
-        print(f"{title}: {100 * done / total:.0f} %, {gone} gone{left}, {text}", file=sys.stderr, flush=True)
+        rate = (done - first) / max(elapsed, 1e-9)
+        eta = f", ETA {clock((total - done) / rate)}" if rate > 0 else ""
+        percent = f"{100 * done / total:.0f} %"
+        print(f"{title}: {percent}, elapsed {clock(elapsed)}{eta}, {text.rstrip()}", file=sys.stderr, flush=True)
 
     return show
+
+
+@contextlib.contextmanager
+def saved(command: Sequence[str], folder: Path | None = None) -> Iterator[None]:
+    """Inside, an interruption says that what was done is saved, in `folder`, and with which words of taet to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if error.args:
+            raise
+        place = "" if folder is None else f" in {folder}"
+        words = shlex.join(["taet", *command])
+        raise KeyboardInterrupt(f"what was done so far is saved{place}; go on with: {words}") from None

@@ -10,8 +10,9 @@ import tyro
 
 from taet.cli import flags
 from taet.report import write
+from taet.training.folder import RunFolder
 
-EXAMPLES = ("taet report runs/*", "taet report runs/at runs/taet --out comparison.html --title 'AT against TAET'")
+EXAMPLES = ("taet report runs", "taet report runs/at runs/taet --out comparison.html --title 'AT against TAET'")
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class ReportOptions:
     """Which runs the report shows, and where it is written."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders, or folders that hold a result card alone, evaluation.json, as taet evaluate --model writes them."""
+    """Run folders, or folders that hold a result card alone, evaluation.json, as taet evaluate --model writes them;
+    or a folder of such folders."""
     out: Path = Path("report.html")
     """File to write."""
     title: str | None = None
@@ -30,4 +32,16 @@ def run(arguments: list[str]) -> None:
     """Write the report and print its path."""
     description = "Make one self-contained HTML file from any number of run folders."
     parsed = flags.parse(ReportOptions, arguments, "taet report", description, EXAMPLES)
-    print(write(parsed.runs, parsed.out, title=parsed.title))
+    print(write([run for path in parsed.runs for run in runs_in(path)], parsed.out, title=parsed.title))
+
+
+def runs_in(path: Path) -> list[Path]:
+    """Return the run folders and folders of cards directly in a folder that is neither; else the path alone."""
+    if not path.is_dir() or _is_shown(path):
+        return [path]
+    return sorted(inner for inner in path.iterdir() if inner.is_dir() and _is_shown(inner)) or [path]
+
+
+def _is_shown(folder: Path) -> bool:
+    held = RunFolder(folder)
+    return held.is_run or held.card().is_file()

@@ -17,13 +17,15 @@ from taet import methods, models, protocols
 from taet.bounds import LongSeed
 from taet.cli import flags
 from taet.cli.processes import reported_once, together
-from taet.cli.progress import progress
+from taet.cli.progress import progress, saved
 from taet.config import Run, override
 from taet.data import facts, full_name, is_own
+from taet.data.reading import told_to
 from taet.distributed import first
 from taet.errors import UserError, unknown
 from taet.evaluation import evaluate
 from taet.evaluation.bundles import check_attacks
+from taet.evaluation.measurement import attack_seconds
 from taet.experiments import own_data
 from taet.formatting import duration
 from taet.report import write
@@ -126,14 +128,17 @@ def run(arguments: list[str]) -> None:
             finished = _train(request, arguments)
         else:
             with models.trusted(options.trust_model), progress(f"resume {options.resume}") as report:
-                finished = resume(options.resume, progress=report)
+                finished = resume(options.resume, progress=report, announce=lambda trainer: _say(continued(trainer)))
         if options.json:
             row = {"run": str(finished.folder), "epochs": len(finished.history), "last": finished.history[-1]}
             print(json.dumps(row))
         else:
             print(finished)
         if options.evaluate or (is_own(finished.run.data.name) and not options.no_evaluate):
-            _evaluate(finished, options.json)
+            go_on = ["train", "--resume", str(finished.folder), *models.consent(finished.run.model.name)]
+            asked = ["--evaluate"] if options.evaluate else []
+            with saved([*go_on, *asked], finished.folder):
+                _evaluate(finished, options.json)
         elif not options.json:
             words = ["taet", "evaluate", str(finished.folder), *models.consent(finished.run.model.name)]
             print(f"next: {shlex.join(words)}")
@@ -145,7 +150,7 @@ def read(arguments: Sequence[str]) -> TrainingRequest:
     names = {word.partition("=")[0] for word in words}
     if not has_method and not names & {"-h", "--help", "--resume"}:
         raise UserError("which method? taet train METHOD [options]; see taet list methods")
-    request = parse(words[0], words[1:]) if has_method else parse("at", words)
+    request = parse(words[0], words[1:]) if has_method else parse("at", words, "METHOD")
     if request.options.evaluate and request.options.no_evaluate:
         raise UserError("got both --evaluate and --no-evaluate; allowed: one")
     if request.options.resume is not None:
@@ -158,8 +163,8 @@ def read(arguments: Sequence[str]) -> TrainingRequest:
     return request
 
 
-def parse(method: str, words: Sequence[str]) -> TrainingRequest:
-    """Parse `METHOD [options]`."""
+def parse(method: str, words: Sequence[str], prog: str = "") -> TrainingRequest:
+    """Parse `METHOD [options]`; --help shows `prog` in the place of the method."""
     protocol, recipe = (flags.value_of(f"--{name}", words) for name in ("protocol", "recipe"))
     start = protocols.start(protocol or "taet", method, recipe or None)
     start = dataclasses.replace(start, settings=start.settings or methods.find(method).Config())
@@ -173,7 +178,7 @@ def parse(method: str, words: Sequence[str]) -> TrainingRequest:
         frozen=True,
         kw_only=True,
     )
-    options: Any = flags.parse(kind, words, f"taet train {method}", DESCRIPTION, EXAMPLES)
+    options: Any = flags.parse(kind, words, f"taet train {prog or method}", DESCRIPTION, EXAMPLES)
     given = {f"{part}.{name}": value for part in parts for name, value in getattr(options, part).items()}
     if options.protocol == "":
         raise unknown("protocol", options.protocol, protocols.PROTOCOLS)
@@ -189,15 +194,30 @@ def configure(method: str, words: Sequence[str]) -> tuple[Run, Path | None]:
 
 
 def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult:
-    chosen, decided = first(request.planned)
+    options = request.options
+    with progress("read") as report, told_to(report):
+        chosen, decided = first(request.planned)
+    attacks = options.evaluate or (is_own(chosen.data.name) and not options.no_evaluate)
+
+    begun: list[Path] = []
 
     def announce(trainer: Trainer) -> None:
-        if not request.options.json:
-            print(introduction(trainer, decided), file=sys.stderr, flush=True)  # standard output is for the result
+        begun.append(trainer.folder.path)
+        if not options.json:
+            _say("\n".join([introduction(trainer, decided), *expected(trainer, attacks)]))
 
     with progress(chosen.method) as report:
         command = flags.call_text(["train", *arguments])
-        return train(chosen, out=request.options.out, progress=report, command=command, announce=announce)
+        try:
+            return train(chosen, out=options.out, progress=report, command=command, announce=announce)
+        except KeyboardInterrupt as error:
+            if begun or error.args:
+                raise
+            raise KeyboardInterrupt("nothing was trained yet; the same command begins again") from None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # standard output is for the result
 
 
 def _evaluate(finished: TrainingResult, as_json: bool) -> None:
@@ -211,7 +231,7 @@ def _evaluate(finished: TrainingResult, as_json: bool) -> None:
 
 
 def introduction(trainer: Trainer, decided: Mapping[str, Decision]) -> str:
-    """Return what `taet train` prints first: the data, the network, what was chosen and how long it will take."""
+    """Return what `taet train` prints first: the data, the network, and what was decided."""
     dataset, run = trainer.dataset, trainer.run
     counts, names = dataset.class_counts, dataset.class_names
     most, least = int(counts.argmax()), int(counts.argmin())
@@ -235,5 +255,21 @@ def introduction(trainer: Trainer, decided: Mapping[str, Decision]) -> str:
     ]
     if decisions := {**decided, **trainer.decisions}:
         lines += ["decided; each can be set by its option:", *(f"  {line}" for line in decision_lines(decisions))]
-        lines += [f"training will take {duration(trainer.expected_seconds())}, without the attacks after it"]
     return "\n".join(lines)
+
+
+def expected(trainer: Trainer, attacks: bool) -> list[str]:
+    """Return where the run is written, and how long training and attacks take, which may follow it at once."""
+    training = duration(trainer.expected_seconds())
+    attacking = duration(attack_seconds(trainer.run, trainer.model, trainer.dataset.test, trainer.device))
+    after = "the attacks and the probe after it" if attacks else "taet evaluate after it"
+    return [f"training will take {training}, {after} at most {attacking}", f"folder: {trainer.folder.path}"]
+
+
+def continued(trainer: Trainer) -> str:
+    """Return where a run goes on, and how long the rest of its training takes."""
+    epochs, done = trainer.run.training.epochs, trainer.work.done(trainer.epoch, trainer.step / len(trainer.loader), 0)
+    if trainer.epoch == epochs:
+        return f"folder: {trainer.folder.path}, trained"
+    left = duration(trainer.expected_seconds() * (1 - done / trainer.work.total))
+    return f"folder: {trainer.folder.path}, epoch {trainer.epoch + 1} of {epochs}; the rest will take {left}"

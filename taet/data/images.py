@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from taet.data.ahead import ahead
 from taet.data.inputs import MOST_IMAGES, reason
+from taet.data.reading import counted
 from taet.data.store import Images, gather, pieces
 from taet.errors import UserError, cut
 from taet.files import opened
@@ -288,7 +289,9 @@ def survey(paths: Sequence[Path]) -> Survey:
     """Read the headers of image files, without decoding any; a file cut short behind its header is not noticed."""
     batches = (paths[start : start + HEADERS] for start in range(0, len(paths), HEADERS))
     with _settled():
-        headers = list(chain.from_iterable(ahead(lambda some: list(map(_header, some)), batches, AHEAD)))
+        read: Iterator[list[_Header | str]] = ahead(lambda some: list(map(_header, some)), batches, AHEAD)
+        read = counted(read, len(paths), "headers of image files", len)
+        headers = list(chain.from_iterable(read))
     found = list(zip(paths, headers, strict=True))
     readable = [(path, header) for path, header in found if isinstance(header, _Header)]
     unusual = {key: tuple(path for path, header in readable if key in header.unusual) for key in UNUSUAL}
@@ -415,7 +418,8 @@ def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory",
     most = min(AHEAD, max(1, KEPT_BYTES // (width * height * found.channels)))
 
     def images() -> Iterator[NDArray[np.uint8]]:
-        for path, image in zip(paths, decode_each(paths, size, most), strict=True):
+        decoded = counted(decode_each(paths, size, most), len(paths), "image files")
+        for path, image in zip(paths, decoded, strict=True):
             if image.shape[:2] != (height, width):  # turned by a tag behind its pixels
                 raise _different(found.paths[0], (width, height), path, image.shape[1::-1])
             yield np.broadcast_to(image.reshape(height, width, -1), (height, width, found.channels))

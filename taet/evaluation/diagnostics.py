@@ -106,6 +106,13 @@ def flags(card: ResultCard) -> tuple[Flag, ...]:
     return tuple(Flag(flag=flag, text=f"{text}.") for flag, text in said.items())
 
 
+NOT_PROBED = Flag(
+    flag="not-probed",
+    text="The probe was turned off, so nothing was looked for that may mislead attacks, such as masked gradients; "
+    "evaluate once more without --no-probe.",
+)
+
+
 def findings(facts: CheckFacts) -> tuple[Finding, ...]:
     """Return one finding for each subject of `taet check`: the first rule that applies, else that nothing is wrong."""
     rules: list[Diagnostic[CheckFacts]] = [*MODEL, *CHECK]

@@ -17,19 +17,21 @@ from taet.attacks.clean import Clean
 from taet.attacks.counted import Counted
 from taet.attacks.progress import Meter, Progress
 from taet.attacks.spec import AttackSpec
-from taet.config import Evaluation
+from taet.config import Evaluation, Run
+from taet.data import Split
 from taet.distributed import first, gather, rank
 from taet.errors import UserError
 from taet.evaluation import card_store, diagnostics, probe
-from taet.evaluation.bundles import expand, parse_attacks
+from taet.evaluation.bundles import attacks_of, expand, parse_attacks
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.examples import earlier, save_examples
 from taet.evaluation.images import channels_first
-from taet.evaluation.runner import Runner, attack_split, count_classes, one_threat_model
+from taet.evaluation.runner import Runner, among, attack_split, count_classes, one_threat_model
 from taet.evaluation.schema import DataAbout, Environment, ModelAbout
 from taet.evaluation.subject import Subject
+from taet.formatting import duration
 from taet.models import Classifier
 from taet.models.view import make_view
 from taet.training.checkpoint import weights_digest
@@ -50,6 +52,8 @@ class EvaluationPlan:
     """Points of curves."""
     worst_case: bool
     """Measure only the worst case of the attacks."""
+    probe: bool = True
+    """Look for what may mislead attacks on a few images."""
 
 
 def plan_evaluation(
@@ -58,6 +62,7 @@ def plan_evaluation(
     given: Mapping[str, Any],
     curves: Sequence[str] = (),
     worst_case: bool = False,
+    probe: bool = True,
 ) -> EvaluationPlan:
     """Return what to measure on a subject: attacks and bundles by `names`, by default those of its settings.
 
@@ -72,7 +77,8 @@ def plan_evaluation(
     attacks = parse_attacks([Clean.name, *others], settings, eps)
     if worst_case and names is None:
         attacks = attacks[:1] + [attack for attack in attacks if (attack.norm, attack.eps) == ("linf", eps)]
-    return EvaluationPlan(settings, eps, tuple(attacks), tuple(curve_attacks(curves, settings, eps)), worst_case)
+    points = tuple(curve_attacks(curves, settings, eps))
+    return EvaluationPlan(settings, eps, tuple(attacks), points, worst_case, probe)
 
 
 def measure(
@@ -198,22 +204,46 @@ def _measured(
     chain = one_threat_model(plan.attacks, runner.num_classes) if plan.worst_case else []
     listed = plan.attacks[:1] if plan.worst_case else plan.attacks
     before = () if known is None else known.columns
-    probed = {} if known is None or not probe.is_of(known.probe, runner.seed) else known.probe
-    probing = not probed and bool(len(listed) > 1 or plan.points or chain)
-    meter = Meter(progress, later=probe.passes(runner) if probing else 0)
     names = {attack.name for attack in listed}
     shown = {column.name for column in before if not column.curve}  # stays in tables, also with other settings
     drawn = [replace(point, curve="") if point.name in shown else point for point in plan.points]
     attacks = [*listed, *(attack for attack in drawn if attack.name not in names)]
+    work = _passes(runner, [*attacks, *chain])
+    images = probe.count(runner, work)
+    probed = {} if known is None or not probe.is_of(known.probe, runner.seed, images) else known.probe
+    probing = plan.probe and not probed and bool(len(attacks) > 1 or chain)
+    later = images * probe.passes(runner) if probing else 0
+    if progress is not None:
+        new = [attack for attack in [*attacks, *chain] if among(before, attack) is None]
+        passes = _passes(runner, new) + later
+        progress(0, max(passes, 1), f"at most {duration(passes * runner.seconds_of_pass())}")
+    meter = Meter(progress, later=later)
     measured = attack_split(runner, attacks, known=before, state_dir=state_dir, progress=meter)
     if chain:
         meter.begin(later=meter.later)
         measured = (*measured, runner.run_worst_case(chain, measured[0], state_dir, meter))
     if probing:
         meter.begin()
-        probed = probe.probe(runner, plan.eps, state_dir, lambda done: meter(done, probe.passes(runner), "probe"))
+        probed = probe.probe(runner, plan.eps, images, state_dir, lambda done: meter(done, later, "probe"))
+    elif known is not None and not probed:
+        probed = known.probe  # of fewer images
     card = replace(card, columns=(*measured, *_others(before, measured)), probe=probed)
-    return replace(card, flags=diagnostics.flags(card))
+    unprobed = not probed and bool(len(attacks) > 1 or chain)
+    return replace(card, flags=(*diagnostics.flags(card), *([diagnostics.NOT_PROBED] if unprobed else ())))
+
+
+def _passes(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
+    """Return the most passes that attacks take."""
+    return sum(runner.expected(attack, len(runner.labels)) for attack in attacks)
+
+
+def attack_seconds(run: Run, model: nn.Module, test: Split, device: torch.device) -> float:
+    """Return the most seconds that the attacks of a run on its test images take, with the probe."""
+    asked = run.evaluation
+    classes, eps = len(test.class_names), run.threat.eps if asked.eps is None else asked.eps
+    runner = Runner(Counted(model), test.images, test.labels, classes, asked.batch_size, asked.seed, device)
+    passes = _passes(runner, attacks_of(asked, eps))
+    return (passes + probe.count(runner, passes) * probe.passes(runner)) * runner.seconds_of_pass()
 
 
 def _others(before: Sequence[Column], measured: Sequence[Column]) -> list[Column]:

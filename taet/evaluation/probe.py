@@ -25,28 +25,33 @@ from taet.losses.long_tail import cross_entropy
 
 STEPS = 20
 STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and REAT papers' PGD-20
-
-
-def count(runner: Runner) -> int:
-    """Return the number of probed images: one batch."""
-    return min(runner.batch_size, len(runner.labels))
+FEWEST = 16  # images, however short the attacks are
 
 
 def passes(runner: Runner) -> int:
-    """Return the passes that `probe` takes: three forward passes beside the trial's, and two or four PGD."""
+    """Return the passes of an image that `probe` takes: three forward beside the trial's, and two or four PGD."""
     chains = 4 if any(runner.sites.values()) else 2
-    return count(runner) * (trial.PASSES + 3 + chains * (2 * STEPS + 1))
+    return trial.PASSES + 3 + chains * (2 * STEPS + 1)
 
 
-def is_of(facts: Mapping[str, int | float], seed: int) -> bool:
-    """Return whether these are all the facts that `probe` finds with this seed; older cards have fewer."""
-    return facts.get("seed") == seed and facts.keys() >= {one.name for one in fields(ModelFacts)} - {"batch_size"}
+def count(runner: Runner, attacked: float) -> int:
+    """Return the number of probed images: one batch, or fewer where that would take more than the attacks' passes."""
+    return min(runner.batch_size, len(runner.labels), max(FEWEST, int(attacked / passes(runner))))
+
+
+def is_of(facts: Mapping[str, int | float], seed: int, images: int) -> bool:
+    """Return whether these are all the facts that `probe` finds with this seed, of as many images or more.
+
+    Older cards have fewer facts.
+    """
+    names = {one.name for one in fields(ModelFacts)} - {"batch_size"}
+    return facts.get("seed") == seed and facts.keys() >= names and facts["images"] >= images
 
 
 def probe(
-    runner: Runner, eps: float, state_dir: str | os.PathLike[str] | None, progress: Callable[[float], None]
+    runner: Runner, eps: float, images: int, state_dir: str | os.PathLike[str] | None, progress: Callable[[float], None]
 ) -> dict[str, int | float]:
-    """Try the model on images drawn evenly over the classes, in the L-infinity ball, and return the facts.
+    """Try the model on `images` images drawn evenly over the classes, in the L-infinity ball, and return the facts.
 
     `state_dir` keeps them for an evaluation that is interrupted; `progress` gets the passes so far.
 
@@ -60,10 +65,10 @@ def probe(
         objective multiplied so that the median distance of the two largest is 10; only_pgd_correct and
         only_scaled_pgd_correct: images that only one leaves correct; and the other fields of `ModelFacts`.
     """
-    units = runner.keep(state_dir, "probe", [eps, count(runner), runner.seed])
+    units = runner.keep(state_dir, "probe", [eps, images, runner.seed])
 
     def measure(_: int) -> Arrays:
-        return {name: np.asarray(value) for name, value in _measure(runner, eps, progress).items()}
+        return {name: np.asarray(value) for name, value in _measure(runner, eps, images, progress).items()}
 
     (facts,) = run_units(
         1,
@@ -72,15 +77,15 @@ def probe(
         key=lambda _: "facts",
         valid=lambda _, unit: all(one.shape == () for one in unit.values()),
     )
-    progress(passes(runner))
+    progress(images * passes(runner))
     return {name: value.item() for name, value in facts.items()}
 
 
-def _measure(runner: Runner, eps: float, progress: Callable[[float], None]) -> dict[str, int | float]:
-    rows = trial.sample(runner.labels, count(runner), runner.seed)
+def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float], None]) -> dict[str, int | float]:
+    rows = trial.sample(runner.labels, images, runner.seed)
     x, y = runner.batch(rows)
     noise = Draws(runner.seed, "probe", rows).start(x, eps)
-    with runner.still(), ticking(runner.model, passes(runner), progress):
+    with runner.still(), ticking(runner.model, len(rows) * passes(runner), progress):
         first = trial.attempt(runner.model, x, y)
         again, divided = first.repeat_difference(), first.batch_difference()
         watch = _Watch(runner.model, first.nonfinite)

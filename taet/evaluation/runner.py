@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,12 +32,13 @@ from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.column import WORST_CASE, Column, Ints
 from taet.evaluation.images import Images, as_arrays, as_unit, channels_first
 from taet.evaluation.model_guard import restored
-from taet.evaluation.trial import attempt, user_errors
+from taet.evaluation.trial import attempt, input_gradient, user_errors
 from taet.files import digest
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import version
 
 UNIT = {"rows", "predictions", "scores", "distances", *WORK}
+TRIED = 32  # images whose pass is timed
 FINGERPRINT = 4  # images whose answers tell two models apart
 
 
@@ -132,6 +134,15 @@ class Runner:
         """Return the expected passes of an attack if `correct` images are classified correctly."""
         met = correct if attack.skips_misclassified else len(self.labels)
         return met * attack.passes(self.num_classes)
+
+    def seconds_of_pass(self) -> float:
+        """Return the seconds of one pass of an image, measured forward and backward on a few of them."""
+        x, y = self.batch(np.arange(min(TRIED, self.batch_size, len(self.labels))))
+        with self.still():
+            for _ in range(2):  # the first fills caches
+                begun = time.monotonic()
+                input_gradient(self.model, x, y).sum().item()  # waits for the device
+        return (time.monotonic() - begun) / (2 * len(x))
 
     @property
     def pairs(self) -> bool:

@@ -34,6 +34,7 @@ from taet.training.interruption import interruption
 SCHEMA = 1
 RESULT = "comparison.json"
 LOOK_SECONDS = 0.1  # between two looks at the processes
+TELL_SECONDS = 30.0  # between two lines about the progress of the running cells
 OPEN = ("started", "missing")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # network file systems mounted without locks
 
@@ -212,7 +213,13 @@ def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
     # The number is found without starting CUDA if NVML is available.
     gpus = devices(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
     side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
-    return side_by_side, max(1, cores() // side_by_side), gpus
+    return side_by_side, _threads(side_by_side), gpus
+
+
+def _threads(side_by_side: int) -> int:
+    """Return the threads of each cell: as OMP_NUM_THREADS says, else a share of the cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(given) if given.isdecimal() and 0 < int(given) <= 1024 else max(1, cores() // side_by_side)
 
 
 def merge(
@@ -310,6 +317,8 @@ class _Job:
     log: BinaryIO
     process: subprocess.Popen[bytes]
     begun: float = field(default_factory=time.monotonic)
+    told: str = ""
+    """Its last line of progress."""
 
 
 class _Work:
@@ -325,7 +334,8 @@ class _Work:
         self.running: list[_Job] = []
         self.failed: dict[str, str] = {}
         self.elsewhere: set[str] = set()
-        self.begun, self.ended = time.monotonic(), 0
+        self.begun = self.told = time.monotonic()
+        self.ended = 0
         listed = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
         on = f"{jobs} side by side on GPU {', '.join(gpus)}; " if gpus else ""
         say(f"{len(planned)} cells: {listed or 'none'}; {on}logs in {logs}")
@@ -337,6 +347,7 @@ class _Work:
                 while (self.waiting or self.running) and not asked.is_set() and time.monotonic() < deadline:
                     self._fill()
                     self._look()
+                    self._watch()
                     asked.wait(LOOK_SECONDS)
             finally:
                 self._stop()
@@ -403,6 +414,17 @@ class _Work:
                 self._next(job.cell, job.log, before=job)
             else:
                 self._fail(job.cell, job.log, f"{_ending(job.process.returncode)}: {_last_line(Path(job.log.name))}")
+
+    def _watch(self) -> None:
+        """Tell now and then how far each running cell is, by the last line of its log."""
+        if time.monotonic() - self.told < TELL_SECONDS:
+            return
+        self.told = time.monotonic()
+        for job in self.running:
+            line = _last_line(Path(job.log.name))
+            if line != job.told and not line.startswith("$"):
+                job.told = line
+                self._tell(job.cell, line)
 
     def _fail(self, cell: Cell, log: BinaryIO, why: str) -> None:
         log.close()

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import math
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from taet.config import Run, epoch_at
 from taet.data import DataFacts, Dataset, load
 from taet.data.extra import check_classes
 from taet.data.loader import Batch, Loader
+from taet.data.reading import told_to
 from taet.distributed import copy_first, first, in_any, in_turn, joined, rank, unless_one_ends, world_size
 from taet.errors import UserError, custom_code, located
 from taet.methods import Attack, Method
@@ -169,8 +171,11 @@ def resume(
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     progress: Progress | None = None,
+    announce: Callable[[Trainer], None] | None = None,
 ) -> TrainingResult:
     """Continue the run in `folder` from its last checkpoint, or return it if it is finished.
+
+    `announce` is called once, before the first step.
 
     Processes that torchrun started share the work; their number may differ from that of the run so far.
     """
@@ -198,6 +203,8 @@ def resume(
             trainer.model.notes = record.model_notes
         else:  # killed before the first checkpoint: start again
             first(lambda: place.cut_metrics(MetricsMark()))
+        if announce is not None:
+            announce(trainer)
         return trainer.fit()
 
 
@@ -221,7 +228,8 @@ class Trainer:
         self.folder, self.progress = RunFolder(folder), progress if rank() == 0 else None
         self.device = resolve_device(training.device)
         self.given = {"model_given": model is not None, "arrays": dataset is not None}
-        self.dataset = dataset if dataset is not None else in_turn(lambda: load(run.data))
+        with told_to(self.progress):
+            self.dataset = dataset if dataset is not None else in_turn(lambda: load(run.data))
         facts = DataFacts.of(self.dataset)
         known: dict[str, Any] = {"processes": world_size(), "arrays": dataset is not None}
         self.extra = None
@@ -516,7 +524,10 @@ class Trainer:
         if stop or save:
             self.save()
         if stop:
-            raise KeyboardInterrupt
+            command = shlex.join(
+                ["taet", "train", "--resume", str(self.folder.path), *models.consent(self.run.model.name)]
+            )
+            raise KeyboardInterrupt(f"what was done so far is saved in {self.folder.path}; go on with: {command}")
 
     def _watch(self) -> WatchedEpoch | None:
         """The point of the curve that belongs to this epoch, if there is one."""
@@ -559,7 +570,7 @@ class Trainer:
         self.epoch_sums, self.watched_batches = EpochSums.empty(self.dataset.num_classes, self.device), 0
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, {"training": 0.0, "all": 0.0}
         self.save()
-        self._show()
+        self._show(_accuracies(row))
 
     def _finish(self) -> TrainingResult:
         """Write the delivered weights, the others if they differ, and the mark that the run is done."""
@@ -642,16 +653,34 @@ class Trainer:
             loss.total.item()  # waits for the device
         return (time.monotonic() - begun) * self.loader.per_epoch / place[1] / self.work.training[epoch]
 
-    def _show(self) -> None:
+    def _show(self, ended: str = "") -> None:
+        """Show progress; `ended` is what is known of the epoch that has just ended, which is worth a line."""
         if self.progress is None:
             return
         epochs, sums = self.run.training.epochs, self.epoch_sums
+        trained = self.step / len(self.loader)
+        done = self.work.done(self.epoch, trained, self.watched_batches / self.curve.batches if trained == 1 else 0)
+        if ended:
+            self.progress(done, self.work.total, f"epoch {self.epoch}/{epochs} · {ended}\n")
+            return
         label = [f"epoch {min(self.epoch + 1, epochs)}/{epochs}", self.method.stage]
         if sums.images:
             label.append(f"loss {sums.sums['total'].item() / sums.images:.3f}")
-        trained = self.step / len(self.loader)
-        done = self.work.done(self.epoch, trained, self.watched_batches / self.curve.batches if trained == 1 else 0)
         self.progress(done, self.work.total, " · ".join(label))
+
+
+def _accuracies(row: Row) -> str:
+    """Return loss and balanced accuracies of an epoch in words."""
+    found = {
+        "training": row["train"],
+        **{name: value for name, value in (row["monitor"] or {}).items() if name != "split"},
+    }
+    each = (
+        f"{name} {100 * metrics.balanced_accuracy(counts['correct'], counts['total']):.1f} %"
+        for name, counts in found.items()
+        if isinstance(counts, dict)
+    )
+    return " · ".join([f"loss {row['loss']['total']:.3f}", f"balanced accuracy: {', '.join(each)}"])
 
 
 @contextlib.contextmanager

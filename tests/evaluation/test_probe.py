@@ -44,7 +44,7 @@ def changed(model: nn.Module, change: Callable[[nn.Module, Tensor], Tensor], tas
         def forward(self, x: Tensor) -> Tensor:
             return change(model, x)
 
-    return probe.probe(bench_of(Changed(), task), EPS, None, [].append)
+    return probe.probe(bench_of(Changed(), task), EPS, 22, None, [].append)
 
 
 def test_the_facts_are_those_of_a_sample_of_the_images(task: Task, evaluated: Evaluated) -> None:
@@ -63,7 +63,7 @@ def test_the_facts_are_those_of_a_sample_of_the_images(task: Task, evaluated: Ev
     largest = model(x).detach().topk(2).values
     gap = float((largest[:, 0] - largest[:, 1]).median())
     plain, scaled = survives(1), survives(10 / gap)
-    facts = evaluated("fgsm", eps=EPS, batch_size=20).probe
+    facts = evaluated("fgsm", "pgd-20", "pgd-50", eps=EPS, batch_size=20).probe
     assert facts.pop("batch_difference") < 1e-5
     assert facts.pop("logit_gap") == pytest.approx(gap, rel=1e-5)
     assert facts == {
@@ -148,6 +148,31 @@ def test_it_is_kept_for_an_evaluation_that_goes_on(
     assert evaluated("fgsm", state_dir=tmp_path).probe == first.probe
 
 
+def test_it_takes_no_more_than_the_attacks_unless_they_are_very_short(evaluated: Evaluated, task: Task) -> None:
+    number = len(task[2])
+    assert evaluated("fgsm", batch_size=number).probe["images"] == probe.FEWEST < number
+    runner = bench_of(task[0], task, batch_size=number)
+    assert [probe.count(runner, probe.passes(runner) * images) for images in (0, 18, number, 10**6)] == [
+        16,
+        18,
+        number,
+        number,
+    ]
+
+
+def test_fewer_images_of_an_earlier_probe_are_not_enough(evaluated: Evaluated) -> None:
+    facts = evaluated("fgsm", batch_size=22).probe
+    assert probe.is_of(facts, 0, probe.FEWEST)
+    assert not probe.is_of(facts, 0, probe.FEWEST + 1)
+
+
+def test_without_it_a_flag_says_so(evaluated: Evaluated) -> None:
+    card = evaluated("fgsm", probe=False)
+    assert card.probe == {}
+    assert "not-probed" in {flag["flag"] for flag in card.flags}
+    assert "not-probed" not in {flag["flag"] for flag in evaluated("clean", probe=False).flags}
+
+
 def test_where_nothing_is_attacked_nothing_is_probed(evaluated: Evaluated) -> None:
     card = evaluated("clean")
     assert card.probe == {}
@@ -157,8 +182,8 @@ def test_where_nothing_is_attacked_nothing_is_probed(evaluated: Evaluated) -> No
 def test_a_model_that_draws_numbers_leaves_the_global_generator_alone(task: Task) -> None:
     before = torch.random.get_rng_state()
     runner, seen = bench_of(Noisy(task[0]), task), []
-    facts = probe.probe(runner, EPS, None, seen.append)
+    facts = probe.probe(runner, EPS, 22, None, seen.append)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert facts["repeat_difference"] > 0
     assert seen == sorted(seen)
-    assert seen[-1] == probe.passes(runner) == runner.model.passes
+    assert seen[-1] == 22 * probe.passes(runner) == runner.model.passes

@@ -231,6 +231,30 @@ def test_cells_are_spread_over_the_gpus_and_keep_theirs(
     assert [call["gpu"] for call in processes()[len(calls) :]] == ["GPU-a,GPU-b"] * 2, "it chooses among all"
 
 
+@pytest.fixture(autouse=True)
+def _no_threads_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def test_the_user_decides_about_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "cores", lambda: 6)
+    for given, expected in (("3", 3), ("1,2", 1), ("none", 2), ("0", 2)):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert comparison._machine(3)[1] == expected
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_running_cell_says_how_far_it_is_once(
+    small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(comparison, "_last_line", lambda _: "at: 60 %, elapsed 0:20, ETA 1:20, epoch 1/2")
+    said: list[str] = []
+    compare(small | {"seeds": [0]}, tmp_path / "out", say=said.append)
+    told = [line for line in said if line.endswith("at_digits-lt_seed0: at: 60 %, elapsed 0:20, ETA 1:20, epoch 1/2")]
+    assert 1 <= len(told) <= 2, "of training, and of the attacks"
+
+
 @pytest.mark.parametrize("where", ["", "0"])
 def test_without_a_gpu_nothing_is_hidden_and_auto_is_one(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
