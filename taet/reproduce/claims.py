@@ -14,9 +14,9 @@ from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.evaluation.paired import Difference
 from taet.formatting import words
-from taet.reproduce.manifest import FOLDER, PaperRow, RowEntry, Scale, items, read_toml, row_from
+from taet.reproduce.manifest import FOLDER, PaperRow, RowEntry, Scale, errata, items, read_toml, row_from
 from taet.reproduce.render import difference_text, filled, paired_cards, rank_correlation
-from taet.reproduce.store import Store, StoredCell
+from taet.reproduce.store import Store, StoredCell, load_card
 
 Word = Literal["holds", "does not hold", "undecided", "not tested"]
 WORDS: tuple[Word, ...] = ("does not hold", "holds", "undecided", "not tested")
@@ -76,15 +76,16 @@ class Claim:
 
     def attacks(self, scale: Scale, first: PaperRow, second: PaperRow, column: str) -> tuple[str | None, str | None]:
         """The attacks on both sides of a pair."""
-        own = self.entry.get("attacks")
-        return (own[0], own[1]) if own else (scale.attack(first, column), scale.attack(second, column))
+        left, right = self.entry.get("attacks", [column, column])
+        return scale.attack(first, left), scale.attack(second, right)
 
     def cells(self, store: Store, scale: Scale) -> list[StoredCell]:
         """The runs that its test needs."""
         if "order" in self.entry:
             rows = items()[self.entry["order"]["item"]].rows
             return [one for row in rows for one in store.cells(scale, row, [self.entry["order"]["column"]])]
-        return [one for pair in self.pairs for row in pair for one in store.cells(scale, row, [*self.sizes])]
+        metrics = [*self.sizes, *self.entry.get("attacks", [])]
+        return [one for pair in self.pairs for row in pair for one in store.cells(scale, row, metrics)]
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def _stem(pattern: str) -> str:
 
 def _glob(folders: Sequence[Path], pattern: str) -> dict[int, ResultCard]:
     paths = sorted(path for folder in folders for path in folder.glob(pattern))
-    return dict(enumerate(map(ResultCard.load, paths)))
+    return dict(enumerate(map(load_card, paths)))
 
 
 def worths(store: Store, scale: Scale, price: Mapping[str, float]) -> dict[str, float]:
@@ -261,7 +262,8 @@ def findings(store: Store, scales: Sequence[Scale]) -> str:
     parts = [
         HEAD.format(counts=counts, claims=len(found)),
         *(_section(word, [name for name in found if found[name].word == word], found, store) for word in WORDS),
-        "## Errata and open points of the tables\n",
+        "## Errata and open points of the papers\n",
+        *(f"- {paper}: {note}" for paper, notes in errata().items() for note in notes),
         *(f"- **{name}**: {note}" for name, item in items().items() for note in item.notes),
     ]
     return "\n".join(parts) + "\n"
@@ -269,8 +271,11 @@ def findings(store: Store, scales: Sequence[Scale]) -> str:
 
 def _best(claim: Claim, store: Store, scales: Sequence[Scale]) -> Verdict:
     """The verdict at the largest scale that has one."""
-    found = [verdict(claim, store, scale) for scale in scales]
-    return next((one for one in found if one.word != "not tested"), found[-1])
+    for scale in scales:
+        found = verdict(claim, store, scale)
+        if found.word != "not tested" or not {"pairs", "order"} & claim.entry.keys():
+            break
+    return found
 
 
 def _section(word: Word, names: Sequence[str], found: Mapping[str, Verdict], store: Store) -> str:

@@ -196,6 +196,7 @@ class ItemsFile(TypedDict):
     papers: dict[str, PaperEntry]
     figures: dict[str, FigureEntry]
     notes: dict[str, list[str]]
+    errata: dict[str, list[str]]
 
 
 class ScaleEntry(TypedDict):
@@ -301,6 +302,11 @@ def row_from(entry: Mapping[str, Any], paper: str, defaults: Mapping[str, Any] |
     ratio = None if natural else float(said["imbalance"])
     name = entry.get("name", entry["method"])
     return PaperRow(paper, said["method"], said["data"], ratio, said["model"], _pairs(said.get("settings", {})), name)
+
+
+def errata() -> Mapping[str, Sequence[str]]:
+    """By paper: what it says in contradiction to itself, outside its tables."""
+    return _read()["errata"]
 
 
 def class_number(name: str) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from taet.data.prepare import check_there
+from taet.errors import UserError
 from taet.experiments.cells import Cell
 from taet.experiments.comparison import OPEN, Comparison, fill
 from taet.experiments.parts import gather, share
@@ -14,7 +16,7 @@ from taet.formatting import duration
 from taet.reproduce.claims import worths
 from taet.reproduce.cost import seconds_left
 from taet.reproduce.manifest import Item, Scale, items, scales
-from taet.reproduce.store import Store, StoredCell
+from taet.reproduce.store import Store, StoredCell, cell_hash
 from taet.reproduce.tables import TextTable
 
 UNPRICED_SECONDS = 3600.0
@@ -37,28 +39,44 @@ class Session:
         self, time_budget: float | None = None, jobs: int | Literal["auto"] = 1, part: tuple[int, int] | None = None
     ) -> Comparison:
         """Run what is missing, as `taet compare` does, and read the store again."""
-        planned = self._planned()
-        if part is not None:
-            planned = share(planned, *part)
         missing = {one.cell.name for one in self.cells if one.state in OPEN}
-        queue = [cell for cell in planned if cell.name in missing]
+        mine = self.planned() if part is None else share(self.planned(), *part)
+        queue = self._with_data([cell for cell in self.by_worth(mine) if cell.name in missing])
         result, interrupted = fill("taet reproduce", self.store.out, queue, time_budget, jobs, self.say)
         self.store = Store(self.store.out, self.store.results)
         if interrupted:
             raise KeyboardInterrupt
         return result
 
-    def _planned(self) -> list[Cell]:
-        """Every run, done or not, each once: those that settle the most claims per hour first."""
-        stored = self.cells
-        price = {one.key: seconds_left(self.store, one) or UNPRICED_SECONDS for one in stored}
+    def planned(self) -> list[Cell]:
+        """Every run, done or not, each once, in the order of the items."""
+        return [*self.store.merged(self.cells).values()]
+
+    def by_worth(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The runs, those first that settle the most claims per hour."""
+        price = {one.key: seconds_left(self.store, one) or UNPRICED_SECONDS for one in self.cells}
         worth = worths(self.store, self.scale, price)
-        merged = self.store.merged(stored)
-        return [merged[key] for key in sorted(merged, key=lambda key: -worth.get(key, 0.0))]
+        keys = {cell.name: cell_hash(cell.run) for cell in cells if cell.run is not None}
+        return sorted(cells, key=lambda cell: -worth.get(keys.get(cell.name, ""), 0.0))
+
+    def _with_data(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The runs whose images are there; the others are named, and refused if there is none."""
+        missing: dict[str, str] = {}
+        for data in {cell.run.data for cell in cells if cell.run is not None}:
+            try:
+                check_there(data)
+            except UserError as error:
+                missing[data.name] = str(error)
+        left = [cell for cell in cells if cell.run is not None and cell.run.data.name not in missing]
+        for why in missing.values():
+            if not left:
+                raise UserError(why)
+            self.say(f"not run: {why}")
+        return left
 
     def gather(self, folders: Sequence[Path]) -> None:
         """Copy the finished runs of other stores."""
-        gather(self._planned(), folders, self.say)
+        gather(self.planned(), folders, self.say)
         self.store = Store(self.store.out, self.store.results)
 
     def save(self, folder: Path) -> list[Path]:

@@ -124,7 +124,7 @@ class Store:
     def _committed(self, key: str, attacks: Sequence[str]) -> tuple[ResultCard | None, tuple[Row, ...]]:
         """The committed card of a cell that has the most of these attacks, and its epochs."""
         paths = self._index.get(key, [])
-        cards = [ResultCard.load(path) for path in paths]
+        cards = [load_card(path) for path in paths]
         for path, card in zip(paths, cards, strict=True):
             if _weights(card) != _weights(cards[0]):
                 raise UserError(f"{paths[0]} and {path} are one run with other weights; remove one of them")
@@ -153,7 +153,7 @@ class Store:
     def every_card(self) -> Iterator[ResultCard]:
         """Every committed card, once each."""
         for paths in self._index.values():
-            yield from map(ResultCard.load, paths)
+            yield from map(load_card, paths)
 
     def save(self, stored: Iterable[StoredCell], folder: Path) -> list[Path]:
         """Copy the card and the thinned epochs of finished runs to `folder`, which `results` may name; return cards."""
@@ -169,6 +169,16 @@ class Store:
             write_atomically(target.with_suffix(CURVES), ("\n".join(lines) + "\n").encode())
             written.append(target)
         return written
+
+
+def load_card(path: Path) -> ResultCard:
+    """Return a card; one that was read before, and is the same file, is not read again."""
+    return _load_card(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=512)
+def _load_card(path: Path, changed: int) -> ResultCard:  # noqa: ARG001 - tells files apart
+    return ResultCard.load(path)
 
 
 def thinned(rows: Sequence[Row]) -> list[Row]:

@@ -97,10 +97,27 @@ def test_what_is_missing_is_shown_with_its_price(tmp_path: Path) -> None:
 def test_runs_come_in_the_order_of_claims_per_hour(tmp_path: Path) -> None:
     wanted = chosen(["taet/table1", "taet/table9"])
     session = Session(Store(tmp_path, []), scales()["mini"], wanted, print)
-    names = [cell.entry.method for cell in session._planned()]
+    planned = session.planned()
+    names = [cell.entry.method for cell in session.by_worth(planned)]
     assert {*names[:2]} == {"at-bsl", "taet"}
-    assert names[-1] in ("las-at", "he", "gairat", "adt", "taet")
-    assert len(names) == len({cell.name for cell in session._planned()})
+    assert {*names[-3:]} & {"las-at", "he", "gairat", "adt"}
+    assert [cell.entry.method for cell in planned[:3]] == ["at-bsl", "robal", "trades"]
+    assert len(names) == len({cell.name for cell in planned}) == 15
+
+
+def test_runs_without_their_images_wait_while_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TAET_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    cells = []
+    for scale, name in (("smoke", "taet/table10"), ("mini", "taet/table10"), ("mini", "reat/table6")):
+        session = Session(Store(tmp_path, []), scales()[scale], chosen([name]), said.append)
+        cells += session.planned()
+    assert session._with_data(cells) == cells[:3]
+    assert [line[:9] for line in said] == ["not run: "] * 2
+    assert all("run taet data prepare " in line for line in said)
+    with pytest.raises(UserError, match="run taet data prepare"):
+        session._with_data(cells[3:])
 
 
 def test_saved_cards_and_thinned_epochs_fill_the_same_cells(smoke: Fill, tmp_path: Path) -> None:
