@@ -252,7 +252,7 @@ class Training(Settings):
     delivers the average. Each point of the curve attacks the training images once more, for the average's batch
     statistics. 1: none."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Arithmetic of training under autocast; evaluation is always float32. auto: the faster on this machine, measured
+    """Arithmetic of training under autocast; evaluations judge in float32. auto: the faster on this machine, measured
     once for each network; the run records which, and resumes with it anywhere."""
     channels_last: bool = True
     """Memory layout of images and convolutions."""
@@ -310,6 +310,9 @@ class Evaluation(Settings):
     """Weight of the margin in cw-l2 (TAET's code). None: the smallest that succeeds, by binary search."""
     cw_bounded: bool = False
     """Count a success of cw-l2 only within eps_l2."""
+    search_precision: Annotated[Literal["float32", "bf16", "tf32"], Called("search precision")] = "float32"
+    """Arithmetic of the passes of the attacks, but AutoAttack's (autoattack:precision=bf16). The model itself decides
+    in float32 which images are broken."""
     batch_size: Count = 250
     """Images per batch; stored in the result, because AutoAttack's result depends on it."""
     seed: Seed = 0

@@ -28,7 +28,7 @@ from taet.attacks.ball import (
 from taet.attacks.counted import WORK, Counted
 from taet.attacks.draws import Draws
 from taet.attacks.inputs import refusing
-from taet.attacks.precision import exact_float32
+from taet.attacks.precision import SearchPrecision, exact_float32
 from taet.attacks.progress import Progress, ticking
 from taet.attacks.spec import FIXED, Fields, Model
 from taet.attacks.suite import Suite, SuiteArguments, SuiteResult
@@ -196,6 +196,7 @@ def run_parts(
     seed: int = 0,
     device: torch.device | str | None = None,
     natural: Tensor | None = None,
+    precision: SearchPrecision = "float32",
     keep_examples: bool = True,
     state: UnitStore | None = None,
     progress: Progress | None = None,
@@ -205,7 +206,8 @@ def run_parts(
     A part attacks the images that are still correct, in ascending order and in new batches. One part on one batch is
     the unit that is saved, resumed and given to a process; it depends on its images only, because every part is seeded
     on every batch. Without `keep_examples` the adversarial images are neither returned nor saved. A model that is
-    already `Counted` keeps its view. Images may also be uint8, which are divided by 255 batch by batch.
+    already `Counted` keeps its view. Images may also be uint8, which are divided by 255 batch by batch. With another
+    `precision` only the attacks compute in it, not the verdict.
     """
     check_inputs(x, y, eps, norm, batch_size, natural)
     device = x.device if device is None else torch.device(device)
@@ -219,7 +221,7 @@ def run_parts(
         torch.random.fork_rng(every_gpu),
     ):
         chosen = plan(_count_classes(counted, x, y, device), version, norm)
-        suite = _Suite(counted, x, y, eps, chosen, batch_size, seed, device, keep_examples, state)
+        suite = _Suite(counted, x, y, eps, chosen, batch_size, seed, device, precision, keep_examples, state)
         x_adv = as_float(x) if keep_examples else None
         predictions = y.clone() if natural is None else natural.to(y.device, copy=True)
         correct = predictions == y
@@ -292,6 +294,7 @@ class _Suite:
     batch_size: int
     seed: int
     device: torch.device
+    precision: SearchPrecision
     keep_examples: bool
     state: UnitStore | None
 
@@ -336,7 +339,8 @@ class _Suite:
         x, y = (given.to(self.device) for given in self._batch(indices))
         work = self.model.measure()
         with self._watched(part, indices):
-            x_adv = attack(x.clone(), y.clone()).detach()
+            with self.model.searching(self.precision):
+                x_adv = attack(x.clone(), y.clone()).detach()
             if self.plan.norm == "l2":  # in float32 the library's scaling misses by up to 1e-5 at 224 x 224 pixels
                 left = distance(x_adv, x, "l2") > self.eps + BALL_TOLERANCE
                 x_adv = choose(left, project(x_adv, x, self.eps, "l2"), x_adv)
@@ -374,6 +378,7 @@ class _Suite:
         """Hash of what decides a unit besides the model: images, labels and the settings of its part."""
         chosen = self.plan
         settings = [part, chosen.norm, self.eps, self.seed]
+        settings += [] if self.precision == "float32" else [self.precision]
         settings += [chosen.queries] if part == "square" else [chosen.iterations, chosen.target_classes]
         digest = hashlib.sha256(repr(settings).encode())
         for given in self._batch(indices):
@@ -469,17 +474,22 @@ class AutoAttack(Suite):
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
         last = given["name"].partition(":")[0].rpartition("-")[2]
         version = last if last in get_args(Version) else "standard"
-        return super().make({"version": version, **given}, settings, radius)
+        # Official unless its own option asks for something else.
+        return super().make({"version": version, "precision": "float32", **given}, settings, radius)
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         assert isinstance(model, nn.Module)
-        eps, norm, seed = self.radius, self.norm or "linf", self.seed or 0
-        work: dict[str, Any] = {"version": self.version, "batch_size": len(x), "seed": seed, "checked": True}
-        return autoattack(model, x, y, eps=eps, norm=norm, **work)
+        outcome = run_parts(model, x, y, **self._settings, batch_size=len(x))
+        assert outcome.x_adv is not None
+        return outcome.x_adv
 
     def run_parts(self, model: nn.Module, x: Tensor, y: Tensor, **work: Unpack[SuiteArguments]) -> SuiteResult:
-        eps, norm, seed = self.radius, self.norm or "linf", self.seed or 0
-        return run_parts(model, x, y, eps=eps, norm=norm, version=self.version, seed=seed, keep_examples=False, **work)
+        return run_parts(model, x, y, **self._settings, keep_examples=False, **work)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        ball = {"eps": self.radius, "norm": self.norm or "linf"}
+        return {**ball, "version": self.version, "seed": self.seed or 0, "precision": self.precision}
 
     def plan(self, num_classes: int) -> Plan:
         """Return the parts and how long they run."""

@@ -203,7 +203,7 @@ def stored(name: str, norm: str | None, eps: float | None, parameters: Fields) -
     with contextlib.suppress(UserError):  # a custom file that cannot be imported
         found = _find(base)
     if found is not None:
-        names = (*own_fields(found.kind), "seed", "source_sha256")
+        names = (*own_fields(found.kind), "seed", "precision", "source_sha256")
         given = {**common, **{one: parameters[one] for one in names if one in parameters}}
         try:
             for field, value in {**found.given, **_read(name, base, found.kind, text)}.items():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from taet.attacks.ball import finite
 from taet.attacks.inputs import check_output
+from taet.attacks.precision import SearchPrecision, arithmetic, exact_float32
 
 WORK = ("seconds", "forwards", "backwards")
 """What an attack costs: wall-clock time, and images that passed through the model."""
@@ -32,6 +33,7 @@ class Counted(nn.Module):
         super().__init__()
         self.model = model
         self.view = view
+        self.precision: SearchPrecision = "float32"
         self.forwards = 0
         self.backwards = 0
         self._unsound: Tensor | bool = False  # on the model's device, so that checking does not wait for it
@@ -66,12 +68,31 @@ class Counted(nn.Module):
 
         return since
 
+    @contextmanager
+    def searching(self, precision: SearchPrecision) -> Iterator[None]:
+        """Inside, answer attacks in this precision; `judge` stays in exact float32."""
+        device = next((tensor.device.type for tensor in self.model.state_dict().values()), "cpu")
+        before, self.precision = self.precision, precision
+        try:
+            # Autocast is for the forward pass alone: the backward pass follows it, the attack's own sums stay exact.
+            with arithmetic(device, precision), torch.autocast(device, enabled=False):
+                yield
+        finally:
+            self.precision = before
+
     def forward(self, x: Tensor) -> Tensor:
-        return self._answer(self.model if self.view is None else self.view, x)
+        network = self.model if self.view is None else self.view
+        if self.precision == "float32":
+            return self._answer(network, x)
+        with arithmetic(x.device.type, self.precision):
+            return self._answer(network, x)
 
     def judge(self, x: Tensor) -> Tensor:
-        """Return the logits of the model itself."""
-        return self._answer(self.model, x)
+        """Return the logits of the model itself, in exact float32 whatever the search computes in."""
+        if self.precision == "float32":
+            return self._answer(self.model, x)
+        with exact_float32(x.device.type):
+            return self._answer(self.model, x)
 
     def _answer(self, network: nn.Module, x: Tensor) -> Tensor:
         proper = finite(x.detach())

@@ -15,6 +15,7 @@ from taet.attacks.ball import Norm, frozen, verify
 from taet.attacks.draws import Draws
 from taet.attacks.inputs import Model as Model
 from taet.attacks.inputs import ready
+from taet.attacks.precision import SearchPrecision
 from taet.bounds import NonNegative, check_fields, check_radius, hints
 from taet.config import Evaluation
 from taet.errors import UserError
@@ -77,6 +78,9 @@ class AttackSpec(ABC):
     the perturbation."""
     seed: int | None = None
     """Seed of the random numbers; None for an attack that draws none."""
+    precision: SearchPrecision = "float32"
+    """Arithmetic of the attack's own passes: float32, bf16, or tf32 on NVIDIA GPUs. The model itself decides in float32
+    whether an image is broken."""
     source_sha256: str | None = None
     """SHA-256 of the file of a custom attack, which identifies its version."""
     made_on: MadeOn | None = None
@@ -105,7 +109,8 @@ class AttackSpec(ABC):
         """
         balls = {"linf": radius, "l2": settings.eps_l2}
         eps = None if cls.minimal else balls.get(given["norm"])
-        return cls(**{"eps": eps, "seed": settings.seed if cls.random else None, **given})
+        search: Fields = {} if given["norm"] is None else {"precision": settings.search_precision}
+        return cls(**{"eps": eps, "seed": settings.seed if cls.random else None, **search, **given})
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, *, rows: Sequence[int] | None = None) -> Tensor:
         """Attack a batch outside an evaluation: refuse what is wrong, `run`, and check the result.
@@ -183,6 +188,8 @@ class AttackSpec(ABC):
     def _stored(self, *names: str) -> dict[str, object]:
         """Return these fields in this order, without None."""
         values = {name: getattr(self, name) for name in (*names, "source_sha256")}
+        if self.precision != "float32":
+            values["precision"] = self.precision
         if self.made_on is not None:
             values["source"] = self.made_on._asdict()
         return {name: value for name, value in values.items() if value is not None}
@@ -205,7 +212,7 @@ def own_fields(kind: type[AttackSpec]) -> tuple[str, ...]:
 def option_fields(kind: type[AttackSpec]) -> dict[str, str]:
     """Return the fields that users may set, by the names of their options."""
     found: dict[str, str] = {}
-    for name in (*(() if None in kind.names.values() else ("eps",)), *own_fields(kind)):
+    for name in (*(() if None in kind.names.values() else ("eps", "precision")), *own_fields(kind)):
         marks = (mark.name for mark in getattr(hints(kind)[name], "__metadata__", ()) if isinstance(mark, Option))
         if option := next(marks, name):
             found[option] = name

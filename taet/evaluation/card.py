@@ -270,7 +270,7 @@ class ResultCard:
                     _percent(summary.accuracy, summary.accuracy_interval),
                     _percent(summary.balanced, summary.balanced_interval),
                     f"{100 * value:.1f} ({self.class_names[label]})" if label >= 0 else "-",
-                    _reach(column, summary),
+                    _remark(column, summary),
                 )
             )
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -313,6 +313,12 @@ def _settings(column: Column) -> dict[str, object]:
 
 def _percent(value: float, interval: Interval) -> str:
     return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if not math.isnan(value) else "-"
+
+
+def _remark(column: Column, summary: Summary) -> str:
+    """Return the precision of the search, and the reach of an unbounded attack."""
+    searched = [f"searched in {column.parameters['precision']}"] if "precision" in column.parameters else []
+    return "; ".join([*searched, *filter(None, [_reach(column, summary)])])
 
 
 def _reach(column: Column, summary: Summary) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from taet import metrics
 from taet.attacks.ball import frozen
 from taet.attacks.pgd import pgd
-from taet.attacks.precision import exact_float32
+from taet.attacks.precision import SearchPrecision, arithmetic, exact_float32
 from taet.data import Split
 from taet.data.augmentation import to_unit
 from taet.distributed import global_sum, rank, world_size
@@ -50,11 +50,14 @@ def monitor(
     seed: int,
     channels_last: bool,
     pause: Callable[[], None],
+    precision: SearchPrecision = "float32",
     fgsm: bool = False,
     sums: FeedbackSums | None = None,
     with_features: bool = False,
 ) -> dict[str, Counts]:
     """Return {"clean": ..., "pgd-N": ...}, each with the correct and total images per class, in float32.
+
+    The steps of the attack are computed in `precision`.
 
     The images are moved to `device`, where the model is, batch by batch. The start noise is U(-eps, eps), the same in
     every epoch, so that only the model changes the curve. Each of P processes takes every P-th batch; `pause` is called
@@ -76,9 +79,10 @@ def monitor(
             y = torch.from_numpy(split.labels[rows]).to(device)
             noise = generator(device, seed, "monitor", number)
             walk: dict[str, Any] = {"step_size": step_size, "steps": steps, "start": "uniform", "generator": noise}
-            attacked = pgd(model, x, y, eps=eps, checked=True, **walk)
             step: dict[str, Any] = {"step_size": eps, "steps": 1, "start": "none"}
-            single = pgd(model, x, y, eps=eps, checked=True, **step) if fgsm else None
+            with arithmetic(device.type, precision):
+                attacked = pgd(model, x, y, eps=eps, checked=True, **walk)
+                single = pgd(model, x, y, eps=eps, checked=True, **step) if fgsm else None
             with torch.no_grad():
                 features = model.features(attacked) if with_features else None
                 logits = {
@@ -134,6 +138,7 @@ class TrainingCurve:
             seed=run.seed,
             channels_last=run.training.channels_last,
             pause=pause,
+            precision="bf16" if run.training.precision == "bf16" else "float32",
             fgsm=self.single_step,
             sums=sums,
             with_features=self.with_features,

@@ -22,7 +22,7 @@ MACHINE = frozenset(
         "training.workers",
     }
 )
-LATER = frozenset({"evaluation.attacks"})
+LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
 """Settings that say what happens to the finished model."""
 
 
