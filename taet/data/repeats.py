@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
 from taet.data.store import Images, pieces
 
@@ -44,18 +41,25 @@ def near(images: Images, others: Images, *, mirror: bool) -> NDArray[np.bool_]:
     """
     known = _averaged(others)
     if mirror:
-        known = torch.cat([known, known.flip(3)])
-    known = known.flatten(1)
-    found = []
-    for piece in torch.split(_averaged(images).flatten(1), ROWS):
-        squares = torch.cdist(piece, known, compute_mode="use_mm_for_euclid_dist").square()
-        found.append(squares.min(1).values <= NEAR**2 * known.shape[1])
-    return torch.cat(found).numpy()
+        known = np.concatenate([known, known[:, :, ::-1]])
+    flat, own = known.reshape(len(known), -1), _averaged(images).reshape(len(images), -1)
+    squares, found = np.square(flat).sum(1), np.zeros(len(own), bool)
+    for begin in range(0, len(own), ROWS):
+        piece = own[begin : begin + ROWS]
+        distance = np.square(piece).sum(1)[:, None] + squares - 2 * piece @ flat.T
+        found[begin : begin + ROWS] = distance.min(1) <= NEAR**2 * flat.shape[1]
+    return found
 
 
-def _averaged(images: Images) -> Tensor:
-    """Images (N, C, S, S) in [0, 1] as float32, S at most SIDE."""
-    height, width, _ = images.shape[1:]
-    size = min(SIDE, height), min(SIDE, width)
-    blocks = (torch.from_numpy(np.ascontiguousarray(piece)).permute(0, 3, 1, 2) / 255 for piece in pieces(images))
-    return torch.cat([functional.adaptive_avg_pool2d(block, size) for block in blocks])
+def _averaged(images: Images) -> NDArray[np.float32]:
+    """Images (N, S, S, C) in [0, 1], S at most SIDE: means over blocks that differ by one pixel at most."""
+    return np.concatenate([_blocks(_blocks(np.asarray(piece, np.float32) / 255, 1), 2) for piece in pieces(images)])
+
+
+def _blocks(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Means of at most SIDE blocks along one axis."""
+    length = values.shape[axis]
+    begins = np.arange(min(SIDE, length)) * length // min(SIDE, length)
+    sizes = np.diff([*begins, length]).astype(np.float32)
+    sums = np.add.reduceat(values, begins, axis)
+    return np.asarray(sums / np.expand_dims(sizes, tuple(i for i in range(4) if i != axis)), np.float32)
