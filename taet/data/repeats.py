@@ -53,7 +53,7 @@ def near(images: Images, others: Images, *, mirror: bool) -> NDArray[np.bool_]:
 
 def _averaged(images: Images) -> NDArray[np.float32]:
     """Images (N, S, S, C) in [0, 1], S at most SIDE: means over blocks that differ by one pixel at most."""
-    return np.concatenate([_blocks(_blocks(np.asarray(piece, np.float32) / 255, 1), 2) for piece in pieces(images)])
+    return np.concatenate([_blocks(_blocks(piece.astype(np.float32) / np.float32(255), 1), 2) for piece in pieces(images)])
 
 
 def _blocks(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
