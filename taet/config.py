@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,14 @@ T = TypeVar("T")
 
 def _no_attack_hint(value: float) -> str:
     return "; for no attack: --attacks clean" if value == 0 else ""
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _are_rising_shares(values: tuple[float, ...]) -> bool:
@@ -82,6 +91,15 @@ class Data(Settings):
     """Keeps images that belong together (of a patient, a lesion, a track) in one split: a column of a csv or an array
     of an .npz (train_NAME), where one called `group` is used by default; for a folder `folder`, the path of an image
     below its class folder."""
+    group_pattern: Annotated[str, Rule(_is_pattern, "a regular expression, e.g. '(\\d+_\\d+)_'")] | None = None
+    """Takes the group of an image from its file name: what the pattern finds there, or its first part in brackets."""
+    image_column: str | None = None
+    """Column of a csv that names the image files. Default: path, file, filename, image or image_id."""
+    label_column: str | None = None
+    """Column of a csv that holds the labels. Default: label, class, ClassId, target or dx."""
+    image_template: Annotated[str, Rule(lambda text: "{}" in text, "a path with {}, e.g. images/{}.jpg")] | None = None
+    """File of an image of a csv, where {} stands for the cell. Default: the cell, or the file of that name, with or
+    without its ending, in a subfolder."""
     size: Annotated[int, Ge(4), Le(2048), Note(" pixels")] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
     seed: LongSeed = 0

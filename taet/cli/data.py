@@ -13,13 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from taet import config, protocols
 from taet.cli import flags
 from taet.cli import list as listing
+from taet.cli.progress import progress
 from taet.config import Data
-from taet.data import load
+from taet.data import is_own, load
 from taet.data.dataset import Dataset
 from taet.data.description import describe, render
+from taet.data.reading import told_to
 from taet.errors import UserError, unknown
+from taet.experiments import own_data
+from taet.training.decided import Decision, lines
 
 SHOW = (
     "taet data show digits-lt",
@@ -85,7 +90,18 @@ def _show(arguments: list[str]) -> None:
     parsed = _parse(ShowOptions, "show", arguments, "Show what a data set holds as a run would use it.", SHOW)
     if parsed.out is not None and parsed.out.suffix.lower() not in PICTURES:
         raise UserError(f"--out: got '{parsed.out}'; allowed: a file that ends in {', '.join(PICTURES)}")
-    dataset = load(Data(**parsed.data))
+    data = Data(**parsed.data)
+    decided: dict[str, Decision] = {}
+    with progress("read") as report, told_to(report):
+        if is_own(data.name):  # as taet train reads them
+            plan = own_data.planned(config.override(protocols.taet(), {"data": data}))
+            given = {f"data.{name}": value for name, value in parsed.data.items()}
+            run = config.override(plan.run, given)
+            decided = {name: made for name, made in plan.followed(run).items() if name.startswith("data.")}
+            data = run.data
+        dataset = load(data)
+    if decided:
+        print("\n".join(["decided; each can be set by its option:", *lines(decided)]), file=sys.stderr)
     print(json.dumps(describe(dataset), indent=1) if parsed.json else render(dataset))
     if parsed.out is not None:
         from taet.data.distribution import draw
@@ -114,7 +130,6 @@ def _default_out(dataset: Dataset, layout: str) -> Path:
 
 
 def _prepare(arguments: list[str]) -> None:
-    from taet.cli.progress import progress
     from taet.data import layouts
     from taet.data.prepare import prepare
 

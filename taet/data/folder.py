@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from taet.config import Data
 from taet.data.images import SUFFIXES, files_below, is_image
 from taet.data.listing import Listing
 from taet.data.places import locate
+from taet.data.rows import NUMBER, read_rows
 from taet.errors import UNPRINTABLE, UserError, unknown
 
 NAMES = {"folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the class folders"}
@@ -58,6 +60,47 @@ def _split_folders(path: Path) -> dict[str, Path]:
     return {split: folders[0] for split, folders in found.items() if folders}
 
 
+def _is_flat(folder: Path) -> bool:
+    children = list(folder.iterdir())
+    return any(map(is_image, children)) and not any(child.is_dir() for child in children)
+
+
+def _table_of(folder: Path) -> Path:
+    """Return the table that labels the images of a folder without class folders: in it, or beside it with its name."""
+    inside = [path for path in folder.iterdir() if path.suffix.lower() == ".csv"]
+    beside = [path for path in folder.parent.glob("*.[cC][sS][vV]") if folder.name.lower() in path.stem.lower()]
+    found = inside or beside
+    if len(found) == 1:
+        return found[0]
+    got = "no table" if not found else f"{len(found)} tables"
+    raise UserError(
+        f"'{folder}' holds images without class folders, and {got} for them; allowed: class folders, or one table in "
+        f"it or beside it as {folder.name}.csv, with a column of file names and one of labels"
+    )
+
+
+def _by_table(folder: Path, table: Path, classes: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
+    """Return the images of a folder by class: the labels of a table are names of classes, or numbers like them."""
+    numbers = {int(name): name for name in classes if NUMBER.fullmatch(name)}
+    found: dict[str, list[Path]] = defaultdict(list)
+    for row in read_rows(table).rows:
+        file = folder / Path(row.path).name
+        name = row.label if row.label in classes else None
+        if name is None and NUMBER.fullmatch(row.label) and len(numbers) == len(classes):
+            name = numbers.get(int(row.label))
+        if name is None:
+            raise unknown(f"class in {row.place}:", row.label, classes)
+        if not file.is_file():
+            raise UserError(f"{row.place}: there is no '{row.path}' in '{folder}'")
+        found[name].append(file)
+    return dict(found)
+
+
+def _below(file: Path, folder: Path) -> tuple[str, ...]:
+    """Return the folders between a class folder and its file; none for a file that a table gave to the class."""
+    return file.relative_to(folder).parts[:-1] if file.is_relative_to(folder) else ()
+
+
 def listing(data: Data) -> Listing:
     """List the folder's images; without train/ and test/, a fifth of each class, chosen by the seed, is for testing.
 
@@ -71,9 +114,14 @@ def listing(data: Data) -> Listing:
         allowed = f"{GROUP} (images with the same path below their class folder belong together) or None"
         raise UserError(f"data group: got '{data.group}'; allowed of a folder: {allowed}")
     folders, left_out = _split_folders(path), Counter[str]()
-    classes = {  # what is not trained on may lack classes
-        split: class_files(folder, 2 if split in ("all", "train") else 1, left_out) for split, folder in folders.items()
-    }
+    notes, classes = list[str](), dict[str, dict[str, list[Path]]]()
+    for split, folder in folders.items():  # what is not trained on may lack classes
+        if split not in ("all", "train") and _is_flat(folder):
+            table = _table_of(folder)
+            classes[split] = _by_table(folder, table, classes["train"])
+            notes.append(f"'{folder.name}' has no class folders: its labels are those of '{table.name}'")
+        else:
+            classes[split] = class_files(folder, 2 if split in ("all", "train") else 1, left_out)
     names = tuple(next(iter(classes.values())))
     for split, found in classes.items():
         for name in found.keys() - set(names):
@@ -84,9 +132,7 @@ def listing(data: Data) -> Listing:
         for label, name in enumerate(names)
         for file in found.get(name, ())
     ]
-    subfolders = tuple(
-        "/".join(file.relative_to(folders[split] / names[label]).parts[:-1]) for file, label, split in rows
-    )
+    subfolders = tuple("/".join(_below(file, folders[split] / names[label])) for file, label, split in rows)
     if data.group == GROUP and not any(subfolders):
         raise UserError(f"data group: got '{GROUP}', but no class folder in '{path}' holds folders")
     others = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common() if count)
@@ -98,6 +144,6 @@ def listing(data: Data) -> Listing:
         "no folder 'test'",
         subfolders if data.group == GROUP else None,
         "--data.group None",
-        (f"left out: {others}",) if others else (),
+        (*notes, *((f"left out: {others}",) if others else ())),
         subfolders,
     )

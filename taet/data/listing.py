@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -51,6 +52,14 @@ class Listing:
         numbers: dict[str | int, int] = {}
         found = [numbers.setdefault(name or i, len(numbers)) for i, name in enumerate(self.group_names)]
         return np.array(found, np.int64)
+
+    def grouped_by(self, pattern: str) -> Listing:
+        """Return the same files with groups from their names: what the pattern finds, or its first part in brackets."""
+        found = [re.search(pattern, file.name) for file in self.files]
+        if not any(found):
+            raise UserError(f"data group pattern: '{pattern}' is found in no file name, e.g. '{self.files[0].name}'")
+        names = tuple("" if match is None else (match.groups() or (match[0],))[0] or "" for match in found)
+        return replace(self, group_names=names, ungrouped="--data.group-pattern None")
 
     @cached_property
     def survey(self) -> Survey:

@@ -14,7 +14,7 @@ SIDE = 8
 NEAR = 0.03
 """Largest root mean square difference of averaged images in [0, 1] that counts as nearly the same. Of 20,000 training
 images of CIFAR-10 14 are so near to one of its test images; the nearest pair of different digits is 0.06 apart."""
-ROWS = 4096
+ROWS = 512
 """Images that are compared at once."""
 
 
@@ -49,6 +49,12 @@ def near(images: Images, others: Images, *, mirror: bool) -> NDArray[np.bool_]:
         distance = np.square(piece).sum(1)[:, None] + squares - 2 * piece @ flat.T
         found[begin : begin + ROWS] = distance.min(1) <= NEAR**2 * flat.shape[1]
     return found
+
+
+def nearest(images: Images, others: Images) -> NDArray[np.int64]:
+    """Return for each of a few images (N,) the position of the nearest of the others, both averaged as in `near`."""
+    known = _averaged(others)
+    return np.array([np.square(known - one).sum((1, 2, 3)).argmin() for one in _averaged(images)], np.int64)
 
 
 def _averaged(images: Images) -> NDArray[np.float32]:

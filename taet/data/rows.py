@@ -19,7 +19,10 @@ from taet.errors import UNPRINTABLE, UserError, cut, unknown
 COLUMNS = ("path", "label", "split", "group")
 DELIMITERS = ",;\t"
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-LIKELY_GROUPS = ("patient", "patient_id", "subject", "subject_id", "lesion_id")
+PATHS = ("path", "file", "filename", "file_name", "image", "image_id")
+LABELS = ("label", "class", "classid", "class_id", "target", "dx")
+"""Usual names of columns, in any case; the first that is there is used where none is named."""
+LIKELY_GROUP = re.compile(r"(^|_)(patient|lesion|track|subject|site)(_?(id|no|number|name))?$", re.IGNORECASE)
 """Columns that name groups of images in tables such as those of HAM10000 and ISIC 2020."""
 NUMBER = re.compile(r"-?\d{1,18}")
 """A label that is a number; longer ones are names."""
@@ -62,6 +65,8 @@ class Rows(NamedTuple):
     """Those of COLUMNS that the list has."""
     likely_group: str | None = None
     """A column that may name groups, if none is used."""
+    guessed: str = ""
+    """The columns of images and labels, if their names are not the plain ones and nobody named them."""
 
 
 def _is_json(path: Path) -> bool:
@@ -73,23 +78,44 @@ def _delimiter(line: str) -> str:
     return max(DELIMITERS, key=line.count)
 
 
-def _columns(names: list[str], table: Path, group: str | None) -> dict[str, int]:
+class Wanted(NamedTuple):
+    """The columns that a user names, and how a cell becomes a path."""
+
+    group: str | None = None
+    image: str | None = None
+    label: str | None = None
+    template: str | None = None
+
+
+PLAIN = Wanted()
+
+
+def _columns(names: list[str], table: Path, wanted: Wanted) -> dict[str, int]:
     """Return the positions of the columns that are used."""
     lower = [name.lower() for name in names]
-    missing = [name for name in ("path", "label") if name not in lower]
+    usual = {"path": PATHS, "label": LABELS, "split": ("split",), "group": ("group",)}
+    there = {name: [lower.index(one) for one in ones if one in lower] for name, ones in usual.items()}
+    columns = {name: places[0] for name, places in there.items() if places}
+    named = {
+        "path": ("image column", wanted.image),
+        "label": ("label column", wanted.label),
+        "group": ("group", wanted.group),
+    }
+    for name, (option, column) in named.items():
+        if column is not None:
+            if column not in names:
+                raise unknown(f"column for data {option} in '{table}':", column, names)
+            columns[name] = names.index(column)
+    missing = [name for name in ("path", "label") if name not in columns]
     if missing:
         has = cut(", ".join(f"'{name}'" for name in names)) or "nothing"
+        option = "--data.image-column" if missing[0] == "path" else "--data.label-column"
         raise Unlabelled(
             f"'{table}' has no column '{missing[0]}'; its first line has: {has}; allowed: "
             "path,label and optionally split and group, separated by commas, semicolons or tabs; or, without a header, "
-            "lines of a path and a whole number"
+            f"lines of a path and a whole number; a column of another name: {option} NAME"
         )
-    columns: dict[str, int] = {name: lower.index(name) for name in COLUMNS if name in lower}
-    if group is not None:
-        if group not in names:
-            raise unknown(f"column for data group in '{table}':", group, names)
-        columns["group"] = names.index(group)
-    twice = next((name for name in columns if lower.count(name) > 1), None)
+    twice = next((lower[place] for place in columns.values() if lower.count(lower[place]) > 1), None)
     if twice is not None:
         raise UserError(f"'{table}' has two columns '{twice}'; keep one")
     return columns
@@ -105,12 +131,12 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
         yield line
 
 
-def _table(path: Path, text: io.TextIOWrapper, delimiter: str, group: str | None) -> Rows:
+def _table(path: Path, text: io.TextIOWrapper, delimiter: str, wanted: Wanted) -> Rows:
     """Read a table with a header; every row that is not empty has a path, a label and, if there are splits, a split."""
     rows: list[Row] = []
     reader = csv.reader(_lines(text), delimiter=delimiter, strict=True)
     names = [name.strip() for name in next(reader, [])]
-    columns = _columns(names, path, group)
+    columns = _columns(names, path, wanted)
     line = reader.line_num
     for cells in reader:
         before, line = line, reader.line_num  # a row may have several lines: quoted cells may contain line breaks
@@ -126,9 +152,14 @@ def _table(path: Path, text: io.TextIOWrapper, delimiter: str, group: str | None
         if split and split not in SPLITS:
             raise unknown(f"split in '{path}', line {before + 1}:", split[:40], SPLITS)
         own_split, own_group = SPLITS.get(split, ""), found.get("group", "")
-        rows.append(_row(path, before + 1, found["path"], found["label"], own_split, own_group))
-    likely = [name for name in names if name.lower() in LIKELY_GROUPS and "group" not in columns]
-    return Rows(rows, frozenset(columns), next(iter(likely), None))
+        file = found["path"] if wanted.template is None else wanted.template.replace("{}", found["path"])
+        rows.append(_row(path, before + 1, file, found["label"], own_split, own_group))
+    likely = [name for name in names if LIKELY_GROUP.search(name) and "group" not in columns]
+    used = {"path": wanted.image, "label": wanted.label}
+    guesses = {name: names[columns[name]] for name, given in used.items() if given is None}
+    guessed = any(column.lower() != name for name, column in guesses.items())
+    said = f"images by column '{names[columns['path']]}', labels by column '{names[columns['label']]}'"
+    return Rows(rows, frozenset(columns), next(iter(likely), None), said if guessed else "")
 
 
 def _row(source: Path, number: int, path: str, label: str, split: str = "", group: str = "") -> Row:
@@ -196,13 +227,13 @@ def _coco(path: Path, text: io.TextIOWrapper) -> Rows:
     return Rows(rows, frozenset(("path", "label")))
 
 
-def read_rows(path: Path, group: str | None = None) -> Rows:
+def read_rows(path: Path, wanted: Wanted = PLAIN) -> Rows:
     """Return the images of a list, with their labels.
 
-    A list is a table, whose first line names the columns `path`, `label` and optionally `split` and `group` (or the
-    column that the argument `group` names); or lines of a path and a whole number, like the lists of ImageNet-LT; or a
-    .json with `images` and `annotations`, like those of COCO and iNaturalist. A list without any label raises
-    `Unlabelled`, other mistakes a `UserError`.
+    A list is a table, whose first line names the columns `path`, `label` (or others of PATHS and LABELS) and optionally
+    `split` and `group`, or the columns that are `wanted`; or lines of a path and a whole number, like the lists of
+    ImageNet-LT; or a .json with `images` and `annotations`, like those of COCO and iNaturalist. A list without any
+    label raises `Unlabelled`, other mistakes a `UserError`.
     """
     allowed, most = (COCO, MOST_JSON_BYTES) if _is_json(path) else ("a CSV file in UTF-8", MOST_BYTES)
     with reading(path, allowed, most=most) as file:
@@ -213,7 +244,7 @@ def read_rows(path: Path, group: str | None = None) -> Rows:
             first = next(_lines(text), "")
             text.seek(0)
             numbered = _is_lines(first)
-            found = _numbered(path, _lines(text)) if numbered else _table(path, text, _delimiter(first), group)
+            found = _numbered(path, _lines(text)) if numbered else _table(path, text, _delimiter(first), wanted)
     if not found.rows:
         raise Unlabelled(f"'{path}' lists no image with a label")
     return found

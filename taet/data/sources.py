@@ -17,7 +17,7 @@ from taet.data.images import pillow, resized
 from taet.data.listing import Listing
 from taet.data.long_tail import PROFILES
 from taet.data.places import passed_over
-from taet.data.repeats import fingerprints
+from taet.data.repeats import exact, fingerprints, near, nearest
 from taet.data.selection import BALANCED_SMALL, select
 from taet.data.store import gather
 from taet.errors import UserError, custom_code, located
@@ -25,6 +25,10 @@ from taet.errors import UserError, custom_code, located
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")
 GROUPED = "folder:PATH, csv:PATH, npz:PATH"
 LONG_TAILED = "-lt"
+SMALLEST = 16
+"""Pixels of a side; of smaller images too many are alike."""
+MOST_PAIRS = 10**9
+"""Pairs of images that are compared when a set is read: some seconds."""
 
 
 def full_name(name: str) -> str:
@@ -69,7 +73,14 @@ def _source(data: Data) -> tuple[Data, registry.RegistryEntry]:
 
 
 def _listing(data: Data, source: registry.RegistryEntry) -> Listing | None:
-    return source.call("listing", Listing, data) if hasattr(source.load(), "listing") else None
+    listed = source.call("listing", Listing, data) if hasattr(source.load(), "listing") else None
+    if data.group_pattern is None:
+        return listed
+    if listed is None:
+        raise UserError(f"data group pattern: '{data.name}' has no file names; allowed with folder:PATH and csv:PATH")
+    if data.group is not None:
+        raise UserError(f"data group pattern: got '{data.group_pattern}' with data group '{data.group}'; allowed: one")
+    return listed.grouped_by(data.group_pattern)
 
 
 def image_listing(data: Data) -> Listing | None:
@@ -126,6 +137,28 @@ def _repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
     return ["identical images: " + "; ".join(notes)] if notes else []
 
 
+def _near_repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
+    """Return a note about test images that are nearly, but not exactly, one of the training images, with an example."""
+    train, test = splits["train"].images, splits["test"].images
+    if min(train.shape[1:3]) < SMALLEST:
+        return []
+    if len(train) * len(test) > MOST_PAIRS:
+        return [f"near-duplicates are not looked for among more than {MOST_PAIRS:,} pairs of training and test images"]
+    found = np.flatnonzero(near(test, train, mirror=False) & ~exact(test, train))
+    if len(found) == 0:
+        return []
+    position = int(splits["test"].indices[found[0]])
+    partner = int(splits["train"].indices[nearest(test[found[:1]], train)[0]])
+    files = {} if listed is None else listed.by_split()
+    test_name, train_name = (
+        f"number {index}" if listed is None else f"'{files[part][index].name}'"
+        for part, index in (("test", position), ("train", partner))
+    )
+    share = f"{len(found)} of {len(test)} test images are nearly the same as a training image"
+    way = "" if splits["test"].groups is not None else "; --data.group or --data.group-pattern keeps such in one split"
+    return [f"near-duplicates: {share}, e.g. {test_name} as {train_name}{way}"]
+
+
 def _check_custom(source: Dataset, path: Path) -> None:
     """Refuse what the file of a custom data set put together by itself, if it is no data set."""
     with located(f"{path}: read"), custom_code("no data set"):
@@ -161,9 +194,9 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     chosen, notes = select(source.splits, data)
     notes += passed_over(data)
     splits = {part: choice.of(source.splits) for part, choice in chosen.items()}
-    if is_own(data.name):
-        notes += _repeats(splits, listed)
     sized = {part: _resized(split, data.size, data.storage) for part, split in splits.items()}
+    if is_own(data.name):
+        notes += [*_repeats(splits, listed), *_near_repeats(sized, listed)]
     return replace(
         source,
         train=sized["train"],

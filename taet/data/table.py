@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from taet.config import Data
+from taet.data.images import files_below, is_image
 from taet.data.listing import Listing
 from taet.data.places import locate
-from taet.data.rows import NUMBER, SPLITS, Row, Rows, Unlabelled, read_rows
+from taet.data.rows import NUMBER, SPLITS, Row, Rows, Unlabelled, Wanted, read_rows
 from taet.errors import UserError
 
 NAMES = {"csv": "csv:PATH, a table of path,label[,split,group], or lists such as those of ImageNet-LT and iNaturalist"}
@@ -33,14 +35,16 @@ def _beside(table: Path) -> dict[str, Path]:
     return found
 
 
-def _together(table: Path, group: str | None) -> tuple[Rows, list[str]]:
+def _together(table: Path, wanted: Wanted) -> tuple[Rows, list[str]]:
     """Return the images of a list and of the lists of the other splits beside it, and notes."""
-    whole, notes = read_rows(table, group), []
+    whole, notes = read_rows(table, wanted), []
+    if whole.guessed:
+        notes.append(whole.guessed)
     lists = {} if "split" in whole.columns else _beside(table)
     found: dict[str, Rows] = {}
     for split, path in lists.items():
         try:
-            found[split] = read_rows(path, group)
+            found[split] = read_rows(path, wanted)
         except Unlabelled:
             notes.append(f"'{path.name}' has no labels and is left out")
             continue
@@ -88,8 +92,23 @@ def _check_files(rows: list[Row], files: list[Path], folder: Path) -> None:
     if missing:
         raise UserError(
             f"{len(missing)} of {len(rows)} files are missing, first '{missing[0].path}' ({missing[0].place}); looked "
-            f"for in '{folder}'; --data.root names another folder"
+            f"for in '{folder}'; --data.root names another folder, --data.image-template 'images/{{}}.jpg' another path"
         )
+
+
+def _by_name(rows: list[Row], folder: Path) -> list[Path]:
+    """Return the file in a subfolder that each row names, with or without its ending; nothing if one is not found.
+
+    Nothing is looked for if the first row is a path that is there.
+    """
+    if (folder / rows[0].path).is_file() or any(os.sep in row.path for row in rows):
+        return []
+    names: dict[str, list[Path]] = defaultdict(list)
+    for file in filter(is_image, files_below(folder)):
+        for name in {file.name, file.stem}:
+            names[name].append(file)
+    found = [names[row.path] for row in rows]
+    return [files[0] for files in found] if all(len(files) == 1 for files in found) else []
 
 
 def _class_names(labels: list[str]) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
@@ -124,13 +143,20 @@ def listing(data: Data) -> Listing:
     lists for val (valid, validation) and test are looked for beside it. A list without labels is left out; without a
     list for test, that for validation is the test set, as for iNaturalist. Classes are the labels that occur: whole
     numbers sorted by size, others alphabetically.
+
+    Columns of other usual names are used and said; --data.image-column and --data.label-column name any other. A cell
+    that is no path is looked for by its name below the folder, or becomes one by --data.image-template.
     """
     table = locate(data)
-    (every, columns, likely), notes = _together(table, data.group)
+    wanted = Wanted(data.group, data.image_column, data.label_column, data.image_template)
+    (every, columns, likely, _), notes = _together(table, wanted)
     if likely is not None:
         notes.append(f"column '{likely}' may name groups of images: --data.group {likely} keeps each in one split")
     rows = _once(every)
     folder = Path(os.path.expanduser(data.root)) if data.root is not None else table.parent
+    if data.image_template is None and (found := _by_name(rows, folder)):
+        rows = [row._replace(path=os.path.relpath(file, folder)) for row, file in zip(rows, found, strict=True)]
+        notes.append(f"files are found by their names below '{folder}', e.g. '{rows[0].path}'")
     files = [folder / row.path for row in rows]
     _check_files(rows, files, folder)
     labels, names, about_labels = _class_names([row.label for row in rows])

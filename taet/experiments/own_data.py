@@ -128,7 +128,7 @@ def _size(found: OwnImages, accelerated: bool, machine: str) -> dict[str, Decisi
 
 
 def _groups(run: Run, found: OwnImages) -> dict[str, Decision]:
-    if run.data.group is not None or not found.grouped:
+    if run.data.group is not None or run.data.group_pattern is not None or not found.grouped:
         return {}
     return {"data.group": Decision("folder", "class folders have subfolders: the images of one stay in one split")}
 

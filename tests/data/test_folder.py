@@ -407,3 +407,30 @@ def test_the_facts_are_known_without_the_images(patients, facts_agree):
 def test_the_facts_of_given_splits(split, facts_agree):
     fill(split / "train" / "ant", 100, 3, mode="RGB")
     facts_agree(str(split))
+
+
+@pytest.mark.parametrize("place", ["inside", "beside"])
+def test_a_flat_test_folder_takes_its_labels_from_a_table(split, place):
+    """As GTSRB is downloaded: classes are numbers, written differently in folders and table."""
+    for part in ("train", "val"):
+        (split / part / "ant").rename(split / part / "00000")
+        (split / part / "cat").rename(split / part / "00001")
+    expected = load(str(split / "train")) and [100, 10, 11]
+    files = [split / "test" / "ant" / "00.png", *sorted((split / "test" / "cat").iterdir())]
+    lines = ["Filename;Width;ClassId"]
+    for number, (file, label) in enumerate(zip(files, (0, 1, 1), strict=True)):
+        file.rename(split / "test" / f"x{number}.png")
+        lines.append(f"x{number}.png;6;{label}")
+    for name in ("ant", "cat"):
+        (split / "test" / name).rmdir()
+    with pytest.raises(UserError, match="holds images without class folders, and no table for them; allowed: class fo"):
+        load(str(split))
+    table = split / "test" / "GT.csv" if place == "inside" else split / "Test.csv"
+    table.write_text("\n".join(lines))
+    dataset = load(str(split))
+    assert dataset.test.images[:, 0, 0, 0].tolist() == expected
+    assert dataset.test.labels.tolist() == [0, 1, 1]
+    assert f"'test' has no class folders: its labels are those of '{table.name}'" in dataset.notes
+    table.write_text("\n".join([*lines[:-1], "x2.png;6;7"]))
+    with pytest.raises(UserError, match=r"unknown class in .* '7'"):
+        load(str(split))

@@ -171,8 +171,8 @@ def test_a_name_that_the_file_system_lists_otherwise_is_found(table, monkeypatch
     ("lines", "message"),
     [
         (
-            ["image,label", "images/0.png,a"],
-            "has no column 'path'; its first line has: 'image', 'label'; allowed: path,la",
+            ["picture,label", "images/0.png,a"],
+            "has no column 'path'; its first line has: 'picture', 'label'; allowed: path,la",
         ),
         (["images/0.png,a"], "has no column 'path'"),
         (["path label", "images/0.png a"], "has no column 'path'; its first line has: 'path label'"),
@@ -270,3 +270,62 @@ def test_the_facts_are_known_without_the_images(table, facts_agree):
         "path,label,group", *(f"images/{i}.png,{'ab'[i >= 20]},{f'g{i // 3}' if i < 27 else ''}" for i in range(30))
     )
     facts_agree(path)
+
+
+def test_usual_names_of_columns_are_used_and_said(table):
+    lines = [f"L{i // 2},{i},{'ab'[i % 2]},30" for i in range(20)]
+    dataset = load(table("lesion_id,image_id,dx,age", *lines))
+    assert dataset.class_names == ("a", "b")
+    assert sorted([*levels(dataset.train), *levels(dataset.test)]) == list(range(20))
+    assert "images by column 'image_id', labels by column 'dx'" in dataset.notes
+    assert any("files are found by their names below" in note for note in dataset.notes)
+    assert any("--data.group lesion_id keeps each in one split" in note for note in dataset.notes)
+
+
+def test_columns_and_paths_may_be_named(table):
+    lines = [f"{i},{'ab'[i % 2]},{'xy'[i % 2]}" for i in range(10)]
+    named = {"image_column": "number", "label_column": "kind", "image_template": "images/{}.png"}
+    dataset = load(table("number,kind,label", *lines), **named)
+    assert dataset.class_names == ("a", "b")
+    assert not any("by column" in note for note in dataset.notes)
+    with pytest.raises(UserError, match=r"column for data image column in .*'numbre'.*did you mean 'number'"):
+        load(table("number,kind", *lines), **named | {"image_column": "numbre"})
+    with pytest.raises(UserError, match=r"no column 'label'.*a column of another name: --data.label-column NAME"):
+        load(table("number,kind", *lines), image_column="number")
+
+
+def test_a_name_in_two_subfolders_is_not_guessed(table, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "0.png").write_bytes((tmp_path / "images" / "0.png").read_bytes())
+    with pytest.raises(UserError, match=r"10 of 10 files are missing.*--data.image-template 'images/\{\}.jpg'"):
+        load(table("image,label", *(f"{i},{'ab'[i % 2]}" for i in range(10))))
+
+
+def test_a_group_is_taken_from_file_names(table):
+    path = table("path,label", *(f"images/{i}.png,{'ab'[i >= 10]}" for i in range(30)))
+    dataset = load(path, group_pattern=r"(\d)\.png")  # the last digit
+    ones = [{level % 10 for level in levels(split)} for split in dataset.splits.values()]
+    assert ones[0].isdisjoint(ones[1])
+    with pytest.raises(UserError, match=r"'track' is found in no file name, e.g. '0.png'"):
+        load(path, group_pattern="track")
+    with pytest.raises(UserError, match=r"with data group 'label'; allowed: one"):
+        load(path, group_pattern="(.)", group="label")
+    with pytest.raises(UserError, match=r"allowed: a regular expression"):
+        Data(group_pattern="(")
+
+
+def test_test_images_that_are_nearly_training_images_are_counted_with_an_example(tmp_path):
+    draw = np.random.default_rng(0)
+    lines = ["path,label,split"]
+    for i in range(6):
+        image = draw.integers(0, 250, (16, 16), np.uint8)
+        Image.fromarray(image).save(tmp_path / f"train{i}.png")
+        lines.append(f"train{i}.png,{'ab'[i % 2]},train")
+        other = image + np.uint8(3) if i < 2 else draw.integers(0, 250, (16, 16), np.uint8)
+        Image.fromarray(other).save(tmp_path / f"test{i}.png")
+        lines.append(f"test{i}.png,{'ab'[i % 2]},test")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    (note,) = [note for note in load(str(tmp_path / "list.csv")).notes if note.startswith("near-duplicates")]
+    assert (
+        "2 of 6 test images are nearly the same as a training image, e.g. 'test0.png' as 'train0.png'; --data" in note
+    )
