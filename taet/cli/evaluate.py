@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,14 +14,14 @@ import tyro
 from taet.bounds import Processes
 from taet.cli import decide, flags
 from taet.cli.decide import DecideOptions
-from taet.cli.processes import number_of, run_together, together
+from taet.cli.processes import allowed, number_of, run_together, that_pay, together
 from taet.cli.progress import progress, saved
 from taet.cli.subject import OfModel, OfRun, data_for_run, open_model, options_of
 from taet.config import Evaluation
 from taet.distributed import started_together
 from taet.errors import UserError
 from taet.evaluation import evaluate
-from taet.evaluation.bundles import check_attacks
+from taet.evaluation.bundles import attacks_of, check_attacks
 from taet.models import trusted
 from taet.training.environment import resolve_device
 from taet.training.folder import RunFolder
@@ -63,9 +64,10 @@ class AttackOptions:
     """Look on a few images for what may mislead attacks, such as masked gradients."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    processes: Processes | Literal["auto"] = 1
+    processes: Processes | Literal["auto"] | None = None
     """Processes of this machine that share the batches; results are those of one process. auto: one per GPU, or
-    without a GPU one per core, which is faster than one process on all cores if there are as many batches."""
+    without a GPU one per core, which is faster than one process on all cores if there are as many batches. Default:
+    on a CPU, for a run with enough work, one per core (at most OMP_NUM_THREADS) and batch; otherwise 1."""
     json: bool = False
     """Print the result card instead of a table."""
 
@@ -89,13 +91,13 @@ def run(arguments: list[str]) -> int:
     """Attack a run or a model and print its card."""
     parsed = read(arguments)
     words = ["evaluate", *flags.without(arguments, "--processes")]
-    count = number_of(parsed.processes, parsed.device)
+    count = _count(parsed)
     if count > 1 and started_together():
         raise UserError(f"processes: got {parsed.processes} in one of several processes; allowed: without torchrun")
     place = parsed.run if isinstance(parsed, RunEvaluation) else parsed.out
     if count > 1:
         with saved(["evaluate", *arguments], place):
-            return run_together(count, words)
+            return run_together(count, words, threads=allowed() // count if parsed.processes is None else None)
     named = parsed.trust_model if isinstance(parsed, DecideOptions) else (parsed.trust_model,)
     with saved(["evaluate", *arguments], place), together(parsed.device), trusted(*named):
         command = flags.call_text([*words])
@@ -110,6 +112,20 @@ def run(arguments: list[str]) -> int:
         else:
             print(text)
     return 0
+
+
+def _count(parsed: RunEvaluation | ModelEvaluation | DecideOptions) -> int:
+    """Return the number of processes that was asked for, or that pays on a CPU."""
+    if parsed.processes is not None:
+        return number_of(parsed.processes, parsed.device)
+    alone = started_together() or resolve_device(parsed.device).type != "cpu"
+    if alone or not isinstance(parsed, RunEvaluation) or not RunFolder(parsed.run).is_run:
+        return 1
+    record = RunFolder(parsed.run).record
+    settings = replace(record.run.evaluation, **parsed.evaluation)
+    images = sum(record.data.test.class_counts)
+    passes = sum(attack.passes(record.data.num_classes) for attack in attacks_of(settings, record.run.threat.eps))
+    return that_pay(images * passes, batches=math.ceil(images / settings.batch_size))
 
 
 def read(arguments: list[str]) -> RunEvaluation | ModelEvaluation | DecideOptions:

@@ -26,6 +26,8 @@ REPORTING_SECONDS = 1.0
 """Time for the process that reports the error: torchrun ends it as soon as another one has ended."""
 CHECK_SECONDS = 0.1
 """Between two checks of the started processes."""
+WORTH_STARTING = 1e6
+"""Passes of an image that take longer than starting another process, also with a network of 78 thousand weights."""
 ENDING_SECONDS = 30.0
 """Time for all processes to end by themselves, after a failure or an interruption."""
 
@@ -72,15 +74,26 @@ def number_of(processes: int | Literal["auto"], device: str) -> int:
     return processes
 
 
-def run_together(count: int, words: Sequence[str]) -> int:
+def that_pay(passes: float, batches: int) -> int:
+    """Return the number of processes that finish this much work soonest on a CPU: one per allowed core and batch."""
+    return 1 if passes < WORTH_STARTING else max(1, min(allowed(), batches))
+
+
+def allowed() -> int:
+    """Return how many cores a command takes unasked: at most OMP_NUM_THREADS, which those set who share a machine."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores(), int(limit)) if limit.isdecimal() and int(limit) else cores()
+
+
+def run_together(count: int, words: Sequence[str], threads: int | None = None) -> int:
     """Run `taet WORDS` in `count` processes that share the cores of this machine, and return the exit status.
 
     They are set up as by torchrun, whose report of a failure would hide the one line of the error. When one process
     fails, the user interrupts, or this process dies, all of them end.
     """
     _store, meeting = meeting_point(count)
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count)))
-    common = {**meeting, STARTED_TOGETHER: "1", "OMP_NUM_THREADS": threads}
+    given = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count))) if threads is None else str(threads)
+    common = {**meeting, STARTED_TOGETHER: "1", "OMP_NUM_THREADS": given}
     running: list[subprocess.Popen[bytes]] = []
     with interruption() as asked:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from taet.cli import main, processes
+from taet.cli import evaluate, main, processes
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 
@@ -166,6 +166,48 @@ def test_one_process_per_gpu_or_core(device: str, gpus: int, count: int, monkeyp
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     assert processes.number_of("auto", device) == count
+
+
+@pytest.mark.parametrize(
+    ("passes", "batches", "limit", "count"),
+    [
+        (2e6, 9, "", 5),
+        (2e6, 3, "", 3),
+        (2e6, 0, "", 1),
+        (9e5, 9, "", 1),
+        (2e6, 9, "1", 1),
+        (2e6, 9, "3", 3),
+        (2e6, 9, "99", 5),
+    ],
+)
+def test_unasked_there_are_never_more_processes_than_batches_cores_or_threads(
+    passes: float, batches: int, limit: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "cores", lambda: 5)
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert processes.that_pay(passes, batches) == count
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        (("--attacks", "autoattack", "--batch-size", "1"), 2),
+        (("--attacks", "autoattack", "--batch-size", "1000"), 1),
+        (("--attacks", "clean", "pgd-3", "--batch-size", "1"), 1),
+        (("--attacks", "autoattack", "--batch-size", "1", "--processes", "1"), 1),
+    ],
+)
+def test_a_run_with_enough_work_is_shared_unasked(
+    words: tuple[str, ...], count: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "cores", lambda: 2)
+    monkeypatch.setattr(processes, "WORTH_STARTING", 5e4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    started: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(evaluate, "run_together", lambda count, _, threads: started.append((count, threads)) or 0)
+    monkeypatch.setattr(evaluate, "_of_run", lambda *_: (folder, ""))
+    assert main(["evaluate", str(folder), "--device", "cpu", *words]) == 0
+    assert started == ([(2, 1)] if count == 2 else [])
 
 
 def test_one_gpu_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
