@@ -120,6 +120,11 @@ def make_inputs(place: Path) -> None:
         stored = json.loads((old / name).read_text())
         del stored["sha256"]
         (old / name).write_text(json.dumps(stored))
+    words = ("run", "resnet8", "--until", "decided", "--data", "digits-lt", "--data.test-max-count", 2)
+    assert run("evaluate", *words, "--attacks", "clean", "--out", "both").code == 0
+    decision = json.loads((place / "both" / "decision.json").read_text())
+    del decision["sha256"]
+    (place / "both" / "decision.json").write_text(json.dumps(decision))
     from safetensors.torch import load_file
 
     torch.save(load_file(place / "run" / "model.safetensors"), place / "weights.pt")
@@ -152,6 +157,7 @@ TARGETS = {
     "evaluation.json": Target("run/evaluation.json", OPENING[:1] + OPENING[3:], True),
     "examples.npz": Target("run/artifacts/examples.npz", OPENING[3:]),
     "done": Target("run/done", OPENING, True),
+    "decision.json": Target("both/decision.json", ("report both --out page.html",), True),
     **{
         f"old {Path(name).name}": Target(
             f"old/{name}", tuple(words.replace(" run", " old") for words in OPENING), structured

@@ -85,13 +85,16 @@ def run(parsed: DecideOptions, command: str) -> tuple[Path, str]:
     names = [re.sub(r"[^\w.-]+", "-", Path(name).name) for name in parsed.models]
     out = parsed.out or Path("runs", f"decide-{names[0]}-{names[1]}")
     with progress(f"evaluate {' '.join(parsed.models)}") as report:
+        first, second = _models(parsed)
         decision = decide(
-            *_models(parsed),
+            first,
+            second,
             **_images(parsed),
             attacks=attacks,
             settings=settings,
             worst_case=parsed.worst_case,
             rule=StopRule(**parsed.rule),
+            names=_names(parsed.models),
             time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
             device=parsed.device,
             weights_name=parsed.weights,
@@ -111,6 +114,12 @@ def _models(parsed: DecideOptions) -> list[Path | torch.nn.Module]:
         Path(name) if is_run else open_model(name, origin)[0][0]
         for name, is_run in zip(parsed.models, runs, strict=True)
     ]
+
+
+def _names(models: tuple[str, str]) -> tuple[str, str]:
+    """Return the names of folders without their path, and of others in full, as far as that tells them apart."""
+    one, other = (Path(name).name if RunFolder(Path(name)).is_run else name for name in models)
+    return (one, other) if one != other else models
 
 
 def _images(parsed: DecideOptions) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
@@ -296,7 +296,10 @@ class DecisionCard:
             raise UserError(f"a field has the wrong form ({error})") from error
         if len(flags) != 2:
             raise UserError(f"correct: got {len(flags)} sides; allowed: 2")
-        plain_fields = {name: stored[name] for name in FIELDS} | {"rule": StopRule(**stored["rule"])}
+        rule = StopRule(
+            **{one.name: stored["rule"][one.name] for one in fields(StopRule) if one.name in stored["rule"]}
+        )
+        plain_fields = {name: stored[name] for name in FIELDS} | {"rule": rule}
         classes = np.array(stored["classes"], dtype=np.int64)
         decision = cls(**plain_fields, rows=rows, classes=classes, correct=(flags[0], flags[1]))
         check_values("summary", stored["summary"], decision.summary())
