@@ -100,6 +100,9 @@ class Data(Settings):
     image_template: Annotated[str, Rule(lambda text: "{}" in text, "a path with {}, e.g. images/{}.jpg")] | None = None
     """File of an image of a csv, where {} stands for the cell. Default: the cell, or the file of that name, with or
     without its ending, in a subfolder."""
+    mirror: Literal["auto", "yes", "no"] = "auto"
+    """Whether images may be mirrored in training (with augment crop-flip). auto: as is known of a published set; your
+    own images unless names of classes say left or right."""
     size: Annotated[int, Ge(4), Le(2048), Note(" pixels")] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
     seed: LongSeed = 0

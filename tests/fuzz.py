@@ -192,7 +192,7 @@ CALLS = (
     "evaluate run --attacks clean fgsm --eps 8/255 --batch-size 5 --weights model --device cpu",
     f"{OWN} --normalize none --device cpu",
     "check run --attacks clean --batch-size 3",
-    "predict run images --top 2 --batch-size 3 --format json --certify-attack fgsm",
+    "predict run images --top 2 --batch-size 3 --format json --attack fgsm",
     "export run --format safetensors --weights model --out exported.safetensors",
     "report run --out page.html --title T",
     "compare spec.toml --out grid --jobs 1 --part 1/2 --dry-run",

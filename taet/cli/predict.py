@@ -18,20 +18,24 @@ from taet.cli.progress import progress
 from taet.cli.subject import OfRun
 from taet.deployment.predict import BATCH_SIZE, batches
 from taet.deployment.predictions import Predictions, joined
+from taet.deployment.reading import changes
 from taet.errors import UserError
 from taet.files import make_folder, write_atomically
 from taet.models import trusted
+from taet.training.folder import RunFolder
 
 EXAMPLES = (
     "taet predict runs/x images/",
     "taet predict runs/x a.png b.jpg --top 3 --format json",
-    "taet predict runs/x images/ --certify-attack pgd-20 --out predictions.csv",
-    "taet predict runs/x images/ --certify-attack pgd-100:restarts=5,eps=4/255 --batch-size 50",
+    "taet predict runs/x images/ --attack pgd-20 --out predictions.csv",
+    "taet predict runs/x images/ --attack pgd-100:restarts=5,eps=4/255 --batch-size 50",
 )
 DESCRIPTION = """Print the class of every image and its probability: path,class,probability[,survives][,error] as CSV on
-standard output. Images are read as in training and resized to the run's size; the run's data are not needed.
+standard output. Images are read as in training and changed to the run's size and colour, which is said. The run's data
+are not needed.
+Cells that a spreadsheet would take for a formula (they begin with = + - @) begin with a ' in the CSV.
 
---certify-attack tests for each image whether the predicted class survives that attack, with eps and the settings of the
+--attack tests for each image whether the predicted class survives that attack, with eps and the settings of the
 run. true means that this attack failed, not that no other can succeed.
 
 An image that cannot be read gets a reason in the column error; the others are classified, and the exit status is 2. An
@@ -44,7 +48,7 @@ class PredictOptions(OfRun):
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files, and folders, which are searched recursively; hidden files are ignored."""
-    certify_attack: str | None = None
+    attack: str | None = None
     """An attack that the predicted class must survive (see `taet list attacks`), e.g. pgd-20 or pgd-20:restarts=5."""
     format: Literal["csv", "json"] = "csv"
     """Output format."""
@@ -69,13 +73,16 @@ def run(arguments: list[str]) -> int:
             for part in batches(
                 parsed.run,
                 parsed.images,
-                certify_attack=parsed.certify_attack,
+                attack=parsed.attack,
                 weights=parsed.weights,
                 batch_size=parsed.batch_size,
                 device=parsed.device,
                 progress=report,
             ):
                 parts.append(part)
+                if len(parts) == 1:
+                    for note in changes(parsed.images, RunFolder(parsed.run).record.data.image_shape):
+                        print(f"taet: {note}", file=sys.stderr)
     finally:  # also the results before an interruption
         if parts:
             _write(joined(parts), parsed)
@@ -88,6 +95,8 @@ def run(arguments: list[str]) -> int:
 
 def read(arguments: list[str]) -> PredictOptions:
     """Parse a call."""
+    if any(word.partition("=")[0] in ("--certify-attack", "--certify_attack") for word in arguments):
+        raise UserError("--certify-attack is now --attack: surviving an attack is no certificate")
     parsed = flags.parse(PredictOptions, arguments, "taet predict", DESCRIPTION, EXAMPLES)
     if not parsed.images:
         raise UserError(f"which images? taet predict {parsed.run} IMAGES...: files and folders")

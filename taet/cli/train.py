@@ -253,9 +253,22 @@ def introduction(trainer: Trainer, decided: Mapping[str, Decision]) -> str:
         *(f"  {note}" for note in getattr(trainer.model, "notes", ())),
         *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
     ]
-    if decisions := {**decided, **trainer.decisions}:
+    if decisions := {**decided, **_mirroring(trainer), **trainer.decisions}:
         lines += ["decided; each can be set by its option:", *(f"  {line}" for line in decision_lines(decisions))]
     return "\n".join(lines)
+
+
+def _mirroring(trainer: Trainer) -> dict[str, Decision]:
+    """Return what was decided about mirroring the user's own images."""
+    run, mirrored = trainer.run, trainer.dataset.mirror
+    if not is_own(run.data.name) or run.data.mirror != "auto" or run.training.augment in ("none", "crop"):
+        return {}
+    why = (
+        "no class name says left or right; no for letters, signs, organs"
+        if mirrored
+        else "class names say left or right"
+    )
+    return {"data.mirror": Decision("yes" if mirrored else "no", why)}
 
 
 def expected(trainer: Trainer, attacks: bool) -> list[str]:

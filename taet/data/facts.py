@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from taet.config import Data
 from taet.data.dataset import Dataset
 from taet.data.selection import select
-from taet.data.sources import outline
+from taet.data.sources import mirrors, outline
 
 
 @dataclass(frozen=True)
@@ -64,5 +64,5 @@ def facts(data: Data) -> DataFacts | None:
         (channels, height, width),
         {part: int(count.sum()) for part, count in counts.items()},
         source.splits["train"].class_names if source.named else None,
-        source.mirror,
+        mirrors(data, source.mirror, source.splits["train"].class_names if source.named else ()),
     )

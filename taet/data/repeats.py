@@ -59,7 +59,9 @@ def nearest(images: Images, others: Images) -> NDArray[np.int64]:
 
 def _averaged(images: Images) -> NDArray[np.float32]:
     """Images (N, S, S, C) in [0, 1], S at most SIDE: means over blocks that differ by one pixel at most."""
-    return np.concatenate([_blocks(_blocks(piece.astype(np.float32) / np.float32(255), 1), 2) for piece in pieces(images)])
+    return np.concatenate(
+        [_blocks(_blocks(piece.astype(np.float32) / np.float32(255), 1), 2) for piece in pieces(images)]
+    )
 
 
 def _blocks(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:

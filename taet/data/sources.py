@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from taet.errors import UserError, custom_code, located
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")
 GROUPED = "folder:PATH, csv:PATH, npz:PATH"
 LONG_TAILED = "-lt"
+SIDES = re.compile(r"(?<![A-Za-z])(left|right|LEFT|RIGHT)(?![A-Za-z])|(Left|Right)(?![a-z])")
+"""Words in names of classes, not in bright or leftover, that a mirrored image would make wrong."""
 SMALLEST = 16
 """Pixels of a side; of smaller images too many are alike."""
 MOST_PAIRS = 10**9
@@ -121,6 +124,13 @@ def _resized(split: Split, size: int | None, storage: str) -> Split:
     return replace(split, images=images)
 
 
+def mirrors(data: Data, mirror: bool, class_names: Sequence[str]) -> bool:
+    """Return whether images may be mirrored: as `data` says, else as the source does, unless sides are in the names."""
+    if data.mirror != "auto":
+        return data.mirror == "yes"
+    return mirror and not (is_own(data.name) and any(map(SIDES.search, class_names)))
+
+
 def _repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
     """Return a note that says how many images of one split are also in another, and names one, if there are any."""
     found = {part: fingerprints(split.images) for part, split in splits.items()}
@@ -203,5 +213,6 @@ def load(name: str | Data, **settings: Any) -> Dataset:
         validation=sized.get("validation"),
         test=sized["test"],
         resized=source.resized or data.size is not None,
+        mirror=mirrors(data, source.mirror, source.class_names),
         notes=(*source.notes, *notes),
     )

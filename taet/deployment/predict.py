@@ -32,7 +32,7 @@ def predict(
     run_dir: str | os.PathLike[str],
     images: Given,
     *,
-    certify_attack: str | None = None,
+    attack: str | None = None,
     weights: str = "model",
     batch_size: int = BATCH_SIZE,
     device: str = "auto",
@@ -48,7 +48,7 @@ def predict(
     Args:
         run_dir: a finished run.
         images: files and folders (searched through, hidden files left out), or an array uint8 (N, H, W, C), C 1 or 3.
-        certify_attack: an attack, such as pgd-20 or pgd-20:restarts=5, with the run's ball and settings; `survives`
+        attack: an attack, such as pgd-20 or pgd-20:restarts=5, with the run's ball and settings; `survives`
             says whether the predicted class (no label is known) withstands it. Survival is no proof: one attack failed.
         weights: which of the run's weights: model, model-last or model-best.
         batch_size: images that are in memory, and in the model, at a time.
@@ -63,7 +63,7 @@ def predict(
     parts = batches(
         run_dir,
         images,
-        certify_attack=certify_attack,
+        attack=attack,
         weights=weights,
         batch_size=batch_size,
         device=device,
@@ -77,7 +77,7 @@ def batches(
     run_dir: str | os.PathLike[str],
     images: Given,
     *,
-    certify_attack: str | None = None,
+    attack: str | None = None,
     weights: str = "model",
     batch_size: int = BATCH_SIZE,
     device: str = "auto",
@@ -87,17 +87,17 @@ def batches(
     """Yield the result of `predict` batch by batch, so that an interruption loses nothing that was done."""
     if batch_size < 1:
         raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
-    if certify_attack is not None:
-        _in_ball(parse_attack(certify_attack))  # report a mistake before anything is loaded
+    if attack is not None:
+        _in_ball(parse_attack(attack))  # report a mistake before anything is loaded
     source, where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
     channels, height, width = record.data.image_shape
     classes = record.data.class_names
-    attack = None
-    if certify_attack is not None:
-        attack = _in_ball(parse_attack(certify_attack, run.evaluation, run.threat.eps))
-        attack.check_classes(len(classes))
-    cost = 1 + (0 if attack is None else attack.passes(len(classes)))
+    spec = None
+    if attack is not None:
+        spec = _in_ball(parse_attack(attack, run.evaluation, run.threat.eps))
+        spec.check_classes(len(classes))
+    cost = 1 + (0 if spec is None else spec.passes(len(classes)))
     counted, done = Counted(network.to(where)), 0
 
     def report(inside: float, _: float, label: str) -> None:
@@ -109,26 +109,24 @@ def batches(
         readable = [number for number, image in enumerate(found) if not isinstance(image, str)]
         labels = np.full(len(found), NO_CLASS, np.int64)
         probabilities = np.full((len(found), len(classes)), np.nan, np.float32)
-        survives = None if attack is None else np.zeros(len(found), np.bool_)
+        survives = None if spec is None else np.zeros(len(found), np.bool_)
         if readable:
             pixels = np.stack([image for image in found if not isinstance(image, str)])
             runner = _Runner(counted, pixels, labels[readable], len(classes), batch_size, run.evaluation.seed, where)
             labels[readable], probabilities[readable] = _classes(runner)
-            if attack is not None and survives is not None:
-                survives[readable] = _survive(replace(runner, labels=labels[readable]), attack, report)
+            if spec is not None and survives is not None:
+                survives[readable] = _survive(replace(runner, labels=labels[readable]), spec, report)
         done += len(found)
         report(0, 0, f"{done} of {len(source.names)} images")
         errors = tuple(image if isinstance(image, str) else "" for image in found)
-        yield Predictions(names, labels, classes, probabilities, survives, errors, certify_attack or "")
+        yield Predictions(names, labels, classes, probabilities, survives, errors, attack or "")
 
 
 def _in_ball(attack: AttackSpec) -> AttackSpec:
     """Refuse clean images and unbounded attacks, for which survival has no meaning."""
     if not attack.bounded:
         advice = "" if attack.norm is None else f", or {attack.name} with a radius of its own, such as eps=0.5"
-        raise UserError(
-            f"certify attack: got {attack.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}"
-        )
+        raise UserError(f"attack: got {attack.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
     return attack
 
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 DIGITS = 6  # of a probability in rows; all of them are in `probabilities`
 NO_CLASS = -1
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell begins with that a spreadsheet takes for a formula."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,13 +66,16 @@ class Predictions:
         return rows
 
     def to_csv(self, top: int = 1) -> str:
-        """Return the rows as CSV with a header: survives is true or false, and what is not known is empty."""
+        """Return the rows as CSV with a header: survives is true or false, and what is not known is empty.
+
+        Text that a spreadsheet would take for a formula begins with a ' (OWASP, CSV injection).
+        """
         rows, text = self.rows(top), io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(rows[0])
         words = {None: "", True: "true", False: "false"}
         table.writerows(
-            [words[value] if value is None or isinstance(value, bool) else value for value in row.values()]
+            [words[value] if value is None or isinstance(value, bool) else _harmless(value) for value in row.values()]
             for row in rows
         )
         return text.getvalue()
@@ -89,6 +94,10 @@ class Predictions:
         if self.unread:
             parts.append(f"{self.unread} could not be read")
         return "; ".join(parts)
+
+
+def _harmless(cell: str | float) -> str | float:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

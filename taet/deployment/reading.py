@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled
+from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
 from taet.data.store import Stored
 from taet.errors import UserError
 
@@ -39,6 +39,23 @@ def find(given: Given) -> Images:
         places = ", ".join(f"'{os.fspath(path)}'" for path in listed[:3]) or "what was given"
         raise UserError(f"no image in {places}; allowed: files, or folders with any of {', '.join(sorted(SUFFIXES))}")
     return Images(tuple(map(str, files)), lambda rows, shape: _decoded(files[rows], shape))
+
+
+def changes(given: Given, shape: Shape) -> list[str]:
+    """Return in words what is done to image files so that they fit a model of images `shape` (C, H, W), by headers."""
+    found = survey([Path(name) for name in find(given).names])
+    channels, height, width = shape
+    other = np.flatnonzero((found.sizes != (width, height)).any(1))
+    notes, total = list[str](), len(found.paths)
+    if len(other):
+        first = "{}x{}".format(*found.sizes[other[0]])
+        example = f"e.g. '{found.paths[other[0]]}' of {first}"
+        notes.append(f"{len(other)} of {total} images are resized to {width}x{height} pixels as in training, {example}")
+    wrong = int((found.grey if channels == 3 else ~found.grey).sum())
+    if wrong:
+        kinds = ("grey", "colour") if channels == 3 else ("colour", "grey")
+        notes.append(f"{wrong} of {total} images are {kinds[0]} and read as {kinds[1]}, as the run's are")
+    return notes
 
 
 def _decoded(paths: Sequence[Path], shape: Shape) -> list[Pixels | str]:

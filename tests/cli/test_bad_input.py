@@ -154,7 +154,7 @@ data show ''; data show ~nouser/x; data show digits-lt --out ''; data prepare di
 cost --out ''; cost --classes 99999999999; cost --image-shape 99999 99999 99999; cost --threads 99999
 cost --curve MANY; cost --rounds 99999999999
 transfer . . --eps nan; transfer . . --batch-size 0; evaluate . --processes 99999999999
-predict . x --batch-size 0; predict . x --top MANY; predict . x --certify-attack pgd-1:restarts=99999999999
+predict . x --batch-size 0; predict . x --top MANY; predict . x --attack pgd-1:restarts=99999999999
 evaluate --model os:getcwd --data digits-lt; evaluate --model resnet8 --data digits-lt --normalize nan/1
 evaluate --model resnet8 --data digits-lt --normalize MANY/1; evaluate --model resnet8 --data digits-lt --weights ''
 evaluate --model resnet8 --data digits-lt --weights /dev/zero; evaluate --model resnet8 --data digits-lt --out ''

@@ -55,7 +55,7 @@ def test_a_table_of_a_folder(taet: Any, finished: Any, digits: Path, tmp_path: P
 
 
 def test_an_attack_and_json(taet: Any, finished: Any, digits: Path) -> None:
-    words = ("predict", finished.folder, digits / "part 0", "--certify-attack", "pgd-3")
+    words = ("predict", finished.folder, digits / "part 0", "--attack", "pgd-3")
     found = rows(taet(*words, "--top", "2").out)
     assert [*found[0]] == ["path", "class", "probability", "class_2", "probability_2", "survives"]
     assert {row["survives"] for row in found} <= {"true", "false"}
@@ -71,7 +71,7 @@ def test_what_the_evaluation_says_of_the_same_images(taet: Any, finished: Any, t
     images = load("digits-lt", max_count=60, test_max_count=6).test.images
     for number, image in enumerate(images):
         Image.fromarray(np.asarray(image).squeeze(-1)).save(tmp_path / f"{number:03}.png")
-    found = rows(taet("predict", finished.folder, tmp_path, "--certify-attack", "fgsm:eps=0.02").out)
+    found = rows(taet("predict", finished.folder, tmp_path, "--attack", "fgsm:eps=0.02").out)
     clean, attacked = card.column("clean"), card.column("fgsm")
     assert [int(row["class"]) for row in found] == clean.predictions.tolist()
     survives = np.array([row["survives"] == "true" for row in found])
@@ -140,8 +140,8 @@ def test_many_files_by_name(taet: Any, finished: Any, tmp_path: Path) -> None:
         ("RUN EMPTY", "no image in"),
         ("EMPTY IMAGES", "is no run folder: it holds no run.json"),
         ("UNFINISHED IMAGES", "holds no model.safetensors: the run is not finished; resume it first"),
-        ("RUN IMAGES --certify-attack pdg-20", "did you mean 'pgd-20'?"),
-        ("RUN IMAGES --certify-attack deepfool", "got deepfool, which has no ball"),
+        ("RUN IMAGES --attack pdg-20", "did you mean 'pgd-20'?"),
+        ("RUN IMAGES --attack deepfool", "got deepfool, which has no ball"),
         ("RUN IMAGES --top 0", "top: got 0; allowed: 1 or more"),
         ("RUN IMAGES --batch-size 0", "batch size: got 0"),
         ("RUN IMAGES --format xml", "unknown --format 'xml'; allowed: csv, json"),
@@ -174,3 +174,18 @@ def test_mistakes_are_one_line(
 def test_help_says_what_survival_is_not(taet: Any) -> None:
     text = " ".join(taet("predict", "--help").out.split())
     assert "true means that this attack failed, not that no other can succeed" in text
+
+
+def test_what_is_done_to_the_images_is_said_and_the_old_name_of_the_attack_is_answered(
+    taet: Any, finished: Any, tmp_path: Path
+) -> None:
+    for number, (mode, size) in enumerate([("L", (8, 8)), ("RGB", (8, 8)), ("L", (20, 10))]):
+        Image.new(mode, size).save(tmp_path / f"{number}.png")
+    lines = [line for line in taet("predict", finished.folder, tmp_path).err.splitlines() if line.startswith("taet: ")]
+    assert lines == [
+        f"taet: 1 of 3 images are resized to 8x8 pixels as in training, e.g. '{tmp_path}/2.png' of 20x10",
+        "taet: 1 of 3 images are colour and read as grey, as the run's are",
+    ]
+    outcome = taet("predict", finished.folder, tmp_path, "--certify-attack", "fgsm")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "--certify-attack is now --attack" in outcome.err

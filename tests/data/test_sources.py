@@ -8,6 +8,7 @@ import pytest
 
 from taet.config import Data
 from taet.data import describe, full_name, load
+from taet.data.sources import mirrors
 from taet.data.store import Stored
 from taet.errors import UserError
 
@@ -296,3 +297,21 @@ def test_real_ham10000_is_taken_as_it_is(real_data):
     assert dataset.class_counts.tolist() == [229, 360, 770, 82, 781, 4694, 100]
     assert [len(split) for split in dataset.splits.values()] == [7016, 1001, 1998]
     assert dataset.imbalance_ratio == pytest.approx(4694 / 82)
+
+
+@pytest.mark.parametrize(
+    ("names", "mirror", "expected"),
+    [
+        (("cat", "dog"), "auto", True),
+        (("turn left", "turn right"), "auto", False),
+        (("TurnLeft", "stop"), "auto", False),
+        (("kidney_right", "liver"), "auto", False),
+        (("bright", "leftover", "copyright"), "auto", True),
+        (("left", "right"), "yes", True),
+        (("cat", "dog"), "no", False),
+    ],
+)
+def test_own_images_are_mirrored_unless_names_of_classes_say_left_or_right(names, mirror, expected):
+    data = Data("folder:x", mirror=mirror)
+    assert mirrors(data, True, names) == expected
+    assert mirrors(Data("gtsrb", mirror=mirror), False, names) == (mirror == "yes")

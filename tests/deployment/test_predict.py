@@ -31,7 +31,7 @@ Draw = Callable[..., np.ndarray]
 
 @pytest.fixture(scope="module")
 def answered(trained: Path, dataset: Dataset) -> Predictions:
-    return predict(trained, dataset.test.images, certify_attack=ATTACK)
+    return predict(trained, dataset.test.images, attack=ATTACK)
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd-3:start=none", "pgd-l2-2:start=none", "cw-l2:eps=2,steps=2,lr=0.1"])
@@ -39,7 +39,7 @@ def test_classes_and_survival_are_those_of_the_evaluation(
     attack: str, trained: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     card = taet.evaluate(trained, attacks=["clean", attack], dataset=dataset, out=tmp_path)
-    found = predict(trained, dataset.test.images, certify_attack=attack)
+    found = predict(trained, dataset.test.images, attack=attack)
     clean, attacked = card.column("clean"), card.column(attack)
     np.testing.assert_array_equal(found.labels, clean.predictions)
     assert found.survives is not None
@@ -52,7 +52,7 @@ def test_neither_order_nor_batch_matters(
     batch_size: int, trained: Path, dataset: Dataset, answered: Predictions
 ) -> None:
     order = np.random.default_rng(0).permutation(len(answered))
-    found = predict(trained, dataset.test.images[order], certify_attack=ATTACK, batch_size=batch_size)
+    found = predict(trained, dataset.test.images[order], attack=ATTACK, batch_size=batch_size)
     assert answered.survives is not None
     assert 0 < answered.survives.sum() < len(answered)
     np.testing.assert_array_equal(found.labels, answered.labels[order])
@@ -63,16 +63,16 @@ def test_neither_order_nor_batch_matters(
 def test_autoattack_on_each_image_alone(trained: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 5)
     images = dataset.test.images[2:6]
-    found = predict(trained, images, certify_attack="autoattack-10")
+    found = predict(trained, images, attack="autoattack-10")
     assert found.survives is not None
     assert 0 < found.survives.sum() < 4
-    backwards = predict(trained, images[::-1], certify_attack="autoattack-10")
+    backwards = predict(trained, images[::-1], attack="autoattack-10")
     np.testing.assert_array_equal(backwards.survives, found.survives[::-1])
 
 
 def test_the_ball_is_the_runs(trained: Path, dataset: Dataset) -> None:
     def survivors(attack: str) -> int:
-        return int(predict(trained, dataset.test.images, certify_attack=attack).survives.sum())  # type: ignore[union-attr]
+        return int(predict(trained, dataset.test.images, attack=attack).survives.sum())  # type: ignore[union-attr]
 
     assert survivors("fgsm") == survivors("fgsm:eps=0.05") < survivors("fgsm:eps=1/255")
 
@@ -127,11 +127,11 @@ def test_grey_becomes_colour_and_back() -> None:
 
 
 def test_bad_files_are_told_and_the_others_answered(trained: Path, folder: Path) -> None:
-    good = predict(trained, folder, certify_attack=ATTACK)
+    good = predict(trained, folder, attack=ATTACK)
     (folder / "empty.png").touch()
     (folder / "below" / "text.jpg").write_text("no image")
     (folder / "cut.png").write_bytes((folder / "b.png").read_bytes()[:400])
-    found = predict(trained, [folder, folder / "missing.png"], certify_attack=ATTACK, batch_size=4)
+    found = predict(trained, [folder, folder / "missing.png"], attack=ATTACK, batch_size=4)
     read = np.array([not path.endswith(("empty.png", "text.jpg", "cut.png", "missing.png")) for path in found.paths])
     assert found.unread == 4
     np.testing.assert_array_equal([not error for error in found.errors], read)
@@ -156,7 +156,7 @@ def test_rows_csv_and_json(trained: Path, folder: Path, answered: Predictions) -
         "probability": round(float(found.probabilities.max()), 6),
     }
     (folder / "bad.png").touch()
-    found = predict(trained, [folder / "b.png", folder / "bad.png"], certify_attack=ATTACK)
+    found = predict(trained, [folder / "b.png", folder / "bad.png"], attack=ATTACK)
     good, bad = csv.DictReader(io.StringIO(found.to_csv(top=2)))
     assert [*good] == ["path", "class", "probability", "class_2", "probability_2", "survives", "error"]
     assert float(good["probability"]) >= float(good["probability_2"])
@@ -179,7 +179,7 @@ def test_progress_goes_up_to_the_whole(trained: Path, dataset: Dataset) -> None:
     predict(
         trained,
         dataset.test.images,
-        certify_attack=ATTACK,
+        attack=ATTACK,
         batch_size=10,
         progress=lambda done, total, label: told.append((done, total, label)),
     )
@@ -194,7 +194,7 @@ def test_the_caller_is_left_as_it_was(trained: Path, dataset: Dataset) -> None:
     random.seed(7)
     state, environment = torch.random.get_rng_state(), dict(os.environ)
     images = dataset.test.images.copy()
-    predict(trained, images, certify_attack=ATTACK)
+    predict(trained, images, attack=ATTACK)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert dict(os.environ) == environment
     np.testing.assert_array_equal(images, dataset.test.images)
@@ -203,9 +203,9 @@ def test_the_caller_is_left_as_it_was(trained: Path, dataset: Dataset) -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"certify_attack": "pdg-20"}, r"unknown attack 'pdg-20'.*did you mean 'pgd-20'\?"),
-        ({"certify_attack": "clean"}, r"certify attack: got clean, which has no ball"),
-        ({"certify_attack": "deepfool"}, r"got deepfool, which has no ball; allowed: .*such as eps=0\.5"),
+        ({"attack": "pdg-20"}, r"unknown attack 'pdg-20'.*did you mean 'pgd-20'\?"),
+        ({"attack": "clean"}, r"attack: got clean, which has no ball"),
+        ({"attack": "deepfool"}, r"got deepfool, which has no ball; allowed: .*such as eps=0\.5"),
         ({"batch_size": 0}, r"batch size: got 0; allowed: 1 or more"),
         ({"weights": "model-best"}, r"holds no model-best\.safetensors: it has model\.safetensors"),
         ({"device": "gpu"}, r"device: got gpu; allowed"),
@@ -266,3 +266,18 @@ def test_code_that_a_run_names_is_called_but_none_that_lies_in_it(
 def test_a_folder_without_images(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no image in '{tmp_path}'; allowed: files, or folders with any of"):
         predict(trained, tmp_path)
+
+
+def test_no_cell_of_the_csv_is_a_formula() -> None:
+    found = Predictions(
+        ("=1+1.png", "-x.png", "a.png"),
+        np.array([0, 1, 0]),
+        ("@SUM(A1)", "b"),
+        np.array([[0.9, 0.1], [0.2, 0.8], [1.0, 0.0]], np.float32),
+        None,
+        ("", "", ""),
+        "",
+    )
+    rows = list(csv.reader(io.StringIO(found.to_csv())))[1:]
+    assert [row[:2] for row in rows] == [["'=1+1.png", "'@SUM(A1)"], ["'-x.png", "b"], ["a.png", "'@SUM(A1)"]]
+    assert found.rows()[0]["path"] == "=1+1.png"
