@@ -16,9 +16,10 @@ from taet.cli.compare import seconds, share
 from taet.errors import UserError
 from taet.files import make_folder, write_atomically
 from taet.formatting import listed
-from taet.reproduce.manifest import chosen, scale_named
+from taet.reproduce.manifest import chosen, scale_named, scales
 from taet.reproduce.render import tables
 from taet.reproduce.session import Session, overview
+from taet.reproduce.site import site
 from taet.reproduce.store import Store
 from taet.reproduce.tables import rendered
 
@@ -28,6 +29,7 @@ EXAMPLES = (
     "taet reproduce taet/table1 --scale mini --methods at-bsl taet",
     "taet reproduce taet reat/table8 --scale mini --time-budget 12h --jobs 2",
     "taet reproduce reat/table1 --form latex --dry-run",
+    "taet reproduce --site site",
 )
 DESCRIPTION = """Fill tables and figures of both papers with runs of this package, and print them beside the published
 numbers. Without ITEM: what is filled at which scale, and what the rest costs; nothing is run.
@@ -68,6 +70,8 @@ class ReproduceOptions:
     """Run nothing, but copy the finished runs of other folders OUT to this one, and print the tables."""
     save: Path | None = None
     """Copy the cards and thinned epochs of the finished runs there, e.g. results/reproduce/mini."""
+    site: Path | None = None
+    """Run nothing; write a static site of all items, claims and a leaderboard into this folder."""
     dry_run: bool = False
     """Run nothing: print the tables as far as they are filled, and what is missing with its price."""
 
@@ -76,6 +80,8 @@ def run(arguments: list[str]) -> int:
     """Fill and print items, or list all of them; return 1 if a run failed."""
     parsed = read(arguments)
     scale, store = scale_named(parsed.scale), Store(parsed.out, parsed.results)
+    if parsed.site is not None:
+        return _write_site(parsed.site, store)
     if not parsed.items:
         _print(parsed, rendered(overview(store), parsed.form))
         return 0
@@ -115,9 +121,21 @@ def read(arguments: list[str]) -> ReproduceOptions:
     given = [f"--{name}" for name, value in fills.items() if value]
     if given and not parsed.items:
         raise UserError(f"reproduce: got {listed(given)} without an item; allowed: with items, e.g. taet/table1")
+    if parsed.site is not None and parsed.items:
+        raise UserError("reproduce: --site is of all items: got some as well")
     if (parsed.dry_run or parsed.merge is not None) and (parsed.time_budget or parsed.part):
         raise UserError("reproduce: --dry-run and --merge run nothing: got --time-budget or --part as well")
     return parsed
+
+
+def _write_site(folder: Path, store: Store) -> int:
+    """Write the pages; other files of the folder stay."""
+    pages = site(store, [scale for scale in scales().values() if scale.name != "smoke"])
+    make_folder(folder)
+    for name, text in pages.items():
+        write_atomically(folder / name, text.encode())
+    print(f"open {folder / 'index.html'}")
+    return 0
 
 
 def _print(parsed: ReproduceOptions, text: str) -> None:

@@ -162,16 +162,16 @@ def _of_pairs(claim: Claim, store: Store, scale: Scale) -> Verdict:
             parts.append("not tested" if found is None else word_of(found, size, "most" in claim.entry))
             if found is not None:
                 said.append(f"{_named(first, second)}{column} {_text(found)}")
-            missing |= {_words(row): None for row, cards in zip((first, second), sides, strict=True) if not cards}
+            missing |= {row_words(row): None for row, cards in zip((first, second), sides, strict=True) if not cards}
     said += [f"Missing at scale {scale.name}: {', '.join(missing)}"] if missing else []
     return Verdict(combined(parts), "; ".join(said), scale.name)
 
 
 def _named(first: PaperRow, second: PaperRow) -> str:
-    return "" if first == second else f"{_words(first)} minus {_words(second)}, "
+    return "" if first == second else f"{row_words(first)} minus {row_words(second)}, "
 
 
-def _words(row: PaperRow) -> str:
+def row_words(row: PaperRow) -> str:
     """A row in words: its method, and what differs from the paper's usual run."""
     usual = row_from({"method": row.method}, row.paper)
     own = [
@@ -257,8 +257,8 @@ def worths(store: Store, scale: Scale, price: Mapping[str, float]) -> dict[str, 
 
 def findings(store: Store, scales: Sequence[Scale]) -> str:
     """The page of all claims with their verdicts, as Markdown: a pure function of cards and manifest."""
-    found = {name: _best(claim, store, scales) for name, claim in claims().items()}
-    counts = ", ".join(f"{[v.word for v in found.values()].count(word)} {word}" for word in WORDS)
+    found = {name: best_verdict(claim, store, scales) for name, claim in claims().items()}
+    counts = ", ".join(f"{word} {[v.word for v in found.values()].count(word)}" for word in WORDS)
     parts = [
         HEAD.format(counts=counts, claims=len(found)),
         *(_section(word, [name for name in found if found[name].word == word], found, store) for word in WORDS),
@@ -269,7 +269,7 @@ def findings(store: Store, scales: Sequence[Scale]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _best(claim: Claim, store: Store, scales: Sequence[Scale]) -> Verdict:
+def best_verdict(claim: Claim, store: Store, scales: Sequence[Scale]) -> Verdict:
     """The verdict at the largest scale that has one."""
     for scale in scales:
         found = verdict(claim, store, scale)
@@ -284,12 +284,13 @@ def _section(word: Word, names: Sequence[str], found: Mapping[str, Verdict], sto
         claim, one = claims()[name], found[name]
         scale = f", scale {one.scale}" if one.scale and one.word != "not tested" else ""
         where = f"({claim.paper}, {claim.entry['where']}{scale})"
-        lines.append(f"- **{name}** {claim.entry['says']} {where}. {_sentence(one.because)}".rstrip())
+        lines.append(f"- **{name}** {claim.entry['says']} {where}. {sentence(one.because)}".rstrip())
         lines += [f"  - Outside the scales, {line}." for line in elsewhere(claim, store.results)]
     return "\n".join([*lines, ""])
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """The text with a capital and a full stop."""
     return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else text
 
 

@@ -16,7 +16,7 @@ from taet.evaluation.paired import Difference, difference
 from taet.evaluation.summary import Summary
 from taet.formatting import MISSING, duration, percent, percent_interval, points
 from taet.reproduce.cost import seconds_left
-from taet.reproduce.manifest import SECONDS, Item, PaperColumn, PaperRow, Scale, class_number
+from taet.reproduce.manifest import SECONDS, Item, PaperColumn, PaperRow, PaperValue, Scale, class_number
 from taet.reproduce.store import Store, StoredCell
 from taet.reproduce.tables import TextTable
 from taet.training.record import Epoch, Row
@@ -87,7 +87,7 @@ def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> T
     for one in rows:
         if item.published:
             said = [item.published.get((one.row, column)) for column in columns]
-            lines.append((one.label, "paper", *(MISSING if value is None else f"{value.value:g}" for value in said)))
+            lines.append((one.label, "paper", *map(_said, columns, said)))
         cells = [_measured(scale, one, column) if column in item.columns_of(one.row) else MISSING for column in columns]
         name = "" if item.published else one.label
         lines.append((name, scale.name if one.cards else _price(store, one), *cells))
@@ -100,6 +100,13 @@ def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> T
     if any(DERIVED in cell for line in lines for cell in line):
         notes.append(f"{DERIVED} derived: recalls on the balanced test set, weighted like the training set.")
     return TextTable(_heading(scale, item), ("", "", *(c.label for c in columns)), (*lines,), (*notes,))
+
+
+def _said(column: PaperColumn, value: PaperValue | None) -> str:
+    """A published number, accuracies as the papers write them."""
+    if value is None:
+        return MISSING
+    return f"{value.value:g}" if column.metric == SECONDS else f"{value.value:.2f}"
 
 
 def _state(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:

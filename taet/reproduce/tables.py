@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from taet.formatting import aligned
 
 ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"})
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem}
-table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.2rem .7rem;text-align:right}
-td:first-child,th:first-child{text-align:left}th{border-bottom:1px solid}tr:hover{background:#8881}"""
+STYLE = """:root{color-scheme:light dark;--rule:#8886;--link:#00558a}
+@media(prefers-color-scheme:dark){:root{--link:#7cc4ff}}
+body{font:16px/1.55 system-ui,sans-serif;margin:0 auto;max-width:78rem;padding:1.5rem 1.25rem 4rem}
+h1{font-size:1.8rem;line-height:1.2}h2{font-size:1.3rem;margin-top:2.5rem}h3{font-size:1.05rem;margin:1.5rem 0 0}
+p,ul{max-width:46rem}a{color:var(--link)}nav ul{display:flex;flex-wrap:wrap;gap:1.25rem;padding:0;list-style:none}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.94rem;font-variant-numeric:tabular-nums}
+th,td{padding:.35rem .8rem .35rem 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
+th:first-child{text-align:left;font-weight:500;white-space:normal;min-width:9rem}thead th{font-weight:600}"""
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,16 @@ def latex(table: TextTable) -> str:
 def in_html(table: TextTable) -> str:
     """The table as a section of an HTML page."""
 
-    def line(cells: Sequence[str], kind: str) -> str:
-        return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>"
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = (html.escape(cell) for cell in cells)
+        return f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
 
     parts = [f"<section><h2>{html.escape(table.title)}</h2>"]
     if table.rows:
-        body = "\n".join(line(row, "td") for row in table.rows)
-        parts.append(f"<table><thead>{line(table.heads, 'th')}</thead><tbody>\n{body}\n</tbody></table>")
+        heads = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in table.heads)
+        body = "\n".join(map(line, table.rows))
+        scroll = f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(table.title)}">'
+        parts.append(f"{scroll}<table><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table></div>")
     parts += [f"<p>{html.escape(note)}</p>" for note in table.notes]
     return "\n".join([*parts, "</section>"])
 

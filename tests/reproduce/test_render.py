@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.paired import Difference
-from taet.reproduce import Store, claims, items, render, scales
-from taet.reproduce.manifest import Item, chosen
+from taet.reproduce import Store, claims, items, render, scales, site
+from taet.reproduce.manifest import Item, chosen, row_from
 from taet.reproduce.session import Session, overview, state_of
 from taet.reproduce.tables import FORMS, TextTable, rendered
 
@@ -208,6 +209,31 @@ def test_the_findings_have_every_claim_and_every_erratum(root: Path) -> None:
     assert all(f"**{name}** " in text for name in claims.claims())
     assert all(note in text for item in items().values() for note in item.notes)
     assert "committed cards exceed the bound" in text
+
+
+def test_rows_of_the_leaderboard_that_cannot_be_told_apart_share_ranks(committed: Store) -> None:
+    rows = [row_from({"method": name}, "REAT") for name in ("at-bsl", "at")]
+    cards = [committed.cells(scales()["mini"], row, ["clean"])[0].card for row in rows]
+    assert cards[0] is not None
+    assert cards[1] is not None
+    found = [site.Contender(row, {0: card}) for row, card in zip(rows, cards, strict=True) if card is not None]
+    board = site._board(("mini", "reat", "cifar10-lt", 50.0, "resnet18"), found)
+    assert cards[1].compare(cards[0], "autoattack").decided
+    assert [(row[0], row[1]) for row in board.rows] == [("at", "1"), ("at-bsl", "2")]
+    alike = [site.Contender(row, {0: cards[0]}) for row in rows]
+    assert [row[1] for row in site._board(("mini", "reat", "cifar10-lt", 50.0, "resnet18"), alike).rows] == ["1–2"] * 2
+
+
+@pytest.mark.full
+def test_the_site_is_whole_and_needs_no_network(committed: Store) -> None:
+    pages = site.site(committed, [scales()["mini"]])
+    assert len(pages) == 44 + 3
+    assert pages == site.site(committed, [scales()["mini"]])
+    for name, text in pages.items():
+        linked = re.findall(r'(?:href|src)="([^"]+)"', text)
+        assert {*linked} <= {*pages}, name
+        assert "<script" not in text
+    assert set(re.findall(r'href="([^"]+)"', pages["index.html"])) == {*pages}
 
 
 @pytest.mark.full
