@@ -102,7 +102,8 @@ def run(parsed: DecideOptions, command: str) -> tuple[Path, str]:
             progress=report,
             command=command,
         )
-    return out / FILE, f"{decision}\nnext: taet report {out}"
+    after = f"continue: {command}" if decision.reason == "time" else f"next: taet report {out}"
+    return out / FILE, f"{decision}\n{after}"
 
 
 def _models(parsed: DecideOptions) -> list[Path | torch.nn.Module]:

@@ -105,3 +105,32 @@ def test_two_runs_until_decided(taet: Any, trained: Path, monkeypatch: pytest.Mo
 def test_contradictions_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         command.read(words)
+
+
+NETS = """
+import torch
+from torch import nn
+
+
+def linear(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def first(): return linear(0)
+def second(): return linear(1)
+"""
+
+
+def test_models_of_any_origin_until_decided(taet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "undecided_nets.py").write_text(NETS)
+    words = ["undecided_nets:first", "undecided_nets:second", "--until", "decided", "--data", "digits-lt"]
+    late = taet("evaluate", *words, "--attacks", "fgsm", "--batch-size", "40", "--time-budget", "1s", "--out", "x")
+    assert late.code == 0
+    ended = taet("evaluate", *words, "--attacks", "fgsm", "--batch-size", "40", "--out", "x")
+    found = DecisionCard.load("x")
+    assert (found.first["label"], found.second["label"]) == tuple(words[:2])
+    assert found.data["train_class_counts"] is not None
+    assert ended.out.startswith(f"{words[0]} against {words[1]} under fgsm on digits-lt: undecided")
+    assert ended.out.rstrip().endswith("next: taet report x")
