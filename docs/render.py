@@ -235,7 +235,20 @@ def cost_setting() -> str:
         "Passes: of the classifier per image and step, mean over a run. Seconds: per step, relative to PGD-10 AT in "
         f"the same round, median of {found['rounds']} rounds, with {found['network']}, 32 x 32, batches of "
         f"{found['batch_size']}, {found['precision']}, {found['threads']} thread, {found['environment']['device']}. "
-        "`taet cost --methods all` measures again."
+        f"{measured_later(found)}`taet cost --methods all` measures again."
+    )
+
+
+def measured_later(found: dict[str, Any]) -> str:
+    """Which methods were measured later, and on how busy a machine; empty if none was."""
+    if "later" not in found:
+        return ""
+    later = found["later"]
+    names, rounds = ", ".join(f"`{name}`" for name in later["names"]), sorted(set(later["rounds"].values()))
+    low, high = later["load"]
+    return (
+        f"{names}: later, {' or '.join(map(str, rounds))} rounds beside AT with a load of {low:.0f} to {high:.0f} on "
+        "the two cores, hence the wide spread; passes are exact. "
     )
 
 

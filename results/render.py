@@ -98,8 +98,9 @@ def costs() -> dict[tuple[str, str | None], float]:
 def cost(card: ResultCard) -> str:
     """Return the cost of a training step relative to AT; empty if it was not measured with this wrapped method."""
     settings = card.run.get("config", {}).get("settings") or {}
-    plain = settings.get("base") in (None, "at-bsl")
     known = registry.entries("methods")
+    usual = getattr(methods.find(card.method).Config(), "base", None) if card.method in known else None
+    plain = settings.get("base") in (None, usual)
     if card.method in known and known[card.method].baseline:
         return "1"
     found = costs().get((card.method, settings.get("variant")), costs().get((card.method, None)))
@@ -208,9 +209,9 @@ def rule_table(folder: Path) -> str:
     for rule, prefix in RULES.items():
         cells = []
         for base in LOSSES.values():
-            plain, cards = (
-                [load(path) for path in sorted(folder.glob(f"{name}-seed*.json"))] for name in (base, prefix + base)
-            )
+            files = sorted(folder.glob(f"{prefix}{base}-seed*.json"))
+            cards = [load(path) for path in files]
+            plain = [load(path.with_name(path.name.removeprefix(prefix))) for path in files]
             attack = cards[0].columns[-1].name
             text = brackets([100 * card.summary(attack).balanced for card in cards], 1)
             if prefix:
