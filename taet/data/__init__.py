@@ -1,11 +1,15 @@
 """Image sets as uint8 arrays: where they come from, and how they are made long-tailed."""
 
+from typing import TYPE_CHECKING, Any
+
 from taet.data.dataset import Dataset, Split
 from taet.data.description import describe, render
 from taet.data.facts import DataFacts, facts
 from taet.data.long_tail import balanced_small_counts, long_tail_counts, long_tail_indices
-from taet.data.sampler import ClassBalancedSampler
 from taet.data.sources import full_name, image_listing, is_own, load
+
+if TYPE_CHECKING:
+    from taet.data.sampler import ClassBalancedSampler
 
 __all__ = [
     "ClassBalancedSampler",
@@ -23,3 +27,12 @@ __all__ = [
     "long_tail_indices",
     "render",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the sampler when it is asked for: torch would take seconds."""
+    if name != "ClassBalancedSampler":
+        raise AttributeError(name)
+    from taet.data.sampler import ClassBalancedSampler
+
+    return ClassBalancedSampler

@@ -207,7 +207,7 @@ def test_folders(refused: Callable[..., None], tmp_path: Path) -> None:
     (broken / "b" / "1.png").write_bytes(b"no image at all")
     refused(["train", "at", "--data", f"folder:{broken}", *out], f"cannot read image '{broken / 'b' / '1.png'}'")
     mixed = folder(tmp_path / "mixed", side_of_last=9)
-    refused(["data", "show", f"folder:{mixed}"], "8x8 pixels", "9x9", "--data.size 8")
+    refused(["data", "show", f"folder:{mixed}", "--size", "None"], "8x8 pixels", "9x9", "--data.size 8")
     empty = folder(tmp_path / "empty")
     (empty / "c").mkdir()
     refused(["train", "at", "--data", f"folder:{empty}", *out], f"class folder '{empty / 'c'}' holds no image")
