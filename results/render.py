@@ -275,6 +275,38 @@ def section(folder: str, texts: Mapping[str, str]) -> str:
     return "\n\n".join(parts)
 
 
+def verdicts() -> list[str]:
+    """Return the cheap tier beside the official suite, and the search in bfloat16 beside that in float32."""
+    measured = json.loads((HERE / "verdicts.json").read_text(encoding="utf-8"))
+    tiers = [
+        f"| {row['model']} | `{row['attack']}` | {row['images']} | {row['clean']:.1f} | {row['autoattack']:.1f} "
+        f"| {row['quick']:.1f} | {row['quick'] - row['autoattack']:+.2f} | {row['worst_class_gap']:+.1f} "
+        f"| {row['only_autoattack_breaks']} | {row['only_quick_breaks']} | {row['fewer_passes']:.1f} "
+        f"| {', '.join(row['masking'])} |"
+        for row in measured["quick"]
+    ]
+    searched = [
+        f"| {row['model']} | `{row['attack']}` | {row['images']} | {row['correct'][0]} | {row['correct'][1]} "
+        f"| {row['differing']} | {row['seconds'][0]:.1f} | {row['seconds'][1]:.1f} |"
+        for row in measured["search"]
+    ]
+    about = f"`{measured['command']}`, {measured['environment']['device']}."
+    heads = "model|attack|images|clean|autoattack|quick|gap|worst class|only autoattack|only quick|fewer passes"
+    return [
+        "### The cheap tier beside AutoAttack\n\nBalanced accuracy in per cent, gaps in points, images that only one "
+        f"of the two breaks, and how many times fewer passes `quick` made. {about}",
+        _grid(f"{heads}|masking flags", tiers),
+        "### Search in bfloat16 beside float32\n\nImages that stay correct, images whose flag differs, seconds of one "
+        "thread, on a machine that did other work as well.",
+        _grid("model|attack|images|float32|bf16|differing|seconds float32|seconds bf16", searched),
+    ]
+
+
+def _grid(heads: str, lines: Sequence[str]) -> str:
+    """Return a table with these heads, separated by bars, and lines."""
+    return "\n".join([f"| {heads.replace('|', ' | ')} |", "|---" * (heads.count("|") + 1) + "|", *lines])
+
+
 def tables(page: Path) -> str:
     """Return the tables of a page: all folders with their about.md, or some with its heading and first paragraph."""
     abouts = sorted(HERE.glob("*/about.md"))
@@ -283,7 +315,7 @@ def tables(page: Path) -> str:
     if page == README:
         parts = [f"{short[name]}\n\n{table(HERE / name, FRONT_COLUMNS, variants=False)}" for name in FRONT]
     elif page == EVALUATION:
-        parts = [section(name, short) for name in ATTACKS]
+        parts = [*(section(name, short) for name in ATTACKS), *verdicts()]
     elif page == MODELS:
         parts = [section(name, texts) for name in TRANSFORMERS]
     elif page == SPEED:

@@ -115,6 +115,8 @@ def test_every_flag_of_the_diagnostics_is_documented() -> None:
     rules = [*diagnostics.ATTACKS, *diagnostics.MODEL, *diagnostics.TEST_SET]
     assert set(re.findall(r"^\| `([\w-]+)` \|", text.partition("## Flags")[2], re.M)) == {
         *(rule.flag for rule in rules),
+        diagnostics.BOUND,
+        diagnostics.MISLED,
         diagnostics.NOT_PROBED["flag"],
         *collapse.FLAGS,
     }

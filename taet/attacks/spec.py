@@ -66,6 +66,8 @@ class AttackSpec(ABC):
     """Whether it does not run on images that are misclassified without an attack."""
     gradient_free: ClassVar[bool] = False
     """Whether it uses no gradient, so that sound attacks which do break more images."""
+    bound: ClassVar[str] = ""
+    """What is known of its distance from the reference, in words, for an attack that only bounds the accuracy."""
     not_transferable: ClassVar[str] = ""
     """Reason why its examples cannot be transferred to another model; empty if they can."""
 

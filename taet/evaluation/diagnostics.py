@@ -7,7 +7,7 @@ applies the rules to a result card, `findings` to a model that `taet check` has 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -62,6 +62,31 @@ REMAINDER = 0.01
 DISAGREEMENT = 0.25
 # At that share, reached with about 1000 images.
 COARSE_COMPARISON = 0.03
+# Flags after which an attack that follows gradients alone may be far from the truth.
+MASKING = frozenset(
+    {
+        "one-step-beats-many-step",
+        "pgd-not-converged",
+        "autoattack-far-below-pgd",
+        "margin-beats-cross-entropy",
+        "adaptive-beats-plain",
+        "transfer-beats-white-box",
+        "black-box-beats-gradients",
+        "does-not-reach-zero",
+        "accuracy-rises-with-eps",
+        "straight-through-beats-gradients",
+        "soft-beats-hard",
+        "randomised",
+        "changes-between-calls",
+        "batch-dependent",
+        "nonfinite-gradients",
+        "softmax-outputs",
+        "zero-gradients",
+        "logit-scale",
+    }
+)
+# Flags of an attack that only bounds the accuracy: where it may be used, and where it must not.
+BOUND, MISLED = "quick-is-a-bound", "quick-misled"
 
 Facts = TypeVar("Facts", contravariant=True)
 
@@ -103,7 +128,22 @@ def flags(card: ResultCard) -> tuple[Flag, ...]:
     """Return what a reader must know before relying on a card; each text is one sentence."""
     model = card.facts
     said = {**_said(ATTACKS, card), **(_said(MODEL, model) if model else {}), **_said(TEST_SET, card)}
+    said |= _bound(card, [flag for flag in said if flag in MASKING])
     return tuple(Flag(flag=flag, text=f"{text}.") for flag, text in said.items())
+
+
+def masking(card: ResultCard) -> list[str]:
+    """Return the flags of a card that say that gradients may mislead attacks."""
+    return [flag["flag"] for flag in card.flags if flag["flag"] in MASKING]
+
+
+def _bound(card: ResultCard, raised: Collection[str]) -> dict[str, str]:
+    """Return what is known of attacks that only bound the accuracy, or that they must not be used on this model."""
+    bounds = [column for column in asked(card) if column.attack.bound]
+    names = listed(column.name for column in bounds)
+    if bounds and raised:
+        return {MISLED: f"{names} must not be used on this model, which raises {listed(raised)}; use AutoAttack"}
+    return {BOUND: f"{names}: {bounds[0].attack.bound}; report AutoAttack"} if bounds else {}
 
 
 NOT_PROBED = Flag(

@@ -16,7 +16,7 @@ from taet.attacks.ball import Norm, lengths, verify
 from taet.attacks.catalogue import parse
 from taet.attacks.counted import Counted
 from taet.attacks.objectives import fooled, probability_margin, target_classes
-from taet.attacks.quick import margin_lengths, margin_objectives
+from taet.attacks.quick import MEASURED, margin_lengths, margin_objectives
 from taet.attacks.targets import nearest_classes
 from taet.errors import UserError
 
@@ -161,3 +161,13 @@ def test_lengths_and_objectives_are_one_or_one_per_step() -> None:
     one = pgd(model, x, y, eps=0.1, steps=3, step_size=0.02)
     each = pgd(model, x, y, eps=0.1, steps=3, step_size=[0.02] * 3)
     assert torch.equal(one, each)
+
+
+def test_the_gap_that_is_printed_is_the_one_that_was_measured() -> None:
+    rows = json.loads((Path(__file__).parents[2] / "results" / "verdicts.json").read_text(encoding="utf-8"))["quick"]
+    gaps = [row["quick"] - row["autoattack"] for row in rows]
+    assert len(rows) >= 12
+    assert {row["attack"].partition(":")[0] for row in rows} == {"quick", "quick-l2"}
+    assert (MEASURED.models, MEASURED.images) == (len(rows), sum(row["images"] for row in rows))
+    assert MEASURED.largest == pytest.approx(max(gaps), abs=0.005)
+    assert MEASURED.mean == pytest.approx(sum(gaps) / len(gaps), abs=0.005)

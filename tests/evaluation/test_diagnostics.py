@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from taet import metrics
+from taet.attacks.quick import MEASURED
 from taet.config import Evaluation
 from taet.evaluation import Column, ResultCard
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.contrasts import exceeds
 from taet.evaluation.curves import curve_attacks
-from taet.evaluation.diagnostics import flags
+from taet.evaluation.diagnostics import ATTACKS, MASKING, MODEL, flags
 
 COUNT = 1200
 EPS = 8 / 255
@@ -191,6 +192,19 @@ def test_square_must_not_break_more_than_the_official_threshold_and_chance() -> 
 
     assert found(suite(9)) == {}  # 2.4 + 1 + 1.96 sqrt(9) = 9.3
     assert "another 0.8 points after the gradient parts of autoattack" in found(suite(10))["black-box-beats-gradients"]
+
+
+def test_a_bound_says_how_far_it_was_from_the_truth_or_that_it_must_not_be_used() -> None:
+    sound = found(column("clean", 0.8), column("quick", 0.5), column("pgd-20", 0.5))
+    assert sound["quick-is-a-bound"].startswith(f"quick: an upper bound, on {MEASURED.models} models")
+    misled = found(column("clean", 0.8), column("quick", 0.5), column("pgd-20", 0.5), column("autoattack", 0.3))
+    assert misled.keys() == {"autoattack-far-below-pgd", "quick-misled"}
+    assert "raises autoattack-far-below-pgd" in misled["quick-misled"]
+    assert not {"quick-is-a-bound", "quick-misled"} & raised({"clean": 0.8, "pgd-20": 0.5, "autoattack": 0.3})
+
+
+def test_every_masking_flag_is_one_that_can_be_raised() -> None:
+    assert {rule.flag for rule in (*ATTACKS, *MODEL)} > MASKING
 
 
 def test_a_variant_of_the_suite_says_so() -> None:

@@ -1,0 +1,186 @@
+"""Train small models of many methods, and attack each with the official suite, the cheap tier, and in bfloat16.
+
+    TAET_DATA=... nice python benchmarks/verdicts.py --runs runs/verdicts
+
+A model that is trained, and a column that is measured, is not done again. The result is results/verdicts.json, from
+which `python results/render.py --write` makes the tables of docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from common import command
+
+import taet
+from taet import config, protocols
+from taet.data import load
+from taet.evaluation import ResultCard
+from taet.evaluation.column import Column
+from taet.evaluation.diagnostics import masking
+from taet.files import write_json
+from taet.training.folder import RunFolder
+
+
+class Subject(NamedTuple):
+    """A model of the comparison: its method, its settings, and the balls it is attacked in."""
+
+    method: str
+    changes: Mapping[str, Any]
+    norms: tuple[str, ...] = ("linf",)
+
+
+DIGITS = {  # as in results/digits-lt-methods, but half of the epochs, and all test images
+    "model.name": "resnet8",
+    "data.test": "balanced",
+    "threat.eps": 0.16,
+    "threat.step_size": 0.04,
+    "evaluation.step_size": 0.02,
+    "evaluation.batch_size": 200,
+    "training.precision": "float32",
+    "training.epochs": 30,
+    "training.batch_size": 64,
+    "training.monitor_every": 0,
+}
+CIFAR = {  # as in results/cifar10-lt-methods, but half of the training images, and more test images
+    "model.name": "resnet8",
+    "data.name": "cifar10-lt",
+    "data.max_count": 500,
+    "data.test": "balanced",
+    "evaluation.batch_size": 150,
+    "training.epochs": 8,
+    "training.monitor_every": 0,
+}
+PER_CLASS = 30  # test images of each class that are attacked
+BOTH = ("linf", "l2")
+RESULT = Path(__file__).parents[1] / "results" / "verdicts.json"
+SINGLE_STEP = {"threat.steps": 1, "threat.step_size": 0.2, "threat.start": "uniform"}
+SUBJECTS = {
+    "digits-at": Subject("at", DIGITS, BOTH),
+    "digits-at-bsl": Subject("at-bsl", DIGITS, BOTH),
+    "digits-taet": Subject("taet", DIGITS),
+    "digits-reat": Subject("reat", DIGITS),
+    "digits-trades": Subject("trades", DIGITS, BOTH),
+    "digits-mart": Subject("mart", DIGITS),
+    "digits-robal": Subject("robal", DIGITS, BOTH),
+    "digits-he": Subject("he", DIGITS),
+    "digits-standard": Subject("standard", DIGITS),
+    "digits-awp": Subject("at-bsl", {**DIGITS, "training.awp": 0.01}),
+    "digits-one-step": Subject("at", {**DIGITS, **SINGLE_STEP}),
+    "cifar-at": Subject("at", CIFAR, BOTH),
+    "cifar-at-bsl": Subject("at-bsl", CIFAR),
+    "cifar-robal": Subject("robal", CIFAR),
+}
+OFFICIAL = {"linf": "autoattack", "l2": "autoattack-l2:eps=0.5"}
+CHEAP = {"linf": "quick", "l2": "quick-l2:eps=0.5"}
+SEARCH = {"linf": ("pgd-20", "pgd-20:precision=bf16", "quick:precision=bf16"), "l2": ()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/verdicts"), help="folder of the models and cards")
+    parser.add_argument("--models", nargs="*", choices=SUBJECTS, default=list(SUBJECTS), help="all")
+    parser.add_argument("--norms", nargs="*", choices=BOTH, default=list(BOTH), help="both")
+    parser.add_argument("--out", type=Path, default=RESULT, help="file of the result (results/verdicts.json)")
+    parser.add_argument("--official", action="store_true", help="the official suite alone")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in given.models:
+        train(given.runs / name, SUBJECTS[name])
+    for norm in given.norms:
+        for name in given.models:
+            if norm in SUBJECTS[name].norms:
+                attacks = [OFFICIAL[norm]] if given.official else [OFFICIAL[norm], CHEAP[norm], *SEARCH[norm]]
+                card = attacked(given.runs, name, ["clean", *attacks])
+                print(name, {column.name: int(column.correct.sum()) for column in card.columns}, flush=True)
+    if not given.official:
+        write(given.out, given.runs)
+    return 0
+
+
+def train(out: Path, subject: Subject) -> None:
+    """Train a model unless its folder is there."""
+    if not RunFolder(out).is_done:
+        run = config.override(protocols.taet(subject.method), subject.changes)
+        taet.train(run, out=out)
+        print("trained", out.name, flush=True)
+
+
+def attacked(runs: Path, name: str, attacks: list[str]) -> ResultCard:
+    """Return the card of a model on PER_CLASS test images of each class; columns that it has are not measured again."""
+    data = replace(RunFolder(runs / name).record.run.data, test_max_count=PER_CLASS)
+    dataset = load(data)
+    return taet.evaluate(
+        runs / name,
+        dataset.test.images,
+        dataset.test.labels,
+        class_names=dataset.class_names,
+        attacks=attacks,
+        out=runs / "cards" / name,
+        device="cpu",
+    )
+
+
+def write(out: Path, runs: Path) -> None:
+    """Write what the cards say, one row per model and ball, and one per model and attack searched in bfloat16."""
+    cards = {name: ResultCard.load(runs / "cards" / name) for name in SUBJECTS}
+    tiers = [
+        tier(name, cards[name], norm)
+        for norm in BOTH
+        for name, subject in SUBJECTS.items()
+        if norm in subject.norms and CHEAP[norm] in {column.name for column in cards[name].columns}
+    ]
+    searched = [
+        search(name, card, column)
+        for name, card in cards.items()
+        for column in card.columns
+        if column.attack.precision != "float32"
+    ]
+    machine = next(iter(cards.values())).environment
+    write_json(out, {"command": command(), "environment": machine, "quick": tiers, "search": searched})
+
+
+def tier(name: str, card: ResultCard, norm: str) -> dict[str, Any]:
+    """Return how far the cheap tier is from the official suite, in points, image by image and in passes."""
+    official, cheap = card.column(OFFICIAL[norm]), card.column(CHEAP[norm])
+    whole, bound = card.summary_of(official), card.summary_of(cheap)
+    passes = [column.forwards + column.backwards for column in (official, cheap)]
+    return {
+        "model": name,
+        "attack": cheap.name,
+        "eps": cheap.eps,
+        "images": len(card.labels),
+        "clean": round(100 * card.summary("clean").balanced, 2),
+        "autoattack": round(100 * whole.balanced, 2),
+        "quick": round(100 * bound.balanced, 2),
+        "only_autoattack_breaks": int((cheap.correct & ~official.correct).sum()),
+        "only_quick_breaks": int((official.correct & ~cheap.correct).sum()),
+        "worst_class_gap": round(100 * (bound.worst_class[1] - whole.worst_class[1]), 2),
+        "passes": passes,
+        "fewer_passes": round(passes[0] / passes[1], 1),
+        "seconds": [round(column.seconds, 1) for column in (official, cheap)],
+        "masking": masking(card),
+    }
+
+
+def search(name: str, card: ResultCard, column: Column) -> dict[str, Any]:
+    """Return how the search in another precision differs from that of the same attack in float32."""
+    exact = card.column(column.name.partition(":")[0])
+    return {
+        "model": name,
+        "attack": column.name,
+        "images": len(card.labels),
+        "correct": [int(exact.correct.sum()), int(column.correct.sum())],
+        "differing": int((exact.correct != column.correct).sum()),
+        "seconds": [round(exact.seconds, 1), round(column.seconds, 1)],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
