@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from sklearn.datasets import load_digits
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taet.attacks import pgd
+from taet.attacks.differentiable import Replaced
+from taet.attacks.objectives import Objective, margin
+from taet.evaluation.audit import MeanDraw, Merged
+from taet.losses import cross_entropy
 
 EPS, TRAIN_EPS = 0.1, 0.05
 TRAIN, TEST = 1297, 300
@@ -238,3 +243,158 @@ def thresholded() -> nn.Module:
 def stochastic() -> nn.Module:
     """The network with a quarter of its hidden units, drawn at every call."""
     return with_weights(Stochastic(), base())
+
+
+# The table: which attack each defence fools, and which breaks it
+
+
+def tried(
+    model: nn.Module,
+    objective: Objective = cross_entropy,
+    view: nn.Module | None = None,
+    judge: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """Share of the images that PGD-20 (step eps / 8) on `view`, by default the model, leaves correct."""
+    x, y = tested()
+    noise = torch.empty_like(x).uniform_(-EPS, EPS, generator=torch.Generator().manual_seed(1))
+    attacked = model if view is None else view
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x_adv = pgd(attacked, x, y, eps=EPS, steps=20, step_size=EPS / 8, start_noise=noise, objective=objective)
+        return correct(judge or model, x_adv, y)
+
+
+def correct(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
+    """Share of images that a model classifies correctly."""
+    with torch.no_grad():
+        return float((model(x).argmax(1) == y).float().mean())
+
+
+def in_batches_of_one_class(model: nn.Module, size: int = 25) -> float:
+    """Accuracy on clean images in batches that are sorted by class."""
+    x, y = tested()
+    order = y.argsort()
+    pairs = zip(x[order].split(size), y[order].split(size), strict=True)
+    return sum(correct(model, *pair) * len(pair[1]) for pair in pairs) / len(y)
+
+
+def noise_alone(model: nn.Module) -> float:
+    """What is left of PGD where there is no gradient: its random start."""
+    x, y = tested()
+    noise = torch.empty_like(x).uniform_(-EPS, EPS, generator=torch.Generator().manual_seed(1))
+    return correct(model, (x + noise).clamp(0, 1), y)
+
+
+def by_many_draws(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The mean probabilities of 64 draws."""
+    return lambda x: torch.stack([model(x).softmax(1) for _ in range(64)]).mean(0)
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A broken defence."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    fools: str
+    fooled: Callable[[nn.Module], float]
+    """Share of the images that the fooled attack leaves correct."""
+    breaks: str
+    broken: Callable[[nn.Module], float]
+    flag: str
+    gap: float
+    """Least difference of the two shares: about half of what was measured."""
+
+
+EXHIBITS = (
+    Exhibit(
+        "activations on a grid around their means",
+        stepped,
+        "PGD",
+        tried,
+        "PGD, straight-through",
+        lambda model: tried(model, view=Replaced(model)),
+        "straight-through-beats-gradients",
+        0.15,
+    ),
+    Exhibit(
+        "seven grey levels",
+        quantised,
+        "PGD",
+        tried,
+        "PGD, straight-through",
+        lambda model: tried(model, view=Replaced(model)),
+        "straight-through-beats-gradients",
+        0.2,
+    ),
+    Exhibit(
+        "black and white images",
+        thresholded,
+        "PGD (no gradient: its random start)",
+        noise_alone,
+        "PGD, straight-through",
+        lambda model: tried(model, view=Replaced(model)),
+        "no-gradient",
+        0.06,
+    ),
+    Exhibit(
+        "k-winners: 6 of 96 units",
+        k_winners,
+        "PGD",
+        tried,
+        "PGD on the margin of a smooth gate",
+        lambda model: tried(model, margin, Replaced(model, "smooth")),
+        "soft-beats-hard",
+        0.06,
+    ),
+    Exhibit(
+        "a dummy class for every class",
+        dummies,
+        "PGD on all logits",
+        lambda model: tried(model, judge=Merged(model, CLASSES)),
+        "PGD on the margin of merged logits",
+        lambda model: tried(Merged(model, CLASSES), margin),
+        "dummy-classes",
+        0.12,
+    ),
+    Exhibit(
+        "a quarter of the units, drawn at every call",
+        stochastic,
+        "PGD on the margin of one draw a step",
+        lambda model: tried(model, margin, judge=by_many_draws(model)),
+        "PGD on the margin of the mean of 32 draws",
+        lambda model: tried(model, margin, MeanDraw(model, 32), by_many_draws(model)),
+        "eot-beats-one-draw",
+        0.03,
+    ),
+    Exhibit(
+        "logits times 1000",
+        large_logits,
+        "PGD",
+        tried,
+        "PGD on the margin",
+        lambda model: tried(model, margin),
+        "logit-scale",
+        0.15,
+    ),
+    Exhibit(
+        "logits over 100",
+        flat_softmax,
+        "PGD",
+        tried,
+        "PGD on the margin",
+        lambda model: tried(model, margin),
+        "logit-scale",
+        0.07,
+    ),
+    Exhibit(
+        "batch statistics at test time",
+        batch_statistics,
+        "PGD on the whole batch",
+        tried,
+        "no attack: batches of one class",
+        in_batches_of_one_class,
+        "batch-dependent",
+        0.2,
+    ),
+)

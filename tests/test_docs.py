@@ -20,7 +20,7 @@ from taet.attacks import catalogue
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
 from taet.attacks.spec import option_fields
-from taet.cli import COMMANDS, check, compare, cost, evaluate, export, predict, reproduce, transfer
+from taet.cli import COMMANDS, audit, check, compare, cost, evaluate, export, predict, reproduce, transfer
 from taet.cli.train import configure
 from taet.config import Threat
 from taet.evaluation import diagnostics
@@ -32,6 +32,7 @@ from taet.protocols import PROTOCOLS
 from taet.training import collapse
 
 READ = {
+    "audit": audit.read,
     "check": check.read,
     "compare": compare.read,
     "cost": cost.read,
@@ -120,6 +121,11 @@ def test_every_flag_of_the_diagnostics_is_documented() -> None:
         diagnostics.NOT_PROBED["flag"],
         *collapse.FLAGS,
     }
+
+
+def test_every_flag_of_the_audit_alone_is_documented() -> None:
+    text = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([\w-]+)` \| [a-z]", text, re.M)) == {rule.flag for rule in diagnostics.AUDIT}
 
 
 def test_links_lead_somewhere() -> None:

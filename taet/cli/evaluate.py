@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +15,7 @@ from taet.cli import decide, flags
 from taet.cli.decide import DecideOptions
 from taet.cli.processes import allowed, number_of, run_together, that_pay, together
 from taet.cli.progress import progress, saved
-from taet.cli.subject import OfModel, OfRun, data_for_run, open_model, options_of
+from taet.cli.subject import OfModel, OfRun, data_for_run, folder_for, open_model, options_of
 from taet.config import Evaluation
 from taet.distributed import started_together
 from taet.errors import UserError
@@ -181,9 +180,7 @@ def _of_model(parsed: ModelEvaluation, command: str) -> tuple[Path, str]:
     else:
         (subject, notes), dataset = open_model(parsed.model, parsed)
         about = {"train_class_counts": dataset.class_counts.tolist(), "name": parsed.model, "notes": notes}
-    parts = [parsed.model, *([parsed.weights.stem] if parsed.weights else [])]
-    parts += [parsed.normalize] if parsed.normalize != "none" else []
-    out = parsed.out or Path("runs", "evaluate-" + re.sub(r"[^\w.-]+", "-", "-".join(parts)))
+    out = parsed.out or folder_for("evaluate", parsed.model, parsed)
     about_data = {"name": dataset.name, "imbalance_ratio": dataset.imbalance_ratio, "notes": list(dataset.notes)}
     with progress(f"evaluate {parsed.model}") as report:
         card = evaluate(

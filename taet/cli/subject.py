@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -80,6 +81,13 @@ def open_model(name: str, origin: OfModel) -> tuple[foreign.Loaded, Dataset]:
         normalize=origin.normalize,
     )
     return loaded, dataset
+
+
+def folder_for(command: str, name: str, origin: OfModel) -> Path:
+    """Return the folder that a command writes about the model called `name`, by default."""
+    parts = [name, *([origin.weights.stem] if origin.weights else [])]
+    parts += [origin.normalize] if origin.normalize != "none" else []
+    return Path("runs", f"{command}-" + re.sub(r"[^\w.-]+", "-", "-".join(parts)))
 
 
 def is_folder(name: str) -> bool:

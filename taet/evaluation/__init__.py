@@ -1,5 +1,6 @@
 """Attacking a model, and the result card that keeps what came out."""
 
+from taet.evaluation.audit import Audit, audit
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.check import Check, check
@@ -11,12 +12,14 @@ from taet.evaluation.summary import Summary
 from taet.evaluation.until import decide
 
 __all__ = [
+    "Audit",
     "Check",
     "Column",
     "DecisionCard",
     "ResultCard",
     "StopRule",
     "Summary",
+    "audit",
     "check",
     "decide",
     "evaluate",

@@ -33,7 +33,7 @@ from taet.evaluation.contrasts import (
     strongest,
 )
 from taet.evaluation.curves import WHOLE, curves
-from taet.evaluation.facts import CheckFacts, ModelFacts
+from taet.evaluation.facts import AuditFacts, CheckFacts, ModelFacts
 from taet.evaluation.schema import Flag
 from taet.formatting import listed, percent, percent_interval
 
@@ -153,6 +153,13 @@ NOT_PROBED = Flag(
 )
 
 
+def audit_flags(card: ResultCard, facts: AuditFacts) -> dict[str, str]:
+    """Return the text of every flag that the card and the facts of an audit raise, by name."""
+    return {flag["flag"]: flag["text"] for flag in flags(card)} | {
+        flag: f"{text}." for flag, text in _said(AUDIT, facts).items()
+    }
+
+
 def findings(facts: CheckFacts) -> tuple[Finding, ...]:
     """Return one finding for each subject of `taet check`: the first rule that applies, else that nothing is wrong."""
     rules: list[Diagnostic[CheckFacts]] = [*MODEL, *CHECK]
@@ -247,17 +254,18 @@ def _black_box(card: ResultCard) -> str | None:
                 f"gradient parts of {column.name}: the gradients of this model mislead attacks"
             )
     guided = [column for column in asked(card) if column.norm is not None and not column.attack.gradient_free]
-    for column in asked(card):
-        balls = [one.correct for one in guided if same_ball(one, column)]
-        if not column.attack.gradient_free or not balls:
-            continue
-        missed = int((np.logical_and.reduce(balls) & ~column.correct).sum())
-        if exceeds(missed, 0, SQUARE_GAP * len(card.labels)):
-            return (
-                f"{column.name}, which uses no gradient, breaks another {100 * missed / len(card.labels):.1f} points "
-                "that no attack with gradients broke: the gradients of this model mislead attacks"
-            )
-    return None
+    missed = {
+        column.name: int((np.logical_and.reduce(balls) & ~column.correct).sum())
+        for column in asked(card)
+        if column.attack.gradient_free and (balls := [one.correct for one in guided if same_ball(one, column)])
+    }
+    name = max(missed, key=lambda one: missed[one], default="")
+    if not name or not exceeds(missed[name], 0, SQUARE_GAP * len(card.labels)):
+        return None
+    return (
+        f"{name}, which uses no gradient, breaks another {100 * missed[name] / len(card.labels):.1f} points that no "
+        "attack with gradients broke: the gradients of this model mislead attacks"
+    )
 
 
 def _not_zero(card: ResultCard) -> str | None:
@@ -363,9 +371,8 @@ def _replaced(correct: str, only: str, how: str) -> Callable[[ModelFacts], str |
     """Return what is said where PGD on the model with other gradients beats PGD-20; both name fields of the facts."""
 
     def says(facts: ModelFacts) -> str | None:
-        left, gained = getattr(facts, correct), getattr(facts, only)
-        lost = facts.pgd_correct - left + gained
-        if not facts.replaced or (lost - gained) / facts.images <= REPLACED_GAP or not exceeds(lost, gained):
+        left = getattr(facts, correct)
+        if not facts.replaced or not _beaten(facts.pgd_correct, left, getattr(facts, only), facts.images):
             return None
         return (
             f"{how} PGD-20 leaves {percent(left / facts.images)} % of {facts.images} images correct, otherwise "
@@ -541,6 +548,50 @@ TEST_SET: tuple[Diagnostic[ResultCard], ...] = (
 
 def _found(subject: str, condition: Callable[[CheckFacts], bool], text: str, remedy: str) -> Diagnostic[CheckFacts]:
     return Diagnostic("", _when(condition, text), remedy, subject)
+
+
+def _beaten(weak: int, strong: int, only_strong: int, images: int) -> bool:
+    """Whether an attack that leaves `strong` images correct beats one that leaves `weak`, by 4 points and chance."""
+    lost = weak - strong + only_strong
+    return (lost - only_strong) / images > REPLACED_GAP and exceeds(lost, only_strong)
+
+
+def _dummies(facts: AuditFacts) -> str | None:
+    if facts.logits <= facts.classes:
+        return None
+    raw, merged = (percent(count / facts.images) for count in (facts.raw_correct, facts.merged_correct))
+    fooled = _beaten(facts.raw_correct, facts.merged_correct, facts.only_merged_correct, facts.images)
+    why = "so attacks on all logits push images into another logit of their own class" if fooled else "which are merged"
+    return (
+        f"The model returns {facts.logits} logits for {facts.classes} classes, {why}: PGD-20 on all logits leaves "
+        f"{raw} % of {facts.images} images correct, on the margin of the largest of each class {merged} %"
+    )
+
+
+def _one_draw(facts: AuditFacts) -> str | None:
+    if not facts.draws or not _beaten(facts.one_correct, facts.mean_correct, facts.only_mean_correct, facts.images):
+        return None
+    one, mean = (percent(count / facts.images) for count in (facts.one_correct, facts.mean_correct))
+    return (
+        f"PGD-20 with the mean gradient of {facts.draws} draws leaves {mean} % of {facts.images} images correct, with "
+        f"one draw a step {one} %"
+    )
+
+
+AUDIT: tuple[Diagnostic[AuditFacts], ...] = (
+    Diagnostic(
+        "no-gradient",
+        lambda facts: (
+            None
+            if facts.reaches
+            else "No gradient reaches the image, so no attack can follow one; here all attacks take the identity as "
+            "the derivative of the operations that stop it"
+        ),
+        "report the attack with differentiable replacements (BPDA)",
+    ),
+    Diagnostic("dummy-classes", _dummies, "attack the logits that decide"),
+    Diagnostic("eot-beats-one-draw", _one_draw, "attack the mean of many draws (EOT)"),
+)
 
 
 CHECK: tuple[Diagnostic[CheckFacts], ...] = (

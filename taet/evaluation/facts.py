@@ -92,6 +92,34 @@ def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditFacts:
+    """What `taet audit` measures beside the card and the facts of its probe, on a sample of images."""
+
+    images: ImageCount
+    reaches: bool = True
+    """Whether the gradient of the logits reaches the image without replacements."""
+    classes: Whole = 0
+    logits: Whole = 0
+    """Logits of an image; where there are several per class, the largest counts, and the next three were measured."""
+    raw_correct: Whole = 0
+    """Images that PGD-20 on the cross-entropy of all logits leaves correct."""
+    merged_correct: Whole = 0
+    """The same for the margin of the largest logits of each class."""
+    only_merged_correct: Whole = 0
+    """Images that this leaves correct and the other does not."""
+    draws: Whole = 0
+    """Draws of a model that draws numbers, whose mean attacks follow; 0: it draws none."""
+    judged: Whole = 0
+    """Draws whose mean probabilities decide whether an image is correct."""
+    one_correct: Whole = 0
+    """Images that PGD-20 on the margin, with a draw for each step, leaves correct."""
+    mean_correct: Whole = 0
+    """The same with the mean gradient of all draws (EOT)."""
+    only_mean_correct: Whole = 0
+    """Images that this leaves correct and the other does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckFacts(ModelFacts):
     """What `taet check` measures in addition; numbers are in the units in which they are printed."""
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from taet.errors import UserError
 from taet.evaluation import card_store
 from taet.evaluation.examples import read_examples
-from taet.files import is_leftover
+from taet.files import check_seal, is_leftover, read_json
 from taet.training.folder import DELIVERED, DONE, METRICS, RUN, MetricsMark, RunFolder
 
 
@@ -43,7 +43,8 @@ def _tried(name: str, read: Callable[[], str]) -> FileFinding:
 def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
     """Yield the name of each file with a function that reads it and says what is taken on trust."""
     yield ".", lambda: _plain(folder)
-    if folder.is_run or not folder.card().exists():  # a folder with neither is one without its run
+    if folder.is_run or not (folder.card().exists() or folder.audit().exists()):
+        # a folder with neither is one without its run
         yield RUN, lambda: _record(folder)
         yield METRICS, lambda: _rows(folder)
         if folder.checkpoint.exists():
@@ -52,6 +53,8 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
             yield DONE, lambda: "" if folder.sums else OLD
         for name in _all_weights(folder) if folder.is_done else ():
             yield folder.weights(name).name, lambda name=name: _weights(folder, name)  # type: ignore[misc]
+    for path in sorted(folder.path.glob("audit*.json")):
+        yield path.name, lambda path=path: _audit(path)  # type: ignore[misc]
     for path, name in folder.cards():
         yield path.name, lambda path=path, name=name: _card(folder, path, name)  # type: ignore[misc]
 
@@ -89,6 +92,12 @@ def _checkpoint(folder: RunFolder) -> str:
 def _weights(folder: RunFolder, name: str) -> str:
     folder.check_weights(name)
     return "" if folder.weights(name).name in folder.sums else OLD
+
+
+def _audit(path: Path) -> str:
+    if not check_seal(path, read_json(path, links=False)):
+        raise UserError(f"{path} was not written by taet audit, or was changed: it has no SHA-256")
+    return ""
 
 
 def _card(folder: RunFolder, path: Path, name: str) -> str:

@@ -35,7 +35,7 @@ def page(
     comparisons = [section(data, group, f"data-{i}") for i, (data, group) in enumerate(by_data.items(), 1)]
     named = [*(comparison.data.name for comparison in comparisons), *(one.data["name"] for one in decisions)]
     sets = ", ".join(dict.fromkeys(named))
-    return _template().render(
+    return template("report.html.j2").render(
         title=title or f"Adversarial robustness on {sets}",
         comparisons=comparisons,
         numbers=sentences.numbers(all_series),
@@ -49,8 +49,8 @@ def page(
 
 
 @functools.cache
-def _template() -> jinja2.Template:
-    """Return the template of the page, compiled once."""
+def template(name: str) -> jinja2.Template:
+    """Return a template of this folder, compiled once."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -65,7 +65,7 @@ def _template() -> jinja2.Template:
         "size": formatting.size,
         "is_finite": math.isfinite,
     }
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def section(data: ReportedData, all_series: Sequence[Series], anchor: str) -> SimpleNamespace:

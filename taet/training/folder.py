@@ -35,6 +35,7 @@ from taet.files import (
     read_json,
     remove_leftovers,
     seal,
+    write_atomically,
     write_json,
 )
 from taet.shapes import Sha256, check_shape
@@ -312,6 +313,15 @@ class RunFolder:
         for path in sorted(self.path.glob("evaluation*.json")):
             if found := re.fullmatch(r"evaluation(-last|-best)?(-\d+)?", path.stem):
                 yield path, f"{DELIVERED}{found[1] or ''}"
+
+    def audit(self, weights: str = DELIVERED, kind: str = "json") -> Path:
+        """The audit of a file of weights, as JSON or as HTML."""
+        return self.path / f"audit{weights.removeprefix(DELIVERED)}.{kind}"
+
+    def save_audit(self, values: Mapping[str, Any], page: str, weights: str = DELIVERED) -> None:
+        """Write an audit and its page."""
+        write_json(self.audit(weights), seal(values))
+        write_atomically(self.audit(weights, "html"), page.encode())
 
     @property
     def examples(self) -> Path:

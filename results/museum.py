@@ -1,0 +1,78 @@
+"""Write the table of the museum in docs/audit.md: what every broken defence fools, what breaks it and which flag rises.
+
+python results/museum.py            prints the table
+python results/museum.py --write    writes it
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from taet.attacks import autoattack  # noqa: E402
+from taet.evaluation import audit  # noqa: E402
+from taet.evaluation.audit import Merged  # noqa: E402
+from tests import museum  # noqa: E402
+
+PAGE = ROOT / "docs" / "audit.md"
+BEGIN, END = "<!-- museum: python results/museum.py --write -->\n", "<!-- end of museum -->"
+IMAGES = 150  # of AutoAttack
+SOUND = {"the network itself": museum.base, "the same, trained on clean images": museum.standard}
+
+
+def flags(model: nn.Module) -> str:
+    """The flags of an audit."""
+    x, y = museum.tested()
+    names = [str(label) for label in range(museum.CLASSES)]
+    found = audit(model, x, y, settings={"eps": museum.EPS}, class_names=names, count=len(y))
+    return ", ".join(f"`{flag}`" for item in found.items for flag in item.flags) or "none"
+
+
+def standing(model: nn.Module) -> str:
+    """What AutoAttack leaves of the first images; it needs a gradient, and one logit for each class."""
+    x, y = (tensor[:IMAGES] for tensor in museum.tested())
+    try:
+        x_adv = autoattack(model, x, y, eps=museum.EPS)
+    except Exception as error:
+        return f"fails ({type(error).__name__})"
+    judge = Merged(model, museum.CLASSES) if model(x[:1]).shape[1] > museum.CLASSES else model
+    return f"{100 * museum.correct(judge, x_adv, y):.1f}"
+
+
+def rows() -> Iterator[str]:
+    """The lines of the table."""
+    yield "| defence | fools | leaves, % | broken by | leaves, % | AutoAttack leaves, % | flags of the audit |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, build in SOUND.items():
+        model = build()
+        plain, margin = 100 * museum.tried(model), 100 * museum.tried(model, museum.margin)
+        yield f"| {name} | | {plain:.1f} (PGD) | | {margin:.1f} (margin) | {standing(model)} | {flags(model)} |"
+    for one in museum.EXHIBITS:
+        model = one.build()
+        fooled, broken = 100 * one.fooled(model), 100 * one.broken(model)
+        yield (
+            f"| {one.name} | {one.fools} | {fooled:.1f} | {one.breaks} | {broken:.1f} | {standing(model)} | "
+            f"{flags(model)} |"
+        )
+
+
+def main() -> None:
+    """Print or write the table."""
+    torch.manual_seed(0)
+    table = "\n".join(rows()) + "\n"
+    if "--write" not in sys.argv:
+        print(table)
+        return
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""`taet audit MODEL`: whether attacks on a model can be believed, as a reviewer's checklist with numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from annotated_types import Gt
+
+from taet.bounds import Count, Radius, Whole
+from taet.cli import flags
+from taet.cli.processes import together
+from taet.cli.progress import progress
+from taet.cli.subject import OfModel, OfRun, data_for_run, folder_for, is_folder, open_model, options_of
+from taet.config import Evaluation
+from taet.errors import UserError
+from taet.evaluation.audit import IMAGES, Audit, audit
+from taet.evaluation.bundles import check_attacks
+from taet.models import trusted
+from taet.report.audited import audit_page
+from taet.training.environment import resolve_device
+from taet.training.finished import load_model
+from taet.training.folder import DELIVERED, RunFolder
+
+EXAMPLES = (
+    "taet audit runs/x",
+    "taet audit runs/x --surrogate runs/y --attacks autoattack --images 1000",
+    "taet audit torchvision:resnet18 --weights net.pt --data cifar10-lt --normalize cifar10 --out audits/resnet18",
+    "taet audit mynets.wide:build --data npz:test.npz --eps 4/255 --json",
+)
+DESCRIPTION = """Ask of a model what a reviewer asks (Carlini et al. 2019): do attacks reach it, have they converged, do
+larger budgets reach zero, do attacks without gradients break less, does it draw numbers or round? Every answer is pass,
+FAIL or n/a with the numbers behind. Writes OUT/audit.json, with a result card of the sample, and OUT/audit.html. An
+audit that was interrupted continues. Exit status 1 if a question fails.
+
+MODEL is a run folder (with its own data, unless --data is given), or a model as for taet evaluate --model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """What is tried."""
+
+    attacks: tuple[str, ...] = ()
+    """Attacks beside those of the audit, e.g. autoattack."""
+    images: Count = IMAGES
+    """Test images in the sample, as even over the classes as possible."""
+    eps: Annotated[Radius, Gt(0)] | None = None
+    """Radius of the L-infinity ball, e.g. 8/255. Default: that of the run, or of protocol taet."""
+    step_size: Annotated[Radius, Gt(0)] | None = None
+    """Step of PGD. Default: in proportion to eps."""
+    batch_size: Count | None = None
+    """Images per batch."""
+    seed: Whole | None = None
+    """Seed of the sample and of random starts."""
+    surrogate: Path | None = None
+    """Folder of a run, whose model's examples are tried on this one."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    out: flags.RunPath | None = None
+    """Folder of audit.json and audit.html. Default: the run, or runs/audit-NAME."""
+    json: bool = False
+    """Print audit.json instead of the checklist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunAudit(AuditOptions, OfRun):
+    """A run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelAudit(AuditOptions, OfModel):
+    """A model of any origin, or a run, and its test images."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """package.module:callable, torchvision:NAME, timm:NAME, a name of taet list models, or a run folder."""
+
+
+def run(arguments: list[str]) -> int:
+    """Audit a run or a model, write and print the checklist."""
+    parsed = read(arguments)
+    weights: str
+    if isinstance(parsed, RunAudit):
+        name, weights, out = str(parsed.run), parsed.weights, parsed.out or parsed.run
+    else:
+        name, weights, out = parsed.model, DELIVERED, parsed.out or folder_for("audit", parsed.model, parsed)
+    folder = RunFolder(out)
+    if folder.is_run and not (isinstance(parsed, RunAudit) and out.resolve() == parsed.run.resolve()):
+        raise UserError(f"audit: {out} is a run, whose audit is about its own model and data; allowed: another folder")
+    with together(parsed.device), trusted(parsed.trust_model), folder.own():
+        state = folder.state("audit")
+        with progress(f"audit {name}") as report:
+            settings: dict[str, Any] = {"state_dir": state, "progress": report, "device": parsed.device}
+            found = _audited(parsed, settings | {"command": flags.call_text(["audit", *arguments])})
+        folder.save_audit(found.to_json(), audit_page(found), weights)
+        shutil.rmtree(state, ignore_errors=True)
+    path = folder.audit(weights)
+    print(path.read_text(encoding="utf-8") if parsed.json else f"{found}\n\n{folder.audit(weights, 'html')}")
+    return 0 if found.ok else 1
+
+
+def _audited(parsed: RunAudit | ModelAudit, settings: dict[str, Any]) -> Audit:
+    names = ("eps", "step_size", "batch_size", "seed")
+    changes = {name: value for name in names if (value := getattr(parsed, name)) is not None}
+    if parsed.surrogate is not None:
+        settings["surrogate"] = (parsed.surrogate.resolve().name, load_model(parsed.surrogate)[1])
+    settings |= {"attacks": parsed.attacks, "count": parsed.images, "settings": changes}
+    if isinstance(parsed, RunAudit):
+        return audit(parsed.run, weights=parsed.weights, **settings)
+    if is_folder(parsed.model):
+        dataset = data_for_run(parsed.model, parsed)
+        test = dataset.test
+        return audit(parsed.model, test.images, test.labels, class_names=dataset.class_names, **settings)
+    (model, notes), dataset = open_model(parsed.model, parsed)
+    settings |= {"device": str(resolve_device(parsed.device)), "name": parsed.model, "notes": notes}
+    return audit(model, dataset.test.images, dataset.test.labels, class_names=dataset.class_names, **settings)
+
+
+def read(arguments: list[str]) -> RunAudit | ModelAudit:
+    """Parse a call; mistakes are refused before model and data are loaded."""
+    if not {"-h", "--help"} & set(arguments) and (not arguments or arguments[0].startswith("-")):
+        raise UserError("which model? taet audit MODEL [options]: a run folder, or what taet evaluate --model takes")
+    own_data = not options_of(arguments) & {"--data", "--data.name"}
+    kind: type[RunAudit | ModelAudit] = RunAudit if is_folder(arguments[0]) and own_data else ModelAudit
+    parsed = flags.parse(kind, arguments, "taet audit", DESCRIPTION, EXAMPLES)
+    if parsed.attacks:
+        check_attacks(dataclasses.replace(Evaluation(), attacks=parsed.attacks))
+    resolve_device(parsed.device)
+    return parsed

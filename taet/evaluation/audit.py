@@ -1,0 +1,344 @@
+"""`taet audit`: whether the attacks on a model can be believed, asked as a reviewer asks, with the numbers behind."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from taet.attacks import pgd
+from taet.attacks.ball import frozen
+from taet.attacks.differentiable import Replaced
+from taet.attacks.draws import Draws
+from taet.attacks.objectives import Objective, margin
+from taet.attacks.progress import Meter, Progress
+from taet.attacks.spec import Model
+from taet.attacks.units import Arrays, run_units
+from taet.bounds import Count, check_value
+from taet.data.dataset import images_sha256
+from taet.errors import UserError
+from taet.evaluation import diagnostics
+from taet.evaluation.bundles import parse_attack
+from taet.evaluation.card import ResultCard
+from taet.evaluation.check import check
+from taet.evaluation.checklist import ChecklistItem, Evidence, Status, checklist
+from taet.evaluation.facts import AuditFacts
+from taet.evaluation.images import Images, as_unit
+from taet.evaluation.measurement import EvaluationPlan, measure, plan_evaluation
+from taet.evaluation.packing import Json
+from taet.evaluation.probe import STEP_SHARE, STEPS
+from taet.evaluation.runner import Runner, make_runner
+from taet.evaluation.subject import Subject, from_module, from_run, from_run_on
+from taet.evaluation.transfer import transfer_columns
+from taet.evaluation.trial import sample, user_errors
+from taet.losses.long_tail import cross_entropy
+from taet.training.environment import resolve_device
+
+SCHEMA = 1
+IMAGES = 250
+ATTACKS = ("random-noise", "fgsm", "pgd-20", "pgd-20:restarts=5", "pgd-100", "cw-linf-20", "square")
+DRAWS, JUDGED = 32, 64  # of a model that draws numbers: for a gradient, and for an answer
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The answered checklist with everything that it is read from."""
+
+    model: str
+    items: tuple[ChecklistItem, ...]
+    evidence: Evidence
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no question has the answer no."""
+        return all(item.status != "fail" for item in self.items)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of questions with each answer."""
+        return {status: sum(item.status == status for item in self.items) for status in get_args(Status)}
+
+    @property
+    def sections(self) -> dict[str, list[ChecklistItem]]:
+        """The items of each section, in order."""
+        found: dict[str, list[ChecklistItem]] = {}
+        for item in self.items:
+            found.setdefault(item.section, []).append(item)
+        return found
+
+    @property
+    def summary(self) -> str:
+        """One line: the model and how many questions have each answer."""
+        return f"{self.model}: {', '.join(f'{count} {status}' for status, count in self.counts.items())}"
+
+    def to_json(self) -> Json:
+        """Return everything as plain JSON, with the result card of the sample."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "ok": self.ok,
+            "counts": self.counts,
+            "items": [{**vars(item), "flags": list(item.flags)} for item in self.items],
+            "notes": list(self.notes),
+            "facts": vars(self.evidence.facts),
+            "sites": dict(self.evidence.sites),
+            "test_images": self.evidence.total,
+            "card": self.evidence.card.to_json(),
+        }
+
+    def __repr__(self) -> str:
+        lines = [self.summary, *self.notes]
+        marks = {"pass": "pass", "fail": "FAIL", "not applicable": "n/a "}
+        for section, items in self.sections.items():
+            lines += ["", section]
+            for item in items:
+                text = f"{item.question}{' ' if item.question.endswith('?') else ': '}{item.evidence}"
+                lines += textwrap.wrap(text, 110, initial_indent=f"  {marks[item.status]}  ", subsequent_indent=8 * " ")
+        return "\n".join(lines)
+
+
+def audit(
+    model_or_run_dir: nn.Module | str | os.PathLike[str],
+    images: Images | Tensor | None = None,
+    labels: NDArray[Any] | Tensor | None = None,
+    *,
+    attacks: Sequence[str] = (),
+    count: int = IMAGES,
+    settings: Mapping[str, Any] | None = None,
+    surrogate: tuple[str, nn.Module] | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str | None = None,
+    notes: Sequence[str] = (),
+    weights: str = "model",
+    device: str = "auto",
+    state_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Audit:
+    """Attack a model on a sample of test images in every way that shows whether attacks can be believed.
+
+    Args:
+        model_or_run_dir: a run folder, or a Module from images (N, C, H, W) in [0, 1] to logits (N, classes). Without a
+            gradient it is attacked through differentiable replacements; with several logits per class name the largest
+            of each class count.
+        images, labels: with a Module, or in place of a run's own, as in `taet.evaluate`.
+        attacks: attacks beside `ATTACKS`.
+        count: number of images in the sample, which is as even over the classes as possible.
+        settings: fields of `taet.config.Evaluation` that change: eps, step_size, batch_size, seed. With another eps the
+            step size keeps its proportion to the ball.
+        surrogate: name and Module of a similar model, whose examples are tried as well.
+        class_names: names of the classes.
+        name: with a Module, its name.
+        notes: with a Module, its origin in words.
+        weights, device, state_dir, progress, command: as in `taet.evaluate`.
+
+    Raises:
+        UserError: as `taet.evaluate` and `taet.evaluation.check`.
+    """
+    check_value("images", count, Count)
+    subject = _subject(model_or_run_dir, images, labels, class_names, name, notes, weights)
+    where = subject.place if device == "auto" else resolve_device(device)
+    subject, reaches, width = _attackable(subject, where)
+    sampled, plan = _planned(subject, [*ATTACKS, *attacks], dict(settings or {}), count)
+    meter = Meter(progress)
+    meter.begin(alike=1)
+    size = plan.settings.batch_size
+    found = check(
+        subject.model.to(where), subject.images, subject.labels, class_names=subject.class_names, batch_size=size
+    )
+    card = measure(sampled, plan, device=where, state_dir=state_dir, progress=meter, command=command)
+    runner = make_runner(
+        subject.model.to(where), sampled.images, sampled.labels, batch_size=size, seed=plan.settings.seed
+    )
+    if surrogate is not None:
+        card = _with_surrogate(card, runner, surrogate, plan, state_dir)
+    facts = _facts(card, runner, plan, (reaches, width), state_dir)
+    evidence = Evidence(card, facts, runner.sites, len(subject.labels))
+    called = str(model_or_run_dir) if not isinstance(model_or_run_dir, nn.Module) else subject.about["title"]
+    return Audit(called, checklist(evidence, found.findings), evidence, tuple(notes))
+
+
+def _subject(
+    model: nn.Module | str | os.PathLike[str],
+    images: Images | Tensor | None,
+    labels: NDArray[Any] | Tensor | None,
+    class_names: Sequence[str] | None,
+    name: str | None,
+    notes: Sequence[str],
+    weights: str,
+) -> Subject:
+    if isinstance(model, nn.Module):
+        if images is None or labels is None:
+            raise UserError("audit: got a model without images and labels; allowed: both, or a run folder alone")
+        return from_module(model, images, labels, name or type(model).__name__, class_names, None, None, notes)
+    if images is None or labels is None:
+        return from_run(Path(model), weights, None, None)
+    return from_run_on(Path(model), weights, None, images, labels, class_names, None)
+
+
+class Merged(nn.Module):
+    """A model with k logits for each of C classes, whose logits c, C + c, ... count as their largest, (N, C)."""
+
+    def __init__(self, model: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.model, self.classes = model, classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits.view(len(x), -1, self.classes).amax(1)
+
+
+class MeanDraw(nn.Module):
+    """The mean of log-probabilities, (N, C), over several answers of a model that draws numbers (EOT).
+
+    Answers are not kept for the gradient, but drawn again with the same numbers.
+
+    Source: Athalye, Engstrom, Ilyas, Kwok, ICML 2018, arXiv:1707.07397.
+    """
+
+    def __init__(self, model: nn.Module, draws: int) -> None:
+        super().__init__()
+        self.model, self.draws = model, draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers = (checkpoint(self.model, x, use_reentrant=False) for _ in range(self.draws))
+        total: Tensor = sum(answer.log_softmax(1) for answer in answers)
+        return total / self.draws
+
+
+def _attackable(subject: Subject, device: torch.device) -> tuple[Subject, bool, int]:
+    """Return the subject in a form that attacks can follow, whether it was in one, and its number of logits.
+
+    A model without a gradient is replaced by one with differentiable operations and the same answers, if that has one;
+    several logits for each class are merged.
+    """
+    model = subject.model.to(device)
+    x = as_unit(subject.images[:2]).to(device)
+    logits, reaches = _answer(model, x)
+    if not reaches and _answer(Replaced(model), x)[1]:
+        model = Replaced(model).eval()
+    else:
+        reaches = True  # or it is refused, in the words of every evaluation
+    classes = len(subject.class_names or ())
+    width = logits.shape[1] if logits.ndim == 2 else 0
+    if classes and width > classes and width % classes == 0:
+        model = Merged(model, classes).eval()
+    return replace(subject, model=model), reaches, width
+
+
+def _answer(model: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
+    """Return the logits of images, and whether they have a gradient."""
+    failed = f"model: fails on images of shape {tuple(x.shape)} ({{reason}})"
+    with frozen(model), torch.enable_grad(), user_errors(failed):
+        logits: object = model(x.clone().requires_grad_())
+    if not isinstance(logits, Tensor):
+        raise UserError(f"model output: got a {type(logits).__name__}; allowed: one tensor of logits (N, classes)")
+    return logits, logits.requires_grad
+
+
+def _planned(
+    subject: Subject, attacks: Sequence[str], changes: dict[str, Any], count: int
+) -> tuple[Subject, EvaluationPlan]:
+    """Return a sample of the subject and what is measured on it."""
+    before = subject.settings.eps or subject.train_eps
+    if changes.get("eps") and "step_size" not in changes:
+        changes["step_size"] = subject.settings.step_size * changes["eps"] / before
+    names = list(dict.fromkeys((*attacks, *changes.pop("attacks", ()))))
+    seed = changes.get("seed", subject.settings.seed)
+    rows = sample(subject.labels, count, seed)
+    images, labels = np.ascontiguousarray(subject.images[rows]), subject.labels[rows]
+    sampled = replace(subject, images=images, labels=labels, test_sha256=images_sha256(images, labels))
+    return sampled, plan_evaluation(sampled, names, changes, ("eps",))
+
+
+def _with_surrogate(
+    card: ResultCard,
+    runner: Runner,
+    surrogate: tuple[str, nn.Module],
+    plan: EvaluationPlan,
+    state_dir: str | os.PathLike[str] | None,
+) -> ResultCard:
+    """Return the card with the column of examples made on another model, and its flags."""
+    name, model = surrogate
+    source = make_runner(
+        model.to(runner.device), runner.images, runner.labels, batch_size=runner.batch_size, seed=runner.seed
+    )
+    attack = parse_attack("pgd-20", plan.settings, plan.eps)
+    columns = transfer_columns(source, [runner], attack, name=name, state_dir=state_dir)
+    card = replace(card, columns=(*card.columns, *columns))
+    return replace(card, flags=diagnostics.flags(card))
+
+
+def _facts(
+    card: ResultCard,
+    runner: Runner,
+    plan: EvaluationPlan,
+    found: tuple[bool, int],
+    state_dir: str | os.PathLike[str] | None,
+) -> AuditFacts:
+    """Measure what only some models need: attacks on the mean of many draws, and on every logit of a class."""
+    reaches, width = found
+    count, classes = len(runner.labels), runner.num_classes
+    facts = AuditFacts(images=count, reaches=reaches, classes=classes, logits=max(width, classes))
+    assert card.facts is not None
+    random, several = card.facts.repeat_difference > diagnostics.REPEAT_DIFFERENCE, width > classes
+    if not random and not several:
+        return facts
+    measured: dict[str, Any] = {"draws": DRAWS, "judged": JUDGED} if random else {}
+    units = runner.keep(state_dir, "audit", [plan.eps, runner.seed, random, several])
+    batches = runner.batches()
+
+    def measure_batch(number: int) -> Arrays:
+        found = _contrasts(runner, plan.eps, batches[number], random, several)
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    done = run_units(len(batches), measure_batch, state=units, key=str, valid=_is_counts)
+    for unit in done:
+        for name, value in unit.items():
+            measured[name] = measured.get(name, 0) + int(value.item())
+    return replace(facts, **measured)
+
+
+def _is_counts(_: int, unit: Arrays) -> bool:
+    return all(one.shape == () for one in unit.values())
+
+
+def _contrasts(runner: Runner, eps: float, rows: NDArray[np.int64], random: bool, several: bool) -> dict[str, int]:
+    """Return how many images of a batch each of two attacks, and only the second, leaves correct."""
+    x, y = runner.batch(rows)
+    noise = Draws(runner.seed, "audit", rows).start(x, eps)
+    model = runner.model.model
+    found: dict[str, Tensor] = {}
+
+    def several_draws(x: Tensor) -> Tensor:
+        return torch.stack([model(x).softmax(1) for _ in range(JUDGED)]).mean(0)
+
+    def survives(seen: nn.Module, objective: Objective, judge: Model) -> Tensor:
+        step = STEP_SHARE * eps
+        x_adv = pgd(seen, x, y, eps=eps, steps=STEPS, step_size=step, start_noise=noise, objective=objective)
+        with torch.no_grad():
+            correct: Tensor = judge(x_adv).max(1).indices == y
+            return correct
+
+    with runner.still():
+        torch.manual_seed(runner.seed)
+        if random:
+            found["one_correct"] = survives(model, margin, several_draws)
+            found["mean_correct"] = survives(MeanDraw(model, DRAWS), margin, several_draws)
+            found["only_mean_correct"] = found["mean_correct"] & ~found["one_correct"]
+        if several:
+            assert isinstance(model, Merged)
+            found["raw_correct"] = survives(model.model, cross_entropy, model)
+            found["merged_correct"] = survives(model, margin, model)
+            found["only_merged_correct"] = found["merged_correct"] & ~found["raw_correct"]
+    return {name: int(mask.sum()) for name, mask in found.items()}
