@@ -19,7 +19,8 @@ def facts_of(model: nn.Module) -> ModelFacts:
     x, y = museum.tested()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        facts = probed(probe(make_runner(model, x, y, batch_size=len(y)), museum.EPS, None, lambda _: None), len(y))
+        runner = make_runner(model, x, y, batch_size=len(y))
+        facts = probed(probe(runner, museum.EPS, len(y), None, lambda _: None), len(y))
     assert facts is not None
     return facts
 
