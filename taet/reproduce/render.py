@@ -296,7 +296,7 @@ def _classes(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
             attack = scale.attack(one.row, column.metric)
             if attack in {held.name for held in card.columns}:
                 lines.append((one.label, column.label, *_recalls(card.summary(str(attack)), few)))
-    return TextTable(f"{item.name} · accuracy of each class", ("", "", *heads), (*lines,))
+    return TextTable(f"{item.name} · accuracy of each class · scale {scale.name}", ("", "", *heads), (*lines,))
 
 
 def _recalls(summary: Summary, few: bool) -> list[str]:

@@ -44,7 +44,9 @@ def test_every_table_and_figure_of_both_papers_is_an_item() -> None:
     assert {*items()} == wanted | {f"{paper}/figure{n}" for paper in figures for n in figures[paper]}
 
 
-@pytest.mark.parametrize("scale", ["cpu", "mini", "smoke", pytest.param("full", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "scale", ["mini", "smoke", *(pytest.param(name, marks=pytest.mark.full) for name in ("full", "cpu"))]
+)
 def test_every_cell_is_planned_without_images(tmp_path: Path, scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TAET_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
