@@ -149,7 +149,7 @@ class _NoDraws(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_):
+        if func in (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_):  # erfinv_ of a truncated normal draw
             return args[0]
         if getattr(func, "__module__", "") == nn.init.__name__:  # inside which no further call comes here
             return args[0] if args else (kwargs or {})["tensor"]
