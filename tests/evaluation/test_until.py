@@ -248,6 +248,7 @@ def work(number: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.full
 def test_several_processes_stop_where_one_does(
     tmp_path: Path, side_by_side: Callable[[str, Path, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
