@@ -83,7 +83,8 @@ def decide(
         time_budget: seconds after which the evaluation stops undecided; a later call continues.
         device: as in `taet.evaluate`.
         weights_name: with runs, which of their weights: model, model-last or model-best.
-        out: folder of decision.json; no run. Default: nothing is saved.
+        out: folder of decision.json; no run. A decision there goes on by the same rule or with a smaller alpha, and
+            is not replaced. Default: nothing is saved.
         known: earlier decisions about some of the same models.
         class_names, train_class_counts, data_about: with images, as in `taet.evaluate`.
         progress: called as progress(done, total, label), in estimated passes of an image through a model.
@@ -91,7 +92,7 @@ def decide(
 
     Raises:
         UserError: test images, threat model or settings that differ between the models, no single attack, an `out`
-            that belongs to something else.
+            that belongs to something else or holds a decision by another rule.
     """
     sides = (_listed(first_side), _listed(second_side))
     if len(sides[0]) != len(sides[1]) or not sides[0]:
@@ -124,6 +125,7 @@ def decide(
         before = None if path is None or not path.exists() else first(lambda: DecisionCard.load(path))
         if path is not None and before is not None:
             _check_same(path, before, players)
+            _check_rule(path, before.rule, shared)
             if (before.rule, before.comparisons) == (shared, comparisons) and before.reason != "time":
                 return before
         for one in players:
@@ -202,6 +204,17 @@ def _check_same(path: Path, before: DecisionCard, players: Sequence[Player]) -> 
     for what, (stored, asked) in facts.items():
         if stored != asked:
             raise UserError(f"decide: {path} is about other {what}; allowed: another folder")
+
+
+def _check_rule(path: Path, before: StopRule, asked: StopRule) -> None:
+    """Refuse another test in place of one whose result may have been seen: only a smaller alpha keeps its promise."""
+    for name in (field.name for field in fields(StopRule)):
+        stored, now = getattr(before, name), getattr(asked, name)
+        if stored != now and not (name == "alpha" and now < stored):
+            raise UserError(
+                f"decide: {path} is by another rule, {name} {short(stored)}: got {short(now)}; allowed: the same rule, "
+                f"a smaller alpha, or another folder for a second test"
+            )
 
 
 @dataclass(frozen=True)

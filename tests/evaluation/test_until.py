@@ -156,6 +156,34 @@ def test_out_of_time_it_goes_on_later_with_what_it_has(tmp_path: Path) -> None:
     assert stricter.cost["known"] == 2 * ended.rows.size
 
 
+def test_a_decision_is_not_sought_again_by_another_rule(tmp_path: Path) -> None:
+    """If any of several orders might decide, equal models would be told apart more often than alpha says."""
+    decide("clean", out=tmp_path)
+    before = (tmp_path / "decision.json").read_bytes()
+    for rule, message in (
+        (StopRule(order_seed=1), "is by another rule, order_seed 0: got 1; allowed: "),
+        (StopRule(alpha=0.06), r"is by another rule, alpha 0\.05: got 0\.06; allowed: "),
+        (StopRule(of="tail"), "is by another rule, of 'balanced': got 'tail'; allowed: "),
+        (StopRule(within=0.02), r"is by another rule, within None: got 0\.02; allowed: "),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            decide("clean", out=tmp_path, rule=rule)
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "decision.json").read_bytes() == before
+
+
+def test_out_of_time_it_does_not_go_on_by_another_rule(tmp_path: Path) -> None:
+    assert decide("clean", out=tmp_path, time_budget=1e-9).reason == "time"
+    with pytest.raises(UserError, match="order_seed 0: got 1"):
+        decide("clean", out=tmp_path, rule=StopRule(order_seed=1))
+
+
+def test_fewer_comparisons_do_not_make_a_decision_easier(tmp_path: Path) -> None:
+    decide("clean", out=tmp_path, comparisons=2)
+    with pytest.raises(UserError, match=r"alpha 0\.025: got 0\.05"):
+        decide("clean", out=tmp_path)
+
+
 def test_earlier_decisions_save_the_work_on_a_model_that_is_there_again() -> None:
     better, worse, *_ = drawn()
     third = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
