@@ -116,11 +116,11 @@ def decide_pairs(
     """Decide every pair whose runs are finished, one after another, before `deadline` on `time.monotonic`.
 
     What one pair has seen of the baseline is not attacked again for the next. A pair that cannot be compared, as its
-    rows were tested on other images, does not affect the others.
+    rows were tested on other images or its decision is damaged, does not affect the others.
     """
     outcomes: list[PairOutcome] = []
     every = pairs_of(planned, out, until.baseline)
-    known = [DecisionCard.load(pair.folder) for pair in every if (pair.folder / FILE).exists()]
+    known = [card for pair in every if (card := _known(pair)) is not None]
     for number, pair in enumerate(every, 1):
         left = deadline - time.monotonic()
         if not pair.is_ready:
@@ -133,6 +133,13 @@ def decide_pairs(
         outcomes.append(outcome)
         say(f"[{number}/{len(every)}] {outcome.sentence}")
     return outcomes
+
+
+def _known(pair: Pair) -> DecisionCard | None:
+    try:
+        return DecisionCard.load(pair.folder) if (pair.folder / FILE).exists() else None
+    except UserError:  # damaged: what its own pair says
+        return None
 
 
 def _decided(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from taet.errors import UserError
+from taet.evaluation import DecisionCard
 from taet.experiments import Until, decisions, parse
 from taet.experiments.cells import Cell, cells
 
@@ -52,3 +53,26 @@ def test_what_is_not_trained_or_out_of_time_is_said(planned: list[Cell], tmp_pat
     assert said[0].endswith("imbalance ratio 10: not decided: a run is not finished")
     late = [dataclasses.replace(cell, attacked=False) for cell in planned]
     assert all(one.decision is None for one in decisions.decide_pairs(late, tmp_path, Until(), 0.0, said.append))
+
+
+def test_a_damaged_decision_does_not_stop_the_other_pairs(
+    planned: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decisions.Pair, "is_ready", True)
+    damaged, other = decisions.pairs_of(planned, tmp_path)
+    damaged.folder.mkdir(parents=True)
+    (damaged.folder / "decision.json").write_text("{")
+
+    def decide(*_: object, out: Path, **__: object) -> None:
+        """Reads the decision that is there, as `taet.decide` does."""
+        if out.exists():
+            DecisionCard.load(out)
+        raise UserError(f"asked for {out.name}")
+
+    monkeypatch.setattr(decisions, "decide", decide)
+    said: list[str] = []
+    decisions.decide_pairs(planned, tmp_path, Until(), float("inf"), said.append)
+    assert len(said) == 2
+    assert "not decided: " in said[0]
+    assert "decision.json: truncated or not JSON" in said[0]
+    assert said[1].endswith(f"not decided: asked for {other.folder.name}")
