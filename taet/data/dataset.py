@@ -164,6 +164,8 @@ class Dataset:
     """Sentences about how the set was made."""
     resized: bool = False
     """Whether the images were resized, so that other images of any size can be resized as well."""
+    whole_test: Split | None = None
+    """All test images of the source, not resized, where `test` is a part of them; no extra image may be among them."""
 
     def __post_init__(self) -> None:
         # Notes are printed and stored, and name files.

@@ -1,7 +1,7 @@
 """Extra training images, real or generated: how they are read, what is left out, and what is known of them.
 
 They fill a share of every training batch (`taet.data.mixture`) and never enter validation or test. What is, exactly or
-nearly, an image of those splits is left out and counted.
+nearly, a validation image or any test image of the source, in the cut or not, is left out and counted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from taet.data import repeats
 from taet.data.array_file import array_names, read_array
 from taet.data.dataset import Dataset, Split, checked_images, checked_labels
 from taet.data.folder import class_files
-from taet.data.images import decode_all, resized
+from taet.data.images import decode_all
 from taet.data.mixture import Mixture
 from taet.data.places import locate
 from taet.data.rows import NUMBER, read_rows
-from taet.data.store import Images, gather
+from taet.data.sources import sized
+from taet.data.store import Images
 from taet.errors import UserError, located, unknown
 
 KEYS = (("images", "labels"), ("image", "label"))
@@ -44,6 +45,8 @@ class Extra:
     """Whether they are the training images themselves."""
     repeats: tuple[tuple[str, int, int], ...] = ()
     """Of validation and test: the split, and how many images were left out, exact ones and nearly equal ones."""
+    test_sha256: str | None = None
+    """Of the test images with which they were compared."""
     judge_sha256: str | None = None
     """SHA-256 of the weights by which they were filtered."""
 
@@ -69,14 +72,13 @@ def read_extra(data: Data, dataset: Dataset) -> Extra:
         images, labels = READERS[kind](path, data, dataset.class_names)
         if labels.max() >= dataset.num_classes:
             raise UserError(f"'{path}': got label {labels.max()}; allowed: 0 to {dataset.num_classes - 1}")
-        images = _sized(images, data)
-        if images.shape[1:] != dataset.train.images.shape[1:]:
-            got, wanted = (
-                f"{w}x{h} pixels, {c} channels" for h, w, c in (images.shape[1:], dataset.train.images.shape[1:])
-            )
+        found = Split(images, labels, dataset.class_names, np.arange(len(labels)))
+        whole = sized(found, data.size, data.storage)
+        shapes = whole.images.shape[1:], dataset.train.images.shape[1:]
+        if shapes[0] != shapes[1]:
+            got, wanted = (f"{w}x{h} pixels, {c} channels" for h, w, c in shapes)
             raise UserError(f"'{path}': got {got}; allowed: {wanted}, as the training images")
-        whole = Split(images, labels, dataset.class_names, np.arange(len(labels)))
-        return _without_repeats(whole, dataset)
+        return _without_repeats(whole, dataset, data.storage)
 
 
 def check_classes(extra: Extra, mixture: Mixture) -> None:
@@ -133,20 +135,19 @@ def _label(name: str, names: Sequence[str], where: str) -> int:
     raise unknown(f"class in {where}:", name, names)
 
 
-def _sized(images: Images, data: Data) -> Images:
-    number, height, width, channels = images.shape
-    if data.size is None or (height, width) == (data.size, data.size):
-        return images
-    shape = number, data.size, data.size, channels
-    return gather(resized(images, data.size), shape, key=f"{data.extra} resized to {data.size}", storage="memory")
+def _held_out(dataset: Dataset, storage: str) -> dict[str, Split]:
+    """Return the images that are never trained on: of validation, and all test images of the source."""
+    found = {name: split for name, split in dataset.splits.items() if name != "train"}
+    if dataset.whole_test is not None:
+        height = dataset.train.images.shape[1]
+        found["test"] = sized(dataset.whole_test, height if dataset.resized else None, storage)
+    return found
 
 
-def _without_repeats(whole: Split, dataset: Dataset) -> Extra:
-    """Leave out what is in validation or test; a set made from those splits is refused."""
-    kept, found = np.ones(len(whole), bool), []
-    for name, split in dataset.splits.items():
-        if name == "train":
-            continue
+def _without_repeats(whole: Split, dataset: Dataset, storage: str) -> Extra:
+    """Leave out what is held out; a set made from held-out images is refused."""
+    kept, found, held_out = np.ones(len(whole), bool), [], _held_out(dataset, storage)
+    for name, split in held_out.items():
         same = repeats.exact(whole.images, split.images) & kept
         close = repeats.near(whole.images, split.images, mirror=dataset.mirror) & kept & ~same
         kept &= ~(same | close)
@@ -158,4 +159,5 @@ def _without_repeats(whole: Split, dataset: Dataset) -> Extra:
             f"{left_out} of {len(whole)} images are exactly or nearly held-out ones ({where}); "
             f"allowed: up to {100 * MOST_REPEATS:g} %, which are left out"
         )
-    return Extra(whole if kept.all() else whole.choose(np.flatnonzero(kept)), repeats=tuple(found))
+    split = whole if kept.all() else whole.choose(np.flatnonzero(kept))
+    return Extra(split, repeats=tuple(found), test_sha256=held_out["test"].sha256)

@@ -115,7 +115,8 @@ def _check_group(data: Data, groups: object) -> None:
         raise UserError(f"data group: got '{data.group}'; '{data.name}' {why}; {allowed}: {GROUPED}")
 
 
-def _resized(split: Split, size: int | None, storage: str) -> Split:
+def sized(split: Split, size: int | None, storage: str) -> Split:
+    """Return the split with images of `size` x `size` pixels; None: as it is. `storage`: see `on_disk`."""
     number, height, width, channels = split.images.shape
     if size is None or (height, width) == (size, size):
         return split
@@ -204,14 +205,15 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     chosen, notes = select(source.splits, data)
     notes += passed_over(data)
     splits = {part: choice.of(source.splits) for part, choice in chosen.items()}
-    sized = {part: _resized(split, data.size, data.storage) for part, split in splits.items()}
+    made = {part: sized(split, data.size, data.storage) for part, split in splits.items()}
     if is_own(data.name):
-        notes += [*_repeats(splits, listed), *_near_repeats(sized, listed)]
+        notes += [*_repeats(splits, listed), *_near_repeats(made, listed)]
     return replace(
         source,
-        train=sized["train"],
-        validation=sized.get("validation"),
-        test=sized["test"],
+        train=made["train"],
+        validation=made.get("validation"),
+        test=made["test"],
+        whole_test=None if chosen["test"].positions is None else source.test,
         resized=source.resized or data.size is not None,
         mirror=mirrors(data, source.mirror, source.class_names),
         notes=(*source.notes, *notes),

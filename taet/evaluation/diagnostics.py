@@ -532,6 +532,19 @@ def _selection(card: ResultCard) -> str | None:
     return leak if card.model.get("leak") else None
 
 
+def _extra(card: ResultCard) -> str | None:
+    # Cards of older versions do not say.
+    compared = card.data.get("extra", {}).get("compared", True)
+    return (
+        None
+        if compared
+        else (
+            "The extra training images may hold some of these test images: they were compared with those of the run's own "
+            "source alone"
+        )
+    )
+
+
 def _tested(card: ResultCard) -> metrics.Ints:
     """Test images of each class, (C,)."""
     return metrics.class_counts(card.labels >= 0, card.labels, card.num_classes)[1]
@@ -543,6 +556,7 @@ TEST_SET: tuple[Diagnostic[ResultCard], ...] = (
     Diagnostic("few-images-per-class", _few_images, "read the intervals"),
     Diagnostic("small-test-set", _small_test_set, "use a larger test set, and more seeds"),
     Diagnostic("selected-on-test-set", _selection, "choose it on a validation split, or take the last epoch"),
+    Diagnostic("extra-not-compared", _extra, "evaluate on the run's own test images"),
 )
 
 

@@ -60,6 +60,8 @@ class ExtraAbout(TypedDict):
     batch_size: Whole
     classes: str
     class_counts: list[Whole]
+    compared: NotRequired[bool]
+    """Whether they were compared with the test images, so that none is among them."""
 
 
 class DataAbout(TypedDict):

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet.config import Evaluation, Run, Threat
+from taet.config import EXTRA_COPIES, Evaluation, Run, Threat
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
@@ -137,7 +137,10 @@ def _of_run(
     extra = record.data.extra
     if extra is not None:
         kept = ("source", "saw_removed_tail", "sha256", "per_batch", "batch_size", "classes", "class_counts")
-        data_about = {**data_about, "extra": {name: plain(getattr(extra, name)) for name in kept}}
+        about_extra = {name: plain(getattr(extra, name)) for name in kept}
+        # Copies are no test images, whichever these are.
+        compared = run.data.extra == EXTRA_COPIES or sha256 in (record.data.test.sha256, extra.test_sha256)
+        data_about = {**data_about, "extra": {**about_extra, "compared": compared}}
     return Subject(
         model=model,
         images=images,

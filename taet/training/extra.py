@@ -82,6 +82,7 @@ def with_extra(record: RunRecord, extra: Extra, resolved: Resolved) -> RunRecord
         judge_sha256=extra.judge_sha256,
         left_out={name: (exact, near) for name, exact, near in extra.repeats},
         left_out_by=f"pixels, and {repeats.SIDE} x {repeats.SIDE} means within {repeats.NEAR:g} (root mean square)",
+        test_sha256=extra.test_sha256,
     )
     deviations = (*record.deviations, found.sentence)
     return replace(record, data=replace(record.data, extra=found), deviations=deviations)

@@ -89,6 +89,8 @@ class ExtraRecord:
     """By split: images left out that are exactly, and nearly, images of it."""
     left_out_by: str = ""
     """How they were compared."""
+    test_sha256: Sha256 | None = None
+    """Of the test images with which they were compared: all of the source, of which the run may have a part."""
 
     @property
     def sentence(self) -> str:

@@ -180,6 +180,35 @@ def test_images_of_test_and_validation_are_left_out_and_counted(dataset: Dataset
     assert read_extra(stored(pixels, np.arange(len(pixels)) % 3), unmirrored).repeats[0] == ("validation", 0, 0)
 
 
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+@pytest.mark.parametrize("size", [None, 12])
+def test_test_images_that_the_cut_removed_are_held_out_as_well(
+    tmp_path: Path, stored: Callable[..., Data], monkeypatch: pytest.MonkeyPatch, storage: str, size: int | None
+) -> None:
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
+    digits = load("digits-lt", imbalance_ratio=1, test="balanced")
+    arrays = {"train_images": digits.train.images, "train_labels": digits.train.labels}
+    own = tmp_path / "own.npz"
+    np.savez(own, **arrays, test_images=digits.test.images, test_labels=digits.test.labels)
+    for name, changes in (
+        ("digits-lt", {}),
+        (f"npz:{own}", {"imbalance_ratio": 10}),
+        (str(own), {"test_max_count": 9}),
+    ):
+        settings = {"name": name, "size": size, "storage": storage, **changes}
+        dataset = load(Data(**settings))
+        kept = {image.tobytes() for image in load(Data(**settings | {"size": None})).test.images[:]}
+        removed = np.array([image for image in digits.test.images if image.tobytes() not in kept])
+        assert len(removed) > 200
+        pixels = np.concatenate([images(90, 7), removed[:9]])
+        found = read_extra(stored(pixels, np.arange(99) % 10, **settings), dataset)
+        assert found.repeats[-1] == ("test", 9, 0)
+        assert len(found.split) == 90
+        whole = load(Data(**settings | {"test": "balanced", "test_max_count": None}))
+        assert whole.whole_test is None
+        assert found.test_sha256 == whole.test.sha256 != dataset.test.sha256
+
+
 def test_a_set_made_from_test_images_is_refused(dataset: Dataset, stored: Callable[..., Data]) -> None:
     pixels = np.concatenate([images(20, 7), dataset.test.images])
     message = r"9 of 29 images are exactly or nearly held-out ones \(0 \+ 0 of validation and 9 \+ 0 of test\); allowed"

@@ -28,6 +28,7 @@ MASKING = {rule.flag for rule in (*ATTACKS, *MODEL, *TEST_SET)} - {
     "few-images-per-class",
     "small-test-set",
     "selected-on-test-set",
+    "extra-not-compared",
 }
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from taet import config, evaluate, methods, report
 from taet.cli import main
 from taet.config import Outer, Run
+from taet.data import load
 from taet.data.dataset import Split
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
@@ -127,6 +128,23 @@ def test_source_and_what_it_saw_go_into_record_card_and_report(tiny: Callable[..
     page = report.write([tmp_path / "mixed", tmp_path / "plain"], tmp_path / "report.html").read_text()
     assert "saw the removed tail" in page
     assert sentence in page
+
+
+def test_other_test_images_than_those_compared_raise_a_flag(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    whole = load("digits-lt", test="balanced").test
+    for name, extra in (("made", {"data.extra": noise(tmp_path / "noise.npz")}), ("copied", {"data.extra": "copies"})):
+        one = MIXED | {"training.epochs": 1} | extra
+        if name == "copied":
+            del one["data.extra_source"]
+        train(tiny("standard", one), out=tmp_path / name)
+        given: list[dict[str, Any]] = [{}, {"images": whole.images, "labels": whole.labels}]
+        given.append({"images": 255 - whole.images[:90], "labels": whole.labels[:90]})
+        raised = []
+        for place, images in enumerate(given):
+            out = {} if not images else {"out": tmp_path / f"{name}{place}"}
+            card = evaluate(tmp_path / name, attacks=["clean"], probe=False, **images, **out)
+            raised.append([one["flag"] for one in card.flags if one["flag"] == "extra-not-compared"])
+        assert raised == [[], [], [] if name == "copied" else ["extra-not-compared"]]
 
 
 class Prefers(nn.Module):
