@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def code_cells() -> list[str]:
 
 
 def test_every_example_has_a_test() -> None:
-    expected = {"add_a_method.py", "hel_in_your_loop.py", "own_model.py", "taet_demo.ipynb"}
+    expected = {"add_a_method.py", "hel_in_your_loop.py", "lightning.py", "own_model.py", "taet_demo.ipynb"}
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == expected
 
 
@@ -88,6 +89,19 @@ def test_hel_in_your_loop(capsys: pytest.CaptureFixture[str]) -> None:
         assert total.sum() == 797
         assert metrics.balanced_accuracy(correct, total) > 0.4, "four times chance, under attack"
         assert any(row.startswith(f"{name}: balanced") for row in rows)
+
+
+def test_lightning(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pytorch_lightning", reason="examples/lightning.py needs pip install pytorch-lightning")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Lightning, about loaders without workers
+        counts = runpy.run_path(str(EXAMPLES / "lightning.py"))["main"](["--epochs", "2"])
+    assert list(counts) == ["balanced softmax", "class-balanced sampler"]
+    printed = capsys.readouterr().out
+    for name, (correct, total) in counts.items():
+        assert total.sum() == 797
+        assert 0 < correct.sum() < 797
+        assert f"{name}: balanced {100 * metrics.balanced_accuracy(correct, total):.1f} %" in printed
 
 
 def test_the_notebook_is_clean() -> None:

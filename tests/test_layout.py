@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 LEAVES = {"bounds", "config", "distributed", "errors", "files", "formatting", "metrics", "randomness", "registry"}
-LEAVES |= {"shapes"}
+LEAVES |= {"intervals", "shapes"}
 # data -> models -> losses, attacks -> methods -> training -> evaluation -> report, deployment, and what each may use of
 # it besides the leaves: a model knows no data, a loss no model, an attack no model but as a function.
 FOLDERS = {
@@ -43,6 +43,7 @@ FOLDERS["reproduce"] = {*FOLDERS["experiments"], "experiments"}
 # On top, with what the leaves themselves may use of each other.
 LEAF_IMPORTS = {part: {"errors"} for part in ("bounds", "distributed", "files", "registry")}
 LEAF_IMPORTS["registry"] = {"errors", "files"}
+LEAF_IMPORTS["metrics"] = {"intervals"}
 LEAF_IMPORTS["config"] = LEAF_IMPORTS["shapes"] = {"bounds", "errors"}
 PROTOCOLS = {"config", "errors", "methods"}  # methods only for the profile `official`, and when it is asked for
 EVERYTHING = {*LEAVES, *FOLDERS, "protocols", "cli"}

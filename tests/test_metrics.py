@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 
 from taet import metrics
@@ -63,9 +63,9 @@ def test_wilson_interval_equals_the_textbook() -> None:
     np.testing.assert_allclose(high, [0.3662, 0.1605, 0.1611, 0.1718], atol=5e-5)
 
 
-def test_balanced_interval_is_wilson_for_one_class_and_keeps_width_at_the_border() -> None:
-    low, high = metrics.wilson_interval(7, 20)
-    np.testing.assert_allclose(metrics.balanced_interval([7], [20]), (low, high))
+def test_balanced_interval_is_exact_for_one_class_and_keeps_width_at_the_border() -> None:
+    exact = special.betaincinv([7, 8], [14, 13], [0.025, 0.975])  # Clopper and Pearson
+    np.testing.assert_allclose(metrics.balanced_interval([7], [20]), exact, atol=1e-5)
     low_all, high_all = metrics.balanced_interval([3, 3], [3, 3])
     assert low_all < 0.9
     assert high_all == 1

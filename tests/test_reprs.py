@@ -23,8 +23,11 @@ def test_a_summary_is_one_line_of_shares() -> None:
 @pytest.mark.parametrize(
     ("difference", "expected"),
     [
-        (Difference(-0.07, -0.1, -0.04, 0.03906), "Difference(-7.0 points [-10.0, -4.0], p = 0.039)"),
-        (Difference(0.01, -0.01, 0.03, 1.0, 3, 0.01), "Difference(+1.0 points [-1.0, +3.0], p = 1, 3 pairs of runs)"),
+        (Difference(-0.07, -0.1, -0.04, 0.03906), "Difference(-7.0 points [-10.0, -4.0], p = 0.039 over test images)"),
+        (
+            Difference(0.01, -0.01, 0.03, 1.0, 3, 0.01),
+            "Difference(+1.0 points [-1.0, +3.0], p = 1 over test images; interval over 3 pairs of runs as well)",
+        ),
     ],
 )
 def test_a_difference_is_in_points(difference: Difference, expected: str) -> None:

@@ -22,7 +22,8 @@ class Difference:
     """Lower end of the 95 % interval."""
     high: float
     p: float
-    """Probability of a difference at least as large if the two sides were exchangeable, image by image."""
+    """Probability of a difference at least as large if the two sides were exchangeable, image by image. It is about the
+    choice of test images, with the trained weights as they are, also with several pairs of runs."""
     runs: int = 1
     """Pairs of runs, of which it is the mean."""
     standard_error: float = math.nan
@@ -30,8 +31,8 @@ class Difference:
 
     def __repr__(self) -> str:
         ends = f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
-        runs = f", {self.runs} pairs of runs" if self.runs > 1 else ""
-        return f"Difference({100 * self.value:+.1f} points {ends}, p = {self.p:.2g}{runs})"
+        runs = f"; interval over {self.runs} pairs of runs as well" if self.runs > 1 else ""
+        return f"Difference({100 * self.value:+.1f} points {ends}, p = {self.p:.2g} over test images{runs})"
 
     @property
     def decided(self) -> bool:

@@ -20,7 +20,7 @@ from taet.shapes import Name, Sha256, check_shape, kind_text
 KIND = "taet result card"
 DECISION = "taet decision"
 """Kind of the card of two models and some of the test images (`taet.evaluation.decision`)."""
-SCHEMA = 2
+SCHEMA = 3
 CURVES = ("", "steps", "eps", "logit-scale")
 TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
 
@@ -162,6 +162,8 @@ ADDED_2 = (
     "roc_auc",
 )
 """The numbers of a summary that schema 2 added."""
+CHANGED_3 = ("balanced_interval", "group_intervals")
+"""Intervals that are computed in another way since schema 3; what they follow from is compared."""
 
 
 def check_schema(stored: object) -> int:
@@ -184,7 +186,7 @@ def stored_columns(stored: Any, schema: int) -> list[StoredColumn]:
     Summaries stay as they are: they are recomputed anyway and compared as far as they go.
     """
     migrated = stored
-    if schema < SCHEMA and isinstance(stored, list):
+    if schema < 2 and isinstance(stored, list):
         added = {"distances": None, "roc_auc": None, "curve": ""}
         migrated = [{**column, **added} if isinstance(column, dict) else column for column in stored]
     check_shape("columns", migrated, list[StoredColumn])
@@ -193,8 +195,11 @@ def stored_columns(stored: Any, schema: int) -> list[StoredColumn]:
 
 def check_summary(where: str, stored: object, computed: Json, schema: int) -> None:
     """Raise a `UserError` if a stored summary differs from the recomputed one in any number that its schema has."""
-    later = ADDED_2 if schema < 2 else ()
-    check_values(where, stored, {name: value for name, value in computed.items() if name not in later})
+    changed = CHANGED_3 if schema < 3 else ()
+    left_out = {*(ADDED_2 if schema < 2 else ()), *changed}
+    if isinstance(stored, dict):
+        stored = {name: value for name, value in stored.items() if name not in changed}
+    check_values(where, stored, {name: value for name, value in computed.items() if name not in left_out})
 
 
 def check_values(where: str, stored: object, computed: object) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from taet.attacks import cw_l2
+from taet.attacks import catalogue, cw_l2, deepfool, fgsm
 from taet.attacks.ball import distance, verify
 from taet.attacks.objectives import fooled, margin
 from taet.errors import UserError
@@ -45,11 +46,11 @@ def naive(
     best, shortest = x, 0.0 if look(x)[1] else math.inf
     low, high, weight = 0.0, math.inf, 1e-3 if c is None else c
     for _ in range(rounds if c is None else 1):
-        w = torch.atanh((2 * x - 1) * 0.9999995)
+        w = (torch.asin if c is None else torch.atanh)((2 * x - 1) * 0.9999995)
         mean, square, ever = torch.zeros_like(w), torch.zeros_like(w), False
         for step in range(1, steps + 1):
             w.requires_grad_()
-            x_adv = torch.tanh(w) / 2 + 0.5
+            x_adv = (torch.sin if c is None else torch.tanh)(w) / 2 + 0.5
             gap, success = look(x_adv)
             norm = float((x_adv - x).detach().norm())
             loss = (x_adv - x).pow(2).sum() + weight * max(gap, torch.tensor(-kappa, dtype=gap.dtype))
@@ -184,3 +185,40 @@ def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         cw_l2(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_the_search_finds_what_deepfool_finds_on_images_of_black_and_white_pixels() -> None:
+    source = load_digits()
+    x, y = torch.from_numpy(source.images).float().flatten(1)[:, None] / 16, torch.from_numpy(source.target)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    adam = torch.optim.Adam(model.parameters(), 3e-3)
+    for number in range(300):
+        rows = torch.arange(1000)[number % 10 :: 10]
+        adversarial = fgsm(model, x[rows], y[rows], eps=0.1, checked=True)  # so that one pixel is not enough
+        adam.zero_grad()
+        nn.functional.cross_entropy(model(adversarial), y[rows]).backward()
+        adam.step()
+    x, y = x[1000:1030], y[1000:1030]
+    assert ((x == 0) | (x == 1)).float().mean() > 0.5
+    near = deepfool(model, x, y)
+    bound = float(distance(near, x, "l2").median())
+    clear = fooled(model(near), y) & (distance(near, x, "l2") < 0.8 * bound)
+    assert clear.sum() >= 5
+    assert bool(fooled(model(cw_l2(model, x, y, c=None, eps=bound)), y)[clear].all())
+    free = cw_l2(model, x, y, c=None)
+    assert bool(fooled(model(free), y).all())
+    assert float((distance(free, x, "l2") / distance(near, x, "l2").clamp(min=1e-6)).median()) < 1.2
+    before = fooled(model(cw_l2(model, x, y, c=None, box="tanh")), y)
+    assert before.float().mean() < 0.9, "which is why the search has another box"
+
+
+def test_cards_before_the_search_had_another_box_stay_what_they_were() -> None:
+    attack = catalogue.parse("cw-l2:c=search")
+    assert attack.parameters["box"] == "sine"
+    assert "box" not in catalogue.parse("cw-l2").parameters
+    older = {name: value for name, value in attack.parameters.items() if name != "box"}
+    again = catalogue.stored(attack.name, attack.norm, attack.eps, older)
+    assert again.parameters == older
+    assert again != attack

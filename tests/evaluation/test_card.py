@@ -235,11 +235,11 @@ def flip_first_bit(stored: dict[str, Any]) -> None:
         (lambda s: s["data"].update(train_class_counts=[9, 3, 1]), "train_class_counts: got 3; allowed: 4"),
         (lambda s: s["data"].update(train_class_counts=[9, 3, 1, 1, 1]), "train_class_counts: got 5; allowed: 4"),
         (lambda s: s.update(columns=3), "columns: got a number; allowed: a list"),
-        (lambda s: s.update(schema=3), "schema: got 3; allowed: 1 to 2; update taet"),
-        (lambda s: s.update(schema=0), "schema: got 0; allowed: 1 to 2"),
-        (lambda s: s.update(schema="2"), "schema: got '2'; allowed: 1 to 2"),
-        (lambda s: s.update(schema=True), "schema: got True; allowed: 1 to 2"),
-        (lambda s: s.pop("schema"), "schema: got null; allowed: 1 to 2"),
+        (lambda s: s.update(schema=4), "schema: got 4; allowed: 1 to 3; update taet"),
+        (lambda s: s.update(schema=0), "schema: got 0; allowed: 1 to 3"),
+        (lambda s: s.update(schema="2"), "schema: got '2'; allowed: 1 to 3"),
+        (lambda s: s.update(schema=True), "schema: got True; allowed: 1 to 3"),
+        (lambda s: s.pop("schema"), "schema: got null; allowed: 1 to 3"),
         (lambda s: s["columns"][1]["summary"].update(flip_rate=0.5), "summary flip_rate: stored 0.5"),
         (lambda s: s["columns"][1]["summary"].pop("flip_rate"), "column 'pgd-20' summary"),
         (lambda s: s["columns"][1]["summary"]["natural_error"].__setitem__(0, 0.0), r"natural_error\[0\]"),
@@ -294,6 +294,11 @@ def test_every_committed_card_loads(path: Path) -> None:
     again = loaded.to_json()
     assert [column["correct"] for column in again["columns"]] == [column["correct"] for column in stored["columns"]]
     seal = {name: stored[name] for name in ("sha256",) if name in stored}  # checked by load; older cards have none
+    if stored["schema"] == 2:  # balanced intervals were others
+        for column in (*again["columns"], *stored["columns"]):
+            for name in ("balanced_interval", "group_intervals"):
+                column["summary"].pop(name)
+        again["schema"] = 2
     assert stored["schema"] == 1 or again | seal == stored
     assert loaded.sealed == bool(seal)
 
@@ -310,6 +315,18 @@ def as_schema_1(stored: dict[str, Any]) -> dict[str, Any]:
         kept = {name: value for name, value in each.items() if name not in ("distances", "roc_auc", "curve")}
         columns.append({**kept, "summary": summary})
     return {**stored, "schema": 1, "columns": columns}
+
+
+def test_a_card_of_schema_2_has_other_intervals_of_the_balanced_accuracy() -> None:
+    stored = json.loads(json.dumps(card().to_json()))
+    stored["columns"][1]["summary"]["balanced_interval"] = [0.2, 0.9]
+    stored["columns"][1]["summary"]["group_intervals"]["tail"] = [0.1, 0.9]
+    assert ResultCard.from_json({**stored, "schema": 2}).to_json() == card().to_json()
+    with pytest.raises(UserError, match=r"summary balanced_interval\[0\]: stored 0.2"):
+        ResultCard.from_json(stored)
+    stored["columns"][1]["summary"]["accuracy_interval"] = [0.2, 0.9]
+    with pytest.raises(UserError, match=r"summary accuracy_interval\[0\]: stored 0.2"):
+        ResultCard.from_json({**stored, "schema": 2})
 
 
 def test_a_card_of_the_first_schema_is_migrated() -> None:

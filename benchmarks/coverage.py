@@ -1,0 +1,116 @@
+"""How often the interval of balanced accuracy covers the truth, and how wide it is, beside the one before (MOVER).
+
+Correct images are drawn as k_c ~ Bin(n_c, p_c) for class sizes from 1 to 1,000, C from 2 to 100 and p from 0.02 to
+0.98, equal and different between classes. Every setting is drawn --draws times; then the settings that covered least
+are drawn again, --again times with other random numbers, since the least of many estimates is below its true value.
+
+    python benchmarks/coverage.py           prints and writes results/coverage.json; two minutes of one core
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taet import metrics
+from taet.intervals import mean_recall_limits
+
+CLASSES = (2, 3, 10, 100)
+LEAST = 15  # settings that are drawn again
+
+
+def sizes(classes: int) -> dict[str, metrics.Ints]:
+    """Numbers of test images per class."""
+    half = classes - classes // 2
+    found = {f"{n} each": np.full(classes, n) for n in (1, 2, 3, 5, 10, 30, 100, 1000)}
+    for largest in (100, 1000):
+        found[f"{largest} to 1"] = np.round(largest ** (1 - np.arange(classes) / (classes - 1))).astype(int)
+    found["1000, one of 1"] = np.r_[np.full(classes - 1, 1000), 1]
+    found["100, one of 2"] = np.r_[np.full(classes - 1, 100), 2]
+    found["half 1000, half 1"] = np.r_[np.full(half, 1000), np.full(classes - half, 1)]
+    return found
+
+
+def recalls(classes: int) -> dict[str, metrics.Floats]:
+    """True recalls, of the classes in the order of `sizes`, largest first."""
+    half = classes - classes // 2
+    found = {f"{p} each": np.full(classes, p) for p in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98)}
+    found["0.98 to 0.02"] = np.linspace(0.98, 0.02, classes)
+    found["0.02 to 0.98"] = np.linspace(0.02, 0.98, classes)
+    for large, small in ((0.98, 0.5), (0.5, 0.98), (0.02, 0.9), (0.98, 0.9), (0.98, 0.02)):
+        found[f"half {large}, half {small}"] = np.r_[np.full(half, large), np.full(classes - half, small)]
+    return found
+
+
+def combined_wilson(correct: metrics.Ints, total: metrics.Ints) -> tuple[metrics.Floats, metrics.Floats]:
+    """The interval before: Wilson's by class, combined by the method of variance estimates recovery (MOVER)."""
+    low, high = metrics.wilson_interval(correct, total)
+    share = correct / total
+    mean, classes = share.mean(-1), len(total)
+    below, above = (np.sqrt((part**2).sum(-1)) / classes for part in (share - low, high - share))
+    return np.maximum(mean - below, 0), np.minimum(mean + above, 1)
+
+
+def measure(total: metrics.Ints, truth: metrics.Floats, draws: int, generator: np.random.Generator) -> dict[str, float]:
+    """Share of draws whose interval covers the true mean recall, and the mean width, for both intervals."""
+    drawn = generator.binomial(total, truth, size=(draws, len(total)))
+    different, index = np.unique(drawn, axis=0, return_inverse=True)
+    found = {}
+    for name, interval in (("", mean_recall_limits), ("_before", combined_wilson)):
+        low, high = (end[index.ravel()] for end in interval(different, total))
+        inside = (low <= truth.mean() + 1e-12) & (truth.mean() - 1e-12 <= high)
+        found |= {f"covers{name}": round(float(inside.mean()), 4), f"width{name}": round(float((high - low).mean()), 5)}
+    return found
+
+
+def settings() -> Iterator[tuple[dict[str, Any], metrics.Ints, metrics.Floats]]:
+    """Every combination of number of classes, sizes and recalls."""
+    for classes in CLASSES:
+        for size, total in sizes(classes).items():
+            for recall, truth in recalls(classes).items():
+                yield {"classes": classes, "images": size, "recall": recall}, total, truth
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Simulate, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=300)
+    parser.add_argument("--again", type=int, default=2000)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "coverage.json")
+    given = parser.parse_args(arguments)
+    first, second = np.random.default_rng(0).spawn(2)
+    every = [(one, total, truth, measure(total, truth, given.draws, first)) for one, total, truth in settings()]
+    least = sorted(every, key=lambda row: row[3]["covers"])[:LEAST]
+    again = [{**one, **measure(total, truth, given.again, second)} for one, total, truth, _ in least]
+    rows = [{**one, **found} for one, _, _, found in every]
+    result = {"draws": given.draws, "again": given.again, "least": again, "settings": rows}
+    lines = [json.dumps(row) for row in rows]
+    head = json.dumps({name: value for name, value in result.items() if name != "settings"})[:-1]
+    given.out.write_text(f'{head}, "settings": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+    report(result)
+    return result
+
+
+def report(result: dict[str, Any]) -> None:
+    """Print what docs/evaluation.md says."""
+    rows = result["settings"]
+    for name in ("", "_before"):
+        covers = np.array([row[f"covers{name}"] for row in rows])
+        print(
+            f"{name or 'now':8} mean {covers.mean():.3f}, least {covers.min():.3f}, below 0.94: {(covers < 0.94).sum()}"
+        )
+    print(f"of the {LEAST} least, drawn again: {min(row['covers'] for row in result['least']):.4f} and more")
+    for size in sizes(2):
+        of = [row for row in rows if row["images"] == size]
+        ratio = np.median([row["width"] / row["width_before"] for row in of])
+        now, before = (min(row[f"covers{name}"] for row in of) for name in ("", "_before"))
+        print(f"{size:18} covers {now:.3f} or more, before {before:.3f}; width {ratio:.2f} of the one before (median)")
+
+
+if __name__ == "__main__":
+    main()
