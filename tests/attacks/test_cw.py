@@ -202,16 +202,15 @@ def test_the_search_finds_what_deepfool_finds_on_images_of_black_and_white_pixel
         adam.step()
     x, y = x[1000:1030], y[1000:1030]
     assert ((x == 0) | (x == 1)).float().mean() > 0.5
-    near = deepfool(model, x, y)
-    bound = float(distance(near, x, "l2").median())
-    clear = fooled(model(near), y) & (distance(near, x, "l2") < 0.8 * bound)
-    assert clear.sum() >= 5
-    assert bool(fooled(model(cw_l2(model, x, y, c=None, eps=bound)), y)[clear].all())
-    free = cw_l2(model, x, y, c=None)
-    assert bool(fooled(model(free), y).all())
-    assert float((distance(free, x, "l2") / distance(near, x, "l2").clamp(min=1e-6)).median()) < 1.2
+    near, far = (distance(found, x, "l2") for found in (deepfool(model, x, y), free := cw_l2(model, x, y, c=None)))
+    bound = near.max()
+    clear = near < 0.5 * bound
+    assert 10 <= clear.sum() < len(x)
+    assert bool((fooled(model(free), y) & (far <= bound))[clear].all())
+    assert fooled(model(free), y).sum() >= fooled(model(deepfool(model, x, y)), y).sum()
+    assert float((far / near)[near > 0].median()) < 1.1
     before = fooled(model(cw_l2(model, x, y, c=None, box="tanh")), y)
-    assert before.float().mean() < 0.9, "which is why the search has another box"
+    assert before.float().mean() < 0.95, "which is why the search has another box"
 
 
 def test_cards_before_the_search_had_another_box_stay_what_they_were() -> None:
