@@ -202,12 +202,13 @@ def test_the_search_finds_what_deepfool_finds_on_images_of_black_and_white_pixel
         adam.step()
     x, y = x[1000:1030], y[1000:1030]
     assert ((x == 0) | (x == 1)).float().mean() > 0.5
-    near, far = (distance(found, x, "l2") for found in (deepfool(model, x, y), free := cw_l2(model, x, y, c=None)))
+    boundary, free = deepfool(model, x, y), cw_l2(model, x, y, c=None)
+    near, far = (distance(found, x, "l2") for found in (boundary, free))
     bound = near.max()
     clear = near < 0.5 * bound
     assert 10 <= clear.sum() < len(x)
     assert bool((fooled(model(free), y) & (far <= bound))[clear].all())
-    assert fooled(model(free), y).sum() >= fooled(model(deepfool(model, x, y)), y).sum()
+    assert fooled(model(free), y).sum() >= fooled(model(boundary), y).sum()
     assert float((far / near)[near > 0].median()) < 1.1
     before = fooled(model(cw_l2(model, x, y, c=None, box="tanh")), y)
     assert before.float().mean() < 0.95, "which is why the search has another box"
