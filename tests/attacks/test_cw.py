@@ -187,6 +187,7 @@ def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.full
 def test_the_search_finds_what_deepfool_finds_on_images_of_black_and_white_pixels() -> None:
     source = load_digits()
     x, y = torch.from_numpy(source.images).float().flatten(1)[:, None] / 16, torch.from_numpy(source.target)
