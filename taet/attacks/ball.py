@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -45,6 +45,30 @@ def check_size(what: str, size: float | Tensor, x: Tensor, norm: Norm) -> None:
     elif size.ndim > 0 and size.shape != x.shape[:1]:
         got = f"a tensor of shape {tuple(size.shape)}"
         raise UserError(f"{what}: got {got}; allowed: a number or one per image, ({len(x)},)")
+
+
+def check_sizes(what: str, sizes: Sequence[float | Tensor], norm: Norm) -> None:
+    """Raise a `UserError` for tensors of sizes with a value that a ball of `norm` cannot have; this waits."""
+    tensors = [size.detach().flatten() for size in sizes if isinstance(size, Tensor) and size.numel()]
+    if not tensors:
+        return
+    least, largest = torch.stack(torch.cat(tensors).aminmax()).tolist()
+    check_range(what, least, largest, norm)
+
+
+def check_range(what: str, least: float, largest: float, norm: Norm) -> None:
+    """Raise a `UserError` for sizes from `least` to `largest` that a ball of `norm` cannot have."""
+    most = 1.0 if norm == "linf" else math.inf
+    if not (least >= 0 and largest <= most and largest < math.inf):
+        hint = f"; did you mean {largest:g}/255?" if 1 < largest <= 255 else ""
+        allowed = "0 to 1, in units of the image range" if norm == "linf" else "0 or more"
+        raise UserError(f"{what}: got values from {least:g} to {largest:g}; allowed: {allowed}{hint}")
+
+
+def check_noise(noise: Tensor | None) -> None:
+    """Raise a `UserError` for start noise that is not finite; this waits for the device."""
+    if noise is not None and not bool(noise.isfinite().all()):
+        raise UserError("start noise: got NaN or infinity; allowed: finite numbers, in the shape of the images")
 
 
 def per_sample(value: float | Tensor, x: Tensor) -> float | Tensor:

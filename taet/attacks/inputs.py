@@ -12,7 +12,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor, nn
 
-from taet.attacks.ball import Norm, check_floating, frozen
+from taet.attacks.ball import Norm, check_floating, check_range, frozen
 from taet.attacks.objectives import check_classes
 from taet.bounds import got_text
 from taet.errors import UserError
@@ -35,7 +35,10 @@ def refusing(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @functools.wraps(attack)
     def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        given = signature.bind(*args, **kwargs)
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{attack.__name__}() {error}") from None
         given.apply_defaults()
         named: dict[str, Any] = given.arguments
         ball = {"eps": named.get("eps"), "norm": named.get("norm", "l2"), "checked": bool(named["checked"])}
@@ -127,11 +130,7 @@ def check_values(x: Tensor, y: Tensor, eps: object = None, norm: Norm = "linf") 
     low, high, least, largest, first, last = ends.tolist()  # one wait for all
     if not (low >= 0 and high <= 1):
         raise UserError(f"images: got values from {low:g} to {high:g}; allowed: 0 to 1, without NaN{_unit(low, high)}")
-    most = 1.0 if norm == "linf" else float("inf")
-    if not (least >= 0 and largest <= most and largest < float("inf")):
-        hint = f"; did you mean {largest:g}/255?" if 1 < largest <= 255 else ""
-        allowed = "0 to 1, in units of the image range" if norm == "linf" else "0 or more"
-        raise UserError(f"eps: got values from {least:g} to {largest:g}; allowed: {allowed}{hint}")
+    check_range("eps", least, largest, norm)
     return int(first), int(last)
 
 
@@ -173,8 +172,8 @@ class Answers(nn.Module):
             raise UserError(f"labels: got {got}; allowed: 0 to {classes - 1}, one per logit of the model")
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
-        # Rows of zeros and a one may be logits that somebody wrote by hand; a softmax has other values, too.
-        inside = ((logits > 0) & (logits < 1)).any()
+        # Rows of zeros and a one may be logits that somebody wrote by hand, unless they are known to be a softmax's.
+        inside = ((logits > 0) & (logits < 1)).any() | type(logits.grad_fn).__name__.startswith("Softmax")
         if bool(distributions(logits.detach()).all() & inside):
             raise UserError(
                 "model output: got probabilities, which sum to 1 for every image and hide the gradient; allowed: "

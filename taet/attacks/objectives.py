@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from taet.attacks.ball import Norm
 from taet.attacks.draws import Draws
 from taet.attacks.targets import CANDIDATES, nearest_classes
+from taet.bounds import got_text
 from taet.errors import UserError
 from taet.losses.consistency import kl_divergence
 from taet.losses.long_tail import check_labels, cross_entropy, full_precision, is_label, out_of_range
@@ -116,6 +117,19 @@ def check_objective(attack: str, name: ObjectiveName, num_classes: int) -> None:
     """Raise a `UserError` for an objective that needs more classes than there are."""
     if name == "dlr" and num_classes < 3:
         raise UserError(f"attack '{attack}': got {num_classes} classes; allowed: 3 or more for DLR")
+
+
+def check_callable(objectives: Sequence[object]) -> None:
+    """Raise a `UserError` for an objective that is no function."""
+    for one in objectives:
+        if not callable(one):
+            hint = (
+                f"; did you mean taet.attacks.objectives.OBJECTIVES[{one!r}]?"
+                if isinstance(one, str) and one in OBJECTIVES
+                else ""
+            )
+            allowed = "a function from (logits, labels) to one value per image"
+            raise UserError(f"objective: got {got_text(one)}; allowed: {allowed}{hint}")
 
 
 def target_classes(

@@ -14,7 +14,9 @@ from taet.attacks.ball import (
     BNMode,
     Norm,
     Start,
+    check_noise,
     check_size,
+    check_sizes,
     choose,
     draw_noise,
     finite,
@@ -30,6 +32,7 @@ from taet.attacks.objectives import (
     Objective,
     ObjectiveName,
     Target,
+    check_callable,
     check_objective,
     fooled,
     named_objective,
@@ -115,13 +118,13 @@ def pgd(
     Raises:
         UserError: what every attack refuses (`taet.attacks.inputs`): images that are not floating point in [0, 1],
             labels that are not one class per image, a model that does not return logits; an unknown norm or start; an
-            eps or step_size outside the range of the norm (L-infinity: 0 to 1); a tensor of another shape; no restart,
-            or several without start noise; no steps without start noise.
+            eps or step_size outside the range of the norm (L-infinity: 0 to 1); a tensor of another shape; start noise
+            that is not finite; an objective that is no function; no restart, or several without start noise; no steps
+            without start noise.
 
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks",
     ICLR 2018, arXiv:1706.06083.
     """
-    del checked  # `refusing` has read it
     for what, name, allowed in (("norm", norm, get_args(Norm)), ("start", start, get_args(Start))):
         if name not in allowed:
             raise unknown(what, str(name), allowed)
@@ -133,9 +136,13 @@ def pgd(
     origin = full_precision(x.detach())
     starts = _starts(origin, eps, start, norm, restarts, generator, start_noise)
     objectives = _each_step("objective", objective, steps)
+    check_callable(objectives)
     sizes: Sequence[float | Tensor] = _each_step("step size", step_size, steps)
     for size in sizes:
         check_size("step size", size, x, norm)
+    if not checked:
+        check_sizes("step size", sizes, norm)
+        check_noise(start_noise)
     lengths = [per_sample(size, origin) for size in sizes]
     moves = None if active is None else active.expand(steps, -1)
     radius = per_sample(eps, origin)
@@ -180,7 +187,7 @@ def pgd(
 
 def _each_step(what: str, given: Each | Sequence[Each], steps: int) -> Sequence[Each]:
     """Return one value per step, of one for all or a sequence of them."""
-    if not isinstance(given, Sequence):
+    if not isinstance(given, Sequence) or isinstance(given, str):
         return [given] * max(steps, 1)
     if len(given) != steps:
         raise UserError(f"{what}: got {len(given)} for {steps} steps; allowed: one, or one per step")

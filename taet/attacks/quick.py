@@ -133,7 +133,7 @@ def quick(
     if noise is None:
         source = Source(torch.Generator(x.device).manual_seed(0))
         noise = lambda _: draw_noise(full_precision(x.detach()), eps, "uniform", source, norm)  # noqa: E731
-    with frozen(model):
+    with frozen(model), frozen(judge):
         hunt = _Hunt(model, judge or model, x, y, eps, norm, noise)
         for run in (0, 1):
             hunt.climb(hunt.standing, margin_objectives(MARGIN_STEPS, run), margin_lengths(MARGIN_STEPS))

@@ -14,7 +14,8 @@ from taet.attacks.ball import Norm, check_size, frozen
 from taet.attacks.draws import Draws
 from taet.attacks.inputs import refusing
 from taet.attacks.spec import AttackSpec, Model
-from taet.bounds import Count
+from taet.bounds import Count, LongSeed, check_value
+from taet.errors import UserError
 
 NAMES = {
     "square": "random search without gradients, by which gradient masking shows (Andriushchenko et al. 2020); "
@@ -26,7 +27,7 @@ NAMES = {
 def square(
     model: Model, x: Tensor, y: Tensor, *, eps: float, queries: int = 1000, seed: int = 0, checked: bool = False
 ) -> Tensor:
-    """Return images in the L-infinity ball that random squares of +-eps were found to misclassify, else the best try.
+    """Return images in the L-infinity ball that random squares of +-eps make the model misclassify, else those given.
 
     The search lowers the margin z_y - max_{k != y} z_k and stops for an image that is misclassified. AutoAttack runs
     the same search with 5,000 queries on the images that its other parts left.
@@ -41,7 +42,8 @@ def square(
         checked: the caller answers for model, images and labels, as in `pgd`.
 
     Raises:
-        UserError: what every attack refuses, as in `pgd`; an eps outside 0 to 1.
+        UserError: what every attack refuses, as in `pgd`; an eps outside 0 to 1; images that are not (N, C, H, W);
+            queries or a seed out of range.
 
     Source: Andriushchenko, Croce, Flammarion, Hein, ECCV 2020, arXiv:1912.00049.
     """
@@ -49,6 +51,10 @@ def square(
 
     del checked  # `refusing` has read it
     check_size("eps", eps, x, "linf")
+    check_value("queries", queries, Count)
+    check_value("seed", seed, LongSeed)
+    if x.ndim != 4:
+        raise UserError(f"images: got shape {tuple(x.shape)}; allowed: (N, C, H, W), in which squares can be drawn")
     every_gpu = range(torch.cuda.device_count())
     with torch.no_grad(), frozen(model), torch.random.fork_rng(every_gpu):
         attack: Any = SquareAttack(  # type: ignore[no-untyped-call]

@@ -21,6 +21,7 @@ from taet.attacks import catalogue
 from taet.attacks.ball import BALL_TOLERANCE, distance
 from taet.attacks.draws import Draws
 from taet.attacks.spec import AttackSpec
+from taet.attacks.square import square
 from taet.attacks.suite import Suite
 from taet.config import Evaluation
 from taet.errors import UserError
@@ -36,6 +37,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from taet.attacks.spec import AttackSpec
+from taet.attacks.square import square
 
 NAMES = {"nudge": "all pixels up; it asks the model nothing"}
 
@@ -283,6 +285,52 @@ def test_pixels_as_the_unit_of_eps_are_refused(name: str) -> None:
     if name != "autoattack":  # which takes one number
         with pytest.raises(UserError, match=r"eps: got values from 0 to 8; allowed: 0 to 1.* did you mean 8/255\?"):
             function(name)(network(), images(), labels(), eps=torch.tensor([0.0, 0.1, 8, 0]))
+
+
+SETTINGS_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "the name of an objective": ("pgd", {"objective": "ce"}, r"objective: got 'ce'; .*OBJECTIVES\['ce'\]"),
+    "no objective": ("pgd", {"objective": None}, "objective: got None; allowed: a function from"),
+    "one step without an objective": ("pgd", {"objective": [taet.losses.cross_entropy, None]}, "objective: got None"),
+    "steps that lead back": (
+        "pgd",
+        {"step_size": torch.tensor([0.1, -0.1, 0, 0])},
+        "step size: got values from -0.1 to",
+    ),
+    "a step of NaN": ("pgd", {"step_size": [0.1, torch.full((4,), torch.nan)]}, "step size: got values from nan"),
+    "steps in pixels": ("pgd", {"step_size": torch.tensor(2.0)}, r"step size: got values from 2 .* mean 2/255\?"),
+    "noise of NaN": ("pgd", {"start_noise": torch.full((4, 3, 5, 5), torch.nan)}, "start noise: got NaN or infinity"),
+    "queries in words": ("square", {"queries": "a"}, "queries: got 'a'; allowed: a whole number, 1 or more"),
+    "rows as images": ("square", {"x": torch.rand(4, 75)}, r"images: got shape \(4, 75\); allowed: \(N, C, H, W\)"),
+}
+
+
+@pytest.mark.parametrize("wrong", SETTINGS_REFUSED)
+def test_what_a_function_cannot_use_is_refused_in_one_line(wrong: str) -> None:
+    name, change, message = SETTINGS_REFUSED[wrong]
+    attack = square if name == "square" else function(name)
+    given: dict[str, Any] = {"model": network(), "x": images(), "y": labels(), "eps": EPS, **change}
+    with pytest.raises(UserError, match=message):
+        attack(**given)
+
+
+def test_a_missing_argument_is_named_with_its_function() -> None:
+    with pytest.raises(TypeError, match=r"^quick\(\) missing a required argument: 'y'"):
+        taet.attacks.quick(network(), images(), eps=EPS)  # type: ignore[call-arg]
+
+
+def test_a_softmax_that_has_saturated_everywhere_is_no_row_of_logits() -> None:
+    def saturated(x: Tensor) -> Tensor:
+        return (torch.eye(4)[: len(x)] * 1e4 + 0 * x.flatten(1)[:, :1]).softmax(1)
+
+    with pytest.raises(UserError, match="got probabilities"):
+        function("pgd")(saturated, images(), labels())
+
+
+def test_a_judge_keeps_its_statistics() -> None:
+    judge = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(75), nn.Linear(75, CLASSES)).train()
+    taet.attacks.quick(network(), images(), labels(), eps=EPS, judge=judge)
+    assert not judge[1].running_mean.any()  # type: ignore[operator]
+    assert judge.training
 
 
 # --- what a caller has checked is not looked at ----------------------------------------------------------------------
