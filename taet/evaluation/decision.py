@@ -321,6 +321,13 @@ class DecisionCard:
         }[self.reason]
         return f"undecided by {accuracy} {after}: {why}"
 
+    @property
+    def roles(self) -> str:
+        """Which accuracy decides, and what the other one is."""
+        others = [ACCURACY[of] for of in self.targets if of != self.rule.of]
+        own = [f"{name} is a second test with {self.rule.alpha:.3g} of its own" for name in others]
+        return ", ".join([f"{ACCURACY[self.rule.of]} decides", *own])
+
     def __repr__(self) -> str:
         pairs = len(self.first["models"])
         each = f" ({pairs} pairs of models)" if pairs > 1 else ""
@@ -331,10 +338,10 @@ class DecisionCard:
             verdict = f"{self.better(of)} is better" if self.better(of) else "undecided"
             found = f"{one.ends} ({verdict}; estimate {points(one.estimate)} from {count(one.images)} images)"
             lines.append(f"  {ACCURACY[of]}, {sides[0]} minus {sides[1]}: {found}")
-        alpha = f"error probability {self.rule.alpha:.3g} each"
+        alpha = f"error probability {self.rule.alpha:.3g}"
         if self.comparisons > 1:
             alpha += f", {self.rule.alpha * self.comparisons:.3g} for {count(self.comparisons)} comparisons together"
-        lines += [f"  {alpha}", f"  {COVERS}"]
+        lines += [f"  {alpha}; {self.roles}", f"  {COVERS}"]
         return "\n".join(lines)
 
 

@@ -64,9 +64,11 @@ def decide(
     """Attack both sides on the same images, in random order by class, and stop when one is known to be better.
 
     After each round, with images of every class, the paired test of `taet.evaluation.sequential` is updated, for
-    balanced accuracy and for the tail. Its error probability and its intervals hold however often one looks, so also at
-    the stop. Flags are those of `taet.evaluate` on all images; what a whole card of a run or an earlier decision in
-    `out` holds costs nothing. Finished batches are saved in `out`, where a decision that was killed continues.
+    balanced accuracy and for the tail; `rule.of` decides, and the other one is a second test beside it. The error
+    probability of each and its intervals hold however often one looks, so also at the stop. Flags are those of
+    `taet.evaluate` on all images, but for AutoAttack, whose result depends in a few images on the batch that they are
+    in. What a whole card of a run or an earlier decision in `out` holds costs nothing. Finished batches are saved in
+    `out`, where a decision that was killed continues.
 
     Args:
         first_side: a Module or the folder of a finished run; or several of one method, one per seed.

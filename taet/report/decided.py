@@ -81,10 +81,11 @@ def _images(one: DecisionCard) -> str:
 def _rule(one: DecisionCard) -> str:
     """Say what decides, with which error probability."""
     shared = f", shared by {one.comparisons} comparisons" if one.comparisons > 1 else ""
-    within = "" if one.rule.within is None else f", or within {points(one.rule.within)[1:]} points"
+    within = "" if one.rule.within is None else f"; it also stops within {points(one.rule.within)[1:]} points"
     return (
-        f"{one.threat['norm']} ball of {size(one.threat['eps'])}; {ACCURACY[one.rule.of]} decides{within}, with error "
-        f"probability {one.rule.alpha * one.comparisons:.3g}{shared}; order of the images {one.rule.order_seed}."
+        f"{one.threat['norm']} ball of {size(one.threat['eps'])}; error probability "
+        f"{one.rule.alpha * one.comparisons:.3g}{shared}: {one.roles}{within}; order of the images "
+        f"{one.rule.order_seed}."
     )
 
 

@@ -74,6 +74,16 @@ def test_flags_are_those_of_whole_evaluations_and_the_test_follows_from_them() -
     assert re.search(r"balanced accuracy, A minus B: above \+\d+\.\d points \(A is better; estimate \+\d", text)
 
 
+def test_it_says_which_accuracy_decides_and_that_the_other_one_is_a_second_test() -> None:
+    second = "is a second test with 0.05 of its own"
+    found = decide("clean")
+    assert f"error probability 0.05; balanced accuracy decides, accuracy of the tail {second}" in repr(found)
+    found = decide("clean", rule=StopRule(of="tail"))
+    assert f"error probability 0.05; accuracy of the tail decides, balanced accuracy {second}" in repr(found)
+    alone = decide("clean", train_class_counts=None)
+    assert "error probability 0.05; balanced accuracy decides\n" in repr(alone)
+
+
 def test_swapped_sides_say_the_same_of_the_other_one() -> None:
     better, worse, *_ = drawn()
     found, swapped = decide(), decide(sides=(worse, better), names=("B", "A"))
