@@ -533,16 +533,9 @@ def _selection(card: ResultCard) -> str | None:
 
 
 def _extra(card: ResultCard) -> str | None:
-    # Cards of older versions do not say.
-    compared = card.data.get("extra", {}).get("compared", True)
-    return (
-        None
-        if compared
-        else (
-            "The extra training images may hold some of these test images: they were compared with those of the run's own "
-            "source alone"
-        )
-    )
+    apart = "they were compared with those of the run's own source alone"
+    compared = card.data.get("extra", {}).get("compared", True)  # cards of older versions do not say
+    return None if compared else f"The extra training images may hold some of these test images: {apart}"
 
 
 def _tested(card: ResultCard) -> metrics.Ints:

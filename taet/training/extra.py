@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from taet.config import Data
+from taet.config import EXTRA_COPIES, Data
 from taet.data import Dataset, Split, repeats
 from taet.data.augmentation import to_unit
 from taet.data.extra import Extra, read_extra, saw_removed_tail
@@ -34,11 +34,20 @@ def load_extra(data: Data, dataset: Dataset, device: torch.device) -> Extra:
         return extra
     folder = Path(data.extra_filter_model)
     _, model, record = load_model(folder)
-    if record.data.train.sha256 != dataset.train.sha256:
-        why = "allowed: a run on the same training images, so that the filter has seen no others"
-        raise UserError(f"data extra filter model: '{folder}' was trained on other images; {why}")
+    if more := _more_seen(record, dataset):
+        why = "allowed: a run on the same training images alone, so that the filter has seen no others"
+        raise UserError(f"data extra filter model: '{folder}' was trained {more}; {why}")
     kept = kept_by(model.to(device), extra.split, data.extra_filter, device)
     return replace(extra, split=extra.split.choose(kept), judge_sha256=file_sha256(RunFolder(folder).weights()))
+
+
+def _more_seen(record: RunRecord, dataset: Dataset) -> str | None:
+    """Return in words what a run has seen beside the training images, or None."""
+    if record.data.train.sha256 != dataset.train.sha256:
+        return "on other images"
+    if record.data.extra is not None and record.run.data.extra != EXTRA_COPIES:
+        return "with extra images"
+    return None if record.run.model.weights is None else "from pretrained weights"
 
 
 @torch.no_grad()

@@ -178,6 +178,19 @@ def test_a_filter_has_seen_the_same_training_images(tiny: Callable[..., Run], tm
         train(tiny("at", settings | {"data.max_count": 12}), out=tmp_path / "other")
 
 
+def test_a_filter_that_may_have_seen_other_images_is_refused(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    extra, one = noise(tmp_path / "noise.npz"), {"training.epochs": 1}
+    train(tiny("standard", one | MIXED | {"data.extra": extra}), out=tmp_path / "fed")
+    train(tiny("standard", one | {"data.extra": "copies"}), out=tmp_path / "copied")
+    weights = str(tmp_path / "fed" / "model.safetensors")
+    train(tiny("standard", one | {"model.weights": weights}), out=tmp_path / "tuned")
+    settings = one | MIXED | {"data.extra": extra, "data.extra_filter": 0.5}
+    for name, why in (("fed", "with extra images"), ("tuned", "from pretrained weights")):
+        with pytest.raises(UserError, match=rf"^data extra filter model: '.*{name}' was trained {why}; allowed: a run"):
+            train(tiny("at", settings | {"data.extra_filter_model": str(tmp_path / name)}), out=tmp_path / "run")
+    train(tiny("at", settings | {"data.extra_filter_model": str(tmp_path / "copied")}), out=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
