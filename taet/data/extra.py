@@ -87,6 +87,8 @@ def check_classes(extra: Extra, mixture: Mixture) -> None:
     for name, count, share in zip(names, counts, mixture.draw, strict=True):
         if share and not count:
             hint = "all classes, or --data.extra-classes inverse if it needs none"
+            if mixture.rule == "inverse":
+                hint = "every class that inverse draws"
             raise UserError(f"data extra: got no image of class '{name}'; allowed: images of {hint}")
 
 

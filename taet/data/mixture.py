@@ -40,6 +40,8 @@ class Mixture:
 
     batch: int
     extra: int
+    rule: str
+    """Of the class shares."""
     draw: tuple[float, ...]
     """m: probability of each class for an extra image, (C,)."""
     exposure: tuple[float, ...]
@@ -68,4 +70,4 @@ def mixture(data: Data, class_counts: Sequence[int], batch_size: int) -> Mixture
     draw = class_shares(data.extra_classes, class_counts, extra / batch_size)
     total, share = sum(class_counts), extra / batch_size
     exposure = (1 - share) * np.asarray(class_counts, np.float64) + share * total * draw
-    return Mixture(batch_size, extra, tuple(draw.tolist()), tuple(exposure.tolist()))
+    return Mixture(batch_size, extra, data.extra_classes, tuple(draw.tolist()), tuple(exposure.tolist()))

@@ -275,6 +275,15 @@ def test_a_class_that_is_to_be_drawn_needs_an_image(dataset: Dataset, stored: Ca
             check_classes(read_extra(settings, dataset), mixed)
 
 
+def test_the_rule_that_is_set_already_is_not_advised(dataset: Dataset, stored: Callable[..., Data]) -> None:
+    settings = stored(images(6, 9), [0, 1] * 3, extra_classes="inverse")
+    mixed = mixture(settings, COUNTS, 10)
+    assert mixed is not None
+    message = "data extra: got no image of class 'elk'; allowed: images of every class that inverse draws"
+    with pytest.raises(UserError, match=f"^{message}$"):
+        check_classes(read_extra(settings, dataset), mixed)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
