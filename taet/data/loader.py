@@ -207,7 +207,10 @@ class Loader:
         return torch.randperm(len(self.labels), generator=draws)
 
     def _mixed(self, supply: Supply, epoch: int) -> Tensor:
-        """Positions of an epoch of mixed batches: in each the images of the split first, then the extra ones."""
+        """Positions of an epoch of mixed batches.
+
+        The extra images of a batch have random places in it, so that every process gets its part of them.
+        """
         steps, own = len(self), supply.mixture.batch - supply.mixture.extra
         begin, end = epoch * steps * own, (epoch + 1) * steps * own
         rounds = range(begin // self.real, -(-end // self.real))
@@ -215,7 +218,11 @@ class Loader:
         begin -= rounds[0] * self.real
         originals = torch.cat(orders)[begin : begin + steps * own].view(steps, own)
         extras = supply.draw(steps, generator("cpu", self.seed, "extra", epoch))
-        return torch.cat([originals, extras], 1).flatten()
+        draws = torch.rand(steps, supply.mixture.batch, generator=generator("cpu", self.seed, "places", epoch))
+        places = draws.argsort(dim=1, stable=True)
+        # Sorted, so that the images of the split stay in their order.
+        mixed = torch.empty_like(places).scatter_(1, places[:, :own].sort(1).values, originals)
+        return mixed.scatter_(1, places[:, own:], extras).flatten()
 
     def _images(self, epoch: int, steps: range, indices: list[Tensor]) -> Iterator[Tensor]:
         """Return the images of every batch on the device, after the policy if there is one."""

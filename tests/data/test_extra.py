@@ -137,6 +137,17 @@ def test_shares_of_processes_and_later_steps_are_parts_of_the_batches(dataset: D
     )
 
 
+def test_every_process_gets_its_part_of_extra_images(dataset: Dataset) -> None:
+    mixed = mixture(data(), COUNTS, 10)
+    extra = Extra(Split(images(30, 5), np.arange(30) % 3, dataset.class_names, np.arange(30)))
+    for part in range(2):
+        share = loader(dataset.train, extra, mixed, part=part, parts=2)
+        real = np.array([int((batch.index < 22).sum()) for epoch in range(100) for batch in share.epoch(epoch)])
+        # 5 of 10 places without replacement: mean 2.5, variance 5 * 5 * 5 * 5 / (10 * 10 * 9).
+        assert abs(real.mean() - 2.5) < 4 * np.sqrt(625 / 900 / len(real))
+        assert real.std() > 0.5
+
+
 def test_streamed_images_are_those_in_memory(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAET_CACHE", str(tmp_path))
     mixed, pixels = mixture(data(), COUNTS, 10), images(30, 5)
