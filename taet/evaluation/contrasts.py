@@ -8,10 +8,12 @@ from itertools import permutations
 import numpy as np
 
 from taet.attacks.pgd import ProjectedAscent
+from taet.attacks.suite import Suite
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.curves import WHOLE
 
+THOROUGH_STEPS = 20  # of the papers' shorter PGD
 Z = 1.96  # two-sided 95 %
 
 Pair = tuple[Column, Column]
@@ -48,6 +50,18 @@ def crosses(chain: Column) -> bool:
     attack = chain.attack
     width = min(2 * attack.radius, WHOLE) if attack.norm == "linf" else 2 * attack.radius
     return isinstance(attack, ProjectedAscent) and attack.steps * attack.step_size >= width - 1e-9
+
+
+def is_thorough(column: Column) -> bool:
+    """Return whether an attack follows the gradients far enough to be a measure of them.
+
+    A suite, a bound such as `quick`, or a PGD of 20 steps or more that can cross its ball and leads to any other class.
+    """
+    attack = column.attack
+    if isinstance(attack, Suite) or attack.bound:
+        return True
+    long = is_chain(column) and attack.ascent_steps >= THOROUGH_STEPS and crosses(column)
+    return long and "target" not in column.parameters
 
 
 def same_ball(one: Column, other: Column) -> bool:

@@ -27,6 +27,7 @@ from taet.evaluation.contrasts import (
     differing,
     exceeds,
     is_chain,
+    is_thorough,
     one_steps,
     own,
     same_ball,
@@ -255,9 +256,10 @@ def _black_box(card: ResultCard) -> str | None:
             )
     guided = [column for column in asked(card) if column.norm is not None and not column.attack.gradient_free]
     missed = {
-        column.name: int((np.logical_and.reduce(balls) & ~column.correct).sum())
+        column.name: int((np.logical_and.reduce([one.correct for one in balls]) & ~column.correct).sum())
         for column in asked(card)
-        if column.attack.gradient_free and (balls := [one.correct for one in guided if same_ball(one, column)])
+        if column.attack.gradient_free
+        and any(map(is_thorough, balls := [one for one in guided if same_ball(one, column)]))
     }
     name = max(missed, key=lambda one: missed[one], default="")
     if not name or not exceeds(missed[name], 0, SQUARE_GAP * len(card.labels)):

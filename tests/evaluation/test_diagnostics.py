@@ -89,6 +89,8 @@ def test_a_sound_evaluation_raises_nothing(accuracies: dict[str, float]) -> None
         ({"pgd-20:restarts=5": 0.45, "pgd-20": 0.5}, "pgd-not-converged"),
         ({"square": 0.45, "pgd-20": 0.5, "cw-linf-20": 0.48}, "black-box-beats-gradients"),
         ({"random-noise": 0.48, "pgd-20": 0.5}, "black-box-beats-gradients"),
+        ({"square": 0.3, "cw-linf-20": 0.5}, "black-box-beats-gradients"),
+        ({"square": 0.3, "autoattack": 0.5}, "black-box-beats-gradients"),
         ({"pgd-l2-100": 0.35, "pgd-l2-20": 0.4}, "pgd-not-converged"),
         ({"autoattack": 0.42, "pgd-20": 0.5}, "autoattack-far-below-pgd"),
         ({"autoattack-fast": 0.42, "pgd-100": 0.5}, "autoattack-far-below-pgd"),
@@ -123,6 +125,9 @@ def test_what_no_sound_evaluation_shows_is_named(accuracies: dict[str, float], f
         {"cw-linf-100": 0.4, "pgd-20": 0.5},  # more steps, too
         {"adaptive-pgd-100": 0.4, "pgd-20": 0.5},
         {"adaptive-pgd-l2-20": 0.4, "pgd-20": 0.5},
+        {"square": 0.3, "fgsm": 0.5},  # gradients that were followed too shortly are not to blame
+        {"square": 0.3, "pgd-19:step=4/255": 0.5},
+        {"square": 0.3, "pgd-100:target=least-likely": 0.5},
         {"clean": 0.3, "pgd-20": 0.5, "pgd-20:eps=16/255": 0.2},  # clean images are no attack
         {"pgd-20:target=random": 0.7, "pgd-20": 0.5, "autoattack": 0.46},  # not a chain to be compared with
         {"pgd-20@other": 0.3, "pgd-100": 0.5},
@@ -135,7 +140,7 @@ def test_only_attacks_that_differ_in_one_respect_are_compared(accuracies: dict[s
 
 
 def test_a_short_pgd_is_flagged_and_compared_with_nothing() -> None:
-    assert found(column("fgsm", 0.4), column("pgd-10", 0.5), column("pgd-15", 0.3)) == {
+    assert found(column("fgsm", 0.4), column("pgd-10", 0.5), column("pgd-15", 0.3), column("square", 0.2)) == {
         "pgd-too-short": "pgd-10 and pgd-15 cannot cross the ball: the steps add up to less than its width; "
         "use more steps or longer ones."
     }
