@@ -213,7 +213,7 @@ def test_a_class_name_is_used_once() -> None:
 # A ratchet: lower it with the package, and do not raise it without a reason that CHANGELOG names. 25,690 lines were the
 # package before the methods of class-wise fairness, feedback and single steps (about 1,475 lines) and before every
 # file that is read was checked: kinds, limits, types, checksums, owners, consent to custom code (about 2,300).
-MOST_LINES = 37_000
+MOST_LINES = 37_200
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:
