@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,14 +24,16 @@ from taet.data.images import decode_all
 from taet.data.mixture import Mixture
 from taet.data.places import locate
 from taet.data.rows import NUMBER, read_rows
-from taet.data.sources import sized
-from taet.data.store import Images
+from taet.data.sources import MOST_PAIRS, sized
+from taet.data.store import Images, keep
 from taet.errors import UserError, located, unknown
 
 KEYS = (("images", "labels"), ("image", "label"))
 """Arrays of an .npz; the second pair is that of the public files of generated CIFAR images."""
 MOST_REPEATS = 0.1
 """Share of extra images that may be images of validation or test; with more, the set was made from them."""
+NEAR, EXACT = 1, 2
+"""How an image is among others."""
 SAW = {"this-set": "no", "balanced-original": "yes", "other": "unknown"}
 """Whether a generator saw the removed tail, by what it was trained on."""
 
@@ -146,12 +148,29 @@ def _held_out(dataset: Dataset, storage: str) -> dict[str, Split]:
     return found
 
 
+def _likeness(whole: Split, split: Split, mirror: bool, storage: str) -> NDArray[np.uint8]:
+    """Return for each image (N,) whether it is exactly or nearly among those of `split`, else 0.
+
+    What takes long is kept in the cache, so that a run that goes on, and other processes, need not search again.
+    """
+
+    def search() -> Iterator[NDArray[np.uint8]]:
+        close = repeats.near(whole.images, split.images, mirror=mirror)
+        yield np.where(repeats.exact(whole.images, split.images), EXACT, close * NEAR).astype(np.uint8)
+
+    if storage == "memory" or len(whole) * len(split) <= MOST_PAIRS:
+        return next(search())
+    rule = f"{repeats.SIDE} x {repeats.SIDE} means within {repeats.NEAR}, {'also' if mirror else 'not'} mirrored"
+    shape = 1, len(whole), 1, 1  # as one image, whose checksum is compared when it is read
+    return keep(search(), shape, f"repeats of {whole.sha256} in {split.sha256}, {rule}")[0].ravel()
+
+
 def _without_repeats(whole: Split, dataset: Dataset, storage: str) -> Extra:
     """Leave out what is held out; a set made from held-out images is refused."""
     kept, found, held_out = np.ones(len(whole), bool), [], _held_out(dataset, storage)
     for name, split in held_out.items():
-        same = repeats.exact(whole.images, split.images) & kept
-        close = repeats.near(whole.images, split.images, mirror=dataset.mirror) & kept & ~same
+        likeness = _likeness(whole, split, dataset.mirror, storage)
+        same, close = (kept & (likeness == degree) for degree in (EXACT, NEAR))
         kept &= ~(same | close)
         found.append((name, int(same.sum()), int(close.sum())))
     left_out = int((~kept).sum())

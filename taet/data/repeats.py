@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from taet.data.reading import counted
 from taet.data.store import Images, pieces
 
 SIDE = 8
@@ -37,14 +38,15 @@ def near(images: Images, others: Images, *, mirror: bool) -> NDArray[np.bool_]:
     """Return which of the images (N,) are nearly one of the others, or with `mirror` its mirror image.
 
     Both are averaged to SIDE x SIDE pixels at most; their root mean square difference is at most NEAR. Found are other
-    encodings, small changes of brightness and noise, not crops or shifts. Time: O(N M).
+    encodings, noise, and a change of brightness up to 7 of 255 levels, not crops or shifts. Time: O(N M).
     """
     known = _averaged(others)
     if mirror:
         known = np.concatenate([known, known[:, :, ::-1]])
     flat, own = known.reshape(len(known), -1), _averaged(images).reshape(len(images), -1)
     squares, found = np.square(flat).sum(1), np.zeros(len(own), bool)
-    for begin in range(0, len(own), ROWS):
+    begins = range(0, len(own), ROWS)
+    for begin in counted(begins, len(own), "looking for near-duplicates", lambda begin: len(own[begin : begin + ROWS])):
         piece = own[begin : begin + ROWS]
         distance = np.square(piece).sum(1)[:, None] + squares - 2 * piece @ flat.T
         found[begin : begin + ROWS] = distance.min(1) <= NEAR**2 * flat.shape[1]

@@ -234,7 +234,8 @@ class Trainer:
         known: dict[str, Any] = {"processes": world_size(), "arrays": dataset is not None}
         self.extra = None
         if resolve(run, facts, **known).mixture is not None:
-            self.extra = in_turn(lambda: load_extra(run.data, self.dataset, self.device))
+            with told_to(self.progress):
+                self.extra = in_turn(lambda: load_extra(run.data, self.dataset, self.device))
         distinct = None if self.extra is None else self.extra.distinct_counts
         self.resolved = resolve(run, facts, **known, extra_counts=distinct)
         if self.extra is not None and self.resolved.mixture is not None:

@@ -227,6 +227,29 @@ def test_a_set_made_from_test_images_is_refused(dataset: Dataset, stored: Callab
         read_extra(stored(pixels, np.arange(29) % 3), dataset)
 
 
+def test_a_long_search_for_repeats_is_not_made_twice(
+    dataset: Dataset, tmp_path: Path, stored: Callable[..., Data], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("taet.data.extra.MOST_PAIRS", 0)
+    pixels, labels = np.concatenate([images(50, 7), dataset.test.images[3:5]]), np.arange(52) % 3
+    pixels[50, 0, 0] ^= 4
+    once = read_extra(stored(pixels, labels), dataset)
+    assert once.repeats == (("validation", 0, 0), ("test", 1, 1))
+    calls = []
+    near = repeats.near
+    monkeypatch.setattr(repeats, "near", lambda *args, **more: calls.append(1) or near(*args, **more))
+    again = read_extra(stored(pixels, labels), dataset)
+    assert (again.repeats, again.split.sha256, len(calls)) == (once.repeats, once.split.sha256, 0)
+    read_extra(stored(pixels, labels), dataclasses.replace(dataset, mirror=False))
+    assert len(calls) == 2
+    pixels[0, 0, 0] ^= 4
+    read_extra(stored(pixels, labels), dataset)
+    assert len(calls) == 4
+    read_extra(stored(pixels, labels, storage="memory"), dataset)
+    assert len(calls) == 6
+
+
 def test_different_digits_are_not_near_each_other() -> None:
     digits = load("digits-lt", imbalance_ratio=1, test="balanced")
     arrays = digits.train.images, digits.train.labels, digits.test.images[:100], digits.test.labels[:100]
