@@ -279,10 +279,13 @@ class ResultCard:
         return "\n".join([head, *lines, *deviations, *(f"! {flag['text']}" for flag in self.flags)])
 
 
-def compare_runs(first: Sequence[ResultCard], second: Sequence[ResultCard], column: str) -> Difference:
+def compare_runs(
+    first: Sequence[ResultCard], second: Sequence[ResultCard], column: str, comparisons: int = 1
+) -> Difference:
     """Return the difference in balanced accuracy under one attack between two methods, with one card per seed.
 
-    The i-th card of `first` is paired with the i-th of `second`, as runs with the same seed (see `paired.difference`).
+    The i-th card of `first` is paired with the i-th of `second`, as runs with the same seed. `comparisons` differences
+    share the error of their intervals (see `paired.difference`).
 
     Raises:
         UserError: different numbers of cards, different test images, or different settings of the attack (its random
@@ -302,7 +305,8 @@ def compare_runs(first: Sequence[ResultCard], second: Sequence[ResultCard], colu
                 got = f"{name} {short(settings.get(name))} and {short(others.get(name))}"
                 raise UserError(f"comparison: '{column}' was measured with {got}; allowed: the same settings")
     masks = [measured.correct for measured in columns]
-    return difference(masks[: len(first)], masks[len(first) :], cards[0].labels, cards[0].num_classes)
+    sides = (masks[: len(first)], masks[len(first) :])
+    return difference(*sides, cards[0].labels, cards[0].num_classes, comparisons=comparisons)
 
 
 def _settings(column: Column) -> dict[str, object]:

@@ -19,7 +19,7 @@ class Difference:
 
     value: float
     low: float
-    """Lower end of the 95 % interval."""
+    """Lower end of the interval, of 95 % for one comparison."""
     high: float
     p: float
     """Probability of a difference at least as large if the two sides were exchangeable, image by image. It is about the
@@ -50,6 +50,7 @@ def difference(
     labels: ArrayLike,
     num_classes: int,
     *,
+    comparisons: int = 1,
     draws: int = metrics.DRAWS,
     seed: int = 0,
 ) -> Difference:
@@ -75,6 +76,7 @@ def difference(
         second: the same shape; its run r is compared with run r of `first`.
         labels: (N,) true classes.
         num_classes: C.
+        comparisons: k differences whose intervals shall cover together with 95 %: each errs with 5 %/k (Bonferroni).
         draws: number of draws of the images, and of the signs.
         seed: seed of these draws.
 
@@ -86,17 +88,17 @@ def difference(
     classes = np.asarray(labels, dtype=np.int64)
     if left.shape != right.shape or left.shape[1:] != classes.shape or not left.size:
         raise ValueError(f"masks: got {left.shape} and {right.shape}; allowed: (runs, {len(classes)}) on both sides")
-    runs, generator = len(left), np.random.default_rng(seed)
+    runs, generator, level = len(left), np.random.default_rng(seed), LEVEL / comparisons
     counts = _gains(left, right, classes, num_classes)
     total = counts.sum(1)
     gains = np.arange(-runs, runs + 1) / runs
     value = _balanced(counts, gains, total)
     drawn = generator.multinomial(total, counts / total[:, None], size=(draws, len(total)))
-    low, high = np.quantile(_balanced(drawn, gains, total), [LEVEL / 2, 1 - LEVEL / 2])
+    low, high = np.quantile(_balanced(drawn, gains, total), [level / 2, 1 - level / 2])
     each = (_gains(a[None], b[None], classes, num_classes) for a, b in zip(left, right, strict=True))
     _, error = metrics.mean_and_standard_error([_balanced(one, np.arange(-1.0, 2.0), total) for one in each])
     if runs > 1:
-        seeds = metrics.student_quantile(1 - LEVEL, runs - 1) * error
+        seeds = metrics.student_quantile(1 - level, runs - 1) * error
         low, high = value - np.hypot(value - low, seeds), value + np.hypot(high - value, seeds)
     return Difference(
         value=float(value),

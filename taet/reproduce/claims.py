@@ -116,7 +116,7 @@ def claims() -> Mapping[str, Claim]:
 
 
 def word_of(found: Difference, size: float, most: bool) -> Word:
-    """The verdict on one paired difference, by its 95 % interval.
+    """The verdict on one paired difference, by its interval.
 
     A claim of `size` points holds if the interval is above 0 and reaches half the size; it does not hold if the
     interval is below 0, or above 0 and below half the size; otherwise it is undecided. A claim of at most `size` points
@@ -132,7 +132,7 @@ def word_of(found: Difference, size: float, most: bool) -> Word:
 
 
 def combined(parts: Sequence[Word]) -> Word:
-    """The verdict on a claim with several parts: all must hold."""
+    """The verdict on a claim with several parts, whose intervals share an error of 5 %: all must hold."""
     if not parts:
         return "not tested"
     return next((word for word in ("does not hold", "not tested", "undecided") if word in parts), "holds")
@@ -154,11 +154,12 @@ def _of_pairs(claim: Claim, store: Store, scale: Scale) -> Verdict:
     """The verdict on differences between rows."""
     parts: list[Word] = []
     said, missing = list[str](), dict[str, None]()
+    count = len(claim.pairs) * len(claim.sizes)
     for first, second in claim.pairs:
         for column, size in claim.sizes.items():
             sides = [_cards(store.cells(scale, row, [column])) for row in (first, second)]
             attacks = claim.attacks(scale, first, second, column)
-            found = paired_cards(sides[0], sides[1], attacks, claim.entry.get("group"))
+            found = paired_cards(sides[0], sides[1], attacks, claim.entry.get("group"), comparisons=count)
             parts.append("not tested" if found is None else word_of(found, size, "most" in claim.entry))
             if found is not None:
                 said.append(f"{_named(first, second)}{column} {_text(found)}")
@@ -240,8 +241,9 @@ def _stem(pattern: str) -> str:
 
 
 def _glob(folders: Sequence[Path], pattern: str) -> dict[int, ResultCard]:
+    """The cards by their seed; a card without one counts as seed 0."""
     paths = sorted(path for folder in folders for path in folder.glob(pattern))
-    return dict(enumerate(map(load_card, paths)))
+    return {card.seed or 0: card for card in map(load_card, paths)}
 
 
 def worths(store: Store, scale: Scale, price: Mapping[str, float]) -> dict[str, float]:
@@ -304,6 +306,8 @@ No number is written by hand, except in the reasons of claims that a proof or a 
 A verdict is that of the largest [scale](reproduce.md#scales) with runs. Differences are in points of balanced accuracy,
 paired on the same test images, with 95 % intervals. A claim **holds** if the interval is above 0 and reaches half the
 claimed size. It **does not hold** if the interval is below 0, or above 0 and below half the size. Otherwise it is
-**undecided**. With one seed an interval covers the test images only: it says which of two models is better, not which
-method. *Outside the scales* are committed runs with other settings, which give no verdict.
+**undecided**. A claim with k differences holds if all do, and does not if one does not; their intervals cover together
+with 95 %, so each is one of 1 - 5 %/k. With one seed an interval covers the test images only: it says which of two
+models is better, not which method. *Outside the scales* are committed runs with other settings, which give no verdict;
+their differences are taken one by one.
 """

@@ -230,10 +230,12 @@ def paired_cards(
     second: Mapping[int, ResultCard],
     attacks: Sequence[str | None],
     of: int | str | None = None,
+    comparisons: int = 1,
 ) -> Difference | None:
     """The paired difference of two sets of cards by seed, each under its attack.
 
     `of` is a class, or a group of classes (head, body, tail) by training images; by default all classes count.
+    `comparisons` differences share the error of their intervals.
     """
     seeds = sorted(first.keys() & second.keys())
     left, right = [first[seed] for seed in seeds], [second[seed] for seed in seeds]
@@ -244,7 +246,7 @@ def paired_cards(
     assert attacks[1] is not None
     if of is None and attacks[0] == attacks[1]:
         try:
-            return compare_runs(left, right, attacks[0])
+            return compare_runs(left, right, attacks[0], comparisons)
         except UserError:  # other test images, or another setting of the attack
             return None
     if len({card.data["test_sha256"] for card in (*left, *right)}) > 1:
@@ -252,7 +254,7 @@ def paired_cards(
     labels, classes = left[0].labels, left[0].num_classes
     keep = np.ones(len(labels), dtype=bool) if of is None else np.isin(labels, _labels(left[0], of))
     masks = [[card.column(str(name)).correct[keep] for card in cards] for cards, name in sides]
-    return difference(masks[0], masks[1], labels[keep], classes)
+    return difference(masks[0], masks[1], labels[keep], classes, comparisons=comparisons)
 
 
 def _labels(card: ResultCard, of: int | str) -> list[int]:

@@ -46,6 +46,24 @@ def test_several_runs_are_averaged_over_their_pairs() -> None:
     assert result.runs == 3
 
 
+@pytest.mark.parametrize(("runs", "student"), [(1, 0.0), (3, 6.205346816570714)])
+def test_intervals_of_two_comparisons_cover_together(runs: int, student: float) -> None:
+    """Each errs in 2.5 of 100 cases, by 1.25 on a side; value and p are those of one comparison."""
+    first, second = masks(0, runs), masks(1, runs)
+    alone, of_two = (difference(first, second, LABELS, 3, comparisons=number) for number in (1, 2))
+    assert (of_two.value, of_two.p) == (alone.value, alone.p)
+    gain, generator = first.mean(0) - second.mean(0), np.random.default_rng(2)
+    rows = [np.flatnonzero(label == LABELS) for label in range(3)]
+    drawn = np.mean([gain[generator.choice(own, (40000, len(own)))].mean(1) for own in rows], axis=0)
+    low, high = np.quantile(drawn, [0.0125, 0.9875])
+    spread = student * of_two.standard_error if runs > 1 else 0.0
+    low, high = (
+        of_two.value - math.hypot(of_two.value - low, spread),
+        of_two.value + math.hypot(high - of_two.value, spread),
+    )
+    assert (of_two.low, of_two.high) == pytest.approx((low, high), abs=0.015)
+
+
 @pytest.mark.parametrize("runs", [1, 3])
 def test_the_interval_is_that_of_drawing_the_images(runs: int) -> None:
     first, second, generator = masks(0, runs), masks(1, runs), np.random.default_rng(2)

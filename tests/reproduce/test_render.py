@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from taet.errors import UserError
 from taet.evaluation import ResultCard
-from taet.evaluation.paired import Difference
+from taet.evaluation.paired import Difference, difference
 from taet.reproduce import Store, claims, items, render, scales, site
 from taet.reproduce.manifest import Item, chosen, row_from
 from taet.reproduce.session import Session, overview, state_of
@@ -172,6 +173,24 @@ def test_a_claim_holds_if_all_its_parts_do() -> None:
     assert claims.combined(["holds", "not tested"]) == "not tested"
     assert claims.combined(["not tested", "does not hold"]) == "does not hold"
     assert claims.combined([]) == "not tested"
+
+
+def test_the_parts_of_a_claim_share_its_error_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same difference, whose 95 % interval is below 0, refutes a claim of one part and none of six."""
+    labels = np.repeat([0, 1], 100)
+    first, second = np.zeros(200, dtype=bool), np.zeros(200, dtype=bool)
+    second[:14] = first[-4:] = True
+    found = partial(difference, first, second, labels, 2)
+    monkeypatch.setattr(claims, "paired_cards", lambda *_, comparisons=1: found(comparisons=comparisons))
+    words = [claims.verdict(claims.claims()[name], Store(tmp_path, []), scales()["mini"]).word for name in ("C2", "R8")]
+    assert words == ["does not hold", "undecided"]
+
+
+def test_cards_outside_the_scales_are_paired_by_their_seeds(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "results" / "digits-lt-methods"
+    for seed in (1, 2):
+        shutil.copy(folder / f"taet-seed{seed}.json", tmp_path)
+    assert {seed: card.seed for seed, card in claims._glob([tmp_path], "taet-seed?.json").items()} == {1: 1, 2: 2}
 
 
 def test_verdicts_at_smoke_are_those_of_the_paired_test(smoke: Fill) -> None:
