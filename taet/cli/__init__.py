@@ -27,7 +27,7 @@ COMMANDS = {
     "predict": "classify images with a finished run, and test whether each prediction survives an attack",
     "export": "write the model of a finished run, with its preprocessing, as pt2, ONNX or safetensors",
     "cost": "measure the cost of training on this machine: passes, seconds, memory, and what TAET saves",
-    "list": "list methods, attacks, data, models or protocols",
+    "list": "list methods, attacks, data, models, protocols or recipes",
     "data": "show a data set, or download and check its files: taet data show|prepare NAME",
     "doctor": "check whether this machine can train, and how fast; taet doctor RUN verifies every file of a run",
 }
