@@ -100,6 +100,12 @@ class Cell:
                     f"there and {here} in the specification; choose another --out, or remove the folder"
                 )
 
+    @property
+    def precision(self) -> str | None:
+        """The precision that its run recorded."""
+        held = RunFolder(self.folder)
+        return held.record.run.training.precision if self.run is not None and held.is_run else None
+
     def seconds(self) -> dict[str, float]:
         """Recorded seconds of training and of attacks."""
         held = RunFolder(self.folder)
@@ -237,20 +243,22 @@ def _check_variant(grid: Specification, variant: Variant, of: Sequence[Cell]) ->
 
 def _alike(planned: list[Cell]) -> list[Cell]:
     """Let cells whose precision is left to the machine train as those that were begun, maybe on another machine."""
-    folders = [RunFolder(cell.folder) for cell in planned if _is_open(cell)]
+    folders = [RunFolder(cell.folder) for cell in planned if is_open(cell)]
     held = {folder.record.run.training.precision for folder in folders if folder.is_run}
     if len(held) != 1:
         return planned
     chosen = held.pop()
-
-    def begun(cell: Cell) -> Cell:
-        run = None if cell.run is None else config.override(cell.run, {"training.precision": chosen})
-        return dataclasses.replace(cell, run=run, flags=(*cell.flags, "--precision", chosen))
-
-    return [begun(cell) if _is_open(cell) else cell for cell in planned]
+    return [in_precision(cell, chosen) if is_open(cell) else cell for cell in planned]
 
 
-def _is_open(cell: Cell) -> bool:
+def in_precision(cell: Cell, chosen: str) -> Cell:
+    """Return a cell that trains in this precision."""
+    run = None if cell.run is None else config.override(cell.run, {"training.precision": chosen})
+    return dataclasses.replace(cell, run=run, flags=(*cell.flags, "--precision", chosen))
+
+
+def is_open(cell: Cell) -> bool:
+    """Return whether its precision is left to the machine."""
     return cell.run is not None and cell.run.training.precision == "auto"
 
 

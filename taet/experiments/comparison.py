@@ -20,6 +20,7 @@ import torch
 
 from taet.data.prepare import check_there
 from taet.errors import UserError
+from taet.experiments.arithmetic import settled
 from taet.experiments.cells import Cell, State, cells
 from taet.experiments.decisions import PairOutcome, Until, decide_pairs, pairs_of, unattacked
 from taet.experiments.parts import gather, share
@@ -70,6 +71,7 @@ class CellOutcome:
             "state": self.state,
             "reason": self.reason,
             "folder": str(cell.folder),
+            "precision": cell.precision,
             "seconds": cell.seconds(),
             "commands": list(self.commands),
         }
@@ -198,6 +200,7 @@ def fill(
     for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
         check_there(data)
     make_folder(place / "logs")
+    planned = settled(planned, say or (lambda _: None))
     work = _Work(planned, place / "logs", side_by_side, threads, gpus, say or (lambda _: None))
     begun = time.monotonic() if begun is None else begun
     interrupted = work.run(math.inf if time_budget is None else begun + time_budget)

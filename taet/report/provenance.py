@@ -25,6 +25,7 @@ def provenance(run: ReportedRun) -> list[tuple[str, str]]:
         ("parameters", record and record.parameters),
         ("seed", run.seed),
         ("epochs", f"{len(run.epochs)} of {planned}" if planned and record is not None else len(run.epochs) or None),
+        ("precision", settings.get("training", {}).get("precision")),
         ("training attack", settings.get("threat")),
         ("outer loss", settings.get("outer")),
         ("selection", record and dataclasses.asdict(record.selection)),

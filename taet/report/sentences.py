@@ -28,8 +28,19 @@ def summary(data: ReportedData, all_series: Sequence[Series], attacks: Sequence[
     tested = f" (balanced numbers are over {present} of {classes} classes)" if present < classes else ""
     return (
         f"{counted(all_series, many)} on {data.name}: {classes} classes, {training}"
-        f"{count(sum(data.test_counts))} test images{tested}{threat}."
+        f"{count(sum(data.test_counts))} test images{tested}{threat}.{_arithmetic(all_series)}"
     )
+
+
+def _arithmetic(all_series: Sequence[Series]) -> str:
+    """Say which runs were trained in which precision, where it differs."""
+    found: dict[str, dict[str, None]] = {}
+    for one in all_series:
+        for run in one.runs:
+            if precision := run.config.get("training", {}).get("precision"):
+                found.setdefault(precision, {})[one.label] = None
+    each = "; ".join(f"{listed(labels)} in {precision}" for precision, labels in sorted(found.items()))
+    return f" The arithmetic of training differs, which may change results: {each}." if len(found) > 1 else ""
 
 
 def counted(all_series: Sequence[Series], many: bool) -> str:

@@ -26,7 +26,7 @@ PRECISIONS = ("bf16", "float32")
 ENOUGH = 0.01  # seconds of a pass, so that the clock's resolution and the calls of operations matter little
 ROUNDS = 4  # the passes of each side take turns; the first only fills caches, and the fastest of the others counts
 HOPELESS = 3.0  # a side that takes as many times as long as the other is not measured again
-CLEAR = 0.9  # fewer threads must save a tenth: another number of threads changes the last bits
+CLEAR = 0.9  # bf16 or fewer threads must save a tenth: both change the bits, and chance decides about less
 Seconds = dict[str, float]
 
 
@@ -35,10 +35,10 @@ def settle(
 ) -> dict[str, Decision]:
     """Return the precision that `auto` stands for, and the threads where none are named and fewer are faster.
 
-    On a GPU bf16 is taken if the GPU has instructions for it. On a CPU both sides are measured on the view that attacks
-    run on: precision in CPU seconds of one thread, which other programs hardly change; threads in seconds on the clock,
-    and only if OMP_NUM_THREADS leaves the choice and the machine is idle. The result is kept in TAET_CACHE, by facts
-    about machine, software and network.
+    On a GPU bf16 is taken if the GPU has instructions for it; on a CPU, if it saves a tenth. There both sides are
+    measured on the view that attacks run on: precision in CPU seconds of one thread, which other programs hardly
+    change; threads in seconds on the clock, and only if OMP_NUM_THREADS leaves the choice and the machine is idle. The
+    result is kept in TAET_CACHE, by facts about machine, software and network.
     """
     made: dict[str, Decision] = {}
     chosen = training.precision
@@ -55,7 +55,7 @@ def settle(
 def precision(
     model: nn.Module, image_shape: tuple[int, int, int], device: torch.device, batch_size: int = 128
 ) -> Decision:
-    """Return the faster of bf16 and float32 for training `model`, and why."""
+    """Return bf16 if it is clearly faster than float32 for training `model`, else float32, and why."""
     if device.type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)
         name = torch.cuda.get_device_name(device)
@@ -71,6 +71,8 @@ def precision(
             found = _kept({"what": "precision", **_facts(model, image_shape)}, measured)
     except Exception:  # a custom network may fail under autocast, for any reason
         return Decision("float32", "this network could not be timed in bf16")
+    if CLEAR * found["float32"] <= found["bf16"] <= found["float32"]:
+        return Decision("float32", "bf16 is not faster by a tenth on this processor")
     faster, slower = sorted(PRECISIONS, key=found.__getitem__)
     return Decision(faster, f"measured {found[slower] / found[faster]:.1f} times as fast as {slower} on this processor")
 

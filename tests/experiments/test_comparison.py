@@ -333,3 +333,22 @@ def test_mistakes_in_the_call(small: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot make the folder"):
         compare(small, tmp_path / "file")
+
+
+def test_the_precision_is_settled_once_for_all_cells(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network of he has another head, so that it would be measured anew, with another result."""
+    monkeypatch.setenv("TAET_CACHE", str(tmp_path / "cache"))
+    times = [{"bf16": 1.0, "float32": 2.0}, {"bf16": 2.0, "float32": 1.0}]
+    monkeypatch.setattr("taet.training.speed._fastest", lambda *_: times.pop(0))
+    training = {name: value for name, value in small["settings"]["training"].items() if name != "precision"}
+    grid = small | {"methods": ["at", "he"], "seeds": [0, 1], "settings": small["settings"] | {"training": training}}
+    said: list[str] = []
+    compare(grid, tmp_path / "out", jobs=2, say=said.append)
+    words = [call["words"] for call in processes() if call["words"][0] == "train"]
+    assert [each[each.index("--precision") + 1] for each in words] == ["bf16"] * 4
+    assert len(times) == 1
+    assert "precision bf16 for all cells: measured 2.0 times as fast as float32 on this processor" in said
+    held = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
+    assert {cell["precision"] for cell in held} == {"float32"}, "as the stand-in recorded"

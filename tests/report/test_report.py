@@ -13,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ import pytest
 from taet import metrics, report
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
-from taet.report import figures, measured, read, series
+from taet.report import figures, measured, read, sentences, series
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case")
 PARTS = ("results", "histogram-section", "classes", "confusion", "training", "images", "flags")
@@ -518,3 +520,14 @@ def test_a_class_without_test_images_is_told_at_the_top(make_run: MakeRun, tmp_p
     some = Page(report.write([folder], tmp_path / "r.html"))
     assert "balanced numbers are over 9 of 10 classes" in some.text
     assert "balanced numbers are over" not in every.text
+
+
+def test_runs_of_different_precision_are_named() -> None:
+    def series(label: str, *precisions: str) -> Any:
+        return SimpleNamespace(
+            label=label, runs=[SimpleNamespace(config={"training": {"precision": one}}) for one in precisions]
+        )
+
+    assert sentences._arithmetic([series("at", "bf16", "bf16"), series("he", "bf16")]) == ""
+    found = sentences._arithmetic([series("at", "bf16", "float32"), series("he", "float32")])
+    assert found.endswith("which may change results: at in bf16; at and he in float32.")

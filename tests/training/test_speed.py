@@ -51,6 +51,11 @@ def test_the_faster_is_taken_and_the_factor_is_said(bf16: float, faster: str, me
     assert "measured 2.0 times as fast as" in found.why
 
 
+def test_a_difference_that_chance_may_reverse_does_not_decide(measured: list[dict[str, float]]) -> None:
+    measured.append({"bf16": 1.9, "float32": 2.0})
+    assert chosen() == ("float32", "bf16 is not faster by a tenth on this processor")
+
+
 def test_it_is_measured_once_for_each_network(measured: list[dict[str, float]], cache: Path) -> None:
     measured += [{"bf16": 1.0, "float32": 2.0}, {"bf16": 2.0, "float32": 1.0}]
     assert [chosen().value for _ in range(3)] == ["float32"] * 3

@@ -1,0 +1,48 @@
+"""The arithmetic of a comparison: settled once for all cells that leave it to the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from taet import models
+from taet.data import facts
+from taet.errors import UserError
+from taet.experiments.cells import Cell, in_precision, is_open
+from taet.training.decided import Decision
+from taet.training.environment import resolve_device
+from taet.training.folder import RunFolder
+from taet.training.resolve import resolve
+from taet.training.speed import precision
+
+
+def settled(planned: Sequence[Cell], say: Callable[[str], None]) -> list[Cell]:
+    """Give all cells that are still to begin, and name no precision, the one that the first of them is fastest in.
+
+    Otherwise cells of one table could differ in it: their networks differ in the head, and two measurements by chance.
+    GPUs need no measurement. A cell whose data are not known without reading them is left as it is.
+    """
+    left = [cell for cell in planned if is_open(cell) and not RunFolder(cell.folder).is_run]
+    made = _measured(left[0]) if left else None
+    if made is None:
+        return list(planned)
+    say(f"precision {made.value} for all cells: {made.why}")
+    return [in_precision(cell, made.value) if cell in left else cell for cell in planned]
+
+
+def _measured(cell: Cell) -> Decision | None:
+    """Return the precision in which the network of a cell is faster on this processor; None if that is not known."""
+    assert cell.run is not None
+    run, found = cell.run, facts(cell.run.data)
+    try:
+        device = resolve_device(run.training.device)
+        if found is None or device.type != "cpu":
+            return None
+        head = resolve(run, found).method.task.head
+        with torch.random.fork_rng(devices=[]):  # a custom network may draw random numbers
+            named = (run.model.name, found.num_classes, found.image_shape)
+            model = models.build(*named, seed=run.seed, head=head, stem=run.model.stem)
+            return precision(model.to(memory_format=torch.channels_last), found.image_shape, device)
+    except UserError:  # which the cell itself will say
+        return None
