@@ -119,6 +119,7 @@ def test_every_flag_of_the_diagnostics_is_documented() -> None:
         diagnostics.BOUND,
         diagnostics.MISLED,
         diagnostics.NOT_PROBED["flag"],
+        diagnostics.PROBE_SMALL,
         *collapse.FLAGS,
     }
 

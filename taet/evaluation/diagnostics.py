@@ -154,6 +154,25 @@ NOT_PROBED = Flag(
 )
 
 
+PROBE_SMALL, FEW_PROBED = "probe-small", 100
+"""Of 100 images, 6 must be broken by the stronger attack alone before that exceeds chance."""
+
+
+def of_probe(card: ResultCard, attacked: bool) -> tuple[Flag, ...]:
+    """Return what limits the probe of a card with or without attacks: none was made, or of few of its images."""
+    if not card.probe:
+        return (NOT_PROBED,) if attacked else ()
+    images = int(card.probe["images"])
+    if images >= min(FEW_PROBED, len(card.labels)):
+        return ()
+    text = (
+        f"The probe tried {images} of {len(card.labels)} images only, as the attacks are short or the batches small, "
+        "so that masked gradients may raise no flag; ask for longer attacks, such as autoattack, in batches of "
+        f"{FEW_PROBED} or more."
+    )
+    return (Flag(flag=PROBE_SMALL, text=text),)
+
+
 def audit_flags(card: ResultCard, facts: AuditFacts) -> dict[str, str]:
     """Return the text of every flag that the card and the facts of an audit raise, by name."""
     return {flag["flag"]: flag["text"] for flag in flags(card)} | {

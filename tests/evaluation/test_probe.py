@@ -173,6 +173,16 @@ def test_without_it_a_flag_says_so(evaluated: Evaluated) -> None:
     assert "not-probed" not in {flag["flag"] for flag in evaluated("clean", probe=False).flags}
 
 
+def test_few_images_are_said_unless_they_are_all(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = evaluated("fgsm", batch_size=20)
+    (text,) = (flag["text"] for flag in short.flags if flag["flag"] == "probe-small")
+    assert text.startswith(f"The probe tried 16 of {len(short.labels)} images only")
+    monkeypatch.setattr(probe, "FEWEST", len(short.labels))
+    whole = evaluated("fgsm", batch_size=len(short.labels))
+    assert whole.probe["images"] == len(short.labels)
+    assert "probe-small" not in {flag["flag"] for flag in whole.flags}
+
+
 def test_where_nothing_is_attacked_nothing_is_probed(evaluated: Evaluated) -> None:
     card = evaluated("clean")
     assert card.probe == {}
