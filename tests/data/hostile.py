@@ -271,7 +271,7 @@ def member_names_that_lead_out(folder: Path) -> list[str]:
 
 
 @case("cannot read", "npz")
-@case("it is no image|no class|class folders", "folder")
+@case("cannot read image .* bytes, more than", "folder")
 @case("has .* bytes, more than|characters or more", "csv")
 def ten_gigabytes_of_nothing(folder: Path, kind: str) -> list[str]:
     place = folder / "f" / "a"
