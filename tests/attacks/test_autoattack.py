@@ -56,7 +56,7 @@ def data(classes: int, channels: int = 3, count: int = 24) -> tuple[Tensor, Tens
 
 
 def _suite(model: nn.Module, x: Tensor, y: Tensor, chosen: Plan) -> _Suite:
-    return _Suite(Counted(model), x, y, EPS[chosen.norm], chosen, len(y), 0, x.device, True, None)
+    return _Suite(Counted(model), x, y, EPS[chosen.norm], chosen, len(y), 0, x.device, "float32", True, None)
 
 
 def train(classes: int, channels: int = 3) -> nn.Module:
