@@ -339,7 +339,7 @@ class _Suite:
         x, y = (given.to(self.device) for given in self._batch(indices))
         work = self.model.measure()
         with self._watched(part, indices):
-            with self.model.searching(self.precision):
+            with self.model.searching(self.precision, x.device.type):
                 x_adv = attack(x.clone(), y.clone()).detach()
             if self.plan.norm == "l2":  # in float32 the library's scaling misses by up to 1e-5 at 224 x 224 pixels
                 left = distance(x_adv, x, "l2") > self.eps + BALL_TOLERANCE

@@ -69,13 +69,12 @@ class Counted(nn.Module):
         return since
 
     @contextmanager
-    def searching(self, precision: SearchPrecision) -> Iterator[None]:
-        """Inside, answer attacks in this precision; `judge` stays in exact float32."""
-        device = next((tensor.device.type for tensor in self.model.state_dict().values()), "cpu")
+    def searching(self, precision: SearchPrecision, device_type: str) -> Iterator[None]:
+        """Inside, answer attacks in this precision, on images of this device; `judge` stays in exact float32."""
         before, self.precision = self.precision, precision
         try:
             # Autocast is for the forward pass alone: the backward pass follows it, the attack's own sums stay exact.
-            with arithmetic(device, precision), torch.autocast(device, enabled=False):
+            with arithmetic(device_type, precision), torch.autocast(device_type, enabled=False):
                 yield
         finally:
             self.precision = before

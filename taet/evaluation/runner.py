@@ -206,7 +206,7 @@ class Runner:
         x, y = self.batch(rows)
         draws = self.draws(attack, rows)
         # Copies, because a custom attack may write into its arguments.
-        with self._guarded(attack, draws), self.model.searching(attack.precision):
+        with self._guarded(attack, draws), self.model.searching(attack.precision, x.device.type):
             x_adv = attack.run(self.model, x.clone(), y.clone(), draws)
         verify(attack.name, x_adv, x, attack.eps, attack.norm or "linf")
         return x, x_adv

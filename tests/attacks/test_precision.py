@@ -55,7 +55,7 @@ def test_the_search_alone_is_in_bfloat16_and_leaves_the_switches_as_they_were() 
     model = Flattered()
     counted, x = Counted(model), torch.rand(2, 3, 2, 2)
     before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
-    with counted.searching("bf16"):
+    with counted.searching("bf16", "cpu"):
         counted(x)
         counted.judge(x)
         assert (x @ x).dtype == torch.float32  # what the attack itself computes

@@ -193,13 +193,15 @@ def test_cards_outside_the_scales_are_paired_by_their_seeds(tmp_path: Path) -> N
     assert {seed: card.seed for seed, card in claims._glob([tmp_path], "taet-seed?.json").items()} == {1: 1, 2: 2}
 
 
-def test_verdicts_at_smoke_are_those_of_the_paired_test(smoke: Fill) -> None:
+def test_verdicts_at_smoke_are_those_of_the_paired_test(smoke: Fill, tmp_path: Path) -> None:
     store, _ = two_methods(smoke)
     found = claims.verdict(claims.claims()["C2"], store, scales()["smoke"])
     assert found.because.startswith("taet minus at-bsl, clean ")
     assert found.word in ("holds", "does not hold", "undecided")
-    missing = claims.verdict(claims.claims()["C12"], store, scales()["smoke"])
-    assert (missing.word, missing.because) == ("not tested", "Missing at scale smoke: taet (steps 5)")
+    missing = claims.verdict(claims.claims()["C12"], Store(tmp_path, []), scales()["smoke"])
+    assert missing.word == "not tested"
+    assert missing.because.startswith("Missing at scale smoke: ")
+    assert "taet (steps 5)" in missing.because
 
 
 def test_theorem_1_fails_where_a_wrong_image_changes_its_class(smoke: Fill) -> None:
