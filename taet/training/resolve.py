@@ -144,13 +144,16 @@ def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
 
 
 class _NoDraws(TorchFunctionMode):
-    """Inside, random initial values are not drawn. (The first use of the meta device would take seconds.)"""
+    """Inside, random initial values are 0 instead of drawn. (The first use of the meta device would take seconds.)
+
+    Not what the memory held before: `trunc_normal_` draws again until every value is in its range.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_):  # erfinv_ of a truncated normal draw
-            return args[0]
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0].zero_()
         if getattr(func, "__module__", "") == nn.init.__name__:  # inside which no further call comes here
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from taet import config, models, protocols
 from taet.config import Run
 from taet.data import DataFacts, facts
 from taet.errors import UserError
 from taet.models import Head
-from taet.training.resolve import check_model, resolve
+from taet.training.resolve import _NoDraws, check_model, resolve
 
 LONG_TAIL = DataFacts((50, 20, 10), (3, 32, 32), {"train": 80, "test": 30})
 
@@ -77,6 +79,12 @@ def test_a_network_is_checked_without_drawing_its_weights(
     for seed in range(3):
         check_model(resolve(config.override(run, {"seed": seed}), LONG_TAIL), LONG_TAIL)
     assert built == ["resnet8"]
+
+
+def test_weights_that_are_not_drawn_do_not_depend_on_what_the_memory_held() -> None:
+    """`trunc_normal_` draws again until every value is in its range: it never ended on other values left there."""
+    with _NoDraws():
+        assert not nn.init.trunc_normal_(torch.full((4,), 9.0)).any()
 
 
 def test_published_data_need_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
