@@ -32,19 +32,19 @@ SETTINGS = Evaluation(eps=EPS, step_size=EPS / 2, eps_l2=0.5, step_size_l2=0.2, 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 ADDED = {
-    "nudge": """
+    "lift": """
 from dataclasses import dataclass
 from typing import ClassVar
 
 from taet.attacks.spec import AttackSpec
 from taet.attacks.square import square
 
-NAMES = {"nudge": "all pixels up; it asks the model nothing"}
+NAMES = {"lift": "all pixels up; it asks the model nothing"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nudge(AttackSpec):
-    names: ClassVar = {"nudge": "linf"}
+class Lift(AttackSpec):
+    names: ClassVar = {"lift": "linf"}
 
     def run(self, model, x, y, draws):
         return (x + self.eps).clamp(0, 1)
@@ -230,10 +230,10 @@ class TooFar(AttackSpec):
 
 @pytest.mark.usefixtures("added")
 def test_an_attack_that_is_called_by_name_checks_what_it_made() -> None:
-    attack = catalogue.parse("nudge", SETTINGS)
+    attack = catalogue.parse("lift", SETTINGS)
     x_adv = attack(network(), images(), labels())
     assert float(distance(x_adv, images()).max()) <= EPS + BALL_TOLERANCE
-    with pytest.raises(UserError, match="nudge: 4 images left the ball"):
+    with pytest.raises(UserError, match="lift: 4 images left the ball"):
         TooFar(**vars(attack))(network(), images() / 2, labels())
 
 
