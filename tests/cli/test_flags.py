@@ -126,7 +126,9 @@ def test_an_attack_with_a_typo_is_refused_before_the_training() -> None:
 
 def test_every_field_of_an_evaluation_is_an_option_of_evaluate() -> None:
     words = "runs/x --attacks clean pgd-7 --eps 4/255 --step-size 1/255 --eps-l2 1 --step-size-l2 0.5 --batch-size 9"
-    parsed = read_evaluation([*words.split(), "--cw-bounded", "--cw-constant", "None", "--seed", "3"])
+    parsed = read_evaluation(
+        [*words.split(), "--cw-bounded", "--cw-constant", "None", "--seed", "3", "--search-precision", "bf16"]
+    )
     assert parsed.evaluation == {
         "attacks": ("clean", "pgd-7"),
         "eps": 4 / 255,
@@ -137,5 +139,6 @@ def test_every_field_of_an_evaluation_is_an_option_of_evaluate() -> None:
         "cw_bounded": True,
         "batch_size": 9,
         "seed": 3,
+        "search_precision": "bf16",
     }
     assert set(parsed.evaluation) == {field.name for field in dataclasses.fields(Evaluation)}
