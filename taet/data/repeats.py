@@ -16,7 +16,7 @@ NEAR = 0.03
 """Largest root mean square difference of averaged images in [0, 1] that counts as nearly the same. Of 20,000 training
 images of CIFAR-10 14 are so near to one of its test images; the nearest pair of different digits is 0.06 apart."""
 ROWS = 512
-"""Images that are compared at once."""
+"""Images that are compared at once with as many others: their distances take 1 MB."""
 
 
 def fingerprints(images: Images) -> NDArray[np.uint64]:
@@ -38,18 +38,25 @@ def near(images: Images, others: Images, *, mirror: bool) -> NDArray[np.bool_]:
     """Return which of the images (N,) are nearly one of the others, or with `mirror` its mirror image.
 
     Both are averaged to SIDE x SIDE pixels at most; their root mean square difference is at most NEAR. Found are other
-    encodings, noise, and a change of brightness up to 7 of 255 levels, not crops or shifts. Time: O(N M).
+    encodings, noise, and a change of brightness up to 7 of 255 levels, not crops or shifts. Time: O(N M). The averages
+    of the smaller set alone are kept in memory.
     """
-    known = _averaged(others)
-    if mirror:
-        known = np.concatenate([known, known[:, :, ::-1]])
-    flat, own = known.reshape(len(known), -1), _averaged(images).reshape(len(images), -1)
-    squares, found = np.square(flat).sum(1), np.zeros(len(own), bool)
-    begins = range(0, len(own), ROWS)
-    for begin in counted(begins, len(own), "looking for near-duplicates", lambda begin: len(own[begin : begin + ROWS])):
-        piece = own[begin : begin + ROWS]
-        distance = np.square(piece).sum(1)[:, None] + squares - 2 * piece @ flat.T
-        found[begin : begin + ROWS] = distance.min(1) <= NEAR**2 * flat.shape[1]
+    held, read = sorted((images, others), key=len)
+    kept, found, done = _averaged(held), np.zeros(len(images), bool), 0
+    views = (kept, kept[:, :, ::-1]) if mirror else (kept,)
+    for piece in counted(pieces(read), len(read), "looking for near-duplicates", len):
+        small = _small(piece)
+        for view in views:
+            for begin in range(0, len(view), ROWS):
+                rows = slice(begin, begin + ROWS)
+                for column in range(0, len(small), ROWS):
+                    alike = _alike(view[rows], small[column : column + ROWS])
+                    if read is images:
+                        place = done + column
+                        found[place : place + ROWS] |= alike.any(0)
+                    else:
+                        found[rows] |= alike.any(1)
+        done += len(piece)
     return found
 
 
@@ -61,15 +68,25 @@ def nearest(images: Images, others: Images) -> NDArray[np.int64]:
 
 def _averaged(images: Images) -> NDArray[np.float32]:
     """Images (N, S, S, C) in [0, 1], S at most SIDE: means over blocks that differ by one pixel at most."""
-    return np.concatenate(
-        [_blocks(_blocks(piece.astype(np.float32) / np.float32(255), 1), 2) for piece in pieces(images)]
-    )
+    return np.concatenate([_small(piece) for piece in pieces(images)])
 
 
-def _blocks(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+def _small(images: NDArray[np.generic]) -> NDArray[np.float32]:
+    """The same of images that are in memory."""
+    return _blocks(_blocks(images, 1), 2) / np.float32(255)
+
+
+def _alike(images: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which averaged images (N,) are nearly which of the others (M,): (N, M)."""
+    a, b = images.reshape(len(images), -1), others.reshape(len(others), -1)
+    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
+    return np.asarray(squares <= NEAR**2 * a.shape[1])
+
+
+def _blocks(values: NDArray[np.generic], axis: int) -> NDArray[np.float32]:
     """Means of at most SIDE blocks along one axis."""
     length = values.shape[axis]
     begins = np.arange(min(SIDE, length)) * length // min(SIDE, length)
     sizes = np.diff([*begins, length]).astype(np.float32)
-    sums = np.add.reduceat(values, begins, axis)
+    sums = np.add.reduceat(values, begins, axis, dtype=np.float32)
     return np.asarray(sums / np.expand_dims(sizes, tuple(i for i in range(4) if i != axis)), np.float32)

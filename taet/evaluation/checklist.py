@@ -253,5 +253,11 @@ QUESTIONS: tuple[Question, ...] = (
     Question(READER, "Are broader threat models tested?", (), lambda _: "", "see taet evaluate --attacks pgd-l2-20"),
     Question(READER, "Are the model and its code released?", (), lambda _: "", "no program can tell"),
 )
-ASIDE = {"class-without-test-images", "few-images-per-class", "small-test-set", "autoattack-variant"}
-"""Flags that say how coarse the numbers are, and answer no question."""
+ASIDE = {
+    "class-without-test-images",
+    "few-images-per-class",
+    "small-test-set",
+    "extra-not-compared",
+    "autoattack-variant",
+}
+"""Flags about the test images or the precision of the numbers, which answer no question."""

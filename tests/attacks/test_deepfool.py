@@ -100,14 +100,14 @@ def test_nothing_but_the_result_changes() -> None:
 def test_flat_logits_give_no_nan(slope: float) -> None:
     x = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(2))
     y = torch.zeros(4, dtype=torch.int64)
-    first = torch.tensor([1.0, 0.0, 0.0])
+    first = torch.tensor([2.0, 0.0, 0.0])
     x_adv = deepfool(lambda images: first + slope * images.flatten(1)[:, :3], x, y, steps=5)
     assert torch.equal(x_adv, x), "no success, so the clean images"
 
 
 def test_equal_logits_are_left_by_a_small_step() -> None:
     x = torch.full((1, 1, 1, 2), 0.5)
-    x_adv = deepfool(lambda images: images.flatten(1), x, torch.zeros(1, dtype=torch.int64))
+    x_adv = deepfool(lambda images: 1 + images.flatten(1), x, torch.zeros(1, dtype=torch.int64))
     assert float(distance(x_adv, x, "l2")) == pytest.approx(1.02e-4, rel=1e-3)
     assert float(x_adv[0, 0, 0, 1]) > float(x_adv[0, 0, 0, 0])
 

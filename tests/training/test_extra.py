@@ -154,7 +154,7 @@ def test_the_search_for_repeats_shows_its_progress(
     told: list[tuple[float, float, str]] = []
     run = tiny("standard", MIXED | {"training.epochs": 1, "data.extra": noise(tmp_path / "noise.npz")})
     train(run, out=tmp_path / "run", progress=lambda *said: told.append(said))
-    assert (40, 40, "looking for near-duplicates") in told
+    assert (600, 600, "looking for near-duplicates") in told
 
 
 class Prefers(nn.Module):

@@ -113,6 +113,7 @@ def memory(kind):
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(kind)))
 
 room, folder = int(sys.argv[1]), Path(sys.argv[2])
+np.ones((64, 64), np.float32) @ np.ones((64, 64), np.float32)  # OpenBLAS takes its buffers
 limit = memory("VmData") + room
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
