@@ -214,8 +214,8 @@ def test_a_class_name_is_used_once() -> None:
 # package before the methods of class-wise fairness, feedback and single steps (about 1,475 lines), before every file
 # that is read was checked (kinds, limits, types, checksums, owners, consent to custom code: about 2,300), and before
 # taet reproduce (1,900), decisions (1,450), the audit (1,100), quick and what attacks refuse (600), and extra images,
-# recipes and the first hour (2,600).
-MOST_LINES = 37_200
+# recipes and the first hour (2,600). taet gate: 150.
+MOST_LINES = 37_350
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

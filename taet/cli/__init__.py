@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "find what would spoil an evaluation of a run or of any model, and estimate its duration",
     "evaluate": "attack a finished run, or any model, and write its result card",
     "audit": "ask as a reviewer asks whether attacks on a run or any model can be believed: a checklist with numbers",
+    "gate": "compare the cards of an old and a new model; exit status 1 only if the new one is known to be worse",
     "transfer": "evaluate each of several runs on the adversarial examples of the others",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
     "reproduce": "fill the tables and figures of both papers, and print them beside the published numbers",
@@ -34,9 +35,9 @@ COMMANDS = {
 
 EPILOG = """Every command has --help, with examples, and --debug, which shows the traceback of an error.
 taet help COMMAND is taet COMMAND --help.
-Exit status: 0 success; 1 a cell of a comparison or a question of taet audit failed, or an error that taet did not
-foresee; 2 a mistake in the call, a file or a plug-in, named in one line; 130 interrupted, with all finished work
-saved."""
+Exit status: 0 success; 1 a cell of a comparison, a question of taet audit or taet gate failed, or an error that taet
+did not foresee; 2 a mistake in the call, a file or a plug-in, named in one line; 130 interrupted, with all finished
+work saved."""
 
 DEBUG = "TAET_DEBUG"
 """Environment variable that acts as --debug."""
