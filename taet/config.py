@@ -11,7 +11,7 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from annotated_types import Ge, Gt, Le, MinLen
 
@@ -58,6 +58,8 @@ def _are_rising_shares(values: tuple[float, ...]) -> bool:
     return list(values) == sorted(values) and all(0 < value <= 1 for value in values)
 
 
+Fit: TypeAlias = Literal["squeeze", "crop", "pad"]
+"""How an image that is not square comes to a square."""
 EXTRA_KINDS = ("folder:", "csv:", "npz:")
 EXTRA_COPIES = "copies"
 
@@ -105,6 +107,9 @@ class Data(Settings):
     own images unless names of classes say left or right."""
     size: Annotated[int, Ge(4), Le(2048), Note(" pixels")] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
+    fit: Fit = "squeeze"
+    """How images that are not square come to that size: squeezed, cut to the square in the middle, or whole with black
+    bars (pad). With a size only."""
     seed: LongSeed = 0
     """Seed of the choice of images. With the same seed, a smaller subset is part of a larger one."""
     storage: Literal["auto", "memory", "disk"] = "auto"

@@ -81,7 +81,8 @@ def run(arguments: list[str]) -> int:
             ):
                 parts.append(part)
                 if len(parts) == 1:
-                    for note in changes(parsed.images, RunFolder(parsed.run).record.data.image_shape):
+                    record = RunFolder(parsed.run).record
+                    for note in changes(parsed.images, record.data.image_shape, record.fit):
                         print(f"taet: {note}", file=sys.stderr)
     finally:  # also the results before an interruption
         if parts:

@@ -62,12 +62,15 @@ def options_of(words: list[str]) -> set[str]:
 
 
 def data_for_run(name: str, origin: OfModel) -> Dataset:
-    """Load other data than a run's own; without a size, at that of the run's images, where these are square."""
+    """Load other data than a run's own; without a size, at that of the run's images, by its fit, if they are square."""
     data = origin.chosen(name)
     if origin.weights is not None or origin.normalize != "none":
         raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
-    _, height, width = RunFolder(Path(name)).record.data.image_shape
-    return load(dataclasses.replace(data, size=height if data.size is None and height == width else data.size))
+    record = RunFolder(Path(name)).record
+    _, height, width = record.data.image_shape
+    if data.size is None and height == width:
+        data = dataclasses.replace(data, size=height, fit=origin.data.get("fit", record.fit))
+    return load(data)
 
 
 def open_model(name: str, origin: OfModel) -> tuple[foreign.Loaded, Dataset]:

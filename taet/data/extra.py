@@ -75,7 +75,7 @@ def read_extra(data: Data, dataset: Dataset) -> Extra:
         if labels.max() >= dataset.num_classes:
             raise UserError(f"'{path}': got label {labels.max()}; allowed: 0 to {dataset.num_classes - 1}")
         found = Split(images, labels, dataset.class_names, np.arange(len(labels)))
-        whole = sized(found, data.size, data.storage)
+        whole = sized(found, data.size, data.storage, data.fit)
         shapes = whole.images.shape[1:], dataset.train.images.shape[1:]
         if shapes[0] != shapes[1]:
             got, wanted = (f"{w}x{h} pixels, {c} channels" for h, w, c in shapes)
@@ -117,14 +117,15 @@ def _read_folder(path: Path, data: Data, names: Sequence[str]) -> tuple[Images, 
     found = class_files(path, 1, Counter())
     files = [file for each in found.values() for file in each]
     labels = [_label(name, names, f"'{path}'") for name, each in found.items() for _ in each]
-    return decode_all(files, data.size, data.storage), np.array(labels, np.int64)
+    return decode_all(files, data.size, data.storage, fit=data.fit), np.array(labels, np.int64)
 
 
 def _read_csv(path: Path, data: Data, names: Sequence[str]) -> tuple[Images, NDArray[np.int64]]:
     rows = read_rows(path).rows
     folder = Path(os.path.expanduser(data.root)) if data.root is not None else path.parent
     labels = [_label(row.label, names, row.place) for row in rows]
-    return decode_all([folder / row.path for row in rows], data.size, data.storage), np.array(labels, np.int64)
+    images = decode_all([folder / row.path for row in rows], data.size, data.storage, fit=data.fit)
+    return images, np.array(labels, np.int64)
 
 
 READERS = {"npz": _read_npz, "folder": _read_folder, "csv": _read_csv}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from taet.config import Data
 from taet.data.dataset import Dataset, Labels, Outline, Split
 from taet.data.downloads import Download, official
-from taet.data.images import decode_all
+from taet.data.images import FITTED, decode_all
 from taet.data.inputs import MOST_BYTES, reading
 from taet.data.places import not_found, roots
 from taet.errors import UserError
@@ -118,9 +118,12 @@ def read(data: Data) -> Dataset:
     _check("training", place / training, train_labels, TRAINING[training])
     _check("test", place / "Final_Test", test_labels, TEST)
     size = data.size or SIZE
-    train_images, test_images = (decode_all(paths, size, data.storage) for paths in (train_paths, test_paths))
+    train_images, test_images = (
+        decode_all(paths, size, data.storage, fit=data.fit) for paths in (train_paths, test_paths)
+    )
     number = len(np.unique(tracks))
     scaled = f"whole images, sign and border, scaled to {size}x{size} pixels"
+    scaled += "" if data.fit == "squeeze" else f", those that are not square {FITTED[data.fit]}"
     return Dataset(
         data.name,
         Split(train_images, train_labels, CLASS_NAMES, np.arange(len(train_labels)), groups=tracks),

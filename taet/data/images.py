@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from taet.config import Fit
 from taet.data.ahead import ahead
 from taet.data.inputs import MOST_IMAGES, reason
 from taet.data.reading import counted
@@ -54,6 +55,12 @@ UNUSUAL = {
     "turned": "turned upright by their EXIF tag",
 }
 """Unusual properties of a file, and what is done with them."""
+FITTED = {
+    "squeeze": "squeezed",
+    "crop": "cut to the square in the middle",
+    "pad": "made square by black bars",
+}
+"""What is done with an image that is not square."""
 
 
 def is_image(file: Path) -> bool:
@@ -261,8 +268,14 @@ class Survey:
             raise _different(self.paths[0], self.sizes[0].tolist(), self.paths[other], self.sizes[other].tolist())
         return _pair(self.sizes[0]) if size is None else (size, size)
 
-    def sentences(self, size: int | None = None) -> list[str]:
-        """Describe the files; `size` is what they will be scaled to."""
+    def not_square(self, fit: Fit) -> list[str]:
+        """Say how many images are not square, and what `fit` does with them."""
+        places = np.flatnonzero(self.sizes[:, 0] != self.sizes[:, 1])
+        files = [self.paths[i] for i in places]
+        return [_example(f"not square, {FITTED[fit]}", files, len(self.paths))] if files else []
+
+    def sentences(self, size: int | None = None, fit: Fit = "squeeze") -> list[str]:
+        """Describe the files; `size` is what they will be scaled to, `fit` how."""
         total, grey = len(self.paths), int(self.grey.sum())
         if total == 0:
             return []
@@ -274,6 +287,7 @@ class Survey:
         small = np.flatnonzero((self.sizes < (size or 0)).any(1))
         if len(small):
             found.append(_example(f"smaller than {size} pixels, enlarged", [self.paths[i] for i in small], total))
+        found += [] if size is None else self.not_square(fit)
         return [*found, *(_example(UNUSUAL[key], files, total) for key, files in self.unusual.items())]
 
 
@@ -304,14 +318,26 @@ def survey(paths: Sequence[Path]) -> Survey:
     )
 
 
-def scaled(image: Image, size: tuple[int, int] | None) -> Image:
-    """Return an image of that width and height: bilinear, antialiased."""
+def scaled(image: Image, size: tuple[int, int] | None, fit: Fit = "squeeze") -> Image:
+    """Return an image of that width and height: bilinear, antialiased; `fit` crop and pad are for squares."""
     if size is None or image.size == size:
         return image
     from PIL.Image import Resampling
 
+    if fit == "crop":
+        image = _middle(image, min(image.size))
+    longest = max(image.size)
+    # Half up, in whole numbers: an exported graph computes the same.
+    kept = size if fit != "pad" else tuple(max(1, (2 * n * size[0] + longest) // (2 * longest)) for n in image.size)
     # Pillow's bilinear filter is antialiased: its support grows with the reduction.
-    return image.resize(size, Resampling.BILINEAR)
+    made = image.resize((kept[0], kept[1]), Resampling.BILINEAR)
+    return made if fit != "pad" else _middle(made, size[0])
+
+
+def _middle(image: Image, side: int) -> Image:
+    """Return the square in the middle of an image; what lies outside of it is black."""
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))
 
 
 def picture(image: NDArray[np.uint8]) -> Image:
@@ -321,11 +347,11 @@ def picture(image: NDArray[np.uint8]) -> Image:
     return fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image)
 
 
-def resized(images: Images, size: int) -> Iterator[NDArray[np.uint8]]:
+def resized(images: Images, size: int, fit: Fit = "squeeze") -> Iterator[NDArray[np.uint8]]:
     """Yield each of the images uint8 (N,H,W,C), C 1 or 3, as (size,size,C): bilinear, antialiased."""
 
     def scale(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return np.asarray(scaled(picture(image), (size, size))).reshape(size, size, -1)
+        return np.asarray(scaled(picture(image), (size, size), fit)).reshape(size, size, -1)
 
     return ahead(scale, chain.from_iterable(pieces(images)), AHEAD)
 
@@ -348,38 +374,40 @@ def _eight_bit(image: Image) -> Image:
     return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
 
 
-def _decode(path: Path, size: tuple[int, int] | None) -> NDArray[np.uint8] | str:
+def _decode(path: Path, size: tuple[int, int] | None, fit: Fit) -> NDArray[np.uint8] | str:
     """Return the pixels of an image file, or why it cannot be read."""
     from PIL import ImageOps
 
     try:
         with _opened(path) as image, _DECODING.take(math.prod(image.size)):
-            return np.asarray(scaled(_eight_bit(ImageOps.exif_transpose(image)), size))
+            return np.asarray(scaled(_eight_bit(ImageOps.exif_transpose(image)), size, fit))
     except Exception as error:  # decoders of damaged files raise errors of many kinds
         return _reason(path, error)
 
 
 def decode_where_possible(
-    paths: Sequence[Path], size: tuple[int, int] | None, most: int = AHEAD
+    paths: Sequence[Path], size: tuple[int, int] | None, most: int = AHEAD, fit: Fit = "squeeze"
 ) -> Iterator[tuple[Path, NDArray[np.uint8] | str]]:
     """Yield each file with its image, as `decode_each` does, or with the reason why it cannot be read.
 
     `most`: images that are decoded before the first of them is used up.
     """
     with _settled():
-        yield from zip(paths, ahead(lambda path: _decode(path, size), paths, most), strict=True)
+        yield from zip(paths, ahead(lambda path: _decode(path, size, fit), paths, most), strict=True)
 
 
-def decode_each(paths: Sequence[Path], size: int | None, most: int = AHEAD) -> Iterator[NDArray[np.uint8]]:
+def decode_each(
+    paths: Sequence[Path], size: int | None, most: int = AHEAD, fit: Fit = "squeeze"
+) -> Iterator[NDArray[np.uint8]]:
     """Yield each image file in order, turned upright by its EXIF tag: uint8 (H,W) if it is greyscale, else (H,W,3).
 
     16 bits per channel are scaled to 8, palettes and CMYK become RGB, an alpha channel is dropped, and the first of
-    several frames or pages is read. With `size`, images are resized to size x size pixels. Threads read some files in
-    advance; do not call it from a thread. A `UserError`, which says how many other files cannot be read either: 32 bits
-    or floating point numbers per channel, a damaged file, what is no ordinary file of one of FORMATS, or more pixels
-    than Pillow allows (89 million).
+    several frames or pages is read. With `size`, images are resized to size x size pixels, those that are not square by
+    `fit`. Threads read some files in advance; do not call it from a thread. A `UserError`, which says how many other
+    files cannot be read either: 32 bits or floating point numbers per channel, a damaged file, what is no ordinary file
+    of one of FORMATS, or more pixels than Pillow allows (89 million).
     """
-    decoded = decode_where_possible(paths, None if size is None else (size, size), most)
+    decoded = decode_where_possible(paths, None if size is None else (size, size), most, fit)
     for path, image in decoded:
         if isinstance(image, str):
             rest = {other: fault for other, fault in decoded if isinstance(fault, str)}
@@ -407,7 +435,13 @@ def pillow() -> str:
     return f"Pillow {__version__}"
 
 
-def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory", found: Survey | None = None) -> Images:
+def decode_all(
+    paths: Sequence[Path],
+    size: int | None,
+    storage: str = "memory",
+    found: Survey | None = None,
+    fit: Fit = "squeeze",
+) -> Images:
     """Read image files as one array uint8 (N,H,W,C), C 1 if all are greyscale, else 3: see `decode_each`.
 
     `found` is a survey of these files, if there is one already. Where the images are kept: `taet.data.store.gather`.
@@ -418,7 +452,7 @@ def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory",
     most = min(AHEAD, max(1, KEPT_BYTES // (width * height * found.channels)))
 
     def images() -> Iterator[NDArray[np.uint8]]:
-        decoded = counted(decode_each(paths, size, most), len(paths), "image files")
+        decoded = counted(decode_each(paths, size, most, fit), len(paths), "image files")
         for path, image in zip(paths, decoded, strict=True):
             if image.shape[:2] != (height, width):  # turned by a tag behind its pixels
                 raise _different(found.paths[0], (width, height), path, image.shape[1::-1])
@@ -427,5 +461,6 @@ def decode_all(paths: Sequence[Path], size: int | None, storage: str = "memory",
     shape = (len(paths), height, width, found.channels)
     files = ((os.path.abspath(path), path.stat()) for path in paths)
     lines = [f"{name}\t{about.st_size}\t{about.st_mtime_ns}" for name, about in files]
-    key = "\n".join([f"image files, size {size}, {found.channels} channels, {pillow()}", *lines])
+    how = "" if fit == "squeeze" else f" by {fit}"
+    key = "\n".join([f"image files, size {size}{how}, {found.channels} channels, {pillow()}", *lines])
     return gather(images(), shape, key=key, storage=storage)

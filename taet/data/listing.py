@@ -131,13 +131,13 @@ class Listing:
     def dataset(self, data: Data) -> Dataset:
         """Read the files: images are grey if all files are, else RGB; see `taet.data.images.decode_each`."""
         parts = self.parts(data.seed)
-        images = decode_all(self.files, data.size, data.storage, self.survey)
+        images = decode_all(self.files, data.size, data.storage, self.survey, data.fit)
         whole = Split(images, self.labels, self.class_names, np.arange(len(self.files)), self.groups)
         splits = {part: whole.choose(positions) for part, positions in parts.items()}
         if self.splits is not None:
             splits = {part: replace(split, indices=np.arange(len(split))) for part, split in splits.items()}
         notes = [*self._division(data.seed), *self.notes, *_similar_names(self.class_names)]
-        notes += self.survey.sentences(data.size)
+        notes += self.survey.sentences(data.size, data.fit)
         return Dataset(data.name, splits["train"], splits.get("validation"), splits["test"], notes=tuple(notes))
 
     def _check(self, parts: dict[str, NDArray[np.int64]]) -> None:

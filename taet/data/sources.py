@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from taet import registry
-from taet.config import Data, from_json, to_json
+from taet.config import Data, Fit, from_json, to_json
 from taet.data.dataset import Dataset, Outline, Split
 from taet.data.images import pillow, resized
 from taet.data.listing import Listing
@@ -115,13 +115,13 @@ def _check_group(data: Data, groups: object) -> None:
         raise UserError(f"data group: got '{data.group}'; '{data.name}' {why}; {allowed}: {GROUPED}")
 
 
-def sized(split: Split, size: int | None, storage: str) -> Split:
+def sized(split: Split, size: int | None, storage: str, fit: Fit = "squeeze") -> Split:
     """Return the split with images of `size` x `size` pixels; None: as it is. `storage`: see `on_disk`."""
     number, height, width, channels = split.images.shape
     if size is None or (height, width) == (size, size):
         return split
-    key = f"{split.sha256} resized to {size}, {pillow()}"
-    images = gather(resized(split.images, size), (number, size, size, channels), key=key, storage=storage)
+    key = f"{split.sha256} resized to {size}, {pillow()}" + ("" if fit == "squeeze" else f", {fit}")
+    images = gather(resized(split.images, size, fit), (number, size, size, channels), key=key, storage=storage)
     return replace(split, images=images)
 
 
@@ -191,8 +191,9 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     an imbalance ratio is given. `max_count` is the largest training class of the profile, or a cap on every class
     where nothing is cut; `test_max_count` does the same for the test set. `validation` is held out after the cut and
     before `class_counts` are taken, whole groups at a time; a source's own validation split is kept instead. `size`
-    resizes with bilinear, antialiased interpolation. The same `seed` always chooses the same images, smaller sets
-    within larger ones where there are no groups. Mistakes in settings or files are a `UserError`.
+    resizes with bilinear, antialiased interpolation, images that are not square by `fit`. The same `seed` always
+    chooses the same images, smaller sets within larger ones where there are no groups. Mistakes in settings or files
+    are a `UserError`.
     """
     given = to_json(name) if isinstance(name, Data) else {"name": name}
     data: Data = from_json(Data, {**given, **settings})
@@ -202,10 +203,12 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     if file.path is not None:
         _check_custom(source, file.path)
     _check_group(data, source.train.groups)
+    if data.fit != "squeeze" and data.size is None and not source.resized:
+        raise UserError(f"data fit: got {data.fit} for images that keep their size; allowed: with --data.size")
     chosen, notes = select(source.splits, data)
     notes += passed_over(data)
     splits = {part: choice.of(source.splits) for part, choice in chosen.items()}
-    made = {part: sized(split, data.size, data.storage) for part, split in splits.items()}
+    made = {part: sized(split, data.size, data.storage, data.fit) for part, split in splits.items()}
     if is_own(data.name):
         notes += [*_repeats(splits, listed), *_near_repeats(made, listed)]
     return replace(

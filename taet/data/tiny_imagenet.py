@@ -104,7 +104,7 @@ def read(data: Data) -> Dataset:
     for part, files in _labelled_files(folder, wnids).items():
         labels = np.array([label for _, label in files], np.int64)
         _check(folder, wnids, part, labels)
-        images = decode_all([path for path, _ in files], data.size, data.storage)
+        images = decode_all([path for path, _ in files], data.size, data.storage, fit=data.fit)
         splits[part] = Split(images, labels, names, np.arange(len(labels)))
     return Dataset(
         data.name,

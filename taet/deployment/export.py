@@ -68,13 +68,13 @@ def export(
     path = folder.artifact(f"{weights}.{format}") if out is None else Path(out)
     if path.exists() and not force:
         raise UserError(f"{path} is there already; allowed: another --out, or --force to replace it")
-    run, network, record = load_model(folder.path, weights, model=model)
+    _, network, record = load_model(folder.path, weights, model=model)
     folder.check_plain()  # artifacts may be a link
     channels, *size = record.data.image_shape
-    resizes = run.data.size is not None if record.data.resized is None else record.data.resized
-    deployed = Deployed(network, (size[0], size[1]), resizes=resizes).eval()
+    deployed = Deployed(network, (size[0], size[1]), resizes=record.resizes, fit=record.fit).eval()
     about = json.dumps(_metadata(folder.weights_about(weights), record, deployed), ensure_ascii=False)
-    sides = [2 * side + 3 for side in size] if resizes else size  # of another length than the model's, tied to none
+    # of other lengths than the model's, tied to none and not square
+    sides = [factor * side + 3 for factor, side in zip((2, 3), size, strict=True)] if record.resizes else size
     shape = (*sides, channels)
     with (
         located(str(folder.path)),
@@ -99,6 +99,7 @@ def _metadata(written: WeightsAbout, record: RunRecord, deployed: Deployed) -> d
         "class_names": record.data.class_names,
         "image_shape": record.data.image_shape,
         "resizes": deployed.resizes,
+        "fit": deployed.fit,
     }
 
 

@@ -41,9 +41,9 @@ def predict(
 ) -> Predictions:
     """Return the predicted class of every image by the model of a finished run; the run's data are not needed.
 
-    Images are read as in training and resized to the run's height and width (bilinear, antialiased); grey ones become
-    colour, or the other way round, as the run's are. Up to the last bits of float32, the answer to an image depends
-    neither on the others nor on their order.
+    Images are read as in training and resized to the run's height and width (bilinear, antialiased, by the run's
+    `data.fit`); grey ones become colour, or the other way round, as the run's are. Up to the last bits of float32, the
+    answer to an image depends neither on the others nor on their order.
 
     Args:
         run_dir: a finished run.
@@ -105,7 +105,7 @@ def batches(
             progress(done * cost + inside, len(source.names) * cost, label)
 
     for rows in (slice(start, start + batch_size) for start in range(0, len(source.names), batch_size)):
-        names, found = source.names[rows], source.read(rows, (channels, height, width))
+        names, found = source.names[rows], source.read(rows, (channels, height, width), record.fit)
         readable = [number for number, image in enumerate(found) if not isinstance(image, str)]
         labels = np.full(len(found), NO_CLASS, np.int64)
         probabilities = np.full((len(found), len(classes)), np.nan, np.float32)

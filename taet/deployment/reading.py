@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from taet.config import Fit
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
 from taet.data.store import Stored
 from taet.errors import UserError
@@ -24,7 +25,7 @@ class Images(NamedTuple):
     """Images in order, with their names, and how some of them are read for a model of images (C, H, W)."""
 
     names: tuple[str, ...]
-    read: Callable[[slice, Shape], list[Pixels | str]]
+    read: Callable[[slice, Shape, Fit], list[Pixels | str]]
     """Returns images uint8 (H, W, C), or the reason why one cannot be read."""
 
 
@@ -38,10 +39,10 @@ def find(given: Given) -> Images:
     if not files:
         places = ", ".join(f"'{os.fspath(path)}'" for path in listed[:3]) or "what was given"
         raise UserError(f"no image in {places}; allowed: files, or folders with any of {', '.join(sorted(SUFFIXES))}")
-    return Images(tuple(map(str, files)), lambda rows, shape: _decoded(files[rows], shape))
+    return Images(tuple(map(str, files)), lambda rows, shape, fit: _decoded(files[rows], shape, fit))
 
 
-def changes(given: Given, shape: Shape) -> list[str]:
+def changes(given: Given, shape: Shape, fit: Fit) -> list[str]:
     """Return in words what is done to image files so that they fit a model of images `shape` (C, H, W), by headers."""
     found = survey([Path(name) for name in find(given).names])
     channels, height, width = shape
@@ -51,6 +52,7 @@ def changes(given: Given, shape: Shape) -> list[str]:
         first = "{}x{}".format(*found.sizes[other[0]])
         example = f"e.g. '{found.paths[other[0]]}' of {first}"
         notes.append(f"{len(other)} of {total} images are resized to {width}x{height} pixels as in training, {example}")
+        notes += found.not_square(fit) if height == width else []
     wrong = int((found.grey if channels == 3 else ~found.grey).sum())
     if wrong:
         kinds = ("grey", "colour") if channels == 3 else ("colour", "grey")
@@ -58,12 +60,12 @@ def changes(given: Given, shape: Shape) -> list[str]:
     return notes
 
 
-def _decoded(paths: Sequence[Path], shape: Shape) -> list[Pixels | str]:
+def _decoded(paths: Sequence[Path], shape: Shape, fit: Fit) -> list[Pixels | str]:
     """Read files in threads, as in training."""
     _, height, width = shape
     return [
-        f"cannot read image '{path}': {image}" if isinstance(image, str) else fitted(image, shape)
-        for path, image in decode_where_possible(paths, (width, height))
+        f"cannot read image '{path}': {image}" if isinstance(image, str) else fitted(image, shape, fit)
+        for path, image in decode_where_possible(paths, (width, height), fit=fit)
     ]
 
 
@@ -72,14 +74,15 @@ def _of_array(images: Any) -> Images:
         got = f"{images.dtype} {tuple(images.shape)}"
         raise UserError(f"images: got {got}; allowed: uint8 (N, H, W, C), pixel values 0 to 255, with 1 or 3 channels")
     names = tuple(map(str, range(len(images))))
-    return Images(names, lambda rows, shape: [fitted(image, shape) for image in images[rows]])
+    return Images(names, lambda rows, shape, fit: [fitted(image, shape, fit) for image in images[rows]])
 
 
-def fitted(image: Pixels, shape: Shape) -> Pixels:
+def fitted(image: Pixels, shape: Shape, fit: Fit) -> Pixels:
     """Return an image (H, W) or (H, W, C) as input for a model of images `shape` (C, H, W), uint8 (H, W, C).
 
-    Resized as in training (bilinear, antialiased), then grey (ITU-R 601 luma) or colour as the model's images are.
+    Resized as in training (bilinear, antialiased, by `fit`), then grey (ITU-R 601 luma) or colour as the model's images
+    are.
     """
     channels, height, width = shape
-    fitting = scaled(picture(image), (width, height))
+    fitting = scaled(picture(image), (width, height), fit)
     return np.asarray(fitting.convert("L" if channels == 1 else "RGB")).reshape(height, width, channels)

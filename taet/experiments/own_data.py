@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from taet.config import Data, Run, override
+from taet.config import Data, Fit, Run, override
 from taet.data import DataFacts, facts, full_name, image_listing, is_own, load
+from taet.data.images import FITTED
 from taet.errors import UserError
 from taet.protocols import start
 from taet.training.decided import Decision, lines
@@ -37,6 +38,8 @@ class OwnImages(NamedTuple):
     """Whether all images have the same size."""
     grouped: bool = False
     """Whether the subfolders of the class folders can be used as groups."""
+    square: bool = True
+    """Whether all images are square."""
 
 
 def own_images(data: Data) -> OwnImages:
@@ -45,10 +48,12 @@ def own_images(data: Data) -> OwnImages:
     if listed is not None:
         found, given = listed.survey.checked(), len(listed.by_split()["train"])
         training = given * (TRAINING_SHARE if listed.splits is None else 1)
-        return OwnImages(training, found.median, found.largest, found.uniform, listed.subfolders_are_groups())
+        square = bool((found.sizes[:, 0] == found.sizes[:, 1]).all())
+        grouped = listed.subfolders_are_groups()
+        return OwnImages(training, found.median, found.largest, found.uniform, grouped, square)
     known = facts(data) or DataFacts.of(load(data))
     _, height, width = known.image_shape
-    return OwnImages(known.sizes["train"], (width, height), (width, height), True)
+    return OwnImages(known.sizes["train"], (width, height), (width, height), True, square=width == height)
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,7 +99,7 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
     machine = _machine(accelerated)
     found = own_images(replace(run.data, group=None))
     decisions = {
-        **_size(found, accelerated, machine),
+        **_size(found, run.data.fit, accelerated, machine),
         **_groups(run, found),
         "model.name": network(found.median, accelerated),
         **length(run, found, accelerated),
@@ -117,14 +122,17 @@ def _machine(accelerated: bool) -> str:
     return f"this machine has {'an' if accelerated else 'no'} accelerator"
 
 
-def _size(found: OwnImages, accelerated: bool, machine: str) -> dict[str, Decision]:
-    """Images keep their size if all have the same and the machine can take it."""
+def _size(found: OwnImages, fit: Fit, accelerated: bool, machine: str) -> dict[str, Decision]:
+    """Images keep their size if all have the same, the machine can take it, and they are not asked to be square."""
     most = SIDES[0] if accelerated else SIDES[-1]
-    if found.uniform and max(found.largest) <= most:
+    if found.uniform and max(found.largest) <= most and (found.square or fit == "squeeze"):
         return {}
     side = next((side for side in SIDES if side <= min(most, *found.median)), SIDES[-1])
     sizes = "they have many sizes" if not found.uniform else "they are {}x{}".format(*found.largest)
-    return {"data.size": Decision(side, f"{sizes}, and {machine}; images that are not square are squeezed")}
+    size = {"data.size": Decision(side, f"{sizes}, and {machine}")}
+    others = " or ".join(name for name in FITTED if name != fit)
+    how = {"data.fit": Decision(fit, f"images that are not square are {FITTED[fit]}; also: {others}")}
+    return size if found.square else size | how
 
 
 def _groups(run: Run, found: OwnImages) -> dict[str, Decision]:

@@ -230,6 +230,16 @@ class RunRecord:
             return
         _ = self.run
 
+    @property
+    def resizes(self) -> bool:
+        """Whether the images were resized; older records do not say it."""
+        return self.run.data.size is not None if self.data.resized is None else self.data.resized
+
+    @property
+    def fit(self) -> config.Fit:
+        """How images that are not square come to the size of the run's."""
+        return self.run.data.fit if self.resizes else "squeeze"
+
     @cached_property
     def run_hash(self) -> str:
         """What the run's checkpoint and its weights carry, too."""

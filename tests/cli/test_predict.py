@@ -184,6 +184,7 @@ def test_what_is_done_to_the_images_is_said_and_the_old_name_of_the_attack_is_an
     lines = [line for line in taet("predict", finished.folder, tmp_path).err.splitlines() if line.startswith("taet: ")]
     assert lines == [
         f"taet: 1 of 3 images are resized to 8x8 pixels as in training, e.g. '{tmp_path}/2.png' of 20x10",
+        "taet: 1 of 3 images: not square, squeezed (e.g. '2.png')",
         "taet: 1 of 3 images are colour and read as grey, as the run's are",
     ]
     outcome = taet("predict", finished.folder, tmp_path, "--certify-attack", "fgsm")

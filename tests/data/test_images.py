@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from taet.data import images as module
-from taet.data.images import SUFFIXES, decode_all, decode_each, resized, survey, unreadable
+from taet.data.images import SUFFIXES, decode_all, decode_each, resized, scaled, survey, unreadable
 from taet.data.store import Stored
 from taet.errors import UserError
 
@@ -50,6 +50,19 @@ def test_resizing_keeps_constant_images_channels_and_right_sizes(channels):
     assert (np.stack(list(resized(images, 12))) == np.full((3, 12, 12, channels), 77)).all()
     square = np.random.default_rng(0).integers(0, 256, (3, 6, 6, channels), np.uint8)
     assert (np.stack(list(resized(square, 6))) == square).all()
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_images_that_are_not_square_are_squeezed_cut_or_get_bars(turn):
+    columns = np.repeat(np.uint8([[10, 20, 20, 20, 20, 30]]), 2, axis=0)  # 6 x 2 pixels
+    image = Image.fromarray(columns.T if turn else columns)
+    found = {fit: np.asarray(scaled(image, (3, 3), fit)) for fit in ("squeeze", "crop", "pad")}
+    found = {fit: pixels.T if turn else pixels for fit, pixels in found.items()}
+    assert (found["squeeze"][:, 1] == 20).all()
+    assert (found["squeeze"][:, 0] < 20).all()
+    assert (found["crop"] == 20).all()
+    assert (found["pad"] == [[0, 0, 0], found["squeeze"][0], [0, 0, 0]]).all()
+    assert (np.asarray(scaled(image, (12, 12), "pad")).any(int(not turn)).sum()) == 4
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA"])
@@ -175,6 +188,7 @@ def test_a_survey_says_what_there_is(tmp_path):
     assert found.sentences(10) == [
         "9 image files, 3x6 to 60x40, median 6x4 pixels, 3 grey, read as colour like the others",
         "6 of 9 images: smaller than 10 pixels, enlarged (e.g. '0.png')",
+        "8 of 9 images: not square, squeezed (e.g. '0.png')",
         "1 of 9 images: 16 bits per channel, scaled to 8 (e.g. 'deep.png')",
         "1 of 9 images: a palette, read as its colours (e.g. 'palette.gif')",
         "1 of 9 images: CMYK, converted to RGB (e.g. 'cmyk.tif')",

@@ -114,6 +114,17 @@ def test_size_resizes_every_split():
     assert {split.images.shape[1:] for split in dataset.splits.values()} == {(16, 16, 1)}
 
 
+def test_the_fit_is_that_of_every_split_and_needs_a_size(tmp_path):
+    images, labels = np.full((8, 20, 10), 99, np.uint8), np.arange(8) % 2
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    fitted = load(str(tmp_path / "x.npz"), size=10, fit="pad")
+    for split in fitted.splits.values():
+        assert (split.images[0, 5, :, 0] == [0, 0, 0, 99, 99, 99, 99, 99, 0, 0]).all()
+    assert (load(str(tmp_path / "x.npz"), size=10).test.images == 99).all()
+    with pytest.raises(UserError, match="data fit: got crop for images that keep their size"):
+        load(str(tmp_path / "x.npz"), fit="crop")
+
+
 def test_that_images_were_resized_is_known():
     assert not load("digits-lt").resized
     assert load("digits-lt", size=16).resized

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 import taet
 from taet import config, protocols
+from taet.config import Fit
 from taet.data import Dataset
+from taet.data.images import picture, scaled
 from taet.deployment import export as export_run
 from taet.errors import UserError
 from taet.models import resnet, vit
@@ -139,6 +141,23 @@ def test_the_file_says_what_predict_says(
     found = taet.predict(trained, images)
     np.testing.assert_array_equal(found.labels, logits.argmax(1))
     np.testing.assert_allclose(found.probabilities, logits.softmax(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["pt2", pytest.param("onnx", marks=pytest.mark.full)])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_the_file_fits_images_as_the_run_does(
+    format: str, fit: Fit, make_run: Make, tmp_path: Path, answers: Any, pictures: Draw, request: pytest.FixtureRequest
+) -> None:
+    if format == "onnx":
+        request.getfixturevalue("onnxruntime")
+    folder = make_run(tmp_path / "run", "resnet8", (3, 12, 12), 12, fit)
+    answer = answers(export_run(folder, format))
+    for shape in ((40, 30, 3), (11, 25, 3)):
+        images = pictures(3, shape)
+        found = taet.predict(folder, images)
+        np.testing.assert_allclose(found.probabilities, answer(images).detach().softmax(1), atol=1e-5)
+        square = np.stack([np.asarray(scaled(picture(image), (12, 12), fit)) for image in images])
+        np.testing.assert_allclose(found.probabilities, taet.predict(folder, square).probabilities, atol=1e-6)
 
 
 def test_weights_alone_are_those_of_the_run(trained: Path) -> None:

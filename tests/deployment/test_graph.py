@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from taet.config import Fit
+from taet.data.images import picture, scaled
 from taet.deployment.graph import bilinear_weights, resize
 
 Draw = Callable[..., np.ndarray]
@@ -42,6 +44,18 @@ def test_one_level_apart_where_pillow_may_begin_with_the_columns(
     images = pictures(4, (*before, 3))
     found = resize(torch.from_numpy(images), *after).float() / 255
     torch.testing.assert_close(found, prepared(images, (3, *after)), rtol=0, atol=1.01 / 255)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("before", [(100, 80), (45, 60), (20, 13), (7, 7), (1, 70), (38, 81)])
+@pytest.mark.parametrize("side", [32, 9])
+def test_images_that_are_not_square_become_so_as_in_training(
+    fit: Fit, before: tuple[int, int], side: int, pictures: Draw
+) -> None:
+    images = pictures(3, (*before, 3))
+    expected = np.stack([np.asarray(scaled(picture(image), (side, side), fit)) for image in images])
+    found = resize(torch.from_numpy(images), side, side, fit).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1.01 if max(before) > 4 * min(before) else 0)
 
 
 def test_weights_by_hand() -> None:

@@ -60,6 +60,20 @@ def test_the_size_follows_the_images_and_the_machine(
     assert planned(on(tmp_path), here).run.data.size == expected
 
 
+@pytest.mark.parametrize("shape", [(28, 20), (40, 60)])
+def test_images_that_are_not_square_are_spoken_of_where_they_are_resized(
+    shape: tuple[int, int], tmp_path: Path
+) -> None:
+    images, labels = np.zeros((90, *shape), np.uint8), np.arange(90) % 2
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    made = planned(on(tmp_path / "x.npz"), CPU)
+    assert any("--data.fit" in line and "squeezed; also: crop or pad" in line for line in made.sentences()) is (
+        made.run.data.size is not None
+    )
+    asked = planned(override(on(tmp_path / "x.npz"), {"data.fit": "pad"}), CPU)
+    assert (asked.run.data.fit, asked.run.data.size) == ("pad", 32)
+
+
 def test_folders_in_class_folders_are_groups(tmp_path: Path) -> None:
     for patient in range(4):
         fill(tmp_path / "a" / f"patient {patient}", 2)
@@ -98,7 +112,7 @@ def test_arrays_are_looked_at_as_well(tmp_path: Path) -> None:
     images, labels = np.zeros((90, 48, 40), np.uint8), np.arange(90) % 2
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     run = override(protocols.taet("at"), {"data.name": str(tmp_path / "x.npz")})
-    assert own_images(run.data) == OwnImages(90, (40, 48), (40, 48), True)
+    assert own_images(run.data) == OwnImages(90, (40, 48), (40, 48), True, square=False)
     assert planned(run, CPU).run.data.size == 32
     assert planned(run, GPU).run.data.size is None
 
