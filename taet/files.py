@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -222,7 +221,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(part, "w+b", opener=lambda name, _: os.open(name, flags, 0o666)) as file:
             with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                flock(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -315,6 +314,13 @@ def _flush_folder(path: Path) -> None:
         os.close(folder)
 
 
+def flock(file: int | IO[Any], *, wait: bool = False) -> None:
+    """Lock an open file for this process, or raise OSError; `wait`: until no other process holds it."""
+    import fcntl  # here, so that the package can be imported where there is none
+
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder with those above it, where they are missing, and flush their names."""
     try:
@@ -331,7 +337,7 @@ def remove_leftovers(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for path in [folder / entry.name for entry in os.scandir(folder) if is_leftover(entry.name)]:
             with contextlib.suppress(OSError), open(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                flock(file)
                 path.unlink()
 
 
@@ -421,7 +427,7 @@ def _acquire(path: Path) -> int | None:
 def _locked(descriptor: int) -> bool:
     """Lock a file; False where the file system has no locks. BlockingIOError if another process holds it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(descriptor)
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             raise

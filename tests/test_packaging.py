@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -56,19 +57,74 @@ def test_the_bill_of_materials_lists_what_is_pinned() -> None:
     assert listed.keys() - packages.keys() <= {"pip", "taet"}
 
 
-@pytest.mark.full
-def test_a_wheel_built_twice_has_one_sha256(tmp_path: Path) -> None:
-    """With other permissions, in other folders, at other times: by `make wheel`."""
-    hashes = set()
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The wheel, built twice by `make wheel`: with other permissions, in other folders, at other times."""
+    built = []
     for number, umask in ((1, 0o002), (2, 0o077)):
-        place = tmp_path / f"copy {number}"
+        place = tmp_path_factory.mktemp("wheel") / f"copy {number}"
         subprocess.run(["git", "clone", "--quiet", ROOT, place], check=True, umask=umask)
         for path in place.rglob("*.py"):
             os.utime(path, (number, number))
         words = ["make", "wheel", "INSTALLED=", f"BIN={Path(sys.executable).parent}"]
         subprocess.run(words, cwd=place, check=True, umask=umask, stdout=subprocess.DEVNULL)
-        (wheel,) = (place / "dist").glob("*.whl")
-        hashes.add(hashlib.sha256(wheel.read_bytes()).hexdigest())
-        names = subprocess.check_output(["git", "ls-files", "taet"], cwd=place, text=True).splitlines()
-        assert {*names} <= {*zipfile.ZipFile(wheel).namelist()}
-    assert len(hashes) == 1
+        built += (place / "dist").glob("*.whl")
+    return built
+
+
+@pytest.mark.full
+def test_a_wheel_built_twice_has_one_sha256(wheels: list[Path]) -> None:
+    assert len(wheels) == 2
+    assert len({hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels}) == 1
+    names = subprocess.check_output(["git", "ls-files", "taet"], cwd=wheels[0].parents[1], text=True).splitlines()
+    assert {*names} <= {*zipfile.ZipFile(wheels[0]).namelist()}
+
+
+@pytest.mark.full
+def test_the_wheel_works_in_an_environment_and_a_folder_of_its_own(wheels: list[Path], tmp_path: Path) -> None:
+    """Train, attack and report; the packages that it depends on are those of this environment."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    python, away = tmp_path / "env" / "bin" / "python", tmp_path / "away"
+    install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([*install, wheels[0]], check=True)
+    own = Path(subprocess.check_output([python, "-c", "import site; print(site.getsitepackages()[0])"], text=True)[:-1])
+    (own / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    away.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def taet(*words: str) -> str:
+        call = [tmp_path / "env" / "bin" / "taet", *words]
+        return subprocess.check_output(call, cwd=away, env=environment, text=True, stderr=subprocess.DEVNULL)
+
+    where = subprocess.check_output([python, "-c", "import taet; print(taet.__file__)"], cwd=away, env=environment)
+    assert Path(where.decode().strip()).is_relative_to(own)
+    assert "at-bsl" in taet("list", "methods")
+    small = "--epochs 1 --threat.steps 1 --monitor-every 0 --data.max-count 20 --data.test-max-count 5"
+    taet("train", "taet", *small.split(), "--out", "run")
+    assert "balanced" in taet("evaluate", "run", "--attacks", "clean", "fgsm", "--no-probe")
+    taet("report", "run", "--out", "report.html")
+    assert "TAET" in (away / "report.html").read_text()
+
+
+WITHOUT_POSIX = """
+import importlib, pkgutil, sys
+import matplotlib.pyplot, pyautoattack, scipy.stats, sklearn.datasets, torch, torch.distributed, torchvision, tyro
+for name in ("fcntl", "resource", "termios", "pwd", "grp"):
+    sys.modules[name] = None  # as on Windows: an import of it fails
+import taet
+for module in pkgutil.walk_packages(taet.__path__, "taet."):
+    if module.name != "taet.__main__":
+        importlib.import_module(module.name)
+from taet.cli import main
+assert main(["list", "methods"]) == 2
+from taet.attacks import pgd
+x = torch.full((2, 1, 4, 4), 0.5)
+assert pgd(torch.nn.Flatten(), x, torch.tensor([0, 1]), eps=0.1, step_size=0.1, steps=1).shape == x.shape
+"""
+
+
+@pytest.mark.full
+def test_no_module_needs_what_only_posix_has_to_be_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_POSIX], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the commands lock files by fcntl, which Windows has not") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import importlib.util
 import io
 import os
 import signal
@@ -89,7 +90,7 @@ def _set_up_process(debug: bool) -> None:
     if debug:
         os.environ[DEBUG] = "1"
     os.environ["PYTHONSAFEPATH"] = "1"  # in the current directory, no file can shadow a module of theirs
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
             signal.signal(number, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -136,5 +137,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if arguments[0] not in COMMANDS:
         raise unknown("command", arguments[0], COMMANDS)
+    if importlib.util.find_spec("fcntl") is None:
+        raise UserError("the commands lock files by fcntl, which Windows has not; allowed: Linux, macOS, or WSL 2")
     status: int | None = importlib.import_module(f"taet.cli.{arguments[0]}").run(arguments[1:])
     return status or 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import math
 import os
 import shlex
@@ -25,7 +24,7 @@ from taet.experiments.cells import Cell, State, cells
 from taet.experiments.decisions import PairOutcome, Until, decide_pairs, pairs_of, unattacked
 from taet.experiments.parts import gather, share
 from taet.experiments.specification import Specification, parse, read
-from taet.files import make_folder, write_json
+from taet.files import flock, make_folder, write_json
 from taet.formatting import clock
 from taet.report import write
 from taet.training.environment import cores, taet_command
@@ -458,7 +457,7 @@ def _locked(path: Path) -> BinaryIO | None:
     """Open the log of a cell and lock it if the file system supports locks; None if another process holds it."""
     log = path.open("ab")
     try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(log)
     except OSError as error:
         if error.errno in NO_LOCKS:
             return log

@@ -8,7 +8,6 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -126,5 +125,7 @@ def peak_memory_mb(device: torch.device) -> float:
     """Most memory so far in 10^6 bytes: allocated on a GPU since the run began, else resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # Linux counts in KiB, macOS in bytes

@@ -29,8 +29,9 @@ def interruption(asked: threading.Event | None = None) -> Iterator[threading.Eve
             raise KeyboardInterrupt
         asked.set()
 
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as nohup asks for
-    numbers = (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+    ignored = signal.getsignal(hangup) == signal.SIG_IGN  # as nohup asks for
+    numbers = {signal.SIGINT, signal.SIGTERM, *(() if ignored else (hangup,))}
     before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield asked

@@ -66,11 +66,12 @@ def test_images_that_are_not_square_are_spoken_of_where_they_are_resized(
 ) -> None:
     images, labels = np.zeros((90, *shape), np.uint8), np.arange(90) % 2
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    made = planned(on(tmp_path / "x.npz"), CPU)
+    run = override(protocols.taet("at"), {"data.name": str(tmp_path / "x.npz")})
+    made = planned(run, CPU)
     assert any("--data.fit" in line and "squeezed; also: crop or pad" in line for line in made.sentences()) is (
         made.run.data.size is not None
     )
-    asked = planned(override(on(tmp_path / "x.npz"), {"data.fit": "pad"}), CPU)
+    asked = planned(override(run, {"data.fit": "pad"}), CPU)
     assert (asked.run.data.fit, asked.run.data.size) == ("pad", 32)
 
 
