@@ -216,7 +216,8 @@ def test_a_class_name_is_used_once() -> None:
 # taet reproduce (1,900), decisions (1,450), the audit (1,100), quick and what attacks refuse (600), and extra images,
 # recipes and the first hour (2,600). taet gate: 150.
 # Images that are not square: 110.
-MOST_LINES = 37_460
+# Abstention: 390. What-if: 270.
+MOST_LINES = 38_120
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
 from taet.attacks.progress import Progress
 from taet.attacks.spec import AttackSpec
+from taet.deployment.abstention import ATTACKS, in_ball, thresholds
 from taet.deployment.predictions import NO_CLASS, Predictions, joined
 from taet.deployment.reading import Given, find
 from taet.errors import UserError
@@ -33,6 +34,8 @@ def predict(
     images: Given,
     *,
     attack: str | None = None,
+    abstain: float | None = None,
+    abstain_attacks: Sequence[str] = ATTACKS,
     weights: str = "model",
     batch_size: int = BATCH_SIZE,
     device: str = "auto",
@@ -50,6 +53,9 @@ def predict(
         images: files and folders (searched through, hidden files left out), or an array uint8 (N, H, W, C), C 1 or 3.
         attack: an attack, such as pgd-20 or pgd-20:restarts=5, with the run's ball and settings; `survives`
             says whether the predicted class (no label is known) withstands it. Survival is no proof: one attack failed.
+        abstain: largest share of wrong answers of each predicted class; `answered` then says which images are answered.
+            See `taet.deployment.thresholds`, which this calls.
+        abstain_attacks: under each of which, and without an attack, that share is kept.
         weights: which of the run's weights: model, model-last or model-best.
         batch_size: images that are in memory, and in the model, at a time.
         device: auto, cpu, cuda or cuda:N.
@@ -58,8 +64,11 @@ def predict(
 
     Raises:
         UserError: a run that is not finished, an unknown attack or one without a ball, no image. A file that cannot be
-            read raises nothing: `errors` says why.
+            read raises nothing: `errors` says why. Of abstention, what `taet.deployment.thresholds` refuses.
     """
+    rule = None
+    if abstain is not None:
+        rule = thresholds(run_dir, abstain, attacks=abstain_attacks, weights=weights, device=device, model=model)
     parts = batches(
         run_dir,
         images,
@@ -70,7 +79,8 @@ def predict(
         progress=progress,
         model=model,
     )
-    return joined(list(parts))
+    found = joined(list(parts))
+    return found if rule is None else found.abstaining(rule)
 
 
 def batches(
@@ -88,14 +98,14 @@ def batches(
     if batch_size < 1:
         raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
     if attack is not None:
-        _in_ball(parse_attack(attack))  # report a mistake before anything is loaded
+        in_ball(parse_attack(attack))  # report a mistake before anything is loaded
     source, where = find(images), resolve_device(device)
     run, network, record = load_model(Path(run_dir), weights, model=model)
     channels, height, width = record.data.image_shape
     classes = record.data.class_names
     spec = None
     if attack is not None:
-        spec = _in_ball(parse_attack(attack, run.evaluation, run.threat.eps))
+        spec = in_ball(parse_attack(attack, run.evaluation, run.threat.eps))
         spec.check_classes(len(classes))
     cost = 1 + (0 if spec is None else spec.passes(len(classes)))
     counted, done = Counted(network.to(where)), 0
@@ -120,14 +130,6 @@ def batches(
         report(0, 0, f"{done} of {len(source.names)} images")
         errors = tuple(image if isinstance(image, str) else "" for image in found)
         yield Predictions(names, labels, classes, probabilities, survives, errors, attack or "")
-
-
-def _in_ball(attack: AttackSpec) -> AttackSpec:
-    """Refuse clean images and unbounded attacks, for which survival has no meaning."""
-    if not attack.bounded:
-        advice = "" if attack.norm is None else f", or {attack.name} with a radius of its own, such as eps=0.5"
-        raise UserError(f"attack: got {attack.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
-    return attack
 
 
 class _Runner(Runner):

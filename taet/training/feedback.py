@@ -5,10 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from taet import methods
+from taet.config import Run
 from taet.distributed import gather, global_sum
 from taet.losses import cross_entropy, kl_divergence
 from taet.losses.long_tail import is_label
 from taet.methods.base import Seen
+
+
+def learns_from_validation(run: Run) -> bool:
+    """Whether the method of a run, or the one that it wraps, learned from the points of the curve."""
+    names = [run.method, getattr(run.settings, "base", None)]
+    gated = getattr(run.settings, "gate", "off") != "off"
+    return gated or any(methods.find(name).needs_feedback for name in names if name is not None)
 
 
 class FeedbackSums:

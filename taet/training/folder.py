@@ -323,6 +323,10 @@ class RunFolder:
         write_json(self.audit(weights), seal(values))
         write_atomically(self.audit(weights, "html"), page.encode())
 
+    def abstention(self, weights: str = DELIVERED) -> Path:
+        """Validation answers under attack, by which thresholds are chosen, of a file of weights."""
+        return self.path / f"abstention{weights.removeprefix(DELIVERED)}.json"
+
     @property
     def examples(self) -> Path:
         """Example images for figures."""

@@ -1,0 +1,328 @@
+"""When a model answers: thresholds of its confidence per class, tested on validation images under attack."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+import numpy as np
+from annotated_types import Gt, Lt
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from taet.attacks.clean import Clean
+from taet.attacks.progress import Meter, Progress
+from taet.attacks.spec import AttackSpec
+from taet.attacks.suite import Suite
+from taet.bounds import Count, Share, Whole, check_value
+from taet.data import Dataset
+from taet.data.dataset import Split
+from taet.errors import UserError, located
+from taet.evaluation.bundles import parse_attack
+from taet.evaluation.runner import make_runner
+from taet.files import check_seal, read_json, seal, write_json
+from taet.formatting import count, listed, percent
+from taet.shapes import Name, Sha256, check_shape
+from taet.training.checkpoint import tensors_digest
+from taet.training.environment import resolve_device
+from taet.training.feedback import learns_from_validation
+from taet.training.finished import load_model, load_run
+from taet.training.folder import DELIVERED, RunFolder
+from taet.training.record import RunRecord
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+LEVEL = 0.95
+"""Confidence that the promise holds for every class."""
+CANDIDATES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""Thresholds that are tested. They are fixed before any image is seen, and their number is paid for."""
+ATTACKS = ("pgd-20", "pgd-20:target=runner-up", "pgd-20:objective=pm")
+"""Away from the label; and towards confidence in a wrong class, by its probability and by the margin."""
+SCHEMA = 1
+WrongShare = Annotated[float, Gt(0), Lt(1)]
+
+
+def needed(share: float, tests: int) -> int:
+    """Return the least number of answers, all right, that show a share of wrong ones below `share` in one of `tests`.
+
+    (1 - share)^n <= (1 - LEVEL) / tests.
+    """
+    return math.ceil(math.log((1 - LEVEL) / tests) / math.log1p(-share))
+
+
+def upper_limits(wrong: ArrayLike, answered: ArrayLike, tests: int) -> Floats:
+    """Return the upper limits of the share of wrong answers, of `wrong` among `answered`, that hold together.
+
+    The limits are Clopper and Pearson's, one-sided, each at the error (1 - LEVEL) / tests (Bonferroni); 1 without an
+    answer. Source: Clopper, Pearson, Biometrika 26, 1934.
+    """
+    from scipy import special  # imported here to keep the command line fast
+
+    k, n = np.asarray(wrong, np.float64), np.asarray(answered, np.float64)
+    limits = special.betaincinv(k + 1, np.maximum(n - k, 1), 1 - (1 - LEVEL) / tests)
+    return np.where(k < n, limits, 1.0)
+
+
+def lowest_safe(wrong: ArrayLike, answered: ArrayLike, share: float) -> Ints:
+    """Return the place of the lowest candidate threshold that keeps the share of wrong answers, (...); -1 for none.
+
+    Both counts are (S, ..., C, K): of S adversaries, C predicted classes and K candidates. A candidate is safe if its
+    upper limit is at most `share` under every adversary, with C K tests. Each adversary needs no error of its own:
+    that all limits fail to hold is no likelier than that one does.
+    """
+    answers = np.asarray(answered)
+    limits = upper_limits(wrong, answers, answers.shape[-1] * answers.shape[-2])
+    safe = (limits <= share).all(0)
+    return np.where(safe.any(-1), safe.argmax(-1), -1)
+
+
+def counts(predictions: Ints, scores: ArrayLike, labels: Ints, classes: int) -> tuple[Ints, Ints]:
+    """Return the numbers of wrong and of all answers by predicted class and candidate threshold, both (C, K).
+
+    Predictions, scores (the probability of the predicted class) and labels are (N,).
+    """
+    above = np.asarray(scores)[:, None] >= np.asarray(CANDIDATES)
+    answered, wrong = np.zeros((2, classes, len(CANDIDATES)), np.int64)
+    np.add.at(answered, predictions, above)
+    np.add.at(wrong, predictions, above & (predictions != labels)[:, None])
+    return wrong, answered
+
+
+@dataclass(frozen=True, eq=False)
+class Thresholds:
+    """From which probability a model answers, by predicted class, and what that promises."""
+
+    share: float
+    """Largest share of wrong answers of a class."""
+    adversaries: tuple[str, ...]
+    """Under each of which the promise holds."""
+    class_names: tuple[str, ...]
+    values: Floats
+    """(C,): answers begin at this probability of the predicted class; inf where a class is never answered."""
+    images: int
+    """Validation images."""
+    refused: tuple[str, ...] = ()
+    """Why classes are never answered, a sentence each."""
+
+    def answered(self, labels: Ints, probabilities: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+        """Return which images (N,) are answered, by predicted class (N,), -1 for none, and probabilities (N, C)."""
+        found: NDArray[np.bool_] = (labels >= 0) & (np.max(probabilities, 1, initial=0.0) >= self.values[labels])
+        return found
+
+    def __str__(self) -> str:
+        return (
+            f"at most {percent(self.share)} % of the answers of each predicted class are wrong under each of "
+            f"{listed(self.adversaries)}, with {percent(LEVEL, 0)} % confidence for all classes together, for images "
+            f"drawn as the {count(self.images)} validation images were"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the promise and the thresholds as plain values; None for a class that is never answered."""
+        limits = [float(value) if np.isfinite(value) else None for value in self.values]
+        thresholds = dict(zip(self.class_names, limits, strict=True))
+        return {"share": self.share, "under": list(self.adversaries), "level": LEVEL, "thresholds": thresholds}
+
+
+class CountsUnder(TypedDict):
+    """Validation answers under one adversary: counts by predicted class and candidate threshold."""
+
+    attack: dict[str, Any]
+    wrong: list[list[Whole]]
+    answered: list[list[Whole]]
+
+
+class StoredAbstention(TypedDict):
+    """What abstention.json holds."""
+
+    schema: Count
+    weights_sha256: Sha256
+    validation_sha256: Sha256
+    images: Count
+    candidates: list[Share]
+    class_names: list[Name]
+    under: list[CountsUnder]
+
+
+def thresholds(
+    run_dir: str | os.PathLike[str],
+    share: float,
+    *,
+    attacks: Sequence[str] = ATTACKS,
+    weights: str = DELIVERED,
+    device: str = "auto",
+    progress: Progress | None = None,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+) -> Thresholds:
+    """Return the thresholds with which at most `share` of a model's answers of each predicted class are wrong.
+
+    The promise holds with 95 % confidence for all classes together, if every image is clean, or every image is changed
+    by the same one of `attacks`, or by any mixture of these that does not depend on the image. It is for images drawn
+    as the validation images were, with their share of each class. Of images that belong together (a group) one is used.
+    Other adversaries, also those that know the thresholds, are not covered. Answers under attack are measured once and
+    stored in the run folder, sealed and with the SHA-256 of the weights; other shares need no further attack.
+
+    For each predicted class c and each threshold t of CANDIDATES, N validation images are answered and W of them wrong.
+    Given N, W is binomial, so that Clopper and Pearson's limit at 0.05 / (C K) tests the share of wrong answers. The
+    lowest threshold that passes is taken.
+
+    Source: Angelopoulos, Bates, Candes, Jordan, Lei, "Learn then Test", arXiv:2110.01052, with Bonferroni's correction
+    over classes and thresholds; for one class and no adversary, Geifman, El-Yaniv, NeurIPS 2017, arXiv:1705.08500.
+
+    Raises:
+        UserError: a run without a validation split, or one that chose its weights on it or learned from it; too few
+            validation images for any class; an attack without a ball, or without probabilities; stored counts that
+            were changed or belong to other weights.
+    """
+    check_value("abstain share", share, WrongShare)
+    path = Path(run_dir)
+    run, network, record = load_model(path, weights, model=model)
+    specs: list[AttackSpec] = [Clean(name="clean")]
+    for name in dict.fromkeys(attacks):
+        specs.append(_with_scores(in_ball(parse_attack(name, run.evaluation, run.threat.eps))))
+        specs[-1].check_classes(record.data.num_classes)
+    folder = RunFolder(path)
+    file, digest = folder.abstention(weights), tensors_digest(network.state_dict())
+    wanted = [spec.to_json() for spec in specs]
+    stored = _read(file, digest, record) if file.exists() else None
+    if stored is None or [one["attack"] for one in stored["under"]] != wanted:
+        _check_unseen(record, weights)
+        _, network, data, record = load_run(path, weights, model=model, dataset=dataset)
+        split = _one_of_each_group(_validation(data, record), run.seed)
+        _check_enough(len(split), share, len(data.class_names))
+        with folder.own():
+            under = _attacked(network.to(resolve_device(device)), split, specs, folder, run.evaluation.seed, progress)
+            stored = {
+                "schema": SCHEMA,
+                "weights_sha256": digest,
+                "validation_sha256": split.sha256,
+                "images": len(split),
+                "candidates": list(CANDIDATES),
+                "class_names": list(record.data.class_names),
+                "under": under,
+            }
+            write_json(file, seal(stored))
+    return _chosen(stored, share)
+
+
+def in_ball(attack: AttackSpec) -> AttackSpec:
+    """Refuse clean images and unbounded attacks, for which survival has no meaning."""
+    if not attack.bounded:
+        advice = "" if attack.norm is None else f", or {attack.name} with a radius of its own, such as eps=0.5"
+        raise UserError(f"attack: got {attack.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
+    return attack
+
+
+def _with_scores(attack: AttackSpec) -> AttackSpec:
+    if isinstance(attack, Suite):
+        raise UserError(f"abstain attacks: got {attack.name}, which tells no probabilities; allowed: e.g. pgd-20")
+    return attack
+
+
+def _check_unseen(record: RunRecord, weights: str) -> None:
+    """Refuse weights that validation images had a part in, where the share of wrong answers looks too small."""
+    part = ""
+    if weights == "model-best" or (record.selection.rule == "best-validation" and weights == DELIVERED):
+        part = "the epoch of these weights was chosen by the validation images"
+    elif learns_from_validation(record.run):
+        part = f"{record.method} learned from the validation images"
+    if part:
+        raise UserError(f"abstain: {part}; allowed: weights that they had no part in, as with --selection last")
+
+
+def _validation(data: Dataset, record: RunRecord) -> Split:
+    """The validation images of a run, which must be those that it held out."""
+    if data.validation is None:
+        raise UserError("abstain: the run held out no validation images; train it with --data.validation 0.2")
+    recorded = record.data.splits.get("validation")
+    if recorded is not None and recorded.sha256 != data.validation.sha256:
+        raise UserError("abstain: the validation images are not those of the run: their SHA-256 is another")
+    return data.validation
+
+
+def _one_of_each_group(split: Split, seed: int) -> Split:
+    """Images that belong together are not independent: keep one of each group, drawn at random."""
+    if split.groups is None:
+        return split
+    order = np.random.default_rng(seed).permutation(len(split))
+    _, first = np.unique(split.groups[order], return_index=True)
+    return split.choose(np.sort(order[first]))
+
+
+def _check_enough(images: int, share: float, classes: int) -> None:
+    least = needed(share, classes * len(CANDIDATES))
+    if images < least:
+        held = f"{count(images)} validation images"
+        raise UserError(
+            f"abstain: got {held} for a share of {share:g}; allowed: {count(least)} or more answered as one class"
+        )
+
+
+def _attacked(
+    network: nn.Module,
+    split: Split,
+    specs: Sequence[AttackSpec],
+    folder: RunFolder,
+    seed: int,
+    progress: Progress | None,
+) -> list[CountsUnder]:
+    """Answers on the validation images under each attack; finished batches outlast an interruption."""
+    runner, meter = make_runner(network, split.images, split.labels, seed=seed), Meter(progress)
+    every, classes = np.arange(len(split)), len(split.class_names)
+    under: list[CountsUnder] = []
+    with runner.still():
+        for place, spec in enumerate(specs):
+            meter.begin(later=sum(runner.expected(one, len(split)) for one in specs[place + 1 :]))
+            units = runner.units(spec, folder.state("abstention"))
+            found = runner.attack(spec, every, None, units, meter)
+            assert found.scores is not None
+            wrong, answered = counts(found.predictions, found.scores.max(1), runner.labels, classes)
+            under.append({"attack": spec.to_json(), "wrong": wrong.tolist(), "answered": answered.tolist()})
+    for store in runner.opened:
+        store.remove()
+    return under
+
+
+def _read(file: Path, digest: str, record: RunRecord) -> StoredAbstention:
+    """Read stored counts; those of other weights, and those that were changed, are refused."""
+    values = read_json(file, links=False)
+    with located(str(file)):
+        check_shape("", values, StoredAbstention)
+        again = f"remove {file.name} to measure again"
+        if not check_seal(file, values):
+            raise UserError(f"it has no checksum; {again}")
+        if values["weights_sha256"] != digest or values["class_names"] != list(record.data.class_names):
+            raise UserError(f"it is about other weights than the run's; {again}")
+        if values["schema"] != SCHEMA or values["candidates"] != list(CANDIDATES):
+            raise UserError(f"another version of taet wrote it; {again}")
+        wanted = (record.data.num_classes, len(CANDIDATES))
+        for one in values["under"]:
+            if any([*map(len, one[name])] != [wanted[1]] * wanted[0] for name in ("wrong", "answered")):
+                raise UserError(f"got counts of another shape than {wanted}; {again}")
+    found: StoredAbstention = values
+    return found
+
+
+def _chosen(stored: StoredAbstention, share: float) -> Thresholds:
+    """Return the lowest thresholds that pass, and why classes have none."""
+    wrong, answered = (np.array([one[name] for one in stored["under"]]) for name in ("wrong", "answered"))
+    names, adversaries = tuple(stored["class_names"]), tuple(str(one["attack"]["name"]) for one in stored["under"])
+    places, least = lowest_safe(wrong, answered, share), needed(share, answered[0].size)
+    few = answered[:, :, 0].min(0)
+    refused = [
+        f"no answer is '{name}': of {count(stored['images'])} validation images {count(few[label])} are answered so; "
+        f"needed: {count(least)} or more, if none is wrong"
+        if few[label] < least
+        else f"no answer is '{name}': no threshold keeps its wrong answers to {percent(share)} % under each attack"
+        for label, name in enumerate(names)
+        if places[label] < 0
+    ]
+    if (places < 0).all():
+        raise UserError(f"abstain: no class can be answered; {refused[int(few.argmax())]}")
+    values = np.where(places < 0, np.inf, np.array(CANDIDATES)[places])
+    return Thresholds(share, adversaries, names, values, stored["images"], tuple(refused))
