@@ -89,6 +89,9 @@ class Data(Settings):
     """Images of the largest test class. Default: as many as the data allow."""
     validation: Annotated[PartialShare, Called("validation share")] = 0.0
     """Share of each training class that is held out for validation, before class counts are taken."""
+    train_share: Annotated[float, Gt(0), Le(1), Called("data train share")] = 1.0
+    """Share of each training class that is used, rounded, at least one image; smaller shares are part of larger ones.
+    Validation and test images stay the same."""
     group: str | None = None
     """Keeps images that belong together (of a patient, a lesion, a track) in one split: a column of a csv or an array
     of an .npz (train_NAME), where one called `group` is used by default; for a folder `folder`, the path of an image

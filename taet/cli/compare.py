@@ -16,8 +16,10 @@ from taet.bounds import Processes
 from taet.cli import flags
 from taet.errors import UserError
 from taet.evaluation import StopRule
-from taet.experiments import Comparison, Until, compare, merge
+from taet.experiments import Comparison, Until, compare, merge, what_if
 from taet.experiments.comparison import OPEN
+from taet.experiments.specification import read as read_spec
+from taet.files import write_json
 from taet.formatting import clock
 from taet.models import trusted
 
@@ -27,6 +29,7 @@ EXAMPLES = (
     "taet compare digits.toml --out runs/digits --jobs 2 --time-budget 2h30m",
     "taet compare digits.toml --out runs/digits --jobs auto --part 3/16",
     "taet compare digits.toml --until decided --baseline at",
+    "taet compare digits.toml --what-if",
     "taet compare digits.toml --out runs/digits --merge",
     "taet compare digits.toml --out runs/digits --merge from-a/digits from-b/digits",
 )
@@ -79,6 +82,9 @@ class CompareOptions:
     rule: flags.Given = flags.options(StopRule())
     baseline: str | None = None
     """With --until: the row that the others are compared with. Default: the first of methods."""
+    what_if: bool = False
+    """Repeat the grid on a quarter and on half of the training images of each class, and print what twice the images
+    are worth, class by class, beside another method; SPEC needs two seeds or more."""
     trust_model: tuple[str, ...] = ()
     """Models of SPEC that are custom code, package.module:callable, which this call may import and run."""
     dry_run: bool = False
@@ -94,13 +100,15 @@ def run(arguments: list[str]) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    given = what_if.with_shares(read_spec(parsed.spec)) if parsed.what_if else parsed.spec
+    out = Path(parsed.spec.stem) if parsed.what_if and parsed.out is None else parsed.out
     with trusted(*parsed.trust_model):
         if parsed.merge is not None:
-            result = merge(parsed.spec, parsed.out, parsed.merge, say=say)
+            result = merge(given, out, parsed.merge, say=say)
         else:
             result = compare(
-                parsed.spec,
-                parsed.out,
+                given,
+                out,
                 time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
                 jobs=parsed.jobs,
                 part=None if parsed.part is None else share(parsed.part),
@@ -115,6 +123,11 @@ def run(arguments: list[str]) -> int:
         print(listing(result))
     else:
         print(summary(result, parsed, shlex.join(["taet", "compare", *arguments])))
+    if parsed.what_if and not parsed.dry_run and parsed.part is None:
+        found = what_if.worth(result)
+        write_json(result.out / "what-if.json", [one.to_json() for one in found])
+        if not parsed.json:
+            print(what_if.table(found))
     return int("failed" in result.counts)
 
 
@@ -134,6 +147,8 @@ def read(arguments: list[str]) -> CompareOptions:
     if parsed.until is None and (parsed.rule or parsed.baseline):
         given = [f"--{name.replace('_', '-')}" for name in (*parsed.rule, *(["baseline"] if parsed.baseline else []))]
         raise UserError(f"got {' and '.join(given)}; allowed: with --until decided")
+    if parsed.until is not None and parsed.what_if:
+        raise UserError("--what-if needs every image attacked: got --until decided as well")
     if parsed.until is not None and parsed.part is not None:
         raise UserError("--until decided compares all cells: got --part as well")
     return parsed
@@ -186,7 +201,8 @@ def summary(result: Comparison, parsed: CompareOptions, command: str) -> str:
     lines += [one.sentence for one in result.decisions]
     lines.append(counted(result))
     trust = ["--trust-model", *parsed.trust_model] if parsed.trust_model else []
-    whole = shlex.join(["taet", "compare", str(parsed.spec), "--out", str(result.out), *trust])
+    whole_options = [*trust, *(["--what-if"] if parsed.what_if else [])]
+    whole = shlex.join(["taet", "compare", str(parsed.spec), "--out", str(result.out), *whole_options])
     if result.out_of_time:
         lines.append(f"the time budget is used up; continue: {command}")
     elif parsed.part is not None:

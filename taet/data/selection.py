@@ -128,6 +128,13 @@ def _divided(
     return kept, held if len(held) else None
 
 
+def _part_of(labels: NDArray[np.int64], kept: Positions, data: Data) -> Positions:
+    """Return a share of the training positions of each class, at least one."""
+    counts = np.bincount(labels[kept])
+    wanted = np.where(counts > 0, np.maximum(np.rint(data.train_share * counts), 1), 0).astype(int).tolist()
+    return kept[long_tail_indices(labels[kept], wanted, data.seed)]
+
+
 def select(source: Mapping[str, Labelled], data: Data) -> tuple[dict[str, Choice], list[str]]:
     """Choose the images of each split from the labels of a source's own splits.
 
@@ -147,6 +154,9 @@ def select(source: Mapping[str, Labelled], data: Data) -> tuple[dict[str, Choice
             f"{data.validation:.3g} of each training class, {rounded}, at least 1 of 2, is held out for validation"
         )
     kept, held = _divided(train, train_counts, held_out, data.seed)
+    if data.train_share < 1:
+        kept = _part_of(train.labels, np.arange(len(train)) if kept is None else kept, data)
+        notes.append(f"{data.train_share:.3g} of each training class is used, at least 1 image")
     chosen = {"train": Choice("train", kept)}
     if held is not None:
         counts = np.bincount(train.labels[held], minlength=len(none)).tolist()
