@@ -20,7 +20,7 @@ from taet.attacks import catalogue
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
 from taet.attacks.spec import option_fields
-from taet.cli import COMMANDS, audit, check, compare, cost, evaluate, export, gate, predict, reproduce, transfer
+from taet.cli import COMMANDS, audit, check, compare, cost, evaluate, export, gate, predict, push, reproduce, transfer
 from taet.cli.train import configure
 from taet.config import Threat
 from taet.evaluation import diagnostics
@@ -40,6 +40,7 @@ READ = {
     "export": export.read,
     "gate": gate.read,
     "predict": predict.read,
+    "push": push.read,
     "reproduce": reproduce.read,
     "transfer": transfer.read,
 }

@@ -32,7 +32,7 @@ FOLDERS = {
     "evaluation": {"data", "models", "losses", "attacks", "methods", "training"},
     "report": {"data", "models", "losses", "attacks", "methods", "training", "evaluation"},
     # What was trained, and the attacks by which its answers are tried.
-    "deployment": {"data", "attacks", "training", "evaluation"},
+    "deployment": {"data", "models", "attacks", "training", "evaluation"},
 }
 # A protocol stands for the columns of its paper.
 FOLDERS["evaluation"].add("protocols")
@@ -217,7 +217,8 @@ def test_a_class_name_is_used_once() -> None:
 # recipes and the first hour (2,600). taet gate: 150.
 # Images that are not square: 110.
 # Abstention: 390. What-if: 270.
-MOST_LINES = 38_120
+# Publishing and loading: 500.
+MOST_LINES = 38_620
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

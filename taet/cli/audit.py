@@ -15,7 +15,7 @@ from taet.bounds import Count, Radius, Whole
 from taet.cli import flags
 from taet.cli.processes import together
 from taet.cli.progress import progress
-from taet.cli.subject import OfModel, OfRun, data_for_run, folder_for, is_folder, open_model, options_of
+from taet.cli.subject import OfModel, OfRun, data_for_run, folder_for, here, is_folder, open_model, options_of
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.audit import IMAGES, Audit, audit
@@ -81,7 +81,7 @@ class ModelAudit(AuditOptions, OfModel):
 
 def run(arguments: list[str]) -> int:
     """Audit a run or a model, write and print the checklist."""
-    parsed = read(arguments)
+    parsed = here(read(arguments), "audit")
     weights: str
     if isinstance(parsed, RunAudit):
         name, weights, out = str(parsed.run), parsed.weights, parsed.out or parsed.run

@@ -10,7 +10,7 @@ import tyro
 
 from taet.bounds import Count
 from taet.cli import flags
-from taet.cli.subject import OfModel, OfRun, data_for_run, is_folder, open_model, options_of
+from taet.cli.subject import OfModel, OfRun, data_for_run, here, is_folder, open_model, options_of
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.bundles import check_attacks
@@ -63,7 +63,7 @@ class ModelCheck(CheckOptions, OfModel):
 
 def run(arguments: list[str]) -> None:
     """Check a run or a model and print the findings."""
-    parsed = read(arguments)
+    parsed = here(read(arguments))
     with trusted(parsed.trust_model):
         found, notes = _checked(parsed)
     if parsed.json:

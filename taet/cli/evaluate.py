@@ -15,7 +15,7 @@ from taet.cli import decide, flags
 from taet.cli.decide import DecideOptions
 from taet.cli.processes import allowed, number_of, run_together, that_pay, together
 from taet.cli.progress import progress, saved
-from taet.cli.subject import OfModel, OfRun, data_for_run, folder_for, open_model, options_of
+from taet.cli.subject import OfModel, OfRun, data_for_run, folder_for, here, open_model, options_of
 from taet.config import Evaluation
 from taet.distributed import started_together
 from taet.errors import UserError
@@ -89,6 +89,8 @@ class ModelEvaluation(AttackOptions, OfModel):
 def run(arguments: list[str]) -> int:
     """Attack a run or a model and print its card."""
     parsed = read(arguments)
+    if isinstance(parsed, ModelEvaluation):
+        parsed = here(parsed, "evaluate")
     words = ["evaluate", *flags.without(arguments, "--processes")]
     count = _count(parsed)
     if count > 1 and started_together():

@@ -16,7 +16,7 @@ from annotated_types import Gt, Lt
 from taet.bounds import Count
 from taet.cli import flags
 from taet.cli.progress import progress
-from taet.cli.subject import OfRun
+from taet.cli.subject import OfRun, here
 from taet.deployment.abstention import ATTACKS, Thresholds, thresholds
 from taet.deployment.predict import BATCH_SIZE, batches
 from taet.deployment.predictions import Predictions, joined
@@ -81,7 +81,7 @@ class PredictOptions(OfRun):
 
 def run(arguments: list[str]) -> int:
     """Classify every image; return 2 if one could not be read."""
-    parsed, parts = read(arguments), list[Predictions]()
+    parsed, parts = here(read(arguments)), list[Predictions]()
     _check_place(parsed)
     try:
         rule = _rule(parsed)

@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,7 +15,7 @@ from taet.cli import flags
 from taet.config import Data
 from taet.data import Dataset, load
 from taet.errors import UserError
-from taet.models import foreign
+from taet.models import foreign, hub
 from taet.training.folder import RunFolder
 
 
@@ -93,6 +93,21 @@ def folder_for(command: str, name: str, origin: OfModel) -> Path:
     return Path("runs", f"{command}-" + re.sub(r"[^\w.-]+", "-", "-".join(parts)))
 
 
+def here(parsed: flags.T, command: str = "") -> flags.T:
+    """Return the options of a call with the folder of a published model, hf:USER/NAME@COMMIT, in the place of its name.
+
+    With the name of a command, what that writes goes into a folder of its own unless --out says where.
+    """
+    field = "model" if hasattr(parsed, "model") else "run"
+    name = getattr(parsed, field)
+    if not hub.is_published(name):
+        return parsed
+    changes: dict[str, Any] = {field: type(name)(hub.local(name))}
+    if command and getattr(parsed, "out", None) is None:
+        changes["out"] = Path("runs", f"{command}-" + re.sub(r"[^\w.-]+", "-", str(name)))
+    return dataclasses.replace(parsed, **changes)  # type: ignore[type-var]
+
+
 def is_folder(name: str) -> bool:
-    """Whether `name` means a folder, rather than a model."""
-    return Path(name).is_dir() or (":" not in name and os.sep in name)
+    """Whether `name` means a folder, rather than a model; a published model is one."""
+    return hub.is_published(name) or Path(name).is_dir() or (":" not in name and os.sep in name)

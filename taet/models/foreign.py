@@ -117,6 +117,8 @@ def load(
             about = "weights: none given, so fresh ones drawn from seed 0"
     if statistics is None:
         return Loaded(network.eval(), (about,))
+    if isinstance(network, Classifier) and not (network.mean.eq(0).all() and network.std.eq(1).all()):
+        raise UserError(f"normalisation: got '{normalize}'; {weights} brings its own; allowed: none")
     note = f"normalisation: {normalize}, inside the model"
     return Loaded(Normalized(network, statistics).eval(), (about, note))
 

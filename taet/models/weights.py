@@ -17,12 +17,19 @@ from torch import Tensor, nn
 from taet.errors import UserError
 from taet.files import read_bytes
 from taet.models.classifier import Adapter, Classifier
+from taet.models.hub import weights_file
 
 NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # usual keys of the weights in a file
 SETTINGS = ("mean", "std", "offset")  # of a Classifier or Adapter: set by the data and the method of a run
 PARTS = ("body.", "head.", "network.")  # all their other tensors
 FEW = 3  # names in a message
 MOST_BYTES = 2**36  # of a file of weights
+PUBLISHED_BLOCK = re.compile(r"(?:block(?=\d+\.layer)|layer)(?P<group>\d+)\.(?:layer\.)?(?P<block>\d+)\.(?P<rest>.+)")
+PUBLISHED_SETTINGS = {"mu": "mean", "sigma": "std"}
+RENAMED = (
+    ", with RobustBench's names mapped to ours; such a file need not say which input normalisation it expects "
+    "(--normalize), so compare the clean accuracy with the published one"
+)
 DEEPEST = 8  # dictionaries inside each other that are searched for weights
 
 
@@ -41,9 +48,10 @@ class StoredWeights(NamedTuple):
 def read(path: Path) -> StoredWeights:
     """Return the weights in a .safetensors file, or in a file of `torch.save` that holds tensors only.
 
-    They may be under a key such as "state_dict". A file with code is refused; code is never run.
+    They may be under a key such as "state_dict". A file with code is refused; code is never run. The path may also be
+    the folder of a published model, or hf:USER/NAME@COMMIT.
     """
-    content, place = _content(path), []
+    content, place = _content(weights_file(path)), []
     while not _is_state(content):
         inner = {key: value for key, value in content.items() if _holds_state(value)} if _is_mapping(content) else {}
         chosen = [key for key in NAMED_STATES if key in inner] or list(inner)
@@ -104,9 +112,11 @@ def _holds_state(value: Any, deepest: int = DEEPEST) -> bool:
 
 def fill(network: nn.Module, state: StoredWeights, path: Path) -> str:
     """Load all tensors of `state` into `network`, with none missing or left over, and return a note about it."""
-    prefix, tensors = _without_prefix(state.tensors, network.state_dict().keys())
+    held = network.state_dict()
+    renamed = published_names(state.tensors, held) if isinstance(network, Classifier) else None
+    prefix, tensors = ("", renamed) if renamed is not None else _without_prefix(state.tensors, held.keys())
     _copy(network, tensors, path)
-    return _sentence(state, path, prefix)
+    return _sentence(state, path, prefix) + ("" if renamed is None else RENAMED)
 
 
 def pretrained(model: Classifier | Adapter, path: Path) -> str:
@@ -126,11 +136,14 @@ def pretrained(model: Classifier | Adapter, path: Path) -> str:
         kept = {key: value for key, value in tensors.items() if key not in SETTINGS}
         tensors = {key.removeprefix("network.").removeprefix("body."): value for key, value in kept.items()}
     names = body.state_dict().keys()
+    renamed = published_names(tensors, model.state_dict()) if isinstance(model, Classifier) else None
+    if renamed is not None:
+        tensors = {key.removeprefix("body."): value for key, value in renamed.items() if key not in SETTINGS}
     prefix, tensors = _without_prefix(tensors, names)
     rest = {key: value for key, value in tensors.items() if key not in names}
     head = _layer(rest) if own is not None else {}
     _copy(body, {key: value for key, value in tensors.items() if not (head and key in rest)}, path)
-    sentence = _sentence(state, path, prefix)
+    sentence = _sentence(state, path, prefix) + ("" if renamed is None else RENAMED)
     if own is None or not head:
         return sentence
     shapes = {key: value.shape for key, value in own.state_dict().items()}
@@ -140,6 +153,37 @@ def pretrained(model: Classifier | Adapter, path: Path) -> str:
     classes = len(head["weight"])
     other = "of another kind" if classes == len(model.offset) else f"for {classes} classes"
     return f"{sentence}; the head is fresh, since that of the file is {other}"
+
+
+def published_names(state: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return the tensors of a network of RobustBench under the names that a Classifier holds; None for other names.
+
+    These are the WideResNets of TRADES' code, whose `sub_block1` no image passes, and the PreActResNets that normalise
+    before the last layer; those that do not lack `bn` and are refused as any other network that does not fit. Buffers
+    `mu` and `sigma` are the input normalisation. What a file may leave out, counters and normalisation, stays as held.
+    """
+    if "body.1.bn1.weight" not in held:  # no network of pre-activation blocks of ours
+        return None
+    while (prefix := _shared_prefix(state)) and "conv1.weight" not in state:
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    norm, head = ("bn1.", "fc.") if "block1.layer.0.conv1.weight" in state else ("bn.", "linear.")
+    places = {key: found for key in state if (found := PUBLISHED_BLOCK.match(key))}
+    if not places or not {"conv1.weight", f"{norm}weight", f"{head}weight"} <= state.keys():
+        return None
+    blocks = sorted({(int(found["group"]), int(found["block"])) for found in places.values()})
+    number = {block: place for place, block in enumerate(blocks, 1)}
+    firsts = {"conv1.": "body.0.", norm: f"body.{len(blocks) + 1}.", head: "head."}
+    renamed = {key: value for key, value in held.items() if key in SETTINGS or key.endswith("num_batches_tracked")}
+    for key, value in state.items():
+        if found := places.get(key):
+            rest = re.sub(r"^(convShortcut|shortcut\.0)\.", "shortcut.", found["rest"])
+            renamed[f"body.{number[int(found['group']), int(found['block'])]}.{rest}"] = value
+        elif key in PUBLISHED_SETTINGS:
+            renamed[PUBLISHED_SETTINGS[key]] = value.reshape(1, -1, 1, 1)
+        elif not key.startswith("sub_block1."):
+            first = next((first for first in firsts if key.startswith(first)), "")
+            renamed[firsts.get(first, "") + key.removeprefix(first)] = value
+    return renamed
 
 
 def _layer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from taet.errors import UserError
 from taet.files import file_sha256
 from taet.methods import Method
 from taet.models import Adapter, Classifier
+from taet.models.hub import weights_file
 from taet.models.sync_norm import normalisations
 from taet.models.view import View, make_view
 from taet.training.checkpoint import SCHEMA
@@ -86,7 +87,7 @@ def check_pretrained(chosen: Model, recorded: str | None, folder: Path) -> None:
     """Refuse to start again from another file of pretrained weights than the run's, whose SHA-256 is `recorded`."""
     if chosen.weights is None:
         return
-    path = Path(chosen.weights)
+    path = weights_file(Path(chosen.weights))
     found = file_sha256(path) if path.is_file() else ""
     if found != recorded:
         got = f"SHA-256 {found[:12]}" if found else "no file"
@@ -132,7 +133,7 @@ def describe(
         head=method.task.head,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         model_notes=model.notes,
-        pretrained_sha256=None if weights is None else file_sha256(Path(weights)),
+        pretrained_sha256=None if weights is None else file_sha256(weights_file(Path(weights))),
         threads=threads,
         processes=world_size(),
         **environment(device),

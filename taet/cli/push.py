@@ -1,0 +1,55 @@
+"""`taet push RUN TARGET`: publish a finished run with its result card and a model card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from taet.cli import flags
+from taet.deployment.publish import TO_FILL_IN, named_outside, publish
+
+EXAMPLES = (
+    "taet push runs/x folder:published/x",
+    "taet push runs/x user/name --license apache-2.0",
+    "taet push runs/x user/name --private",
+)
+DESCRIPTION = """Write the weights (safetensors), settings, curve and result card of a finished run, with a model card,
+as a folder in the layout of the Hugging Face Hub, and print the name that reads it: hf:user/name@COMMIT, or the folder.
+Weights are read by --weights NAME, the model by taet evaluate --model, check, audit and predict. A name without a full
+commit is refused, every file is checked by its SHA-256, and no file is code.
+
+The hub needs the package huggingface_hub (pip install 'taet[hub]') and its login (hf auth login); a folder needs
+neither."""
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """A finished run, and where it is published."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder with a result card."""
+    target: Annotated[str, tyro.conf.Positional]
+    """USER/NAME on the hub, or folder:PATH."""
+    license: str = ""
+    """Licence, as the hub names it, e.g. apache-2.0. Default: the model card leaves it to be filled in."""
+    private: bool = False
+    """Make a new repository of the hub private."""
+
+
+def run(arguments: list[str]) -> None:
+    """Publish a run and print the name that reads it."""
+    parsed = read(arguments)
+    name = publish(parsed.run, parsed.target, licence=parsed.license, private=parsed.private)
+    for text in named_outside(parsed.run):
+        print(f"note: run.json names '{text}', which is published with it")
+    if not parsed.license:
+        print(f"note: the licence in README.md is {TO_FILL_IN} (--license)")
+    print(name)
+
+
+def read(arguments: list[str]) -> PushOptions:
+    """Parse a call."""
+    return flags.parse(PushOptions, arguments, "taet push", DESCRIPTION, EXAMPLES)

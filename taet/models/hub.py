@@ -1,0 +1,121 @@
+"""Published models: a folder in the layout of the Hugging Face Hub, read from the disk or, pinned by a commit, the hub.
+
+The folder is a run folder with `config.json` beside it, which names the SHA-256 of every file and carries its own.
+Only the files of FILES are read or downloaded; none of them runs code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taet.errors import UserError, custom_code
+from taet.files import check_seal, file_sha256, make_folder, read_json, seal, write_json
+from taet.shapes import Sha256, check_shape
+
+CONFIG, PAGE, WEIGHTS, CARD = "config.json", "README.md", "model.safetensors", "evaluation.json"
+FILES = ("run.json", "metrics.jsonl", "done", WEIGHTS, CARD)
+"""What a published folder may hold besides CONFIG and its page."""
+SCHEME = "hf:"
+PINNED = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+CACHE = "TAET_CACHE"
+"""Environment variable: the folder that downloaded models are kept in. Default: ~/.cache/taet."""
+
+
+def is_published(name: str | os.PathLike[str]) -> bool:
+    """Whether a name means a model on the hub, hf:USER/NAME@COMMIT."""
+    return os.fspath(name).startswith(SCHEME)
+
+
+def local(name: str | os.PathLike[str]) -> Path:
+    """Return the folder of a published model, hf:USER/NAME@COMMIT, downloaded if it is not kept here yet; or a path.
+
+    Raises:
+        UserError: a name without a full commit, a missing package, a download that fails, a file whose SHA-256 is not
+            the one in the model's config.json or result card.
+    """
+    text = os.fspath(name)
+    if not is_published(text):
+        return Path(text)
+    repository, commit = pinned(text)
+    kept = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "taet")
+    folder = kept / "hub" / repository.replace("/", "--") / commit
+    if not (folder / CONFIG).exists():  # which comes last
+        make_folder(folder)
+        _download(repository, commit, folder)
+    verify(folder)
+    return folder
+
+
+def pinned(name: str) -> tuple[str, str]:
+    """Return repository and commit of hf:USER/NAME@COMMIT; anything else, such as a branch, is a UserError."""
+    if found := PINNED.fullmatch(name):
+        return found[1], found[2]
+    repository, _, commit = name.removeprefix(SCHEME).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise UserError(f"got {name}; allowed: hf:USER/NAME@COMMIT")
+    got = f"the revision '{commit}', which may move" if commit else "no commit"
+    find = f"git ls-remote https://huggingface.co/{repository} HEAD prints the latest"
+    raise UserError(f"{name}: got {got}; allowed: {SCHEME}{repository}@ and the 40 digits of a commit; {find}")
+
+
+def client(what: str, otherwise: str = "") -> Any:
+    """Return the package huggingface_hub, which is imported when it is needed."""
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise UserError(f"{what} needs the package huggingface_hub: pip install 'taet[hub]'{otherwise}") from None
+
+
+def _download(repository: str, commit: str, folder: Path) -> None:
+    """Download the files of a published model, its CONFIG last, so that it stands for a download that ended."""
+    library = client(f"{SCHEME}{repository}")
+    for names in (list(FILES), [CONFIG]):
+        with custom_code(f"{SCHEME}{repository}@{commit}"):
+            library.snapshot_download(repository, revision=commit, allow_patterns=names, local_dir=str(folder))
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{SCHEME}{repository}@{commit} holds no {CONFIG}; allowed: a model that taet push published")
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file of weights that a path, the folder of a published model, or hf:USER/NAME@COMMIT means."""
+    if is_published(path):
+        return local(path) / WEIGHTS
+    if not (path / CONFIG).exists():
+        return path
+    verify(path)
+    return path / WEIGHTS
+
+
+def describe(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write the CONFIG of a folder: facts about the model, and the SHA-256 of the files that are there."""
+    sums = {name: file_sha256(folder / name, links=False) for name in FILES if (folder / name).exists()}
+    write_json(folder / CONFIG, seal({"library_name": "taet", **about, "files": sums}))
+
+
+def verify(folder: Path) -> None:
+    """Refuse a published folder in which a file is missing or was changed, or whose card is about other weights."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise UserError(f"{folder} holds no {CONFIG}; allowed: a folder that taet push wrote")
+    stored = read_json(path, links=False)
+    if not isinstance(stored, dict) or stored.get("library_name") != "taet" or not check_seal(path, stored):
+        raise UserError(f"{path} was not written by taet push: it does not name the SHA-256 of the files")
+    sums: Any = stored.get("files")
+    check_shape(f"{path}: files", sums, dict[str, Sha256])
+    for name in {WEIGHTS, CARD, "run.json"} - {*sums}:
+        raise UserError(f"{path}: files: {name} is missing")
+    found = {}
+    for name in FILES:
+        if name in sums:
+            found[name] = file_sha256(folder / name, links=False)
+            if found[name] != sums[name]:
+                raise UserError(f"{folder / name} was changed or damaged: its SHA-256 is another than in {CONFIG}")
+    card = read_json(folder / CARD, links=False)
+    model: Any = card.get("model") if isinstance(card, dict) and check_seal(folder / CARD, card) else None
+    if not isinstance(model, dict) or model.get("file_sha256") != found[WEIGHTS]:
+        raise UserError(f"{folder / CARD} is about other weights than {WEIGHTS}: its checksum is another")
