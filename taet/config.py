@@ -83,8 +83,9 @@ class Data(Settings):
     (tiny-imagenet-lt: linear)."""
     max_count: ImageCount | None = None
     """Images of the largest training class. Default: as many as the data allow."""
-    test: Annotated[Literal["long-tailed", "balanced"], Called("test set")] = "long-tailed"
-    """Cut the test set with the same imbalance ratio, or leave it balanced."""
+    test: Annotated[Literal["long-tailed", "balanced", "validation"], Called("test set")] = "long-tailed"
+    """Cut the test set with the same imbalance ratio, or leave it balanced. validation: put the validation images in
+    its place, and do not look at the test images (taet tune)."""
     test_max_count: ImageCount | None = None
     """Images of the largest test class. Default: as many as the data allow."""
     validation: Annotated[PartialShare, Called("validation share")] = 0.0
@@ -307,6 +308,8 @@ class Training(Settings):
     where that is measured to be faster."""
     workers: Annotated[int, Ge(0), Le(1024), OnlyWith(augment=("randaugment", "autoaugment"))] = 0
     """Processes that prepare the images of RandAugment and AutoAugment ahead. 0: the training process itself."""
+    tuned: Whole = 0
+    """Trials on validation images by which the settings were chosen, as cards and tables say; set by taet tune."""
     tensorboard: bool = False
     """Write TensorBoard events as well (needs the extra `tensorboard`)."""
 

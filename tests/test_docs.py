@@ -20,7 +20,21 @@ from taet.attacks import catalogue
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
 from taet.attacks.spec import option_fields
-from taet.cli import COMMANDS, audit, check, compare, cost, evaluate, export, gate, predict, push, reproduce, transfer
+from taet.cli import (
+    COMMANDS,
+    audit,
+    check,
+    compare,
+    cost,
+    evaluate,
+    export,
+    gate,
+    predict,
+    push,
+    reproduce,
+    transfer,
+    tune,
+)
 from taet.cli.train import configure
 from taet.config import Threat
 from taet.evaluation import diagnostics
@@ -43,6 +57,7 @@ READ = {
     "push": push.read,
     "reproduce": reproduce.read,
     "transfer": transfer.read,
+    "tune": tune.read,
 }
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -217,8 +217,8 @@ def test_a_class_name_is_used_once() -> None:
 # recipes and the first hour (2,600). taet gate: 150.
 # Images that are not square: 110.
 # Abstention: 390. What-if: 270.
-# Publishing and loading: 500.
-MOST_LINES = 38_620
+# Publishing and loading: 500. Tuning: 480.
+MOST_LINES = 39_100
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "gate": "compare the cards of an old and a new model; exit status 1 only if the new one is known to be worse",
     "transfer": "evaluate each of several runs on the adversarial examples of the others",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
+    "tune": "choose settings on validation images, with the same number of trials for every method, then compare",
     "reproduce": "fill the tables and figures of both papers, and print them beside the published numbers",
     "report": "write one self-contained HTML file about any number of runs",
     "predict": "classify images with a finished run, and test whether each prediction survives an attack",

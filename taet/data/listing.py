@@ -18,6 +18,7 @@ from taet.data.dataset import Dataset, Labels, Outline, Split
 from taet.data.groups import hold_out
 from taet.data.images import Survey, decode_all, survey
 from taet.data.long_tail import divide, held_out_counts
+from taet.data.selection import VALIDATION
 from taet.errors import UserError
 
 PARTS = ("train", "validation", "test")
@@ -129,11 +130,18 @@ class Listing:
         return Outline(splits, (self.survey.channels, height, width))
 
     def dataset(self, data: Data) -> Dataset:
-        """Read the files: images are grey if all files are, else RGB; see `taet.data.images.decode_each`."""
+        """Read the files: images are grey if all files are, else RGB; see `taet.data.images.decode_each`.
+
+        Where validation images stand in the place of the test images, the files of these are not decoded.
+        """
         parts = self.parts(data.seed)
-        images = decode_all(self.files, data.size, data.storage, self.survey, data.fit)
-        whole = Split(images, self.labels, self.class_names, np.arange(len(self.files)), self.groups)
-        splits = {part: whole.choose(positions) for part, positions in parts.items()}
+        parts |= {"test": parts["test"][:0]} if data.test == VALIDATION else {}
+        read = np.sort(np.concatenate([*parts.values()]))
+        files = [self.files[position] for position in read]
+        images = decode_all(files, data.size, data.storage, self.survey, data.fit)
+        groups = None if self.groups is None else self.groups[read]
+        whole = Split(images, self.labels[read], self.class_names, read, groups)
+        splits = {part: whole.choose(np.searchsorted(read, positions)) for part, positions in parts.items()}
         if self.splits is not None:
             splits = {part: replace(split, indices=np.arange(len(split))) for part, split in splits.items()}
         notes = [*self._division(data.seed), *self.notes, *_similar_names(self.class_names)]

@@ -26,6 +26,8 @@ from taet.data.long_tail import (
 from taet.errors import UserError
 
 BALANCED_SMALL = "-balanced-small"
+VALIDATION = "validation"
+"""Value of --data.test."""
 MOST_NAMES = 10
 """Classes that a note names."""
 
@@ -93,7 +95,9 @@ def _class_counts(train: Labelled, test: Labelled, data: Data) -> tuple[list[int
             if spread
             else f"training set cut to the {cut}, seed {data.seed}"
         ]
-        if data.test == "long-tailed" and not spread:
+        if data.test == VALIDATION:
+            pass
+        elif data.test == "long-tailed" and not spread:
             largest = _largest(test, "test set", ratio, profile, data.test_max_count)
             test_counts = long_tail_counts(len(names), largest, ratio, profile)
             notes.append("test set cut to the same profile and ratio")
@@ -106,7 +110,11 @@ def _class_counts(train: Labelled, test: Labelled, data: Data) -> tuple[list[int
             f"class '{empty}' would get no training image: imbalance ratio {ratio:g} with {largest} images in the "
             f"largest class; allowed: up to {largest}"
         )
-    return train_counts, test_counts, [*notes, *_lacking("test", names, test_counts)]
+    return (
+        train_counts,
+        test_counts,
+        notes if data.test == VALIDATION else [*notes, *_lacking("test", names, test_counts)],
+    )
 
 
 def _divided(
@@ -164,5 +172,10 @@ def select(source: Mapping[str, Labelled], data: Data) -> tuple[dict[str, Choice
         chosen["validation"] = Choice("train", held)
     if "validation" in source:
         chosen["validation"] = Choice("validation", None)
-    chosen["test"] = Choice("test", _divided(test, test_counts, none, data.seed)[0])
-    return chosen, notes
+    if data.test != VALIDATION:
+        chosen["test"] = Choice("test", _divided(test, test_counts, none, data.seed)[0])
+        return chosen, notes
+    if "validation" not in chosen:
+        raise UserError("test set: got validation, but no validation images; allowed: with --data.validation, e.g. 0.2")
+    chosen["test"] = chosen["validation"]
+    return chosen, [*notes, "the test images are not looked at: the validation images stand in their place"]

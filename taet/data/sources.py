@@ -19,7 +19,7 @@ from taet.data.listing import Listing
 from taet.data.long_tail import PROFILES
 from taet.data.places import passed_over
 from taet.data.repeats import exact, fingerprints, near, nearest
-from taet.data.selection import BALANCED_SMALL, select
+from taet.data.selection import BALANCED_SMALL, VALIDATION, select
 from taet.data.store import gather
 from taet.errors import UserError, custom_code, located
 
@@ -210,13 +210,14 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     splits = {part: choice.of(source.splits) for part, choice in chosen.items()}
     made = {part: sized(split, data.size, data.storage, data.fit) for part, split in splits.items()}
     if is_own(data.name):
-        notes += [*_repeats(splits, listed), *_near_repeats(made, listed)]
+        own = {part: split for part, split in splits.items() if part != "test" or data.test != VALIDATION}
+        notes += [*_repeats(own, listed), *(_near_repeats(made, listed) if "test" in own else ())]
     return replace(
         source,
         train=made["train"],
         validation=made.get("validation"),
         test=made["test"],
-        whole_test=None if chosen["test"].positions is None else source.test,
+        whole_test=None if chosen["test"].positions is None or data.test == VALIDATION else source.test,
         resized=source.resized or data.size is not None,
         mirror=mirrors(data, source.mirror, source.class_names),
         notes=(*source.notes, *notes),

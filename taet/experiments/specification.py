@@ -113,12 +113,13 @@ class Specification:
 def read(path: str | os.PathLike[str]) -> Specification:
     """Read the specification from the TOML file `path`; a mistake is a `UserError` that names the key."""
     path = Path(path)
-    content = read_bytes(path, most=MOST_BYTES)
     with located(f"specification {path}"):
-        return dataclasses.replace(parse(_toml(content), title=path.stem), path=path)
+        return dataclasses.replace(parse(table(path), title=path.stem), path=path)
 
 
-def _toml(content: bytes) -> dict[str, Any]:
+def table(path: Path) -> dict[str, Any]:
+    """Return the table in a TOML file."""
+    content = read_bytes(path, most=MOST_BYTES)
     try:
         return tomllib.loads(content.decode())
     except RecursionError:

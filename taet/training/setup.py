@@ -115,7 +115,7 @@ def describe(
         settings=config.to_json(run),
         method_title=method.title,
         reference=method.reference,
-        deviations=method.deviations,
+        deviations=(*method.deviations, *([f"tuned: {run.training.tuned} trials"] if run.training.tuned else [])),
         stages=tuple(StageRecord(stage=stages[e], from_epoch=e + 1) for e in changes),
         selection=SelectionRecord(rule=run.training.selection, split=resolved.split, leak=leak),
         data=DataRecord(

@@ -1,0 +1,352 @@
+"""`taet tune`: settings chosen on validation images, with the same number of trials for every method.
+
+A trial is a cell of a comparison whose test images are its validation images (`--data.test validation`), so that the
+test images are not looked at before the last step: the comparison of the methods with the settings that were found.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from annotated_types import Ge, Le
+
+from taet import metrics
+from taet.bounds import Seed, check_value, got_text
+from taet.data.selection import VALIDATION
+from taet.errors import UserError, located, unknown
+from taet.experiments.cells import Cell, cells, in_precision, is_open
+from taet.experiments.comparison import CellOutcome, Comparison, compare, fill
+from taet.experiments.specification import Entry, Specification, parse, table
+from taet.files import digest, make_folder, seal, write_json
+from taet.training.folder import RunFolder
+
+JOURNAL, BEST = "trials.journal", "tuned.json"
+KEYS = ("trials", "seed", "space", "methods")
+RANGE_KEYS = ("low", "high", "log", "step")
+ASKED = "specification"
+TUNED = "training.tuned"
+VALIDATION_SHARE = 0.2
+"""Held out where the specification does not say how much."""
+Trials = Annotated[int, Ge(1), Le(10_000)]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The values of one setting: those listed, or a range."""
+
+    values: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    step: float | None = None
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values that are allowed if all are: those listed, or both ends of the range."""
+        return self.values or (self.low, self.high)
+
+    def distribution(self, optuna: Any) -> Any:
+        """Return it as a distribution of Optuna."""
+        if self.values:
+            return optuna.distributions.CategoricalDistribution(self.values)
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
+        return kind(self.low, self.high, log=self.log, step=self.step or (1 if whole else None))
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is tuned: a grid of one data set, the values of each method's settings, and the number of trials."""
+
+    grid: Specification
+    trials: int
+    seed: int
+    spaces: Mapping[str, Mapping[str, Choices]]
+    """By the name of the method's row, then by setting."""
+
+
+@dataclass(frozen=True, repr=False)
+class Tuned:
+    """The best trial of every method, and the comparison with its settings, if all trials are done."""
+
+    search: Search
+    out: Path
+    best: Mapping[str, Mapping[str, Any]]
+    """By row: `settings`, `value` (see `value`), the number of the `trial`, and how many `trials` there were, `failed`
+    among them; nothing while trials are left."""
+    comparison: Comparison | None = None
+
+    def __repr__(self) -> str:
+        return f"Tuned({', '.join(self.best)} in {self.out}: {self.search.trials} trials each)"
+
+
+def read(path: str | os.PathLike[str]) -> Search:
+    """Read a specification with its table [tune] from a TOML file; a mistake is a `UserError` that names the key."""
+    with located(f"specification {path}"):
+        return search_of(table(Path(path)), Path(path).stem)
+
+
+def search_of(values: Mapping[str, Any], title: str = "tuning") -> Search:
+    """Return the search in a TOML table: the keys of a comparison, and `tune` with trials, seed, space and methods."""
+    told = values.get("tune")
+    if not isinstance(told, Mapping):
+        raise UserError(f"tune: got {got_text(told)}; allowed: a table with trials and space")
+    for key in told:
+        if key not in KEYS:
+            raise unknown("key of tune", key, KEYS)
+    check_value("tune trials", told.get("trials"), Trials)
+    check_value("tune seed", told.get("seed", 0), Seed)
+    rest = {key: value for key, value in values.items() if key != "tune"}
+    grid = parse(rest, title)
+    for key, found in (("data", grid.data), ("imbalance", grid.imbalance), ("variants", grid.variants)):
+        if len(found) != 1:
+            raise UserError(f"{key}: got {len(found)}; allowed: one, since a search is about one data set")
+    shared, own = _mapping("tune space", told.get("space", {})), _mapping("tune methods", told.get("methods", {}))
+    names = [entry.name for entry in grid.methods]
+    for name in own:
+        if name not in names:
+            raise unknown("method of tune", name, names)
+    spaces = {entry.name: _space(rest, entry, {**shared, **own.get(entry.name, {})}) for entry in grid.methods}
+    settings = {"data.validation": VALIDATION_SHARE, **grid.settings}
+    if settings.get("data.test") == VALIDATION or settings.get("training.selection") == "best-test":
+        raise UserError("settings: got a test set that is not one, or that chooses; allowed: neither, in a search")
+    return Search(replace(grid, settings=settings), told["trials"], told.get("seed", 0), spaces)
+
+
+def _mapping(what: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{what}: got {got_text(value)}; allowed: a table")
+    return value
+
+
+def _space(rest: Mapping[str, Any], entry: Entry, asked: Mapping[str, Any]) -> dict[str, Choices]:
+    """Return the values of a method's settings by their dotted names; each is checked as the setting would be."""
+    found: dict[str, Choices] = {}
+    for key, value in asked.items():
+        with located(f"tune: {entry.name}: {key}"):
+            choices = _choices(value)
+
+            def checked(value: Any, key: str = key) -> Mapping[str, Any]:
+                one = {"name": entry.name, "method": entry.method, "settings": {key: value}}
+                return parse({**rest, "methods": [one]}).methods[0].settings
+
+            (name,) = checked(choices.ends[0])
+            if name in found or name in entry.settings:
+                raise UserError("got this setting twice; allowed: each once")
+            found[name] = replace(choices, values=tuple(checked(value)[name] for value in choices.values))
+    if not found:
+        raise UserError(f"tune: {entry.name}: got nothing to tune; allowed: settings in tune.space or tune.methods")
+    return found
+
+
+def _choices(value: Any) -> Choices:
+    if isinstance(value, list) and value and all(isinstance(item, str | int | float | bool) for item in value):
+        return Choices(values=tuple(value))
+    if not isinstance(value, Mapping) or not {"low", "high"} <= value.keys() <= {*RANGE_KEYS}:
+        raise UserError(f"got {got_text(value)}; allowed: a list of values, or low and high, with log or step")
+    numbers = [value[key] for key in ("low", "high", "step") if key in value]
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+        raise UserError(f"got {got_text(value)}; allowed: numbers for low, high and step")
+    choices = Choices(**value)
+    if not (math.isfinite(choices.high - choices.low) and choices.low < choices.high):
+        raise UserError(f"got low {choices.low} and high {choices.high}; allowed: low below high")
+    if (choices.log and (choices.low <= 0 or choices.step)) or (choices.step or 1) <= 0:
+        raise UserError(f"got {got_text(value)}; allowed: log with low above 0 and without step; step above 0")
+    return choices
+
+
+def tune(
+    search: Search | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    jobs: int | Literal["auto"] = 1,
+    time_budget: float | None = None,
+    say: Say = lambda _: None,
+) -> Tuned:
+    """Try `trials` settings for each method on the validation images, then compare the methods at their best.
+
+    Each trial trains one run with the first seed; its value is the balanced accuracy under the PGD of the curve, on the
+    validation images, after the epoch that the run delivers. Optuna's TPE chooses, by ask and tell; it keeps all trials
+    in `out`/trials.journal, so that the same call continues, and several processes may share the work. A trial that
+    fails counts as one. The best settings are written to `out`/tuned.json, and the comparison with them, which is the
+    first to look at test images and says "tuned: N trials", to `out`/tuned-N.
+
+    Args:
+        search: a TOML file, or what `read` gave.
+        out: folder of the search.
+        jobs, time_budget, say: as in `compare`.
+
+    Raises:
+        UserError: a mistake in the specification, trials of another one in `out`, or no Optuna.
+        KeyboardInterrupt: after every process has saved and ended.
+    """
+    begun = time.monotonic()
+    search, place = search if isinstance(search, Search) else read(search), Path(out)
+    for end in (0, -1):  # what no run can have is refused before anything is trained
+        _cells(search, [Asked(row, 0, _at(space, end)) for row, space in search.spaces.items()], place / "checked")
+    make_folder(place)
+    studies = _studies(search, place)
+
+    def left() -> float | None:
+        return None if time_budget is None else time_budget - (time.monotonic() - begun)
+
+    work = _running(studies, search)  # of a process that ended, or is at work on it
+    while work := work or _ask(studies, search, 1 if jobs == "auto" else jobs) or _running(studies, search):
+        budget = left()
+        if budget is not None and budget <= 0:
+            return Tuned(search, place, {})
+        planned = _cells(search, work, place)
+        done, interrupted = fill(search.grid.title, place, planned, budget, jobs, say, time.monotonic())
+        for asked, outcome in zip(work, done.outcomes, strict=True):
+            _tell(studies[asked.row], asked, outcome)
+        if interrupted:
+            raise KeyboardInterrupt
+        work = []
+    best = {row: _best(row, study, search) for row, study in studies.items()}
+    write_json(place / BEST, seal({"trials": search.trials, "methods": best}))
+    budget = left()
+    if budget is not None and budget <= 0:
+        return Tuned(search, place, best)
+    return Tuned(
+        search,
+        place,
+        best,
+        compare(final(search, best), place / f"tuned-{search.trials}", jobs=jobs, time_budget=budget, say=say),
+    )
+
+
+def final(search: Search, best: Mapping[str, Mapping[str, Any]]) -> Specification:
+    """Return the comparison of the methods with their best settings, all seeds, and the test images."""
+    found = [replace(row, settings={**row.settings, **best[row.name]["settings"]}) for row in search.grid.methods]
+    return replace(search.grid, methods=tuple(found), settings={**search.grid.settings, TUNED: search.trials})
+
+
+class Asked(NamedTuple):
+    """A trial: the row of its method, its number, and its settings."""
+
+    row: str
+    number: int
+    settings: Mapping[str, Any]
+
+
+def _at(space: Mapping[str, Choices], end: int) -> dict[str, Any]:
+    return {name: choices.ends[end] for name, choices in space.items()}
+
+
+def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:
+    """Return the cells of trials, which train on the first seed and see validation images in the place of test images.
+
+    Their precision is that of the first run that was begun, as in any comparison.
+    """
+    rows = {entry.name: entry for entry in search.grid.methods}
+    entries = [
+        replace(rows[row], name=f"{row}.{number:04}", settings={**rows[row].settings, **settings})
+        for row, number, settings in work
+    ]
+    grid = replace(
+        search.grid,
+        methods=tuple(entries),
+        seeds=search.grid.seeds[:1],
+        settings={**search.grid.settings, "data.test": VALIDATION},
+    )
+    planned = cells(grid, place)
+    for cell, asked in zip(planned, work, strict=True):
+        if cell.run is None:
+            raise UserError(f"tune: {asked.row}: {cell.reason}")
+    begun = (RunFolder(path) for path in sorted((place / "runs").glob("*")))
+    held = next((run.record.run.training.precision for run in begun if run.is_run), None)
+    planned = [in_precision(cell, held) if held is not None and is_open(cell) else cell for cell in planned]
+    return [replace(cell, attacked=False, flags=(*cell.flags, "--no-evaluate")) for cell in planned]
+
+
+def _optuna() -> Any:
+    try:
+        optuna = importlib.import_module("optuna")
+    except ImportError:
+        raise UserError("taet tune needs the package optuna: pip install 'taet[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _studies(search: Search, place: Path) -> dict[str, Any]:
+    """Open the study of every method in the journal; those of another specification are refused."""
+    optuna = _optuna()
+    journal = optuna.storages.journal.JournalFileBackend(str(place / JOURNAL))
+    storage = optuna.storages.JournalStorage(journal)
+    studies = {}
+    for entry in search.grid.methods:
+        study = optuna.create_study(study_name=entry.name, storage=storage, direction="maximize", load_if_exists=True)
+        grid = replace(search.grid, methods=(entry,), title="", seeds=search.grid.seeds[:1], path=None)
+        asked = digest([repr(grid), search.seed, repr(search.spaces[entry.name])])
+        if study.user_attrs.get(ASKED, asked) != asked:
+            raise UserError(f"{place} holds trials of {entry.name} with another specification; choose another --out")
+        study.set_user_attr(ASKED, asked)
+        studies[entry.name] = study
+    return studies
+
+
+def _ask(studies: Mapping[str, Any], search: Search, most: int) -> list[Asked]:
+    """Ask for up to `most` new trials, of the methods that have the fewest, so that all have as many at the end."""
+    optuna, work = _optuna(), list[Asked]()
+    while len(work) < most:
+        counts = {row: len(study.get_trials(deepcopy=False)) for row, study in studies.items()}
+        row = min(counts, key=lambda name: counts[name])
+        if counts[row] >= search.trials:
+            break
+        study = studies[row]
+        # A new sampler for every trial: one that goes on after a crash draws what it would have drawn.
+        study.sampler = optuna.samplers.TPESampler(seed=int(digest([search.seed, counts[row]])[:8], 16))
+        spaces = {name: choices.distribution(optuna) for name, choices in search.spaces[row].items()}
+        trial = study.ask(spaces)
+        if trial.number < search.trials:  # else another process asked for the last one meanwhile
+            work.append(Asked(row, trial.number, dict(trial.params)))
+        else:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    return work
+
+
+def _running(studies: Mapping[str, Any], search: Search) -> list[Asked]:
+    """Return the trials that were asked for and have no result yet."""
+    return [
+        Asked(row, trial.number, dict(trial.params))
+        for row, study in studies.items()
+        for trial in study.get_trials(deepcopy=False)
+        if not trial.state.is_finished() and trial.number < search.trials
+    ]
+
+
+def _tell(study: Any, asked: Asked, outcome: CellOutcome) -> None:
+    """Store the result of a trial that ended; another process may have done so."""
+    if outcome.state == "done":
+        study.tell(asked.number, value(RunFolder(outcome.cell.folder)), skip_if_finished=True)
+    elif outcome.state == "failed":
+        study.tell(asked.number, state=_optuna().trial.TrialState.FAIL, skip_if_finished=True)
+
+
+def value(folder: RunFolder) -> float:
+    """Return the balanced accuracy on validation images under the curve's attack, of the epoch that a run delivers."""
+    epoch = folder.weights_about().epoch
+    points = [row.monitor for row in folder.metrics if row.monitor is not None and row.epoch <= epoch]
+    if not points or points[-1].split != VALIDATION:
+        raise UserError(f"{folder.path} has no curve on validation images; allowed: monitor_every of 1 or more")
+    counts = points[-1].attacked
+    return metrics.balanced_accuracy(counts.correct, counts.total)
+
+
+def _best(row: str, study: Any, search: Search) -> dict[str, Any]:
+    """Return the best trial of a method: its settings, its value, and how many trials there were."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.number < search.trials]
+    done = [trial for trial in trials if trial.value is not None]
+    if not done:
+        raise UserError(f"tune: {row}: none of {len(trials)} trials ended well; their output is in the folder logs")
+    best = max(done, key=lambda trial: (trial.value, -trial.number))
+    numbers = {"value": best.value, "trial": best.number, "trials": len(trials), "failed": len(trials) - len(done)}
+    return {"settings": dict(best.params), **numbers}

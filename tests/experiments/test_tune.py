@@ -1,0 +1,275 @@
+"""`taet tune`: equal budgets, on validation images alone; the test images are looked at by the last comparison only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from taet import data
+from taet.config import Data
+from taet.data import digits
+from taet.data.dataset import Dataset
+from taet.errors import UserError
+from taet.experiments import tune as tuning
+from taet.experiments.cells import Cell
+from taet.experiments.comparison import CellOutcome, Comparison
+from taet.experiments.tune import search_of, tune
+from taet.training.folder import RunFolder
+
+SPEC: dict[str, Any] = {
+    "methods": ["at", "trades"],
+    "data": ["digits-lt"],
+    "seeds": [0, 1],
+    "settings": {"model.name": "resnet8", "training.epochs": 2, "training.precision": "float32"},
+    "tune": {
+        "trials": 4,
+        "space": {"lr": {"low": 0.01, "high": 0.5, "log": True}},
+        "methods": {"trades": {"beta": [1.0, 6.0]}},
+    },
+}
+
+
+def changed(**change: Any) -> dict[str, Any]:
+    return {**SPEC, "tune": {**SPEC["tune"], **change}}
+
+
+class Guarded(np.ndarray):
+    """Images that must not be looked at."""
+
+    def __getitem__(self, _: Any) -> Any:
+        raise AssertionError("the test images were looked at")
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits whose test images raise where anything reads a pixel of them."""
+    read = digits.read
+
+    def with_guard(about: Any) -> Dataset:
+        found = read(about)
+        return dataclasses.replace(found, test=dataclasses.replace(found.test, images=found.test.images.view(Guarded)))
+
+    monkeypatch.setattr(digits, "read", with_guard)
+
+
+@pytest.mark.usefixtures("guarded")
+def test_the_data_of_a_trial_are_loaded_without_a_look_at_the_test_images() -> None:
+    found = data.load("digits-lt", validation=0.2, test="validation")
+    assert found.validation is not None
+    assert found.test.sha256 == found.validation.sha256
+    assert "the test images are not looked at: the validation images stand in their place" in found.notes
+    facts = data.facts(Data(name="digits-lt", validation=0.2, test="validation"))
+    assert facts is not None
+    assert facts.sizes == {part: len(split) for part, split in found.splits.items()}
+    with pytest.raises(AssertionError, match="were looked at"):
+        _ = data.load("digits-lt", validation=0.2).test.sha256
+
+
+def test_the_training_images_of_a_trial_are_those_of_the_comparison() -> None:
+    trial, final = (data.load("digits-lt", validation=0.2, test=test) for test in ("validation", "long-tailed"))
+    assert trial.train.sha256 == final.train.sha256
+    assert trial.validation is not None
+    assert final.validation is not None
+    assert trial.validation.sha256 == final.validation.sha256
+
+
+def test_files_of_test_images_are_not_decoded(tmp_path: Path) -> None:
+    """Test files whose header is right and whose pixels are missing."""
+    draws = np.random.default_rng(0)
+    for part, count in (("train", 10), ("test", 3)):
+        for label in "ab":
+            (tmp_path / part / label).mkdir(parents=True)
+            for number in range(count):
+                file = tmp_path / part / label / f"{number}.png"
+                Image.fromarray(draws.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file)
+                if part == "test":
+                    file.write_bytes(file.read_bytes()[:60])
+    found = data.load(f"folder:{tmp_path}", validation=0.3, test="validation")
+    assert {part: len(split) for part, split in found.splits.items()} == {"train": 14, "validation": 6, "test": 6}
+    with pytest.raises(UserError, match="cannot be read"):
+        data.load(f"folder:{tmp_path}", validation=0.3)
+
+
+def test_without_validation_images_there_is_nothing_to_put_in_their_place() -> None:
+    with pytest.raises(UserError, match=r"test set: got validation, but no validation images; .*--data\.validation"):
+        data.load("digits-lt", test="validation")
+
+
+# -- trials without training -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+    """Let a trial's value be a function of its settings, at once; return the cells in the order of training."""
+    pytest.importorskip("optuna", reason="taet tune needs optuna (taet[tune])")
+    seen: list[Cell] = []
+
+    def fill(title: str, place: Path, planned: Sequence[Cell], *_: Any) -> tuple[Comparison, bool]:
+        seen.extend(planned)
+        assert all(cell.run is not None and cell.run.data.test == "validation" for cell in planned)
+        assert all(not cell.attacked and cell.seed == 0 for cell in planned)
+        outcomes = tuple(CellOutcome(cell, state_of(cell), "", ()) for cell in planned)
+        return Comparison(title, place, outcomes), False
+
+    def value(folder: RunFolder) -> float:
+        run = next(cell.run for cell in seen if cell.folder == folder.path)
+        return 1 - abs(np.log(run.training.lr / 0.1)) / 10  # type: ignore[union-attr]
+
+    def compare(final: Any, out: Path, **_: Any) -> Comparison:
+        (out.parent / "final.json").write_text(json.dumps([[e.name, dict(e.settings)] for e in final.methods]))
+        assert final.settings["training.tuned"] > 0
+        assert final.seeds == (0, 1)
+        assert "data.test" not in final.settings
+        return Comparison(final.title, out, ())
+
+    monkeypatch.setattr(tuning, "fill", fill)
+    monkeypatch.setattr(tuning, "value", value)
+    monkeypatch.setattr(tuning, "compare", compare)
+    return seen
+
+
+def state_of(cell: Cell) -> Any:
+    return "failed" if cell.entry.name == "trades.0001" else "done"
+
+
+def names(cells: Sequence[Cell]) -> list[str]:
+    return [cell.entry.name for cell in cells]
+
+
+def test_every_method_gets_the_same_number_of_trials_and_the_best_is_compared(
+    tmp_path: Path, trained: list[Cell]
+) -> None:
+    found = tune(search_of(SPEC), tmp_path)
+    assert sorted(names(trained)) == [f"{row}.{number:04}" for row in ("at", "trades") for number in range(4)]
+    assert names(trained)[:4] == ["at.0000", "trades.0000", "at.0001", "trades.0001"]  # evenly
+    best = {row: numbers["settings"] for row, numbers in found.best.items()}
+    assert [[row, settings] for row, settings in best.items()] == json.loads((tmp_path / "final.json").read_text())
+    for row, settings in best.items():
+        ended = [cell for cell in trained if cell.entry.name.startswith(row) and state_of(cell) == "done"]
+        rates = [cell.run.training.lr for cell in ended if cell.run is not None]
+        assert settings["training.lr"] == min(rates, key=lambda rate: abs(np.log(rate / 0.1)))
+    assert best["trades"]["method.beta"] in (1.0, 6.0)
+    assert (found.best["at"]["failed"], found.best["trades"]["failed"]) == (0, 1)
+    assert all(numbers["trials"] == 4 for numbers in found.best.values())
+    # Again: nothing is left to do.
+    again = len(trained)
+    assert tune(search_of(SPEC), tmp_path).best == found.best
+    assert len(trained) == again
+    with pytest.raises(UserError, match="holds trials of at with another specification; choose another --out"):
+        tune(search_of(changed(seed=3)), tmp_path)
+
+
+def test_a_search_that_was_interrupted_continues_with_the_trials_that_it_would_have_made(
+    tmp_path: Path, trained: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune(search_of(SPEC), tmp_path / "whole")
+    whole = {cell.entry.name: cell.run for cell in trained}
+    trained.clear()
+    fill: Callable[..., Any] = tuning.fill  # type: ignore[attr-defined]
+
+    def dies(title: str, place: Path, planned: Sequence[Cell], *rest: Any) -> tuple[Comparison, bool]:
+        if len(trained) == 3:  # asked for, and not told
+            raise KeyboardInterrupt
+        result: tuple[Comparison, bool] = fill(title, place, planned, *rest)
+        return result
+
+    monkeypatch.setattr(tuning, "fill", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tune(search_of(SPEC), tmp_path / "part")
+    monkeypatch.setattr(tuning, "fill", fill)
+    tune(search_of(SPEC), tmp_path / "part")
+    assert {cell.entry.name: cell.run for cell in trained} == whole
+    assert len(trained) == 8  # none twice
+
+
+def test_two_processes_share_the_work_and_never_make_a_trial_too_many(tmp_path: Path, trained: list[Cell]) -> None:
+    """The second asks between the question of the first and its answer, as another process would."""
+    search = search_of(SPEC)
+    first, second = (tuning._studies(search, tmp_path) for _ in range(2))
+    one, other = tuning._ask(first, search, 3), tuning._ask(second, search, 8)
+    assert len({(asked.row, asked.number) for asked in (*one, *other)}) == 8
+    assert tuning._ask(first, search, 1) == tuning._ask(second, search, 1) == []
+    assert sorted(tuning._running(second, search)) == sorted([*one, *other], key=lambda asked: asked[:2])
+    tune(search, tmp_path)
+    assert len(trained) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tune": 3}, "tune: got 3; allowed: a table with trials and space"),
+        (changed(trials=0), "tune trials: got 0; allowed: 1 to 10000"),
+        (
+            changed(tials=1),
+            "unknown key of tune 'tials'; allowed: methods, seed, space, trials; did you mean 'trials'?",
+        ),
+        (changed(space={"lr": 0.1}), "tune: at: lr: got 0.1; allowed: a list of values, or low and high"),
+        (changed(space={"lr": {"low": 1, "high": 0.1}}), "allowed: low below high"),
+        (changed(space={"lr": {"low": 0, "high": 0.1, "log": True}}), "log with low above 0"),
+        (changed(space={"lrr": [0.1]}), "unknown setting 'lrr'"),
+        (changed(space={"beta": [0.1]}), "tune: at: beta: methods: at: unknown setting 'beta'"),
+        (changed(methods={"mart": {}}), "unknown method of tune 'mart'; allowed: at, trades"),
+        (changed(space={}), "tune: at: got nothing to tune"),
+        ({**SPEC, "data": ["digits-lt", "cifar10-lt"]}, "data: got 2; allowed: one"),
+        ({**SPEC, "settings": {"data.test": "validation"}}, "a test set that is not one"),
+        ({**SPEC, "settings": {"selection": "best-test"}}, "that chooses"),
+    ],
+)
+def test_a_mistake_is_one_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        search_of({**SPEC, **change})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("space", [{"momentum": {"low": 0.1, "high": 5.0}}, {"lr": [0.1, -1.0]}])
+def test_an_end_of_the_range_that_no_run_can_have_is_refused_before_any_trial(
+    tmp_path: Path, trained: list[Cell], space: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match="allowed"):
+        tune(search_of(changed(space=space, methods={})), tmp_path / "x")
+    assert not trained
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_optuna_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"pip install 'taet\[tune\]'"):
+        tune(search_of(SPEC), tmp_path)
+
+
+@pytest.mark.full
+def test_a_whole_search_on_digits(tmp_path: Path) -> None:
+    """Six processes: trials, and a comparison whose cards and report name their number."""
+    pytest.importorskip("optuna", reason="taet tune needs optuna (taet[tune])")
+    settings = {
+        **SPEC["settings"], "data.max_count": 40, "data.test_max_count": 4, "threat.eps": 0.1, "threat.step_size": 0.05,
+        "threat.steps": 1, "training.monitor_steps": 2, "training.batch_size": 32,
+        "evaluation.attacks": ["clean", "fgsm"],
+    }  # fmt: skip
+    search = search_of({**changed(trials=1), "seeds": [0], "settings": settings})
+    found = tune(search, tmp_path)
+    assert found.comparison is not None
+    assert found.comparison.counts == {"done": 2}
+    assert found.comparison.report is not None
+    assert "tuned: 1 trials" in found.comparison.report.read_text()
+    for outcome in found.comparison.outcomes:
+        card = json.loads((outcome.cell.folder / "evaluation.json").read_text())
+        assert card["run"]["config"]["training"]["tuned"] == 1
+        assert "tuned: 1 trials" in card["run"]["deviations"]
+    trial = next((tmp_path / "runs").glob("at.0000*"))
+    record = RunFolder(trial).record
+    assert record.data.test.sha256 == record.data.splits["validation"].sha256
+    assert not (trial / "evaluation.json").exists()
+    value = found.best["at"]["value"]
+    shutil.rmtree(tmp_path / "tuned-1")
+    assert tune(search, tmp_path).best["at"]["value"] == value
