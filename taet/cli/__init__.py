@@ -8,8 +8,10 @@ import importlib
 import importlib.util
 import io
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 
@@ -37,7 +39,9 @@ COMMANDS = {
 }
 
 EPILOG = """Every command has --help, with examples, and --debug, which shows the traceback of an error.
+
 taet help COMMAND is taet COMMAND --help.
+
 Exit status: 0 success; 1 a cell of a comparison, a question of taet audit or taet gate failed, or an error that taet
 did not foresee; 2 a mistake in the call, a file or a plug-in, named in one line; 130 interrupted, with all finished
 work saved."""
@@ -53,8 +57,10 @@ STARTED_TOGETHER = "TAET_STARTED_TOGETHER"
 def help_text() -> str:
     """What `taet --help` prints."""
     lines = ["usage: taet COMMAND [options]", "", "Adversarial robustness under long-tailed data.", ""]
-    lines += [f"  {name:9} {text}" for name, text in COMMANDS.items()]
-    return "\n".join([*lines, "", EPILOG])
+    wide = min(shutil.get_terminal_size().columns, 120)
+    for name, text in COMMANDS.items():
+        lines += textwrap.wrap(text, wide, initial_indent=f"  {name:9} ", subsequent_indent=" " * 12)
+    return "\n".join([*lines, "", *(textwrap.fill(part, wide) for part in EPILOG.split("\n\n"))])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,6 +16,8 @@ import itertools
 import os
 import re
 import shlex
+import shutil
+import textwrap
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -123,8 +125,10 @@ def _expanded(kind: type[T]) -> type[T]:
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         hint = bounds.hints(kind)[field.name]
         if "default" in field.metadata:
-            given = _given_type(field.metadata["default"], field.metadata["alias"])
-            hint = Annotated[given, tyro.conf.arg(name=field.metadata["prefix"])]
+            given, prefix = _given_type(field.metadata["default"], field.metadata["alias"]), field.metadata["prefix"]
+            # Without a prefix, the field's name is only that of the section of --help.
+            bare = tyro.conf.arg(name=field.name), tyro.conf.OmitArgPrefixes
+            hint = Annotated[given, tyro.conf.arg(name=prefix)] if prefix else Annotated[given, *bare]
         elif field.default is not dataclasses.MISSING:
             hint = _described(hint, texts.get(field.name, ""), field.default)
         made.append((field.name, hint, field))
@@ -133,9 +137,15 @@ def _expanded(kind: type[T]) -> type[T]:
     return expanded
 
 
+def wrapped(text: str) -> str:
+    """Return paragraphs, each broken to lines of the width of the terminal, at most 120."""
+    wide = min(shutil.get_terminal_size().columns, 120)
+    return "\n\n".join(textwrap.fill(" ".join(part.split()), wide) for part in text.split("\n\n"))
+
+
 def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, examples: Sequence[str]) -> T:
     """Fill the dataclass `kind` from `arguments`; a mistake is a `UserError` in one line, --help prints and exits."""
-    text = description + "\n\nexamples:\n" + "\n".join(f"  {example}" for example in examples)
+    text = wrapped(description) + "\n\nexamples:\n" + "\n".join(f"  {example}" for example in examples)
     kind = _expanded(kind)
 
     def read() -> T:
@@ -181,6 +191,7 @@ def _option_types(kind: type) -> dict[str, dict[str, Any]]:
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         inner, *extras = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
         named = next((extra.name for extra in extras if getattr(extra, "name", None) is not None), name)
+        named = "" if tyro.conf.OmitArgPrefixes in extras else named
         if typing.is_typeddict(inner):
             fields = typing.get_type_hints(inner, include_extras=True)
             words = {f"--{named}.{field}" if named else f"--{field}": hint for field, hint in fields.items()}

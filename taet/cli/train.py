@@ -15,14 +15,15 @@ import tyro
 
 from taet import methods, models, protocols
 from taet.bounds import LongSeed
-from taet.cli import flags
+from taet.cli import flags, run_file
 from taet.cli.processes import reported_once, together
 from taet.cli.progress import progress, saved
+from taet.cli.run_file import RunFile
 from taet.config import Run, override
 from taet.data import facts, full_name, is_own
 from taet.data.reading import told_to
 from taet.distributed import first
-from taet.errors import UserError, unknown
+from taet.errors import UserError, located, unknown
 from taet.evaluation import evaluate
 from taet.evaluation.bundles import check_attacks
 from taet.evaluation.measurement import attack_seconds
@@ -42,6 +43,8 @@ EXAMPLES = (
     "taet train taet --data folder:./lesions",
     "taet train at --data csv:lesions.csv --data.group patient --data.size 64 --outer balanced-softmax",
     "taet train at-bsl --data cifar10-lt --model vit-small-p4 --recipe vit",
+    "taet train taet --data folder:./lesions --print-config > run.toml",
+    "taet train --config run.toml --epochs 50",
     "taet train --resume runs/harl-skip",
     "torchrun --nproc-per-node 4 -m taet train taet --data cifar10-lt",
 )
@@ -68,6 +71,11 @@ class TrainOptions:
     """Folder of the run; it must not exist. Default: a new one in runs/."""
     resume: Path | None = None
     """Continue a run that stopped; only --trust-model, --evaluate, --no-evaluate and --json may be added."""
+    config: Path | None = None
+    """File of settings, TOML or JSON: what --print-config prints, or the run.json of a run; other options replace its
+    values, and METHOD may be left out."""
+    print_config: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print all settings as TOML, those that were decided as well, and train nothing."""
     trust_model: str | None = None
     """Name of the model of the run to continue if it is package.module:callable: its code is imported and run only if
     it is named here."""
@@ -119,6 +127,11 @@ def run(arguments: list[str]) -> None:
     with reported_once():
         request = read(arguments)
         options = request.options
+        if options.print_config:
+            with progress("read") as report, told_to(report):
+                chosen, _ = request.planned()
+            print(run_file.text(chosen))
+            return
         if options.resume is None:
             device = request.run().training.device
         else:
@@ -148,9 +161,13 @@ def read(arguments: Sequence[str]) -> TrainingRequest:
     """Parse a call; no data are read."""
     words, has_method = list(arguments), bool(arguments) and not arguments[0].startswith("-")
     names = {word.partition("=")[0] for word in words}
-    if not has_method and not names & {"-h", "--help", "--resume"}:
+    file = _file(words) if names & {"--config"} and not names & {"-h", "--help"} else None
+    if not has_method and not names & {"-h", "--help", "--resume"} and (file is None or file.method is None):
         raise UserError("which method? taet train METHOD [options]; see taet list methods")
-    request = parse(words[0], words[1:]) if has_method else parse("at", words, "METHOD")
+    if has_method:
+        request = parse(words[0], words[1:], file=file)
+    else:
+        request = parse((file and file.method) or "at", words, "METHOD", file)
     if request.options.evaluate and request.options.no_evaluate:
         raise UserError("got both --evaluate and --no-evaluate; allowed: one")
     if request.options.resume is not None:
@@ -163,14 +180,25 @@ def read(arguments: Sequence[str]) -> TrainingRequest:
     return request
 
 
-def parse(method: str, words: Sequence[str], prog: str = "") -> TrainingRequest:
-    """Parse `METHOD [options]`; --help shows `prog` in the place of the method."""
+def _file(words: Sequence[str]) -> RunFile:
+    """Return the settings that --config names."""
+    path = flags.value_of("--config", words)
+    if not path:
+        raise UserError("--config needs a value; see taet train --help")
+    return run_file.read(Path(path), words[0] if not words[0].startswith("-") else None)
+
+
+def parse(method: str, words: Sequence[str], prog: str = "", file: RunFile | None = None) -> TrainingRequest:
+    """Parse `METHOD [options]`; --help shows `prog` in the place of the method; options replace those of a `file`."""
     protocol, recipe = (flags.value_of(f"--{name}", words) for name in ("protocol", "recipe"))
+    protocol = protocol or (file.protocol or "" if file else "")
     start = protocols.start(protocol or "taet", method, recipe or None)
     start = dataclasses.replace(start, settings=start.settings or methods.find(method).Config())
-    parts = {name: flags.options(getattr(start, name), name, f"--{name}") for name in ("data", "model", "outer")}
-    parts |= {name: flags.options(getattr(start, name), name) for name in ("threat", "evaluation")}
-    parts |= {"training": flags.options(start.training), "settings": flags.options(start.settings, "method")}
+    parts = {"settings": flags.options(start.settings, "method")}  # in the order of the sections of --help
+    parts |= {name: flags.options(getattr(start, name), name, f"--{name}") for name in ("data", "model")}
+    parts |= {"training": flags.options(start.training), "threat": flags.options(start.threat, "threat")}
+    parts |= {"outer": flags.options(start.outer, "outer", "--outer")}
+    parts |= {"evaluation": flags.options(start.evaluation, "evaluation")}
     kind = make_dataclass(
         "MethodOptions",
         [(name, flags.Given, part) for name, part in parts.items()],
@@ -182,7 +210,12 @@ def parse(method: str, words: Sequence[str], prog: str = "") -> TrainingRequest:
     given = {f"{part}.{name}": value for part in parts for name, value in getattr(options, part).items()}
     if options.protocol == "":
         raise unknown("protocol", options.protocol, protocols.PROTOCOLS)
-    request = TrainingRequest(start, {**given, "seed": options.seed}, options)
+    seed = {} if file and not flags.value_of("--seed", words) else {"seed": options.seed}
+    if file is not None:
+        with located(str(file.path)):
+            override(start, file.settings)
+        given = file.settings | given
+    request = TrainingRequest(start, given | seed, options)
     check_attacks(request.run().evaluation)  # now, not when the training is over
     return request
 

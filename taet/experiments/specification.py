@@ -119,7 +119,11 @@ def read(path: str | os.PathLike[str]) -> Specification:
 
 def table(path: Path) -> dict[str, Any]:
     """Return the table in a TOML file."""
-    content = read_bytes(path, most=MOST_BYTES)
+    return toml_table(read_bytes(path, most=MOST_BYTES))
+
+
+def toml_table(content: bytes) -> dict[str, Any]:
+    """Return the table of a TOML file; what is none is a `UserError`."""
     try:
         return tomllib.loads(content.decode())
     except RecursionError:
@@ -228,7 +232,7 @@ def _name(key: str, values: Mapping[str, Any]) -> str:
 def _settings(where: str, values: Mapping[str, Any], knobs: Sequence[str] = ()) -> dict[str, Any]:
     """Return settings by dotted name, from dotted or command-line names; `knobs` need no `method.`."""
     settings: dict[str, Any] = {}
-    for key, value in _flat(values):
+    for key, value in flat(values):
         name = key.replace("-", "_")
         name = f"method.{name}" if name in knobs else BARE.get(name, name)
         if name in OWN:
@@ -243,13 +247,13 @@ def _settings(where: str, values: Mapping[str, Any], knobs: Sequence[str] = ()) 
     return settings
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return (dotted key, value) of a table: `"a.b" = 1` and `a.b = 1` are the same."""
     pairs = []
     if prefix.count(".") > DEEPEST:
         raise UserError(f"got the key {cut(prefix)}; allowed: at most {DEEPEST} tables inside each other")
     for key, value in values.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+        pairs += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
     return pairs
 
 

@@ -1,0 +1,124 @@
+"""A run as a file: what `taet train --print-config` prints, `--config` reads, and run.json holds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from taet import bounds, config, methods, protocols
+from taet.config import Run
+from taet.errors import UserError, cut, located, nearest
+from taet.experiments.specification import MOST_BYTES, flat, toml_table
+from taet.files import parse_json, read_bytes
+from taet.formatting import size
+
+WORDS = ("method", "protocol", "seed")
+"""Keys outside of a table."""
+
+
+class RunFile(NamedTuple):
+    """The settings in a file, checked one by one."""
+
+    path: Path
+    method: str | None
+    protocol: str | None
+    settings: dict[str, Any]
+    """Dotted fields of the run; those of the method begin with `settings.`."""
+
+
+def read(path: Path, method: str | None = None) -> RunFile:
+    """Read a TOML or JSON file; `method` replaces that of the file. A mistake is a `UserError` with file and key."""
+    content = read_bytes(path, most=MOST_BYTES)
+    with located(str(path)):
+        is_json = content.lstrip().startswith(b"{")
+        values: Mapping[str, Any] = parse_json(content, "JSON") if is_json else toml_table(content)
+        if isinstance(values.get("run"), Mapping):  # run.json
+            values = values["run"]
+        values = {key: value for key, value in values.items() if not (key == "settings" and value is None)}
+        found = {name: _word(name, values[name]) for name in ("method", "protocol") if name in values}
+        method = method or found.get("method")
+        known = _known(methods.find(method or "at").Config)
+        return RunFile(path, method, found.get("protocol"), dict(_settings(values, known)))
+
+
+def _word(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{name}: got {bounds.got_text(value)}; allowed: text")
+    if name == "protocol" and value not in protocols.PROTOCOLS:
+        raise UserError(f"protocol: got '{value}'; allowed: {', '.join(protocols.PROTOCOLS)}")
+    return value
+
+
+def _known(own: type) -> dict[str, Any]:
+    """Return the type of every setting of a run by its dotted name."""
+    known = dict(bounds.hints(Run))
+    parts = {name: kind for name, kind in known.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
+    parts["settings"] = own
+    inner = {f"{part}.{name}": hint for part, kind in parts.items() for name, hint in bounds.hints(kind).items()}
+    return {name: hint for name, hint in known.items() if name not in parts} | inner
+
+
+def _settings(values: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in flat(values):
+        if any(key.startswith(f"{name}.") for key in known):
+            raise UserError(f"{name}: got {bounds.got_text(value)}; allowed: a table, [{name}]")
+        if name not in known:
+            near = nearest(name, known)
+            raise UserError(f"unknown key '{cut(name)}'" + (f"; did you mean '{near}'?" if near else ""))
+        if name not in ("method", "protocol"):
+            yield name, _value(name, value, known[name])
+
+
+def _value(name: str, value: Any, hint: Any) -> Any:
+    """Return a value as the field has it: lists as tuples, `8/255` as a number, `none` as None."""
+    if isinstance(value, list):
+        value = _tuple(value)
+    elif isinstance(value, str) and not _is_allowed(value, hint):
+        with contextlib.suppress(ValueError):  # it is refused below, by its key
+            value = bounds.read_text(value, hint)
+    bounds.check_value(name, value, hint)
+    return value
+
+
+def _is_allowed(value: Any, hint: Any) -> bool:
+    try:
+        bounds.check_value("", value, hint)
+    except UserError:
+        return False
+    return True
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
+
+
+def text(run: Run) -> str:
+    """Return a run as TOML: every setting that is not None, or "none" where that is not what the protocol has."""
+    values, known = config.to_json(run), _known(type(run.settings))
+    start = config.to_json(protocols.start(run.protocol, run.method))
+    start["settings"] = start["settings"] or config.to_json(type(run.settings)())
+    lines = [f"{name} = {_toml(values[name], known[name])}" for name in WORDS]
+    for part, fields in values.items():
+        if isinstance(fields, Mapping):
+            lines += ["", f"[{part}]"]
+            said = {name: value for name, value in fields.items() if value is not None or start[part][name] is not None}
+            lines += [f"{name} = {_toml(value, known[f'{part}.{name}'])}" for name, value in said.items()]
+    return "\n".join(lines)
+
+
+def _toml(value: Any, hint: Any) -> str:
+    if value is None:
+        return '"none"'
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(item, hint) for item in value)}]"
+    if isinstance(value, float):
+        in_pixels = bounds.PIXEL_UNITS in getattr(hint, "__metadata__", ())
+        written = size(value, None, 0) if in_pixels else repr(value)
+        return f'"{written}"' if "/" in written else written
+    # A string of JSON is one of TOML, but that this escapes DEL as well.
+    return re.sub("\x7f", r"\\u007f", json.dumps(value, ensure_ascii=False))
