@@ -218,7 +218,8 @@ def test_a_class_name_is_used_once() -> None:
 # Images that are not square: 110.
 # Abstention: 390. What-if: 270.
 # Publishing and loading: 500. Tuning: 480.
-MOST_LINES = 39_100
+# Runs from files, sections of --help, and sequences: 240.
+MOST_LINES = 39_340
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

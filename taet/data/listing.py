@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +22,10 @@ from taet.data.selection import VALIDATION
 from taet.errors import UserError
 
 PARTS = ("train", "validation", "test")
+FRAME = re.compile(r"(.*\d)[_-](\d+)\.\w+")
+"""Name of a frame of a sequence, whose own number is behind that of the sequence: 00012_00003_00029.png."""
+FRAMES = r"(.*\d)[_-]\d+\."
+"""The same as a pattern of groups."""
 TEST_SHARE = 0.2
 
 
@@ -83,6 +87,31 @@ class Listing:
         owners = np.unique(np.stack([grouped.labels, np.asarray(grouped.groups)]), axis=1)[0]
         fewest = np.bincount(owners, minlength=len(self.class_names)).min()
         return bool(fewest > 1) and (self.splits is not None or len(parts["train"]) > len(parts["test"]))
+
+    def are_frames(self, seed: int = 0) -> bool:
+        """Whether the names of the files that can be trained on number the frames of sequences, of which each class has
+        two or more, none in two classes or two splits.
+
+        Nine of ten sequences must be whole: two frames or more, without a gap.
+        """
+        frames: dict[str, list[int]] = defaultdict(list)
+        owners: dict[str, set[int]] = defaultdict(set)
+        for place, file in enumerate(self.files):
+            if self.splits is None or self.splits[place] == "train":
+                match = FRAME.fullmatch(file.name)
+                if match is None:
+                    return False
+                frames[match[1]].append(int(match[2]))
+                owners[match[1]].add(int(self.labels[place]))
+        whole = [len(found) > 1 and max(found) - min(found) == len(found) - 1 for found in frames.values()]
+        classes = Counter(label for labels in owners.values() for label in labels)
+        if sum(whole) < 0.9 * len(whole) or sum(classes.values()) > len(frames) or min(classes.values()) < 2:
+            return False
+        try:
+            self.grouped_by(FRAMES).parts(seed)
+        except UserError:
+            return False
+        return True
 
     def parts(self, seed: int) -> dict[str, NDArray[np.int64]]:
         """Return the positions of the files of each split; those that cannot be trained or tested on are refused."""

@@ -12,6 +12,7 @@ import torch
 from taet.config import Data, Fit, Run, override
 from taet.data import DataFacts, facts, full_name, image_listing, is_own, load
 from taet.data.images import FITTED
+from taet.data.listing import FRAMES
 from taet.errors import UserError
 from taet.protocols import start
 from taet.training.decided import Decision, lines
@@ -40,6 +41,8 @@ class OwnImages(NamedTuple):
     """Whether the subfolders of the class folders can be used as groups."""
     square: bool = True
     """Whether all images are square."""
+    frames: bool = False
+    """Whether the names of the files number the frames of sequences."""
 
 
 def own_images(data: Data) -> OwnImages:
@@ -49,8 +52,8 @@ def own_images(data: Data) -> OwnImages:
         found, given = listed.survey.checked(), len(listed.by_split()["train"])
         training = given * (TRAINING_SHARE if listed.splits is None else 1)
         square = bool((found.sizes[:, 0] == found.sizes[:, 1]).all())
-        grouped = listed.subfolders_are_groups()
-        return OwnImages(training, found.median, found.largest, found.uniform, grouped, square)
+        grouped, frames = listed.subfolders_are_groups(), listed.group_names is None and listed.are_frames()
+        return OwnImages(training, found.median, found.largest, found.uniform, grouped, square, frames)
     known = facts(data) or DataFacts.of(load(data))
     _, height, width = known.image_shape
     return OwnImages(known.sizes["train"], (width, height), (width, height), True, square=width == height)
@@ -136,8 +139,11 @@ def _size(found: OwnImages, fit: Fit, accelerated: bool, machine: str) -> dict[s
 
 
 def _groups(run: Run, found: OwnImages) -> dict[str, Decision]:
-    if run.data.group is not None or run.data.group_pattern is not None or not found.grouped:
+    if run.data.group is not None or run.data.group_pattern is not None or not (found.grouped or found.frames):
         return {}
+    if not found.grouped:
+        why = "file names number the frames of sequences: those of one stay in one split"
+        return {"data.group_pattern": Decision(FRAMES, why)}
     return {"data.group": Decision("folder", "class folders have subfolders: the images of one stay in one split")}
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from taet import protocols
 from taet.config import Run, override
+from taet.data import load
 from taet.errors import UserError
 from taet.experiments.own_data import FEWEST_EPOCHS, OwnImages, length, own_images, plan, planned
 
@@ -82,6 +83,42 @@ def test_folders_in_class_folders_are_groups(tmp_path: Path) -> None:
     made = planned(on(tmp_path), CPU)
     assert made.run.data.group == "folder"
     assert any("--data.group" in line and "one stay in one split" in line for line in made.sentences())
+
+
+def sequences(folder: Path, name: str, tracks: int, frames: int = 3) -> None:
+    """Files of frames 0, 1, ... of some tracks, in the folder of a class."""
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(len(name))
+    for track in range(tracks):
+        for frame in range(frames):
+            path = folder / name.format(track=track, frame=frame)
+            Image.fromarray(draw.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
+
+
+def test_tracks_in_file_names_are_groups(tmp_path: Path) -> None:
+    """GTSRB's own names: class, track, frame; without a split of its own, whole tracks are held out."""
+    for label in range(2):
+        sequences(tmp_path / "Train" / str(label), f"{label:05}_{{track:05}}_{{frame:05}}.png", 5)
+    made = planned(on(tmp_path / "Train"), CPU)
+    assert any("--data.group-pattern" in line and "frames of sequences" in line for line in made.sentences())
+    held = load(made.run.data)
+    assert not {*held.train.groups} & {*held.test.groups}
+    assert planned(override(on(tmp_path / "Train"), {"data.group": None}), CPU).run.data.group_pattern is not None
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("IMG_{track}{frame}.png", "IMG_{track}{frame}.png"),  # one number only
+        ("a1_{track}_{frame}0.png", "b1_{track}_{frame}0.png"),  # with gaps
+        ("1_{track}_{frame}.png", "1_{track}_{frame}.png"),  # sequences of several classes
+        ("1_{frame}_{track}7.png", "2_{frame}_{track}7.png"),
+    ],
+)
+def test_other_numbers_in_file_names_are_no_groups(names: tuple[str, str], tmp_path: Path) -> None:
+    for label, name in enumerate(names):
+        sequences(tmp_path / str(label), name, 4)
+    assert planned(on(tmp_path), CPU).run.data.group_pattern is None
 
 
 @pytest.mark.parametrize("training", [3, 100, 639, 640, 5000, 60_000])
