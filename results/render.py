@@ -42,6 +42,14 @@ BY_CLASS = ("ham10000",)  # a table of every class as well
 FAIRNESS = ("digits-lt-class-wise",)  # how evenly the classes fare, and rules of budgets by loss, as well
 RULES = {"none": "", "counts": "counts+", "dafa": "dafa+", "cfa": "cfa+"}  # and the names of their rows
 LOSSES = {"cross-entropy": "at", "balanced softmax": "at-bsl"}
+# Rows whose paired differences from another row are shown, by folder and by that row; () is all of them.
+PAIRS: dict[str, dict[str, tuple[str, ...]]] = {
+    "digits-lt-class-wise": {"at-bsl": (), "cgr": ("cgr-no-margin", "cgr-no-prior", "cgr-prior-alone")},
+    "digits-lt-extra": {
+        "none": (),
+        "copies": ("held-back", "mixed", "gaussian-inverse"),
+    },
+}
 # The README shows the comparisons of all methods without variants, with these columns.
 FRONT, FRONT_COLUMNS = ("digits-lt-methods", "cifar10-lt-methods"), ("clean", "pgd-20", "autoattack")
 
@@ -222,6 +230,42 @@ def rule_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def paired_tables(folder: Path) -> list[str]:
+    """Return for each row of `PAIRS` how others differ from it, seed by seed, clean and under the last attack."""
+    parts, alone = [], " (with n = 1 over the test images only, which says nothing about another seed)"
+    for base, wanted in PAIRS[folder.name].items():
+        seeds = {stem: found for stem, found in seeds_of(folder).items() if stem != base and stem in (wanted or [stem])}
+        first = load(folder / f"{base}-seed0.json")
+        attacks = ("clean", first.columns[-1].name)
+        heads = ["row", "n", *(head for attack in attacks for head in (f"{attack}, points", "95 %", ""))]
+        lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for stem, numbers in seeds.items():
+            sides = [[load(folder / f"{name}-seed{number}.json") for number in numbers] for name in (stem, base)]
+            cells = [stem, str(len(numbers))]
+            for attack in attacks:
+                found = compare_runs(sides[0], sides[1], attack)
+                decided = "better" if found.low > 0 else "worse" if found.high < 0 else "undecided"
+                decided = decided if len(numbers) > 1 else "one seed"
+                ends = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+                cells += [f"{100 * found.value:+.1f}", ends, decided]
+            lines.append("| " + " | ".join(cells) + " |")
+        parts += [
+            f"Paired differences from `{base}` in balanced accuracy, the same seeds and test images, each with its own "
+            f"95 % interval{alone if 1 in map(len, seeds.values()) else ''}:",
+            "\n".join(lines),
+        ]
+    return parts
+
+
+def seeds_of(folder: Path) -> dict[str, list[int]]:
+    """Return the seeds of every row of a folder, by the stem of its files."""
+    found: dict[str, list[int]] = {}
+    for path in folder.glob("*-seed*.json"):
+        stem, _, number = path.stem.rpartition("-seed")
+        found.setdefault(stem, []).append(int(number))
+    return {stem: sorted(numbers) for stem, numbers in sorted(found.items())}
+
+
 def precision_table(folder: Path) -> str:
     """Return balanced accuracy of models trained in bf16 and in float32: means, deviations over seeds, difference."""
     heads = ("method", "attack", "n", "float32 (deviation of seeds)", "bf16 (deviation of seeds)", "difference, 95 %")
@@ -272,6 +316,8 @@ def section(folder: str, texts: Mapping[str, str]) -> str:
             "to no rule with its 95 % interval:",
             rule_table(HERE / folder),
         ]
+    if folder in PAIRS:
+        parts += paired_tables(HERE / folder)
     return "\n\n".join(parts)
 
 

@@ -18,6 +18,8 @@ import torch
 
 import taet
 from taet import config, methods, metrics, registry
+from taet.data import load
+from taet.data.extra import read_extra
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -34,7 +36,14 @@ def code_cells() -> list[str]:
 
 
 def test_every_example_has_a_test() -> None:
-    expected = {"add_a_method.py", "hel_in_your_loop.py", "lightning.py", "own_model.py", "taet_demo.ipynb"}
+    expected = {
+        "add_a_method.py",
+        "generate_extra.py",
+        "hel_in_your_loop.py",
+        "lightning.py",
+        "own_model.py",
+        "taet_demo.ipynb",
+    }
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == expected
 
 
@@ -73,6 +82,27 @@ def test_add_a_method(epochs: int, capsys: pytest.CaptureFixture[str], monkeypat
     method = methods.build("prediction-balanced", None, task)
     method.start_epoch(0, torch.tensor([40.0, 5.0, 5.0]))
     assert method.weights[0] < 1 < method.weights[1] == method.weights[2], "a seldom predicted class weighs more"
+
+
+def test_generate_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The images are of their classes, follow from the training images and the seed alone, and can be extra images."""
+    example, path = runpy.run_path(str(EXAMPLES / "generate_extra.py")), tmp_path / "made.npz"
+    example["main"]([str(path), "--per-class", "30"])
+    assert "300 images, from 382 training images alone" in capsys.readouterr().out
+    made = np.load(path)
+    images, labels = made["images"], made["labels"]
+    assert (images.shape, images.dtype, np.bincount(labels).tolist()) == ((300, 8, 8, 1), np.uint8, [30] * 10)
+    data = load("digits-lt", imbalance_ratio=10, validation=0.2)
+    again, _ = example["generate"](data.train, 30, seed=0)
+    other, _ = example["generate"](data.train, 30, seed=1)
+    assert np.array_equal(images, again)
+    assert not np.array_equal(images, other)
+    centres = np.stack([data.train.images[data.train.labels == label].mean(0).ravel() for label in range(10)])
+    distance = ((images.reshape(300, 1, -1) - centres) ** 2).sum(2)
+    assert (distance.argmin(1) == labels).mean() > 0.8
+    settings = {"extra": f"npz:{path}", "extra_source": "a Gaussian for each class", "extra_classes": "inverse"}
+    extra = read_extra(config.Data("digits-lt", imbalance_ratio=10, validation=0.2, **settings), data)
+    assert len(extra.split) == 300, "none is nearly an image that is held out"
 
 
 @pytest.mark.full

@@ -205,6 +205,32 @@ def test_stopped_while_the_curve_is_measured_it_learns_once(
     assert same(whole, resume(tmp_path / "run"))
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "settings"), [("wat", {}), ("frl", {}), ("cgr", {}), ("cfa", {"gate": "relative"})])
+def test_each_of_them_goes_on_to_the_same_bits(
+    name: str,
+    settings: dict[str, Any],
+    tiny: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_same: Callable[[Path, Path], None],
+) -> None:
+    run = override(tiny(name, CHANGES), {"settings": methods.find(name).Config(**settings)})
+    train(run, out=tmp_path / "whole")
+
+    def stopping(self: Trainer, doing: str, pause: Any = Trainer._pause) -> None:
+        if doing == "watching" and self.epoch == 1:
+            self.asked_to_stop.set()
+        pause(self, doing)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_pause", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(run, out=tmp_path / "stopped")
+    resume(tmp_path / "stopped")
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("changes", "sizes", "arrays", "message"),
     [

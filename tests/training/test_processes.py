@@ -38,6 +38,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "stages, averaged steps, weights perturbed": ("harl", {"training.ema": 0.6, "training.awp": 0.01}),
     "feedback, with features": ("cgr", {"training.epochs": 3, "data.validation": 0.3}),
+    "feedback, summed up": ("wat", {"training.epochs": 3, "data.validation": 0.3}),
+    "feedback, for budgets": ("frl", {"training.epochs": 3, "data.validation": 0.3}),
     "extra images": ("at-bsl", {"data.extra": "copies", "data.extra_fraction": 0.5, "data.extra_classes": "uniform"}),
     "statistics of each": (
         "at",
