@@ -12,7 +12,11 @@ from taet.cli import flags
 from taet.report import write
 from taet.training.folder import RunFolder
 
-EXAMPLES = ("taet report runs", "taet report runs/at runs/taet --out comparison.html --title 'AT against TAET'")
+EXAMPLES = (
+    "taet report runs",
+    "taet report results/digits-lt-demo --class-attack pgd-20",
+    "taet report runs/at runs/taet --out comparison.html --title 'AT against TAET'",
+)
 
 
 @dataclass(frozen=True)
@@ -21,25 +25,29 @@ class ReportOptions:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders, or folders that hold a result card alone, evaluation.json, as taet evaluate --model writes them;
-    or a folder of such folders."""
+    or a folder of such folders; or result cards as files, as results/ of the repository holds them."""
     out: Path = Path("report.html")
     """File to write."""
     title: str | None = None
     """Title of the page."""
+    class_attack: str | None = None
+    """Attack of the tables and figures of classes, e.g. pgd-20. Default: the strongest."""
 
 
 def run(arguments: list[str]) -> None:
     """Write the report and print its path."""
     description = "Make one self-contained HTML file from any number of run folders."
     parsed = flags.parse(ReportOptions, arguments, "taet report", description, EXAMPLES)
-    print(write([run for path in parsed.runs for run in runs_in(path)], parsed.out, title=parsed.title))
+    runs = [run for path in parsed.runs for run in runs_in(path)]
+    print(write(runs, parsed.out, title=parsed.title, class_attack=parsed.class_attack))
 
 
 def runs_in(path: Path) -> list[Path]:
-    """Return the run folders and folders of cards directly in a folder that is neither; else the path alone."""
+    """Return the run folders and folders of cards directly in a folder that is neither, or its cards, or it alone."""
     if not path.is_dir() or _is_shown(path):
         return [path]
-    return sorted(inner for inner in path.iterdir() if inner.is_dir() and _is_shown(inner)) or [path]
+    folders = sorted(inner for inner in path.iterdir() if inner.is_dir() and _is_shown(inner))
+    return folders or sorted(card for card in path.glob("*.json") if ".embedding-" not in card.name) or [path]
 
 
 def _is_shown(folder: Path) -> bool:

@@ -17,6 +17,7 @@ def write(
     *,
     names: Sequence[str | None] | None = None,
     not_run: Sequence[tuple[str, str]] = (),
+    class_attack: str | None = None,
 ) -> Path:
     """Write the report of the runs in `run_dirs` to the HTML file `out` and return its path.
 
@@ -27,11 +28,12 @@ def write(
     give the same bytes.
 
     Args:
-        run_dirs: folders with a run or a result card, or with the decision of `taet.decide`.
+        run_dirs: folders with a run or a result card, or with the decision of `taet.decide`; or files with a card.
         out: file to write, where there is none, or an HTML page; or a device or a FIFO.
         title: title of the page; by default one that names the data sets.
         names: the label of each folder; by default labels follow from the settings.
         not_run: (name, reason) of other runs that were asked for.
+        class_attack: the attack of tables and figures of classes; by default the strongest.
 
     Raises:
         UserError: a folder without a run, or a file that cannot be written.
@@ -51,7 +53,7 @@ def write(
     shown = {path: name for path, name in named.items() if not read.is_decision(path)}
     runs = [read.read(path) for path in shown]
     with figures.style():
-        text = page.page(runs, list(shown.values()), title, not_run, decisions)
+        text = page.page(runs, list(shown.values()), title, not_run, decisions, class_attack)
     with located("report"):
         make_folder(out.parent)
     write_atomically(out, text.encode(errors="backslashreplace"), devices=True)  # names of folders may be any bytes

@@ -74,6 +74,11 @@ def _epochs(axes: Axes, top: Axes, all_series: Sequence[Series], marks: Switches
         )
 
 
+def mark_epochs(axes: Axes, top: Axes, one: Series) -> None:
+    """Label the axis of the epochs of one series, and mark its changes of stage at the upper edge of `top`."""
+    _epochs(axes, top, [one], _switches(one))
+
+
 Value = Callable[[CurvePoint], float]
 
 

@@ -18,8 +18,8 @@ from taet import metrics
 from taet.report import tables
 from taet.report.measured import AttackKey, Measured
 from taet.report.read import Floats, Ints, ReportedData
-from taet.report.series import Series
-from taet.report.tables import ClassAccuracies
+from taet.report.series import COLOURS, MARKERS, Series
+from taet.report.tables import ClassAccuracies, ScoreCell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +34,7 @@ NAMED_CLASSES = 30
 WHISKERED_CLASSES = 100
 """Most classes whose intervals are drawn; with more they would cover the figure, whose rows are a few pixels high."""
 
+MIDDLE_MARKERS = "s^v<>"
 Look = dict[str, Any]
 """Keyword arguments of a drawing function of matplotlib."""
 
@@ -87,6 +88,14 @@ def make_figure(height: float, rows: int = 1) -> tuple[Figure, npt.NDArray[Any]]
     return figure, figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
 
 
+def make_side_by_side(height: float) -> tuple[Figure, npt.NDArray[Any]]:
+    """Return an empty figure of a height in inches and its two axes, which share their rows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(1, 2, sharey=True)
+
+
 def make_panel(figure: Figure, name: str, title: str, description: str) -> Panel:
     """Turn a figure into markup whose ids begin with `name`, without a date and without style rules for the page."""
     buffer = io.StringIO()
@@ -100,6 +109,14 @@ def make_panel(figure: Figure, name: str, title: str, description: str) -> Panel
     svg = svg.replace("'DejaVu Sans'", "system-ui, sans-serif")
     head = f'<svg class="figure" role="img" aria-label="{escape(f"{title}: {description}")}"'
     return Panel(title, svg.replace("<svg", head, 1).rstrip())
+
+
+def picture(figure: Figure, format: str) -> bytes:
+    """A figure as a file, svg or png, without a date: the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if format == "svg" else {"Software": None}
+    figure.savefig(buffer, format=format, metadata=metadata, dpi=200)
+    return buffer.getvalue()
 
 
 def percent_axis(axis: Axis) -> None:
@@ -205,6 +222,41 @@ def class_bars(runs: Sequence[Measured], clean: AttackKey | None, strongest: Att
     return panels
 
 
+def clean_against_robust(
+    runs: Sequence[Measured], clean: AttackKey | None, attack: AttackKey | None, anchor: str
+) -> Panel | None:
+    """Balanced accuracy under an attack against clean accuracy of each series; None for less than two."""
+    there = [run for run in runs if clean in run.summaries and attack in run.summaries]
+    if clean is None or attack is None or len(there) < 2:
+        return None
+    cells = [[tables.balanced_cell(run.summaries[key]) for key in (clean, attack)] for run in there]
+    points = [(run.series.label, x, y) for run, (x, y) in zip(there, cells, strict=True)]
+    return crosses(points, attack.name, anchor)
+
+
+def crosses(points: Sequence[tuple[str, ScoreCell, ScoreCell]], attack: str, anchor: str) -> Panel:
+    """Accuracy under an attack against clean accuracy, with both intervals as a cross for each label."""
+    figure, (axes,) = make_figure(3.4)
+    for place, (label, x, y) in enumerate(points):
+        look: Look = {
+            "marker": MARKERS[place % len(MARKERS)],
+            "markersize": 5.0,
+            "elinewidth": 0.8,
+            "linestyle": "none",
+        }
+        spans = [np.clip([[cell.value - cell.low], [cell.high - cell.value]], 0, None) for cell in (x, y)]
+        colour = COLOURS[place % len(COLOURS)]
+        axes.errorbar(x.value, y.value, xerr=spans[0], yerr=spans[1], color=colour, label=short(label, 28), **look)
+    axes.grid()
+    percent_axis(axes.xaxis)
+    percent_axis(axes.yaxis)
+    axes.set_xlabel("clean balanced accuracy")
+    axes.set_ylabel(f"under {attack}")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=7)
+    description = "accuracy under attack against clean accuracy, one cross of two intervals per row"
+    return make_panel(figure, f"{anchor}-scatter", f"Clean accuracy and {attack}", description)
+
+
 def class_errors(runs: Sequence[Measured], attack: AttackKey | None) -> list[Panel]:
     """Natural and boundary error of each class under an attack, end to end: a figure of each series with clean images.
 
@@ -262,25 +314,27 @@ def class_dots(runs: Sequence[Measured], attacks: Sequence[AttackKey], anchor: s
     return panels
 
 
-def predicted_classes(series: Series) -> Panel | None:
-    """How often each class was predicted on the training examples, in the first and in the last epoch."""
+def predicted_classes(series: Series, epochs: Sequence[int] = ()) -> Panel | None:
+    """How often each class was predicted on the training examples, at chosen epochs; else in the first and the last."""
     points = series.over_seeds(lambda epoch: epoch.predicted)
     if not points:
         return None
+    chosen = [point for point in points if point[0].epoch in epochs] or points[:: max(len(points) - 1, 1)]
     data = series.data
     figure, axes, order = class_rows(data)
     rows = np.arange(len(order))
     axes.barh(rows, np.asarray(data.train_counts)[order], 0.7, color="#d9d9d9", label="training images")
-    ends = [(*points[0], "white", "o")] + ([(*points[-1], series.colour, "D")] if len(points) > 1 else [])
     size = 5.5 if len(order) <= NAMED_CLASSES else 2.5
-    for epoch, predicted, fill, marker in ends:
+    between = [("white", MIDDLE_MARKERS[row % len(MIDDLE_MARKERS)]) for row in range(len(chosen) - 2)]
+    looks = [("white", "o"), *between, (series.colour, "D")][: len(chosen)]
+    for (epoch, predicted), (fill, marker) in zip(chosen, looks, strict=True):
         look: Look = {"marker": marker, "markersize": size, "markeredgecolor": series.colour}
         label = f"epoch {epoch.epoch} ({epoch.stage})" if epoch.stage != "train" else f"epoch {epoch.epoch}"
         axes.plot(predicted[order], rows, linestyle="none", markerfacecolor=fill, label=label, **look)
     axes.set_xlim(left=0)
     axes.set_xlabel("training examples")
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.2, fontsize=8)
-    description = "predicted classes of the training examples, first and last epoch"
+    description = "predicted classes of the training examples"
     return make_panel(figure, f"{series.anchor}-predicted", series.label, description)
 
 

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import jinja2
 
 from taet import formatting, metrics
+from taet.errors import unknown
 from taet.evaluation.decision import DecisionCard
-from taet.report import broken_images, curves, figures, images, measured, sentences, series, tables, transfers
+from taet.report import broken_images, curves, epochs, figures, images, measured, sentences, series, tables, transfers
 from taet.report.decided import decided
 from taet.report.differences import Pairs, paired_table
 from taet.report.provenance import provenance
@@ -26,13 +27,19 @@ def page(
     title: str | None,
     not_run: Sequence[tuple[str, str]],
     decisions: Sequence[DecisionCard] = (),
+    class_attack: str | None = None,
 ) -> str:
     """Return the page as HTML."""
     all_series = series.grouped(runs, names)
+    known = {column.name for one in all_series for card in one.cards for column in card.columns}
+    if class_attack is not None and class_attack not in known:
+        raise unknown("attack of these runs", class_attack, known)
     by_data: dict[ReportedData, list[Series]] = {}
     for one in all_series:
         by_data.setdefault(one.data, []).append(one)
-    comparisons = [section(data, group, f"data-{i}") for i, (data, group) in enumerate(by_data.items(), 1)]
+    comparisons = [
+        section(data, group, f"data-{i}", class_attack) for i, (data, group) in enumerate(by_data.items(), 1)
+    ]
     named = [*(comparison.data.name for comparison in comparisons), *(one.data["name"] for one in decisions)]
     sets = ", ".join(dict.fromkeys(named))
     return template("report.html.j2").render(
@@ -68,14 +75,21 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def section(data: ReportedData, all_series: Sequence[Series], anchor: str) -> SimpleNamespace:
-    """Compute everything that the template shows of the runs on one training and test set."""
+def section(
+    data: ReportedData, all_series: Sequence[Series], anchor: str, class_attack: str | None = None
+) -> SimpleNamespace:
+    """Compute everything that the template shows of the runs on one training and test set.
+
+    Classes are shown under the strongest attack, or under the one that is named.
+    """
     runs = measured.ranked(measured.measured(all_series))
     evaluated = [run.series for run in runs]
     attacks = measured.attacks_of(runs)
     clean = next((attack for attack in attacks if attack.norm is None), None)
     strongest = measured.strongest(runs)
     shown = [attack for attack in (clean, strongest) if attack is not None]
+    of_classes = next((attack for attack in attacks if attack.name == class_attack), strongest)
+    class_shown = [attack for attack in (clean, of_classes) if attack is not None]
     pairs = Pairs([*data.groups.get("tail", ())])
     headline = tables.headline(runs, attacks, strongest, data, pairs)
     base = series.baseline(all_series)
@@ -95,6 +109,7 @@ def section(data: ReportedData, all_series: Sequence[Series], anchor: str) -> Si
         deviations=list(dict.fromkeys(text for one in evaluated for text in one.deviations)),  # footnotes of tables
         baseline=base.label if base else "",
         strongest=strongest.name if strongest else "",
+        class_attack=of_classes.name if of_classes else "",
         many=many,
         summary=sentences.summary(data, all_series, attacks, many),
         result=sentences.result(headline, attacks.index(strongest)) if strongest else "",
@@ -108,16 +123,20 @@ def section(data: ReportedData, all_series: Sequence[Series], anchor: str) -> Si
         parts=list(broken_images.by_part(runs, attacks)),
         attack_curves=curves.attack_curves(runs, anchor),
         transfers=transfers.matrices(all_series),
-        classes=tables.per_class(runs, shown, data) if shown else None,
+        classes=tables.per_class(runs, class_shown, data) if class_shown else None,
         histogram=figures.histogram(data, f"{anchor}-histogram"),
-        bars=figures.class_bars(runs, clean, strongest),
-        errors=figures.class_errors(runs, strongest),
-        dots=[] if many else figures.class_dots(runs, shown, anchor),
+        scatter=figures.clean_against_robust(runs, clean, strongest, anchor),
+        bars=figures.class_bars(runs, clean, of_classes),
+        errors=figures.class_errors(runs, of_classes),
+        dots=[] if many else figures.class_dots(runs, class_shown, anchor),
         confusions=figures.confusions(runs, shown),
         curves=curves.training_curves(all_series, data, anchor),
         curve_splits=[(one.label, split) for one in all_series if (split := sentences.curve_split(one))],
         losses=[panel for one in all_series if (panel := curves.loss_curves(one))],
         predicted=[panel for one in all_series if (panel := figures.predicted_classes(one))],
+        class_curves=[panel for one in all_series if (panel := epochs.class_curves(one))],
+        shares=[panel for one in all_series if (panel := epochs.predicted_shares(one))],
+        distances=[panel for one in all_series if (panel := epochs.distances(one))],
         images=[(one, images.gallery(one.examples, data.ranks)) for one in all_series if one.examples],
         few_words=sentences.few(data),
         flags=_flags(evaluated),

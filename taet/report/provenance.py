@@ -13,6 +13,7 @@ def provenance(run: ReportedRun) -> list[tuple[str, str]]:
     """Return the facts of a run, each with its name; unknown facts are left out."""
     record, settings = run.record, run.config
     memory = max((epoch.peak_memory_mb or 0 for epoch in run.epochs), default=0)
+    spent = f"{run.seconds:.1f} s" + (f", peak memory {memory:.0f} MB" if memory else "")
     planned = settings.get("training", {}).get("epochs")
     facts: list[tuple[str, object]] = [
         ("run folder", str(run.path)),
@@ -24,7 +25,7 @@ def provenance(run: ReportedRun) -> list[tuple[str, str]]:
         ("model", settings.get("model")),
         ("parameters", record and record.parameters),
         ("seed", run.seed),
-        ("epochs", f"{len(run.epochs)} of {planned}" if planned and record is not None else len(run.epochs) or None),
+        ("epochs", f"{len(run.epochs)} of {planned}" if planned and record is not None else _last(run)),
         ("precision", settings.get("training", {}).get("precision")),
         ("training attack", settings.get("threat")),
         ("outer loss", settings.get("outer")),
@@ -35,7 +36,7 @@ def provenance(run: ReportedRun) -> list[tuple[str, str]]:
         ("device", record and record.device),
         ("started", record and record.started),
         ("training command", record and record.command),
-        ("training time", run.epochs and f"{run.seconds:.1f} s" + (f", peak memory {memory:.0f} MB" if memory else "")),
+        ("training time", run.epochs and record and spent),
         ("test set SHA-256", run.data.test_sha256),
     ]
     if run.card is None:
@@ -53,6 +54,11 @@ def provenance(run: ReportedRun) -> list[tuple[str, str]]:
             ("evaluation command", card.command),
         ]
     return [(name, words(value)) for name, value in facts if value not in (None, {}, (), "")]
+
+
+def _last(run: ReportedRun) -> int | None:
+    """The last epoch that is known."""
+    return run.epochs[-1].epoch if run.epochs else None
 
 
 def _attack(column: Column) -> str:

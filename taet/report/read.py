@@ -15,18 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from taet import metrics
-from taet.errors import UserError
+from taet.errors import UserError, located
 from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
 from taet.evaluation.decision import FILE
 from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
+from taet.files import parse_json, read_bytes
 from taet.training.decisive import decisive
 from taet.training.folder import RUN, RunFolder
-from taet.training.record import Epoch, RunRecord
+from taet.training.record import Epoch, Row, RunRecord
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+CURVES = ".metrics.jsonl"
+"""Ending of the epochs beside a card, as `taet reproduce --save` writes them."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,8 @@ class ReportedRun:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, including the points of its curve."""
-        return sum(epoch.seconds for epoch in self.epochs)
+        """Seconds of training, including the points of its curve; 0 if not known: beside a card not every epoch is."""
+        return 0.0 if self.record is None else sum(epoch.seconds for epoch in self.epochs)
 
     @property
     def settings(self) -> Json:
@@ -129,11 +132,14 @@ def is_decision(path: Path) -> bool:
 
 
 def read(path: Path) -> ReportedRun:
-    """Read a folder.
+    """Read a folder, or a file with a result card and the epochs beside it.
 
     Raises:
-        UserError: the folder holds neither a run nor a result card, or is damaged.
+        UserError: the folder holds neither a run nor a result card, or is damaged; a file that is no card.
     """
+    if path.is_file():
+        alone, epochs = ResultCard.load(path), (*map(Epoch.from_json, rows_beside(path)),)
+        return ReportedRun(path, None, epochs, alone, None, data_of_card(alone))
     folder = RunFolder(path)
     if not (folder.is_run or folder.card().exists()):
         raise UserError(
@@ -150,6 +156,19 @@ def read(path: Path) -> ReportedRun:
     tested = test.class_counts if card is None else _tested(card)
     data = ReportedData(kept.name, kept.class_names, train.class_counts, tested, test.sha256, kept.notes)
     return ReportedRun(path, record, folder.metrics, card, examples, data)
+
+
+def rows_beside(card: Path) -> tuple[Row, ...]:
+    """The epochs that are kept beside a card, checked; none where there is no such file."""
+    path = card.with_suffix(CURVES)
+    if not path.exists():
+        return ()
+    lines = enumerate(read_bytes(path).splitlines(), 1)
+    rows = tuple(parse_json(line, f"{path}: line {number} is damaged") for number, line in lines)
+    with located(str(path)):
+        for row in rows:
+            Epoch.from_json(row)
+    return rows
 
 
 def data_of_card(card: ResultCard) -> ReportedData:

@@ -102,9 +102,9 @@ class Series:
                 found.setdefault(name, (text, []))[1].append(run.seed)
         return found
 
-    def over_seeds(self, value: Callable[[Epoch], float | Ints | None]) -> list[tuple[Epoch, Floats]]:
+    def over_seeds(self, value: Callable[[Epoch], float | Ints | Floats | None]) -> list[tuple[Epoch, Floats]]:
         """Return one epoch and the mean of a value over the seeds, for each epoch in which the value is known."""
-        found: dict[int, list[tuple[Epoch, float | Ints]]] = {}
+        found: dict[int, list[tuple[Epoch, float | Ints | Floats]]] = {}
         for run in self.runs:
             for epoch in run.epochs:
                 drawn = value(epoch)

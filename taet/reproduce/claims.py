@@ -74,6 +74,42 @@ class Claim:
         """Columns with the claimed points."""
         return self.entry.get("most") or self.entry.get("columns", {})
 
+    @property
+    def where(self) -> str:
+        """Its place in the paper."""
+        return self.entry["where"]
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether runs decide it."""
+        return bool({"pairs", "order"} & self.entry.keys())
+
+    @property
+    def rule(self) -> str:
+        """By which its verdict is found, in words."""
+        if "order" in self.entry:
+            item = self.entry["order"]["item"]
+            return f"Spearman's correlation with the order of {item} is above {SIGNIFICANT_ORDER:g}; below 0 it fails"
+        if not self.is_tested:
+            return "a proof" if "theorem" in self.entry else "decided without a comparison of runs"
+        of = f" of {self.entry['group']} classes" if "group" in self.entry else ""
+        sizes = ", ".join(f"{column}{of} {size:g}" for column, size in self.sizes.items())
+        if "most" in self.entry:
+            return f"the intervals of all differences lie within these points: {sizes}"
+        return f"the intervals of all differences are above 0 and reach half of these points: {sizes}"
+
+    @property
+    def command(self) -> str:
+        """What fills its runs at scale mini; empty if no item has them."""
+        rows = {row: None for pair in self.pairs for row in pair}
+        if "order" in self.entry:
+            return f"taet reproduce {self.entry['order']['item']}"
+        named = [next((item.name for item in items().values() if row in item.rows), "") for row in rows]
+        if not named or "" in named:
+            return ""
+        methods = dict.fromkeys(row.method for row in rows)
+        return f"taet reproduce {' '.join(dict.fromkeys(named))} --methods {' '.join(methods)}"
+
     def attacks(self, scale: Scale, first: PaperRow, second: PaperRow, column: str) -> tuple[str | None, str | None]:
         """The attacks on both sides of a pair."""
         left, right = self.entry.get("attacks", [column, column])

@@ -26,6 +26,7 @@ PAPERS = {"TAET": "taet", "REAT": "reat"}
 SECONDS = "seconds_per_epoch"
 """The one published column that is no accuracy."""
 Shows = Literal["values", "classes", "curves", "predictions", "distances", "embedding"]
+Of = Literal["features", "logits"]
 Pairs = tuple[tuple[str, Any], ...]
 
 
@@ -88,6 +89,12 @@ class Item:
     columns: tuple[PaperColumn, ...]
     published: Mapping[tuple[PaperRow, PaperColumn], PaperValue] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    epochs: tuple[int, ...] = ()
+    """The epochs that a figure shows; by default the first and the last."""
+    of: Of = "features"
+    """What a figure of an embedding shows."""
+    costs_of: str = ""
+    """The item whose rows a figure of seconds and memory shows."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -182,6 +189,9 @@ class FigureEntry(TypedDict):
     data: NotRequired[str]
     imbalance: NotRequired[float]
     model: NotRequired[str]
+    epochs: NotRequired[list[int]]
+    of: NotRequired[Of]
+    costs_of: NotRequired[str]
 
 
 class ItemsFile(TypedDict):
@@ -343,7 +353,8 @@ def _table(name: str, lines: Sequence[Mapping[str, str]]) -> Item:
     if name not in _read()["titles"]:
         raise UserError(f"items.toml: {name} has no title")
     notes = tuple(_read()["notes"].get(name, ()))
-    return Item(name, _read()["titles"][name], "values", (*rows,), (*columns,), values, notes)
+    costs = name if any(column.metric == SECONDS for column in columns) else ""
+    return Item(name, _read()["titles"][name], "values", (*rows,), (*columns,), values, notes, costs_of=costs)
 
 
 def _figure(name: str, entry: FigureEntry) -> Item:
@@ -351,7 +362,9 @@ def _figure(name: str, entry: FigureEntry) -> Item:
     own: dict[str, Any] = {key: value for key, value in entry.items() if key in PaperEntry.__annotations__}
     rows = tuple(row_from(row, paper, own) for row in entry["rows"])
     columns = tuple(PaperColumn(metric, "cost" if metric == SECONDS else "balanced") for metric in entry["columns"])
-    return Item(name, entry["title"], entry["shows"], rows, columns, notes=tuple(_read()["notes"].get(name, ())))
+    notes, epochs = (*_read()["notes"].get(name, ()),), (*entry.get("epochs", ()),)
+    shows, of, costs = entry["shows"], entry.get("of", "features"), entry.get("costs_of", "")
+    return Item(name, entry["title"], shows, rows, columns, {}, notes, epochs, of, costs)
 
 
 def chosen(names: Sequence[str], methods: Sequence[str] = ()) -> list[Item]:

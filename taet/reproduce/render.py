@@ -65,7 +65,7 @@ def _heading(scale: Scale, item: Item) -> str:
     return f"{item.name} · {item.title} · scale {scale.name}"
 
 
-def _about(scale: Scale, item: Item, rows: Sequence[Filled]) -> list[str]:
+def what_differs(scale: Scale, item: Item, rows: Sequence[Filled]) -> list[str]:
     """What differs from the paper, and what is wrong in it."""
     said = [f"Scale {scale.name}: {scale.says}."]
     changes = scale.differences(item)
@@ -94,9 +94,9 @@ def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> T
         if scale.name == "full" and item.published and one.cards:
             gaps = (_gap(scale, one, column, item) for column in columns)
             lines.append(("", "here − paper", *gaps))
-    notes = _about(scale, item, rows)
+    notes = what_differs(scale, item, rows)
     if item.shows == "embedding":
-        notes.append("The picture is not drawn: these are the accuracies of the same runs.")
+        notes.append(f"A t-SNE proves nothing: beside each picture stand numbers of the {item.of} themselves.")
     if any(DERIVED in cell for line in lines for cell in line):
         notes.append(f"{DERIVED} derived: recalls on the balanced test set, weighted like the training set.")
     return TextTable(_heading(scale, item), ("", "", *(c.label for c in columns)), (*lines,), (*notes,))
@@ -112,7 +112,7 @@ def _said(column: PaperColumn, value: PaperValue | None) -> str:
 def _state(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
     """What there is of the runs of a figure."""
     lines = [(one.label, "done" if one.cards else _price(store, one)) for one in rows]
-    return TextTable(_heading(scale, item), ("", "state"), (*lines,), (*_about(scale, item, rows),))
+    return TextTable(_heading(scale, item), ("", "state"), (*lines,), (*what_differs(scale, item, rows),))
 
 
 def _price(store: Store, one: Filled) -> str:
@@ -133,7 +133,7 @@ def _measured(scale: Scale, one: Filled, column: PaperColumn) -> str:
     if column.metric == SECONDS:
         seconds = [row["seconds"] for cell in one.cells for row in cell.rows]
         return f"{np.mean(seconds):.3g}" if seconds else MISSING
-    found = [value for card in one.cards.values() if (value := _value(scale, one.row, column, card)) is not None]
+    found = [value for card in one.cards.values() if (value := value_of(scale, one.row, column, card)) is not None]
     if not found:
         return MISSING
     mark = DERIVED if found[0][2] else ""
@@ -148,11 +148,11 @@ def _gap(scale: Scale, one: Filled, column: PaperColumn, item: Item) -> str:
     said = item.published.get((one.row, column))
     if said is None or column.metric == SECONDS:
         return MISSING
-    found = [value[0] for card in one.cards.values() if (value := _value(scale, one.row, column, card)) is not None]
+    found = [value[0] for card in one.cards.values() if (value := value_of(scale, one.row, column, card)) is not None]
     return points(float(np.mean(found)) - said.value / 100) if found else MISSING
 
 
-def _value(
+def value_of(
     scale: Scale, row: PaperRow, column: PaperColumn, card: ResultCard
 ) -> tuple[float, tuple[float, float] | None, bool] | None:
     """Value and interval of a column of a card, and whether it is derived from another test set; None without it."""
@@ -279,7 +279,7 @@ def rank_correlation(scale: Scale, item: Item, rows: Sequence[Filled], column: P
     pairs = []
     for one in rows:
         value = item.published.get((one.row, column))
-        found = [v[0] for card in one.cards.values() if (v := _value(scale, one.row, column, card)) is not None]
+        found = [v[0] for card in one.cards.values() if (v := value_of(scale, one.row, column, card)) is not None]
         if value is not None and found:
             pairs.append((value.value, float(np.mean(found))))
     if len(pairs) < FEWEST or min(len({*side}) for side in zip(*pairs, strict=True)) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,16 +10,21 @@ from typing import Literal
 
 from taet.data.prepare import check_there
 from taet.errors import UserError
+from taet.evaluation.embedding import embed
 from taet.experiments.cells import Cell
 from taet.experiments.comparison import OPEN, Comparison, fill
 from taet.experiments.parts import gather, share
+from taet.files import make_folder, write_atomically
 from taet.formatting import duration
 from taet.reproduce.claims import worths
 from taet.reproduce.cost import seconds_left
 from taet.reproduce.manifest import Item, Scale, items, scales
 from taet.reproduce.store import Store, StoredCell, cell_hash
 from taet.reproduce.tables import TextTable
+from taet.training.folder import RunFolder
 
+EMBEDDED = 50
+"""Test images of each class in a figure of features."""
 UNPRICED_SECONDS = 3600.0
 """What a run without a price is taken to cost where runs are put in order."""
 
@@ -46,7 +52,23 @@ class Session:
         self.store = Store(self.store.out, self.store.results)
         if interrupted:
             raise KeyboardInterrupt
+        for item in self.items:
+            if item.shows == "embedding" and part is None:
+                self._embed(item)
         return result
+
+    def _embed(self, item: Item) -> None:
+        """Keep where the finished runs of an item put test images, for its figure."""
+        for row, cells in self.store.of_item(self.scale, item).items():
+            attack = self.scale.attack(row, item.columns[-1].metric)
+            for one in cells:
+                folder = RunFolder(one.cell.folder)
+                if attack is not None and folder.is_done and self.store.embedding(one, item.of) is None:
+                    self.say(f"{one.cell.name}: t-SNE of {item.of}")
+                    made = embed(folder.path, attack, of=item.of, images=EMBEDDED)
+                    path = folder.artifact(f"embedding-{item.of}.json")
+                    make_folder(path.parent)
+                    write_atomically(path, (json.dumps(made.to_json()) + "\n").encode())
 
     def planned(self) -> list[Cell]:
         """Every run, done or not, each once, in the order of the items."""

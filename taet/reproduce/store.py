@@ -14,19 +14,20 @@ import taet
 from taet import config, methods
 from taet.config import Run
 from taet.errors import UserError
-from taet.evaluation import card_store
+from taet.evaluation import card_store, embedding
 from taet.evaluation.card import ResultCard
+from taet.evaluation.embedding import Embedding
 from taet.experiments.cells import Cell, Planner
 from taet.experiments.specification import Point
 from taet.files import digest, make_folder, read_bytes, write_atomically
+from taet.report.read import CURVES, rows_beside
 from taet.reproduce.manifest import Item, PaperRow, Scale
 from taet.training.decisive import decisive
 from taet.training.folder import RunFolder
-from taet.training.record import Epoch, Row, run_from_json
+from taet.training.record import Row, run_from_json
 
 COMMITTED = Path(taet.__file__).parents[1] / "results"
 """Cards of the repository; an installed package has none."""
-CURVES = ".metrics.jsonl"
 EVERY = 5
 """Of the committed rows of epochs: those with a point of the curve, and one of so many."""
 Filled = Literal["done", "started", "missing", "not applicable"]
@@ -131,8 +132,7 @@ class Store:
         if not cards:
             return None, ()
         best = max(cards, key=lambda card: len({column.name for column in card.columns} & {*attacks}))
-        curves = [path.with_suffix(CURVES) for path in paths if path.with_suffix(CURVES).exists()]
-        return best, _rows(curves[0]) if curves else ()
+        return best, next(filter(None, map(rows_beside, paths)), ())
 
     @functools.cached_property
     def _index(self) -> Mapping[str, list[Path]]:
@@ -148,6 +148,16 @@ class Store:
             except UserError:
                 continue
             found.setdefault(key, []).append(path)
+        return found
+
+    def embedding(self, one: StoredCell, of: str) -> Embedding | None:
+        """The features or logits of a run, of its folder or committed beside its card; None if they were not drawn."""
+        name = f"embedding-{of}.json"
+        beside = [path.with_suffix(f".{name}") for path in self._index.get(one.key, [])]
+        path = next((path for path in (RunFolder(one.cell.folder).artifact(name), *beside) if path.exists()), None)
+        found = None if path is None else embedding.load(path)
+        if found is not None and (one.card is None or found.weights_sha256 != _weights(one.card)):
+            raise UserError(f"{path} is about other weights than the card of {one.cell.name}; remove it")
         return found
 
     def every_card(self) -> Iterator[ResultCard]:
@@ -167,6 +177,8 @@ class Store:
             write_atomically(target, read_bytes(card))
             lines = [json.dumps(row) for row in thinned(one.rows)]
             write_atomically(target.with_suffix(CURVES), ("\n".join(lines) + "\n").encode())
+            for drawn in sorted(card.parent.glob("artifacts/embedding-*.json")):
+                write_atomically(target.with_suffix(f".{drawn.name}"), read_bytes(drawn))
             written.append(target)
         return written
 
@@ -185,13 +197,6 @@ def thinned(rows: Sequence[Row]) -> list[Row]:
     """Return the rows with a point of the curve, the first, the last, and every fifth."""
     last = len(rows)
     return [row for row in rows if row.get("monitor") or row["epoch"] in (1, last) or not row["epoch"] % EVERY]
-
-
-def _rows(path: Path) -> tuple[Row, ...]:
-    rows = tuple(json.loads(line) for line in read_bytes(path).decode().splitlines())
-    for row in rows:
-        Epoch.from_json(row)
-    return rows
 
 
 def _weights(card: ResultCard) -> str:

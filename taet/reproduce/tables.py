@@ -16,7 +16,11 @@ h1{font-size:1.8rem;line-height:1.2}h2{font-size:1.3rem;margin-top:2.5rem}h3{fon
 p,ul{max-width:46rem}a{color:var(--link)}nav ul{display:flex;flex-wrap:wrap;gap:1.25rem;padding:0;list-style:none}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.94rem;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .8rem .35rem 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
-th:first-child{text-align:left;font-weight:500;white-space:normal;min-width:9rem}thead th{font-weight:600}"""
+th:first-child{text-align:left;font-weight:500;white-space:normal;min-width:9rem}thead th{font-weight:600}
+.panels{display:flex;flex-wrap:wrap;gap:1.5rem;align-items:flex-start}figure{margin:0;width:24rem;max-width:100%}
+fieldset{border:0;padding:0;margin:.25rem 0;display:flex;flex-wrap:wrap;gap:.2rem 1rem}legend{font-weight:600}
+.legend{display:flex;flex-wrap:wrap;gap:.3rem 1.25rem;padding:0;list-style:none;max-width:none}
+.swatch{width:36px;height:14px;vertical-align:-.15em;margin-right:.4rem}figcaption{font-weight:600}figure>svg{display:block;width:100%;height:auto;background:#fff}"""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from taet.data.augmentation import to_unit
 from taet.distributed import global_sum, rank, share, world_size
 from taet.training.curve import per_class
 
+QUARTILES = (0.25, 0.5, 0.75)
+
 
 class Drift:
     """Attacked versions of the first images of every class, kept from epoch to epoch.
@@ -28,6 +30,8 @@ class Drift:
         self.num_classes = len(split.class_names)
         self.before: Tensor | None = None
         """Examples of the epoch before, (N, C, H, W)."""
+        self.quartiles: list[list[float]] | None = None
+        """Quartiles of the distances that were measured last, [25 %, 50 %, 75 %] of each class."""
 
     def measure(
         self, attack: Callable[[int, tuple[int, int], Tensor, Tensor], Tensor], batch_size: int
@@ -48,11 +52,15 @@ class Drift:
             found[rows] = attack(number, place, to_unit(self.images[rows]), self.labels[rows])
         found = global_sum(found)  # zeros at the images of other processes
         before, self.before = self.before, found
+        self.quartiles = None
         if before is None:
             return None
         distances = (found - before).flatten(1).norm(dim=1).double()
         total = distances.new_zeros(self.num_classes).index_add(0, self.labels, distances)
         images = per_class(self.labels, torch.ones_like(self.labels), self.num_classes)
+        labels, values = self.labels.cpu().numpy(), distances.cpu().numpy()
+        each = (values[labels == label] for label in range(self.num_classes))
+        self.quartiles = [np.quantile(one, QUARTILES).tolist() if one.size else [0.0] * 3 for one in each]
         return [float(value) for value in total / images.clamp(min=1)]
 
     def state_dict(self) -> Tensor | None:

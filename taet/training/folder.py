@@ -201,7 +201,9 @@ class RunFolder:
         epochs = tuple(epoch for _, epoch in self._rows())
         classes = self.record.data.num_classes if self.is_run else 0
         for epoch in epochs:
-            counts = [epoch.predicted, *([epoch.monitor.clean.total] if epoch.monitor is not None else [])]
+            seen = (epoch.trained, None if epoch.monitor is None else epoch.monitor.clean)
+            points = [point.total for point in seen if point is not None]
+            counts = (epoch.predicted, epoch.distance, epoch.quartiles, *points)
             if any(count is not None and len(count) != classes for count in counts):
                 where = f"{self.path / METRICS}: line {epoch.epoch}"
                 raise UserError(f"{where}: got counts of other classes; allowed: of the run's {classes}")

@@ -22,6 +22,7 @@ from taet.shapes import Sha256, check_shape, kind_text
 from taet.training.decisive import run_hash
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 Whole = Annotated[int, Ge(0), Le(2**53)]
 Classes = Annotated[int, Ge(0), Le(2**20)]
 Side = Annotated[int, Ge(0), Le(2**16)]
@@ -280,6 +281,7 @@ class StoredEpoch(TypedDict):
     train: NotRequired[StoredCounts]
     predicted: NotRequired[list[Whole] | None]
     distance: NotRequired[list[NonNegative] | None]
+    distance_quartiles: NotRequired[list[list[NonNegative]] | None]
     monitor: NotRequired[dict[str, Any] | None]
     seconds: NonNegative
     images_per_second: NotRequired[NonNegative]
@@ -328,6 +330,21 @@ class CurvePoint:
         return cls(values["split"], attacks[0], clean, attacked, *single)
 
 
+def _per_class(row: Mapping[str, Any], name: str, dimensions: int) -> Floats | None:
+    """Numbers of each class; None where the row has none."""
+    if row.get(name) is None:
+        return None
+    try:
+        values = np.asarray(row[name], dtype=np.float64)
+    except ValueError:  # rows of several lengths
+        values = np.empty(0)
+    if values.ndim != dimensions or (dimensions == 2 and values.shape[1] != 3):
+        raise UserError(
+            f"{name}: got values of another form; allowed: {'three' if dimensions == 2 else 'one'} per class"
+        )
+    return values
+
+
 @dataclass(frozen=True)
 class Epoch:
     """One row of metrics.jsonl."""
@@ -338,6 +355,12 @@ class Epoch:
     loss: Mapping[str, float]
     predicted: Ints | None
     """Predicted classes of the examples trained on, (C,)."""
+    trained: Counts | None
+    """Examples trained on, as the training saw them, and those classified correctly."""
+    distance: Floats | None
+    """Mean distance per class between the examples of this epoch and of the one before, (C,)."""
+    quartiles: Floats | None
+    """Quartiles of these distances, (C, 3); None in runs that recorded means alone."""
     monitor: CurvePoint | None
     seconds: float
     peak_memory_mb: float | None
@@ -346,12 +369,15 @@ class Epoch:
     def from_json(cls, row: Mapping[str, Any]) -> Epoch:
         """Build an epoch from a row, whose fields are checked; a loss of None is nan."""
         check_shape("", row, StoredEpoch)
-        point, predicted = row.get("monitor"), row.get("predicted")
+        point, predicted, trained = row.get("monitor"), row.get("predicted"), row.get("train")
         return cls(
             epoch=row["epoch"],
             stage=row["stage"],
             loss={name: float("nan") if value is None else float(value) for name, value in row["loss"].items()},
             predicted=None if predicted is None else np.asarray(predicted, dtype=np.int64),
+            trained=None if trained is None else Counts.from_json(trained, "train"),
+            distance=_per_class(row, "distance", 1),
+            quartiles=_per_class(row, "distance_quartiles", 2),
             monitor=None if point is None else CurvePoint.from_json(point),
             seconds=row["seconds"],
             peak_memory_mb=row.get("peak_memory_mb"),

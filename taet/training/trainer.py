@@ -559,6 +559,7 @@ class Trainer:
             "train": {"correct": correct.tolist(), "total": total.tolist()},
             "predicted": predicted.tolist(),
             "distance": distance,
+            "distance_quartiles": self.drift.quartiles,
             "monitor": None if watched is None else watched.row,
             "seconds": round(self.seconds["all"], 3),
             "images_per_second": round(sums.images / max(self.seconds["training"], 1e-9), 1),

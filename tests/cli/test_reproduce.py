@@ -62,3 +62,33 @@ def test_an_item_is_filled_by_processes_and_resumed(taet, tmp_path: Path) -> Non
     assert "Runs at scale smoke: 2 done" in second.out
     merged = taet(*call[:-1], tmp_path / "other", "--merge", tmp_path / "out")
     assert "Runs at scale smoke: 2 done" in merged.out
+
+
+def test_a_card_is_checked_against_the_leaderboard(taet) -> None:
+    card = Path(__file__).parents[2] / "results" / "cifar10-lt-methods" / "at.json"
+    outcome = taet("leaderboard", "submit", card)
+    assert outcome.code == 1
+    lines = outcome.out.splitlines()
+    assert all(line.startswith("refused: ") for line in lines)
+    assert any(line.startswith("refused: test images (SHA-256): got ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sumbit", "x"], "did you mean 'submit'?"),
+        (["submit"], "got 0 cards; allowed: submit and one result card"),
+        (["submit", "no-such.json"], "no-such.json"),
+    ],
+)
+def test_a_wrong_card_is_one_line(taet, words: list[str], said: str) -> None:
+    outcome = taet("leaderboard", *words)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_picture_of_another_kind_is_refused_before_any_work(taet, tmp_path: Path) -> None:
+    outcome = taet("embed", tmp_path, "--out", tmp_path / "x.gif")
+    assert outcome.code == 2
+    assert "a file that ends in .svg or .png" in outcome.err

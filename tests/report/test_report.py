@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 from taet import metrics, report
+from taet.cli.report import runs_in
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.report import figures, measured, read, sentences, series
@@ -531,3 +533,30 @@ def test_runs_of_different_precision_are_named() -> None:
     assert sentences._arithmetic([series("at", "bf16", "bf16"), series("he", "bf16")]) == ""
     found = sentences._arithmetic([series("at", "bf16", "float32"), series("he", "float32")])
     assert found.endswith("which may change results: at in bf16; at and he in float32.")
+
+
+def test_a_committed_card_is_reported_with_the_epochs_beside_it(runs: list[Path], tmp_path: Path) -> None:
+    """As `taet reproduce --save` writes them: the card, and some of its epochs."""
+    for run in runs[:2]:
+        shutil.copy(run / "evaluation.json", tmp_path / f"{run.name}.json")
+    lines = (runs[0] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / f"{runs[0].name}.metrics.jsonl").write_text("".join(lines[::4]))
+    found = [read.read(tmp_path / f"{run.name}.json") for run in runs[:2]]
+    assert [epoch.epoch for epoch in found[0].epochs] == [1, 5, 9]
+    assert (found[0].seconds, found[1].epochs) == (0.0, ())
+    assert found[0].card is not None
+    assert found[0].card.model == json.loads((runs[0] / "evaluation.json").read_text())["model"]
+    assert runs_in(tmp_path) == sorted(tmp_path.glob("*.json"))
+    page = report.write(runs_in(tmp_path), tmp_path / "page.html").read_text()
+    assert "Accuracy of each class over the epochs" in page
+
+    (tmp_path / f"{runs[0].name}.metrics.jsonl").write_text(lines[0] + "{")
+    with pytest.raises(UserError, match="line 2 is damaged"):
+        read.read(tmp_path / f"{runs[0].name}.json")
+
+
+def test_classes_are_shown_under_the_attack_that_is_asked_for(runs: list[Path], tmp_path: Path) -> None:
+    page = report.write(runs, tmp_path / "page.html", class_attack="pgd-20").read_text()
+    assert "filled: under pgd-20." in page
+    with pytest.raises(UserError, match=r"unknown attack of these runs 'pdg-20'.*did you mean 'pgd-20'"):
+        report.write(runs, tmp_path / "other.html", class_attack="pdg-20")

@@ -17,6 +17,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.paired import Difference, difference
 from taet.reproduce import Store, claims, items, render, scales, site
+from taet.reproduce.leaderboard import Board, Contender, Kind
 from taet.reproduce.manifest import Item, chosen, row_from
 from taet.reproduce.session import Session, overview, state_of
 from taet.reproduce.tables import FORMS, TextTable, rendered
@@ -237,12 +238,13 @@ def test_rows_of_the_leaderboard_that_cannot_be_told_apart_share_ranks(committed
     cards = [committed.cells(scales()["mini"], row, ["clean"])[0].card for row in rows]
     assert cards[0] is not None
     assert cards[1] is not None
-    found = [site.Contender(row, {0: card}) for row, card in zip(rows, cards, strict=True) if card is not None]
-    board = site._board(("mini", "reat", "cifar10-lt", 50.0, "resnet18"), found)
+    found = [Contender(row.method, {0: card}) for row, card in zip(rows, cards, strict=True) if card is not None]
+    kind = Kind("mini", "reat", "cifar10-lt", 50.0, "resnet18")
+    board = Board(kind, (found[1], found[0]))
     assert cards[1].compare(cards[0], "autoattack").decided
-    assert [(row[0], row[1]) for row in board.rows] == [("at", "1"), ("at-bsl", "2")]
-    alike = [site.Contender(row, {0: cards[0]}) for row in rows]
-    assert [row[1] for row in site._board(("mini", "reat", "cifar10-lt", 50.0, "resnet18"), alike).rows] == ["1–2"] * 2
+    assert [(row[0], row[1]) for row in board.table().rows] == [("at", "1"), ("at-bsl", "2")]
+    alike = Board(kind, (Contender("at-bsl", {0: cards[0]}), Contender("at", {0: cards[0]})))
+    assert [row[1] for row in alike.table().rows] == ["1–2"] * 2
 
 
 @pytest.mark.full

@@ -16,6 +16,7 @@ from taet.config import Run, override
 from taet.data import Dataset, Split
 from taet.training import resume, train
 from taet.training.drift import Drift
+from taet.training.folder import RunFolder
 from taet.training.trainer import Trainer
 
 
@@ -38,6 +39,8 @@ def test_it_is_the_mean_distance_per_class() -> None:
     assert drift.measure(examples(), batch_size=2) is None
     found = drift.measure(examples(), batch_size=2)
     assert found == pytest.approx([0.2 * 4, 0, 0.2 * 4], rel=1e-6)  # sixteen pixels moved by d are 4 d apart
+    assert drift.quartiles is not None
+    assert np.array(drift.quartiles) == pytest.approx(np.array([[0.6, 0.8, 1.0], [0, 0, 0], [0.8] * 3]), rel=1e-6)
 
 
 def test_nothing_is_attacked_where_nothing_is_asked_for() -> None:
@@ -59,6 +62,10 @@ def test_a_run_records_it_and_goes_on_with_it(
     train(run, out=tmp_path / "whole")
     found = rows(tmp_path / "whole")
     assert found[0] is None
+    epochs = RunFolder(tmp_path / "whole").metrics
+    assert epochs[0].quartiles is None
+    assert epochs[4].quartiles is not None
+    assert epochs[4].quartiles.shape == (10, 3)
     assert found[1] == [0.0] * 10, "images are their own examples in the clean stage"
     assert all(distance is not None and min(distance) > 0 for distance in found[2:])
     train(override(run, {"training.distance_images": 0}), out=tmp_path / "plain")

@@ -1,0 +1,96 @@
+"""`taet embed RUN...`: a picture of features or logits, clean and attacked, with numbers beside it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from annotated_types import Ge
+
+from taet.bounds import Count, Seed
+from taet.cli import flags
+from taet.errors import UserError
+from taet.evaluation.embedding import Embedding, embed
+from taet.files import make_folder, write_atomically
+from taet.formatting import aligned, percent
+from taet.models import trusted
+
+EXAMPLES = (
+    "taet embed runs/at-bsl runs/taet",
+    "taet embed runs/reat --of logits --classes dog frog horse ship truck --out tail.png",
+)
+DESCRIPTION = """Draw where the models of runs put test images, clean and attacked, by t-SNE, and print numbers of the
+space itself: the silhouette by true classes, and the linear separability, which is the cross-validated balanced
+accuracy of a logistic regression. A t-SNE proves nothing: compare models by the numbers. Writes the picture, and beside
+it OUT with the ending .json: coordinates, answers, numbers and the checksum of the weights."""
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """Runs, images and the space that is shown."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders, drawn side by side."""
+    attack: str = "pgd-20"
+    """Attack that makes the examples; not clean, square or AutoAttack."""
+    of: Literal["features", "logits"] = "features"
+    """features, the input of the last layer, or logits."""
+    classes: tuple[str, ...] = ()
+    """Names of classes. Default: all."""
+    images: Annotated[Count, Ge(2)] = 100
+    """Test images of each class, the first ones."""
+    seed: Seed = 0
+    """Seed of t-SNE."""
+    out: Path = Path("embedding.svg")
+    """Picture, as .svg or .png."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    trust_model: tuple[str, ...] = ()
+    """Names of the runs' models that are package.module:callable. Their code is imported and run only if they are named
+    here."""
+
+
+def run(arguments: list[str]) -> None:
+    """Write the picture and the JSON, and print the numbers."""
+    from taet.report import embeddings, figures
+
+    parsed = read(arguments)
+    call = shlex.join(["taet", "embed", *arguments])
+    with trusted(*parsed.trust_model):
+        found = [_embedded(parsed, folder) for folder in parsed.runs]
+    make_folder(parsed.out.parent)
+    beside = parsed.out.with_suffix(".json")
+    values = {"command": call, "embeddings": [one.to_json() for one in found]}
+    write_atomically(beside, (json.dumps(values) + "\n").encode())
+    with figures.style():
+        drawn = embeddings.draw(found, [one.name for one in found])
+        write_atomically(parsed.out, figures.picture(drawn, parsed.out.suffix[1:]))
+    print("\n".join(aligned([("", "side", "accuracy", "silhouette", "linear separability"), *_lines(found)])))
+    print(f"{parsed.out}\n{beside}")
+
+
+def _embedded(parsed: EmbedOptions, folder: Path) -> Embedding:
+    chosen = {"of": parsed.of, "classes": parsed.classes, "images": parsed.images, "seed": parsed.seed}
+    return embed(folder, parsed.attack, device=parsed.device, **chosen)  # type: ignore[arg-type]
+
+
+def _lines(found: list[Embedding]) -> list[tuple[str, ...]]:
+    return [
+        (one.name, side, percent(own["accuracy"]), f"{own['silhouette']:.3f}", percent(own["linear_separability"]))
+        for one in found
+        for side, own in one.numbers.items()
+    ]
+
+
+def read(arguments: list[str]) -> EmbedOptions:
+    """Return the flags of a call; a picture of another kind is refused."""
+    parsed = flags.parse(EmbedOptions, arguments, "taet embed", DESCRIPTION, EXAMPLES)
+    if not parsed.runs:
+        raise UserError("embed: got no run; allowed: one or more run folders")
+    if parsed.out.suffix not in (".svg", ".png"):
+        raise UserError(f"embed: --out: got {parsed.out}; allowed: a file that ends in .svg or .png")
+    return parsed

@@ -1,0 +1,204 @@
+"""Where a model puts images, clean and attacked: by t-SNE, and in numbers, since a picture proves nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from taet.errors import UserError, located, unknown
+from taet.evaluation.bundles import parse_attack
+from taet.evaluation.runner import Runner, make_runner
+from taet.evaluation.subject import from_run
+from taet.files import parse_json, read_bytes
+from taet.models.classifier import Classifier
+from taet.shapes import Sha256, check_shape
+from taet.training.checkpoint import weights_digest
+from taet.training.environment import resolve_device
+
+Of = Literal["features", "logits"]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+FOLDS = 5
+PERPLEXITY = 30.0
+DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Some test images as a model sees them, clean and attacked."""
+
+    name: str
+    of: str
+    """features, the input of the last layer, or logits."""
+    attack: str
+    seed: int
+    weights_sha256: Sha256
+    test_sha256: Sha256
+    class_names: tuple[str, ...]
+    train_class_counts: tuple[int, ...] | None
+    rows: tuple[int, ...]
+    """Their places in the test set."""
+    labels: tuple[int, ...]
+    predictions: dict[str, list[int]]
+    """By side, clean and attacked."""
+    points: dict[str, list[list[float]]]
+    """Places in the common t-SNE of both sides, (N, 2) each."""
+    numbers: dict[str, dict[str, float]]
+    """By side: accuracy of the model, silhouette and linear separability, before t-SNE."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The embedding as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> Embedding:
+        """Check and build an embedding."""
+        check_shape("", values, cls)
+        counts, classes = values["train_class_counts"], len(values["class_names"])
+        sides = [*values["points"].values(), *values["predictions"].values()]
+        whole = all(len(side) == len(values["labels"]) for side in (*sides, values["rows"]))
+        if not whole or any(len(point) != 2 for side in values["points"].values() for point in side):
+            raise UserError("got sides of several lengths; allowed: a point and an answer for each image")
+        if {*values["predictions"]} != {*values["points"]} or {*values["numbers"]} != {*values["points"]}:
+            raise UserError("got other sides for points than for answers or numbers; allowed: the same")
+        if not all(0 <= label < classes for label in values["labels"]):
+            raise UserError(f"got a label that is no class; allowed: 0 to {classes - 1}")
+        tuples = {name: tuple(values[name]) for name in ("class_names", "rows", "labels")}
+        return cls(**{**values, **tuples, "train_class_counts": None if counts is None else tuple(counts)})
+
+
+def load(path: Path) -> Embedding:
+    """Read an embedding; a file that is none is a `UserError`."""
+    with located(str(path)):
+        return Embedding.from_json(parse_json(read_bytes(path), str(path)))
+
+
+def embed(
+    run: str | os.PathLike[str],
+    attack: str = "pgd-20",
+    *,
+    of: Of = "features",
+    classes: Sequence[str] = (),
+    images: int = 100,
+    seed: int = 0,
+    device: str = "auto",
+) -> Embedding:
+    """Return where the model of a run puts test images, clean and under an attack.
+
+    One t-SNE holds both sides. Beside it stand numbers of the space itself: the silhouette, -1 to 1, by the true
+    classes, and the linear separability, the cross-validated balanced accuracy of a logistic regression on it.
+
+    Args:
+        run: a run folder.
+        attack: an attack that makes examples: not clean, square or AutoAttack.
+        of: features, the input of the last layer, or logits.
+        classes: names of classes; by default all.
+        images: test images of each class, the first ones; fewer where a class has fewer.
+        seed: of t-SNE.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        UserError: an unknown class, less than two classes or two images of one, a model without features.
+
+    Source: van der Maaten, Hinton, "Visualizing data using t-SNE", JMLR 2008; Rousseeuw, "Silhouettes", 1987.
+    """
+    folder = Path(run)
+    subject = from_run(folder, "model", None, None)
+    chosen = parse_attack(attack, subject.settings, subject.train_eps)
+    if chosen.not_transferable:
+        raise UserError(f"embed: got {attack}, {chosen.not_transferable}; allowed: an attack such as fgsm or pgd-20")
+    if of == "features" and not isinstance(subject.model, Classifier):
+        raise UserError(f"embed: the model of {folder} has no features that are known; allowed: --of logits")
+    names = subject.class_names or [str(label) for label in range(int(subject.labels.max()) + 1)]
+    rows = _rows(subject.labels, names, classes, images)
+    place = subject.place if device == "auto" else resolve_device(device)
+    size = subject.settings.batch_size
+    model = subject.model.to(place)
+    runner = make_runner(model, subject.images, subject.labels, batch_size=size, seed=subject.settings.seed)
+    spaces, predictions = _spaces(runner, model, chosen, rows, of)
+    labels = subject.labels[rows]
+    points = _tsne(np.concatenate([*spaces.values()]), seed)
+    counts = subject.train_class_counts
+    return Embedding(
+        name=folder.name,
+        of=of,
+        attack=chosen.name,
+        seed=seed,
+        weights_sha256=weights_digest(subject.model),
+        test_sha256=subject.test_sha256,
+        class_names=(*names,),
+        train_class_counts=None if counts is None else (*counts,),
+        rows=(*rows.tolist(),),
+        labels=(*labels.tolist(),),
+        predictions={side: found.tolist() for side, found in predictions.items()},
+        points={side: part.tolist() for side, part in zip(spaces, np.split(points, 2), strict=True)},
+        numbers={side: _numbers(space, labels, predictions[side], seed) for side, space in spaces.items()},
+    )
+
+
+def _rows(labels: Ints, names: Sequence[str], classes: Sequence[str], images: int) -> Any:
+    """The first images of each chosen class, in the order of the test set."""
+    for name in classes:
+        if name not in names:
+            raise unknown("class", name, names)
+    chosen = [names.index(name) for name in dict.fromkeys(classes)] or [*np.unique(labels)]
+    found = {label: np.flatnonzero(labels == label)[:images] for label in chosen}
+    if len(found) < 2:
+        raise UserError("embed: got one class; allowed: two or more")
+    for label, rows in found.items():
+        if len(rows) < 2:
+            raise UserError(f"embed: got {len(rows)} test images of class {names[label]}; allowed: two or more")
+    return np.sort(np.concatenate([*found.values()]))
+
+
+def _spaces(
+    runner: Runner, model: torch.nn.Module, attack: Any, rows: Ints, of: Of
+) -> tuple[dict[str, Floats], dict[str, Ints]]:
+    """Features or logits (N, D) of both sides, and the answers."""
+    spaces: dict[str, list[Floats]] = {"clean": [], "attacked": []}
+    answers: dict[str, list[Ints]] = {"clean": [], "attacked": []}
+    with runner.still():
+        for batch in runner.batches(rows):
+            for side, x in zip(spaces, runner.perturb(attack, batch), strict=True):
+                logits = runner.answers(attack, x, batch)
+                with torch.no_grad():
+                    space = model.features(x) if of == "features" and isinstance(model, Classifier) else logits
+                spaces[side].append(space.flatten(1).double().cpu().numpy())
+                answers[side].append(logits.argmax(1).cpu().numpy())
+    joined = {side: np.concatenate(parts) for side, parts in answers.items()}
+    return {side: np.concatenate(parts) for side, parts in spaces.items()}, joined
+
+
+def _tsne(values: Floats, seed: int) -> Floats:
+    """Places (N, 2), the same for the same seed."""
+    from sklearn.manifold import TSNE
+
+    settings: dict[str, Any] = {"init": "pca", "learning_rate": "auto", "random_state": seed, "n_jobs": 1}
+    found: Any = TSNE
+    made = found(perplexity=min(PERPLEXITY, (len(values) - 1) / 3), **settings).fit_transform(values)
+    return np.asarray(np.round(made, DIGITS), dtype=np.float64)
+
+
+def _numbers(space: Floats, labels: Ints, answers: Ints, seed: int) -> dict[str, float]:
+    """Balanced accuracy of the answers, silhouette, and linear separability of the space."""
+    from sklearn import linear_model, model_selection, pipeline, preprocessing
+    from sklearn.metrics import silhouette_score
+
+    classes, images = np.unique(labels, return_counts=True)
+    learn: Any = linear_model.LogisticRegression
+    scale: Any = preprocessing.StandardScaler
+    split: Any = model_selection.StratifiedKFold
+    chain: Any = pipeline.make_pipeline
+    cut = split(min(FOLDS, int(images.min())), shuffle=True, random_state=seed)
+    line = chain(scale(), learn(max_iter=1000, random_state=seed))
+    scores = model_selection.cross_val_score(line, space, labels, cv=cut, scoring="balanced_accuracy")
+    recalls = [float((answers[labels == c] == c).mean()) for c in classes]
+    silhouette = 0.0 if (space == space[0]).all() else float(silhouette_score(space, labels))
+    return {"accuracy": float(np.mean(recalls)), "silhouette": silhouette, "linear_separability": float(scores.mean())}

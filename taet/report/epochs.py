@@ -1,0 +1,164 @@
+"""Figures of the classes over the epochs: accuracy, predicted classes, and how far the examples of an image move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from taet import metrics
+from taet.report.curves import mark_epochs
+from taet.report.figures import GREY, Look, Panel, class_rows, make_figure, make_panel, percent_axis, short
+from taet.report.read import Floats, Ints, ReportedData
+from taet.report.series import Series
+from taet.training.record import Counts, CurvePoint, Epoch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHOWN_CLASSES = 10
+"""Most classes with a line each; with more, head, body and tail have one."""
+SHADES = ("#0072B2", "#009E73", "#D55E00")
+STROKES = ("-", "--", "-.")
+
+
+class Line(NamedTuple):
+    """A class, or a group of them, with its look."""
+
+    label: str
+    members: Ints
+    look: Look
+
+    def mean(self, values: Floats) -> float:
+        """Mean of the values (C,) of its classes that have one; nan without any."""
+        known = values[self.members][~np.isnan(values[self.members])]
+        return float(known.mean()) if known.size else float("nan")
+
+
+def _classes(data: ReportedData) -> list[Line]:
+    """A line for each class, from the largest to the smallest; with many classes those of the groups."""
+    from matplotlib import colormaps
+
+    if len(data.order) > SHOWN_CLASSES and data.groups:
+        return _groups(data)
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(data.order)))
+    looks: list[Look] = [{"color": shade, "linestyle": STROKES[row % 3]} for row, shade in enumerate(shades)]
+    names = [short(data.class_names[c], 10) for c in data.order]
+    return [Line(name, np.array([c]), look) for name, c, look in zip(names, data.order, looks, strict=True)]
+
+
+def _groups(data: ReportedData) -> list[Line]:
+    styles = zip(data.groups.items(), SHADES, STROKES, strict=False)
+    return [
+        Line(name, own, {"color": shade, "linestyle": stroke}) for ((name, own), shade, stroke) in styles if len(own)
+    ]
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    places: Look = {"loc": "outside lower center", "ncols": min(len(labels), 5), "fontsize": 7, "handlelength": 1.6}
+    figure.legend(handles, labels, **places)
+
+
+def class_curves(one: Series) -> Panel | None:
+    """Accuracy of each class over the epochs: of the examples trained on, and of held-out images, clean and attacked.
+
+    Training accuracy that rises while held-out accuracy falls is overfitting. None if no epoch is recorded.
+    """
+    found: list[tuple[str, Callable[[Epoch], Floats | None]]] = [("examples trained on", lambda e: _shares(e.trained))]
+    for attack in dict.fromkeys(e.monitor.attack for run in one.runs for e in run.epochs if e.monitor is not None):
+        found += [("clean", _at_point(lambda p: p.clean)), (attack, _at_point(lambda p: p.attacked))]
+    shown = [(name, points) for name, value in found if (points := one.over_seeds(value))]
+    if not shown:
+        return None
+    lines = _classes(one.data)
+    figure, grid = make_figure(0.9 + 1.6 * len(shown), rows=len(shown))
+    for axes, (name, points) in zip(grid, shown, strict=True):
+        for line in lines:
+            values = [line.mean(shares) for _, shares in points]
+            axes.plot([epoch.epoch for epoch, _ in points], values, label=line.label, linewidth=1.2, **line.look)
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(axis="y")
+        percent_axis(axes.yaxis)
+        axes.set_ylabel(name)
+    mark_epochs(grid[-1], grid[0], one)
+    _legend(figure, grid[0])
+    words = ", ".join(name for name, _ in shown)
+    return make_panel(figure, f"{one.anchor}-class-curves", one.label, f"accuracy of each class per epoch: {words}")
+
+
+def _shares(counts: Counts | None) -> Floats | None:
+    return None if counts is None else metrics.per_class_accuracy(counts.correct, counts.total)
+
+
+def _at_point(counts: Callable[[CurvePoint], Counts]) -> Callable[[Epoch], Floats | None]:
+    return lambda epoch: None if epoch.monitor is None else _shares(counts(epoch.monitor))
+
+
+def predicted_shares(one: Series) -> Panel | None:
+    """Share of the training examples predicted as head, body and tail over the epochs, beside the share of labels."""
+    points = one.over_seeds(lambda epoch: epoch.predicted)
+    if not points or one.data.train_counts is None:
+        return None
+    labels = np.asarray(one.data.train_counts)
+    figure, (axes,) = make_figure(2.7)
+    for line in _groups(one.data):
+        values = [predicted[line.members].sum() / predicted.sum() for _, predicted in points]
+        axes.plot([epoch.epoch for epoch, _ in points], values, label=f"{line.label}, predicted", **line.look)
+        share = labels[line.members].sum() / labels.sum()
+        look = {**line.look, "linestyle": (0, (1, 3)), "linewidth": 1.0}
+        axes.axhline(share, label=f"{line.label}, labels", **look)
+    axes.set_ylim(0, 1)
+    axes.grid(axis="y")
+    percent_axis(axes.yaxis)
+    mark_epochs(axes, axes, one)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=7, handlelength=1.8)
+    return make_panel(figure, f"{one.anchor}-shares", one.label, "share of training examples predicted as each group")
+
+
+def distances(one: Series) -> Panel | None:
+    """L2 distance between the examples of consecutive epochs, mean over head, body and tail classes.
+
+    Bands are the quartiles, where the run recorded them.
+    """
+    points = one.over_seeds(lambda epoch: epoch.distance)
+    if not points or not one.data.groups:
+        return None
+    figure, (axes,) = make_figure(2.7)
+    quartiles = one.over_seeds(lambda epoch: epoch.quartiles)
+    for line in _groups(one.data):
+        axes.plot(
+            [epoch.epoch for epoch, _ in points], [line.mean(d) for _, d in points], label=line.label, **line.look
+        )
+        low, high = ([line.mean(q[:, side]) for _, q in quartiles] for side in (0, 2))
+        band: Look = {"color": line.look["color"], "alpha": 0.12, "linewidth": 0}
+        axes.fill_between([epoch.epoch for epoch, _ in quartiles], [*low], [*high], **band)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y")
+    axes.set_ylabel("L2 distance")
+    mark_epochs(axes, axes, one)
+    _legend(figure, axes)
+    return make_panel(figure, f"{one.anchor}-distances", one.label, "distance between examples of consecutive epochs")
+
+
+def class_distances(all_series: Sequence[Series], anchor: str) -> Panel | None:
+    """The same distance for each class in the last epoch that has one: mean, with quartiles where they are recorded."""
+    there = [(one, points[-1]) for one in all_series if (points := one.over_seeds(lambda epoch: epoch.distance))]
+    if not there:
+        return None
+    figure, axes, order = class_rows(there[0][0].data)
+    for (one, (_, mean)), shift in zip(there, np.linspace(-0.3, 0.3, len(there) + 2)[1:-1], strict=True):
+        rows = np.arange(len(order)) + shift
+        quartiles = one.over_seeds(lambda epoch: epoch.quartiles)
+        if quartiles:
+            low, _, high = quartiles[-1][1][order].T
+            axes.hlines(rows, low, high, color=one.colour, linewidth=1.0)
+        look: Look = {"marker": one.marker, "markersize": 4.0, "color": one.colour, "label": one.label}
+        axes.plot(mean[order], rows, linestyle="none", **look)
+    axes.set_xlabel("L2 distance, last recorded epoch", color=GREY)
+    axes.set_xlim(left=0)
+    _legend(figure, axes)
+    return make_panel(figure, f"{anchor}-class-distances", "Each class", "distance to the example of the epoch before")

@@ -1,0 +1,233 @@
+"""Drawings of the items from the runs of one scale, with the figures of the report: pure functions of the store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from taet.bounds import read_number
+from taet.report import embeddings, epochs, figures
+from taet.report.curves import training_curves
+from taet.report.figures import Look, Panel, make_figure, make_panel, make_side_by_side, percent_axis, short
+from taet.report.measured import attacks_of, measured
+from taet.report.read import ReportedRun, data_of_card
+from taet.report.series import COLOURS, DASHES, MARKERS, Series, grouped
+from taet.report.tables import ScoreCell, spread
+from taet.reproduce.manifest import SECONDS, Item, PaperColumn, Scale, items
+from taet.reproduce.render import Filled, filled, value_of
+from taet.reproduce.store import Store
+from taet.training.record import Epoch
+
+LEADING = ("clean", "pgd-20", "autoattack")
+"""Columns of a figure of rows, where an item has them."""
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:/\d+)?")
+
+
+class Drawings(NamedTuple):
+    """The figures of an item at one scale."""
+
+    panels: Sequence[Panel] = ()
+    legend: Sequence[Series] = ()
+    """The runs whose markers stand in more than one of them."""
+
+
+def drawings(store: Store, scale: Scale, item: Item) -> Drawings:
+    """Return the figures of an item at one scale; none where it has no runs."""
+    rows = [one for one in filled(store, scale, item) if one.cards]
+    if not rows:
+        return Drawings()
+    anchor = f"{item.name.replace('/', '-')}-{scale.name}"
+    with figures.style():
+        if item.shows in ("classes", "curves", "predictions", "distances"):
+            return _of_series(item, scale, rows, anchor)
+        if item.shows == "values" and item.columns and all(column.of_class for column in item.columns):
+            return _classes(item, scale, rows, anchor)
+        found = [*_values(item, scale, rows, anchor), _scatter(item, scale, rows, anchor)]
+        if item.shows == "embedding":
+            found = [*_embeddings(store, item, rows, anchor), *found]
+        costs = rows if item.costs_of == item.name else []
+        if item.costs_of and not costs:
+            costs = [one for one in filled(store, scale, items()[item.costs_of]) if one.cards]
+        return Drawings([panel for panel in (*found, _costs(costs, anchor)) if panel is not None])
+
+
+def _embeddings(store: Store, item: Item, rows: Sequence[Filled], anchor: str) -> Iterator[Panel]:
+    """Features or logits of the first seed of each row, where they were kept."""
+    for place, one in enumerate(rows):
+        kept = store.embedding(next(cell for cell in one.cells if cell.card is not None), item.of)
+        if kept is not None:
+            yield embeddings.panel(kept, one.label, f"{anchor}-embedding-{place}")
+
+
+def _series(rows: Sequence[Filled], anchor: str) -> list[Series]:
+    """The runs as the report groups them: a series per row, over its seeds."""
+    found = [(row.label, one) for row in rows for one in row.cells]
+    runs, labels = [], []
+    for label, one in found:
+        if one.card is not None:
+            known = (*map(Epoch.from_json, one.rows),)
+            runs.append(ReportedRun(one.cell.folder, None, known, one.card, None, data_of_card(one.card)))
+            labels.append(label)
+    return [replace(one, anchor=f"{anchor}-{one.anchor}") for one in grouped(runs, labels)]
+
+
+def _of_series(item: Item, scale: Scale, rows: Sequence[Filled], anchor: str) -> Drawings:
+    """Figures of classes, of curves, of predicted classes and of distances."""
+    if item.shows == "classes":
+        return _classes(item, scale, rows, anchor)
+    every = _series(rows, anchor)
+    if item.shows == "curves":
+        return Drawings([*training_curves(every, every[0].data, anchor), *_each(every, epochs.class_curves)], every)
+    if item.shows == "predictions":
+        bars = _each(every, lambda one: figures.predicted_classes(one, item.epochs))
+        return Drawings([*_each(every, epochs.predicted_shares), *bars])
+    together = epochs.class_distances(every, anchor)
+    return Drawings([*_each(every, epochs.distances), *([together] if together else [])])
+
+
+def _classes(item: Item, scale: Scale, rows: Sequence[Filled], anchor: str) -> Drawings:
+    """Accuracy of each class under the attacks of an item."""
+    every = _series(rows, anchor)
+    runs = measured(every)
+    names = {scale.attack(one.row, column.metric) for one in rows for column in item.columns}
+    chosen = [attack for attack in attacks_of(runs) if attack.name in names]
+    clean = next((attack for attack in chosen if attack.norm is None), None)
+    robust = next((attack for attack in chosen if attack.norm is not None), None)
+    return Drawings([*figures.class_dots(runs, chosen, anchor), *figures.class_bars(runs, clean, robust)], every)
+
+
+def _each(every: Sequence[Series], draw: Callable[[Series], Panel | None]) -> list[Panel]:
+    return [panel for one in every if (panel := draw(one)) is not None]
+
+
+def _columns(item: Item) -> list[PaperColumn]:
+    """The columns that a figure of an item's numbers shows."""
+    found = [column for column in item.columns if column.metric != SECONDS and not column.of_class]
+    return [column for column in found if column.metric in LEADING] or found[:3]
+
+
+def _cell(scale: Scale, one: Filled, column: PaperColumn) -> ScoreCell | None:
+    """A number of a row with its interval, or with several seeds two standard errors to either side."""
+    found = [value for card in one.cards.values() if (value := value_of(scale, one.row, column, card)) is not None]
+    if not found:
+        return None
+    return spread([value for value, _, _ in found], [interval or (value, value) for value, interval, _ in found])
+
+
+def setting_of(rows: Sequence[Filled]) -> tuple[str, list[float]] | None:
+    """The one number in which rows differ, an imbalance ratio or part of their names, with the words of its axis."""
+    ratios = [one.row.imbalance for one in rows]
+    if len({*ratios}) > 1 and None not in ratios:
+        return "imbalance ratio", [float(ratio) for ratio in ratios if ratio is not None]
+    texts = [one.row.setting or one.row.shown_as for one in rows]
+    numbers = [NUMBER.findall(text) for text in texts]
+    names = {NUMBER.sub("", text).strip(" =") for text in texts}
+    if len(names) != 1 or any(len(found) != 1 for found in numbers) or len({*texts}) < 2:
+        return None
+    return names.pop().replace("_", " "), [read_number(found[0]) for found in numbers]
+
+
+def _values(item: Item, scale: Scale, rows: Sequence[Filled], anchor: str) -> list[Panel]:
+    """Figures of an item's numbers: against the setting in which its rows differ, or a line per row."""
+    columns, setting = _columns(item), setting_of(rows)
+    if not columns:
+        return []
+    if setting is None:
+        return [_dots(scale, rows, columns, anchor)]
+    axis, numbers = setting
+    groups: dict[str, list[tuple[float, Filled]]] = {}
+    for x, one in zip(numbers, rows, strict=True):
+        parts = (one.row.shown_as, one.row.setting, one.row.data) if axis == "imbalance ratio" else ("",)
+        groups.setdefault(", ".join(filter(None, parts)), []).append((x, one))
+    if len(groups) == 1:
+        (points,) = groups.values()
+        lines = {column.label: [(x, _cell(scale, one, column)) for x, one in points] for column in columns}
+        return [_against(lines, axis, "Accuracy", f"{anchor}-setting")]
+    return [
+        _against(
+            {name: [(x, _cell(scale, one, column)) for x, one in points] for name, points in groups.items()},
+            axis,
+            column.label,
+            f"{anchor}-setting-{place}",
+        )
+        for place, column in enumerate(columns)
+    ]
+
+
+def _against(lines: Mapping[str, Sequence[tuple[float, ScoreCell | None]]], axis: str, title: str, name: str) -> Panel:
+    """Accuracy against a setting, with intervals, a line for each name."""
+    figure, (axes,) = make_figure(2.9)
+    for place, (label, points) in enumerate(lines.items()):
+        known = sorted((x, cell.value, cell.low, cell.high) for x, cell in points if cell is not None)
+        if known:
+            x, y, low, high = map(np.array, zip(*known, strict=True))
+            spans = np.clip([y - low, high - y], 0, None)
+            look: Look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+            look |= {"linestyle": DASHES[place % len(DASHES)], "markersize": 4.0, "elinewidth": 0.9, "linewidth": 1.4}
+            axes.errorbar(x, y, yerr=spans, label=short(label, 28), **look)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y")
+    axes.set_xlabel(axis)
+    percent_axis(axes.yaxis)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7)
+    return make_panel(figure, name, title, f"accuracy against {axis}")
+
+
+def _dots(scale: Scale, rows: Sequence[Filled], columns: Sequence[PaperColumn], anchor: str) -> Panel:
+    """Accuracy of each row with its interval, a marker for each column."""
+    figure, (axes,) = make_figure(1.1 + 0.32 * len(rows))
+    for place, column in enumerate(columns):
+        cells = [(row, cell) for row, one in enumerate(rows) if (cell := _cell(scale, one, column)) is not None]
+        if not cells:
+            continue
+        spans = np.array([[cell.value - cell.low, cell.high - cell.value] for _, cell in cells]).T.clip(0)
+        look: Look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        look |= {"linestyle": "none", "markersize": 4.5, "elinewidth": 0.9}
+        heights = [row + 0.22 * (place - (len(columns) - 1) / 2) for row, _ in cells]
+        axes.errorbar([cell.value for _, cell in cells], heights, xerr=spans, label=column.label, **look)
+    axes.set_yticks(range(len(rows)), [short(one.label, 28) for one in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.grid(axis="x")
+    percent_axis(axes.xaxis)
+    figure.legend(loc="outside lower center", ncols=len(columns), fontsize=7)
+    return make_panel(figure, f"{anchor}-rows", "Each row", "accuracy of each row with its 95 % interval")
+
+
+def _scatter(item: Item, scale: Scale, rows: Sequence[Filled], anchor: str) -> Panel | None:
+    """Clean against robust accuracy, with both intervals as a cross for each row; rows of one data set alone."""
+    columns = {column.metric: column for column in item.columns if not column.of_class}
+    if "clean" not in columns or len({(one.row.data, one.row.imbalance) for one in rows}) > 1:
+        return None
+    for robust in (columns[name] for name in ("autoattack", "pgd-20") if name in columns):
+        pairs = [(one.label, _cell(scale, one, columns["clean"]), _cell(scale, one, robust)) for one in rows]
+        known = [(label, x, y) for label, x, y in pairs if x is not None and y is not None]
+        if len(known) > 1:
+            return figures.crosses(known, robust.label, anchor)
+    return None
+
+
+def _costs(rows: Sequence[Filled], anchor: str) -> Panel | None:
+    """Seconds of an epoch and peak memory of each row."""
+    found = []
+    for one in rows:
+        known = [Epoch.from_json(row) for cell in one.cells for row in cell.rows]
+        if known:
+            memory = max((epoch.peak_memory_mb or 0.0 for epoch in known), default=0.0)
+            found.append((one.label, float(np.mean([epoch.seconds for epoch in known])), memory))
+    if not found:
+        return None
+    figure, grid = make_side_by_side(0.9 + 0.3 * len(found))
+    for axes, values, title in zip(
+        grid, list(zip(*found, strict=True))[1:], ("seconds", "peak memory, MB"), strict=True
+    ):
+        axes.barh(range(len(found)), values, 0.6, color=COLOURS[0])
+        axes.set_xlabel(title)
+        axes.grid(axis="x")
+    grid[0].set_yticks(range(len(found)), [short(label, 20) for label, _, _ in found])
+    grid[0].set_ylim(len(found) - 0.4, -0.6)
+    return make_panel(figure, f"{anchor}-costs", "An epoch", "mean seconds and peak memory of an epoch of each row")

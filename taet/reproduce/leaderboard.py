@@ -1,0 +1,189 @@
+"""The leaderboard: a board for each scale, protocol, data set, imbalance ratio and network; and cards handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from taet.evaluation.card import ResultCard
+from taet.evaluation.diagnostics import MASKING
+from taet.formatting import MISSING, listed, percent, percent_interval, points, words
+from taet.reproduce.claims import row_words
+from taet.reproduce.manifest import PAPERS, Scale, items
+from taet.reproduce.render import paired_cards
+from taet.reproduce.store import Store
+from taet.reproduce.tables import TextTable
+
+LEAD = "autoattack"
+NUMBERS = ("95 %", "paper", "clean", "pgd-20", "PGD-20 − AutoAttack", "tail", "worst class", "s per epoch", "flags")
+HEADS = ("", "rank", LEAD, *NUMBERS, "seeds")
+
+
+class Kind(NamedTuple):
+    """What the rows of a board share."""
+
+    scale: str
+    protocol: str
+    data: str
+    imbalance: float | None
+    model: str
+
+    @property
+    def title(self) -> str:
+        """The heading of its table."""
+        ratio = words(self.imbalance or "of the set")
+        return f"{self.data}, imbalance ratio {ratio}, {self.model} · protocol {self.protocol} · scale {self.scale}"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row: the cards of a method by seed."""
+
+    label: str
+    cards: Mapping[int, ResultCard]
+    published: float | None = None
+    """Its AutoAttack accuracy in the paper, in per cent."""
+    seconds: float | None = None
+    """Mean seconds of an epoch of training."""
+
+    @property
+    def card(self) -> ResultCard:
+        """The card of the first seed."""
+        return next(iter(self.cards.values()))
+
+    def mean(self, attack: str) -> float:
+        """Mean balanced accuracy over the seeds; nan without the attack."""
+        found = [card.summary(attack).balanced for card in self.cards.values() if _has(card, attack)]
+        return sum(found) / len(found) if found else float("nan")
+
+
+@dataclass(frozen=True)
+class Board:
+    """Runs that are compared, best first."""
+
+    kind: Kind
+    rows: tuple[Contender, ...]
+
+    def rank(self, one: Contender) -> str:
+        """The ranks that a row may have, by paired differences that are decided."""
+        differences = [paired_cards(one.cards, other.cards, [LEAD, LEAD]) for other in self.rows if other is not one]
+        decided = [found.value for found in differences if found is not None and found.decided]
+        best, worst = 1 + sum(value < 0 for value in decided), len(self.rows) - sum(value > 0 for value in decided)
+        return str(best) if best == worst else f"{best}–{worst}"
+
+    def table(self) -> TextTable:
+        """Its rows as texts."""
+        notes = (
+            "Balanced accuracy, %. A range of ranks: a paired test cannot tell these rows apart.",
+            "Interval, tail, worst class and flags are of the first seed. Paper: its AutoAttack at full size.",
+        )
+        return TextTable(self.kind.title, HEADS, tuple(self._line(one) for one in self.rows), notes)
+
+    def _line(self, one: Contender) -> tuple[str, ...]:
+        summary, under = one.card.summary(LEAD), one.mean("pgd-20")
+        return (
+            one.label,
+            self.rank(one),
+            percent(one.mean(LEAD)),
+            percent_interval(*summary.balanced_interval),
+            MISSING if one.published is None else f"{one.published:.2f}",
+            percent(one.mean("clean")),
+            percent(under),
+            MISSING if under != under else points(under - one.mean(LEAD)),
+            percent(summary.groups["tail"]) if summary.groups else MISSING,
+            percent(summary.worst_class[1]),
+            MISSING if one.seconds is None else f"{one.seconds:.3g}",
+            str(len(one.card.flags)),
+            str(len(one.cards)),
+        )
+
+    def joined(self, one: Contender) -> Board:
+        """The board with another row."""
+        return replace(self, rows=tuple(sorted((*self.rows, one), key=lambda row: -row.mean(LEAD))))
+
+
+def boards(store: Store, scales: Sequence[Scale]) -> list[Board]:
+    """Every board that has a run under AutoAttack."""
+    found: dict[Kind, dict[str, Contender]] = {}
+    for scale in scales:
+        for item in items().values():
+            said = {row: value.value for (row, column), value in item.published.items() if column.metric == LEAD}
+            for row in item.rows:
+                cells = store.cells(scale, row, ["clean"])
+                cards = {one.cell.seed: one.card for one in cells if one.card is not None}
+                if not cards or not all(_has(card, LEAD) for card in cards.values()):
+                    continue
+                card = next(iter(cards.values()))
+                kind = Kind(scale.name, PAPERS[row.paper], card.data["name"], row.imbalance, card.model["name"])
+                seconds = [epoch["seconds"] for one in cells for epoch in one.rows]
+                mean = float(np.mean(seconds)) if seconds else None
+                made = Contender(row_words(row), cards, said.get(row), mean)
+                held = found.setdefault(kind, {}).setdefault(cells[0].key, made)
+                if held.published is None and made.published is not None:
+                    found[kind][cells[0].key] = made
+    ordered = {kind: sorted(rows.values(), key=lambda one: -one.mean(LEAD)) for kind, rows in found.items()}
+    return [Board(kind, (*rows,)) for kind, rows in ordered.items()]
+
+
+def _has(card: ResultCard, attack: str) -> bool:
+    return attack in {column.name for column in card.columns}
+
+
+def placed(found: Sequence[Board], card: ResultCard) -> tuple[Board | None, list[str]]:
+    """Return the board that a card belongs to with the card in it, or None and the reasons to refuse it."""
+    refused = [(board, [*_differs(board, card)]) for board in found]
+    board, reasons = min(refused, key=lambda one: len(one[1]), default=(None, ["there is no board yet"]))
+    reasons = [*reasons, *_faults(card)]
+    if board is None or reasons:
+        near = [] if board is None else [f"the nearest board is {board.kind.title}"]
+        return None, [*reasons, *near]
+    return board.joined(Contender(submitted(card), {card.seed or 0: card})), []
+
+
+def submitted(card: ResultCard) -> str:
+    """The label of a card that was handed in."""
+    return f"{card.method} (submitted)"
+
+
+def _differs(board: Board, card: ResultCard) -> Iterator[str]:
+    """In what a card is not comparable with a board."""
+    other = board.rows[0].card
+    facts = {
+        "test images (SHA-256)": (card.data["test_sha256"], other.data["test_sha256"]),
+        "training counts": (card.data.get("train_class_counts"), other.data.get("train_class_counts")),
+        "network": (card.model["name"], other.model["name"]),
+        "protocol": (card.protocol, other.protocol),
+        "threat": (card.threat, other.threat),
+        "rule that chose the epoch": (card.model.get("selection"), other.model.get("selection")),
+    }
+    for name, (ours, theirs) in facts.items():
+        if ours != theirs:
+            yield f"{name}: got {_short(ours)}; the board has {_short(theirs)}"
+    for attack in ("clean", LEAD):
+        if not _has(card, attack):
+            yield f"attack {attack}: the card has none; allowed: taet evaluate RUN --attacks clean {LEAD}"
+        elif card.column(attack).identity != other.column(attack).identity:
+            yield f"attack {attack}: other settings than the board's"
+    if any(
+        card.model["weights_sha256"] == one.model["weights_sha256"] for row in board.rows for one in row.cards.values()
+    ):
+        yield "weights: these are on the board already"
+
+
+def _faults(card: ResultCard) -> Iterator[str]:
+    """What is wrong with a card anywhere."""
+    if not card.sealed:
+        yield "checksum: the card has none, so it may have been changed; evaluate again"
+    if card.model.get("leak") and card.model.get("selection") != "best-test":
+        yield "test images: the epoch was chosen on them"
+    raised = [flag["flag"] for flag in card.flags if flag["flag"] in MASKING]
+    if raised:
+        yield f"flags: {listed(raised)}; explain them with taet audit first"
+
+
+def _short(value: object) -> str:
+    text = words(value) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

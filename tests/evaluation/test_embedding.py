@@ -1,0 +1,89 @@
+"""Features and logits in two dimensions: the same for the same seed, with numbers of the space itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from taet.config import Run
+from taet.errors import UserError
+from taet.evaluation import embedding
+from taet.evaluation.embedding import Embedding, embed
+from taet.report import embeddings, figures
+from taet.training import train
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("embedded") / "run"
+    train(tiny("at", {"training.epochs": 1}), out=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(run: Path) -> Embedding:
+    return embed(run, "pgd-2", images=5)
+
+
+def test_the_same_seed_gives_the_same_picture(run: Path, made: Embedding) -> None:
+    again = embed(run, "pgd-2", images=5)
+    assert again == made
+    with figures.style():
+        pictures = {figures.picture(embeddings.draw([one, one], ["a", "b"]), "svg") for one in (made, again)}
+    assert len(pictures) == 1
+    assert b"silhouette" in pictures.pop()
+
+
+def test_it_holds_both_sides_of_the_first_images_of_each_class(made: Embedding) -> None:
+    assert {*made.points} == {*made.numbers} == {"clean", "attacked"}
+    assert np.bincount(made.labels).max() <= 5
+    assert len(made.points["clean"]) == len(made.labels) == len(made.predictions["attacked"])
+    labels, answers = np.array(made.labels), np.array(made.predictions["clean"])
+    recalls = [np.mean(answers[labels == c] == c) for c in np.unique(labels)]
+    assert made.numbers["clean"]["accuracy"] == pytest.approx(np.mean(recalls))
+
+
+def test_classes_and_space_can_be_chosen(run: Path) -> None:
+    found = embed(run, "fgsm", of="logits", classes=["3", "1"], images=4)
+    assert {*found.labels} == {1, 3}
+    assert found.of == "logits"
+
+
+def test_it_is_read_as_it_was_written_and_checked(made: Embedding, tmp_path: Path) -> None:
+    path = tmp_path / "embedding.json"
+    path.write_text(json.dumps(made.to_json()))
+    assert embedding.load(path) == made
+    damages = ({"labels": made.labels[1:]}, {"labels": [99] * len(made.labels)}, {"numbers": {}})
+    for damage in (*damages, {"weights_sha256": "x"}):
+        path.write_text(json.dumps(made.to_json() | damage))
+        with pytest.raises(UserError, match=r"embedding\.json: .*allowed"):
+            embedding.load(path)
+
+
+def test_numbers_tell_separate_classes_from_mixed_ones() -> None:
+    labels = np.repeat([0, 1], 20)
+    apart = np.random.default_rng(0).normal(size=(40, 3)) + 20 * labels[:, None]
+    found = embedding._numbers(apart, labels, labels, 0)
+    assert found["accuracy"] == found["linear_separability"] == 1
+    assert found["silhouette"] > 0.8
+    mixed = embedding._numbers(np.ones((40, 3)), labels, np.zeros(40, dtype=np.int64), 0)
+    assert mixed == {"accuracy": 0.5, "silhouette": 0.0, "linear_separability": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attack": "autoattack"}, "leaves an image that it cannot break"),
+        ({"attack": "clean"}, "which makes no examples"),
+        ({"classes": ["one"]}, "unknown class 'one'"),
+        ({"classes": ["1"]}, "got one class; allowed: two or more"),
+        ({"images": 1}, "got 1 test images of class"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(run: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        embed(run, **({"attack": "fgsm"} | changes))  # type: ignore[arg-type]

@@ -1,0 +1,102 @@
+"""Drawings of the items: every kind has its figure, from a store of smoke runs and from committed cards alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import taet
+from taet.errors import UserError
+from taet.reproduce import Store, figures, items, scales
+from taet.reproduce.manifest import Item, chosen, row_from
+from taet.reproduce.render import Filled
+from taet.reproduce.session import Session
+from taet.reproduce.site import _drawings
+
+Fill = Callable[[Item], Store]
+SMOKE = scales()["smoke"]
+KINDS = {
+    "taet/figure1": ["Clean", "Under pgd-2", "at-bsl", "taet"],
+    "taet/figure2": ["Balanced accuracy, clean", "Balanced accuracy, pgd-1", "at-bsl", "taet"],
+    "reat/figure3": ["at-bsl", "reat", "Each class"],
+}
+pytestmark = pytest.mark.usefixtures("outlined")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_of_figure_is_drawn_from_runs(smoke: Fill, name: str) -> None:
+    store, item = smoke(items()[name]), items()[name]
+    found = figures.drawings(store, SMOKE, item)
+    titles = [panel.title for panel in found.panels]
+    assert [title for title in titles if title in KINDS[name]] == KINDS[name]
+    ids = [part.split('"')[0] for panel in found.panels for part in panel.svg.split('id="')[1:]]
+    assert len(ids) == len({*ids})
+    page = "".join(_drawings(found, SMOKE))
+    assert page.count("<figure>") == len(titles)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", [name for name in items() if name not in KINDS])
+def test_every_item_has_a_figure(smoke: Fill, name: str) -> None:
+    item = items()[name]
+    assert figures.drawings(smoke(item), SMOKE, item).panels
+
+
+def test_nothing_is_drawn_without_runs(tmp_path: Path) -> None:
+    assert all(figures.drawings(Store(tmp_path, []), SMOKE, item).panels == () for item in items().values())
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "numbers"),
+    [
+        ("taet/figure7", "epochs", [0, 20, 40, 60, 80]),
+        ("taet/figure9", "steps", [5, 10, 20, 30, 40]),
+        ("taet/table9", "train steps", [5, 10, 20, 30, 40]),
+        ("taet/table10", "train step size", [1 / 255, 2 / 255, 3 / 255]),
+        ("taet/table5", "imbalance ratio", [10, 20, 50, 100] * 2),
+        ("taet/table1", None, None),
+        ("taet/table4", None, None),
+        ("reat/table2", None, None),
+    ],
+)
+def test_rows_that_differ_in_one_number_are_drawn_against_it(name: str, axis: str | None, numbers: object) -> None:
+    item = items()[name]
+    found = figures.setting_of([Filled(row, label, ()) for row, label in zip(item.rows, item.labels, strict=True)])
+    if axis is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert found[0] == axis
+        assert sorted(found[1]) == pytest.approx(sorted(numbers))  # type: ignore[call-overload]
+
+
+def test_numbers_are_drawn_with_their_intervals(smoke: Fill) -> None:
+    (item,) = chosen(["taet/table1"], ["at-bsl", "taet"])
+    titles = [panel.title for panel in figures.drawings(smoke(item), SMOKE, item).panels]
+    assert titles == ["Each row", "Clean accuracy and pgd-20"]
+
+
+def test_an_embedding_is_kept_shown_and_saved_with_its_run(smoke: Fill, tmp_path: Path) -> None:
+    item = items()["reat/figure7"]
+    item = dataclasses.replace(item, rows=(row_from({"method": "at-bsl"}, "REAT"),))
+    store = smoke(item)
+    session = Session(store, SMOKE, [item], lambda _: None)
+    session._embed(item)
+    (one,) = session.cells
+    kept = store.embedding(one, "features")
+    assert kept is not None
+    assert kept.attack == "pgd-2"
+    assert figures.drawings(store, SMOKE, item).panels[0].title == "at-bsl, t-SNE of features, pgd-2"
+    session.save(tmp_path / "results")
+    other = Store(tmp_path / "none", [tmp_path / "results"])
+    assert other.embedding(other.cells(SMOKE, item.rows[0], ["clean"])[0], "features") == kept
+    assert taet.report.write([*(tmp_path / "results").glob("*_seed0-????????.json")], tmp_path / "page.html").exists()
+
+    (path,) = (tmp_path / "results").glob("*.embedding-features.json")
+    path.write_text(json.dumps(kept.to_json() | {"weights_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="is about other weights than the card"):
+        other.embedding(other.cells(SMOKE, item.rows[0], ["clean"])[0], "features")

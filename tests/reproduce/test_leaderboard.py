@@ -1,0 +1,72 @@
+"""The leaderboard, and a card from elsewhere: where it stands, or why it is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from taet.evaluation.card import ResultCard
+from taet.reproduce import Store, scales
+from taet.reproduce.leaderboard import Board, boards, placed, submitted
+from taet.reproduce.site import _leaderboard
+
+
+@pytest.fixture(scope="module")
+def found(committed: Store) -> Sequence[Board]:
+    return boards(committed, [scales()["mini"]])
+
+
+def handed_in(found: Sequence[Board], **changes: Any) -> ResultCard:
+    """The first card of the first board with other weights."""
+    card = found[0].rows[0].card
+    changed = {"model": {**card.model, "weights_sha256": "0" * 64}, "flags": ()} | changes
+    return dataclasses.replace(card, **changed)
+
+
+def test_a_comparable_card_is_placed(found: Sequence[Board]) -> None:
+    card = handed_in(found)
+    board, reasons = placed(found, card)
+    assert reasons == []
+    assert board is not None
+    assert len(board.rows) == len(found[0].rows) + 1
+    row = next(one for one in board.rows if one.label == submitted(card))
+    assert "–" in board.rank(row), "equal answers cannot be told apart"
+    assert any(line[0] == f"{card.method} (submitted)" for line in board.table().rows)
+
+
+def test_each_reason_to_refuse_is_a_line(found: Sequence[Board]) -> None:
+    card = found[0].rows[0].card
+    board, reasons = placed(found, card)
+    assert board is None
+    assert reasons[0] == "weights: these are on the board already"
+    changes: dict[str, dict[str, Any]] = {
+        "test images (SHA-256)": {"data": {**card.data, "test_sha256": "0" * 64}},
+        "training counts": {"data": {**card.data, "train_class_counts": [1] * 10}},
+        "network": {"model": {**card.model, "name": "resnet18", "weights_sha256": "0" * 64}},
+        "protocol": {"protocol": "other"},
+        "threat": {"threat": {"norm": "l2", "eps": 0.5}},
+        "checksum": {"sealed": False},
+        "flags": {"flags": ({"flag": "zero-gradients", "text": "zero"},)},
+        "attack autoattack": {"columns": tuple(column for column in card.columns if column.name != "autoattack")},
+    }
+    for name, change in changes.items():
+        board, reasons = placed(found, handed_in(found, **change))
+        assert board is None, name
+        assert [reason.partition(":")[0] for reason in reasons[:-1]] == [name]
+        assert reasons[-1].startswith("the nearest board is cifar10-lt, imbalance ratio ")
+
+
+def test_without_a_board_there_is_a_reason(found: Sequence[Board]) -> None:
+    assert placed([], handed_in(found)) == (None, ["there is no board yet"])
+
+
+def test_its_page_can_be_filtered_without_a_script(found: Sequence[Board]) -> None:
+    other = Board(found[0].kind._replace(data="cifar100-lt"), found[0].rows)
+    page = _leaderboard([found[0], other])
+    assert "<script" not in page
+    assert "main:has(#by-data-1:checked) .board:not(.by-data-1){display:none}" in page
+    assert page.count('class="board ') == 2
+    assert "by-scale" not in page.split("</style>")[1].split("<div")[0], "one value needs no choice"
