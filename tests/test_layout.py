@@ -219,7 +219,8 @@ def test_a_class_name_is_used_once() -> None:
 # Abstention: 390. What-if: 270.
 # Publishing and loading: 500. Tuning: 480.
 # Runs from files, sections of --help, and sequences: 240.
-MOST_LINES = 39_340
+# Figures of the papers, embeddings and the leaderboard: 1,230.
+MOST_LINES = 40_570
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

@@ -83,7 +83,7 @@ def published(
 
 
 # As published; what a method leaves to the protocol `taet` is in words in its docstring.
-HARL = published((100, 128, 0.1, (75, 90), 5e-4), (0.031, 0.003, 10, "gaussian"), "data")
+HARL = published((100, 128, 0.1, (75, 90), 5e-4), (0.031, 0.003, 10, "gaussian"))
 TAET_ATTACK = (8 / 255, 2 / 255, 10, "gaussian")  # of those that have an attack of their own
 OFFICIAL: dict[str, dict[str, Any]] = {
     "adt": published((76, 64, 0.1, (74,), 2e-4), TAET_ATTACK),
@@ -94,10 +94,10 @@ OFFICIAL: dict[str, dict[str, Any]] = {
     "gairat": published((120, 128, 0.1, (59, 89), 2e-4), (0.031, 0.007, 10, "uniform")),
     "harl": HARL,
     "he": published((77, 128, 0.1, (74,), 5e-4), (0.031, 0.007, 10, "gaussian"), "data", method__scale=10.0),
-    "las-at": published((110, 128, 0.1, (99, 104), 5e-4), TAET_ATTACK, "data", method__width=64),
+    "las-at": published((110, 128, 0.1, (99, 104), 5e-4), TAET_ATTACK, method__width=64),
     "mart": published((120, 128, 0.01, (74, 89, 99), 3.5e-3), (0.031, 0.007, 10, "gaussian")),
     "reat": published((80, 128, 0.1, (60, 75), 5e-4), (8 / 255, 2 / 255, 10, "uniform")),
-    "robal": published((80, 64, 0.1, (60, 75), 2e-4), (0.031, 0.0078, 5, "positive")),
+    "robal": published((80, 64, 0.1, (59, 74), 2e-4), (0.031, 0.0078, 5, "positive")),
     "taet": HARL,
     "trades": published((76, 128, 0.1, (74,), 2e-4), (0.031, 0.007, 10, "gaussian")),
 }

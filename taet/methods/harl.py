@@ -33,6 +33,7 @@ class Harl(Method):
     title = "HARL"
     reference = "TAET, CVPR 2025, arXiv:2503.01924"
     official: ClassVar[Overrides] = {
+        "model.normalize": "none",
         "threat.eps": 0.031,
         "threat.step_size": 0.003,
         "threat.steps": 10,

@@ -108,6 +108,7 @@ class LearnableAttackStrategy(Method):
     )
     label_attack = False
     official: ClassVar[Overrides] = {
+        "model.normalize": "none",
         "threat.eps": 8 / 255,
         "threat.bn_mode": "eval",
         "training.epochs": 110,

@@ -73,7 +73,7 @@ class RoBal(Method):
         "training.lr": 0.1,
         "training.momentum": 0.9,
         "training.weight_decay": 2e-4,
-        "training.milestones": (60 / 80, 75 / 80),
+        "training.milestones": (59 / 80, 74 / 80),  # epochs from 0
     }
 
     @dataclass(frozen=True)

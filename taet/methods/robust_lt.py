@@ -53,6 +53,9 @@ class RobustLT(ClassBudgets):
     thus scales the whole budget: it is 0 in the first epoch, whose examples are the clean images, and from epoch
     b E + 1 on its mean over the training images is eps. Evaluation uses eps for every class.
 
+    a and b are those of CIFAR-10 in the public code. It has others for CIFAR-100, a 0.4 and b 0.6 with every base, and
+    for Tiny-ImageNet, a 0.4 and b from 0.2 to 0.8 by base: the paper's numbers there need the options.
+
     There are no published settings for the profile `official`: run the base method under it.
     """
 

@@ -10,6 +10,7 @@ from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
+from taet import metrics
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.evaluation.paired import Difference
@@ -24,6 +25,9 @@ Group = Literal["head", "body", "tail"]
 SIGNIFICANT_ORDER = 0.5
 """Rank correlation above which a published order holds; below 0 it does not."""
 FEWEST_IN_ORDER = 5
+WIDTHS_OF = "cifar10-lt-ir10/at-bsl.json"
+TAET_TEST = (1000, 774, 599, 464, 359, 278, 215, 166, 129, 100)
+"""Test images of each class in TAET's long-tailed CIFAR-10, imbalance ratio 10: 4,084."""
 
 
 class OrderEntry(TypedDict):
@@ -300,11 +304,35 @@ def findings(store: Store, scales: Sequence[Scale]) -> str:
     parts = [
         HEAD.format(counts=counts, claims=len(found)),
         *(_section(word, [name for name in found if found[name].word == word], found, store) for word in WORDS),
+        _protocols(store),
         "## Errata and open points of the papers\n",
         *(f"- {paper}: {note}" for paper, notes in errata().items() for note in notes),
         *(f"- **{name}**: {note}" for name, item in items().items() for note in item.notes),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _protocols(store: Store) -> str:
+    """What the papers' ways of testing do to a number, on the recalls of one committed model."""
+    lines = ["## How the papers test\n"]
+    for path in (path for folder in store.results for path in folder.glob(WIDTHS_OF)):
+        recalls = load_card(path).summary("autoattack").per_class
+        counts = {"balanced": np.full(len(recalls), sum(TAET_TEST) // len(recalls)), "long-tailed": np.array(TAET_TEST)}
+        wide = []
+        for name, total in counts.items():
+            low, high = metrics.balanced_interval(np.round(recalls * total), total)
+            wide.append(f"{name} {100 * (high - low):.1f} points ({total.min()} to {total.max()} images of a class)")
+        rarest = [metrics.wilson_interval(np.round(recalls[-1:] * total[-1]), total[-1:]) for total in counts.values()]
+        tail = [f"{100 * float(high[0] - low[0]):.1f}" for low, high in rarest]
+        said = f"Interval of balanced accuracy under AutoAttack, with the recalls of results/{WIDTHS_OF}"
+        lines.append(f"- **Long-tailed against balanced test set** (TAET, 5). {said}: {'; '.join(wide)}.")
+        lines.append(f"  - Interval of the rarest class: {tail[0]} points balanced, {tail[1]} long-tailed.")
+    why = "not tested: it takes runs that keep both their best epoch on test images and that on validation images"
+    lines.append(f"- **Selection on the test set** (REAT, public code). {sentence(why)}")
+    lines.append(
+        "  - Such a run is marked as a leak here, and its card joins only a leaderboard of cards that were chosen so.\n"
+    )
+    return "\n".join(lines)
 
 
 def best_verdict(claim: Claim, store: Store, scales: Sequence[Scale]) -> Verdict:

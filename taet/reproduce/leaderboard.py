@@ -61,7 +61,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Board:
+class Standings:
     """Runs that are compared, best first."""
 
     kind: Kind
@@ -100,12 +100,12 @@ class Board:
             str(len(one.cards)),
         )
 
-    def joined(self, one: Contender) -> Board:
+    def joined(self, one: Contender) -> Standings:
         """The board with another row."""
         return replace(self, rows=tuple(sorted((*self.rows, one), key=lambda row: -row.mean(LEAD))))
 
 
-def boards(store: Store, scales: Sequence[Scale]) -> list[Board]:
+def boards(store: Store, scales: Sequence[Scale]) -> list[Standings]:
     """Every board that has a run under AutoAttack."""
     found: dict[Kind, dict[str, Contender]] = {}
     for scale in scales:
@@ -125,14 +125,14 @@ def boards(store: Store, scales: Sequence[Scale]) -> list[Board]:
                 if held.published is None and made.published is not None:
                     found[kind][cells[0].key] = made
     ordered = {kind: sorted(rows.values(), key=lambda one: -one.mean(LEAD)) for kind, rows in found.items()}
-    return [Board(kind, (*rows,)) for kind, rows in ordered.items()]
+    return [Standings(kind, (*rows,)) for kind, rows in ordered.items()]
 
 
 def _has(card: ResultCard, attack: str) -> bool:
     return attack in {column.name for column in card.columns}
 
 
-def placed(found: Sequence[Board], card: ResultCard) -> tuple[Board | None, list[str]]:
+def placed(found: Sequence[Standings], card: ResultCard) -> tuple[Standings | None, list[str]]:
     """Return the board that a card belongs to with the card in it, or None and the reasons to refuse it."""
     refused = [(board, [*_differs(board, card)]) for board in found]
     board, reasons = min(refused, key=lambda one: len(one[1]), default=(None, ["there is no board yet"]))
@@ -148,7 +148,7 @@ def submitted(card: ResultCard) -> str:
     return f"{card.method} (submitted)"
 
 
-def _differs(board: Board, card: ResultCard) -> Iterator[str]:
+def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
     """In what a card is not comparable with a board."""
     other = board.rows[0].card
     facts = {

@@ -10,7 +10,7 @@ from taet.formatting import words
 from taet.report.series import Series
 from taet.reproduce.claims import WORDS, Claim, Verdict, best_verdict, claims, elsewhere, sentence, verdict
 from taet.reproduce.figures import Drawings, drawings
-from taet.reproduce.leaderboard import Board, Kind, boards
+from taet.reproduce.leaderboard import Kind, Standings, boards
 from taet.reproduce.manifest import Item, Scale, errata, items
 from taet.reproduce.render import filled, tables, what_differs
 from taet.reproduce.session import overview
@@ -55,7 +55,7 @@ def _index(store: Store, found: Mapping[str, Verdict]) -> str:
     return _page("Adversarial robustness under long-tailed data, reproduced", [lead, text])
 
 
-def _leaderboard(found: Sequence[Board]) -> str:
+def _leaderboard(found: Sequence[Standings]) -> str:
     """The boards, with choices that need no script: a style hides what is not chosen, and without it all are shown."""
     if not found:
         return _page("Leaderboard", ["<p>No run.</p>"])

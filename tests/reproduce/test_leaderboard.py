@@ -10,23 +10,23 @@ import pytest
 
 from taet.evaluation.card import ResultCard
 from taet.reproduce import Store, scales
-from taet.reproduce.leaderboard import Board, boards, placed, submitted
+from taet.reproduce.leaderboard import Standings, boards, placed, submitted
 from taet.reproduce.site import _leaderboard
 
 
 @pytest.fixture(scope="module")
-def found(committed: Store) -> Sequence[Board]:
+def found(committed: Store) -> Sequence[Standings]:
     return boards(committed, [scales()["mini"]])
 
 
-def handed_in(found: Sequence[Board], **changes: Any) -> ResultCard:
+def handed_in(found: Sequence[Standings], **changes: Any) -> ResultCard:
     """The first card of the first board with other weights."""
     card = found[0].rows[0].card
-    changed = {"model": {**card.model, "weights_sha256": "0" * 64}, "flags": ()} | changes
+    changed = {"model": {**card.model, "weights_sha256": "0" * 64}, "flags": (), "sealed": True} | changes
     return dataclasses.replace(card, **changed)
 
 
-def test_a_comparable_card_is_placed(found: Sequence[Board]) -> None:
+def test_a_comparable_card_is_placed(found: Sequence[Standings]) -> None:
     card = handed_in(found)
     board, reasons = placed(found, card)
     assert reasons == []
@@ -37,7 +37,7 @@ def test_a_comparable_card_is_placed(found: Sequence[Board]) -> None:
     assert any(line[0] == f"{card.method} (submitted)" for line in board.table().rows)
 
 
-def test_each_reason_to_refuse_is_a_line(found: Sequence[Board]) -> None:
+def test_each_reason_to_refuse_is_a_line(found: Sequence[Standings]) -> None:
     card = found[0].rows[0].card
     board, reasons = placed(found, card)
     assert board is None
@@ -59,12 +59,12 @@ def test_each_reason_to_refuse_is_a_line(found: Sequence[Board]) -> None:
         assert reasons[-1].startswith("the nearest board is cifar10-lt, imbalance ratio ")
 
 
-def test_without_a_board_there_is_a_reason(found: Sequence[Board]) -> None:
+def test_without_a_board_there_is_a_reason(found: Sequence[Standings]) -> None:
     assert placed([], handed_in(found)) == (None, ["there is no board yet"])
 
 
-def test_its_page_can_be_filtered_without_a_script(found: Sequence[Board]) -> None:
-    other = Board(found[0].kind._replace(data="cifar100-lt"), found[0].rows)
+def test_its_page_can_be_filtered_without_a_script(found: Sequence[Standings]) -> None:
+    other = Standings(found[0].kind._replace(data="cifar100-lt"), found[0].rows)
     page = _leaderboard([found[0], other])
     assert "<script" not in page
     assert "main:has(#by-data-1:checked) .board:not(.by-data-1){display:none}" in page

@@ -17,7 +17,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.paired import Difference, difference
 from taet.reproduce import Store, claims, items, render, scales, site
-from taet.reproduce.leaderboard import Board, Contender, Kind
+from taet.reproduce.leaderboard import Contender, Kind, Standings
 from taet.reproduce.manifest import Item, chosen, row_from
 from taet.reproduce.session import Session, overview, state_of
 from taet.reproduce.tables import FORMS, TextTable, rendered
@@ -231,6 +231,8 @@ def test_the_findings_have_every_claim_and_every_erratum(root: Path) -> None:
     assert all(f"**{name}** " in text for name in claims.claims())
     assert all(note in text for item in items().values() for note in item.notes)
     assert "committed cards exceed the bound" in text
+    assert "**Selection on the test set** (REAT, public code). Not tested" in text
+    assert "Interval of the rarest class: 5.6 points balanced, 11.4 long-tailed." in text
 
 
 def test_rows_of_the_leaderboard_that_cannot_be_told_apart_share_ranks(committed: Store) -> None:
@@ -240,10 +242,10 @@ def test_rows_of_the_leaderboard_that_cannot_be_told_apart_share_ranks(committed
     assert cards[1] is not None
     found = [Contender(row.method, {0: card}) for row, card in zip(rows, cards, strict=True) if card is not None]
     kind = Kind("mini", "reat", "cifar10-lt", 50.0, "resnet18")
-    board = Board(kind, (found[1], found[0]))
+    board = Standings(kind, (found[1], found[0]))
     assert cards[1].compare(cards[0], "autoattack").decided
     assert [(row[0], row[1]) for row in board.table().rows] == [("at", "1"), ("at-bsl", "2")]
-    alike = Board(kind, (Contender("at-bsl", {0: cards[0]}), Contender("at", {0: cards[0]})))
+    alike = Standings(kind, (Contender("at-bsl", {0: cards[0]}), Contender("at", {0: cards[0]})))
     assert [row[1] for row in alike.table().rows] == ["1–2"] * 2
 
 
