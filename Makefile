@@ -5,6 +5,7 @@
 # make fuzz       changed files and command lines for SECONDS=60, each of which must end well or in one line
 # make check      lint and types
 # make bench      speed beside the plain loops, below 15 minutes; fails where a ratio fell by more than 15 %
+# make docs       the documentation as a site, build/site/index.html; a link that leads nowhere is an error
 # make lock       renew requirements.lock from pyproject.toml, with the hashes of all files
 # make sbom       renew sbom.cdx.json, the software bill of materials (CycloneDX)
 # make wheel      build the wheel of the last commit; built twice, it has one SHA-256
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all test-avx2 fuzz check bench lock sbom wheel clean
+.PHONY: demo test test-all test-avx2 fuzz check bench docs lock sbom wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/taet demo
@@ -47,6 +48,16 @@ check: $(INSTALLED)
 # The figures count on a machine that does nothing else.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py
+
+# mkdocs has an environment of its own, so that nothing else depends on its packages.
+docs: $(INSTALLED) .docs-venv/.installed
+	$(BIN)/python docs/site.py
+	.docs-venv/bin/mkdocs build --strict --quiet
+
+.docs-venv/.installed: docs/requirements.lock
+	$(PYTHON) -m venv .docs-venv
+	.docs-venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
+	touch $@
 
 $(INSTALLED): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -87,4 +98,4 @@ wheel: $(INSTALLED)
 	cd dist && sha256sum *.whl
 
 clean:
-	rm -rf $(VENV) .lock-venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .lock-venv .docs-venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,5 @@
-"""Write docs/methods/, one page per method, docs/losses.md, docs/findings.md, and the attacks of docs/evaluation.md.
+"""Write docs/methods/, one page per method, docs/losses.md, docs/findings.md, the attacks of docs/evaluation.md,
+and the differences of docs/which-method.md.
 
 A method's page comes from its source, the golden numbers, the measured cost and the result cards; the page of the
 losses from their docstrings.
@@ -24,12 +25,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
-from taet import bounds, config, losses, methods, protocols, registry, reproduce
+import numpy as np
+
+from taet import bounds, config, losses, methods, metrics, protocols, registry, reproduce
 from taet.attacks import catalogue
 from taet.attacks.spec import AttackSpec, option_fields
 from taet.config import Outer
 from taet.errors import UserError
-from taet.evaluation import ResultCard
+from taet.evaluation import ResultCard, paired
+from taet.formatting import points
 from taet.methods import Method, Task
 from taet.reproduce.claims import findings
 
@@ -38,7 +42,10 @@ PAGES = ROOT / "docs" / "methods"
 LOSSES = ROOT / "docs" / "losses.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
 FINDINGS = ROOT / "docs" / "findings.md"
-END = "<!-- end of attacks -->"
+CHOICE = ROOT / "docs" / "which-method.md"
+COMPARED = "digits-lt-methods"
+"""The comparison of the most methods with several seeds."""
+END, END_OF_CHOICE = "<!-- end of attacks -->", "<!-- end of differences -->"
 COST = ROOT / "results" / "cost.json"
 OUTERS = get_args(get_type_hints(Outer)["name"])
 # Golden numbers of losses and attacks that a method is made of; those in its own test file are found there.
@@ -408,12 +415,49 @@ def evaluation_page() -> str:
     return f"{begin}{HEAD}\n\n{attack_tables()}\n\n{END}{end}"
 
 
+def versus_at() -> str:
+    """Every row of a comparison less AT, clean, under AutoAttack and on the tail: decided better, worse, or not."""
+    cards = results().cards_by_row(ROOT / "results" / COMPARED, variants=False)
+    base = cards.pop(next(row for row, of in cards.items() if of[0].method == "at"))
+    parts = {"clean": ("clean", False), "AutoAttack": ("autoattack", False), "tail, AutoAttack": ("autoattack", True)}
+    found: dict[str, dict[str, paired.Difference]] = {}
+    for row, mine in cards.items():
+        counts = mine[0].data["train_class_counts"]
+        assert counts is not None
+        tail = np.isin(mine[0].labels, metrics.class_groups(counts)["tail"])
+        found[row] = {}
+        for head, (column, only_tail) in parts.items():
+            kept = tail if only_tail else np.ones_like(tail)
+            sides = ([card.column(column).correct[kept] for card in side] for side in (mine, base))
+            found[row][head] = paired.difference(*sides, mine[0].labels[kept], mine[0].num_classes)
+    lines = [
+        (
+            row,
+            *(f"{_verdict(one)} {points(one.value)} ({points(one.low)} to {points(one.high)})" for one in of.values()),
+        )
+        for row, of in sorted(found.items(), key=lambda pair: -pair[1]["AutoAttack"].value)
+    ]
+    return table(("row", *parts), lines)
+
+
+def _verdict(one: paired.Difference) -> str:
+    return "undecided" if not one.decided else "**better**" if one.value > 0 else "worse"
+
+
+def choice_page() -> str:
+    """The page of the choice of a method with its table renewed."""
+    begin, rest = CHOICE.read_text(encoding="utf-8").split(HEAD)
+    _, end = rest.split(END_OF_CHOICE)
+    return f"{begin}{HEAD}\n\n{versus_at()}\n\n{END_OF_CHOICE}{end}"
+
+
 def pages() -> dict[Path, str]:
     """Every page and its text."""
     found = {PAGES / f"{name}.md": page(name) for name in registry.entries("methods")}
     known = [scale for scale in reproduce.scales().values() if scale.name != "smoke"]
     found[FINDINGS] = findings(reproduce.Store(ROOT / "runs" / "none", [ROOT / "results"]), known)
-    return {PAGES / "README.md": index(), **found, LOSSES: loss_page(), EVALUATION: evaluation_page()}
+    found |= {LOSSES: loss_page(), EVALUATION: evaluation_page(), CHOICE: choice_page()}
+    return {PAGES / "README.md": index(), **found}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""The site: every link leads somewhere, every public function has its section, and the tutorial runs as it is written."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import taet
+from taet.cli import main
+
+ROOT = Path(__file__).parents[1]
+TUTORIAL = sorted((ROOT / "docs" / "tutorial").glob("[1-9]-*.md"))
+MKDOCS = shutil.which("mkdocs", path=ROOT / ".docs-venv" / "bin") or shutil.which("mkdocs")
+
+
+@pytest.fixture(scope="module")
+def site() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "docs" / "site.py"))
+
+
+@pytest.fixture(scope="module")
+def pages(site: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages of the site with what they link to."""
+    folder = tmp_path_factory.mktemp("pages")
+    site["write"](folder)
+    return folder
+
+
+def test_pages_lie_as_in_the_repository_with_what_they_link_to(pages: Path) -> None:
+    for page in pages.rglob("*.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", re.sub(r"```.*?```", "", page.read_text(), flags=re.S)):
+            assert (page.parent / target).exists(), f"{page.relative_to(pages)}: {target}"
+
+
+def test_every_public_function_has_its_section(pages: Path) -> None:
+    text = (pages / "docs" / "api.md").read_text()
+    names = re.findall(r"^## (\S+)$", text, re.M)
+    assert len(names) == len(set(names)) > 100
+    for name in ("taet.train", "taet.deployment.thresholds", "taet.losses.balanced_softmax", "taet.metrics.accuracy"):
+        assert name in names
+    assert {f"taet.{name}" for name in taet._LAZY} <= {*names}
+    assert "Return the predicted class of every image" in text
+    assert "0x" not in text  # no address of an object, which would change from run to run
+
+
+def test_the_navigation_names_pages_that_exist(pages: Path) -> None:
+    listed = re.findall(r"\S+\.md$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert len(listed) == len(set(listed)) > 50
+    assert {*listed} <= {str(page.relative_to(pages)) for page in pages.rglob("*.md")}
+
+
+@pytest.mark.skipif(MKDOCS is None, reason="mkdocs is not installed: make docs installs it")
+def test_the_site_is_built_without_a_warning(pages: Path, tmp_path: Path) -> None:
+    settings = (ROOT / "mkdocs.yml").read_text().replace("build/pages", str(pages))
+    (tmp_path / "mkdocs.yml").write_text(settings.replace("build/site", str(tmp_path / "site")))
+    assert MKDOCS is not None
+    call = [MKDOCS, "build", "--strict", "--config-file", str(tmp_path / "mkdocs.yml")]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "docs" / "tutorial" / "5-deploy.html").exists()
+
+
+@pytest.mark.full
+def test_the_tutorial_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "\n".join(page.read_text() for page in TUTORIAL)
+    study = re.search(r"`study.toml`:\n\n```toml\n(.*?)```", text, re.S)
+    assert study is not None
+    (tmp_path / "study.toml").write_text(study[1])
+    calls = re.findall(r"^    taet (.*)$", text, re.M)
+    assert len(calls) > 8
+    for call in calls:
+        assert main(shlex.split(call)) == 0, call
+    for made in ("counts.png", "report.html", "runs/digits/report.html", "runs/study/report.html", "answered.csv"):
+        assert (tmp_path / made).exists(), made
+    assert "answered" in (tmp_path / "answered.csv").read_text().splitlines()[0]
