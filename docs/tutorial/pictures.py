@@ -1,6 +1,6 @@
 """Draw the pictures of the tutorial from the folder in which its commands were run.
 
-    python docs/tutorial/pictures.py FOLDER [--browser chromium]
+python docs/tutorial/pictures.py FOLDER [--browser chromium]
 """
 
 from __future__ import annotations
