@@ -1,4 +1,4 @@
-"""The site: every link leads somewhere, every public function has its section, and the tutorial runs as it is written."""
+"""The site: every link leads somewhere, every public function has its section, and the tutorial runs."""
 
 from __future__ import annotations
 
