@@ -32,6 +32,7 @@ from taet.cli import (
     predict,
     push,
     reproduce,
+    track,
     transfer,
     tune,
 )
@@ -56,6 +57,7 @@ READ = {
     "predict": predict.read,
     "push": push.read,
     "reproduce": reproduce.read,
+    "track": track.read,
     "transfer": transfer.read,
     "tune": tune.read,
 }

@@ -217,10 +217,10 @@ def test_a_class_name_is_used_once() -> None:
 # recipes and the first hour (2,600). taet gate: 150.
 # Images that are not square: 110.
 # Abstention: 390. What-if: 270.
-# Publishing and loading: 500. Tuning: 480.
+# Publishing and loading: 500. Tuning: 480. Trackers: 240.
 # Runs from files, sections of --help, and sequences: 240.
 # Figures of the papers, embeddings and the leaderboard: 1,230.
-MOST_LINES = 40_570
+MOST_LINES = 40_810
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:
