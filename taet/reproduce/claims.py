@@ -94,6 +94,8 @@ class Claim:
         if "order" in self.entry:
             item = self.entry["order"]["item"]
             return f"Spearman's correlation with the order of {item} is above {SIGNIFICANT_ORDER:g}; below 0 it fails"
+        if "open" in self.entry:
+            return "not written as a comparison of runs yet"
         if not self.is_tested:
             return "a proof" if "theorem" in self.entry else "decided without a comparison of runs"
         of = f" of {self.entry['group']} classes" if "group" in self.entry else ""
