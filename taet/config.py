@@ -171,7 +171,8 @@ class Model(Settings):
     """First layers of a residual network: 3x3 at full resolution (cifar), or 7x7 and pooling to a quarter (imagenet).
     auto: imagenet for images of 96 pixels or more."""
     weights: str | None = None
-    """File of pretrained weights (.safetensors, or .pt of tensors only). Default: random initialisation."""
+    """File of pretrained weights (.safetensors, or .pt of tensors only), a folder that taet push wrote, or
+    hf:USER/NAME@COMMIT. Default: random initialisation."""
     normalize: Literal["data", "none"] = "data"
     """Normalise inside the model with the mean and standard deviation of each channel of the training images, or not.
     A network given as package.module:callable is never normalised."""

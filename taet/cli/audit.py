@@ -76,7 +76,8 @@ class ModelAudit(AuditOptions, OfModel):
     """A model of any origin, or a run, and its test images."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """package.module:callable, torchvision:NAME, timm:NAME, a name of taet list models, or a run folder."""
+    """package.module:callable, torchvision:NAME, timm:NAME, a name of taet list models, a run folder, or
+    hf:USER/NAME@COMMIT."""
 
 
 def run(arguments: list[str]) -> int:

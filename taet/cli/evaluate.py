@@ -81,7 +81,8 @@ class ModelEvaluation(AttackOptions, OfModel):
     """A model of any origin, its test images and its attacks."""
 
     model: Annotated[str, tyro.conf.arg(name="model.name", aliases=["--model"])]
-    """package.module:callable, torchvision:NAME, timm:NAME, a name of taet list models, or a run folder."""
+    """package.module:callable, torchvision:NAME, timm:NAME, a name of taet list models, a run folder, or
+    hf:USER/NAME@COMMIT."""
     out: flags.RunPath | None = None
     """Folder of the card. Default: runs/evaluate-NAME."""
 

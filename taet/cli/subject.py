@@ -43,7 +43,8 @@ class OfModel(Trusting):
     """A model of any origin, or a run on data other than its own."""
 
     weights: Path | None = None
-    """File of the model's weights. Default: those that the callable returns, or random ones."""
+    """File of the model's weights, a folder that taet push wrote, or hf:USER/NAME@COMMIT. Default: those that the
+    callable returns, or random ones."""
     normalize: str = "none"
     """Input scale that the model expects: none, imagenet, cifar10, cifar100, or means and deviations of the channels,
     M1,M2,M3/S1,S2,S3."""
