@@ -113,6 +113,18 @@ class Measured:
         each = (metrics.confusion_matrix(card.labels, column.predictions, card.num_classes) for card, column in pairs)
         return np.asarray(sum(each))
 
+    def mistakes(self, attack: AttackKey, most: int) -> list[tuple[int, int, int, float]]:
+        """Return the `most` frequent mistakes: true class, predicted class, images, and their share of the true class,
+        over all seeds."""
+        pairs = self.columns[attack]
+        labels = np.concatenate([card.labels for card, _ in pairs])
+        predictions = np.concatenate([column.predictions for _, column in pairs])
+        wrong, classes = labels != predictions, len(self.series.data.class_names)
+        codes, counts = np.unique(labels[wrong] * classes + predictions[wrong], return_counts=True)
+        images, first = np.bincount(labels, minlength=classes), np.argsort(-counts, kind="stable")[:most]
+        found = [(*divmod(int(codes[i]), classes), int(counts[i])) for i in first]
+        return [(true, predicted, number, number / images[true]) for true, predicted, number in found]
+
     def of_threat(self) -> list[AttackKey]:
         """Return the attacks that had to stay in the ball of the cards' threat model."""
 

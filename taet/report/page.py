@@ -130,6 +130,7 @@ def section(
         errors=figures.class_errors(runs, of_classes),
         dots=[] if many else figures.class_dots(runs, class_shown, anchor),
         confusions=figures.confusions(runs, shown),
+        mistakes=tables.mistakes(runs, shown),
         curves=curves.training_curves(all_series, data, anchor),
         curve_splits=[(one.label, split) for one in all_series if (split := sentences.curve_split(one))],
         losses=[panel for one in all_series if (panel := curves.loss_curves(one))],

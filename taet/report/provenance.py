@@ -46,7 +46,7 @@ def provenance(run: ReportedRun) -> list[tuple[str, str]]:
         attacks = [_attack(column) for column in card.columns]
         facts += [
             ("weights SHA-256", card.model["weights_sha256"]),
-            ("weights", {k: v for k, v in card.model.items() if k != "weights_sha256"}),
+            ("weights", {k: v for k, v in card.model.items() if k not in ("weights_sha256", "answers")}),
             ("evaluation batch size", card.batch_size),
             ("attacks", "\n".join(attacks)),
             ("evaluated", card.created),

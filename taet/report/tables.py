@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,12 @@ EXTRA = (Heading("saw the removed tail", "extra images"),)
 COSTS = (Heading("training", "per run"), Heading("flags", "kinds"))
 NAMED = 6
 """Most classes that are named in a cell."""
+
+
+NUMBERED_CLASSES = 12
+"""Classes whose confusion matrix has its numbers in its cells, at most."""
+MOST_MISTAKES = 10
+"""Pairs of classes that are named as most often confused."""
 
 
 @dataclass(frozen=True)
@@ -324,6 +331,28 @@ class ClassTable:
 
     heads: tuple[tuple[Series, str], ...]
     rows: tuple[tuple[int, tuple[ScoreCell | None, ...]], ...]
+
+
+class Mistakes(NamedTuple):
+    """The most frequent mistakes of a row."""
+
+    series: Series
+    rows: list[tuple[str, str, int, float]]
+    """True class, predicted class, images, and their share of the true class."""
+
+
+def mistakes(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> list[tuple[str, list[Mistakes]]]:
+    """Return the most frequent mistakes under each attack, with more classes than a matrix has numbers for."""
+    found = []
+    for attack in attacks:
+        rows = []
+        for run in runs:
+            names = run.series.data.class_names
+            if attack in run.summaries and len(names) > NUMBERED_CLASSES:
+                pairs = run.mistakes(attack, MOST_MISTAKES)
+                rows.append(Mistakes(run.series, [(names[t], names[p], n, share) for t, p, n, share in pairs]))
+        found += [(attack.title, rows)] if rows else []
+    return found
 
 
 def per_class(runs: Sequence[Measured], attacks: Sequence[AttackKey], data: ReportedData) -> ClassTable:

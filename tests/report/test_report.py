@@ -24,7 +24,7 @@ from taet import metrics, report
 from taet.cli.report import runs_in
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
-from taet.report import figures, measured, read, sentences, series
+from taet.report import figures, measured, provenance, read, sentences, series, tables
 
 ATTACKS = ("clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case")
 PARTS = ("results", "histogram-section", "classes", "confusion", "training", "images", "flags")
@@ -142,6 +142,34 @@ def test_the_numbers_of_the_tables_are_those_of_the_cards(page: Page, runs: list
             assert text.split()[-1] == "–".join(f"{100 * bound:.1f}" for bound in interval)
         assert row[9][1] == "15 s 1.00 × at"
         assert row[10][1] == str(len(card.flags))
+
+
+def test_of_many_classes_the_most_frequent_mistakes_are_listed(
+    page: Page, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "most frequent mistakes" not in page.text
+    monkeypatch.setattr(tables, "NUMBERED_CLASSES", 9)
+    found = Page(report.write(runs[:1], tmp_path / "report.html"))
+    assert "Clean: the most frequent mistakes" in found.text
+    card = ResultCard.load(runs[0] / "evaluation.json")
+    (clean,) = [column for column in card.columns if column.name == "clean"]
+    counts = metrics.confusion_matrix(card.labels, clean.predictions, card.num_classes)
+    totals, names = counts.sum(1), card.data["class_names"]
+    np.fill_diagonal(counts, 0)
+    listed = next(rows for rows in found.tables if rows[0][1][1] == "Predicted")[1:]
+    assert [int(row[2][1]) for row in listed] == sorted(counts.ravel().tolist(), reverse=True)[: len(listed)]
+    for (_, true), (_, predicted), (_, images), (_, share) in listed:
+        place = names.index(true), names.index(predicted)
+        assert (images, share) == (str(counts[place]), f"{100 * counts[place] / totals[place[0]]:.1f}")
+    assert len(listed) == tables.MOST_MISTAKES
+
+
+def test_the_provenance_has_no_logits(runs: list[Path]) -> None:
+    """A card keeps the model's answers to some images, by which it is known again."""
+    found = read.read(runs[0])
+    assert found.card is not None
+    found.card.model["answers"] = [[0.123456, 1.0]]
+    assert not any("0.123456" in text for _, text in provenance.provenance(found))
 
 
 def test_rows_are_in_the_order_of_robustness_under_the_strongest_attack(page: Page) -> None:
