@@ -245,7 +245,7 @@ def paired_tables(folder: Path) -> list[str]:
             for attack in attacks:
                 found = compare_runs(sides[0], sides[1], attack)
                 decided = "better" if found.low > 0 else "worse" if found.high < 0 else "undecided"
-                decided = decided if len(numbers) > 1 else "one seed"
+                decided = decided if len(numbers) > 2 else ("one seed", "two seeds")[len(numbers) - 1]
                 ends = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
                 cells += [f"{100 * found.value:+.1f}", ends, decided]
             lines.append("| " + " | ".join(cells) + " |")
@@ -321,6 +321,32 @@ def section(folder: str, texts: Mapping[str, str]) -> str:
     return "\n\n".join(parts)
 
 
+def single_step() -> list[str]:
+    """Return robust accuracy per second of training, with one attack step and with ten."""
+    found = json.loads((HERE / "single-step.json").read_text(encoding="utf-8"))
+    seconds = {name: [found["epochs"] * one for one in each] for name, each in found["epoch_seconds"].items()}
+    lines = []
+    for name, each in seconds.items():
+        cards = [load(path) for path in sorted((HERE / found["comparison"]).glob(f"{name}-seed*.json"))]
+        robust = [100 * card.summary("autoattack-fast").balanced for card in cards]
+        cells = (
+            f"{min(each):.1f} ({min(each):.1f}–{max(each):.1f})",
+            f"{min(each) / min(seconds['at']):.2f}",
+            brackets(robust, 1),
+            str(len(cards)),
+            f"{statistics.mean(robust) / min(each):.2f}",
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    text = (
+        f"The settings of `{found['comparison']}`: CPU seconds of one thread for {found['epochs']} epochs without the "
+        f"curve, the least of the rounds (least–largest), and robust accuracy as above. `{found['command']}`, "
+        f"{found['environment']['device']}, load {found['load']:.0f}: CPU seconds do not count waiting, but what runs "
+        "beside makes them longer."
+    )
+    heads = "method|CPU seconds|AT = 1|autoattack-fast|n|points per second"
+    return [f"### One attack step and ten, per second of training\n\n{text}", _grid(heads, lines)]
+
+
 def verdicts() -> list[str]:
     """Return the cheap tier beside the official suite, and the search in bfloat16 beside that in float32."""
     measured = json.loads((HERE / "verdicts.json").read_text(encoding="utf-8"))
@@ -369,7 +395,7 @@ def tables(page: Path) -> str:
     elif page == COST:
         parts = cost_model()
     else:
-        parts = [section(name, texts) for name in texts]
+        parts = [*(section(name, texts) for name in texts), *single_step()]
     return "\n\n".join(parts)
 
 
