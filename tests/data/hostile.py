@@ -553,7 +553,7 @@ def images_as_large_as_is_allowed(folder: Path) -> Callable[[], object]:
         Image.fromarray(image).save(place / f"{name}.png", compress_level=1)
     Image.fromarray(np.zeros((9400, 9400, 3), np.uint8)).save(place / "d.jpg")
     (place / "z.png").touch()
-    return lambda: [raise_if_told(fault) for fault in find([place]).read(slice(0, 250), (3, 32, 32))]
+    return lambda: [raise_if_told(fault) for fault in find([place]).read(slice(0, 250), (3, 32, 32), "squeeze")]
 
 
 @case("is a link to .*, which holds it", "..")
@@ -608,7 +608,7 @@ def an_image_to_predict(folder: Path, make: Callable[[Path], object]) -> Callabl
     make(folder / "x.png")
 
     def read() -> None:
-        (fault,) = find([folder]).read(slice(0, 250), (3, 32, 32))
+        (fault,) = find([folder]).read(slice(0, 250), (3, 32, 32), "squeeze")
         raise_if_told(fault)
 
     return read
