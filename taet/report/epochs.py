@@ -41,7 +41,7 @@ def _classes(data: ReportedData) -> list[Line]:
     """A line for each class, from the largest to the smallest; with many classes those of the groups."""
     from matplotlib import colormaps
 
-    if len(data.order) > SHOWN_CLASSES and data.groups:
+    if len(data.order) > SHOWN_CLASSES:
         return _groups(data)
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(data.order)))
     looks: list[Look] = [{"color": shade, "linestyle": STROKES[row % 3]} for row, shade in enumerate(shades)]
@@ -74,6 +74,8 @@ def class_curves(one: Series) -> Panel | None:
     if not shown:
         return None
     lines = _classes(one.data)
+    if not lines:
+        return None
     figure, grid = make_figure(0.9 + 1.6 * len(shown), rows=len(shown))
     for axes, (name, points) in zip(grid, shown, strict=True):
         for line in lines:
@@ -105,9 +107,9 @@ def predicted_shares(one: Series) -> Panel | None:
     labels = np.asarray(one.data.train_counts)
     figure, (axes,) = make_figure(2.7)
     for line in _groups(one.data):
-        values = [predicted[line.members].sum() / predicted.sum() for _, predicted in points]
+        values = [predicted[line.members].sum() / max(predicted.sum(), 1) for _, predicted in points]
         axes.plot([epoch.epoch for epoch, _ in points], values, label=f"{line.label}, predicted", **line.look)
-        share = labels[line.members].sum() / labels.sum()
+        share = labels[line.members].sum() / max(labels.sum(), 1)
         look = {**line.look, "linestyle": (0, (1, 3)), "linewidth": 1.0}
         axes.axhline(share, label=f"{line.label}, labels", **look)
     axes.set_ylim(0, 1)
