@@ -1,5 +1,8 @@
 """Train small models of many methods, and attack each with the official suite, the cheap tier, and in bfloat16.
 
+The networks of 64-96-10 units (`perceptron-*`) are attacked on 1,000 digits that they were not trained on: the test
+set, and what the cut to a long tail removed from the training set.
+
     TAET_DATA=... nice python benchmarks/verdicts.py --runs runs/verdicts
 
 A model that is trained, and a column that is measured, is not done again. The result is results/verdicts.json, from
@@ -15,8 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from common import command
+from torch import nn
 
 import taet
 from taet import config, protocols
@@ -34,6 +39,11 @@ class Subject(NamedTuple):
     method: str
     changes: Mapping[str, Any]
     norms: tuple[str, ...] = ("linf",)
+
+
+def perceptron(num_classes: int) -> nn.Module:
+    """A network of one hidden layer for 8 x 8 pixels, `verdicts:perceptron`."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, num_classes))
 
 
 DIGITS = {  # as in results/digits-lt-methods, but half of the epochs, and all test images
@@ -57,6 +67,15 @@ CIFAR = {  # as in results/cifar10-lt-methods, but half of the training images, 
     "training.epochs": 8,
     "training.monitor_every": 0,
 }
+PERCEPTRON = {
+    **DIGITS,
+    "model.name": "verdicts:perceptron",
+    "threat.eps": 0.1,
+    "threat.step_size": 0.025,
+    "evaluation.step_size": 0.0125,
+    "evaluation.batch_size": 1000,
+}
+UNSEEN = 1000  # digits that the perceptrons are attacked on, as even over the classes as they are there
 PER_CLASS = 30  # test images of each class that are attacked
 BOTH = ("linf", "l2")
 RESULT = Path(__file__).parents[1] / "results" / "verdicts.json"
@@ -76,6 +95,10 @@ SUBJECTS = {
     "cifar-at": Subject("at", CIFAR, BOTH),
     "cifar-at-bsl": Subject("at-bsl", CIFAR),
     "cifar-robal": Subject("robal", CIFAR),
+    **{
+        f"perceptron-{method}": Subject(method, PERCEPTRON, BOTH)
+        for method in ("at", "at-bsl", "trades", "mart", "robal", "taet")
+    },
 }
 OFFICIAL = {"linf": "autoattack", "l2": "autoattack-l2:eps=0.5"}
 CHEAP = {"linf": "quick", "l2": "quick-l2:eps=0.5"}
@@ -113,18 +136,36 @@ def train(out: Path, subject: Subject) -> None:
 
 
 def attacked(runs: Path, name: str, attacks: list[str]) -> ResultCard:
-    """Return the card of a model on PER_CLASS test images of each class; columns that it has are not measured again."""
-    data = replace(RunFolder(runs / name).record.run.data, test_max_count=PER_CLASS)
-    dataset = load(data)
+    """Return the card of a model on images that it has not seen; columns that it has are not measured again."""
+    data = RunFolder(runs / name).record.run.data
+    images, labels, class_names = unseen(data) if name.startswith("perceptron") else tested(data)
     return taet.evaluate(
         runs / name,
-        dataset.test.images,
-        dataset.test.labels,
-        class_names=dataset.class_names,
+        images,
+        labels,
+        class_names=class_names,
         attacks=attacks,
         out=runs / "cards" / name,
         device="cpu",
     )
+
+
+def tested(data: config.Data) -> tuple[Any, Any, tuple[str, ...]]:
+    """Return PER_CLASS test images of each class."""
+    dataset = load(replace(data, test_max_count=PER_CLASS))
+    return dataset.test.images, dataset.test.labels, dataset.class_names
+
+
+def unseen(data: config.Data) -> tuple[Any, Any, tuple[str, ...]]:
+    """Return UNSEEN images: the whole test set, and training images that the cut to a long tail removed."""
+    cut, whole = load(data), load(replace(data, imbalance_ratio=1.0))
+    removed = np.setdiff1d(whole.train.indices, cut.train.indices)
+    assert len(removed) == len(whole.train) - len(cut.train)
+    generator = np.random.default_rng(0)
+    drawn = generator.choice(len(removed), UNSEEN - len(whole.test), replace=False)
+    rows = np.flatnonzero(np.isin(whole.train.indices, removed[drawn]))
+    images = np.concatenate([whole.test.images, whole.train.images[rows]])
+    return images, np.concatenate([whole.test.labels, whole.train.labels[rows]]), whole.class_names
 
 
 def write(out: Path, runs: Path) -> None:
