@@ -5,6 +5,9 @@ Correct images are drawn as k_c ~ Bin(n_c, p_c) for class sizes from 1 to 1,000,
 are drawn again, --again times with other random numbers, since the least of many estimates is below its true value.
 
     python benchmarks/coverage.py           prints and writes results/coverage.json; two minutes of one core
+    python benchmarks/coverage.py --paired  the interval of a paired difference beside a bootstrap, drawn with the
+                                            shares of images that only the first and only the second model gets
+                                            right; results/coverage-paired.json
 """
 
 from __future__ import annotations
@@ -18,10 +21,14 @@ from typing import Any
 import numpy as np
 
 from taet import metrics
-from taet.intervals import mean_recall_limits
+from taet.intervals import mean_recall_limits, mean_value_limits
 
 CLASSES = (2, 3, 10, 100)
 LEAST = 15  # settings that are drawn again
+BOOTSTRAPPED = 40  # draws of a setting for which the bootstrap is made as well, of RESAMPLES
+RESAMPLES = 200
+DISAGREE = ((0.01, 0.01), (0.05, 0.05), (0.15, 0.15), (0.4, 0.4), (0.05, 0.01), (0.2, 0.05), (0.5, 0.05), (0.02, 0.0))
+"""Shares of images that only the first, and only the second model gets right, the same in every class."""
 
 
 def sizes(classes: int) -> dict[str, metrics.Ints]:
@@ -68,12 +75,44 @@ def measure(total: metrics.Ints, truth: metrics.Floats, draws: int, generator: n
     return found
 
 
-def settings() -> Iterator[tuple[dict[str, Any], metrics.Ints, metrics.Floats]]:
-    """Every combination of number of classes, sizes and recalls."""
+def disagreements(classes: int) -> dict[str, metrics.Floats]:
+    """True shares of the differences -1, 0 and 1 of two models, (C, 3), of the classes in the order of `sizes`."""
+    half = classes - classes // 2
+    found = {f"{a}, {b} each": np.tile([b, 1 - a - b, a], (classes, 1)) for a, b in DISAGREE}
+    sides = np.repeat([[0.0, 0.7, 0.3], [0.3, 0.7, 0.0]], [half, classes - half], axis=0)
+    tails = np.repeat([[0.02, 0.98, 0.0], [0.1, 0.5, 0.4]], [half, classes - half], axis=0)
+    return {**found, "0.3 on opposite sides": sides, "0, 0.02 of the larger, 0.4, 0.1 of the smaller": tails}
+
+
+def bootstrapped(counts: metrics.Ints, generator: np.random.Generator) -> metrics.Floats:
+    """The interval before: percentiles of a stratified bootstrap, of differences (C, 3)."""
+    total = counts.sum(1)
+    drawn = generator.multinomial(total, counts / total[:, None], size=(RESAMPLES, len(total)))
+    found: metrics.Floats = np.quantile((drawn @ [-1, 0, 1] / total).mean(1), [0.025, 0.975])
+    return found
+
+
+def measure_paired(
+    total: metrics.Ints, truth: metrics.Floats, draws: int, generator: np.random.Generator
+) -> dict[str, float]:
+    """As `measure`, for differences with the shares `truth` (C, 3)."""
+    value = float((truth @ [-1, 0, 1]).mean())
+    drawn = generator.multinomial(total, truth, size=(draws, len(total)))
+    now = np.stack(mean_value_limits(drawn, [-1, 0, 1]))
+    before = np.stack([bootstrapped(one, generator) for one in drawn[:BOOTSTRAPPED]], 1)
+    found = {}
+    for name, (low, high) in (("", now), ("_before", before)):
+        inside = (low <= value + 1e-12) & (value - 1e-12 <= high)
+        found |= {f"covers{name}": round(float(inside.mean()), 4), f"width{name}": round(float((high - low).mean()), 5)}
+    return found
+
+
+def settings(paired: bool) -> Iterator[tuple[dict[str, Any], metrics.Ints, metrics.Floats]]:
+    """Every combination of number of classes, sizes and recalls, or shares of images on which two models differ."""
     for classes in CLASSES:
         for size, total in sizes(classes).items():
-            for recall, truth in recalls(classes).items():
-                yield {"classes": classes, "images": size, "recall": recall}, total, truth
+            for name, truth in (disagreements if paired else recalls)(classes).items():
+                yield {"classes": classes, "images": size, "differ" if paired else "recall": name}, total, truth
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -81,17 +120,23 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=300)
     parser.add_argument("--again", type=int, default=2000)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "coverage.json")
+    parser.add_argument("--paired", action="store_true", help="differences of two models on the same images")
+    parser.add_argument("--out", type=Path, help="file of the result (in results/)")
     given = parser.parse_args(arguments)
+    simulate = measure_paired if given.paired else measure
+    name = "coverage-paired.json" if given.paired else "coverage.json"
+    out = given.out or Path(__file__).parent / "results" / name
     first, second = np.random.default_rng(0).spawn(2)
-    every = [(one, total, truth, measure(total, truth, given.draws, first)) for one, total, truth in settings()]
+    every = [
+        (one, total, truth, simulate(total, truth, given.draws, first)) for one, total, truth in settings(given.paired)
+    ]
     least = sorted(every, key=lambda row: row[3]["covers"])[:LEAST]
-    again = [{**one, **measure(total, truth, given.again, second)} for one, total, truth, _ in least]
+    again = [{**one, **simulate(total, truth, given.again, second)} for one, total, truth, _ in least]
     rows = [{**one, **found} for one, _, _, found in every]
     result = {"draws": given.draws, "again": given.again, "least": again, "settings": rows}
     lines = [json.dumps(row) for row in rows]
     head = json.dumps({name: value for name, value in result.items() if name != "settings"})[:-1]
-    given.out.write_text(f'{head}, "settings": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+    out.write_text(f'{head}, "settings": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
     report(result)
     return result
 
@@ -107,7 +152,7 @@ def report(result: dict[str, Any]) -> None:
     print(f"of the {LEAST} least, drawn again: {min(row['covers'] for row in result['least']):.4f} and more")
     for size in sizes(2):
         of = [row for row in rows if row["images"] == size]
-        ratio = np.median([row["width"] / row["width_before"] for row in of])
+        ratio = np.median([row["width"] / (row["width_before"] or np.inf) for row in of])
         now, before = (min(row[f"covers{name}"] for row in of) for name in ("", "_before"))
         print(f"{size:18} covers {now:.3f} or more, before {before:.3f}; width {ratio:.2f} of the one before (median)")
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from taet import metrics
+from taet.intervals import mean_value_limits
 
 LEVEL = 0.05
 
@@ -60,10 +61,12 @@ def difference(
 
         value = (1/K) sum_c (1/n_c) sum_{i: y_i = c} d_i        over the K classes with images
 
-    The interval is the percentile interval of a paired stratified bootstrap: n_c images of class c are drawn with
-    replacement, each with its d_i. p is that of a randomisation test, which flips the sign of each d_i with probability
-    1/2. For one pair of runs and classes of equal size this is McNemar's exact test; otherwise it is sampled, and p is
-    (1 + k)/(1 + draws) with k draws at least as far from 0 as the value.
+    The interval inverts tests, as Clopper and Pearson's does, with the d_i of each class as its values
+    (`taet.intervals.mean_value_limits`). It covers also with one image in each class, where a bootstrap does not, and
+    has a width where no image differs; `benchmarks/coverage.py --paired` simulates it. p is that of a randomisation
+    test, which flips the sign of each d_i with probability 1/2. For one pair of runs and classes of equal size this is
+    McNemar's exact test; otherwise it is sampled, and p is (1 + k)/(1 + draws) with k draws at least as far from 0 as
+    the value.
 
     With one pair of runs the interval covers the choice of the test images only: it tells which of these two models is
     better, not which method, since another seed may give another answer. With R >= 2 pairs it covers the training seeds
@@ -77,10 +80,10 @@ def difference(
         labels: (N,) true classes.
         num_classes: C.
         comparisons: k differences whose intervals shall cover together with 95 %: each errs with 5 %/k (Bonferroni).
-        draws: number of draws of the images, and of the signs.
+        draws: number of draws of the signs.
         seed: seed of these draws.
 
-    Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13; Fisher, "The Design of
+    Source: Fisher, "The Design of
     Experiments", 1935, section 21; Phipson, Smyth, "Permutation p-values should never be zero", Statistical
     Applications in Genetics and Molecular Biology 9, 2010.
     """
@@ -93,8 +96,8 @@ def difference(
     total = counts.sum(1)
     gains = np.arange(-runs, runs + 1) / runs
     value = _balanced(counts, gains, total)
-    drawn = generator.multinomial(total, counts / total[:, None], size=(draws, len(total)))
-    low, high = np.quantile(_balanced(drawn, gains, total), [level / 2, 1 - level / 2])
+    low, high = mean_value_limits(counts, gains, 1 - level)
+    low, high = np.minimum(low, value), np.maximum(high, value)  # which is rounded
     each = (_gains(a[None], b[None], classes, num_classes) for a, b in zip(left, right, strict=True))
     _, error = metrics.mean_and_standard_error([_balanced(one, np.arange(-1.0, 2.0), total) for one in each])
     if runs > 1:
