@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,11 @@ def measure_paired(
     return found
 
 
-def settings(paired: bool) -> Iterator[tuple[dict[str, Any], metrics.Ints, metrics.Floats]]:
+def settings(
+    paired: bool, numbers: Sequence[int] = CLASSES
+) -> Iterator[tuple[dict[str, Any], metrics.Ints, metrics.Floats]]:
     """Every combination of number of classes, sizes and recalls, or shares of images on which two models differ."""
-    for classes in CLASSES:
+    for classes in numbers:
         for size, total in sizes(classes).items():
             for name, truth in (disagreements if paired else recalls)(classes).items():
                 yield {"classes": classes, "images": size, "differ" if paired else "recall": name}, total, truth
@@ -121,6 +123,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--draws", type=int, default=300)
     parser.add_argument("--again", type=int, default=2000)
     parser.add_argument("--paired", action="store_true", help="differences of two models on the same images")
+    parser.add_argument("--classes", type=int, nargs="*", default=CLASSES, help="numbers of classes")
     parser.add_argument("--out", type=Path, help="file of the result (in results/)")
     given = parser.parse_args(arguments)
     simulate = measure_paired if given.paired else measure
@@ -128,7 +131,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     out = given.out or Path(__file__).parent / "results" / name
     first, second = np.random.default_rng(0).spawn(2)
     every = [
-        (one, total, truth, simulate(total, truth, given.draws, first)) for one, total, truth in settings(given.paired)
+        (one, total, truth, simulate(total, truth, given.draws, first))
+        for one, total, truth in settings(given.paired, given.classes)
     ]
     least = sorted(every, key=lambda row: row[3]["covers"])[:LEAST]
     again = [{**one, **simulate(total, truth, given.again, second)} for one, total, truth, _ in least]

@@ -369,7 +369,7 @@ def verdicts() -> list[str]:
         f"of the two breaks, and how many times fewer passes `quick` made. {about}",
         _grid(f"{heads}|masking flags", tiers),
         "### Search in bfloat16 beside float32\n\nImages that stay correct, images whose flag differs, seconds of one "
-        "thread, on a machine that did other work as well.",
+        "thread, on a machine that did other work as well; `quick` as it was before its shrinking ball.",
         _grid("model|attack|images|float32|bf16|differing|seconds float32|seconds bf16", searched),
     ]
 
