@@ -105,7 +105,8 @@ class Listing:
                 owners[match[1]].add(int(self.labels[place]))
         whole = [len(found) > 1 and max(found) - min(found) == len(found) - 1 for found in frames.values()]
         classes = Counter(label for labels in owners.values() for label in labels)
-        if not frames or sum(whole) < 0.9 * len(whole) or sum(classes.values()) > len(frames) or min(classes.values()) < 2:
+        gaps = sum(whole) < 0.9 * len(whole)
+        if not frames or gaps or sum(classes.values()) > len(frames) or min(classes.values()) < 2:
             return False
         try:
             self.grouped_by(FRAMES).parts(seed)
