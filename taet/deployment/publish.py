@@ -17,11 +17,11 @@ from taet.errors import UserError, custom_code
 from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
-from taet.files import make_folder, read_bytes, write_atomically
+from taet.files import CARD, METRICS, RUN, WEIGHTS, make_folder, read_bytes, write_atomically
 from taet.formatting import percent, percent_interval, size
 from taet.models import hub
 from taet.models.weights import MOST_BYTES
-from taet.training.folder import METRICS, RUN, RunFolder
+from taet.training.folder import RunFolder
 from taet.training.record import RunRecord
 
 TO_FILL_IN = "to be filled in by the publisher"
@@ -77,7 +77,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str = "USER/NAME") -> No
     make_folder(out)
     for old in (hub.CONFIG, *hub.FILES):  # without its config.json a folder is no published model
         (out / old).unlink(missing_ok=True)
-    for file in (RUN, METRICS, hub.WEIGHTS, hub.CARD):
+    for file in (RUN, METRICS, WEIGHTS, CARD):
         if (run_dir / file).exists():
             write_atomically(out / file, read_bytes(run_dir / file, most=MOST_BYTES, links=False))
     RunFolder(out).finish()

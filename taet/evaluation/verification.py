@@ -10,8 +10,8 @@ from typing import NamedTuple
 from taet.errors import UserError
 from taet.evaluation import card_store
 from taet.evaluation.examples import read_examples
-from taet.files import check_seal, is_leftover, read_json
-from taet.training.folder import DELIVERED, DONE, METRICS, RUN, MetricsMark, RunFolder
+from taet.files import DONE, METRICS, RUN, check_seal, is_leftover, read_json
+from taet.training.folder import DELIVERED, MetricsMark, RunFolder
 
 
 class FileFinding(NamedTuple):

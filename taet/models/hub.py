@@ -14,11 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from taet.errors import UserError, custom_code
-from taet.files import check_seal, file_sha256, make_folder, read_json, seal, write_json
+from taet.files import (
+    CARD,
+    DONE,
+    METRICS,
+    RUN,
+    WEIGHTS,
+    check_seal,
+    file_sha256,
+    make_folder,
+    read_json,
+    seal,
+    write_json,
+)
 from taet.shapes import Sha256, check_shape
 
-CONFIG, PAGE, WEIGHTS, CARD = "config.json", "README.md", "model.safetensors", "evaluation.json"
-FILES = ("run.json", "metrics.jsonl", "done", WEIGHTS, CARD)
+CONFIG, PAGE = "config.json", "README.md"
+FILES = (RUN, METRICS, DONE, WEIGHTS, CARD)
 """What a published folder may hold besides CONFIG and its page."""
 SCHEME = "hf:"
 PINNED = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
@@ -107,7 +119,7 @@ def verify(folder: Path) -> None:
         raise UserError(f"{path} was not written by taet push: it does not name the SHA-256 of the files")
     sums: Any = stored.get("files")
     check_shape(f"{path}: files", sums, dict[str, Sha256])
-    for name in {WEIGHTS, CARD, "run.json"} - {*sums}:
+    for name in {WEIGHTS, CARD, RUN} - {*sums}:
         raise UserError(f"{path}: files: {name} is missing")
     found = {}
     for name in FILES:

@@ -21,9 +21,9 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.decision import FILE
 from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
-from taet.files import parse_json, read_bytes
+from taet.files import RUN, parse_json, read_bytes
 from taet.training.decisive import decisive
-from taet.training.folder import RUN, RunFolder
+from taet.training.folder import RunFolder
 from taet.training.record import Epoch, Row, RunRecord
 
 Ints = npt.NDArray[np.int64]

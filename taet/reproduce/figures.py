@@ -143,18 +143,18 @@ def _values(item: Item, scale: Scale, rows: Sequence[Filled], anchor: str) -> li
     for x, one in zip(numbers, rows, strict=True):
         parts = (one.row.shown_as, one.row.setting, one.row.data) if axis == "imbalance ratio" else ("",)
         groups.setdefault(", ".join(filter(None, parts)), []).append((x, one))
+    cells = {
+        column: {name: [(x, _cell(scale, one, column)) for x, one in points] for name, points in groups.items()}
+        for column in columns
+    }
     if len(groups) == 1:
-        (points,) = groups.values()
-        lines = {column.label: [(x, _cell(scale, one, column)) for x, one in points] for column in columns}
-        return [_against(lines, axis, "Accuracy", f"{anchor}-setting")]
+        drawn = [("Accuracy", {column.label: line for column, lines in cells.items() for line in lines.values()})]
+    else:
+        drawn = [(column.label, lines) for column, lines in cells.items()]
     return [
-        _against(
-            {name: [(x, _cell(scale, one, column)) for x, one in points] for name, points in groups.items()},
-            axis,
-            column.label,
-            f"{anchor}-setting-{place}",
-        )
-        for place, column in enumerate(columns)
+        _against(lines, axis, title, f"{anchor}-setting-{place}")
+        for place, (title, lines) in enumerate(drawn)
+        if any(cell is not None for line in lines.values() for _, cell in line)
     ]
 
 

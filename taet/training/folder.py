@@ -22,7 +22,11 @@ from torch import Tensor, nn
 
 from taet.errors import UserError, located
 from taet.files import (
+    CHECKPOINT,
+    DONE,
+    METRICS,
     MOST_JSON_BYTES,
+    RUN,
     changed,
     check_kind,
     check_seal,
@@ -44,7 +48,6 @@ from taet.training.checkpoint import SCHEMA, WeightsAbout, tensors_digest
 from taet.training.decisive import decisive
 from taet.training.record import Epoch, Row, RunRecord
 
-RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
 ARTIFACTS, STATE = "artifacts", "-state"
 DELIVERED = "model"
 """Name of the weights that a run delivers; `model-last` and `model-best` are there where they differ."""

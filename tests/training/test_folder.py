@@ -1,4 +1,4 @@
-"""The run folder: one file of the package knows the names in it, and what is written is read back."""
+"""The run folder: one file knows the names in it, beside those of published models; what is written is read back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from taet.training import TrainingResult, train
 from taet.training.folder import RunFolder
 
 PACKAGE = Path(__file__).parents[2] / "taet"
-FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "training" / "folder.py"]
+FILES = [
+    path for path in PACKAGE.rglob("*.py") if path not in {PACKAGE / "training" / "folder.py", PACKAGE / "files.py"}
+]
 NAMES = re.compile(r"(run\.json|metrics\.jsonl|checkpoint\.pt|evaluation\S*\.json|model\S*\.safetensors|examples\.npz)")
 FOLDERS = {"done", "artifacts", "tensorboard"}
 
