@@ -120,10 +120,10 @@ def test_a_run_of_other_sides_and_grey_images(make_run: Any, folder: Path, tmp_p
 
 def test_grey_becomes_colour_and_back() -> None:
     grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    np.testing.assert_array_equal(fitted(grey, (3, 2, 3)), np.repeat(grey[..., None], 3, 2))
-    np.testing.assert_array_equal(fitted(np.repeat(grey[..., None], 3, 2), (1, 2, 3)), grey[..., None])
+    np.testing.assert_array_equal(fitted(grey, (3, 2, 3), "squeeze"), np.repeat(grey[..., None], 3, 2))
+    np.testing.assert_array_equal(fitted(np.repeat(grey[..., None], 3, 2), (1, 2, 3), "squeeze"), grey[..., None])
     red = np.array([[[255, 0, 0]]], np.uint8)
-    assert fitted(red, (1, 1, 1)).item() == 76  # 0.299 of 255
+    assert fitted(red, (1, 1, 1), "squeeze").item() == 76  # 0.299 of 255
 
 
 def test_bad_files_are_told_and_the_others_answered(trained: Path, folder: Path) -> None:

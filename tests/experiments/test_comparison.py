@@ -309,7 +309,7 @@ def test_a_file_system_without_locks_is_no_hindrance(
     def flock(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("taet.experiments.comparison.fcntl.flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
     number = errno.ENOSYS
     assert states(compare(small | {"seeds": [0]}, tmp_path / "out")) == ["done"]
     number = errno.EIO

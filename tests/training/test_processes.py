@@ -148,6 +148,10 @@ def assert_close(found: Any, expected: Any) -> None:
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
     elif isinstance(expected, list):
         assert len(found) == len(expected)
+        if isinstance(expected[0], list):
+            for one, other in zip(found, expected, strict=True):
+                assert_close(one, other)
+            return
         assert sum(abs(a - b) for a, b in zip(found, expected, strict=True)) <= 2
     else:
         assert found == expected
