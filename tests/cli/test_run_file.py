@@ -66,7 +66,7 @@ def test_options_and_the_method_replace_those_of_the_file(tmp_path: Path) -> Non
         ("[training]\nepochs = 0", "training.epochs: got 0; allowed: 1 or more"),
         ("[training]\nepochs = true", "training.epochs: got True; allowed: a whole number, 1 or more"),
         ('[threat]\neps = "8"', "threat.eps: got '8'; allowed: a number, 0 to 1"),
-        ('[data]\ntest = "balancd"', "unknown data.test 'balancd'; allowed: balanced, long-tailed, validation; did you mean"),
+        ('[data]\ntest = "balancd"', "unknown data.test 'balancd'; allowed: balanced, long-tailed, validation; did"),
         ("epochs = 3", "unknown key 'epochs'; did you mean 'training.epochs'?"),
         ('data = "digits-lt"', "data: got 'digits-lt'; allowed: a table, [data]"),
         ('method = "taett"', "unknown method 'taett'"),
