@@ -51,5 +51,7 @@ def runs_in(path: Path) -> list[Path]:
 
 
 def _is_shown(folder: Path) -> bool:
+    from taet.report.read import is_decision
+
     held = RunFolder(folder)
-    return held.is_run or held.card().is_file()
+    return held.is_run or held.card().is_file() or is_decision(folder)
