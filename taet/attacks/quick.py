@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from taet.attacks.inputs import refusing
 from taet.attacks.noise import Source
 from taet.attacks.objectives import Objective, fooled, margin, probability_margin
 from taet.attacks.pgd import pgd
-from taet.attacks.spec import AttackSpec, Model
+from taet.attacks.spec import FIXED, AttackSpec, Fields, Model
 from taet.attacks.targets import nearest_classes
 from taet.bounds import Count, Share, check_value
+from taet.config import Evaluation
+from taet.errors import UserError
 from taet.losses.long_tail import full_precision
 
 NAMES = {
@@ -32,6 +34,7 @@ FIRST_STEPS = 5  # on the margin; they break most images of a model that has no 
 MARGIN_STEPS = 20  # of each of the two runs on the probability margin
 TARGET_STEPS = 40  # towards each of the nearest classes
 WIDER = ((3, 12), (2, 12))  # radii in units of eps, and steps in them, of a run in a shrinking ball
+SCHEDULE: Literal["shrinking"] = "shrinking"  # in the settings of a column: another order of runs is another attack
 ROUNDS = 4  # of new starts for images that came close
 CANDIDATES = 20  # likeliest other classes, which are ordered by their distance
 
@@ -47,9 +50,9 @@ class Gap(NamedTuple):
     mean: float
 
     def __str__(self) -> str:
-        where = f"on {self.models} models with {self.images} images"
+        where = f"on {self.models} pairs of a model and a ball with {self.images} images in all"
         return (
-            f"an upper bound, {where} at most {self.largest:.1f} points above AutoAttack, {self.mean:+.2f} on average"
+            f"an upper bound, {where} at most {self.largest:.2f} points above AutoAttack, {self.mean:+.2f} on average"
         )
 
 
@@ -306,8 +309,16 @@ class Quick(AttackSpec):
     """Nearest classes to aim at."""
     near: Share = 0.3
     """Share of the clean margin: images that come this close are attacked again."""
+    schedule: Annotated[Literal["shrinking"] | None, FIXED] = None
+    """Order of the runs; none: the one before the shrinking ball, in cards that have it, which is no longer run."""
+
+    @classmethod
+    def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
+        return super().make({"schedule": SCHEDULE, **given}, settings, radius)
 
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        if self.schedule != SCHEDULE:
+            raise UserError("quick: got the runs of an earlier version; allowed: a new evaluation with quick")
         return quick(
             model,
             x,

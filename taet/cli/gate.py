@@ -16,6 +16,7 @@ from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.column import Column
 from taet.evaluation.paired import LEVEL, Difference
 from taet.formatting import aligned, points
+from taet.models import hub
 
 EXAMPLES = (
     "taet gate old.json new.json",
@@ -35,7 +36,7 @@ class GateOptions:
     """Two result cards, and what counts as worse."""
 
     old: Annotated[Path, tyro.conf.Positional]
-    """Result card of the model in use, or its run folder."""
+    """Result card of the model in use, its run folder, or hf:USER/NAME@COMMIT."""
     new: Annotated[Path, tyro.conf.Positional]
     """Result card of its successor, or its run folder."""
     columns: tuple[str, ...] = ()
@@ -83,7 +84,7 @@ class ColumnVerdict(NamedTuple):
 def run(arguments: list[str]) -> int:
     """Compare two cards and print one line per column."""
     parsed = read(arguments)
-    verdicts = gate(ResultCard.load(parsed.old), ResultCard.load(parsed.new), parsed.columns, parsed.margin)
+    verdicts = gate(_card(parsed.old), _card(parsed.new), parsed.columns, parsed.margin)
     failed = [verdict.column for verdict in verdicts if verdict.fails]
     if parsed.json:
         found = {"old": str(parsed.old), "new": str(parsed.new), "margin": parsed.margin, "passed": not failed}
@@ -96,6 +97,10 @@ def run(arguments: list[str]) -> int:
         print(f"{line}{text}")
     print(f"FAIL: worse in {', '.join(failed)}" if failed else "pass: in no column is the new model known to be worse")
     return 1 if failed else 0
+
+
+def _card(path: Path) -> ResultCard:
+    return ResultCard.load(hub.local(path))
 
 
 def gate(old: ResultCard, new: ResultCard, columns: tuple[str, ...] = (), margin: float = 0.0) -> list[ColumnVerdict]:

@@ -70,7 +70,9 @@ def data_for_run(name: str, origin: OfModel) -> Dataset:
     record = RunFolder(Path(name)).record
     _, height, width = record.data.image_shape
     if data.size is None and height == width:
-        data = dataclasses.replace(data, size=height, fit=origin.data.get("fit", record.fit))
+        data = dataclasses.replace(data, size=height)
+    if data.size is not None:
+        data = dataclasses.replace(data, fit=origin.data.get("fit", record.fit))
     return load(data)
 
 
@@ -102,6 +104,8 @@ def here(parsed: flags.T, command: str = "") -> flags.T:
     field = "model" if hasattr(parsed, "model") else "run"
     name = getattr(parsed, field)
     if not hub.is_published(name):
+        if (Path(name) / hub.CONFIG).is_file():
+            hub.verify(Path(name))
         return parsed
     changes: dict[str, Any] = {field: type(name)(hub.local(name))}
     if command and getattr(parsed, "out", None) is None:

@@ -231,6 +231,10 @@ def _check_unseen(record: RunRecord, weights: str) -> None:
         part = "the epoch of these weights was chosen by the validation images"
     elif learns_from_validation(record.run):
         part = f"{record.method} learned from the validation images"
+    elif record.run.training.tuned:
+        raise UserError(
+            "abstain: taet tune chose the settings of this run by the validation images; allowed: another run"
+        )
     if part:
         raise UserError(f"abstain: {part}; allowed: weights that they had no part in, as with --selection last")
 

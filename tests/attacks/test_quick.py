@@ -7,14 +7,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from taet.attacks import pgd, quick
 from taet.attacks.ball import Norm, lengths, verify
-from taet.attacks.catalogue import parse
+from taet.attacks.catalogue import parse, stored
 from taet.attacks.counted import Counted
+from taet.attacks.draws import Draws
 from taet.attacks.objectives import fooled, probability_margin, target_classes
 from taet.attacks.quick import MEASURED, margin_lengths, margin_objectives
 from taet.attacks.targets import nearest_classes
@@ -171,3 +173,15 @@ def test_the_gap_that_is_printed_is_the_one_that_was_measured() -> None:
     assert (MEASURED.models, MEASURED.images) == (len(rows), sum(row["images"] for row in rows))
     assert MEASURED.largest == pytest.approx(max(gaps), abs=0.005)
     assert MEASURED.mean == pytest.approx(sum(gaps) / len(gaps), abs=0.005)
+
+
+def test_columns_of_an_earlier_order_of_runs_are_another_attack() -> None:
+    attack = parse("quick")
+    assert attack.parameters["schedule"] == "shrinking"
+    older = {name: value for name, value in attack.parameters.items() if name != "schedule"}
+    again = stored(attack.name, attack.norm, attack.eps, older)
+    assert again.parameters == older
+    assert again != attack
+    x, y = torch.rand(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(UserError, match="quick: got the runs of an earlier version"):
+        again.run(lambda images: images.flatten(1)[:, :3], x, y, Draws(0, "quick", np.arange(2)))

