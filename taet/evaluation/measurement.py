@@ -212,8 +212,7 @@ def _measured(
     images = probe.count(runner, work)
     probed = {} if known is None or not probe.is_of(known.probe, runner.seed, images) else known.probe
     probing = plan.probe and not probed and bool(len(attacks) > 1 or chain)
-    reused = probe.plain_attack(runner, plan.eps) in attacks
-    later = images * probe.passes(runner, reused) if probing else 0
+    later = images * probe.passes(runner) if probing else 0
     if progress is not None:
         new = [attack for attack in [*attacks, *chain] if among(before, attack) is None]
         passes = _passes(runner, new) + later
@@ -225,8 +224,7 @@ def _measured(
         measured = (*measured, runner.run_worst_case(chain, measured[0], state_dir, meter))
     if probing:
         meter.begin()
-        seen = lambda done: meter(done, later, "probe")  # noqa: E731
-        probed = probe.probe(runner, plan.eps, images, state_dir, seen, measured)
+        probed = probe.probe(runner, plan.eps, images, state_dir, lambda done: meter(done, later, "probe"))
     elif known is not None and not probed:
         probed = known.probe  # of fewer images
     card = replace(card, columns=(*measured, *_others(before, measured)), probe=probed)

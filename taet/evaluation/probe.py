@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
@@ -13,37 +13,24 @@ import torch
 from torch import Tensor
 
 from taet.attacks import pgd
-from taet.attacks.counted import Counted
 from taet.attacks.differentiable import Replaced, Replacement
+from taet.attacks.draws import Draws
 from taet.attacks.objectives import Objective, margin, scaled
 from taet.attacks.progress import ticking
-from taet.attacks.spec import AttackSpec
 from taet.attacks.units import Arrays, run_units
-from taet.config import Evaluation
 from taet.evaluation import trial
-from taet.evaluation.bundles import parse_attack
-from taet.evaluation.column import Column
 from taet.evaluation.facts import ModelFacts, logit_factor
-from taet.evaluation.runner import Runner, among
+from taet.evaluation.runner import Runner
 from taet.losses.long_tail import cross_entropy
 
 STEPS = 20
 STEP_SHARE = 1 / 8  # of eps: 1/255 for the ball of 8/255, as in the TAET and REAT papers' PGD-20
 FEWEST = 16  # images, however short the attacks are
-ALIKE = 1e-4  # difference of answers up to which one batch is as good as another; of the official AutoAttack
 
 
-def plain_attack(runner: Runner, eps: float) -> AttackSpec:
-    """Return the attack that the probe makes first: `pgd-20` as protocols have it, with steps of eps / 8."""
-    return parse_attack(f"pgd-{STEPS}", Evaluation(step_size=STEP_SHARE * eps, seed=runner.seed), eps)
-
-
-def passes(runner: Runner, reused: bool = False) -> int:
-    """Return the passes of an image that `probe` takes: three forward beside the trial's, and two or four PGD.
-
-    One PGD less where the first is `reused` from a column.
-    """
-    chains = (4 if any(runner.sites.values()) else 2) - reused
+def passes(runner: Runner) -> int:
+    """Return the passes of an image that `probe` takes: three forward beside the trial's, and two or four PGD."""
+    chains = 4 if any(runner.sites.values()) else 2
     return trial.PASSES + 3 + chains * (2 * STEPS + 1)
 
 
@@ -62,18 +49,11 @@ def is_of(facts: Mapping[str, int | float], seed: int, images: int) -> bool:
 
 
 def probe(
-    runner: Runner,
-    eps: float,
-    images: int,
-    state_dir: str | os.PathLike[str] | None,
-    progress: Callable[[float], None],
-    columns: Sequence[Column] = (),
+    runner: Runner, eps: float, images: int, state_dir: str | os.PathLike[str] | None, progress: Callable[[float], None]
 ) -> dict[str, int | float]:
     """Try the model on `images` images drawn evenly over the classes, in the L-infinity ball, and return the facts.
 
-    `state_dir` keeps them for an evaluation that is interrupted; `progress` gets the passes so far. If `columns`, of
-    the same model and images, have `plain_attack`, which has the same starts, its flags are taken from there, unless
-    the model answers differently when asked again or in another batch.
+    `state_dir` keeps them for an evaluation that is interrupted; `progress` gets the passes so far.
 
     Returns:
         images, seed; the largest L2 distance between the logits of one image, each scaled to unit length:
@@ -85,11 +65,10 @@ def probe(
         objective multiplied so that the median distance of the two largest is 10; only_pgd_correct and
         only_scaled_pgd_correct: images that only one leaves correct; and the other fields of `ModelFacts`.
     """
-    units = runner.keep(state_dir, "probe", [eps, images, runner.seed, "starts of pgd"])
-    known = among(columns, plain_attack(runner, eps))
+    units = runner.keep(state_dir, "probe", [eps, images, runner.seed])
 
     def measure(_: int) -> Arrays:
-        return {name: np.asarray(value) for name, value in _measure(runner, eps, images, progress, known).items()}
+        return {name: np.asarray(value) for name, value in _measure(runner, eps, images, progress).items()}
 
     (facts,) = run_units(
         1,
@@ -98,17 +77,15 @@ def probe(
         key=lambda _: "facts",
         valid=lambda _, unit: all(one.shape == () for one in unit.values()),
     )
-    progress(images * passes(runner, known is not None))
+    progress(images * passes(runner))
     return {name: value.item() for name, value in facts.items()}
 
 
-def _measure(
-    runner: Runner, eps: float, images: int, progress: Callable[[float], None], known: Column | None
-) -> dict[str, int | float]:
+def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float], None]) -> dict[str, int | float]:
     rows = trial.sample(runner.labels, images, runner.seed)
     x, y = runner.batch(rows)
-    noise = runner.draws(plain_attack(runner, eps), rows).start(x, eps)
-    with runner.still(), ticking(runner.model, len(rows) * passes(runner, known is not None), progress):
+    noise = Draws(runner.seed, "probe", rows).start(x, eps)
+    with runner.still(), ticking(runner.model, len(rows) * passes(runner), progress):
         first = trial.attempt(runner.model, x, y)
         again, divided = first.repeat_difference(), first.batch_difference()
         watch = _Watch(runner.model, first.nonfinite)
@@ -120,16 +97,11 @@ def _measure(
             with seen:
                 x_adv = pgd(watch, x, y, objective=objective, checked=True, **ball)
             with torch.no_grad():
-                return watch.judge(x_adv).max(1).indices == y
+                return watch(x_adv).max(1).indices == y
 
         gap = first.gap()
         steep = scaled(cross_entropy, logit_factor(gap))
-        steady = again == 0 and divided <= ALIKE
-        if known is not None and steady:
-            plain = torch.from_numpy(known.correct[rows]).to(y.device)
-        else:
-            plain = survives(cross_entropy)
-        magnified = survives(steep)
+        plain, magnified = survives(cross_entropy), survives(steep)
         straight = smooth = torch.zeros_like(plain)
         if replaced := sum(map(bool, runner.sites.values())):
             straight, smooth = survives(steep, "straight-through"), survives(margin, "smooth")
@@ -165,19 +137,13 @@ def _measure(
 class _Watch:
     """A model that records for which images of its batch a logit or a gradient was not finite."""
 
-    def __init__(self, model: Counted, broken: Tensor) -> None:
+    def __init__(self, model: Callable[[Tensor], Tensor], broken: Tensor) -> None:
         self.model, self.broken = model, broken
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             x.register_hook(self._note)  # type: ignore[no-untyped-call]
-        return self._noted(self.model(x))
-
-    def judge(self, x: Tensor) -> Tensor:
-        """Return the logits of the model itself, which decides."""
-        return self._noted(self.model.judge(x))
-
-    def _noted(self, logits: Tensor) -> Tensor:
+        logits = self.model(x)
         self._note(logits.detach())
         return logits
 

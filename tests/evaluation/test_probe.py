@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +14,8 @@ from torch.nn import functional
 from taet.attacks import pgd
 from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
-from taet.config import Evaluation
 from taet.evaluation import ResultCard, probe
-from taet.evaluation.bundles import parse_attack
-from taet.evaluation.runner import Runner, attack_split
+from taet.evaluation.runner import Runner
 from taet.evaluation.trial import sample
 
 EPS = 0.05  # which leaves some images of the small network correct
@@ -54,7 +51,7 @@ def test_the_facts_are_those_of_a_sample_of_the_images(task: Task, evaluated: Ev
     model, images, labels = task
     rows = sample(labels, 20, 0)
     x, y = torch.from_numpy(images[rows]).permute(0, 3, 1, 2) / 255, torch.from_numpy(labels[rows])
-    start = Draws(0, "pgd", rows).start(x, EPS)  # those of the attack
+    start = Draws(0, "probe", rows).start(x, EPS)
 
     def survives(factor: float) -> Tensor:
         def objective(logits: Tensor, y: Tensor) -> Tensor:
@@ -141,35 +138,6 @@ def test_a_model_that_changes_between_calls_is_seen(task: Task) -> None:
 def test_a_model_that_looks_at_the_whole_batch_is_seen(task: Task) -> None:
     facts = changed(task[0], lambda model, x: model(x) - model(x).mean(0), task)
     assert facts["repeat_difference"] == facts["later_difference"] == 0 < 0.01 < facts["batch_difference"]
-
-
-def test_flags_of_the_same_attack_are_not_computed_again(task: Task) -> None:
-    """Its starts and its steps are those of pgd-20 at eps / 8, so the numbers are the same."""
-
-    def probed(**settings: Any) -> tuple[dict[str, int | float], int]:
-        runner = bench_of(task[0], task)
-        attack = parse_attack("pgd-20", Evaluation(**{"step_size": EPS / 8, **settings}), EPS)
-        columns = attack_split(runner, [attack])
-        before = runner.model.passes
-        return probe.probe(runner, EPS, 20, None, [].append, columns), runner.model.passes - before
-
-    alone = bench_of(task[0], task)
-    expected = probe.probe(alone, EPS, 20, None, [].append)
-    assert 0 < expected["pgd_correct"] < 20
-    facts, passes = probed()
-    assert facts == expected
-    assert alone.model.passes - passes == 20 * 41
-    for other in ({"step_size": EPS / 4}, {"seed": 1}, {"search_precision": "bf16"}):
-        facts, passes = probed(**other)
-        assert (facts, passes) == (expected, alone.model.passes), other
-
-
-def test_a_model_that_draws_numbers_is_attacked_again(task: Task) -> None:
-    runner = bench_of(Noisy(task[0]), task)
-    columns = attack_split(runner, [probe.plain_attack(runner, EPS)])
-    before = runner.model.passes
-    probe.probe(runner, EPS, 20, None, [].append, columns)
-    assert runner.model.passes - before == 20 * probe.passes(runner)
 
 
 def test_it_is_kept_for_an_evaluation_that_goes_on(
