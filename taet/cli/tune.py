@@ -41,7 +41,7 @@ SPEC is a TOML file as for taet compare, with one data set and one imbalance rat
   lr = {low = 0.01, high = 0.5, log = true}
   "weight-decay" = [1e-4, 5e-4, 1e-3]
   [tune.methods.trades]                                       # of this one as well
-  beta = {low = 1, high = 10}
+  beta = {low = 1.0, high = 10.0}
 
 Exit status: 0 all done, or the time budget is used up; 1 a cell of the comparison failed; 2 a mistake; 130 interrupted,
 with all finished work saved."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from taet.training.tensorboard import scalars
 TRACKERS = ("mlflow", "wandb")
 MARK = "tracked.json"
 """What was written to W&B, which does not tell a process without network."""
+UNNAMED = re.compile(r"[^A-Za-z0-9_./ -]")
+"""What an attack's name may have and a metric of MLflow may not; and the colon, which not every version takes."""
 IDENTITY, MOST_METRICS, MOST_PARAMS, MOST_TEXT = "taet.id", 1000, 100, 250
 
 
@@ -77,7 +80,7 @@ def told(path: Path) -> Tracked:
         summary = card.summary_of(column)
         numbers = {"accuracy": summary.accuracy, "balanced accuracy": summary.balanced, **summary.groups}
         numbers |= {"worst class": summary.worst_class[1]}
-        results |= {f"test/{column.name.replace(':', ' ').replace('=', ' ')}/{name}": n for name, n in numbers.items()}
+        results |= {f"test/{UNNAMED.sub(' ', column.name)}/{name}": n for name, n in numbers.items()}
     return Tracked(
         name=path.resolve().name,
         identity=digest([record.run_hash, record.started])[:20],

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 from annotated_types import Ge, Le
 
-from taet import metrics
+from taet import methods, metrics
 from taet.bounds import Seed, check_value, got_text
+from taet.config import Run
 from taet.data.selection import VALIDATION
 from taet.errors import UserError, located, unknown
 from taet.experiments.cells import Cell, cells, in_precision, is_open
@@ -32,6 +33,8 @@ KEYS = ("trials", "seed", "space", "methods")
 RANGE_KEYS = ("low", "high", "log", "step")
 ASKED = "specification"
 TUNED = "training.tuned"
+FIXED = ("data.", "threat.", "evaluation.", "training.selection", "training.monitor_", TUNED)
+"""Beginnings of the names of settings that make the score or the data, which no search may choose."""
 VALIDATION_SHARE = 0.2
 """Held out where the specification does not say how much."""
 Trials = Annotated[int, Ge(1), Le(10_000)]
@@ -116,8 +119,14 @@ def search_of(values: Mapping[str, Any], title: str = "tuning") -> Search:
             raise unknown("method of tune", name, names)
     spaces = {entry.name: _space(rest, entry, {**shared, **own.get(entry.name, {})}) for entry in grid.methods}
     settings = {"data.validation": VALIDATION_SHARE, **grid.settings}
-    if settings.get("data.test") == VALIDATION or settings.get("training.selection") == "best-test":
-        raise UserError("settings: got a test set that is not one, or that chooses; allowed: neither, in a search")
+    for where, own_settings in [("settings", {}), *((f"methods: {one.name}", one.settings) for one in grid.methods)]:
+        merged = {**settings, **own_settings}
+        if merged.get("data.test") == VALIDATION or merged.get("training.selection") == "best-test":
+            raise UserError(f"{where}: got a test set that is not one, or that chooses; allowed: neither, in a search")
+        if "data.test" in own_settings:
+            raise UserError(f"{where}: got data.test; allowed: in the shared settings, in a search")
+        if TUNED in merged:
+            raise UserError(f"{where}: got {TUNED}; allowed: without it, since the search sets it")
     return Search(replace(grid, settings=settings), told["trials"], told.get("seed", 0), spaces)
 
 
@@ -139,12 +148,29 @@ def _space(rest: Mapping[str, Any], entry: Entry, asked: Mapping[str, Any]) -> d
                 return parse({**rest, "methods": [one]}).methods[0].settings
 
             (name,) = checked(choices.ends[0])
+            if name.startswith(FIXED):
+                raise UserError(f"got {name}; allowed: settings that leave the data and the score as they are")
             if name in found or name in entry.settings:
                 raise UserError("got this setting twice; allowed: each once")
-            found[name] = replace(choices, values=tuple(checked(value)[name] for value in choices.values))
+            listed = tuple(checked(value)[name] for value in choices.values)
+            if any(one in listed[:place] for place, one in enumerate(listed)):
+                raise UserError(f"got {got_text(value)}; allowed: a list with each value once")
+            if not listed and not _is_whole(entry, name):
+                choices = replace(choices, low=float(choices.low), high=float(choices.high))
+            elif not all(isinstance(one, int) for one in (*choices.ends, choices.step or 1)) and not listed:
+                raise UserError(f"got {got_text(value)}; allowed: whole numbers for low, high and step")
+            found[name] = replace(choices, values=listed)
     if not found:
         raise UserError(f"tune: {entry.name}: got nothing to tune; allowed: settings in tune.space or tune.methods")
     return found
+
+
+def _is_whole(entry: Entry, name: str) -> bool:
+    """Return whether a setting is a whole number, by the type of its field."""
+    part, _, field = name.partition(".")
+    about: Any = methods.find(entry.method).Config if part == "method" else type(getattr(Run(), part))
+    kind = get_type_hints(about).get(field)
+    return kind is int or (int in get_args(kind) and float not in get_args(kind))
 
 
 def _choices(value: Any) -> Choices:
@@ -155,11 +181,15 @@ def _choices(value: Any) -> Choices:
     numbers = [value[key] for key in ("low", "high", "step") if key in value]
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
         raise UserError(f"got {got_text(value)}; allowed: numbers for low, high and step")
+    if not isinstance(value.get("log", False), bool):
+        raise UserError(f"got log {got_text(value['log'])}; allowed: true or false")
     choices = Choices(**value)
     if not (math.isfinite(choices.high - choices.low) and choices.low < choices.high):
         raise UserError(f"got low {choices.low} and high {choices.high}; allowed: low below high")
-    if (choices.log and (choices.low <= 0 or choices.step)) or (choices.step or 1) <= 0:
-        raise UserError(f"got {got_text(value)}; allowed: log with low above 0 and without step; step above 0")
+    if choices.log and (choices.low <= 0 or choices.step is not None):
+        raise UserError(f"got {got_text(value)}; allowed: log with low above 0 and without step")
+    if choices.step is not None and not 0 < choices.step <= choices.high - choices.low:
+        raise UserError(f"got step {choices.step}; allowed: above 0, up to high less low")
     return choices
 
 
@@ -225,8 +255,9 @@ def tune(
 
 def final(search: Search, best: Mapping[str, Mapping[str, Any]]) -> Specification:
     """Return the comparison of the methods with their best settings, all seeds, and the test images."""
-    found = [replace(row, settings={**row.settings, **best[row.name]["settings"]}) for row in search.grid.methods]
-    return replace(search.grid, methods=tuple(found), settings={**search.grid.settings, TUNED: search.trials})
+    rows, told = search.grid.methods, {TUNED: search.trials}  # in every row, since a row's settings replace shared ones
+    found = [replace(row, settings={**row.settings, **best[row.name]["settings"], **told}) for row in rows]
+    return replace(search.grid, methods=tuple(found))
 
 
 class Asked(NamedTuple):
@@ -261,6 +292,8 @@ def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:
     for cell, asked in zip(planned, work, strict=True):
         if cell.run is None:
             raise UserError(f"tune: {asked.row}: {cell.reason}")
+        if cell.run.data.test != VALIDATION or cell.run.training.selection == "best-test":
+            raise UserError(f"tune: {asked.row}: got a trial on test images; allowed: on validation images alone")
     begun = (RunFolder(path) for path in sorted((place / "runs").glob("*")))
     held = next((run.record.run.training.precision for run in begun if run.is_run), None)
     planned = [in_precision(cell, held) if held is not None and is_open(cell) else cell for cell in planned]
@@ -334,9 +367,9 @@ def _tell(study: Any, asked: Asked, outcome: CellOutcome) -> None:
 def value(folder: RunFolder) -> float:
     """Return the balanced accuracy on validation images under the curve's attack, of the epoch that a run delivers."""
     epoch = folder.weights_about().epoch
-    points = [row.monitor for row in folder.metrics if row.monitor is not None and row.epoch <= epoch]
+    points = [row.monitor for row in folder.metrics if row.monitor is not None and row.epoch == epoch]
     if not points or points[-1].split != VALIDATION:
-        raise UserError(f"{folder.path} has no curve on validation images; allowed: monitor_every of 1 or more")
+        raise UserError(f"trial {folder.path} has no curve on validation images at epoch {epoch}; allowed: one there")
     counts = points[-1].attacked
     return metrics.balanced_accuracy(counts.correct, counts.total)
 

@@ -58,7 +58,7 @@ class Worth:
     next_doubling: Estimate
     """Twice the images of every class, by a straight line in the logarithm of the number of images."""
     against_first: Estimate
-    """This row less the first one, with all images; unknown in the first row."""
+    """This row less the first method's, with all images; unknown in that row, and where they share too few seeds."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; None for what cannot be said."""
@@ -125,9 +125,12 @@ def worth(comparison: Comparison) -> list[Worth]:
         UserError: fewer than two such seeds in every row.
     """
     found: list[Worth] = []
-    first: dict[tuple[str, float | None], dict[int, list[ResultCard]]] = {}
-    for (data, imbalance, row), runs in _rows(comparison).items():
-        base = first.setdefault((data, imbalance), runs)
+    first: dict[tuple[str, float | None], str] = {}
+    for outcome in comparison.outcomes:  # those that are not done too
+        first.setdefault((outcome.cell.data, outcome.cell.imbalance), _base(outcome.cell))
+    rows = _rows(comparison)
+    for (data, imbalance, row), runs in rows.items():
+        base = rows.get((data, imbalance, first[data, imbalance]), {})
         found += [
             Worth(row, data, imbalance, *_gains(runs, base, label)) for label in [None, *range(_any(runs).num_classes)]
         ]
@@ -179,7 +182,8 @@ def _gains(
     last = _mean([masks[-1][:, own] - masks[-2][:, own] for own in members])
     slopes = [slope_weights(images[:, one].tolist()) for one in labels]
     lines = [np.tensordot(slope, masks[..., own], 1) for slope, own in zip(slopes, members, strict=True)]
-    against = UNKNOWN if runs is base else _mean([apart[:, own] for own in members])
+    alone = runs is base or len(shared) < FEWEST_SEEDS
+    against = UNKNOWN if alone else _mean([apart[:, own] for own in members])
     recall = float(np.mean([masks[-1][:, own].mean() for own in members]))
     name = EVERY if label is None else card.class_names[label]
     return name, int(images[-1, labels].sum()), recall, last, _mean(lines), against
@@ -218,6 +222,6 @@ def table(found: Sequence[Worth]) -> str:
             "Recall under the worst of the attacks, with all images. Gains are in percentage points, with 95 %",
             "intervals over seeds and test images. Last doubling: measured, from half of the images of every class to",
             "all. Next doubling: a straight line in log(images) through a quarter, a half and all; one that flattens",
-            "gains less. Beyond twice the images nothing is said. -: nothing varies, or there are too few test images.",
+            "gains less. Beyond twice the images nothing is said. -: nothing varies, or seeds or images are too few.",
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections import defaultdict
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from taet.evaluation import ResultCard
+from taet.deployment.track import told
+from taet.evaluation import ResultCard, card_store
 from taet.training.folder import RunFolder
 from taet.training.tensorboard import scalars
 
@@ -77,6 +79,7 @@ class Mlflow:
         for number, metric in enumerate(metrics):  # "in case of error, partial data may be written"
             if self.fail_at == number:
                 raise Broken
+            assert re.fullmatch(r"[/\w.\- ]+", metric.key)  # as MLflow checks it
             self.history[run_id, metric.key].append(metric)
             data.metrics[metric.key] = metric.value
 
@@ -166,6 +169,17 @@ def test_mlflow_gets_every_number_once(taet: Any, finished: Any, growing: Path, 
     for column in card.columns:
         name = f"test/{column.name}/balanced accuracy"
         assert found[name, 0] == [card.summary(column.name).balanced]
+
+
+def test_a_metric_has_a_name_that_mlflow_takes(finished: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = SimpleNamespace(accuracy=0.5, balanced=0.4, groups={"tail": 0.3}, worst_class=("a", 0.2))
+    column = SimpleNamespace(name="pgd-100:restarts=5,eps=4/255")
+    card = SimpleNamespace(columns=[column], summary_of=lambda _: summary)
+    monkeypatch.setattr(card_store, "of_folder", lambda _: card)
+    names = told(Path(finished.folder)).results
+    assert [*names] == [
+        f"test/pgd-100 restarts 5 eps 4/255/{name}" for name in ("accuracy", "balanced accuracy", "tail", "worst class")
+    ]
 
 
 def test_a_crash_in_the_middle_of_a_batch_is_made_good(taet: Any, copy: Path, mlflow: Mlflow) -> None:

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,10 @@ SPEC: dict[str, Any] = {
 
 def changed(**change: Any) -> dict[str, Any]:
     return {**SPEC, "tune": {**SPEC["tune"], **change}}
+
+
+def of_row(settings: dict[str, Any]) -> dict[str, Any]:
+    return {**SPEC, "methods": [{"name": "at", "settings": settings}, "trades"]}
 
 
 class Guarded(np.ndarray):
@@ -126,7 +131,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
 
     def compare(final: Any, out: Path, **_: Any) -> Comparison:
         (out.parent / "final.json").write_text(json.dumps([[e.name, dict(e.settings)] for e in final.methods]))
-        assert final.settings["training.tuned"] > 0
+        assert all(list(entry.settings)[-1] == "training.tuned" for entry in final.methods)
         assert final.seeds == (0, 1)
         assert "data.test" not in final.settings
         return Comparison(final.title, out, ())
@@ -152,7 +157,8 @@ def test_every_method_gets_the_same_number_of_trials_and_the_best_is_compared(
     assert sorted(names(trained)) == [f"{row}.{number:04}" for row in ("at", "trades") for number in range(4)]
     assert names(trained)[:4] == ["at.0000", "trades.0000", "at.0001", "trades.0001"]  # evenly
     best = {row: numbers["settings"] for row, numbers in found.best.items()}
-    assert [[row, settings] for row, settings in best.items()] == json.loads((tmp_path / "final.json").read_text())
+    told = [[row, {**settings, "training.tuned": 4}] for row, settings in best.items()]
+    assert told == json.loads((tmp_path / "final.json").read_text())
     for row, settings in best.items():
         ended = [cell for cell in trained if cell.entry.name.startswith(row) and state_of(cell) == "done"]
         rates = [cell.run.training.lr for cell in ended if cell.run is not None]
@@ -222,6 +228,28 @@ def test_two_processes_share_the_work_and_never_make_a_trial_too_many(tmp_path: 
         ({**SPEC, "data": ["digits-lt", "cifar10-lt"]}, "data: got 2; allowed: one"),
         ({**SPEC, "settings": {"data.test": "validation"}}, "a test set that is not one"),
         ({**SPEC, "settings": {"selection": "best-test"}}, "that chooses"),
+        (of_row({"selection": "best-test"}), "methods: at: got a test set that is not one, or that chooses"),
+        (of_row({"data.test": "validation"}), "methods: at: got a test set that is not one"),
+        (of_row({"data.test": "balanced"}), "methods: at: got data.test; allowed: in the shared settings"),
+        (of_row({"tuned": 3}), "methods: at: got training.tuned; allowed: without it"),
+        ({**SPEC, "settings": {"tuned": 3}}, "settings: got training.tuned; allowed: without it"),
+        *(
+            (changed(space={name: [value]}), f"tune: at: {name}: got {full}; allowed: settings that leave the data")
+            for name, value, full in (
+                ("data.test", "balanced", "data.test"),
+                ("threat.eps", 0.01, "threat.eps"),
+                ("evaluation.attacks", "clean", "evaluation.attacks"),
+                ("selection", "last", "training.selection"),
+                ("monitor-steps", 1, "training.monitor_steps"),
+                ("tuned", 1, "training.tuned"),
+            )
+        ),
+        (changed(methods={"trades": {"monitor-every": [2]}}), "trades: monitor-every: got training.monitor_every"),
+        (changed(space={"lr": {"low": 0.1, "high": 1, "log": 1}}), "got log 1; allowed: true or false"),
+        (changed(space={"lr": {"low": 0.1, "high": 0.5, "step": 0}}), "got step 0; allowed: above 0, up to high less"),
+        (changed(space={"lr": {"low": 0.1, "high": 0.5, "step": 0.6}}), "got step 0.6; allowed: above 0, up to high"),
+        (changed(space={"epochs": {"low": 2, "high": 8, "step": 1.5}}), "allowed: whole numbers for low, high and"),
+        (changed(space={"lr": [0.1, 0.2, 0.1]}), "allowed: a list with each value once"),
     ],
 )
 def test_a_mistake_is_one_line(change: dict[str, Any], message: str) -> None:
@@ -229,6 +257,41 @@ def test_a_mistake_is_one_line(change: dict[str, Any], message: str) -> None:
         search_of({**SPEC, **change})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_range_has_whole_numbers_only_where_the_setting_is_one() -> None:
+    optuna = pytest.importorskip("optuna", reason="taet tune needs optuna (taet[tune])")
+    ranges = {"lr": {"low": 1, "high": 3}, "epochs": {"low": 2, "high": 8, "step": 2}}
+    spaces = search_of(changed(space=ranges, methods={"trades": {"beta": {"low": 1, "high": 10}}})).spaces["trades"]
+    found = {name: choices.distribution(optuna) for name, choices in spaces.items()}
+    assert found["training.lr"] == optuna.distributions.FloatDistribution(1.0, 3.0)
+    assert found["method.beta"] == optuna.distributions.FloatDistribution(1.0, 10.0)
+    assert found["training.epochs"] == optuna.distributions.IntDistribution(2, 8, step=2)
+
+
+@pytest.mark.parametrize("settings", [{"data.test": "balanced"}, {"training.selection": "best-test"}])
+def test_no_cell_of_a_trial_opens_test_images(tmp_path: Path, settings: dict[str, Any]) -> None:
+    search = search_of(SPEC)
+    with pytest.raises(UserError, match="tune: at: got a trial on test images; allowed: on validation images alone"):
+        tuning._cells(search, [tuning.Asked("at", 0, settings)], tmp_path)
+
+
+def test_no_settings_of_a_row_replace_the_number_of_trials() -> None:
+    search = search_of(SPEC)
+    rows = tuple(dataclasses.replace(row, settings={"training.tuned": 0}) for row in search.grid.methods)
+    search = dataclasses.replace(search, grid=dataclasses.replace(search.grid, methods=rows))
+    made = tuning.final(search, {row.name: {"settings": {"training.tuned": 1}} for row in rows})
+    assert [point.entry.settings["training.tuned"] for point in made.points] == [4] * 4
+
+
+def test_the_value_of_a_trial_is_of_the_epoch_that_it_delivers() -> None:
+    counts = SimpleNamespace(correct=np.array([1, 3]), total=np.array([4, 4]))
+    rows = [SimpleNamespace(epoch=2, monitor=SimpleNamespace(split="validation", attacked=counts))]
+    folder: Any = SimpleNamespace(path="at.0003", metrics=rows, weights_about=lambda: SimpleNamespace(epoch=2))
+    assert tuning.value(folder) == 0.5
+    folder.weights_about = lambda: SimpleNamespace(epoch=3)
+    with pytest.raises(UserError, match=r"trial at\.0003 has no curve on validation images at epoch 3"):
+        tuning.value(folder)
 
 
 @pytest.mark.parametrize("space", [{"momentum": {"low": 0.1, "high": 5.0}}, {"lr": [0.1, -1.0]}])

@@ -108,6 +108,27 @@ def test_gains_of_a_class() -> None:
     assert "at, a" in what_if.table([worth])
 
 
+def test_the_first_row_is_that_of_the_first_method(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from taet.experiments.cells import cells
+
+    made = [CellOutcome(cell, "missing", "", ()) for cell in cells(with_shares(parse(SPEC)), tmp_path)]
+    comparison = Comparison("x", tmp_path, tuple(made))
+    held = {("digits-lt", None, "taet"): runs(0.1, above=0.2), ("digits-lt", None, "at"): runs(0.1)}
+    monkeypatch.setattr(what_if, "_rows", lambda _: held)
+    against = {(one.row, one.label): one.against_first.value for one in what_if.worth(comparison)}
+    assert against["taet", "a"] == pytest.approx(0.2)
+    assert math.isnan(against["at", "a"])
+    del held["digits-lt", None, "at"]  # too few of its seeds are done
+    assert {str(one.against_first) for one in what_if.worth(comparison)} == {"-"}
+
+
+@pytest.mark.parametrize("shared", [[], [0]])
+def test_with_too_few_shared_seeds_nothing_is_said_of_a_difference(shared: list[int]) -> None:
+    base = {seed: cards for seed, cards in runs(0.1).items() if seed in shared}
+    for label in (0, None):
+        assert str(_gains(runs(0.1, above=0.2), base, label)[-1]) == "-"  # type: ignore[arg-type]
+
+
 def test_unfinished_comparisons_are_refused(tmp_path: Any) -> None:
     from taet.experiments.cells import cells
 
