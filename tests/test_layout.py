@@ -221,8 +221,8 @@ def test_a_class_name_is_used_once() -> None:
 # Runs from files, sections of --help, and sequences: 240.
 # Figures of the papers, embeddings and the leaderboard: 1,230.
 # Intervals of differences and the shrinking ball of quick: 110.
-# Paired intervals by inversion, and quick through a shrinking ball: 110.
-MOST_LINES = 40_935
+# Paired intervals by inversion, and quick through a shrinking ball: 110. Searches that cannot change their score: 30.
+MOST_LINES = 40_970
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:
