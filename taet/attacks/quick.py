@@ -50,7 +50,7 @@ class Gap(NamedTuple):
     mean: float
 
     def __str__(self) -> str:
-        where = f"on {self.models} pairs of a model and a ball with {self.images} images in all"
+        where = f"on {self.models} pairs of model and ball with {self.images} images"
         return (
             f"an upper bound, {where} at most {self.largest:.2f} points above AutoAttack, {self.mean:+.2f} on average"
         )

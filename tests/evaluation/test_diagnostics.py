@@ -201,7 +201,7 @@ def test_square_must_not_break_more_than_the_official_threshold_and_chance() -> 
 
 def test_a_bound_says_how_far_it_was_from_the_truth_or_that_it_must_not_be_used() -> None:
     sound = found(column("clean", 0.8), column("quick", 0.5), column("pgd-20", 0.5))
-    assert sound["quick-is-a-bound"].startswith(f"quick: an upper bound, on {MEASURED.models} models")
+    assert sound["quick-is-a-bound"].startswith(f"quick: an upper bound, on {MEASURED.models} pairs of model and ball")
     misled = found(column("clean", 0.8), column("quick", 0.5), column("pgd-20", 0.5), column("autoattack", 0.3))
     assert misled.keys() == {"autoattack-far-below-pgd", "quick-misled"}
     assert "raises autoattack-far-below-pgd" in misled["quick-misled"]
