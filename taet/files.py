@@ -324,6 +324,11 @@ def flock(file: int | IO[Any], *, wait: bool = False) -> None:
     fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def cache() -> Path:
+    """Return the folder of what is made or fetched again if it is deleted: TAET_CACHE, or ~/.cache/taet."""
+    return Path(os.path.expanduser(os.environ.get("TAET_CACHE") or "~/.cache/taet"))
+
+
 def make_folder(path: Path) -> None:
     """Make a folder with those above it, where they are missing, and flush their names."""
     try:

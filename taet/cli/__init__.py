@@ -57,13 +57,22 @@ STARTED_TOGETHER = "TAET_STARTED_TOGETHER"
 """Environment variable of the processes that one command started to share its work."""
 
 
+def help_width() -> int:
+    """Return the columns that help takes: those of the terminal, at most 120."""
+    return min(shutil.get_terminal_size().columns, 120)
+
+
+def wrapped(text: str) -> str:
+    """Return paragraphs, each broken to lines of `help_width`."""
+    return "\n\n".join(textwrap.fill(" ".join(part.split()), help_width()) for part in text.split("\n\n"))
+
+
 def help_text() -> str:
     """What `taet --help` prints."""
     lines = ["usage: taet COMMAND [options]", "", "Adversarial robustness under long-tailed data.", ""]
-    wide = min(shutil.get_terminal_size().columns, 120)
     for name, text in COMMANDS.items():
-        lines += textwrap.wrap(text, wide, initial_indent=f"  {name:9} ", subsequent_indent=" " * 12)
-    return "\n".join([*lines, "", *(textwrap.fill(part, wide) for part in EPILOG.split("\n\n"))])
+        lines += textwrap.wrap(text, help_width(), initial_indent=f"  {name:9} ", subsequent_indent=" " * 12)
+    return "\n".join([*lines, "", *wrapped(EPILOG).split("\n\n")])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

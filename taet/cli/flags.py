@@ -16,8 +16,6 @@ import itertools
 import os
 import re
 import shlex
-import shutil
-import textwrap
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +26,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from taet import bounds
+from taet.cli import wrapped
 from taet.errors import Done, UserError, printable, unknown
 from taet.formatting import size
 
@@ -135,12 +134,6 @@ def _expanded(kind: type[T]) -> type[T]:
     expanded = dataclasses.make_dataclass(kind.__name__, made, bases=(kind,), frozen=True)
     expanded.__doc__ = kind.__doc__
     return expanded
-
-
-def wrapped(text: str) -> str:
-    """Return paragraphs, each broken to lines of the width of the terminal, at most 120."""
-    wide = min(shutil.get_terminal_size().columns, 120)
-    return "\n\n".join(textwrap.fill(" ".join(part.split()), wide) for part in text.split("\n\n"))
 
 
 def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, examples: Sequence[str]) -> T:

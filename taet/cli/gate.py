@@ -38,7 +38,7 @@ class GateOptions:
     old: Annotated[Path, tyro.conf.Positional]
     """Result card of the model in use, its run folder, or hf:USER/NAME@COMMIT."""
     new: Annotated[Path, tyro.conf.Positional]
-    """Result card of its successor, or its run folder."""
+    """Result card of its successor, its run folder, or hf:USER/NAME@COMMIT."""
     columns: tuple[str, ...] = ()
     """Columns to compare, e.g. clean autoattack worst-case. Default: clean and every attack within a ball."""
     margin: PartialShare = 0.0

@@ -19,7 +19,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from taet.errors import UserError
-from taet.files import check_kind, flock, remove_leftovers, replacing
+from taet.files import cache, check_kind, flock, remove_leftovers, replacing
 from taet.formatting import data_size
 
 CHUNK = 1 << 24
@@ -139,11 +139,6 @@ def pieces(images: NDArray[np.generic] | Stored) -> Iterator[NDArray[np.generic]
     """Yield all images in order, in pieces of a few megabytes and at most 65,536 images."""
     step = min(max(1, CHUNK * len(images) // max(1, images.nbytes)), 1 << 16)
     return (images[first : first + step] for first in range(0, len(images), step))
-
-
-def cache() -> Path:
-    """Return the folder of image files that may be deleted at any time: TAET_CACHE, or ~/.cache/taet."""
-    return Path(os.path.expanduser(os.environ.get("TAET_CACHE") or "~/.cache/taet"))
 
 
 def memory(root: Path = Path("/")) -> int:

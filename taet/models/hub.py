@@ -20,6 +20,7 @@ from taet.files import (
     METRICS,
     RUN,
     WEIGHTS,
+    cache,
     check_seal,
     file_sha256,
     make_folder,
@@ -34,8 +35,6 @@ FILES = (RUN, METRICS, DONE, WEIGHTS, CARD)
 """What a published folder may hold besides CONFIG and its page."""
 SCHEME = "hf:"
 PINNED = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
-CACHE = "TAET_CACHE"
-"""Environment variable: the folder that downloaded models are kept in. Default: ~/.cache/taet."""
 
 
 def is_published(name: str | os.PathLike[str]) -> bool:
@@ -54,8 +53,7 @@ def local(name: str | os.PathLike[str]) -> Path:
     if not is_published(text):
         return Path(text)
     repository, commit = pinned(text)
-    kept = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "taet")
-    folder = kept / "hub" / repository.replace("/", "--") / commit
+    folder = cache() / "hub" / repository.replace("/", "--") / commit
     if not (folder / CONFIG).exists():  # which comes last
         make_folder(folder)
         _download(repository, commit, folder)

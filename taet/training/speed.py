@@ -15,9 +15,8 @@ from torch import nn
 
 from taet.attacks.ball import frozen
 from taet.config import Training
-from taet.data.store import cache
 from taet.errors import UserError
-from taet.files import check_seal, digest, make_folder, read_json, seal, write_json
+from taet.files import cache, check_seal, digest, make_folder, read_json, seal, write_json
 from taet.models.view import fold
 from taet.training.decided import Decision
 from taet.training.environment import cores, instructions, processor, version

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from taet.cli import main
-from taet.data.store import cache
 from taet.errors import UserError
+from taet.files import cache
 from tests.data.hostile import CASES, OUTSIDE, Case
 
 SECONDS = 30

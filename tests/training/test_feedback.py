@@ -190,9 +190,9 @@ def test_killed_where_an_epoch_is_saved_it_learns_from_each_point_once(
     assert [row["monitor"] for row in resumed.history] == [row["monitor"] for row in whole.history]
 
 
-def test_stopped_while_the_curve_is_measured_it_learns_once(
-    run: Run, whole: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stop_while_watching(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train, and be stopped while the curve is measured after the second epoch."""
+
     def stopping(self: Trainer, doing: str, pause: Any = Trainer._pause) -> None:
         if doing == "watching" and self.epoch == 1:
             self.asked_to_stop.set()
@@ -201,7 +201,13 @@ def test_stopped_while_the_curve_is_measured_it_learns_once(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_pause", stopping)
         with pytest.raises(KeyboardInterrupt):
-            train(run, out=tmp_path / "run")
+            train(run, out=out)
+
+
+def test_stopped_while_the_curve_is_measured_it_learns_once(
+    run: Run, whole: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_while_watching(run, tmp_path / "run", monkeypatch)
     assert same(whole, resume(tmp_path / "run"))
 
 
@@ -217,16 +223,7 @@ def test_each_of_them_goes_on_to_the_same_bits(
 ) -> None:
     run = override(tiny(name, CHANGES), {"settings": methods.find(name).Config(**settings)})
     train(run, out=tmp_path / "whole")
-
-    def stopping(self: Trainer, doing: str, pause: Any = Trainer._pause) -> None:
-        if doing == "watching" and self.epoch == 1:
-            self.asked_to_stop.set()
-        pause(self, doing)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_pause", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(run, out=tmp_path / "stopped")
+    stop_while_watching(run, tmp_path / "stopped", monkeypatch)
     resume(tmp_path / "stopped")
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
