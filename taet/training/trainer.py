@@ -198,6 +198,7 @@ def resume(
                     f"the {split} images are not those that {place.path} was started with; nothing was changed"
                 )
         check_extra(place.path, record, trainer.extra)
+        trainer.run_hash = record.run_hash  # of the version that began the run: this one may have more settings
         if begun:
             trainer.restore()
             trainer.model.notes = record.model_notes

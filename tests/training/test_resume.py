@@ -22,6 +22,7 @@ from taet.config import Run
 from taet.errors import UserError
 from taet.files import seal
 from taet.training import TrainingResult, resume, train, trainer
+from taet.training.folder import RunFolder
 from taet.training.interruption import interruption
 
 STEPS = 6  # two epochs of three steps
@@ -108,6 +109,23 @@ def test_interrupted_in_any_step(
         resume(tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is before
     assert_same(tmp_path / "run", whole.folder)
+
+
+def test_a_run_of_a_version_with_fewer_settings_goes_on(
+    tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny("at", {})
+    whole, folder = train(run, out=tmp_path / "whole"), RunFolder(killed(run, tmp_path / "run", monkeypatch))
+    state, record = folder.load_checkpoint(folder.record.run_hash), json.loads((folder.path / "run.json").read_text())
+    del record["run"]["data"]["fit"]
+    (folder.path / "run.json").write_text(json.dumps(seal(record)))
+    older = RunFolder(folder.path)
+    older.save_checkpoint(state | {"run_hash": older.record.run_hash})
+    result = resume(folder.path)
+    expected = whole.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in result.model.state_dict().items())
+    RunFolder(folder.path).check_weights()
+    assert resume(folder.path).history == result.history
 
 
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.full), 4])
