@@ -14,6 +14,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NotRequired
 
+from annotated_types import Ge, Le
+
 from taet.bounds import Rule, allowed_text, check_value, hints
 from taet.errors import UserError
 
@@ -28,6 +30,8 @@ def _is_sha256(text: str) -> bool:
 
 
 Sha256 = Annotated[str, Rule(_is_sha256, "64 hexadecimal digits")]
+Whole = Annotated[int, Ge(0), Le(2**53)]
+"""A number that counts something."""
 Name = Annotated[str, Rule(lambda text: 0 < len(text) <= 1000, "1 to 1000 characters")]
 
 

@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taet.config import Data
 from taet.errors import UserError
-
-Floats = NDArray[np.float64]
+from taet.metrics import Floats
 
 
 def class_shares(rule: str, class_counts: Sequence[int], share: float) -> Floats:

@@ -26,6 +26,7 @@ from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import make_runner
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import count, listed, percent
+from taet.metrics import Floats, Ints
 from taet.shapes import Name, Sha256, check_shape
 from taet.training.checkpoint import tensors_digest
 from taet.training.environment import resolve_device
@@ -33,9 +34,6 @@ from taet.training.feedback import learns_from_validation
 from taet.training.finished import load_model, load_run
 from taet.training.folder import DELIVERED, RunFolder
 from taet.training.record import RunRecord
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 LEVEL = 0.95
 """Confidence that the promise holds for every class."""

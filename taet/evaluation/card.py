@@ -15,7 +15,7 @@ import numpy as np
 from taet import metrics
 from taet.bounds import Count, check_radius, hints
 from taet.errors import UserError, located, unknown
-from taet.evaluation.column import WORST_CASE, Column, Ints, check_classes
+from taet.evaluation.column import WORST_CASE, Column, check_classes
 from taet.evaluation.facts import ModelFacts, probed
 from taet.evaluation.packing import Json, PackedIntegers, pack_integers, plain, unpack_integers
 from taet.evaluation.paired import Difference, difference
@@ -35,6 +35,7 @@ from taet.evaluation.schema import (
 from taet.evaluation.summary import Interval, Summary, summarise
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import short
+from taet.metrics import Ints
 from taet.shapes import Sha256, check_shape
 from taet.training.folder import RunFolder
 

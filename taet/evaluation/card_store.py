@@ -12,8 +12,9 @@ import numpy as np
 
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
-from taet.evaluation.column import WORST_CASE, Ints
+from taet.evaluation.column import WORST_CASE
 from taet.files import file_sha256, read_bytes, write_atomically
+from taet.metrics import Ints
 from taet.training.folder import DELIVERED, RunFolder
 
 TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6

@@ -20,7 +20,6 @@ from taet.attacks.spec import AttackSpec
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.column import Ints, Mask
 from taet.evaluation.diagnostics import Finding, findings
 from taet.evaluation.facts import CheckFacts
 from taet.evaluation.images import Images, as_arrays
@@ -29,6 +28,7 @@ from taet.evaluation.packing import Json
 from taet.evaluation.runner import make_runner
 from taet.evaluation.trial import Trial, answer, attempt, input_gradient, nonfinite, sample, user_errors
 from taet.formatting import clock, listed, percent
+from taet.metrics import Ints, Mask
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
 from taet.training.environment import environment

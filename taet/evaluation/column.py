@@ -25,12 +25,11 @@ from taet.evaluation.packing import (
     unpack_mask,
 )
 from taet.evaluation.schema import CURVES, StoredColumn
+from taet.metrics import Ints, Mask
 
 WORST_CASE = {"linf": "worst-case", "l2": "worst-case-l2"}
 """Name of the column that holds the worst case within the balls of a norm."""
 
-Mask = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 Floats32 = NDArray[np.float32]
 
 

@@ -18,7 +18,7 @@ from taet import metrics
 from taet.bounds import Count, NonNegative, check_radius, hints
 from taet.errors import UserError, located
 from taet.evaluation.column import check_classes
-from taet.evaluation.packing import Json, PackedMask, Whole, pack_mask, plain, unpack_mask
+from taet.evaluation.packing import Json, PackedMask, pack_mask, plain, unpack_mask
 from taet.evaluation.schema import DECISION, Environment, ThreatAbout, check_values
 from taet.evaluation.sequential import (
     BETS,
@@ -35,7 +35,7 @@ from taet.evaluation.sequential import (
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import count, points, short
 from taet.metrics import Floats, Ints, Mask
-from taet.shapes import Name, Sha256, check_shape
+from taet.shapes import Name, Sha256, Whole, check_shape
 
 SCHEMA = 1
 FILE = "decision.json"

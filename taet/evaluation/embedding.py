@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from taet.errors import UserError, located, unknown
@@ -17,14 +16,13 @@ from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner, make_runner
 from taet.evaluation.subject import from_run
 from taet.files import parse_json, read_bytes
+from taet.metrics import Floats, Ints
 from taet.models.classifier import Classifier
 from taet.shapes import Sha256, check_shape
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
 
 Of = Literal["features", "logits"]
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 FOLDS = 5
 PERPLEXITY = 30.0
 DIGITS = 3

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from taet.attacks.spec import AttackSpec
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
-from taet.evaluation.column import Column, Ints, check_classes
+from taet.evaluation.column import Column, check_classes
 from taet.evaluation.images import as_unit
 from taet.evaluation.runner import Runner
 from taet.files import make_folder, read_bytes, write_atomically
+from taet.metrics import Ints
 
 MOST_EXAMPLES = 24  # images that are saved
 MOST_BYTES = 2**28

@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 
 from taet.bounds import Count, ImageCount, NonNegative, check_fields
 from taet.errors import UserError
-from taet.evaluation.packing import Whole
+from taet.shapes import Whole
 
 Apart = Annotated[float, Ge(0), Le(2.001)]
 """A distance between two vectors of unit length, rounded."""

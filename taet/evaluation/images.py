@@ -12,7 +12,7 @@ from torch import Tensor
 from taet.data.augmentation import to_unit
 from taet.data.store import Stored
 from taet.errors import UserError
-from taet.evaluation.column import Ints
+from taet.metrics import Ints
 
 Images = NDArray[Any] | Stored
 """uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]."""

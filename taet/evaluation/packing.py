@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
-from annotated_types import Ge, Le
 from numpy.typing import NDArray
+
+from taet.shapes import Whole
 
 Json = dict[str, Any]
 """A JSON object, as `json.loads` returns it."""
-Whole = Annotated[int, Ge(0), Le(2**53)]
-"""A number that counts something."""
 
 
 class PackedMask(TypedDict):

@@ -29,11 +29,12 @@ from taet.attacks.units import Arrays, run_units
 from taet.data.dataset import images_sha256
 from taet.errors import UserError
 from taet.evaluation.batch_store import BatchStore
-from taet.evaluation.column import WORST_CASE, Column, Ints
+from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.images import Images, as_arrays, as_unit, channels_first
 from taet.evaluation.model_guard import restored
 from taet.evaluation.trial import attempt, input_gradient, user_errors
 from taet.files import digest
+from taet.metrics import Ints
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import version
 

@@ -13,9 +13,9 @@ from taet.attacks.ball import Norm
 from taet.bounds import NonNegative
 from taet.config import Run
 from taet.errors import UserError
-from taet.evaluation.packing import Json, PackedFloats, PackedIntegers, PackedMask, Whole
+from taet.evaluation.packing import Json, PackedFloats, PackedIntegers, PackedMask
 from taet.formatting import short
-from taet.shapes import Name, Sha256, check_shape, kind_text
+from taet.shapes import Name, Sha256, Whole, check_shape, kind_text
 
 KIND = "taet result card"
 DECISION = "taet decision"

@@ -17,10 +17,10 @@ from taet.config import EXTRA_COPIES, Evaluation, Run, Threat
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
-from taet.evaluation.column import Ints
 from taet.evaluation.images import Images, as_arrays
 from taet.evaluation.packing import plain
 from taet.files import file_sha256
+from taet.metrics import Ints
 from taet.training.decisive import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run

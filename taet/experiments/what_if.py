@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taet import metrics
 from taet.errors import UserError
@@ -17,6 +16,7 @@ from taet.experiments.cells import Cell
 from taet.experiments.comparison import Comparison
 from taet.experiments.specification import Specification, Variant
 from taet.formatting import aligned, count, percent, points
+from taet.metrics import Floats
 from taet.training.folder import RunFolder
 
 SHARES = (0.25, 0.5, 1.0)
@@ -24,7 +24,6 @@ SHARES = (0.25, 0.5, 1.0)
 SETTING = "data.train_share"
 EVERY = "all classes"
 FEWEST_SEEDS = 2
-Floats = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):

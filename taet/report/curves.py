@@ -12,10 +12,11 @@ from taet import metrics
 from taet.evaluation.curves import WHOLE, curves
 from taet.evaluation.summary import Summary
 from taet.formatting import listed, percent, size
+from taet.metrics import Ints
 from taet.report import series
 from taet.report.figures import INK, Look, Panel, make_figure, make_panel, percent_axis, short
 from taet.report.measured import Measured
-from taet.report.read import Ints, ReportedData
+from taet.report.read import ReportedData
 from taet.report.series import DASHES, Series
 from taet.report.tables import ScoreCell, balanced_cell
 from taet.training.record import CurvePoint

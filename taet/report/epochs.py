@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from taet import metrics
+from taet.metrics import Floats, Ints
 from taet.report.curves import mark_epochs
 from taet.report.figures import GREY, Look, Panel, class_rows, make_figure, make_panel, percent_axis, short
-from taet.report.read import Floats, Ints, ReportedData
+from taet.report.read import ReportedData
 from taet.report.series import Series
 from taet.training.record import Counts, CurvePoint, Epoch
 

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from taet import metrics
+from taet.metrics import Floats, Ints
 from taet.report import tables
 from taet.report.measured import AttackKey, Measured
-from taet.report.read import Floats, Ints, ReportedData
+from taet.report.read import ReportedData
 from taet.report.series import COLOURS, MARKERS, Series
 from taet.report.tables import ClassAccuracies, ScoreCell
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from taet.evaluation.examples import Examples
-from taet.report.read import Ints
+from taet.metrics import Ints
 
 EXAMPLES = 8
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from taet import metrics
 from taet.errors import UserError, located
@@ -22,12 +21,11 @@ from taet.evaluation.decision import FILE
 from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
 from taet.files import RUN, parse_json, read_bytes
+from taet.metrics import Ints
 from taet.training.decisive import decisive
 from taet.training.folder import RunFolder
 from taet.training.record import Epoch, Row, RunRecord
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 CURVES = ".metrics.jsonl"
 """Ending of the epochs beside a card, as `taet reproduce --save` writes them."""
 

@@ -18,7 +18,8 @@ from taet import registry
 from taet.evaluation.card import ResultCard
 from taet.evaluation.examples import Examples
 from taet.formatting import words
-from taet.report.read import Floats, Ints, ReportedData, ReportedRun
+from taet.metrics import Floats, Ints
+from taet.report.read import ReportedData, ReportedRun
 from taet.training.collapse import training_flags
 from taet.training.record import Epoch
 

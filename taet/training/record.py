@@ -10,20 +10,17 @@ from functools import cached_property
 from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from annotated_types import Ge, Le
 
 from taet import config, methods
 from taet.bounds import Count, NonNegative
 from taet.config import Run
 from taet.errors import UserError
+from taet.metrics import Floats, Ints
 from taet.models.heads import Head
-from taet.shapes import Sha256, check_shape, kind_text
+from taet.shapes import Sha256, Whole, check_shape, kind_text
 from taet.training.decisive import run_hash
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Whole = Annotated[int, Ge(0), Le(2**53)]
 Classes = Annotated[int, Ge(0), Le(2**20)]
 Side = Annotated[int, Ge(0), Le(2**16)]
 MOST_VALUES = 2**28
