@@ -133,5 +133,5 @@ def _images(parsed: DecideOptions) -> dict[str, Any]:
         "labels": dataset.test.labels,
         "class_names": dataset.class_names,
         "train_class_counts": dataset.class_counts.tolist(),
-        "data_about": {"name": dataset.name, "imbalance_ratio": dataset.imbalance_ratio, "notes": list(dataset.notes)},
+        "data_about": dataset.about(),
     }

@@ -184,14 +184,13 @@ def _of_model(parsed: ModelEvaluation, command: str) -> tuple[Path, str]:
         (subject, notes), dataset = open_model(parsed.model, parsed)
         about = {"train_class_counts": dataset.class_counts.tolist(), "name": parsed.model, "notes": notes}
     out = parsed.out or folder_for("evaluate", parsed.model, parsed)
-    about_data = {"name": dataset.name, "imbalance_ratio": dataset.imbalance_ratio, "notes": list(dataset.notes)}
     with progress(f"evaluate {parsed.model}") as report:
         card = evaluate(
             subject,
             dataset.test.images,
             dataset.test.labels,
             class_names=dataset.class_names,
-            data_about=about_data,
+            data_about=dataset.about(),
             out=out,
             progress=report,
             command=command,

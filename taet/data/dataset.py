@@ -200,6 +200,10 @@ class Dataset:
         arrays |= {"test_images": test_images, "test_labels": test_labels}
         return to_dataset(arrays, class_names=class_names, name=name, mirror=mirror)
 
+    def about(self) -> dict[str, Any]:
+        """Return what result cards say about the test images."""
+        return {"name": self.name, "imbalance_ratio": self.imbalance_ratio, "notes": list(self.notes)}
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """In the order of the labels."""

@@ -6,7 +6,6 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -37,7 +36,7 @@ from taet.evaluation.measurement import EvaluationPlan, measure, plan_evaluation
 from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
 from taet.evaluation.runner import Runner, make_runner
-from taet.evaluation.subject import Subject, from_module, from_run, from_run_on
+from taet.evaluation.subject import GivenImages, Subject, subject_of
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import sample, user_errors
 from taet.losses.long_tail import cross_entropy
@@ -146,7 +145,8 @@ def audit(
         UserError: as `taet.evaluate` and `taet.evaluation.check`.
     """
     check_value("images", count, Count)
-    subject = _subject(model_or_run_dir, images, labels, class_names, name, notes, weights)
+    given = None if images is None or labels is None else GivenImages(images, labels, class_names)
+    subject = subject_of("audit", model_or_run_dir, given, weights, name=name, notes=notes)
     where = subject.place if device == "auto" else resolve_device(device)
     subject, reaches, width = _attackable(subject, where)
     sampled, plan = _planned(subject, [*ATTACKS, *attacks], dict(settings or {}), count)
@@ -166,24 +166,6 @@ def audit(
     evidence = Evidence(card, facts, runner.sites, len(subject.labels))
     called = str(model_or_run_dir) if not isinstance(model_or_run_dir, nn.Module) else subject.about["title"]
     return Audit(called, checklist(evidence, found.findings), evidence, tuple(notes))
-
-
-def _subject(
-    model: nn.Module | str | os.PathLike[str],
-    images: Images | Tensor | None,
-    labels: NDArray[Any] | Tensor | None,
-    class_names: Sequence[str] | None,
-    name: str | None,
-    notes: Sequence[str],
-    weights: str,
-) -> Subject:
-    if isinstance(model, nn.Module):
-        if images is None or labels is None:
-            raise UserError("audit: got a model without images and labels; allowed: both, or a run folder alone")
-        return from_module(model, images, labels, name or type(model).__name__, class_names, None, None, notes)
-    if images is None or labels is None:
-        return from_run(Path(model), weights, None, None)
-    return from_run_on(Path(model), weights, None, images, labels, class_names, None)
 
 
 class Merged(nn.Module):

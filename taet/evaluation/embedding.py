@@ -14,7 +14,7 @@ import torch
 from taet.errors import UserError, located, unknown
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner, make_runner
-from taet.evaluation.subject import from_run
+from taet.evaluation.subject import subject_of
 from taet.files import parse_json, read_bytes
 from taet.metrics import Floats, Ints
 from taet.models.classifier import Classifier
@@ -108,7 +108,7 @@ def embed(
     Source: van der Maaten, Hinton, "Visualizing data using t-SNE", JMLR 2008; Rousseeuw, "Silhouettes", 1987.
     """
     folder = Path(run)
-    subject = from_run(folder, "model", None, None)
+    subject = subject_of("embed", folder, None)
     chosen = parse_attack(attack, subject.settings, subject.train_eps)
     if chosen.not_transferable:
         raise UserError(f"embed: got {attack}, {chosen.not_transferable}; allowed: an attack such as fgsm or pgd-20")

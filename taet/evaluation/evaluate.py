@@ -20,7 +20,7 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.images import Images
 from taet.evaluation.measurement import measure, plan_evaluation
-from taet.evaluation.subject import from_module, from_run, from_run_on
+from taet.evaluation.subject import GivenImages, subject_of
 from taet.training.environment import resolve_device
 from taet.training.folder import RunFolder
 
@@ -113,29 +113,22 @@ def evaluate(
     curve_attacks(curves, Evaluation(), Threat().eps)
     if out is not None and RunFolder(Path(out)).is_run:
         raise UserError(f"evaluate: {out} is a run, whose card is about its own model and data; allowed: another")
-    path: Path | None = None
+    path = None if out is None else RunFolder(Path(out)).card()
     if isinstance(model_or_run_dir, str | os.PathLike):
-        folder = Path(model_or_run_dir)
-        path = RunFolder(folder if out is None else Path(out)).card(weights)
+        path = RunFolder(Path(model_or_run_dir if out is None else out)).card(weights)
         if (images is None) != (labels is None) or (images is not None and out is None):
             raise UserError("evaluate: got images beside a run, which has its own; allowed: with labels= and out=")
-        if images is None or labels is None:
-            subject = from_run(folder, weights, model, dataset)
-        else:
-            subject = from_run_on(folder, weights, model, images, labels, class_names, data_about)
     elif not isinstance(model_or_run_dir, nn.Module):
         kind = type(model_or_run_dir).__name__
         raise UserError(f"evaluate: got a {kind}; allowed: a torch.nn.Module, or the folder of a run")
     elif model is not None or dataset is not None:
         raise UserError("evaluate: got model= or dataset= beside a Module; allowed: with a run folder that needs them")
-    elif images is None or labels is None:
-        raise UserError("evaluate: got a model without images and labels; allowed: both, or a run folder alone")
-    else:
-        path = None if out is None else RunFolder(Path(out)).card()
-        called = name or type(model_or_run_dir).__name__
-        subject = from_module(
-            model_or_run_dir, images, labels, called, class_names, train_class_counts, data_about, notes
-        )
+    given = None
+    if images is not None and labels is not None:
+        given = GivenImages(images, labels, class_names, train_class_counts, data_about)
+    subject = subject_of(
+        "evaluate", model_or_run_dir, given, weights, model=model, dataset=dataset, name=name, notes=notes
+    )
     overrides: dict[str, Any] = {
         "eps": eps,
         "step_size": step_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from taet.metrics import Ints
 from taet.training.decisive import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
-from taet.training.folder import RunFolder
+from taet.training.folder import DELIVERED, RunFolder
 from taet.training.record import RunRecord
 
 
@@ -47,62 +48,82 @@ class Subject:
     data_about: dict[str, Any]
 
 
-def from_module(
-    model: nn.Module,
-    images: Images | Tensor,
-    labels: NDArray[Any] | Tensor,
-    name: str,
-    class_names: Sequence[str] | None,
-    train_class_counts: Sequence[int] | None,
-    data_about: Mapping[str, Any] | None,
-    notes: Sequence[str],
+@dataclass(frozen=True, eq=False)
+class GivenImages:
+    """Test images that a caller gives with a model, or in place of a run's own, and what is known of them."""
+
+    images: Images | Tensor
+    labels: NDArray[Any] | Tensor
+    class_names: Sequence[str] | None = None
+    train_class_counts: Sequence[int] | None = None
+    about: Mapping[str, Any] | None = None
+    """What the card says about them."""
+
+
+def subject_of(
+    what: str,
+    source: nn.Module | str | os.PathLike[str],
+    given: GivenImages | None,
+    weights: str = DELIVERED,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    name: str | None = None,
+    notes: Sequence[str] = (),
 ) -> Subject:
+    """The model of a run, or a Module, on the images that were given or else on the run's own.
+
+    Errors begin with `what` asks for it. `model` and `dataset` are those from memory that a run needs; `name` and
+    `notes` are of a Module.
+    """
+    if isinstance(source, nn.Module):
+        if given is None:
+            raise UserError(f"{what}: got a model without images and labels; allowed: both, or a run folder alone")
+        return _of_module(source, given, name or type(source).__name__, notes)
+    folder = Path(source)
+    return _of_own(folder, weights, model, dataset) if given is None else _of_run_on(folder, weights, model, given)
+
+
+def _of_module(model: nn.Module, given: GivenImages, name: str, notes: Sequence[str]) -> Subject:
     """A Module on images that were given with it."""
-    pixels, classes = as_arrays(images, labels)
+    pixels, classes = as_arrays(given.images, given.labels)
     return Subject(
         model=model,
         images=pixels,
         labels=classes,
         test_sha256=images_sha256(pixels, classes),
-        class_names=None if class_names is None else list(class_names),
-        train_class_counts=None if train_class_counts is None else _counts(train_class_counts),
+        class_names=None if given.class_names is None else list(given.class_names),
+        train_class_counts=None if given.train_class_counts is None else _counts(given.train_class_counts),
         settings=Evaluation(),
         train_eps=Threat().eps,
         place=next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu")),
         about={"method": name, "title": name, "protocol": "", "seed": None},
         model_about={"name": name, "selection": None, "epoch": None, "leak": False, "notes": list(notes)},
-        data_about={"name": "arrays", **(data_about or {})},
+        data_about={"name": "arrays", **(given.about or {})},
     )
 
 
-def from_run(folder: Path, weights: str, given: nn.Module | None, arrays: Dataset | None) -> Subject:
+def _of_own(folder: Path, weights: str, given: nn.Module | None, arrays: Dataset | None) -> Subject:
     """The model of a run, on the test images of its data set."""
     run, model, dataset, record = load_run(folder, weights, model=given, dataset=arrays)
     test = dataset.test
-    about = {"name": dataset.name, "imbalance_ratio": dataset.imbalance_ratio, "notes": list(dataset.notes)}
-    return _of_run(folder, weights, given, (run, model, record), (test.images, test.labels, test.sha256), about)
+    return _of_run(
+        folder, weights, given, (run, model, record), (test.images, test.labels, test.sha256), dataset.about()
+    )
 
 
-def from_run_on(
-    folder: Path,
-    weights: str,
-    given: nn.Module | None,
-    images: Images | Tensor,
-    labels: NDArray[Any] | Tensor,
-    class_names: Sequence[str] | None,
-    data_about: Mapping[str, Any] | None,
-) -> Subject:
-    """The model of a run, whose own data are not read, on other images; `class_names` are what their labels count."""
-    loaded = load_model(folder, weights, model=given)
-    pixels, classes = as_arrays(images, labels)
-    about = {"name": "arrays", **(data_about or {})}
-    if class_names is not None:
+def _of_run_on(folder: Path, weights: str, model: nn.Module | None, given: GivenImages) -> Subject:
+    """The model of a run, whose own data are not read, on other images; their class names are what labels count."""
+    loaded = load_model(folder, weights, model=model)
+    pixels, classes = as_arrays(given.images, given.labels)
+    about = {"name": "arrays", **(given.about or {})}
+    if given.class_names is not None:
         known = loaded[2].data.class_names
-        classes = by_name(classes, class_names, known)
+        classes = by_name(classes, given.class_names, known)
         absent = [name for label, name in enumerate(known) if label not in classes]
         note = [f"no test image of the run's classes: {', '.join(absent)}"] if absent else []
         about["notes"] = [*about.get("notes", ()), *note]
-    return _of_run(folder, weights, given, loaded, (pixels, classes, images_sha256(pixels, classes)), about)
+    return _of_run(folder, weights, model, loaded, (pixels, classes, images_sha256(pixels, classes)), about)
 
 
 def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:

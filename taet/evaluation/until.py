@@ -28,7 +28,7 @@ from taet.evaluation.match import UNKNOWN, Match, Player
 from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, owned, plan_evaluation
 from taet.evaluation.runner import one_threat_model
 from taet.evaluation.sequential import StopRule
-from taet.evaluation.subject import Subject, from_module, from_run, from_run_on
+from taet.evaluation.subject import GivenImages, Subject, subject_of
 from taet.formatting import short, size
 from taet.training.environment import keep_freed_memory, resolve_device
 from taet.training.folder import DELIVERED, RunFolder
@@ -103,10 +103,10 @@ def decide(
     shared = replace(rule, alpha=rule.alpha / comparisons)
     given = None
     if images is not None and labels is not None:
-        given = _Given(images, labels, class_names, train_class_counts, data_about)
+        given = GivenImages(images, labels, class_names, train_class_counts, data_about)
     elif images is not None or labels is not None:
         raise UserError("decide: got images without labels, or labels without images; allowed: both, or neither")
-    subjects = [_subject(model, weights_name, given) for side in sides for model in side]
+    subjects = [subject_of("decide", model, given, weights_name) for side in sides for model in side]
     terms = _terms(subjects, attacks, worst_case, settings or {})
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     place = None if out is None else Path(out)
@@ -157,29 +157,6 @@ def _names(sides: tuple[list[Model], list[Model]]) -> tuple[str, str]:
         names = [f"{name} (first)" if isinstance(one, nn.Module) else str(one) for name in names[:1]]
         names += [f"{type(other).__name__} (second)" if isinstance(other, nn.Module) else str(other)]
     return names[0], names[1]
-
-
-@dataclass(frozen=True, eq=False)
-class _Given:
-    """Test images that are not those of a run."""
-
-    images: Images | Tensor
-    labels: NDArray[Any] | Tensor
-    class_names: Sequence[str] | None
-    train_class_counts: Sequence[int] | None
-    about: Mapping[str, Any] | None
-
-
-def _subject(model: Model, weights_name: str, given: _Given | None) -> Subject:
-    if isinstance(model, nn.Module):
-        if given is None:
-            raise UserError("decide: got a model without images and labels; allowed: both, or run folders alone")
-        name, counts = type(model).__name__, given.train_class_counts
-        return from_module(model, given.images, given.labels, name, given.class_names, counts, given.about, ())
-    if given is None:
-        return from_run(Path(model), weights_name, None, None)
-    named = (given.class_names, given.about)
-    return from_run_on(Path(model), weights_name, None, given.images, given.labels, *named)
 
 
 def _player(
