@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
 from annotated_types import Gt
 
 from taet.bounds import Count, Radius, Whole
 from taet.cli import flags
 from taet.cli.processes import together
 from taet.cli.progress import progress
-from taet.cli.subject import OfModel, OfRun, data_for_run, folder_for, here, is_folder, open_model, options_of
+from taet.cli.subject import OfNamed, OfRun, data_for_run, folder_for, here, is_folder, open_model, parse
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.audit import IMAGES, Audit, audit
@@ -72,12 +71,8 @@ class RunAudit(AuditOptions, OfRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelAudit(AuditOptions, OfModel):
-    """A model of any origin, or a run, and its test images."""
-
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """package.module:callable, torchvision:NAME, timm:NAME, a name of taet list models, a run folder, or
-    hf:USER/NAME@COMMIT."""
+class ModelAudit(AuditOptions, OfNamed):
+    """A model and its test images."""
 
 
 def run(arguments: list[str]) -> int:
@@ -122,11 +117,7 @@ def _audited(parsed: RunAudit | ModelAudit, settings: dict[str, Any]) -> Audit:
 
 def read(arguments: list[str]) -> RunAudit | ModelAudit:
     """Parse a call; mistakes are refused before model and data are loaded."""
-    if not {"-h", "--help"} & set(arguments) and (not arguments or arguments[0].startswith("-")):
-        raise UserError("which model? taet audit MODEL [options]: a run folder, or what taet evaluate --model takes")
-    own_data = not options_of(arguments) & {"--data", "--data.name"}
-    kind: type[RunAudit | ModelAudit] = RunAudit if is_folder(arguments[0]) and own_data else ModelAudit
-    parsed = flags.parse(kind, arguments, "taet audit", DESCRIPTION, EXAMPLES)
+    parsed = parse(RunAudit, ModelAudit, arguments, "audit", DESCRIPTION, EXAMPLES)
     if parsed.attacks:
         check_attacks(dataclasses.replace(Evaluation(), attacks=parsed.attacks))
     resolve_device(parsed.device)

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
 
 from taet.bounds import Count
-from taet.cli import flags
-from taet.cli.subject import OfModel, OfRun, data_for_run, here, is_folder, open_model, options_of
+from taet.cli.subject import OfNamed, OfRun, data_for_run, here, is_folder, open_model, parse
 from taet.config import Evaluation
-from taet.errors import UserError
 from taet.evaluation.bundles import check_attacks
 from taet.evaluation.check import Check, check
 from taet.evaluation.subject import by_name
@@ -54,12 +49,8 @@ class RunCheck(CheckOptions, OfRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelCheck(CheckOptions, OfModel):
-    """A model of any origin, or a run, and its test images."""
-
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """package.module:callable, torchvision:NAME, timm:NAME, a name of taet list models, a run folder, or
-    hf:USER/NAME@COMMIT."""
+class ModelCheck(CheckOptions, OfNamed):
+    """A model and its test images."""
 
 
 def run(arguments: list[str]) -> None:
@@ -103,11 +94,7 @@ def _checked(parsed: RunCheck | ModelCheck) -> tuple[Check, tuple[str, ...]]:
 
 def read(arguments: list[str]) -> RunCheck | ModelCheck:
     """Parse a call; mistakes are refused before model and data are loaded."""
-    if not {"-h", "--help"} & set(arguments) and (not arguments or arguments[0].startswith("-")):
-        raise UserError("which model? taet check MODEL [options]: a run folder, or what taet evaluate --model takes")
-    own_data = not options_of(arguments) & {"--data", "--data.name"}
-    kind: type[RunCheck | ModelCheck] = RunCheck if is_folder(arguments[0]) and own_data else ModelCheck
-    parsed = flags.parse(kind, arguments, "taet check", DESCRIPTION, EXAMPLES)
+    parsed = parse(RunCheck, ModelCheck, arguments, "check", DESCRIPTION, EXAMPLES)
     check_attacks(Evaluation(attacks=parsed.attacks or Evaluation.attacks, batch_size=parsed.batch_size))
     resolve_device(parsed.device)
     return parsed

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -17,6 +18,9 @@ from taet.data import Dataset, load
 from taet.errors import UserError
 from taet.models import foreign, hub
 from taet.training.folder import RunFolder
+
+R = TypeVar("R", bound="OfRun")
+M = TypeVar("M", bound="OfNamed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,27 @@ class OfModel(Trusting):
         if not self.data.get("name"):
             raise UserError(f"--data is missing: {name} names no test images; see taet list data")
         return dataclasses.replace(Data(), **self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfNamed(OfModel):
+    """A model of any origin, or a run, and its test images."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """package.module:callable, torchvision:NAME, timm:NAME, a name of taet list models, a run folder, or
+    hf:USER/NAME@COMMIT."""
+
+
+def parse(
+    run: type[R], model: type[M], arguments: list[str], command: str, description: str, examples: Sequence[str]
+) -> R | M:
+    """Parse a call `taet COMMAND MODEL` about a `run` on its own data, or a `model` on those that --data names."""
+    if not {"-h", "--help"} & set(arguments) and (not arguments or arguments[0].startswith("-")):
+        takes = "a run folder, or what taet evaluate --model takes"
+        raise UserError(f"which model? taet {command} MODEL [options]: {takes}")
+    own_data = not options_of(arguments) & {"--data", "--data.name"}
+    kind: type[R] | type[M] = run if is_folder(arguments[0]) and own_data else model
+    return flags.parse(kind, arguments, f"taet {command}", description, examples)
 
 
 def options_of(words: list[str]) -> set[str]:
