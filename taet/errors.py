@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 PLUGIN = "taet_plugin_"
 """First part of the names of the modules that plug-ins become."""
@@ -24,6 +26,14 @@ class UserError(Exception):
 
 class Done(SystemExit):
     """Ends a command that has said all that it has to say. Any other SystemExit comes from custom code."""
+
+
+def needed(package: str, what: str, extra: str, otherwise: str = "") -> Any:
+    """Import a package that `what` needs; where it is not installed, a `UserError` names the extra of taet with it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(f"{what} needs the package {package}: pip install 'taet[{extra}]'{otherwise}") from None
 
 
 def said(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from taet.errors import UserError
 from taet.evaluation.audit import IMAGES, Audit, audit
 from taet.evaluation.bundles import check_attacks
 from taet.models import trusted
-from taet.report.audited import audit_page
+from taet.report.page import audit_page
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model
 from taet.training.folder import DELIVERED, RunFolder

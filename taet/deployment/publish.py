@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import taet
-from taet.errors import UserError, custom_code
+from taet.errors import UserError, custom_code, needed
 from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
@@ -47,7 +47,7 @@ def publish(run_dir: str | os.PathLike[str], target: str, *, licence: str = "", 
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", target):
         raise UserError(f"target: got '{target}'; allowed: USER/NAME, or folder:PATH")
-    library = hub.client(f"pushing to {target}", "; without it: folder:PATH")
+    library = needed("huggingface_hub", f"pushing to {target}", "hub", "; without it: folder:PATH")
     with tempfile.TemporaryDirectory() as place:
         staged = Path(place, "model")
         stage(Path(run_dir), staged, licence, target)

@@ -5,7 +5,6 @@ The folder is the source, and the tracker a view of it: training never waits for
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import re
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taet.errors import UserError, custom_code
+from taet.errors import UserError, custom_code, needed
 from taet.evaluation import card_store
 from taet.files import digest, read_json, write_json
 from taet.training.decisive import decisive
@@ -108,10 +107,7 @@ def track(run_dir: str | os.PathLike[str], to: str, project: str = "taet") -> Wr
     if to not in writers:
         raise UserError(f"tracker: got '{to}'; allowed: {', '.join(TRACKERS)}")
     run = told(path)
-    try:
-        library = importlib.import_module(to)
-    except ImportError:
-        raise UserError(f"taet track --to {to} needs the package {to}: pip install 'taet[{to}]'") from None
+    library = needed(to, f"taet track --to {to}", to)
     with custom_code(to):
         return writers[to](library, run, project, path)
 

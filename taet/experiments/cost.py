@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -25,7 +24,7 @@ from taet.experiments.memory import held_bytes, peak_bytes
 from taet.experiments.steps import MethodSteps, Workload
 from taet.losses import cross_entropy
 from taet.methods.base import Adversarial
-from taet.training.environment import environment, resolve_device
+from taet.training.environment import environment, on_threads, resolve_device
 
 REPEATS = 5  # of what is short, a pass or a clean step, so that the clock's resolution and interruptions matter little
 REPORTED = ("batch_size", "precision", "steps", "epochs", "clean_epochs", "rounds")  # of how it was measured
@@ -224,16 +223,6 @@ class _Parts:
         }
 
 
-@contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(wanted or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def measure(
     workload: Workload | None = None,
     timing: Timing | None = None,
@@ -262,7 +251,7 @@ def measure(
     workload, timing, wanted = workload or Workload(), timing or Timing(), list(wanted)
     total = timing.rounds + 1 + len(wanted)
     report = progress or (lambda *_: None)
-    with _threads(timing.threads):
+    with on_threads(timing.threads):
         parts, rounds, costs = _Parts(workload, timing), [], []
         for number in range(timing.rounds + 1):
             report(number, total, f"round {number} of {timing.rounds}" if number else "first round, for the caches")

@@ -6,7 +6,6 @@ test images are not looked at before the last step: the comparison of the method
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import time
@@ -21,7 +20,7 @@ from taet import methods, metrics
 from taet.bounds import Seed, check_value, got_text
 from taet.config import Run
 from taet.data.selection import VALIDATION
-from taet.errors import UserError, located, unknown
+from taet.errors import UserError, located, needed, unknown
 from taet.experiments.cells import Cell, cells, in_precision, is_open
 from taet.experiments.comparison import CellOutcome, Comparison, compare, fill
 from taet.experiments.specification import Entry, Specification, parse, table
@@ -301,10 +300,7 @@ def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:
 
 
 def _optuna() -> Any:
-    try:
-        optuna = importlib.import_module("optuna")
-    except ImportError:
-        raise UserError("taet tune needs the package optuna: pip install 'taet[tune]'") from None
+    optuna = needed("optuna", "taet tune", "tune")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

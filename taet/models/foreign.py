@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from taet import registry
-from taet.errors import CUSTOM, UserError, custom_code, located, unknown
+from taet.errors import CUSTOM, UserError, custom_code, located, needed, unknown
 from taet.models.classifier import Adapter, Classifier, adapted
 from taet.models.heads import Head, build_head
 from taet.models.weights import fill, read
@@ -279,10 +279,7 @@ def _take_channels(network: nn.Module, channels: int) -> None:
 
 
 def _from_timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    try:
-        timm = importlib.import_module("timm")
-    except ImportError:
-        raise UserError(f"model 'timm:{name}' needs the package timm: pip install 'taet[timm]'") from None
+    timm = needed("timm", f"model 'timm:{name}'", "timm")
     names, architecture = timm.list_models(), name.partition(".")[0]  # what follows is the tag of a pretraining
     if architecture not in names:
         raise _unlisted("timm", name, names, "timm.list_models()")

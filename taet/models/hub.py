@@ -6,14 +6,13 @@ Only the files of FILES are read or downloaded; none of them runs code.
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taet.errors import UserError, custom_code
+from taet.errors import UserError, custom_code, needed
 from taet.files import (
     CARD,
     DONE,
@@ -73,17 +72,9 @@ def pinned(name: str) -> tuple[str, str]:
     raise UserError(f"{name}: got {got}; allowed: {SCHEME}{repository}@ and the 40 digits of a commit; {find}")
 
 
-def client(what: str, otherwise: str = "") -> Any:
-    """Return the package huggingface_hub, which is imported when it is needed."""
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise UserError(f"{what} needs the package huggingface_hub: pip install 'taet[hub]'{otherwise}") from None
-
-
 def _download(repository: str, commit: str, folder: Path) -> None:
     """Download the files of a published model, its CONFIG last, so that it stands for a download that ended."""
-    library = client(f"{SCHEME}{repository}")
+    library = needed("huggingface_hub", f"{SCHEME}{repository}", "hub")
     for names in (list(FILES), [CONFIG]):
         with custom_code(f"{SCHEME}{repository}@{commit}"):
             library.snapshot_download(repository, revision=commit, allow_patterns=names, local_dir=str(folder))

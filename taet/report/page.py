@@ -1,4 +1,4 @@
-"""The page: one section for all runs with the same training counts and test set, filled into the template."""
+"""The page: one section for all runs with the same training counts and test set, and the page of an audit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jinja2
 
 from taet import formatting, metrics
 from taet.errors import unknown
+from taet.evaluation.audit import Audit
 from taet.evaluation.decision import DecisionCard
 from taet.report import broken_images, curves, epochs, figures, images, measured, sentences, series, tables, transfers
 from taet.report.decided import decided
@@ -73,6 +74,11 @@ def template(name: str) -> jinja2.Template:
         "is_finite": math.isfinite,
     }
     return environment.get_template(name)
+
+
+def audit_page(audit: Audit) -> str:
+    """Return the page of an audit, its answered checklist, as HTML in the look of the report."""
+    return template("audit.html.j2").render(audit=audit, card=audit.evidence.card)
 
 
 def section(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from taet.evaluation.card import ResultCard
-from taet.evaluation.diagnostics import MASKING
+from taet.evaluation.diagnostics import masking
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
 from taet.reproduce.claims import row_words
 from taet.reproduce.manifest import PAPERS, Scale, items
@@ -179,8 +179,7 @@ def _faults(card: ResultCard) -> Iterator[str]:
         yield "checksum: the card has none, so it may have been changed; evaluate again"
     if card.model.get("leak") and card.model.get("selection") != "best-test":
         yield "test images: the epoch was chosen on them"
-    raised = [flag["flag"] for flag in card.flags if flag["flag"] in MASKING]
-    if raised:
+    if raised := masking(card):
         yield f"flags: {listed(raised)}; explain them with taet audit first"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from taet.errors import UserError
 from taet.files import cache, check_seal, digest, make_folder, read_json, seal, write_json
 from taet.models.view import fold
 from taet.training.decided import Decision
-from taet.training.environment import cores, instructions, processor, version
+from taet.training.environment import cores, instructions, on_threads, processor, version
 
 PRECISIONS = ("bf16", "float32")
 ENOUGH = 0.01  # seconds of a pass, so that the clock's resolution and the calls of operations matter little
@@ -66,7 +66,7 @@ def precision(
         return _fastest({name: partial(work, size) for name, work in passes.items()}, time.process_time)
 
     try:
-        with _on_threads(1):
+        with on_threads(1):
             found = _kept({"what": "precision", **_facts(model, image_shape)}, measured)
     except Exception:  # a custom network may fail under autocast, for any reason
         return Decision("float32", "this network could not be timed in bf16")
@@ -84,12 +84,12 @@ def _threads(model: nn.Module, image_shape: tuple[int, int, int], batch_size: in
     names = ("1", str(most))
 
     def on(threads: int, work: Callable[[int], None], size: int) -> None:
-        with _on_threads(threads):
+        with on_threads(threads):
             work(size)
 
     def measured() -> Seconds:
         work = _pass(model, image_shape, bf16)
-        with _on_threads(1):
+        with on_threads(1):
             size = _size(work, batch_size, 10 * ENOUGH)
         return _fastest({name: partial(on, int(name), work, size) for name in names}, time.perf_counter)
 
@@ -145,16 +145,6 @@ def _fastest(sides: Mapping[str, Callable[[], None]], clock: Callable[[], float]
         if number and max(found.values()) > HOPELESS * min(found.values()):
             break
     return found
-
-
-@contextmanager
-def _on_threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _facts(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:

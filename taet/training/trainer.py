@@ -46,7 +46,7 @@ from taet.training.collapse import training_flags
 from taet.training.curve import TrainingCurve, WatchedEpoch
 from taet.training.decisive import run_hash
 from taet.training.drift import Drift
-from taet.training.environment import keep_freed_memory, peak_memory_mb, resolve_device
+from taet.training.environment import keep_freed_memory, on_threads, peak_memory_mb, resolve_device
 from taet.training.epoch_sums import EpochSums
 from taet.training.estimate import work_of
 from taet.training.extra import check_extra, load_extra, with_extra
@@ -689,12 +689,8 @@ def _accuracies(row: Row) -> str:
 @contextlib.contextmanager
 def _global_state_kept(device: torch.device, threads: int) -> Iterator[None]:
     """Restore the caller's random state and number of threads afterwards."""
-    before = torch.get_num_threads()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reaches every device
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    every_gpu = range(torch.cuda.device_count())  # manual_seed reaches every device
+    with torch.random.fork_rng(every_gpu), on_threads(threads):
+        yield

@@ -16,7 +16,7 @@ from taet.errors import UserError
 from taet.evaluation import audit, diagnostics
 from taet.evaluation.audit import ATTACKS, Audit, MeanDraw, Merged
 from taet.evaluation.checklist import ASIDE, QUESTIONS
-from taet.report.audited import audit_page
+from taet.report.page import audit_page
 from tests import museum
 
 NAMES = [str(label) for label in range(museum.CLASSES)]
