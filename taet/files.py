@@ -297,12 +297,12 @@ def _written_into(path: Path, content: bytes) -> bool:
         raise _unwritten(path, error) from error
 
 
-def write_json(path: Path, value: Any, *, devices: bool = False) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; a list of numbers takes one line."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     # A list of numbers starts on its own line; strings never contain a line break, so none is changed.
     text = re.sub(r"\[\n([-+.eE\d,\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
-    write_atomically(path, (text + "\n").encode(), devices=devices)
+    write_atomically(path, (text + "\n").encode())
 
 
 def _flush_folder(path: Path) -> None:

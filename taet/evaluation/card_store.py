@@ -20,10 +20,10 @@ from taet.training.folder import DELIVERED, RunFolder
 TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations; rounding alone gives about 1e-6
 
 
-def of_folder(folder: RunFolder, weights: str = DELIVERED) -> ResultCard | None:
-    """Return the latest card of a folder, checked as in `read`; None if there is none."""
-    path = folder.card(weights)
-    return read(folder, path, weights) if path.exists() else None
+def of_folder(folder: RunFolder) -> ResultCard | None:
+    """Return the latest card of a folder, of the weights that its run delivers, checked as in `read`; or None."""
+    path = folder.card()
+    return read(folder, path) if path.exists() else None
 
 
 def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> ResultCard:

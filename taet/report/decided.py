@@ -1,69 +1,22 @@
-"""Comparisons that stopped when they were decided, in a part of the page that is apart from whole evaluations."""
+"""What the page says about comparisons that stopped when they were decided, which saw some of the images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 
-from taet.evaluation.decision import ACCURACY, COVERS, DecisionCard
+from taet.evaluation.decision import COVERS, DecisionCard
 from taet.formatting import count, listed, points, size
 
 MANY = 20
 """Of more classes the images are not listed."""
 
 
-@dataclass(frozen=True)
-class DecidedRow:
-    """What a comparison says about one accuracy, in words."""
-
-    accuracy: str
-    interval: str
-    verdict: str
-    estimate: str
-    images: str
-
-
-@dataclass(frozen=True)
-class Decided:
-    """A comparison of two sides on some of the test images."""
-
-    title: str
-    sentence: str
-    rows: tuple[DecidedRow, ...]
-    notes: tuple[str, ...]
-
-
-def decided(decisions: Sequence[DecisionCard]) -> list[Decided]:
-    """Return every comparison in words."""
-    return [_in_words(one) for one in decisions]
-
-
-def _in_words(one: DecisionCard) -> Decided:
-    rows = [
-        DecidedRow(
-            accuracy=ACCURACY[of],
-            interval=found.ends,
-            verdict=f"{one.better(of)} is better" if one.better(of) else "undecided",
-            estimate=points(found.estimate),
-            images=count(found.images),
-        )
-        for of, found in one.findings.items()
-    ]
+def notes(one: DecisionCard) -> list[str]:
+    """Return what has to be said about a comparison, in sentences."""
     pairs = len(one.first["models"])
-    return Decided(
-        title=f"{one.first['label']} minus {one.second['label']} under {one.attack} on {one.data['name']}",
-        sentence=f"{one.sentence[0].upper()}{one.sentence[1:]}.",
-        rows=tuple(rows),
-        notes=(
-            _images(one),
-            _rule(one),
-            COVERS,
-            _weights(one),
-            *([f"The mean over {pairs} pairs of models."] if pairs > 1 else []),
-        ),
-    )
+    of_pairs = [f"The mean over {pairs} pairs of models."] if pairs > 1 else []
+    ended = f"{one.sentence[0].upper()}{one.sentence[1:]}."
+    return [ended, _images(one), _rule(one), COVERS, _weights(one), *of_pairs]
 
 
 def _images(one: DecisionCard) -> str:

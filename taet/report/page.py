@@ -13,9 +13,20 @@ import jinja2
 from taet import formatting, metrics
 from taet.errors import unknown
 from taet.evaluation.audit import Audit
-from taet.evaluation.decision import DecisionCard
-from taet.report import broken_images, curves, epochs, figures, images, measured, sentences, series, tables, transfers
-from taet.report.decided import decided
+from taet.evaluation.decision import ACCURACY, DecisionCard
+from taet.report import (
+    broken_images,
+    curves,
+    decided,
+    epochs,
+    figures,
+    images,
+    measured,
+    sentences,
+    series,
+    tables,
+    transfers,
+)
 from taet.report.differences import Pairs, paired_table
 from taet.report.provenance import provenance
 from taet.report.read import ReportedData, ReportedRun
@@ -50,7 +61,8 @@ def page(
         few=metrics.FEW_PER_CLASS,
         whiskered=figures.WHISKERED_CLASSES,
         not_run=not_run,
-        decisions=decided(decisions),
+        decisions=[(one, decided.notes(one)) for one in decisions],
+        accuracy=ACCURACY,
         unchecked=[one.label for one in all_series if not all(card.sealed for card in one.cards)],
         provenance=[(one, [(run, provenance(run)) for run in one.runs]) for one in all_series],
     )

@@ -7,6 +7,7 @@ scales.toml says what a scale changes.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import tomllib
 import typing
@@ -114,13 +115,14 @@ class Item:
 class Scale:
     """How large a reproduction is: what it puts in the place of the published networks, data, attacks and seeds."""
 
-    name: str
     says: str
-    seeds: Mapping[str, Sequence[int]]
-    models: Mapping[str, str]
-    data: Mapping[str, Mapping[str, Any]]
-    attacks: Mapping[str, str]
-    settings: Mapping[str, Mapping[str, Any]]
+    seeds: Mapping[str, list[int]]
+    models: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    attacks: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    name: str = ""
+    """Its key in scales.toml."""
 
     def differences(self, item: Item) -> list[str]:
         """What it changes of an item, in words."""
@@ -156,7 +158,7 @@ class Scale:
             settings |= self.settings.get(key, {})
         settings["evaluation.attacks"] = attacks
         entry = Entry(row.method, row.method, {**dict(row.settings)})
-        seeds = self.seeds.get(row.paper, self.seeds.get("all", (0,)))
+        seeds = self.seeds.get(row.paper, self.seeds.get("all", [0]))
         return [Point(entry, data, ratio, seed, PAPERS[row.paper], settings) for seed in seeds]
 
 
@@ -209,17 +211,6 @@ class ItemsFile(TypedDict):
     errata: dict[str, list[str]]
 
 
-class ScaleEntry(TypedDict):
-    """What scales.toml says of a scale."""
-
-    says: str
-    seeds: dict[str, list[int]]
-    models: NotRequired[dict[str, str]]
-    data: NotRequired[dict[str, dict[str, Any]]]
-    attacks: NotRequired[dict[str, str]]
-    settings: NotRequired[dict[str, dict[str, Any]]]
-
-
 def read_toml(path: Path, shape: Any) -> Any:
     """Read a file of the manifest; a mistake in it is a `UserError` of one line that names the key."""
     with located(str(path)):
@@ -235,13 +226,13 @@ def read_toml(path: Path, shape: Any) -> Any:
 def _check_keys(where: str, value: Any, shape: Any) -> None:
     """Refuse a key that the shape does not declare."""
     shape = typing.get_args(shape)[0] if typing.get_origin(shape) is NotRequired else shape
-    if typing.is_typeddict(shape):
+    if typing.is_typeddict(shape) or dataclasses.is_dataclass(shape):
         fields = typing.get_type_hints(shape, include_extras=True)
         for key, entry in value.items():
             if key not in fields:
                 raise unknown(f"key{f' of {where}' if where else ''}", key, fields)
             _check_keys(f"{where} {key}".strip(), entry, fields[key])
-    elif typing.get_origin(shape) is dict:
+    elif typing.get_origin(shape) in (dict, Mapping):
         for key, entry in value.items():
             _check_keys(f"{where} {key}".strip(), entry, typing.get_args(shape)[1])
     elif typing.get_origin(shape) is list:
@@ -258,9 +249,8 @@ def _read() -> ItemsFile:
 @functools.cache
 def scales() -> Mapping[str, Scale]:
     """The scales by name, the largest first."""
-    found = read_toml(FOLDER / "scales.toml", dict[str, ScaleEntry])
-    empty: dict[str, dict[str, Any]] = {name: {} for name in ("models", "data", "attacks", "settings")}
-    return {name: Scale(name=name, **{**empty, **entry}) for name, entry in found.items()}
+    found = read_toml(FOLDER / "scales.toml", dict[str, Scale])
+    return {name: Scale(**{**entry, "name": name}) for name, entry in found.items()}
 
 
 def scale_named(name: str) -> Scale:
