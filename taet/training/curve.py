@@ -13,6 +13,7 @@ from taet import metrics
 from taet.attacks.ball import frozen
 from taet.attacks.pgd import pgd
 from taet.attacks.precision import SearchPrecision, arithmetic, exact_float32
+from taet.config import Run
 from taet.data import Split
 from taet.data.augmentation import to_unit
 from taet.distributed import global_sum, rank, world_size
@@ -41,23 +42,17 @@ class WatchedEpoch(NamedTuple):
 def monitor(
     model: Any,
     split: Split,
+    run: Run,
     *,
     device: torch.device,
-    eps: float,
-    step_size: float,
-    steps: int,
-    batch_size: int,
-    seed: int,
-    channels_last: bool,
     pause: Callable[[], None],
-    precision: SearchPrecision = "float32",
     fgsm: bool = False,
     sums: FeedbackSums | None = None,
     with_features: bool = False,
 ) -> dict[str, Counts]:
     """Return {"clean": ..., "pgd-N": ...}, each with the correct and total images per class, in float32.
 
-    The steps of the attack are computed in `precision`.
+    The steps of the attack are those of the curve of `run`, computed in its precision.
 
     The images are moved to `device`, where the model is, batch by batch. The start noise is U(-eps, eps), the same in
     every epoch, so that only the model changes the curve. Each of P processes takes every P-th batch; `pause` is called
@@ -65,7 +60,11 @@ def monitor(
     image itself. `sums` takes what else a method learns from, with the features of
     a Classifier if it uses them.
     """
-    attack, num_classes = f"pgd-{steps}", len(split.class_names)
+    steps, batch_size, num_classes = run.training.monitor_steps, run.evaluation.batch_size, len(split.class_names)
+    attack, eps = f"pgd-{steps}", run.threat.eps
+    precision: SearchPrecision = "bf16" if run.training.precision == "bf16" else "float32"
+    walk: dict[str, Any] = {"step_size": run.evaluation.step_size, "steps": steps, "start": "uniform"}
+    step: dict[str, Any] = {"step_size": eps, "steps": 1, "start": "none"}
     names = ("clean", *(["fgsm"] if fgsm else []), attack)
     correct = {name: torch.zeros(num_classes, dtype=torch.int64, device=device) for name in names}
     with frozen(model), exact_float32(device.type):
@@ -75,13 +74,11 @@ def monitor(
             if number >= batches:
                 continue
             rows = slice(number * batch_size, (number + 1) * batch_size)
-            x = to_unit(torch.from_numpy(split.images[rows]).to(device), channels_last=channels_last)
+            x = to_unit(torch.from_numpy(split.images[rows]).to(device), channels_last=run.training.channels_last)
             y = torch.from_numpy(split.labels[rows]).to(device)
-            noise = generator(device, seed, "monitor", number)
-            walk: dict[str, Any] = {"step_size": step_size, "steps": steps, "start": "uniform", "generator": noise}
-            step: dict[str, Any] = {"step_size": eps, "steps": 1, "start": "none"}
+            noise = generator(device, run.seed, "monitor", number)
             with arithmetic(device.type, precision):
-                attacked = pgd(model, x, y, eps=eps, checked=True, **walk)
+                attacked = pgd(model, x, y, eps=eps, generator=noise, checked=True, **walk)
                 single = pgd(model, x, y, eps=eps, checked=True, **step) if fgsm else None
             with torch.no_grad():
                 features = model.features(attacked) if with_features else None
@@ -124,21 +121,14 @@ class TrainingCurve:
 
     def look(self, model: nn.Module, pause: Callable[[], None]) -> WatchedEpoch:
         """Return what `measure` does, without choosing."""
-        run = self.run
         counted = torch.from_numpy(self.split.class_counts).to(self.device)
         sums = FeedbackSums(counted) if self.learns else None
         counts = monitor(
             model,
             self.split,
+            self.run,
             device=self.device,
-            eps=run.threat.eps,
-            step_size=run.evaluation.step_size,
-            steps=run.training.monitor_steps,
-            batch_size=run.evaluation.batch_size,
-            seed=run.seed,
-            channels_last=run.training.channels_last,
             pause=pause,
-            precision="bf16" if run.training.precision == "bf16" else "float32",
             fgsm=self.single_step,
             sums=sums,
             with_features=self.with_features,

@@ -13,7 +13,7 @@ import taet
 from taet.attacks import catalogue
 from taet.attacks.counted import Counted
 from taet.attacks.precision import arithmetic
-from taet.config import Evaluation
+from taet.config import Evaluation, Run, override
 from taet.data import Dataset
 from taet.errors import UserError
 from taet.evaluation import ResultCard
@@ -109,8 +109,9 @@ def test_the_curve_of_a_training_searches_in_its_precision_and_judges_in_float32
     pixels = np.rint(255 * x).astype(np.uint8).transpose(0, 2, 3, 1)
     dataset = Dataset.from_arrays(pixels, y, pixels, y, class_names=["a", "b", "c"], name="noise", mirror=False)
     model = Flattered()
-    settings = {"eps": 0.1, "step_size": 0.05, "steps": 2, "batch_size": 8, "seed": 0, "channels_last": False}
-    device, pause = torch.device("cpu"), lambda: None
-    counts = monitor(model, dataset.test, device=device, pause=pause, precision="bf16", **settings)  # type: ignore[arg-type]
+    settings = {"threat.eps": 0.1, "evaluation.step_size": 0.05, "evaluation.batch_size": 8}
+    settings |= {"training.monitor_steps": 2, "training.channels_last": False, "training.precision": "bf16"}
+    run = override(Run(), settings)
+    counts = monitor(model, dataset.test, run, device=torch.device("cpu"), pause=lambda: None)
     assert model.types == [torch.bfloat16] * 2 + [torch.float32] * 2
     assert sum(counts["clean"]["correct"]) == len(y)

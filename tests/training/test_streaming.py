@@ -145,8 +145,10 @@ try:
 except KeyboardInterrupt:
     pass
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(size, 10))
-counts = monitor(model, dataset.test, device=torch.device("cpu"), eps=0.01, step_size=0.01, steps=1, batch_size=250,
-                 seed=0, channels_last=False, pause=lambda: None)
+watched = config.override(run, {
+    "threat.eps": 0.01, "evaluation.step_size": 0.01, "training.monitor_steps": 1, "training.channels_last": False,
+})
+counts = monitor(model, dataset.test, watched, device=torch.device("cpu"), pause=lambda: None)
 used = memory("VmHWM")
 try:
     np.asarray(dataset.train.images)

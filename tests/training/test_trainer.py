@@ -286,18 +286,7 @@ def test_the_curve_is_on_the_validation_split_and_the_best_is_its_best(
     scores = [metrics.balanced_accuracy(**row["monitor"]["pgd-1"]) for row in finished.history]
     epoch = 1 + int(np.argmax(scores))
     assert delivered(finished.folder)[1] == epoch
-    again = monitor(
-        finished.model,
-        split,
-        device=torch.device("cpu"),
-        eps=run.threat.eps,
-        step_size=run.evaluation.step_size,
-        steps=1,
-        batch_size=run.evaluation.batch_size,
-        seed=run.seed,
-        channels_last=True,
-        pause=lambda: None,
-    )
+    again = monitor(finished.model, split, finished.run, device=torch.device("cpu"), pause=lambda: None)
     assert {"split": "validation", **again} == finished.history[epoch - 1]["monitor"]
 
 
