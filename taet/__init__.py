@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from taet.evaluation.evaluate import evaluate as evaluate
     from taet.evaluation.until import decide as decide
     from taet.experiments.own_data import plan as plan
-    from taet.training.trainer import resume as resume
-    from taet.training.trainer import train as train
+    from taet.training.runs import resume as resume
+    from taet.training.runs import train as train
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ import math
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -19,7 +19,7 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from taet import config, metrics, models
+from taet import metrics, models
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
 from taet.attacks.progress import Progress
@@ -30,7 +30,7 @@ from taet.data import DataFacts, Dataset, load
 from taet.data.extra import check_classes
 from taet.data.loader import Batch, Loader
 from taet.data.reading import told_to
-from taet.distributed import copy_first, first, in_any, in_turn, joined, rank, unless_one_ends, world_size
+from taet.distributed import copy_first, first, in_any, in_turn, rank, unless_one_ends, world_size
 from taet.errors import UserError, custom_code, located
 from taet.methods import Attack, Method
 from taet.methods.base import Loss
@@ -49,8 +49,7 @@ from taet.training.drift import Drift
 from taet.training.environment import keep_freed_memory, on_threads, peak_memory_mb, resolve_device
 from taet.training.epoch_sums import EpochSums
 from taet.training.estimate import work_of
-from taet.training.extra import check_extra, load_extra, with_extra
-from taet.training.finished import check_given
+from taet.training.extra import load_extra, with_extra
 from taet.training.folder import MetricsMark, RunFolder
 from taet.training.graphs import Graphs
 from taet.training.interruption import interruption
@@ -58,7 +57,7 @@ from taet.training.optimizer import build_optimizer, set_learning_rate
 from taet.training.record import Epoch, Row, RunRecord
 from taet.training.resolve import resolve
 from taet.training.schedule import learning_rate
-from taet.training.setup import attack_view, build_model, check_pretrained, check_processes, describe
+from taet.training.setup import attack_view, build_model, check_processes, describe
 from taet.training.speed import settle
 from taet.training.step import training_step
 from taet.training.tensorboard import Board
@@ -98,115 +97,6 @@ class TrainingResult:
                 )
         flags = training_flags([Epoch.from_json(row) for row in self.history])
         return "\n".join([*lines, *(f"  {name}: {text}" for name, text in flags.items())])
-
-
-def default_folder(run: Run) -> Path:
-    """Return the folder of a run without `out`."""
-    kind, _, path = run.data.name.rpartition(":")
-    data = Path(path).resolve().stem if kind or "/" in path else path
-    ratio = "" if run.data.imbalance_ratio is None else f"-ir{run.data.imbalance_ratio:g}"
-    return Path("runs") / f"{run.method}-{data}{ratio}-{run.model.name}-{run.protocol}-seed{run.seed}"
-
-
-def train(
-    run: Run,
-    *,
-    out: str | Path | None = None,
-    model: nn.Module | None = None,
-    dataset: Dataset | None = None,
-    progress: Progress | None = None,
-    command: str = "",
-    announce: Callable[[Trainer], None] | None = None,
-) -> TrainingResult:
-    """Train `run` from the start in the new folder `out` and return the result.
-
-    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those that the run names. `command` is
-    stored in the run's record. `announce` is called once, before the first step. An existing folder is refused. After a
-    KeyboardInterrupt, `resume` continues from the checkpoint with the same bits.
-
-    Processes that torchrun started all make this call and share every batch; only the first one writes.
-    """
-    folder = Path(out) if out is not None else default_folder(run)
-    with joined(resolve_device(run.training.device).type):
-        trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
-        first(lambda: _check_free(trainer))
-        with owned(trainer.folder):
-            first(lambda: _check_free(trainer))  # another process may have been faster
-            first(lambda: trainer.folder.create(trainer.description(command)))
-            trainer.save()  # the initial weights are on the disk before they change
-            if announce is not None:
-                announce(trainer)
-            return trainer.fit()
-
-
-@contextlib.contextmanager
-def owned(folder: RunFolder) -> Iterator[None]:
-    """Be the only job that writes into a folder: the first process locks it for all."""
-    with contextlib.ExitStack() as released:
-        first(lambda: released.enter_context(folder.own()))
-        yield
-
-
-def _check_free(trainer: Trainer) -> None:
-    """Refuse a folder that holds something; a run in it is named."""
-    folder = trainer.folder
-    if folder.is_taken:
-        try:
-            same = run_hash(folder.record.run) == trainer.run_hash
-        except UserError:
-            same = False
-        if not same:
-            raise UserError(f"{folder.path} exists and is not this run; choose another --out")
-        way = (
-            f"it is finished, see taet evaluate {folder.path}"
-            if folder.is_done
-            else f"continue it with --resume {folder.path}"
-        )
-        raise UserError(f"{folder.path} exists: {way}, or choose another --out")
-
-
-def resume(
-    folder: str | Path,
-    *,
-    model: nn.Module | None = None,
-    dataset: Dataset | None = None,
-    progress: Progress | None = None,
-    announce: Callable[[Trainer], None] | None = None,
-) -> TrainingResult:
-    """Continue the run in `folder` from its last checkpoint, or return it if it is finished.
-
-    `announce` is called once, before the first step.
-
-    Processes that torchrun started share the work; their number may differ from that of the run so far.
-    """
-    place = RunFolder(Path(folder))
-    record = place.record
-    check_given(place.path, record, "model", model)
-    check_given(place.path, record, "dataset", dataset)
-    run = config.override(record.run, {"training.threads": record.threads})
-    with joined(resolve_device(run.training.device).type), owned(place):
-        begun = first(place.checkpoint.exists)
-        if model is None:
-            models.check_trust(place.path, run.model.name)
-            if not begun:
-                check_pretrained(run.model, record.pretrained_sha256, place.path)
-        trainer = Trainer(run, place.path, model=model, dataset=dataset, progress=progress, begun=begun)
-        for split, recorded in record.data.splits.items():
-            found = trainer.dataset.splits.get(split)
-            if found is None or found.sha256 != recorded.sha256:
-                raise UserError(
-                    f"the {split} images are not those that {place.path} was started with; nothing was changed"
-                )
-        check_extra(place.path, record, trainer.extra)
-        trainer.run_hash = record.run_hash  # of the version that began the run: this one may have more settings
-        if begun:
-            trainer.restore()
-            trainer.model.notes = record.model_notes
-        else:  # killed before the first checkpoint: start again
-            first(lambda: place.cut_metrics(MetricsMark()))
-        if announce is not None:
-            announce(trainer)
-        return trainer.fit()
 
 
 class Trainer:

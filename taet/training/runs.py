@@ -1,0 +1,132 @@
+"""Runs: trained from the start in a new folder, or continued from a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from torch import nn
+
+from taet import config, models
+from taet.attacks.progress import Progress
+from taet.config import Run
+from taet.data import Dataset
+from taet.distributed import first, joined
+from taet.errors import UserError
+from taet.training.decisive import run_hash
+from taet.training.environment import resolve_device
+from taet.training.extra import check_extra
+from taet.training.finished import check_given
+from taet.training.folder import MetricsMark, RunFolder
+from taet.training.setup import check_pretrained
+from taet.training.trainer import Trainer, TrainingResult
+
+
+def default_folder(run: Run) -> Path:
+    """Return the folder of a run without `out`."""
+    kind, _, path = run.data.name.rpartition(":")
+    data = Path(path).resolve().stem if kind or "/" in path else path
+    ratio = "" if run.data.imbalance_ratio is None else f"-ir{run.data.imbalance_ratio:g}"
+    return Path("runs") / f"{run.method}-{data}{ratio}-{run.model.name}-{run.protocol}-seed{run.seed}"
+
+
+def train(
+    run: Run,
+    *,
+    out: str | Path | None = None,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+    announce: Callable[[Trainer], None] | None = None,
+) -> TrainingResult:
+    """Train `run` from the start in the new folder `out` and return the result.
+
+    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those that the run names. `command` is
+    stored in the run's record. `announce` is called once, before the first step. An existing folder is refused. After a
+    KeyboardInterrupt, `resume` continues from the checkpoint with the same bits.
+
+    Processes that torchrun started all make this call and share every batch; only the first one writes.
+    """
+    folder = Path(out) if out is not None else default_folder(run)
+    with joined(resolve_device(run.training.device).type):
+        trainer = Trainer(run, folder, model=model, dataset=dataset, progress=progress)
+        first(lambda: _check_free(trainer))
+        with owned(trainer.folder):
+            first(lambda: _check_free(trainer))  # another process may have been faster
+            first(lambda: trainer.folder.create(trainer.description(command)))
+            trainer.save()  # the initial weights are on the disk before they change
+            if announce is not None:
+                announce(trainer)
+            return trainer.fit()
+
+
+@contextlib.contextmanager
+def owned(folder: RunFolder) -> Iterator[None]:
+    """Be the only job that writes into a folder: the first process locks it for all."""
+    with contextlib.ExitStack() as released:
+        first(lambda: released.enter_context(folder.own()))
+        yield
+
+
+def _check_free(trainer: Trainer) -> None:
+    """Refuse a folder that holds something; a run in it is named."""
+    folder = trainer.folder
+    if folder.is_taken:
+        try:
+            same = run_hash(folder.record.run) == trainer.run_hash
+        except UserError:
+            same = False
+        if not same:
+            raise UserError(f"{folder.path} exists and is not this run; choose another --out")
+        way = (
+            f"it is finished, see taet evaluate {folder.path}"
+            if folder.is_done
+            else f"continue it with --resume {folder.path}"
+        )
+        raise UserError(f"{folder.path} exists: {way}, or choose another --out")
+
+
+def resume(
+    folder: str | Path,
+    *,
+    model: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[Trainer], None] | None = None,
+) -> TrainingResult:
+    """Continue the run in `folder` from its last checkpoint, or return it if it is finished.
+
+    `announce` is called once, before the first step.
+
+    Processes that torchrun started share the work; their number may differ from that of the run so far.
+    """
+    place = RunFolder(Path(folder))
+    record = place.record
+    check_given(place.path, record, "model", model)
+    check_given(place.path, record, "dataset", dataset)
+    run = config.override(record.run, {"training.threads": record.threads})
+    with joined(resolve_device(run.training.device).type), owned(place):
+        begun = first(place.checkpoint.exists)
+        if model is None:
+            models.check_trust(place.path, run.model.name)
+            if not begun:
+                check_pretrained(run.model, record.pretrained_sha256, place.path)
+        trainer = Trainer(run, place.path, model=model, dataset=dataset, progress=progress, begun=begun)
+        for split, recorded in record.data.splits.items():
+            found = trainer.dataset.splits.get(split)
+            if found is None or found.sha256 != recorded.sha256:
+                raise UserError(
+                    f"the {split} images are not those that {place.path} was started with; nothing was changed"
+                )
+        check_extra(place.path, record, trainer.extra)
+        trainer.run_hash = record.run_hash  # of the version that began the run: this one may have more settings
+        if begun:
+            trainer.restore()
+            trainer.model.notes = record.model_notes
+        else:  # killed before the first checkpoint: start again
+            first(lambda: place.cut_metrics(MetricsMark()))
+        if announce is not None:
+            announce(trainer)
+        return trainer.fit()
