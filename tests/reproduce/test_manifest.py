@@ -14,7 +14,7 @@ from taet.reproduce.manifest import (
     FOLDER,
     ItemsFile,
     PaperRow,
-    ScaleEntry,
+    Scale,
     chosen,
     published,
     read_toml,
@@ -169,8 +169,8 @@ def test_items_are_chosen_by_name_paper_and_method() -> None:
         ("items.toml", ItemsFile, "[titles]", "[titels]", "the field 'titles' is missing"),
         ("items.toml", ItemsFile, 'title = "TAET and', 'colour = 1\ntitle = "TAET and', "unknown key of .*'colour'"),
         ("items.toml", ItemsFile, "[titles]", "[titles", "no TOML"),
-        ("scales.toml", dict[str, ScaleEntry], "seeds = {all = [0]}", "seeds = {all = 0}", "got a number; allowed"),
-        ("scales.toml", dict[str, ScaleEntry], "attacks = ", "atacks = ", r"'atacks'.*did you mean 'attacks'\?"),
+        ("scales.toml", dict[str, Scale], "seeds = {all = [0]}", "seeds = {all = 0}", "got a number; allowed"),
+        ("scales.toml", dict[str, Scale], "attacks = ", "atacks = ", r"'atacks'.*did you mean 'attacks'\?"),
     ],
 )
 def test_a_typing_error_in_a_manifest_is_one_line(
