@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from taet.attacks import pgd
+from taet.attacks import autoattack, pgd
 from taet.attacks.differentiable import Replaced
 from taet.attacks.objectives import Objective, margin
 from taet.evaluation.audit import MeanDraw, Merged
@@ -270,6 +270,14 @@ def correct(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
         return float((model(x).argmax(1) == y).float().mean())
 
 
+def by_autoattack(model: nn.Module, judge: Callable[[Tensor], Tensor] | None = None) -> float:
+    """Share of the images that the official AutoAttack leaves correct, on the model as it is, in one batch."""
+    x, y = tested()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return correct(judge or model, autoattack(model, x, y, eps=EPS, batch_size=len(y)), y)
+
+
 def in_batches_of_one_class(model: nn.Module, size: int = 25) -> float:
     """Accuracy on clean images in batches that are sorted by class."""
     x, y = tested()
@@ -304,6 +312,8 @@ class Exhibit:
     flag: str
     gap: float
     """Least difference of the two shares: about half of what was measured."""
+    judge: Callable[[nn.Module], Callable[[Tensor], Tensor]] | None = lambda model: model
+    """What decides whether an image of AutoAttack is classified correctly; None: AutoAttack cannot run."""
 
 
 EXHIBITS = (
@@ -336,6 +346,7 @@ EXHIBITS = (
         lambda model: tried(model, view=Replaced(model)),
         "no-gradient",
         0.06,
+        None,  # the loss has no gradient
     ),
     Exhibit(
         "k-winners: 6 of 96 units",
@@ -356,6 +367,7 @@ EXHIBITS = (
         lambda model: tried(Merged(model, CLASSES), margin),
         "dummy-classes",
         0.12,
+        lambda model: Merged(model, CLASSES),
     ),
     Exhibit(
         "a quarter of the units, drawn at every call",
@@ -366,6 +378,7 @@ EXHIBITS = (
         lambda model: tried(model, margin, MeanDraw(model, 32), by_many_draws(model)),
         "eot-beats-one-draw",
         0.03,
+        by_many_draws,
     ),
     Exhibit(
         "logits times 1000",
@@ -396,5 +409,6 @@ EXHIBITS = (
         in_batches_of_one_class,
         "batch-dependent",
         0.2,
+        None,  # it also attacks batches of one image, which have no deviation
     ),
 )
