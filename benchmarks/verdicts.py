@@ -1,19 +1,25 @@
 """Train small models of many methods, and attack each with the official suite, the cheap tier, and in bfloat16.
 
 The networks of 64-96-10 units (`perceptron-*`) are attacked on 1,000 digits that they were not trained on: the test
-set, and what the cut to a long tail removed from the training set.
+set, and what the cut to a long tail removed from the training set. Finished runs at published length, whose cards hold
+the official suite on 1,000 images, get the cheap tier beside it.
 
     TAET_DATA=... nice python benchmarks/verdicts.py --runs runs/verdicts
+    nice python benchmarks/verdicts.py --runs runs/verdicts --models --finished runs/reproduce/runs/taet_...
 
-A model that is trained, and a column that is measured, is not done again. The result is results/verdicts.json, from
-which `python results/render.py --write` makes the tables of docs/evaluation.md.
+A model that is trained, and a column that is measured, is not done again; cards that are missing are left out. Seconds
+are CPU seconds of one thread, so that other programs hardly matter. The result is results/verdicts.json, from which
+`python results/render.py --write` makes the tables of docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +36,7 @@ from taet.evaluation import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.diagnostics import masking
 from taet.files import write_json
+from taet.models import trusted
 from taet.training.folder import RunFolder
 
 
@@ -102,28 +109,32 @@ SUBJECTS = {
 }
 OFFICIAL = {"linf": "autoattack", "l2": "autoattack-l2:eps=0.5"}
 CHEAP = {"linf": "quick", "l2": "quick-l2:eps=0.5"}
-SEARCH = {"linf": ("pgd-20", "pgd-20:precision=bf16", "quick:precision=bf16"), "l2": ()}
+SEARCH = {"linf": ("pgd-20", "pgd-20:precision=bf16", "quick:precision=bf16", "autoattack:precision=bf16"), "l2": ()}
+SPENT = "cpu-seconds.json"
+PUBLISHED = "published-"  # cards of finished runs, beside those of SUBJECTS
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/verdicts"), help="folder of the models and cards")
     parser.add_argument("--models", nargs="*", choices=SUBJECTS, default=list(SUBJECTS), help="all")
+    parser.add_argument("--finished", nargs="*", type=Path, default=[], help="folders of finished runs; none")
     parser.add_argument("--norms", nargs="*", choices=BOTH, default=list(BOTH), help="both")
+    parser.add_argument("--attacks", nargs="*", help="of those that are compared; all")
     parser.add_argument("--out", type=Path, default=RESULT, help="file of the result (results/verdicts.json)")
-    parser.add_argument("--official", action="store_true", help="the official suite alone")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for name in given.models:
-        train(given.runs / name, SUBJECTS[name])
-    for norm in given.norms:
+    with trusted(PERCEPTRON["model.name"]):
         for name in given.models:
-            if norm in SUBJECTS[name].norms:
-                attacks = [OFFICIAL[norm]] if given.official else [OFFICIAL[norm], CHEAP[norm], *SEARCH[norm]]
-                card = attacked(given.runs, name, ["clean", *attacks])
-                print(name, {column.name: int(column.correct.sum()) for column in card.columns}, flush=True)
-    if not given.official:
-        write(given.out, given.runs)
+            train(given.runs / name, SUBJECTS[name])
+        for norm in given.norms:
+            attacks = [OFFICIAL[norm], CHEAP[norm], *SEARCH[norm]]
+            for name in given.models:
+                if norm in SUBJECTS[name].norms:
+                    attacked(given.runs, name, [one for one in attacks if one in (given.attacks or attacks)])
+        for run in given.finished:
+            published(given.runs, run)
+    write(given.out, given.runs)
     return 0
 
 
@@ -135,19 +146,41 @@ def train(out: Path, subject: Subject) -> None:
         print("trained", out.name, flush=True)
 
 
-def attacked(runs: Path, name: str, attacks: list[str]) -> ResultCard:
-    """Return the card of a model on images that it has not seen; columns that it has are not measured again."""
+def attacked(runs: Path, name: str, attacks: list[str]) -> None:
+    """Put a model's columns on its card, on images that it has not seen; those that it has are not measured again."""
     data = RunFolder(runs / name).record.run.data
     images, labels, class_names = unseen(data) if name.startswith("perceptron") else tested(data)
-    return taet.evaluate(
-        runs / name,
-        images,
-        labels,
-        class_names=class_names,
-        attacks=attacks,
-        out=runs / "cards" / name,
-        device="cpu",
-    )
+    out = runs / "cards" / name
+    for attack in ["clean", *attacks]:
+        given = {"class_names": class_names, "attacks": [attack], "out": out, "device": "cpu"}
+        timed(out, attack, lambda given=given: taet.evaluate(runs / name, images, labels, **given))
+
+
+def published(runs: Path, run: Path) -> None:
+    """Put the cheap tier beside the official suite on a copy of a finished run."""
+    record = RunFolder(run).record.run
+    about = (record.method, f"ir{record.data.imbalance_ratio:g}", f"{record.training.epochs}-epochs")
+    out = runs / "cards" / f"{PUBLISHED}{'-'.join(about)}"
+    if not out.exists():
+        shutil.copytree(run, out)
+    timed(out, CHEAP["linf"], lambda: taet.evaluate(out, attacks=[OFFICIAL["linf"], CHEAP["linf"]], device="cpu"))
+
+
+def timed(out: Path, attack: str, evaluate: Callable[[], ResultCard]) -> None:
+    """Evaluate unless it is done, and keep its CPU seconds beside the card."""
+    if (out / "evaluation.json").exists() and attack in {column.name for column in ResultCard.load(out).columns}:
+        return
+    began = time.process_time()
+    column = evaluate().column(attack)
+    write_json(out / SPENT, {**spent(out), attack: round(time.process_time() - began, 1)})
+    print(out.name, attack, f"{int(column.correct.sum())} of {len(column.correct)}", flush=True)
+
+
+def spent(folder: Path) -> dict[str, float]:
+    """Return the CPU seconds of the columns that were measured here."""
+    path = folder / SPENT
+    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def tested(data: config.Data) -> tuple[Any, Any, tuple[str, ...]]:
@@ -169,15 +202,17 @@ def unseen(data: config.Data) -> tuple[Any, Any, tuple[str, ...]]:
 
 def write(out: Path, runs: Path) -> None:
     """Write what the cards say, one row per model and ball, and one per model and attack searched in bfloat16."""
-    cards = {name: ResultCard.load(runs / "cards" / name) for name in SUBJECTS}
+    names = [*SUBJECTS, *sorted(path.name for path in (runs / "cards").glob(f"{PUBLISHED}*"))]
+    folders = {name: runs / "cards" / name for name in names if (runs / "cards" / name / "evaluation.json").exists()}
+    cards = {name: ResultCard.load(folder) for name, folder in folders.items()}
     tiers = [
-        tier(name, cards[name], norm)
+        tier(name, card, norm)
         for norm in BOTH
-        for name, subject in SUBJECTS.items()
-        if norm in subject.norms and CHEAP[norm] in {column.name for column in cards[name].columns}
+        for name, card in cards.items()
+        if {CHEAP[norm], OFFICIAL[norm]} <= {column.name for column in card.columns}
     ]
     searched = [
-        search(name, card, column)
+        search(name, card, column, spent(folders[name]))
         for name, card in cards.items()
         for column in card.columns
         if column.attack.precision != "float32"
@@ -204,12 +239,11 @@ def tier(name: str, card: ResultCard, norm: str) -> dict[str, Any]:
         "worst_class_gap": round(100 * (bound.worst_class[1] - whole.worst_class[1]), 2),
         "passes": passes,
         "fewer_passes": round(passes[0] / passes[1], 1),
-        "seconds": [round(column.seconds, 1) for column in (official, cheap)],
         "masking": masking(card),
     }
 
 
-def search(name: str, card: ResultCard, column: Column) -> dict[str, Any]:
+def search(name: str, card: ResultCard, column: Column, seconds: Mapping[str, float]) -> dict[str, Any]:
     """Return how the search in another precision differs from that of the same attack in float32."""
     exact = card.column(column.name.partition(":")[0])
     return {
@@ -218,7 +252,7 @@ def search(name: str, card: ResultCard, column: Column) -> dict[str, Any]:
         "images": len(card.labels),
         "correct": [int(exact.correct.sum()), int(column.correct.sum())],
         "differing": int((exact.correct != column.correct).sum()),
-        "seconds": [round(exact.seconds, 1), round(column.seconds, 1)],
+        "cpu_seconds": [seconds.get(exact.name), seconds.get(column.name)],
     }
 
 
