@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from taet.config import Training
 from taet.data import Split
 from taet.data.loader import Loader
 from taet.files import write_json
@@ -101,15 +102,7 @@ def record(
 
 def as_in_training(split: Split, batch_size: int) -> Loader:
     """Return the batches of a split on the CPU as training draws them, cropped and mirrored."""
-    return Loader(
-        split,
-        batch_size=batch_size,
-        seed=0,
-        augment="crop-flip",
-        mirror=True,
-        channels_last=True,
-        device=torch.device("cpu"),
-    )
+    return Loader(split, Training(batch_size=batch_size), seed=0, mirror=True, device=torch.device("cpu"))
 
 
 def command() -> str:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taet.config import Training
 from taet.data.ahead import ahead
 from taet.data.augmentation import crop_flip, to_unit
 from taet.data.dataset import Split
@@ -121,9 +122,9 @@ class Loader:
     Images on disk, or too large for the GPU, are streamed: a thread reads the next batches in advance. The batches are
     the same, bit for bit.
 
-    `workers` processes apply the policy of `augment` in advance, if it is one (see `taet.data.policies`); the batches
-    do not depend on their number. Python starts them by importing the user's script, whose own work must therefore be
-    below `if __name__ == "__main__":`.
+    Size, order and augmentation of the batches are those of `training`. Its `workers` processes apply a policy in
+    advance, if it has one (see `taet.data.policies`); the batches do not depend on their number. Python starts them by
+    importing the user's script, whose own work must therefore be below `if __name__ == "__main__":`.
 
     With `extra` images every batch is whole: the `mixture` says how many of them are extra and of which classes, and
     the others go through the split in one random order after the other, an epoch through a part of it.
@@ -132,22 +133,18 @@ class Loader:
     def __init__(
         self,
         split: Split,
+        training: Training,
         *,
-        batch_size: int,
         seed: int,
-        augment: str,
         mirror: bool,
-        channels_last: bool,
         device: torch.device,
-        sampling: str = "shuffled",
-        workers: int = 0,
         part: int = 0,
         parts: int = 1,
         extra: Extra | None = None,
         mixture: Mixture | None = None,
     ) -> None:
         self.device = device
-        place = torch.device("cpu") if augment in POLICIES else device  # a policy works on the CPU
+        place = torch.device("cpu") if training.augment in POLICIES else device  # a policy works on the CPU
         images: Images | Joined = split.images
         labels, self.real, self.supply = torch.from_numpy(split.labels), len(split), None
         if extra is not None and mixture is not None:
@@ -159,13 +156,9 @@ class Loader:
         if fits(images, place):
             self.images = torch.from_numpy(images).to(place)
         self.labels = labels.to(device)
-        self.seed = seed
-        self.augment = augment
-        self.mirror = mirror and augment != "crop"
-        self.channels_last = channels_last
-        self.sampling = sampling
-        self.workers = workers
-        self.bounds = batch_bounds(self.real, batch_size, self.supply is not None)
+        self.seed, self.training = seed, training
+        self.mirror = mirror and training.augment != "crop"
+        self.bounds = batch_bounds(self.real, training.batch_size, self.supply is not None)
         self.shares = [share(end - begin, part, parts) for begin, end in self.bounds]
 
     def __len__(self) -> int:
@@ -190,19 +183,19 @@ class Loader:
             order = order.to(self.images.device)
         indices = [order[slice(*self.bounds[step])][self.shares[step]] for step in steps]
         for step, index, images in zip(steps, indices, self._images(epoch, steps, indices), strict=True):
-            if self.augment != "none":
+            if self.training.augment != "none":
                 draws = generator(self.device, self.seed, "augment", epoch, step)
                 begin, total = self.place(step)
                 images = crop_flip(images, draws, mirror=self.mirror, begin=begin, total=total)
             index = self._moved(index)
-            yield Batch(index, to_unit(images, channels_last=self.channels_last), self.labels[index])
+            yield Batch(index, to_unit(images, channels_last=self.training.channels_last), self.labels[index])
 
     def _order(self, epoch: int) -> Tensor:
         # On the CPU, so that the order does not depend on the device.
         if self.supply is not None:
             return self._mixed(self.supply, epoch)
         draws = generator("cpu", self.seed, "order", epoch)
-        if self.sampling == "class-balanced":
+        if self.training.sampling == "class-balanced":
             return class_balanced(self.labels.cpu(), draws)
         return torch.randperm(len(self.labels), generator=draws)
 
@@ -232,12 +225,12 @@ class Loader:
             read = (images[index] for index in indices)
         else:
             read = ahead(self._read, indices, AHEAD, threads=1)
-        if self.augment in POLICIES:
+        if self.training.augment in POLICIES:
             work = (
                 PolicyBatch(batch.numpy(), self.seed, ("policy", epoch, step), self.shares[step].start)
                 for step, batch in zip(steps, read, strict=True)
             )
-            read = apply_all(self.augment, work, self.workers)
+            read = apply_all(self.training.augment, work, self.training.workers)
         return map(self._moved, read)
 
     def _read(self, index: Tensor) -> Tensor:

@@ -134,14 +134,10 @@ class Trainer:
         self.method = self.resolved.method.to(self.device)
         self.loader = Loader(
             self.dataset.train,
-            batch_size=training.batch_size,
+            training,
             seed=run.seed,
-            augment=training.augment,
             mirror=self.dataset.mirror,
-            channels_last=training.channels_last,
             device=self.device,
-            sampling=training.sampling,
-            workers=training.workers,
             part=rank(),
             parts=world_size(),
             extra=self.extra,

@@ -6,14 +6,14 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from taet.config import Data
+from taet.config import Data, Training
 from taet.data import Dataset, Split, load, repeats
 from taet.data.extra import Extra, check_classes, read_extra
 from taet.data.loader import Joined, Loader
@@ -106,10 +106,12 @@ def test_batches_have_the_prior_that_losses_are_told(dataset: Dataset, rule: str
         assert sorted(originals[first : first + 22]) == list(range(22))
 
 
-def loader(split: Split, extra: Extra | None, mixed: Any, **changes: Any) -> Loader:
-    settings: dict[str, Any] = {"batch_size": 10, "seed": 3, "augment": "crop-flip", "mirror": True}
-    settings |= {"channels_last": False, "device": torch.device("cpu")} | changes
-    return Loader(split, extra=extra, mixture=mixed, **settings)
+def loader(
+    split: Split, extra: Extra | None, mixed: Any, augment: Literal["crop-flip", "none"] = "crop-flip", **part: int
+) -> Loader:
+    training = Training(batch_size=10, channels_last=False, augment=augment)
+    device = torch.device("cpu")
+    return Loader(split, training, seed=3, mirror=True, device=device, extra=extra, mixture=mixed, **part)
 
 
 def test_images_keep_their_labels_and_copies_are_training_images(dataset: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import multiprocessing
 import threading
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from taet.config import Training
 from taet.data import Split
 from taet.data.ahead import ahead
 from taet.data.augmentation import crop_flip, to_unit
@@ -30,9 +32,10 @@ def split(count: int, side: int = 8, channels: int = 3) -> Split:
 
 
 def loader(count: int = 20, *, given: Split | None = None, **changes: Any) -> Loader:
-    settings: dict[str, Any] = {"batch_size": 6, "seed": 3, "augment": "crop-flip", "mirror": True}
-    settings |= {"channels_last": False, "device": torch.device("cpu")}
-    return Loader(given or split(count), **(settings | changes))
+    fields = {field.name for field in dataclasses.fields(Training)}
+    training = {"batch_size": 6, "channels_last": False} | {name: changes[name] for name in fields & {*changes}}
+    rest = {"seed": 3, "mirror": True} | {name: changes[name] for name in {*changes} - fields}
+    return Loader(given or split(count), Training(**training), device=torch.device("cpu"), **rest)
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7, 13, 20])
@@ -122,8 +125,7 @@ def test_images_are_mirrored_only_where_the_data_and_the_run_allow_it(augment: s
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_policy_comes_before_the_crop_and_the_flip(policy: str, mirror: bool, channels: int) -> None:
     images = split(20, channels=channels)
-    settings: dict[str, Any] = {"channels_last": False, "device": torch.device("cpu")}
-    source = Loader(images, batch_size=6, seed=3, augment=policy, mirror=mirror, **settings)
+    source = loader(given=images, augment=policy, mirror=mirror)
     for step, batch in enumerate(source.epoch(4)):
         changed = apply(policy, PolicyBatch(images.images[batch.index.numpy()], 3, ("policy", 4, step)))
         cropped = crop_flip(changed, generator("cpu", 3, "augment", 4, step), mirror=mirror)
