@@ -294,8 +294,12 @@ class Training(Settings):
     """Which epoch's weights the run delivers. best-test uses the test set and is marked as a leak."""
     monitor_steps: Count = 20
     """PGD steps of the per-epoch curve."""
-    monitor_every: Whole = 1
-    """Epochs between two points of the curve; the last epoch always has one. 0: none."""
+    monitor_every: Whole | None = None
+    """Epochs between two points of the curve; the last epoch always has one. 0: none. Default: 1 where the curve
+    chooses the epoch or the method learns from it, otherwise a twentieth of the epochs."""
+    monitor_images: Count | None = None
+    """Images of each point of the curve: a fixed sample, as evenly distributed over the classes as possible. Default:
+    all where the curve chooses the epoch or the method learns from it, otherwise at most 1,000."""
     distance_images: Whole = 0
     """Training images per class whose adversarial examples are compared from epoch to epoch (REAT, figure 3)."""
     save_minutes: Annotated[NonNegative, Note("; 0: after every step")] = 5.0

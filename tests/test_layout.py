@@ -222,7 +222,8 @@ def test_a_class_name_is_used_once() -> None:
 # Figures of the papers, embeddings and the leaderboard: 1,230.
 # Intervals of differences and the shrinking ball of quick: 110.
 # Paired intervals by inversion, and quick through a shrinking ball: 110. Searches that cannot change their score: 30.
-MOST_LINES = 40_868
+# A curve on a sample of the images: 30.
+MOST_LINES = 40_903
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

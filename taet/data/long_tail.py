@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from taet.errors import UserError, unknown
+from taet.randomness import generator
 
 PROFILES = ("exponential", "linear", "step")
 
@@ -106,6 +108,16 @@ def long_tail_indices(labels: ArrayLike, counts: Sequence[int], seed: int = 0) -
         generator.shuffle(positions)
         chosen.append(positions[:count])
     return np.concatenate(chosen).astype(np.int64)
+
+
+def even_sample(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Return the indices of `count` of N images, in ascending order, as evenly distributed over classes as possible."""
+    order = torch.randperm(len(labels), generator=generator("cpu", seed, "sample")).numpy()
+    drawn = labels[order]
+    grouped, sizes = np.argsort(drawn, kind="stable"), np.bincount(drawn)
+    turn = np.empty_like(grouped)  # the first image of every class comes before the second of any
+    turn[grouped] = np.arange(len(labels)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    return np.sort(order[np.argsort(turn, kind="stable")[:count]])
 
 
 def divide(

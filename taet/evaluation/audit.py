@@ -24,6 +24,7 @@ from taet.attacks.spec import Model
 from taet.attacks.units import Arrays, run_units
 from taet.bounds import Count, check_value
 from taet.data.dataset import images_sha256
+from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation import diagnostics
 from taet.evaluation.bundles import parse_attack
@@ -38,7 +39,7 @@ from taet.evaluation.probe import STEP_SHARE, STEPS
 from taet.evaluation.runner import Runner, make_runner
 from taet.evaluation.subject import GivenImages, Subject, subject_of
 from taet.evaluation.transfer import transfer_columns
-from taet.evaluation.trial import sample, user_errors
+from taet.evaluation.trial import user_errors
 from taet.losses.long_tail import cross_entropy
 from taet.training.environment import resolve_device
 
@@ -237,7 +238,7 @@ def _planned(
         changes["step_size"] = subject.settings.step_size * changes["eps"] / before
     names = list(dict.fromkeys((*attacks, *changes.pop("attacks", ()))))
     seed = changes.get("seed", subject.settings.seed)
-    rows = sample(subject.labels, count, seed)
+    rows = even_sample(subject.labels, count, seed)
     images, labels = np.ascontiguousarray(subject.images[rows]), subject.labels[rows]
     sampled = replace(subject, images=images, labels=labels, test_sha256=images_sha256(images, labels))
     return sampled, plan_evaluation(sampled, names, changes, ("eps",))

@@ -18,6 +18,7 @@ from taet.attacks.counted import Counted
 from taet.attacks.inputs import SUM_TOLERANCE
 from taet.attacks.spec import AttackSpec
 from taet.config import Evaluation
+from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.diagnostics import Finding, findings
@@ -26,7 +27,7 @@ from taet.evaluation.images import Images, as_arrays
 from taet.evaluation.model_guard import restored
 from taet.evaluation.packing import Json
 from taet.evaluation.runner import make_runner
-from taet.evaluation.trial import Trial, answer, attempt, input_gradient, nonfinite, sample, user_errors
+from taet.evaluation.trial import Trial, answer, attempt, input_gradient, nonfinite, user_errors
 from taet.formatting import clock, listed, percent
 from taet.metrics import Ints, Mask
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
@@ -139,7 +140,7 @@ def check(
         if class_names is not None and len(class_names) != width:
             raise UserError(f"model output: got {width} logits; allowed: {len(class_names)}, one per class")
         with tried.still():
-            trial = attempt(tried.model, *tried.batch(sample(classes, batch_size, tried.seed)))
+            trial = attempt(tried.model, *tried.batch(even_sample(classes, batch_size, tried.seed)))
             if wrong := int(nonfinite(trial.logits).sum()):
                 raise UserError(f"model output: not finite on {wrong} of {len(trial.y)} clean test images")
             correct = _right(trial.logits, trial.y)

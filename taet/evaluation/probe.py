@@ -18,6 +18,7 @@ from taet.attacks.draws import Draws
 from taet.attacks.objectives import Objective, margin, scaled
 from taet.attacks.progress import ticking
 from taet.attacks.units import Arrays, run_units
+from taet.data.long_tail import even_sample
 from taet.evaluation import trial
 from taet.evaluation.facts import ModelFacts, logit_factor
 from taet.evaluation.runner import Runner
@@ -82,7 +83,7 @@ def probe(
 
 
 def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float], None]) -> dict[str, int | float]:
-    rows = trial.sample(runner.labels, images, runner.seed)
+    rows = even_sample(runner.labels, images, runner.seed)
     x, y = runner.batch(rows)
     noise = Draws(runner.seed, "probe", rows).start(x, eps)
     with runner.still(), ticking(runner.model, len(rows) * passes(runner), progress):

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,19 +16,8 @@ from taet.attacks.counted import Counted
 from taet.attacks.inputs import distributions
 from taet.errors import UserError, is_out_of_memory
 from taet.losses.long_tail import cross_entropy
-from taet.randomness import generator
 
 PASSES = 3  # of an image through the model, forward or backward, that `attempt` takes
-
-
-def sample(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """Return the indices of `count` of N images, in ascending order, as evenly distributed over classes as possible."""
-    order = torch.randperm(len(labels), generator=generator("cpu", seed, "sample")).numpy()
-    drawn = labels[order]
-    grouped, sizes = np.argsort(drawn, kind="stable"), np.bincount(drawn)
-    turn = np.empty_like(grouped)  # the first image of every class comes before the second of any
-    turn[grouped] = np.arange(len(labels)) - np.repeat(sizes.cumsum() - sizes, sizes)
-    return np.sort(order[np.argsort(turn, kind="stable")[:count]])
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from taet.evaluation.runner import among
 from taet.experiments.specification import SHORT, Entry, Point, Settings, Specification, Variant
 from taet.formatting import size
 from taet.models import check_consent, consent
-from taet.training.decisive import decisive
+from taet.training.decisive import CURVE, decisive
 from taet.training.folder import RunFolder
 from taet.training.resolve import check_model, resolve
+from taet.training.schedule import curve_decides
 
 State = Literal["done", "started", "missing", "failed", "not applicable"]
 
@@ -92,7 +93,7 @@ class Cell:
         if self.run is None or not RunFolder(self.folder).is_run:
             return
         held, asked = decisive(RunFolder(self.folder).record.run), decisive(self.run)
-        for name in sorted({*held, *asked}):
+        for name in sorted({*held, *asked} - (set() if curve_decides(self.run) else CURVE)):
             there, here = held.get(name), asked.get(name)
             if there != here and (name, here) != ("training.precision", "auto"):
                 raise UserError(

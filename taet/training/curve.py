@@ -16,13 +16,14 @@ from taet.attacks.precision import SearchPrecision, arithmetic, exact_float32
 from taet.config import Run
 from taet.data import Split
 from taet.data.augmentation import to_unit
+from taet.data.long_tail import even_sample
 from taet.distributed import global_sum, rank, world_size
 from taet.methods.base import Seen
 from taet.randomness import generator
 from taet.training.feedback import FeedbackSums
 from taet.training.record import Row
 from taet.training.resolve import Resolved
-from taet.training.schedule import watched_epochs
+from taet.training.schedule import watched_epochs, watched_images
 
 Counts = dict[str, list[int]]
 
@@ -100,6 +101,9 @@ class TrainingCurve:
 
     def __init__(self, resolved: Resolved, split: Split, device: torch.device) -> None:
         self.run, self.name, self.chooses = resolved.run, resolved.split, resolved.chooses
+        most = watched_images(self.run)
+        if most is not None and most < len(split):
+            split = split.choose(even_sample(split.labels, most, self.run.seed))
         self.split, self.device = split, device
         self.learns = resolved.method.needs_feedback
         self.with_features = self.learns and resolved.method.uses_features

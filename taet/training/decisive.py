@@ -22,6 +22,8 @@ MACHINE = frozenset(
         "training.workers",
     }
 )
+CURVE = frozenset({"training.monitor_every", "training.monitor_images", "training.monitor_steps"})
+"""Settings that decide weights only where the curve chooses the epoch or the method learns from it."""
 LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
 """Settings that say what happens to the finished model."""
 

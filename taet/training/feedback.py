@@ -14,9 +14,10 @@ from taet.methods.base import Seen
 
 
 def learns_from_validation(run: Run) -> bool:
-    """Whether the method of a run, or the one that it wraps, learned from the points of the curve."""
-    names = [run.method, getattr(run.settings, "base", None)]
-    gated = getattr(run.settings, "gate", "off") != "off"
+    """Whether the method of a run, or the one that it wraps, learns from the points of the curve."""
+    settings = methods.find(run.method).Config() if run.settings is None else run.settings
+    names = [run.method, getattr(settings, "base", None)]
+    gated = getattr(settings, "gate", "off") != "off"
     return gated or any(methods.find(name).needs_feedback for name in names if name is not None)
 
 

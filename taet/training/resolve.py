@@ -75,6 +75,9 @@ def resolve(
     if training.batch_size < processes:
         got = f"got {training.batch_size} for {processes} processes"
         raise UserError(f"batch size: {got}; allowed: {processes} or more, an image for each")
+    classes, shown = len(known.class_counts), training.monitor_images
+    if facts is not None and shown is not None and shown < classes:
+        raise UserError(f"monitor images: got {shown}; allowed: {classes} or more, an image of each class")
     mixed = mixture(run.data, known.class_counts, training.batch_size)
     if mixed is not None and training.sampling != "shuffled":
         got = f"got sampling {training.sampling}; allowed: shuffled, whose class prior is known"
@@ -106,7 +109,7 @@ def resolve(
 
 def _curve_split(run: Run, facts: DataFacts | None, arrays: bool) -> str:
     rule = run.training.selection
-    if rule != "last" and not run.training.monitor_every:
+    if rule != "last" and run.training.monitor_every == 0:
         raise UserError(f"selection {rule} needs the curve; monitor every: got 0; allowed: 1 or more")
     has_validation = run.data.validation > 0 if facts is None else "validation" in facts.sizes
     if has_validation and rule != "best-test":
@@ -126,7 +129,7 @@ def _check_feedback(run: Run, split: str, facts: DataFacts | None, arrays: bool)
     name, training = run.method, run.training
     if training.selection == "best-test":
         raise UserError(f"{name}: got selection best-test; allowed: last, best-validation: it learns from the curve")
-    if not training.monitor_every:
+    if training.monitor_every == 0:
         raise UserError(f"{name}: got monitor every 0; allowed: 1 or more: it learns from the points of the curve")
     if split != "validation" and facts is not None:
         got = "got no validation split, which it learns from (never from the test set)"

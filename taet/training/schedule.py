@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 
 from taet.config import Run, epoch_at
+from taet.training.feedback import learns_from_validation
+
+POINTS, IMAGES = 20, 1000
+"""Points of a curve that decides nothing, and images of each, if the run asks for no others."""
 
 ONE_CYCLE_RISE = 0.3
 """Share of the steps over which one-cycle rises if no other is given."""
@@ -17,10 +21,24 @@ def milestone_epochs(run: Run) -> tuple[int, ...]:
     return tuple(epoch_at(share, run.training.epochs) for share in run.training.milestones)
 
 
+def curve_decides(run: Run) -> bool:
+    """Whether the curve chooses the epoch, or the method learns from it."""
+    return run.training.selection != "last" or learns_from_validation(run)
+
+
 def watched_epochs(run: Run) -> tuple[int, ...]:
     """Epochs, from 0, that have a point of the curve."""
     every, epochs = run.training.monitor_every, run.training.epochs
+    if every is None:
+        every = 1 if curve_decides(run) else max(1, epochs // POINTS)
     return tuple(e for e in range(epochs) if every and ((e + 1) % every == 0 or e + 1 == epochs))
+
+
+def watched_images(run: Run) -> int | None:
+    """The most images of a point of the curve; None: all."""
+    if run.training.monitor_images is None:
+        return None if curve_decides(run) else IMAGES
+    return run.training.monitor_images
 
 
 def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:

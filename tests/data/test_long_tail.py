@@ -14,6 +14,7 @@ from taet.data.long_tail import (
     PROFILES,
     balanced_small_counts,
     divide,
+    even_sample,
     held_out_counts,
     largest_max_count,
     long_tail_counts,
@@ -189,3 +190,30 @@ def test_expected_absent_classes_of_cifar_at_batch_128(classes, max_count, imbal
 def test_expected_absent_classes_of_no_batch_is_refused(size):
     with pytest.raises(UserError, match=rf"^batch size: got {size}; allowed: 0 to 3"):
         expected_absent_classes([2, 1], size)
+
+
+LABELS = np.repeat([0, 1, 2, 4], [100, 10, 2, 30])  # grouped by class, one of which has no images
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(4, (1, 1, 1, 1)), (40, (14, 10, 2, 14)), (12, (4, 3, 2, 3)), (142, (100, 10, 2, 30)), (999, (100, 10, 2, 30))],
+)
+def test_a_sample_is_as_even_over_the_classes_as_their_images_allow(count: int, expected: tuple[int, ...]) -> None:
+    rows = even_sample(LABELS, count, 0)
+    assert (np.diff(rows) > 0).all()
+    drawn = np.bincount(LABELS[rows])[[0, 1, 2, 4]]
+    assert drawn.sum() == min(count, len(LABELS))
+    if count == 12:  # the odd image is any large class's
+        assert sorted(drawn) == [2, 3, 3, 4]
+        assert drawn[2] == 2
+    else:
+        assert tuple(drawn) == expected
+
+
+def test_a_sample_is_decided_by_its_seed_and_is_not_the_first_images() -> None:
+    first = even_sample(LABELS, 8, 0)
+    np.testing.assert_array_equal(first, even_sample(LABELS, 8, 0))
+    assert not np.array_equal(first, even_sample(LABELS, 8, 1))
+    drawn = np.unique([even_sample(LABELS, 8, seed) for seed in range(1000)])
+    assert len(drawn) == len(LABELS), "every image can be drawn"

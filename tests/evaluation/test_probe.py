@@ -14,9 +14,9 @@ from torch.nn import functional
 from taet.attacks import pgd
 from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
+from taet.data.long_tail import even_sample
 from taet.evaluation import ResultCard, probe
 from taet.evaluation.runner import Runner
-from taet.evaluation.trial import sample
 
 EPS = 0.05  # which leaves some images of the small network correct
 Evaluated = Callable[..., ResultCard]
@@ -49,7 +49,7 @@ def changed(model: nn.Module, change: Callable[[nn.Module, Tensor], Tensor], tas
 
 def test_the_facts_are_those_of_a_sample_of_the_images(task: Task, evaluated: Evaluated) -> None:
     model, images, labels = task
-    rows = sample(labels, 20, 0)
+    rows = even_sample(labels, 20, 0)
     x, y = torch.from_numpy(images[rows]).permute(0, 3, 1, 2) / 255, torch.from_numpy(labels[rows])
     start = Draws(0, "probe", rows).start(x, EPS)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,33 +11,7 @@ from torch import Tensor, nn
 from taet.attacks.counted import Counted
 from taet.errors import UserError
 from taet.evaluation import trial
-from taet.evaluation.trial import Trial, attempt, difference, sample
-
-LABELS = np.repeat([0, 1, 2, 4], [100, 10, 2, 30])  # grouped by class, one of which has no images
-
-
-@pytest.mark.parametrize(
-    ("count", "expected"),
-    [(4, (1, 1, 1, 1)), (40, (14, 10, 2, 14)), (12, (4, 3, 2, 3)), (142, (100, 10, 2, 30)), (999, (100, 10, 2, 30))],
-)
-def test_a_sample_is_as_even_over_the_classes_as_their_images_allow(count: int, expected: tuple[int, ...]) -> None:
-    rows = sample(LABELS, count, 0)
-    assert (np.diff(rows) > 0).all()
-    drawn = np.bincount(LABELS[rows])[[0, 1, 2, 4]]
-    assert drawn.sum() == min(count, len(LABELS))
-    if count == 12:  # the odd image is any large class's
-        assert sorted(drawn) == [2, 3, 3, 4]
-        assert drawn[2] == 2
-    else:
-        assert tuple(drawn) == expected
-
-
-def test_a_sample_is_decided_by_its_seed_and_is_not_the_first_images() -> None:
-    first = sample(LABELS, 8, 0)
-    np.testing.assert_array_equal(first, sample(LABELS, 8, 0))
-    assert not np.array_equal(first, sample(LABELS, 8, 1))
-    drawn = np.unique([sample(LABELS, 8, seed) for seed in range(1000)])
-    assert len(drawn) == len(LABELS), "every image can be drawn"
+from taet.evaluation.trial import Trial, attempt, difference
 
 
 class Mean(nn.Module):

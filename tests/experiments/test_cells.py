@@ -217,6 +217,7 @@ def test_a_folder_with_other_settings_is_refused(cell: Cell, small: dict[str, An
     with pytest.raises(UserError, match=words):
         planned(small, tmp_path, settings={**small["settings"], "training.lr": 0.2})
     planned(small, tmp_path, settings={**small["settings"], "training.threads": 7, "training.device": "cuda:9"})
+    planned(small, tmp_path, settings={**small["settings"], "training.monitor_every": 2})  # its curve decides nothing
 
 
 def test_cells_without_a_precision_train_as_those_that_were_begun(

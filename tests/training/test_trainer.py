@@ -22,14 +22,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import taet
-from taet import metrics, protocols
+from taet import methods, metrics, protocols
 from taet.config import Run, epoch_at, override
 from taet.data import Dataset, Split
 from taet.errors import UserError
 from taet.training import TrainingResult, resume, train, trainer
 from taet.training.checkpoint import weights_digest
 from taet.training.curve import monitor
-from taet.training.schedule import learning_rate, milestone_epochs
+from taet.training.schedule import learning_rate, milestone_epochs, watched_epochs, watched_images
 from taet.training.trainer import Trainer
 
 VALIDATED = {"data.max_count": 40, "data.validation": 0.2, "training.epochs": 3}
@@ -170,6 +170,49 @@ def test_the_curve_has_a_point_every_so_often(
     run = tiny("at", {"training.epochs": 3, "training.monitor_every": every})
     history = train(run, out=tmp_path / "run").history
     assert [row["epoch"] for row in history if row["monitor"]] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "every", "images"),
+    [
+        ({}, 5, 1000),
+        ({"training.epochs": 10}, 1, 1000),
+        ({"training.selection": "best-validation"}, 1, None),
+        ({"training.selection": "best-test"}, 1, None),
+        ({"training.selection": "best-test", "training.monitor_every": 10, "training.monitor_images": 50}, 10, 50),
+        ({"method": "wat"}, 1, None),
+        ({"method": "cfa", "gate": "relative"}, 1, None),
+        ({"method": "cfa"}, 5, 1000),
+    ],
+)
+def test_a_curve_that_decides_nothing_has_twenty_points_of_a_thousand_images(
+    changes: dict[str, Any], every: int, images: int | None
+) -> None:
+    method, gate = changes.pop("method", "at"), changes.pop("gate", None)
+    given = {} if gate is None else {"settings": methods.find(method).Config(gate=gate)}
+    run = override(protocols.taet(method), changes | given)
+    epochs = [e for e in range(run.training.epochs) if (e + 1) % every == 0]
+    assert list(watched_epochs(run)) == epochs
+    assert watched_images(run) == images
+
+
+def test_a_point_of_the_curve_is_of_a_fixed_sample(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    changes = {"data.test": "balanced", "training.epochs": 2}
+    runs = [
+        train(tiny("at", changes | {"training.monitor_images": n}), out=tmp_path / f"{n}") for n in (25, 10_000, None)
+    ]
+    few, all_images, default = ([row["monitor"] for row in run.history] for run in runs)
+    assert sum(few[0]["clean"]["total"]) == 25
+    assert max(few[0]["clean"]["total"]) - min(few[0]["clean"]["total"]) <= 1
+    assert few[0]["clean"]["total"] == few[1]["clean"]["total"]
+    assert all_images == default
+    assert sum(default[0]["clean"]["total"]) == len(runs[0].dataset.test)
+    assert weights_digest(runs[0].model) == weights_digest(runs[1].model)
+
+
+def test_a_curve_with_fewer_images_than_classes_is_refused(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="monitor images: got 9; allowed: 10 or more, an image of each class"):
+        train(tiny("at", {"training.monitor_images": 9}), out=tmp_path / "run")
 
 
 # -- repetition --------------------------------------------------------------------------------------------------------
