@@ -62,6 +62,7 @@ def test_own_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert counts == sorted(counts, reverse=True)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("epochs", [2, pytest.param(20, marks=pytest.mark.full)])
 def test_add_a_method(epochs: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     train = taet.train

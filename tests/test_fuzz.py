@@ -34,6 +34,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.full
 def test_changed_inputs_of_every_kind_end_well_or_in_one_line(inputs: Path, tmp_path: Path) -> None:
     found: list[str] = []
     ends = fuzz.fuzz(inputs, tmp_path, lambda done: done < len(fuzz.KINDS), found.append)

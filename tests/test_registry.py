@@ -122,6 +122,7 @@ def test_a_method_of_a_user_is_in_the_list_and_on_the_command_line(
     assert "method power: got 9; allowed: 0 to 4" in capsys.readouterr().err
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("plugins")
 def test_the_contract_tests_find_it_and_hold() -> None:
     """In a process of its own, as its author would run them."""

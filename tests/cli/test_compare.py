@@ -42,6 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("outlined")
 def test_a_comparison_that_is_killed_goes_on(taet: Any, place: Path) -> None:
     words = [sys.executable, "-m", "taet", "compare", "two.toml", "--jobs", "2"]

@@ -13,6 +13,7 @@ import torch
 from taet.training.finished import load_model
 
 
+@pytest.mark.full
 def test_a_graph_that_answers_without_this_package(finished: Any, tmp_path: Path) -> None:
     path = tmp_path / "digits.pt2"
     call = [sys.executable, "-W", "error", "-m", "taet", "export", str(finished.folder), "--format", "pt2"]

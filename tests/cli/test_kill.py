@@ -132,6 +132,7 @@ def test_an_evaluation_that_is_killed_again_and_again(
         assert all((examples[name] == wanted_examples[name]).all() for name in wanted_examples.files)
 
 
+@pytest.mark.full
 def test_ctrl_c_is_one_line_and_the_run_goes_on(
     launch: Callable[..., BaseProcess], small: list[str], tmp_path: Path, assert_same: Callable[[Path, Path], None]
 ) -> None:

@@ -37,7 +37,9 @@ class Stopped(BaseException):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize(
+    "name", ["memory", *(pytest.param(n, marks=pytest.mark.full) for n in LIMITS if n != "memory")]
+)
 @pytest.mark.parametrize("command", [COMMANDS[0], *(pytest.param(c, marks=pytest.mark.full) for c in COMMANDS[1:])])
 def test_a_limit_of_the_system_is_one_line(
     tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, command: str

@@ -86,6 +86,7 @@ def test_two_processes_give_the_card_of_one_and_print_it_once(
         assert (column.forwards, column.backwards) == (wanted.forwards, wanted.backwards)
 
 
+@pytest.mark.full
 def test_a_mistake_is_one_line_and_exit_status_2(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "model.safetensors").write_bytes(b"x" * 100)
     code = main(["evaluate", str(folder), *WORDS, "--processes", "2"])
@@ -96,6 +97,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(folder: Path, capfd: pytest.Cap
     assert "model.safetensors" in line
 
 
+@pytest.mark.full
 def test_ctrl_c_ends_all_with_one_line_and_what_was_done_is_kept(
     folder: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:

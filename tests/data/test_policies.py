@@ -99,6 +99,7 @@ def test_workers_outlive_an_interrupt_and_end_when_their_iterator_is_dropped() -
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.full
 def test_workers_end_when_their_parent_is_killed() -> None:
     code = """
         import multiprocessing, os, signal

@@ -24,6 +24,7 @@ from taet.evaluation.transfer import transfer_columns
 EPS = 0.15
 STEP = EPS / 8
 TRAIN, TEST = 1000, 600
+FULL = pytest.mark.full
 MASKING = {rule.flag for rule in (*ATTACKS, *MODEL, *TEST_SET)} - {
     "few-images-per-class",
     "small-test-set",
@@ -153,7 +154,10 @@ def accuracies(card: ResultCard, name: str) -> dict[float, float]:
     return {x: float(column.correct.mean()) for x, column in curve.points}
 
 
-@pytest.mark.parametrize(("scale", "suite"), [(None, ("autoattack-10",)), (16.0, ())])
+@pytest.mark.parametrize(
+    ("scale", "suite"),
+    [(None, ()), pytest.param(16.0, (), marks=FULL), pytest.param(None, ("autoattack-10",), marks=FULL)],
+)
 def test_plain_adversarial_training_raises_nothing(
     evaluate: Callable[..., ResultCard], scale: float | None, suite: tuple[str, ...]
 ) -> None:
@@ -172,7 +176,7 @@ def test_plain_adversarial_training_raises_nothing(
     ("build", "attacks", "expected", "reaches_zero"),
     [
         (cosines_at_scale_one, (), {"logit-scale", "adaptive-beats-plain", "margin-beats-cross-entropy"}, True),
-        (
+        pytest.param(
             rounded,
             ("autoattack-10",),
             {
@@ -183,12 +187,13 @@ def test_plain_adversarial_training_raises_nothing(
                 "autoattack-far-below-pgd",
             },
             False,
+            marks=FULL,
         ),
-        (randomised, (), {"randomised"}, True),
+        pytest.param(randomised, (), {"randomised"}, True, marks=FULL),
         (probabilities, (), {"softmax-outputs"}, True),
         (coupled, (), {"batch-dependent"}, True),
-        (counting, (), {"changes-between-calls"}, True),
-        (
+        pytest.param(counting, (), {"changes-between-calls"}, True, marks=FULL),
+        pytest.param(
             saturated,
             (),
             {
@@ -199,6 +204,7 @@ def test_plain_adversarial_training_raises_nothing(
                 "margin-beats-cross-entropy",
             },
             False,
+            marks=FULL,
         ),
     ],
 )
@@ -215,7 +221,7 @@ def test_what_fools_attacks_is_named_and_nothing_else(
     assert at_the_whole == 0 if reaches_zero else at_the_whole > 0.3
 
 
-@pytest.mark.parametrize(("build", "best"), [(cosines_at_scale_one, 10), (saturated, 0.01)])
+@pytest.mark.parametrize(("build", "best"), [(cosines_at_scale_one, 10), pytest.param(saturated, 0.01, marks=FULL)])
 def test_the_curve_over_the_logit_scale_shows_what_the_scale_hides(
     evaluate: Callable[..., ResultCard], build: Callable[[], nn.Module], best: float
 ) -> None:

@@ -243,6 +243,7 @@ def test_what_is_measured_stays_and_only_what_is_missing_is_added(
     assert killer.made == 3
 
 
+@pytest.mark.full
 def test_a_killed_transfer_goes_on_where_it_was(
     measured: Measured, trained: list[Path], tmp_path: Path, killer: Killer
 ) -> None:

@@ -78,6 +78,7 @@ def test_every_method_and_weight_perturbation_are_measured(load: Any) -> None:
     assert [str(case) for case in load("methods").cases(["at"])] == ["at", "at awp=0.01"]
 
 
+@pytest.mark.full
 def test_the_passes_of_a_case_are_those_that_are_counted(load: Any) -> None:
     script = load("methods")
     ratios = script.passes_ratios([script.Case("at", {}), script.Case("trades", {}), script.Case("at", {}, 0.01)])

@@ -77,6 +77,7 @@ def train_strategy() -> None:
     assert "strategy.body" in note
 
 
+@pytest.mark.full
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the fault is one of x86 processors")
 @pytest.mark.parametrize(
     "cases", ["train_layers train_own_network", pytest.param("train_strategy", marks=pytest.mark.full)]

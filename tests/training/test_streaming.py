@@ -47,10 +47,11 @@ def stored(tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("method", "changes", "attacks"),
     [
         ("taet", {"training.sampling": "class-balanced", "training.distance_images": 2}, ("fgsm", "pgd-2")),
-        (
+        pytest.param(
             "at",
             {"training.augment": "randaugment", "training.selection": "best-validation", "training.swa": 0.0},
             ("pgd-2", "autoattack-fast"),
+            marks=pytest.mark.full,
         ),
     ],
 )

@@ -58,6 +58,7 @@ def moved(counts: list[int], others: list[int]) -> int:
     return sum(abs(a - b) for a, b in zip(counts, others, strict=True))
 
 
+@pytest.mark.full
 def test_two_processes_train_attack_and_speak_as_one(
     alone: Path, tmp_path: Path, rows: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
