@@ -61,7 +61,8 @@ def run(arguments: list[str]) -> None:
     parsed = read(arguments)
     call = shlex.join(["taet", "embed", *arguments])
     with trusted(*parsed.trust_model):
-        found = [_embedded(parsed, folder) for folder in parsed.runs]
+        chosen = {"of": parsed.of, "classes": parsed.classes, "images": parsed.images, "seed": parsed.seed}
+        found = [embed(run, parsed.attack, device=parsed.device, **chosen) for run in parsed.runs]  # type: ignore[arg-type]
     make_folder(parsed.out.parent)
     beside = parsed.out.with_suffix(".json")
     values = {"command": call, "embeddings": [one.to_json() for one in found]}
@@ -71,11 +72,6 @@ def run(arguments: list[str]) -> None:
         write_atomically(parsed.out, figures.picture(drawn, parsed.out.suffix[1:]))
     print("\n".join(aligned([("", "side", "accuracy", "silhouette", "linear separability"), *_lines(found)])))
     print(f"{parsed.out}\n{beside}")
-
-
-def _embedded(parsed: EmbedOptions, folder: Path) -> Embedding:
-    chosen = {"of": parsed.of, "classes": parsed.classes, "images": parsed.images, "seed": parsed.seed}
-    return embed(folder, parsed.attack, device=parsed.device, **chosen)  # type: ignore[arg-type]
 
 
 def _lines(found: list[Embedding]) -> list[tuple[str, ...]]:

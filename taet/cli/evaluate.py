@@ -139,18 +139,14 @@ def read(arguments: list[str]) -> RunEvaluation | ModelEvaluation | DecideOption
         raise UserError(f"got two models, {' and '.join(arguments[:2])}; allowed: one, or two with --until decided")
     parsed: RunEvaluation | ModelEvaluation
     if options & {"--model", "--model.name"}:
-        parsed = _parse(ModelEvaluation, arguments, MODEL_DESCRIPTION)
+        parsed = flags.parse(ModelEvaluation, arguments, "taet evaluate", MODEL_DESCRIPTION, EXAMPLES)
     elif options & {"--data", "--data.name"}:
         first = "" if arguments[0].startswith("-") else arguments[0]
         raise UserError(f"--data goes with --model {first or 'NAME'}; a run folder alone names its own data")
     else:
-        parsed = _parse(RunEvaluation, arguments, DESCRIPTION)
+        parsed = flags.parse(RunEvaluation, arguments, "taet evaluate", DESCRIPTION, EXAMPLES)
     check_attacks(Evaluation(**parsed.evaluation))
     return parsed
-
-
-def _parse(kind: type[flags.T], arguments: list[str], description: str) -> flags.T:
-    return flags.parse(kind, arguments, "taet evaluate", description, EXAMPLES)
 
 
 def _of_run(parsed: RunEvaluation, command: str) -> tuple[Path, str]:

@@ -415,7 +415,9 @@ class _Work:
             if job.process.returncode == 0:
                 self._next(job.cell, job.log, before=job)
             else:
-                self._fail(job.cell, job.log, f"{_ending(job.process.returncode)}: {_last_line(Path(job.log.name))}")
+                status = job.process.returncode
+                ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+                self._fail(job.cell, job.log, f"{ended}: {_last_line(Path(job.log.name))}")
 
     def _watch(self) -> None:
         """Tell now and then how far each running cell is, by the last line of its log."""
@@ -466,10 +468,6 @@ def _locked(path: Path) -> BinaryIO | None:
             raise
         return None
     return log
-
-
-def _ending(status: int) -> str:
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
 def _last_line(log: Path) -> str:

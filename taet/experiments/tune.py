@@ -220,7 +220,8 @@ def tune(
     begun = time.monotonic()
     search, place = search if isinstance(search, Search) else read(search), Path(out)
     for end in (0, -1):  # what no run can have is refused before anything is trained
-        _cells(search, [Asked(row, 0, _at(space, end)) for row, space in search.spaces.items()], place / "checked")
+        settings = {row: {name: one.ends[end] for name, one in space.items()} for row, space in search.spaces.items()}
+        _cells(search, [Asked(row, 0, own) for row, own in settings.items()], place / "checked")
     make_folder(place)
     studies = _studies(search, place)
 
@@ -265,10 +266,6 @@ class Asked(NamedTuple):
     row: str
     number: int
     settings: Mapping[str, Any]
-
-
-def _at(space: Mapping[str, Choices], end: int) -> dict[str, Any]:
-    return {name: choices.ends[end] for name, choices in space.items()}
 
 
 def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:

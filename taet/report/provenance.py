@@ -14,7 +14,7 @@ def provenance(run: ReportedRun) -> list[tuple[str, str]]:
     record, settings = run.record, run.config
     memory = max((epoch.peak_memory_mb or 0 for epoch in run.epochs), default=0)
     spent = f"{run.seconds:.1f} s" + (f", peak memory {memory:.0f} MB" if memory else "")
-    planned = settings.get("training", {}).get("epochs")
+    planned, last = settings.get("training", {}).get("epochs"), run.epochs[-1].epoch if run.epochs else None
     facts: list[tuple[str, object]] = [
         ("run folder", str(run.path)),
         ("method", record and record.method_title),
@@ -25,7 +25,7 @@ def provenance(run: ReportedRun) -> list[tuple[str, str]]:
         ("model", settings.get("model")),
         ("parameters", record and record.parameters),
         ("seed", run.seed),
-        ("epochs", f"{len(run.epochs)} of {planned}" if planned and record is not None else _last(run)),
+        ("epochs", f"{len(run.epochs)} of {planned}" if planned and record is not None else last),
         ("precision", settings.get("training", {}).get("precision")),
         ("training attack", settings.get("threat")),
         ("outer loss", settings.get("outer")),
@@ -54,11 +54,6 @@ def provenance(run: ReportedRun) -> list[tuple[str, str]]:
             ("evaluation command", card.command),
         ]
     return [(name, words(value)) for name, value in facts if value not in (None, {}, (), "")]
-
-
-def _last(run: ReportedRun) -> int | None:
-    """The last epoch that is known."""
-    return run.epochs[-1].epoch if run.epochs else None
 
 
 def _attack(column: Column) -> str:

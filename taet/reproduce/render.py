@@ -184,8 +184,9 @@ def _differences(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable 
         if item.published:
             said = [[item.published.get((row.row, column)) for row in (one, base)] for column in columns]
             lines.append((name, "paper", *(_published_gap(*pair) for pair in said)))
-        found = [_paired_text(scale, one, base, column) for column in columns]
-        lines.append(("" if item.published else name, scale.name, *found))
+        found = [paired(scale, one, base, column) for column in columns]
+        texts = [MISSING if pair is None else difference_text(pair) for pair in found]
+        lines.append(("" if item.published else name, scale.name, *texts))
     if not lines:
         return None
     heads = ("points", "", *(column.label for column in columns))
@@ -207,11 +208,6 @@ def _kind(row: PaperRow) -> tuple[object, ...]:
 def _published_gap(first: object, second: object) -> str:
     values = [getattr(value, "value", math.nan) / 100 for value in (first, second)]
     return MISSING if math.isnan(sum(values)) else points(values[0] - values[1])
-
-
-def _paired_text(scale: Scale, one: Filled, base: Filled, column: PaperColumn) -> str:
-    found = paired(scale, one, base, column)
-    return MISSING if found is None else difference_text(found)
 
 
 def difference_text(found: Difference) -> str:
