@@ -30,6 +30,8 @@ OLD = "written by an older version, without a checksum"
 def verify(path: Path) -> list[FileFinding]:
     """Read every file of the run folder `path`, and check that they belong together."""
     folder = RunFolder(path)
+    if not path.is_dir():
+        return [FileFinding(".", problem=f"no such folder: '{path}'")]
     return [_tried(name, read) for name, read in _readers(folder)]
 
 
@@ -46,7 +48,8 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
     if folder.is_run or not (folder.card().exists() or folder.audit().exists()):
         # a folder with neither is one without its run
         yield RUN, lambda: _record(folder)
-        yield METRICS, lambda: _rows(folder)
+        if folder.is_done or (folder.path / METRICS).exists():
+            yield METRICS, lambda: _rows(folder)
         if folder.checkpoint.exists():
             yield folder.checkpoint.name, lambda: _checkpoint(folder)
         if folder.is_done:

@@ -95,6 +95,20 @@ def test_a_folder_as_it_was_written_is_verified(folder: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.count("verified") == len(files)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_of_a_folder_that_is_no_run_nothing_is_verified(
+    there: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "nothing"
+    if there:
+        path.mkdir()
+    assert main(["doctor", str(path)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ([".", "run.json"] if there else ["."])
+    assert "WRONG" in lines[-1]
+    assert there or f"no such folder: '{path}'" in lines[0]
+
+
 def test_a_folder_of_an_older_version_is_read_and_said_to_be_on_trust(
     folder: Path, without_checksums: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
