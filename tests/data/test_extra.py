@@ -229,6 +229,28 @@ def test_a_set_made_from_test_images_is_refused(dataset: Dataset, stored: Callab
         read_extra(stored(pixels, np.arange(29) % 3), dataset)
 
 
+@pytest.mark.parametrize("numbers", [(700, 60), (60, 700)])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_search_finds_what_comparing_all_pairs_finds(
+    numbers: tuple[int, int], mirror: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of 85 images, blocks of 64 and sorting by the mean hide no pair, neither at an end nor at the limit."""
+    draw = np.random.default_rng(0)
+    monkeypatch.setattr(repeats, "ROWS", 64)
+    monkeypatch.setattr("taet.data.store.CHUNK", 85 * 8 * 8 * 3)
+    images, others = (draw.integers(0, 256, (number, 8, 8, 3), dtype=np.uint8) for number in numbers)
+    images[7], images[-1] = others[3][:, ::-1], others[0]
+    images[20] = np.clip(others[5].astype(int) + 7, 0, 255)  # the whole image brighter, by almost as much as counts
+    apart = images.reshape(-1, 1, 8, 8, 3) / 255.0 - others / 255.0
+    close = np.sqrt(np.square(apart).mean((2, 3, 4))) <= repeats.NEAR
+    if mirror:
+        apart = images.reshape(-1, 1, 8, 8, 3) / 255.0 - others[:, :, ::-1] / 255.0
+        close |= np.sqrt(np.square(apart).mean((2, 3, 4))) <= repeats.NEAR
+    found = repeats.near(images, others, mirror=mirror)
+    assert found.tolist() == close.any(1).tolist()
+    assert found.sum() == (3 if mirror else 2)
+
+
 def test_a_long_search_for_repeats_is_not_made_twice(
     dataset: Dataset, tmp_path: Path, stored: Callable[..., Data], monkeypatch: pytest.MonkeyPatch
 ) -> None:
