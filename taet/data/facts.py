@@ -25,6 +25,8 @@ class DataFacts:
     """In the order of the labels; None if they are in files that are not there."""
     mirror: bool = True
     """Whether a mirrored image keeps its label."""
+    test_counts: tuple[int, ...] = ()
+    """Test images of each class, (C,)."""
 
     @property
     def num_classes(self) -> int:
@@ -40,6 +42,7 @@ class DataFacts:
             {part: len(split) for part, split in dataset.splits.items()},
             dataset.class_names,
             dataset.mirror,
+            tuple(dataset.test.class_counts.tolist()),
         )
 
 
@@ -65,4 +68,5 @@ def facts(data: Data) -> DataFacts | None:
         {part: int(count.sum()) for part, count in counts.items()},
         source.splits["train"].class_names if source.named else None,
         mirrors(data, source.mirror, source.splits["train"].class_names if source.named else ()),
+        tuple(counts["test"].tolist()),
     )

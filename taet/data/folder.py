@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from taet.config import Data
+from taet.data import table
 from taet.data.images import SUFFIXES, files_below, is_image
 from taet.data.listing import Listing
 from taet.data.places import locate
@@ -55,9 +57,15 @@ def _split_folders(path: Path) -> dict[str, Path]:
     if missing:
         raise UserError(f"'{path}' has no folder '{missing[0]}'; allowed: both train and test, or only class folders")
     for split, folders in found.items():
-        if len(folders) > 1:
+        if len(folders) > 1 and not _are_copies(folders):
             raise UserError(f"'{path}' has two {split} folders, '{folders[0].name}' and '{folders[1].name}'; keep one")
     return {split: folders[0] for split, folders in found.items() if folders}
+
+
+def _are_copies(folders: Sequence[Path]) -> bool:
+    """Whether folders hold the same files by their names and sizes, as where an archive holds a folder twice."""
+    one, *others = ({path.relative_to(f): path.stat().st_size for path in files_below(f)} for f in folders)
+    return all(other == one for other in others)
 
 
 def _is_flat(folder: Path) -> bool:
@@ -96,6 +104,22 @@ def _by_table(folder: Path, table: Path, classes: Mapping[str, Sequence[Path]]) 
     return dict(found)
 
 
+def _labels_beside(path: Path) -> Path | None:
+    """Return the table beside the folders in `path` that names most images in them, with several labels in a folder."""
+    images = [file for file in files_below(path) if is_image(file) and file.parent != path]
+    for beside in sorted(path.glob("*.[cC][sS][vV]")):
+        try:
+            labels = {row.path: row.label for row in read_rows(beside).rows}
+        except UserError:  # a table of something else
+            continue
+        inner = [file.relative_to(path) for file in images]
+        found = [(one.parts[0], labels.get(str(one), labels.get(one.name, labels.get(one.stem)))) for one in inner]
+        pairs = [(folder, label) for folder, label in found if label is not None]
+        if len(pairs) > len(images) / 2 and len(set(pairs)) > len({folder for folder, _ in pairs}):
+            return beside
+    return None
+
+
 def _below(file: Path, folder: Path) -> tuple[str, ...]:
     """Return the folders between a class folder and its file; none for a file that a table gave to the class."""
     return file.relative_to(folder).parts[:-1] if file.is_relative_to(folder) else ()
@@ -110,16 +134,20 @@ def listing(data: Data) -> Listing:
     path = locate(data)
     if not path.is_dir():
         raise UserError(f"no such folder: '{path}'")
+    folders, left_out = _split_folders(path), Counter[str]()
+    if "all" in folders and (own := _labels_beside(path)) is not None:
+        listed = table.listing(replace(data, name=f"csv:{own}", root=None))
+        note = f"its folders are not classes: the labels are those of '{own.name}'"
+        return replace(listed, notes=(note, *listed.notes))
     if data.group not in (None, GROUP):
         allowed = f"{GROUP} (images with the same path below their class folder belong together) or None"
         raise UserError(f"data group: got '{data.group}'; allowed of a folder: {allowed}")
-    folders, left_out = _split_folders(path), Counter[str]()
     notes, classes = list[str](), dict[str, dict[str, list[Path]]]()
     for split, folder in folders.items():  # what is not trained on may lack classes
         if split not in ("all", "train") and _is_flat(folder):
-            table = _table_of(folder)
-            classes[split] = _by_table(folder, table, classes["train"])
-            notes.append(f"'{folder.name}' has no class folders: its labels are those of '{table.name}'")
+            given = _table_of(folder)
+            classes[split] = _by_table(folder, given, classes["train"])
+            notes.append(f"'{folder.name}' has no class folders: its labels are those of '{given.name}'")
         else:
             classes[split] = class_files(folder, 2 if split in ("all", "train") else 1, left_out)
     names = tuple(next(iter(classes.values())))

@@ -104,6 +104,11 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: file.parts)
 
 
+def are_copies(files: Sequence[Path]) -> bool:
+    """Whether paths differ only in upper and lower case, as where an archive holds a folder twice, and in no size."""
+    return len(files) == 1 or len({(os.fspath(file).lower(), file.stat().st_size) for file in files}) == 1
+
+
 @contextmanager
 def _settled() -> Iterator[None]:
     """Make Pillow refuse possible decompression bombs, and ignore details such as damaged EXIF tags.

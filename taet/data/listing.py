@@ -48,6 +48,8 @@ class Listing:
     notes: tuple[str, ...] = ()
     subfolders: tuple[str, ...] = ()
     """Of a folder: the path of each file below its class folder, which may be used as its group."""
+    likely_group: str | None = None
+    """Of a table without groups: a column that may name them."""
 
     @cached_property
     def groups(self) -> NDArray[np.int64] | None:
@@ -71,20 +73,19 @@ class Listing:
         """What the headers of the files say."""
         return survey(self.files)
 
-    def subfolders_are_groups(self, seed: int = 0) -> bool:
-        """Whether the subfolders of the class folders can be used as groups.
+    def subfolders_are_groups(self) -> bool:
+        """Whether the subfolders of the class folders can be used as groups."""
+        return any(self.subfolders) and replace(self, group_names=self.subfolders).has_usable_groups()
 
-        They can if there are two or more in each class, none in two splits and, where no split is given, small enough
-        to train on more than half of the images.
+    def has_usable_groups(self, seed: int = 0) -> bool:
+        """Whether there are two or more groups in each class, none in two splits and, where no split is given, small
+        enough to train on more than half of the images.
         """
-        if not any(self.subfolders):
-            return False
-        grouped = replace(self, group_names=self.subfolders)
         try:
-            parts = grouped.parts(seed)
+            parts = self.parts(seed)
         except UserError:
             return False
-        owners = np.unique(np.stack([grouped.labels, np.asarray(grouped.groups)]), axis=1)[0]
+        owners = np.unique(np.stack([self.labels, np.asarray(self.groups)]), axis=1)[0]
         fewest = np.bincount(owners, minlength=len(self.class_names)).min()
         return bool(fewest > 1) and (self.splits is not None or len(parts["train"]) > len(parts["test"]))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from taet.config import Data
-from taet.data.images import files_below, is_image
+from taet.data.images import are_copies, files_below, is_image
 from taet.data.listing import Listing
 from taet.data.places import locate
 from taet.data.rows import NUMBER, SPLITS, Row, Rows, Unlabelled, Wanted, read_rows
@@ -108,7 +108,7 @@ def _by_name(rows: list[Row], folder: Path) -> list[Path]:
         for name in {file.name, file.stem}:
             names[name].append(file)
     found = [names[row.path] for row in rows]
-    return [files[0] for files in found] if all(len(files) == 1 for files in found) else []
+    return [files[0] for files in found] if all(files and are_copies(files) for files in found) else []
 
 
 def _class_names(labels: list[str]) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
@@ -176,4 +176,5 @@ def listing(data: Data) -> Listing:
         tuple(row.group for row in rows) if "group" in columns else None,
         "another name for the column 'group'" if data.group is None else "--data.group None",
         (*notes, *about_labels, *((f"{repeated} rows repeat another and are left out",) if repeated else ())),
+        likely_group=likely,
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from taet.config import Data, Fit, Run, override
 from taet.data import DataFacts, facts, full_name, image_listing, is_own, load
 from taet.data.images import FITTED
 from taet.data.listing import FRAMES
+from taet.data.selection import VALIDATION
 from taet.errors import UserError
 from taet.protocols import start
 from taet.training.decided import Decision, lines
@@ -21,7 +23,9 @@ from taet.training.decided import Decision, lines
 SIDES = (224, 128, 64, 32)  # pixels of ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR
 SMALL = 16  # pixels; below, a deep network has little to look at
 BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's if an epoch would have fewer steps
-FEWEST_EPOCHS, STEPS = 30, 2000  # without an accelerator: epochs for 2,000 steps, at most those of the protocol
+# Without an accelerator a run has a budget: epochs for so many steps, and so many test images to attack.
+FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
+TESTED = 2500
 POINTS = 10  # of the curve of a run
 TRAINING_SHARE = 0.8  # of the images, if no split is given
 ATTACKS = ("clean", "pgd-20", "autoattack-fast")  # the last is within 1 point of AutoAttack (docs/evaluation.md)
@@ -43,6 +47,10 @@ class OwnImages(NamedTuple):
     """Whether all images are square."""
     frames: bool = False
     """Whether the names of the files number the frames of sequences."""
+    tested: tuple[int, ...] = ()
+    """Test images of each class; (): not known."""
+    group: str | None = None
+    """A column of a table that can be used as groups."""
 
 
 def own_images(data: Data) -> OwnImages:
@@ -51,12 +59,21 @@ def own_images(data: Data) -> OwnImages:
     if listed is not None:
         found, given = listed.survey.checked(), len(listed.by_split()["train"])
         training = given * (TRAINING_SHARE if listed.splits is None else 1)
+        tested = np.bincount(listed.labels[listed.parts(data.seed)["test"]]).tolist()
         square = bool((found.sizes[:, 0] == found.sizes[:, 1]).all())
         grouped, frames = listed.subfolders_are_groups(), listed.group_names is None and listed.are_frames()
-        return OwnImages(training, found.median, found.largest, found.uniform, grouped, square, frames)
+        sizes, column = (found.median, found.largest, found.uniform), listed.likely_group
+        usable = column is not None and _by_column(data, column)
+        return OwnImages(training, *sizes, grouped, square, frames, tuple(tested), column if usable else None)
     known = facts(data) or DataFacts.of(load(data))
     _, height, width = known.image_shape
-    return OwnImages(known.sizes["train"], (width, height), (width, height), True, square=width == height)
+    size, square = (width, height), width == height
+    return OwnImages(known.sizes["train"], size, size, True, square=square, tested=known.test_counts)
+
+
+def _by_column(data: Data, column: str) -> bool:
+    listed = image_listing(replace(data, group=column))
+    return listed is not None and listed.has_usable_groups()
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,6 +123,7 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
         **_groups(run, found),
         "model.name": network(found.median, accelerated),
         **length(run, found, accelerated),
+        **({} if accelerated else attacked(run.data, found.tested)),
         "threat.eps": Decision(run.threat.eps, "L-infinity, the usual size for photographs"),
     }
     if run.protocol == "taet":  # the columns of another protocol are used as they are
@@ -139,12 +157,15 @@ def _size(found: OwnImages, fit: Fit, accelerated: bool, machine: str) -> dict[s
 
 
 def _groups(run: Run, found: OwnImages) -> dict[str, Decision]:
-    if run.data.group is not None or run.data.group_pattern is not None or not (found.grouped or found.frames):
+    if run.data.group is not None or run.data.group_pattern is not None:
         return {}
-    if not found.grouped:
-        why = "file names number the frames of sequences: those of one stay in one split"
-        return {"data.group_pattern": Decision(FRAMES, why)}
-    return {"data.group": Decision("folder", "class folders have subfolders: the images of one stay in one split")}
+    if found.group is not None:
+        why = "by its name this column holds groups: the images of one stay in one split"
+        return {"data.group": Decision(found.group, why)}
+    if found.grouped:
+        return {"data.group": Decision("folder", "class folders have subfolders: the images of one stay in one split")}
+    why = "file names number the frames of sequences: those of one stay in one split"
+    return {"data.group_pattern": Decision(FRAMES, why)} if found.frames else {}
 
 
 def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Decision]:
@@ -162,6 +183,15 @@ def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Decision]
         ),
         "training.monitor_every": Decision(max(1, epochs // POINTS), "epochs between points of the curve"),
     }
+
+
+def attacked(data: Data, tested: Sequence[int]) -> dict[str, Decision]:
+    """Take about TESTED test images where there are more: all of the small classes, as many of each of the others."""
+    if sum(tested) <= TESTED or data.imbalance_ratio is not None or data.test == VALIDATION:
+        return {}
+    most = max(most for most in range(1, TESTED + 1) if most == 1 or sum(np.minimum(tested, most)) <= TESTED)
+    taken = f"{np.minimum(tested, most).sum():,} of {sum(tested):,} test images"
+    return {"data.test_max_count": Decision(most, f"of each class, {taken}: attacks are slow here; all: None")}
 
 
 def _value(run: Run, name: str) -> Any:

@@ -434,3 +434,51 @@ def test_a_flat_test_folder_takes_its_labels_from_a_table(split, place):
     table.write_text("\n".join([*lines[:-1], "x2.png;6;7"]))
     with pytest.raises(UserError, match=r"unknown class in .* '7'"):
         load(str(split))
+
+
+def test_an_archive_that_holds_a_folder_twice_is_read_once(split):
+    """As Kaggle's copy of GTSRB: Train and train, Test and test, with the same files."""
+    expected = load(str(split)).train.sha256
+    shutil.copytree(split / "train", split / "TRAIN")
+    assert load(str(split)).train.sha256 == expected
+    (split / "TRAIN" / "cat" / "00.png").write_bytes(b"another size")
+    with pytest.raises(UserError, match="two train folders, 'TRAIN' and 'train'; keep one"):
+        load(str(split))
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """As HAM10000 is downloaded: two folders of images, and a table of both with its own names of columns."""
+    lines = ["lesion_id,image_id,dx,dx_type"]
+    for number in range(20):
+        folder = tmp_path / f"images_part_{1 + number % 2}"
+        folder.mkdir(exist_ok=True)
+        Image.new("L", (6, 6), number).save(folder / f"ISIC_{number:03}.png")
+        lines.append(f"HAM_{number // 4},ISIC_{number:03},{('nv', 'mel')[number % 5 == 0]},histo")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    (tmp_path / "pixels.csv").write_text("pixel0,pixel1,label\n1,2,3")
+    return tmp_path
+
+
+def test_folders_that_are_no_classes_take_their_labels_from_the_table_beside_them(parts):
+    """Else a model would learn in which part of the download an image is."""
+    dataset = load(str(parts))
+    assert dataset.class_names == ("mel", "nv")
+    every = [*zip(dataset.train.images[:, 0, 0, 0], dataset.train.labels, strict=True)]
+    assert all(label == (number % 5 != 0) for number, label in every)
+    assert "its folders are not classes: the labels are those of 'metadata.csv'" in dataset.notes
+    assert load(str(parts), group="lesion_id").train.groups is not None
+    shutil.copytree(parts / "images_part_1", parts / "IMAGES_PART_1")
+    assert load(str(parts)).train.sha256 == dataset.train.sha256
+
+
+def test_a_table_that_agrees_with_the_class_folders_or_is_of_other_files_changes_nothing(flat):
+    expected = load(str(flat))
+    rows = [
+        f"{file.relative_to(flat)},{number}"
+        for number, name in enumerate(["ant", "bee", "cat"])
+        for file in (flat / name).iterdir()
+    ]
+    for lines in (rows, [f"{number}.jpg,{number % 2}" for number in range(30)], rows[:1]):
+        (flat / "labels.csv").write_text("\n".join(["path,label", *lines]))
+        assert load(str(flat)).class_names == expected.class_names

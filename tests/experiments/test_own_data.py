@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 from PIL import Image
 
 from taet import protocols
-from taet.config import Run, override
+from taet.cli.train import read
+from taet.config import Data, Run, override
 from taet.data import load
 from taet.errors import UserError
-from taet.experiments.own_data import FEWEST_EPOCHS, OwnImages, length, own_images, plan, planned
+from taet.experiments.own_data import FEWEST_EPOCHS, OwnImages, attacked, length, own_images, plan, planned
 
 CPU, GPU = False, True  # has the machine an accelerator?
 
@@ -95,6 +97,50 @@ def sequences(folder: Path, name: str, tracks: int, frames: int = 3) -> None:
             Image.fromarray(draw.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
 
 
+@pytest.mark.parametrize(
+    ("groups", "used"),
+    [(range(20), True), ([n // 2 for n in range(20)], True), ([n % 2 for n in range(20)], False), ([0] * 20, False)],
+)
+def test_a_column_that_may_be_a_group_is_used_where_its_groups_can_be_held_out(
+    groups: Sequence[int], used: bool, tmp_path: Path
+) -> None:
+    """Not where a class has a single group: nothing of it could be tested on."""
+    fill(tmp_path / "images", 20)
+    lines = [f"images/{number}.png,{number < 10},{group}" for number, group in enumerate(groups)]
+    (tmp_path / "a.csv").write_text("\n".join(["image,label,lesion_id", *lines]))
+    run = override(protocols.taet("at"), {"data.name": f"csv:{tmp_path / 'a.csv'}"})
+    made = planned(run, CPU)
+    assert made.run.data.group == ("lesion_id" if used else None)
+    assert any("--data.group" in line and "column holds groups" in line for line in made.sentences()) is used
+    assert used == (planned(run, GPU).run.data.group is not None)
+
+
+def test_without_an_accelerator_a_run_has_a_budget_of_test_images() -> None:
+    many = (60, 90, 720, 5000)
+    made = attacked(Data(), many)["data.test_max_count"]
+    taken = [min(count, made.value) for count in many]
+    assert taken[0] == 60
+    assert 2500 - len(many) < sum(taken) <= 2500
+    assert f"{sum(taken):,} of 5,870 test images" in made.why
+    assert attacked(Data(), (2000, 500)) == {}
+    assert attacked(Data(), (1,) * 3000) != {}
+    assert attacked(Data(), (7,) * 3000)["data.test_max_count"].value == 1
+    assert attacked(Data(imbalance_ratio=10.0), many) == attacked(Data(test="validation"), many) == {}
+
+
+def test_the_budget_of_test_images_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taet.experiments.own_data.TESTED", 20)
+    images, labels = np.zeros((90, 8, 8), np.uint8), np.arange(90) % 2
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    words = ["at", "--data", str(tmp_path / "x.npz")]
+    run, decided = read(words).planned()
+    assert (run.data.test_max_count, "data.test_max_count" in decided) == (10, True)
+    assert len(load(run.data).test) == 20
+    run, decided = read([*words, "--data.test-max-count", "None"]).planned()
+    assert (run.data.test_max_count, "data.test_max_count" in decided) == (None, False)
+    assert planned(run, GPU).run.data.test_max_count is None
+
+
 def test_tracks_in_file_names_are_groups(tmp_path: Path) -> None:
     """GTSRB's own names: class, track, frame; without a split of its own, whole tracks are held out."""
     for label in range(2):
@@ -150,7 +196,7 @@ def test_arrays_are_looked_at_as_well(tmp_path: Path) -> None:
     images, labels = np.zeros((90, 48, 40), np.uint8), np.arange(90) % 2
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     run = override(protocols.taet("at"), {"data.name": str(tmp_path / "x.npz")})
-    assert own_images(run.data) == OwnImages(90, (40, 48), (40, 48), True, square=False)
+    assert own_images(run.data) == OwnImages(90, (40, 48), (40, 48), True, square=False, tested=(45, 45))
     assert planned(run, CPU).run.data.size == 32
     assert planned(run, GPU).run.data.size is None
 
