@@ -375,8 +375,4 @@ def chosen(names: Sequence[str], methods: Sequence[str] = ()) -> list[Item]:
     if not methods:
         return wanted
     cut_to = [(item, tuple(row for row in item.rows if row.method in methods)) for item in wanted]
-    return [
-        Item(item.name, item.title, item.shows, rows, item.columns, item.published, item.notes)
-        for item, rows in cut_to
-        if rows
-    ]
+    return [dataclasses.replace(item, rows=rows) for item, rows in cut_to if rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -153,6 +154,9 @@ def test_items_are_chosen_by_name_paper_and_method() -> None:
     assert [item.name for item in chosen(["reat/figure3", "taet/table1"])] == ["taet/table1", "reat/figure3"]
     assert len(chosen(["taet"])) == 19
     assert [one.shown_as for one in chosen(["taet/table1"], ["taet", "at-bsl"])[0].rows] == ["AT-BSL", "TAET"]
+    for item in chosen(["taet", "reat"], ["taet", "reat"]):  # all but its rows stays
+        whole = items()[item.name]
+        assert dataclasses.replace(item, rows=whole.rows) == whole
 
 
 @pytest.mark.parametrize(
