@@ -367,7 +367,7 @@ def verdicts() -> list[str]:
     ]
     searched = [
         f"| {row['model']} | `{row['attack']}` | {row['images']} | {row['correct'][0]} | {row['correct'][1]} "
-        f"| {row['differing']} | {' | '.join('' if one is None else f'{one:.0f}' for one in row['cpu_seconds'])} |"
+        f"| {row['differing']} | {' | '.join('' if one is None else f'{one:.1f}' for one in row['cpu_seconds'])} |"
         for row in measured["search"]
     ]
     about = f"`{measured['command']}`, {measured['environment']['device']}."
