@@ -33,7 +33,7 @@ from taet.attacks.spec import AttackSpec, option_fields
 from taet.config import Outer
 from taet.errors import UserError
 from taet.evaluation import ResultCard, paired
-from taet.formatting import points
+from taet.formatting import markdown_table, points
 from taet.methods import Method, Task
 from taet.reproduce.claims import findings
 
@@ -163,8 +163,7 @@ def accepted(name: str) -> tuple[list[str], str]:
 
 def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table."""
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows])
+    return markdown_table([heads, *([cell.replace("|", "\\|") for cell in row] for row in rows)])
 
 
 def stages(method: Method) -> str:

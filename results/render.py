@@ -23,6 +23,7 @@ from taet import methods, metrics, registry
 from taet.evaluation import ResultCard, Summary
 from taet.evaluation.card import compare_runs
 from taet.experiments import cost_tables
+from taet.formatting import markdown_table
 
 HERE = Path(__file__).parent
 Value = tuple[float, tuple[float, float]]
@@ -159,16 +160,16 @@ def table(folder: Path, wanted: Sequence[str] = (), variants: bool = True) -> st
     heads = [*(head for head, _, _ in columns), *(["n"] if seeds else []), *mixed, "cost, AT = 1"]
     left = {name: deviations(rows[name]) for name in values}
     notes = list(dict.fromkeys(text for texts in left.values() for text in texts))
-    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines = [["method", *heads]]
     for name, row in values.items():
         cells = [cell(seen, mean(seen) == top) for seen, top in zip(row, best, strict=True)]
         cells += [*([str(len(rows[name]))] if seeds else []), *(saw[name] for _ in mixed), cost(rows[name][0])]
         marks = ", ".join(str(1 + notes.index(text)) for text in left[name])
         label = f"{name}<sup>{marks}</sup>" if marks else name
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        lines.append([label, *cells])
     footnotes = [f"<sup>{number}</sup> leaves the protocol: {text}" for number, text in enumerate(notes, 1)]
     footnotes += [f"<sup>*</sup> {BEFORE_SINE}"] if old else []
-    return "\n\n".join(["\n".join(lines), *footnotes])
+    return "\n\n".join([markdown_table(lines), *footnotes])
 
 
 def class_table(folder: Path) -> str:
@@ -177,12 +178,7 @@ def class_table(folder: Path) -> str:
     first = next(iter(rows.values()))
     hardest = first.columns[-1].name
     counts, tests = first.data["train_class_counts"], first.summary("clean").total
-    lines = [
-        f"Clean / {hardest} with its 95 % interval, by class:",
-        "",
-        "| class | training images | test images | " + " | ".join(rows) + " |",
-        "|---" * (len(rows) + 3) + "|",
-    ]
+    lines = [["class", "training images", "test images", *rows]]
     for label in sorted(range(first.num_classes), key=lambda label: -counts[label]):
         cells = []
         for card in rows.values():
@@ -190,8 +186,8 @@ def class_table(folder: Path) -> str:
             low, high = (ends[label] for ends in attacked.per_class_interval)
             text = f"{100 * clean:.0f} / {100 * attacked.per_class[label]:.0f} ({100 * low:.0f}–{100 * high:.0f})"
             cells.append(text)
-        lines.append(f"| {first.class_names[label]} | {counts[label]} | {tests[label]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([first.class_names[label], str(counts[label]), str(tests[label]), *cells])
+    return f"Clean / {hardest} with its 95 % interval, by class:\n\n{markdown_table(lines)}"
 
 
 def fairness_table(folder: Path) -> str:
@@ -199,7 +195,6 @@ def fairness_table(folder: Path) -> str:
     rows = cards_by_row(folder)
     attacks = ("clean", next(iter(rows.values()))[0].columns[-1].name)
     heads = [f"{what}, {attack}" for attack in attacks for what in ("worst class", "worst 10 %", "deviation / mean")]
-    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
 
     def cells(cards: Sequence[ResultCard], attack: str) -> list[str]:
         found = [card.summary(attack) for card in cards]
@@ -209,8 +204,8 @@ def fairness_table(folder: Path) -> str:
     order = sorted(
         rows, key=lambda name: -statistics.mean(card.summary(attacks[1]).worst_class[1] for card in rows[name])
     )
-    lines += [f"| {name} | " + " | ".join(c for a in attacks for c in cells(rows[name], a)) + " |" for name in order]
-    return "\n".join(lines)
+    lines = [[name, *(cell for attack in attacks for cell in cells(rows[name], attack))] for name in order]
+    return markdown_table([["method", *heads], *lines])
 
 
 def brackets(values: Sequence[float], digits: int) -> str:
@@ -221,7 +216,7 @@ def brackets(values: Sequence[float], digits: int) -> str:
 
 def rule_table(folder: Path) -> str:
     """Return rules of class budgets by loss: balanced accuracy under the last attack, and the difference to none."""
-    lines = ["| rule | " + " | ".join(LOSSES) + " |", "|---" * (len(LOSSES) + 1) + "|"]
+    lines = [["rule", *LOSSES]]
     for rule, prefix in RULES.items():
         cells = []
         for base in LOSSES.values():
@@ -234,8 +229,8 @@ def rule_table(folder: Path) -> str:
                 found = compare_runs(cards, plain, attack)
                 text += f"; {100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
             cells.append(text)
-        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([rule, *cells])
+    return markdown_table(lines)
 
 
 def paired_tables(folder: Path) -> list[str]:
@@ -246,7 +241,7 @@ def paired_tables(folder: Path) -> list[str]:
         first = load(folder / f"{base}-seed0.json")
         attacks = ("clean", first.columns[-1].name)
         heads = ["row", "n", *(head for attack in attacks for head in (f"{attack}, points", "95 %", ""))]
-        lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        lines = [heads]
         for stem, numbers in seeds.items():
             sides = [[load(folder / f"{name}-seed{number}.json") for number in numbers] for name in (stem, base)]
             cells = [stem, str(len(numbers))]
@@ -256,11 +251,11 @@ def paired_tables(folder: Path) -> list[str]:
                 decided = decided if len(numbers) > 2 else ("one seed", "two seeds")[len(numbers) - 1]
                 ends = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
                 cells += [f"{100 * found.value:+.1f}", ends, decided]
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append(cells)
         parts += [
             f"Paired differences from `{base}` in balanced accuracy, the same seeds and test images, each with its own "
             f"95 % interval{alone if 1 in map(len, seeds.values()) else ''}:",
-            "\n".join(lines),
+            markdown_table(lines),
         ]
     return parts
 
@@ -277,7 +272,7 @@ def seeds_of(folder: Path) -> dict[str, list[int]]:
 def precision_table(folder: Path) -> str:
     """Return balanced accuracy of models trained in bf16 and in float32: means, deviations over seeds, difference."""
     heads = ("method", "attack", "n", "float32 (deviation of seeds)", "bf16 (deviation of seeds)", "difference, 95 %")
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = [heads]
     for name in sorted(path.name.removesuffix("-bf16-seed0.json") for path in folder.glob("*-bf16-seed0.json")):
         wide, narrow = (
             [load(path) for path in sorted(folder.glob(f"{name}-{precision}-seed*.json"))]
@@ -287,8 +282,8 @@ def precision_table(folder: Path) -> str:
             found = compare_runs(narrow, wide, attack)
             ends = f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
             cells = (wide[0].title, attack, str(found.runs), scatter(wide, attack), scatter(narrow, attack), ends)
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append(cells)
+    return markdown_table(lines)
 
 
 def scatter(cards: Sequence[ResultCard], attack: str) -> str:

@@ -18,7 +18,7 @@ from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.files import CARD, METRICS, RUN, WEIGHTS, make_folder, read_bytes, write_atomically
-from taet.formatting import percent, percent_interval, size
+from taet.formatting import markdown_table, percent, percent_interval, size
 from taet.models import hub
 from taet.models.weights import MOST_BYTES
 from taet.training.folder import RunFolder
@@ -217,5 +217,4 @@ def _text(value: str) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown, with the first row as its head; `code` stays as it is."""
-    lines = ["| " + " | ".join(cell if "`" in cell else _text(cell) for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+    return markdown_table([[cell if "`" in cell else _text(cell) for cell in row] for row in rows])

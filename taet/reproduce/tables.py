@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from taet.formatting import aligned
+from taet.formatting import aligned, markdown_table
 
 ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"})
 STYLE = """:root{color-scheme:light dark;--rule:#8886;--link:#00558a}
@@ -42,13 +42,9 @@ def plain(table: TextTable) -> str:
 
 def markdown(table: TextTable) -> str:
     """The table in Markdown."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    lines = [line(table.heads), "|" + "---|" * len(table.heads), *map(line, table.rows)] if table.rows else []
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.heads, *table.rows)]
     notes = "\n".join(f"- {note}" for note in table.notes)
-    return "\n\n".join(filter(None, [f"### {table.title}", "\n".join(lines), notes]))
+    return "\n\n".join(filter(None, [f"### {table.title}", markdown_table(rows) if table.rows else "", notes]))
 
 
 def latex(table: TextTable) -> str:
