@@ -257,7 +257,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """Make the second epoch the best on the curve, whatever the model does; return the weights at each point."""
     weights: list[dict[str, Tensor]] = []
 
-    def watch(model: nn.Module, split: Split, **_: Any) -> Any:
+    def watch(model: nn.Module, split: Split, *_: Any, **__: Any) -> Any:
         num_classes = len(split.class_names)
         weights.append(copy.deepcopy(model.state_dict()))
         right = (1, 3, 2)[len(weights) - 1]
