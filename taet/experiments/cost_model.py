@@ -14,7 +14,7 @@ from typing import Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-GAMMA = 0.619
+GAMMA, RHO, ETA = 0.619, 0.139, 0.608
 STEPS = 10
 """kappa."""
 CLEAN_SHARE = 0.4
