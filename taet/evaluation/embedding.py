@@ -181,7 +181,7 @@ def _tsne(values: Floats, seed: int) -> Floats:
     settings: dict[str, Any] = {"init": "pca", "learning_rate": "auto", "random_state": seed, "n_jobs": 1}
     found: Any = TSNE
     made = found(perplexity=min(PERPLEXITY, (len(values) - 1) / 3), **settings).fit_transform(values)
-    return np.asarray(np.round(made, DIGITS), dtype=np.float64)
+    return np.asarray(made, np.float64).round(DIGITS)
 
 
 def _numbers(space: Floats, labels: Ints, answers: Ints, seed: int) -> dict[str, float]:
