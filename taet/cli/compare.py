@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ import tyro
 
 from taet.bounds import Processes
 from taet.cli import flags
+from taet.cli.progress import say
 from taet.errors import UserError
 from taet.evaluation import StopRule
 from taet.experiments import Comparison, Until, compare, merge, what_if
@@ -96,9 +96,6 @@ class CompareOptions:
 def run(arguments: list[str]) -> int:
     """Run a comparison or a part of it, or merge its parts; return 1 if a cell failed."""
     parsed = read(arguments)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     given = what_if.with_shares(read_spec(parsed.spec)) if parsed.what_if else parsed.spec
     out = Path(parsed.spec.stem) if parsed.what_if and parsed.out is None else parsed.out

@@ -84,14 +84,19 @@ def _lines(title: str) -> Report:
             return
         elapsed = time.monotonic() - began
         if ended:
-            print(f"{title}: 100 %, done in {clock(elapsed)}, {text.rstrip()}", file=sys.stderr, flush=True)
+            say(f"{title}: 100 %, done in {clock(elapsed)}, {text.rstrip()}")
             return
         rate = (done - first) / max(elapsed, 1e-9)
         eta = f", ETA {clock((total - done) / rate)}" if rate > 0 else ""
         percent = f"{100 * done / total:.0f} %"
-        print(f"{title}: {percent}, elapsed {clock(elapsed)}{eta}, {text.rstrip()}", file=sys.stderr, flush=True)
+        say(f"{title}: {percent}, elapsed {clock(elapsed)}{eta}, {text.rstrip()}")
 
     return show
+
+
+def say(text: str) -> None:
+    """Print a text at once on standard error: standard output is for the result."""
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +12,7 @@ import tyro
 from taet.bounds import Processes
 from taet.cli import flags
 from taet.cli.compare import seconds, share
+from taet.cli.progress import say
 from taet.errors import UserError
 from taet.files import make_folder, write_atomically
 from taet.formatting import listed
@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> int:
         _print(parsed, rendered(overview(store), parsed.form))
         return 0
     items = chosen(parsed.items, parsed.methods)
-    session = Session(store, scale, items, lambda line: print(line, file=sys.stderr, flush=True))
+    session = Session(store, scale, items, say)
     failed = False
     if parsed.merge is not None:
         session.gather(parsed.merge)
@@ -97,15 +97,12 @@ def run(arguments: list[str]) -> int:
         failed = "failed" in result.counts
         for outcome in result.outcomes:
             if outcome.state == "failed":
-                print(f"failed: {outcome.cell.name}: {outcome.reason}", file=sys.stderr)
+                say(f"failed: {outcome.cell.name}: {outcome.reason}")
         if result.out_of_time:
-            print(
-                f"the time budget is used up; continue: {shlex.join(['taet', 'reproduce', *arguments])}",
-                file=sys.stderr,
-            )
+            say(f"the time budget is used up; continue: {shlex.join(['taet', 'reproduce', *arguments])}")
     if parsed.save is not None:
         written = session.save(parsed.save)
-        print(f"{len(written)} cards in {parsed.save}", file=sys.stderr)
+        say(f"{len(written)} cards in {parsed.save}")
     if parsed.part is None:
         found = [table for item in items for table in tables(session.store, scale, item)]
         _print(parsed, rendered([*found, session.left()], parsed.form))
@@ -144,4 +141,4 @@ def _print(parsed: ReproduceOptions, text: str) -> None:
         return
     make_folder(parsed.to.parent)
     write_atomically(parsed.to, f"{text.rstrip()}\n".encode(), devices=True)
-    print(f"tables in {parsed.to}", file=sys.stderr)
+    say(f"tables in {parsed.to}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from taet import methods, models, protocols
 from taet.bounds import LongSeed
 from taet.cli import flags, run_file
 from taet.cli.processes import reported_once, together
-from taet.cli.progress import progress, saved
+from taet.cli.progress import progress, saved, say
 from taet.cli.run_file import RunFile
 from taet.config import Run, override
 from taet.data import facts, full_name, is_own
@@ -141,7 +140,7 @@ def run(arguments: list[str]) -> None:
             finished = _train(request, arguments)
         else:
             with models.trusted(options.trust_model), progress(f"resume {options.resume}") as report:
-                finished = resume(options.resume, progress=report, announce=lambda trainer: _say(continued(trainer)))
+                finished = resume(options.resume, progress=report, announce=lambda trainer: say(continued(trainer)))
         if options.json:
             row = {"run": str(finished.folder), "epochs": len(finished.history), "last": finished.history[-1]}
             print(json.dumps(row))
@@ -237,7 +236,7 @@ def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult
     def announce(trainer: Trainer) -> None:
         begun.append(trainer.folder.path)
         if not options.json:
-            _say("\n".join([introduction(trainer, decided), *expected(trainer, attacks)]))
+            say("\n".join([introduction(trainer, decided), *expected(trainer, attacks)]))
 
     with progress(chosen.method) as report:
         command = flags.call_text(["train", *arguments])
@@ -247,10 +246,6 @@ def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult
             if begun or error.args:
                 raise
             raise KeyboardInterrupt("nothing was trained yet; the same command begins again") from None
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # standard output is for the result
 
 
 def _evaluate(finished: TrainingResult, as_json: bool) -> None:

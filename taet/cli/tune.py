@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ import tyro
 from taet.bounds import Processes
 from taet.cli import flags
 from taet.cli.compare import counted, seconds
+from taet.cli.progress import say
 from taet.experiments.tune import BEST, Tuned, tune
 from taet.formatting import aligned, percent, words
 from taet.models import trusted
@@ -68,9 +68,6 @@ class TuneOptions:
 def run(arguments: list[str]) -> int:
     """Run a search and print the best trial of every method."""
     parsed = read(arguments)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     with trusted(*parsed.trust_model):
         found = tune(
