@@ -31,7 +31,9 @@ GREY, INK, GRID = "#6b6b6b", "#1a1a1a", "#dcdcdc"
 WIDTH = 4.0
 """Width of every panel in inches: 384 CSS pixels, nearly full size on a phone."""
 NAMED_CLASSES = 30
-"""Most classes whose rows carry their names; with more they carry ranks."""
+"""Most classes that are drawn large."""
+NAMED_ROWS, SMALL = 100, 7
+"""Most classes whose rows all carry their names, and their font size; of more classes some rows do."""
 WHISKERED_CLASSES = 100
 """Most classes whose intervals are drawn; with more they would cover the figure, whose rows are a few pixels high."""
 
@@ -135,13 +137,12 @@ def short(name: str, length: int = 16) -> str:
 def class_rows(data: ReportedData) -> tuple[Figure, Axes, Ints]:
     """Return an empty figure with one row per class, largest class on top, its axes, and the classes in that order."""
     order, count = data.order, len(data.order)
-    figure, (axes,) = make_figure(float(np.clip(0.9 + 0.3 * count, 1.8, 8.4)))
+    large = count <= NAMED_CLASSES
+    rows = range(count) if count <= NAMED_ROWS else sorted({int(row) for row in np.linspace(0, count - 1, 41)})
+    figure, (axes,) = make_figure(max(0.9 + (0.3 if large else 0.17) * len(rows), 1.8 if large else 8.4))
     axes.set_ylim(count - 0.4, -0.6)
-    if count <= NAMED_CLASSES:
-        axes.set_yticks(range(count), [f"{short(data.class_names[c])}{_counted(data, c)}" for c in order])
-    else:
-        rows = sorted({int(row) for row in np.linspace(0, count - 1, 11)})
-        axes.set_yticks(rows, [f"rank {row + 1}{_counted(data, order[row])}" for row in rows])
+    names = [f"{short(data.class_names[c])}{_counted(data, c)}" for c in order[rows]]
+    axes.set_yticks(rows, names, fontsize=None if large else SMALL)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
@@ -186,7 +187,8 @@ def histogram(data: ReportedData, name: str) -> Panel:
     for group, members in data.groups.items():
         rows = data.ranks[members]
         colour, hatch = shades[group]
-        axes.barh(rows, counts[rows], 0.7, color=colour, hatch=hatch, edgecolor="#4d4d4d", linewidth=0.7)
+        edge = 0.7 if len(order) <= NAMED_ROWS else 0  # else edges would fill the figure
+        axes.barh(rows, counts[rows], 0.7, color=colour, hatch=hatch, edgecolor="#4d4d4d", linewidth=edge)
     if len(order) <= NAMED_CLASSES:
         for row, c in enumerate(order):
             label = f"{data.test_counts[c]} test{' *' if c in data.few else ''}"
@@ -209,8 +211,7 @@ def class_bars(runs: Sequence[Measured], clean: AttackKey | None, strongest: Att
         attack, series = strongest if strongest in run.summaries else None, run.series
         figure, axes, order = class_rows(series.data)
         rows = np.arange(len(order), dtype=np.float64)
-        tinted: Look = {"color": series.colour, "alpha": 0.3, "linewidth": 0}
-        bars = [(clean, -0.19, _outlined(series) if len(order) <= NAMED_CLASSES else tinted, "clean")]
+        bars = [(clean, -0.19, _light(series, len(order)), "clean")]
         if attack is not None:
             bars.append((attack, 0.19, {"color": series.colour, "linewidth": 0}, attack.name))
         for measured, shift, look, label in bars:
@@ -272,8 +273,7 @@ def class_errors(runs: Sequence[Measured], attack: AttackKey | None) -> list[Pan
             continue
         figure, axes, order = class_rows(series.data)
         rows, left = np.arange(len(order)), np.nan_to_num(natural[order])
-        hatch = "/////" if len(order) <= NAMED_CLASSES else ""
-        axes.barh(rows, left, 0.7, label="natural error", **{**_outlined(series), "hatch": hatch})
+        axes.barh(rows, left, 0.7, label="natural error", **_light(series, len(order)))
         filled: Look = {"left": left, "color": series.colour, "linewidth": 0}
         axes.barh(rows, np.nan_to_num(boundary[order]), 0.7, label="boundary error", **filled)
         _shares(figure, axes)
@@ -282,7 +282,10 @@ def class_errors(runs: Sequence[Measured], attack: AttackKey | None) -> list[Pan
     return panels
 
 
-def _outlined(series: Series) -> Look:
+def _light(series: Series, classes: int) -> Look:
+    """The lighter of two kinds of bars: hatched, or tinted where the outlines of many classes would fill the figure."""
+    if classes > NAMED_CLASSES:
+        return {"color": series.colour, "alpha": 0.3, "linewidth": 0}
     return {"color": "white", "edgecolor": series.colour, "hatch": "/////", "linewidth": 0.7}
 
 

@@ -60,6 +60,8 @@ def page(
         numbers=sentences.numbers(all_series),
         few=metrics.FEW_PER_CLASS,
         whiskered=figures.WHISKERED_CLASSES,
+        large=figures.NAMED_CLASSES,
+        named=figures.NAMED_ROWS,
         not_run=not_run,
         decisions=[(one, decided.notes(one)) for one in decisions],
         accuracy=ACCURACY,

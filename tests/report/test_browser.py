@@ -91,6 +91,30 @@ def test_nothing_is_broken_and_nothing_scrolls_sideways(page: Path, tmp_path: Pa
     assert facts["main"] != "none"
 
 
+def test_a_click_on_a_head_sorts_the_rows_of_its_table(page: Path, tmp_path: Path) -> None:
+    """Numbers first by the largest, then by the smallest; words by the alphabet; without a click as they were."""
+    click = """<script>
+const table = [...document.querySelectorAll("table")].find((one) => one.tBodies[0].rows.length > 2);
+const column = (at) => [...table.tBodies[0].rows].map((row) => row.cells[at].querySelector(".value, a").textContent);
+const facts = {before: column(1)};
+table.tHead.rows[0].cells[1].click(); facts.down = column(1);
+table.tHead.rows[0].cells[1].click(); facts.up = column(1); facts.sorted = table.tHead.rows[0].cells[1].ariaSort;
+table.tHead.rows[0].cells[0].click(); facts.names = column(0);
+document.body.innerHTML = `<pre id="facts">${JSON.stringify(facts)}</pre>`;
+</script>"""
+    (tmp_path / "click.html").write_text(page.read_text().replace("</body>", click + "</body>"))
+    dom = chromium(tmp_path / "profile", "--dump-dom", (tmp_path / "click.html").as_uri())
+    found = re.search(r'<pre id="facts">(.*?)</pre>', dom, re.DOTALL)
+    assert found, dom[-2000:]
+    facts = json.loads(html.unescape(found[1]))
+    values = [float(text) for text in facts["before"]]
+    assert len(values) > 2
+    assert [float(text) for text in facts["down"]] == sorted(values, reverse=True)
+    assert [float(text) for text in facts["up"]] == sorted(values)
+    assert facts["sorted"] == "ascending"
+    assert facts["names"] == sorted(facts["names"], key=str.lower)
+
+
 @pytest.mark.drawn
 def test_only_the_page_itself_is_asked_for(make_run: Callable[..., Path], tmp_path: Path) -> None:
     report.write([make_run(tmp_path / "at")], tmp_path / "site" / "report.html")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from taet.evaluation.card import ResultCard
-from taet.report import measured, tables
+from taet.report import figures, measured, tables
 from taet.report.differences import Pairs
 from taet.report.measured import Measured
+from taet.report.read import ReportedData
 from taet.report.tables import ScoreCell
 
 
@@ -141,3 +143,16 @@ def test_classes_are_compared_by_their_worst_and_by_their_spread(
     assert isinstance(worst, ScoreCell)
     assert worst.value == recalls.min()  # a tenth of ten classes
     assert spread == tables.TextCell(f"{recalls.std() / recalls.mean():.2f}")
+
+
+@pytest.mark.drawn
+@pytest.mark.parametrize(("count", "named"), [(12, 12), (43, 43), (100, 100), (1000, 41)])
+def test_rows_of_figures_carry_the_names_of_their_classes(count: int, named: int) -> None:
+    """Of more classes than have room for their names, the names of some, the largest and the smallest among them."""
+    names = [f"class {label}" for label in range(count)]
+    data = ReportedData("x", tuple(names), tuple(range(count, 0, -1)), (5,) * count, "0" * 64, ())
+    with figures.style():
+        svg = figures.histogram(data, "h").svg
+    shown = re.findall(r"class (\d+) · \d+", svg)
+    assert len(shown) == named
+    assert {"0", str(count - 1)} <= set(shown)
