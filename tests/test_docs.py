@@ -224,7 +224,7 @@ def test_the_tables_are_those_of_the_result_cards() -> None:
 
 
 def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> None:
-    cards = sorted((ROOT / "results").glob("*/**/*.json"))
+    cards = [path for path in sorted((ROOT / "results").glob("*/**/*.json")) if ".embedding-" not in path.name]
     assert cards
     from taet.evaluation import ResultCard
 
