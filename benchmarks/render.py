@@ -88,6 +88,20 @@ def evaluation() -> str:
     return "\n\n".join(parts)
 
 
+def passes() -> str:
+    """What the passes of the network leave to gain in AutoAttack."""
+    parts = []
+    for result in read("passes*.json"):
+        cells = ([name, *factor(row), f"{100 / row['ratio']:.0f} %"] for name, row in result["ratios"].items())
+        subject = (
+            f"{result['subject']}, {result['images']} images of {result['pixels']} x {result['pixels']} in batches of "
+            f"{result['batch_size']}, of which {result['standing']} stand, {result['passes']:,} passes of an image."
+        )
+        heads = ("against the official AutoAttack", *FACTOR, "share of its CPU time")
+        parts += [table(heads, cells), f"{subject} {measured(result)}"]
+    return "\n\n".join(parts)
+
+
 def losses() -> str:
     """Ratios by term."""
     return ratios("term", "losses*.json")
@@ -219,7 +233,7 @@ def until_decided_cards() -> str:
 BLOCKS: Mapping[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
-        *(training, evaluation, losses, methods, scaling, roofline, profiles),
+        *(training, evaluation, passes, losses, methods, scaling, roofline, profiles),
         *(until_decided, until_decided_cards),
     )
 }

@@ -181,6 +181,21 @@ def test_a_profile_tells_operations_and_the_shares_of_their_kinds(load: Load) ->
     assert profiles.text(side).splitlines()[-1].split() == ["together", f"{side['ms']:.1f}"]
 
 
+def test_recorded_passes_are_made_again_alike(load: Load) -> None:
+    passes = load("passes")
+    recorded, x = passes.Recorded(nn.Sequential(nn.Flatten(), nn.Linear(4, 3))), torch.rand(5, 1, 2, 2)
+    for count, backward in ((5, True), (3, False), (2, True)):
+        images = x[:count].clone().requires_grad_()
+        logits = recorded(images)  # an attack may ask for a gradient that it does not use
+        if backward:
+            torch.autograd.grad(logits.sum(), images)
+    found = list(recorded.passes)
+    assert found == [(5, True), (3, False), (2, True)]
+    recorded.passes.clear()
+    passes.replay(Namespace(unit_images=lambda: x), recorded, found)
+    assert recorded.passes == found
+
+
 def test_the_pages_hold_the_figures_of_the_results(load: Load) -> None:
     render = load("render")
     pages = [page.read_text(encoding="utf-8") for page in render.PAGES]
