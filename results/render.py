@@ -373,7 +373,7 @@ def verdicts() -> list[str]:
         f"of the two breaks, and how many times fewer passes `quick` made. {about}\n\n" + "\n".join(sizes),
         _grid(f"{heads}|masking flags", tiers),
         "### Search in bfloat16 beside float32\n\nImages that stay correct, images whose flag differs, CPU seconds of "
-        "one thread (n = 1; empty: not measured).",
+        "one thread (n = 1; empty: not measured).\n\n" + "\n".join(differing(measured["search"])),
         _grid("model|attack|images|float32|bf16|differing|CPU seconds float32|CPU seconds bf16", searched),
     ]
 
@@ -388,6 +388,20 @@ def gap_of(rows: Sequence[Mapping[str, Any]]) -> str:
         f"AutoAttack, {statistics.mean(gaps):+.2f} on average; AutoAttack alone breaks {theirs} of "
         f"{images * len(rows):,} images, `quick` alone {ours}; {min(fewer):.0f} to {max(fewer):.0f} times fewer passes."
     )
+
+
+def differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the rows of each attack say together, about its search in another precision."""
+    lines = []
+    for attack in sorted({row["attack"] for row in rows}):
+        of = [row for row in rows if row["attack"] == attack]
+        points = [100 * (row["correct"][1] - row["correct"][0]) / row["images"] for row in of]
+        lines.append(
+            f"- `{attack}`, {len(of)} models: {sum(row['differing'] for row in of)} of "
+            f"{sum(row['images'] for row in of):,} images differ; accuracy differs by {min(points):+.2f} to "
+            f"{max(points):+.2f} points."
+        )
+    return lines
 
 
 def _grid(heads: str, lines: Sequence[str]) -> str:

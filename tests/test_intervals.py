@@ -91,3 +91,13 @@ def test_the_committed_simulation_covers() -> None:
     assert min(row["covers"] for row in result["least"]) >= 0.94
     # Of so many settings at 0.95 the least is five standard errors lower at most.
     assert covers.min() >= 0.95 - 5 * math.sqrt(0.95 * 0.05 / result["draws"])
+
+
+def test_the_committed_simulation_of_paired_differences_covers() -> None:
+    result = json.loads(SIMULATED.with_name("coverage-paired.json").read_text(encoding="utf-8"))
+    covers = np.array([row["covers"] for row in result["settings"]])
+    assert {row["classes"] for row in result["settings"]} >= {2, 10, 100}
+    assert len(covers) > 500
+    again, first = (math.sqrt(0.95 * 0.05 / result[draws]) for draws in ("again", "draws"))
+    assert min(row["covers"] for row in result["least"]) >= 0.95 - 3 * again
+    assert covers.min() >= 0.95 - 5 * first
