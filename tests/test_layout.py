@@ -230,8 +230,8 @@ def test_a_class_name_is_used_once() -> None:
 #   1,230  figures of the papers, embeddings and the leaderboard
 #     250  paired intervals by inversion, the shrinking ball of quick, and searches that cannot change their score
 #      30  a curve on a sample of the images
-#      90  budgets without an accelerator, columns of groups, and folders that are no classes
-MOST_LINES = 40_958
+#     120  budgets without an accelerator, columns of groups, folders that are no classes, names of all rows of figures
+MOST_LINES = 40_973
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from taet import config, methods, protocols
 from taet.config import Run
-from taet.data import facts
+from taet.data import facts, is_own
 from taet.errors import UserError, located, unknown
 from taet.evaluation import card_store
 from taet.evaluation.bundles import attacks_of, check_attacks
 from taet.evaluation.runner import among
+from taet.experiments import own_data
 from taet.experiments.specification import SHORT, Entry, Point, Settings, Specification, Variant
 from taet.formatting import size
 from taet.models import check_consent, consent
@@ -147,6 +148,7 @@ class Planner:
     def __init__(self, out: Path, asked_by: str) -> None:
         self.out, self.asked_by = out, asked_by
         self.facts_of = functools.cache(facts)
+        self._planned = functools.cache(own_data.planned)
         self._starts: dict[str, Run | str] = {}
         self._unseeded: dict[str, Cell] = {}
 
@@ -171,6 +173,7 @@ class Planner:
         parts = [entry.name, variant.name, place, "" if ratio is None else f"ir{ratio:g}"]
         name = "_".join(part for part in parts if part)
         settings = {**_of_data(data, ratio), **point.settings, **variant.settings, **entry.settings}
+        settings = {**self._chosen(point, settings), **settings}
         made = self.made(point, settings)
         for key in variant.settings.keys() & entry.settings.keys():
             if variant.settings[key] != entry.settings[key]:
@@ -178,6 +181,18 @@ class Planner:
         run, reason = (made, "") if isinstance(made, Run) else (None, made)
         flags = _flags({**settings, "protocol": point.protocol})
         return Cell(name, entry, variant, data, ratio, 0, self.out / "runs" / name, run, flags, reason)
+
+    def _chosen(self, point: Point, settings: Settings) -> Settings:
+        """What `taet train` would choose for the user's own images: in a comparison it stands in every command."""
+        start = self.start(point.protocol, point.entry)
+        if isinstance(start, str) or not is_own(str(settings["data.name"])):
+            return {}
+        about = {key: value for key, value in settings.items() if key.startswith("data.")}
+        run = config.override(start, {"method": "at", "settings": None, **about})
+        try:
+            return {name: made.value for name, made in self._planned(run).decisions.items()}
+        except UserError:  # which `made` meets as well, and says of what
+            return {}
 
     def made(self, point: Point, settings: Settings) -> Run | str:
         """The resolved run of a method, or why it is refused."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from taet import config, methods, registry
-from taet.cli.train import configure
+from taet.cli.train import configure, read
 from taet.data import facts
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.experiments import parse
 from taet.experiments.cells import Cell, cells
 from taet.files import seal
+from taet.training.decisive import decisive
 
 
 def planned(small: dict[str, Any], out: Path, **changes: Any) -> list[Cell]:
@@ -232,3 +235,20 @@ def test_cells_without_a_precision_train_as_those_that_were_begun(
     found = planned(small, tmp_path, settings=settings)
     assert [cell.run and cell.run.training.precision for cell in found] == ["float32"] * 3
     assert [configure("at", cell.commands(1)[0][2:])[0].training.precision for cell in found[1:]] == ["float32"] * 2
+
+
+def test_cells_of_own_images_are_what_their_commands_train(tmp_path: Path) -> None:
+    """Else a comparison that is continued finds a run with another batch size than it asked for."""
+    for part, label in itertools.product(("train", "test"), "ab"):
+        (tmp_path / "mine" / part / label).mkdir(parents=True)
+        for number in range(6):
+            image = Image.new("RGB", (20, 24), (number, 9 * len(part), ord(label)))
+            image.save(tmp_path / "mine" / part / label / f"{number}.png")
+    settings = {"training": {"epochs": 2}, "evaluation.attacks": ["clean", "pgd-20"]}
+    data = [f"folder:{tmp_path / 'mine'}"]
+    for cell in cells(parse({"methods": ["at", "reat"], "data": data, "settings": settings}), tmp_path / "out"):
+        run, _ = read(cell.commands(threads=1)[0][1:]).planned()
+        assert cell.run is not None
+        assert decisive(run) == decisive(cell.run)
+        assert (run.training.batch_size, run.training.epochs, run.model.name) == (32, 2, "resnet8")
+        assert (run.data.size, run.evaluation.attacks) == (None, ("clean", "pgd-20"))
