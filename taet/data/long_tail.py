@@ -7,11 +7,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from taet.errors import UserError, unknown
-from taet.randomness import generator
 
 PROFILES = ("exponential", "linear", "step")
 
@@ -112,6 +110,10 @@ def long_tail_indices(labels: ArrayLike, counts: Sequence[int], seed: int = 0) -
 
 def even_sample(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
     """Return the indices of `count` of N images, in ascending order, as evenly distributed over classes as possible."""
+    import torch  # importing taet.data needs none
+
+    from taet.randomness import generator
+
     order = torch.randperm(len(labels), generator=generator("cpu", seed, "sample")).numpy()
     drawn = labels[order]
     grouped, sizes = np.argsort(drawn, kind="stable"), np.bincount(drawn)
