@@ -64,6 +64,7 @@ def test_an_item_is_filled_by_processes_and_resumed(taet, tmp_path: Path) -> Non
     assert "Runs at scale smoke: 2 done" in merged.out
 
 
+@pytest.mark.full
 def test_a_card_is_checked_against_the_leaderboard(taet) -> None:
     card = Path(__file__).parents[2] / "results" / "cifar10-lt-methods" / "at.json"
     outcome = taet("leaderboard", "submit", card)

@@ -117,6 +117,7 @@ def test_workers_end_when_their_parent_is_killed() -> None:
     assert len(done.stdout.split()) == 2
 
 
+@pytest.mark.full
 def test_what_trains_without_a_policy_does_not_wait_for_torchvision() -> None:
     code = "import sys, taet.data.loader; assert 'torchvision' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -224,6 +224,7 @@ def test_progress_never_goes_back_and_ends_at_its_total(measured: Measured) -> N
     assert labels == {"clean", "fgsm", "probe", *(f"fgsm@{name}" for name in NAMES)}
 
 
+@pytest.mark.full
 def test_what_is_measured_stays_and_only_what_is_missing_is_added(
     measured: Measured, trained: list[Path], tmp_path: Path, killer: Killer
 ) -> None:
@@ -331,6 +332,7 @@ def test_a_matrix_prints_itself_and_becomes_json() -> None:
     }
 
 
+@pytest.mark.full
 def test_a_transfer_owns_the_runs_and_refuses_one_that_another_process_evaluates(
     trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,7 +209,7 @@ def test_a_callable_that_does_not_fit_the_data_is_one_line(own: str) -> None:
         ("resnet18", (1, 32, 32), 512, "fc"),
         ("mobilenet_v3_small", (5, 32, 32), 1024, "classifier.3"),
         ("densenet121", (3, 32, 32), 1024, "classifier"),
-        ("vit_b_32", (1, 32, 32), 768, "heads.head"),
+        pytest.param("vit_b_32", (1, 32, 32), 768, "heads.head", marks=pytest.mark.full),
     ],
 )
 def test_torchvision(name: str, shape: tuple[int, int, int], features: int, last: str) -> None:

@@ -217,7 +217,9 @@ def test_hostile_names_stay_text(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 @pytest.mark.drawn
-@pytest.mark.parametrize("count", [2, 3, 100])
+@pytest.mark.parametrize(
+    "count", [pytest.param(2, marks=pytest.mark.full), pytest.param(3, marks=pytest.mark.full), 100]
+)
 def test_any_number_of_classes(make_run: MakeRun, count: int, tmp_path: Path) -> None:
     names = tuple(f"class {index}" for index in range(count))
     methods = ("taet",) if count == 100 else ("at", "taet")
