@@ -37,7 +37,7 @@ from taet.evaluation.measurement import EvaluationPlan, measure, plan_evaluation
 from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
 from taet.evaluation.runner import Runner, make_runner
-from taet.evaluation.subject import GivenImages, Subject, subject_of
+from taet.evaluation.subject import GivenImages, Subject, check_used, subject_of
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
 from taet.losses.long_tail import cross_entropy
@@ -146,6 +146,12 @@ def audit(
         UserError: as `taet.evaluate` and `taet.evaluation.check`.
     """
     check_value("images", count, Count)
+    if (images is None) != (labels is None):
+        raise UserError("audit: got images without labels, or labels without images; allowed: both, or neither")
+    if not isinstance(model_or_run_dir, nn.Module):
+        check_used("audit", "a run, which has its own", "a Module", name=name, notes=notes or None)
+        names = class_names if images is None else None
+        check_used("audit", "a run, which has its own", "images=", class_names=names)
     given = None if images is None or labels is None else GivenImages(images, labels, class_names)
     subject = subject_of("audit", model_or_run_dir, given, weights, name=name, notes=notes)
     where = subject.place if device == "auto" else resolve_device(device)

@@ -20,9 +20,9 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.images import Images
 from taet.evaluation.measurement import measure, plan_evaluation
-from taet.evaluation.subject import GivenImages, subject_of
+from taet.evaluation.subject import GivenImages, check_used, subject_of
 from taet.training.environment import resolve_device
-from taet.training.folder import RunFolder
+from taet.training.folder import DELIVERED, RunFolder
 
 
 def evaluate(
@@ -48,7 +48,7 @@ def evaluate(
     data_about: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     out: str | os.PathLike[str] | None = None,
-    weights: str = "model",
+    weights: str = DELIVERED,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     state_dir: str | os.PathLike[str] | None = None,
@@ -89,7 +89,7 @@ def evaluate(
         model: with the folder of a run that was trained from a Module, a Module like it, which is given its weights.
         dataset: with the folder of a run that was trained on arrays in memory, those arrays again, unless `images`
             replaces them.
-        state_dir: with a Module, where finished batches are saved. Default: in `out`, or nowhere.
+        state_dir: where finished batches are saved until the card is. Default: beside the card; without one, nowhere.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
         command: the command that started the evaluation; stored in the card.
 
@@ -102,7 +102,7 @@ def evaluate(
     Raises:
         UserError: no, unknown or repeated attacks, images out of range, labels that do not fit the model, a class name
             that the run does not know, a model that returns anything but finite logits (N, classes), an `out` that
-            belongs to something else.
+            belongs to something else, an argument that says nothing of such a model.
     """
     changes = _changes(settings)
     listed = changes.pop("attacks", None)
@@ -118,11 +118,17 @@ def evaluate(
         path = RunFolder(Path(model_or_run_dir if out is None else out)).card(weights)
         if (images is None) != (labels is None) or (images is not None and out is None):
             raise UserError("evaluate: got images beside a run, which has its own; allowed: with labels= and out=")
+        about_model = {"name": name, "notes": notes or None, "train_class_counts": train_class_counts}
+        check_used("evaluate", "a run, which has its own", "a Module", **about_model)
+        if images is None:
+            about_images = {"class_names": class_names, "data_about": data_about}
+            check_used("evaluate", "a run, which has its own", "images=", **about_images)
     elif not isinstance(model_or_run_dir, nn.Module):
         kind = type(model_or_run_dir).__name__
         raise UserError(f"evaluate: got a {kind}; allowed: a torch.nn.Module, or the folder of a run")
-    elif model is not None or dataset is not None:
-        raise UserError("evaluate: got model= or dataset= beside a Module; allowed: with a run folder that needs them")
+    else:
+        of_run = {"weights": None if weights == DELIVERED else weights, "model": model, "dataset": dataset}
+        check_used("evaluate", "a Module", "a run folder", **of_run)
     given = None
     if images is not None and labels is not None:
         given = GivenImages(images, labels, class_names, train_class_counts, data_about)
@@ -145,7 +151,7 @@ def evaluate(
         device=subject.place if device == "auto" else resolve_device(device),
         path=path,
         new=out is not None,
-        state_dir=state_dir if path is None else RunFolder(path.parent).state(path.stem),
+        state_dir=RunFolder(path.parent).state(path.stem) if state_dir is None and path is not None else state_dir,
         progress=progress,
         command=command,
     )

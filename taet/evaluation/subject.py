@@ -84,6 +84,13 @@ def subject_of(
     return _of_own(folder, weights, model, dataset) if given is None else _of_run_on(folder, weights, model, given)
 
 
+def check_used(what: str, beside: str, allowed: str, **given: object) -> None:
+    """Refuse arguments that were given, so are not None, where nothing would come of them."""
+    names = [f"{name}=" for name, value in given.items() if value is not None]
+    if names:
+        raise UserError(f"{what}: got {' and '.join(names)} beside {beside}; allowed: with {allowed}")
+
+
 def _of_module(model: nn.Module, given: GivenImages, name: str, notes: Sequence[str]) -> Subject:
     """A Module on images that were given with it."""
     pixels, classes = as_arrays(given.images, given.labels)

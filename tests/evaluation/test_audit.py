@@ -147,3 +147,16 @@ def test_a_model_that_no_replacement_gives_a_gradient_is_refused_as_in_every_eva
 
     with pytest.raises(UserError, match="no gradient reaches the image"):
         audited(museum.with_weights(Table(), museum.base()))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "mine", "notes": ["x"]}, "audit: got name= and notes= beside a run, which has its own"),
+        ({"class_names": NAMES}, "audit: got class_names= beside a run, which has its own; allowed: with images="),
+        ({"labels": torch.zeros(3)}, "audit: got images without labels, or labels without images"),
+    ],
+)
+def test_what_a_run_says_of_itself_is_not_given_again(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        audit(tmp_path, **given)

@@ -256,6 +256,7 @@ class Counts(nn.Module):
         ({"attacks": ()}, "attacks: got none"),
         ({"attacks": "fgsn"}, "did you mean 'fgsm'"),
         ({"dataset": object()}, "dataset= beside a Module"),
+        ({"weights": "model-best"}, "weights= beside a Module; allowed: with a run folder"),
         ({"device": "gpu"}, "device"),
     ],
 )
@@ -308,6 +309,37 @@ def test_images_beside_a_run_folder_need_labels_and_a_place_for_their_card(tmp_p
     for given in ({"images": images, "labels": labels}, {"images": images, "out": tmp_path}, {"labels": labels}):
         with pytest.raises(UserError, match="images beside a run, which has its own; allowed: with labels= and out="):
             taet.evaluate(tmp_path, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "mine"}, "name= beside a run, which has its own; allowed: with a Module"),
+        ({"notes": ["from the web"]}, "notes= beside a run, which has its own; allowed: with a Module"),
+        ({"train_class_counts": np.ones(10, int)}, "train_class_counts= beside a run, which has its own"),
+        ({"name": "mine", "notes": ["x"]}, "name= and notes= beside a run"),
+        ({"class_names": list("ab")}, "class_names= beside a run, which has its own; allowed: with images="),
+        ({"data_about": {"name": "mine"}}, "data_about= beside a run, which has its own; allowed: with images="),
+    ],
+)
+def test_what_a_run_says_of_itself_is_not_given_again(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        taet.evaluate(tmp_path, **given)
+
+
+def test_finished_batches_are_kept_where_it_is_asked_also_beside_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate: Evaluated
+) -> None:
+    put, folders = BatchStore.put, set[Path]()
+
+    def seen(self: BatchStore, key: str, arrays: Any) -> None:
+        folders.add(self.folder.parent)
+        put(self, key, arrays)
+
+    monkeypatch.setattr(BatchStore, "put", seen)
+    evaluate(attacks="fgsm", out=tmp_path / "card", state_dir=tmp_path / "state")
+    assert folders == {tmp_path / "state"}
+    assert not (tmp_path / "state").exists()  # the card is written
 
 
 def test_a_run_folder_gets_its_card_and_its_examples(tmp_path: Path) -> None:
