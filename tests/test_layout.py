@@ -231,7 +231,8 @@ def test_a_class_name_is_used_once() -> None:
 #     250  paired intervals by inversion, the shrinking ball of quick, and searches that cannot change their score
 #      30  a curve on a sample of the images
 #     120  budgets without an accelerator, columns of groups, folders that are no classes, names of all rows of figures
-MOST_LINES = 40_975
+#      55  names of weights of one epoch, arguments that nothing would come of
+MOST_LINES = 41_030
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

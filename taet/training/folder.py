@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor, nn
 
+from taet.data.selection import VALIDATION
 from taet.errors import UserError, located
 from taet.files import (
     CHECKPOINT,
@@ -46,11 +47,12 @@ from taet.shapes import Sha256, check_shape
 from taet.training import checkpoint
 from taet.training.checkpoint import SCHEMA, WeightsAbout, tensors_digest
 from taet.training.decisive import decisive
-from taet.training.record import Epoch, Row, RunRecord
+from taet.training.record import Epoch, Row, RunRecord, best_epoch
 
 ARTIFACTS, STATE = "artifacts", "-state"
 DELIVERED = "model"
-"""Name of the weights that a run delivers; `model-last` and `model-best` are there where they differ."""
+"""Name of the weights that a run delivers; `model-last` and `model-best` are files where they are of another epoch."""
+LAST, BEST = "model-last", "model-best"
 PART = ".part"
 """Suffix of a folder that is not whole yet."""
 
@@ -257,13 +259,30 @@ class RunFolder:
         return state
 
     def weights(self, name: str = DELIVERED) -> Path:
-        """The file of weights: `model`, `model-last` or `model-best`."""
+        """The file of weights `model`, `model-last` or `model-best`: of `model` if it is known to be that epoch too."""
+        path = self._weights(name)
+        return self._weights(DELIVERED) if not path.exists() and self._delivers(name) else path
+
+    def _weights(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
+
+    def _delivers(self, name: str) -> bool:
+        """Whether the weights that the run delivers are those of the last epoch, or of the best one on its curve."""
+        if name not in (LAST, BEST) or not self.is_done or not self._weights(DELIVERED).is_file():
+            return False
+        if self._weights(name).name in self.sums:  # another epoch, whose file is lost
+            return False
+        record = self.record
+        rule, last = record.selection.rule, record.run.training.epochs
+        if name == LAST:
+            return self.weights_about().epoch == last
+        chooses = record.selection.split == VALIDATION  # a curve on test images chooses only where the rule says so
+        return rule != "last" or (chooses and best_epoch(self.metrics) == last)
 
     def save_weights(self, name: str, state: Mapping[str, Tensor], about: WeightsAbout) -> None:
         """Write a file of weights."""
         about = about._replace(weights_sha256=tensors_digest(state))
-        checkpoint.save_weights(self.weights(name), state, about._asdict())
+        checkpoint.save_weights(self._weights(name), state, about._asdict())
 
     def load_weights(self, name: str, model: nn.Module) -> None:
         """Load weights into `model`; missing ones, another run's, and those that were changed are a UserError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
@@ -12,7 +12,7 @@ from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 import numpy as np
 from annotated_types import Ge, Le
 
-from taet import config, methods
+from taet import config, methods, metrics
 from taet.bounds import Count, NonNegative
 from taet.config import Run
 from taet.errors import UserError
@@ -379,3 +379,14 @@ class Epoch:
             seconds=row["seconds"],
             peak_memory_mb=row.get("peak_memory_mb"),
         )
+
+
+def best_epoch(epochs: Sequence[Epoch]) -> int | None:
+    """Return the first epoch, from 1, of the best balanced accuracy under the curve's attack; None without a point."""
+    best, found = -math.inf, None
+    for epoch in epochs:
+        if epoch.monitor is not None:
+            counts = epoch.monitor.attacked
+            score = metrics.balanced_accuracy(counts.correct, counts.total)
+            best, found = (score, epoch.epoch) if score > best else (best, found)
+    return found

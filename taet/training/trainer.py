@@ -462,7 +462,7 @@ class Trainer:
         self._show(_accuracies(row))
 
     def _finish(self) -> TrainingResult:
-        """Write the delivered weights, the others if they differ, and the mark that the run is done."""
+        """Write the delivered weights, the others if of another epoch, and the mark that the run is done."""
         if self.average is not None and self.method.average_decay and not self.average.models:
             _logger.warning("taet: no epoch passed the gate of the average; the run delivers its last weights")
         last, best = self.run.training.epochs - 1, self.curve.best_epoch
@@ -474,7 +474,7 @@ class Trainer:
         def write() -> tuple[Row, ...]:
             self._save_weights("model", delivered, epoch)
             left, when = weights[other]
-            if left is not None and (other == "last" or best != last):
+            if left is not None and when != epoch:
                 self._save_weights(f"model-{other}", left, when)
             self.folder.finish()
             return self.folder.rows

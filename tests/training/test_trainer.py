@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import random
+import shutil
 import stat
 from collections.abc import Callable
 from fractions import Fraction
@@ -29,6 +30,8 @@ from taet.errors import UserError
 from taet.training import TrainingResult, resume, train, trainer
 from taet.training.checkpoint import weights_digest
 from taet.training.curve import monitor
+from taet.training.finished import load_model
+from taet.training.folder import RunFolder
 from taet.training.schedule import learning_rate, milestone_epochs, watched_epochs, watched_images
 from taet.training.trainer import Trainer
 
@@ -253,14 +256,20 @@ def test_the_callers_random_state_and_threads_are_left_alone(tiny: Callable[...,
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
-    """Make the second epoch the best on the curve, whatever the model does; return the weights at each point."""
+def scores() -> tuple[int, ...]:
+    """Correct images of each class at each point of the curve: the second is the best."""
+    return (1, 3, 2)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch, scores: tuple[int, ...]) -> list[dict[str, Tensor]]:
+    """Give the curve its `scores`, whatever the model does; return the weights at each point."""
     weights: list[dict[str, Tensor]] = []
 
     def watch(model: nn.Module, split: Split, *_: Any, **__: Any) -> Any:
         num_classes = len(split.class_names)
         weights.append(copy.deepcopy(model.state_dict()))
-        right = (1, 3, 2)[len(weights) - 1]
+        right = scores[len(weights) - 1]
         counts = {"correct": [right] * num_classes, "total": [4] * num_classes}
         return {"clean": counts, "pgd-1": counts}
 
@@ -310,6 +319,36 @@ def test_a_run_delivers_the_epoch_that_was_asked_for(
     info = json.loads((finished.folder / "run.json").read_text())
     assert info["selection"] == {"rule": selection, "split": split, "leak": leak}
     assert {row["monitor"]["split"] for row in finished.history} == {split}
+
+
+@pytest.mark.parametrize("scores", [(1, 2, 3)])
+@pytest.mark.parametrize("selection", ["last", "best-validation"])
+def test_a_best_epoch_that_is_the_last_has_one_file_and_every_name(
+    tiny: Callable[..., Run], tmp_path: Path, scripted: list[dict[str, Tensor]], selection: str
+) -> None:
+    folder = train(tiny("at", VALIDATED | {"training.selection": selection}), out=tmp_path / "run").folder
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
+    for name in ("model", "model-last", "model-best"):
+        assert same(load_model(folder, name)[1].state_dict(), scripted[2])
+        assert RunFolder(folder).weights_about(name).epoch == 3
+
+
+def test_weights_that_a_run_lost_or_never_had_are_not_replaced_by_others(
+    tiny: Callable[..., Run], tmp_path: Path, scripted: list[dict[str, Tensor]]
+) -> None:
+    lost = train(tiny("at", VALIDATED), out=tmp_path / "lost").folder
+    (lost / "model-best.safetensors").unlink()
+    assert "model-best.safetensors" in json.loads((lost / "done").read_text())["files"]
+    old = Path(shutil.copytree(lost, tmp_path / "old"))  # as of a version without checksums
+    info = json.loads((old / "run.json").read_text())
+    (old / "run.json").write_text(json.dumps({name: value for name, value in info.items() if name != "sha256"}))
+    (old / "done").write_bytes(b"")
+    scripted.clear()
+    never = train(tiny("at", {"training.epochs": 3}), out=tmp_path / "never").folder  # its curve is of test images
+    for folder in (lost, old, never):
+        with pytest.raises(UserError, match=r"holds no model-best.safetensors: it has model.safetensors"):
+            load_model(folder, "model-best")
+        load_model(folder, "model-last")
 
 
 def test_without_validation_nothing_is_chosen(tiny: Callable[..., Run], tmp_path: Path, scripted: list[Any]) -> None:
