@@ -162,7 +162,7 @@ def table(folder: Path, wanted: Sequence[str] = (), variants: bool = True) -> st
     notes = list(dict.fromkeys(text for texts in left.values() for text in texts))
     lines = [["method", *heads]]
     for name, row in values.items():
-        cells = [cell(seen, mean(seen) == top) for seen, top in zip(row, best, strict=True)]
+        cells = [cell(seen, math.isclose(mean(seen), top)) for seen, top in zip(row, best, strict=True)]
         cells += [*([str(len(rows[name]))] if seeds else []), *(saw[name] for _ in mixed), cost(rows[name][0])]
         marks = ", ".join(str(1 + notes.index(text)) for text in left[name])
         label = f"{name}<sup>{marks}</sup>" if marks else name

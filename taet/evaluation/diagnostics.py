@@ -158,9 +158,10 @@ PROBE_SMALL, FEW_PROBED = "probe-small", 100
 """Of 100 images, 6 must be broken by the stronger attack alone before that exceeds chance."""
 
 
-def of_probe(card: ResultCard, attacked: bool) -> tuple[Flag, ...]:
-    """Return what limits the probe of a card with or without attacks: none was made, or of few of its images."""
+def of_probe(card: ResultCard) -> tuple[Flag, ...]:
+    """Return what limits the probe of a card: none was made although it was attacked, or of few of its images."""
     if not card.probe:
+        attacked = any(column.name != "clean" and not column.is_transfer for column in card.columns)
         return (NOT_PROBED,) if attacked else ()
     images = int(card.probe["images"])
     if images >= min(FEW_PROBED, len(card.labels)):
@@ -264,7 +265,7 @@ def _transfer(card: ResultCard) -> str | None:
 def _black_box(card: ResultCard) -> str | None:
     for column in card.columns:
         names = list(column.parts)
-        if "square" not in names[1:]:
+        if not isinstance(column.attack, Suite) or "square" not in names[1:]:  # other chains may have no gradients
             continue
         before, after = (column.parts[names[names.index("square") - offset]].sum() for offset in (1, 0))
         count = len(card.labels)

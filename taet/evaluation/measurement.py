@@ -228,8 +228,7 @@ def _measured(
     elif known is not None and not probed:
         probed = known.probe  # of fewer images
     card = replace(card, columns=(*measured, *_others(before, measured)), probe=probed)
-    attacked = bool(len(attacks) > 1 or chain)
-    return replace(card, flags=(*diagnostics.flags(card), *diagnostics.of_probe(card, attacked)))
+    return replace(card, flags=(*diagnostics.flags(card), *diagnostics.of_probe(card)))
 
 
 def _passes(runner: Runner, attacks: Sequence[AttackSpec]) -> int:

@@ -336,4 +336,4 @@ def _runners(folders: Mapping[str, Path], batch_size: int | None, device: torch.
 def _added(card: ResultCard, column: Column) -> ResultCard:
     """Return the card with a column added, or put in the place of one of its name, and with new flags."""
     card = replace(card, columns=(*(other for other in card.columns if other.name != column.name), column))
-    return replace(card, flags=diagnostics.flags(card))
+    return replace(card, flags=(*diagnostics.flags(card), *diagnostics.of_probe(card)))

@@ -52,6 +52,7 @@ RETURNS: dict[str, tuple[Callable[..., bool], str]] = {
     ),
     "after_step": (lambda *_: True, ""),
     "feedback": (lambda *_: True, ""),
+    "admits": (lambda made, *_: isinstance(made, bool), "a bool"),
     "offset": (lambda made, *_: isinstance(made, Tensor), "a tensor (C,)"),
 }
 """What the hooks of a custom method return."""

@@ -70,6 +70,7 @@ class ClassBudgets(Method):
         self.label_attack = base.label_attack
         self.uses_features = base.uses_features
         self.needs_feedback = base.needs_feedback
+        self.average_decay = base.average_decay
         self.single_step = base.single_step
         self.optimizers = base.optimizers
         self.rule = self.make_rule(config, task)
@@ -128,6 +129,9 @@ class ClassBudgets(Method):
 
     def feedback(self, epoch: int, seen: Seen) -> None:
         self.base.feedback(epoch, seen)
+
+    def admits(self, epoch: int, seen: Seen) -> bool:
+        return self.base.admits(epoch, seen)
 
     def offset(self) -> Tensor:
         return self.base.offset()

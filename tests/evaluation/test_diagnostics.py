@@ -199,6 +199,12 @@ def test_square_must_not_break_more_than_the_official_threshold_and_chance() -> 
     assert "another 0.8 points after the gradient parts of autoattack" in found(suite(10))["black-box-beats-gradients"]
 
 
+def test_square_after_attacks_without_gradients_blames_none() -> None:
+    parts = {"random-noise": np.arange(COUNT) < 800, "square": np.arange(COUNT) < 552}
+    chain = replace(column("square", 0.46), name="worst-case", parameters={"attacks": []}, parts=parts)
+    assert found(column("clean", 0.8), chain) == {}
+
+
 def test_a_bound_says_how_far_it_was_from_the_truth_or_that_it_must_not_be_used() -> None:
     sound = found(column("clean", 0.8), column("quick", 0.5), column("pgd-20", 0.5))
     assert sound["quick-is-a-bound"].startswith(f"quick: an upper bound, on {MEASURED.models} pairs of model and ball")

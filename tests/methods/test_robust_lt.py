@@ -140,6 +140,14 @@ def test_everything_that_the_base_says_of_itself_is_passed_on():
     assert gairat.base.stage == gairat.stage == "weighted"
 
 
+def test_the_average_of_the_base_is_kept(monkeypatch):
+    monkeypatch.setattr(methods.find("wat"), "average_decay", 0.9)
+    monkeypatch.setattr(methods.find("wat"), "admits", lambda _, epoch, __: epoch == 3)
+    method = build("wat")
+    assert method.average_decay == 0.9
+    assert [method.admits(epoch, None) for epoch in (2, 3)] == [False, True]
+
+
 @pytest.mark.parametrize(("base", "knobs"), [("standard", ()), ("taet", ("clean_share=1",))])
 def test_a_base_that_never_attacks_has_no_budget_to_scale(base, knobs):
     with pytest.raises(
