@@ -111,7 +111,7 @@ class AttackSpec(ABC):
         """
         balls = {"linf": radius, "l2": settings.eps_l2}
         eps = None if cls.minimal else balls.get(given["norm"])
-        search: Fields = {} if given["norm"] is None else {"precision": settings.search_precision}
+        search: Fields = {"precision": settings.search_precision} if may_round(cls) else {}
         return cls(**{"eps": eps, "seed": settings.seed if cls.random else None, **search, **given})
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, *, rows: Sequence[int] | None = None) -> Tensor:
@@ -211,10 +211,20 @@ def own_fields(kind: type[AttackSpec]) -> tuple[str, ...]:
     return tuple(one.name for one in dataclasses.fields(kind) if one.name not in every)
 
 
+def may_round(kind: type[AttackSpec]) -> bool:
+    """Return whether the passes of an attack may be computed in another precision than float32.
+
+    Not of one that ends with the first or the nearest success on its way: those of a rounded model lie at its own
+    decision boundary, and the model itself rejects many of them.
+    """
+    return None not in kind.names.values() and not kind.minimal and not kind.gradient_free
+
+
 def option_fields(kind: type[AttackSpec]) -> dict[str, str]:
     """Return the fields that users may set, by the names of their options."""
     found: dict[str, str] = {}
-    for name in (*(() if None in kind.names.values() else ("eps", "precision")), *own_fields(kind)):
+    common = [*([] if None in kind.names.values() else ["eps"]), *(["precision"] if may_round(kind) else [])]
+    for name in (*common, *own_fields(kind)):
         marks = (mark.name for mark in getattr(hints(kind)[name], "__metadata__", ()) if isinstance(mark, Option))
         if option := next(marks, name):
             found[option] = name

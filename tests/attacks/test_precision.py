@@ -68,6 +68,17 @@ def test_the_official_suite_stays_float32_unless_asked() -> None:
     assert catalogue.parse("pgd-20", BF16).precision == "bf16"
     assert catalogue.parse("clean", BF16).precision == "float32"
     assert catalogue.parse("autoattack", BF16).precision == "float32"
+    for name in (
+        "cw-l2",
+        "cw-l2:c=search",
+        "deepfool",
+        "deepfool:eps=0.5",
+        "square",
+        "random-noise",
+    ):  # nearest, or first
+        assert catalogue.parse(name, BF16).precision == "float32"
+        with pytest.raises(UserError, match="unknown option.* 'precision'"):
+            catalogue.parse(f"{name.partition(':')[0]}:precision=bf16", BF16)
     asked = catalogue.parse("autoattack:precision=bf16")
     assert asked.precision == "bf16"
     assert catalogue.stored(asked.name, asked.norm, asked.eps, asked.parameters) == asked
