@@ -77,7 +77,7 @@ def test_the_official_suite_stays_float32_unless_asked() -> None:
         "random-noise",
     ):  # nearest, or first
         assert catalogue.parse(name, BF16).precision == "float32"
-        with pytest.raises(UserError, match="unknown option.* 'precision'"):
+        with pytest.raises(UserError, match=r"unknown option.* 'precision'"):
             catalogue.parse(f"{name.partition(':')[0]}:precision=bf16", BF16)
     asked = catalogue.parse("autoattack:precision=bf16")
     assert asked.precision == "bf16"
