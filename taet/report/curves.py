@@ -250,7 +250,7 @@ def _draw(
 ) -> Panel:
     """Draw accuracy on a logarithmic axis, which begins at 0 where a curve does.
 
-    Bands are 95 % intervals, or two standard errors of the mean over seeds; `reference` is drawn in grey, `marks` are
+    Bands are 95 % intervals, with several seeds of their mean; `reference` is drawn in grey, `marks` are
     settings with a vertical line.
     """
     figure, (axes,) = make_figure(2.7)

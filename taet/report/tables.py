@@ -19,8 +19,8 @@ from taet.report.measured import AttackKey, Heading, Measured, heads
 from taet.report.read import ReportedData
 from taet.report.series import Series, baseline
 
-ERRORS = 2
-"""Half the width, in standard errors, of the interval of a mean over seeds."""
+LEVEL = 0.95
+"""Of the interval of a mean over seeds."""
 EXTRA = (Heading("saw the removed tail", "extra images"),)
 COSTS = (Heading("training", "per run"), Heading("flags", "kinds"))
 NAMED = 6
@@ -50,11 +50,12 @@ class ScoreCell:
 
 
 def spread(values: Sequence[float], intervals: Sequence[Interval], detail: str = "") -> ScoreCell:
-    """Return the value of one run with its interval, or the mean over several seeds with its standard error."""
+    """Return the value of one run with its interval, or the mean over several seeds with Student's interval."""
     if len(values) == 1:
         return ScoreCell(values[0], *intervals[0], detail=detail)
     mean, error = (float(number) for number in metrics.mean_and_standard_error(values))
-    low, high = max(mean - ERRORS * error, 0.0), min(mean + ERRORS * error, 1.0)
+    reach = metrics.student_quantile(LEVEL, len(values) - 1) * error
+    low, high = max(mean - reach, 0.0), min(mean + reach, 1.0)
     return ScoreCell(mean, low, high, detail=detail, error=error, count=len(values))
 
 

@@ -111,7 +111,7 @@ def _columns(item: Item) -> list[PaperColumn]:
 
 
 def _cell(scale: Scale, one: Filled, column: PaperColumn) -> ScoreCell | None:
-    """A number of a row with its interval, or with several seeds two standard errors to either side."""
+    """A number of a row with its interval, with several seeds that of their mean."""
     found = [value for card in one.cards.values() if (value := value_of(scale, one.row, column, card)) is not None]
     if not found:
         return None

@@ -24,12 +24,20 @@ def marks(*cells: ScoreCell | None) -> list[tuple[str, bool] | None]:
 
 def test_one_value_keeps_its_interval_and_several_become_a_mean() -> None:
     assert tables.spread([0.5], [(0.4, 0.6)]) == ScoreCell(0.5, 0.4, 0.6)
-    cell = tables.spread([0.2, 0.4], [(0.1, 0.3), (0.3, 0.5)], "words")
-    assert (cell.value, cell.count, cell.detail) == (pytest.approx(0.3), 2, "words")
-    assert cell.error == pytest.approx(0.1)
-    assert (cell.low, cell.high) == (pytest.approx(0.1), pytest.approx(0.5))
+    cell = tables.spread([0.40, 0.42], [(0.3, 0.5), (0.3, 0.5)], "words")
+    assert (cell.value, cell.count, cell.detail) == (pytest.approx(0.41), 2, "words")
+    assert cell.error == pytest.approx(0.01)
+    assert (cell.low, cell.high) == (pytest.approx(0.41 - 0.12706, abs=1e-5), pytest.approx(0.41 + 0.12706, abs=1e-5))
     assert tables.spread([0.0, 1.0], [(0.0, 0.1), (0.9, 1.0)]).low == 0.0
     assert math.isnan(tables.spread([math.nan, 0.5], [(0, 1), (0, 1)]).value)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_the_interval_of_a_mean_over_seeds_covers_it_as_often_as_it_says(n: int) -> None:
+    values = np.random.default_rng(0).normal(0.5, 0.01, (2000, n))
+    cells = [tables.spread(row.tolist(), [(0, 1)] * n) for row in values]
+    share = np.mean([cell.low <= 0.5 <= cell.high for cell in cells])
+    assert share == pytest.approx(0.95, abs=0.02)  # four standard errors
 
 
 def test_best_alone_where_no_interval_reaches_it() -> None:
