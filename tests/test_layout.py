@@ -232,7 +232,8 @@ def test_a_class_name_is_used_once() -> None:
 #      30  a curve on a sample of the images
 #     120  budgets without an accelerator, columns of groups, folders that are no classes, names of all rows of figures
 #      55  names of weights of one epoch, arguments that nothing would come of
-MOST_LINES = 41_050
+#      60  the step of an audit, models that draw or divide in an audit, images of another type than the weights
+MOST_LINES = 41_110
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

@@ -21,6 +21,7 @@ Replacement = Literal["straight-through", "smooth"]
 SOFTNESS = 0.1  # width of a smooth threshold, in standard deviations of what is compared with it
 
 ROUNDING = {"round", "floor", "ceil", "trunc", "fix"}
+DIVISIONS = {"floordiv", "floor_divide"}
 SIGNS = {"sign", "sgn"}
 ABOVE, BELOW = {"gt", "ge", "greater", "greater_equal"}, {"lt", "le", "less", "less_equal"}
 CONVERSIONS = {"to", "type", "int", "long", "short", "char", "byte"}
@@ -127,6 +128,8 @@ class _Operations(TorchFunctionMode):
         h: Tensor = args[0]
         if name in ROUNDING or (name in CONVERSIONS and not output.is_floating_point()):
             return h if self.smooth else _straight(h, output)
+        if name in DIVISIONS:
+            return h / args[1] if self.smooth else _straight(h / args[1], output)
         if name in SIGNS:
             return 2 * _soft(h) - 1 if self.smooth else _straight(h, output)
         if name in ABOVE | BELOW:

@@ -50,7 +50,7 @@ class AuditOptions:
     eps: Annotated[Radius, Gt(0)] | None = None
     """Radius of the L-infinity ball, e.g. 8/255. Default: that of the run, or of protocol taet."""
     step_size: Annotated[Radius, Gt(0)] | None = None
-    """Step of PGD. Default: in proportion to eps."""
+    """Step of PGD. Default: that of the run, in proportion to eps, and at least eps / 8."""
     batch_size: Count | None = None
     """Images per batch."""
     seed: Whole | None = None

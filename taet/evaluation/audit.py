@@ -134,8 +134,8 @@ def audit(
         images, labels: with a Module, or in place of a run's own, as in `taet.evaluate`.
         attacks: attacks beside `ATTACKS`.
         count: number of images in the sample, which is as even over the classes as possible.
-        settings: fields of `taet.config.Evaluation` that change: eps, step_size, batch_size, seed. With another eps the
-            step size keeps its proportion to the ball.
+        settings: fields of `taet.config.Evaluation` that change: eps, step_size, batch_size, seed. The step size
+            is by default the model's own, in proportion to eps, and at least eps / 8.
         surrogate: name and Module of a similar model, whose examples are tried as well.
         class_names: names of the classes.
         name: with a Module, its name.
@@ -228,20 +228,33 @@ def _attackable(subject: Subject, device: torch.device) -> tuple[Subject, bool, 
 def _answer(model: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
     """Return the logits of images, and whether they have a gradient."""
     failed = f"model: fails on images of shape {tuple(x.shape)} ({{reason}})"
+    leaf = x.clone().requires_grad_()
     with frozen(model), torch.enable_grad(), user_errors(failed):
-        logits: object = model(x.clone().requires_grad_())
+        logits: object = model(leaf)
     if not isinstance(logits, Tensor):
         raise UserError(f"model output: got a {type(logits).__name__}; allowed: one tensor of logits (N, classes)")
-    return logits, logits.requires_grad
+    return logits, _reaches(logits, leaf)
+
+
+def _reaches(logits: Tensor, x: Tensor) -> bool:
+    """Whether the logits of images x have a gradient."""
+    if not logits.requires_grad:
+        return False
+    try:
+        torch.autograd.grad(logits.sum(), x, allow_unused=True)
+    except RuntimeError as error:
+        return "not implemented" not in str(error)  # as that of x // s; anything else every evaluation refuses
+    return True
 
 
 def _planned(
     subject: Subject, attacks: Sequence[str], changes: dict[str, Any], count: int
 ) -> tuple[Subject, EvaluationPlan]:
     """Return a sample of the subject and what is measured on it."""
-    before = subject.settings.eps or subject.train_eps
-    if changes.get("eps") and "step_size" not in changes:
-        changes["step_size"] = subject.settings.step_size * changes["eps"] / before
+    own = subject.settings.eps or subject.train_eps
+    eps = changes.get("eps") or own
+    if "step_size" not in changes:  # a run may keep the step of another ball, too short to cross its own
+        changes["step_size"] = max(subject.settings.step_size * (eps / own), STEP_SHARE * eps)
     names = list(dict.fromkeys((*attacks, *changes.pop("attacks", ()))))
     seed = changes.get("seed", subject.settings.seed)
     rows = even_sample(subject.labels, count, seed)

@@ -21,7 +21,7 @@ from taet.config import Evaluation
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.diagnostics import Finding, findings
+from taet.evaluation.diagnostics import REPEAT_DIFFERENCE, Finding, findings
 from taet.evaluation.facts import CheckFacts
 from taet.evaluation.images import Images, as_arrays
 from taet.evaluation.model_guard import restored
@@ -35,6 +35,7 @@ from taet.randomness import generator
 from taet.training.environment import environment
 
 LEVEL = 0.05  # of all tests together whether another normalisation is better
+DRAWS_NUMBERS = "not applicable: it draws numbers"
 TIMED = 3  # repetitions of each timing, of which the fastest counts
 
 
@@ -162,9 +163,15 @@ def check(
         accuracies=normalisations.accuracies,
         forward_speed=speeds[0],
         gradient_speed=speeds[1],
-        findings=findings(facts),
+        findings=_findings(facts),
         costs=tuple(_cost(attack, width, len(classes), right, speeds) for attack in parsed),
     )
+
+
+def _findings(facts: CheckFacts) -> tuple[Finding, ...]:
+    """Return the findings; that of the batch cannot be told of a model whose answers differ by themselves."""
+    drawn = Finding("batch", True, DRAWS_NUMBERS) if facts.repeat_difference > REPEAT_DIFFERENCE else None
+    return tuple(drawn if drawn and one.subject == drawn.subject else one for one in findings(facts))
 
 
 def _right(logits: Tensor, y: Tensor) -> Mask:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from taet.evaluation.card import ResultCard
+from taet.evaluation.check import DRAWS_NUMBERS
 from taet.evaluation.column import Column
 from taet.evaluation.contrasts import accuracy, asked
 from taet.evaluation.curves import WHOLE, curves
@@ -82,8 +83,13 @@ class Question:
 def checklist(evidence: Evidence, found: Sequence[Finding]) -> tuple[ChecklistItem, ...]:
     """Return every question with its answer, those of `taet check` first."""
     raised = audit_flags(evidence.card, evidence.facts)
-    checked = [ChecklistItem(MODEL, one.subject, "pass" if one.ok else "fail", one.text) for one in found]
-    return (*checked, *(question.answer(evidence, raised) for question in QUESTIONS))
+    return (*map(_checked, found), *(question.answer(evidence, raised) for question in QUESTIONS))
+
+
+def _checked(found: Finding) -> ChecklistItem:
+    status: Status = "not applicable" if found.text == DRAWS_NUMBERS else "pass" if found.ok else "fail"
+    text = found.text.removeprefix(f"{status}: ")
+    return ChecklistItem(MODEL, found.subject, status, text)
 
 
 def _is(column: Column, name: str) -> bool:

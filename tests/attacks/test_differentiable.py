@@ -42,6 +42,8 @@ def assign(x: Tensor) -> Tensor:
     [
         (lambda x: (5 * x).round() / 5, {"round"}, 1.0),
         (lambda x: torch.floor(4 * x), {"floor"}, 4.0),
+        (lambda x: x // 0.25, {"floordiv"}, 4.0),
+        (lambda x: torch.floor_divide(x, 0.25), {"floor_divide"}, 4.0),
         (lambda x: (x - 0.5).sign(), {"sign"}, 1.0),
         (lambda x: (x > 0.5).float(), {"gt"}, 1.0),
         (lambda x: (x < 0.5).float(), {"lt"}, -1.0),
@@ -75,6 +77,8 @@ def test_smooth_operations_are_what_the_documents_say() -> None:
     torch.testing.assert_close(smooth.detach(), ((h - 0.5) / width).sigmoid())
     rounded = Replaced(Through(lambda x: x.round()), "smooth")(X.clone().requires_grad_())
     torch.testing.assert_close(rounded.detach(), h)
+    divided = Replaced(Through(lambda x: x // 0.25), "smooth")(X.clone().requires_grad_())
+    torch.testing.assert_close(divided.detach(), 4 * h)
 
 
 class Winner(nn.Module):

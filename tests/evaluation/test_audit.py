@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import nn
 
 from taet.errors import UserError
 from taet.evaluation import audit, diagnostics
-from taet.evaluation.audit import ATTACKS, Audit, MeanDraw, Merged
+from taet.evaluation.audit import ATTACKS, Audit, MeanDraw, Merged, _planned
 from taet.evaluation.checklist import ASIDE, QUESTIONS
+from taet.evaluation.subject import GivenImages, subject_of
 from taet.report.page import audit_page
 from tests import museum
 
@@ -72,8 +74,47 @@ def test_a_defence_fools_an_attack_is_broken_by_another_and_raises_its_flag(exhi
     expected = {exhibit.flag} | ({"straight-through-beats-gradients"} if exhibit.flag == "soft-beats-hard" else set())
     assert expected & failed(found)
     facts = found.evidence.facts
+    batch = next(item for item in found.items if item.question == "batch")
+    assert (batch.status == "not applicable") == (facts.draws > 0), batch
     assert (facts.logits, facts.classes) == (20 if exhibit.flag == "dummy-classes" else 10, 10)
     assert facts.draws == (32 if exhibit.flag == "eot-beats-one-draw" else 0)
+
+
+class Floored(museum.Network):
+    """Seven grey levels, by a division that has no derivative in torch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward((x // (1 / 6)) / 6)
+
+
+def test_a_model_that_divides_and_rounds_down_is_attacked_through_a_replacement() -> None:
+    found = audited(museum.with_weights(Floored(), museum.base()), count=60)
+    assert "no-gradient" in failed(found)
+    assert found.evidence.sites
+    assert not found.evidence.facts.reaches
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "expected"),
+    [
+        ((1 / 255, 8 / 255), {}, 1 / 255),
+        ((1 / 255, 8 / 255), {"eps": 0.1}, 0.1 / 8),
+        ((1 / 255, 0.1), {}, 0.1 / 8),
+        ((1 / 255, 0.1), {"eps": 0.1}, 0.1 / 8),
+        ((1 / 255, 0.1), {"eps": 0.2}, 0.2 / 8),
+        ((0.05, 0.1), {"eps": 0.2}, 0.1),
+        ((1 / 255, 0.1), {"step_size": 1 / 255}, 1 / 255),
+    ],
+)
+def test_the_step_crosses_the_ball_whatever_step_a_run_has(
+    own: tuple[float, float], given: dict[str, Any], expected: float
+) -> None:
+    given_images = GivenImages(*museum.tested())
+    subject = subject_of("audit", museum.base(), given_images)
+    subject = replace(subject, settings=replace(subject.settings, step_size=own[0]), train_eps=own[1])
+    _, plan = _planned(subject, ["pgd-20"], given, 10)
+    assert plan.settings.step_size == pytest.approx(expected, rel=1e-12)
+    assert plan.eps == given.get("eps", own[1])
 
 
 def test_merged_logits_are_the_largest_of_each_class() -> None:

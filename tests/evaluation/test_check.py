@@ -199,6 +199,12 @@ def test_what_spoils_an_evaluation_is_named_with_what_to_do(
     assert text in warned(checked(model))[subject]
 
 
+def test_noise_drawn_for_each_image_is_not_blamed_on_the_batch(checked: Callable[..., Check]) -> None:
+    found = checked(Answer(lambda z: z + 5 * torch.randn_like(z)))
+    assert {*warned(found)} & {"determinism", "batch"} == {"determinism"}
+    assert next(one.text for one in found.findings if one.subject == "batch") == "not applicable: it draws numbers"
+
+
 def test_log_probabilities_are_logits(checked: Callable[..., Check]) -> None:
     found = checked(Answer(lambda z: z.log_softmax(1)))
     assert found.ok
