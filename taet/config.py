@@ -73,8 +73,8 @@ class Data(Settings):
     root: str | None = None
     """Folder of the official files. Default: the environment variable TAET_DATA."""
     imbalance_ratio: Ratio | None = None
-    """Size of the largest class divided by the smallest. Default: the next option for sets named -lt; other sets are
-    used as they are."""
+    """Size of the largest class divided by the smallest. Default: --data.default-imbalance-ratio for sets whose name
+    ends in -lt; other sets are used as they are."""
     default_imbalance_ratio: Ratio = 10.0
     """Imbalance ratio of a set named -lt where none is given: 10 in protocol taet (TAET, table 1), 50 in reat. A set
     published with its own ratio (tiny-imagenet-lt: 100) uses that."""
@@ -98,7 +98,7 @@ class Data(Settings):
     of an .npz (train_NAME), where one called `group` is used by default; for a folder `folder`, the path of an image
     below its class folder."""
     group_pattern: Annotated[str, Rule(_is_pattern, "a regular expression, e.g. '(\\d+_\\d+)_'")] | None = None
-    """Takes the group of an image from its file name: what the pattern finds there, or its first part in brackets."""
+    """Takes the group of an image from its file name: the match of the pattern, or its first capture group."""
     image_column: str | None = None
     """Column of a csv that names the image files. Default: path, file, filename, image or image_id."""
     label_column: str | None = None
@@ -130,7 +130,7 @@ class Data(Settings):
     """What made the extra images and from what, in a sentence; required, and printed with every result."""
     extra_trained_on: Literal["this-set", "balanced-original", "other"] = "other"
     """What the generator of the extra images has seen: this long-tailed training set, the balanced set that it was cut
-    from, or something else. Tables say by it whether a run saw the removed tail: no, yes, or unknown."""
+    from, or something else. From this, tables report whether the run had access to the removed tail images."""
     extra_labels: Literal["given", "pseudo"] = "given"
     """Where the labels of the extra images are from: given with them, or predicted by a model."""
     extra_filter: Annotated[float, Gt(0), Le(1), Called("data extra filter")] = 1.0
@@ -212,7 +212,7 @@ class Outer(Settings):
     name: Literal["cross-entropy", "balanced-softmax", "logit-adjustment", "focal", "class-balanced", "ldam"] = (
         "cross-entropy"
     )
-    """Loss used in place of the label cross-entropy of a method's outer loss."""
+    """Replaces cross-entropy on the labels in the method's training loss."""
     tau: Annotated[NonNegative, OnlyWith(name="logit-adjustment")] = 1.0
     """Logit adjustment: factor of the log prior (Menon et al., ICLR 2021)."""
     gamma: Annotated[NonNegative, OnlyWith(name="focal")] = 2.0
@@ -265,7 +265,7 @@ class Training(Settings):
         0.9,
     )
     """Shares of the epochs at which the learning rate is divided by ten; deferred re-weighting begins at the first.
-    Each comes with the nearest epoch, half way between two with the earlier; one at the end of the run never comes."""
+    Each is rounded to the nearest epoch, ties to the earlier one; a milestone at the end of the run has no effect."""
     augment: Literal["crop-flip", "crop", "none", "randaugment", "autoaugment"] = "crop-flip"
     """Random crop after zero padding by an eighth of the side, and mirroring where it keeps the label; preceded by
     RandAugment (2 operations of magnitude 8) or AutoAugment (the CIFAR-10 policy) as in AT-BSL."""
@@ -284,7 +284,7 @@ class Training(Settings):
     statistics. 1: none."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Arithmetic of training under autocast; evaluations judge in float32. auto: the faster on this machine, measured
-    once for each network; the run records which, and resumes with it anywhere."""
+    once for each network; the choice is recorded and kept when the run is resumed, also on another machine."""
     channels_last: bool = True
     """Memory layout of images and convolutions."""
     sync_bn: bool = True

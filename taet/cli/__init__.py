@@ -22,14 +22,14 @@ COMMANDS = {
     "train": "train a method: taet train METHOD [options]; continue a run: taet train --resume RUN",
     "check": "find what would spoil an evaluation of a run or of any model, and estimate its duration",
     "evaluate": "attack a finished run, or any model, and write its result card",
-    "audit": "ask as a reviewer asks whether attacks on a run or any model can be believed: a checklist with numbers",
+    "audit": "check whether robustness results are trustworthy: a reviewer's checklist, with numbers",
     "gate": "compare the cards of an old and a new model; exit status 1 only if the new one is known to be worse",
     "transfer": "evaluate each of several runs on the adversarial examples of the others",
     "embed": "draw features or logits of runs, clean and attacked, by t-SNE, with numbers beside the picture",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
     "tune": "choose settings on validation images, with the same number of trials for every method, then compare",
     "reproduce": "fill the tables and figures of both papers, and print them beside the published numbers",
-    "leaderboard": "print the leaderboard, or check somebody's result card against it: taet leaderboard submit CARD",
+    "leaderboard": "print the leaderboard, or check a submitted result card: taet leaderboard submit CARD",
     "report": "write one self-contained HTML file about any number of runs",
     "predict": "classify images with a finished run, and test whether each prediction survives an attack",
     "export": "write the model of a finished run, with its preprocessing, as pt2, ONNX or safetensors",
@@ -45,9 +45,8 @@ EPILOG = """Every command has --help, with examples, and --debug, which shows th
 
 taet help COMMAND is taet COMMAND --help.
 
-Exit status: 0 success; 1 a cell of a comparison, a question of taet audit or taet gate failed, or an error that taet
-did not foresee; 2 a mistake in the call, a file or a plug-in, named in one line; 130 interrupted, with all finished
-work saved."""
+Exit status: 0 success; 1 a cell of a comparison failed, taet audit or taet gate answered no, or an unexpected error;
+2 a mistake in the call, a file or a plug-in, named in one line; 130 interrupted, with all finished work saved."""
 
 DEBUG = "TAET_DEBUG"
 """Environment variable that acts as --debug."""

@@ -60,13 +60,13 @@ class AttackOptions:
     worst_case: bool = False
     """Run the attacks one after another, each on the images that the previous ones left correct: one column."""
     probe: bool = True
-    """Look on a few images for what may mislead attacks, such as masked gradients."""
+    """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     processes: Processes | Literal["auto"] | None = None
-    """Processes of this machine that share the batches; results are those of one process. auto: one per GPU, or
-    without a GPU one per core, which is faster than one process on all cores if there are as many batches. Default:
-    on a CPU, for a run with enough work, one per core (at most OMP_NUM_THREADS) and batch; otherwise 1."""
+    """Number of processes on this machine; the result does not depend on it. auto: one per GPU or, without one, one
+    per core. Default: on a CPU, for a long evaluation of a run, one per core but no more than there are batches;
+    otherwise 1."""
     json: bool = False
     """Print the result card instead of a table."""
 

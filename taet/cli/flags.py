@@ -39,6 +39,8 @@ RunPath = Annotated[Path, bounds.Rule(lambda path: str(path) == printable(str(pa
 """A folder for files of weights, whose library knows no other paths."""
 
 REGISTRY = ConstructorRegistry()
+NONE = "{None}|"
+"""How tyro writes that an option may have no value."""
 
 
 def read_path(text: str) -> Path:
@@ -98,7 +100,8 @@ def _text(value: Any, hint: Any) -> str:
 
 def _described(hint: Any, text: str, default: Any, label: str = "") -> Any:
     """Return the type of an option with what --help says about it: its text, bounds, condition and default."""
-    said = "" if default is None or default == () else f"default: {_text(default, hint)}"
+    unsaid = default is None or default == () or re.search("Default: |[Bb]y default", text)
+    said = "" if unsaid else f"default: {_text(default, hint)}"
     notes = "; ".join(filter(None, (bounds.bounds_text(hint), bounds.condition_text(hint, label), said)))
     return Annotated[hint, tyro.conf.arg(help=text, help_behavior_hint=f"({notes})" if notes else "")]
 
@@ -150,7 +153,7 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, 
             with contextlib.redirect_stdout(shown):
                 return read()  # prints, and exits
         except SystemExit as exit_:
-            print(re.sub(r"\{None\}\|(.*?)( *)│", r"\1\2       │", shown.getvalue()).replace("{None}|", ""), end="")
+            print(_without_none(shown.getvalue()), end="")
             raise Done(exit_.code) from None
     parsed: T | None = None
     with _captured() as output, contextlib.suppress(SystemExit):
@@ -161,6 +164,15 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, 
                 bounds.check_value(name.replace("_", " "), getattr(parsed, name), hint)
         return parsed
     raise UserError(f"{_mistake(output.getvalue(), _option_types(kind), arguments, prog)}; see {prog} --help")
+
+
+def _without_none(page: str) -> str:
+    """Return a page of --help without the None that options may be, and with every text in its column."""
+
+    def bare(words: re.Match[str]) -> str:
+        return words[0].replace(NONE, "").ljust(len(words[0]))
+
+    return re.sub(r"\S+(?: \S+)*", bare, page)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ class TrainOptions:
     """Name of the model of the run to continue if it is package.module:callable: its code is imported and run only if
     it is named here."""
     evaluate: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Attack the finished run and write its report.html. Default: for your own images."""
+    """Attack the finished run and write its report.html. On by default for your own images."""
     no_evaluate: tyro.conf.FlagCreatePairsOff[bool] = False
     """Do not attack the finished run."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False

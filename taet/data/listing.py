@@ -61,7 +61,7 @@ class Listing:
         return np.array(found, np.int64)
 
     def grouped_by(self, pattern: str) -> Listing:
-        """Return the same files with groups from their names: what the pattern finds, or its first part in brackets."""
+        """Return the same files with groups from their names: the match of the pattern, or its first capture group."""
         found = [re.search(pattern, file.name) for file in self.files]
         if not any(found):
             raise UserError(f"data group pattern: '{pattern}' is found in no file name, e.g. '{self.files[0].name}'")

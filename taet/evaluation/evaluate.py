@@ -70,8 +70,8 @@ def evaluate(
         curves: curves to measure, among steps, eps and logit-scale; each point is a column.
         worst_case: run the attacks one after another, each on the images that are still correct, and return that one
             column beside the clean one. Cheaper if only the worst case is needed.
-        probe: look on a few images for what may mislead attacks, such as masked gradients. It takes no more passes than
-            the attacks do, unless these are very short; without it, the card has a flag that says so.
+        probe: test on a few images for problems that make attacks unreliable, such as masked gradients. It takes no
+            more passes than the attacks do, unless these are very short; without it, the card has a flag that says so.
         eps, step_size, eps_l2, step_size_l2, batch_size, seed: fields of `taet.config.Evaluation` in place of those of
             the settings; radii and steps in units of the image range, e.g. 8/255.
         settings: settings of the attacks, or a mapping of those fields of `Evaluation` that change. Default: those of

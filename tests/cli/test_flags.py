@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,26 @@ def test_given_options_change_the_run(words: str, name: str, expected: object) -
     request = parse("at", words.split())
     assert request.given == {name: expected, "seed": 0}
     assert request.run() == override(request.start, request.given)
+
+
+def test_options_that_may_be_none_stay_in_their_column(taet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    lines = taet("evaluate", "--help").out.splitlines()
+    columns = {
+        line.index(said)
+        for said in ("auto, cpu", "Radius of the L-inf", "Step of PGD")
+        for line in lines
+        if said in line
+    }
+    assert len(columns) == 1
+    assert len({len(line) for line in lines if line.startswith("  --")}) == 1
+    assert not any("{None}" in line for line in lines)
+
+
+def test_a_default_that_the_text_says_is_not_said_again(taet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    page = " ".join(taet("train", "--help").out.split())
+    assert "(default:" not in page.split("--evaluate ", 1)[1].split("--no-evaluate", 1)[0]
 
 
 def test_help_shows_bounds_and_the_defaults_of_the_protocol(
