@@ -45,6 +45,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}".replace(",", "\N{NO-BREAK SPACE}")
 
 
+def plural(number: int, noun: str) -> str:
+    """Write a number with a regular noun: 1 cell, 3 cells."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def data_size(size_in_bytes: float) -> str:
     """Write a number of bytes in the largest unit of which it holds at least one: 2.1 GB, 340.0 kB, 12 bytes."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -23,6 +23,10 @@ def test_a_size_that_must_be_read_back_is_exact() -> None:
     assert float(formatting.size(nearly, digits=None, within=0)) == nearly
 
 
+def test_one_is_no_plural() -> None:
+    assert [formatting.plural(number, "cell") for number in (0, 1, 2)] == ["0 cells", "1 cell", "2 cells"]
+
+
 def test_shares_are_per_cent_and_what_is_not_known_is_a_dash() -> None:
     assert formatting.percent(0.6125) == "61.3"
     assert formatting.percent(math.nan) == "–"

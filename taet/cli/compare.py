@@ -13,14 +13,14 @@ import tyro
 
 from taet.bounds import Processes
 from taet.cli import flags
-from taet.cli.progress import say
+from taet.cli.progress import saved, say
 from taet.errors import UserError
 from taet.evaluation import StopRule
 from taet.experiments import Comparison, Until, compare, merge, what_if
 from taet.experiments.comparison import OPEN
 from taet.experiments.specification import read as read_spec
 from taet.files import write_json
-from taet.formatting import clock
+from taet.formatting import clock, plural
 from taet.models import trusted
 
 EXAMPLES = (
@@ -99,7 +99,8 @@ def run(arguments: list[str]) -> int:
 
     given = what_if.with_shares(read_spec(parsed.spec)) if parsed.what_if else parsed.spec
     out = Path(parsed.spec.stem) if parsed.what_if and parsed.out is None else parsed.out
-    with trusted(*parsed.trust_model):
+    place = out or Path(parsed.spec.stem)
+    with saved(["compare", *arguments], place), trusted(*parsed.trust_model):
         if parsed.merge is not None:
             result = merge(given, out, parsed.merge, say=say)
         else:
@@ -184,7 +185,7 @@ def counted(result: Comparison) -> str:
     """Return how many cells are in each state, and the time used so far."""
     states = ", ".join(f"{n} {state}" for state, n in result.counts.items()) or "none"
     taken = f"; {timed(result.seconds)}" if any(result.seconds.values()) else ""
-    return f"{len(result.outcomes)} cells: {states}{taken}"
+    return f"{plural(len(result.outcomes), 'cell')}: {states}{taken}"
 
 
 def timed(taken: dict[str, float]) -> str:

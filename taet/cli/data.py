@@ -155,7 +155,9 @@ def _prepare(arguments: list[str]) -> None:
         layouts.write(dataset, parsed.layout, out, report)
     print(f"written: {out}")
     if not dataset.mirror:
-        print("note: mirrored images of this set lose their labels, which no layout records; train with --augment crop")
+        print(
+            "note: mirrored images of this set lose their labels, which no layout records; train with --data.mirror no"
+        )
     grouped = any(split.groups is not None for split in dataset.splits.values())
     if grouped and parsed.layout == "taet-npy":
         print("note: this layout does not record groups of images; npz and folder keep each group in one split")

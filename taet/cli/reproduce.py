@@ -12,7 +12,7 @@ import tyro
 from taet.bounds import Processes
 from taet.cli import flags
 from taet.cli.compare import seconds, share
-from taet.cli.progress import say
+from taet.cli.progress import saved, say
 from taet.errors import UserError
 from taet.files import make_folder, write_atomically
 from taet.formatting import listed
@@ -93,7 +93,8 @@ def run(arguments: list[str]) -> int:
     elif not parsed.dry_run:
         part = None if parsed.part is None else share(parsed.part)
         budget = None if parsed.time_budget is None else seconds(parsed.time_budget)
-        result = session.fill(budget, parsed.jobs, part)
+        with saved(["reproduce", *arguments], parsed.out):
+            result = session.fill(budget, parsed.jobs, part)
         failed = "failed" in result.counts
         for outcome in result.outcomes:
             if outcome.state == "failed":

@@ -27,7 +27,7 @@ from taet.evaluation import evaluate
 from taet.evaluation.bundles import check_attacks
 from taet.evaluation.measurement import attack_seconds
 from taet.experiments import own_data
-from taet.formatting import duration
+from taet.formatting import duration, plural
 from taet.report import write
 from taet.training import resume, train
 from taet.training.decided import Decision
@@ -63,7 +63,8 @@ class TrainOptions:
     """Sets the default of every other option: taet, reat, or official, the published settings of METHOD. Default: taet,
     with a network that suits images and machine."""
     recipe: str | None = None
-    """Settings that go together, instead of the protocol's: taet, reat, vit or strong (see `taet list recipes`)."""
+    """Settings that go together, instead of the protocol's: taet, reat, vit, strong or fine-tune (see `taet list
+    recipes`)."""
     seed: LongSeed = 0
     """Seed of weights, batches, augmentation and attack starts."""
     out: flags.RunPath | None = None
@@ -273,7 +274,7 @@ def introduction(trainer: Trainer, decided: Mapping[str, Decision]) -> str:
     lines += [] if trainer.extra is None else [f"  {text}" for text in trainer.description("").deviations[-1:]]
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     _, height, width = dataset.image_shape
-    epochs = f"{run.training.epochs} epoch{'' if run.training.epochs == 1 else 's'}"
+    epochs = plural(run.training.epochs, "epoch")
     stem = models.stem(run.model.name, dataset.image_shape, run.model.stem)
     lines += [
         f"{run.method}: {epochs} of {run.model.name}, {parameters:,} parameters, {f'{stem} stem, ' if stem else ''}on "

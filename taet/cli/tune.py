@@ -13,7 +13,7 @@ import tyro
 from taet.bounds import Processes
 from taet.cli import flags
 from taet.cli.compare import counted, seconds
-from taet.cli.progress import say
+from taet.cli.progress import saved, say
 from taet.experiments.tune import BEST, Tuned, tune
 from taet.formatting import aligned, percent, words
 from taet.models import trusted
@@ -69,10 +69,11 @@ def run(arguments: list[str]) -> int:
     """Run a search and print the best trial of every method."""
     parsed = read(arguments)
 
-    with trusted(*parsed.trust_model):
+    place = parsed.out or Path(parsed.spec.stem)
+    with saved(["tune", *arguments], place), trusted(*parsed.trust_model):
         found = tune(
             parsed.spec,
-            parsed.out or Path(parsed.spec.stem),
+            place,
             jobs=parsed.jobs,
             time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
             say=say,

@@ -292,22 +292,31 @@ def _attacked(
 
 def _read(file: Path, digest: str, record: RunRecord) -> StoredAbstention:
     """Read stored counts; those of other weights, and those that were changed, are refused."""
-    values = read_json(file, links=False)
-    with located(str(file)):
-        check_shape("", values, StoredAbstention)
-        again = f"remove {file.name} to measure again"
-        if not check_seal(file, values):
-            raise UserError(f"it has no checksum; {again}")
-        if values["weights_sha256"] != digest or values["class_names"] != list(record.data.class_names):
-            raise UserError(f"it is about other weights than the run's; {again}")
-        if values["schema"] != SCHEMA or values["candidates"] != list(CANDIDATES):
-            raise UserError(f"another version of taet wrote it; {again}")
-        wanted = (record.data.num_classes, len(CANDIDATES))
-        for one in values["under"]:
-            if any([*map(len, one[name])] != [wanted[1]] * wanted[0] for name in ("wrong", "answered")):
-                raise UserError(f"got counts of another shape than {wanted}; {again}")
+    try:
+        values = read_json(file, links=False)
+        with located(str(file)):
+            check_shape("", values, StoredAbstention)
+        sealed = check_seal(file, values)
+        with located(str(file)):
+            _check_counts(values, sealed, digest, record)
+    except UserError as error:
+        raise UserError(f"{error}; remove {file.name} to measure again") from None
     found: StoredAbstention = values
     return found
+
+
+def _check_counts(values: StoredAbstention, sealed: bool, digest: str, record: RunRecord) -> None:
+    """Refuse stored counts without a checksum, of other weights, of another version or of another shape."""
+    if not sealed:
+        raise UserError("it has no checksum")
+    if values["weights_sha256"] != digest or values["class_names"] != list(record.data.class_names):
+        raise UserError("it is about other weights than the run's")
+    if values["schema"] != SCHEMA or values["candidates"] != list(CANDIDATES):
+        raise UserError("another version of taet wrote it")
+    wanted = (record.data.num_classes, len(CANDIDATES))
+    for one in values["under"]:
+        if any([*map(len, one[name])] != [wanted[1]] * wanted[0] for name in ("wrong", "answered")):
+            raise UserError(f"got counts of another shape than {wanted}")
 
 
 def _chosen(stored: StoredAbstention, share: float) -> Thresholds:

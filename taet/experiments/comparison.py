@@ -25,7 +25,7 @@ from taet.experiments.decisions import PairOutcome, Until, decide_pairs, pairs_o
 from taet.experiments.parts import gather, share
 from taet.experiments.specification import Specification, parse, read
 from taet.files import flock, make_folder, write_json
-from taet.formatting import clock
+from taet.formatting import clock, plural
 from taet.report import write
 from taet.training.environment import cores, taet_command
 from taet.training.folder import RunFolder
@@ -340,7 +340,7 @@ class _Work:
         self.ended = 0
         listed = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
         on = f"{jobs} side by side on GPU {', '.join(gpus)}; " if gpus else ""
-        say(f"{len(planned)} cells: {listed or 'none'}; {on}logs in {logs}")
+        say(f"{plural(len(planned), 'cell')}: {listed or 'none'}; {on}logs in {logs}")
 
     def run(self, deadline: float) -> bool:
         """Work until all is done, the time is up, or the user interrupts; return whether the user did."""
@@ -439,7 +439,7 @@ class _Work:
     def _stop(self) -> None:
         """Make every process save and end."""
         if self.running:
-            self.say(f"stopping {len(self.running)} running cells; they save what they have")
+            self.say(f"stopping {plural(len(self.running), 'running cell')}, after saving")
         for number in (signal.SIGTERM, signal.SIGINT):  # the second one does not wait for the end of a batch
             for job in self.running:
                 job.process.send_signal(number)

@@ -16,6 +16,7 @@ from taet.data.images import FITTED
 from taet.data.listing import FRAMES
 from taet.data.selection import VALIDATION
 from taet.errors import UserError
+from taet.formatting import plural
 from taet.protocols import start
 from taet.training.decided import Decision, lines
 
@@ -177,7 +178,7 @@ def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Decision]
     enough = max(math.ceil(STEPS / steps), FEWEST_EPOCHS)
     epochs = most.epochs if accelerated else min(enough, most.epochs)
     return {
-        "training.batch_size": Decision(batch, f"about {steps} step{'' if steps == 1 else 's'} in an epoch"),
+        "training.batch_size": Decision(batch, f"about {plural(steps, 'step')} in an epoch"),
         "training.epochs": Decision(
             epochs, f"about {epochs * steps} steps; the protocol {run.protocol} has {most.epochs} epochs"
         ),

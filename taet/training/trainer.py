@@ -32,6 +32,7 @@ from taet.data.loader import Batch, Loader
 from taet.data.reading import told_to
 from taet.distributed import copy_first, first, in_any, in_turn, rank, unless_one_ends, world_size
 from taet.errors import UserError, custom_code, located
+from taet.formatting import plural
 from taet.methods import Attack, Method
 from taet.methods.base import Loss
 from taet.models import memory_layout
@@ -87,7 +88,7 @@ class TrainingResult:
 
     def __repr__(self) -> str:
         last: Row = next((row["monitor"] for row in reversed(self.history) if row["monitor"]), {})
-        epochs = f"{len(self.history)} epoch{'' if len(self.history) == 1 else 's'}"
+        epochs = plural(len(self.history), "epoch")
         lines = [f"{self.run.method} on {self.dataset.name}: {epochs}, {self.folder}"]
         for name, counts in last.items():
             if isinstance(counts, dict):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -87,6 +88,32 @@ def test_a_dry_run_prints_commands_and_json(taet: Any, place: Path) -> None:
     stored = json.loads(taet("compare", "two.toml", "--dry-run", "--json").out)
     assert stored["counts"] == {"missing": 1, "not applicable": 1}
     assert [path.name for path in place.iterdir()] == ["two.toml"]
+
+
+TUNING = SPECIFICATION.replace(', "harl"', "") + "[tune]\ntrials = 1\nspace = {lr = [0.1, 0.2]}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        ("compare two.toml --jobs 2", "two"),
+        ("compare two.toml --out 'else where'", "else where"),
+        ("tune search.toml", "search"),
+        ("reproduce taet/figure1 --scale smoke --out again", "again"),
+    ],
+)
+def test_an_interruption_names_the_folder_and_the_command_that_goes_on(
+    taet: Any, place: Path, words: str, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if words.startswith("tune"):
+        pytest.importorskip("optuna", reason="taet tune needs optuna (taet[tune])")
+    (place / "search.toml").write_text(TUNING)
+    monkeypatch.setattr(comparison, "settled", lambda planned, _: planned)
+    monkeypatch.setattr(comparison._Work, "run", lambda *_: True)
+    outcome = taet(*shlex.split(words))
+    assert outcome.code == 130
+    said = f"what was done so far is saved in {out}; go on with: taet {words}"
+    assert outcome.err.splitlines()[-1] == f"taet: interrupted; {said}"
 
 
 def test_what_the_time_budget_left_is_said_with_the_command_that_goes_on(place: Path) -> None:

@@ -85,7 +85,7 @@ def test_prepare_writes_every_layout_and_says_how_to_read_it(taet: Any, tmp_path
     outcome = taet("data", "prepare", *SMALL, "--layout", layout)
     assert outcome.code == 0, outcome.err
     *_, written, note, following = outcome.out.splitlines()
-    assert note.endswith("train with --augment crop")  # digits have a direction
+    assert note.endswith("train with --data.mirror no")  # digits have a direction
     assert written == f"written: {name}"
     assert following == f"next: taet data show {layout}:{name}"
     shown = json.loads(taet(*following.split()[2:], "--json").out)

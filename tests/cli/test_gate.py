@@ -158,6 +158,14 @@ def test_the_github_action_runs_the_gate(old: Path, attacked: int, code: int) ->
 
 
 @pytest.mark.full
+def test_the_github_action_gates_columns_that_stand_in_several_lines(old: Path) -> None:
+    new = write(old.with_name("new.json"), {"clean": 20, "pgd-20": 140, "deepfool": 190})
+    outcome = act(old.parent, OLD=old.name, NEW=new.name, COLUMNS_OF_CARDS="clean\n pgd-20\n", MARGIN="0")
+    assert outcome.returncode == 1, outcome.stderr
+    assert "pgd-20" in outcome.stdout
+
+
+@pytest.mark.full
 def test_the_github_action_fails_on_cards_that_cannot_be_compared(old: Path) -> None:
     outcome = act(old.parent, OLD=old.name, NEW="none.json", COLUMNS_OF_CARDS="", MARGIN="0")
     assert outcome.returncode == 2

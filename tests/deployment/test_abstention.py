@@ -194,8 +194,10 @@ def test_a_changed_file_is_refused(change: dict[str, Any], match: str, run: Path
     stored = {name: value for name, value in stored.items() if value is not None}
     resealed = stored.pop("seal", False)
     (copy / "abstention.json").write_text(json.dumps(seal(stored) if resealed else stored))
-    with pytest.raises(UserError, match=match):
+    with pytest.raises(UserError, match=match) as caught:
         thresholds(copy, 0.5, attacks=FAST)
+    assert str(caught.value).count(str(copy)) == 1
+    assert str(caught.value).endswith("; remove abstention.json to measure again")
 
 
 def test_what_is_refused(run: Path, trained: Path, noisy: Dataset, dataset: Dataset, tmp_path: Path) -> None:
