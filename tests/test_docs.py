@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import re
@@ -29,6 +30,7 @@ from taet.cli import (
     evaluate,
     export,
     gate,
+    main,
     predict,
     push,
     reproduce,
@@ -38,7 +40,8 @@ from taet.cli import (
 )
 from taet.cli.train import configure
 from taet.config import Threat
-from taet.evaluation import diagnostics
+from taet.evaluation import ResultCard, diagnostics
+from taet.evaluation.card import compare_runs
 from taet.experiments.specification import parse, read
 from taet.methods import Task
 from taet.methods.base import Attack
@@ -62,6 +65,7 @@ READ = {
     "tune": tune.read,
 }
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -226,8 +230,6 @@ def test_the_tables_are_those_of_the_result_cards() -> None:
 def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> None:
     cards = [path for path in sorted((ROOT / "results").glob("*/**/*.json")) if ".embedding-" not in path.name]
     assert cards
-    from taet.evaluation import ResultCard
-
     for path in cards:
         card = ResultCard.load(path)
         assert card.command.startswith("taet evaluate")
@@ -260,3 +262,64 @@ def test_the_changelog_knows_this_version() -> None:
     assert f"## {taet.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"version: {taet.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f'version = "{taet.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+MINI = "reproduce/mini/"
+SHOWN = {  # paired differences in hand-written text, by page: folder of results, first row, second row, attack
+    "README.md": f"""
+        {MINI} taet_cifar10-lt_ir10_seed0-8323d86a at-bsl_cifar10-lt_ir10_seed0-8108faaa autoattack
+        . {MINI}reat_cifar10-lt_ir50_seed0-4be6c47b cifar10-lt-mini-reat/at-bsl autoattack""",
+    "docs/extra-data.md": "digits-lt-extra gaussian-inverse-seed? copies-seed? autoattack-fast",
+    "docs/fine-tuning.md": """
+        ham10000-fine-tune trades standard clean
+        ham10000-fine-tune trades standard autoattack-fast""",
+    "results/ham10000-fine-tune/about.md": """
+        ham10000-fine-tune trades standard clean
+        ham10000-fine-tune trades standard autoattack-fast""",
+    "results/ham10000/about.md": "ham10000 taet at-bsl autoattack-fast",
+    "results/digits-lt-extra/about.md": """
+        digits-lt-extra held-back-seed? none-seed? pgd-20
+        digits-lt-extra held-back-seed? none-seed? autoattack-fast
+        digits-lt-extra copies-seed? none-seed? clean
+        digits-lt-extra held-back-seed? copies-seed? clean
+        digits-lt-extra held-back-seed? copies-seed? autoattack-fast
+        digits-lt-extra mixed-seed? none-seed? autoattack-fast
+        digits-lt-extra mixed-seed? copies-seed? clean
+        digits-lt-extra gaussian-inverse-seed? copies-seed? autoattack-fast
+        digits-lt-extra gaussian-inverse-seed? none-seed? autoattack-fast""",
+    "results/digits-lt-class-wise/about.md": """
+        digits-lt-class-wise cfa+at-seed? at-seed? autoattack-fast
+        digits-lt-class-wise cfa+at-bsl-seed? at-bsl-seed? autoattack-fast
+        digits-lt-class-wise cfa+at-seed? at-seed? clean
+        digits-lt-class-wise dafa+at-seed? at-seed? autoattack-fast
+        digits-lt-class-wise dafa+at-bsl-seed? at-bsl-seed? autoattack-fast
+        digits-lt-class-wise counts+at-seed? at-seed? autoattack-fast
+        digits-lt-class-wise counts+at-bsl-seed? at-bsl-seed? autoattack-fast
+        digits-lt-class-wise cgr-prior-alone-seed? cgr-seed? autoattack-fast
+        digits-lt-class-wise cgr-prior-alone-seed? at-bsl-seed[01] autoattack-fast
+        digits-lt-class-wise cgr-seed? at-bsl-seed[01] autoattack-fast
+        digits-lt-class-wise cgr-no-prior-seed? cgr-seed? clean""",
+}
+
+
+def test_paired_intervals_in_texts_are_those_of_the_result_cards() -> None:
+    """Tables and findings.md are rendered, and have tests of their own."""
+    pages = [*PAGES, *(ROOT / "results").glob("*/about.md")]
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in pages}
+    load_once = functools.cache(ResultCard.load)
+    signed = re.compile(r"([+-]\d+\.\d)\s+to\s+([+-]\d+\.\d)(?!\d)")
+    for page in texts.keys() - {"docs/findings.md"}:
+        text = re.sub(r"^\|.*$", "", texts[page], flags=re.M).replace("−", "-")
+        expected = set()
+        for folder, *rows, column in map(str.split, SHOWN.get(page, "").strip().splitlines()):
+            sides = [[load_once(path) for path in sorted((RESULTS / folder).glob(f"{row}.json"))] for row in rows]
+            found = compare_runs(sides[0], sides[1], column)
+            expected.add((f"{100 * found.low:+.1f}", f"{100 * found.high:+.1f}"))
+        assert set(signed.findall(text)) == expected, page
+
+
+def test_the_example_of_the_gate_is_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    cards = [str(RESULTS / "digits-lt-methods" / f"{name}-seed0.json") for name in ("at", "harl")]
+    assert main(["gate", *cards, "--columns", "clean", "autoattack"]) == 1
+    indented = "".join(f"    {line}\n" for line in capsys.readouterr().out.splitlines())
+    assert indented in (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")
