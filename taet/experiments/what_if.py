@@ -36,6 +36,10 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         return "-" if math.isnan(self.value) else f"{points(self.value)} [{points(self.low)}, {points(self.high)}]"
 
+    def within(self, low: float, high: float) -> Estimate:
+        """Return the value and the interval, cut to what is possible."""
+        return Estimate(*(min(max(one, low), high) for one in self)) if not math.isnan(self.value) else self
+
 
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
@@ -55,7 +59,8 @@ class Worth:
     last_doubling: Estimate
     """Measured: all images less half of them."""
     next_doubling: Estimate
-    """Twice the images of every class, by a straight line in the logarithm of the number of images."""
+    """Twice the images of every class, by a straight line in the logarithm of the number of images; cut to what leaves
+    the recall in 0 to 1."""
     against_first: Estimate
     """This row less the first method's, with all images; unknown in that row, and where they share too few seeds."""
 
@@ -185,7 +190,8 @@ def _gains(
     against = UNKNOWN if alone else _mean([apart[:, own] for own in members])
     recall = float(np.mean([masks[-1][:, own].mean() for own in members]))
     name = EVERY if label is None else card.class_names[label]
-    return name, int(images[-1, labels].sum()), recall, last, _mean(lines), against
+    following = _mean(lines).within(-recall, 1 - recall)
+    return name, int(images[-1, labels].sum()), recall, last.within(-1, 1), following, against.within(-1, 1)
 
 
 def _mean(classes: list[Floats]) -> Estimate:
@@ -221,6 +227,7 @@ def table(found: Sequence[Worth]) -> str:
             "Recall under the worst of the attacks, with all images. Gains are in percentage points, with 95 %",
             "intervals over seeds and test images. Last doubling: measured, from half of the images of every class to",
             "all. Next doubling: a straight line in log(images) through a quarter, a half and all; one that flattens",
-            "gains less. Beyond twice the images nothing is said. -: nothing varies, or seeds or images are too few.",
+            "gains less. Beyond twice the images nothing is said. Cut: measured differences to +-100, the next",
+            "doubling to what the recall can lose and gain, 0 to 100. -: nothing varies, or seeds or images are few.",
         ]
     )

@@ -108,6 +108,27 @@ def test_gains_of_a_class() -> None:
     assert "at, a" in what_if.table([worth])
 
 
+@pytest.mark.parametrize(("gain", "above", "cut"), [(0.3, 0.05, "high"), (-0.13, 0.01, "low")])
+def test_a_recall_stays_between_0_and_1(gain: float, above: float, cut: str) -> None:
+    """Recalls of 0.35, 0.65, 0.95, whose line goes on to 1.25; and of 0.31, 0.18, 0.05, whose line goes on below 0."""
+    _, _, recall, last, line, _ = _gains(runs(gain, above), {}, 0)  # type: ignore[arg-type]
+    limits = {"low": -recall, "high": 1 - recall}
+    assert line.value == getattr(line, cut) == pytest.approx(limits[cut])
+    assert limits["low"] <= line.low <= line.value <= line.high <= limits["high"]
+    assert last.value == pytest.approx(gain)  # measured, and as it was
+
+
+def test_a_measured_difference_stays_within_100_points() -> None:
+    """Two seeds that disagree: Student's quantile of 12.7 leads far beyond."""
+    apart = {seed: [Card((k, k), (recall, 0.0), 0) for k in (1, 2, 4)] for seed, recall in enumerate((0.1, 0.9))}
+    other = {seed: [Card((k, k), (0.5, 0.0), 0) for k in (1, 2, 4)] for seed in (0, 1)}
+    for label in (0, None):
+        against = _gains(apart, other, label)[-1]  # type: ignore[arg-type]
+        assert against.value == pytest.approx(0)
+        assert (against.low, against.high) == (-1, 1)
+    assert what_if.UNKNOWN.within(-1, 1) is what_if.UNKNOWN
+
+
 def test_the_first_row_is_that_of_the_first_method(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from taet.experiments.cells import cells
 
