@@ -20,14 +20,16 @@ from taet import methods, metrics
 from taet.bounds import Seed, check_value, got_text
 from taet.config import Run
 from taet.data.selection import VALIDATION
-from taet.errors import UserError, located, needed, unknown
+from taet.errors import UserError, located, unknown
 from taet.experiments.cells import Cell, cells, in_precision, is_open
 from taet.experiments.comparison import CellOutcome, Comparison, compare, fill
+from taet.experiments.journal import load_optuna, open_journal
 from taet.experiments.specification import Entry, Specification, parse, table
 from taet.files import digest, make_folder, seal, write_json
+from taet.formatting import clock
 from taet.training.folder import RunFolder
 
-JOURNAL, BEST = "trials.journal", "tuned.json"
+BEST = "tuned.json"
 KEYS = ("trials", "seed", "space", "methods")
 RANGE_KEYS = ("low", "high", "log", "step")
 ASKED = "specification"
@@ -228,6 +230,7 @@ def tune(
     def left() -> float | None:
         return None if time_budget is None else time_budget - (time.monotonic() - begun)
 
+    progress = _progress(studies, search)
     work = _running(studies, search)  # of a process that ended, or is at work on it
     while work := work or _ask(studies, search, 1 if jobs == "auto" else jobs) or _running(studies, search):
         budget = left()
@@ -237,6 +240,8 @@ def tune(
         done, interrupted = fill(search.grid.title, place, planned, budget, jobs, say, time.monotonic())
         for asked, outcome in zip(work, done.outcomes, strict=True):
             _tell(studies[asked.row], asked, outcome)
+            if outcome.state in ("done", "failed"):
+                say(f"{progress()}: {asked.row}.{asked.number:04} {outcome.state}")
         if interrupted:
             raise KeyboardInterrupt
         work = []
@@ -296,18 +301,9 @@ def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:
     return [replace(cell, attacked=False, flags=(*cell.flags, "--no-evaluate")) for cell in planned]
 
 
-def _optuna() -> Any:
-    optuna = needed("optuna", "taet tune", "tune")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
 def _studies(search: Search, place: Path) -> dict[str, Any]:
     """Open the study of every method in the journal; those of another specification are refused."""
-    optuna = _optuna()
-    journal = optuna.storages.journal.JournalFileBackend(str(place / JOURNAL))
-    storage = optuna.storages.JournalStorage(journal)
-    studies = {}
+    optuna, storage, studies = load_optuna(), open_journal(place), {}
     for entry in search.grid.methods:
         study = optuna.create_study(study_name=entry.name, storage=storage, direction="maximize", load_if_exists=True)
         grid = replace(search.grid, methods=(entry,), title="", seeds=search.grid.seeds[:1], path=None)
@@ -321,7 +317,7 @@ def _studies(search: Search, place: Path) -> dict[str, Any]:
 
 def _ask(studies: Mapping[str, Any], search: Search, most: int) -> list[Asked]:
     """Ask for up to `most` new trials, of the methods that have the fewest, so that all have as many at the end."""
-    optuna, work = _optuna(), list[Asked]()
+    work: list[Asked] = []
     while len(work) < most:
         counts = {row: len(study.get_trials(deepcopy=False)) for row, study in studies.items()}
         row = min(counts, key=lambda name: counts[name])
@@ -329,13 +325,13 @@ def _ask(studies: Mapping[str, Any], search: Search, most: int) -> list[Asked]:
             break
         study = studies[row]
         # A new sampler for every trial: one that goes on after a crash draws what it would have drawn.
-        study.sampler = optuna.samplers.TPESampler(seed=int(digest([search.seed, counts[row]])[:8], 16))
-        spaces = {name: choices.distribution(optuna) for name, choices in search.spaces[row].items()}
+        study.sampler = load_optuna().samplers.TPESampler(seed=int(digest([search.seed, counts[row]])[:8], 16))
+        spaces = {name: choices.distribution(load_optuna()) for name, choices in search.spaces[row].items()}
         trial = study.ask(spaces)
         if trial.number < search.trials:  # else another process asked for the last one meanwhile
             work.append(Asked(row, trial.number, dict(trial.params)))
         else:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            study.tell(trial, state=load_optuna().trial.TrialState.FAIL)
     return work
 
 
@@ -349,12 +345,29 @@ def _running(studies: Mapping[str, Any], search: Search) -> list[Asked]:
     ]
 
 
+def _progress(studies: Mapping[str, Any], search: Search) -> Callable[[], str]:
+    """Return what says how many trials have ended, and how long the others take at the pace from now on."""
+
+    def ended() -> int:
+        trials = [trial for study in studies.values() for trial in study.get_trials(deepcopy=False)]
+        return sum(trial.state.is_finished() and trial.number < search.trials for trial in trials)
+
+    begun, before, total = time.monotonic(), ended(), search.trials * len(studies)
+
+    def said() -> str:
+        now = ended()
+        left = (total - now) * (time.monotonic() - begun) / max(now - before, 1)
+        return f"trial {now} of {total}{f', about {clock(left)} left' if now < total else ''}"
+
+    return said
+
+
 def _tell(study: Any, asked: Asked, outcome: CellOutcome) -> None:
     """Store the result of a trial that ended; another process may have done so."""
     if outcome.state == "done":
         study.tell(asked.number, value(RunFolder(outcome.cell.folder)), skip_if_finished=True)
     elif outcome.state == "failed":
-        study.tell(asked.number, state=_optuna().trial.TrialState.FAIL, skip_if_finished=True)
+        study.tell(asked.number, state=load_optuna().trial.TrialState.FAIL, skip_if_finished=True)
 
 
 def value(folder: RunFolder) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ from taet.errors import UserError
 from taet.experiments import tune as tuning
 from taet.experiments.cells import Cell
 from taet.experiments.comparison import CellOutcome, Comparison
+from taet.experiments.journal import JOURNAL
 from taet.experiments.tune import search_of, tune
 from taet.training.folder import RunFolder
 
@@ -153,7 +156,11 @@ def names(cells: Sequence[Cell]) -> list[str]:
 def test_every_method_gets_the_same_number_of_trials_and_the_best_is_compared(
     tmp_path: Path, trained: list[Cell]
 ) -> None:
-    found = tune(search_of(SPEC), tmp_path)
+    said: list[str] = []
+    found = tune(search_of(SPEC), tmp_path, say=said.append)
+    assert len(said) == 8
+    assert re.fullmatch(r"trial 4 of 8, about \d+:\d\d left: trades\.0001 failed", said[3])
+    assert re.fullmatch(r"trial 8 of 8: (at|trades)\.0003 done", said[-1])
     assert sorted(names(trained)) == [f"{row}.{number:04}" for row in ("at", "trades") for number in range(4)]
     assert names(trained)[:4] == ["at.0000", "trades.0000", "at.0001", "trades.0001"]  # evenly
     best = {row: numbers["settings"] for row, numbers in found.best.items()}
@@ -195,6 +202,53 @@ def test_a_search_that_was_interrupted_continues_with_the_trials_that_it_would_h
     tune(search_of(SPEC), tmp_path / "part")
     assert {cell.entry.name: cell.run for cell in trained} == whole
     assert len(trained) == 8  # none twice
+
+
+def test_an_unfinished_line_of_the_journal_loses_nothing_else(tmp_path: Path, trained: list[Cell]) -> None:
+    whole = tune(search_of(SPEC), tmp_path)
+    journal = tmp_path / JOURNAL
+    os.truncate(journal, journal.stat().st_size - 20)  # the value of the last trial
+    for added in (1, 0):
+        before = len(trained)
+        assert tune(search_of(SPEC), tmp_path).best == whole.best
+        assert len(trained) == before + added
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+@pytest.mark.parametrize("place", [3, -1])
+@pytest.mark.parametrize(
+    "junk", [b'{"op_code":4,"wor{"op_code":5}', b"\xff\xff", b"[1]", b'{"op_code":4}', b'{"op_code":77}']
+)
+def test_a_damaged_line_of_the_journal_is_named_and_nothing_is_changed(
+    tmp_path: Path, trained: list[Cell], junk: bytes, place: int
+) -> None:
+    tune(search_of(changed(trials=1)), tmp_path)
+    journal, before = tmp_path / JOURNAL, len(trained)
+    lines = journal.read_bytes().splitlines()
+    lines[place] = junk
+    journal.write_bytes(b"\n".join(lines) + b"\n")
+    kept = journal.read_bytes()
+    number = range(1, len(lines) + 1)[place]
+    with pytest.raises(UserError) as caught:
+        tune(search_of(changed(trials=1)), tmp_path)
+    way_out = "remove it and all later lines to go on with the trials before it, or choose another --out"
+    assert str(caught.value) == f"{journal}: line {number} is damaged; {way_out}"
+    assert (journal.read_bytes(), len(trained)) == (kept, before)
+    journal.write_bytes(b"\n".join(lines[: number - 1]) + b"\n")
+    assert tune(search_of(changed(trials=1)), tmp_path).best
+
+
+def test_the_lock_of_a_killed_process_can_be_dated(
+    tmp_path: Path, trained: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna asks the age of the journal through the lock, a link, and waits for ever if it leads nowhere."""
+    monkeypatch.chdir(tmp_path)
+    targets: list[str] = []
+    link = os.symlink
+    monkeypatch.setattr(os, "symlink", lambda target, name: (targets.append(target), link(target, name)))
+    tune(search_of(changed(trials=1)), Path("out"))
+    assert {*targets} == {str(tmp_path / "out" / JOURNAL)}
+    assert trained
 
 
 def test_two_processes_share_the_work_and_never_make_a_trial_too_many(tmp_path: Path, trained: list[Cell]) -> None:
