@@ -39,8 +39,7 @@ def open_journal(folder: Path) -> object:
         lock.acquire()
         held.callback(lock.release)
         with changed(path) as file:
-            lines = file.readlines()
-            whole = [line for line in lines if line.endswith(b"\n")]  # all, but for the last
+            whole = [line for line in file.readlines() if line.endswith(b"\n")]
             file.truncate(sum(map(len, whole)))
         _check(folder / JOURNAL, whole, storages)
     return storages.JournalStorage(backend)
