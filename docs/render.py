@@ -47,6 +47,8 @@ COMPARED = "digits-lt-methods"
 """The comparison of the most methods with several seeds."""
 END, END_OF_CHOICE = "<!-- end of attacks -->", "<!-- end of differences -->"
 COST = ROOT / "results" / "cost.json"
+LISTED = {"adaptive-pgd-N": "adaptive", "adaptive-pgd-l2-N": "adaptive"}
+"""Attacks that `taet list attacks` has under another name."""
 OUTERS = get_args(get_type_hints(Outer)["name"])
 # Golden numbers of losses and attacks that a method is made of; those in its own test file are found there.
 SHARED = {
@@ -388,6 +390,18 @@ def loss_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def passes_of(names: Sequence[str]) -> str:
+    """The passes of an image that stands, as `taet list attacks` prints them, for names with N for the steps."""
+    costs: dict[str, list[str]] = {}
+    for name in names:
+        title = registry.entries("attacks")[LISTED.get(name, name.removesuffix("-N"))].title
+        cost = re.sub(r" for an image that [a-z ]+", "", title.rpartition("; ")[2]) if "; " in title else ""
+        costs.setdefault(cost or next(iter(costs)), []).append(f"`{name}`")  # "the same in L2"
+    if len(costs) == 1:
+        return next(iter(costs))
+    return "; ".join(f"{cost} ({', '.join(of)})" for cost, of in costs.items())
+
+
 def attack_tables() -> str:
     """The attacks with their options, and what each option takes."""
     names: dict[type[AttackSpec], list[str]] = {}
@@ -397,13 +411,16 @@ def attack_tables() -> str:
     for kind, called in names.items():
         fields = option_fields(kind)
         about = " ".join((inspect.getdoc(kind) or "").partition(" Source:")[0].split())
-        attacks.append((", ".join(called), about, ", ".join(fields)))
+        attacks.append((", ".join(called), about, passes_of([one.strip("`") for one in called]), ", ".join(fields)))
         for option, field in fields.items():
             hint = bounds.Positive if field == "eps" else bounds.hints(kind)[field]
             takes.setdefault((option, bounds.allowed_text(hint), field_docs(kind)[field]), []).append(called[0])
     rows = [(f"`{option}`", values, about, ", ".join(of)) for (option, values, about), of in takes.items()]
     return "\n\n".join(
-        [table(("name", "description", "options"), attacks), table(("option", "values", "meaning", "of"), rows)]
+        [
+            table(("name", "description", "passes of an image that stands", "options"), attacks),
+            table(("option", "values", "meaning", "of"), rows),
+        ]
     )
 
 

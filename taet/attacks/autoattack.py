@@ -27,7 +27,7 @@ from taet.attacks.ball import (
 )
 from taet.attacks.counted import WORK, Counted
 from taet.attacks.draws import Draws
-from taet.attacks.inputs import refusing
+from taet.attacks.inputs import check_labels, check_type, refusing
 from taet.attacks.precision import SearchPrecision, exact_float32
 from taet.attacks.progress import Progress, ticking
 from taet.attacks.spec import FIXED, Fields, Model
@@ -264,8 +264,6 @@ def check_inputs(x: Tensor, y: Tensor, eps: float, norm: Norm, batch_size: int, 
         if classes.dtype != torch.int64 or classes.shape != (len(x),):
             got = f"{classes.dtype} {tuple(classes.shape)}"
             raise UserError(f"{what}: got {got}; allowed: torch.int64 ({len(x)},)")
-    if int(y.min()) < 0:
-        raise UserError(f"labels: got {int(y.min())}; allowed: 0 or more")
 
 
 def as_float(x: Tensor) -> Tensor:
@@ -276,9 +274,10 @@ def as_float(x: Tensor) -> Tensor:
 
 def _count_classes(model: Counted, x: Tensor, y: Tensor, device: torch.device) -> int:
     """Return the number of logits, tried on one image; there must be one for each label."""
-    width = model(as_float(x[:1]).to(device)).shape[1]
-    if int(y.max()) >= width:
-        raise UserError(f"labels: got up to {int(y.max())}; allowed: 0 to {width - 1}, one per logit of the model")
+    first = as_float(x[:1]).to(device)
+    check_type(model, first)  # of other images, too, the suite makes float32
+    width = model(first).shape[1]
+    check_labels(int(y.min()), int(y.max()), width)
     return int(width)
 
 

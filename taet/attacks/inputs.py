@@ -72,6 +72,7 @@ def ready(
             yield model, x, y
             return
         answers = Answers(model, check_values(x, y, eps, norm))
+        check_type(model, x)
         yield answers, x, y
         if not answers.asked:
             with torch.no_grad(), frozen(answers):
@@ -99,6 +100,24 @@ def check_model(model: object) -> None:
             "model: got weights made under torch.inference_mode, which let no gradient pass; allowed: a model built or "
             "loaded outside of it"
         )
+
+
+def check_type(model: Model, x: Tensor) -> None:
+    """Raise a `UserError` if the model fails for the type of the images, which none of its weights is of."""
+    tensors = [*model.parameters()] if isinstance(model, nn.Module) else []
+    types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} or {torch.float32}
+    if x.dtype in types:
+        return
+    place = tensors[0].device if tensors else x.device
+    try:
+        with torch.no_grad(), frozen(model):
+            model(x[:2].to(place))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if "type" not in reason:  # as of a model for batches of one size
+            return
+        allowed = "the type of the model's weights, as in x.float() and model.float()"
+        raise UserError(f"images: got {x.dtype}, on which the model fails ({reason}); allowed: {allowed}") from error
 
 
 def check_shapes(x: object, y: object) -> None:
@@ -164,12 +183,8 @@ class Answers(nn.Module):
         return output
 
     def _check(self, logits: Tensor, x: Tensor) -> None:
-        low, high = self.labels
-        classes = logits.shape[1]
         check_classes("model output", logits)
-        if low < 0 or high >= classes:
-            got = f"{low}" if low < 0 else f"up to {high}"
-            raise UserError(f"labels: got {got}; allowed: 0 to {classes - 1}, one per logit of the model")
+        check_labels(*self.labels, logits.shape[1])
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
         # Rows of zeros and a one may be logits that somebody wrote by hand, unless they are known to be a softmax's.
@@ -179,6 +194,13 @@ class Answers(nn.Module):
                 "model output: got probabilities, which sum to 1 for every image and hide the gradient; allowed: "
                 "logits, as they are before the softmax, or lambda x: model(x).clamp(min=1e-12).log()"
             )
+
+
+def check_labels(low: int, high: int, classes: int) -> None:
+    """Raise a `UserError` if the lowest or highest label is no class of the model."""
+    if low < 0 or high >= classes:
+        got = f"{low}" if low < 0 else f"up to {high}"
+        raise UserError(f"labels: got {got}; allowed: 0 to {classes - 1}, one per logit of the model")
 
 
 def check_output(output: object, x: Tensor) -> Tensor:
