@@ -232,7 +232,6 @@ def test_a_class_name_is_used_once() -> None:
 #      30  a curve on a sample of the images
 #     120  budgets without an accelerator, columns of groups, folders that are no classes, names of all rows of figures
 #      55  names of weights of one epoch, arguments that nothing would come of
-#      60  the step of an audit, models that draw or divide in an audit, images of another type than the weights
 #      80  a torn or damaged journal of a search and the time that it takes, where an interrupted command goes on
 #      80  the step of an audit, models that draw or divide in an audit, images of another type than the weights
 MOST_LINES = 41_207
