@@ -107,6 +107,6 @@ def saved(command: Sequence[str], folder: Path | None = None) -> Iterator[None]:
     except KeyboardInterrupt as error:
         if error.args:
             raise
-        place = f" in {folder}" if folder is not None and folder.exists() else ""
+        place = "" if folder is None else f" in {folder}"
         words = shlex.join(["taet", *command])
         raise KeyboardInterrupt(f"what was done so far is saved{place}; go on with: {words}") from None
