@@ -16,7 +16,8 @@ from taet.errors import UserError
 from taet.evaluation import Column, ResultCard
 from taet.evaluation.schema import stored_columns
 
-COMMITTED = sorted(Path(__file__).parents[2].glob("results/*/**/*.json"))
+RESULTS = Path(__file__).parents[2] / "results"
+COMMITTED = sorted(path for path in RESULTS.glob("*/**/*.json") if ".embedding-" not in path.name)
 LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 0, 1, 0])
 CLEAN = np.array([0, 0, 1, 1, 1, 2, 0, 0, 1, 0])
 ATTACKED = np.array([1, 0, 1, 1, 2, 0, 0, 0, 0, 0])
