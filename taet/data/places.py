@@ -18,9 +18,10 @@ def roots(data: Data) -> list[Path]:
 def not_found(what: str, data: Data, put: str, options: str = "") -> UserError:
     """Return the error for official files that are in none of the folders; `put` says what to put into one by hand."""
     looked = ", ".join(f"'{root}'" for root in roots(data))
+    own = f"; the folder '{data.name}' here is read by folder:{data.name}" if Path(data.name).is_dir() else ""
     return UserError(
         f"{what} is not in {looked}; run taet data prepare {data.name}{options}, or {put} into a folder and name that "
-        "with --data.root or TAET_DATA"
+        f"with --data.root or TAET_DATA{own}"
     )
 
 

@@ -103,6 +103,13 @@ def test_it_is_looked_for_in_every_data_folder(tmp_path):
         load("gtsrb", root=str(tmp_path / "here"))
 
 
+def test_a_folder_of_that_name_is_pointed_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gtsrb").mkdir()
+    with pytest.raises(UserError, match=r"TAET_DATA; the folder 'gtsrb' here is read by folder:gtsrb$"):
+        load("gtsrb")
+
+
 def test_the_larger_training_set_is_taken_where_both_are_there(tmp_path):
     place = write(tmp_path / "gtsrb/GTSRB")
     shutil.copytree(place / "Final_Training/Images", place / "Training")
