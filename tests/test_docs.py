@@ -237,6 +237,7 @@ def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> N
         assert not re.search(r"/(tmp|home|work|root)/", path.read_text(encoding="utf-8")), path
 
 
+@pytest.mark.full
 def test_the_pages_of_the_methods_are_those_of_the_code() -> None:
     render = load(ROOT / "docs" / "render.py")
     for path, text in render.pages().items():

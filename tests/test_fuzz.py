@@ -42,6 +42,7 @@ def test_changed_inputs_of_every_kind_end_well_or_in_one_line(inputs: Path, tmp_
     assert ends["refused"] > len(fuzz.KINDS) / 2, "most changes are mistakes"
 
 
+@pytest.mark.full
 def test_a_case_is_decided_by_its_kind_and_number(inputs: Path, tmp_path: Path) -> None:
     for number in range(3):
         played = [fuzz.play("spec.toml", number, inputs, tmp_path / f"{number} {again}") for again in (0, 1)]

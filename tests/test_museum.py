@@ -30,10 +30,11 @@ def raised(facts: ModelFacts) -> set[str]:
     return {flag for flag, unless in found.items() if found.keys().isdisjoint(unless)}
 
 
-# Its smoothed gradients are better ones, by how much its trained weights decide: on some processors enough for a flag.
-PERHAPS = {museum.k_winners: {"straight-through-beats-gradients"}}
+# Which of two replacements of its steps has the better gradients depends on its trained weights, so on rounding.
+OTHERWISE = {museum.k_winners: {"straight-through-beats-gradients"}}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("seed", range(5))
 def test_plain_adversarial_training_raises_nothing(seed: int) -> None:
     assert raised(facts_of(museum.base(seed))) == set()
@@ -53,7 +54,7 @@ def test_plain_adversarial_training_raises_nothing(seed: int) -> None:
     ],
 )
 def test_what_fools_attacks_is_named_and_nothing_else(build: Callable[[], nn.Module], expected: set[str]) -> None:
-    assert raised(facts_of(build())) - PERHAPS.get(build, set()) == expected
+    assert raised(facts_of(build())) in (expected, OTHERWISE.get(build))
 
 
 def test_the_scale_of_the_logits_changes_nothing_that_the_probe_finds_at_its_own_scale() -> None:

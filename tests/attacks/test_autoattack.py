@@ -147,6 +147,7 @@ def test_equals_the_official_package_example_by_example(monkeypatch: pytest.Monk
     assert_official(train(10, 1), *data(10, 1, 5), EPS["linf"], "linf", "standard")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("few_queries")
 @pytest.mark.diagonal("norm", "classes")
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -292,6 +293,7 @@ def test_units_about_other_images_are_not_trusted() -> None:
     assert torch.equal(found.correct, expected.correct)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize(
     "change",
@@ -314,6 +316,7 @@ def test_units_of_another_attack_on_as_many_images_are_not_trusted(change: str) 
     assert (len(state.keys) == count) == (change == "nothing")
 
 
+@pytest.mark.full
 def test_the_fast_version_takes_the_units_of_the_standard_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODULE, "QUERIES", 5)
     model, (x, y) = train(4), data(4, count=6)
@@ -488,6 +491,7 @@ def assert_same(found: SuiteResult, expected: SuiteResult) -> None:
     assert all(torch.equal(mask, expected.parts[part]) for part, mask in found.parts.items())
 
 
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize(
     ("classes", "norm"),

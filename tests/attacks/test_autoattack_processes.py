@@ -84,6 +84,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, side_by_side: Callable[[s
     return folder
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("norm", NORMS)
 def test_two_processes_give_what_one_gives(norm: str, together: Path) -> None:
     expected = torch.load(together / f"{norm}.pt", weights_only=True)
@@ -94,6 +95,7 @@ def test_two_processes_give_what_one_gives(norm: str, together: Path) -> None:
         assert not [name for name, value in expected.items() if not torch.equal(found[name], value)]
 
 
+@pytest.mark.full
 def test_each_unit_is_done_by_one_process_only(together: Path) -> None:
     shares = [
         {path.stem for path in (together / f"state-{number}" / "autoattack-linf-").glob("*.npz")}

@@ -113,6 +113,7 @@ for ball in ("linf", "l2"):
     BALLS |= {f"pgd {ball} gaussian": (ball, ascent(ball, start="gaussian"))}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", BALLS)
 def test_no_certified_image_is_broken_and_the_same_attack_breaks_others(name: str) -> None:
     norm, attack = BALLS[name]
@@ -127,6 +128,7 @@ def test_no_certified_image_is_broken_and_the_same_attack_breaks_others(name: st
     assert broken > tried / 10, "larger balls hold images of other classes, which this attack finds"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_autoattack_breaks_no_certified_image(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["taet.attacks.autoattack"], "QUERIES", 30)

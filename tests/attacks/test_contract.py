@@ -411,6 +411,7 @@ def add(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     return put
 
 
+@pytest.mark.sample(2)
 @pytest.mark.diagonal("add", "name")
 @pytest.mark.parametrize(
     ("name", "text", "typed"), [("nudge", SPECIFICATION, "nudge-3:way=random"), ("shift", FUNCTION, "shift")]

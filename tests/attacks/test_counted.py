@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ def test_attacks_are_answered_by_the_view_and_judged_by_the_model() -> None:
     assert (counted.forwards, counted.backwards) == (6, 2)
 
 
+@pytest.mark.full
 def test_an_example_that_breaks_the_view_alone_breaks_nothing() -> None:
     """The view falls to every attack, the model to none: what counts is the model."""
     x, y = torch.full((3, 3, 2, 2), 0.6), torch.zeros(3, dtype=torch.int64)

@@ -167,6 +167,7 @@ def split(text: str) -> list[str]:
     return shlex.split(text.replace(r"\udcff", "\udcff"))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("option", WRONG)
 def test_values_that_no_option_takes(
     refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str
@@ -214,6 +215,7 @@ def test_folders(refused: Callable[..., None], tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_mixed_sizes_train_with_data_size(taet: Any, small: list[str], tmp_path: Path) -> None:
     mixed = folder(tmp_path / "mixed", side_of_last=9)
     words = [*small, "--epochs", "1", "--data", f"folder:{mixed}", "--data.size", "8", "--out", tmp_path / "run"]
@@ -255,6 +257,7 @@ def damaged(finished: Any, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished.folder, tmp_path / "damaged"))
 
 
+@pytest.mark.full
 def test_a_run_folder_that_exists(refused: Callable[..., None], small: list[str], finished: Any) -> None:
     before = (finished.folder / "run.json").read_bytes()
     words = ["train", "at", *small, "--epochs", "10", "--out", finished.folder]

@@ -107,6 +107,7 @@ def refused(outcome: Any, *parts: str) -> None:
         assert part in last
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_whole_plugin_is_used(taet: Any, plugin: Callable[..., Path], run: Path, kind: str) -> None:
     plugin(kind, SOURCES[kind])
@@ -256,6 +257,7 @@ def sources() -> Iterator[Any]:
     yield pytest.param("data", "compare spec.toml --dry-run", outline, "outline returned a str", id="data: outline")
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(("kind", "command", "source", "message"), [*sources()])
 def test_a_fault_of_a_plugin_is_one_line(
     taet: Any, plugin: Callable[..., Path], run: Path, kind: str, command: str, source: str, message: str
@@ -302,6 +304,7 @@ OPENING = (
 )
 
 
+@pytest.mark.full
 def test_a_run_folder_alone_never_chooses_what_is_imported(taet: Any, custom: Path) -> None:
     Image.new("L", (8, 8)).save("an-image.png")
     shutil.copytree(custom, "other")

@@ -49,6 +49,7 @@ def weights(path: str) -> torch.nn.Module:
     return network
 
 
+@pytest.mark.full
 def test_torchvision_end_to_end(taet: Any, images: np.ndarray) -> None:
     network = weights("net.pt")
     words = ("evaluate", "--model", "torchvision:resnet18", "--weights", "net.pt", "--data", "few.npz", *ATTACKS)
@@ -191,6 +192,7 @@ def named(taet: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "run"
 
 
+@pytest.mark.full
 def test_a_run_on_other_images_takes_their_labels_by_name_and_their_size_from_itself(
     taet: Any, named: Path, tmp_path: Path
 ) -> None:

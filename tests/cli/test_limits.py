@@ -37,6 +37,7 @@ class Stopped(BaseException):
     """Stands for a kill."""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name", ["memory", *(pytest.param(n, marks=pytest.mark.full) for n in LIMITS if n != "memory")]
 )

@@ -46,6 +46,7 @@ def test_a_run_without_other_options_says_trains_attacks_and_reports(
     assert f"report: {folder / 'report.html'}" in said
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("outlined")
 def test_it_goes_on_where_it_was_stopped_and_stops_where_it_is_told(lesions: Path, taet: Command) -> None:
     folder = lesions.parent / "run"

@@ -117,6 +117,7 @@ def test_a_bad_file_has_its_reason_and_the_others_their_class(
     assert "missing.png" in missing["error"]
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
 def test_names_that_are_no_text(taet: Any, finished: Any, tmp_path: Path) -> None:
     name = b"caf\xe9 \xff.png"

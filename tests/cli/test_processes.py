@@ -69,6 +69,7 @@ def at_work(process: subprocess.Popen[str], folder: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.full
 def test_two_processes_give_the_card_of_one_and_print_it_once(
     folder: Path, taet: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ CALLS = (
 )
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("call", CALLS)
 def test_what_is_printed_is_read_as_the_same_run(call: str, tmp_path: Path) -> None:
     run, _ = read(call.split()).planned()

@@ -29,6 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [train(run, out=place / f"seed {run.seed}").folder for run in settings]
 
 
+@pytest.mark.full
 def test_the_matrix_is_printed_and_the_cards_are_written(taet: Any, runs: list[Path]) -> None:
     outcome = taet("transfer", *runs, "--attack", "fgsm", "--eps", "4/255")
     assert outcome.code == 0

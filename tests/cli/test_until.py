@@ -66,6 +66,7 @@ def test_a_comparison_until_decided(taet: Any, trained: Path, monkeypatch: pytes
     assert all((Path(one["folder"]) / "decision.json").stat().st_mtime < before for one in stored["decisions"])
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("outlined")
 def test_two_runs_until_decided(taet: Any, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained)

@@ -70,6 +70,7 @@ def test_a_draw_depends_on_seed_purpose_and_place_alone(policy: str) -> None:
         assert not torch.equal(apply(policy, other), apply(policy, alike))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_global_generator_is_left_alone(workers: int) -> None:
     before = torch.get_rng_state()

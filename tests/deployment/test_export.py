@@ -95,6 +95,7 @@ def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(vit.LAYOUTS, "vit-mini-p4", vit.TransformerLayout(4, 16, 1, 2, 32))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(
     ("format", "model", "shape"),
@@ -143,6 +144,7 @@ def test_the_file_says_what_predict_says(
     np.testing.assert_allclose(found.probabilities, logits.softmax(1), atol=1e-6)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("format", ["pt2", pytest.param("onnx", marks=pytest.mark.full)])
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 def test_the_file_fits_images_as_the_run_does(
@@ -183,6 +185,7 @@ def metadata(path: Path) -> dict[str, Any]:
         return dict(json.loads(file.metadata()["taet"]))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("format", ["pt2", "onnx", "safetensors"])
 def test_a_file_names_its_run_and_no_machine(
     format: str, exported: Callable[[str], Path], trained: Path, dataset: Dataset, tmp_path: Path

@@ -34,6 +34,7 @@ def answered(trained: Path, dataset: Dataset) -> Predictions:
     return predict(trained, dataset.test.images, attack=ATTACK)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("attack", ["fgsm", "pgd-3:start=none", "pgd-l2-2:start=none", "cw-l2:eps=2,steps=2,lr=0.1"])
 def test_classes_and_survival_are_those_of_the_evaluation(
     attack: str, trained: Path, dataset: Dataset, tmp_path: Path

@@ -63,6 +63,7 @@ SHORT = museum.EXHIBITS[:3]
 EACH = [one if one in SHORT else pytest.param(one, marks=pytest.mark.full) for one in museum.EXHIBITS]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("exhibit", EACH, ids=lambda exhibit: exhibit.name)
 def test_a_defence_fools_an_attack_is_broken_by_another_and_raises_its_flag(exhibit: museum.Exhibit) -> None:
     model = exhibit.build()

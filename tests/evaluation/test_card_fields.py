@@ -93,6 +93,7 @@ def survey(stored: dict[str, Any], every: list[Place]) -> tuple[int, set[tuple[P
 OPTIONAL = {"parameters", "selection", "epoch", "leak", "notes", "answers", "train_class_counts", "imbalance_ratio"}
 
 
+@pytest.mark.full
 def test_no_field_outside_the_columns_has_a_value_that_it_cannot_have() -> None:
     stored = json.loads(CARD.read_text())
     stored["columns"] = []

@@ -146,6 +146,7 @@ def test_the_card_of_another_model_has_no_place_in_a_run(evaluated: Evaluated, t
         evaluated("fgsm", out=tmp_path)
 
 
+@pytest.mark.full
 def test_a_column_that_was_asked_for_stays_in_the_tables_as_a_point_with_other_settings(
     evaluated: Evaluated, tmp_path: Path
 ) -> None:
@@ -175,6 +176,7 @@ class Failing:
             raise self.error
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
 def test_whatever_fails_while_a_card_is_replaced_no_card_is_lost(

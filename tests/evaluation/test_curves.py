@@ -160,6 +160,7 @@ def test_what_is_both_an_attack_and_a_point_is_measured_once(evaluated: Evaluate
     assert len(points(card, "logit-scale")) == 5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("curve_first", [True, False])
 def test_an_evaluation_that_goes_on_takes_what_is_there(
     evaluated: Evaluated, ran: list[str], tmp_path: Path, curve_first: bool

@@ -29,6 +29,7 @@ def made(run: Path) -> Embedding:
     return embed(run, "pgd-2", images=5)
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_picture(run: Path, made: Embedding) -> None:
     again = embed(run, "pgd-2", images=5)
     assert again == made

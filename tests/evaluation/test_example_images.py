@@ -75,6 +75,7 @@ def test_arrays_that_the_report_cannot_draw_are_refused(
         read_examples(write(tmp_path / "examples.npz", **changes), card)
 
 
+@pytest.mark.full
 def test_a_file_that_unpacks_to_gigabytes_is_refused_unread(card: ResultCard, tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "examples.npz", images=np.zeros((30, 4000, 4000, 1), np.uint8))
     assert (tmp_path / "examples.npz").stat().st_size < 2**20

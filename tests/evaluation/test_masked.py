@@ -176,6 +176,7 @@ def test_plain_adversarial_training_raises_nothing(
 PERHAPS = {coupled: {"margin-beats-cross-entropy"}}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("build", "attacks", "expected", "reaches_zero"),
     [

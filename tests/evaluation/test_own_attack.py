@@ -41,6 +41,7 @@ def test_it_is_run_checked_and_stored(evaluated: Evaluated, write: Callable[[str
     assert parse_attack("mine:eps=0.01").eps == 0.01
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -53,12 +53,14 @@ def test_attacks_are_added_and_none_is_run_twice(run: Path, monkeypatch: pytest.
     assert names(ResultCard.load(run / "evaluation.json")) == names(second)
 
 
+@pytest.mark.full
 def test_other_settings_of_an_attack_are_measured_anew(run: Path) -> None:
     evaluate(run, attacks=["pgd-2"])
     again = evaluate(run, attacks=["pgd-2"], step_size=0.01)
     assert again.column("pgd-2").parameters["step_size"] == 0.01
 
 
+@pytest.mark.full
 def test_a_card_about_another_ball_is_kept_beside_the_new_one(run: Path) -> None:
     first = evaluate(run, attacks=["fgsm"])
     evaluate(run, attacks=["pgd-2"], eps=0.5)

@@ -188,6 +188,7 @@ def test_a_target_with_other_images_is_refused(runners: list[Runner]) -> None:
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_the_matrix_is_what_naive_calls_give_and_is_in_the_cards(measured: Measured) -> None:
     result = measured.result
     loaded = [load_run(run) for run in measured.runs]

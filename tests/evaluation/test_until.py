@@ -153,6 +153,7 @@ def test_killed_anywhere_it_goes_on_and_nothing_is_done_twice(tmp_path: Path, mo
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["decision.json"]
 
 
+@pytest.mark.full
 def test_out_of_time_it_goes_on_later_with_what_it_has(tmp_path: Path) -> None:
     begun = decide(out=tmp_path / "x", time_budget=1e-9)
     assert (begun.reason, len(begun.rows)) == ("time", 2)

@@ -27,6 +27,7 @@ def planned(small: dict[str, Any], out: Path, **changes: Any) -> list[Cell]:
     return cells(parse(small | changes), out)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("protocol", ["taet", "reat", "official"])
 def test_the_words_of_a_cell_make_its_run(small: dict[str, Any], tmp_path: Path, protocol: str) -> None:
     settings = {**small["settings"], "training.tensorboard": True, "training.channels_last": False}

@@ -82,6 +82,7 @@ def test_missing_published_data_are_planned_and_refused_before_the_work_begins(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_data_in_their_official_place_are_not_read_before_the_work_begins(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_cell_that_fails_leaves_the_others_alone_and_is_tried_again(
     assert processes()[-3]["words"] == ["train", "--resume", str(tmp_path / "out" / "runs" / NAMES[0])]
 
 
+@pytest.mark.full
 def test_the_time_budget_stops_what_runs_and_begins_nothing(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +147,7 @@ def test_an_interruption_waits_until_every_process_has_saved(
     assert not stored["out_of_time"]
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("processes")
 def test_a_cell_that_another_process_works_on_is_left_to_it(
     small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -206,6 +209,7 @@ def test_a_cell_goes_where_the_fewest_run() -> None:
     assert emptiest([], []) is None
 
 
+@pytest.mark.full
 def test_cells_are_spread_over_the_gpus_and_keep_theirs(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +259,7 @@ def test_a_running_cell_says_how_far_it_is_once(
     assert 1 <= len(told) <= 2, "of training, and of the attacks"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("where", ["", "0"])
 def test_without_a_gpu_nothing_is_hidden_and_auto_is_one(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -268,6 +273,7 @@ def test_without_a_gpu_nothing_is_hidden_and_auto_is_one(
     assert [line.partition(": ")[2][:4] for line in said[1:]] == ["trai", "eval", "done"] * 2
 
 
+@pytest.mark.full
 def test_parts_do_all_cells_between_them_and_merge_reports(
     small: dict[str, Any], processes: Processes, tmp_path: Path
 ) -> None:
@@ -283,6 +289,7 @@ def test_parts_do_all_cells_between_them_and_merge_reports(
     assert not compare(small, tmp_path / "out", part=(4, 4)).outcomes
 
 
+@pytest.mark.full
 def test_a_part_that_was_preempted_goes_on(small: dict[str, Any], processes: Processes, tmp_path: Path) -> None:
     processes(seed2="hang")
     folder = tmp_path / "out" / "runs" / NAMES[2]
@@ -335,6 +342,7 @@ def test_mistakes_in_the_call(small: dict[str, Any], tmp_path: Path) -> None:
         compare(small, tmp_path / "file")
 
 
+@pytest.mark.full
 def test_the_precision_is_settled_once_for_all_cells(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

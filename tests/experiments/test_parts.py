@@ -53,6 +53,7 @@ def spread(shares: list[list[Cell]], trait: str, value: Any) -> int:
 sizes = st.integers(1, 4)
 
 
+@pytest.mark.full
 @settings(max_examples=30, deadline=None)
 @given(sizes, sizes, sizes, sizes, st.integers(1, 12))
 def test_every_cell_is_in_one_part_and_parts_are_as_long_and_as_expensive(

@@ -236,6 +236,7 @@ def test_one_backward_pass_serves_both_sides(variant: str, network: Network, dig
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.full
 @amortised
 def test_the_generator_ascends_what_the_classifier_descends(variant: str, network: Network, digits: Batch) -> None:
     model, steps = sharp(network(10)), 6

@@ -65,6 +65,7 @@ def test_powers_of_two_move_no_example_in_bf16_either(network, digits):
     assert in_bf16(network, digits, 2.0 ** torch.arange(-5, 5)) == 0
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", FACTORS_ONLY)
 def test_in_bf16_weights_turn_signs_by_rounding_as_one_factor_for_all_does(name, network, digits):
     weights = generation_weighting(name, COUNTS, PREDICTED).weights

@@ -139,11 +139,13 @@ def assert_replays(method: Method, model: Classifier, epoch: int, awp: float = 0
         torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.sample(4)
 def test_a_recorded_step_follows_what_changes(plain_case: Case, network: Network) -> None:
     method = plain_case.build()
     assert_replays(method, network(CLASSES, head=method.task.head), plain_case.epoch)
 
 
+@pytest.mark.sample(4)
 def test_a_recorded_step_of_a_wrapped_method_at_perturbed_weights_does(wrapped_case: Case, network: Network) -> None:
     method = wrapped_case.build()
     assert_replays(method, network(CLASSES, head=method.task.head), wrapped_case.epoch, awp=0.01)

@@ -50,6 +50,7 @@ def test_arithmetic_is_counted_forwards_and_backwards(load: Any) -> None:
     assert operations(lambda: torch.autograd.grad(frozen(x).sum(), x)) == 2 * (2 * 3 * 5 * 7)
 
 
+@pytest.mark.full
 def test_arithmetic_and_memory_grow_with_the_batch_and_not_with_the_share_of_another(load: Any) -> None:
     steps = load("steps").Steps
     one, two = (steps("at", batch_size=size, **SMALL) for size in (4, 8))

@@ -77,6 +77,7 @@ def test_as_many_points_of_the_curve_as_there_are_the_weights_come_out_the_same(
     assert few.weights[2] > few.weights[0]
 
 
+@pytest.mark.full
 def test_equal_costs_keep_weights_equal_a_shift_changes_nothing_and_none_overflows():
     equal, one, shifted = build(), build(), build()
     for _ in range(10_000):

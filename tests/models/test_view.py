@@ -72,6 +72,7 @@ def test_every_normalization_that_can_be_folded_is(name: str, normalizations: in
     assert sum(isinstance(module, nn.BatchNorm2d) for module in view.module.modules()) == normalizations
 
 
+@pytest.mark.full
 def test_in_bf16_the_view_is_as_near_to_float32_as_the_model_under_autocast() -> None:
     """Folded weights are rounded once, where the model's outputs are before they are normalised: errors of one size."""
     found: dict[str, list[float]] = {"view": [], "model": []}

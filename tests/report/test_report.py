@@ -216,6 +216,7 @@ def test_hostile_names_stay_text(make_run: MakeRun, tmp_path: Path) -> None:
     assert [name for name in names if name not in page.text] == []
 
 
+@pytest.mark.full
 @pytest.mark.drawn
 @pytest.mark.parametrize(
     "count", [pytest.param(2, marks=pytest.mark.full), pytest.param(3, marks=pytest.mark.full), 100]
@@ -248,6 +249,7 @@ def test_one_run_has_no_best(make_run: MakeRun, tmp_path: Path) -> None:
     assert "Under autoattack, at keeps a balanced accuracy of" in page.text
 
 
+@pytest.mark.full
 def test_seeds_are_one_row_with_mean_and_standard_error_and_a_repeated_folder_is_one(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
@@ -296,6 +298,7 @@ def test_runs_of_other_settings_are_named_by_them(make_run: MakeRun, tmp_path: P
     assert {row[0][1] for row in page.tables[0][1:]} == {"at (outer cross-entropy)", "at (outer balanced-softmax)"}
 
 
+@pytest.mark.full
 def test_names_and_what_was_not_run_are_shown_as_given(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / str(seed), "at", seed=seed % 2) for seed in range(4)]
     names = ["at", "at", "at + bsl", "at + bsl"]
@@ -305,6 +308,7 @@ def test_names_and_what_was_not_run_are_shown_as_given(make_run: MakeRun, tmp_pa
     assert "#not-run" in page.links
 
 
+@pytest.mark.full
 def test_the_cost_is_relative_to_at_only_on_the_same_machine(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / method, method) for method in ("at", "taet", "harl")]
     record = json.loads((runs[1] / "run.json").read_text()) | {"device": "cuda: another"}
@@ -314,6 +318,7 @@ def test_the_cost_is_relative_to_at_only_on_the_same_machine(make_run: MakeRun, 
     assert costs == {"at": "15 s 1.00 × at", "taet": "15 s", "harl": "15 s 1.00 × at"}
 
 
+@pytest.mark.full
 def test_many_methods_have_a_figure_of_curves_each_and_no_figure_of_all(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +333,7 @@ def test_many_methods_have_a_figure_of_curves_each_and_no_figure_of_all(
     assert "2 runs (2 methods and settings)" in many.text
 
 
+@pytest.mark.full
 def test_a_method_on_two_data_sets_needs_no_detail(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "ten", "at"), make_run(tmp_path / "two", "at", names=("a", "b"))]
     page = Page(report.write(runs, tmp_path / "report.html"))
@@ -353,6 +359,7 @@ def test_a_run_that_chose_its_epoch_on_the_test_set_says_so(make_run: MakeRun, t
     assert "not to choose anything" not in page.text
 
 
+@pytest.mark.full
 def test_rows_that_leave_the_protocol_are_marked_in_every_table_with_the_words_below_it(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
@@ -588,6 +595,7 @@ def test_a_committed_card_is_reported_with_the_epochs_beside_it(runs: list[Path]
         read.read(tmp_path / f"{runs[0].name}.json")
 
 
+@pytest.mark.full
 def test_classes_are_shown_under_the_attack_that_is_asked_for(runs: list[Path], tmp_path: Path) -> None:
     page = report.write(runs, tmp_path / "page.html", class_attack="pgd-20").read_text()
     assert "filled: under pgd-20." in page

@@ -116,6 +116,7 @@ def cards_of(runs: list[Measured]) -> dict[str, ResultCard]:
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_columns_are_grouped_by_threat_model_and_points_of_curves_are_no_columns(comparison: SimpleNamespace) -> None:
     heads = {head.name: head.detail for head in comparison.headline.heads}
     linf = ["clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case"]
@@ -124,6 +125,7 @@ def test_columns_are_grouped_by_threat_model_and_points_of_curves_are_no_columns
     assert (heads["pgd-l2-20"], heads["cw-l2"]) == ("L2, ε 1", "L2, unbounded")
 
 
+@pytest.mark.full
 def test_an_attack_without_a_ball_shows_its_median_distance_and_has_no_best(
     comparison: SimpleNamespace, rich_page: str
 ) -> None:
@@ -418,6 +420,7 @@ def card_alone(folder: Path, card: ResultCard, name: str, **data: Any) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_card_alone_is_a_row_beside_runs_on_the_same_images(
     make_run: MakeRun, card: ResultCard, tmp_path: Path
 ) -> None:

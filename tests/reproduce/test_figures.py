@@ -27,6 +27,7 @@ KINDS = {
 pytestmark = pytest.mark.usefixtures("outlined")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", KINDS)
 def test_each_kind_of_figure_is_drawn_from_runs(smoke: Fill, name: str) -> None:
     store, item = smoke(items()[name]), items()[name]
@@ -74,12 +75,14 @@ def test_rows_that_differ_in_one_number_are_drawn_against_it(name: str, axis: st
         assert sorted(found[1]) == pytest.approx(sorted(numbers))  # type: ignore[call-overload]
 
 
+@pytest.mark.full
 def test_numbers_are_drawn_with_their_intervals(smoke: Fill) -> None:
     (item,) = chosen(["taet/table1"], ["at-bsl", "taet"])
     titles = [panel.title for panel in figures.drawings(smoke(item), SMOKE, item).panels]
     assert titles == ["Each row", "Clean accuracy and pgd-20"]
 
 
+@pytest.mark.full
 def test_an_embedding_is_kept_shown_and_saved_with_its_run(smoke: Fill, tmp_path: Path) -> None:
     item = items()["reat/figure7"]
     item = dataclasses.replace(item, rows=(row_from({"method": "at-bsl"}, "REAT"),))

@@ -26,6 +26,7 @@ Fill = Callable[[Item], Store]
 QUICK = ["taet/figure1", "taet/figure2", "reat/figure3"]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.full) for name in items()]
 )

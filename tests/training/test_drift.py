@@ -54,6 +54,7 @@ def rows(folder: Path) -> list[list[float] | None]:
     return [json.loads(line)["distance"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("bn_mode", ["eval", "train"])
 def test_a_run_records_it_and_goes_on_with_it(
     bn_mode: str, tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -109,6 +109,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
+@pytest.mark.full
 def test_source_and_what_it_saw_go_into_record_card_and_report(tiny: Callable[..., Run], tmp_path: Path) -> None:
     settings = MIXED | {"data.extra": noise(tmp_path / "noise.npz"), "data.extra_trained_on": "balanced-original"}
     train(tiny("at", settings), out=tmp_path / "mixed")
@@ -130,6 +131,7 @@ def test_source_and_what_it_saw_go_into_record_card_and_report(tiny: Callable[..
     assert sentence in page
 
 
+@pytest.mark.full
 def test_other_test_images_than_those_compared_raise_a_flag(tiny: Callable[..., Run], tmp_path: Path) -> None:
     whole = load("digits-lt", test="balanced").test
     for name, extra in (("made", {"data.extra": noise(tmp_path / "noise.npz")}), ("copied", {"data.extra": "copies"})):

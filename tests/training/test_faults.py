@@ -318,6 +318,7 @@ LONG = ("evaluate", "evaluate again", "compare", "merge")
 EACH = [pytest.param(name, marks=pytest.mark.full) if name in LONG else name for name in NAMES]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.full)], ids=["some", "all"])
 def test_every_operation_may_fail(jobs: dict[str, Job], tmp_path: Path, name: str, all_of_them: bool) -> None:
@@ -349,6 +350,7 @@ def test_every_operation_may_fail(jobs: dict[str, Job], tmp_path: Path, name: st
         shutil.rmtree(root)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["train", "evaluate", "evaluate again"])
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.full)], ids=["some", "all"])
 def test_a_crash_between_any_two_operations(jobs: dict[str, Job], tmp_path: Path, name: str, all_of_them: bool) -> None:

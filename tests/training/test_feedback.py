@@ -165,6 +165,7 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("at", [1, 2, pytest.param(3, marks=pytest.mark.full)])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_where_an_epoch_is_saved_it_learns_from_each_point_once(

@@ -132,6 +132,7 @@ def test_a_policy_comes_before_the_crop_and_the_flip(policy: str, mirror: bool, 
         assert torch.equal(batch.x, to_unit(cropped))
 
 
+@pytest.mark.full
 def test_workers_change_no_batch_and_end_with_an_abandoned_epoch() -> None:
     here, ahead = loader(augment="randaugment"), loader(augment="randaugment", workers=2)
     assert_equal(list(ahead.epoch(1, 1)), list(here.epoch(1, 1)))

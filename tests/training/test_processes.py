@@ -157,6 +157,7 @@ def assert_close(found: Any, expected: Any) -> None:
         assert found == expected
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("other", ["2", "2 then 1", "2 then 3"])
 @pytest.mark.parametrize("name", EACH[:-1])  # the last has other statistics with more processes
 def test_any_number_of_processes_trains_what_one_does(

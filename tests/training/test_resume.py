@@ -80,6 +80,7 @@ def killed(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.sample(3)
 @pytest.mark.diagonal("whole", "at")
 @pytest.mark.parametrize("at", range(STEPS))
 def test_killed_before_any_step(
@@ -94,6 +95,7 @@ def test_killed_before_any_step(
     assert_same(tmp_path / "run", whole.folder)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.diagonal("whole", "at")
 @pytest.mark.parametrize("at", range(STEPS))
 def test_interrupted_in_any_step(
@@ -164,6 +166,7 @@ def test_killed_at_every_write(
         assert_same(folder, whole.folder)
 
 
+@pytest.mark.sample(3)
 def test_stopped_again_and_again(
     whole: TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame
 ) -> None:
@@ -320,6 +323,7 @@ def test_the_first_signal_asks_and_a_second_ctrl_c_interrupts(monkeypatch: pytes
         signal.raise_signal(signal.SIGINT)  # as torchrun sends it once more
 
 
+@pytest.mark.full
 def test_a_clock_that_jumps_changes_no_bit(
     tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same: AssertSame
 ) -> None:

@@ -77,6 +77,7 @@ def test_a_run_on_images_on_disk_is_the_run_on_images_in_memory(
             np.testing.assert_array_equal(examples[name], others[name])
 
 
+@pytest.mark.full
 def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_from_the_disk(
     stored: Callable[..., Run], tmp_path: Path, assert_same: AssertSame, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,7 @@ def test_one_process_tells_and_the_others_end_in_silence(
     assert at_exit == [(leave, code)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("error", "code"), [pytest.param("UserError('mistake')", 2, marks=pytest.mark.full), ("KeyboardInterrupt()", 130)]
 )

@@ -221,6 +221,7 @@ def test_a_curve_with_fewer_images_than_classes_is_refused(tiny: Callable[..., R
 # -- repetition --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
 def test_the_same_run_repeats_bit_for_bit(
     tiny: Callable[..., Run], tmp_path: Path, assert_same: Callable[[Path, Path], None], precision: str
@@ -287,6 +288,7 @@ def same(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
     return tensors.keys() == others.keys() and all(torch.equal(tensors[key], others[key]) for key in tensors)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("selection", "validation", "epoch", "leak", "split"),
     [
@@ -383,6 +385,7 @@ def test_choosing_an_epoch_needs_a_split_and_a_curve(tiny: Callable[..., Run], t
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("part", "named"), [("total", "the loss"), ("hdl", "the part hdl of the loss")])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
