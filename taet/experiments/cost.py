@@ -89,27 +89,21 @@ class _Parts:
     """Clean training, adversarial training and TAET, which the parts of the cost model are measured on."""
 
     def __init__(self, workload: Workload, timing: Timing) -> None:
-        self.workload, self.timing, self.device = workload, timing, resolve_device(timing.device)
-        self.precision: str = timing.precision
-        self.clean = self.build("standard", {})
+        device = resolve_device(timing.device)
+        how: dict[str, Any] = {
+            "workload": workload,
+            "epochs": timing.epochs,
+            "attack_steps": timing.steps,
+            "device": device,
+        }
+        self.timing, self.device = timing, device
+        self.clean = MethodSteps("standard", precision=timing.precision, **how)
         self.precision = "bf16" if self.clean.bf16 else "float32"
-        self.adversarial = self.build("at", {})
+        self.build = partial(MethodSteps, precision=self.precision, **how)
+        self.adversarial = self.build("at")
         self.two_stage = self.build("taet", {"clean_share": timing.clean_share})
-        self.batch = workload.batch(timing.batch_size, self.device)
+        self.batch = workload.batch(timing.batch_size, device)
         self.epoch_steps = math.ceil(sum(workload.class_counts) / timing.batch_size)
-
-    def build(self, name: str, settings: Options) -> MethodSteps:
-        """Return a method, to be trained as the others."""
-        how = self.timing
-        return MethodSteps(
-            name,
-            settings,
-            self.workload,
-            epochs=how.epochs,
-            attack_steps=how.steps,
-            precision=self.precision,
-            device=self.device,
-        )
 
     def round(self) -> dict[str, float]:
         """Measure every part once, in seconds of a batch; parts that are compared follow one another."""
@@ -147,14 +141,15 @@ class _Parts:
 
     def model_costs(self, at: Mapping[str, Measured]) -> Measurement:
         """Return the parts, and ratios within rounds, of the seconds `at` by part, (rounds,) each."""
-        timing, model = self.timing, CostModel(at["F' + B_adv"] / at["F + B"], self.timing.steps)
+        timing, clean, attack = self.timing, at["F + B"], at["F' + B_adv"]
+        model = CostModel(attack / clean, timing.steps)
         eta, measured = model.eta(timing.clean_share), at["TAET"] / at["AT"]
         table = sorted({*range(0, timing.epochs + 1, max(timing.epochs // 10, 1)), timing.clean_epochs})
         parts = {
             "forward": at["F"],
-            "backward": at["F + B"] - at["F"],
+            "backward": clean - at["F"],
             "attack_forward": at["F'"],
-            "attack_backward": at["F' + B_adv"] - at["F'"],
+            "attack_backward": attack - at["F'"],
             "gamma": model.gamma,
             "rho": model.rho,
             "eta": eta,
@@ -163,11 +158,11 @@ class _Parts:
         curve = [
             {
                 "steps": n,
-                "epoch_seconds": _spread(self.epoch_steps * at[f"AT {n}"]),
-                "ratio": _spread(at[f"AT {n}"] / at["AT"]),
-                "predicted_over_measured": _spread((at["F + B"] + n * at["F' + B_adv"]) / at[f"AT {n}"]),
+                "epoch_seconds": _spread(self.epoch_steps * found),
+                "ratio": _spread(found / at["AT"]),
+                "predicted_over_measured": _spread((clean + n * attack) / found),
             }
-            for n in timing.curve
+            for n, found in ((n, at[f"AT {n}"]) for n in timing.curve)
         ]
         return {
             "model": {name: _spread(values) for name, values in parts.items()},
@@ -180,7 +175,7 @@ class _Parts:
 
     def memory(self) -> dict[str, float]:
         """Return the peak memory of a clean and of an adversarial step in 10^6 bytes, M_delta and xi."""
-        (held, clean), (_, adversarial) = self._peak(self.clean), self._peak(self.adversarial)
+        (held, clean), (_, adversarial) = map(self._peak, (self.clean, self.adversarial))
         found = {
             "held_mb": held,
             "clean_mb": clean,
