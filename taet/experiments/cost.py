@@ -17,15 +17,16 @@ from taet import methods, registry
 from taet.attacks.ball import frozen
 from taet.attacks.progress import Progress
 from taet.bounds import Count, Processes, Settings, Whole
-from taet.config import Threat, Training
+from taet.config import Run, Threat, Training
 from taet.errors import UserError
 from taet.experiments.cost_model import CostModel, Measured, image_megabytes
-from taet.experiments.memory import held_bytes, peak_bytes
 from taet.experiments.steps import MethodSteps, Workload
 from taet.losses import cross_entropy
 from taet.methods.base import Adversarial
 from taet.training.environment import environment, on_threads, resolve_device
 
+CLEAN, TWO_STAGE = "standard", "taet"  # of the paper's cost model, beside the method that runs have by default
+MEMORY = ("held", "clean", "adversarial", "extra", "xi", "images")
 REPEATS = 5  # of what is short, a pass or a clean step, so that the clock's resolution and interruptions matter little
 REPORTED = ("batch_size", "precision", "steps", "epochs", "clean_epochs", "rounds")  # of how it was measured
 Options: TypeAlias = Mapping[str, Any]
@@ -89,20 +90,15 @@ class _Parts:
     """Clean training, adversarial training and TAET, which the parts of the cost model are measured on."""
 
     def __init__(self, workload: Workload, timing: Timing) -> None:
-        device = resolve_device(timing.device)
-        how: dict[str, Any] = {
-            "workload": workload,
-            "epochs": timing.epochs,
-            "attack_steps": timing.steps,
-            "device": device,
-        }
-        self.timing, self.device = timing, device
-        self.clean = MethodSteps("standard", precision=timing.precision, **how)
+        self.timing, self.device = timing, resolve_device(timing.device)
+        kappa, precision = timing.steps, timing.precision
+        build = partial(MethodSteps, workload=workload, epochs=timing.epochs, attack_steps=kappa, device=self.device)
+        self.clean = build(CLEAN, precision=precision)
         self.precision = "bf16" if self.clean.bf16 else "float32"
-        self.build = partial(MethodSteps, precision=self.precision, **how)
-        self.adversarial = self.build("at")
-        self.two_stage = self.build("taet", {"clean_share": timing.clean_share})
-        self.batch = workload.batch(timing.batch_size, device)
+        self.build = partial(build, precision=self.precision)
+        self.adversarial = self.build(Run.method)
+        self.two_stage = self.build(TWO_STAGE, {"clean_share": timing.clean_share})
+        self.batch = workload.batch(timing.batch_size, self.device)
         self.epoch_steps = math.ceil(sum(workload.class_counts) / timing.batch_size)
 
     def round(self) -> dict[str, float]:
@@ -175,33 +171,16 @@ class _Parts:
 
     def memory(self) -> dict[str, float]:
         """Return the peak memory of a clean and of an adversarial step in 10^6 bytes, M_delta and xi."""
-        (held, clean), (_, adversarial) = map(self._peak, (self.clean, self.adversarial))
-        found = {
-            "held_mb": held,
-            "clean_mb": clean,
-            "adversarial_mb": adversarial,
-            "extra_mb": adversarial - clean,
-            "xi_mb": self.timing.clean_share * (adversarial - clean),
-            "images_mb": image_megabytes(tuple(self.batch.x.shape)),
-        }
-        return {name: round(value, 2) for name, value in found.items()}
-
-    def _peak(self, steps: MethodSteps) -> tuple[float, float]:
-        """Return what weights, optimiser, view and batch take between steps, and the peak, in 10^6 bytes."""
-        steps.step(self.batch)  # so that the optimiser has its state
-        steps.optimizer.zero_grad(set_to_none=True)
-        held = [*steps.held(), *self.batch]
-
-        def twice() -> None:  # the gradients of the first step are there while the second begins, as in a run
-            steps.step(self.batch)
-            steps.step(self.batch)
-
-        return held_bytes(held) / 1e6, peak_bytes(twice, held, steps.device) / 1e6
+        held, clean = self.clean.memory(self.batch)
+        _, adversarial = self.adversarial.memory(self.batch)
+        extra, images = adversarial - clean, image_megabytes(tuple(self.batch.x.shape))
+        values = (held, clean, adversarial, extra, self.timing.clean_share * extra, images)
+        return {f"{name}_mb": round(value, 2) for name, value in zip(MEMORY, values, strict=True)}
 
     def method_cost(self, name: str, settings: Options) -> Measurement:
         """Return passes and seconds of a method, each measured right before those of PGD adversarial training."""
         base, batch = self.adversarial, self.batch
-        steps = base if name == "at" and not settings else self.build(name, settings)
+        steps = base if name == Run.method and not settings else self.build(name, settings)
         (forwards, backwards), unit = steps.passes(), sum(base.passes())
         steps.seconds(batch)  # once for the caches
         pairs = np.array([(steps.seconds(batch), base.seconds(batch)) for _ in range(self.timing.rounds)])
@@ -219,8 +198,8 @@ class _Parts:
 
 
 def measure(
-    workload: Workload | None = None,
-    timing: Timing | None = None,
+    workload: Workload = Workload(),  # noqa: B008  # which cannot change, as the next one
+    timing: Timing = Timing(),
     wanted: Iterable[Variant] = (),
     *,
     progress: Progress | None = None,
@@ -243,8 +222,7 @@ def measure(
     Raises:
         UserError: an unknown model, method or device; images that the model cannot take.
     """
-    workload, timing, wanted = workload or Workload(), timing or Timing(), list(wanted)
-    total = timing.rounds + 1 + len(wanted)
+    total = timing.rounds + 1 + len(wanted := list(wanted))
     report = progress or (lambda *_: None)
     with on_threads(timing.threads):
         parts, rounds, costs = _Parts(workload, timing), [], []
