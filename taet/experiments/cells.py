@@ -22,7 +22,7 @@ from taet.formatting import size
 from taet.models import check_consent, consent
 from taet.training.decisive import CURVE, decisive
 from taet.training.folder import RunFolder
-from taet.training.resolve import check_model, resolve
+from taet.training.resolve import check_model, learns_from_validation, resolve
 from taet.training.schedule import curve_decides
 
 State = Literal["done", "started", "missing", "failed", "not applicable"]
@@ -94,9 +94,11 @@ class Cell:
         if self.run is None or not RunFolder(self.folder).is_run:
             return
         held, asked = decisive(RunFolder(self.folder).record.run), decisive(self.run)
-        for name in sorted({*held, *asked} - (set() if curve_decides(self.run) else CURVE)):
+        for name in sorted({*held, *asked}):
             there, here = held.get(name), asked.get(name)
-            if there != here and (name, here) != ("training.precision", "auto"):
+            if there == here or (name, here) == ("training.precision", "auto"):
+                continue
+            if name not in CURVE or curve_decides(self.run, learns_from_validation(self.run)):
                 raise UserError(
                     f"{self.folder} holds a run with other settings: {name.replace('settings.', 'method.')} is {there} "
                     f"there and {here} in the specification; choose another --out, or remove the folder"
@@ -188,7 +190,7 @@ class Planner:
         if isinstance(start, str) or not is_own(str(settings["data.name"])):
             return {}
         about = {key: value for key, value in settings.items() if key.startswith("data.")}
-        run = config.override(start, {"method": "at", "settings": None, **about})
+        run = config.override(start, {"method": Run.method, "settings": None, **about})
         try:
             return {name: made.value for name, made in self._planned(run).decisions.items()}
         except UserError:  # which `made` meets as well, and says of what
