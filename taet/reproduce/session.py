@@ -66,7 +66,7 @@ class Session:
                 if attack is not None and folder.is_done and self.store.embedding(one, item.of) is None:
                     self.say(f"{one.cell.name}: t-SNE of {item.of}")
                     made = embed(folder.path, attack, of=item.of, images=EMBEDDED)
-                    path = folder.artifact(f"embedding-{item.of}.json")
+                    path = folder.embedding(item.of)
                     make_folder(path.parent)
                     write_atomically(path, (json.dumps(made.to_json()) + "\n").encode())
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from taet.data.mixture import Mixture, mixture
 from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.models import Classifier, CosineHead, Head
+from taet.training.published import read_weights
 from taet.training.schedule import milestone_epochs, watched_epochs
 
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
@@ -186,7 +188,7 @@ def _outline(
     """Return the network; if it belongs to this package, its weights are not drawn."""
     entry = registry.entries("models").get(name)
     if entry is None or entry.path is not None or weights is not None:
-        return models.build(name, classes, shape, head=head, stem=stem, weights=weights)
+        return models.build(name, classes, shape, head=head, stem=stem, weights=weights and read_weights(Path(weights)))
     with _NoDraws():
         return models.build(name, classes, shape, head=head, stem=stem)
 
