@@ -105,10 +105,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def are_copies(paths: Sequence[Path]) -> bool:
-    """Whether files differ in upper and lower case alone, and in no size, as where an archive holds a folder twice.
-
-    Of folders, whether the files in them do.
-    """
+    """Whether files, or those in folders, differ in upper and lower case alone, as where an archive has them twice."""
 
     def held(path: Path) -> list[tuple[str, int]]:
         files = {file.relative_to(path): file for file in files_below(path)} if path.is_dir() else {path: path}

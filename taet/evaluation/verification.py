@@ -56,7 +56,7 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
             yield DONE, lambda: "" if folder.sums else OLD
         for name in _all_weights(folder) if folder.is_done else ():
             yield folder.weights(name).name, lambda name=name: _weights(folder, name)  # type: ignore[misc]
-    for path in folder.audits():
+    for path in sorted(folder.path.glob(folder.audit(f"{DELIVERED}*").name)):
         yield path.name, lambda path=path: _audit(path)  # type: ignore[misc]
     for path, name in folder.cards():
         yield path.name, lambda path=path, name=name: _card(folder, path, name)  # type: ignore[misc]

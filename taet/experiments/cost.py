@@ -212,12 +212,9 @@ def measure(
     {"median", "spread": [least, largest]} over rounds.
 
     Returns:
-        {"network", "image_shape", "classes", "images", "batch_size", "precision", "steps", "epochs", "clean_epochs",
-        "rounds", "threads": how; "model": F, B, F' and B_adv in seconds of a batch, gamma, rho, eta of `CostModel`;
-        "measured_eta": TAET relative to adversarial training; "predicted_over_measured": of the two eta;
-        "by_clean_epochs": eta for other T_ce; "curve": epochs by steps of the attack; "memory", in 10^6 bytes;
-        "costs": of every method, mean over a run: passes per image, ratios to adversarial training, seconds of an
-        epoch; "environment", "load"}.
+        How it was measured, and "model": F, B, F' and B_adv in seconds of a batch, gamma, rho, eta of `CostModel`;
+        "measured_eta": TAET relative to adversarial training; "by_clean_epochs": eta for other T_ce; "curve": epochs by
+        steps of the attack; "memory", in 10^6 bytes; "costs": of every method, mean over a run.
 
     Raises:
         UserError: an unknown model, method or device; images that the model cannot take.

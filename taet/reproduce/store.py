@@ -169,8 +169,8 @@ class Store:
         """Copy the card and the thinned epochs of finished runs to `folder`, which `results` may name; return cards."""
         written = []
         for one in {one.key: one for one in stored if one.state == "done"}.values():
-            folder_of_run = RunFolder(one.cell.folder)
-            card = folder_of_run.card()
+            held = RunFolder(one.cell.folder)
+            card, drawings = held.card(), held.embedding("*")
             if one.card is None or not card.exists():
                 continue
             make_folder(folder)
@@ -178,8 +178,7 @@ class Store:
             write_atomically(target, read_bytes(card))
             lines = [json.dumps(row) for row in thinned(one.rows)]
             write_atomically(target.with_suffix(CURVES), ("\n".join(lines) + "\n").encode())
-            pattern = folder_of_run.embedding("*")
-            for drawn in sorted(pattern.parent.glob(pattern.name)):
+            for drawn in sorted(drawings.parent.glob(drawings.name)):
                 write_atomically(target.with_suffix(f".{drawn.name}"), read_bytes(drawn))
             written.append(target)
         return written

@@ -15,6 +15,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -158,7 +159,7 @@ class RunFolder:
         path = self.path / RUN
         return self.is_run and check_seal(path, read_json(path, links=False))
 
-    @property
+    @cached_property  # it never changes
     def record(self) -> RunRecord:
         """What run.json holds; a record that `taet train` did not write, or a newer version did, is a UserError."""
         path = self.path / RUN
@@ -345,12 +346,8 @@ class RunFolder:
                 yield path, f"{DELIVERED}{found[1] or ''}"
 
     def audit(self, weights: str = DELIVERED, kind: str = "json") -> Path:
-        """The audit of a file of weights, as JSON or as HTML."""
+        """The audit of a file of weights, as JSON or as HTML; `model*` is a pattern."""
         return self.path / f"audit{weights.removeprefix(DELIVERED)}.{kind}"
-
-    def audits(self) -> list[Path]:
-        """Every audit."""
-        return sorted(self.path.glob("audit*.json"))
 
     def save_audit(self, values: Mapping[str, Any], page: str, weights: str = DELIVERED) -> None:
         """Write an audit and its page."""

@@ -115,10 +115,9 @@ def _method(
         distinct=() if extra_counts is None else tuple(map(sum, zip(counts, extra_counts, strict=True))),
     )
     method = methods.build(run.method, run.settings, task)
-    watched = watched_epochs(run, method.needs_feedback)
-    if watched == watched_epochs(run, learns=True):
+    if method.needs_feedback:
         return method
-    return methods.build(run.method, run.settings, dataclasses.replace(task, watched=watched))
+    return methods.build(run.method, run.settings, dataclasses.replace(task, watched=watched_epochs(run, learns=False)))
 
 
 def learns_from_validation(run: Run) -> bool:
