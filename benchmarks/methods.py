@@ -53,7 +53,9 @@ def cases(wanted: Sequence[str]) -> list[Case]:
 def passes_ratios(wanted: Sequence[Case]) -> list[float]:
     """Return the passes of a step of each case, divided by those of adversarial training."""
     plain = [(case.name, case.knobs) for case in wanted]
-    costs = cost.measure(None, cost.Timing(batch_size=2, curve=(), rounds=1, precision="float32"), plain)["costs"]
+    costs = cost.measure(timing=cost.Timing(batch_size=2, curve=(), rounds=1, precision="float32"), wanted=plain)[
+        "costs"
+    ]
     unit = 2 * (cost.Timing.steps + 1)
     more = [2 / unit if case.awp else 0.0 for case in wanted]  # one pass more of each to perturb the weights
     return [round(found["passes_ratio"] + extra, 3) for found, extra in zip(costs, more, strict=True)]

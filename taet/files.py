@@ -32,9 +32,6 @@ MOST_JSON_BYTES = 2**26
 SEAL = "sha256"
 """Field of a sealed JSON file."""
 LOCK = ".lock"
-RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
-WEIGHTS, CARD = "model.safetensors", "evaluation.json"
-"""Names in a run folder that published models share; `taet.training.folder` knows the others, and what is in them."""
 _PART = re.compile(r"\.taet-[0-9a-f]{16}\.part")
 _KINDS = {
     stat.S_IFDIR: "a folder",

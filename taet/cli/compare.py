@@ -175,7 +175,7 @@ def listing(result: Comparison) -> str:
     for outcome in result.outcomes:
         said = f": {outcome.reason}" if outcome.reason else ""
         if outcome.state == "done":
-            said = f" in {timed(outcome.cell.seconds())}"
+            said = f" in {timed(outcome.seconds)}"
         lines.append(f"{outcome.cell.name}: {outcome.state}{said}")
         lines += [f"    {command}" for command in outcome.commands]
     return "\n".join([*lines, counted(result)])

@@ -16,7 +16,8 @@ from taet.cli import flags
 from taet.config import Data
 from taet.data import Dataset, load
 from taet.errors import UserError
-from taet.models import foreign, hub
+from taet.models import foreign
+from taet.training import published
 from taet.training.folder import RunFolder
 
 R = TypeVar("R", bound="OfRun")
@@ -108,7 +109,7 @@ def open_model(name: str, origin: OfModel) -> tuple[foreign.Loaded, Dataset]:
         name,
         num_classes=dataset.num_classes,
         image_shape=dataset.image_shape,
-        weights=origin.weights,
+        weights=origin.weights and published.read_weights(origin.weights),
         normalize=origin.normalize,
     )
     return loaded, dataset
@@ -128,11 +129,11 @@ def here(parsed: flags.T, command: str = "") -> flags.T:
     """
     field = "model" if hasattr(parsed, "model") else "run"
     name = getattr(parsed, field)
-    if not hub.is_published(name):
-        if (Path(name) / hub.CONFIG).is_file():
-            hub.verify(Path(name))
+    if not published.is_published(name):
+        if (Path(name) / published.CONFIG).is_file():
+            published.verify(Path(name))
         return parsed
-    changes: dict[str, Any] = {field: type(name)(hub.local(name))}
+    changes: dict[str, Any] = {field: type(name)(published.local(name))}
     if command and getattr(parsed, "out", None) is None:
         changes["out"] = Path("runs", f"{command}-" + re.sub(r"[^\w.-]+", "-", str(name)))
     return dataclasses.replace(parsed, **changes)  # type: ignore[type-var]
@@ -140,4 +141,4 @@ def here(parsed: flags.T, command: str = "") -> flags.T:
 
 def is_folder(name: str) -> bool:
     """Whether `name` means a folder, rather than a model; a published model is one."""
-    return hub.is_published(name) or Path(name).is_dir() or (":" not in name and os.sep in name)
+    return published.is_published(name) or Path(name).is_dir() or (":" not in name and os.sep in name)

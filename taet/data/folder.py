@@ -11,7 +11,7 @@ import numpy as np
 
 from taet.config import Data
 from taet.data import table
-from taet.data.images import SUFFIXES, files_below, is_image
+from taet.data.images import SUFFIXES, are_copies, files_below, is_image
 from taet.data.listing import Listing
 from taet.data.places import locate
 from taet.data.rows import NUMBER, read_rows
@@ -57,15 +57,9 @@ def _split_folders(path: Path) -> dict[str, Path]:
     if missing:
         raise UserError(f"'{path}' has no folder '{missing[0]}'; allowed: both train and test, or only class folders")
     for split, folders in found.items():
-        if len(folders) > 1 and not _are_copies(folders):
+        if len(folders) > 1 and not are_copies(folders):
             raise UserError(f"'{path}' has two {split} folders, '{folders[0].name}' and '{folders[1].name}'; keep one")
     return {split: folders[0] for split, folders in found.items() if folders}
-
-
-def _are_copies(folders: Sequence[Path]) -> bool:
-    """Whether folders hold the same files by their names and sizes, as where an archive holds a folder twice."""
-    one, *others = ({path.relative_to(f): path.stat().st_size for path in files_below(f)} for f in folders)
-    return all(other == one for other in others)
 
 
 def _is_flat(folder: Path) -> bool:

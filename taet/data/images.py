@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from threading import Condition
 from typing import TYPE_CHECKING, NamedTuple
@@ -104,9 +104,14 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: file.parts)
 
 
-def are_copies(files: Sequence[Path]) -> bool:
-    """Whether paths differ only in upper and lower case, as where an archive holds a folder twice, and in no size."""
-    return len(files) == 1 or len({(os.fspath(file).lower(), file.stat().st_size) for file in files}) == 1
+def are_copies(paths: Sequence[Path]) -> bool:
+    """Whether files, or those in folders, differ in upper and lower case alone, as where an archive has them twice."""
+
+    def held(path: Path) -> list[tuple[str, int]]:
+        files = {file.relative_to(path): file for file in files_below(path)} if path.is_dir() else {path: path}
+        return sorted((os.fspath(name).lower(), file.stat().st_size) for name, file in files.items())
+
+    return len(paths) == 1 or all(held(one) == held(other) for one, other in pairwise(paths))
 
 
 @contextmanager

@@ -30,10 +30,10 @@ from taet.metrics import Floats, Ints
 from taet.shapes import Name, Sha256, check_shape
 from taet.training.checkpoint import tensors_digest
 from taet.training.environment import resolve_device
-from taet.training.feedback import learns_from_validation
 from taet.training.finished import load_model, load_run
 from taet.training.folder import DELIVERED, RunFolder
 from taet.training.record import RunRecord
+from taet.training.resolve import learns_from_validation
 
 LEVEL = 0.95
 """Confidence that the promise holds for every class."""

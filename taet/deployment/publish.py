@@ -17,11 +17,11 @@ from taet.errors import UserError, custom_code, needed
 from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
-from taet.files import CARD, METRICS, RUN, WEIGHTS, make_folder, read_bytes, write_atomically
+from taet.files import make_folder, read_bytes, write_atomically
 from taet.formatting import markdown_table, percent, percent_interval, size
-from taet.models import hub
 from taet.models.weights import MOST_BYTES
-from taet.training.folder import RunFolder
+from taet.training import published
+from taet.training.folder import DONE, PUBLISHED, RunFolder
 from taet.training.record import RunRecord
 
 TO_FILL_IN = "to be filled in by the publisher"
@@ -57,7 +57,7 @@ def publish(run_dir: str | os.PathLike[str], target: str, *, licence: str = "", 
             done = api.upload_folder(
                 repo_id=target, folder_path=str(staged), commit_message=f"Upload a model of taet {taet.__version__}"
             )
-    return f"{hub.SCHEME}{target}@{done.oid}"
+    return f"{published.SCHEME}{target}@{done.oid}"
 
 
 def stage(run_dir: Path, out: Path, licence: str, name: str = "USER/NAME") -> None:
@@ -72,24 +72,24 @@ def stage(run_dir: Path, out: Path, licence: str, name: str = "USER/NAME") -> No
         raise UserError(
             f"{run_dir} has no result card that names its file of weights; make one: taet evaluate {run_dir}"
         )
-    if out.exists() and any(out.iterdir()) and not (out / hub.CONFIG).exists():
+    if out.exists() and any(out.iterdir()) and not (out / published.CONFIG).exists():
         raise UserError(f"{out}: got a folder with other files; allowed: a new or empty one, or one of taet push")
     make_folder(out)
-    for old in (hub.CONFIG, *hub.FILES):  # without its config.json a folder is no published model
+    for old in (published.CONFIG, *PUBLISHED):  # without its config.json a folder is no published model
         (out / old).unlink(missing_ok=True)
-    for file in (RUN, METRICS, WEIGHTS, CARD):
-        if (run_dir / file).exists():
+    for file in PUBLISHED:
+        if file != DONE and (run_dir / file).exists():
             write_atomically(out / file, read_bytes(run_dir / file, most=MOST_BYTES, links=False))
     RunFolder(out).finish()
-    write_atomically(out / hub.PAGE, model_card(record, card, licence, name).encode())
+    write_atomically(out / published.PAGE, model_card(record, card, licence, name).encode())
     facts = {
         "taet_version": taet.__version__,
         "model": {"name": record.run.model.name, "image_shape": list(record.data.image_shape)},
         "class_names": list(record.data.class_names),
         "weights_sha256": card.model["weights_sha256"],
     }
-    hub.describe(out, facts)
-    hub.verify(out)
+    published.describe(out, facts)
+    published.verify(out)
 
 
 def named_outside(run_dir: str | os.PathLike[str]) -> list[str]:

@@ -113,7 +113,7 @@ def measure(
             known = first(lambda: known_card(path, card, runner))  # one process reads, so that all agree
             card = _measured(card, runner, plan, known, state_dir, progress)
             if path is not None and rank() == 0:
-                examples = RunFolder(path.parent).artifact(f"examples{path.stem.removeprefix('evaluation')}.npz")
+                examples = RunFolder(path.parent).examples(path)
                 sha256 = save_examples(examples, known, card, runner, plan.attacks)
                 card = replace(card, examples_sha256=sha256)
                 card_store.put(path, card)

@@ -138,7 +138,8 @@ def transfer(
         if rank() == 0:
             for name, folder in folders.items():
                 if any(name in targets for targets in missing.values()):
-                    card_store.put(RunFolder(folder).card(), _with_images(cards[name], RunFolder(folder).examples))
+                    path = RunFolder(folder).card()
+                    card_store.put(path, _with_images(cards[name], RunFolder(folder).examples(path)))
             for units in (units for held in runners.values() for units in held.opened):
                 units.remove()
     return matrix(cards, attack)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from taet.errors import UserError
 from taet.evaluation import card_store
 from taet.evaluation.examples import read_examples
-from taet.files import DONE, METRICS, RUN, check_seal, is_leftover, read_json
-from taet.training.folder import DELIVERED, MetricsMark, RunFolder
+from taet.files import check_seal, is_leftover, read_json
+from taet.training.folder import DELIVERED, DONE, METRICS, RUN, MetricsMark, RunFolder
 
 
 class FileFinding(NamedTuple):
@@ -56,7 +56,7 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
             yield DONE, lambda: "" if folder.sums else OLD
         for name in _all_weights(folder) if folder.is_done else ():
             yield folder.weights(name).name, lambda name=name: _weights(folder, name)  # type: ignore[misc]
-    for path in sorted(folder.path.glob("audit*.json")):
+    for path in sorted(folder.path.glob(folder.audit(f"{DELIVERED}*").name)):
         yield path.name, lambda path=path: _audit(path)  # type: ignore[misc]
     for path, name in folder.cards():
         yield path.name, lambda path=path, name=name: _card(folder, path, name)  # type: ignore[misc]
@@ -65,8 +65,7 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
 def _all_weights(folder: RunFolder) -> list[str]:
     """The weights that are there, and those that should be."""
     with contextlib.suppress(UserError):  # what is wrong with `done` is said of `done`
-        named = {Path(name).stem for name in folder.sums if name.endswith(".safetensors")}
-        return sorted({DELIVERED, *named, *(path.stem for path in folder.path.glob("*.safetensors"))})
+        return folder.weights_names
     return [DELIVERED]
 
 
@@ -106,5 +105,5 @@ def _audit(path: Path) -> str:
 def _card(folder: RunFolder, path: Path, name: str) -> str:
     card = card_store.read(folder, path, name)
     if path == folder.card(name):  # earlier ones name earlier images
-        read_examples(folder.artifact(f"examples{name.removeprefix(DELIVERED)}.npz"), card)
+        read_examples(folder.examples(path), card)
     return "" if card.sealed else OLD

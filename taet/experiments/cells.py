@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from taet import config, methods, protocols
 from taet.config import Run
@@ -15,6 +15,7 @@ from taet.data import facts, is_own
 from taet.errors import UserError, located, unknown
 from taet.evaluation import card_store
 from taet.evaluation.bundles import attacks_of, check_attacks
+from taet.evaluation.card import ResultCard
 from taet.evaluation.runner import among
 from taet.experiments import own_data
 from taet.experiments.specification import SHORT, Entry, Point, Settings, Specification, Variant
@@ -22,7 +23,7 @@ from taet.formatting import size
 from taet.models import check_consent, consent
 from taet.training.decisive import CURVE, decisive
 from taet.training.folder import RunFolder
-from taet.training.resolve import check_model, resolve
+from taet.training.resolve import check_model, learns_from_validation, resolve
 from taet.training.schedule import curve_decides
 
 State = Literal["done", "started", "missing", "failed", "not applicable"]
@@ -53,69 +54,77 @@ class Cell:
 
     @property
     def state(self) -> State:
-        """State of its folder; done means a finished run with a card that has every attack."""
-        if self.run is None:
-            return "not applicable"
-        if not RunFolder(self.folder).is_run:
-            return "missing"
-        return "done" if not self.commands(threads=1) else "started"
+        return self.look().state
 
     def commands(self, threads: int) -> list[list[str]]:
         """The commands that are left, as arguments of `taet`; none for a cell that is done or not applicable."""
-        if self.run is None or self._measured():
-            return []
-        folder, trust = str(self.folder), consent(self.run.model.name)
-        held, evaluate = RunFolder(self.folder), ["evaluate", folder, *trust]
-        if not self.attacked and held.is_run:
-            return [] if held.is_done else [["train", "--resume", folder, *trust]]
+        return self.look(threads).commands
+
+    def look(self, threads: int = 1) -> CellLook:
+        """Read its folder, each file once."""
+        held, run = RunFolder(self.folder), self.run
+        if run is None:
+            return CellLook("not applicable", [], held)
+        folder, trust, asked = str(self.folder), consent(run.model.name), list(run.evaluation.attacks)
+        evaluate, resume = ["evaluate", folder, *trust], ["train", "--resume", folder, *trust]
         if not held.is_run:
             given = () if "--threads" in self.flags else ("--threads", str(threads))
-            train = ["train", self.run.method, *self.flags, *given, "--out", folder]
-            return [train, evaluate] if self.attacked else [train]
-        asked = list(self.run.evaluation.attacks)
+            train = ["train", run.method, *self.flags, *given, "--out", folder]
+            return CellLook("missing", [train, evaluate] if self.attacked else [train], held)
+        card = card_store.of_folder(held) if held.is_done else None
+        if card is not None and _measured(run, card):
+            return CellLook("done", [], held, card)
         if asked != held.record.settings["evaluation"]["attacks"]:
             evaluate += ["--attacks", *asked]
-        return [evaluate] if held.is_done else [["train", "--resume", folder, *trust], evaluate]
-
-    def _measured(self) -> bool:
-        """Whether there is a card with every attack, for the run's eps and batch size."""
-        held = RunFolder(self.folder)
-        card = card_store.of_folder(held) if self.run is not None and held.is_done else None
-        if self.run is None or card is None:
-            return False
-        asked = self.run.evaluation
-        eps = self.run.threat.eps if asked.eps is None else asked.eps
-        same = card.threat["eps"] == eps and card.batch_size == asked.batch_size
-        attacks = [one for one in attacks_of(asked, eps) if one.norm is not None]
-        return same and all(among(card.columns, attack) is not None for attack in attacks)
+        left = [*([] if held.is_done else [resume]), *([evaluate] if self.attacked else [])]
+        return CellLook("started" if left else "done", left, held, card)
 
     def check_folder(self) -> None:
         """Refuse a folder whose run has other settings than the specification."""
-        if self.run is None or not RunFolder(self.folder).is_run:
+        folder = RunFolder(self.folder)
+        if self.run is None or not folder.is_run:
             return
-        held, asked = decisive(RunFolder(self.folder).record.run), decisive(self.run)
-        for name in sorted({*held, *asked} - (set() if curve_decides(self.run) else CURVE)):
+        held, asked = decisive(folder.record.run), decisive(self.run)
+        for name in sorted({*held, *asked}):
             there, here = held.get(name), asked.get(name)
-            if there != here and (name, here) != ("training.precision", "auto"):
+            if there == here or (name, here) == ("training.precision", "auto"):
+                continue
+            if name not in CURVE or curve_decides(self.run, learns_from_validation(self.run)):
                 raise UserError(
                     f"{self.folder} holds a run with other settings: {name.replace('settings.', 'method.')} is {there} "
                     f"there and {here} in the specification; choose another --out, or remove the folder"
                 )
 
+
+class CellLook(NamedTuple):
+    """What the folder of a cell held when it was read."""
+
+    state: State
+    """Done means a finished run with a card that has every attack."""
+    commands: list[list[str]]
+    folder: RunFolder
+    card: ResultCard | None = None
+
     @property
     def precision(self) -> str | None:
         """The precision that its run recorded."""
-        held = RunFolder(self.folder)
-        return held.record.run.training.precision if self.run is not None and held.is_run else None
+        return self.folder.record.run.training.precision if self.state in ("done", "started") else None
 
+    @property
     def seconds(self) -> dict[str, float]:
         """Recorded seconds of training and of attacks."""
-        held = RunFolder(self.folder)
-        card = card_store.of_folder(held)
-        return {
-            "training": round(sum(epoch.seconds for epoch in held.metrics), 3),
-            "evaluation": 0 if card is None else round(sum(column.seconds for column in card.columns), 3),
-        }
+        columns = () if self.card is None else self.card.columns
+        training, attacks = (sum(one.seconds for one in each) for each in (self.folder.metrics, columns))
+        return {"training": round(training, 3), "evaluation": round(attacks, 3)}
+
+
+def _measured(run: Run, card: ResultCard) -> bool:
+    """Whether a card has every attack, for the run's eps and batch size."""
+    asked = run.evaluation
+    eps = run.threat.eps if asked.eps is None else asked.eps
+    same = card.threat["eps"] == eps and card.batch_size == asked.batch_size
+    attacks = [one for one in attacks_of(asked, eps) if one.norm is not None]
+    return same and all(among(card.columns, attack) is not None for attack in attacks)
 
 
 def cells(specification: Specification, out: Path) -> list[Cell]:
@@ -188,7 +197,7 @@ class Planner:
         if isinstance(start, str) or not is_own(str(settings["data.name"])):
             return {}
         about = {key: value for key, value in settings.items() if key.startswith("data.")}
-        run = config.override(start, {"method": "at", "settings": None, **about})
+        run = config.override(start, {"method": Run.method, "settings": None, **about})
         try:
             return {name: made.value for name, made in self._planned(run).decisions.items()}
         except UserError:  # which `made` meets as well, and says of what

@@ -52,6 +52,9 @@ class CellOutcome:
     reason: str
     commands: tuple[str, ...]
     """The commands that are left."""
+    precision: str | None = None
+    seconds: dict[str, float] = field(default_factory=lambda: {"training": 0, "evaluation": 0})
+    """As the run and its card recorded them."""
 
     def __repr__(self) -> str:
         return f"CellOutcome({self.cell.name}: {self.state}{f', {self.reason}' if self.reason else ''})"
@@ -70,8 +73,8 @@ class CellOutcome:
             "state": self.state,
             "reason": self.reason,
             "folder": str(cell.folder),
-            "precision": cell.precision,
-            "seconds": cell.seconds(),
+            "precision": self.precision,
+            "seconds": self.seconds,
             "commands": list(self.commands),
         }
 
@@ -100,7 +103,7 @@ class Comparison:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds of training and of attacks over all cells, as far as their folders record them."""
-        each = [outcome.cell.seconds() for outcome in self.outcomes]
+        each = [outcome.seconds for outcome in self.outcomes]
         pairs = [one.decision.cost["seconds"] for one in self.decisions if one.decision is not None]
         each += [{"training": 0.0, "evaluation": seconds} for seconds in pairs]
         return {kind: round(sum(seconds[kind] for seconds in each), 3) for kind in ("training", "evaluation")}
@@ -260,11 +263,12 @@ def _planned(given: Given, out: str | os.PathLike[str] | None) -> tuple[str, Pat
 def _outcomes(planned: Sequence[Cell], failed: Mapping[str, str], threads: int) -> tuple[CellOutcome, ...]:
     outcomes = []
     for cell in planned:
-        state, reason = cell.state, cell.reason
+        held = cell.look(threads)
+        state, reason = held.state, cell.reason
         if cell.name in failed and state != "done":
             state, reason = "failed", failed[cell.name]
-        commands = tuple(shlex.join(["taet", *words]) for words in cell.commands(threads))
-        outcomes.append(CellOutcome(cell, state, reason, commands))
+        commands = tuple(shlex.join(["taet", *words]) for words in held.commands)
+        outcomes.append(CellOutcome(cell, state, reason, commands, held.precision, held.seconds))
     return tuple(outcomes)
 
 

@@ -17,15 +17,16 @@ from taet import methods, registry
 from taet.attacks.ball import frozen
 from taet.attacks.progress import Progress
 from taet.bounds import Count, Processes, Settings, Whole
-from taet.config import Threat, Training
+from taet.config import Run, Threat, Training
 from taet.errors import UserError
 from taet.experiments.cost_model import CostModel, Measured, image_megabytes
-from taet.experiments.memory import held_bytes, peak_bytes
 from taet.experiments.steps import MethodSteps, Workload
 from taet.losses import cross_entropy
 from taet.methods.base import Adversarial
 from taet.training.environment import environment, on_threads, resolve_device
 
+CLEAN, TWO_STAGE = "standard", "taet"  # of the paper's cost model, beside the method that runs have by default
+MEMORY = ("held", "clean", "adversarial", "extra", "xi", "images")
 REPEATS = 5  # of what is short, a pass or a clean step, so that the clock's resolution and interruptions matter little
 REPORTED = ("batch_size", "precision", "steps", "epochs", "clean_epochs", "rounds")  # of how it was measured
 Options: TypeAlias = Mapping[str, Any]
@@ -89,27 +90,16 @@ class _Parts:
     """Clean training, adversarial training and TAET, which the parts of the cost model are measured on."""
 
     def __init__(self, workload: Workload, timing: Timing) -> None:
-        self.workload, self.timing, self.device = workload, timing, resolve_device(timing.device)
-        self.precision: str = timing.precision
-        self.clean = self.build("standard", {})
+        self.timing, self.device = timing, resolve_device(timing.device)
+        kappa, precision = timing.steps, timing.precision
+        build = partial(MethodSteps, workload=workload, epochs=timing.epochs, attack_steps=kappa, device=self.device)
+        self.clean = build(CLEAN, precision=precision)
         self.precision = "bf16" if self.clean.bf16 else "float32"
-        self.adversarial = self.build("at", {})
-        self.two_stage = self.build("taet", {"clean_share": timing.clean_share})
+        self.build = partial(build, precision=self.precision)
+        self.adversarial = self.build(Run.method)
+        self.two_stage = self.build(TWO_STAGE, {"clean_share": timing.clean_share})
         self.batch = workload.batch(timing.batch_size, self.device)
         self.epoch_steps = math.ceil(sum(workload.class_counts) / timing.batch_size)
-
-    def build(self, name: str, settings: Options) -> MethodSteps:
-        """Return a method, to be trained as the others."""
-        how = self.timing
-        return MethodSteps(
-            name,
-            settings,
-            self.workload,
-            epochs=how.epochs,
-            attack_steps=how.steps,
-            precision=self.precision,
-            device=self.device,
-        )
 
     def round(self) -> dict[str, float]:
         """Measure every part once, in seconds of a batch; parts that are compared follow one another."""
@@ -147,14 +137,15 @@ class _Parts:
 
     def model_costs(self, at: Mapping[str, Measured]) -> Measurement:
         """Return the parts, and ratios within rounds, of the seconds `at` by part, (rounds,) each."""
-        timing, model = self.timing, CostModel(at["F' + B_adv"] / at["F + B"], self.timing.steps)
+        timing, clean, attack = self.timing, at["F + B"], at["F' + B_adv"]
+        model = CostModel(attack / clean, timing.steps)
         eta, measured = model.eta(timing.clean_share), at["TAET"] / at["AT"]
         table = sorted({*range(0, timing.epochs + 1, max(timing.epochs // 10, 1)), timing.clean_epochs})
         parts = {
             "forward": at["F"],
-            "backward": at["F + B"] - at["F"],
+            "backward": clean - at["F"],
             "attack_forward": at["F'"],
-            "attack_backward": at["F' + B_adv"] - at["F'"],
+            "attack_backward": attack - at["F'"],
             "gamma": model.gamma,
             "rho": model.rho,
             "eta": eta,
@@ -163,11 +154,11 @@ class _Parts:
         curve = [
             {
                 "steps": n,
-                "epoch_seconds": _spread(self.epoch_steps * at[f"AT {n}"]),
-                "ratio": _spread(at[f"AT {n}"] / at["AT"]),
-                "predicted_over_measured": _spread((at["F + B"] + n * at["F' + B_adv"]) / at[f"AT {n}"]),
+                "epoch_seconds": _spread(self.epoch_steps * found),
+                "ratio": _spread(found / at["AT"]),
+                "predicted_over_measured": _spread((clean + n * attack) / found),
             }
-            for n in timing.curve
+            for n, found in ((n, at[f"AT {n}"]) for n in timing.curve)
         ]
         return {
             "model": {name: _spread(values) for name, values in parts.items()},
@@ -180,33 +171,16 @@ class _Parts:
 
     def memory(self) -> dict[str, float]:
         """Return the peak memory of a clean and of an adversarial step in 10^6 bytes, M_delta and xi."""
-        (held, clean), (_, adversarial) = self._peak(self.clean), self._peak(self.adversarial)
-        found = {
-            "held_mb": held,
-            "clean_mb": clean,
-            "adversarial_mb": adversarial,
-            "extra_mb": adversarial - clean,
-            "xi_mb": self.timing.clean_share * (adversarial - clean),
-            "images_mb": image_megabytes(tuple(self.batch.x.shape)),
-        }
-        return {name: round(value, 2) for name, value in found.items()}
-
-    def _peak(self, steps: MethodSteps) -> tuple[float, float]:
-        """Return what weights, optimiser, view and batch take between steps, and the peak, in 10^6 bytes."""
-        steps.step(self.batch)  # so that the optimiser has its state
-        steps.optimizer.zero_grad(set_to_none=True)
-        held = [*steps.held(), *self.batch]
-
-        def twice() -> None:  # the gradients of the first step are there while the second begins, as in a run
-            steps.step(self.batch)
-            steps.step(self.batch)
-
-        return held_bytes(held) / 1e6, peak_bytes(twice, held, steps.device) / 1e6
+        held, clean = self.clean.memory(self.batch)
+        _, adversarial = self.adversarial.memory(self.batch)
+        extra, images = adversarial - clean, image_megabytes(tuple(self.batch.x.shape))
+        values = (held, clean, adversarial, extra, self.timing.clean_share * extra, images)
+        return {f"{name}_mb": round(value, 2) for name, value in zip(MEMORY, values, strict=True)}
 
     def method_cost(self, name: str, settings: Options) -> Measurement:
         """Return passes and seconds of a method, each measured right before those of PGD adversarial training."""
         base, batch = self.adversarial, self.batch
-        steps = base if name == "at" and not settings else self.build(name, settings)
+        steps = base if name == Run.method and not settings else self.build(name, settings)
         (forwards, backwards), unit = steps.passes(), sum(base.passes())
         steps.seconds(batch)  # once for the caches
         pairs = np.array([(steps.seconds(batch), base.seconds(batch)) for _ in range(self.timing.rounds)])
@@ -224,8 +198,8 @@ class _Parts:
 
 
 def measure(
-    workload: Workload | None = None,
-    timing: Timing | None = None,
+    workload: Workload = Workload(),  # noqa: B008  # which cannot change, as the next one
+    timing: Timing = Timing(),
     wanted: Iterable[Variant] = (),
     *,
     progress: Progress | None = None,
@@ -238,18 +212,14 @@ def measure(
     {"median", "spread": [least, largest]} over rounds.
 
     Returns:
-        {"network", "image_shape", "classes", "images", "batch_size", "precision", "steps", "epochs", "clean_epochs",
-        "rounds", "threads": how; "model": F, B, F' and B_adv in seconds of a batch, gamma, rho, eta of `CostModel`;
-        "measured_eta": TAET relative to adversarial training; "predicted_over_measured": of the two eta;
-        "by_clean_epochs": eta for other T_ce; "curve": epochs by steps of the attack; "memory", in 10^6 bytes;
-        "costs": of every method, mean over a run: passes per image, ratios to adversarial training, seconds of an
-        epoch; "environment", "load"}.
+        How it was measured, and "model": F, B, F' and B_adv in seconds of a batch, gamma, rho, eta of `CostModel`;
+        "measured_eta": TAET relative to adversarial training; "by_clean_epochs": eta for other T_ce; "curve": epochs by
+        steps of the attack; "memory", in 10^6 bytes; "costs": of every method, mean over a run.
 
     Raises:
         UserError: an unknown model, method or device; images that the model cannot take.
     """
-    workload, timing, wanted = workload or Workload(), timing or Timing(), list(wanted)
-    total = timing.rounds + 1 + len(wanted)
+    total = timing.rounds + 1 + len(wanted := list(wanted))
     report = progress or (lambda *_: None)
     with on_threads(timing.threads):
         parts, rounds, costs = _Parts(workload, timing), [], []

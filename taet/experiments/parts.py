@@ -60,17 +60,17 @@ def _source(cell: Cell, folders: Sequence[Path], say: Callable[[str], None]) -> 
     for folder in folders:
         there = dataclasses.replace(cell, folder=folder / "runs" / cell.name)
         there.check_folder()
-        if there.state == "started":
+        look = there.look()
+        if look.state == "started":
             say(f"{cell.name}: not finished in {folder}, not copied")
-        if there.state != "done":
+        if look.state != "done":
             continue
-        held_there = RunFolder(there.folder)
-        held_there.check_weights()
+        look.folder.check_weights()
         if held is None:
             held = source = there.folder
         elif held == cell.folder and cell.state != "done":
             raise UserError(f"{held} is not finished, and {there.folder} is; remove one of them")
-        elif file_sha256(RunFolder(held).weights()) != file_sha256(RunFolder(there.folder).weights()):
+        elif file_sha256(RunFolder(held).weights()) != file_sha256(look.folder.weights()):
             raise UserError(f"{held} and {there.folder} are two runs of one cell, with other weights; remove one")
     return source
 

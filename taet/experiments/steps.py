@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taet import methods, models
@@ -20,6 +19,8 @@ from taet.config import Threat, Training, epoch_at
 from taet.data.loader import Batch
 from taet.data.long_tail import long_tail_counts
 from taet.errors import UserError
+from taet.experiments.cost_model import Measured
+from taet.experiments.memory import held_bytes, peak_bytes
 from taet.methods import Attack, Method, Task
 from taet.models import Classifier, memory_layout
 from taet.models.view import make_view
@@ -102,21 +103,10 @@ class MethodSteps:
 
     def step(self, batch: Batch, number: int = 0, *, steps: int | None = None, viewed: bool = True) -> None:
         """Make one training step as runs make them, but never from a CUDA graph; `viewed`: attack the view."""
-        training_step(
-            self.model,
-            self.method,
-            self.optimizer,
-            batch,
-            self.attack(steps),
-            autocast=self.bf16,
-            awp=self.awp,
-            number=number,
-            view=self.view if viewed else None,
-        )
+        own, attack, view = (self.model, self.method, self.optimizer), self.attack(steps), self.view if viewed else None
+        training_step(*own, batch, attack, autocast=self.bf16, awp=self.awp, number=number, view=view)
 
-    def mean(
-        self, cost: Callable[[], NDArray[np.float64]], batch: Batch, *, viewed: bool = True
-    ) -> NDArray[np.float64]:
+    def mean(self, cost: Callable[[], Measured], batch: Batch, *, viewed: bool = True) -> Measured:
         """Return the mean over a run of what a step adds to `cost`."""
         total = np.zeros_like(cost())
         for epoch, share in self.stages:
@@ -130,14 +120,24 @@ class MethodSteps:
     def passes(self) -> tuple[float, float]:
         """Return the forward and backward passes of the network per image and step, mean over a run."""
         with _passed(self.model) as count:
-            forwards, backwards = (
-                self.mean(count.copy, self.workload.batch(2, self.device), viewed=False) / 2
-            ).tolist()
-        return forwards, backwards
+            forwards, backwards = self.mean(count.copy, self.workload.batch(2, self.device), viewed=False).tolist()
+        return forwards / 2, backwards / 2
 
     def seconds(self, batch: Batch) -> float:
         """Return the seconds of a step, mean over a run."""
         return float(self.mean(lambda: np.array(self.now()), batch))
+
+    def memory(self, batch: Batch) -> tuple[float, float]:
+        """Return what weights, optimiser, view and batch take between steps, and the peak, in 10^6 bytes."""
+        self.step(batch)  # so that the optimiser has its state
+        self.optimizer.zero_grad(set_to_none=True)
+        held = [*self.held(), *batch]
+
+        def twice() -> None:  # the gradients of the first step are there while the second begins, as in a run
+            self.step(batch)
+            self.step(batch)
+
+        return held_bytes(held) / 1e6, peak_bytes(twice, held, self.device) / 1e6
 
     def now(self) -> float:
         """Return the seconds on a clock, once the device has done its work."""
@@ -156,7 +156,7 @@ class MethodSteps:
 
 
 @contextmanager
-def _passed(model: nn.Module) -> Iterator[NDArray[np.float64]]:
+def _passed(model: nn.Module) -> Iterator[Measured]:
     """Count the images that pass through the network and its copies, (2,): forwards and backwards."""
     count = np.zeros(2)
 

@@ -136,7 +136,7 @@ def worth(comparison: Comparison) -> list[Worth]:
     for (data, imbalance, row), runs in rows.items():
         base = rows.get((data, imbalance, first[data, imbalance]), {})
         found += [
-            Worth(row, data, imbalance, *_gains(runs, base, label)) for label in [None, *range(_any(runs).num_classes)]
+            Worth(row, data, imbalance, *gain_of(runs, base, label)) for label in [None, *range(_any(runs).num_classes)]
         ]
     if not found:
         raise UserError(f"what-if: no row has {FEWEST_SEEDS} seeds done at every share; continue the comparison first")
@@ -171,7 +171,7 @@ def _any(runs: dict[int, list[ResultCard]]) -> ResultCard:
     return next(iter(runs.values()))[-1]
 
 
-def _gains(
+def gain_of(
     runs: dict[int, list[ResultCard]], base: dict[int, list[ResultCard]], label: int | None
 ) -> tuple[str, int, float, Estimate, Estimate, Estimate]:
     """Return name, images, recall and gains of a class, or of the mean over classes."""

@@ -123,4 +123,7 @@ def build(name: str, settings: Any, task: Task) -> Method:
         raise UserError("outer drw: got a schedule without a milestone; allowed: one at which it can begin")
     task = replace(task, outer=cls.outer_loss(settings, task))
     stages = tuple(cls.stage_at(settings, task, epoch) for epoch in range(task.epochs))
-    return cls(settings, replace(task, head=cls.head(settings, task), stages=stages))
+    method = cls(settings, replace(task, head=cls.head(settings, task), stages=stages))
+    if method.average_decay and not method.needs_feedback:
+        raise UserError(f"{name}: got an average_decay without needs_feedback; allowed: both, or neither")
+    return method

@@ -263,7 +263,9 @@ class Method(nn.Module):
     baseline: ClassVar[bool] = False
     """Whether reports compare the other methods with this one."""
     budget_warm_up: ClassVar[float] = 0.8
-    """Share of the epochs over which robust-lt raises the budget of this method."""
+    """Share of the epochs over which a wrapper raises the training budget from 0, where it does."""
+    label_and_divergence: ClassVar[bool] = False
+    """Whether the loss is a label term on clean images plus beta KL(f(x) || f(x')), which can be weighed by class."""
 
     @dataclass(frozen=True)
     class Config(Settings):

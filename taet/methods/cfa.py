@@ -115,10 +115,11 @@ class Cfa(ClassBudgets):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
-        own = "scaled" if config.base == "trades" else "off"
-        self.regulariser = config.regulariser or own
-        if self.regulariser != "off" and config.base != "trades":
-            raise UserError(f"method regulariser: got {config.regulariser}; allowed: off, or the base trades")
+        divergence = self.base.label_and_divergence
+        self.regulariser = config.regulariser or ("scaled" if divergence else "off")
+        if self.regulariser != "off" and not divergence:
+            got = f"got {config.regulariser}, and the base {config.base} has no divergence to weigh"
+            raise UserError(f"method regulariser: {got}; allowed: off")
         if self.regulariser == "off" and config.lambda_2 != 0.5:
             raise UserError(f"method lambda 2: got {config.lambda_2:g}; allowed: with the regulariser only")
         if config.gate != "off":

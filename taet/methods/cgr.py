@@ -134,7 +134,7 @@ class ConfusionGuided(Method):
             raise UserError(f"cgr: got the weighting {task.weighting}; {why}: only none")
         targets = [(point * task.epochs / POINTS) for point in range(1, POINTS)]
         self.points = {min(task.watched, key=lambda epoch: abs(epoch + 1 - target)) for target in targets}
-        self.budget = CountsRule(task, "at", 0.3, 0.8)
+        self.budget = CountsRule(task, 0.3, 0.8)
         ones = torch.ones(task.num_classes)
         buffers = {"weights": ones, "betas": BETA * ones, "score": ones, "factor": ones, "graph": 0 * ones.diag()}
         for name, values in buffers.items():

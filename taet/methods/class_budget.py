@@ -35,6 +35,7 @@ class ClassBudget(ClassBudgets):
     class Config(ClassBudgets.Config):
         """The rule with its constants, and the base method."""
 
+        holder = "class-budget"  # in messages
         rule: Literal["counts", "dafa", "cfa"] = "counts"
         """How the budget of a class is found."""
         base: Base = "at"
@@ -61,7 +62,7 @@ class ClassBudget(ClassBudgets):
     @staticmethod
     def make_rule(config: Config, task: Task) -> BudgetRule:
         if config.rule == "counts":
-            return CountsRule(task, config.base, config.a, config.b)
+            return CountsRule(task, config.a, config.b, config.base)
         if config.rule == "cfa":
             return CfaRule(task, config.lambda_1, 1.0, config.begin)
         return DafaRule(task, config.lam, config.floor, config.warm_up)

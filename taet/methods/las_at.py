@@ -174,7 +174,7 @@ class LearnableAttackStrategy(Method):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         with torch.no_grad(), frozen(self.strategy):
             choices = draw(self._log_probabilities(x), self._uniform(x, attack))
-        return self._attacked(model, x, y, attack, choices)
+        return self.attacked_by(model, x, y, attack, choices)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         if self.config.variant == "las-pgd":
@@ -194,7 +194,7 @@ class LearnableAttackStrategy(Method):
         self.strategy.train((step.attack.source.total or len(x)) > 1)
         log_probabilities = self._log_probabilities(x)
         choices = draw(log_probabilities, self._uniform(x, step.attack))
-        loss = reinforce(log_probabilities, choices, self._reward(model, step, choices))
+        loss = reinforce(log_probabilities, choices, self.reward(model, step, choices))
         optimizer.zero_grad()
         with torch.autocast(x.device.type, enabled=False):
             loss.backward()  # type: ignore[no-untyped-call]
@@ -220,7 +220,7 @@ class LearnableAttackStrategy(Method):
         """Uniform numbers for the choices of each image, (N, heads); float32 whatever the type of x."""
         return attack.source.uniform(x.new_empty(len(x), len(self.ranges), dtype=torch.float32))
 
-    def _attacked(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, choices: Tensor) -> Adversarial:
+    def attacked_by(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack, choices: Tensor) -> Adversarial:
         """Examples of the attack that `choices` (N, heads) describe; the model is in eval mode."""
         drawn = zip(self.ranges, choices.unbind(1), strict=True)
         levels = {name: (choice + self.ranges[name][0]).to(x.dtype) for name, choice in drawn}
@@ -238,7 +238,7 @@ class LearnableAttackStrategy(Method):
         start = (x + draw_noise(x, attack.eps, "uniform", attack.source)).clamp(0, 1) - x
         return Adversarial(attack(model, x, y, start="none", start_noise=start, **settings))
 
-    def _reward(self, model: nn.Module, step: Step, choices: Tensor) -> Tensor:
+    def reward(self, model: nn.Module, step: Step, choices: Tensor) -> Tensor:
         """Reward of the choices: the attacked loss, and the accuracies of the model after one step on the examples."""
         x, y, attack = step.x, step.y, step.attack
         ahead, optimizer = copy.deepcopy((model, step.optimizer))  # together, so that the copies belong together
@@ -247,7 +247,7 @@ class LearnableAttackStrategy(Method):
                 group["momentum"] = 0.0  # SGD is published without
         attacked = step.attacked(ahead)
         with frozen(attacked):
-            adversarial = self._attacked(attacked, x, y, attack, choices)
+            adversarial = self.attacked_by(attacked, x, y, attack, choices)
             with torch.no_grad():
                 if self.config.variant == "las-pgd":
                     raised = global_mean(cross_entropy(attacked(adversarial.x), y))

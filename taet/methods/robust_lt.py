@@ -29,14 +29,11 @@ def class_budgets(class_counts: Tensor, a: float) -> Tensor:
 
 
 class CountsRule(BudgetRule):
-    """Factors by the class counts alone: min(t / (b E), 1) times `class_budgets` in epoch t of E, from 0.
-
-    Without a warm-up b it is that of the base: 1.0 with taet, 0.8 with others.
-    """
+    """Factors by the class counts alone: min(t / (b E), 1) times `class_budgets` in epoch t of E, from 0."""
 
     budgets: Tensor
 
-    def __init__(self, task: Task, base: str, a: float, b: float | None) -> None:
+    def __init__(self, task: Task, a: float, b: float | None, base: str = "") -> None:
         super().__init__()
         self.length = (methods.find(base).budget_warm_up if b is None else b) * task.epochs
         counts = torch.tensor(task.exposure, dtype=torch.float32)
@@ -79,4 +76,4 @@ class RobustLT(ClassBudgets):
 
     @staticmethod
     def make_rule(config: Config, task: Task) -> BudgetRule:
-        return CountsRule(task, config.base, config.a, config.b)
+        return CountsRule(task, config.a, config.b, config.base)

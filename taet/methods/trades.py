@@ -31,6 +31,7 @@ class Trades(Method):
     title = "TRADES"
     reference = "Zhang et al., ICML 2019, arXiv:1901.08573"
     label_attack = False
+    label_and_divergence = True
     official: ClassVar[Overrides] = {
         "model.normalize": "none",
         "threat.eps": 0.031,

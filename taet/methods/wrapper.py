@@ -1,4 +1,4 @@
-"""What class-budget, robust-lt, dafa and cfa are: any other method, with a training budget for each class by a rule."""
+"""What methods have in common that are any other method, with a training budget for each class by a rule."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from taet import config as configs
-from taet import methods
+from taet import methods, registry
 from taet.bounds import Rule
 from taet.errors import UserError, unknown
 from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Step, Task
 from taet.models.heads import Head
 
-HOLDERS = ("cfa", "class-budget", "dafa", "robust-lt")
-Base = Annotated[str, Rule(lambda name: name not in HOLDERS, "any other method")]
+
+def _is_other(name: str) -> bool:
+    """Whether a base is no wrapper itself; one that is unknown is refused when it is built."""
+    return name not in registry.entries("methods") or not issubclass(methods.find(name), ClassBudgets)
+
+
+Base = Annotated[str, Rule(_is_other, "any other method")]
 """Name of a method that can be held."""
 
 
@@ -50,8 +55,8 @@ class ClassBudgets(Method):
     class Config(Method.Config):
         """The base method."""
 
-        holder = "class-budget"  # in messages
-        base: Base = "at"
+        holder = ""  # the method's own name, in messages
+        base: Base = configs.Run.method
         """Name of the wrapped method."""
         knobs: tuple[str, ...] = ()
         """Options of the base method, as on the command line without --method: name=value, e.g. tail-weight=2."""
@@ -137,7 +142,7 @@ class ClassBudgets(Method):
         return self.base.offset()
 
 
-def base_settings(name: str, knobs: Sequence[str], holder: str = "robust-lt") -> Any:
+def base_settings(name: str, knobs: Sequence[str], holder: str) -> Any:
     """Return the Config of the method called `name` from options written as on the command line, "tail-weight=2"."""
     kind, where = methods.find(name).Config, f"{holder}: option of {name}"
     names = [field.name for field in dataclasses.fields(kind)]

@@ -20,7 +20,7 @@ from taet.models.foreign import (
     trusted,
 )
 from taet.models.heads import CosineHead, Head
-from taet.models.weights import pretrained
+from taet.models.weights import StoredWeights, pretrained
 from taet.randomness import seeded
 
 __all__ = [
@@ -49,7 +49,7 @@ def build(
     seed: int = 0,
     head: Head = Head(),  # noqa: B008  # a tuple, which cannot change
     stem: str = "auto",
-    weights: str | Path | None = None,
+    weights: str | Path | StoredWeights | None = None,
 ) -> Classifier | Adapter:
     """Return the model called `name`, its weights drawn from `seed`; the global random state is left as it was.
 
@@ -80,7 +80,7 @@ def build(
         else:
             raise UserError(f"model stem: got {stem}; {name} has its own; allowed: auto")
     if weights is not None:
-        model.notes = (*model.notes, pretrained(model, Path(weights)))
+        model.notes = (*model.notes, pretrained(model, weights))
     return model
 
 

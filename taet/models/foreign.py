@@ -25,7 +25,7 @@ from taet import registry
 from taet.errors import CUSTOM, UserError, custom_code, located, needed, unknown
 from taet.models.classifier import Adapter, Classifier, adapted
 from taet.models.heads import Head, build_head
-from taet.models.weights import fill, read
+from taet.models.weights import StoredWeights, fill, read
 from taet.randomness import seeded
 
 FORMS = ("package.module:callable", "torchvision:NAME", "timm:NAME")
@@ -82,7 +82,7 @@ def load(
     *,
     num_classes: int,
     image_shape: tuple[int, int, int],
-    weights: Path | None = None,
+    weights: str | Path | StoredWeights | None = None,
     normalize: str = "none",
 ) -> Loaded:
     """Return the model called `spec` in eval mode, with its weights and with its input normalisation inside.
@@ -104,13 +104,13 @@ def load(
     with seeded(0, "weights"):
         build = elsewhere if ":" in spec else registered
         network: nn.Module = build(spec, num_classes, image_shape)
-        if weights is not None:
-            state = read(weights)
+        state = None if weights is None else read(weights)
+        if state is not None:
             if state.from_run and not isinstance(network, Classifier):
                 whole = any(key.startswith("network.") for key in state.tensors)
                 network = Adapter(network, num_classes) if whole else taken_apart(network, num_classes, image_shape)
-            with custom_code(f"{weights} cannot be loaded into {spec}"):
-                about = fill(network, state, weights)
+            with custom_code(f"{state.path} cannot be loaded into {spec}"):
+                about = fill(network, state)
         elif is_own(spec):
             about = f"weights: as {spec} gives them"
         else:
@@ -118,7 +118,7 @@ def load(
     if statistics is None:
         return Loaded(network.eval(), (about,))
     if isinstance(network, Classifier) and not (network.mean.eq(0).all() and network.std.eq(1).all()):
-        raise UserError(f"normalisation: got '{normalize}'; {weights} brings its own; allowed: none")
+        raise UserError(f"normalisation: got '{normalize}'; the network brings its own; allowed: none")
     note = f"normalisation: {normalize}, inside the model"
     return Loaded(Normalized(network, statistics).eval(), (about, note))
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from taet.errors import UserError
 from taet.files import read_bytes
 from taet.models.classifier import Adapter, Classifier
-from taet.models.hub import weights_file
 
 NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # usual keys of the weights in a file
 SETTINGS = ("mean", "std", "offset")  # of a Classifier or Adapter: set by the data and the method of a run
@@ -34,10 +33,11 @@ DEEPEST = 8  # dictionaries inside each other that are searched for weights
 
 
 class StoredWeights(NamedTuple):
-    """Names and tensors of a file, and the keys above them in the file, joined by dots."""
+    """Names and tensors of a file, the keys above them in the file, joined by dots, and what the file is called."""
 
     tensors: dict[str, Tensor]
     place: str
+    path: Path
 
     @property
     def from_run(self) -> bool:
@@ -45,13 +45,16 @@ class StoredWeights(NamedTuple):
         return "offset" in self.tensors and all(key in SETTINGS or key.startswith(PARTS) for key in self.tensors)
 
 
-def read(path: Path) -> StoredWeights:
+def read(path: str | Path | StoredWeights) -> StoredWeights:
     """Return the weights in a .safetensors file, or in a file of `torch.save` that holds tensors only.
 
-    They may be under a key such as "state_dict". A file with code is refused; code is never run. The path may also be
-    the folder of a published model, or hf:USER/NAME@COMMIT.
+    They may be under a key such as "state_dict". A file with code is refused; code is never run. Weights that were read
+    already are returned as they are.
     """
-    content, place = _content(weights_file(path)), []
+    if isinstance(path, StoredWeights):
+        return path
+    path = Path(path)
+    content, place = _content(path), []
     while not _is_state(content):
         inner = {key: value for key, value in content.items() if _holds_state(value)} if _is_mapping(content) else {}
         chosen = [key for key in NAMED_STATES if key in inner] or list(inner)
@@ -61,7 +64,7 @@ def read(path: Path) -> StoredWeights:
             raise UserError(f"{path} holds more than one set of weights: {', '.join(chosen)}; save one alone")
         content = content[chosen[0]]
         place.append(chosen[0])
-    return StoredWeights(dict(content), ".".join(place))
+    return StoredWeights(dict(content), ".".join(place), path)
 
 
 def _content(path: Path) -> Any:
@@ -110,26 +113,26 @@ def _holds_state(value: Any, deepest: int = DEEPEST) -> bool:
     return deepest > 0 and _is_mapping(value) and any(_holds_state(entry, deepest - 1) for entry in value.values())
 
 
-def fill(network: nn.Module, state: StoredWeights, path: Path) -> str:
+def fill(network: nn.Module, state: StoredWeights) -> str:
     """Load all tensors of `state` into `network`, with none missing or left over, and return a note about it."""
     held = network.state_dict()
     renamed = published_names(state.tensors, held) if isinstance(network, Classifier) else None
     prefix, tensors = ("", renamed) if renamed is not None else _without_prefix(state.tensors, held.keys())
-    _copy(network, tensors, path)
-    return _sentence(state, path, prefix) + ("" if renamed is None else RENAMED)
+    _copy(network, tensors, state.path)
+    return _sentence(state, prefix) + ("" if renamed is None else RENAMED)
 
 
-def pretrained(model: Classifier | Adapter, path: Path) -> str:
-    """Load initial weights from a file into `model` and return a note about it.
+def pretrained(model: Classifier | Adapter, weights: str | Path | StoredWeights) -> str:
+    """Load initial weights, of a file or read already, into `model` and return a note about it.
 
-    The file may hold the network as its author built it, or weights of a run. The body must fit exactly. A head of
+    They may be those of the network as its author built it, or weights of a run. The body must fit exactly. A head of
     another shape, e.g. for other classes, stays fresh. Normalisation and offset are not changed, because data and
     method set them.
 
     Raises:
         UserError: a file that holds code, no weights, or the weights of another body.
     """
-    state = read(path)
+    state = read(weights)
     body, own = (model.body, model.head) if isinstance(model, Classifier) else (model.network, None)
     tensors = state.tensors
     if state.from_run:
@@ -142,13 +145,13 @@ def pretrained(model: Classifier | Adapter, path: Path) -> str:
     prefix, tensors = _without_prefix(tensors, names)
     rest = {key: value for key, value in tensors.items() if key not in names}
     head = _layer(rest) if own is not None else {}
-    _copy(body, {key: value for key, value in tensors.items() if not (head and key in rest)}, path)
-    sentence = _sentence(state, path, prefix) + ("" if renamed is None else RENAMED)
+    _copy(body, {key: value for key, value in tensors.items() if not (head and key in rest)}, state.path)
+    sentence = _sentence(state, prefix) + ("" if renamed is None else RENAMED)
     if own is None or not head:
         return sentence
     shapes = {key: value.shape for key, value in own.state_dict().items()}
     if shapes == {key: value.shape for key, value in head.items()}:
-        _copy(own, head, path)
+        _copy(own, head, state.path)
         return f"{sentence}, its head included"
     classes = len(head["weight"])
     other = "of another kind" if classes == len(model.offset) else f"for {classes} classes"
@@ -192,10 +195,10 @@ def _layer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return layer if len(places) == 1 and {"weight"} <= layer.keys() <= {"weight", "bias"} else {}
 
 
-def _sentence(state: StoredWeights, path: Path, prefix: str) -> str:
+def _sentence(state: StoredWeights, prefix: str) -> str:
     under = f" under '{state.place}'" if state.place else ""
     without = f", without the prefix '{prefix}'" if prefix else ""
-    return f"weights: {len(state.tensors)} tensors of {path}{under}{without}"
+    return f"weights: {len(state.tensors)} tensors of {state.path}{under}{without}"
 
 
 def _without_prefix(state: dict[str, Tensor], expected: Collection[str]) -> tuple[str, dict[str, Tensor]]:

@@ -20,10 +20,10 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.decision import FILE
 from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
-from taet.files import RUN, parse_json, read_bytes
+from taet.files import parse_json, read_bytes
 from taet.metrics import Ints
 from taet.training.decisive import decisive
-from taet.training.folder import RunFolder
+from taet.training.folder import RUN, RunFolder
 from taet.training.record import Epoch, Row, RunRecord
 
 CURVES = ".metrics.jsonl"
@@ -145,7 +145,7 @@ def read(path: Path) -> ReportedRun:
             "allowed: folders that taet train or taet evaluate wrote"
         )
     card = card_store.of_folder(folder)
-    examples = None if card is None else read_examples(folder.examples, card)
+    examples = None if card is None else read_examples(folder.examples(folder.card()), card)
     if not folder.is_run:
         assert card is not None
         return ReportedRun(path, None, (), card, examples, data_of_card(card))

@@ -267,7 +267,7 @@ def bound_gap(card: ResultCard) -> float | None:
 def elsewhere(claim: Claim, folders: Sequence[Path]) -> Iterator[str]:
     """What committed cards outside the scales say of a claim, a line each."""
     for first, second in claim.entry.get("elsewhere", []):
-        sides = [_glob(folders, pattern) for pattern in (first, second)]
+        sides = [by_seed(folders, pattern) for pattern in (first, second)]
         for column, size in (claim.sizes or {"": 0.0}).items():
             own = claim.entry.get("attacks", [column, column])
             found = paired_cards(sides[0], sides[1], own, claim.entry.get("group"))
@@ -282,7 +282,7 @@ def _stem(pattern: str) -> str:
     return Path(pattern).stem.removesuffix("-seed?")
 
 
-def _glob(folders: Sequence[Path], pattern: str) -> dict[int, ResultCard]:
+def by_seed(folders: Sequence[Path], pattern: str) -> dict[int, ResultCard]:
     """The cards by their seed; a card without one counts as seed 0."""
     paths = sorted(path for folder in folders for path in folder.glob(pattern))
     return {card.seed or 0: card for card in map(load_card, paths)}

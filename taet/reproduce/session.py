@@ -47,7 +47,7 @@ class Session:
         """Run what is missing, as `taet compare` does, and read the store again."""
         missing = {one.cell.name for one in self.cells if one.state in OPEN}
         mine = self.planned() if part is None else share(self.planned(), *part)
-        queue = self._with_data([cell for cell in self.by_worth(mine) if cell.name in missing])
+        queue = self.with_data([cell for cell in self.by_worth(mine) if cell.name in missing])
         result, interrupted = fill("taet reproduce", self.store.out, queue, time_budget, jobs, self.say)
         self.store = Store(self.store.out, self.store.results)
         if interrupted:
@@ -66,7 +66,7 @@ class Session:
                 if attack is not None and folder.is_done and self.store.embedding(one, item.of) is None:
                     self.say(f"{one.cell.name}: t-SNE of {item.of}")
                     made = embed(folder.path, attack, of=item.of, images=EMBEDDED)
-                    path = folder.artifact(f"embedding-{item.of}.json")
+                    path = folder.embedding(item.of)
                     make_folder(path.parent)
                     write_atomically(path, (json.dumps(made.to_json()) + "\n").encode())
 
@@ -81,7 +81,7 @@ class Session:
         keys = {cell.name: cell_hash(cell.run) for cell in cells if cell.run is not None}
         return sorted(cells, key=lambda cell: -worth.get(keys.get(cell.name, ""), 0.0))
 
-    def _with_data(self, cells: Sequence[Cell]) -> list[Cell]:
+    def with_data(self, cells: Sequence[Cell]) -> list[Cell]:
         """The runs whose images are there; the others are named, and refused if there is none."""
         missing: dict[str, str] = {}
         for data in {cell.run.data for cell in cells if cell.run is not None}:

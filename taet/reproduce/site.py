@@ -28,7 +28,7 @@ def site(store: Store, scales: Sequence[Scale]) -> dict[str, str]:
     found = {name: best_verdict(claim, store, scales) for name, claim in claims().items()}
     pages = {
         "index.html": _index(store, found),
-        "leaderboard.html": _leaderboard(boards(store, scales)),
+        "leaderboard.html": leaderboard_page(boards(store, scales)),
         "claims.html": _claims(store, scales, found),
     }
     return pages | {item_page(name): _item(store, scales, item) for name, item in items().items()}
@@ -55,7 +55,7 @@ def _index(store: Store, found: Mapping[str, Verdict]) -> str:
     return _page("Adversarial robustness under long-tailed data, reproduced", [lead, text])
 
 
-def _leaderboard(found: Sequence[Standings]) -> str:
+def leaderboard_page(found: Sequence[Standings]) -> str:
     """The boards, with choices that need no script: a style hides what is not chosen, and without it all are shown."""
     if not found:
         return _page("Leaderboard", ["<p>No run.</p>"])
@@ -115,7 +115,7 @@ def _item(store: Store, scales: Sequence[Scale], item: Item) -> str:
             about = what_differs(scale, item, filled(store, scale, item))
             differs += [f"<li>{html.escape(line)}</li>" for line in about if line not in item.notes]
             sections += [in_html(_without(table, about)) for table in tables(store, scale, item)]
-            sections += _drawings(drawings(store, scale, item), scale)
+            sections += drawn(drawings(store, scale, item), scale)
     lead = ["<h2>What differs from the paper</h2><ul>", *differs, "</ul>"]
     lead += [f"<p>In the paper: {html.escape(note)}</p>" for note in item.notes]
     command = f"taet reproduce {item.name} --scale {scales[-1].name}"
@@ -127,7 +127,7 @@ def _without(table: TextTable, notes: Sequence[str]) -> TextTable:
     return replace(table, notes=tuple(note for note in table.notes if note not in notes))
 
 
-def _drawings(found: Drawings, scale: Scale) -> list[str]:
+def drawn(found: Drawings, scale: Scale) -> list[str]:
     """The figures of an item at one scale."""
     if not found.panels:
         return []

@@ -152,9 +152,9 @@ class Store:
 
     def embedding(self, one: StoredCell, of: str) -> Embedding | None:
         """The features or logits of a run, of its folder or committed beside its card; None if they were not drawn."""
-        name = f"embedding-{of}.json"
-        beside = [path.with_suffix(f".{name}") for path in self._index.get(one.key, [])]
-        path = next((path for path in (RunFolder(one.cell.folder).artifact(name), *beside) if path.exists()), None)
+        drawn = RunFolder(one.cell.folder).embedding(of)
+        beside = [path.with_suffix(f".{drawn.name}") for path in self._index.get(one.key, [])]
+        path = next((path for path in (drawn, *beside) if path.exists()), None)
         found = None if path is None else embedding.load(path)
         if found is not None and (one.card is None or found.weights_sha256 != _weights(one.card)):
             raise UserError(f"{path} is about other weights than the card of {one.cell.name}; remove it")
@@ -169,7 +169,8 @@ class Store:
         """Copy the card and the thinned epochs of finished runs to `folder`, which `results` may name; return cards."""
         written = []
         for one in {one.key: one for one in stored if one.state == "done"}.values():
-            card = RunFolder(one.cell.folder).card()
+            held = RunFolder(one.cell.folder)
+            card, drawings = held.card(), held.embedding("*")
             if one.card is None or not card.exists():
                 continue
             make_folder(folder)
@@ -177,7 +178,7 @@ class Store:
             write_atomically(target, read_bytes(card))
             lines = [json.dumps(row) for row in thinned(one.rows)]
             write_atomically(target.with_suffix(CURVES), ("\n".join(lines) + "\n").encode())
-            for drawn in sorted(card.parent.glob("artifacts/embedding-*.json")):
+            for drawn in sorted(drawings.parent.glob(drawings.name)):
                 write_atomically(target.with_suffix(f".{drawn.name}"), read_bytes(drawn))
             written.append(target)
         return written

@@ -1,4 +1,4 @@
-"""The state of a training run as named parts; a checkpoint holds one entry per part."""
+"""What a checkpoint holds: an entry for each part of the state, which `Trainer.parts` lists, and how it is saved."""
 
 from __future__ import annotations
 

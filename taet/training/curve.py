@@ -101,14 +101,14 @@ class TrainingCurve:
 
     def __init__(self, resolved: Resolved, split: Split, device: torch.device) -> None:
         self.run, self.name, self.chooses = resolved.run, resolved.split, resolved.chooses
-        most = watched_images(self.run)
+        self.learns = resolved.method.needs_feedback
+        most = watched_images(self.run, self.learns)
         if most is not None and most < len(split):
             split = split.choose(even_sample(split.labels, most, self.run.seed))
         self.split, self.device = split, device
-        self.learns = resolved.method.needs_feedback
         self.with_features = self.learns and resolved.method.uses_features
         self.single_step = resolved.method.single_step
-        self.epochs = set(watched_epochs(self.run))
+        self.epochs = set(watched_epochs(self.run, self.learns))
         self.batches = math.ceil(len(split) / self.run.evaluation.batch_size)
         self.best_score, self.best_epoch = -math.inf, -1
         self.best_weights: dict[str, Tensor] | None = None

@@ -5,20 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taet import methods
-from taet.config import Run
 from taet.distributed import gather, global_sum
 from taet.losses import cross_entropy, kl_divergence
 from taet.losses.long_tail import is_label
 from taet.methods.base import Seen
-
-
-def learns_from_validation(run: Run) -> bool:
-    """Whether the method of a run, or the one that it wraps, learns from the points of the curve."""
-    settings = methods.find(run.method).Config() if run.settings is None else run.settings
-    names = [run.method, getattr(settings, "base", None)]
-    gated = getattr(settings, "gate", "off") != "off"
-    return gated or any(methods.find(name).needs_feedback for name in names if name is not None)
 
 
 class FeedbackSums:

@@ -15,6 +15,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -23,11 +24,7 @@ from torch import Tensor, nn
 from taet.data.selection import VALIDATION
 from taet.errors import UserError, located
 from taet.files import (
-    CHECKPOINT,
-    DONE,
-    METRICS,
     MOST_JSON_BYTES,
-    RUN,
     changed,
     check_kind,
     check_seal,
@@ -49,10 +46,14 @@ from taet.training.checkpoint import SCHEMA, WeightsAbout, tensors_digest
 from taet.training.decisive import decisive
 from taet.training.record import Epoch, Row, RunRecord, best_epoch
 
+RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
 ARTIFACTS, STATE = "artifacts", "-state"
+SUFFIX = ".safetensors"
 DELIVERED = "model"
 """Name of the weights that a run delivers; `model-last` and `model-best` are files where they are of another epoch."""
 LAST, BEST = "model-last", "model-best"
+PUBLISHED = (RUN, METRICS, DONE, WEIGHTS := DELIVERED + SUFFIX, CARD := "evaluation.json")
+"""The files that a published model consists of."""
 PART = ".part"
 """Suffix of a folder that is not whole yet."""
 
@@ -158,7 +159,7 @@ class RunFolder:
         path = self.path / RUN
         return self.is_run and check_seal(path, read_json(path, links=False))
 
-    @property
+    @cached_property  # it never changes
     def record(self) -> RunRecord:
         """What run.json holds; a record that `taet train` did not write, or a newer version did, is a UserError."""
         path = self.path / RUN
@@ -264,7 +265,13 @@ class RunFolder:
         return self._weights(DELIVERED) if not path.exists() and self._delivers(name) else path
 
     def _weights(self, name: str) -> Path:
-        return self.path / f"{name}.safetensors"
+        return self.path / f"{name}{SUFFIX}"
+
+    @property
+    def weights_names(self) -> list[str]:
+        """The weights that are there or, once the training is finished, should be."""
+        files = {self._weights(DELIVERED).name, *self.sums, *(path.name for path in self.path.glob(f"*{SUFFIX}"))}
+        return sorted(Path(name).stem for name in files if name.endswith(SUFFIX))
 
     def _delivers(self, name: str) -> bool:
         """Whether the weights that the run delivers are those of the last epoch, or of the best one on its curve."""
@@ -288,7 +295,7 @@ class RunFolder:
         """Load weights into `model`; missing ones, another run's, and those that were changed are a UserError."""
         path = self.weights(name)
         if not path.is_file():
-            held = sorted(found.name for found in self.path.glob("*.safetensors"))
+            held = sorted(found.name for found in self.path.glob(f"*{SUFFIX}"))
             why = f"it has {', '.join(held)}" if held and self.is_done else "the run is not finished; resume it first"
             raise UserError(f"{self.path} holds no {path.name}: {why}")
         about = self.check_weights(name)
@@ -324,7 +331,7 @@ class RunFolder:
 
     def finish(self) -> None:
         """Mark the training as finished, with the SHA-256 of everything that it wrote."""
-        paths = [self.path / RUN, self.path / METRICS, *sorted(self.path.glob("*.safetensors"))]
+        paths = [self.path / RUN, self.path / METRICS, *sorted(self.path.glob(f"*{SUFFIX}"))]
         sums = {path.name: file_sha256(path, links=False) for path in paths if path.exists()}
         write_json(self.path / DONE, seal({"files": sums}))
 
@@ -339,7 +346,7 @@ class RunFolder:
                 yield path, f"{DELIVERED}{found[1] or ''}"
 
     def audit(self, weights: str = DELIVERED, kind: str = "json") -> Path:
-        """The audit of a file of weights, as JSON or as HTML."""
+        """The audit of a file of weights, as JSON or as HTML; `model*` is a pattern."""
         return self.path / f"audit{weights.removeprefix(DELIVERED)}.{kind}"
 
     def save_audit(self, values: Mapping[str, Any], page: str, weights: str = DELIVERED) -> None:
@@ -351,10 +358,13 @@ class RunFolder:
         """Validation answers under attack, by which thresholds are chosen, of a file of weights."""
         return self.path / f"abstention{weights.removeprefix(DELIVERED)}.json"
 
-    @property
-    def examples(self) -> Path:
-        """Example images for figures."""
-        return self.artifact("examples.npz")
+    def examples(self, card: Path) -> Path:
+        """Example images for figures, which belong to one of the result cards."""
+        return self.artifact(f"examples{card.stem.removeprefix('evaluation')}.npz")
+
+    def embedding(self, of: str) -> Path:
+        """Where test images are in two dimensions, by the features or the logits; `of` * is a pattern."""
+        return self.artifact(f"embedding-{of}.json")
 
     def artifact(self, name: str) -> Path:
         """A file beside the results: examples, exported models."""

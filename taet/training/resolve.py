@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from taet.data.mixture import Mixture, mixture
 from taet.errors import UserError
 from taet.methods import Method, Task
 from taet.models import Classifier, CosineHead, Head
+from taet.training.published import read_weights
 from taet.training.schedule import milestone_epochs, watched_epochs
 
 STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "test": 100})
@@ -82,20 +84,7 @@ def resolve(
     if mixed is not None and training.sampling != "shuffled":
         got = f"got sampling {training.sampling}; allowed: shuffled, whose class prior is known"
         raise UserError(f"data extra: {got}; --data.extra-classes inverse evens batches out")
-    task = Task(
-        class_counts=known.class_counts,
-        image_shape=known.image_shape,
-        epochs=training.epochs,
-        steps_per_epoch=len(batch_bounds(known.sizes["train"], training.batch_size, mixed is not None)),
-        milestones=milestone_epochs(run),
-        outer=run.outer,
-        weighting=run.threat.weighting,
-        seed=run.seed,
-        watched=watched_epochs(run),
-        exposure=() if mixed is None else mixed.exposure,
-        distinct=() if extra_counts is None else tuple(map(sum, zip(known.class_counts, extra_counts, strict=True))),
-    )
-    method = methods.build(run.method, run.settings, task)
+    method = _method(run, known, mixed, extra_counts)
     if method.average_decay and (training.ema or training.swa != 1):
         other = f"ema {training.ema:g}" if training.ema else f"swa {training.swa:g}"
         raise UserError(f"{run.method}: got {other} with its own average; allowed: one average of the weights")
@@ -105,6 +94,35 @@ def resolve(
     if resolved.averages_epochs and resolved.first_averaged >= training.epochs:
         raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
     return resolved
+
+
+def _method(
+    run: Run, known: DataFacts, mixed: Mixture | None = None, extra_counts: Sequence[int] | None = None
+) -> Method:
+    """Build the method; only what is built knows whether it learns from the curve, and with that how many points."""
+    training, counts = run.training, known.class_counts
+    task = Task(
+        class_counts=counts,
+        image_shape=known.image_shape,
+        epochs=training.epochs,
+        steps_per_epoch=len(batch_bounds(known.sizes["train"], training.batch_size, mixed is not None)),
+        milestones=milestone_epochs(run),
+        outer=run.outer,
+        weighting=run.threat.weighting,
+        seed=run.seed,
+        watched=watched_epochs(run, learns=True),
+        exposure=() if mixed is None else mixed.exposure,
+        distinct=() if extra_counts is None else tuple(map(sum, zip(counts, extra_counts, strict=True))),
+    )
+    method = methods.build(run.method, run.settings, task)
+    if method.needs_feedback:
+        return method
+    return methods.build(run.method, run.settings, dataclasses.replace(task, watched=watched_epochs(run, learns=False)))
+
+
+def learns_from_validation(run: Run) -> bool:
+    """Whether the method of a run, or the one that it wraps, learns from the points of the curve."""
+    return _method(run, STAND_IN).needs_feedback
 
 
 def _curve_split(run: Run, facts: DataFacts | None, arrays: bool) -> str:
@@ -169,7 +187,7 @@ def _outline(
     """Return the network; if it belongs to this package, its weights are not drawn."""
     entry = registry.entries("models").get(name)
     if entry is None or entry.path is not None or weights is not None:
-        return models.build(name, classes, shape, head=head, stem=stem, weights=weights)
+        return models.build(name, classes, shape, head=head, stem=stem, weights=weights and read_weights(Path(weights)))
     with _NoDraws():
         return models.build(name, classes, shape, head=head, stem=stem)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from taet.config import Run, epoch_at
-from taet.training.feedback import learns_from_validation
 
 POINTS, IMAGES = 20, 1000
 """Points of a curve that decides nothing, and images of each, if the run asks for no others."""
@@ -21,23 +20,23 @@ def milestone_epochs(run: Run) -> tuple[int, ...]:
     return tuple(epoch_at(share, run.training.epochs) for share in run.training.milestones)
 
 
-def curve_decides(run: Run) -> bool:
-    """Whether the curve chooses the epoch, or the method learns from it."""
-    return run.training.selection != "last" or learns_from_validation(run)
+def curve_decides(run: Run, learns: bool) -> bool:
+    """Whether the curve chooses the epoch, or the method `learns` from it."""
+    return learns or run.training.selection != "last"
 
 
-def watched_epochs(run: Run) -> tuple[int, ...]:
-    """Epochs, from 0, that have a point of the curve."""
+def watched_epochs(run: Run, learns: bool) -> tuple[int, ...]:
+    """Epochs, from 0, that have a point of the curve, from which the method `learns` or not."""
     every, epochs = run.training.monitor_every, run.training.epochs
     if every is None:
-        every = 1 if curve_decides(run) else max(1, epochs // POINTS)
+        every = 1 if curve_decides(run, learns) else max(1, epochs // POINTS)
     return tuple(e for e in range(epochs) if every and ((e + 1) % every == 0 or e + 1 == epochs))
 
 
-def watched_images(run: Run) -> int | None:
-    """The most images of a point of the curve; None: all."""
+def watched_images(run: Run, learns: bool) -> int | None:
+    """The most images of a point of the curve, from which the method `learns` or not; None: all."""
     if run.training.monitor_images is None:
-        return None if curve_decides(run) else IMAGES
+        return None if curve_decides(run, learns) else IMAGES
     return run.training.monitor_images
 
 

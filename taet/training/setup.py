@@ -17,11 +17,11 @@ from taet.errors import UserError
 from taet.files import file_sha256
 from taet.methods import Method
 from taet.models import Adapter, Classifier
-from taet.models.hub import weights_file
 from taet.models.sync_norm import normalisations
 from taet.models.view import View, make_view
 from taet.training.checkpoint import SCHEMA
 from taet.training.environment import environment
+from taet.training.published import read_weights, weights_file
 from taet.training.record import DataRecord, RunRecord, SelectionRecord, SplitRecord, StageRecord
 from taet.training.resolve import Resolved, check_needs
 
@@ -51,7 +51,7 @@ def _named(resolved: Resolved, dataset: Dataset, weights: str | None) -> Classif
         seed=resolved.run.seed,
         head=head,
         stem=chosen.stem,
-        weights=weights,
+        weights=None if weights is None else read_weights(Path(weights)),
     )
     # A custom callable decides itself what its network does with images in [0, 1].
     if isinstance(built, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):

@@ -16,7 +16,8 @@ import yaml
 
 from taet.evaluation import ResultCard
 from taet.files import seal
-from taet.models import hub
+from taet.training import published as models
+from taet.training.folder import PUBLISHED
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = f"hf:user/digits@{COMMIT}"
@@ -77,7 +78,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Path) -> 
 
 
 def test_the_folder_has_the_files_of_the_run_and_a_model_card(taet: Any, finished: Any, published: Path) -> None:
-    assert {path.name for path in published.iterdir()} == {*hub.FILES, "config.json", "README.md"}
+    assert {path.name for path in published.iterdir()} == {*PUBLISHED, "config.json", "README.md"}
     for name in ("run.json", "metrics.jsonl", "model.safetensors", "evaluation.json"):
         assert (published / name).read_bytes() == (finished.folder / name).read_bytes()
     config = json.loads((published / "config.json").read_text())
@@ -136,7 +137,7 @@ def test_a_push_and_a_load_give_the_same_masks(taet: Any, finished: Any, remote:
     assert taet("check", NAME, *DATA).code == 0
     assert len(remote.calls) == downloads
     kept = {path.name for path in (tmp_path / "cache" / "hub" / "user--digits" / COMMIT).iterdir()}
-    assert kept == {*hub.FILES, "config.json"}
+    assert kept == {*PUBLISHED, "config.json"}
 
 
 def test_a_local_folder_is_read_as_weights_and_as_a_model(taet: Any, published: Path, tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_a_damaged_folder_is_refused_under_its_own_name(taet: Any, copy: Path, w
 def test_other_weights_than_those_of_the_card_are_refused(taet: Any, copy: Path) -> None:
     """Even where config.json was written anew for them."""
     flip(copy / "model.safetensors")
-    hub.describe(copy, {})
+    models.describe(copy, {})
     outcome = taet("evaluate", "--model", "resnet8", "--weights", copy, *DATA, *SHORT)
     assert outcome.code == 2
     assert "is about other weights than model.safetensors" in outcome.err

@@ -21,7 +21,7 @@ from taet.deployment import abstention, predict, thresholds
 from taet.deployment.abstention import CANDIDATES, counts, lowest_safe, needed, upper_limits
 from taet.errors import UserError
 from taet.files import seal
-from taet.training.feedback import learns_from_validation
+from taet.training.resolve import learns_from_validation
 
 FAST = ("pgd-2",)
 TRIALS = 4000

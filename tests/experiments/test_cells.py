@@ -188,7 +188,7 @@ def cell(small: dict[str, Any], template: Path, tmp_path: Path) -> Cell:
 def test_a_folder_says_how_far_its_cell_is(cell: Cell) -> None:
     folder = str(cell.folder)
     assert (cell.state, cell.commands(1)) == ("done", [])
-    assert cell.seconds()["training"] > 0
+    assert cell.look().seconds["training"] > 0
     (cell.folder / "evaluation.json").unlink()
     assert (cell.state, cell.commands(1)) == ("started", [["evaluate", folder]])
     (cell.folder / "done").unlink()

@@ -12,7 +12,7 @@ from taet.data import load
 from taet.errors import UserError
 from taet.experiments import Comparison, parse, what_if
 from taet.experiments.comparison import CellOutcome
-from taet.experiments.what_if import SHARES, Worth, _gains, estimate, slope_weights, with_shares
+from taet.experiments.what_if import SHARES, Worth, estimate, gain_of, slope_weights, with_shares
 
 SPEC = {"methods": ["at", "taet"], "data": ["digits-lt"], "seeds": [0, 1], "settings": {"model": "resnet8"}}
 
@@ -90,19 +90,19 @@ def runs(gain: float, above: float = 0.0) -> dict[int, list[Any]]:
 
 def test_gains_of_a_class() -> None:
     first, second = runs(0.1), runs(0.1, above=0.2)
-    name, images, recall, last, line, against = _gains(second, first, 0)  # type: ignore[arg-type]
+    name, images, recall, last, line, against = gain_of(second, first, 0)  # type: ignore[arg-type]
     assert (name, images) == ("a", 160)
     assert recall == pytest.approx(0.7)
     for found, value in ((last, 0.1), (line, 0.1), (against, 0.2)):
         assert found.value == pytest.approx(value)
         assert found.low < value < found.high
-    _, images, _, last, line, against = _gains(second, first, 1)  # type: ignore[arg-type]
+    _, images, _, last, line, against = gain_of(second, first, 1)  # type: ignore[arg-type]
     assert images == 16
     assert all(math.isnan(one.value) for one in (last, line, against))  # recall 0 everywhere: no interval
-    name, images, recall, last, *_ = _gains(first, first, None)  # type: ignore[arg-type]
+    name, images, recall, last, *_ = gain_of(first, first, None)  # type: ignore[arg-type]
     assert (name, images) == ("all classes", 176)
     assert (recall, last.value) == (pytest.approx(0.25), pytest.approx(0.05))
-    gains = _gains(first, first, 0)  # type: ignore[arg-type]
+    gains = gain_of(first, first, 0)  # type: ignore[arg-type]
     worth = Worth("at", "digits-lt", None, *gains)
     assert worth.to_json()["against_first"] == [None] * 3
     assert "at, a" in what_if.table([worth])
@@ -111,7 +111,7 @@ def test_gains_of_a_class() -> None:
 @pytest.mark.parametrize(("gain", "above", "cut"), [(0.3, 0.05, "high"), (-0.13, 0.01, "low")])
 def test_a_recall_stays_between_0_and_1(gain: float, above: float, cut: str) -> None:
     """Recalls of 0.35, 0.65, 0.95, whose line goes on to 1.25; and of 0.31, 0.18, 0.05, whose line goes on below 0."""
-    _, _, recall, last, line, _ = _gains(runs(gain, above), {}, 0)  # type: ignore[arg-type]
+    _, _, recall, last, line, _ = gain_of(runs(gain, above), {}, 0)  # type: ignore[arg-type]
     limits = {"low": -recall, "high": 1 - recall}
     assert line.value == getattr(line, cut) == pytest.approx(limits[cut])
     assert limits["low"] <= line.low <= line.value <= line.high <= limits["high"]
@@ -123,7 +123,7 @@ def test_a_measured_difference_stays_within_100_points() -> None:
     apart = {seed: [Card((k, k), (recall, 0.0), 0) for k in (1, 2, 4)] for seed, recall in enumerate((0.1, 0.9))}
     other = {seed: [Card((k, k), (0.5, 0.0), 0) for k in (1, 2, 4)] for seed in (0, 1)}
     for label in (0, None):
-        against = _gains(apart, other, label)[-1]  # type: ignore[arg-type]
+        against = gain_of(apart, other, label)[-1]  # type: ignore[arg-type]
         assert against.value == pytest.approx(0)
         assert (against.low, against.high) == (-1, 1)
     assert what_if.UNKNOWN.within(-1, 1) is what_if.UNKNOWN
@@ -147,7 +147,7 @@ def test_the_first_row_is_that_of_the_first_method(tmp_path: Any, monkeypatch: p
 def test_with_too_few_shared_seeds_nothing_is_said_of_a_difference(shared: list[int]) -> None:
     base = {seed: cards for seed, cards in runs(0.1).items() if seed in shared}
     for label in (0, None):
-        assert str(_gains(runs(0.1, above=0.2), base, label)[-1]) == "-"  # type: ignore[arg-type]
+        assert str(gain_of(runs(0.1, above=0.2), base, label)[-1]) == "-"  # type: ignore[arg-type]
 
 
 def test_unfinished_comparisons_are_refused(tmp_path: Any) -> None:

@@ -22,11 +22,12 @@ from taet.data.augmentation import to_unit
 from taet.data.loader import Batch
 from taet.methods import Method, Task
 from taet.methods.base import Seen
-from taet.methods.wrapper import HOLDERS, BudgetRule
+from taet.methods.wrapper import BudgetRule, ClassBudgets
 from taet.models import Classifier, Head
 from taet.models.heads import build_head
 
 METHODS = sorted(registry.entries("methods"))
+HOLDERS = [name for name in METHODS if issubclass(methods.find(name), ClassBudgets)]
 COUNTS = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
 EPOCHS, MILESTONES = 5, (3, 4)
 

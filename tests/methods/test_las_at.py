@@ -132,7 +132,7 @@ def test_golden_attack() -> None:
     model.weight.data = double(inputs["W"])
     method = build(counts=(3, 2, 1))
     y = torch.tensor(inputs["labels"])
-    found = method._attacked(model, x, y, Attack(Threat(eps=EPS), source), torch.tensor(levels) - lowest).x
+    found = method.attacked_by(model, x, y, Attack(Threat(eps=EPS), source), torch.tensor(levels) - lowest).x
     torch.testing.assert_close(found, double(golden["expected"]), rtol=0, atol=golden["tolerance"])
 
 
@@ -263,7 +263,7 @@ def test_focal_loss_takes_the_place_of_the_label_share_only() -> None:
 
 def test_rewarded_choices_become_likelier(network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        las_at.LearnableAttackStrategy, "_reward", lambda *arguments: 10 * (arguments[3][:, 0] == 2).float().mean()
+        las_at.LearnableAttackStrategy, "reward", lambda *arguments: 10 * (arguments[3][:, 0] == 2).float().mean()
     )
     method = build(eps=(3, 5), strategy_lr=0.1, interval=1)
     batch = Batch(*(values[:1] for values in digits))
@@ -346,7 +346,7 @@ def test_the_reward_is_the_attacked_loss_and_two_accuracies_of_the_copy_ahead(
 
     def naive(probed: Tensor) -> float:
         with frozen(model):
-            adversarial = method._attacked(model, digits.x, digits.y, attack(), choices)
+            adversarial = method.attacked_by(model, digits.x, digits.y, attack(), choices)
             logits = model(adversarial.x)
             raised = F.cross_entropy(logits, digits.y)
             if variant == "las-trades":
@@ -367,10 +367,10 @@ def test_the_reward_is_the_attacked_loss_and_two_accuracies_of_the_copy_ahead(
     step = step_of(digits, model)
     for parameter in model.parameters():
         step.optimizer.state[parameter] = {"momentum_buffer": torch.ones_like(parameter)}  # left out, as published
-    assert method._reward(model, step, choices).item() == pytest.approx(naive(probed), rel=1e-4)
+    assert method.reward(model, step, choices).item() == pytest.approx(naive(probed), rel=1e-4)
     with torch.no_grad():
         model.head.weight *= 1e4
-    reward = build(variant, robust_reward=0.0, clean_reward=0.0)._reward(model, step_of(digits, model), choices)
+    reward = build(variant, robust_reward=0.0, clean_reward=0.0).reward(model, step_of(digits, model), choices)
     assert reward.item() == pytest.approx({"las-pgd": 10, "las-trades": 20}[variant])
 
 
@@ -386,7 +386,7 @@ def test_with_a_view_of_the_model_the_reward_is_the_same_after_the_weights_have_
     train(method, model, digits)
     choices = torch.zeros(len(digits.x), len(method.ranges), dtype=torch.int64)
     plain, viewed = (
-        method._reward(model, step_of(digits, model)._replace(view=given), choices) for given in (None, view)
+        method.reward(model, step_of(digits, model)._replace(view=given), choices) for given in (None, view)
     )
     assert viewed.item() == pytest.approx(plain.item(), rel=1e-4)
     assert len(attacks) > method.ranges["steps"][1]
@@ -410,9 +410,9 @@ def test_with_adamw_the_copy_takes_the_step_that_training_would_take(
         return x
 
     monkeypatch.setattr(las_at, "probe", probed)
-    method._reward(model, step_of(digits, model)._replace(optimizer=optimizer), choices)
+    method.reward(model, step_of(digits, model)._replace(optimizer=optimizer), choices)
     with frozen(model):
-        adversarial = method._attacked(model, digits.x, digits.y, attack(), choices)
+        adversarial = method.attacked_by(model, digits.x, digits.y, attack(), choices)
     assert same(state(model), state(twin))
     before, after = optimizer.state_dict()["state"], theirs.state_dict()["state"]
     assert all(torch.equal(value, after[key][name]) for key, entry in before.items() for name, value in entry.items())

@@ -84,7 +84,7 @@ def test_what_is_no_weights_is_one_line(case: str, tmp_path: Path) -> None:
     make, message = WRONG[case]
     torch.save(make(), tmp_path / "w.pt")
     with pytest.raises(UserError) as caught:
-        fill(network(), read(tmp_path / "w.pt"), tmp_path / "w.pt")
+        fill(network(), read(tmp_path / "w.pt"))
     assert message in str(caught.value)
     assert str(tmp_path / "w.pt") in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -93,7 +93,7 @@ def test_what_is_no_weights_is_one_line(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_floating_point_numbers_may_have_another_width(dtype: torch.dtype, tmp_path: Path) -> None:
     torch.save(changed("0.weight", lambda value: value.to(dtype)), tmp_path / "w.pt")
-    assert "7 tensors" in fill(network(), read(tmp_path / "w.pt"), tmp_path / "w.pt")
+    assert "7 tensors" in fill(network(), read(tmp_path / "w.pt"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from taet.reproduce import Store, figures, items, scales
 from taet.reproduce.manifest import Item, chosen, row_from
 from taet.reproduce.render import Filled
 from taet.reproduce.session import Session
-from taet.reproduce.site import _drawings
+from taet.reproduce.site import drawn
 
 Fill = Callable[[Item], Store]
 SMOKE = scales()["smoke"]
@@ -36,7 +36,7 @@ def test_each_kind_of_figure_is_drawn_from_runs(smoke: Fill, name: str) -> None:
     assert [title for title in titles if title in KINDS[name]] == KINDS[name]
     ids = [part.split('"')[0] for panel in found.panels for part in panel.svg.split('id="')[1:]]
     assert len(ids) == len({*ids})
-    page = "".join(_drawings(found, SMOKE))
+    page = "".join(drawn(found, SMOKE))
     assert page.count("<figure>") == len(titles)
 
 

@@ -11,7 +11,7 @@ import pytest
 from taet.evaluation.card import ResultCard
 from taet.reproduce import Store, scales
 from taet.reproduce.leaderboard import Standings, boards, placed, submitted
-from taet.reproduce.site import _leaderboard
+from taet.reproduce.site import leaderboard_page
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_without_a_board_there_is_a_reason(found: Sequence[Standings]) -> None:
 
 def test_its_page_can_be_filtered_without_a_script(found: Sequence[Standings]) -> None:
     other = Standings(found[0].kind._replace(data="cifar100-lt"), found[0].rows)
-    page = _leaderboard([found[0], other])
+    page = leaderboard_page([found[0], other])
     assert "<script" not in page
     assert "main:has(#by-data-1:checked) .board:not(.by-data-1){display:none}" in page
     assert page.count('class="board ') == 2

@@ -117,11 +117,11 @@ def test_runs_without_their_images_wait_while_others_go_on(tmp_path: Path, monke
     for scale, name in (("smoke", "taet/table10"), ("mini", "taet/table10"), ("mini", "reat/table6")):
         session = Session(Store(tmp_path, []), scales()[scale], chosen([name]), said.append)
         cells += session.planned()
-    assert session._with_data(cells) == cells[:3]
+    assert session.with_data(cells) == cells[:3]
     assert [line[:9] for line in said] == ["not run: "] * 2
     assert all("run taet data prepare " in line for line in said)
     with pytest.raises(UserError, match="run taet data prepare"):
-        session._with_data(cells[3:])
+        session.with_data(cells[3:])
 
 
 def test_saved_cards_and_thinned_epochs_fill_the_same_cells(smoke: Fill, tmp_path: Path) -> None:
@@ -192,7 +192,10 @@ def test_cards_outside_the_scales_are_paired_by_their_seeds(tmp_path: Path) -> N
     folder = Path(__file__).parents[2] / "results" / "digits-lt-methods"
     for seed in (1, 2):
         shutil.copy(folder / f"taet-seed{seed}.json", tmp_path)
-    assert {seed: card.seed for seed, card in claims._glob([tmp_path], "taet-seed?.json").items()} == {1: 1, 2: 2}
+    assert {seed: card.seed for seed, card in claims.by_seed([tmp_path], "taet-seed?.json").items()} == {
+        1: 1,
+        2: 2,
+    }
 
 
 def test_verdicts_at_smoke_are_those_of_the_paired_test(smoke: Fill, tmp_path: Path) -> None:

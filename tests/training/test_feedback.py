@@ -20,7 +20,8 @@ from taet.errors import UserError
 from taet.methods.base import Seen
 from taet.training import TrainingResult, resume, train
 from taet.training.feedback import FeedbackSums
-from taet.training.resolve import resolve
+from taet.training.resolve import learns_from_validation, resolve
+from taet.training.schedule import watched_epochs, watched_images
 from taet.training.trainer import Trainer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_methods.json").read_text())
@@ -262,6 +263,42 @@ def test_every_method_that_learns_from_feedback_is_refused_without_validation_im
     for name in learning:
         with pytest.raises(UserError, match=f"^{name}: got no validation split"):
             resolve(tiny(name), DataFacts((50, 20, 10), (1, 8, 8), {"train": 80, "test": 30}))
+
+
+def _own(tmp_path: Path, name: str, body: str) -> Any:
+    """A method of the file `name`, whose constructor ends with `body`."""
+    path = tmp_path / f"{name}.py"
+    end = '        self.register_buffer("updates", torch.zeros(()))\n'
+    path.write_text(SOURCE.replace("    needs_feedback = True\n", "").replace(end, f"{end}        {body}\n"))
+    registry.add("methods", path)
+    return path.resolve()
+
+
+@pytest.mark.parametrize("name", ["its-own", "robust-lt"])
+def test_a_method_that_asks_for_feedback_in_its_constructor_has_a_point_in_every_epoch(
+    tiny: Tiny, tmp_path: Path, name: str
+) -> None:
+    path = _own(tmp_path, "its_own", "self.needs_feedback = True")
+    try:
+        base = {"settings": {"base": "its-own"}} if name == "robust-lt" else {}
+        changes = {"training.epochs": 40, "training.monitor_every": None, "training.monitor_images": None}
+        run = override(tiny("its-own", changes), {"method": name, **base})
+        resolved = resolve(run, DataFacts((50, 20, 10), (3, 32, 32), {"train": 80} | FACTS))
+        assert resolved.method.task.watched == tuple(range(40))
+        assert len(watched_epochs(run, learns=learns_from_validation(run))) == 40
+        assert watched_images(run, learns=resolved.method.needs_feedback) is None
+    finally:
+        registry._added.remove(("methods", path))
+
+
+def test_an_average_without_feedback_is_refused_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
+    path = _own(tmp_path, "average_alone", "self.average_decay = 0.9")
+    try:
+        message = "^average-alone: got an average_decay without needs_feedback; allowed: both, or neither$"
+        with pytest.raises(UserError, match=message):
+            resolve(tiny("average-alone"), DataFacts((50, 20, 10), (3, 32, 32), {"train": 80} | FACTS))
+    finally:
+        registry._added.remove(("methods", path))
 
 
 def test_an_average_of_admitted_epochs_is_delivered_and_resumed(

@@ -32,6 +32,7 @@ from taet.training.checkpoint import weights_digest
 from taet.training.curve import monitor
 from taet.training.finished import load_model
 from taet.training.folder import RunFolder
+from taet.training.resolve import learns_from_validation
 from taet.training.schedule import learning_rate, milestone_epochs, watched_epochs, watched_images
 from taet.training.trainer import Trainer
 
@@ -195,8 +196,9 @@ def test_a_curve_that_decides_nothing_has_twenty_points_of_a_thousand_images(
     given = {} if gate is None else {"settings": methods.find(method).Config(gate=gate)}
     run = override(protocols.taet(method), changes | given)
     epochs = [e for e in range(run.training.epochs) if (e + 1) % every == 0]
-    assert list(watched_epochs(run)) == epochs
-    assert watched_images(run) == images
+    learns = learns_from_validation(run)
+    assert list(watched_epochs(run, learns)) == epochs
+    assert watched_images(run, learns) == images
 
 
 def test_a_point_of_the_curve_is_of_a_fixed_sample(tiny: Callable[..., Run], tmp_path: Path) -> None:

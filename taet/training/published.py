@@ -1,7 +1,7 @@
 """Published models: a folder in the layout of the Hugging Face Hub, read from the disk or, pinned by a commit, the hub.
 
-The folder is a run folder with `config.json` beside it, which names the SHA-256 of every file and carries its own.
-Only the files of FILES are read or downloaded; none of them runs code.
+The folder is a run folder with `config.json` in it, which names the SHA-256 of every file and carries its own. Only
+these files are read or downloaded; none of them runs code.
 """
 
 from __future__ import annotations
@@ -13,25 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from taet.errors import UserError, custom_code, needed
-from taet.files import (
-    CARD,
-    DONE,
-    METRICS,
-    RUN,
-    WEIGHTS,
-    cache,
-    check_seal,
-    file_sha256,
-    make_folder,
-    read_json,
-    seal,
-    write_json,
-)
+from taet.files import cache, check_seal, file_sha256, make_folder, read_json, seal, write_json
+from taet.models import weights
+from taet.models.weights import StoredWeights
 from taet.shapes import Sha256, check_shape
+from taet.training.folder import CARD, PUBLISHED, RUN, WEIGHTS
 
 CONFIG, PAGE = "config.json", "README.md"
-FILES = (RUN, METRICS, DONE, WEIGHTS, CARD)
-"""What a published folder may hold besides CONFIG and its page."""
 SCHEME = "hf:"
 PINNED = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 
@@ -75,7 +63,7 @@ def pinned(name: str) -> tuple[str, str]:
 def _download(repository: str, commit: str, folder: Path) -> None:
     """Download the files of a published model, its CONFIG last, so that it stands for a download that ended."""
     library = needed("huggingface_hub", f"{SCHEME}{repository}", "hub")
-    for names in (list(FILES), [CONFIG]):
+    for names in (list(PUBLISHED), [CONFIG]):
         with custom_code(f"{SCHEME}{repository}@{commit}"):
             library.snapshot_download(repository, revision=commit, allow_patterns=names, local_dir=str(folder))
     if not (folder / CONFIG).exists():
@@ -92,9 +80,14 @@ def weights_file(path: Path) -> Path:
     return path / WEIGHTS
 
 
+def read_weights(path: Path) -> StoredWeights:
+    """Return the weights of a file, of the folder of a published model, or of hf:USER/NAME@COMMIT."""
+    return weights.read(weights_file(path))._replace(path=path)
+
+
 def describe(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the CONFIG of a folder: facts about the model, and the SHA-256 of the files that are there."""
-    sums = {name: file_sha256(folder / name, links=False) for name in FILES if (folder / name).exists()}
+    sums = {name: file_sha256(folder / name, links=False) for name in PUBLISHED if (folder / name).exists()}
     write_json(folder / CONFIG, seal({"library_name": "taet", **about, "files": sums}))
 
 
@@ -111,7 +104,7 @@ def verify(folder: Path) -> None:
     for name in {WEIGHTS, CARD, RUN} - {*sums}:
         raise UserError(f"{path}: files: {name} is missing")
     found = {}
-    for name in FILES:
+    for name in PUBLISHED:
         if name in sums:
             found[name] = file_sha256(folder / name, links=False)
             if found[name] != sums[name]:
