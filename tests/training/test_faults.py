@@ -314,11 +314,11 @@ def jobs(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 NAMES = ("train", "evaluate", "evaluate again", "predict", "export", "report", "compare", "merge")
-LONG = ("evaluate", "evaluate again", "compare", "merge")
+LONG = ("train", "evaluate", "evaluate again", "compare", "merge")
 EACH = [pytest.param(name, marks=pytest.mark.full) if name in LONG else name for name in NAMES]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.full)], ids=["some", "all"])
 def test_every_operation_may_fail(jobs: dict[str, Job], tmp_path: Path, name: str, all_of_them: bool) -> None:
