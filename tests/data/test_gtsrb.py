@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from taet.config import Data
-from taet.data import facts, gtsrb, load
+from taet.data import facts, gtsrb, image_listing, load
+from taet.data.listing import FRAMES as FRAMES_PATTERN
 from taet.errors import UserError
 
 CLASSES = 43
@@ -191,6 +192,22 @@ def test_the_official_folders_are_understood_by_their_bare_path(tmp_path, traini
 @pytest.mark.parametrize("part", ["Final_Training", "Final_Training/Images"])
 def test_the_training_folder_alone_is_read_and_the_whole_is_named(tmp_path, part):
     place = write(tmp_path / "own/GTSRB")
-    dataset = load(str(place / part), size=32)
+    dataset = load(str(place / part), size=32, group_pattern=FRAMES_PATTERN)
     assert len(dataset.train) + len(dataset.test) == CLASSES * TRACKS * FRAMES
     assert f"'{place}/Final_Test' is not read; --data {place} reads it as well" in dataset.notes
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_tracks_counted_anew_in_each_class_are_groups_of_one_class(tmp_path, given):
+    place = write(tmp_path / "own/GTSRB")
+    data = Data(f"folder:{place if given else place / 'Final_Training'}")
+    listed = image_listing(data)
+    assert listed.are_frames()
+    grouped = listed.grouped_by(FRAMES_PATTERN)
+    alone = TEST * CLASSES if given else 0
+    assert len(set(grouped.groups)) == TRACKS * CLASSES + alone
+    for group in set(grouped.groups):
+        assert len(set(grouped.labels[grouped.groups == group])) == 1
+    assert "file names repeat in several classes: each group by file names is of one class" in grouped.notes
+    parts = grouped.parts(0)
+    assert not set(grouped.groups[parts["train"]]) & set(grouped.groups[parts["test"]])
