@@ -21,6 +21,7 @@ from taet.cli.run_file import RunFile
 from taet.config import Run, override
 from taet.data import facts, full_name, is_own
 from taet.data.reading import told_to
+from taet.data.sources import sided
 from taet.distributed import first
 from taet.errors import UserError, located, unknown
 from taet.evaluation import evaluate
@@ -292,11 +293,8 @@ def _mirroring(trainer: Trainer) -> dict[str, Decision]:
     run, mirrored = trainer.run, trainer.dataset.mirror
     if not is_own(run.data.name) or run.data.mirror != "auto" or run.training.augment in ("none", "crop"):
         return {}
-    why = (
-        "no class name says left or right; no for letters, signs, organs"
-        if mirrored
-        else "class names say left or right"
-    )
+    why = sided(run.data, trainer.dataset.class_names)
+    why = f"{why}; yes mirrors" if why else "no class name says left or right; no for letters, signs, organs"
     return {"data.mirror": Decision("yes" if mirrored else "no", why)}
 
 

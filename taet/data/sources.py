@@ -19,6 +19,7 @@ from taet.data.listing import Listing
 from taet.data.long_tail import PROFILES
 from taet.data.places import passed_over
 from taet.data.repeats import exact, fingerprints, near, nearest
+from taet.data.rows import NUMBER
 from taet.data.selection import BALANCED_SMALL, VALIDATION, select
 from taet.data.store import gather
 from taet.errors import UserError, custom_code, located
@@ -26,6 +27,8 @@ from taet.errors import UserError, custom_code, located
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")
 GROUPED = "folder:PATH, csv:PATH, npz:PATH"
 LONG_TAILED = "-lt"
+NAMED = ("folder:", "csv:")
+"""Data whose classes have names from the user."""
 SIDES = re.compile(r"(?<![A-Za-z])(left|right|LEFT|RIGHT)(?![A-Za-z])|(Left|Right)(?![a-z])")
 """Words in names of classes, not in bright or leftover, that a mirrored image would make wrong."""
 SMALLEST = 16
@@ -125,11 +128,20 @@ def sized(split: Split, size: int | None, storage: str, fit: Fit = "squeeze") ->
     return replace(split, images=images)
 
 
+def sided(data: Data, class_names: Sequence[str]) -> str:
+    """Return why the user's own images are not mirrored; "" if they are. Arrays without names have numbers for them."""
+    if any(map(SIDES.search, class_names)):
+        return "class names say left or right"
+    if full_name(data.name).startswith(NAMED) and all(map(NUMBER.fullmatch, class_names)):
+        return "class names that are numbers do not say whether left and right matter"
+    return ""
+
+
 def mirrors(data: Data, mirror: bool, class_names: Sequence[str]) -> bool:
-    """Return whether images may be mirrored: as `data` says, else as the source does, unless sides are in the names."""
+    """Return whether images may be mirrored: as `data` says, else as the source and, of own images, the names do."""
     if data.mirror != "auto":
         return data.mirror == "yes"
-    return mirror and not (is_own(data.name) and any(map(SIDES.search, class_names)))
+    return mirror and not (is_own(data.name) and sided(data, class_names))
 
 
 def _repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
