@@ -62,8 +62,10 @@ def help_width() -> int:
 
 
 def wrapped(text: str) -> str:
-    """Return paragraphs, each broken to lines of `help_width`."""
-    return "\n\n".join(textwrap.fill(" ".join(part.split()), help_width()) for part in text.split("\n\n"))
+    """Return paragraphs, each broken to lines of `help_width`; those that are indented, such as TOML, as they are."""
+    parts = text.split("\n\n")
+    filled = [part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), help_width()) for part in parts]
+    return "\n\n".join(filled)
 
 
 def help_text() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -113,6 +114,15 @@ def test_an_interruption_is_one_line_and_exit_status_130(taet: Any, monkeypatch:
     monkeypatch.setattr("taet.cli.list.run", interrupted)
     outcome = taet("list", "methods")
     assert (outcome.code, outcome.err.strip()) == (130, "taet: interrupted; what was done so far is saved")
+
+
+@pytest.mark.parametrize("command", ["compare", "tune"])
+def test_help_keeps_the_lines_of_its_example(command: str, taet: Any) -> None:
+    """So that it can be copied into a file."""
+    description = importlib.import_module(f"taet.cli.{command}").DESCRIPTION
+    lines = [line for line in description.splitlines() if line.startswith("  ")]
+    printed = [line.strip() for line in taet(command, "--help").out.splitlines()]
+    assert [line for line in lines if line.strip() not in printed] == []
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
