@@ -156,6 +156,8 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"taet {__version__}")
         return 0
+    if arguments[0] == "plan":
+        raise UserError("unknown command 'plan'; what more images are worth: taet compare SPEC --what-if")
     if arguments[0] not in COMMANDS:
         raise unknown("command", arguments[0], COMMANDS)
     if importlib.util.find_spec("fcntl") is None:

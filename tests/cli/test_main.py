@@ -100,6 +100,13 @@ def test_a_mistake_is_one_line_and_exit_status_2_as_a_process() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_what_if_is_named_where_it_is_looked_for(taet: Any) -> None:
+    outcome = taet("plan", "--what-if")
+    assert outcome.code == 2
+    said = "taet: error: unknown command 'plan'; what more images are worth: taet compare SPEC --what-if\n"
+    assert outcome.err == said
+
+
 def test_debug_shows_the_traceback() -> None:
     done = python("-m", "taet", "list", "methds", "--debug")
     assert done.returncode == 2
