@@ -76,7 +76,8 @@ class TrainOptions:
     """File of settings, TOML or JSON: what --print-config prints, or the run.json of a run; other options replace its
     values, and METHOD may be left out."""
     print_config: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print all settings as TOML, those that were decided as well, and train nothing."""
+    """Print all settings as TOML, those that were chosen for images and machine as well, and train nothing. What is
+    automatic in it, precision and threads, is measured on the machine that trains."""
     trust_model: str | None = None
     """Name of the model of the run to continue if it is package.module:callable: its code is imported and run only if
     it is named here."""
