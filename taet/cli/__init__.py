@@ -125,7 +125,7 @@ def ended_by(error: BaseException) -> tuple[int, str]:
         case Done():
             return int(error.code or 0), ""
         case KeyboardInterrupt():
-            return 130, f"interrupted; {str(error) or 'what was done so far is saved'}"
+            return 130, f"interrupted; {str(error) or 'only what was finished is kept'}"
         case UserError():
             return 2, f"error: {error}"
         case _ if place is not None:
