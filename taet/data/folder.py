@@ -15,7 +15,7 @@ from taet.data.images import SUFFIXES, are_copies, files_below, is_image
 from taet.data.listing import Listing
 from taet.data.places import locate
 from taet.data.rows import NUMBER, read_rows
-from taet.errors import UNPRINTABLE, UserError, unknown
+from taet.errors import UNPRINTABLE, UserError, cut, unknown
 
 NAMES = {"folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the class folders"}
 SPLITS = {
@@ -157,7 +157,11 @@ def _by_table(folder: Path, table: Path, classes: Mapping[str, Sequence[Path]]) 
 
 
 def _labels_beside(path: Path) -> Path | None:
-    """Return the table beside the folders in `path` that names most images in them, with several labels in a folder."""
+    """Return the table beside the folders in `path` that names most images in them, with several labels in a folder.
+
+    Two such tables are a `UserError`.
+    """
+    there = list[Path]()
     images = [file for file in files_below(path) if is_image(file) and file.parent != path]
     for beside in sorted(path.glob("*.[cC][sS][vV]")):
         try:
@@ -168,8 +172,11 @@ def _labels_beside(path: Path) -> Path | None:
         found = [(one.parts[0], labels.get(str(one), labels.get(one.name, labels.get(one.stem)))) for one in inner]
         pairs = [(folder, label) for folder, label in found if label is not None]
         if len(pairs) > len(images) / 2 and len(set(pairs)) > len({folder for folder, _ in pairs}):
-            return beside
-    return None
+            there.append(beside)
+    if len(there) > 1:
+        names = cut(", ".join(f"'{table.name}'" for table in there))
+        raise UserError(f"'{path}' has {len(there)} tables of its images, {names}; name one: csv:{there[0]}")
+    return there[0] if there else None
 
 
 def _below(file: Path, folder: Path) -> tuple[str, ...]:
