@@ -26,7 +26,7 @@ from taet.distributed import first
 from taet.errors import UserError, located, unknown
 from taet.evaluation import evaluate
 from taet.evaluation.bundles import check_attacks
-from taet.evaluation.measurement import attack_seconds
+from taet.evaluation.measurement import attack_seconds, span
 from taet.experiments import own_data
 from taet.formatting import duration, plural
 from taet.report import write
@@ -302,9 +302,9 @@ def _mirroring(trainer: Trainer) -> dict[str, Decision]:
 def expected(trainer: Trainer, attacks: bool) -> list[str]:
     """Return where the run is written, and how long training and attacks take, which may follow it at once."""
     training = duration(trainer.expected_seconds())
-    attacking = duration(attack_seconds(trainer.run, trainer.model, trainer.dataset.test, trainer.device))
+    attacking = span(attack_seconds(trainer.run, trainer.model, trainer.dataset.test, trainer.device))
     after = "the attacks and the probe after it" if attacks else "taet evaluate after it"
-    return [f"training will take {training}, {after} at most {attacking}", f"folder: {trainer.folder.path}"]
+    return [f"training will take {training}, {after} {attacking}", f"folder: {trainer.folder.path}"]
 
 
 def continued(trainer: Trainer) -> str:

@@ -134,7 +134,7 @@ def sided(data: Data, class_names: Sequence[str]) -> str:
     """Return why the user's own images are not mirrored; "" if they are. Arrays without names have numbers for them."""
     if any(map(SIDES.search, class_names)):
         return "class names say left or right"
-    if full_name(data.name).startswith(NAMED) and all(map(NUMBER.fullmatch, class_names)):
+    if full_name(data.name).startswith(NAMED) and class_names and all(map(NUMBER.fullmatch, class_names)):
         return "class names that are numbers do not say whether left and right matter"
     return ""
 
