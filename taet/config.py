@@ -108,7 +108,7 @@ class Data(Settings):
     without its ending, in a subfolder."""
     mirror: Literal["auto", "yes", "no"] = "auto"
     """Whether images may be mirrored in training (with augment crop-flip). auto: as is known of a published set; your
-    own images unless names of classes say left or right."""
+    own images unless names of classes say left or right, or are only numbers."""
     size: Annotated[int, Ge(4), Le(2048), Note(" pixels")] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
     fit: Fit = "squeeze"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import shlex
@@ -81,3 +82,14 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.
     for made in ("counts.png", "report.html", "runs/digits/report.html", "runs/study/report.html", "answered.csv"):
         assert (tmp_path / made).exists(), made
     assert "answered" in (tmp_path / "answered.csv").read_text().splitlines()[0]
+
+
+def test_the_site_is_built_or_the_checks_fail(tmp_path: Path) -> None:
+    """`.ci/run` stops where mkdocs cannot be installed."""
+    (tmp_path / "make").write_text('#!/bin/sh\necho "$*"\n[ "$1" != docs ]\n')
+    (tmp_path / "make").chmod(0o755)
+    (tmp_path / "chromium").symlink_to(tmp_path / "make")  # so that no browser is installed
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([ROOT / ".ci" / "run"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout.splitlines() == ["check", "docs"]

@@ -62,8 +62,10 @@ def help_width() -> int:
 
 
 def wrapped(text: str) -> str:
-    """Return paragraphs, each broken to lines of `help_width`."""
-    return "\n\n".join(textwrap.fill(" ".join(part.split()), help_width()) for part in text.split("\n\n"))
+    """Return paragraphs, each broken to lines of `help_width`; those that are indented, such as TOML, as they are."""
+    parts = text.split("\n\n")
+    filled = [part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), help_width()) for part in parts]
+    return "\n\n".join(filled)
 
 
 def help_text() -> str:
@@ -123,7 +125,7 @@ def ended_by(error: BaseException) -> tuple[int, str]:
         case Done():
             return int(error.code or 0), ""
         case KeyboardInterrupt():
-            return 130, f"interrupted; {str(error) or 'what was done so far is saved'}"
+            return 130, f"interrupted; {str(error) or 'only what was finished is kept'}"
         case UserError():
             return 2, f"error: {error}"
         case _ if place is not None:
@@ -154,6 +156,8 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"taet {__version__}")
         return 0
+    if arguments[0] == "plan":
+        raise UserError("unknown command 'plan'; what more images are worth: taet compare SPEC --what-if")
     if arguments[0] not in COMMANDS:
         raise unknown("command", arguments[0], COMMANDS)
     if importlib.util.find_spec("fcntl") is None:

@@ -42,18 +42,21 @@ the call; 130 interrupted, with all finished work saved.
 Example of SPEC:
 
   title = "Three methods on long-tailed digits"
-  methods = ["at", "taet", {name = "harl-skip", method = "harl", settings = {absent = "skip"}}]     # or "all"
+  methods = [                 # or "all"
+    "at", "taet",
+    {name = "harl-skip", method = "harl", settings = {absent = "skip"}}
+  ]
   data = ["digits-lt"]
   imbalance = [10, 50]        # optional; without it, the data as they are
   seeds = [0, 1, 2]
   protocol = "taet"
 
-  [settings]                  # of every run, named like the options of taet train
+  [settings]                  # of every run, as the options of taet train
   model = "resnet8"
   epochs = 60
   threat.eps = "8/255"
 
-  [[variants]]                # repeats the grid with added settings, for methods that accept them
+  [[variants]]                # the grid again, for methods that accept this
   name = "bsl"
   settings = {outer.name = "balanced-softmax"}"""
 

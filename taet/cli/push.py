@@ -17,7 +17,8 @@ EXAMPLES = (
     "taet push runs/x user/name --private",
 )
 DESCRIPTION = """Write the weights (safetensors), settings, curve and result card of a finished run, with a model card,
-as a folder in the layout of the Hugging Face Hub, and print the name that reads it: hf:user/name@COMMIT, or the folder.
+as a folder in the layout of the Hugging Face Hub, and print the name that reads it: hf:user/name@COMMIT, or the folder,
+which folder:PATH means as well.
 Weights are read by --weights NAME, the model by taet evaluate --model, check, audit and predict. A name without a full
 commit is refused, every file is checked by its SHA-256, and no file is code.
 

@@ -21,11 +21,12 @@ from taet.cli.run_file import RunFile
 from taet.config import Run, override
 from taet.data import facts, full_name, is_own
 from taet.data.reading import told_to
+from taet.data.sources import sided
 from taet.distributed import first
 from taet.errors import UserError, located, unknown
 from taet.evaluation import evaluate
 from taet.evaluation.bundles import check_attacks
-from taet.evaluation.measurement import attack_seconds
+from taet.evaluation.measurement import attack_seconds, span
 from taet.experiments import own_data
 from taet.formatting import duration, plural
 from taet.report import write
@@ -75,7 +76,8 @@ class TrainOptions:
     """File of settings, TOML or JSON: what --print-config prints, or the run.json of a run; other options replace its
     values, and METHOD may be left out."""
     print_config: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print all settings as TOML, those that were decided as well, and train nothing."""
+    """Print all settings as TOML, those that were chosen for images and machine as well, and train nothing. What is
+    automatic in it, precision and threads, is measured on the machine that trains."""
     trust_model: str | None = None
     """Name of the model of the run to continue if it is package.module:callable: its code is imported and run only if
     it is named here."""
@@ -292,20 +294,17 @@ def _mirroring(trainer: Trainer) -> dict[str, Decision]:
     run, mirrored = trainer.run, trainer.dataset.mirror
     if not is_own(run.data.name) or run.data.mirror != "auto" or run.training.augment in ("none", "crop"):
         return {}
-    why = (
-        "no class name says left or right; no for letters, signs, organs"
-        if mirrored
-        else "class names say left or right"
-    )
+    why = sided(run.data, trainer.dataset.class_names)
+    why = f"{why}; yes mirrors" if why else "no class name says left or right; no for letters, signs, organs"
     return {"data.mirror": Decision("yes" if mirrored else "no", why)}
 
 
 def expected(trainer: Trainer, attacks: bool) -> list[str]:
     """Return where the run is written, and how long training and attacks take, which may follow it at once."""
     training = duration(trainer.expected_seconds())
-    attacking = duration(attack_seconds(trainer.run, trainer.model, trainer.dataset.test, trainer.device))
+    attacking = span(attack_seconds(trainer.run, trainer.model, trainer.dataset.test, trainer.device))
     after = "the attacks and the probe after it" if attacks else "taet evaluate after it"
-    return [f"training will take {training}, {after} at most {attacking}", f"folder: {trainer.folder.path}"]
+    return [f"training will take {training}, {after} {attacking}", f"folder: {trainer.folder.path}"]
 
 
 def continued(trainer: Trainer) -> str:

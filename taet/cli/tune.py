@@ -31,16 +31,16 @@ SPEC is a TOML file as for taet compare, with one data set and one imbalance rat
 
   methods = ["at", "trades"]
   data = ["digits-lt"]
-  seeds = [0, 1, 2]                                           # of the comparison; trials train on the first
+  seeds = [0, 1, 2]           # of the comparison; trials train on the first
   [settings]
   "model.name" = "resnet8"
-  "data.validation" = 0.2                                     # the default
+  "data.validation" = 0.2     # the default
   [tune]
   trials = 40
-  [tune.space]                                                # of every method
+  [tune.space]                # of every method
   lr = {low = 0.01, high = 0.5, log = true}
   "weight-decay" = [1e-4, 5e-4, 1e-3]
-  [tune.methods.trades]                                       # of this one as well
+  [tune.methods.trades]       # of this one as well
   beta = {low = 1.0, high = 10.0}
 
 Exit status: 0 all done, or the time budget is used up; 1 a cell of the comparison failed; 2 a mistake; 130 interrupted,

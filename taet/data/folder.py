@@ -15,11 +15,19 @@ from taet.data.images import SUFFIXES, are_copies, files_below, is_image
 from taet.data.listing import Listing
 from taet.data.places import locate
 from taet.data.rows import NUMBER, read_rows
-from taet.errors import UNPRINTABLE, UserError, unknown
+from taet.errors import UNPRINTABLE, UserError, cut, unknown
 
 NAMES = {"folder": "folder:PATH, a folder of class folders, or one with train/ and test/ that hold the class folders"}
-SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
-"""Names of the folders of the splits, in any case."""
+SPLITS = {
+    "train": ("train", "training", "final_training"),
+    "test": ("test", "testing", "final_test"),
+    "validation": ("val", "valid", "validation"),
+}
+"""Names of the folders of the splits, in any case; GTSRB's own are the last of each."""
+MOST_NESTED = 3
+"""Folders around those of the splits."""
+INNER = "images"
+"""Name, in any case, of a folder alone in that of a split, as in GTSRB's archives: it holds what the split holds."""
 GROUP = "folder"
 
 
@@ -46,12 +54,46 @@ def class_files(folder: Path, least: int, left_out: Counter[str]) -> dict[str, l
     return classes
 
 
+def _folders(path: Path) -> list[Path]:
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _inner(folder: Path) -> Path:
+    inner = _folders(folder)
+    return inner[0] if len(inner) == 1 and inner[0].name.lower() == INNER else folder
+
+
+def _unpacked(path: Path) -> Path:
+    """Return the folder with those of the splits where `path` holds only that one, as an archive does; else `path`."""
+    below = path
+    for _ in range(MOST_NESTED):
+        if len(inner := _folders(below)) != 1:
+            break
+        below = inner[0]
+        if {"train", "test"} <= _by_split(below).keys():
+            return below
+    return _inner(path)
+
+
+def _half(path: Path) -> list[str]:
+    """Return a note if the test folder beside a training folder is not read, since only this one was named."""
+    for folder in (path, path.parent):
+        if folder.name.lower() in SPLITS["train"] and "test" in (found := _by_split(folder.parent)):
+            return [f"'{found['test'][0]}' is not read; --data {folder.parent} reads it as well"]
+    return []
+
+
+def _by_split(path: Path) -> dict[str, list[Path]]:
+    """Return the folders that have the name of a split."""
+    found = {split: [one for one in _folders(path) if one.name.lower() in names] for split, names in SPLITS.items()}
+    return {split: folders for split, folders in found.items() if folders}
+
+
 def _split_folders(path: Path) -> dict[str, Path]:
     """Return the folder of each split; {"all": path} if `path` holds the class folders itself."""
-    children = sorted(child for child in path.iterdir() if child.is_dir())
-    found = {split: [child for child in children if child.name.lower() in names] for split, names in SPLITS.items()}
-    missing = [name for name in ("train", "test") if not found[name]]
-    nested = any(child.is_dir() for name in ("train", "test") for folder in found[name] for child in folder.iterdir())
+    found = _by_split(path)
+    missing = [name for name in ("train", "test") if name not in found]
+    nested = any(_folders(folder) for name in {"train", "test"} - {*missing} for folder in found[name])
     if missing and not nested:  # where only one is there and holds images, it is a class of that name
         return {"all": path}
     if missing:
@@ -59,7 +101,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
     for split, folders in found.items():
         if len(folders) > 1 and not are_copies(folders):
             raise UserError(f"'{path}' has two {split} folders, '{folders[0].name}' and '{folders[1].name}'; keep one")
-    return {split: folders[0] for split, folders in found.items() if folders}
+    return {split: _inner(folders[0]) for split, folders in found.items()}
 
 
 def _is_flat(folder: Path) -> bool:
@@ -69,16 +111,32 @@ def _is_flat(folder: Path) -> bool:
 
 def _table_of(folder: Path) -> Path:
     """Return the table that labels the images of a folder without class folders: in it, or beside it with its name."""
-    inside = [path for path in folder.iterdir() if path.suffix.lower() == ".csv"]
-    beside = [path for path in folder.parent.glob("*.[cC][sS][vV]") if folder.name.lower() in path.stem.lower()]
-    found = inside or beside
-    if len(found) == 1:
-        return found[0]
-    got = "no table" if not found else f"{len(found)} tables"
+    split = folder.parent if folder.name.lower() == INNER else folder
+    above = [split.parent] if split == folder else [split, split.parent, split.parent.parent]
+    tables = [table for one in above for table in _tables(one) if split.name.lower() in table.stem.lower()]
+    inside = _tables(folder)
+    if len(every := inside + tables) == 1:
+        return every[0]
+    for found in (inside, tables):
+        labelled = [table for table in found if _has_labels(table)]
+        if len(labelled) == 1:
+            return labelled[0]
+    got = "no table" if not every else f"{len(inside or tables)} tables"
     raise UserError(
         f"'{folder}' holds images without class folders, and {got} for them; allowed: class folders, or one table in "
         f"it or beside it as {folder.name}.csv, with a column of file names and one of labels"
     )
+
+
+def _tables(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.[cC][sS][vV]"))
+
+
+def _has_labels(table: Path) -> bool:
+    try:
+        return bool(read_rows(table).rows)
+    except UserError:
+        return False
 
 
 def _by_table(folder: Path, table: Path, classes: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
@@ -99,7 +157,11 @@ def _by_table(folder: Path, table: Path, classes: Mapping[str, Sequence[Path]]) 
 
 
 def _labels_beside(path: Path) -> Path | None:
-    """Return the table beside the folders in `path` that names most images in them, with several labels in a folder."""
+    """Return the table beside the folders in `path` that names most images in them, with several labels in a folder.
+
+    Two such tables are a `UserError`.
+    """
+    there = list[Path]()
     images = [file for file in files_below(path) if is_image(file) and file.parent != path]
     for beside in sorted(path.glob("*.[cC][sS][vV]")):
         try:
@@ -110,8 +172,11 @@ def _labels_beside(path: Path) -> Path | None:
         found = [(one.parts[0], labels.get(str(one), labels.get(one.name, labels.get(one.stem)))) for one in inner]
         pairs = [(folder, label) for folder, label in found if label is not None]
         if len(pairs) > len(images) / 2 and len(set(pairs)) > len({folder for folder, _ in pairs}):
-            return beside
-    return None
+            there.append(beside)
+    if len(there) > 1:
+        names = cut(", ".join(f"'{table.name}'" for table in there))
+        raise UserError(f"'{path}' has {len(there)} tables of its images, {names}; name one: csv:{there[0]}")
+    return there[0] if there else None
 
 
 def _below(file: Path, folder: Path) -> tuple[str, ...]:
@@ -128,6 +193,7 @@ def listing(data: Data) -> Listing:
     path = locate(data)
     if not path.is_dir():
         raise UserError(f"no such folder: '{path}'")
+    path = _unpacked(path)
     folders, left_out = _split_folders(path), Counter[str]()
     if "all" in folders and (own := _labels_beside(path)) is not None:
         listed = table.listing(replace(data, name=f"csv:{own}", root=None))
@@ -136,7 +202,7 @@ def listing(data: Data) -> Listing:
     if data.group not in (None, GROUP):
         allowed = f"{GROUP} (images with the same path below their class folder belong together) or None"
         raise UserError(f"data group: got '{data.group}'; allowed of a folder: {allowed}")
-    notes, classes = list[str](), dict[str, dict[str, list[Path]]]()
+    notes, classes = _half(path) if "all" in folders else [], dict[str, dict[str, list[Path]]]()
     for split, folder in folders.items():  # what is not trained on may lack classes
         if split not in ("all", "train") and _is_flat(folder):
             given = _table_of(folder)

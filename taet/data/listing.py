@@ -61,12 +61,27 @@ class Listing:
         return np.array(found, np.int64)
 
     def grouped_by(self, pattern: str) -> Listing:
-        """Return the same files with groups from their names: the match of the pattern, or its first capture group."""
+        """Return the same files with groups from their names: the match of the pattern, or its first capture group.
+
+        Where names repeat, as tracks are counted from 0 in each class of GTSRB's own layout, a group is of one class.
+        """
         found = [re.search(pattern, file.name) for file in self.files]
         if not any(found):
             raise UserError(f"data group pattern: '{pattern}' is found in no file name, e.g. '{self.files[0].name}'")
-        names = tuple("" if match is None else (match.groups() or (match[0],))[0] or "" for match in found)
-        return replace(self, group_names=names, ungrouped="--data.group-pattern None")
+        names = ["" if match is None else (match.groups() or (match[0],))[0] or "" for match in found]
+        if not self.recounted:
+            return replace(self, group_names=tuple(names), ungrouped="--data.group-pattern None")
+        owned = [name and f"{self.class_names[label]}/{name}" for name, label in zip(names, self.labels, strict=True)]
+        notes = (*self.notes, "file names repeat in several classes: each group by file names is of one class")
+        return replace(self, group_names=tuple(owned), ungrouped="--data.group-pattern None", notes=notes)
+
+    @cached_property
+    def recounted(self) -> bool:
+        """Whether files of one split and of several classes have the same name."""
+        splits = self.splits or ("",) * len(self.files)
+        owners: dict[tuple[str, str], int] = {}
+        named = zip(self.files, splits, self.labels.tolist(), strict=True)
+        return any(owners.setdefault((split, file.name), label) != label for file, split, label in named)
 
     @cached_property
     def survey(self) -> Survey:
@@ -95,15 +110,17 @@ class Listing:
 
         Nine of ten sequences must be whole: two frames or more, without a gap.
         """
-        frames: dict[str, list[int]] = defaultdict(list)
-        owners: dict[str, set[int]] = defaultdict(set)
+        frames: dict[tuple[int, str], list[int]] = defaultdict(list)
+        owners: dict[tuple[int, str], set[int]] = defaultdict(set)
         for place, file in enumerate(self.files):
             if self.splits is None or self.splits[place] == "train":
                 match = FRAME.fullmatch(file.name)
                 if match is None:
                     return False
-                frames[match[1]].append(int(match[2]))
-                owners[match[1]].add(int(self.labels[place]))
+                label = int(self.labels[place])
+                sequence = label if self.recounted else 0, match[1]
+                frames[sequence].append(int(match[2]))
+                owners[sequence].add(label)
         whole = [len(found) > 1 and max(found) - min(found) == len(found) - 1 for found in frames.values()]
         classes = Counter(label for labels in owners.values() for label in labels)
         gaps = sum(whole) < 0.9 * len(whole)

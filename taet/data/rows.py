@@ -109,11 +109,13 @@ def _columns(names: list[str], table: Path, wanted: Wanted) -> dict[str, int]:
     missing = [name for name in ("path", "label") if name not in columns]
     if missing:
         has = cut(", ".join(f"'{name}'" for name in names)) or "nothing"
-        option = "--data.image-column" if missing[0] == "path" else "--data.label-column"
+        lacks = " and ".join(f"no column '{name}'" for name in missing)
+        asked = {"path": "--data.image-column NAME", "label": "--data.label-column NAME"}
+        options = " ".join(asked[name] for name in missing)
         raise Unlabelled(
-            f"'{table}' has no column '{missing[0]}'; its first line has: {has}; allowed: "
+            f"'{table}' has {lacks}; its first line has: {has}; allowed: "
             "path,label and optionally split and group, separated by commas, semicolons or tabs; or, without a header, "
-            f"lines of a path and a whole number; a column of another name: {option} NAME"
+            f"lines of a path and a whole number; columns of other names: {options}"
         )
     twice = next((lower[place] for place in columns.values() if lower.count(lower[place]) > 1), None)
     if twice is not None:

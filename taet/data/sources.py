@@ -19,6 +19,7 @@ from taet.data.listing import Listing
 from taet.data.long_tail import PROFILES
 from taet.data.places import passed_over
 from taet.data.repeats import exact, fingerprints, near, nearest
+from taet.data.rows import NUMBER
 from taet.data.selection import BALANCED_SMALL, VALIDATION, select
 from taet.data.store import gather
 from taet.errors import UserError, custom_code, located
@@ -26,10 +27,14 @@ from taet.errors import UserError, custom_code, located
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")
 GROUPED = "folder:PATH, csv:PATH, npz:PATH"
 LONG_TAILED = "-lt"
+NAMED = ("folder:", "csv:")
+"""Data whose classes have names from the user."""
 SIDES = re.compile(r"(?<![A-Za-z])(left|right|LEFT|RIGHT)(?![A-Za-z])|(Left|Right)(?![a-z])")
 """Words in names of classes, not in bright or leftover, that a mirrored image would make wrong."""
 SMALLEST = 16
 """Pixels of a side; of smaller images too many are alike."""
+PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))
+"""Splits whose images are compared."""
 MOST_PAIRS = 10**9
 """Pairs of images that are compared when a set is read: some seconds."""
 
@@ -125,18 +130,27 @@ def sized(split: Split, size: int | None, storage: str, fit: Fit = "squeeze") ->
     return replace(split, images=images)
 
 
+def sided(data: Data, class_names: Sequence[str]) -> str:
+    """Return why the user's own images are not mirrored; "" if they are. Arrays without names have numbers for them."""
+    if any(map(SIDES.search, class_names)):
+        return "class names say left or right"
+    if full_name(data.name).startswith(NAMED) and class_names and all(map(NUMBER.fullmatch, class_names)):
+        return "class names that are numbers do not say whether left and right matter"
+    return ""
+
+
 def mirrors(data: Data, mirror: bool, class_names: Sequence[str]) -> bool:
-    """Return whether images may be mirrored: as `data` says, else as the source does, unless sides are in the names."""
+    """Return whether images may be mirrored: as `data` says, else as the source and, of own images, the names do."""
     if data.mirror != "auto":
         return data.mirror == "yes"
-    return mirror and not (is_own(data.name) and any(map(SIDES.search, class_names)))
+    return mirror and not (is_own(data.name) and sided(data, class_names))
 
 
 def _repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
     """Return a note that says how many images of one split are also in another, and names one, if there are any."""
     found = {part: fingerprints(split.images) for part, split in splits.items()}
     notes = []
-    for part, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
+    for part, other in PAIRS:
         if part in found and other in found:
             positions = np.flatnonzero(np.isin(found[part], found[other]))
             if len(positions):
@@ -149,25 +163,32 @@ def _repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
 
 
 def _near_repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
-    """Return a note about test images that are nearly, but not exactly, one of the training images, with an example."""
-    train, test = splits["train"].images, splits["test"].images
-    if min(train.shape[1:3]) < SMALLEST:
+    """Return notes about images nearly, but not exactly, the same as one of another split, with examples."""
+    if min(splits["train"].images.shape[1:3]) < SMALLEST:
         return []
-    if len(train) * len(test) > MOST_PAIRS:
-        return [f"near-duplicates are not looked for among more than {MOST_PAIRS:,} pairs of training and test images"]
-    found = np.flatnonzero(near(test, train, mirror=False) & ~exact(test, train))
-    if len(found) == 0:
-        return []
-    position = int(splits["test"].indices[found[0]])
-    partner = int(splits["train"].indices[nearest(test[found[:1]], train)[0]])
     files = {} if listed is None else listed.by_split()
-    test_name, train_name = (
-        f"number {index}" if listed is None else f"'{files[part][index].name}'"
-        for part, index in (("test", position), ("train", partner))
-    )
-    share = f"{len(found)} of {len(test)} test images are nearly the same as a training image"
-    way = "" if splits["test"].groups is not None else "; --data.group or --data.group-pattern keeps such in one split"
-    return [f"near-duplicates: {share}, e.g. {test_name} as {train_name}{way}"]
+    notes = list[str]()
+    for part, other in PAIRS:
+        if not {part, other} <= splits.keys():
+            continue
+        words = f"{part} images are nearly the same as a {'training' if other == 'train' else other} image"
+        images, others = splits[part].images, splits[other].images
+        if len(images) * len(others) > MOST_PAIRS:
+            notes.append(f"near-duplicates: not looked for which {words}, among more than {MOST_PAIRS:,} pairs")
+            continue
+        found = np.flatnonzero(near(images, others, mirror=False) & ~exact(images, others))
+        if len(found) == 0:
+            continue
+        position = int(splits[part].indices[found[0]])
+        partner = int(splits[other].indices[nearest(images[found[:1]], others)[0]])
+        one, like = (
+            f"number {index}" if listed is None else f"'{files[name][index].name}'"
+            for name, index in ((part, position), (other, partner))
+        )
+        grouped = splits[part].groups is not None
+        way = "" if grouped else "; --data.group or --data.group-pattern keeps such in one split"
+        notes.append(f"near-duplicates: {len(found)} of {len(images)} {words}, e.g. {one} as {like}{way}")
+    return notes
 
 
 def _check_custom(source: Dataset, path: Path) -> None:
@@ -211,7 +232,7 @@ def load(name: str | Data, **settings: Any) -> Dataset:
     made = {part: sized(split, data.size, data.storage, data.fit) for part, split in splits.items()}
     if is_own(data.name):
         own = {part: split for part, split in splits.items() if part != "test" or data.test != VALIDATION}
-        notes += [*_repeats(own, listed), *(_near_repeats(made, listed) if "test" in own else ())]
+        notes += [*_repeats(own, listed), *_near_repeats({part: made[part] for part in own}, listed)]
     return replace(
         source,
         train=made["train"],

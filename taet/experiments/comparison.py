@@ -22,10 +22,11 @@ from taet.errors import UserError
 from taet.experiments.arithmetic import settled
 from taet.experiments.cells import Cell, State, cells
 from taet.experiments.decisions import PairOutcome, Until, decide_pairs, pairs_of, unattacked
+from taet.experiments.forecast import rough_seconds
 from taet.experiments.parts import gather, share
 from taet.experiments.specification import Specification, parse, read
 from taet.files import flock, make_folder, write_json
-from taet.formatting import clock, plural
+from taet.formatting import clock, duration, plural
 from taet.report import write
 from taet.training.environment import cores, taet_command
 from taet.training.folder import RunFolder
@@ -34,6 +35,7 @@ from taet.training.interruption import interruption
 SCHEMA = 1
 RESULT = "comparison.json"
 LOOK_SECONDS = 0.1  # between two looks at the processes
+TOLD_SECONDS = 60.0  # an estimate of less is not told
 TELL_SECONDS = 30.0  # between two lines about the progress of the running cells
 OPEN = ("started", "missing")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # network file systems mounted without locks
@@ -169,6 +171,7 @@ def compare(
         planned = share(planned, *part)
     if dry_run:
         return Comparison(title, place, _outcomes(planned, {}, _machine(jobs)[1]))
+    foretell([cell for cell in planned if cell.state in OPEN], jobs, say)
     result, interrupted = fill(title, place, planned, time_budget, jobs, say, begun)
     if until is not None and not interrupted:
         deadline = math.inf if time_budget is None else begun + time_budget
@@ -181,6 +184,14 @@ def compare(
     if interrupted:
         raise KeyboardInterrupt
     return result if part is not None else replace(result, report=_report(result))
+
+
+def foretell(left: Sequence[Cell], jobs: int | Literal["auto"], say: Say | None) -> None:
+    """Say roughly how long cells take, before they begin, where it is a minute or more."""
+    side_by_side, threads, _ = _machine(jobs)
+    seconds = None if say is None else rough_seconds(left, threads)
+    if say is not None and seconds is not None and seconds / side_by_side >= TOLD_SECONDS:
+        say(f"rough estimate: {duration(seconds / side_by_side)} for {plural(len(left), 'run')} with their attacks")
 
 
 def fill(

@@ -22,7 +22,7 @@ from taet.config import Run
 from taet.data.selection import VALIDATION
 from taet.errors import UserError, located, unknown
 from taet.experiments.cells import Cell, cells, in_precision, is_open
-from taet.experiments.comparison import CellOutcome, Comparison, compare, fill
+from taet.experiments.comparison import CellOutcome, Comparison, compare, fill, foretell
 from taet.experiments.journal import load_optuna, open_journal
 from taet.experiments.specification import Entry, Specification, parse, table
 from taet.files import digest, make_folder, seal, write_json
@@ -223,9 +223,12 @@ def tune(
     search, place = search if isinstance(search, Search) else read(search), Path(out)
     for end in (0, -1):  # what no run can have is refused before anything is trained
         settings = {row: {name: one.ends[end] for name, one in space.items()} for row, space in search.spaces.items()}
-        _cells(search, [Asked(row, 0, own) for row, own in settings.items()], place / "checked")
+        checked = _cells(search, [Asked(row, 0, own) for row, own in settings.items()], place / "checked")
     make_folder(place)
     studies = _studies(search, place)
+    ended = {row: sum(trial.state.is_finished() for trial in study.trials) for row, study in studies.items()}
+    rows = zip(checked, search.spaces, strict=True)
+    foretell([cell for cell, row in rows for _ in range(search.trials - ended[row])], jobs, say)
 
     def left() -> float | None:
         return None if time_budget is None else time_budget - (time.monotonic() - begun)

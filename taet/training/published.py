@@ -20,17 +20,20 @@ from taet.shapes import Sha256, check_shape
 from taet.training.folder import CARD, PUBLISHED, RUN, WEIGHTS
 
 CONFIG, PAGE = "config.json", "README.md"
-SCHEME = "hf:"
+SCHEME, FOLDER = "hf:", "folder:"
+"""What the name of a published model begins with: on the hub, and as `taet push` is told of a folder."""
 PINNED = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 
 
 def is_published(name: str | os.PathLike[str]) -> bool:
-    """Whether a name means a model on the hub, hf:USER/NAME@COMMIT."""
-    return os.fspath(name).startswith(SCHEME)
+    """Whether a name means a published model, hf:USER/NAME@COMMIT or folder:PATH."""
+    return os.fspath(name).startswith((SCHEME, FOLDER))
 
 
 def local(name: str | os.PathLike[str]) -> Path:
     """Return the folder of a published model, hf:USER/NAME@COMMIT, downloaded if it is not kept here yet; or a path.
+
+    folder:PATH is a path whose files are checked here.
 
     Raises:
         UserError: a name without a full commit, a missing package, a download that fails, a file whose SHA-256 is not
@@ -39,6 +42,9 @@ def local(name: str | os.PathLike[str]) -> Path:
     text = os.fspath(name)
     if not is_published(text):
         return Path(text)
+    if text.startswith(FOLDER):
+        verify(folder := Path(text.removeprefix(FOLDER)))
+        return folder
     repository, commit = pinned(text)
     folder = cache() / "hub" / repository.replace("/", "--") / commit
     if not (folder / CONFIG).exists():  # which comes last

@@ -76,6 +76,15 @@ def precision(
     return Decision(faster, f"measured {found[slower] / found[faster]:.1f} times as fast as {slower} on this processor")
 
 
+def pass_seconds(model: nn.Module, image_shape: tuple[int, int, int], chosen: str, batch_size: int) -> float:
+    """Return the seconds of one pass of an image if no other program is busy; `chosen`: bf16, float32 or auto."""
+    if chosen == "auto":
+        chosen = precision(model, image_shape, torch.device("cpu"), batch_size).value
+    work = _pass(model, image_shape, chosen == "bf16")
+    size = _size(work, batch_size, 10 * ENOUGH)
+    return _fastest({"": partial(work, size)}, time.process_time)[""] / (2 * size * torch.get_num_threads())
+
+
 def _threads(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, bf16: bool) -> Decision | None:
     """Return 1 thread if that is faster than torch's choice; None if it is not, or if the user chose."""
     most = torch.get_num_threads()

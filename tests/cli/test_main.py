@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -99,6 +100,13 @@ def test_a_mistake_is_one_line_and_exit_status_2_as_a_process() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_what_if_is_named_where_it_is_looked_for(taet: Any) -> None:
+    outcome = taet("plan", "--what-if")
+    assert outcome.code == 2
+    said = "taet: error: unknown command 'plan'; what more images are worth: taet compare SPEC --what-if\n"
+    assert outcome.err == said
+
+
 def test_debug_shows_the_traceback() -> None:
     done = python("-m", "taet", "list", "methds", "--debug")
     assert done.returncode == 2
@@ -112,7 +120,16 @@ def test_an_interruption_is_one_line_and_exit_status_130(taet: Any, monkeypatch:
 
     monkeypatch.setattr("taet.cli.list.run", interrupted)
     outcome = taet("list", "methods")
-    assert (outcome.code, outcome.err.strip()) == (130, "taet: interrupted; what was done so far is saved")
+    assert (outcome.code, outcome.err.strip()) == (130, "taet: interrupted; only what was finished is kept")
+
+
+@pytest.mark.parametrize("command", ["compare", "tune"])
+def test_help_keeps_the_lines_of_its_example(command: str, taet: Any) -> None:
+    """So that it can be copied into a file."""
+    description = importlib.import_module(f"taet.cli.{command}").DESCRIPTION
+    lines = [line for line in description.splitlines() if line.startswith("  ")]
+    printed = [line.strip() for line in taet(command, "--help").out.splitlines()]
+    assert [line for line in lines if line.strip() not in printed] == []
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

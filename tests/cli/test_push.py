@@ -39,6 +39,14 @@ def copy(published: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(published, tmp_path / "copy"))
 
 
+def test_what_was_pushed_is_read_by_the_address_that_push_takes(published: Path, taet: Any, tmp_path: Path) -> None:
+    outcome = taet("evaluate", "--model", f"folder:{published}", *DATA, *SHORT, "--out", tmp_path / "card")
+    assert outcome.code == 0, outcome.err
+    outcome = taet("evaluate", "--model", f"folder:{tmp_path}", *DATA, *SHORT)
+    assert outcome.code == 2
+    assert "holds no config.json; allowed: a folder that taet push wrote" in outcome.err
+
+
 class Hub:
     """The functions of huggingface_hub that are used, on folders: the interface of its documentation."""
 

@@ -50,6 +50,13 @@ def test_what_was_decided_for_own_images_and_odd_names_are_in_the_file(tmp_path:
     assert again == run
 
 
+def test_what_is_measured_where_it_trains_stays_automatic(taet: Any) -> None:
+    """Else the file would be another run on another machine; the help says so."""
+    assert 'precision = "auto"' in text(read(["at"]).planned()[0])
+    shown = " ".join(taet("train", "--help").out.replace("│", " ").split())
+    assert "precision and threads, is measured on the machine that trains" in shown
+
+
 def test_options_and_the_method_replace_those_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('method = "trades"\nseed = 3\ntraining.epochs = 9\n[threat]\neps = "4/255"\nsteps = 2\n')

@@ -472,6 +472,15 @@ def test_folders_that_are_no_classes_take_their_labels_from_the_table_beside_the
     assert load(str(parts)).train.sha256 == dataset.train.sha256
 
 
+def test_of_two_tables_of_the_images_one_must_be_named(parts):
+    shutil.copy(parts / "metadata.csv", parts / "labels.csv")
+    with pytest.raises(
+        UserError, match=r"2 tables of its images, 'labels.csv', 'metadata.csv'; name one: csv:.*labels"
+    ):
+        load(str(parts))
+    assert load(f"csv:{parts / 'metadata.csv'}").class_names == ("mel", "nv")
+
+
 def test_a_table_that_agrees_with_the_class_folders_or_is_of_other_files_changes_nothing(flat):
     expected = load(str(flat))
     rows = [

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from taet.config import Data
-from taet.data import facts, gtsrb, load
+from taet.data import facts, gtsrb, image_listing, load
+from taet.data.listing import FRAMES as FRAMES_PATTERN
 from taet.errors import UserError
 
 CLASSES = 43
@@ -164,3 +165,49 @@ def test_the_official_numbers(monkeypatch):
     found = facts(Data("gtsrb", root="nowhere"))
     assert found.sizes == {"train": gtsrb.TRAINING["Final_Training/Images"], "test": gtsrb.TEST}
     assert (min(found.class_counts), max(found.class_counts), found.class_counts[33]) == (210, 2250, 689)
+
+
+@pytest.mark.parametrize(
+    ("training", "above", "table"),
+    [
+        ("Final_Training/Images", "gtsrb/GTSRB", "gtsrb"),
+        ("Training", ".", "gtsrb"),
+        ("Final_Training/Images", "gtsrb", "gtsrb/GTSRB/Final_Test"),
+        ("Final_Training/Images", "gtsrb/GTSRB", "gtsrb/GTSRB/Final_Test/Images"),
+    ],
+)
+def test_the_official_folders_are_understood_by_their_bare_path(tmp_path, training, above, table):
+    write(tmp_path / "own/gtsrb/GTSRB", training)
+    official = gtsrb.read(Data(name="gtsrb", root=str(tmp_path / "own")))
+    shutil.move(tmp_path / "own/gtsrb/GT-final_test.csv", tmp_path / "own" / table / "GT-final_test.csv")
+    dataset = load(str(tmp_path / "own" / above), size=32)
+    assert dataset.class_names == tuple(f"{label:05}" for label in range(43))
+    assert dataset.train.sha256 == official.train.sha256
+    assert sorted(dataset.test.labels) == sorted(official.test.labels)
+    means, expected = (split.images.mean((1, 2, 3)) for split in (dataset.test, official.test))
+    assert dict(zip(dataset.test.labels, means, strict=True)) == dict(zip(official.test.labels, expected, strict=True))
+    assert any("its labels are those of 'GT-final_test.csv'" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("part", ["Final_Training", "Final_Training/Images"])
+def test_the_training_folder_alone_is_read_and_the_whole_is_named(tmp_path, part):
+    place = write(tmp_path / "own/GTSRB")
+    dataset = load(str(place / part), size=32, group_pattern=FRAMES_PATTERN)
+    assert len(dataset.train) + len(dataset.test) == CLASSES * TRACKS * FRAMES
+    assert f"'{place}/Final_Test' is not read; --data {place} reads it as well" in dataset.notes
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_tracks_counted_anew_in_each_class_are_groups_of_one_class(tmp_path, given):
+    place = write(tmp_path / "own/GTSRB")
+    data = Data(f"folder:{place if given else place / 'Final_Training'}")
+    listed = image_listing(data)
+    assert listed.are_frames()
+    grouped = listed.grouped_by(FRAMES_PATTERN)
+    alone = TEST * CLASSES if given else 0
+    assert len(set(grouped.groups)) == TRACKS * CLASSES + alone
+    for group in set(grouped.groups):
+        assert len(set(grouped.labels[grouped.groups == group])) == 1
+    assert "file names repeat in several classes: each group by file names is of one class" in grouped.notes
+    parts = grouped.parts(0)
+    assert not set(grouped.groups[parts["train"]]) & set(grouped.groups[parts["test"]])

@@ -320,9 +320,18 @@ def test_real_ham10000_is_taken_as_it_is(real_data):
         (("bright", "leftover", "copyright"), "auto", True),
         (("left", "right"), "yes", True),
         (("cat", "dog"), "no", False),
+        (("00000", "00014"), "auto", False),
+        (("3", "8"), "yes", True),
+        (("3", "three"), "auto", True),
     ],
 )
-def test_own_images_are_mirrored_unless_names_of_classes_say_left_or_right(names, mirror, expected):
+def test_own_images_are_mirrored_unless_names_of_classes_say_left_or_right_or_nothing(names, mirror, expected):
     data = Data("folder:x", mirror=mirror)
     assert mirrors(data, True, names) == expected
     assert mirrors(Data("gtsrb", mirror=mirror), False, names) == (mirror == "yes")
+
+
+def test_arrays_without_names_are_mirrored_as_before():
+    """Their classes are numbers because nobody named them."""
+    assert mirrors(Data("npz:x.npz"), True, ("0", "1"))
+    assert not mirrors(Data("x.csv"), True, ("0", "1"))

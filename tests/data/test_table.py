@@ -175,8 +175,9 @@ def test_a_name_that_the_file_system_lists_otherwise_is_found(table, monkeypatch
             "has no column 'path'; its first line has: 'picture', 'label'; allowed: path,la",
         ),
         (["images/0.png,a"], "has no column 'path'"),
-        (["path label", "images/0.png a"], "has no column 'path'; its first line has: 'path label'"),
-        ([], "has no column 'path'; its first line has: nothing"),
+        (["picture,diagnosis", "images/0.png,a"], "of other names: --data.image-column NAME --data.label-column NAME"),
+        (["path label", "images/0.png a"], "no column 'label'; its first line has: 'path label'"),
+        ([], "no column 'label'; its first line has: nothing"),
         (["path,label"], "lists no image with a label"),
         (["path,label,Label", "a,b,c"], "has two columns 'label'; keep one"),
         (["path,label", *rows([0], "a"), "images/1.png"], "line 3: got 1 cells; allowed: 2"),
@@ -290,7 +291,7 @@ def test_columns_and_paths_may_be_named(table):
     assert not any("by column" in note for note in dataset.notes)
     with pytest.raises(UserError, match=r"column for data image column in .*'numbre'.*did you mean 'number'"):
         load(table("number,kind", *lines), **named | {"image_column": "numbre"})
-    with pytest.raises(UserError, match=r"no column 'label'.*a column of another name: --data.label-column NAME"):
+    with pytest.raises(UserError, match=r"no column 'label'.*of other names: --data.label-column NAME"):
         load(table("number,kind", *lines), image_column="number")
 
 
@@ -314,7 +315,7 @@ def test_a_group_is_taken_from_file_names(table):
         Data(group_pattern="(")
 
 
-def test_test_images_that_are_nearly_training_images_are_counted_with_an_example(tmp_path):
+def test_images_held_out_that_are_nearly_training_images_are_counted_with_an_example(tmp_path):
     draw = np.random.default_rng(0)
     lines = ["path,label,split"]
     for i in range(6):
@@ -324,8 +325,15 @@ def test_test_images_that_are_nearly_training_images_are_counted_with_an_example
         other = image + np.uint8(3) if i < 2 else draw.integers(0, 250, (16, 16), np.uint8)
         Image.fromarray(other).save(tmp_path / f"test{i}.png")
         lines.append(f"test{i}.png,{'ab'[i % 2]},test")
+    image = draw.integers(0, 250, (16, 16), np.uint8)
+    for i in range(2):
+        Image.fromarray(image + np.uint8(3 * i)).save(tmp_path / f"val{i}.png")
+        lines.append(f"val{i}.png,{'ab'[i]},val")
+    Image.fromarray(image + np.uint8(1)).save(tmp_path / "more.png")
+    lines.append("more.png,a,train")
     (tmp_path / "list.csv").write_text("\n".join(lines))
-    (note,) = [note for note in load(str(tmp_path / "list.csv")).notes if note.startswith("near-duplicates")]
+    held, note = [note for note in load(str(tmp_path / "list.csv")).notes if note.startswith("near-duplicates")]
+    assert "2 of 2 validation images are nearly the same as a training image, e.g. 'val0.png' as 'more.png'" in held
     assert (
         "2 of 6 test images are nearly the same as a training image, e.g. 'test0.png' as 'train0.png'; --data" in note
     )

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ import pytest
 from taet.errors import UserError
 from taet.experiments import comparison
 from taet.experiments.comparison import compare, devices, emptiest, merge
+from taet.experiments.forecast import rough_seconds
 
 Processes = Callable[..., list[dict[str, Any]]]
 NAMES = [f"at_digits-lt_seed{seed}" for seed in range(3)]
@@ -238,6 +240,30 @@ def test_cells_are_spread_over_the_gpus_and_keep_theirs(
 @pytest.fixture(autouse=True)
 def _no_threads_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def test_the_time_is_told_before_the_first_cell_begins(
+    small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(comparison, "TOLD_SECONDS", 0.0)
+    said: list[str] = []
+    compare(small, tmp_path / "out", say=said.append)
+    assert re.fullmatch(r"rough estimate: about \d+ \w+ for 3 runs with their attacks", said[0])
+    compare(small | {"seeds": [0, 1, 2, 3]}, tmp_path / "out", say=said.append)
+    assert any(line.endswith(" for 1 run with their attacks") for line in said)
+    assert len(processes()) == 8
+
+
+def test_a_longer_run_is_foretold_to_be_longer(small: dict[str, Any], tmp_path: Path) -> None:
+    def seconds(epochs: int) -> float:
+        training = {"training": {**small["settings"]["training"], "epochs": epochs}}
+        planned = comparison._planned(small | {"settings": small["settings"] | training}, tmp_path / "x")[2]
+        found = rough_seconds(planned, 1)
+        assert found is not None
+        return found
+
+    assert seconds(200) > 5 * seconds(1)
 
 
 def test_the_user_decides_about_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ def test_tracks_in_file_names_are_groups(tmp_path: Path) -> None:
     [
         ("IMG_{track}{frame}.png", "IMG_{track}{frame}.png"),  # one number only
         ("a1_{track}_{frame}0.png", "b1_{track}_{frame}0.png"),  # with gaps
-        ("1_{track}_{frame}.png", "1_{track}_{frame}.png"),  # sequences of several classes
+        ("1_{track}_{frame}.png", "1_{track}_1{frame}.png"),  # sequences of several classes
         ("1_{frame}_{track}7.png", "2_{frame}_{track}7.png"),
     ],
 )

@@ -1,0 +1,66 @@
+"""Roughly how long the cells of a comparison take, told before the first one begins."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+
+from taet import models
+from taet.data import DataFacts, facts
+from taet.errors import UserError
+from taet.evaluation.bundles import attacks_of
+from taet.evaluation.runner import USUAL
+from taet.experiments.cells import Cell
+from taet.training.environment import on_threads, resolve_device
+from taet.training.estimate import work_of
+from taet.training.resolve import Resolved, resolve
+from taet.training.schedule import watched_epochs
+from taet.training.speed import pass_seconds
+
+
+def rough_seconds(cells: Sequence[Cell], threads: int) -> float | None:
+    """Return the seconds of cells one after another; None where data or speed are not known, as on a GPU.
+
+    The passes of training, curve and attacks, each as long as one of a fresh network of the same kind, timed once.
+    """
+    known, timed = functools.cache(facts), dict[object, float]()
+    total = 0.0
+    try:
+        for run, attacked in ((cell.run, cell.attacked) for cell in cells if cell.run is not None):
+            found = known(run.data)
+            if found is None or resolve_device(run.training.device).type != "cpu":
+                return None
+            made, shape = resolve(run, found), (found.num_classes, found.image_shape)
+            kind = (run.model.name, run.model.stem, *shape, run.training.precision)
+            if kind not in timed:
+                with on_threads(run.training.threads or threads):
+                    timed[kind] = _pace(made, found)
+            total += _passes(made, found, attacked) * timed[kind]
+    except UserError:  # which the cell itself will say
+        return None
+    return total
+
+
+def _pace(made: Resolved, found: DataFacts) -> float:
+    """Seconds of one pass of an image, in the arithmetic of the run."""
+    run = made.run
+    named = (run.model.name, found.num_classes, found.image_shape)
+    with torch.random.fork_rng(devices=[]):  # a custom network may draw random numbers
+        model = models.build(*named, seed=run.seed, head=made.method.task.head, stem=run.model.stem)
+        model = model.to(memory_format=torch.channels_last)
+        return pass_seconds(model, found.image_shape, run.training.precision, run.training.batch_size)
+
+
+def _passes(made: Resolved, found: DataFacts, attacked: bool) -> float:
+    run = made.run
+    held = found.sizes.get(made.split, 0)
+    shown = min(held, run.training.monitor_images or held)
+    watched = watched_epochs(run, made.method.needs_feedback)
+    total = work_of(run, made.method.task.stages, sum(found.class_counts), watched, shown).total
+    eps = run.threat.eps if run.evaluation.eps is None else run.evaluation.eps
+    for attack in attacks_of(run.evaluation, eps) if attacked else ():
+        usual = USUAL if attack.skips_misclassified else 1
+        total += found.sizes["test"] * attack.passes(found.num_classes) * usual
+    return total
