@@ -277,8 +277,7 @@ def _with_surrogate(
     )
     attack = parse_attack("pgd-20", plan.settings, plan.eps)
     columns = transfer_columns(source, [runner], attack, name=name, state_dir=state_dir)
-    card = replace(card, columns=(*card.columns, *columns))
-    return replace(card, flags=diagnostics.flags(card))
+    return diagnostics.flagged(replace(card, columns=(*card.columns, *columns)))
 
 
 def _facts(

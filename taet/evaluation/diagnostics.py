@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -112,6 +112,11 @@ def flags(card: ResultCard) -> tuple[Flag, ...]:
     return tuple(Flag(flag=flag, text=f"{text}.") for flag, text in said.items())
 
 
+def flagged(card: ResultCard) -> ResultCard:
+    """Return a card with its flags, also those that limit its probe."""
+    return replace(card, flags=(*flags(card), *_of_probe(card)))
+
+
 def masking(card: ResultCard) -> list[str]:
     """Return the flags of a card that say that gradients may mislead attacks."""
     return [flag["flag"] for flag in card.flags if flag["flag"] in MASKING]
@@ -137,7 +142,7 @@ PROBE_SMALL, FEW_PROBED = "probe-small", 100
 """Of 100 images, 6 must be broken by the stronger attack alone before that exceeds chance."""
 
 
-def of_probe(card: ResultCard) -> tuple[Flag, ...]:
+def _of_probe(card: ResultCard) -> tuple[Flag, ...]:
     """Return what limits the probe of a card: none was made although it was attacked, or of few of its images."""
     if not card.probe:
         attacked = any(column.name != "clean" and not column.is_transfer for column in card.columns)

@@ -21,11 +21,12 @@ from taet.config import Evaluation, Run
 from taet.data import Split
 from taet.distributed import first, gather, rank
 from taet.errors import UserError
-from taet.evaluation import card_store, diagnostics, probe
+from taet.evaluation import card_store, probe
 from taet.evaluation.bundles import attacks_of, expand, parse_attacks
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.curves import curve_attacks
+from taet.evaluation.diagnostics import flagged
 from taet.evaluation.examples import earlier, save_examples
 from taet.evaluation.images import channels_first
 from taet.evaluation.runner import Runner, among, attack_split, count_classes, one_threat_model
@@ -227,8 +228,7 @@ def _measured(
         probed = probe.probe(runner, plan.eps, images, state_dir, lambda done: meter(done, later, "probe"))
     elif known is not None and not probed:
         probed = known.probe  # of fewer images
-    card = replace(card, columns=(*measured, *_others(before, measured)), probe=probed)
-    return replace(card, flags=(*diagnostics.flags(card), *diagnostics.of_probe(card)))
+    return flagged(replace(card, columns=(*measured, *_others(before, measured)), probe=probed))
 
 
 def _passes(runner: Runner, attacks: Sequence[AttackSpec]) -> int:

@@ -22,10 +22,11 @@ from taet.config import Evaluation
 from taet.data.dataset import Split, images_sha256
 from taet.distributed import first, joined, rank
 from taet.errors import UserError
-from taet.evaluation import card_store, diagnostics
+from taet.evaluation import card_store
 from taet.evaluation.bundles import expand, parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
+from taet.evaluation.diagnostics import flagged
 from taet.evaluation.evaluate import evaluate
 from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among, make_runner
@@ -336,5 +337,4 @@ def _runners(folders: Mapping[str, Path], batch_size: int | None, device: torch.
 
 def _added(card: ResultCard, column: Column) -> ResultCard:
     """Return the card with a column added, or put in the place of one of its name, and with new flags."""
-    card = replace(card, columns=(*(other for other in card.columns if other.name != column.name), column))
-    return replace(card, flags=(*diagnostics.flags(card), *diagnostics.of_probe(card)))
+    return flagged(replace(card, columns=(*(other for other in card.columns if other.name != column.name), column)))
