@@ -19,7 +19,7 @@ from taet.config import Data, Evaluation
 from taet.data import load
 from taet.errors import UserError
 from taet.evaluation import StopRule, decide
-from taet.evaluation.bundles import check_attacks
+from taet.evaluation.bundles import attacks_of
 from taet.evaluation.decision import FILE
 from taet.training.folder import RunFolder
 
@@ -71,7 +71,7 @@ class DecideOptions:
 def read(arguments: list[str]) -> DecideOptions:
     """Parse a call; mistakes in attacks and in the rule are refused before anything is loaded."""
     parsed = flags.parse(DecideOptions, arguments, "taet evaluate", DESCRIPTION, EXAMPLES)
-    check_attacks(Evaluation(**parsed.evaluation))
+    attacks_of(Evaluation(**parsed.evaluation))
     StopRule(**parsed.rule)
     if parsed.normalize != "none" and not parsed.data.get("name"):
         raise UserError("--normalize goes with --data; a run has its own normalisation")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -19,8 +20,9 @@ from taet.cli.subject import OfModel, OfRun, data_for_run, folder_for, here, ope
 from taet.config import Evaluation
 from taet.distributed import started_together
 from taet.errors import UserError
-from taet.evaluation import evaluate
-from taet.evaluation.bundles import attacks_of, check_attacks
+from taet.evaluation import ResultCard, evaluate
+from taet.evaluation.bundles import attacks_of, settle
+from taet.evaluation.measurement import Extent
 from taet.models import trusted
 from taet.training.environment import resolve_device
 from taet.training.folder import RunFolder
@@ -51,16 +53,10 @@ automatically."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackOptions:
+class AttackOptions(Extent):
     """What a model is attacked with."""
 
     evaluation: flags.Given = flags.options(Evaluation())
-    curves: tuple[Literal["steps", "eps", "logit-scale"], ...] = ()
-    """Curves of the accuracy to measure as well."""
-    worst_case: bool = False
-    """Run the attacks one after another, each on the images that the previous ones left correct: one column."""
-    probe: bool = True
-    """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     processes: Processes | Literal["auto"] | None = None
@@ -124,9 +120,9 @@ def _count(parsed: RunEvaluation | ModelEvaluation | DecideOptions) -> int:
     if alone or not isinstance(parsed, RunEvaluation) or not RunFolder(parsed.run).is_run:
         return 1
     record = RunFolder(parsed.run).record
-    settings = replace(record.run.evaluation, **parsed.evaluation)
+    settings = settle(record.run.evaluation, parsed.evaluation, record.run.threat.eps)
     images = sum(record.data.test.class_counts)
-    passes = sum(attack.passes(record.data.num_classes) for attack in attacks_of(settings, record.run.threat.eps))
+    passes = sum(attack.passes(record.data.num_classes) for attack in attacks_of(settings))
     return that_pay(images * passes, batches=math.ceil(images / settings.batch_size))
 
 
@@ -145,52 +141,53 @@ def read(arguments: list[str]) -> RunEvaluation | ModelEvaluation | DecideOption
         raise UserError(f"--data goes with --model {first or 'NAME'}; a run folder alone names its own data")
     else:
         parsed = flags.parse(RunEvaluation, arguments, "taet evaluate", DESCRIPTION, EXAMPLES)
-    check_attacks(Evaluation(**parsed.evaluation))
+    attacks_of(Evaluation(**parsed.evaluation))
     return parsed
+
+
+def _evaluation(parsed: AttackOptions, command: str) -> partial[ResultCard]:
+    """Return `evaluate` with the options of a call."""
+    return partial(
+        evaluate,
+        settings=parsed.evaluation,
+        curves=parsed.curves,
+        worst_case=parsed.worst_case,
+        probe=parsed.probe,
+        command=command,
+    )
 
 
 def _of_run(parsed: RunEvaluation, command: str) -> tuple[Path, str]:
     """Attack a finished run; return the file of its card, and what is printed."""
     with progress(f"evaluate {parsed.run}") as report:
-        card = evaluate(parsed.run, weights=parsed.weights, progress=report, command=command, **_options(parsed))
+        evaluated = _evaluation(parsed, command)
+        card = evaluated(parsed.run, weights=parsed.weights, device=parsed.device, progress=report)
     return RunFolder(parsed.run).card(parsed.weights), f"{card}\nnext: taet report {parsed.run}"
-
-
-def _options(parsed: AttackOptions) -> dict[str, Any]:
-    settings = {**parsed.evaluation}
-    return {
-        "attacks": settings.pop("attacks", None),
-        "settings": settings,
-        "curves": parsed.curves,
-        "worst_case": parsed.worst_case,
-        "probe": parsed.probe,
-        "device": parsed.device,
-    }
 
 
 def _of_model(parsed: ModelEvaluation, command: str) -> tuple[Path, str]:
     """Attack a model of any origin; return the file of its card, and what is printed."""
-    options = _options(parsed) | {"device": str(resolve_device(parsed.device))}
+    device = str(resolve_device(parsed.device))
     subject: Path | torch.nn.Module = Path(parsed.model)
+    is_run = RunFolder(Path(parsed.model)).is_run
     notes: tuple[str, ...] = ()
-    about: dict[str, Any] = {}
-    if RunFolder(Path(parsed.model)).is_run:
+    if is_run:
         dataset = data_for_run(parsed.model, parsed)
     else:
         (subject, notes), dataset = open_model(parsed.model, parsed)
-        about = {"train_class_counts": dataset.class_counts.tolist(), "name": parsed.model, "notes": notes}
     out = parsed.out or folder_for("evaluate", parsed.model, parsed)
     with progress(f"evaluate {parsed.model}") as report:
-        card = evaluate(
+        card = _evaluation(parsed, command)(
             subject,
             dataset.test.images,
             dataset.test.labels,
+            name=None if is_run else parsed.model,
+            notes=notes,
             class_names=dataset.class_names,
+            train_class_counts=None if is_run else dataset.class_counts.tolist(),
             data_about=dataset.about(),
             out=out,
+            device=device,
             progress=report,
-            command=command,
-            **about,
-            **options,
         )
     return RunFolder(out).card(), "\n".join([str(card), *notes, f"next: taet report {out}"])

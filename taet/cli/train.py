@@ -24,7 +24,7 @@ from taet.data.reading import told_to
 from taet.distributed import first
 from taet.errors import UserError, located, unknown
 from taet.evaluation import evaluate
-from taet.evaluation.bundles import check_attacks
+from taet.evaluation.bundles import attacks_of
 from taet.evaluation.measurement import attack_seconds
 from taet.experiments import own_data
 from taet.formatting import duration, plural
@@ -216,7 +216,7 @@ def parse(method: str, words: Sequence[str], prog: str = "", file: RunFile | Non
             override(start, file.settings)
         given = file.settings | given
     request = TrainingRequest(start, given | seed, options)
-    check_attacks(request.run().evaluation)  # now, not when the training is over
+    attacks_of(request.run().evaluation)  # now, not when the training is over
     return request
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from taet.data import Split
 from taet.distributed import first, gather, rank
 from taet.errors import UserError
 from taet.evaluation import card_store, probe
-from taet.evaluation.bundles import attacks_of, expand, parse_attacks
+from taet.evaluation.bundles import attacks_of, parse_attacks
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.curves import curve_attacks
@@ -30,7 +30,7 @@ from taet.evaluation.diagnostics import flagged
 from taet.evaluation.examples import earlier, save_examples
 from taet.evaluation.images import channels_first
 from taet.evaluation.runner import Runner, among, attack_split, count_classes, one_threat_model
-from taet.evaluation.schema import DataAbout, Environment, ModelAbout
+from taet.evaluation.schema import CurveName, DataAbout, Environment, ModelAbout
 from taet.evaluation.subject import Subject
 from taet.formatting import duration
 from taet.models import Classifier
@@ -38,6 +38,18 @@ from taet.models.view import make_view
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import environment, keep_freed_memory
 from taet.training.folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How much an evaluation measures with its attacks."""
+
+    curves: tuple[CurveName, ...] = ()
+    """Curves of the accuracy to measure as well."""
+    worst_case: bool = False
+    """Run the attacks one after another, each on the images that the previous ones left correct: one column."""
+    probe: bool = True
+    """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
 
 
 @dataclass(frozen=True)
@@ -51,35 +63,21 @@ class EvaluationPlan:
     """Requested attacks, the clean images first."""
     points: tuple[AttackSpec, ...]
     """Points of curves."""
-    worst_case: bool
-    """Measure only the worst case of the attacks."""
-    probe: bool = True
-    """Look for what may mislead attacks on a few images."""
+    extent: Extent
+
+    @property
+    def inside(self) -> tuple[AttackSpec, ...]:
+        """The attacks in that ball."""
+        return tuple(one for one in self.attacks if (one.norm, one.eps) == ("linf", self.eps))
 
 
-def plan_evaluation(
-    subject: Subject,
-    names: Sequence[str] | None,
-    given: Mapping[str, Any],
-    curves: Sequence[str] = (),
-    worst_case: bool = False,
-    probe: bool = True,
-) -> EvaluationPlan:
-    """Return what to measure on a subject: attacks and bundles by `names`, by default those of its settings.
-
-    `given` replaces other fields of the settings. With `worst_case` only the worst case of the attacks is measured, by
-    default of those in the L-infinity ball.
-    """
-    sizes = (given.get("eps"), subject.settings.eps, subject.train_eps)
-    eps = next(size for size in sizes if size is not None)
-    expanded = expand(subject.settings.attacks if names is None else names, subject.settings, eps)
-    settings = replace(expanded, **given)
+def plan_evaluation(subject: Subject, extent: Extent = Extent()) -> EvaluationPlan:
+    """Return what to measure on a subject by its settings, whose bundles are replaced by their attacks."""
+    settings, eps = subject.settings, subject.eps
     others = (name for name in settings.attacks if name != Clean.name)
-    attacks = parse_attacks([Clean.name, *others], settings, eps)
-    if worst_case and names is None:
-        attacks = attacks[:1] + [attack for attack in attacks if (attack.norm, attack.eps) == ("linf", eps)]
-    points = tuple(curve_attacks(curves, settings, eps))
-    return EvaluationPlan(settings, eps, tuple(attacks), points, worst_case, probe)
+    attacks = tuple(parse_attacks([Clean.name, *others], settings, eps))
+    points = tuple(curve_attacks(extent.curves, settings, eps))
+    return EvaluationPlan(settings, eps, attacks, points, extent)
 
 
 def measure(
@@ -202,8 +200,8 @@ def _measured(
     progress: Progress | None,
 ) -> ResultCard:
     """Return the card with all columns, those that are known already and the new ones, and with its flags."""
-    chain = one_threat_model(plan.attacks, runner.num_classes) if plan.worst_case else []
-    listed = plan.attacks[:1] if plan.worst_case else plan.attacks
+    chain = one_threat_model(plan.attacks, runner.num_classes) if plan.extent.worst_case else []
+    listed = plan.attacks[:1] if plan.extent.worst_case else plan.attacks
     before = () if known is None else known.columns
     names = {attack.name for attack in listed}
     shown = {column.name for column in before if not column.curve}  # stays in tables, also with other settings
@@ -212,7 +210,7 @@ def _measured(
     work = _passes(runner, [*attacks, *chain])
     images = probe.count(runner, work)
     probed = {} if known is None or not probe.is_of(known.probe, runner.seed, images) else known.probe
-    probing = plan.probe and not probed and bool(len(attacks) > 1 or chain)
+    probing = plan.extent.probe and not probed and bool(len(attacks) > 1 or chain)
     later = images * probe.passes(runner) if probing else 0
     if progress is not None:
         new = [attack for attack in [*attacks, *chain] if among(before, attack) is None]

@@ -21,7 +21,8 @@ KIND = "taet result card"
 DECISION = "taet decision"
 """Kind of the card of two models and some of the test images (`taet.evaluation.decision`)."""
 SCHEMA = 3
-CURVES = ("", "steps", "eps", "logit-scale")
+CurveName = Literal["steps", "eps", "logit-scale"]
+CURVES = ("", *typing.get_args(CurveName))
 TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
 
 
@@ -148,7 +149,7 @@ class StoredColumn(TypedDict):
     parts: dict[str, PackedMask]
     distances: PackedFloats | None
     roc_auc: PackedFloats | None
-    curve: Literal["", "steps", "eps", "logit-scale"]
+    curve: Literal["", CurveName]
 
 
 ADDED_2 = (

@@ -21,6 +21,7 @@ from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Suite
 from taet.distributed import first, gather, rank
 from taet.errors import UserError
+from taet.evaluation import bundles
 from taet.evaluation.column import WORST_CASE
 from taet.evaluation.decision import FILE, DecisionCard
 from taet.evaluation.images import Images
@@ -107,7 +108,7 @@ def decide(
     elif images is not None or labels is not None:
         raise UserError("decide: got images without labels, or labels without images; allowed: both, or neither")
     subjects = [subject_of("decide", model, given, weights_name) for side in sides for model in side]
-    terms = _terms(subjects, attacks, worst_case, settings or {})
+    terms = _terms(subjects, attacks, worst_case, bundles.changes(settings))
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     place = None if out is None else Path(out)
     if place is not None and (RunFolder(place).is_run or RunFolder(place).card().exists()):
@@ -207,16 +208,14 @@ class _Terms:
 
 
 def _terms(
-    subjects: Sequence[Subject], attacks: Sequence[str] | str | None, worst_case: bool, given: Mapping[str, Any]
+    subjects: Sequence[Subject], attacks: Sequence[str] | str | None, worst_case: bool, changes: Mapping[str, Any]
 ) -> _Terms:
     """Return the attack that decides, the same for every model; a difference between the models is a UserError."""
     asked = [attacks] if isinstance(attacks, str) else attacks
-    given = {**given}
-    listed = given.pop("attacks", None)
-    leading = plan_evaluation(subjects[0], listed if asked is None else asked, given)
-    chosen = _chosen(leading, asked, worst_case)
-    wanted = [attack.name for attack in chosen]
-    plans = [plan_evaluation(subject, wanted, given) for subject in subjects]
+    first_changes = changes if asked is None else {**changes, "attacks": asked}
+    chosen = _chosen(plan_evaluation(subjects[0].changed(first_changes)), asked is not None, worst_case)
+    wanted = tuple(attack.name for attack in chosen)
+    plans = [plan_evaluation(subject.changed({**changes, "attacks": wanted})) for subject in subjects]
     chains = [tuple(one for one in plan.attacks if one.name in wanted) for plan in plans]
     for subject, plan, chain in zip(subjects, plans, chains, strict=True):
         if subject.test_sha256 != subjects[0].test_sha256:
@@ -239,15 +238,14 @@ def _terms(
     return _Terms(WORST_CASE[chosen[0].norm or "linf"], (clean, *chains[0]), plans)
 
 
-def _chosen(plan: EvaluationPlan, asked: Sequence[str] | None, worst_case: bool) -> list[AttackSpec]:
-    """Return the attacks that decide."""
+def _chosen(plan: EvaluationPlan, asked: bool, worst_case: bool) -> list[AttackSpec]:
+    """Return the attacks that decide: those that were asked for, or the strongest in the ball."""
     classes = 10  # only the order of costs matters
-    inside = [one for one in plan.attacks if (one.norm, one.eps) == ("linf", plan.eps)]
     if worst_case:
-        return one_threat_model(plan.attacks if asked is not None else inside, classes)
-    if asked is None:
+        return one_threat_model(plan.attacks if asked else plan.inside, classes)
+    if not asked:
         strongest = max(
-            inside or plan.attacks,
+            plan.inside or plan.attacks,
             key=lambda one: (isinstance(one, Suite) and one.is_reference, one.passes(classes)),
         )
         return [strongest]
