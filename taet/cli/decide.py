@@ -20,7 +20,6 @@ from taet.data import load
 from taet.errors import UserError
 from taet.evaluation import StopRule, decide
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.decision import FILE
 from taet.training.folder import RunFolder
 
 EXAMPLES = (
@@ -103,7 +102,7 @@ def run(parsed: DecideOptions, command: str) -> tuple[Path, str]:
             command=command,
         )
     after = f"continue: {command}" if decision.reason == "time" else f"next: taet report {out}"
-    return out / FILE, f"{decision}\n{after}"
+    return RunFolder(out).decision, f"{decision}\n{after}"
 
 
 def _models(parsed: DecideOptions) -> list[Path | torch.nn.Module]:

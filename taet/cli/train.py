@@ -254,7 +254,7 @@ def _evaluate(finished: TrainingResult, as_json: bool) -> None:
     command = flags.call_text(["evaluate", str(folder), *models.consent(named)])
     with models.trusted(named), progress(f"attack {folder.name}") as report:
         card = evaluate(folder, device=finished.run.training.device, progress=report, command=command)
-    path = first(lambda: write([folder], folder / "report.html"))
+    path = first(lambda: write([folder], RunFolder(folder).report))
     if not as_json:
         print(f"{card}\nreport: {path}\nnext: taet predict {folder} IMAGES, taet export {folder} --format onnx")
 

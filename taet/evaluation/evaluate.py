@@ -104,11 +104,11 @@ def evaluate(
     whole = settings if isinstance(settings, Evaluation) else None
     bundles.attacks_of(replace(whole or Evaluation(), **changed))  # a mistake is reported before anything is loaded
     curve_attacks(curves, Evaluation(), Threat().eps)
-    if out is not None and RunFolder(Path(out)).is_run:
+    folder = None if out is None else RunFolder(Path(out))
+    if folder is not None and folder.is_run:
         raise UserError(f"evaluate: {out} is a run, whose card is about its own model and data; allowed: another")
-    path = None if out is None else RunFolder(Path(out)).card()
     if isinstance(model_or_run_dir, str | os.PathLike):
-        path = RunFolder(Path(model_or_run_dir if out is None else out)).card(weights)
+        folder = folder or RunFolder(Path(model_or_run_dir))
         if (images is None) != (labels is None) or (images is not None and out is None):
             raise UserError("evaluate: got images beside a run, which has its own; allowed: with labels= and out=")
         about_model = {"name": name, "notes": notes or None, "train_class_counts": train_class_counts}
@@ -136,9 +136,10 @@ def evaluate(
         subject,
         plan,
         device=subject.place if device == "auto" else resolve_device(device),
-        path=path,
+        folder=folder,
+        weights=weights,
         new=out is not None,
-        state_dir=RunFolder(path.parent).state(path.stem) if state_dir is None and path is not None else state_dir,
+        state_dir=state_dir,
         progress=progress,
         command=command,
     )

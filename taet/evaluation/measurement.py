@@ -37,7 +37,7 @@ from taet.models import Classifier
 from taet.models.view import make_view
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import environment, keep_freed_memory
-from taet.training.folder import RunFolder
+from taet.training.folder import DELIVERED, RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,8 @@ def measure(
     plan: EvaluationPlan,
     *,
     device: torch.device,
-    path: Path | None = None,
+    folder: RunFolder | None = None,
+    weights: str = DELIVERED,
     new: bool = False,
     state_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -97,22 +98,26 @@ def measure(
         subject: the model and its images.
         plan: what to measure.
         device: where the model is during the work.
-        path: file of the card, where it is saved and where earlier results are looked for.
-        new: refuse a file that holds the card of another model or of other images.
-        state_dir: folder that keeps finished batches.
+        folder: where the card is saved and earlier results are looked for.
+        weights: name of the weights, and so of the card.
+        new: refuse a folder with the card of another model or of other images.
+        state_dir: folder that keeps finished batches. Default: beside the card.
         progress: as in `taet.evaluate`.
         command: the command that started the evaluation; stored in the card.
     """
     keep_freed_memory(device)
+    path = None if folder is None else folder.card(weights)
+    if folder is not None and path is not None and state_dir is None:
+        state_dir = folder.state(path.stem)
     with on_device(subject.model, device):
         if new and path is not None and path.exists():
             _refuse_card_of_another(path, subject)
         runner, card = begin(subject, plan, device, command)
-        with owned(path):
+        with owned(folder):
             known = first(lambda: known_card(path, card, runner))  # one process reads, so that all agree
             card = _measured(card, runner, plan, known, state_dir, progress)
-            if path is not None and rank() == 0:
-                examples = RunFolder(path.parent).examples(path)
+            if folder is not None and path is not None and rank() == 0:
+                examples = folder.examples(path)
                 sha256 = save_examples(examples, known, card, runner, plan.attacks)
                 card = replace(card, examples_sha256=sha256)
                 card_store.put(path, card)
@@ -167,13 +172,11 @@ def begin(subject: Subject, plan: EvaluationPlan, device: torch.device, command:
 
 
 @contextmanager
-def owned(path: Path | None) -> Iterator[None]:
+def owned(folder: RunFolder | None) -> Iterator[None]:
     """Own the folder of a card, which the first of several processes does for all, while the card is made."""
-    if path is None:
-        yield
-        return
     with ExitStack() as stack:
-        first(lambda: stack.enter_context(RunFolder(path.parent).own()))
+        if folder is not None:
+            first(lambda: stack.enter_context(folder.own()))
         yield
 
 

@@ -23,7 +23,7 @@ from taet.distributed import first, gather, rank
 from taet.errors import UserError
 from taet.evaluation import bundles
 from taet.evaluation.column import WORST_CASE
-from taet.evaluation.decision import FILE, DecisionCard
+from taet.evaluation.decision import DecisionCard
 from taet.evaluation.images import Images
 from taet.evaluation.match import UNKNOWN, Match, Player
 from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, owned, plan_evaluation
@@ -110,9 +110,9 @@ def decide(
     subjects = [subject_of("decide", model, given, weights_name) for side in sides for model in side]
     terms = _terms(subjects, attacks, worst_case, bundles.changes(settings))
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
-    place = None if out is None else Path(out)
-    if place is not None and (RunFolder(place).is_run or RunFolder(place).card().exists()):
-        raise UserError(f"decide: {place} holds a run or a result card; allowed: a folder of its own")
+    folder = None if out is None else RunFolder(Path(out))
+    if folder is not None and (folder.is_run or folder.card().exists()):
+        raise UserError(f"decide: {out} holds a run or a result card; allowed: a folder of its own")
     where = subjects[0].place if device == "auto" else resolve_device(device)
     keep_freed_memory(where)
     with ExitStack() as stack:
@@ -123,8 +123,8 @@ def decide(
         half = len(players) // 2
         if [one.weights for one in players[:half]] == [one.weights for one in players[half:]]:
             raise UserError("decide: got the same weights on both sides; allowed: two models")
-        path = None if place is None else place / FILE
-        stack.enter_context(owned(path))
+        path = None if folder is None else folder.decision
+        stack.enter_context(owned(folder))
         before = None if path is None or not path.exists() else first(lambda: DecisionCard.load(path))
         if path is not None and before is not None:
             _check_same(path, before, players)
@@ -134,7 +134,7 @@ def decide(
         for one in players:
             for earlier in (*known, *([before] if before else [])):
                 one.learn(earlier)
-        state = None if place is None else RunFolder(place).state(FILE.removesuffix(".json"))
+        state = None if folder is None else folder.state(folder.decision.stem)
         match = Match(players, shared, state, progress)
         decision = match.play(deadline, names or _names(sides), comparisons, command)
         if path is not None and rank() == 0:
