@@ -19,7 +19,7 @@ from taet.shapes import Name, Sha256, Whole, check_shape, kind_text
 
 KIND = "taet result card"
 DECISION = "taet decision"
-"""Kind of the card of two models and some of the test images (`taet.evaluation.decision`)."""
+"""Kind of the card of two models and some of the test images (`taet.evaluation.decision_card`)."""
 SCHEMA = 3
 CurveName = Literal["steps", "eps", "logit-scale"]
 CURVES = ("", *typing.get_args(CurveName))

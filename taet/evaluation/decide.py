@@ -23,7 +23,7 @@ from taet.distributed import first, gather, rank
 from taet.errors import UserError
 from taet.evaluation import bundles
 from taet.evaluation.column import WORST_CASE
-from taet.evaluation.decision import DecisionCard
+from taet.evaluation.decision_card import DecisionCard
 from taet.evaluation.images import Images
 from taet.evaluation.match import UNKNOWN, Match, Player
 from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, owned, plan_evaluation
