@@ -270,13 +270,9 @@ def _decide(parsed: DecideOptions, command: str) -> tuple[Path, str]:
 
 
 def _models(parsed: DecideOptions) -> list[Path | torch.nn.Module]:
-    origin = OfModel(data=parsed.data, normalize=parsed.normalize)
-    runs = [RunFolder(Path(name)).is_run for name in parsed.models]
-    if not parsed.data.get("name") or all(runs):
-        return [Path(name) for name in parsed.models]
+    origin, own = OfModel(data=parsed.data, normalize=parsed.normalize), not parsed.data.get("name")
     return [
-        Path(name) if is_run else open_model(name, origin)[0][0]
-        for name, is_run in zip(parsed.models, runs, strict=True)
+        Path(name) if own or RunFolder(Path(name)).is_run else open_model(name, origin)[0][0] for name in parsed.models
     ]
 
 

@@ -59,8 +59,7 @@ def changes(settings: Evaluation | Mapping[str, Any] | None, **given: Any) -> di
             raise unknown("field of the settings", str(name), known)
     optional = {name for name, hint in known.items() if type(None) in typing.get_args(hint)}
     changed |= {name: value for name, value in given.items() if value is not None or name in optional}
-    if "attacks" in changed:
-        names = changed["attacks"]
+    if (names := changed.get("attacks")) is not None:
         changed["attacks"] = (names,) if isinstance(names, str) else tuple(names)
     return changed
 

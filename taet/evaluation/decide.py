@@ -228,10 +228,9 @@ def _terms(
             got = f"{plans[0].settings.batch_size} and {plan.settings.batch_size}"
             raise UserError(f"decide: got batch sizes {got}; allowed: one, e.g. --batch-size 250")
         for one, other in zip(chains[0], chain, strict=True):
-            for name in (field.name for field in fields(one)):
-                if getattr(one, name) != getattr(other, name):
-                    got = f"{name} {short(getattr(one, name))} and {short(getattr(other, name))}"
-                    raise UserError(f"decide: '{one.name}' would run with {got}; allowed: the same settings")
+            for name, (here, there) in one.identity.differences(other.identity, seeds=True).items():
+                got = f"{name} {short(here)} and {short(there)}"
+                raise UserError(f"decide: '{one.name}' would run with {got}; allowed: the same settings")
     if not worst_case:
         return _Terms(chosen[0].name, chains[0], plans)
     clean = next(attack for attack in plans[0].attacks if attack.norm is None)

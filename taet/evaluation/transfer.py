@@ -300,13 +300,11 @@ def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> AttackSpec
     for folder, record, attack in zip(folders, records, attacks, strict=True):
         if record.data.test.sha256 != records[0].data.test.sha256:
             raise UserError(f"transfer: {folder} has other test images than {folders[0]}; allowed: the same ones")
-        ours, first = attack.to_json(), attacks[0].to_json()
-        for key in sorted(ours.keys() | first.keys()):
-            if ours.get(key) != first.get(key):
-                raise UserError(
-                    f"transfer: {name} has {key} {ours.get(key)} in {folder} and {first.get(key)} in {folders[0]}; "
-                    "allowed: the same, e.g. by --eps 8/255 or an option of the attack"
-                )
+        for key, (here, there) in attack.identity.differences(attacks[0].identity, seeds=True).items():
+            raise UserError(
+                f"transfer: {name} has {key} {here} in {folder} and {there} in {folders[0]}; "
+                "allowed: the same, e.g. by --eps 8/255 or an option of the attack"
+            )
     return attacks[0]
 
 
