@@ -35,8 +35,8 @@ _FOLDERS = (
 if TYPE_CHECKING:
     from taet.deployment.export import export as export
     from taet.deployment.predict import predict as predict
+    from taet.evaluation.decide import decide as decide
     from taet.evaluation.evaluate import evaluate as evaluate
-    from taet.evaluation.until import decide as decide
     from taet.experiments.own_data import plan as plan
     from taet.training.runs import resume as resume
     from taet.training.runs import train as train

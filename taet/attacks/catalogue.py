@@ -1,4 +1,4 @@
-"""All attacks by name: parsing of `name:option=value,...`, attacks of result cards, and which attacks are the same."""
+"""All attacks by name: parsing of `name:option=value,...`, and attacks of result cards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -217,65 +217,3 @@ def stored(name: str, norm: str | None, eps: float | None, parameters: Fields) -
         except TypeError:  # settings of another version of the attack
             pass
     return RecordedAttack(**common, made_on=made_on, given=parameters)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What makes two results comparable: the same attack with the same settings; random seeds are ignored."""
-
-    name: str
-    norm: str | None
-    eps: float | None
-    bounded: bool
-    settings: tuple[tuple[str, object], ...] = ()
-    """Sorted names and hashable values of the settings."""
-    members: tuple[Identity, ...] = ()
-    """The attacks of a worst case, sorted by name."""
-
-    @property
-    def ball(self) -> tuple[str | None, float | None]:
-        """Norm and radius."""
-        return self.norm, self.eps
-
-    def apart_from(self, *names: str) -> tuple[object, ...]:
-        """Return a key that two attacks share if they differ only in these settings and in their names."""
-        settings = tuple((name, value) for name, value in self.settings if name not in names)
-        return self.norm, *(() if "eps" in names else (self.eps, self.bounded)), settings
-
-
-def identity(
-    name: str, norm: str | None, eps: float | None, parameters: Fields, bounded: bool | None = None
-) -> Identity:
-    """Return the identity of an attack from its stored parameters, or from those of `AttackSpec.parameters`.
-
-    "from", the longer attack that a result was taken from, is ignored.
-    """
-    settings = [(key, _frozen(value)) for key, value in parameters.items() if key not in ("seed", "from", "attacks")]
-    members = _members(parameters.get("attacks", ()))
-    return Identity(
-        name,
-        norm,
-        eps,
-        eps is not None if bounded is None else bounded,
-        tuple(sorted(settings)),
-        tuple(members[one] for one in sorted(members)),
-    )
-
-
-def _members(attacks: Sequence[Fields]) -> dict[str, Identity]:
-    """Return the attacks of a worst case by name; a nested worst case is replaced by its attacks."""
-    found: dict[str, Identity] = {}
-    for attack in sorted(attacks, key=lambda attack: "attacks" not in attack):
-        if "attacks" in attack:
-            found |= _members(attack["attacks"])
-        else:
-            own = {key: value for key, value in attack.items() if key not in ("name", "norm", "eps")}
-            found[attack["name"]] = identity(attack["name"], attack.get("norm"), attack.get("eps"), own)
-    return found
-
-
-def _frozen(value: object) -> object:
-    """Return a value of JSON as a hashable one, without random seeds."""
-    if isinstance(value, Mapping):
-        return tuple(sorted((str(key), _frozen(entry)) for key, entry in value.items() if key != "seed"))
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value

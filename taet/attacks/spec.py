@@ -6,22 +6,22 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Self
+from functools import cached_property
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from torch import Tensor
 
 from taet.attacks.ball import Norm, frozen, verify
 from taet.attacks.draws import Draws
+from taet.attacks.identity import Fields as Fields
+from taet.attacks.identity import Identity, identity
 from taet.attacks.inputs import Model as Model
 from taet.attacks.inputs import ready
 from taet.attacks.precision import SearchPrecision
 from taet.bounds import NonNegative, check_fields, check_radius, hints
 from taet.config import Evaluation
 from taet.errors import UserError
-
-Fields = Mapping[str, Any]
-"""Fields of a specification by their names."""
 
 
 class MadeOn(NamedTuple):
@@ -195,6 +195,11 @@ class AttackSpec(ABC):
         if self.made_on is not None:
             values["source"] = self.made_on._asdict()
         return {name: value for name, value in values.items() if value is not None}
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What tells whether it is the same attack as another one."""
+        return identity(self.name, self.norm, self.eps, self.parameters, self.bounded)
 
     def to_json(self) -> dict[str, object]:
         """Return name, norm, eps and parameters as plain values."""

@@ -18,7 +18,7 @@ from taet.cli.subject import OfNamed, OfRun, data_for_run, folder_for, here, is_
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.audit import IMAGES, Audit, audit
-from taet.evaluation.bundles import check_attacks
+from taet.evaluation.bundles import attacks_of
 from taet.models import trusted
 from taet.report.page import audit_page
 from taet.training.environment import resolve_device
@@ -119,6 +119,6 @@ def read(arguments: list[str]) -> RunAudit | ModelAudit:
     """Parse a call; mistakes are refused before model and data are loaded."""
     parsed = parse(RunAudit, ModelAudit, arguments, "audit", DESCRIPTION, EXAMPLES)
     if parsed.attacks:
-        check_attacks(dataclasses.replace(Evaluation(), attacks=parsed.attacks))
+        attacks_of(dataclasses.replace(Evaluation(), attacks=parsed.attacks))
     resolve_device(parsed.device)
     return parsed

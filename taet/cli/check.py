@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from taet.bounds import Count
 from taet.cli.subject import OfNamed, OfRun, data_for_run, here, is_folder, open_model, parse
 from taet.config import Evaluation
-from taet.evaluation.bundles import check_attacks
+from taet.evaluation.bundles import attacks_of
 from taet.evaluation.check import Check, check
 from taet.evaluation.subject import by_name
 from taet.models import trusted
@@ -95,6 +95,6 @@ def _checked(parsed: RunCheck | ModelCheck) -> tuple[Check, tuple[str, ...]]:
 def read(arguments: list[str]) -> RunCheck | ModelCheck:
     """Parse a call; mistakes are refused before model and data are loaded."""
     parsed = parse(RunCheck, ModelCheck, arguments, "check", DESCRIPTION, EXAMPLES)
-    check_attacks(Evaluation(attacks=parsed.attacks or Evaluation.attacks, batch_size=parsed.batch_size))
+    attacks_of(Evaluation(attacks=parsed.attacks or Evaluation.attacks, batch_size=parsed.batch_size))
     resolve_device(parsed.device)
     return parsed

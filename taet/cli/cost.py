@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
     """Measure the cost, print it and write it to the file asked for."""
     parsed = read(arguments)
     with progress("cost") as report:
-        found = measure(_workload(parsed), Timing(**parsed.timing), _wanted(parsed.methods), progress=report)
+        found = measure(_workload(parsed), Timing(**parsed.timing), wanted_methods(parsed.methods), progress=report)
     found["command"] = flags.call_text(["cost", *arguments])
     if parsed.out is not None:
         write_json(parsed.out, found)
@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> None:
 def read(arguments: list[str]) -> CostOptions:
     """Parse a call; mistakes are refused before anything is measured."""
     parsed = flags.parse(CostOptions, arguments, "taet cost", DESCRIPTION, EXAMPLES)
-    _wanted(parsed.methods)
+    wanted_methods(parsed.methods)
     Timing(**parsed.timing)
     if parsed.data.get("name") and (parsed.image_shape or parsed.classes):
         raise UserError("--image-shape, --classes: got them beside --data, which sets both; allowed: either")
@@ -88,7 +88,7 @@ def read(arguments: list[str]) -> CostOptions:
     return parsed
 
 
-def _wanted(names: tuple[str, ...]) -> list[Variant]:
+def wanted_methods(names: tuple[str, ...]) -> list[Variant]:
     """Return the methods to measure, each with settings."""
     if names == ("all",):
         return everything()

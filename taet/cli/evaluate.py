@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,16 +13,18 @@ import torch
 import tyro
 
 from taet.bounds import Processes
-from taet.cli import decide, flags
-from taet.cli.decide import DecideOptions
+from taet.cli import flags
+from taet.cli.compare import seconds
 from taet.cli.processes import allowed, number_of, run_together, that_pay, together
 from taet.cli.progress import progress, saved
 from taet.cli.subject import OfModel, OfRun, data_for_run, folder_for, here, open_model, options_of
-from taet.config import Evaluation
+from taet.config import Data, Evaluation
+from taet.data import load
 from taet.distributed import started_together
 from taet.errors import UserError
-from taet.evaluation import evaluate
-from taet.evaluation.bundles import attacks_of, check_attacks
+from taet.evaluation import ResultCard, StopRule, decide, evaluate
+from taet.evaluation.bundles import attacks_of, settle
+from taet.evaluation.measurement import Extent
 from taet.models import trusted
 from taet.training.environment import resolve_device
 from taet.training.folder import RunFolder
@@ -48,19 +52,24 @@ importable), torchvision:NAME, timm:NAME, a name of taet list models, or a run f
 images than its own. A file of weights never runs code: it is .safetensors, or a file that torch.save wrote of tensors
 only. A key that holds them, such as state_dict, and a common prefix of their names, such as module., are found
 automatically."""
+UNTIL_EXAMPLES = (
+    "taet evaluate runs/at runs/taet --until decided",
+    "taet evaluate runs/at runs/taet --until decided --attacks pgd-20 --of tail",
+    "taet evaluate runs/at runs/taet --until decided --within 0.02 --time-budget 8h",
+    "taet evaluate runs/at runs/taet --until decided --attacks pgd-20 cw-linf-100 --worst-case --processes auto",
+    "taet evaluate mynets.a:build mynets.b:build --until decided --data cifar10-lt --normalize cifar10",
+)
+UNTIL_DESCRIPTION = """Attack two models on the same test images, in random order by class, and stop as soon as one is
+known to be better: after every round of images a paired test is updated whose error probability and intervals hold
+however often one looks. Writes OUT/decision.json. An evaluation that was interrupted continues where it stopped, and
+flags that the cards of the runs hold cost nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackOptions:
+class AttackOptions(Extent):
     """What a model is attacked with."""
 
     evaluation: flags.Given = flags.options(Evaluation())
-    curves: tuple[Literal["steps", "eps", "logit-scale"], ...] = ()
-    """Curves of the accuracy to measure as well."""
-    worst_case: bool = False
-    """Run the attacks one after another, each on the images that the previous ones left correct: one column."""
-    probe: bool = True
-    """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     processes: Processes | Literal["auto"] | None = None
@@ -87,6 +96,38 @@ class ModelEvaluation(AttackOptions, OfModel):
     """Folder of the card. Default: runs/evaluate-NAME."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecideOptions:
+    """Two models, the attack that decides, and when to stop."""
+
+    models: Annotated[tuple[str, str], tyro.conf.Positional]
+    """Two run folders with the same test images. With --data also package.module:callable, torchvision:NAME or
+    timm:NAME."""
+    until: Literal["decided"]
+    """Stop when one is known to be better, when the images that are left could not decide, or when none is left."""
+    rule: flags.Given = flags.options(StopRule())
+    evaluation: flags.Given = flags.options(Evaluation())
+    worst_case: bool = False
+    """Several attacks decide, one after another, each on the images that the previous ones left correct."""
+    weights: Literal["model", "model-last", "model-best"] = "model"
+    """Of runs: the weights that they deliver, those of their last epoch, or of their best one."""
+    data: flags.Given = flags.options(Data(name=""), "data", "--data")
+    normalize: str = "none"
+    """With --data: input scale that models which are no runs expect, as in taet check."""
+    time_budget: str | None = None
+    """Time after which it stops undecided, e.g. 2h30m or 600s; the same call continues."""
+    out: flags.RunPath | None = None
+    """Folder of decision.json. Default: runs/decide-A-B."""
+    trust_model: tuple[str, ...] = ()
+    """Names of the models of the runs that are package.module:callable, whose code this call may import and run."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    processes: Processes | Literal["auto"] = 1
+    """Processes of this machine that share the batches, as in taet evaluate RUN."""
+    json: bool = False
+    """Print decision.json instead of sentences."""
+
+
 def run(arguments: list[str]) -> int:
     """Attack a run or a model and print its card."""
     parsed = read(arguments)
@@ -104,7 +145,7 @@ def run(arguments: list[str]) -> int:
     with saved(["evaluate", *arguments], place), together(parsed.device), trusted(*named):
         command = flags.call_text([*words])
         if isinstance(parsed, DecideOptions):
-            card, text = decide.run(parsed, command)
+            card, text = _decide(parsed, command)
         elif isinstance(parsed, ModelEvaluation):
             card, text = _of_model(parsed, command)
         else:
@@ -124,73 +165,132 @@ def _count(parsed: RunEvaluation | ModelEvaluation | DecideOptions) -> int:
     if alone or not isinstance(parsed, RunEvaluation) or not RunFolder(parsed.run).is_run:
         return 1
     record = RunFolder(parsed.run).record
-    settings = replace(record.run.evaluation, **parsed.evaluation)
+    settings = settle(record.run.evaluation, parsed.evaluation, record.run.threat.eps)
     images = sum(record.data.test.class_counts)
-    passes = sum(attack.passes(record.data.num_classes) for attack in attacks_of(settings, record.run.threat.eps))
+    passes = sum(attack.passes(record.data.num_classes) for attack in attacks_of(settings))
     return that_pay(images * passes, batches=math.ceil(images / settings.batch_size))
 
 
 def read(arguments: list[str]) -> RunEvaluation | ModelEvaluation | DecideOptions:
-    """Parse a call; mistakes in attacks are refused before anything is loaded."""
+    """Parse a call; mistakes in attacks and in the rule are refused before anything is loaded."""
     options = options_of(arguments)
+    parsed: RunEvaluation | ModelEvaluation | DecideOptions
     if "--until" in options:
-        return decide.read(arguments)
-    if len(arguments) > 1 and not any(word.startswith("-") for word in arguments[:2]):
+        parsed = flags.parse(DecideOptions, arguments, "taet evaluate", UNTIL_DESCRIPTION, UNTIL_EXAMPLES)
+        StopRule(**parsed.rule)
+        if parsed.normalize != "none" and not parsed.data.get("name"):
+            raise UserError("--normalize goes with --data; a run has its own normalisation")
+    elif len(arguments) > 1 and not any(word.startswith("-") for word in arguments[:2]):
         raise UserError(f"got two models, {' and '.join(arguments[:2])}; allowed: one, or two with --until decided")
-    parsed: RunEvaluation | ModelEvaluation
-    if options & {"--model", "--model.name"}:
+    elif options & {"--model", "--model.name"}:
         parsed = flags.parse(ModelEvaluation, arguments, "taet evaluate", MODEL_DESCRIPTION, EXAMPLES)
     elif options & {"--data", "--data.name"}:
         first = "" if arguments[0].startswith("-") else arguments[0]
         raise UserError(f"--data goes with --model {first or 'NAME'}; a run folder alone names its own data")
     else:
         parsed = flags.parse(RunEvaluation, arguments, "taet evaluate", DESCRIPTION, EXAMPLES)
-    check_attacks(Evaluation(**parsed.evaluation))
+    attacks_of(Evaluation(**parsed.evaluation))
     return parsed
+
+
+def _evaluation(parsed: AttackOptions, command: str) -> partial[ResultCard]:
+    """Return `evaluate` with the options of a call."""
+    return partial(
+        evaluate,
+        settings=parsed.evaluation,
+        curves=parsed.curves,
+        worst_case=parsed.worst_case,
+        probe=parsed.probe,
+        command=command,
+    )
 
 
 def _of_run(parsed: RunEvaluation, command: str) -> tuple[Path, str]:
     """Attack a finished run; return the file of its card, and what is printed."""
     with progress(f"evaluate {parsed.run}") as report:
-        card = evaluate(parsed.run, weights=parsed.weights, progress=report, command=command, **_options(parsed))
+        evaluated = _evaluation(parsed, command)
+        card = evaluated(parsed.run, weights=parsed.weights, device=parsed.device, progress=report)
     return RunFolder(parsed.run).card(parsed.weights), f"{card}\nnext: taet report {parsed.run}"
-
-
-def _options(parsed: AttackOptions) -> dict[str, Any]:
-    settings = {**parsed.evaluation}
-    return {
-        "attacks": settings.pop("attacks", None),
-        "settings": settings,
-        "curves": parsed.curves,
-        "worst_case": parsed.worst_case,
-        "probe": parsed.probe,
-        "device": parsed.device,
-    }
 
 
 def _of_model(parsed: ModelEvaluation, command: str) -> tuple[Path, str]:
     """Attack a model of any origin; return the file of its card, and what is printed."""
-    options = _options(parsed) | {"device": str(resolve_device(parsed.device))}
+    device = str(resolve_device(parsed.device))
     subject: Path | torch.nn.Module = Path(parsed.model)
+    is_run = RunFolder(Path(parsed.model)).is_run
     notes: tuple[str, ...] = ()
-    about: dict[str, Any] = {}
-    if RunFolder(Path(parsed.model)).is_run:
+    if is_run:
         dataset = data_for_run(parsed.model, parsed)
     else:
         (subject, notes), dataset = open_model(parsed.model, parsed)
-        about = {"train_class_counts": dataset.class_counts.tolist(), "name": parsed.model, "notes": notes}
     out = parsed.out or folder_for("evaluate", parsed.model, parsed)
     with progress(f"evaluate {parsed.model}") as report:
-        card = evaluate(
+        card = _evaluation(parsed, command)(
             subject,
             dataset.test.images,
             dataset.test.labels,
+            name=None if is_run else parsed.model,
+            notes=notes,
             class_names=dataset.class_names,
+            train_class_counts=None if is_run else dataset.class_counts.tolist(),
             data_about=dataset.about(),
+            out=out,
+            device=device,
+            progress=report,
+        )
+    return RunFolder(out).card(), "\n".join([str(card), *notes, f"next: taet report {out}"])
+
+
+def _decide(parsed: DecideOptions, command: str) -> tuple[Path, str]:
+    """Attack both models until it is decided; return the file of the decision, and what is printed."""
+    settings = {**parsed.evaluation}
+    attacks = settings.pop("attacks", None)
+    names = [re.sub(r"[^\w.-]+", "-", Path(name).name) for name in parsed.models]
+    out = parsed.out or Path("runs", f"decide-{names[0]}-{names[1]}")
+    with progress(f"evaluate {' '.join(parsed.models)}") as report:
+        first, second = _models(parsed)
+        decision = decide(
+            first,
+            second,
+            **_images(parsed),
+            attacks=attacks,
+            settings=settings,
+            worst_case=parsed.worst_case,
+            rule=StopRule(**parsed.rule),
+            names=_names(parsed.models),
+            time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
+            device=parsed.device,
+            weights_name=parsed.weights,
             out=out,
             progress=report,
             command=command,
-            **about,
-            **options,
         )
-    return RunFolder(out).card(), "\n".join([str(card), *notes, f"next: taet report {out}"])
+    after = f"continue: {command}" if decision.reason == "time" else f"next: taet report {out}"
+    return RunFolder(out).decision, f"{decision}\n{after}"
+
+
+def _models(parsed: DecideOptions) -> list[Path | torch.nn.Module]:
+    origin, own = OfModel(data=parsed.data, normalize=parsed.normalize), not parsed.data.get("name")
+    return [
+        Path(name) if own or RunFolder(Path(name)).is_run else open_model(name, origin)[0][0] for name in parsed.models
+    ]
+
+
+def _names(models: tuple[str, str]) -> tuple[str, str]:
+    """Return the names of folders without their path, and of others in full, as far as that tells them apart."""
+    one, other = (Path(name).name if RunFolder(Path(name)).is_run else name for name in models)
+    return (one, other) if one != other else models
+
+
+def _images(parsed: DecideOptions) -> dict[str, Any]:
+    """Return the test images of --data, in the form of `decide`."""
+    if not parsed.data.get("name"):
+        return {}
+    dataset = load(OfModel(data=parsed.data).chosen(" and ".join(parsed.models)))
+    return {
+        "images": dataset.test.images,
+        "labels": dataset.test.labels,
+        "class_names": dataset.class_names,
+        "train_class_counts": dataset.class_counts.tolist(),
+        "data_about": dataset.about(),
+    }

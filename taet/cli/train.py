@@ -25,7 +25,7 @@ from taet.data.sources import sided
 from taet.distributed import first
 from taet.errors import UserError, located, unknown
 from taet.evaluation import evaluate
-from taet.evaluation.bundles import check_attacks
+from taet.evaluation.bundles import attacks_of
 from taet.evaluation.measurement import attack_seconds, span
 from taet.experiments import own_data
 from taet.formatting import duration, plural
@@ -218,7 +218,7 @@ def parse(method: str, words: Sequence[str], prog: str = "", file: RunFile | Non
             override(start, file.settings)
         given = file.settings | given
     request = TrainingRequest(start, given | seed, options)
-    check_attacks(request.run().evaluation)  # now, not when the training is over
+    attacks_of(request.run().evaluation)  # now, not when the training is over
     return request
 
 
@@ -256,7 +256,7 @@ def _evaluate(finished: TrainingResult, as_json: bool) -> None:
     command = flags.call_text(["evaluate", str(folder), *models.consent(named)])
     with models.trusted(named), progress(f"attack {folder.name}") as report:
         card = evaluate(folder, device=finished.run.training.device, progress=report, command=command)
-    path = first(lambda: write([folder], folder / "report.html"))
+    path = first(lambda: write([folder], RunFolder(folder).report))
     if not as_json:
         print(f"{card}\nreport: {path}\nnext: taet predict {folder} IMAGES, taet export {folder} --format onnx")
 

@@ -5,11 +5,11 @@ from taet.evaluation.bundles import parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.check import Check, check
 from taet.evaluation.column import Column
-from taet.evaluation.decision import DecisionCard
+from taet.evaluation.decide import decide
+from taet.evaluation.decision_card import DecisionCard
 from taet.evaluation.evaluate import evaluate
 from taet.evaluation.sequential import StopRule
 from taet.evaluation.summary import Summary
-from taet.evaluation.until import decide
 
 __all__ = [
     "Audit",

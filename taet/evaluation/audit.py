@@ -27,13 +27,13 @@ from taet.data.dataset import images_sha256
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation import diagnostics
-from taet.evaluation.bundles import parse_attack
+from taet.evaluation.bundles import changes, parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.check import check
 from taet.evaluation.checklist import ChecklistItem, Evidence, Status, checklist
 from taet.evaluation.facts import AuditFacts
 from taet.evaluation.images import Images, as_unit
-from taet.evaluation.measurement import EvaluationPlan, measure, plan_evaluation
+from taet.evaluation.measurement import EvaluationPlan, Extent, measure, plan_evaluation
 from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
 from taet.evaluation.runner import Runner, make_runner
@@ -156,7 +156,7 @@ def audit(
     subject = subject_of("audit", model_or_run_dir, given, weights, name=name, notes=notes)
     where = subject.place if device == "auto" else resolve_device(device)
     subject, reaches, width = _attackable(subject, where)
-    sampled, plan = _planned(subject, [*ATTACKS, *attacks], dict(settings or {}), count)
+    sampled, plan = plan_audit(subject, [*ATTACKS, *attacks], changes(settings), count)
     meter = Meter(progress)
     meter.begin(alike=1)
     size = plan.settings.batch_size
@@ -247,20 +247,19 @@ def _reaches(logits: Tensor, x: Tensor) -> bool:
     return True
 
 
-def _planned(
-    subject: Subject, attacks: Sequence[str], changes: dict[str, Any], count: int
+def plan_audit(
+    subject: Subject, attacks: Sequence[str], changed: Mapping[str, Any], count: int
 ) -> tuple[Subject, EvaluationPlan]:
-    """Return a sample of the subject and what is measured on it."""
-    own = subject.settings.eps or subject.train_eps
-    eps = changes.get("eps") or own
-    if "step_size" not in changes:  # a run may keep the step of another ball, too short to cross its own
-        changes["step_size"] = max(subject.settings.step_size * (eps / own), STEP_SHARE * eps)
-    names = list(dict.fromkeys((*attacks, *changes.pop("attacks", ()))))
-    seed = changes.get("seed", subject.settings.seed)
-    rows = even_sample(subject.labels, count, seed)
+    """Return a sample of the subject and what is measured on it: these attacks, and those of the changed settings."""
+    eps = changed.get("eps") or subject.eps
+    # A run may keep the step of another ball, too short to cross its own.
+    step_size = max(subject.settings.step_size * (eps / subject.eps), STEP_SHARE * eps)
+    names = dict.fromkeys((*attacks, *changed.get("attacks", ())))
+    subject = subject.changed({"step_size": step_size, **changed, "attacks": tuple(names)})
+    rows = even_sample(subject.labels, count, subject.settings.seed)
     images, labels = np.ascontiguousarray(subject.images[rows]), subject.labels[rows]
     sampled = replace(subject, images=images, labels=labels, test_sha256=images_sha256(images, labels))
-    return sampled, plan_evaluation(sampled, names, changes, ("eps",))
+    return sampled, plan_evaluation(sampled, Extent(curves=("eps",)))
 
 
 def _with_surrogate(
@@ -277,8 +276,7 @@ def _with_surrogate(
     )
     attack = parse_attack("pgd-20", plan.settings, plan.eps)
     columns = transfer_columns(source, [runner], attack, name=name, state_dir=state_dir)
-    card = replace(card, columns=(*card.columns, *columns))
-    return replace(card, flags=diagnostics.flags(card))
+    return diagnostics.flagged(replace(card, columns=(*card.columns, *columns)))
 
 
 def _facts(

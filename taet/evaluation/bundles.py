@@ -1,15 +1,18 @@
-"""Names that a user gives to an evaluation: attacks, and bundles, which are all columns of a paper."""
+"""What a user gives to an evaluation: changed settings, attacks, and bundles, which are all columns of a paper."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from taet import protocols
 from taet.attacks import catalogue
 from taet.attacks.spec import AttackSpec
+from taet.bounds import hints
 from taet.config import Evaluation, Threat
-from taet.errors import UserError
+from taet.errors import UserError, unknown
 
 DEFAULTS = Evaluation()
 OF_THE_PAPER = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounded")  # settings that a bundle brings
@@ -37,14 +40,39 @@ def parse_attacks(names: Sequence[str], settings: Evaluation = DEFAULTS, eps: fl
 
 
 def attacks_of(settings: Evaluation, eps: float | None = None) -> list[AttackSpec]:
-    """Return the attacks of an evaluation, with bundles replaced by their attacks."""
+    """Return the attacks of an evaluation, with bundles replaced by their attacks; unknown ones are a `UserError`."""
     expanded = expand(settings.attacks, settings, eps)
     return parse_attacks(expanded.attacks, expanded, eps)
 
 
-def check_attacks(settings: Evaluation) -> None:
-    """Raise a `UserError` if an attack or a bundle of these settings is unknown."""
-    attacks_of(settings)
+def changes(settings: Evaluation | Mapping[str, Any] | None, **given: Any) -> dict[str, Any]:
+    """Return the fields of `Evaluation` that a call changes: those of a mapping, and those given beside it.
+
+    None is a value only of a field that may be None. Any other field's name is a `UserError`.
+    """
+    if not (settings is None or isinstance(settings, Evaluation | Mapping)):
+        kind = type(settings).__name__
+        raise UserError(f"settings: got a {kind}; allowed: an Evaluation, or a mapping of its fields")
+    known, changed = hints(Evaluation), {**settings} if isinstance(settings, Mapping) else {}
+    for name in (*changed, *given):
+        if name not in known:
+            raise unknown("field of the settings", str(name), known)
+    optional = {name for name, hint in known.items() if type(None) in typing.get_args(hint)}
+    changed |= {name: value for name, value in given.items() if value is not None or name in optional}
+    if (names := changed.get("attacks")) is not None:
+        changed["attacks"] = (names,) if isinstance(names, str) else tuple(names)
+    return changed
+
+
+def settle(own: Evaluation, changed: Mapping[str, Any], eps: float) -> Evaluation:
+    """Return settings with these fields changed, a bundle replaced by its attacks, and a radius, by default `eps`.
+
+    A changed field stays as it was given, whatever the bundle sets.
+    """
+    sizes = (changed.get("eps"), own.eps, eps)
+    radius = next(size for size in sizes if size is not None)
+    expanded = expand(changed.get("attacks", own.attacks), own, radius)
+    return replace(expanded, **{**changed, "attacks": expanded.attacks, "eps": radius})
 
 
 def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None) -> Evaluation:

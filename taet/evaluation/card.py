@@ -296,24 +296,17 @@ def compare_runs(
         raise UserError(f"comparison: got {len(first)} and {len(second)} cards; allowed: the same number on both sides")
     cards = [*first, *second]
     columns = [card.column(column) for card in cards]
-    images, settings = cards[0].data["test_sha256"], _settings(columns[0])
+    images = cards[0].data["test_sha256"]
     for card, measured in zip(cards, columns, strict=True):
-        other, others = card.data["test_sha256"], _settings(measured)
+        other = card.data["test_sha256"]
         if other != images:
             raise UserError(f"comparison: got test images {short(images)} and {short(other)}; allowed: the same images")
-        for name in sorted(settings.keys() | others.keys()):
-            if settings.get(name) != others.get(name):
-                got = f"{name} {short(settings.get(name))} and {short(others.get(name))}"
-                raise UserError(f"comparison: '{column}' was measured with {got}; allowed: the same settings")
+        for name, (one, two) in columns[0].identity.differences(measured.identity).items():
+            got = f"{name} {short(one)} and {short(two)}"
+            raise UserError(f"comparison: '{column}' was measured with {got}; allowed: the same settings")
     masks = [measured.correct for measured in columns]
     sides = (masks[: len(first)], masks[len(first) :])
     return difference(*sides, cards[0].labels, cards[0].num_classes, comparisons=comparisons)
-
-
-def _settings(column: Column) -> dict[str, object]:
-    attack = column.identity
-    ball = {"norm": attack.norm, "eps": attack.eps, "bounded": attack.bounded}
-    return {**ball, **dict(attack.settings), "attacks": attack.members}
 
 
 def _percent(value: float, interval: Interval) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.attacks import catalogue
+from taet.attacks.identity import Identity, identity
 from taet.attacks.spec import AttackSpec
 from taet.bounds import check_radius
 from taet.errors import UserError, unknown
@@ -72,9 +73,9 @@ class Column:
         return catalogue.stored(self.name, self.norm, self.eps, self.parameters)
 
     @cached_property
-    def identity(self) -> catalogue.Identity:
+    def identity(self) -> Identity:
         """What makes columns of two cards comparable: the same attack with the same settings, random seeds aside."""
-        return catalogue.identity(self.name, self.norm, self.eps, self.parameters, self.bounded)
+        return identity(self.name, self.norm, self.eps, self.parameters, self.bounded)
 
     @classmethod
     def of(cls, attack: AttackSpec, predictions: Ints, labels: Ints, **measured: Any) -> Column:

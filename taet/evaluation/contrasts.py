@@ -72,9 +72,7 @@ def same_ball(one: Column, other: Column) -> bool:
 def differing(columns: Sequence[Column], setting: str) -> Iterator[Pair]:
     """Yield all pairs of attacks in one ball that differ in this setting and in no other."""
     for one, other in permutations(columns, 2):
-        first, second = ({**column.parameters, setting: None} for column in (one, other))
-        differ = one.parameters.get(setting) != other.parameters.get(setting)
-        if differ and first == second and same_ball(one, other):
+        if [*one.identity.differences(other.identity, seeds=True)] == [setting]:
             yield one, other
 
 

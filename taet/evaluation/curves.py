@@ -14,6 +14,7 @@ from taet.errors import unknown
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
+from taet.formatting import size
 
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 CHAIN = 20  # steps of the PGD whose radius or logit scale is varied
@@ -45,7 +46,7 @@ def curve_attacks(names: Sequence[str], settings: Evaluation, eps: float) -> lis
     radius = settings.eps if settings.eps is not None else eps
     wanted: dict[str, list[str]] = {
         "steps": [f"pgd-{steps}" for steps in STEPS],
-        "eps": [_ball(size, radius) for size in sorted({*(b * radius for b in BALLS if b * radius < WHOLE), WHOLE})],
+        "eps": [_ball(ball, radius) for ball in sorted({*(b * radius for b in BALLS if b * radius < WHOLE), WHOLE})],
         "logit-scale": [_scale(factor) for factor in FACTORS],
     }
     attacks: dict[str, AttackSpec] = {}
@@ -98,10 +99,10 @@ def _place(column: Column, varied: str) -> float:
     return float(getattr(column.attack, varied, 1) or 0)
 
 
-def _ball(size: float, radius: float) -> str:
-    levels = size * 255
-    written = f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-9 and size < WHOLE else f"{size:.6g}"
-    return f"pgd-{CHAIN}" if size == radius else f"pgd-{CHAIN}:eps={written}"
+def _ball(ball: float, radius: float) -> str:
+    if ball == radius:
+        return f"pgd-{CHAIN}"
+    return f"pgd-{CHAIN}:eps={f'{WHOLE:g}' if ball == WHOLE else size(ball, 6, within=1e-9)}"
 
 
 def _scale(factor: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -63,29 +63,6 @@ REMAINDER = 0.01
 DISAGREEMENT = 0.25
 # At that share, reached with about 1000 images.
 COARSE_COMPARISON = 0.03
-# Flags after which an attack that follows gradients alone may be far from the truth.
-MASKING = frozenset(
-    {
-        "one-step-beats-many-step",
-        "pgd-not-converged",
-        "autoattack-far-below-pgd",
-        "margin-beats-cross-entropy",
-        "adaptive-beats-plain",
-        "transfer-beats-white-box",
-        "black-box-beats-gradients",
-        "does-not-reach-zero",
-        "accuracy-rises-with-eps",
-        "straight-through-beats-gradients",
-        "soft-beats-hard",
-        "randomised",
-        "changes-between-calls",
-        "batch-dependent",
-        "nonfinite-gradients",
-        "softmax-outputs",
-        "zero-gradients",
-        "logit-scale",
-    }
-)
 # Flags of an attack that only bounds the accuracy: where it may be used, and where it must not.
 BOUND, MISLED = "quick-is-a-bound", "quick-misled"
 
@@ -106,6 +83,8 @@ class Diagnostic(Generic[Facts]):
     """Under which `taet check` reports it; empty for a rule that needs attacks."""
     unless: tuple[str, ...] = ()
     """Flags that explain this one as well, so that it is not raised beside them."""
+    misleads: bool = True
+    """Of `ATTACKS` and `MODEL`: whether an attack that follows gradients alone may then be far from the truth."""
 
     def text(self, facts: Facts) -> str | None:
         """Return what was found with the remedy, or None where the rule does not apply."""
@@ -133,6 +112,11 @@ def flags(card: ResultCard) -> tuple[Flag, ...]:
     return tuple(Flag(flag=flag, text=f"{text}.") for flag, text in said.items())
 
 
+def flagged(card: ResultCard) -> ResultCard:
+    """Return a card with its flags, also those that limit its probe."""
+    return replace(card, flags=(*flags(card), *_of_probe(card)))
+
+
 def masking(card: ResultCard) -> list[str]:
     """Return the flags of a card that say that gradients may mislead attacks."""
     return [flag["flag"] for flag in card.flags if flag["flag"] in MASKING]
@@ -158,7 +142,7 @@ PROBE_SMALL, FEW_PROBED = "probe-small", 100
 """Of 100 images, 6 must be broken by the stronger attack alone before that exceeds chance."""
 
 
-def of_probe(card: ResultCard) -> tuple[Flag, ...]:
+def _of_probe(card: ResultCard) -> tuple[Flag, ...]:
     """Return what limits the probe of a card: none was made although it was attacked, or of few of its images."""
     if not card.probe:
         attacked = any(column.name != "clean" and not column.is_transfer for column in card.columns)
@@ -348,7 +332,7 @@ def _eps_curve(card: ResultCard) -> tuple[tuple[float, Column], ...]:
 
 
 ATTACKS: tuple[Diagnostic[ResultCard], ...] = (
-    Diagnostic("pgd-too-short", _too_short, "use more steps or longer ones"),
+    Diagnostic("pgd-too-short", _too_short, "use more steps or longer ones", misleads=False),
     Diagnostic("one-step-beats-many-step", _one_step, "trust AutoAttack, not PGD"),
     Diagnostic("pgd-not-converged", _convergence, "use more steps and AutoAttack"),
     Diagnostic("autoattack-far-below-pgd", _autoattack, "report AutoAttack, not PGD"),
@@ -362,8 +346,9 @@ ATTACKS: tuple[Diagnostic[ResultCard], ...] = (
         "unbounded-attack-not-converged",
         _unbounded,
         "use more or longer steps (cw-l2:steps=1000 or lr=0.1), or attacks in a ball",
+        misleads=False,
     ),
-    Diagnostic("autoattack-variant", _variant),
+    Diagnostic("autoattack-variant", _variant, misleads=False),
 )
 
 
@@ -478,6 +463,7 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
         ),
         "let forward not depend on whether gradients are recorded",
         unless=("randomised", "changes-between-calls"),
+        misleads=False,
     ),
     Diagnostic(
         "straight-through-beats-gradients",
@@ -499,6 +485,8 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
         unless=("straight-through-beats-gradients",),
     ),
 )
+MASKING = {rule.flag for rule in ATTACKS if rule.misleads} | {rule.flag for rule in MODEL if rule.misleads}
+"""Flags that say that gradients may mislead attacks."""
 
 
 def _chance(card: ResultCard) -> str | None:

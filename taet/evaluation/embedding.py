@@ -137,7 +137,7 @@ def embed(
         labels=(*labels.tolist(),),
         predictions={side: found.tolist() for side, found in predictions.items()},
         points={side: part.tolist() for side, part in zip(spaces, np.split(points, 2), strict=True)},
-        numbers={side: _numbers(space, labels, predictions[side], seed) for side, space in spaces.items()},
+        numbers={side: numbers_of(space, labels, predictions[side], seed) for side, space in spaces.items()},
     )
 
 
@@ -184,7 +184,7 @@ def _tsne(values: Floats, seed: int) -> Floats:
     return np.asarray(made, np.float64).round(DIGITS)
 
 
-def _numbers(space: Floats, labels: Ints, answers: Ints, seed: int) -> dict[str, float]:
+def numbers_of(space: Floats, labels: Ints, answers: Ints, seed: int) -> dict[str, float]:
     """Balanced accuracy of the answers, silhouette, and linear separability of the space."""
     from sklearn import linear_model, model_selection, pipeline, preprocessing
     from sklearn.metrics import silhouette_score

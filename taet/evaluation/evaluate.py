@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from taet.attacks.progress import Progress
 from taet.config import Evaluation, Threat
 from taet.data import Dataset
-from taet.errors import UserError, unknown
-from taet.evaluation.bundles import check_attacks
+from taet.errors import UserError
+from taet.evaluation import bundles
 from taet.evaluation.card import ResultCard
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.images import Images
-from taet.evaluation.measurement import measure, plan_evaluation
+from taet.evaluation.measurement import Extent, measure, plan_evaluation
+from taet.evaluation.schema import CurveName
 from taet.evaluation.subject import GivenImages, check_used, subject_of
 from taet.training.environment import resolve_device
 from taet.training.folder import DELIVERED, RunFolder
@@ -31,16 +32,10 @@ def evaluate(
     labels: NDArray[Any] | Tensor | None = None,
     *,
     attacks: Sequence[str] | str | None = None,
-    curves: Sequence[str] = (),
+    settings: Evaluation | Mapping[str, Any] | None = None,
+    curves: Sequence[CurveName] = (),
     worst_case: bool = False,
     probe: bool = True,
-    eps: float | None = None,
-    step_size: float | None = None,
-    eps_l2: float | None = None,
-    step_size_l2: float | None = None,
-    batch_size: int | None = None,
-    seed: int | None = None,
-    settings: Evaluation | Mapping[str, Any] | None = None,
     device: str = "auto",
     name: str | None = None,
     class_names: Sequence[str] | None = None,
@@ -54,6 +49,7 @@ def evaluate(
     state_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     command: str = "",
+    **changes: Any,
 ) -> ResultCard:
     """Attack a model on test images and return the result card, which prints itself as a table.
 
@@ -67,15 +63,13 @@ def evaluate(
         labels: of those images: integers (N,), 0 to classes - 1.
         attacks: one or more names of `taet list attacks`, optionally with options (pgd-20:restarts=5), or a protocol,
             taet or reat, for all columns of its paper. Default: those of the settings.
+        settings: settings of the attacks, or a mapping of those fields of `Evaluation` that change. Default: those of
+            the run, or `taet.config.Evaluation()`.
         curves: curves to measure, among steps, eps and logit-scale; each point is a column.
         worst_case: run the attacks one after another, each on the images that are still correct, and return that one
             column beside the clean one. Cheaper if only the worst case is needed.
         probe: test on a few images for problems that make attacks unreliable, such as masked gradients. It takes no
             more passes than the attacks do, unless these are very short; without it, the card has a flag that says so.
-        eps, step_size, eps_l2, step_size_l2, batch_size, seed: fields of `taet.config.Evaluation` in place of those of
-            the settings; radii and steps in units of the image range, e.g. 8/255.
-        settings: settings of the attacks, or a mapping of those fields of `Evaluation` that change. Default: those of
-            the run, or `taet.config.Evaluation()`.
         device: auto (for a Module its own, for a run CUDA if available), cpu, cuda or cuda:N.
         name: with a Module, its name on the card. Default: its class.
         class_names: with a Module, names of the classes. Default: their numbers. With images in place of a run's own:
@@ -92,6 +86,8 @@ def evaluate(
         state_dir: where finished batches are saved until the card is. Default: beside the card; without one, nowhere.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
         command: the command that started the evaluation; stored in the card.
+        **changes: fields of `taet.config.Evaluation` in place of those of the settings: eps, step_size, batch_size,
+            seed, ...; radii and steps in units of the image range, e.g. 8/255.
 
     Returns:
         The card. A run folder also gets it as evaluation.json, and images for figures as artifacts/examples.npz. What
@@ -104,18 +100,15 @@ def evaluate(
             that the run does not know, a model that returns anything but finite logits (N, classes), an `out` that
             belongs to something else, an argument that says nothing of such a model.
     """
-    changes = _changes(settings)
-    listed = changes.pop("attacks", None)
-    names = listed if attacks is None else attacks
-    asked = [names] if isinstance(names, str) else names
-    if asked is not None:  # a typing mistake is reported before anything is loaded
-        check_attacks(Evaluation(attacks=tuple(asked)))
+    changed = bundles.changes(settings, attacks=attacks, **changes)
+    whole = settings if isinstance(settings, Evaluation) else None
+    bundles.attacks_of(replace(whole or Evaluation(), **changed))  # a mistake is reported before anything is loaded
     curve_attacks(curves, Evaluation(), Threat().eps)
-    if out is not None and RunFolder(Path(out)).is_run:
+    folder = None if out is None else RunFolder(Path(out))
+    if folder is not None and folder.is_run:
         raise UserError(f"evaluate: {out} is a run, whose card is about its own model and data; allowed: another")
-    path = None if out is None else RunFolder(Path(out)).card()
     if isinstance(model_or_run_dir, str | os.PathLike):
-        path = RunFolder(Path(model_or_run_dir if out is None else out)).card(weights)
+        folder = folder or RunFolder(Path(model_or_run_dir))
         if (images is None) != (labels is None) or (images is not None and out is None):
             raise UserError("evaluate: got images beside a run, which has its own; allowed: with labels= and out=")
         about_model = {"name": name, "notes": notes or None, "train_class_counts": train_class_counts}
@@ -135,37 +128,18 @@ def evaluate(
     subject = subject_of(
         "evaluate", model_or_run_dir, given, weights, model=model, dataset=dataset, name=name, notes=notes
     )
-    overrides: dict[str, Any] = {
-        "eps": eps,
-        "step_size": step_size,
-        "eps_l2": eps_l2,
-        "step_size_l2": step_size_l2,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    changes |= {name: value for name, value in overrides.items() if value is not None}
-    subject = replace(subject, settings=settings) if isinstance(settings, Evaluation) else subject
+    subject = replace(subject, settings=whole or subject.settings).changed(changed)
+    plan = plan_evaluation(subject, Extent(curves=tuple(curves), worst_case=worst_case, probe=probe))
+    if worst_case and "attacks" not in changed:
+        plan = replace(plan, attacks=plan.attacks[:1] + plan.inside)
     return measure(
         subject,
-        plan_evaluation(subject, asked, changes, curves, worst_case, probe),
+        plan,
         device=subject.place if device == "auto" else resolve_device(device),
-        path=path,
+        folder=folder,
+        weights=weights,
         new=out is not None,
-        state_dir=RunFolder(path.parent).state(path.stem) if state_dir is None and path is not None else state_dir,
+        state_dir=state_dir,
         progress=progress,
         command=command,
     )
-
-
-def _changes(settings: Evaluation | Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the fields that a mapping of settings changes; nothing for settings in whole."""
-    if settings is None or isinstance(settings, Evaluation):
-        return {}
-    if not isinstance(settings, Mapping):
-        kind = type(settings).__name__
-        raise UserError(f"settings: got a {kind}; allowed: an Evaluation, or a mapping of its fields")
-    known = [field.name for field in fields(Evaluation)]
-    for name in settings:
-        if name not in known:
-            raise unknown("field of the settings", str(name), known)
-    return dict(settings)

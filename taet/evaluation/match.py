@@ -21,7 +21,7 @@ from taet.distributed import alone, in_any, world_size
 from taet.errors import UserError
 from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
-from taet.evaluation.decision import DecisionCard, ModelOf, targets
+from taet.evaluation.decision_card import DecisionCard, ModelOf, targets
 from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among
 from taet.evaluation.sequential import Reason, StopRule, rounds, stop, weights

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,22 +21,35 @@ from taet.config import Evaluation, Run
 from taet.data import Split
 from taet.distributed import first, gather, rank
 from taet.errors import UserError
-from taet.evaluation import card_store, diagnostics, probe
-from taet.evaluation.bundles import attacks_of, expand, parse_attacks
+from taet.evaluation import card_store, probe
+from taet.evaluation.bundles import attacks_of, parse_attacks
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.curves import curve_attacks
+from taet.evaluation.diagnostics import flagged
 from taet.evaluation.examples import earlier, save_examples
 from taet.evaluation.images import channels_first
 from taet.evaluation.runner import USUAL, Runner, among, attack_split, count_classes, one_threat_model
-from taet.evaluation.schema import DataAbout, Environment, ModelAbout
+from taet.evaluation.schema import CurveName, DataAbout, Environment, ModelAbout
 from taet.evaluation.subject import Subject
 from taet.formatting import duration
 from taet.models import Classifier
 from taet.models.view import make_view
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import environment, keep_freed_memory
-from taet.training.folder import RunFolder
+from taet.training.folder import DELIVERED, RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How much an evaluation measures with its attacks."""
+
+    curves: tuple[CurveName, ...] = ()
+    """Curves of the accuracy to measure as well."""
+    worst_case: bool = False
+    """Run the attacks one after another, each on the images that the previous ones left correct: one column."""
+    probe: bool = True
+    """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +63,21 @@ class EvaluationPlan:
     """Requested attacks, the clean images first."""
     points: tuple[AttackSpec, ...]
     """Points of curves."""
-    worst_case: bool
-    """Measure only the worst case of the attacks."""
-    probe: bool = True
-    """Look for what may mislead attacks on a few images."""
+    extent: Extent
+
+    @property
+    def inside(self) -> tuple[AttackSpec, ...]:
+        """The attacks in that ball."""
+        return tuple(one for one in self.attacks if (one.norm, one.eps) == ("linf", self.eps))
 
 
-def plan_evaluation(
-    subject: Subject,
-    names: Sequence[str] | None,
-    given: Mapping[str, Any],
-    curves: Sequence[str] = (),
-    worst_case: bool = False,
-    probe: bool = True,
-) -> EvaluationPlan:
-    """Return what to measure on a subject: attacks and bundles by `names`, by default those of its settings.
-
-    `given` replaces other fields of the settings. With `worst_case` only the worst case of the attacks is measured, by
-    default of those in the L-infinity ball.
-    """
-    sizes = (given.get("eps"), subject.settings.eps, subject.train_eps)
-    eps = next(size for size in sizes if size is not None)
-    expanded = expand(subject.settings.attacks if names is None else names, subject.settings, eps)
-    settings = replace(expanded, **given)
+def plan_evaluation(subject: Subject, extent: Extent = Extent()) -> EvaluationPlan:
+    """Return what to measure on a subject by its settings, whose bundles are replaced by their attacks."""
+    settings, eps = subject.settings, subject.eps
     others = (name for name in settings.attacks if name != Clean.name)
-    attacks = parse_attacks([Clean.name, *others], settings, eps)
-    if worst_case and names is None:
-        attacks = attacks[:1] + [attack for attack in attacks if (attack.norm, attack.eps) == ("linf", eps)]
-    points = tuple(curve_attacks(curves, settings, eps))
-    return EvaluationPlan(settings, eps, tuple(attacks), points, worst_case, probe)
+    attacks = tuple(parse_attacks([Clean.name, *others], settings, eps))
+    points = tuple(curve_attacks(extent.curves, settings, eps))
+    return EvaluationPlan(settings, eps, attacks, points, extent)
 
 
 def measure(
@@ -86,7 +85,8 @@ def measure(
     plan: EvaluationPlan,
     *,
     device: torch.device,
-    path: Path | None = None,
+    folder: RunFolder | None = None,
+    weights: str = DELIVERED,
     new: bool = False,
     state_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -98,22 +98,26 @@ def measure(
         subject: the model and its images.
         plan: what to measure.
         device: where the model is during the work.
-        path: file of the card, where it is saved and where earlier results are looked for.
-        new: refuse a file that holds the card of another model or of other images.
-        state_dir: folder that keeps finished batches.
+        folder: where the card is saved and earlier results are looked for.
+        weights: name of the weights, and so of the card.
+        new: refuse a folder with the card of another model or of other images.
+        state_dir: folder that keeps finished batches. Default: beside the card.
         progress: as in `taet.evaluate`.
         command: the command that started the evaluation; stored in the card.
     """
     keep_freed_memory(device)
+    path = None if folder is None else folder.card(weights)
+    if folder is not None and path is not None and state_dir is None:
+        state_dir = folder.state(path.stem)
     with on_device(subject.model, device):
         if new and path is not None and path.exists():
             _refuse_card_of_another(path, subject)
         runner, card = begin(subject, plan, device, command)
-        with owned(path):
+        with owned(folder):
             known = first(lambda: known_card(path, card, runner))  # one process reads, so that all agree
             card = _measured(card, runner, plan, known, state_dir, progress)
-            if path is not None and rank() == 0:
-                examples = RunFolder(path.parent).examples(path)
+            if folder is not None and path is not None and rank() == 0:
+                examples = folder.examples(path)
                 sha256 = save_examples(examples, known, card, runner, plan.attacks)
                 card = replace(card, examples_sha256=sha256)
                 card_store.put(path, card)
@@ -168,13 +172,11 @@ def begin(subject: Subject, plan: EvaluationPlan, device: torch.device, command:
 
 
 @contextmanager
-def owned(path: Path | None) -> Iterator[None]:
+def owned(folder: RunFolder | None) -> Iterator[None]:
     """Own the folder of a card, which the first of several processes does for all, while the card is made."""
-    if path is None:
-        yield
-        return
     with ExitStack() as stack:
-        first(lambda: stack.enter_context(RunFolder(path.parent).own()))
+        if folder is not None:
+            first(lambda: stack.enter_context(folder.own()))
         yield
 
 
@@ -201,8 +203,8 @@ def _measured(
     progress: Progress | None,
 ) -> ResultCard:
     """Return the card with all columns, those that are known already and the new ones, and with its flags."""
-    chain = one_threat_model(plan.attacks, runner.num_classes) if plan.worst_case else []
-    listed = plan.attacks[:1] if plan.worst_case else plan.attacks
+    chain = one_threat_model(plan.attacks, runner.num_classes) if plan.extent.worst_case else []
+    listed = plan.attacks[:1] if plan.extent.worst_case else plan.attacks
     before = () if known is None else known.columns
     names = {attack.name for attack in listed}
     shown = {column.name for column in before if not column.curve}  # stays in tables, also with other settings
@@ -211,7 +213,7 @@ def _measured(
     work = _passes(runner, [*attacks, *chain])
     images = probe.count(runner, work)
     probed = {} if known is None or not probe.is_of(known.probe, runner.seed, images) else known.probe
-    probing = plan.probe and not probed and bool(len(attacks) > 1 or chain)
+    probing = plan.extent.probe and not probed and bool(len(attacks) > 1 or chain)
     later = images * probe.passes(runner) if probing else 0
     if progress is not None:
         new = [attack for attack in [*attacks, *chain] if among(before, attack) is None]
@@ -226,8 +228,7 @@ def _measured(
         probed = probe.probe(runner, plan.eps, images, state_dir, lambda done: meter(done, later, "probe"))
     elif known is not None and not probed:
         probed = known.probe  # of fewer images
-    card = replace(card, columns=(*measured, *_others(before, measured)), probe=probed)
-    return replace(card, flags=(*diagnostics.flags(card), *diagnostics.of_probe(card)))
+    return flagged(replace(card, columns=(*measured, *_others(before, measured)), probe=probed))
 
 
 def _passes(runner: Runner, attacks: Sequence[AttackSpec]) -> int:

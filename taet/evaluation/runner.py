@@ -77,7 +77,8 @@ def attack_split(
 def among(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
     """Return the column of this attack with these settings and this seed, if there is one."""
     for column in columns:
-        if column.attack == attack:
+        known = column.attack
+        if known.name == attack.name and not known.identity.differences(attack.identity, seeds=True):
             # It may have been measured for a curve only, and be asked for by name now.
             return replace(column, curve=attack.curve and column.curve)
     return None

@@ -19,9 +19,10 @@ from taet.shapes import Name, Sha256, Whole, check_shape, kind_text
 
 KIND = "taet result card"
 DECISION = "taet decision"
-"""Kind of the card of two models and some of the test images (`taet.evaluation.decision`)."""
+"""Kind of the card of two models and some of the test images (`taet.evaluation.decision_card`)."""
 SCHEMA = 3
-CURVES = ("", "steps", "eps", "logit-scale")
+CurveName = Literal["steps", "eps", "logit-scale"]
+CURVES = ("", *typing.get_args(CurveName))
 TOLERANCE = 1e-9  # between a stored and a recomputed share: far above rounding, far below one image
 
 
@@ -148,7 +149,7 @@ class StoredColumn(TypedDict):
     parts: dict[str, PackedMask]
     distances: PackedFloats | None
     roc_auc: PackedFloats | None
-    curve: Literal["", "steps", "eps", "logit-scale"]
+    curve: Literal["", CurveName]
 
 
 ADDED_2 = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from taet.config import EXTRA_COPIES, Evaluation, Run, Threat
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
+from taet.evaluation.bundles import settle
 from taet.evaluation.images import Images, as_arrays
 from taet.evaluation.packing import plain
 from taet.files import file_sha256
@@ -46,6 +47,15 @@ class Subject:
     about: dict[str, Any]
     model_about: dict[str, Any]
     data_about: dict[str, Any]
+
+    @property
+    def eps(self) -> float:
+        """Radius of the L-infinity ball that the card is about."""
+        return self.train_eps if self.settings.eps is None else self.settings.eps
+
+    def changed(self, changes: Mapping[str, Any]) -> Subject:
+        """Return the subject with these fields of its settings changed, as `taet.evaluation.bundles.settle` does."""
+        return replace(self, settings=settle(self.settings, changes, self.train_eps))
 
 
 @dataclass(frozen=True, eq=False)

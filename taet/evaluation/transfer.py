@@ -22,10 +22,11 @@ from taet.config import Evaluation
 from taet.data.dataset import Split, images_sha256
 from taet.distributed import first, joined, rank
 from taet.errors import UserError
-from taet.evaluation import card_store, diagnostics
+from taet.evaluation import card_store
 from taet.evaluation.bundles import expand, parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
+from taet.evaluation.diagnostics import flagged
 from taet.evaluation.evaluate import evaluate
 from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among, make_runner
@@ -299,13 +300,11 @@ def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> AttackSpec
     for folder, record, attack in zip(folders, records, attacks, strict=True):
         if record.data.test.sha256 != records[0].data.test.sha256:
             raise UserError(f"transfer: {folder} has other test images than {folders[0]}; allowed: the same ones")
-        ours, first = attack.to_json(), attacks[0].to_json()
-        for key in sorted(ours.keys() | first.keys()):
-            if ours.get(key) != first.get(key):
-                raise UserError(
-                    f"transfer: {name} has {key} {ours.get(key)} in {folder} and {first.get(key)} in {folders[0]}; "
-                    "allowed: the same, e.g. by --eps 8/255 or an option of the attack"
-                )
+        for key, (here, there) in attack.identity.differences(attacks[0].identity, seeds=True).items():
+            raise UserError(
+                f"transfer: {name} has {key} {here} in {folder} and {there} in {folders[0]}; "
+                "allowed: the same, e.g. by --eps 8/255 or an option of the attack"
+            )
     return attacks[0]
 
 
@@ -336,5 +335,4 @@ def _runners(folders: Mapping[str, Path], batch_size: int | None, device: torch.
 
 def _added(card: ResultCard, column: Column) -> ResultCard:
     """Return the card with a column added, or put in the place of one of its name, and with new flags."""
-    card = replace(card, columns=(*(other for other in card.columns if other.name != column.name), column))
-    return replace(card, flags=(*diagnostics.flags(card), *diagnostics.of_probe(card)))
+    return flagged(replace(card, columns=(*(other for other in card.columns if other.name != column.name), column)))

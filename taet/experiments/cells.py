@@ -14,7 +14,7 @@ from taet.config import Run
 from taet.data import facts, is_own
 from taet.errors import UserError, located, unknown
 from taet.evaluation import card_store
-from taet.evaluation.bundles import attacks_of, check_attacks
+from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import ResultCard
 from taet.evaluation.runner import among
 from taet.experiments import own_data
@@ -323,7 +323,7 @@ def _run(start: Run, method: str, settings: Settings) -> Run:
             raise unknown(f"option of {method}", name, known)
     shared = {key: value for key, value in settings.items() if not key.startswith("method.")}
     run = config.override(start, {"settings": config.override(knobs, own), **shared})
-    check_attacks(run.evaluation)
+    attacks_of(run.evaluation)
     return run
 
 

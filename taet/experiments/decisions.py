@@ -12,9 +12,9 @@ from typing import Any
 
 from taet.errors import UserError, unknown
 from taet.evaluation import DecisionCard, StopRule, decide
-from taet.evaluation.decision import FILE
 from taet.evaluation.packing import plain
 from taet.experiments.cells import Cell
+from taet.training.folder import RunFolder
 
 FOLDER = "decisions"
 
@@ -137,7 +137,7 @@ def decide_pairs(
 
 def _known(pair: Pair) -> DecisionCard | None:
     try:
-        return DecisionCard.load(pair.folder) if (pair.folder / FILE).exists() else None
+        return DecisionCard.load(pair.folder) if RunFolder(pair.folder).decision.exists() else None
     except UserError:  # damaged: what its own pair says
         return None
 

@@ -38,7 +38,7 @@ def write(
     Raises:
         UserError: a folder without a run, or a file that cannot be written.
     """
-    from taet.evaluation.decision import DecisionCard
+    from taet.evaluation.decision_card import DecisionCard
     from taet.files import make_folder, write_atomically
     from taet.report import figures, page, read
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from taet.evaluation.decision import COVERS, DecisionCard
+from taet.evaluation.decision_card import COVERS, DecisionCard
 from taet.formatting import count, listed, points, size
 
 MANY = 20

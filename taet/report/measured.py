@@ -14,7 +14,7 @@ import numpy as np
 
 from taet import metrics
 from taet.attacks import catalogue
-from taet.attacks.catalogue import Identity
+from taet.attacks.identity import Identity
 from taet.attacks.suite import Suite
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column

@@ -13,7 +13,7 @@ import jinja2
 from taet import formatting, metrics
 from taet.errors import unknown
 from taet.evaluation.audit import Audit
-from taet.evaluation.decision import ACCURACY, DecisionCard
+from taet.evaluation.decision_card import ACCURACY, DecisionCard
 from taet.report import (
     broken_images,
     curves,

@@ -17,7 +17,6 @@ from taet import metrics
 from taet.errors import UserError, located
 from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
-from taet.evaluation.decision import FILE
 from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
 from taet.files import parse_json, read_bytes
@@ -126,7 +125,7 @@ class ReportedRun:
 def is_decision(path: Path) -> bool:
     """Whether a folder holds the decision between two models, and neither a run nor a result card."""
     folder = RunFolder(path)
-    return (path / FILE).exists() and not folder.is_run and not folder.card().exists()
+    return folder.decision.exists() and not folder.is_run and not folder.card().exists()
 
 
 def read(path: Path) -> ReportedRun:

@@ -28,11 +28,11 @@ def summary(data: ReportedData, all_series: Sequence[Series], attacks: Sequence[
     tested = f" (balanced numbers are over {present} of {classes} classes)" if present < classes else ""
     return (
         f"{counted(all_series, many)} on {data.name}: {classes} classes, {training}"
-        f"{count(sum(data.test_counts))} test images{tested}{threat}.{_arithmetic(all_series)}"
+        f"{count(sum(data.test_counts))} test images{tested}{threat}.{precisions(all_series)}"
     )
 
 
-def _arithmetic(all_series: Sequence[Series]) -> str:
+def precisions(all_series: Sequence[Series]) -> str:
     """Say which runs were trained in which precision, where it differs."""
     found: dict[str, dict[str, None]] = {}
     for one in all_series:

@@ -358,6 +358,16 @@ class RunFolder:
         """Validation answers under attack, by which thresholds are chosen, of a file of weights."""
         return self.path / f"abstention{weights.removeprefix(DELIVERED)}.json"
 
+    @property
+    def decision(self) -> Path:
+        """The decision between two models, in a folder of its own."""
+        return self.path / "decision.json"
+
+    @property
+    def report(self) -> Path:
+        """The report of this run alone."""
+        return self.path / "report.html"
+
     def examples(self, card: Path) -> Path:
         """Example images for figures, which belong to one of the result cards."""
         return self.artifact(f"examples{card.stem.removeprefix('evaluation')}.npz")

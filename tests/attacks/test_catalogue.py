@@ -8,13 +8,14 @@ import pytest
 
 from taet import bounds
 from taet.attacks import catalogue
-from taet.attacks.catalogue import RecordedAttack, identity, parse, stored
+from taet.attacks.catalogue import RecordedAttack, parse, stored
+from taet.attacks.identity import Identity, identity
 from taet.bounds import Count, NonNegative, Positive
 from taet.config import Evaluation
 from taet.errors import UserError
 
 
-def of(name: str, **settings: Any) -> catalogue.Identity:
+def of(name: str, **settings: Any) -> Identity:
     attack = parse(name, Evaluation(**settings))
     return identity(attack.name, attack.norm, attack.eps, attack.parameters)
 
@@ -41,7 +42,7 @@ def test_attacks_that_differ_in_one_setting() -> None:
 def test_a_worst_case_is_its_attacks_in_any_order_and_depth() -> None:
     fgsm, pgd = (parse(name).to_json() for name in ("fgsm", "pgd-20"))
 
-    def worst(*attacks: dict[str, Any]) -> catalogue.Identity:
+    def worst(*attacks: dict[str, Any]) -> Identity:
         return identity("worst-case", "linf", 0.1, {"attacks": list(attacks)})
 
     inner = {"name": "worst-case", "norm": "linf", "eps": 0.1, "attacks": [fgsm]}

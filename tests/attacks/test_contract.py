@@ -253,9 +253,7 @@ def is_read_back_from_a_card(name: str) -> None:
     assert (again, again.base, again.noise_key) == (moved, attack.base, attack.noise_key)
     assert again != attack
     one, two = (catalogue.parse(name, replace(SETTINGS, seed=seed)) for seed in (0, 1))
-    assert catalogue.identity(one.name, one.norm, one.eps, one.parameters) == catalogue.identity(
-        two.name, two.norm, two.eps, two.parameters
-    )
+    assert one.identity == two.identity
 
 
 def is_another_attack_with_another_option(name: str) -> None:
@@ -273,7 +271,7 @@ def is_another_attack_with_another_option(name: str) -> None:
         for attack in found.values():
             parameters = json.loads(json.dumps(attack.parameters))
             assert catalogue.stored(attack.name, attack.norm, attack.eps, parameters) == attack, option
-        identities = {catalogue.identity(base, one.norm, one.eps, one.parameters) for one in found.values()}
+        identities = {replace(one.identity, name=base) for one in found.values()}
         assert len(identities) == len(found), option
 
 

@@ -69,10 +69,10 @@ def test_it_is_read_as_it_was_written_and_checked(made: Embedding, tmp_path: Pat
 def test_numbers_tell_separate_classes_from_mixed_ones() -> None:
     labels = np.repeat([0, 1], 20)
     apart = np.random.default_rng(0).normal(size=(40, 3)) + 20 * labels[:, None]
-    found = embedding._numbers(apart, labels, labels, 0)
+    found = embedding.numbers_of(apart, labels, labels, 0)
     assert found["accuracy"] == found["linear_separability"] == 1
     assert found["silhouette"] > 0.8
-    mixed = embedding._numbers(np.ones((40, 3)), labels, np.zeros(40, dtype=np.int64), 0)
+    mixed = embedding.numbers_of(np.ones((40, 3)), labels, np.zeros(40, dtype=np.int64), 0)
     assert mixed == {"accuracy": 0.5, "silhouette": 0.0, "linear_separability": 0.5}
 
 

@@ -570,8 +570,8 @@ def test_runs_of_different_precision_are_named() -> None:
             label=label, runs=[SimpleNamespace(config={"training": {"precision": one}}) for one in precisions]
         )
 
-    assert sentences._arithmetic([series("at", "bf16", "bf16"), series("he", "bf16")]) == ""
-    found = sentences._arithmetic([series("at", "bf16", "float32"), series("he", "float32")])
+    assert sentences.precisions([series("at", "bf16", "bf16"), series("he", "bf16")]) == ""
+    found = sentences.precisions([series("at", "bf16", "float32"), series("he", "float32")])
     assert found.endswith("which may change results: at in bf16; at and he in float32.")
 
 

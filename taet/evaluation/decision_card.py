@@ -36,9 +36,9 @@ from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import count, points, short
 from taet.metrics import Floats, Ints, Mask
 from taet.shapes import Name, Sha256, Whole, check_shape
+from taet.training.folder import RunFolder
 
 SCHEMA = 1
-FILE = "decision.json"
 MOST_BYTES = 2**28
 ACCURACY: dict[Target, str] = {"balanced": "balanced accuracy", "tail": "accuracy of the tail"}
 COVERS = (
@@ -264,7 +264,7 @@ class DecisionCard:
             UserError: the file is no decision, a newer version wrote it, or a number does not agree with the flags.
         """
         path = Path(path)
-        path = path / FILE if path.is_dir() else path
+        path = RunFolder(path).decision if path.is_dir() else path
         stored = read_json(path, most=MOST_BYTES, links=False)
         with located(f"decision {path}"):
             if not isinstance(stored, dict) or stored.get("kind") != DECISION:

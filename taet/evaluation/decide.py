@@ -21,8 +21,9 @@ from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Suite
 from taet.distributed import first, gather, rank
 from taet.errors import UserError
+from taet.evaluation import bundles
 from taet.evaluation.column import WORST_CASE
-from taet.evaluation.decision import FILE, DecisionCard
+from taet.evaluation.decision_card import DecisionCard
 from taet.evaluation.images import Images
 from taet.evaluation.match import UNKNOWN, Match, Player
 from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, owned, plan_evaluation
@@ -107,11 +108,11 @@ def decide(
     elif images is not None or labels is not None:
         raise UserError("decide: got images without labels, or labels without images; allowed: both, or neither")
     subjects = [subject_of("decide", model, given, weights_name) for side in sides for model in side]
-    terms = _terms(subjects, attacks, worst_case, settings or {})
+    terms = _terms(subjects, attacks, worst_case, bundles.changes(settings))
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
-    place = None if out is None else Path(out)
-    if place is not None and (RunFolder(place).is_run or RunFolder(place).card().exists()):
-        raise UserError(f"decide: {place} holds a run or a result card; allowed: a folder of its own")
+    folder = None if out is None else RunFolder(Path(out))
+    if folder is not None and (folder.is_run or folder.card().exists()):
+        raise UserError(f"decide: {out} holds a run or a result card; allowed: a folder of its own")
     where = subjects[0].place if device == "auto" else resolve_device(device)
     keep_freed_memory(where)
     with ExitStack() as stack:
@@ -122,8 +123,8 @@ def decide(
         half = len(players) // 2
         if [one.weights for one in players[:half]] == [one.weights for one in players[half:]]:
             raise UserError("decide: got the same weights on both sides; allowed: two models")
-        path = None if place is None else place / FILE
-        stack.enter_context(owned(path))
+        path = None if folder is None else folder.decision
+        stack.enter_context(owned(folder))
         before = None if path is None or not path.exists() else first(lambda: DecisionCard.load(path))
         if path is not None and before is not None:
             _check_same(path, before, players)
@@ -133,7 +134,7 @@ def decide(
         for one in players:
             for earlier in (*known, *([before] if before else [])):
                 one.learn(earlier)
-        state = None if place is None else RunFolder(place).state(FILE.removesuffix(".json"))
+        state = None if folder is None else folder.state(folder.decision.stem)
         match = Match(players, shared, state, progress)
         decision = match.play(deadline, names or _names(sides), comparisons, command)
         if path is not None and rank() == 0:
@@ -207,16 +208,14 @@ class _Terms:
 
 
 def _terms(
-    subjects: Sequence[Subject], attacks: Sequence[str] | str | None, worst_case: bool, given: Mapping[str, Any]
+    subjects: Sequence[Subject], attacks: Sequence[str] | str | None, worst_case: bool, changes: Mapping[str, Any]
 ) -> _Terms:
     """Return the attack that decides, the same for every model; a difference between the models is a UserError."""
     asked = [attacks] if isinstance(attacks, str) else attacks
-    given = {**given}
-    listed = given.pop("attacks", None)
-    leading = plan_evaluation(subjects[0], listed if asked is None else asked, given)
-    chosen = _chosen(leading, asked, worst_case)
-    wanted = [attack.name for attack in chosen]
-    plans = [plan_evaluation(subject, wanted, given) for subject in subjects]
+    first_changes = changes if asked is None else {**changes, "attacks": asked}
+    chosen = _chosen(plan_evaluation(subjects[0].changed(first_changes)), asked is not None, worst_case)
+    wanted = tuple(attack.name for attack in chosen)
+    plans = [plan_evaluation(subject.changed({**changes, "attacks": wanted})) for subject in subjects]
     chains = [tuple(one for one in plan.attacks if one.name in wanted) for plan in plans]
     for subject, plan, chain in zip(subjects, plans, chains, strict=True):
         if subject.test_sha256 != subjects[0].test_sha256:
@@ -229,25 +228,23 @@ def _terms(
             got = f"{plans[0].settings.batch_size} and {plan.settings.batch_size}"
             raise UserError(f"decide: got batch sizes {got}; allowed: one, e.g. --batch-size 250")
         for one, other in zip(chains[0], chain, strict=True):
-            for name in (field.name for field in fields(one)):
-                if getattr(one, name) != getattr(other, name):
-                    got = f"{name} {short(getattr(one, name))} and {short(getattr(other, name))}"
-                    raise UserError(f"decide: '{one.name}' would run with {got}; allowed: the same settings")
+            for name, (here, there) in one.identity.differences(other.identity, seeds=True).items():
+                got = f"{name} {short(here)} and {short(there)}"
+                raise UserError(f"decide: '{one.name}' would run with {got}; allowed: the same settings")
     if not worst_case:
         return _Terms(chosen[0].name, chains[0], plans)
     clean = next(attack for attack in plans[0].attacks if attack.norm is None)
     return _Terms(WORST_CASE[chosen[0].norm or "linf"], (clean, *chains[0]), plans)
 
 
-def _chosen(plan: EvaluationPlan, asked: Sequence[str] | None, worst_case: bool) -> list[AttackSpec]:
-    """Return the attacks that decide."""
+def _chosen(plan: EvaluationPlan, asked: bool, worst_case: bool) -> list[AttackSpec]:
+    """Return the attacks that decide: those that were asked for, or the strongest in the ball."""
     classes = 10  # only the order of costs matters
-    inside = [one for one in plan.attacks if (one.norm, one.eps) == ("linf", plan.eps)]
     if worst_case:
-        return one_threat_model(plan.attacks if asked is not None else inside, classes)
-    if asked is None:
+        return one_threat_model(plan.attacks if asked else plan.inside, classes)
+    if not asked:
         strongest = max(
-            inside or plan.attacks,
+            plan.inside or plan.attacks,
             key=lambda one: (isinstance(one, Suite) and one.is_reference, one.passes(classes)),
         )
         return [strongest]
