@@ -9,7 +9,6 @@ import torch
 
 from taet import models
 from taet.data import DataFacts, facts
-from taet.errors import UserError
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.runner import USUAL
 from taet.experiments.cells import Cell
@@ -38,7 +37,7 @@ def rough_seconds(cells: Sequence[Cell], threads: int) -> float | None:
                 with on_threads(run.training.threads or threads):
                     timed[kind] = _pace(made, found)
             total += _passes(made, found, attacked) * timed[kind]
-    except UserError:  # which the cell itself will say
+    except Exception:  # a mistake, which the cell itself will say, or a custom network that fails for any reason
         return None
     return total
 

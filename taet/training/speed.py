@@ -82,7 +82,8 @@ def pass_seconds(model: nn.Module, image_shape: tuple[int, int, int], chosen: st
         chosen = precision(model, image_shape, torch.device("cpu"), batch_size).value
     work = _pass(model, image_shape, chosen == "bf16")
     size = _size(work, batch_size, 10 * ENOUGH)
-    return _fastest({"": partial(work, size)}, time.process_time)[""] / (2 * size * torch.get_num_threads())
+    seconds = _fastest({chosen: partial(work, size)}, time.process_time)[chosen]
+    return seconds / (2 * size * torch.get_num_threads())
 
 
 def _threads(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, bf16: bool) -> Decision | None:
