@@ -59,7 +59,7 @@ def _are_rising_shares(values: tuple[float, ...]) -> bool:
 
 
 Fit: TypeAlias = Literal["squeeze", "crop", "pad"]
-"""How an image that is not square comes to a square."""
+"""How an image that is not square is made square."""
 EXTRA_KINDS = ("folder:", "csv:", "npz:")
 EXTRA_COPIES = "copies"
 

@@ -1,4 +1,4 @@
-"""The only door to the disk for what decides or holds a number.
+"""Atomic, checksummed reading and writing of every file that decides or holds a number.
 
 Reading: ordinary files only, of a bounded size, and each fault is a UserError that names the file. Writing: a file is
 old or new, never half. A seal is a checksum inside a JSON file; a lock lets one process work in a folder.

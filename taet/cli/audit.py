@@ -31,10 +31,10 @@ EXAMPLES = (
     "taet audit torchvision:resnet18 --weights net.pt --data cifar10-lt --normalize cifar10 --out audits/resnet18",
     "taet audit mynets.wide:build --data npz:test.npz --eps 4/255 --json",
 )
-DESCRIPTION = """Ask of a model what a reviewer asks (Carlini et al. 2019): do attacks reach it, have they converged, do
-larger budgets reach zero, do attacks without gradients break less, does it draw numbers or round? Every answer is pass,
-FAIL or n/a with the numbers behind. Writes OUT/audit.json, with a result card of the sample, and OUT/audit.html. An
-audit that was interrupted continues. Exit status 1 if a question fails.
+DESCRIPTION = """Check a model against the checklist of Carlini et al. (2019): do attacks reach it, have they
+converged, do larger budgets reach zero, do attacks without gradients break less, is it randomised or quantised?
+Every answer is pass, FAIL or n/a with the numbers behind. Writes OUT/audit.json, with a result card of the sample,
+and OUT/audit.html. An audit that was interrupted continues. Exit status 1 if a question fails.
 
 MODEL is a run folder (with its own data, unless --data is given), or a model as for taet evaluate --model."""
 

@@ -23,7 +23,7 @@ DESCRIPTION = """Print the installed versions, the device that a run would use, 
 that it finds.
 
 With run folders: read every file in them, verify all checksums and that the files belong together, and print a line for
-each. Files of older versions carry none: they are read, and said to be taken on trust. Exit status 2 if a file is
+each. Files of older versions carry none: they are read, and reported as unverified. Exit status 2 if a file is
 damaged, or belongs to another run."""
 EXAMPLES = ("taet doctor", "taet doctor --json", "taet doctor runs/x", "taet doctor runs/*")
 DATA_FILES = (

@@ -25,8 +25,8 @@ EXAMPLES = (
 )
 DESCRIPTION = """Draw where the models of runs put test images, clean and attacked, by t-SNE, and print numbers of the
 space itself: the silhouette by true classes, and the linear separability, which is the cross-validated balanced
-accuracy of a logistic regression. A t-SNE proves nothing: compare models by the numbers. Writes the picture, and beside
-it OUT with the ending .json: coordinates, answers, numbers and the checksum of the weights."""
+accuracy of a logistic regression. A t-SNE plot is no evidence: compare models by the numbers. Writes the picture, and
+beside it OUT with the ending .json: coordinates, answers, numbers and the checksum of the weights."""
 
 
 @dataclass(frozen=True)

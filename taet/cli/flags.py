@@ -242,7 +242,7 @@ def value_of(option: str, words: Sequence[str]) -> str:
 def _unknown_option(option: str, parts: Mapping[str, Mapping[str, Any]], prog: str) -> str:
     """Refuse an unknown option; one with a known prefix is compared with the options of that prefix."""
     if not option.startswith("-"):
-        return f"got '{option}', which belongs to no option"
+        return f"got '{option}', which no option takes"
     prefix, dot, field = option.removeprefix("--").partition(".")
     if dot and parts.get(prefix) == {}:
         return f"unknown option {option}; {prog.rpartition(' ')[2]} has none of its own"

@@ -18,7 +18,7 @@ from taet.reproduce.tables import rendered
 
 EXAMPLES = ("taet leaderboard", "taet leaderboard submit runs/mine/evaluation.json")
 DESCRIPTION = """Print the leaderboard of the committed cards: a table for each scale, protocol, data set, imbalance
-ratio and network. With submit CARD: check a result card of anybody's and say where it would stand. Its
+ratio and network. With submit CARD: check a submitted result card and say where it would rank. Its
 checksum and form are verified, its numbers are recomputed from its answers, and test images, training counts, network,
 threat model and the settings of AutoAttack must be those of a table.
 

@@ -34,8 +34,8 @@ EXAMPLES = (
     "taet predict runs/x images/ --abstain 0.1",
 )
 DESCRIPTION = """Print the class of every image and its probability: path,class,probability[,survives][,error] as CSV on
-standard output. Images are read as in training and changed to the run's size and colour, which is said. The run's data
-are not needed.
+standard output. Images are read as in training and changed to the run's size and colour, which is reported. The run's
+data are not needed.
 Cells that a spreadsheet would take for a formula (they begin with = + - @) begin with a ' in the CSV.
 
 --attack tests for each image whether the predicted class survives that attack, with eps and the settings of the

@@ -36,7 +36,7 @@ numbers. Without ITEM: what is filled at which scale, and what the rest costs; n
 
 A run is trained once for all items that need it, in OUT/runs; what is there is kept, and what was interrupted goes on.
 Runs come in the order of the claims that they settle per hour. Scales: full (as published), cpu, mini (10 to 30 minutes
-a run), smoke (digits, seconds). Numbers of two scales never stand in one table.
+a run), smoke (digits, seconds). Numbers of two scales are never mixed in a table.
 
 Exit status: 0 all done, or the time budget is used up; 1 a run failed; 2 a mistake in the call; 130 interrupted, with
 all finished work saved."""
@@ -73,7 +73,7 @@ class ReproduceOptions:
     site: Path | None = None
     """Run nothing; write a static site of all items, claims and a leaderboard into this folder."""
     dry_run: bool = False
-    """Run nothing: print the tables as far as they are filled, and what is missing with its price."""
+    """Run nothing: print the tables as far as they are filled, and what is missing with its estimated cost."""
 
 
 def run(arguments: list[str]) -> int:

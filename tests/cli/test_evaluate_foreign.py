@@ -158,7 +158,7 @@ def test_mistakes_are_one_line(taet: Any, prepare: Callable[[], None] | None, wo
     ("words", "part"),
     [
         ("runs/x --data few.npz", "--data goes with --model runs/x; a run folder alone names its own data"),
-        ("runs/x --model resnet8", "got 'runs/x', which belongs to no option"),
+        ("runs/x --model resnet8", "got 'runs/x', which no option takes"),
         ("runs/x --normalize imagenet", "unknown option --normalize"),
         ("runs/x --weights net.pt", "unknown --weights 'net.pt'; allowed: model, model-best, model-last"),
     ],

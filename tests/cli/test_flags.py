@@ -98,7 +98,7 @@ def test_without_removes_an_option_and_its_value() -> None:
             "--method.eps: got '3'; allowed: two whole numbers, lowest and highest, within 0 to 255",
         ),
         ("at --lr", "--lr needs a value"),
-        ("at stray", "got 'stray', which belongs to no option"),
+        ("at stray", "got 'stray', which no option takes"),
         ("at --method.beta 3", "unknown option --method.beta; at has none of its own"),
         ("trades --method.bta 3", "unknown option --method.bta; did you mean --method.beta?"),
         ("trades --method.steps 3", "unknown option --method.steps"),
