@@ -98,7 +98,8 @@ class Data(Settings):
     of an .npz (train_NAME), where one called `group` is used by default; for a folder `folder`, the path of an image
     below its class folder."""
     group_pattern: Annotated[str, Rule(_is_pattern, "a regular expression, e.g. '(\\d+_\\d+)_'")] | None = None
-    """Takes the group of an image from its file name: the match of the pattern, or its first capture group."""
+    """Takes the group of an image from its file name: the match of the pattern, or its first capture group. A pattern
+    with a / is searched in the file's path instead, so that a folder can be a group: '(patient\\d+)/'."""
     image_column: str | None = None
     """Column of a csv that names the image files. Default: path, file, filename, image or image_id."""
     label_column: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -63,25 +64,39 @@ class Listing:
     def grouped_by(self, pattern: str) -> Listing:
         """Return the same files with groups from their names: the match of the pattern, or its first capture group.
 
-        Where names repeat, as tracks are counted from 0 in each class of GTSRB's own layout, a group is of one class.
+        A pattern with a / is searched in paths below the folder of all files. A group spans classes and folders, but
+        for sequences that each class counts anew, as in GTSRB's own layout: each is of one class.
         """
-        found = [re.search(pattern, file.name) for file in self.files]
+        searched = self.paths if "/" in pattern else tuple(file.name for file in self.files)
+        found = [re.search(pattern, text) for text in searched]
         if not any(found):
-            raise UserError(f"data group pattern: '{pattern}' is found in no file name, e.g. '{self.files[0].name}'")
+            kind, where = "path", ""
+            if "/" not in pattern:
+                kind, where = "file name", f"; a pattern with / is searched in paths, e.g. '{self.paths[0]}'"
+            raise UserError(f"data group pattern: '{pattern}' is found in no {kind}, e.g. '{searched[0]}'{where}")
         names = ["" if match is None else (match.groups() or (match[0],))[0] or "" for match in found]
-        if not self.recounted:
+        if pattern != FRAMES or not self.recounted:
             return replace(self, group_names=tuple(names), ungrouped="--data.group-pattern None")
         owned = [name and f"{self.class_names[label]}/{name}" for name, label in zip(names, self.labels, strict=True)]
         notes = (*self.notes, "file names repeat in several classes: each group by file names is of one class")
         return replace(self, group_names=tuple(owned), ungrouped="--data.group-pattern None", notes=notes)
 
     @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the files below the folder of all files, with /."""
+        absolute = [file.absolute() for file in self.files]
+        root = os.path.commonpath([file.parent for file in absolute])
+        return tuple(file.relative_to(root).as_posix() for file in absolute)
+
+    @cached_property
     def recounted(self) -> bool:
-        """Whether files of one split and of several classes have the same name."""
+        """Whether most files have the name of a file of another class in the same split."""
         splits = self.splits or ("",) * len(self.files)
-        owners: dict[tuple[str, str], int] = {}
-        named = zip(self.files, splits, self.labels.tolist(), strict=True)
-        return any(owners.setdefault((split, file.name), label) != label for file, split, label in named)
+        named = list(zip(splits, (file.name for file in self.files), strict=True))
+        owners: dict[tuple[str, str], set[int]] = defaultdict(set)
+        for name, label in zip(named, self.labels.tolist(), strict=True):
+            owners[name].add(label)
+        return sum(len(owners[name]) > 1 for name in named) > len(named) / 2
 
     @cached_property
     def survey(self) -> Survey:

@@ -190,8 +190,9 @@ def foretell(left: Sequence[Cell], jobs: int | Literal["auto"], say: Say | None)
     """Say roughly how long cells take, before they begin, where it is a minute or more."""
     side_by_side, threads, _ = _machine(jobs)
     seconds = None if say is None else rough_seconds(left, threads)
-    if say is not None and seconds is not None and seconds / side_by_side >= TOLD_SECONDS:
-        say(f"rough estimate: {duration(seconds / side_by_side)} for {plural(len(left), 'run')} with their attacks")
+    at_once = max(1, min(side_by_side, len(left)))
+    if say is not None and seconds is not None and seconds / at_once >= TOLD_SECONDS:
+        say(f"rough estimate: {duration(seconds / at_once)} for {plural(len(left), 'run')} with their attacks")
 
 
 def fill(

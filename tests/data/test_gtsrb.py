@@ -211,3 +211,30 @@ def test_tracks_counted_anew_in_each_class_are_groups_of_one_class(tmp_path, giv
     assert "file names repeat in several classes: each group by file names is of one class" in grouped.notes
     parts = grouped.parts(0)
     assert not set(grouped.groups[parts["train"]]) & set(grouped.groups[parts["test"]])
+
+
+def patients(place, repeated):
+    """Twenty patients with images in both classes; the first `repeated` have the same names in both."""
+    for label, kind in enumerate(("benign", "malign")):
+        for patient in range(20):
+            for number in range(3):
+                same = 0 if patient < repeated else 3 * label
+                save(place / kind / f"p{patient:02d}_{number + same}.png", 5 * patient, number)
+    return image_listing(Data(f"folder:{place}"))
+
+
+@pytest.mark.parametrize("repeated", [0, 1, 20])
+def test_a_pattern_of_ones_own_keeps_a_patient_in_one_group_whatever_names_repeat(tmp_path, repeated):
+    grouped = patients(tmp_path / "own", repeated).grouped_by(r"(p\d+)_")
+    assert len(set(grouped.groups)) == 20
+    parts = grouped.parts(0)
+    assert not set(grouped.groups[parts["train"]]) & set(grouped.groups[parts["test"]])
+
+
+def test_a_pattern_with_a_slash_is_searched_in_paths(tmp_path):
+    listed = patients(tmp_path / "own", 20)
+    assert set(listed.grouped_by(r"(\w+)/p0").group_names) == {"", "benign", "malign"}
+    with pytest.raises(UserError, match=r"found in no file name, e.g. 'p00_0.png'; a pattern with / is searched in pa"):
+        listed.grouped_by("(benign)")
+    with pytest.raises(UserError, match=r"found in no path, e.g. 'benign/p00_0.png'$"):
+        listed.grouped_by("(sick)/")
