@@ -22,8 +22,8 @@ from taet.training import resume, train, trainer
 AssertSame = Callable[[Path, Path], None]
 LIMIT = 2 << 30
 """Bytes of memory for all."""
-ROOM = 1 << 28
-"""Bytes of memory beside the libraries, for images of 3.07e8."""
+ROOM = 4 * 10**8
+"""Bytes of memory beside the libraries, for images of 4.6e8. Training alone takes 2.6e8 to 3.1e8, by processor."""
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ limit = memory("VmData") + room
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 size = 3 * 32 * 32
-for part, total in (("train", 99_000), ("test", 1000)):
+for part, total in (("train", 149_000), ("test", 1000)):
     with open(folder / f"{part}_images.npy", "wb") as file:  # mostly holes: every hundredth image is noise
         npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (total, size)})
         start = file.tell()
@@ -164,7 +164,7 @@ print(json.dumps({"peak": used, "steps": sum(b > a for a, b in zip(shown, shown[
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
 @pytest.mark.full
-def test_a_set_of_100_000_images_is_loaded_and_trained_on_within_2_gib(
+def test_a_set_of_150_000_images_is_loaded_and_trained_on_within_2_gib(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is built, checksums, statistics, first steps and a point of the curve are made; arrays would not fit."""
