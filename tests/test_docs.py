@@ -220,6 +220,7 @@ def test_the_specifications_of_comparisons_can_be_read() -> None:
         read(path)
 
 
+@pytest.mark.full
 def test_the_tables_are_those_of_the_result_cards() -> None:
     render = load(ROOT / "results" / "render.py")
     for page in render.PAGES:
@@ -227,6 +228,7 @@ def test_the_tables_are_those_of_the_result_cards() -> None:
         assert text == render.rendered(page), f"{page.name}: run python results/render.py --write"
 
 
+@pytest.mark.full
 def test_the_result_cards_name_the_commands_that_made_them_and_no_machine() -> None:
     cards = [path for path in sorted((ROOT / "results").glob("*/**/*.json")) if ".embedding-" not in path.name]
     assert cards

@@ -181,6 +181,7 @@ def test_every_part_alone_is_that_of_the_official_package(classes: int, norm: No
         assert bool(wrong.any()) or (part == "square" and classes == 3)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("few_queries")
 @pytest.mark.diagonal("norm", "shape")
 @pytest.mark.parametrize("norm", ["linf", "l2"])

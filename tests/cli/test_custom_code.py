@@ -107,7 +107,7 @@ def refused(outcome: Any, *parts: str) -> None:
         assert part in last
 
 
-@pytest.mark.sample(4)
+@pytest.mark.full
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_whole_plugin_is_used(taet: Any, plugin: Callable[..., Path], run: Path, kind: str) -> None:
     plugin(kind, SOURCES[kind])

@@ -167,6 +167,7 @@ def test_the_official_numbers(monkeypatch):
     assert (min(found.class_counts), max(found.class_counts), found.class_counts[33]) == (210, 2250, 689)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("training", "above", "table"),
     [

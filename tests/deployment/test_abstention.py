@@ -200,6 +200,7 @@ def test_a_changed_file_is_refused(change: dict[str, Any], match: str, run: Path
     assert str(caught.value).endswith("; remove abstention.json to measure again")
 
 
+@pytest.mark.full
 def test_what_is_refused(run: Path, trained: Path, noisy: Dataset, dataset: Dataset, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     for share in (0.0, 1.0):

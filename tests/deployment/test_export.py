@@ -76,6 +76,7 @@ def wanted(folder: Path, x: Tensor) -> Tensor:
     return logits
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("format", ["pt2", pytest.param("onnx", marks=pytest.mark.full)])
 def test_cosine_head_and_offset_at_every_size_and_batch(
     format: str, exported: Callable[[str], Path], trained: Path, answers: Any, pictures: Draw, prepared: Prepare

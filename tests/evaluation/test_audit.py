@@ -132,6 +132,7 @@ def test_the_gradient_of_the_mean_draw_is_the_mean_of_the_gradients() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.full
 def test_examples_of_a_surrogate_are_tried() -> None:
     sound = audited(museum.base(), surrogate=("other", museum.base(1)), count=100)
     assert {item.question: item for item in sound.items}[

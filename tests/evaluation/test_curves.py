@@ -126,6 +126,7 @@ def test_a_typing_mistake_is_told() -> None:
         curve_attacks(["step"], Evaluation(), EPS)
 
 
+@pytest.mark.full
 def test_points_are_columns_of_the_card_which_tables_leave_out(evaluated: Evaluated, tmp_path: Path) -> None:
     card = evaluated("pgd-20", curves=tuple(CURVES), out=tmp_path)
     assert ResultCard.load(tmp_path / "evaluation.json").to_json() == card.to_json()

@@ -237,6 +237,7 @@ def test_the_curve_over_the_logit_scale_shows_what_the_scale_hides(
     assert factors[best] == pytest.approx(card.column("cw-linf-20").correct.mean(), abs=0.03)
 
 
+@pytest.mark.full
 def test_an_attack_without_a_ball_that_stops_early_is_named_and_one_that_arrives_is_not(
     evaluate: Callable[..., ResultCard],
 ) -> None:

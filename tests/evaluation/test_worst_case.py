@@ -53,6 +53,7 @@ def test_where_nothing_is_left_nothing_is_attacked(evaluated: Evaluated) -> None
     assert worst.backwards == evaluated("pgd-5", worst_case=True).column("worst-case").backwards
 
 
+@pytest.mark.full
 def test_the_fast_suite_comes_out_of_the_standard_one(evaluated: Evaluated) -> None:
     both = evaluated("autoattack-fast", "autoattack", eps=0.04, batch_size=22)
     alone = evaluated("autoattack-fast", eps=0.04, batch_size=22).column("autoattack-fast")

@@ -95,6 +95,7 @@ def test_data_in_their_official_place_are_not_read_before_the_work_begins(
     assert processes()
 
 
+@pytest.mark.full
 def test_a_cell_that_fails_leaves_the_others_alone_and_is_tried_again(
     small: dict[str, Any], processes: Processes, tmp_path: Path
 ) -> None:
@@ -242,6 +243,7 @@ def _no_threads_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
+@pytest.mark.full
 def test_the_time_is_told_before_the_first_cell_begins(
     small: dict[str, Any], processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

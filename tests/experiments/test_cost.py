@@ -56,6 +56,7 @@ def found() -> dict[str, Any]:
     return measure(SMALL, QUICK, [("at", {}), ("standard", {})])
 
 
+@pytest.mark.full
 def test_every_ratio_is_a_median_within_its_spread(found: dict[str, Any]) -> None:
     points = [value for point in found["curve"] for value in point.values() if isinstance(value, dict)]
     table = [entry["eta"] for entry in found["by_clean_epochs"]]

@@ -111,6 +111,7 @@ def rewritten(folder: Path, add: float = 0, **changes: str) -> None:
     held.card().write_text(json.dumps(seal(card | {"model": card["model"] | of_weights})))
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("outlined")
 def test_finished_runs_come_together(small: dict[str, Any], place: Callable[..., Path]) -> None:
     a, b, out = place("a", 0, 1), place("b", 1), place("out", 0)

@@ -215,6 +215,7 @@ def test_an_unfinished_line_of_the_journal_loses_nothing_else(tmp_path: Path, tr
     assert all(json.loads(line) for line in journal.read_text().splitlines())
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("place", [3, -1])
 @pytest.mark.parametrize(
     "junk", [b'{"op_code":4,"wor{"op_code":5}', b"\xff\xff", b"[1]", b'{"op_code":4}', b'{"op_code":77}']

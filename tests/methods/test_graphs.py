@@ -135,6 +135,7 @@ def test_so_do_those_of(name: str, knobs: dict[str, Any], awp: float, network: N
     assert_trains_alike(make_case(name, knobs, "adversarial", 4), network, awp)
 
 
+@pytest.mark.full
 def test_a_step_of_another_kind_is_recorded_by_itself(network: Network, make_case: MakeCase) -> None:
     case = make_case("taet", {}, "adversarial", 4)
     held: list[Trained] = []

@@ -64,6 +64,7 @@ def test_in_float32_it_gives_its_logits_up_to_rounding() -> None:
     torch.testing.assert_close(view.module(images(SMALL)), model(images(SMALL)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "normalizations"), [("resnet8", 0), ("resnet50", 0), ("preact-resnet18", 9)])
 def test_every_normalization_that_can_be_folded_is(name: str, normalizations: int) -> None:
     view = make_view(settled(models.build(name, 10, SHAPE)), SHAPE)

@@ -271,6 +271,7 @@ def test_seeds_are_one_row_with_mean_and_standard_error_and_a_repeated_folder_is
     assert [name for name, count in Counter(page.ids).items() if count > 1] == []
 
 
+@pytest.mark.full
 def test_a_row_whose_runs_were_not_all_attacked_alike_says_how_many_were(make_run: MakeRun, tmp_path: Path) -> None:
     seeds = [make_run(tmp_path / f"s{seed}", "at", seed=seed, evaluated=seed < 2) for seed in range(3)]
     page = Page(report.write(seeds, tmp_path / "report.html"))
@@ -482,6 +483,7 @@ def test_a_place_that_cannot_be_written_is_one_line(make_run: MakeRun, tmp_path:
         report.write([make_run(tmp_path / "at")], tmp_path / "file" / "report.html")
 
 
+@pytest.mark.full
 def test_no_file_but_a_page_is_replaced(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(tmp_path / "at", epochs=1)
     for name in ("run.json", "metrics.jsonl", "evaluation.json"):
@@ -575,6 +577,7 @@ def test_runs_of_different_precision_are_named() -> None:
     assert found.endswith("which may change results: at in bf16; at and he in float32.")
 
 
+@pytest.mark.full
 def test_a_committed_card_is_reported_with_the_epochs_beside_it(runs: list[Path], tmp_path: Path) -> None:
     """As `taet reproduce --save` writes them: the card, and some of its epochs."""
     for run in runs[:2]:

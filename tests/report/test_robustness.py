@@ -242,6 +242,7 @@ def test_curves_hold_the_numbers_of_the_cards(runs: list[Measured]) -> None:
         }
 
 
+@pytest.mark.full
 def test_each_curve_is_one_figure_and_of_many_one_each(
     rich_page: str, rich_runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +305,7 @@ def test_seeds_are_compared_in_pairs_and_the_other_way_round_is_the_opposite(mak
     assert (found.runs, differences.opposite(found).low) == (2, -found.high)
 
 
+@pytest.mark.full
 def test_marks_and_sentence_follow_the_pairs(make_run: MakeRun, tmp_path: Path) -> None:
     folders = [make_run(tmp_path / name, name) for name in ("at", "taet")]
     strong, own = ResultCard.load(folders[1]), ResultCard.load(folders[0])

@@ -483,6 +483,7 @@ def test_a_link_beside_the_files_of_a_run_is_not_written_through(folder: Path, t
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.full
 def test_a_second_process_in_a_folder_says_who_the_first_is(folder: Path) -> None:
     before = contents(folder)
     with RunFolder(folder).own():

@@ -203,6 +203,7 @@ def reading() -> int:
     return sum(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
 
 
+@pytest.mark.full
 def test_streamed_batches_of_workers_are_the_same_and_nothing_outlives_the_epoch(stored: Callable[..., Loader]) -> None:
     settings: dict[str, Any] = {"count": 100, "augment": "randaugment"}
     streamed = stored(**settings, workers=2)

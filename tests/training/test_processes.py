@@ -173,6 +173,7 @@ def test_any_number_of_processes_trains_what_one_does(
         assert_close(row, wanted_row)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", EACH)
 def test_the_same_number_of_processes_goes_on_to_the_same_bits(
     name: str, folder: Path, assert_same: Callable[[Path, Path], None]
