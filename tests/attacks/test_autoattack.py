@@ -446,6 +446,7 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
     return autoattack(model, x, y, eps=EPS["linf"], version="10", batch_size=BATCH, **settings)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("few_queries")
 def test_what_the_caller_is_about_does_not_matter() -> None:
     model, (x, y) = train(4), data(4)

@@ -204,6 +204,7 @@ def test_a_file_names_its_run_and_no_machine(
         assert str(place).encode() not in content
 
 
+@pytest.mark.full
 def test_axes_have_names(exported: Callable[[str], Path], onnxruntime: Any) -> None:
     session = onnxruntime.InferenceSession(exported("onnx"))
     (images,), (logits,) = session.get_inputs(), session.get_outputs()

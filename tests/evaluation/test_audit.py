@@ -52,6 +52,7 @@ def test_every_flag_answers_a_question_or_is_set_aside() -> None:
     assert ASIDE.isdisjoint(asked)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("build", [museum.base, pytest.param(museum.standard, marks=pytest.mark.full)])
 def test_sound_networks_fail_no_question(build: Callable[[], nn.Module]) -> None:
     found = audited(build())

@@ -154,6 +154,7 @@ def accuracies(card: ResultCard, name: str) -> dict[float, float]:
     return {x: float(column.correct.mean()) for x, column in curve.points}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("scale", "suite"),
     [(None, ()), pytest.param(16.0, (), marks=FULL), pytest.param(None, ("autoattack-10",), marks=FULL)],
@@ -176,7 +177,7 @@ def test_plain_adversarial_training_raises_nothing(
 PERHAPS = {coupled: {"margin-beats-cross-entropy"}}
 
 
-@pytest.mark.sample(3)
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("build", "attacks", "expected", "reaches_zero"),
     [

@@ -269,6 +269,7 @@ def test_a_killed_transfer_goes_on_where_it_was(
     assert not any((run / "transfer-state").exists() for run in runs)
 
 
+@pytest.mark.full
 def test_other_test_images_other_settings_and_names_that_clash_are_one_line(
     trained: list[Path], tmp_path: Path
 ) -> None:

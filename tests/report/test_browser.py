@@ -68,7 +68,7 @@ def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.write(runs, tmp_path_factory.mktemp("page") / "report.html")
 
 
-@pytest.mark.sample(2)
+@pytest.mark.full
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_broken_and_nothing_scrolls_sideways(page: Path, tmp_path: Path, width: int) -> None:
     (tmp_path / "copy.html").write_text(page.read_text().replace("</body>", FACTS + "</body>"))

@@ -268,6 +268,7 @@ def test_a_curve_that_does_not_reach_nothing_is_told(rich_runs: list[Path], tmp_
 # --- pairs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_differences_are_those_of_the_cards(runs: list[Measured], comparison: SimpleNamespace, rich_page: str) -> None:
     cards = cards_of(sorted(runs, key=lambda run: run.series.index))
     better = runs[0].series.label

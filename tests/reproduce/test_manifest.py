@@ -45,6 +45,7 @@ def test_every_table_and_figure_of_both_papers_is_an_item() -> None:
     assert {*items()} == wanted | {f"{paper}/figure{n}" for paper in figures for n in figures[paper]}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "scale", ["mini", "smoke", *(pytest.param(name, marks=pytest.mark.full) for name in ("full", "cpu"))]
 )
@@ -206,6 +207,7 @@ def test_claimed_sizes_are_published_differences(name: str, item: str, first: st
     assert claims.claims()[name].sizes[column] == pytest.approx(size, abs=0.005)
 
 
+@pytest.mark.full
 def test_there_are_46_claims_with_runs_that_can_be_trained(tmp_path: Path) -> None:
     names = [*claims.claims()]
     assert names == [*(f"C{n}" for n in range(1, 27)), *(f"R{n}" for n in range(1, 21))]
