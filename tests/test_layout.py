@@ -234,9 +234,9 @@ def test_a_class_name_is_used_once() -> None:
 #      55  names of weights of one epoch, arguments that nothing would come of
 #      80  a torn or damaged journal of a search and the time that it takes, where an interrupted command goes on
 #      80  the step of an audit, models that draw or divide in an audit, images of another type than the weights
-#     247  GTSRB's own folders and tracks, groups by paths, numbers as names of classes, near-duplicates of validation
+#     248  GTSRB's own folders and tracks, groups by paths, numbers as names of classes, near-duplicates of validation
 #          images, and the time that comparisons and attacks usually take
-MOST_LINES = 41_443
+MOST_LINES = 41_444
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

@@ -100,6 +100,7 @@ def _show(arguments: list[str]) -> None:
             decided = {name: made for name, made in plan.followed(run).items() if name.startswith("data.")}
             data = run.data
         dataset = load(data)
+    decided |= own_data.mirroring(data, dataset)
     if decided:
         print("\n".join(["decided; each can be set by its option:", *lines(decided)]), file=sys.stderr)
     print(json.dumps(describe(dataset), indent=1) if parsed.json else render(dataset))

@@ -21,7 +21,6 @@ from taet.cli.run_file import RunFile
 from taet.config import Run, override
 from taet.data import facts, full_name, is_own
 from taet.data.reading import told_to
-from taet.data.sources import sided
 from taet.distributed import first
 from taet.errors import UserError, located, unknown
 from taet.evaluation import evaluate
@@ -284,19 +283,10 @@ def introduction(trainer: Trainer, decided: Mapping[str, Decision]) -> str:
         *(f"  {note}" for note in getattr(trainer.model, "notes", ())),
         *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
     ]
-    if decisions := {**decided, **_mirroring(trainer), **trainer.decisions}:
+    turned = {} if run.training.augment in ("none", "crop") else own_data.mirroring(run.data, dataset)
+    if decisions := {**decided, **turned, **trainer.decisions}:
         lines += ["decided; each can be set by its option:", *(f"  {line}" for line in decision_lines(decisions))]
     return "\n".join(lines)
-
-
-def _mirroring(trainer: Trainer) -> dict[str, Decision]:
-    """Return what was decided about mirroring the user's own images."""
-    run, mirrored = trainer.run, trainer.dataset.mirror
-    if not is_own(run.data.name) or run.data.mirror != "auto" or run.training.augment in ("none", "crop"):
-        return {}
-    why = sided(run.data, trainer.dataset.class_names)
-    why = f"{why}; yes mirrors" if why else "no class name says left or right; no for letters, signs, organs"
-    return {"data.mirror": Decision("yes" if mirrored else "no", why)}
 
 
 def expected(trainer: Trainer, attacks: bool) -> list[str]:

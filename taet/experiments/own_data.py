@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from taet.config import Data, Fit, Run, override
-from taet.data import DataFacts, facts, full_name, image_listing, is_own, load
+from taet.data import DataFacts, Dataset, facts, full_name, image_listing, is_own, load
 from taet.data.images import FITTED
 from taet.data.listing import FRAMES
 from taet.data.selection import VALIDATION
+from taet.data.sources import sided
 from taet.errors import UserError
 from taet.formatting import plural
 from taet.protocols import start
@@ -167,6 +168,15 @@ def _groups(run: Run, found: OwnImages) -> dict[str, Decision]:
         return {"data.group": Decision("folder", "class folders have subfolders: the images of one stay in one split")}
     why = "file names number the frames of sequences: those of one stay in one split"
     return {"data.group_pattern": Decision(FRAMES, why)} if found.frames else {}
+
+
+def mirroring(data: Data, dataset: Dataset) -> dict[str, Decision]:
+    """Return what was decided about mirroring the user's own images in training."""
+    if not is_own(data.name) or data.mirror != "auto":
+        return {}
+    why = sided(data, dataset.class_names)
+    why = f"{why}; yes mirrors" if why else "no class name says left or right; no for letters, signs, organs"
+    return {"data.mirror": Decision("yes" if dataset.mirror else "no", why)}
 
 
 def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Decision]:

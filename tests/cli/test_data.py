@@ -150,3 +150,18 @@ def test_a_drawing_is_not_written_through_a_link(taet: Any, tmp_path: Path) -> N
     assert outcome.code == 2
     assert "got a link" in outcome.err
     assert not (tmp_path / "victim").exists()
+
+
+def test_own_images_are_shown_with_the_decision_about_mirroring(tmp_path: Path, taet: Any) -> None:
+    for kind in ("1", "2"):
+        (tmp_path / kind).mkdir()
+        for number in range(10):
+            colour = (9 * number, 5, 99 if kind == "1" else 0)
+            Image.new("RGB", (16, 16), colour).save(tmp_path / kind / f"{number}.png")
+    outcome = taet("data", "show", tmp_path)
+    assert outcome.code == 0
+    (line,) = (line for line in outcome.err.splitlines() if "--data.mirror" in line)
+    assert line.split(maxsplit=2)[1:] == [
+        "no",
+        "class names that are numbers do not say whether left and right matter; yes mirrors",
+    ]
