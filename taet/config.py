@@ -381,6 +381,11 @@ class Run(Settings):
         if dataclasses.is_dataclass(self.settings):  # also a Config that is no `Settings`
             check_fields(self.settings, "method")
 
+    @property
+    def attack_eps(self) -> float:
+        """Radius of the L-infinity ball of the evaluation: its own, or that of the training."""
+        return self.threat.eps if self.evaluation.eps is None else self.evaluation.eps
+
 
 def epoch_at(share: float, epochs: int) -> int:
     """Return the epoch, from 0, with which a share of the epochs is over: the nearest, of two the earlier.

@@ -251,10 +251,9 @@ def _seconds(runner: Runner, attacks: Sequence[AttackSpec], later: int) -> tuple
 
 def attack_seconds(run: Run, model: nn.Module, test: Split, device: torch.device) -> tuple[float, float]:
     """Return the seconds that the attacks of a run on its test images usually take, with the probe, and the most."""
-    asked = run.evaluation
-    classes, eps = len(test.class_names), run.threat.eps if asked.eps is None else asked.eps
+    asked, classes = run.evaluation, len(test.class_names)
     runner = Runner(Counted(model), test.images, test.labels, classes, asked.batch_size, asked.seed, device)
-    attacks = attacks_of(asked, eps)
+    attacks = attacks_of(asked, run.attack_eps)
     return _seconds(runner, attacks, probe.count(runner, _passes(runner, attacks)) * probe.passes(runner))
 
 

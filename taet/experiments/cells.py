@@ -121,9 +121,8 @@ class CellLook(NamedTuple):
 def _measured(run: Run, card: ResultCard) -> bool:
     """Whether a card has every attack, for the run's eps and batch size."""
     asked = run.evaluation
-    eps = run.threat.eps if asked.eps is None else asked.eps
-    same = card.threat["eps"] == eps and card.batch_size == asked.batch_size
-    attacks = [one for one in attacks_of(asked, eps) if one.norm is not None]
+    same = card.threat["eps"] == run.attack_eps and card.batch_size == asked.batch_size
+    attacks = (one for one in attacks_of(asked, run.attack_eps) if one.norm is not None)
     return same and all(among(card.columns, attack) is not None for attack in attacks)
 
 

@@ -53,13 +53,10 @@ def _pace(made: Resolved, found: DataFacts) -> float:
 
 
 def _passes(made: Resolved, found: DataFacts, attacked: bool) -> float:
-    run = made.run
-    held = found.sizes.get(made.split, 0)
+    run, held = made.run, found.sizes.get(made.split, 0)
     shown = min(held, run.training.monitor_images or held)
-    watched = watched_epochs(run, made.method.needs_feedback)
-    total = work_of(run, made.method.task.stages, sum(found.class_counts), watched, shown).total
-    eps = run.threat.eps if run.evaluation.eps is None else run.evaluation.eps
-    for attack in attacks_of(run.evaluation, eps) if attacked else ():
-        usual = USUAL if attack.skips_misclassified else 1
-        total += found.sizes["test"] * attack.passes(found.num_classes) * usual
+    watched, stages = watched_epochs(run, made.method.needs_feedback), made.method.task.stages
+    total = work_of(run, stages, sum(found.class_counts), watched, shown).total
+    for attack in attacks_of(run.evaluation, run.attack_eps) if attacked else ():
+        total += found.sizes["test"] * attack.passes(found.num_classes) * (USUAL if attack.skips_misclassified else 1)
     return total

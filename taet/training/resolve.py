@@ -114,10 +114,10 @@ def _method(
         exposure=() if mixed is None else mixed.exposure,
         distinct=() if extra_counts is None else tuple(map(sum, zip(counts, extra_counts, strict=True))),
     )
-    method = methods.build(run.method, run.settings, task)
-    if method.needs_feedback:
+    method, watched = methods.build(run.method, run.settings, task), watched_epochs(run, learns=False)
+    if method.needs_feedback or watched == task.watched:
         return method
-    return methods.build(run.method, run.settings, dataclasses.replace(task, watched=watched_epochs(run, learns=False)))
+    return methods.build(run.method, run.settings, dataclasses.replace(task, watched=watched))
 
 
 def learns_from_validation(run: Run) -> bool:
