@@ -15,7 +15,6 @@ import torch
 
 from taet import methods, registry
 from taet.attacks.ball import frozen
-from taet.attacks.progress import Progress
 from taet.bounds import Count, Processes, Settings, Whole
 from taet.config import Run, Threat, Training
 from taet.errors import UserError
@@ -23,6 +22,7 @@ from taet.experiments.cost_model import CostModel, Measured, image_megabytes
 from taet.experiments.steps import MethodSteps, Workload
 from taet.losses import cross_entropy
 from taet.methods.base import Adversarial
+from taet.progress import Progress
 from taet.training.environment import environment, on_threads, resolve_device
 
 CLEAN, TWO_STAGE = "standard", "taet"  # of the paper's cost model, beside the method that runs have by default
