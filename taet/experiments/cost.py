@@ -15,7 +15,6 @@ import torch
 
 from taet import methods, registry
 from taet.attacks.ball import frozen
-from taet.attacks.progress import Progress
 from taet.bounds import Count, Processes, Settings, Whole
 from taet.config import Threat, Training
 from taet.data.loader import Batch
@@ -24,6 +23,7 @@ from taet.experiments.cost_model import ADVERSARIAL, CLEAN, TWO_STAGE, CostModel
 from taet.experiments.steps import MethodSteps, Workload
 from taet.losses import cross_entropy
 from taet.methods.base import Adversarial
+from taet.progress import Progress
 from taet.training.environment import environment, on_threads, resolve_device
 
 REPEATS = 5  # of what is short, a pass or a clean step, so that the clock's resolution and interruptions matter little

@@ -22,7 +22,6 @@ from torch.optim.swa_utils import update_bn
 from taet import metrics, models
 from taet.attacks.ball import frozen
 from taet.attacks.noise import Source
-from taet.attacks.progress import Progress
 from taet.attacks.weighting import generation_weighting
 from taet.bounds import NonNegative
 from taet.config import Run, epoch_at
@@ -38,6 +37,7 @@ from taet.methods.base import Loss
 from taet.models import memory_layout
 from taet.models.sync_norm import average_statistics, normalisations, synchronised
 from taet.models.view import View
+from taet.progress import Progress
 from taet.randomness import derive_seed, generator
 from taet.training import checkpoint_parts
 from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
