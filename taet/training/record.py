@@ -247,6 +247,10 @@ class RunRecord:
     def method(self) -> str:
         return str(self.settings["method"])
 
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
 
 class StoredRecord(TypedDict):
     """What tells a run.json from another file."""
