@@ -13,7 +13,7 @@ from taet.errors import UserError
 from taet.evaluation.embedding import embed
 from taet.experiments.cells import Cell
 from taet.experiments.comparison import OPEN, Comparison, fill
-from taet.experiments.parts import gather, share
+from taet.experiments.parts import deal, gather
 from taet.files import make_folder, write_atomically
 from taet.formatting import duration
 from taet.reproduce.claims import worths
@@ -38,15 +38,14 @@ class Session:
     @property
     def cells(self) -> list[StoredCell]:
         """The runs that the items need, each as often as it is needed."""
-        rows = [self.store.of_item(self.scale, item) for item in self.items]
-        return [cell for found in rows for cells in found.values() for cell in cells]
+        return self.store.every_cell(self.scale, self.items)
 
     def fill(
         self, time_budget: float | None = None, jobs: int | Literal["auto"] = 1, part: tuple[int, int] | None = None
     ) -> Comparison:
         """Run what is missing, as `taet compare` does, and read the store again."""
         missing = {one.cell.name for one in self.cells if one.state in OPEN}
-        mine = self.planned() if part is None else share(self.planned(), *part)
+        mine = self.planned() if part is None else deal(self.planned(), *part)
         queue = self.with_data([cell for cell in self.by_worth(mine) if cell.name in missing])
         result, interrupted = fill("taet reproduce", self.store.out, queue, time_budget, jobs, self.say)
         self.store = Store(self.store.out, self.store.results)
@@ -101,10 +100,6 @@ class Session:
         gather(self.planned(), folders, self.say)
         self.store = Store(self.store.out, self.store.results)
 
-    def save(self, folder: Path) -> list[Path]:
-        """Copy cards and thinned epochs of the finished runs to a folder of results."""
-        return self.store.save(self.cells, folder)
-
     def left(self) -> TextTable:
         """How many runs are done, and what the others cost."""
         return TextTable(f"Runs at scale {self.scale.name}: {state_of(self.store, self.cells)}")
@@ -125,16 +120,13 @@ def state_of(store: Store, cells: Sequence[StoredCell]) -> str:
     return ", ".join(said)
 
 
-def overview(store: Store) -> list[TextTable]:
+def overview(store: Store) -> TextTable:
     """Every item with what is filled of it at each scale, and the price of the rest of both papers."""
     rows, heads = [], ("", *scales())
     for item in items().values():
-        found = [[c for cells in store.of_item(scale, item).values() for c in cells] for scale in scales().values()]
+        found = [store.every_cell(scale, [item]) for scale in scales().values()]
         counts = [f"{sum(one.state == 'done' for one in cells)}/{len(cells)}" for cells in found]
         rows.append((f"{item.name} · {item.title}", *counts))
-    said = []
-    for scale in scales().values():
-        every = Session(store, scale, [*items().values()], lambda _: None).cells
-        said.append(f"{scale.name} ({scale.says}): {state_of(store, every)}.")
-    table = TextTable("Runs that are filled, of those that an item needs", heads, (*rows,), (*said,))
-    return [table]
+    every = [(scale, store.every_cell(scale, items().values())) for scale in scales().values()]
+    said = tuple(f"{scale.name} ({scale.says}): {state_of(store, cells)}." for scale, cells in every)
+    return TextTable("Runs that are filled, of those that an item needs", heads, (*rows,), said)

@@ -128,7 +128,7 @@ def test_saved_cards_and_thinned_epochs_fill_the_same_cells(smoke: Fill, tmp_pat
     item, scale = items()["taet/figure2"], scales()["smoke"]
     store = smoke(item)
     session = Session(store, scale, [item], print)
-    written = session.save(tmp_path / "results" / "smoke")
+    written = session.store.save(session.cells, tmp_path / "results" / "smoke")
     assert len(written) == 2
     other = Store(tmp_path / "none", [tmp_path / "results"])
     assert render.tables(other, scale, item) == render.tables(store, scale, item)
@@ -192,7 +192,7 @@ def test_cards_outside_the_scales_are_paired_by_their_seeds(tmp_path: Path) -> N
     folder = Path(__file__).parents[2] / "results" / "digits-lt-methods"
     for seed in (1, 2):
         shutil.copy(folder / f"taet-seed{seed}.json", tmp_path)
-    assert {seed: card.seed for seed, card in claims.by_seed([tmp_path], "taet-seed?.json").items()} == {
+    assert {seed: card.seed for seed, card in claims.committed([tmp_path], "taet-seed?.json").items()} == {
         1: 1,
         2: 2,
     }
@@ -268,7 +268,7 @@ def test_the_site_is_whole_and_needs_no_network(committed: Store) -> None:
 
 @pytest.mark.full
 def test_the_overview_lists_every_item_at_every_scale(committed: Store) -> None:
-    (table,) = overview(committed)
+    table = overview(committed)
     assert len(table.rows) == 44
     assert table.heads == ("", "full", "cpu", "mini", "smoke")
     assert len(table.notes) == 4
