@@ -33,7 +33,8 @@ from taet.training import resume, train
 from taet.training.decided import Decision
 from taet.training.decided import lines as decision_lines
 from taet.training.folder import RunFolder
-from taet.training.trainer import Trainer, TrainingResult
+from taet.training.result import TrainingResult
+from taet.training.trainer import Trainer
 
 EXAMPLES = (
     "taet train taet --data digits-lt --model resnet8 --epochs 30",
