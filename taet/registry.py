@@ -110,7 +110,7 @@ def _guarded(function: Callable[..., Any], what: str, fits: Callable[..., bool],
     return call
 
 
-class _Source:
+class _Declarations:
     """The text of a file with what it declares as literals; a declaration of the wrong type is a UserError."""
 
     def __init__(self, path: Path) -> None:
@@ -190,7 +190,7 @@ def entries(kind: Kind) -> dict[str, RegistryEntry]:
 def _entries(kind: Kind, own: tuple[Path, ...]) -> dict[str, RegistryEntry]:
     found: dict[str, RegistryEntry] = {}
     for path in [*sorted((PACKAGE / kind).glob("*.py")), *own]:
-        source = _Source(path)
+        source = _Declarations(path)
         names = source.names()
         if names is None and kind == "methods" and path.stem not in ("__init__", "base", "wrapper"):
             names = {path.stem.replace("_", "-"): (ast.get_docstring(source.tree) or "").split("\n")[0].rstrip(".")}

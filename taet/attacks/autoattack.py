@@ -29,13 +29,13 @@ from taet.attacks.counted import WORK, Counted
 from taet.attacks.draws import Draws
 from taet.attacks.inputs import check_labels, check_type, refusing
 from taet.attacks.precision import SearchPrecision, exact_float32
-from taet.attacks.progress import Progress, ticking
 from taet.attacks.spec import FIXED, Fields, Model
 from taet.attacks.suite import Suite, SuiteArguments, SuiteResult
 from taet.attacks.units import Arrays, UnitStore, run_units
 from taet.bounds import Count, check_radius, check_value
 from taet.config import Evaluation
 from taet.errors import UserError, unknown
+from taet.progress import Progress
 
 NAMES = {
     "autoattack": "the official standard suite in L-infinity, APGD-CE, APGD-T, FAB-T, Square (Croce & Hein 2020): the "
@@ -221,7 +221,7 @@ def run_parts(
         torch.random.fork_rng(every_gpu),
     ):
         chosen = plan(_count_classes(counted, x, y, device), version, norm)
-        suite = _Suite(counted, x, y, eps, chosen, batch_size, seed, device, precision, keep_examples, state)
+        suite = _SuiteRun(counted, x, y, eps, chosen, batch_size, seed, device, precision, keep_examples, state)
         x_adv = as_float(x) if keep_examples else None
         predictions = y.clone() if natural is None else natural.to(y.device, copy=True)
         correct = predictions == y
@@ -282,7 +282,7 @@ def _count_classes(model: Counted, x: Tensor, y: Tensor, device: torch.device) -
 
 
 @dataclass(frozen=True)
-class _Suite:
+class _SuiteRun:
     """The attacks of a plan, their images, and the store of finished batches."""
 
     model: Counted
@@ -318,7 +318,7 @@ class _Suite:
         def compute(number: int) -> Arrays:
             nonlocal met, stood
             indices = batches[number]
-            with ticking(self.model, len(indices) * cost, lambda inside: report(number, inside)):
+            with self.model.ticking(len(indices) * cost, lambda inside: report(number, inside)):
                 unit = self._run_unit(part, attack, indices)
             met, stood = met + len(indices), stood + len(indices) - self._broken(indices, unit)
             return unit

@@ -17,6 +17,7 @@ from taet.attacks.precision import SearchPrecision, arithmetic, exact_float32
 
 WORK = ("seconds", "forwards", "backwards")
 """What an attack costs: wall-clock time, and images that passed through the model."""
+TICK_SECONDS = 0.5  # often enough to watch, too rare to cost
 
 
 class Counted(nn.Module):
@@ -37,7 +38,7 @@ class Counted(nn.Module):
         self.forwards = 0
         self.backwards = 0
         self._unsound: Tensor | bool = False  # on the model's device, so that checking does not wait for it
-        self.tick: Callable[[], None] | None = None  # called after each forward
+        self._tick: Callable[[], None] | None = None  # called after each forward
 
     @property
     def passes(self) -> int:
@@ -67,6 +68,23 @@ class Counted(nn.Module):
             return {name: np.asarray(end - start) for name, start, end in zip(WORK, began, now, strict=True)}
 
         return since
+
+    @contextmanager
+    def ticking(self, expected: float, report: Callable[[float], None]) -> Iterator[None]:
+        """Inside, report at most twice a second how many passes were made, never more than `expected`."""
+        began, reported = self.passes, time.monotonic()
+
+        def tick() -> None:
+            nonlocal reported
+            if time.monotonic() - reported >= TICK_SECONDS:
+                report(min(self.passes - began, expected))
+                reported = time.monotonic()
+
+        self._tick = tick
+        try:
+            yield
+        finally:
+            self._tick = None
 
     @contextmanager
     def searching(self, precision: SearchPrecision, device_type: str) -> Iterator[None]:
@@ -101,8 +119,8 @@ class Counted(nn.Module):
         logits = check_output(network(x), x).to(torch.float32, copy=True)
         self._watch(logits.detach(), proper)
         self.forwards += len(x)
-        if self.tick is not None:
-            self.tick()
+        if self._tick is not None:
+            self._tick()
         if logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return logits

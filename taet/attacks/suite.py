@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet.attacks.progress import Progress
 from taet.attacks.spec import AttackSpec
 from taet.attacks.units import UnitStore
+from taet.progress import Progress
 
 Masks = Mapping[str, NDArray[np.bool_]]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from taet.attacks.progress import Progress as Report
 from taet.formatting import clock
+from taet.progress import Progress as Report
 
 LINE_SECONDS = 10.0
 SPEED_SECONDS = 3600.0  # estimate the remaining time from this much of the past: one step may take minutes

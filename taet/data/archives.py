@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple
 
 from taet.data.aside import aside
-from taet.data.downloads import Progress
 from taet.data.inputs import check_unpacked, reason
 from taet.errors import UserError
 from taet.files import LOCK, opened
+from taet.progress import Progress
 
 PLAIN = (0, stat.S_IFREG, stat.S_IFDIR)
 """Kinds of members of a .zip by their mode on Unix, which is 0 if another system packed it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +17,7 @@ from typing import NamedTuple
 from taet.errors import UserError
 from taet.files import make_folder, opened, remove_leftovers, replacing
 from taet.formatting import data_size
-
-Progress = Callable[[float, float, str], None]
-"""Called with (done, total, a line that says what is being done)."""
+from taet.progress import Progress
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 30.0  # without any data

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from taet.data import taet_npy
 from taet.data.aside import aside
 from taet.data.dataset import CLASS_NAMES, PARTS, Dataset
-from taet.data.downloads import Progress
 from taet.data.images import picture
 from taet.data.npz import GROUP
 from taet.data.store import header, pieces
 from taet.errors import UserError, unknown
+from taet.progress import Progress
 
 
 def _write_npz(dataset: Dataset, path: Path) -> Iterator[int]:

@@ -10,10 +10,11 @@ from taet import registry
 from taet.config import Data
 from taet.data.archives import unpack
 from taet.data.dataset import Dataset
-from taet.data.downloads import Download, Progress, check, fetch
+from taet.data.downloads import Download, check, fetch
 from taet.data.places import roots
 from taet.data.sources import load
 from taet.errors import UserError
+from taet.progress import Progress
 
 
 def _downloads(data: Data) -> tuple[Download, ...]:

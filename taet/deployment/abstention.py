@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from taet.attacks.clean import Clean
-from taet.attacks.progress import Meter, Progress
 from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Suite
 from taet.bounds import Count, Share, Whole, check_value
@@ -27,6 +26,7 @@ from taet.evaluation.runner import make_runner
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import count, listed, percent
 from taet.metrics import Floats, Ints
+from taet.progress import Meter, Progress
 from taet.shapes import Name, Sha256, check_shape
 from taet.training.checkpoint import tensors_digest
 from taet.training.environment import resolve_device

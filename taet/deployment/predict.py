@@ -15,7 +15,6 @@ from torch import nn
 from taet.attacks.clean import Clean
 from taet.attacks.counted import Counted
 from taet.attacks.draws import Draws
-from taet.attacks.progress import Progress
 from taet.attacks.spec import AttackSpec
 from taet.deployment.abstention import ATTACKS, in_ball, thresholds
 from taet.deployment.predictions import NO_CLASS, Predictions, joined
@@ -23,6 +22,7 @@ from taet.deployment.reading import Given, find
 from taet.errors import UserError
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
+from taet.progress import Progress
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model
 
@@ -122,7 +122,9 @@ def batches(
         survives = None if spec is None else np.zeros(len(found), np.bool_)
         if readable:
             pixels = np.stack([image for image in found if not isinstance(image, str)])
-            runner = _Runner(counted, pixels, labels[readable], len(classes), batch_size, run.evaluation.seed, where)
+            runner = _PixelRunner(
+                counted, pixels, labels[readable], len(classes), batch_size, run.evaluation.seed, where
+            )
             labels[readable], probabilities[readable] = _classes(runner)
             if spec is not None and survives is not None:
                 survives[readable] = _survive(replace(runner, labels=labels[readable]), spec, report)
@@ -132,7 +134,7 @@ def batches(
         yield Predictions(names, labels, classes, probabilities, survives, errors, attack or "")
 
 
-class _Runner(Runner):
+class _PixelRunner(Runner):
     """Images outside a test set: the random numbers of each follow from its pixels."""
 
     def draws(self, attack: AttackSpec, rows: NDArray[np.int64]) -> Draws:

@@ -19,7 +19,6 @@ from taet.attacks.ball import frozen
 from taet.attacks.differentiable import Replaced
 from taet.attacks.draws import Draws
 from taet.attacks.objectives import Objective, margin
-from taet.attacks.progress import Meter, Progress
 from taet.attacks.spec import Model
 from taet.attacks.units import Arrays, run_units
 from taet.bounds import Count, check_value
@@ -41,6 +40,7 @@ from taet.evaluation.subject import GivenImages, Subject, check_used, subject_of
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
 from taet.losses.long_tail import cross_entropy
+from taet.progress import Meter, Progress
 from taet.training.environment import resolve_device
 
 SCHEMA = 1

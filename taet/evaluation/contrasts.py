@@ -16,7 +16,7 @@ from taet.evaluation.curves import WHOLE
 THOROUGH_STEPS = 20  # of the papers' shorter PGD
 Z = 1.96  # two-sided 95 %
 
-Pair = tuple[Column, Column]
+Contrast = tuple[Column, Column]
 """(lower, upper): an attack that breaks more images than it should, and the attack that it is compared with."""
 
 
@@ -69,14 +69,14 @@ def same_ball(one: Column, other: Column) -> bool:
     return (one.norm, one.eps) == (other.norm, other.eps)
 
 
-def differing(columns: Sequence[Column], setting: str) -> Iterator[Pair]:
+def differing(columns: Sequence[Column], setting: str) -> Iterator[Contrast]:
     """Yield all pairs of attacks in one ball that differ in this setting and in no other."""
     for one, other in permutations(columns, 2):
         if [*one.identity.differences(other.identity, seeds=True)] == [setting]:
             yield one, other
 
 
-def strongest(pairs: Iterable[Pair], usual: float = 0.0) -> Pair | None:
+def strongest(pairs: Iterable[Contrast], usual: float = 0.0) -> Contrast | None:
     """Return the pair whose accuracies are farthest apart, among those that `usual` and chance do not explain."""
 
     def explained(lower: Column, upper: Column) -> bool:

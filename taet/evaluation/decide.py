@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet.attacks.progress import Progress
 from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Suite
 from taet.distributed import first, gather, rank
@@ -31,6 +30,7 @@ from taet.evaluation.runner import one_threat_model
 from taet.evaluation.sequential import StopRule
 from taet.evaluation.subject import GivenImages, Subject, subject_of
 from taet.formatting import short, size
+from taet.progress import Progress
 from taet.training.environment import keep_freed_memory, resolve_device
 from taet.training.folder import DELIVERED, RunFolder
 

@@ -18,7 +18,7 @@ from taet.attacks.suite import Suite
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.contrasts import (
-    Pair,
+    Contrast,
     Z,
     accuracy,
     asked,
@@ -319,11 +319,11 @@ def _share(column: Column) -> str:
     return f"{percent(accuracy(column))} %"
 
 
-def _gap(pair: Pair) -> str:
+def _gap(pair: Contrast) -> str:
     return f"{_share(pair[0])} against {_share(pair[1])}"
 
 
-def _far_below(pair: Pair) -> str:
+def _far_below(pair: Contrast) -> str:
     return f"{pair[0].name} is far below {pair[1].name} ({_gap(pair)})"
 
 

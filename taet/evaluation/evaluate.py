@@ -11,7 +11,6 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet.attacks.progress import Progress
 from taet.config import Evaluation, Threat
 from taet.data import Dataset
 from taet.errors import UserError
@@ -22,6 +21,7 @@ from taet.evaluation.images import Images
 from taet.evaluation.measurement import Extent, measure, plan_evaluation
 from taet.evaluation.schema import CurveName
 from taet.evaluation.subject import GivenImages, check_used, subject_of
+from taet.progress import Progress
 from taet.training.environment import resolve_device
 from taet.training.folder import DELIVERED, RunFolder
 

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.attacks.counted import WORK
-from taet.attacks.progress import Progress
 from taet.attacks.spec import AttackSpec
 from taet.attacks.units import Arrays, run_units
 from taet.distributed import alone, in_any, world_size
@@ -27,6 +26,7 @@ from taet.evaluation.runner import Runner, among
 from taet.evaluation.sequential import Reason, StopRule, rounds, stop, weights
 from taet.formatting import count
 from taet.metrics import Ints, Mask
+from taet.progress import Progress
 
 UNKNOWN = -1
 """In the place of a flag."""

@@ -15,7 +15,6 @@ from torch import nn
 
 from taet.attacks.clean import Clean
 from taet.attacks.counted import Counted
-from taet.attacks.progress import Meter, Progress
 from taet.attacks.spec import AttackSpec
 from taet.config import Evaluation, Run
 from taet.data import Split
@@ -35,6 +34,7 @@ from taet.evaluation.subject import Subject
 from taet.formatting import duration
 from taet.models import Classifier
 from taet.models.view import make_view
+from taet.progress import Meter, Progress
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import environment, keep_freed_memory
 from taet.training.folder import DELIVERED, RunFolder

@@ -16,7 +16,6 @@ from taet.attacks import pgd
 from taet.attacks.differentiable import Replaced, Replacement
 from taet.attacks.draws import Draws
 from taet.attacks.objectives import Objective, margin, scaled
-from taet.attacks.progress import ticking
 from taet.attacks.units import Arrays, run_units
 from taet.data.long_tail import even_sample
 from taet.evaluation import trial
@@ -86,7 +85,7 @@ def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float]
     rows = even_sample(runner.labels, images, runner.seed)
     x, y = runner.batch(rows)
     noise = Draws(runner.seed, "probe", rows).start(x, eps)
-    with runner.still(), ticking(runner.model, len(rows) * passes(runner), progress):
+    with runner.still(), runner.model.ticking(len(rows) * passes(runner), progress):
         first = trial.attempt(runner.model, x, y)
         again, divided = first.repeat_difference(), first.batch_difference()
         watch = _Watch(runner.model, first.nonfinite)

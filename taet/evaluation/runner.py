@@ -22,7 +22,6 @@ from taet.attacks.ball import distance, frozen, verify
 from taet.attacks.counted import WORK, Counted
 from taet.attacks.draws import Draws
 from taet.attacks.precision import exact_float32
-from taet.attacks.progress import Meter, Progress, ticking
 from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Suite
 from taet.attacks.units import Arrays, run_units
@@ -35,6 +34,7 @@ from taet.evaluation.model_guard import restored
 from taet.evaluation.trial import attempt, input_gradient, user_errors
 from taet.files import digest
 from taet.metrics import Ints
+from taet.progress import Meter, Progress
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import version
 
@@ -351,7 +351,7 @@ class Runner:
 
         def measure(number: int) -> Arrays:
             expected = len(batches[number]) * passes
-            with user_errors(_failed(attack)), ticking(self.model, expected, lambda inside: report(number, inside)):
+            with user_errors(_failed(attack)), self.model.ticking(expected, lambda inside: report(number, inside)):
                 return self._measure(attack, batches[number])
 
         done = run_units(

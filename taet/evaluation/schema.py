@@ -112,13 +112,13 @@ class SourceAbout(TypedDict):
     weights_sha256: Sha256
 
 
-class Member(TypedDict):
+class WorstCaseMember(TypedDict):
     """An attack of a worst case."""
 
     name: Name
     norm: NotRequired[Norm | None]
     eps: NotRequired[NonNegative | None]
-    attacks: NotRequired[list[Member]]
+    attacks: NotRequired[list[WorstCaseMember]]
 
 
 class Parameters(TypedDict, total=False):
@@ -127,7 +127,7 @@ class Parameters(TypedDict, total=False):
     seed: int | None
     source: SourceAbout
     source_sha256: Sha256
-    attacks: list[Member]
+    attacks: list[WorstCaseMember]
     note: str
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from taet import metrics
-from taet.attacks.progress import Meter, Progress, ticking
 from taet.attacks.spec import AttackSpec
 from taet.attacks.units import Arrays, run_units
 from taet.config import Evaluation
@@ -32,6 +31,7 @@ from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among, make_runner
 from taet.files import file_sha256
 from taet.formatting import aligned
+from taet.progress import Meter, Progress
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
 from taet.training.finished import load_run
@@ -198,7 +198,7 @@ def transfer_columns(
 
     def measure(number: int) -> Arrays:
         rows = batches[number]
-        with ticking(source.model, len(rows) * making, lambda inside: report(number, inside)):
+        with source.model.ticking(len(rows) * making, lambda inside: report(number, inside)):
             _, x_adv = source.perturb(attack, rows)
         unit = {"rows": rows}
         for key, target in zip(keys, targets, strict=True):

@@ -30,7 +30,7 @@ class Until:
 
 
 @dataclass(frozen=True)
-class Pair:
+class RowPair:
     """A row and the baseline on the same data, with their cells of equal seeds."""
 
     row: str
@@ -57,7 +57,7 @@ class Pair:
 class PairOutcome:
     """A pair with its decision, or why there is none."""
 
-    pair: Pair
+    pair: RowPair
     decision: DecisionCard | None
     reason: str = ""
 
@@ -81,7 +81,7 @@ class PairOutcome:
         }
 
 
-def pairs_of(planned: Sequence[Cell], out: Path, baseline: str | None = None) -> list[Pair]:
+def pairs_of(planned: Sequence[Cell], out: Path, baseline: str | None = None) -> list[RowPair]:
     """Return every row with the baseline of its data; a row without a cell that the method accepts has no pair.
 
     Raises:
@@ -106,7 +106,7 @@ def pairs_of(planned: Sequence[Cell], out: Path, baseline: str | None = None) ->
         first, second = (tuple(of[seed] for seed in seeds) for of in (of_row, against))
         parts = [row, "against", base, data, "" if ratio is None else f"ir{ratio:g}"]
         name = "_".join(re.sub(r"[^\w.+-]+", "-", part).strip("-.") for part in parts if part)
-        found.append(Pair(row, base, data, ratio, first, second, out / FOLDER / name))
+        found.append(RowPair(row, base, data, ratio, first, second, out / FOLDER / name))
     return found
 
 
@@ -135,7 +135,7 @@ def decide_pairs(
     return outcomes
 
 
-def _known(pair: Pair) -> DecisionCard | None:
+def _known(pair: RowPair) -> DecisionCard | None:
     try:
         return DecisionCard.load(pair.folder) if RunFolder(pair.folder).decision.exists() else None
     except UserError:  # damaged: what its own pair says
@@ -143,7 +143,7 @@ def _known(pair: Pair) -> DecisionCard | None:
 
 
 def _decided(
-    pair: Pair, comparisons: int, rule: StopRule, left: float, known: Sequence[DecisionCard], command: str
+    pair: RowPair, comparisons: int, rule: StopRule, left: float, known: Sequence[DecisionCard], command: str
 ) -> PairOutcome:
     try:
         decision = decide(

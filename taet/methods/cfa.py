@@ -114,7 +114,7 @@ class Cfa(ClassBudgets):
     rule: CfaRule
 
     def __init__(self, config: Config, task: Task) -> None:
-        super().__init__(config, task, CfaRule(task, config.lambda_1, config.lambda_2, config.begin))
+        super().__init__(config, task, lambda: CfaRule(task, config.lambda_1, config.lambda_2, config.begin))
         divergence = self.base.label_and_divergence
         self.regulariser = config.regulariser or ("scaled" if divergence else "off")
         if self.regulariser != "off" and not divergence:

@@ -56,7 +56,7 @@ class ClassBudget(ClassBudgets):
         """cfa: share of the epochs before the first class-wise budgets: 10 of 200 (CFA)."""
 
     def __init__(self, config: Config, task: Task) -> None:
-        super().__init__(config, task, _rule(config, task))
+        super().__init__(config, task, lambda: _rule(config, task))
         self.title = f"{ClassBudget.title} ({config.rule}) + {self.base.title}"
 
 

@@ -106,4 +106,4 @@ class Dafa(ClassBudgets):
         """Share of the epochs before the weights begin: 70 of 110 (public code)."""
 
     def __init__(self, config: Config, task: Task) -> None:
-        super().__init__(config, task, DafaRule(task, config.lam, config.floor, config.warm_up))
+        super().__init__(config, task, lambda: DafaRule(task, config.lam, config.floor, config.warm_up))

@@ -73,4 +73,4 @@ class RobustLT(ClassBudgets):
         """Length of the warm-up as a share of the epochs; 0: none. Default: 1.0 with taet, 0.8 with others (paper)."""
 
     def __init__(self, config: Config, task: Task) -> None:
-        super().__init__(config, task, CountsRule(task, config.a, config.b, config.base))
+        super().__init__(config, task, lambda: CountsRule(task, config.a, config.b, config.base))

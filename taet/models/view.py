@@ -22,7 +22,7 @@ SPREAD = (0.5, 2.0)  # of random statistics in the trial: far enough from 1 that
 _logger = logging.getLogger(__name__)
 
 
-class _Pair(NamedTuple):
+class _ConvolutionNorm(NamedTuple):
     """A convolution and the normalisation of its output, by the names of the modules."""
 
     convolution: str
@@ -38,7 +38,7 @@ class View:
     so what changes them in place changes the view; `refresh` brings the folded and cast ones up to date.
     """
 
-    def __init__(self, model: nn.Module, pairs: list[_Pair], dtype: torch.dtype | None) -> None:
+    def __init__(self, model: nn.Module, pairs: list[_ConvolutionNorm], dtype: torch.dtype | None) -> None:
         self.module = copy.deepcopy(model)
         _share(model, self.module)
         self._folds: list[tuple[Any, Any, Any]] = []  # convolution and normalisation of the model, what stands for both
@@ -101,7 +101,7 @@ def fold(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype
 
 def _tried(
     trial: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None
-) -> tuple[list[_Pair], torch.dtype | None]:
+) -> tuple[list[_ConvolutionNorm], torch.dtype | None]:
     """Return what of `trial` can be folded, and the type of weights that it can run with.
 
     `trial` is a copy of the model to do with as one likes, on the CPU: a GPU's TF32 rounds more than a fold may.
@@ -129,7 +129,7 @@ def _tried(
     return pairs, dtype
 
 
-def _pairs(model: nn.Module, x: Tensor) -> list[_Pair]:
+def _pairs(model: nn.Module, x: Tensor) -> list[_ConvolutionNorm]:
     """Convolutions whose output goes, as it is, into one normalisation by running statistics and nowhere else."""
     names = {module: name for name, module in model.named_modules()}
     calls: Counter[nn.Module] = Counter()
@@ -158,7 +158,7 @@ def _pairs(model: nn.Module, x: Tensor) -> list[_Pair]:
         for handle in handles:
             handle.remove()
     return [
-        _Pair(names[convolution], names[norm])
+        _ConvolutionNorm(names[convolution], names[norm])
         for convolution, norm, made in found
         if calls[convolution] == calls[norm] == uses[made] == 1
     ]

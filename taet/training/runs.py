@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from taet import config, models
-from taet.attacks.progress import Progress
 from taet.config import Run
 from taet.data import Dataset
 from taet.distributed import first, joined
 from taet.errors import UserError
+from taet.progress import Progress
 from taet.training.decisive import run_hash
 from taet.training.environment import resolve_device
 from taet.training.extra import check_extra

@@ -93,8 +93,7 @@ class Steps:
 
     def seed_model(self, *purpose: str | int) -> None:
         """Seed the random numbers of a custom model, such as dropout, differently in each process."""
-        others = (rank(),) if rank() else ()
-        torch.manual_seed(derive_seed(self.run.seed, "model", *purpose, *others))
+        torch.manual_seed(derive_seed(self.run.seed, "model", *purpose, *([rank()] if rank() else [])))
 
     def attack(self, place: tuple[int, int], *purpose: str | int) -> Attack:
         """Return the attack on images at `place` in their batch, with the noise that belongs to `purpose`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import math
 import shlex
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from taet import models
-from taet.attacks.progress import Progress
 from taet.attacks.weighting import generation_weighting
 from taet.bounds import NonNegative
 from taet.config import Run
@@ -31,6 +31,7 @@ from taet.distributed import copy_first, first, in_any, in_turn, rank, unless_on
 from taet.errors import UserError, custom_code, located
 from taet.models import memory_layout
 from taet.models.sync_norm import average_statistics, synchronised
+from taet.progress import Progress
 from taet.training import checkpoint_parts
 from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
 from taet.training.checkpoint import WeightsAbout
@@ -315,10 +316,7 @@ class Trainer:
         """The point of the curve that belongs to this epoch, if there is one."""
         if self.epoch not in self.curve.epochs:
             return None
-
-        def pause() -> None:
-            self._pause("watching")
-
+        pause = functools.partial(self._pause, "watching")
         if self.average is not None and self.method.average_decay:
             live = self.curve.look(self._deployed(averaged=False), pause).seen
             assert live is not None

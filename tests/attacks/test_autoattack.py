@@ -21,7 +21,7 @@ from taet.attacks.autoattack import (
     NAMES,
     Plan,
     Version,
-    _Suite,
+    _SuiteRun,
     as_float,
     autoattack,
     plan,
@@ -30,7 +30,6 @@ from taet.attacks.autoattack import (
 from taet.attacks.ball import Norm
 from taet.attacks.catalogue import parse
 from taet.attacks.counted import Counted
-from taet.attacks.progress import ticking
 from taet.attacks.suite import Suite, SuiteResult
 from taet.attacks.units import Arrays
 from taet.data.augmentation import to_unit
@@ -55,8 +54,8 @@ def data(classes: int, channels: int = 3, count: int = 24) -> tuple[Tensor, Tens
     return (0.5 + 0.4 * (patterns[y] - 0.5) + noise).clamp(0, 1), y
 
 
-def _suite(model: nn.Module, x: Tensor, y: Tensor, chosen: Plan) -> _Suite:
-    return _Suite(Counted(model), x, y, EPS[chosen.norm], chosen, len(y), 0, x.device, "float32", True, None)
+def _suite(model: nn.Module, x: Tensor, y: Tensor, chosen: Plan) -> _SuiteRun:
+    return _SuiteRun(Counted(model), x, y, EPS[chosen.norm], chosen, len(y), 0, x.device, "float32", True, None)
 
 
 def train(classes: int, channels: int = 3) -> nn.Module:
@@ -585,7 +584,7 @@ def test_the_work_ahead_is_estimated_from_the_share_that_stands() -> None:
 def test_progress_moves_inside_a_unit_but_not_beyond_what_it_was_expected_to_cost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("taet.attacks.progress.TICK_SECONDS", 0.0)
+    monkeypatch.setattr("taet.attacks.counted.TICK_SECONDS", 0.0)
     seen = watched(version="10")
     for label in {label for _, _, label in seen} - {"done"}:
         unit, cost = [done for done, _, name in seen if name == label], plan(4, "10").cost(label.partition(" ")[0])
@@ -605,7 +604,7 @@ def test_progress_of_what_is_resumed_starts_where_the_work_starts() -> None:
 def test_ticks_are_rare() -> None:
     model, (x, _) = Counted(train(4)), data(4)
     seen: list[float] = []
-    with ticking(model, 1000, seen.append):
+    with model.ticking(1000, seen.append):
         for _ in range(20):
             model(x)
     assert seen == []

@@ -180,7 +180,7 @@ def test_state_of_another_evaluation_or_damaged_state_is_not_trusted(
 def test_progress_never_goes_back_and_ends_at_its_total_once(
     monkeypatch: pytest.MonkeyPatch, evaluate: Evaluated, seconds: float
 ) -> None:
-    monkeypatch.setattr("taet.attacks.progress.TICK_SECONDS", seconds)
+    monkeypatch.setattr("taet.attacks.counted.TICK_SECONDS", seconds)
     seen: list[tuple[int, int, str]] = []
     evaluate(progress=lambda *report: seen.append(report))
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
@@ -190,7 +190,7 @@ def test_progress_never_goes_back_and_ends_at_its_total_once(
 
 
 def test_progress_moves_inside_a_unit_but_not_beyond_it(monkeypatch: pytest.MonkeyPatch, evaluate: Evaluated) -> None:
-    monkeypatch.setattr("taet.attacks.progress.TICK_SECONDS", 0.0)
+    monkeypatch.setattr("taet.attacks.counted.TICK_SECONDS", 0.0)
     seen: list[tuple[float, float, str]] = []
     evaluate(attacks="pgd-5", batch_size=22, progress=lambda *report: seen.append(report))
     inside = [done for done, _, label in seen if label == "pgd-5"]

@@ -58,7 +58,7 @@ def test_what_is_not_trained_or_out_of_time_is_said(planned: list[Cell], tmp_pat
 def test_a_damaged_decision_does_not_stop_the_other_pairs(
     planned: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decisions.Pair, "is_ready", True)
+    monkeypatch.setattr(decisions.RowPair, "is_ready", True)
     damaged, other = decisions.pairs_of(planned, tmp_path)
     damaged.folder.mkdir(parents=True)
     (damaged.folder / "decision.json").write_text("{")

@@ -1,18 +1,12 @@
-"""Progress of long work, also inside a unit of it that takes minutes."""
+"""Progress of long work."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from taet.attacks.counted import Counted
-
 Progress = Callable[[float, float, str], None]
-"""Called as progress(done, total, label), `done` and `total` in passes of an image through the model."""
-
-TICK_SECONDS = 0.5  # often enough to watch, too rare to cost
+"""Called as progress(done, total, label). Attacks count passes of an image through the model."""
 
 
 @dataclass
@@ -40,21 +34,3 @@ class Meter:
         again, self.ended = self.ended and so_far >= whole, so_far >= whole
         if self.report is not None and not again:
             self.report(so_far, whole, label)
-
-
-@contextmanager
-def ticking(model: Counted, expected: float, report: Callable[[float], None]) -> Iterator[None]:
-    """Inside, report at most twice a second how many passes `model` has made, never more than `expected`."""
-    began, reported = model.passes, time.monotonic()
-
-    def tick() -> None:
-        nonlocal reported
-        if time.monotonic() - reported >= TICK_SECONDS:
-            report(min(model.passes - began, expected))
-            reported = time.monotonic()
-
-    model.tick = tick
-    try:
-        yield
-    finally:
-        model.tick = None
