@@ -23,10 +23,10 @@ from taet.evaluation.images import Images, as_arrays
 from taet.evaluation.packing import plain
 from taet.files import file_sha256
 from taet.metrics import Ints
-from taet.training.decisive import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
 from taet.training.folder import DELIVERED, RunFolder
+from taet.training.identity import run_hash
 from taet.training.record import RunRecord
 
 

@@ -22,8 +22,8 @@ from taet.experiments.specification import Point
 from taet.files import digest, make_folder, read_bytes, write_atomically
 from taet.report.read import CURVES, rows_beside
 from taet.reproduce.manifest import Item, PaperRow, Scale
-from taet.training.decisive import decisive
 from taet.training.folder import RunFolder
+from taet.training.identity import training_settings
 from taet.training.record import Row, run_from_json
 
 COMMITTED = Path(taet.__file__).parents[1] / "results"
@@ -38,8 +38,10 @@ def cell_hash(run: Run) -> str:
 
     A later version may have more settings: with their defaults they change nothing.
     """
-    usual = decisive(Run(method=run.method, settings=methods.find(run.method).Config()))
-    differs = {name: value for name, value in decisive(run).items() if name not in usual or usual[name] != value}
+    usual = training_settings(Run(method=run.method, settings=methods.find(run.method).Config()))
+    differs = {
+        name: value for name, value in training_settings(run).items() if name not in usual or usual[name] != value
+    }
     return digest(differs | {"method": run.method})
 
 
