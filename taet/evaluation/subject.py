@@ -47,6 +47,8 @@ class Subject:
     about: dict[str, Any]
     model_about: dict[str, Any]
     data_about: dict[str, Any]
+    card: Path | None = None
+    """Where its run keeps the card about it; None for a Module, and for images in place of the run's own."""
 
     @property
     def eps(self) -> float:
@@ -124,9 +126,9 @@ def _of_own(folder: Path, weights: str, given: nn.Module | None, arrays: Dataset
     """The model of a run, on the test images of its data set."""
     run, model, dataset, record = load_run(folder, weights, model=given, dataset=arrays)
     test = dataset.test
-    return _of_run(
-        folder, weights, given, (run, model, record), (test.images, test.labels, test.sha256), dataset.about()
-    )
+    images = test.images, test.labels, test.sha256
+    subject = _of_run(folder, weights, given, (run, model, record), images, dataset.about())
+    return replace(subject, card=RunFolder(folder).card(weights))
 
 
 def _of_run_on(folder: Path, weights: str, model: nn.Module | None, given: GivenImages) -> Subject:
