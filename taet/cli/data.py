@@ -24,7 +24,7 @@ from taet.data.description import describe, render
 from taet.data.reading import told_to
 from taet.errors import UserError, unknown
 from taet.experiments import own_data
-from taet.training.choices import Choice, choice_lines
+from taet.training.choices import Chosen, choice_lines
 
 SHOW = (
     "taet data show digits-lt",
@@ -91,7 +91,7 @@ def _show(arguments: list[str]) -> None:
     if parsed.out is not None and parsed.out.suffix.lower() not in PICTURES:
         raise UserError(f"--out: got '{parsed.out}'; allowed: a file that ends in {', '.join(PICTURES)}")
     data = Data(**parsed.data)
-    choices: dict[str, Choice] = {}
+    choices: dict[str, Chosen] = {}
     with progress("read") as report, told_to(report):
         if is_own(data.name):  # as taet train reads them
             plan = own_data.planned(config.override(protocols.taet(), {"data": data}))

@@ -30,7 +30,7 @@ from taet.experiments import own_data
 from taet.formatting import duration, plural
 from taet.report import write
 from taet.training import resume, train
-from taet.training.choices import Choice, choice_lines
+from taet.training.choices import Chosen, choice_lines
 from taet.training.folder import RunFolder
 from taet.training.trainer import Trainer, TrainingResult
 
@@ -100,7 +100,7 @@ class TrainingRequest(NamedTuple):
         """Return the run as its options say."""
         return override(self.start, self.given)
 
-    def planned(self) -> tuple[Run, dict[str, Choice]]:
+    def planned(self) -> tuple[Run, dict[str, Chosen]]:
         """Return the run with what is not given chosen for the images and the machine, and those choices."""
         run = self.run()
         if not is_own(run.data.name):
@@ -110,7 +110,7 @@ class TrainingRequest(NamedTuple):
         run = override(override(plan.run, self.given), named)
         return run, plan.followed(run)
 
-    def _with_network(self, run: Run) -> tuple[Run, dict[str, Choice]]:
+    def _with_network(self, run: Run) -> tuple[Run, dict[str, Chosen]]:
         """A protocol that is named, and a recipe, have their own network."""
         if self.options.protocol is not None or self.options.recipe is not None or "model.name" in self.given:
             return run, {}
@@ -119,7 +119,7 @@ class TrainingRequest(NamedTuple):
         if made.value == run.model.name:
             return run, {}
         why = f"{made.why}; --protocol {run.protocol} has {run.model.name}"
-        return override(run, {"model.name": made.value}), {"model.name": Choice(made.value, why)}
+        return override(run, {"model.name": made.value}), {"model.name": Chosen(made.value, why)}
 
 
 def run(arguments: list[str]) -> None:
@@ -259,7 +259,7 @@ def _evaluate(finished: TrainingResult, as_json: bool) -> None:
         print(f"{card}\nreport: {path}\nnext: taet predict {folder} IMAGES, taet export {folder} --format onnx")
 
 
-def introduction(trainer: Trainer, chosen: Mapping[str, Choice]) -> str:
+def introduction(trainer: Trainer, chosen: Mapping[str, Chosen]) -> str:
     """Return what `taet train` prints first: the data, the network, and what was chosen."""
     dataset, run = trainer.dataset, trainer.run
     counts, names = dataset.class_counts, dataset.class_names
