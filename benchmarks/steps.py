@@ -11,6 +11,7 @@ from torch.utils.flop_counter import flop_registry
 
 from taet.attacks.noise import Source
 from taet.config import Threat
+from taet.data.loader import Batch
 from taet.experiments.memory import peak_bytes
 from taet.experiments.steps import MethodSteps, Workload
 
@@ -43,11 +44,10 @@ class Steps(MethodSteps):
             workload,
             attack_steps=attack_steps,
             precision="bf16" if bf16 else "float32",
-            awp=awp,
             device=device,
-            source=Source(torch.Generator(device).manual_seed(0), begin, batch_size),
         )
-        self.batch = workload.batch(batch_size, device, share)
+        self.awp, self.source = awp, Source(torch.Generator(device).manual_seed(0), begin, batch_size)
+        self.batch = Batch(*(part[share] for part in workload.batch(batch_size, device)))
         self.enter(self.epochs - 1)
         # A strategy that learns in every k-th step makes a cycle of k.
         self.cycle = getattr(getattr(self.method, "published", None), "interval", 1)

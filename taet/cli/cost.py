@@ -61,10 +61,14 @@ class CostOptions:
 
 
 def run(arguments: list[str]) -> None:
-    """Measure the cost, print it and write it to the file asked for."""
-    parsed = read(arguments)
+    """Measure the cost, print it and write it to the file asked for; mistakes are refused before that."""
+    parsed = flags.parse(CostOptions, arguments, "taet cost", DESCRIPTION, EXAMPLES)
+    timing, wanted = Timing(**parsed.timing), wanted_methods(parsed.methods)
+    if parsed.out is not None and not parsed.out.parent.is_dir():
+        raise UserError(f"--out: got {parsed.out}; allowed: a file in a folder that is there")
+    workload = _workload(parsed)
     with progress("cost") as report:
-        found = measure(_workload(parsed), Timing(**parsed.timing), wanted_methods(parsed.methods), progress=report)
+        found = measure(workload, timing, wanted, progress=report)
     found["command"] = flags.call_text(["cost", *arguments])
     if parsed.out is not None:
         write_json(parsed.out, found)
@@ -72,20 +76,6 @@ def run(arguments: list[str]) -> None:
         print(json.dumps(found, indent=1))
     else:
         print("\n\n".join([setting(found), *map(text, tables(found))]))
-
-
-def read(arguments: list[str]) -> CostOptions:
-    """Parse a call; mistakes are refused before anything is measured."""
-    parsed = flags.parse(CostOptions, arguments, "taet cost", DESCRIPTION, EXAMPLES)
-    wanted_methods(parsed.methods)
-    Timing(**parsed.timing)
-    if parsed.data.get("name") and (parsed.image_shape or parsed.classes):
-        raise UserError("--image-shape, --classes: got them beside --data, which sets both; allowed: either")
-    if parsed.data and not parsed.data.get("name"):
-        raise UserError("--data.*: got options of a data set without --data NAME")
-    if parsed.out is not None and not parsed.out.parent.is_dir():
-        raise UserError(f"--out: got {parsed.out}; allowed: a file in a folder that is there")
-    return parsed
 
 
 def wanted_methods(names: tuple[str, ...]) -> list[Variant]:
@@ -98,13 +88,17 @@ def wanted_methods(names: tuple[str, ...]) -> list[Variant]:
 
 
 def _workload(parsed: CostOptions) -> Workload:
-    if parsed.data:
-        data = Data(**parsed.data)
-        known = facts(data) or DataFacts.of(load(data))
-        return Workload(parsed.model, known.image_shape, known.class_counts)
-    classes = parsed.classes or len(Workload.class_counts)
-    counts = long_tail_counts(classes, TOTAL // classes, RATIO)
-    return Workload(parsed.model, parsed.image_shape or Workload.image_shape, tuple(counts))
+    if not parsed.data:
+        classes = parsed.classes or len(Workload.class_counts)
+        counts = long_tail_counts(classes, TOTAL // classes, RATIO)
+        return Workload(parsed.model, parsed.image_shape or Workload.image_shape, tuple(counts))
+    if not parsed.data.get("name"):
+        raise UserError("--data.*: got options of a data set without --data NAME")
+    if parsed.image_shape or parsed.classes:
+        raise UserError("--image-shape, --classes: got them beside --data, which sets both; allowed: either")
+    data = Data(**parsed.data)
+    known = facts(data) or DataFacts.of(load(data))
+    return Workload(parsed.model, known.image_shape, known.class_counts)
 
 
 def text(table: CostTable) -> str:

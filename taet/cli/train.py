@@ -32,7 +32,8 @@ from taet.report import write
 from taet.training import resume, train
 from taet.training.choices import Chosen, choice_lines
 from taet.training.folder import RunFolder
-from taet.training.trainer import Trainer, TrainingResult
+from taet.training.result import TrainingResult
+from taet.training.trainer import Trainer
 
 EXAMPLES = (
     "taet train taet --data digits-lt --model resnet8 --epochs 30",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -16,17 +16,16 @@ import torch
 from taet import methods, registry
 from taet.attacks.ball import frozen
 from taet.bounds import Count, Processes, Settings, Whole
-from taet.config import Run, Threat, Training
+from taet.config import Threat, Training
+from taet.data.loader import Batch
 from taet.errors import UserError
-from taet.experiments.cost_model import CostModel, Measured, image_megabytes
+from taet.experiments.cost_model import ADVERSARIAL, CLEAN, TWO_STAGE, CostModel, Measured, image_megabytes
 from taet.experiments.steps import MethodSteps, Workload
 from taet.losses import cross_entropy
 from taet.methods.base import Adversarial
 from taet.progress import Progress
 from taet.training.environment import environment, on_threads, resolve_device
 
-CLEAN, TWO_STAGE = "standard", "taet"  # of the paper's cost model, beside the method that runs have by default
-MEMORY = ("held", "clean", "adversarial", "extra", "xi", "images")
 REPEATS = 5  # of what is short, a pass or a clean step, so that the clock's resolution and interruptions matter little
 REPORTED = ("batch_size", "precision", "steps", "epochs", "clean_epochs", "rounds")  # of how it was measured
 Options: TypeAlias = Mapping[str, Any]
@@ -86,115 +85,92 @@ def _spread(values: Measured) -> Measurement:
     return {"median": median, "spread": [low, high]}
 
 
-class _Parts:
-    """Clean training, adversarial training and TAET, which the parts of the cost model are measured on."""
+def _round(
+    clean: MethodSteps, adversarial: MethodSteps, two_stage: MethodSteps, batch: Batch, curve: Iterable[int]
+) -> dict[str, float]:
+    """Measure every part once, in seconds of a batch; parts that are compared follow one another."""
+    attacked = adversarial.attacked
+    autocast = torch.autocast(clean.device.type, torch.bfloat16, enabled=clean.bf16)
 
-    def __init__(self, workload: Workload, timing: Timing) -> None:
-        self.timing, self.device = timing, resolve_device(timing.device)
-        kappa, precision = timing.steps, timing.precision
-        build = partial(MethodSteps, workload=workload, epochs=timing.epochs, attack_steps=kappa, device=self.device)
-        self.clean = build(CLEAN, precision=precision)
-        self.precision = "bf16" if self.clean.bf16 else "float32"
-        self.build = partial(build, precision=self.precision)
-        self.adversarial = self.build(Run.method)
-        self.two_stage = self.build(TWO_STAGE, {"clean_share": timing.clean_share})
-        self.batch = workload.batch(timing.batch_size, self.device)
-        self.epoch_steps = math.ceil(sum(workload.class_counts) / timing.batch_size)
+    def forward() -> None:
+        clean.model.train()
+        with autocast:
+            clean.method.loss(clean.model, batch.x, batch.y, Adversarial(batch.x))
 
-    def round(self) -> dict[str, float]:
-        """Measure every part once, in seconds of a batch; parts that are compared follow one another."""
-        clean, adversarial, batch, x, y = self.clean, self.adversarial, self.batch, self.batch.x, self.batch.y
-        autocast = torch.autocast(clean.device.type, torch.bfloat16, enabled=clean.bf16)
+    def attack_forward() -> None:
+        with frozen(attacked), autocast:
+            cross_entropy(attacked(batch.x.detach().requires_grad_()), batch.y)
 
-        def timed(work: Callable[[], object], repeats: int = 1) -> float:
-            begun = clean.now()
-            for _ in range(repeats):
-                work()
-            return (clean.now() - begun) / repeats
+    def attack() -> None:
+        with frozen(attacked), autocast:
+            adversarial.attack()(attacked, batch.x, batch.y)
 
-        def forward() -> None:
-            clean.model.train()
-            with autocast:
-                clean.method.loss(clean.model, x, y, Adversarial(x))
+    return {
+        "F": clean.timed(forward, REPEATS),
+        "F + B": clean.timed(lambda: clean.step(batch), REPEATS),
+        "F'": clean.timed(attack_forward, REPEATS),
+        "F' + B_adv": clean.timed(attack) / adversarial.attack_steps,
+        "AT": adversarial.seconds(batch),
+        "TAET": two_stage.seconds(batch),
+        **{f"AT {n}": clean.timed(partial(adversarial.step, batch, steps=n)) for n in curve},
+    }
 
-        def attack_forward() -> None:
-            with frozen(adversarial.attacked), autocast:
-                cross_entropy(adversarial.attacked(x.detach().requires_grad_()), y)
 
-        def attack() -> None:
-            with frozen(adversarial.attacked), autocast:
-                adversarial.attack()(adversarial.attacked, x, y)
-
-        return {
-            "F": timed(forward, REPEATS),
-            "F + B": timed(lambda: clean.step(batch), REPEATS),
-            "F'": timed(attack_forward, REPEATS),
-            "F' + B_adv": timed(attack) / self.timing.steps,
-            "AT": adversarial.seconds(batch),
-            "TAET": self.two_stage.seconds(batch),
-            **{f"AT {n}": timed(partial(adversarial.step, batch, steps=n)) for n in self.timing.curve},
+def _model_costs(at: Mapping[str, Measured], timing: Timing, epoch_steps: int) -> Measurement:
+    """Return the parts, and ratios within rounds, of the seconds `at` by part, (rounds,) each."""
+    clean, attack, adversarial, share = at["F + B"], at["F' + B_adv"], at["AT"], timing.clean_share
+    model = CostModel(attack / clean, timing.steps)
+    parts = {
+        "forward": at["F"],
+        "backward": clean - at["F"],
+        "attack_forward": at["F'"],
+        "attack_backward": attack - at["F'"],
+        "gamma": model.gamma,
+        "rho": model.rho,
+        "eta": model.eta(share),
+        "printed_eta": model.printed_eta(share),
+    }
+    table = sorted({*range(0, timing.epochs + 1, max(timing.epochs // 10, 1)), timing.clean_epochs})
+    curve = [
+        {
+            "steps": n,
+            "epoch_seconds": _spread(epoch_steps * at[f"AT {n}"]),
+            "ratio": _spread(at[f"AT {n}"] / adversarial),
+            "predicted_over_measured": _spread((clean + n * attack) / at[f"AT {n}"]),
         }
+        for n in timing.curve
+    ]
+    return {
+        "model": {name: _spread(values) for name, values in parts.items()},
+        "measured_eta": _spread(at["TAET"] / adversarial),
+        "predicted_over_measured": _spread(model.eta(share) / (at["TAET"] / adversarial)),
+        "by_clean_epochs": [{"clean_epochs": n, "eta": _spread(model.eta(n / timing.epochs))} for n in table],
+        "curve": curve,
+    }
 
-    def model_costs(self, at: Mapping[str, Measured]) -> Measurement:
-        """Return the parts, and ratios within rounds, of the seconds `at` by part, (rounds,) each."""
-        timing, clean, attack = self.timing, at["F + B"], at["F' + B_adv"]
-        model = CostModel(attack / clean, timing.steps)
-        eta, measured = model.eta(timing.clean_share), at["TAET"] / at["AT"]
-        table = sorted({*range(0, timing.epochs + 1, max(timing.epochs // 10, 1)), timing.clean_epochs})
-        parts = {
-            "forward": at["F"],
-            "backward": clean - at["F"],
-            "attack_forward": at["F'"],
-            "attack_backward": attack - at["F'"],
-            "gamma": model.gamma,
-            "rho": model.rho,
-            "eta": eta,
-            "printed_eta": model.printed_eta(timing.clean_share),
-        }
-        curve = [
-            {
-                "steps": n,
-                "epoch_seconds": _spread(self.epoch_steps * found),
-                "ratio": _spread(found / at["AT"]),
-                "predicted_over_measured": _spread((clean + n * attack) / found),
-            }
-            for n, found in ((n, at[f"AT {n}"]) for n in timing.curve)
-        ]
-        return {
-            "model": {name: _spread(values) for name, values in parts.items()},
-            "measured_eta": _spread(measured),
-            "predicted_over_measured": _spread(eta / measured),
-            "by_clean_epochs": [{"clean_epochs": n, "eta": _spread(model.eta(n / timing.epochs))} for n in table],
-            "curve": curve,
-            "memory": self.memory(),
-        }
 
-    def memory(self) -> dict[str, float]:
-        """Return the peak memory of a clean and of an adversarial step in 10^6 bytes, M_delta and xi."""
-        held, clean = self.clean.memory(self.batch)
-        _, adversarial = self.adversarial.memory(self.batch)
-        extra, images = adversarial - clean, image_megabytes(tuple(self.batch.x.shape))
-        values = (held, clean, adversarial, extra, self.timing.clean_share * extra, images)
-        return {f"{name}_mb": round(value, 2) for name, value in zip(MEMORY, values, strict=True)}
+def _memory(clean: MethodSteps, adversarial: MethodSteps, batch: Batch, clean_share: float) -> dict[str, float]:
+    """Return the peak memory of a clean and of an adversarial step in 10^6 bytes, M_delta and xi."""
+    (held, low), (_, high) = clean.memory(batch), adversarial.memory(batch)
+    own = {"held_mb": held, "clean_mb": low, "adversarial_mb": high}
+    derived = {"extra_mb": high - low, "xi_mb": clean_share * (high - low), "images_mb": image_megabytes(batch.x.shape)}
+    return {name: round(value, 2) for name, value in {**own, **derived}.items()}
 
-    def method_cost(self, name: str, settings: Options) -> Measurement:
-        """Return passes and seconds of a method, each measured right before those of PGD adversarial training."""
-        base, batch = self.adversarial, self.batch
-        steps = base if name == Run.method and not settings else self.build(name, settings)
-        (forwards, backwards), unit = steps.passes(), sum(base.passes())
-        steps.seconds(batch)  # once for the caches
-        pairs = np.array([(steps.seconds(batch), base.seconds(batch)) for _ in range(self.timing.rounds)])
-        ratios = np.ones(len(pairs)) if steps is base else pairs[:, 0] / pairs[:, 1]
-        return {
-            "name": name,
-            "settings": dict(settings),
-            "forwards": round(forwards, 2),
-            "backwards": round(backwards, 2),
-            "passes_ratio": round((forwards + backwards) / unit, 3),
-            "seconds_ratio": round(float(np.median(ratios)), 3),
-            "spread": [round(float(ratios.min()), 3), round(float(ratios.max()), 3)],
-            "epoch_seconds": _spread(self.epoch_steps * pairs[:, 0])["median"],
-        }
+
+def _method_cost(steps: MethodSteps, base: MethodSteps, batch: Batch, timing: Timing, epoch_steps: int) -> Measurement:
+    """Return passes and seconds of a method, each measured right before those of PGD adversarial training."""
+    (forwards, backwards), unit = steps.passes(), sum(base.passes())
+    steps.seconds(batch)  # once for the caches
+    pairs = np.array([(steps.seconds(batch), base.seconds(batch)) for _ in range(timing.rounds)])
+    ratios = np.ones(len(pairs)) if steps is base else pairs[:, 0] / pairs[:, 1]
+    return {
+        "forwards": round(forwards, 2),
+        "backwards": round(backwards, 2),
+        "passes_ratio": round((forwards + backwards) / unit, 3),
+        "seconds_ratio": round(float(np.median(ratios)), 3),
+        "spread": [round(float(ratios.min()), 3), round(float(ratios.max()), 3)],
+        "epoch_seconds": _spread(epoch_steps * pairs[:, 0])["median"],
+    }
 
 
 def measure(
@@ -219,28 +195,37 @@ def measure(
     Raises:
         UserError: an unknown model, method or device; images that the model cannot take.
     """
-    total = timing.rounds + 1 + len(wanted := list(wanted))
-    report = progress or (lambda *_: None)
+    wanted, report = list(wanted), progress or (lambda *_: None)
+    total, images = timing.rounds + 1 + len(wanted), sum(workload.class_counts)
+    epoch_steps, device = math.ceil(images / timing.batch_size), resolve_device(timing.device)
+    build = partial(MethodSteps, workload=workload, epochs=timing.epochs, attack_steps=timing.steps, device=device)
     with on_threads(timing.threads):
-        parts, rounds, costs = _Parts(workload, timing), [], []
+        clean = build(CLEAN, precision=timing.precision)
+        precision = "bf16" if clean.bf16 else "float32"
+        build = partial(build, precision=precision)
+        adversarial, two_stage = build(ADVERSARIAL), build(TWO_STAGE, {"clean_share": timing.clean_share})
+        batch, rounds, costs = workload.batch(timing.batch_size, device), [], []
         for number in range(timing.rounds + 1):
             report(number, total, f"round {number} of {timing.rounds}" if number else "first round, for the caches")
-            rounds.append(parts.round())
-        seconds = {name: np.array([found[name] for found in rounds[1:]]) for name in rounds[0]}
+            rounds.append(_round(clean, adversarial, two_stage, batch, timing.curve))
+        seconds = {part: np.array([found[part] for found in rounds[1:]]) for part in rounds[0]}
         for number, (name, settings) in enumerate(wanted, timing.rounds + 1):
             report(number, total, name)
-            costs.append(parts.method_cost(name, settings))
+            steps = adversarial if name == ADVERSARIAL and not settings else build(name, settings)
+            cost = _method_cost(steps, adversarial, batch, timing, epoch_steps)
+            costs.append({"name": name, "settings": dict(settings), **cost})
         found = {
             "network": workload.model,
             "image_shape": list(workload.image_shape),
             "classes": len(workload.class_counts),
-            "images": sum(workload.class_counts),
+            "images": images,
             **{name: getattr(timing, name) for name in REPORTED},
-            "precision": parts.precision,
+            "precision": precision,
             "threads": torch.get_num_threads(),
-            **parts.model_costs(seconds),
+            **_model_costs(seconds, timing, epoch_steps),
+            "memory": _memory(clean, adversarial, batch, timing.clean_share),
             "costs": costs,
-            "environment": environment(parts.device),
+            "environment": environment(device),
             "load": os.getloadavg(),
         }
     report(total, total, "done")

@@ -7,14 +7,18 @@ appendices C and D.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-GAMMA, RHO, ETA = 0.619, 0.139, 0.608
+CLEAN, ADVERSARIAL, TWO_STAGE = "standard", "at", "taet"
+"""The methods that the model compares."""
+GAMMA = 0.619
+BY_MULTIPLICATIONS = 2 / 3
+"""gamma of a deep network: a pass forward or back to the images costs 1 (F, F', B_adv), one to the weights 2 (B)."""
 STEPS = 10
 """kappa."""
 CLEAN_SHARE = 0.4
@@ -74,24 +78,16 @@ class CostModel(Generic[Value]):
         return clean_share * self.rho**2 + 1 - clean_share
 
 
-def by_multiplications(steps: int = STEPS) -> CostModel[float]:
-    """Return the model by the multiplications of a deep network alone: gamma = (F + B_adv) / (F + B) = 2/3.
-
-    A backward pass to the images costs as much as a forward pass (B_adv = F), one to the weights twice that (B = 2 F).
-    """
-    return CostModel(2 / 3, steps)
-
-
-def by_line(seconds: Mapping[int, float], steps: int = STEPS, clean_share: float = 0.0) -> CostModel[float]:
-    """Return the model of the least-squares line through the seconds of an epoch by attack steps.
+def line_gamma(seconds: Mapping[int, float], clean_share: float = 0.0) -> float:
+    """Return gamma by the least-squares line through the seconds of an epoch by attack steps.
 
     The line's value at 0 steps is F + B, its slope F' + B_adv. `clean_share` is the share of clean epochs among those
     over which the seconds are a mean: they take no attack steps.
     """
-    attack_step, clean = np.polyfit(list(seconds), list(seconds.values()), 1).tolist()
-    return CostModel(attack_step / (1 - clean_share) / clean, steps)
+    attack_step, clean = np.polyfit(list(seconds), list(seconds.values()), 1)
+    return float(attack_step / (1 - clean_share) / clean)
 
 
-def image_megabytes(shape: tuple[int, ...] = BATCH_SHAPE) -> float:
+def image_megabytes(shape: Sequence[int] = BATCH_SHAPE) -> float:
     """Return the size of a float32 batch of images in 10^6 bytes: b c h w d of appendix D with d = 4 bytes."""
     return 4 * math.prod(shape) / 1e6

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that operations return, from then on until each is freed."""
+    """Count the bytes of all storages that operations return, each once, until it is freed."""
 
     def __init__(self, held: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -23,7 +23,6 @@ class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.add(tensor)
 
     def add(self, tensor: Tensor) -> None:
-        """Count the storage of `tensor` once, however many tensors share it."""
         storage = tensor.untyped_storage()
         if id(storage) not in self.known:
             self.known.add(id(storage))
@@ -56,8 +55,8 @@ def peak_bytes(work: Callable[[], object], held: Iterable[Tensor], device: torch
     every operation is watched, also those of the backward pass: a storage counts from the operation that returns it
     until it is freed. What an operation allocates and frees within itself is not seen.
     """
-    watch = _Storages(held)
     if device.type != "cuda":
+        watch = _Storages(held)
         with watch:
             work()
         return watch.peak
@@ -66,4 +65,4 @@ def peak_bytes(work: Callable[[], object], held: Iterable[Tensor], device: torch
     before = torch.cuda.memory_allocated(device)
     work()
     torch.cuda.synchronize(device)
-    return watch.bytes + torch.cuda.max_memory_allocated(device) - before
+    return held_bytes(held) + torch.cuda.max_memory_allocated(device) - before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +43,12 @@ class Workload(Settings):
     class_counts: tuple[int, ...] = tuple(long_tail_counts(10, TOTAL // 10, RATIO))
     """Training images of each class, (C,); their sum is an epoch."""
 
-    def batch(self, size: int, device: torch.device | str = "cpu", part: slice = slice(None)) -> Batch:
-        """Return `size` random images with random labels, the same in every call; or `part` of them."""
+    def batch(self, size: int, device: torch.device | str = "cpu") -> Batch:
+        """Return `size` random images with random labels, the same in every call."""
         draw = torch.Generator().manual_seed(0)
-        x = torch.rand(size, *self.image_shape, generator=draw)[part].to(device)
-        y = torch.randint(len(self.class_counts), (size,), generator=draw)[part].to(device)
-        return Batch(torch.arange(size)[part].to(device), x.contiguous(memory_format=torch.channels_last), y)
+        x = torch.rand(size, *self.image_shape, generator=draw).to(device)
+        y = torch.randint(len(self.class_counts), (size,), generator=draw).to(device)
+        return Batch(torch.arange(size).to(device), x.contiguous(memory_format=torch.channels_last), y)
 
 
 class MethodSteps:
@@ -64,11 +63,11 @@ class MethodSteps:
         epochs: int = Training.epochs,
         attack_steps: int = Threat.steps,
         precision: str = Training.precision,
-        awp: float = 0.0,
         device: torch.device | str = "cpu",
-        source: Source | None = None,
     ) -> None:
         self.workload, self.device = workload or Workload(), torch.device(device)
+        self.epochs, self.attack_steps = epochs, attack_steps
+        self.awp, self.source = 0.0, Source(torch.Generator(device).manual_seed(0))
         counts, shape = self.workload.class_counts, self.workload.image_shape
         milestones = tuple(epoch_at(share, epochs) for share in Training.milestones)
         task = Task(counts, shape, epochs=epochs, steps_per_epoch=CYCLE, milestones=milestones)
@@ -83,9 +82,7 @@ class MethodSteps:
         self.bf16 = chosen == "bf16"
         self.view = make_view(self.model, shape, torch.bfloat16 if self.bf16 else None)
         self.attacked = self.model if self.view is None else self.view.module
-        self.epochs, self.attack_steps, self.awp = epochs, attack_steps, awp
-        self.source = source or Source(torch.Generator(device).manual_seed(0))
-        stages = [self.method.task.stages[epoch] for epoch in range(epochs)]
+        stages = self.method.task.stages
         self.stages = [(stages.index(stage), stages.count(stage) / epochs) for stage in dict.fromkeys(stages)]
         """Of each stage, its first epoch and its share of the run."""
         self.cycle = CYCLE if self.method.optimizers or self.method.single_step else 2
@@ -119,13 +116,33 @@ class MethodSteps:
 
     def passes(self) -> tuple[float, float]:
         """Return the forward and backward passes of the network per image and step, mean over a run."""
-        with _passed(self.model) as count:
-            forwards, backwards = self.mean(count.copy, self.workload.batch(2, self.device), viewed=False).tolist()
-        return forwards / 2, backwards / 2
+        images = np.zeros(2)  # that passed forward and backward
+
+        def backward(gradient: Tensor) -> None:
+            images[1] += len(gradient)
+
+        # A plain function, which a copy of the network shares.
+        def forward(_: nn.Module, __: object, output: Tensor) -> None:
+            images[0] += len(output)
+            if output.requires_grad:
+                output.register_hook(backward)  # type: ignore[no-untyped-call]
+
+        body = self.model.body if isinstance(self.model, Classifier) else self.model.get_submodule("network")
+        batch = self.workload.batch(2, self.device)
+        with body.register_forward_hook(forward):
+            forwards, backwards = (self.mean(images.copy, batch, viewed=False) / len(batch.y)).tolist()
+        return forwards, backwards
 
     def seconds(self, batch: Batch) -> float:
         """Return the seconds of a step, mean over a run."""
         return float(self.mean(lambda: np.array(self.now()), batch))
+
+    def timed(self, work: Callable[[], object], repeats: int = 1) -> float:
+        """Return the mean seconds of `work()`."""
+        begun = self.now()
+        for _ in range(repeats):
+            work()
+        return (self.now() - begun) / repeats
 
     def memory(self, batch: Batch) -> tuple[float, float]:
         """Return what weights, optimiser, view and batch take between steps, and the peak, in 10^6 bytes."""
@@ -149,29 +166,7 @@ class MethodSteps:
         """Yield what is held between steps: parameters, buffers, their gradients, the optimiser's state."""
         for module in (self.model, self.attacked, self.method):
             yield from module.buffers()
-            for parameter in module.parameters():
-                yield from (tensor for tensor in (parameter, parameter.grad) if tensor is not None)
+            yield from module.parameters()
+            yield from (parameter.grad for parameter in module.parameters() if parameter.grad is not None)
         for state in self.optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
-
-
-@contextmanager
-def _passed(model: nn.Module) -> Iterator[Measured]:
-    """Count the images that pass through the network and its copies, (2,): forwards and backwards."""
-    count = np.zeros(2)
-
-    def backward(gradient: Tensor) -> None:
-        count[1] += len(gradient)
-
-    # A plain function, which a copy of the network shares.
-    def forward(_: nn.Module, __: object, output: Tensor) -> None:
-        count[0] += len(output)
-        if output.requires_grad:
-            output.register_hook(backward)  # type: ignore[no-untyped-call]
-
-    body = model.body if isinstance(model, Classifier) else model.get_submodule("network")
-    handle = body.register_forward_hook(forward)
-    try:
-        yield count
-    finally:
-        handle.remove()

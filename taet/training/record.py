@@ -381,6 +381,13 @@ class Epoch:
         )
 
 
+def balanced_accuracies(row: Row) -> dict[str, float]:
+    """Return the balanced accuracies of a row: of the examples trained on, and of its point of the curve if any."""
+    counts = {"training": row["train"], **(row["monitor"] or {})}
+    found = {name: values for name, values in counts.items() if isinstance(values, dict)}
+    return {name: metrics.balanced_accuracy(each["correct"], each["total"]) for name, each in found.items()}
+
+
 def best_epoch(epochs: Sequence[Epoch]) -> int | None:
     """Return the first epoch, from 1, of the best balanced accuracy under the curve's attack; None without a point."""
     best, found = -math.inf, None

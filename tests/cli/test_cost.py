@@ -60,8 +60,8 @@ def test_the_paper_stands_beside(taet: Command) -> None:
 
 
 def test_all_is_every_method_with_every_variant() -> None:
-    assert ("adt", {"variant": "imp-am"}) in cost.wanted_methods(cost.read(["--methods", "all"]).methods)
-    assert cost.wanted_methods(cost.read([]).methods) == [(name, {}) for name in ("at", "robal", "reat", "taet")]
+    assert ("adt", {"variant": "imp-am"}) in cost.wanted_methods(("all",))
+    assert cost.wanted_methods(cost.CostOptions().methods) == [(name, {}) for name in ("at", "robal", "reat", "taet")]
 
 
 @pytest.mark.parametrize(
