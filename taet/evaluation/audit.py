@@ -164,8 +164,8 @@ def audit(
         subject.model.to(where), subject.images, subject.labels, class_names=subject.class_names, batch_size=size
     )
     card = measure(sampled, plan, device=where, state_dir=state_dir, progress=meter, command=command)
-    batches: dict[str, Any] = {"batch_size": size, "seed": plan.settings.seed, "state_dir": state_dir}
-    runner = make_runner(subject.model.to(where), sampled.images, sampled.labels, **batches)
+    test, seed = (sampled.images, sampled.labels), plan.settings.seed
+    runner = make_runner(subject.model.to(where), *test, batch_size=size, seed=seed, state_dir=state_dir)
     if surrogate is not None:
         card = _with_surrogate(card, runner, surrogate, plan)
     facts = _facts(card, runner, plan, (reaches, width))
@@ -266,8 +266,8 @@ def _with_surrogate(
 ) -> ResultCard:
     """Return the card with the column of examples made on another model, and its flags."""
     name, model = surrogate
-    batches: dict[str, Any] = {name: getattr(runner, name) for name in ("batch_size", "seed", "state_dir")}
-    source = make_runner(model.to(runner.device), runner.images, runner.labels, **batches)
+    test, size = (runner.images, runner.labels), runner.batch_size
+    source = make_runner(model.to(runner.device), *test, batch_size=size, seed=runner.seed, state_dir=runner.state_dir)
     attack = parse_attack("pgd-20", plan.settings, plan.eps)
     columns = transfer_columns(source, [runner], attack, name=name)
     return diagnostics.flagged(replace(card, columns=(*card.columns, *columns)))

@@ -324,8 +324,10 @@ def _runners(folders: Mapping[str, Path], batch_size: int | None, device: torch.
         run, model, dataset, _ = load_run(folder)
         test = dataset.test if test is None else test
         size = run.evaluation.batch_size if batch_size is None else batch_size
-        options: dict[str, Any] = {"seed": run.evaluation.seed, "state_dir": RunFolder(folder).state(STATE)}
-        runners[name] = make_runner(model.to(device), test.images, test.labels, batch_size=size, **options)
+        seed, state = run.evaluation.seed, RunFolder(folder).state(STATE)
+        runners[name] = make_runner(
+            model.to(device), test.images, test.labels, batch_size=size, seed=seed, state_dir=state
+        )
     return runners
 
 
