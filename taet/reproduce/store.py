@@ -23,8 +23,8 @@ from taet.experiments.specification import Point
 from taet.files import digest, make_folder, read_bytes, write_atomically
 from taet.report.read import CURVES, rows_beside
 from taet.reproduce.manifest import Item, PaperRow, Scale
-from taet.training.decisive import decisive
 from taet.training.folder import RunFolder
+from taet.training.identity import training_settings
 from taet.training.record import Row, run_from_json
 
 COMMITTED = Path(taet.__file__).parents[1] / "results"
@@ -40,14 +40,14 @@ def cell_hash(run: Run) -> str:
 
     A later version may have more settings: with their defaults they change nothing.
     """
-    usual = _usual(run.method)
-    differs = {name: value for name, value in decisive(run).items() if name not in usual or usual[name] != value}
+    usual, own = _usual(run.method), training_settings(run)
+    differs = {name: value for name, value in own.items() if name not in usual or usual[name] != value}
     return digest(differs | {"method": run.method})
 
 
 @functools.cache
 def _usual(method: str) -> Mapping[str, Any]:
-    return decisive(Run(method=method, settings=methods.find(method).Config()))
+    return training_settings(Run(method=method, settings=methods.find(method).Config()))
 
 
 def _any_seed(run: Run) -> str:
