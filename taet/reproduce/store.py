@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import taet
 from taet import config, methods
@@ -46,7 +46,7 @@ def cell_hash(run: Run) -> str:
 
 
 @functools.cache
-def _usual(method: str) -> Mapping[str, Any]:
+def _usual(method: str) -> Mapping[str, object]:
     return training_settings(Run(method=method, settings=methods.find(method).Config()))
 
 
