@@ -62,8 +62,8 @@ def opened(path: Path, *, links: bool = True) -> Iterator[io.BufferedReader]:
     except OSError as error:
         linked = error.errno == errno.ELOOP and os.path.islink(path)
         raise _wrong_kind(path, stat.S_IFLNK) if linked else _unread(path, error) from None
-    except ValueError as error:
-        if "embedded null" not in str(error):
+    except ValueError:
+        if "\0" not in str(path):
             raise
         raise UserError(f"cannot read {path!s}: a file name cannot hold a zero byte") from None
 

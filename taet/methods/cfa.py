@@ -114,7 +114,7 @@ class Cfa(ClassBudgets):
     rule: CfaRule
 
     def __init__(self, config: Config, task: Task) -> None:
-        super().__init__(config, task)
+        super().__init__(config, task, lambda: CfaRule(task, config.lambda_1, config.lambda_2, config.begin))
         divergence = self.base.label_and_divergence
         self.regulariser = config.regulariser or ("scaled" if divergence else "off")
         if self.regulariser != "off" and not divergence:
@@ -126,10 +126,6 @@ class Cfa(ClassBudgets):
             self.average_decay, self.needs_feedback = config.average, True
             self.threshold = THRESHOLDS[config.gate] if config.threshold is None else config.threshold
             self.register_buffer("judged", torch.tensor(-1))
-
-    @staticmethod
-    def make_rule(config: Config, task: Task) -> BudgetRule:
-        return CfaRule(task, config.lambda_1, config.lambda_2, config.begin)
 
     def admits(self, epoch: int, seen: Seen) -> bool:
         if int(self.judged) >= epoch:  # before the run was stopped

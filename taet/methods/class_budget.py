@@ -56,13 +56,13 @@ class ClassBudget(ClassBudgets):
         """cfa: share of the epochs before the first class-wise budgets: 10 of 200 (CFA)."""
 
     def __init__(self, config: Config, task: Task) -> None:
-        super().__init__(config, task)
+        super().__init__(config, task, lambda: _rule(config, task))
         self.title = f"{ClassBudget.title} ({config.rule}) + {self.base.title}"
 
-    @staticmethod
-    def make_rule(config: Config, task: Task) -> BudgetRule:
-        if config.rule == "counts":
-            return CountsRule(task, config.a, config.b, config.base)
-        if config.rule == "cfa":
-            return CfaRule(task, config.lambda_1, 1.0, config.begin)
-        return DafaRule(task, config.lam, config.floor, config.warm_up)
+
+def _rule(config: ClassBudget.Config, task: Task) -> BudgetRule:
+    if config.rule == "counts":
+        return CountsRule(task, config.a, config.b, config.base)
+    if config.rule == "cfa":
+        return CfaRule(task, config.lambda_1, 1.0, config.begin)
+    return DafaRule(task, config.lam, config.floor, config.warm_up)

@@ -105,6 +105,5 @@ class Dafa(ClassBudgets):
         warm_up: InnerShare = WARM_UP
         """Share of the epochs before the weights begin: 70 of 110 (public code)."""
 
-    @staticmethod
-    def make_rule(config: Config, task: Task) -> BudgetRule:
-        return DafaRule(task, config.lam, config.floor, config.warm_up)
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task, lambda: DafaRule(task, config.lam, config.floor, config.warm_up))

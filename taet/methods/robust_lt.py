@@ -71,9 +71,6 @@ class RobustLT(ClassBudgets):
         """Share of the budget that depends on the class counts, 0 to 1 (paper)."""
         b: Share | None = None
         """Length of the warm-up as a share of the epochs; 0: none. Default: 1.0 with taet, 0.8 with others (paper)."""
-        knobs: tuple[str, ...] = ()
-        """Options of the base method, as on the command line without --method: name=value, e.g. tail-weight=2."""
 
-    @staticmethod
-    def make_rule(config: Config, task: Task) -> BudgetRule:
-        return CountsRule(task, config.a, config.b, config.base)
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task, lambda: CountsRule(task, config.a, config.b, config.base))

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -64,7 +64,7 @@ class ClassBudgets(Method):
     base: Method
     factor: Tensor
 
-    def __init__(self, config: Config, task: Task) -> None:
+    def __init__(self, config: Config, task: Task, rule: Callable[[], BudgetRule]) -> None:
         super().__init__(config, task)
         if set(task.stages) == {"clean"}:
             raise UserError(f"method base: got {config.base}, which attacks in no epoch; allowed: one that does")
@@ -78,15 +78,10 @@ class ClassBudgets(Method):
         self.average_decay = base.average_decay
         self.single_step = base.single_step
         self.optimizers = base.optimizers
-        self.rule = self.make_rule(config, task)
+        self.rule = rule()  # last: what is wrong with the base is said first
         self.epoch = 0
         base.outer.by_class = self.rule.weighs_labels
         self.register_buffer("factor", torch.ones_like(self.class_counts))
-
-    @staticmethod
-    def make_rule(config: Any, task: Task) -> BudgetRule:
-        """Return the rule that the configuration asks for."""
-        raise NotImplementedError
 
     @staticmethod
     def head(config: Config, task: Task) -> Head:

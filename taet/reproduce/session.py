@@ -100,6 +100,10 @@ class Session:
         gather(self.planned(), folders, self.say)
         self.store = Store(self.store.out, self.store.results)
 
+    def save(self, folder: Path) -> list[Path]:
+        """Copy cards and thinned epochs of the finished runs to a folder of results."""
+        return self.store.save(self.cells, folder)
+
     def left(self) -> TextTable:
         """How many runs are done, and what the others cost."""
         return TextTable(f"Runs at scale {self.scale.name}: {state_of(self.store, self.cells)}")
@@ -120,13 +124,19 @@ def state_of(store: Store, cells: Sequence[StoredCell]) -> str:
     return ", ".join(said)
 
 
+def _counts(store: Store, scale: Scale, item: Item) -> str:
+    """How many of the runs that an item needs are done; those of other seeds do not count."""
+    found = store.of_item(scale, item).items()
+    needed = [one for row, cells in found for one in cells if one.cell.seed in scale.seeds_of(row)]
+    return f"{sum(one.state == 'done' for one in needed)}/{len(needed)}"
+
+
 def overview(store: Store) -> TextTable:
     """Every item with what is filled of it at each scale, and the price of the rest of both papers."""
-    rows, heads = [], ("", *scales())
-    for item in items().values():
-        found = [store.every_cell(scale, [item]) for scale in scales().values()]
-        counts = [f"{sum(one.state == 'done' for one in cells)}/{len(cells)}" for cells in found]
-        rows.append((f"{item.name} · {item.title}", *counts))
-    every = [(scale, store.every_cell(scale, items().values())) for scale in scales().values()]
-    said = tuple(f"{scale.name} ({scale.says}): {state_of(store, cells)}." for scale, cells in every)
+    every, heads = scales().values(), ("", *scales())
+    rows = [
+        (f"{item.name} · {item.title}", *(_counts(store, scale, item) for scale in every)) for item in items().values()
+    ]
+    found = [(scale, store.every_cell(scale, items().values())) for scale in every]
+    said = tuple(f"{scale.name} ({scale.says}): {state_of(store, cells)}." for scale, cells in found)
     return TextTable("Runs that are filled, of those that an item needs", heads, (*rows,), said)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taet.shapes import check_shape
 
@@ -38,14 +38,40 @@ def of(part: Stateful | None) -> Part:
     return Part(part.state_dict, part.load_state_dict)
 
 
-def field(owner: object, name: str, shape: Any) -> Part:
-    """Return the part of one attribute of plain Python values, which have a `shape` as in `taet.shapes`."""
+def attribute(owner: object, name: str, check: Callable[[Any], None]) -> Part:
+    """Return the part of one attribute, whose value `check` refuses by an exception."""
 
     def load(value: Any) -> None:
-        check_shape(name, value, shape)
+        check(value)
         setattr(owner, name, value)
 
     return Part(partial(getattr, owner, name), load)
+
+
+def field(owner: object, name: str, shape: Any) -> Part:
+    """Return the part of one attribute of plain Python values, which have a `shape` as in `taet.shapes`."""
+    return attribute(owner, name, lambda value: check_shape(name, value, shape))
+
+
+def weights(owner: object, name: str, model: nn.Module) -> Part:
+    """Return the part of an attribute that is None or the weights of a model like `model`."""
+
+    def check(values: object) -> None:
+        if values is not None:
+            check_form(name, values, model.state_dict())
+
+    return attribute(owner, name, check)
+
+
+def in_place(name: str, own: Tensor | None) -> Part:
+    """Return the part of a tensor that keeps its place in memory; without one, the state is None."""
+
+    def load(value: Tensor) -> None:
+        if own is not None:
+            check_form(name, value, own)
+            own.copy_(value)
+
+    return Part(lambda: own, load)
 
 
 def optimizer(own: torch.optim.Optimizer) -> Part:

@@ -19,7 +19,7 @@ from taet.errors import UserError
 from taet.metrics import Floats, Ints
 from taet.models.heads import Head
 from taet.shapes import Sha256, Whole, check_shape, kind_text
-from taet.training.decisive import run_hash
+from taet.training.identity import run_hash
 
 Classes = Annotated[int, Ge(0), Le(2**20)]
 Side = Annotated[int, Ge(0), Le(2**16)]
@@ -192,21 +192,16 @@ class RunRecord:
         assert isinstance(values, Mapping)
         check_shape("", {**values, "settings": values["run"]}, cls)
         data = values["data"]
-        read = {name: _built(SplitRecord, split) for name, split in data["splits"].items()}
         classes, extra = data.get("num_classes", len(data.get("class_names", ()))), data.get("extra")
+        splits = {name: _built(SplitRecord, split) for name, split in data["splits"].items()}
+        made = None if extra is None else _built(ExtraRecord, extra)
         return _built(
             cls,
             values,
             settings=values["run"],
             stages=tuple(_built(StageRecord, stage) for stage in values.get("stages", ())),
             selection=_built(SelectionRecord, values["selection"]),
-            data=_built(
-                DataRecord,
-                data,
-                num_classes=classes,
-                splits=read,
-                extra=None if extra is None else _built(ExtraRecord, extra),
-            ),
+            data=_built(DataRecord, data, num_classes=classes, splits=splits, extra=made),
             head=Head(**{name: values["head"][name] for name in Head._fields if name in values["head"]}),
         )
 
@@ -383,6 +378,13 @@ class Epoch:
             seconds=row["seconds"],
             peak_memory_mb=row.get("peak_memory_mb"),
         )
+
+
+def balanced_accuracies(row: Row) -> dict[str, float]:
+    """Return the balanced accuracies of a row: of the examples trained on, and of its point of the curve if any."""
+    counts = {"training": row["train"], **(row["monitor"] or {})}
+    found = {name: values for name, values in counts.items() if isinstance(values, dict)}
+    return {name: metrics.balanced_accuracy(each["correct"], each["total"]) for name, each in found.items()}
 
 
 def best_epoch(epochs: Sequence[Epoch]) -> int | None:

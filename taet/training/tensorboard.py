@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from taet import metrics
 from taet.errors import UserError
-from taet.training.record import Row
+from taet.training.record import Row, balanced_accuracies
 
 
 class Board:
@@ -37,7 +36,4 @@ class Board:
 def scalars(row: Row) -> dict[str, float]:
     """Learning rate, loss and parts, and balanced accuracies of one row of metrics.jsonl."""
     values = {f"loss/{name}": value for name, value in row["loss"].items()} | {"lr": row["lr"]}
-    for name, counts in (row["monitor"] or {}).items():
-        if isinstance(counts, dict):
-            values[f"balanced accuracy/{name}"] = metrics.balanced_accuracy(counts["correct"], counts["total"])
-    return values
+    return values | {f"balanced accuracy/{name}": value for name, value in balanced_accuracies(row).items()}

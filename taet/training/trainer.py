@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import math
 import shlex
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -19,33 +19,24 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from taet import metrics, models
-from taet.attacks.ball import frozen
-from taet.attacks.noise import Source
+from taet import models
 from taet.attacks.weighting import generation_weighting
 from taet.bounds import NonNegative
-from taet.config import Run, epoch_at
+from taet.config import Run
 from taet.data import DataFacts, Dataset, load
 from taet.data.extra import check_classes
 from taet.data.loader import Batch, Loader
 from taet.data.reading import told_to
 from taet.distributed import copy_first, first, in_any, in_turn, rank, unless_one_ends, world_size
 from taet.errors import UserError, custom_code, located
-from taet.formatting import plural
-from taet.methods import Attack, Method
-from taet.methods.base import Loss
 from taet.models import memory_layout
-from taet.models.sync_norm import average_statistics, normalisations, synchronised
-from taet.models.view import View
+from taet.models.sync_norm import average_statistics, synchronised
 from taet.progress import Progress
-from taet.randomness import derive_seed, generator
 from taet.training import checkpoint_parts
 from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
 from taet.training.checkpoint import WeightsAbout
 from taet.training.checkpoint_parts import Part
-from taet.training.collapse import training_flags
 from taet.training.curve import TrainingCurve, WatchedEpoch
-from taet.training.decisive import run_hash
 from taet.training.drift import Drift
 from taet.training.environment import keep_freed_memory, on_threads, peak_memory_mb, resolve_device
 from taet.training.epoch_sums import EpochSums
@@ -53,16 +44,17 @@ from taet.training.estimate import work_of
 from taet.training.extra import load_extra, with_extra
 from taet.training.folder import MetricsMark, RunFolder
 from taet.training.graphs import Graphs
+from taet.training.identity import run_hash
 from taet.training.interruption import interruption
 from taet.training.optimizer import build_optimizer, set_learning_rate
-from taet.training.record import Epoch, Row, RunRecord
+from taet.training.record import Row, RunRecord, balanced_accuracies
 from taet.training.resolve import resolve
+from taet.training.result import TrainingResult
 from taet.training.schedule import learning_rate
 from taet.training.setup import attack_view, build_model, check_processes, describe
 from taet.training.speed import settle
-from taet.training.step import training_step
+from taet.training.step import Steps
 from taet.training.tensorboard import Board
-from taet.training.weight_perturbation import buffers_kept
 
 _logger = logging.getLogger(__name__)
 
@@ -74,30 +66,6 @@ class Spent(TypedDict):
 
     training: NonNegative
     all: NonNegative
-
-
-@dataclass(frozen=True, repr=False)
-class TrainingResult:
-    """A finished run: its folder, the model that it delivers (eval mode), the data, and one row per epoch."""
-
-    folder: Path
-    run: Run
-    model: nn.Module
-    dataset: Dataset
-    history: tuple[Row, ...]
-
-    def __repr__(self) -> str:
-        last: Row = next((row["monitor"] for row in reversed(self.history) if row["monitor"]), {})
-        epochs = plural(len(self.history), "epoch")
-        lines = [f"{self.run.method} on {self.dataset.name}: {epochs}, {self.folder}"]
-        for name, counts in last.items():
-            if isinstance(counts, dict):
-                balanced = metrics.balanced_accuracy(counts["correct"], counts["total"])
-                lines.append(
-                    f"  {name:8} balanced accuracy {100 * balanced:.2f} % ({last['split']}, last point of the curve)"
-                )
-        flags = training_flags([Epoch.from_json(row) for row in self.history])
-        return "\n".join([*lines, *(f"  {name}: {text}" for name, text in flags.items())])
 
 
 class Trainer:
@@ -147,8 +115,8 @@ class Trainer:
         self.model = build_model(self.resolved, self.dataset, model, self.device, None if begun else run.model.weights)
         if training.channels_last:
             self.model.notes += memory_layout.guard(self.model, self.method)
-        self.decisions = first(lambda: settle(training, self.model, self.dataset.image_shape, self.device))
-        values = {name: made.value for name, made in self.decisions.items()}
+        self.choices = first(lambda: settle(training, self.model, self.dataset.image_shape, self.device))
+        values = {name: made.value for name, made in self.choices.items()}
         self.threads = training.threads or values.get("training.threads") or torch.get_num_threads()
         self.resolved = self.resolved.at(values.get("training.precision", training.precision))
         self.run = self.resolved.run
@@ -172,7 +140,8 @@ class Trainer:
         self.seconds = {"training": 0.0, "all": 0.0}  # of the current epoch
         self.epoch_sums = EpochSums.empty(self.dataset.num_classes, self.device)
         self.predicted = self.method.exposure.clone()
-        self.weighting = generation_weighting(run.threat.weighting, self.method.exposure, self.predicted)
+        weighting = generation_weighting(run.threat.weighting, self.method.exposure, self.predicted)
+        self.steps = Steps(self.run, self.device, weighting)
         self.metrics_bytes, self.metrics_sha256 = MetricsMark()
         # Not saved.
         self.watched_batches = 0
@@ -196,13 +165,13 @@ class Trainer:
             "epoch": checkpoint_parts.field(self, "epoch", Annotated[int, Ge(0), Le(self.run.training.epochs)]),
             "step": checkpoint_parts.field(self, "step", Annotated[int, Ge(0), Le(len(self.loader))]),
             "running": checkpoint_parts.of(self.epoch_sums),
-            "predicted": Part(lambda: self.predicted, self._load_predicted),
-            "best_score": Part(lambda: self.curve.best_score, self._load_best_score),
+            "predicted": checkpoint_parts.in_place("predicted", self.predicted),
+            "best_score": checkpoint_parts.attribute(self.curve, "best_score", _check_score),
             "best_epoch": checkpoint_parts.field(self.curve, "best_epoch", Annotated[int, Ge(-1)]),
-            "best_weights": Part(lambda: self.curve.best_weights, self._load_best_weights),
+            "best_weights": checkpoint_parts.weights(self.curve, "best_weights", self.model),
             "average": checkpoint_parts.of(self.average),
             "drift": checkpoint_parts.of(self.drift),
-            "weights": Part(lambda: self.weighting.weights, self._load_weighting),
+            "weights": checkpoint_parts.in_place("weights", self.steps.weighting.weights),
             "metrics_bytes": checkpoint_parts.field(self, "metrics_bytes", Annotated[int, Ge(0)]),
             "metrics_sha256": checkpoint_parts.field(self, "metrics_sha256", str),
             "seconds": checkpoint_parts.field(self, "seconds", Spent),
@@ -242,25 +211,6 @@ class Trainer:
         with custom_code(f"the model is not the one that {self.folder.path} was started with"):
             checkpoint_parts.check_form("model", values, self.model.state_dict())
             self.model.load_state_dict(values)
-
-    def _load_best_score(self, value: float) -> None:
-        if not isinstance(value, float):
-            raise TypeError("not a number")
-        self.curve.best_score = value
-
-    def _load_best_weights(self, values: dict[str, Tensor] | None) -> None:
-        if values is not None:
-            checkpoint_parts.check_form("best_weights", values, self.model.state_dict())
-        self.curve.best_weights = values
-
-    def _load_predicted(self, values: Tensor) -> None:
-        checkpoint_parts.check_form("predicted", values, self.predicted)
-        self.predicted = values.to(self.device)
-
-    def _load_weighting(self, values: Tensor | None) -> None:
-        if self.weighting.weights is not None and values is not None:
-            checkpoint_parts.check_form("weights", values, self.weighting.weights)
-            self.weighting.weights.copy_(values)
 
     def _check_finite(self) -> None:
         sums = self.epoch_sums.sums
@@ -302,12 +252,11 @@ class Trainer:
         with contextlib.closing(self.loader.epoch(epoch, self.step)) as batches:
             for batch in batches:
                 set_learning_rate(self.optimizer, learning_rate(run, epoch, self.step, steps))
-                self._seed_model(epoch, self.step)
+                self.steps.seed_model(epoch, self.step)
                 number, place = epoch * steps + self.step, self.loader.place(self.step)
-                attack = self._attack(place, "attack", epoch, self.step)
-                loss = self._step(
-                    self.model, self.method, self.optimizer, batch, attack, epoch, number, self.view, self.graphs
-                )
+                attack = self.steps.attack(place, "attack", epoch, self.step)
+                own = (self.model, self.method, self.optimizer)
+                loss = self.steps.take(*own, batch, attack, epoch, number, self.view, self.graphs)
                 if not run.training.sync_bn:
                     average_statistics(self.model, self.method)
                 self.epoch_sums.add(loss, batch.y, total=place[1])
@@ -318,76 +267,21 @@ class Trainer:
                 self._pause("training")
         self._check_finite()
         # A run that was stopped while it watched comes here again, with the epoch averaged already.
-        averaging = self.average is not None and self.resolved.averages_epochs
-        if averaging and self.average is not None and self.average.models == epoch - self.resolved.first_averaged:
-            self.average.add_equally(self.model)
-
-    def _step(
-        self,
-        model: nn.Module,
-        method: Method,
-        optimizer: torch.optim.Optimizer,
-        batch: Batch,
-        attack: Attack,
-        epoch: int,
-        number: int,
-        view: View | None,
-        graphs: Graphs | None = None,
-    ) -> Loss:
-        """A step of `epoch`, with the run's settings."""
-        training = self.run.training
-        try:
-            return training_step(
-                model,
-                method,
-                optimizer,
-                batch,
-                attack,
-                autocast=training.precision == "bf16",
-                awp=training.awp if epoch >= epoch_at(training.awp_start, training.epochs) else 0.0,
-                number=number,
-                view=view,
-                graphs=graphs,
-            )
-        except ValueError as error:
-            if len(batch.y) > 1 or not normalisations(model, method):
-                raise
-            raise UserError(
-                f"batch size: a batch of {len(batch.y)} leaves batch normalisation one value per channel; "
-                "take a larger --batch-size"
-            ) from error
+        average, resolved = self.average, self.resolved
+        if average is not None and resolved.averages_epochs and average.models == epoch - resolved.first_averaged:
+            average.add_equally(self.model)
 
     def _rebalance(self) -> None:
         """Set the attack's weights to the predictions of the last epoch, in place: a captured step sees them."""
         counts = self.method.exposure
         weights, _ = generation_weighting(self.run.threat.weighting, counts, self.predicted.to(counts.dtype))
-        self._load_weighting(weights)
-
-    def _seed_model(self, *purpose: str | int) -> None:
-        """Seed the random numbers of a custom model, such as dropout, differently in each process."""
-        others = (rank(),) if rank() else ()
-        torch.manual_seed(derive_seed(self.run.seed, "model", *purpose, *others))
-
-    def _attack(self, place: tuple[int, int], *purpose: str | int) -> Attack:
-        """The protocol's attack on images at `place` in their batch, with the noise that belongs to `purpose`."""
-        source = Source(generator(self.device, self.run.seed, *purpose), *place)
-        return Attack(self.run.threat, source, None, *self.weighting)
-
-    def _examples(self, model: nn.Module, x: Tensor, y: Tensor, place: tuple[int, int], *purpose: str | int) -> Tensor:
-        """The examples that the method trains on for x: those of the attack, or x itself in a clean stage."""
-        autocast = self.run.training.precision == "bf16"
-        with (
-            torch.enable_grad(),
-            buffers_kept(model),  # an attack in train mode moves the statistics
-            frozen(model, self.run.threat.bn_mode),
-            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=autocast),
-        ):
-            return self.method.perturb(model, x, y, self._attack(place, *purpose)).x
+        if weights is not None and self.steps.weighting.weights is not None:
+            self.steps.weighting.weights.copy_(weights)
 
     def _measure_drift(self) -> list[float] | None:
         """Distance per class between the examples of this epoch and of the one before, if the run asks for it."""
         return self.drift.measure(
-            lambda number, place, x, y: self._examples(self.model, x, y, place, "drift", number),
+            lambda number, place, x, y: self.steps.examples(self.model, self.method, x, y, place, "drift", number),
             self.run.training.batch_size,
         )
 
@@ -422,10 +316,7 @@ class Trainer:
         """The point of the curve that belongs to this epoch, if there is one."""
         if self.epoch not in self.curve.epochs:
             return None
-
-        def pause() -> None:
-            self._pause("watching")
-
+        pause = functools.partial(self._pause, "watching")
         if self.average is not None and self.method.average_decay:
             live = self.curve.look(self._deployed(averaged=False), pause).seen
             assert live is not None
@@ -460,7 +351,8 @@ class Trainer:
         self.epoch_sums, self.watched_batches = EpochSums.empty(self.dataset.num_classes, self.device), 0
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, {"training": 0.0, "all": 0.0}
         self.save()
-        self._show(_accuracies(row))
+        seen = ", ".join(f"{name} {100 * value:.1f} %" for name, value in balanced_accuracies(row).items())
+        self._show(f"loss {row['loss']['total']:.3f} · balanced accuracy: {seen}")
 
     def _finish(self) -> TrainingResult:
         """Write the delivered weights, the others if of another epoch, and the mark that the run is done."""
@@ -506,12 +398,13 @@ class Trainer:
         attacked = copy.deepcopy(model)
         epoch = min(self.epoch, self.run.training.epochs - 1)
         self.method.enter(epoch)
-        self._seed_model(epoch, "swa")
+        self.steps.seed_model(epoch, "swa")
 
         def batches() -> Iterator[Tensor]:
             with contextlib.closing(self.loader.epoch(epoch)) as loaded:
                 for step, batch in enumerate(loaded):
-                    yield self._examples(attacked, batch.x, batch.y, self.loader.place(step), "swa", epoch, step)
+                    place = self.loader.place(step)
+                    yield self.steps.examples(attacked, self.method, batch.x, batch.y, place, "swa", epoch, step)
                     self._pause("estimating")
 
         update_bn(batches(), model)
@@ -538,8 +431,8 @@ class Trainer:
         place = self.loader.place(0)
         for number in range(2):
             begun = time.monotonic()
-            attack = self._attack(place, "expected", epoch, number)
-            loss = self._step(model, method, optimizer, batch, attack, epoch, number, view)
+            attack = self.steps.attack(place, "expected", epoch, number)
+            loss = self.steps.take(model, method, optimizer, batch, attack, epoch, number, view)
             loss.total.item()  # waits for the device
         return (time.monotonic() - begun) * self.loader.per_epoch / place[1] / self.work.training[epoch]
 
@@ -559,18 +452,10 @@ class Trainer:
         self.progress(done, self.work.total, " · ".join(label))
 
 
-def _accuracies(row: Row) -> str:
-    """Return loss and balanced accuracies of an epoch in words."""
-    found = {
-        "training": row["train"],
-        **{name: value for name, value in (row["monitor"] or {}).items() if name != "split"},
-    }
-    each = (
-        f"{name} {100 * metrics.balanced_accuracy(counts['correct'], counts['total']):.1f} %"
-        for name, counts in found.items()
-        if isinstance(counts, dict)
-    )
-    return " · ".join([f"loss {row['loss']['total']:.3f}", f"balanced accuracy: {', '.join(each)}"])
+def _check_score(value: object) -> None:
+    """Refuse what is no score; before the first point of the curve it is -inf."""
+    if not isinstance(value, float) or math.isnan(value):
+        raise TypeError("not a number")
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def test_an_embedding_is_kept_shown_and_saved_with_its_run(smoke: Fill, tmp_path
     assert kept is not None
     assert kept.attack == "pgd-2"
     assert figures.drawings(store, SMOKE, item).panels[0].title == "at-bsl, t-SNE of features, pgd-2"
-    session.store.save(session.cells, tmp_path / "results")
+    session.save(tmp_path / "results")
     other = Store(tmp_path / "none", [tmp_path / "results"])
     assert other.embedding(other.cells(SMOKE, item.rows[0], ["clean"])[0], "features") == kept
     assert taet.report.write([*(tmp_path / "results").glob("*_seed0-????????.json")], tmp_path / "page.html").exists()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from taet.config import Run, Training
 from taet.errors import UserError
-from taet.training import resume, train, trainer
+from taet.training import resume, train
+from taet.training import step as steps
 from taet.training.averaging import WeightAverage, ema_decay
 from taet.training.trainer import Trainer
 
@@ -75,14 +76,14 @@ def test_its_state_is_restored() -> None:
 def watch_weights(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """State of the live model after every step of the runs to come."""
     states: list[dict[str, Tensor]] = []
-    step = trainer.training_step
+    step = steps.training_step
 
     def spy(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         loss = step(model, *args, **kwargs)
         states.append({name: value.clone() for name, value in model.state_dict().items()})
         return loss
 
-    monkeypatch.setattr(trainer, "training_step", spy)
+    monkeypatch.setattr(steps, "training_step", spy)
     return states
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from taet.config import Run
 from taet.errors import UserError
-from taet.training import train, trainer
+from taet.training import step as steps
+from taet.training import train
 from taet.training.trainer import Trainer
 
 
@@ -37,13 +38,13 @@ def test_the_estimate_takes_the_steps_of_the_run(
     tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of each stage, with weight perturbation where it is on, and nothing of the run is moved."""
-    step, found = trainer.training_step, []
+    step, found = steps.training_step, []
 
     def recorded(*arguments: Any, **options: Any) -> Any:
         found.append((options["awp"], options["number"]))
         return step(*arguments, **options)
 
-    monkeypatch.setattr(trainer, "training_step", recorded)
+    monkeypatch.setattr(steps, "training_step", recorded)
     run = tiny("taet", {"training.epochs": 4, "training.awp": 0.01, "training.awp_start": 0.5})
     whole = Trainer(run, tmp_path, model=None, dataset=None, progress=None)
     before = {name: value.clone() for name, value in whole.model.state_dict().items()}

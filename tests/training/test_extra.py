@@ -24,7 +24,8 @@ from taet.losses.long_tail import log_prior, rebalancing_weights
 from taet.losses.tail_margin import tail_classes
 from taet.methods import Task
 from taet.methods.robust_lt import class_budgets
-from taet.training import resume, train, trainer
+from taet.training import resume, train
+from taet.training import step as steps
 from taet.training.extra import kept_by
 from taet.training.folder import RunFolder
 
@@ -90,7 +91,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(
 ) -> None:
     run = tiny("at-bsl", MIXED | {"data.extra": noise(tmp_path / "noise.npz")})
     train(run, out=tmp_path / "whole")
-    step, calls = trainer.training_step, itertools.count()
+    step, calls = steps.training_step, itertools.count()
 
     def stopping(*args: Any, **options: Any) -> Any:
         if next(calls) == 4:  # in the second epoch
@@ -98,7 +99,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_that_was_not(
         return step(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "training_step", stopping)
+        patch.setattr(steps, "training_step", stopping)
         with pytest.raises(KeyboardInterrupt):
             train(run, out=tmp_path / "stopped")
     noise(tmp_path / "noise.npz", seed=1)

@@ -15,7 +15,8 @@ from taet import models, protocols
 from taet.config import Run, Training, override
 from taet.errors import UserError
 from taet.models import CosineHead, Head
-from taet.training import train, trainer
+from taet.training import step as steps
+from taet.training import train
 from taet.training.optimizer import build_optimizer
 from taet.training.schedule import learning_rate
 
@@ -117,13 +118,13 @@ def test_what_does_not_go_with_adamw_is_refused() -> None:
 def test_the_rate_that_the_optimiser_has_is_the_schedules(
     tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, found = trainer.training_step, []
+    step, found = steps.training_step, []
 
     def recorded(model: nn.Module, method: Any, optimizer: torch.optim.Optimizer, *rest: Any, **options: Any) -> Any:
         found.append([group["lr"] for group in optimizer.param_groups])
         return step(model, method, optimizer, *rest, **options)
 
-    monkeypatch.setattr(trainer, "training_step", recorded)
+    monkeypatch.setattr(steps, "training_step", recorded)
     run = tiny("at", {**protocols.recipe_settings("vit"), "training.epochs": 3, "training.warmup": 0.5})
     history = train(run, out=tmp_path / "run").history
     expected = rates(run, steps=3)

@@ -21,7 +21,8 @@ from taet import models
 from taet.config import Run
 from taet.errors import UserError
 from taet.files import seal
-from taet.training import TrainingResult, resume, train, trainer
+from taet.training import TrainingResult, resume, train
+from taet.training import step as steps
 from taet.training.folder import RunFolder
 from taet.training.interruption import interruption
 
@@ -57,14 +58,14 @@ def go_on(run: Run, folder: Path) -> None:
 
 def stopping(monkeypatch: pytest.MonkeyPatch, at: int, stop: Callable[[], None]) -> None:
     """Call `stop` before the step with index `at`."""
-    step, calls = trainer.training_step, itertools.count()
+    step, calls = steps.training_step, itertools.count()
 
     def wrapped(*args: Any, **options: Any) -> Any:
         if next(calls) == at:
             stop()
         return step(*args, **options)
 
-    monkeypatch.setattr(trainer, "training_step", wrapped)
+    monkeypatch.setattr(steps, "training_step", wrapped)
 
 
 def raise_killed() -> None:

@@ -17,7 +17,8 @@ from taet import config, evaluate
 from taet.config import Run
 from taet.data import load
 from taet.data.store import Stored
-from taet.training import resume, train, trainer
+from taet.training import resume, train
+from taet.training import step as steps
 
 AssertSame = Callable[[Path, Path], None]
 LIMIT = 2 << 30
@@ -82,7 +83,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_from_the_disk(
     stored: Callable[..., Run], tmp_path: Path, assert_same: AssertSame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = train(stored("memory"), out=tmp_path / "memory")
-    real, calls = trainer.training_step, []
+    real, calls = steps.training_step, []
 
     def stopping(*args: Any, **options: Any) -> Any:
         calls.append(1)
@@ -91,7 +92,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_from_the_disk(
         return real(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "training_step", stopping)
+        patch.setattr(steps, "training_step", stopping)
         with pytest.raises(KeyboardInterrupt):
             train(stored("disk"), out=tmp_path / "disk")
     resume(tmp_path / "disk")

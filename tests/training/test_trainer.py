@@ -28,6 +28,7 @@ from taet.config import Run, epoch_at, override
 from taet.data import Dataset, Split
 from taet.errors import UserError
 from taet.training import TrainingResult, resume, train, trainer
+from taet.training import step as steps
 from taet.training.checkpoint import weights_digest
 from taet.training.curve import monitor
 from taet.training.finished import load_model
@@ -88,13 +89,13 @@ def test_a_share_is_over_with_the_nearest_epoch_and_half_way_with_the_earlier(sh
 def test_the_optimiser_follows_the_schedule(
     tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, step = [], trainer.training_step
+    seen, step = [], steps.training_step
 
     def spy(*args: Any, **options: Any) -> Any:
         seen.append(args[2].param_groups[0]["lr"])
         return step(*args, **options)
 
-    monkeypatch.setattr(trainer, "training_step", spy)
+    monkeypatch.setattr(steps, "training_step", spy)
     run = tiny("at", {"training.epochs": 4, "training.milestones": (0.5, 0.75), "training.lr": 0.02})
     finished = train(run, out=tmp_path / "run")
     assert seen == pytest.approx([0.02] * 6 + [0.002] * 3 + [0.0002] * 3)
@@ -138,14 +139,14 @@ def test_the_last_point_of_the_curve_is_that_of_the_delivered_model(result: Trai
 def test_the_first_step_is_counted_as_a_loop_would(
     tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, step = [], trainer.training_step
+    seen, step = [], steps.training_step
 
     def spy(model: nn.Module, method: Any, optimizer: Any, batch: Any, *args: Any, **options: Any) -> Any:
         loss = step(model, method, optimizer, batch, *args, **options)
         seen.append((loss.total.item(), loss.logits.argmax(1), batch.y))
         return loss
 
-    monkeypatch.setattr(trainer, "training_step", spy)
+    monkeypatch.setattr(steps, "training_step", spy)
     row = train(tiny("at", {"training.epochs": 1}), out=tmp_path / "run").history[0]
     predicted, labels = (torch.cat([step[i] for step in seen]).tolist() for i in (1, 2))
     assert row["predicted"] == [predicted.count(label) for label in range(10)]
@@ -399,7 +400,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     named: str,
     value: float,
 ) -> None:
-    step, calls = trainer.training_step, [0]
+    step, calls = steps.training_step, [0]
 
     def breaking(*args: Any, **options: Any) -> Any:
         loss = step(*args, **options)
@@ -409,7 +410,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         bad = torch.tensor(value)
         return loss._replace(total=bad, parts={} if part == "total" else {part: bad})
 
-    monkeypatch.setattr(trainer, "training_step", breaking)
+    monkeypatch.setattr(steps, "training_step", breaking)
     folder = tmp_path / "run"
     with pytest.raises(UserError, match=f"{named} is not finite in epoch 2.*keeps the last good state") as caught:
         train(tiny("at"), out=folder)
@@ -481,7 +482,7 @@ def test_a_plain_module_and_arrays_train_and_resume(
     logits = whole.model(torch.rand(4, 1, 6, 6))
     assert logits.shape == (4, 3)
 
-    step, calls = trainer.training_step, [0]
+    step, calls = steps.training_step, [0]
 
     def interrupted(*args: Any, **options: Any) -> Any:
         calls[0] += 1
@@ -491,7 +492,7 @@ def test_a_plain_module_and_arrays_train_and_resume(
 
     folder = tmp_path / "again"
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "training_step", interrupted)
+        patch.setattr(steps, "training_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(run, out=folder, model=network(), dataset=data)
     with pytest.raises(UserError, match="was trained with a model from memory: give it again"):

@@ -1,0 +1,36 @@
+"""What a training run returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from taet.config import Run
+from taet.data import Dataset
+from taet.formatting import plural
+from taet.training.collapse import training_flags
+from taet.training.record import Epoch, Row, balanced_accuracies
+
+
+@dataclass(frozen=True, repr=False)
+class TrainingResult:
+    """A finished run: its folder, the model that it delivers (eval mode), the data, and one row per epoch."""
+
+    folder: Path
+    run: Run
+    model: nn.Module
+    dataset: Dataset
+    history: tuple[Row, ...]
+
+    def __repr__(self) -> str:
+        watched = [row for row in self.history if row["monitor"]][-1:]
+        epochs = plural(len(self.history), "epoch")
+        lines = [f"{self.run.method} on {self.dataset.name}: {epochs}, {self.folder}"]
+        for row in watched:
+            where = f"({row['monitor']['split']}, last point of the curve)"
+            seen = {name: value for name, value in balanced_accuracies(row).items() if name != "training"}
+            lines += [f"  {name:8} balanced accuracy {100 * value:.2f} % {where}" for name, value in seen.items()]
+        flags = training_flags([Epoch.from_json(row) for row in self.history])
+        return "\n".join([*lines, *(f"  {name}: {text}" for name, text in flags.items())])
