@@ -71,6 +71,25 @@ class GivenImages:
     about: Mapping[str, Any] | None = None
     """What the card says about them."""
 
+    @classmethod
+    def of(cls, dataset: Dataset) -> GivenImages:
+        """The test images of a data set."""
+        test, counts = dataset.test, dataset.class_counts.tolist()
+        return cls(test.images, test.labels, dataset.class_names, counts, dataset.about())
+
+
+Given = Images | Tensor | GivenImages | None
+"""Images of a call, alone or with their labels and what else is known of them."""
+
+
+def given_images(what: str, images: Given, labels: NDArray[Any] | Tensor | None, **known: Any) -> GivenImages | None:
+    """Return the images that a call gives with their labels; None if it gives none."""
+    if isinstance(images, GivenImages):
+        return images
+    if (images is None) != (labels is None):
+        raise UserError(f"{what}: got images without labels, or labels without images; allowed: both, or neither")
+    return None if images is None or labels is None else GivenImages(images, labels, **known)
+
 
 def subject_of(
     what: str,
@@ -92,6 +111,9 @@ def subject_of(
         if given is None:
             raise UserError(f"{what}: got a model without images and labels; allowed: both, or a run folder alone")
         return _of_module(source, given, name or type(source).__name__, notes)
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(f"{what}: got a {type(source).__name__}; allowed: a torch.nn.Module, or the folder of a run")
+    check_used(what, "a run, which has its own", "a Module", name=name, notes=notes or None)
     folder = Path(source)
     return _of_own(folder, weights, model, dataset) if given is None else _of_run_on(folder, weights, model, given)
 

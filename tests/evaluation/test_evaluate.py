@@ -306,8 +306,10 @@ def test_images_and_labels_that_do_not_fit_are_one_line(images: Any, labels: Any
 
 def test_images_beside_a_run_folder_need_labels_and_a_place_for_their_card(tmp_path: Path) -> None:
     images, labels = np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, int)
-    for given in ({"images": images, "labels": labels}, {"images": images, "out": tmp_path}, {"labels": labels}):
-        with pytest.raises(UserError, match="images beside a run, which has its own; allowed: with labels= and out="):
+    with pytest.raises(UserError, match="images beside a run, which has its own; allowed: with out="):
+        taet.evaluate(tmp_path, images, labels)
+    for given in ({"images": images, "out": tmp_path}, {"labels": labels}):
+        with pytest.raises(UserError, match="got images without labels, or labels without images; allowed: both"):
             taet.evaluate(tmp_path, **given)
 
 
