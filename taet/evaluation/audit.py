@@ -37,7 +37,7 @@ from taet.evaluation.measurement import EvaluationPlan, Extent, measure, plan_ev
 from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
 from taet.evaluation.runner import Runner, make_runner
-from taet.evaluation.subject import Given, Subject, check_used, given_images, subject_of
+from taet.evaluation.subject import Given, Labels, Subject, check_used, given_images, subject_of
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
 from taet.losses.long_tail import cross_entropy
@@ -111,7 +111,7 @@ class Audit:
 def audit(
     model_or_run_dir: nn.Module | str | os.PathLike[str],
     images: Given = None,
-    labels: NDArray[Any] | Tensor | None = None,
+    labels: Labels | None = None,
     *,
     settings: Evaluation | Mapping[str, Any] | None = None,
     count: int = IMAGES,
@@ -146,7 +146,7 @@ def audit(
         UserError: as `taet.evaluate` and `taet.evaluation.check`.
     """
     check_value("images", count, Count)
-    given = given_images("audit", images, labels, class_names=class_names)
+    given = given_images("audit", images, labels, class_names)
     if given is None and not isinstance(model_or_run_dir, nn.Module):
         check_used("audit", "a run, which has its own", "images=", class_names=class_names)
     subject = subject_of("audit", model_or_run_dir, given, weights, name=name, notes=notes)

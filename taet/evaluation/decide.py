@@ -11,8 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Suite
@@ -25,7 +24,7 @@ from taet.evaluation.match import Match, Player
 from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, owned, plan_evaluation
 from taet.evaluation.runner import one_threat_model
 from taet.evaluation.sequential import StopRule
-from taet.evaluation.subject import Given, Subject, given_images, subject_of
+from taet.evaluation.subject import Given, Labels, Subject, given_images, subject_of
 from taet.formatting import short, size
 from taet.progress import Progress
 from taet.training.environment import keep_freed_memory, resolve_device
@@ -40,7 +39,7 @@ def decide(
     first_side: Side,
     second_side: Side,
     images: Given = None,
-    labels: NDArray[Any] | Tensor | None = None,
+    labels: Labels | None = None,
     *,
     attacks: Sequence[str] | str | None = None,
     worst_case: bool = False,

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from taet.config import Evaluation, Threat
 from taet.data import Dataset
@@ -19,7 +18,7 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.measurement import Extent, measure, plan_evaluation
 from taet.evaluation.schema import CurveName
-from taet.evaluation.subject import Given, check_used, given_images, subject_of
+from taet.evaluation.subject import Given, Labels, check_used, given_images, subject_of
 from taet.progress import Progress
 from taet.training.environment import resolve_device
 from taet.training.folder import DELIVERED, RunFolder
@@ -28,7 +27,7 @@ from taet.training.folder import DELIVERED, RunFolder
 def evaluate(
     model_or_run_dir: nn.Module | str | os.PathLike[str],
     images: Given = None,
-    labels: NDArray[Any] | Tensor | None = None,
+    labels: Labels | None = None,
     *,
     settings: Evaluation | Mapping[str, Any] | None = None,
     curves: Sequence[CurveName] = (),
@@ -105,8 +104,7 @@ def evaluate(
     folder = None if out is None else RunFolder(Path(out))
     if folder is not None and folder.is_run:
         raise UserError(f"evaluate: {out} is a run, whose card is about its own model and data; allowed: another")
-    about = {"class_names": class_names, "train_class_counts": train_class_counts, "about": data_about}
-    given = given_images("evaluate", images, labels, **about)
+    given = given_images("evaluate", images, labels, class_names, train_class_counts, data_about)
     if isinstance(model_or_run_dir, nn.Module):
         of_run = {"weights": None if weights == DELIVERED else weights, "model": model, "dataset": dataset}
         check_used("evaluate", "a Module", "a run folder", **of_run)

@@ -60,12 +60,15 @@ class Subject:
         return replace(self, settings=settle(self.settings, changes, self.train_eps))
 
 
+Labels = NDArray[Any] | Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class GivenImages:
     """Test images that a caller gives with a model, or in place of a run's own, and what is known of them."""
 
     images: Images | Tensor
-    labels: NDArray[Any] | Tensor
+    labels: Labels
     class_names: Sequence[str] | None = None
     train_class_counts: Sequence[int] | None = None
     about: Mapping[str, Any] | None = None
@@ -82,13 +85,24 @@ Given = Images | Tensor | GivenImages | None
 """Images of a call, alone or with their labels and what else is known of them."""
 
 
-def given_images(what: str, images: Given, labels: NDArray[Any] | Tensor | None, **known: Any) -> GivenImages | None:
+def given_images(
+    what: str,
+    images: Given,
+    labels: Labels | None,
+    class_names: Sequence[str] | None = None,
+    train_class_counts: Sequence[int] | None = None,
+    data_about: Mapping[str, object] | None = None,
+) -> GivenImages | None:
     """Return the images that a call gives with their labels; None if it gives none."""
+    known = {"class_names": class_names, "train_class_counts": train_class_counts, "data_about": data_about}
     if isinstance(images, GivenImages):
+        check_used(what, "GivenImages, which have their own", "arrays", labels=labels, **known)
         return images
     if (images is None) != (labels is None):
         raise UserError(f"{what}: got images without labels, or labels without images; allowed: both, or neither")
-    return None if images is None or labels is None else GivenImages(images, labels, **known)
+    if images is None or labels is None:
+        return None
+    return GivenImages(images, labels, class_names, train_class_counts, data_about)
 
 
 def subject_of(
