@@ -108,7 +108,7 @@ def evaluate(
     if isinstance(model_or_run_dir, nn.Module):
         of_run = {"weights": None if weights == DELIVERED else weights, "model": model, "dataset": dataset}
         check_used("evaluate", "a Module", "a run folder", **of_run)
-    else:
+    elif isinstance(model_or_run_dir, str | os.PathLike):
         own = "a run, which has its own"
         check_used("evaluate", own, "a Module", train_class_counts=train_class_counts)
         if given is None:
