@@ -27,7 +27,7 @@ from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.measurement import Extent
 from taet.models import trusted
 from taet.training.environment import resolve_device
-from taet.training.folder import RunFolder
+from taet.training.folder import DELIVERED, RunFolder, WeightsName
 
 EXAMPLES = (
     "taet evaluate runs/x",
@@ -109,7 +109,7 @@ class DecideOptions:
     evaluation: flags.Given = flags.options(Evaluation())
     worst_case: bool = False
     """Several attacks decide, one after another, each on the images that the previous ones left correct."""
-    weights: Literal["model", "model-last", "model-best"] = "model"
+    weights: WeightsName = DELIVERED
     """Of runs: the weights that they deliver, those of their last epoch, or of their best one."""
     data: flags.Given = flags.options(Data(name=""), "data", "--data")
     normalize: str = "none"
