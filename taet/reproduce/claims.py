@@ -302,7 +302,7 @@ def findings(store: Store, scales: Sequence[Scale]) -> str:
     parts = [
         HEAD.format(counts=counts, claims=len(found)),
         *(_section(word, [name for name in found if found[name].word == word], found, store) for word in WORDS),
-        _protocols(store),
+        _protocols(store, scales),
         "## Errata and open points of the papers\n",
         *(f"- {paper}: {note}" for paper, notes in errata().items() for note in notes),
         *(f"- **{name}**: {note}" for name, item in items().items() for note in item.notes),
@@ -310,8 +310,20 @@ def findings(store: Store, scales: Sequence[Scale]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _protocols(store: Store) -> str:
-    """What the papers' ways of testing do to a number, on the recalls of one committed model."""
+def _seeds(store: Store, scale: Scale) -> str:
+    """Balanced accuracy under AutoAttack of each run that was trained with several seeds."""
+    rows = [(row, store.cells(scale, row, ["autoattack"])) for item in items().values() for row in item.rows]
+    found = {}
+    for row, cells in rows:
+        cards = by_seed(one for one in cells if one.state == "done")
+        if len(cards) > 1:
+            values = " and ".join(f"{100 * card.summary('autoattack').balanced:.1f} %" for card in cards.values())
+            found[cells[0].any_seed] = f"{row_words(row)} {values} (seeds {', '.join(map(str, cards))})"
+    return "; ".join(found.values())
+
+
+def _protocols(store: Store, scales: Sequence[Scale]) -> str:
+    """What the papers' ways of testing do to a number, on the recalls of one committed model and over seeds."""
     lines = ["## How the papers test\n"]
     for path in (path for folder in store.results for path in folder.glob(WIDTHS_OF)):
         recalls = load_card(path).summary("autoattack").per_class
@@ -325,6 +337,9 @@ def _protocols(store: Store) -> str:
         said = f"Interval of balanced accuracy under AutoAttack, with the recalls of results/{WIDTHS_OF}"
         lines.append(f"- **Long-tailed against balanced test set** (TAET, 5). {said}: {'; '.join(wide)}.")
         lines.append(f"  - Interval of the rarest class: {tail[0]} points balanced, {tail[1]} long-tailed.")
+    spreads = {scale.name: _seeds(store, scale) for scale in scales}
+    said = "- **One seed** (TAET). At scale {} the seed alone moves AutoAttack: {}."
+    lines += [said.format(name, spread) for name, spread in spreads.items() if spread]
     why = "not tested: it takes runs that keep both their best epoch on test images and that on validation images"
     lines.append(f"- **Selection on the test set** (REAT, public code). {sentence(why)}")
     lines.append(
