@@ -272,7 +272,8 @@ MINI = "reproduce/mini/"
 SHOWN = {  # paired differences in hand-written text, by page: folder of results, first row, second row, attack
     "README.md": f"""
         {MINI} taet_cifar10-lt_ir10_seed0-8323d86a at-bsl_cifar10-lt_ir10_seed0-8108faaa autoattack
-        . {MINI}reat_cifar10-lt_ir50_seed0-4be6c47b cifar10-lt-mini-reat/at-bsl autoattack""",
+        . {MINI}reat_cifar10-lt_ir50_seed0-4be6c47b cifar10-lt-mini-reat/at-bsl autoattack
+        {MINI} reat_cifar10-lt_ir50_seed1-4aa0faaa at-bsl_cifar10-lt_ir50_seed1-7e9396c1 autoattack""",
     "docs/extra-data.md": "digits-lt-extra gaussian-inverse-seed? copies-seed? autoattack-fast",
     "docs/fine-tuning.md": """
         ham10000-fine-tune trades standard clean
