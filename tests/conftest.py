@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from taet import config, protocols
 from taet.config import Run
 from taet.files import file_sha256, seal
-from taet.training.decisive import run_hash
 from taet.training.folder import RunFolder
+from taet.training.identity import run_hash
 
 MEASURED = ("seconds", "images_per_second", "peak_memory_mb")
 TINY = {

@@ -214,7 +214,7 @@ def test_a_class_name_is_used_once() -> None:
 # redesigned package had 25,690 lines. Since then, in lines:
 #   1,475  methods of class-wise fairness, with feedback, and of single steps
 #   2,300  checks of every file that is read: kind, size, types, checksum, owner, consent to custom code
-#   1,900  taet reproduce
+#   1,950  taet reproduce
 #   1,450  decisions until one model is better
 #   1,100  the audit
 #     600  quick, and what every attack refuses
@@ -236,7 +236,7 @@ def test_a_class_name_is_used_once() -> None:
 #      80  the step of an audit, models that draw or divide in an audit, images of another type than the weights
 #     248  GTSRB's own folders and tracks, groups by paths, numbers as names of classes, near-duplicates of validation
 #          images, and the time that comparisons and attacks usually take
-MOST_LINES = 41_398
+MOST_LINES = 41_437
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

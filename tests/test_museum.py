@@ -20,7 +20,7 @@ def facts_of(model: nn.Module) -> ModelFacts:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         runner = make_runner(model, x, y, batch_size=len(y))
-        facts = probed(probe(runner, museum.EPS, len(y), None, lambda _: None), len(y))
+        facts = probed(probe(runner, museum.EPS, len(y), lambda _: None), len(y))
     assert facts is not None
     return facts
 

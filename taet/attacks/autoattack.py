@@ -465,6 +465,7 @@ class AutoAttack(Suite):
     order: ClassVar[int] = 7
     batch_independent: ClassVar[bool] = False
     skips_misclassified: ClassVar[bool] = True
+    gradient_free_parts: ClassVar[frozenset[str]] = frozenset({"square"})
     not_transferable: ClassVar[str] = "which leaves an image that it cannot break as it is"
 
     version: Annotated[Version, FIXED]

@@ -36,5 +36,9 @@ class CwLinf(ProjectedAscent):
 
     objective: ClassVar[str] = "cw"
 
+    @property
+    def on_margin(self) -> bool:
+        return True
+
     def objective_of(self, model: Model, x: Tensor) -> Objective:
         return margin

@@ -104,21 +104,26 @@ def check_model(model: object) -> None:
 
 
 def check_type(model: Model, x: Tensor) -> None:
-    """Raise a `UserError` if the model fails on images of a type that none of its weights has."""
+    """Raise a `UserError` if the model fails for the type of the images and not for that of its weights."""
     tensors = [*model.parameters()] if isinstance(model, nn.Module) else []
     types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} or {torch.float32}
     if x.dtype in types:
         return
-    place = tensors[0].device if tensors else x.device
+    tried = x[:2].to(tensors[0].device if tensors else x.device)
+    reason = _failure(model, tried)
+    if reason and not _failure(model, tried.to(types.pop())):  # a model for batches of one size fails for both
+        allowed = "the type of the model's weights, as in x.float() and model.float()"
+        raise UserError(f"images: got {x.dtype}, on which the model fails ({reason}); allowed: {allowed}")
+
+
+def _failure(model: Model, x: Tensor) -> str:
+    """Return why the model fails on images; empty if it does not."""
     try:
         with torch.no_grad(), frozen(model):
-            model(x[:2].to(place))
+            model(x)
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        if "type" not in reason:  # as of a model for batches of one size
-            return
-        allowed = "the type of the model's weights, as in x.float() and model.float()"
-        raise UserError(f"images: got {x.dtype}, on which the model fails ({reason}); allowed: {allowed}") from error
+        return str(error).partition("\n")[0] or type(error).__name__
+    return ""
 
 
 def check_shapes(x: object, y: object) -> None:

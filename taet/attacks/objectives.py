@@ -83,7 +83,8 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "cw": margin, "dlr": dlr, "pm": probability_margin}
 """Objectives by their names; "kl" is `natural_divergence`, which needs the model and the images."""
 
-ObjectiveName = Literal["ce", "cw", "dlr", "pm", "kl"]
+LabelObjectiveName = Literal["ce", "cw", "dlr", "pm"]
+ObjectiveName = Literal[LabelObjectiveName, "kl"]
 Target = Literal["least-likely", "runner-up", "nearest", "random"]
 
 

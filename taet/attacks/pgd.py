@@ -339,6 +339,10 @@ class Pgd(ProjectedAscent):
     def passes(self, num_classes: int) -> int:
         return super().passes(num_classes) + (self.objective == "kl" and self.restarts == 1)
 
+    @property
+    def on_margin(self) -> bool:
+        return self.objective == "cw"
+
     def check_classes(self, num_classes: int) -> None:
         check_objective(self.name, self.objective, num_classes)
 

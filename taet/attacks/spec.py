@@ -153,6 +153,11 @@ class AttackSpec(ABC):
         return 0
 
     @property
+    def on_margin(self) -> bool:
+        """Whether it ascends the margin of the logits, whose direction does not depend on their scale."""
+        return False
+
+    @property
     def bounded(self) -> bool:
         """Whether the attack has to stay in a ball."""
         return self.eps is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict, Unpack
+from typing import ClassVar, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -53,6 +53,9 @@ class SuiteResult:
 
 class Suite(AttackSpec):
     """An attack of several parts, each of which attacks the images that are still correct."""
+
+    gradient_free_parts: ClassVar[frozenset[str]] = frozenset()
+    """Names of the parts that use no gradient."""
 
     @abstractmethod
     def run_parts(self, model: nn.Module, x: Tensor, y: Tensor, **work: Unpack[SuiteArguments]) -> SuiteResult:

@@ -24,7 +24,7 @@ from taet.data.description import describe, render
 from taet.data.reading import reporting_to
 from taet.errors import UserError, unknown
 from taet.experiments import own_data
-from taet.training.decided import Decision, lines
+from taet.training.choices import Chosen, choice_lines
 
 SHOW = (
     "taet data show digits-lt",
@@ -91,18 +91,18 @@ def _show(arguments: list[str]) -> None:
     if parsed.out is not None and parsed.out.suffix.lower() not in PICTURES:
         raise UserError(f"--out: got '{parsed.out}'; allowed: a file that ends in {', '.join(PICTURES)}")
     data = Data(**parsed.data)
-    decided: dict[str, Decision] = {}
+    choices: dict[str, Chosen] = {}
     with progress("read") as report, reporting_to(report):
         if is_own(data.name):  # as taet train reads them
             plan = own_data.planned(config.override(protocols.taet(), {"data": data}))
             given = {f"data.{name}": value for name, value in parsed.data.items()}
             run = config.override(plan.run, given)
-            decided = {name: made for name, made in plan.followed(run).items() if name.startswith("data.")}
+            choices = {name: made for name, made in plan.followed(run).items() if name.startswith("data.")}
             data = run.data
         dataset = load(data)
-    decided |= own_data.mirroring(data, dataset)
-    if decided:
-        print("\n".join(["decided; each can be set by its option:", *lines(decided)]), file=sys.stderr)
+    choices |= own_data.mirroring(data, dataset)
+    if choices:
+        print("\n".join(["decided; each can be set by its option:", *choice_lines(choices)]), file=sys.stderr)
     print(json.dumps(describe(dataset), indent=1) if parsed.json else render(dataset))
     if parsed.out is not None:
         from taet.data.distribution import draw

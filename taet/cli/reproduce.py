@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from taet.bounds import Processes
+from taet.bounds import LongSeed, Processes
 from taet.cli import flags
 from taet.cli.compare import seconds, share
 from taet.cli.progress import saved, say
@@ -28,6 +28,7 @@ EXAMPLES = (
     "taet reproduce taet/table1 --dry-run",
     "taet reproduce taet/table1 --scale mini --methods at-bsl taet",
     "taet reproduce taet reat/table8 --scale mini --time-budget 12h --jobs 2",
+    "taet reproduce reat/table2 --scale mini --methods reat at-bsl --seeds 0 1 2",
     "taet reproduce reat/table1 --form latex --dry-run",
     "taet reproduce --site site",
 )
@@ -52,6 +53,8 @@ class ReproduceOptions:
     """full, cpu, mini or smoke."""
     methods: tuple[str, ...] = ()
     """Only rows of these methods."""
+    seeds: tuple[LongSeed, ...] = ()
+    """Seeds of the runs. Default: of the scale. Finished runs of other seeds are in tables and verdicts as well."""
     out: Path = Path("runs/reproduce")
     """Folder of the runs."""
     results: tuple[Path, ...] | None = None
@@ -80,6 +83,8 @@ def run(arguments: list[str]) -> int:
     """Fill and print items, or list all of them; return 1 if a run failed."""
     parsed = read(arguments)
     scale, store = scale_named(parsed.scale), Store(parsed.out, parsed.results)
+    if parsed.seeds:
+        scale = replace(scale, seeds={"all": [*dict.fromkeys(parsed.seeds)]})
     if parsed.site is not None:
         return _write_site(parsed.site, store)
     if not parsed.items:
@@ -115,7 +120,13 @@ def read(arguments: list[str]) -> ReproduceOptions:
     parsed = flags.parse(ReproduceOptions, arguments, "taet reproduce", DESCRIPTION, EXAMPLES)
     scale_named(parsed.scale)
     chosen(parsed.items, parsed.methods if parsed.items else ())
-    fills = {"time-budget": parsed.time_budget, "part": parsed.part, "merge": parsed.merge, "save": parsed.save}
+    fills = {
+        "seeds": parsed.seeds,
+        "time-budget": parsed.time_budget,
+        "part": parsed.part,
+        "merge": parsed.merge,
+        "save": parsed.save,
+    }
     given = [f"--{name}" for name, value in fills.items() if value]
     if given and not parsed.items:
         raise UserError(f"reproduce: got {listed(given)} without an item; allowed: with items, e.g. taet/table1")

@@ -30,8 +30,7 @@ from taet.experiments import own_data
 from taet.formatting import duration, plural
 from taet.report import write
 from taet.training import resume, train
-from taet.training.decided import Decision
-from taet.training.decided import lines as decision_lines
+from taet.training.choices import Chosen, choice_lines
 from taet.training.folder import RunFolder
 from taet.training.result import TrainingResult
 from taet.training.trainer import Trainer
@@ -102,8 +101,8 @@ class TrainingRequest(NamedTuple):
         """Return the run as its options say."""
         return override(self.start, self.given)
 
-    def planned(self) -> tuple[Run, dict[str, Decision]]:
-        """Return the run with what is not given chosen for the images and the machine, and those decisions."""
+    def planned(self) -> tuple[Run, dict[str, Chosen]]:
+        """Return the run with what is not given chosen for the images and the machine, and those choices."""
         run = self.run()
         if not is_own(run.data.name):
             return self._with_network(run)
@@ -112,7 +111,7 @@ class TrainingRequest(NamedTuple):
         run = override(override(plan.run, self.given), named)
         return run, plan.followed(run)
 
-    def _with_network(self, run: Run) -> tuple[Run, dict[str, Decision]]:
+    def _with_network(self, run: Run) -> tuple[Run, dict[str, Chosen]]:
         """A protocol that is named, and a recipe, have their own network."""
         if self.options.protocol is not None or self.options.recipe is not None or "model.name" in self.given:
             return run, {}
@@ -121,7 +120,7 @@ class TrainingRequest(NamedTuple):
         if made.value == run.model.name:
             return run, {}
         why = f"{made.why}; --protocol {run.protocol} has {run.model.name}"
-        return override(run, {"model.name": made.value}), {"model.name": Decision(made.value, why)}
+        return override(run, {"model.name": made.value}), {"model.name": Chosen(made.value, why)}
 
 
 def run(arguments: list[str]) -> None:
@@ -231,20 +230,20 @@ def configure(method: str, words: Sequence[str]) -> tuple[Run, Path | None]:
 def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult:
     options = request.options
     with progress("read") as report, reporting_to(report):
-        chosen, decided = first(request.planned)
-    attacks = options.evaluate or (is_own(chosen.data.name) and not options.no_evaluate)
+        run, chosen = first(request.planned)
+    attacks = options.evaluate or (is_own(run.data.name) and not options.no_evaluate)
 
     begun: list[Path] = []
 
     def announce(trainer: Trainer) -> None:
         begun.append(trainer.folder.path)
         if not options.json:
-            say("\n".join([introduction(trainer, decided), *expected(trainer, attacks)]))
+            say("\n".join([introduction(trainer, chosen), *expected(trainer, attacks)]))
 
-    with progress(chosen.method) as report:
+    with progress(run.method) as report:
         command = flags.call_text(["train", *arguments])
         try:
-            return train(chosen, out=options.out, progress=report, command=command, announce=announce)
+            return train(run, out=options.out, progress=report, command=command, announce=announce)
         except KeyboardInterrupt as error:
             if begun or error.args:
                 raise
@@ -261,8 +260,8 @@ def _evaluate(finished: TrainingResult, as_json: bool) -> None:
         print(f"{card}\nreport: {path}\nnext: taet predict {folder} IMAGES, taet export {folder} --format onnx")
 
 
-def introduction(trainer: Trainer, decided: Mapping[str, Decision]) -> str:
-    """Return what `taet train` prints first: the data, the network, and what was decided."""
+def introduction(trainer: Trainer, chosen: Mapping[str, Chosen]) -> str:
+    """Return what `taet train` prints first: the data, the network, and what was chosen."""
     dataset, run = trainer.dataset, trainer.run
     counts, names = dataset.class_counts, dataset.class_names
     most, least = int(counts.argmax()), int(counts.argmin())
@@ -285,8 +284,8 @@ def introduction(trainer: Trainer, decided: Mapping[str, Decision]) -> str:
         *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
     ]
     turned = {} if run.training.augment in ("none", "crop") else own_data.mirroring(run.data, dataset)
-    if decisions := {**decided, **turned, **trainer.decisions}:
-        lines += ["decided; each can be set by its option:", *(f"  {line}" for line in decision_lines(decisions))]
+    if choices := {**chosen, **turned, **trainer.choices}:
+        lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choice_lines(choices))]
     return "\n".join(lines)
 
 

@@ -274,19 +274,18 @@ def _attacked(
     progress: Progress | None,
 ) -> list[CountsUnder]:
     """Answers on the validation images under each attack; finished batches outlast an interruption."""
-    runner, meter = make_runner(network, split.images, split.labels, seed=seed), Meter(progress)
+    state, meter = folder.state("abstention"), Meter(progress)
+    runner = make_runner(network, split.images, split.labels, seed=seed, state_dir=state)
     every, classes = np.arange(len(split)), len(split.class_names)
     under: list[CountsUnder] = []
     with runner.still():
         for place, spec in enumerate(specs):
             meter.begin(later=sum(runner.expected(one, len(split)) for one in specs[place + 1 :]))
-            units = runner.units(spec, folder.state("abstention"))
-            found = runner.attack(spec, every, None, units, meter)
+            found = runner.attack(spec, every, None, runner.units(spec), meter)
             assert found.scores is not None
             wrong, answered = counts(found.predictions, found.scores.max(1), runner.labels, classes)
             under.append({"attack": spec.to_json(), "wrong": wrong.tolist(), "answered": answered.tolist()})
-    for store in runner.opened:
-        store.remove()
+    runner.clear()
     return under
 
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from taet.errors import UserError, custom_code, needed
 from taet.evaluation import card_store
 from taet.files import digest, read_json, write_json
-from taet.training.decisive import decisive
 from taet.training.folder import RunFolder
+from taet.training.identity import training_settings
 from taet.training.tensorboard import scalars
 
 TRACKERS = ("mlflow", "wandb")
@@ -66,7 +66,7 @@ def told(path: Path) -> Tracked:
     record = folder.record
     _ = folder.metrics  # typed and checked
     card = card_store.of_folder(folder) if folder.is_done else None
-    settings = {name: _short(value) for name, value in decisive(record.settings).items()}
+    settings = {name: _short(value) for name, value in training_settings(record.settings).items()}
     tags = {
         "taet.method": record.method_title,
         "taet.data": record.data.name,

@@ -11,8 +11,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,7 +22,7 @@ from taet.evaluation import bundles
 from taet.evaluation.column import WORST_CASE
 from taet.evaluation.decision_card import DecisionCard
 from taet.evaluation.images import Images
-from taet.evaluation.match import UNKNOWN, Match, Player
+from taet.evaluation.match import Match, Player
 from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, owned, plan_evaluation
 from taet.evaluation.runner import one_threat_model
 from taet.evaluation.sequential import StopRule
@@ -113,17 +111,20 @@ def decide(
     folder = None if out is None else RunFolder(Path(out))
     if folder is not None and (folder.is_run or folder.card().exists()):
         raise UserError(f"decide: {out} holds a run or a result card; allowed: a folder of its own")
+    path = None if folder is None else folder.decision
+    state = None if folder is None else folder.state(folder.decision.stem)
     where = subjects[0].place if device == "auto" else resolve_device(device)
     keep_freed_memory(where)
     with ExitStack() as stack:
         players = []
-        for subject, plan, model in zip(subjects, terms.plans, [*sides[0], *sides[1]], strict=True):
+        for subject, plan in zip(subjects, terms.plans, strict=True):
             stack.enter_context(on_device(subject.model, where))
-            players.append(_player(subject, plan, terms, where, model if given is None else None, weights_name))
+            runner, card = begin(subject, plan, where, state)
+            players.append(Player(runner, card, terms.name, terms.chain))
+            players[-1].learn_whole(known_card(subject.card, card, runner))
         half = len(players) // 2
         if [one.weights for one in players[:half]] == [one.weights for one in players[half:]]:
             raise UserError("decide: got the same weights on both sides; allowed: two models")
-        path = None if folder is None else folder.decision
         stack.enter_context(owned(folder))
         before = None if path is None or not path.exists() else first(lambda: DecisionCard.load(path))
         if path is not None and before is not None:
@@ -134,14 +135,12 @@ def decide(
         for one in players:
             for earlier in (*known, *([before] if before else [])):
                 one.learn(earlier)
-        state = None if folder is None else folder.state(folder.decision.stem)
-        match = Match(players, shared, state, progress)
+        match = Match(players, shared, progress)
         decision = match.play(deadline, names or _names(sides), comparisons, command)
         if path is not None and rank() == 0:
             decision.save(path)
             for player in players:
-                for units in player.runner.opened:
-                    units.remove()
+                player.runner.clear()
         gather(None)  # no process starts again before the card and its state are final
     return decision
 
@@ -158,18 +157,6 @@ def _names(sides: tuple[list[Model], list[Model]]) -> tuple[str, str]:
         names = [f"{name} (first)" if isinstance(one, nn.Module) else str(one) for name in names[:1]]
         names += [f"{type(other).__name__} (second)" if isinstance(other, nn.Module) else str(other)]
     return names[0], names[1]
-
-
-def _player(
-    subject: Subject, plan: EvaluationPlan, terms: _Terms, device: torch.device, model: Model | None, weights_name: str
-) -> Player:
-    """Return a model, which is on `device`, with the flags that its card in its run holds."""
-    runner, card = begin(subject, plan, device)
-    player = Player(runner, card, terms.name, terms.chain, np.full(len(runner.labels), UNKNOWN, dtype=np.int8))
-    if isinstance(model, str | os.PathLike):
-        path = RunFolder(Path(model)).card(weights_name)
-        player.learn_whole(first(lambda: known_card(path, card, runner)))
-    return player
 
 
 def _check_same(path: Path, before: DecisionCard, players: Sequence[Player]) -> None:

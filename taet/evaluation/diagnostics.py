@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -145,7 +146,7 @@ PROBE_SMALL, FEW_PROBED = "probe-small", 100
 def _of_probe(card: ResultCard) -> tuple[Flag, ...]:
     """Return what limits the probe of a card: none was made although it was attacked, or of few of its images."""
     if not card.probe:
-        attacked = any(column.name != "clean" and not column.is_transfer for column in card.columns)
+        attacked = any(column.norm is not None and not column.is_transfer for column in card.columns)
         return (NOT_PROBED,) if attacked else ()
     images = int(card.probe["images"])
     if images >= min(FEW_PROBED, len(card.labels)):
@@ -221,7 +222,7 @@ def _autoattack(card: ResultCard) -> str | None:
 
 def _margin(card: ResultCard) -> str | None:
     pairs = differing(asked(card), "objective")
-    pair = strongest((pair for pair in pairs if pair[0].parameters.get("objective") == "cw"), MARGIN_GAP)
+    pair = strongest((pair for pair in pairs if pair[0].attack.on_margin), MARGIN_GAP)
     return pair and (
         f"{_far_below(pair)}: PGD on the cross-entropy is weaker on this model than usual, a sign of gradient masking"
     )
@@ -248,16 +249,15 @@ def _transfer(card: ResultCard) -> str | None:
 
 def _black_box(card: ResultCard) -> str | None:
     for column in card.columns:
-        names = list(column.parts)
-        if not isinstance(column.attack, Suite) or "square" not in names[1:]:  # other chains may have no gradients
+        if not isinstance(column.attack, Suite):  # other chains may have no gradients
             continue
-        before, after = (column.parts[names[names.index("square") - offset]].sum() for offset in (1, 0))
-        count = len(card.labels)
-        if exceeds(int(before - after), 0, SQUARE_GAP * count):
-            return (
-                f"Square, which uses no gradient, broke another {100 * (before - after) / count:.1f} points after the "
-                f"gradient parts of {column.name}: the gradients of this model mislead attacks"
-            )
+        for (_, before), (part, after) in pairwise(column.parts.items()):
+            broken = int(before.sum() - after.sum())
+            if part in column.attack.gradient_free_parts and exceeds(broken, 0, SQUARE_GAP * len(card.labels)):
+                return (
+                    f"{part.capitalize()}, which uses no gradient, broke another {100 * broken / len(card.labels):.1f} "
+                    f"points after the gradient parts of {column.name}: the gradients of this model mislead attacks"
+                )
     guided = [column for column in asked(card) if column.norm is not None and not column.attack.gradient_free]
     missed = {
         column.name: int((np.logical_and.reduce([one.correct for one in balls]) & ~column.correct).sum())

@@ -108,7 +108,6 @@ def evaluate(
     if folder is not None and folder.is_run:
         raise UserError(f"evaluate: {out} is a run, whose card is about its own model and data; allowed: another")
     if isinstance(model_or_run_dir, str | os.PathLike):
-        folder = folder or RunFolder(Path(model_or_run_dir))
         if (images is None) != (labels is None) or (images is not None and out is None):
             raise UserError("evaluate: got images beside a run, which has its own; allowed: with labels= and out=")
         about_model = {"name": name, "notes": notes or None, "train_class_counts": train_class_counts}
@@ -136,8 +135,7 @@ def evaluate(
         subject,
         plan,
         device=subject.place if device == "auto" else resolve_device(device),
-        folder=folder,
-        weights=weights,
+        path=subject.card if folder is None else folder.card(weights),
         new=out is not None,
         state_dir=state_dir,
         progress=progress,

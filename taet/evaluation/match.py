@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -41,8 +41,11 @@ class Player:
     """Without columns."""
     name: str
     chain: tuple[AttackSpec, ...]
-    flags: NDArray[np.int8]
-    """(N,): still correct under the attack, 0 or 1, or UNKNOWN."""
+
+    @cached_property
+    def flags(self) -> NDArray[np.int8]:
+        """(N,): still correct under the attack, 0 or 1, or UNKNOWN."""
+        return np.full(len(self.runner.labels), UNKNOWN, dtype=np.int8)
 
     @property
     def weights(self) -> str:
@@ -93,25 +96,25 @@ class Player:
         """Return the estimated passes for so many images."""
         return float(images * sum(attack.passes(self.runner.num_classes) for attack in self.chain))
 
-    def meet(self, rows: Ints, number: int, state: Path | None, progress: Progress) -> Arrays:
+    def meet(self, rows: Ints, number: int, progress: Progress) -> Arrays:
         """Return the flags of the images `rows` (n,) that are not known yet, and what they cost."""
         new = rows[self.flags[rows] == UNKNOWN]
         if not len(new):
             return {"rows": new, "correct": np.ones(0, dtype=bool), **{name: np.asarray(0) for name in WORK}}
         settings = [self.attacks, self.runner.batch_size, self.runner.seed]
-        store = self.runner.keep(state, f"{self.name}-blocks", settings)
+        store = self.runner.store(f"{self.name}-blocks", settings)
         found = None if store is None else store.get(str(number))
         if found is None or not np.array_equal(found.get("rows", ()), new):
-            found = self._attacked(new, state, progress)
+            found = self._attacked(new, progress)
             if store is not None:
                 store.put(str(number), found)
         return found
 
-    def _attacked(self, rows: Ints, state: Path | None, progress: Progress) -> Arrays:
+    def _attacked(self, rows: Ints, progress: Progress) -> Arrays:
         correct, work = np.ones(len(rows), dtype=bool), dict.fromkeys(WORK, 0.0)
         for attack in self.chain:
             left = rows[correct]
-            inner = self.runner.keep(state, attack.name, [attack.to_json(), self.runner.batch_size, left.tolist()])
+            inner = self.runner.store(attack.name, [attack.to_json(), self.runner.batch_size, left.tolist()])
             result = self.runner.attack(attack, left, None, inner, progress)
             correct[correct] = result.predictions == self.runner.labels[left]
             work = {name: work[name] + result.work[name] for name in WORK}
@@ -123,10 +126,8 @@ class Player:
 class Match:
     """Two sides, the order of the images, and the rounds that they have met."""
 
-    def __init__(
-        self, players: Sequence[Player], rule: StopRule, state: Path | None, progress: Progress | None
-    ) -> None:
-        self.players, self.rule, self.state, self.progress = players, rule, state, progress
+    def __init__(self, players: Sequence[Player], rule: StopRule, progress: Progress | None) -> None:
+        self.players, self.rule, self.progress = players, rule, progress
         runner = players[0].runner
         self.order = rounds(runner.labels, rule.order_seed)
         self.classes = runner.labels[self.order[0]]
@@ -165,7 +166,7 @@ class Match:
             player, number = units[unit]
             rows = np.sort(self.order[number * self.block : (number + 1) * self.block].ravel())
             with alone():
-                return self.players[player].meet(rows, number, self.state, self._report(player, number))
+                return self.players[player].meet(rows, number, self._report(player, number))
 
         found = run_units(len(units), compute, state=None, key=str, valid=lambda *_: True)
         for (player, _), arrays in zip(units, found, strict=True):

@@ -37,7 +37,7 @@ from taet.models.view import make_view
 from taet.progress import Meter, Progress
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import environment, keep_freed_memory
-from taet.training.folder import DELIVERED, RunFolder
+from taet.training.folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,7 @@ def measure(
     plan: EvaluationPlan,
     *,
     device: torch.device,
-    folder: RunFolder | None = None,
-    weights: str = DELIVERED,
+    path: Path | None = None,
     new: bool = False,
     state_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -98,24 +97,23 @@ def measure(
         subject: the model and its images.
         plan: what to measure.
         device: where the model is during the work.
-        folder: where the card is saved and earlier results are looked for.
-        weights: name of the weights, and so of the card.
+        path: where the card is saved and earlier results are looked for.
         new: refuse a folder with the card of another model or of other images.
         state_dir: folder that keeps finished batches. Default: beside the card.
         progress: as in `taet.evaluate`.
         command: the command that started the evaluation; stored in the card.
     """
     keep_freed_memory(device)
-    path = None if folder is None else folder.card(weights)
+    folder = None if path is None else RunFolder(path.parent)
     if folder is not None and path is not None and state_dir is None:
         state_dir = folder.state(path.stem)
     with on_device(subject.model, device):
         if new and path is not None and path.exists():
             _refuse_card_of_another(path, subject)
-        runner, card = begin(subject, plan, device, command)
+        runner, card = begin(subject, plan, device, None if state_dir is None else Path(state_dir), command)
         with owned(folder):
-            known = first(lambda: known_card(path, card, runner))  # one process reads, so that all agree
-            card = _measured(card, runner, plan, known, state_dir, progress)
+            known = known_card(path, card, runner)
+            card = _measured(card, runner, plan, known, progress)
             if folder is not None and path is not None and rank() == 0:
                 examples = folder.examples(path)
                 sha256 = save_examples(examples, known, card, runner, plan.attacks)
@@ -123,13 +121,14 @@ def measure(
                 card_store.put(path, card)
                 with suppress(OSError):  # it is in the way of nothing
                     earlier(examples).unlink()
-                for units in runner.opened:
-                    units.remove()
+                runner.clear()
             gather(None)  # no process starts again before the card and its state are final
         return card
 
 
-def begin(subject: Subject, plan: EvaluationPlan, device: torch.device, command: str = "") -> tuple[Runner, ResultCard]:
+def begin(
+    subject: Subject, plan: EvaluationPlan, device: torch.device, state_dir: Path | None, command: str = ""
+) -> tuple[Runner, ResultCard]:
     """Return what attacks the model of a subject, which is on `device`, and its card without columns."""
     class_names = _class_names(subject, device)
     runner = Runner(
@@ -140,6 +139,7 @@ def begin(subject: Subject, plan: EvaluationPlan, device: torch.device, command:
         plan.settings.batch_size,
         plan.settings.seed,
         device,
+        state_dir,
     )
     for attack in plan.attacks:
         attack.check_classes(runner.num_classes)
@@ -191,7 +191,8 @@ def known_card(path: Path | None, card: ResultCard, runner: Runner) -> ResultCar
         "batch_size": card.batch_size,
         "environment": {name: card.environment[name] for name in ("versions", "device")},
     }
-    return card_store.find(path, facts, runner.labels, runner.fingerprint)
+    answers = runner.fingerprint
+    return first(lambda: card_store.find(path, facts, runner.labels, answers))  # one process reads, so that all agree
 
 
 def _measured(
@@ -199,7 +200,6 @@ def _measured(
     runner: Runner,
     plan: EvaluationPlan,
     known: ResultCard | None,
-    state_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> ResultCard:
     """Return the card with all columns, those that are known already and the new ones, and with its flags."""
@@ -219,13 +219,13 @@ def _measured(
         new = [attack for attack in [*attacks, *chain] if among(before, attack) is None]
         progress(0, max(_passes(runner, new) + later, 1), span(_seconds(runner, new, later)))
     meter = Meter(progress, later=later)
-    measured = attack_split(runner, attacks, known=before, state_dir=state_dir, progress=meter)
+    measured = attack_split(runner, attacks, known=before, progress=meter)
     if chain:
         meter.begin(later=meter.later)
-        measured = (*measured, runner.run_worst_case(chain, measured[0], state_dir, meter))
+        measured = (*measured, runner.run_worst_case(chain, measured[0], meter))
     if probing:
         meter.begin()
-        probed = probe.probe(runner, plan.eps, images, state_dir, lambda done: meter(done, later, "probe"))
+        probed = probe.probe(runner, plan.eps, images, lambda done: meter(done, later, "probe"))
     elif known is not None and not probed:
         probed = known.probe  # of fewer images
     return flagged(replace(card, columns=(*measured, *_others(before, measured)), probe=probed))

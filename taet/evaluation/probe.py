@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import fields
@@ -48,12 +47,10 @@ def is_of(facts: Mapping[str, int | float], seed: int, images: int) -> bool:
     return facts.get("seed") == seed and facts.keys() >= names and facts["images"] >= images
 
 
-def probe(
-    runner: Runner, eps: float, images: int, state_dir: str | os.PathLike[str] | None, progress: Callable[[float], None]
-) -> dict[str, int | float]:
+def probe(runner: Runner, eps: float, images: int, progress: Callable[[float], None]) -> dict[str, int | float]:
     """Try the model on `images` images drawn evenly over the classes, in the L-infinity ball, and return the facts.
 
-    `state_dir` keeps them for an evaluation that is interrupted; `progress` gets the passes so far.
+    `progress` gets the passes so far.
 
     Returns:
         images, seed; the largest L2 distance between the logits of one image, each scaled to unit length:
@@ -65,7 +62,6 @@ def probe(
         objective multiplied so that the median distance of the two largest is 10; only_pgd_correct and
         only_scaled_pgd_correct: images that only one leaves correct; and the other fields of `ModelFacts`.
     """
-    units = runner.keep(state_dir, "probe", [eps, images, runner.seed])
 
     def measure(_: int) -> Arrays:
         return {name: np.asarray(value) for name, value in _measure(runner, eps, images, progress).items()}
@@ -73,7 +69,7 @@ def probe(
     (facts,) = run_units(
         1,
         measure,
-        state=units,
+        state=runner.store("probe", [eps, images, runner.seed]),
         key=lambda _: "facts",
         valid=lambda _, unit: all(one.shape == () for one in unit.values()),
     )

@@ -51,13 +51,11 @@ def attack_split(
     attacks: Sequence[AttackSpec],
     *,
     known: Sequence[Column] = (),
-    state_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Column, ...]:
     """Run every attack on all images, in float32, and return one column each, in the order of `attacks`.
 
-    Of `known`, columns of the same model and images, those of the same attacks and settings are reused. Finished
-    batches are stored in `state_dir`, from which an evaluation that was killed continues.
+    Of `known`, columns of the same model and images, those of the same attacks and settings are reused.
     """
     # A suite that is the beginning of a longer one comes last, because it costs nothing after that.
     order = sorted(attacks, key=lambda attack: isinstance(attack, Suite) and attack.whole() is not None)
@@ -68,7 +66,7 @@ def attack_split(
             meter.begin(later=sum(runner.expected(one, correct) for one in order[place + 1 :]))
             there = [*columns.values(), *known]
             found = among([column for column in there if runner.is_complete(column)], attack)
-            columns[attack.name] = found or runner.run(attack, there, runner.units(attack, state_dir), meter)
+            columns[attack.name] = found or runner.run(attack, there, meter)
             if attack.norm is None:
                 correct = int(columns[attack.name].correct.sum())
     return tuple(columns[attack.name] for attack in attacks)
@@ -116,6 +114,8 @@ class Runner:
     batch_size: int
     seed: int
     device: torch.device
+    state_dir: Path | None = None
+    """Keeps finished batches, from which an evaluation that was killed continues."""
     opened: list[BatchStore] = field(default_factory=list)
     """Stores of finished batches that were used; they are removed when the card is written."""
 
@@ -190,20 +190,21 @@ class Runner:
         values = torch.cat([tried.logits, slopes], 1).cpu().double().numpy()
         return np.where(np.isfinite(values), values, np.nan)  # an attack says on which images they are not finite
 
-    def units(
-        self, attack: AttackSpec, state_dir: str | os.PathLike[str] | None, after: Sequence[dict[str, object]] = ()
-    ) -> BatchStore | None:
+    def units(self, attack: AttackSpec, after: Sequence[AttackSpec] = ()) -> BatchStore | None:
         """Return the store of an attack's finished batches; `after` are attacks that chose the images."""
-        return self.keep(state_dir, attack.name, [attack.to_json(), self.batch_size, *after])
+        return self.store(attack.name, [attack.to_json(), self.batch_size, *(one.to_json() for one in after)])
 
-    def keep(
-        self, state_dir: str | os.PathLike[str] | None, name: str, settings: Sequence[object]
-    ) -> BatchStore | None:
+    def store(self, name: str, settings: Sequence[object]) -> BatchStore | None:
         """Return a store of finished work that depends on these settings, the model and the images."""
-        if state_dir is None:
+        if self.state_dir is None:
             return None
-        self.opened.append(BatchStore(Path(state_dir), name, digest([self.identity, *settings])))
+        self.opened.append(BatchStore(self.state_dir, name, digest([self.identity, *settings])))
         return self.opened[-1]
+
+    def clear(self) -> None:
+        """Remove the finished work, which a card holds from now on."""
+        for store in self.opened:
+            store.remove()
 
     def batches(self, rows: Ints | None = None) -> list[Ints]:
         """Cut rows of the test set, by default all, into batches in ascending order."""
@@ -250,7 +251,7 @@ class Runner:
             raise UserError(f"model output: not finite under '{attack.name}' on images {rows[0]} to {rows[-1]}")
         return logits
 
-    def run(self, attack: AttackSpec, there: Sequence[Column], units: BatchStore | None, progress: Progress) -> Column:
+    def run(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
         """Run one attack on all images; columns of the same model, `there`, may save work."""
         if isinstance(attack, Suite):
             longer = attack.whole()
@@ -261,7 +262,7 @@ class Runner:
                 return Column.of(attack, predictions, self.labels, parameters=facts, parts=parts, roc_auc=found.roc_auc)
         clean = next((column.predictions for column in there if column.norm is None), None)
         every = np.arange(len(self.labels))
-        result = self.attack(attack, every, clean, units, progress)
+        result = self.attack(attack, every, clean, self.units(attack), progress)
         scores = result.scores if self.pairs else None
         return Column.of(
             attack,
@@ -274,13 +275,7 @@ class Runner:
             **result.work,
         )
 
-    def run_worst_case(
-        self,
-        attacks: Sequence[AttackSpec],
-        clean: Column,
-        state_dir: str | os.PathLike[str] | None,
-        progress: Progress | None,
-    ) -> Column:
+    def run_worst_case(self, attacks: Sequence[AttackSpec], clean: Column, progress: Progress | None) -> Column:
         """Run attacks of one threat model, cheapest first, each on the images that are still correct."""
         order, meter = one_threat_model(attacks, self.num_classes), Meter(progress)
         predictions = clean.predictions.copy()
@@ -291,8 +286,7 @@ class Runner:
                 before = predictions == self.labels
                 rows = np.flatnonzero(before)
                 meter.begin(later=sum(len(rows) * one.passes(self.num_classes) for one in order[number + 1 :]))
-                units = self.units(attack, state_dir, after=[one.to_json() for one in order[:number]])
-                result = self.attack(attack, rows, predictions[rows], units, meter)
+                result = self.attack(attack, rows, predictions[rows], self.units(attack, order[:number]), meter)
                 predictions[rows] = result.predictions
                 work = {name: work[name] + result.work[name] for name in WORK}
                 for part, mask in result.parts.items():
@@ -392,15 +386,18 @@ def make_runner(
     *,
     batch_size: int = 250,
     seed: int = 0,
+    state_dir: str | os.PathLike[str] | None = None,
 ) -> Runner:
     """Return a Module from images in [0, 1] to logits, on its device, with its test images; both are checked.
 
     Images are uint8 (N, H, W, C), or floating point (N, C, H, W) in [0, 1], and labels (N,) 0 to classes - 1.
+    Finished batches are kept in `state_dir`.
     """
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
     pixels, classes = as_arrays(images, labels)
     width = count_classes(model, pixels, classes, device)
-    return Runner(Counted(model), pixels, classes, width, batch_size, seed, device)
+    state = None if state_dir is None else Path(state_dir)
+    return Runner(Counted(model), pixels, classes, width, batch_size, seed, device, state)
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,7 +91,7 @@ class TrainedRun(TypedDict, total=False):
     config: Annotated[dict[str, Any], Run]
     """The settings as JSON."""
     hash: Sha256
-    """Of the settings (`taet.training.decisive.run_hash`), as the file of weights carries it."""
+    """Of the settings (`taet.training.identity.run_hash`), as the file of weights carries it."""
     command: str
     deviations: list[str]
     """Where the method leaves the protocol, in words."""

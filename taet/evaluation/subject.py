@@ -23,10 +23,10 @@ from taet.evaluation.images import Images, as_arrays
 from taet.evaluation.packing import plain
 from taet.files import file_sha256
 from taet.metrics import Ints
-from taet.training.decisive import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
 from taet.training.folder import DELIVERED, RunFolder
+from taet.training.identity import run_hash
 from taet.training.record import RunRecord
 
 
@@ -47,6 +47,8 @@ class Subject:
     about: dict[str, Any]
     model_about: dict[str, Any]
     data_about: dict[str, Any]
+    card: Path | None = None
+    """Where its run keeps the card about it; None for a Module, and for images in place of the run's own."""
 
     @property
     def eps(self) -> float:
@@ -124,9 +126,9 @@ def _of_own(folder: Path, weights: str, given: nn.Module | None, arrays: Dataset
     """The model of a run, on the test images of its data set."""
     run, model, dataset, record = load_run(folder, weights, model=given, dataset=arrays)
     test = dataset.test
-    return _of_run(
-        folder, weights, given, (run, model, record), (test.images, test.labels, test.sha256), dataset.about()
-    )
+    images = test.images, test.labels, test.sha256
+    subject = _of_run(folder, weights, given, (run, model, record), images, dataset.about())
+    return replace(subject, card=RunFolder(folder).card(weights))
 
 
 def _of_run_on(folder: Path, weights: str, model: nn.Module | None, given: GivenImages) -> Subject:

@@ -131,7 +131,6 @@ def transfer(
                 [runners[target] for target in targets],
                 chosen,
                 name=source,
-                state_dir=RunFolder(folders[source]).state(STATE),
                 progress=meter,
             )
             for target, column in zip(targets, columns, strict=True):
@@ -141,8 +140,8 @@ def transfer(
                 if any(name in targets for targets in missing.values()):
                     path = RunFolder(folder).card()
                     card_store.put(path, _with_images(cards[name], RunFolder(folder).examples(path)))
-            for units in (units for held in runners.values() for units in held.opened):
-                units.remove()
+            for runner in runners.values():
+                runner.clear()
     return matrix(cards, attack)
 
 
@@ -165,7 +164,6 @@ def transfer_columns(
     attack: AttackSpec,
     *,
     name: str = "source",
-    state_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Column, ...]:
     """Make adversarial examples on one model and return one column for each target model, in order.
@@ -178,7 +176,6 @@ def transfer_columns(
         targets: models with the same images and labels, each on its own device.
         attack: an attack of `taet.evaluation.parse_attack`; not clean and not AutoAttack.
         name: name of the source in the columns.
-        state_dir: folder for finished batches, from which a transfer that was killed continues.
         progress: as in `transfer`.
     """
     _check(attack)
@@ -213,7 +210,7 @@ def transfer_columns(
         units = run_units(
             len(batches),
             measure,
-            state=source.units(made, state_dir),
+            state=source.units(made),
             key=str,
             # A stored batch has no images: if a target is missing in it, as after adding a run, it is made again.
             valid=lambda number, unit: {*keys} <= unit.keys() and np.array_equal(unit["rows"], batches[number]),
@@ -327,8 +324,9 @@ def _runners(folders: Mapping[str, Path], batch_size: int | None, device: torch.
         run, model, dataset, _ = load_run(folder)
         test = dataset.test if test is None else test
         size = run.evaluation.batch_size if batch_size is None else batch_size
+        seed, state = run.evaluation.seed, RunFolder(folder).state(STATE)
         runners[name] = make_runner(
-            model.to(device), test.images, test.labels, batch_size=size, seed=run.evaluation.seed
+            model.to(device), test.images, test.labels, batch_size=size, seed=seed, state_dir=state
         )
     return runners
 

@@ -1,7 +1,7 @@
 """Comparisons: methods x data x imbalance ratios x seeds as run folders, filled as far as they are missing."""
 
 from taet.experiments.comparison import CellOutcome, Comparison, compare, merge
-from taet.experiments.decisions import Until
 from taet.experiments.specification import Specification, parse, read
+from taet.experiments.until_decided import Until
 
 __all__ = ["CellOutcome", "Comparison", "Specification", "Until", "compare", "merge", "parse", "read"]

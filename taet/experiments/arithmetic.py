@@ -10,7 +10,7 @@ from taet import models
 from taet.data import facts
 from taet.errors import UserError
 from taet.experiments.cells import Cell, in_precision, is_open
-from taet.training.decided import Decision
+from taet.training.choices import Chosen
 from taet.training.environment import resolve_device
 from taet.training.folder import RunFolder
 from taet.training.resolve import resolve
@@ -31,7 +31,7 @@ def settled(planned: Sequence[Cell], say: Callable[[str], None]) -> list[Cell]:
     return [in_precision(cell, made.value) if cell in left else cell for cell in planned]
 
 
-def _measured(cell: Cell) -> Decision | None:
+def _measured(cell: Cell) -> Chosen | None:
     """Return the precision in which the network of a cell is faster on this processor; None if that is not known."""
     assert cell.run is not None
     run, found = cell.run, facts(cell.run.data)

@@ -21,8 +21,8 @@ from taet.experiments import own_data
 from taet.experiments.specification import SHORT, Entry, Point, Settings, Specification, Variant
 from taet.formatting import size
 from taet.models import check_consent, consent
-from taet.training.decisive import CURVE, decisive
 from taet.training.folder import RunFolder
+from taet.training.identity import CURVE, training_settings
 from taet.training.resolve import check_model, learns_from_validation, resolve
 from taet.training.schedule import curve_decides
 
@@ -84,7 +84,7 @@ class Cell:
         folder = RunFolder(self.folder)
         if self.run is None or not folder.is_run:
             return
-        held, asked = decisive(folder.record.run), decisive(self.run)
+        held, asked = training_settings(folder.record.run), training_settings(self.run)
         for name in sorted({*held, *asked}):
             there, here = held.get(name), asked.get(name)
             if there == here or (name, here) == ("training.precision", "auto"):
@@ -198,7 +198,7 @@ class Planner:
         about = {key: value for key, value in settings.items() if key.startswith("data.")}
         run = config.override(start, {"method": Run.method, "settings": None, **about})
         try:
-            return {name: made.value for name, made in self._planned(run).decisions.items()}
+            return {name: made.value for name, made in self._planned(run).choices.items()}
         except UserError:  # which `made` meets as well, and says of what
             return {}
 

@@ -21,10 +21,10 @@ from taet.data.prepare import check_there
 from taet.errors import UserError
 from taet.experiments.arithmetic import settled
 from taet.experiments.cells import Cell, State, cells
-from taet.experiments.decisions import PairOutcome, Until, decide_pairs, pairs_of, unattacked
 from taet.experiments.forecast import rough_seconds
 from taet.experiments.parts import gather, share
 from taet.experiments.specification import Specification, parse, read
+from taet.experiments.until_decided import PairOutcome, Until, decide_pairs, pairs_of, unattacked
 from taet.files import flock, make_folder, write_json
 from taet.formatting import clock, duration, plural
 from taet.report import write

@@ -19,7 +19,7 @@ from taet.data.sources import sided
 from taet.errors import UserError
 from taet.formatting import plural
 from taet.protocols import start
-from taet.training.decided import Decision, lines
+from taet.training.choices import Chosen, choice_lines
 
 # Our choices, in the order in which a user sees them.
 SIDES = (224, 128, 64, 32)  # pixels of ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR
@@ -83,16 +83,16 @@ class OwnDataPlan:
     """A run on the user's own images, and the settings that were chosen for it."""
 
     run: Run
-    decisions: Mapping[str, Decision]
+    choices: Mapping[str, Chosen]
     """By dotted name of the setting."""
 
     def sentences(self, run: Run | None = None) -> list[str]:
-        """Return a line for each decision, with the option that changes it; of a `run`, only for those it follows."""
-        return lines(self.followed(run or self.run))
+        """Return a line for each choice, with the option that changes it; of a `run`, only for those it follows."""
+        return choice_lines(self.followed(run or self.run))
 
-    def followed(self, run: Run) -> dict[str, Decision]:
-        """Return the decisions that `run` follows."""
-        return {name: made for name, made in self.decisions.items() if _value(run, name) == made.value}
+    def followed(self, run: Run) -> dict[str, Chosen]:
+        """Return the choices that `run` follows."""
+        return {name: made for name, made in self.choices.items() if _value(run, name) == made.value}
 
     def __repr__(self) -> str:
         return "\n".join([f"{self.run.method} on {self.run.data.name}", *self.sentences()])
@@ -120,66 +120,66 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
     machine = _machine(accelerated)
     found = own_images(replace(run.data, group=None))
-    decisions = {
+    choices = {
         **_size(found, run.data.fit, accelerated, machine),
         **_groups(run, found),
         "model.name": network(found.median, accelerated),
         **length(run, found, accelerated),
         **({} if accelerated else attacked(run.data, found.tested)),
-        "threat.eps": Decision(run.threat.eps, "L-infinity, the usual size for photographs"),
+        "threat.eps": Chosen(run.threat.eps, "L-infinity, the usual size for photographs"),
     }
     if run.protocol == "taet":  # the columns of another protocol are used as they are
-        decisions["evaluation.attacks"] = Decision(ATTACKS, "more with: taet evaluate RUN --attacks taet")
-    return OwnDataPlan(override(run, {name: made.value for name, made in decisions.items()}), decisions)
+        choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
+    return OwnDataPlan(override(run, {name: made.value for name, made in choices.items()}), choices)
 
 
-def network(size: tuple[int, int], accelerated: bool | None = None) -> Decision:
+def network(size: tuple[int, int], accelerated: bool | None = None) -> Chosen:
     """Return the network for images of this width and height on this machine, or on one with or without a GPU."""
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
     if max(size) < SMALL:
-        return Decision("resnet8", "the images have {}x{} pixels".format(*size))
-    return Decision("resnet18" if accelerated else "resnet8", _machine(accelerated))
+        return Chosen("resnet8", "the images have {}x{} pixels".format(*size))
+    return Chosen("resnet18" if accelerated else "resnet8", _machine(accelerated))
 
 
 def _machine(accelerated: bool) -> str:
     return f"this machine has {'an' if accelerated else 'no'} accelerator"
 
 
-def _size(found: OwnImages, fit: Fit, accelerated: bool, machine: str) -> dict[str, Decision]:
+def _size(found: OwnImages, fit: Fit, accelerated: bool, machine: str) -> dict[str, Chosen]:
     """Images keep their size if all have the same, the machine can take it, and they are not asked to be square."""
     most = SIDES[0] if accelerated else SIDES[-1]
     if found.uniform and max(found.largest) <= most and (found.square or fit == "squeeze"):
         return {}
     side = next((side for side in SIDES if side <= min(most, *found.median)), SIDES[-1])
     sizes = "they have many sizes" if not found.uniform else "they are {}x{}".format(*found.largest)
-    size = {"data.size": Decision(side, f"{sizes}, and {machine}")}
+    size = {"data.size": Chosen(side, f"{sizes}, and {machine}")}
     others = " or ".join(name for name in FITTED if name != fit)
-    how = {"data.fit": Decision(fit, f"images that are not square are {FITTED[fit]}; also: {others}")}
+    how = {"data.fit": Chosen(fit, f"images that are not square are {FITTED[fit]}; also: {others}")}
     return size if found.square else size | how
 
 
-def _groups(run: Run, found: OwnImages) -> dict[str, Decision]:
+def _groups(run: Run, found: OwnImages) -> dict[str, Chosen]:
     if run.data.group is not None or run.data.group_pattern is not None:
         return {}
     if found.group is not None:
         why = "by its name this column holds groups: the images of one stay in one split"
-        return {"data.group": Decision(found.group, why)}
+        return {"data.group": Chosen(found.group, why)}
     if found.grouped:
-        return {"data.group": Decision("folder", "class folders have subfolders: the images of one stay in one split")}
+        return {"data.group": Chosen("folder", "class folders have subfolders: the images of one stay in one split")}
     why = "file names number the frames of sequences: those of one stay in one split"
-    return {"data.group_pattern": Decision(FRAMES, why)} if found.frames else {}
+    return {"data.group_pattern": Chosen(FRAMES, why)} if found.frames else {}
 
 
-def mirroring(data: Data, dataset: Dataset) -> dict[str, Decision]:
-    """Return what was decided about mirroring the user's own images in training."""
+def mirroring(data: Data, dataset: Dataset) -> dict[str, Chosen]:
+    """Return what was chosen about mirroring the user's own images in training."""
     if not is_own(data.name) or data.mirror != "auto":
         return {}
     why = sided(data, dataset.class_names)
     why = f"{why}; yes mirrors" if why else "no class name says left or right; no for letters, signs, organs"
-    return {"data.mirror": Decision("yes" if dataset.mirror else "no", why)}
+    return {"data.mirror": Chosen("yes" if dataset.mirror else "no", why)}
 
 
-def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Decision]:
+def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Chosen]:
     """Choose batch size and epochs by the number of training images; never more than the protocol's."""
     most = run.training
     sizes = [size for size in BATCHES if size < most.batch_size]
@@ -188,21 +188,21 @@ def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Decision]
     enough = max(math.ceil(STEPS / steps), FEWEST_EPOCHS)
     epochs = most.epochs if accelerated else min(enough, most.epochs)
     return {
-        "training.batch_size": Decision(batch, f"about {plural(steps, 'step')} in an epoch"),
-        "training.epochs": Decision(
+        "training.batch_size": Chosen(batch, f"about {plural(steps, 'step')} in an epoch"),
+        "training.epochs": Chosen(
             epochs, f"about {epochs * steps} steps; the protocol {run.protocol} has {most.epochs} epochs"
         ),
-        "training.monitor_every": Decision(max(1, epochs // POINTS), "epochs between points of the curve"),
+        "training.monitor_every": Chosen(max(1, epochs // POINTS), "epochs between points of the curve"),
     }
 
 
-def attacked(data: Data, tested: Sequence[int]) -> dict[str, Decision]:
+def attacked(data: Data, tested: Sequence[int]) -> dict[str, Chosen]:
     """Take about TESTED test images where there are more: all of the small classes, as many of each of the others."""
     if sum(tested) <= TESTED or data.imbalance_ratio is not None or data.test == VALIDATION:
         return {}
     most = max(most for most in range(1, TESTED + 1) if most == 1 or sum(np.minimum(tested, most)) <= TESTED)
     taken = f"{np.minimum(tested, most).sum():,} of {sum(tested):,} test images"
-    return {"data.test_max_count": Decision(most, f"of each class, {taken}: attacks are slow here; all: None")}
+    return {"data.test_max_count": Chosen(most, f"of each class, {taken}: attacks are slow here; all: None")}
 
 
 def _value(run: Run, name: str) -> Any:

@@ -17,7 +17,7 @@ from taet.evaluation.decision_card import ACCURACY, DecisionCard
 from taet.report import (
     broken_images,
     curves,
-    decided,
+    decision,
     epochs,
     figures,
     images,
@@ -63,7 +63,7 @@ def page(
         large=figures.NAMED_CLASSES,
         named=figures.NAMED_ROWS,
         not_run=not_run,
-        decisions=[(one, decided.notes(one)) for one in decisions],
+        decisions=[(one, decision.notes(one)) for one in decisions],
         accuracy=ACCURACY,
         unchecked=[one.label for one in all_series if not all(card.sealed for card in one.cards)],
         provenance=[(one, [(run, provenance(run)) for run in one.runs]) for one in all_series],

@@ -21,8 +21,8 @@ from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
 from taet.files import parse_json, read_bytes
 from taet.metrics import Ints
-from taet.training.decisive import decisive
 from taet.training.folder import RUN, RunFolder
+from taet.training.identity import training_settings
 from taet.training.record import Epoch, Row, RunRecord
 
 CURVES = ".metrics.jsonl"
@@ -119,7 +119,7 @@ class ReportedRun:
     @property
     def settings(self) -> Json:
         """Settings that decide the numbers, by dotted name, without the seed: equal for runs of one series."""
-        return {name: value for name, value in decisive(self.config).items() if name != "seed"}
+        return {name: value for name, value in training_settings(self.config).items() if name != "seed"}
 
 
 def is_decision(path: Path) -> bool:

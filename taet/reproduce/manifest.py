@@ -158,8 +158,11 @@ class Scale:
             settings |= self.settings.get(key, {})
         settings["evaluation.attacks"] = attacks
         entry = Entry(row.method, row.method, {**dict(row.settings)})
-        seeds = self.seeds.get(row.paper, self.seeds.get("all", [0]))
-        return [Point(entry, data, ratio, seed, PAPERS[row.paper], settings) for seed in seeds]
+        return [Point(entry, data, ratio, seed, PAPERS[row.paper], settings) for seed in self.seeds_of(row)]
+
+    def seeds_of(self, row: PaperRow) -> list[int]:
+        """The seeds that an item needs of a row."""
+        return self.seeds.get(row.paper, self.seeds.get("all", [0]))
 
 
 class RowEntry(TypedDict):

@@ -125,16 +125,22 @@ def state_of(store: Store, cells: Sequence[StoredCell]) -> str:
     return ", ".join(said)
 
 
+def _counts(store: Store, scale: Scale, item: Item) -> str:
+    """How many of the runs that an item needs are done; those of other seeds do not count."""
+    found = store.of_item(scale, item).items()
+    needed = [one for row, cells in found for one in cells if one.cell.seed in scale.seeds_of(row)]
+    return f"{sum(one.state == 'done' for one in needed)}/{len(needed)}"
+
+
 def overview(store: Store) -> list[TextTable]:
     """Every item with what is filled of it at each scale, and the price of the rest of both papers."""
-    rows, heads = [], ("", *scales())
-    for item in items().values():
-        found = [[c for cells in store.of_item(scale, item).values() for c in cells] for scale in scales().values()]
-        counts = [f"{sum(one.state == 'done' for one in cells)}/{len(cells)}" for cells in found]
-        rows.append((f"{item.name} · {item.title}", *counts))
+    every, heads = scales().values(), ("", *scales())
+    rows = [
+        (f"{item.name} · {item.title}", *(_counts(store, scale, item) for scale in every)) for item in items().values()
+    ]
     said = []
-    for scale in scales().values():
-        every = Session(store, scale, [*items().values()], lambda _: None).cells
-        said.append(f"{scale.name} ({scale.says}): {state_of(store, every)}.")
+    for scale in every:
+        cells = Session(store, scale, [*items().values()], lambda _: None).cells
+        said.append(f"{scale.name} ({scale.says}): {state_of(store, cells)}.")
     table = TextTable("Runs that are filled, of those that an item needs", heads, (*rows,), (*said,))
     return [table]

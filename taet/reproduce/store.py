@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import taet
 from taet import config, methods
@@ -22,14 +23,15 @@ from taet.experiments.specification import Point
 from taet.files import digest, make_folder, read_bytes, write_atomically
 from taet.report.read import CURVES, rows_beside
 from taet.reproduce.manifest import Item, PaperRow, Scale
-from taet.training.decisive import decisive
 from taet.training.folder import RunFolder
+from taet.training.identity import training_settings
 from taet.training.record import Row, run_from_json
 
 COMMITTED = Path(taet.__file__).parents[1] / "results"
 """Cards of the repository; an installed package has none."""
 EVERY = 5
 """Of the committed rows of epochs: those with a point of the curve, and one of so many."""
+T = TypeVar("T")
 Filled = Literal["done", "started", "missing", "not applicable"]
 
 
@@ -38,9 +40,19 @@ def cell_hash(run: Run) -> str:
 
     A later version may have more settings: with their defaults they change nothing.
     """
-    usual = decisive(Run(method=run.method, settings=methods.find(run.method).Config()))
-    differs = {name: value for name, value in decisive(run).items() if name not in usual or usual[name] != value}
+    usual, own = _usual(run.method), training_settings(run)
+    differs = {name: value for name, value in own.items() if name not in usual or usual[name] != value}
     return digest(differs | {"method": run.method})
+
+
+@functools.cache
+def _usual(method: str) -> Mapping[str, object]:
+    return training_settings(Run(method=method, settings=methods.find(method).Config()))
+
+
+def _any_seed(run: Run) -> str:
+    """Return the hash that a run has in common with those of other seeds."""
+    return cell_hash(dataclasses.replace(run, seed=Run.seed))
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,8 @@ class StoredCell:
     cell: Cell
     key: str
     """Its hash; empty if the method cannot take the settings."""
+    any_seed: str
+    """The hash that it has in common with the runs of other seeds."""
     card: ResultCard | None
     rows: tuple[Row, ...]
     """Epochs, as metrics.jsonl has them; committed ones are thinned."""
@@ -80,12 +94,15 @@ class Store:
             if not folder.is_dir():
                 raise UserError(f"results: no folder {folder}; allowed: folders with result cards")
         self.planner = Planner(out, "taet reproduce")
-        self._planned: dict[str, Cell] = {}
         self._stored: dict[str, StoredCell] = {}
 
     def cells(self, scale: Scale, row: PaperRow, metrics: Sequence[str]) -> list[StoredCell]:
-        """The runs of a row, one per seed, with the attacks of these columns."""
-        return [self._cell(point) for point in scale.points(row, metrics)]
+        """The runs of a row with the attacks of these columns: of every seed of the scale, and of others if done."""
+        points = scale.points(row, metrics)
+        own = [self._cell(point) for point in points]
+        done = {*self._seeds.get(own[0].any_seed, [])} - {*scale.seeds_of(row)}
+        others = [self._cell(dataclasses.replace(points[0], seed=seed)) for seed in sorted(done)]
+        return own + [one for one in others if one.state == "done"]
 
     def of_item(self, scale: Scale, item: Item) -> Mapping[PaperRow, list[StoredCell]]:
         """The runs of every row of an item."""
@@ -108,8 +125,8 @@ class Store:
 
     def _found(self, cell: Cell) -> StoredCell:
         if cell.run is None:
-            return StoredCell(cell, "", None, ())
-        key = cell_hash(cell.run)
+            return StoredCell(cell, "", "", None, ())
+        key, any_seed = cell_hash(cell.run), _any_seed(cell.run)
         ratio = "" if cell.imbalance is None else f"_ir{cell.imbalance:g}"
         name = f"{cell.entry.method}_{cell.data}{ratio}_seed{cell.seed}-{key[:8]}"
         attacks = cell.run.evaluation.attacks
@@ -120,7 +137,7 @@ class Store:
         own = card_store.of_folder(held) if held.is_done else None
         if own is not None:  # of another machine, the same settings give other weights
             card, rows = own, held.rows
-        return StoredCell(cell, key, card, rows)
+        return StoredCell(cell, key, any_seed, card, rows)
 
     def _committed(self, key: str, attacks: Sequence[str]) -> tuple[ResultCard | None, tuple[Row, ...]]:
         """The committed card of a cell that has the most of these attacks, and its epochs."""
@@ -135,20 +152,28 @@ class Store:
         return best, next(filter(None, map(rows_beside, paths)), ())
 
     @functools.cached_property
-    def _index(self) -> Mapping[str, list[Path]]:
-        """The committed cards by hash; cards of older or unknown methods are left out."""
-        found: dict[str, list[Path]] = {}
+    def _runs(self) -> list[tuple[Path, Run]]:
+        """The committed cards with the settings of their runs; those of older or unknown methods are left out."""
+        found = []
         for path in sorted(path for folder in self.results for path in folder.glob("**/*.json")):
             values = json.loads(path.read_text(encoding="utf-8"))
             settings = values.get("run", {}).get("config") if isinstance(values, dict) else None
-            if settings is None or "columns" not in values:
-                continue
-            try:
-                key = cell_hash(run_from_json(settings))
-            except UserError:
-                continue
-            found.setdefault(key, []).append(path)
+            if settings is not None and "columns" in values:
+                with contextlib.suppress(UserError):
+                    found.append((path, run_from_json(settings)))
         return found
+
+    @functools.cached_property
+    def _index(self) -> Mapping[str, list[Path]]:
+        """The committed cards by hash."""
+        return grouped((cell_hash(run), path) for path, run in self._runs)
+
+    @functools.cached_property
+    def _seeds(self) -> Mapping[str, list[int]]:
+        """The seeds of committed cards and of finished runs, by the hash that they have in common."""
+        own = [RunFolder(path) for path in (self.out / "runs").glob("*/")]
+        runs = [run for _, run in self._runs] + [folder.record.run for folder in own if folder.is_done]
+        return grouped((_any_seed(run), run.seed) for run in runs)
 
     def embedding(self, one: StoredCell, of: str) -> Embedding | None:
         """The features or logits of a run, of its folder or committed beside its card; None if they were not drawn."""
@@ -182,6 +207,14 @@ class Store:
                 write_atomically(target.with_suffix(f".{drawn.name}"), read_bytes(drawn))
             written.append(target)
         return written
+
+
+def grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    """Return the values by key."""
+    found: dict[str, list[T]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def load_card(path: Path) -> ResultCard:

@@ -43,7 +43,7 @@ from taet.files import (
 from taet.shapes import Sha256, check_shape
 from taet.training import checkpoint
 from taet.training.checkpoint import SCHEMA, WeightsAbout, tensors_digest
-from taet.training.decisive import decisive
+from taet.training.identity import training_settings
 from taet.training.record import Epoch, Row, RunRecord, best_epoch
 
 RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
@@ -318,7 +318,7 @@ class RunFolder:
 
     def check_card(self, path: Path, config: Mapping[str, Any], weights_sha256: str, name: str = DELIVERED) -> None:
         """Refuse a card about another run, by the settings that it names, or about other weights than the run's."""
-        held, named = decisive(self.record.settings), decisive(config)
+        held, named = training_settings(self.record.settings), training_settings(config)
         if not named or any(held[key] != named[key] for key in held.keys() & named.keys()):
             raise UserError(f"{path} is about another run than {self.path / RUN} describes; evaluate the run again")
         if self.weights(name).exists() and self.check_weights(name).weights_sha256 not in ("", weights_sha256):

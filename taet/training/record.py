@@ -19,7 +19,7 @@ from taet.errors import UserError
 from taet.metrics import Floats, Ints
 from taet.models.heads import Head
 from taet.shapes import Sha256, Whole, check_shape, kind_text
-from taet.training.decisive import run_hash
+from taet.training.identity import run_hash
 
 Classes = Annotated[int, Ge(0), Le(2**20)]
 Side = Annotated[int, Ge(0), Le(2**16)]

@@ -18,7 +18,7 @@ from taet.config import Training
 from taet.errors import UserError
 from taet.files import cache, check_seal, digest, make_folder, read_json, seal, write_json
 from taet.models.view import fold
-from taet.training.decided import Decision
+from taet.training.choices import Chosen
 from taet.training.environment import cores, instructions, on_threads, processor, version
 
 PRECISIONS = ("bf16", "float32")
@@ -31,7 +31,7 @@ Seconds = dict[str, float]
 
 def settle(
     training: Training, model: nn.Module, image_shape: tuple[int, int, int], device: torch.device
-) -> dict[str, Decision]:
+) -> dict[str, Chosen]:
     """Return the precision that `auto` stands for, and the threads where none are named and fewer are faster.
 
     On a GPU bf16 is taken if the GPU has instructions for it; on a CPU, if it saves a tenth. There both sides are
@@ -39,7 +39,7 @@ def settle(
     change; threads in seconds on the clock, and only if OMP_NUM_THREADS leaves the choice and the machine is idle. The
     result is kept in TAET_CACHE, by facts about machine, software and network.
     """
-    made: dict[str, Decision] = {}
+    made: dict[str, Chosen] = {}
     chosen = training.precision
     with torch.random.fork_rng(devices=[]):  # a custom network may draw random numbers
         if chosen == "auto":
@@ -53,12 +53,12 @@ def settle(
 
 def precision(
     model: nn.Module, image_shape: tuple[int, int, int], device: torch.device, batch_size: int = 128
-) -> Decision:
+) -> Chosen:
     """Return bf16 if it is clearly faster than float32 for training `model`, else float32, and why."""
     if device.type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)
         name = torch.cuda.get_device_name(device)
-        return Decision(PRECISIONS[0 if has else 1], f"{name} has {'' if has else 'no '}instructions for bf16")
+        return Chosen(PRECISIONS[0 if has else 1], f"{name} has {'' if has else 'no '}instructions for bf16")
 
     def measured() -> Seconds:
         passes = {name: _pass(model, image_shape, name == "bf16") for name in PRECISIONS}
@@ -69,11 +69,11 @@ def precision(
         with on_threads(1):
             found = _kept({"what": "precision", **_facts(model, image_shape)}, measured)
     except Exception:  # a custom network may fail under autocast, for any reason
-        return Decision("float32", "this network could not be timed in bf16")
+        return Chosen("float32", "this network could not be timed in bf16")
     if CLEAR * found["float32"] <= found["bf16"] <= found["float32"]:
-        return Decision("float32", "bf16 is not faster by a tenth on this processor")
+        return Chosen("float32", "bf16 is not faster by a tenth on this processor")
     faster, slower = sorted(PRECISIONS, key=found.__getitem__)
-    return Decision(faster, f"measured {found[slower] / found[faster]:.1f} times as fast as {slower} on this processor")
+    return Chosen(faster, f"measured {found[slower] / found[faster]:.1f} times as fast as {slower} on this processor")
 
 
 def pass_seconds(model: nn.Module, image_shape: tuple[int, int, int], chosen: str, batch_size: int) -> float:
@@ -86,7 +86,7 @@ def pass_seconds(model: nn.Module, image_shape: tuple[int, int, int], chosen: st
     return seconds / (2 * size * torch.get_num_threads())
 
 
-def _threads(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, bf16: bool) -> Decision | None:
+def _threads(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, bf16: bool) -> Chosen | None:
     """Return 1 thread if that is faster than torch's choice; None if it is not, or if the user chose."""
     most = torch.get_num_threads()
     if "OMP_NUM_THREADS" in os.environ or most != cores() or most == 1 or os.getloadavg()[0] > cores() / 2:
@@ -111,7 +111,7 @@ def _threads(model: nn.Module, image_shape: tuple[int, int, int], batch_size: in
     if found["1"] >= CLEAR * found[names[1]]:
         return None
     faster = f"measured {found[names[1]] / found['1']:.1f} times as fast as {most}"
-    return Decision(1, f"{faster}; another number of threads changes the last bits of a run")
+    return Chosen(1, f"{faster}; another number of threads changes the last bits of a run")
 
 
 def _pass(model: nn.Module, image_shape: tuple[int, int, int], bf16: bool) -> Callable[[int], None]:

@@ -37,7 +37,6 @@ from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
 from taet.training.checkpoint import WeightsAbout
 from taet.training.checkpoint_parts import Part
 from taet.training.curve import TrainingCurve, WatchedEpoch
-from taet.training.decisive import run_hash
 from taet.training.drift import Drift
 from taet.training.environment import keep_freed_memory, on_threads, peak_memory_mb, resolve_device
 from taet.training.epoch_sums import EpochSums
@@ -45,6 +44,7 @@ from taet.training.estimate import work_of
 from taet.training.extra import load_extra, with_extra
 from taet.training.folder import MetricsMark, RunFolder
 from taet.training.graphs import Graphs
+from taet.training.identity import run_hash
 from taet.training.interruption import interruption
 from taet.training.optimizer import build_optimizer, set_learning_rate
 from taet.training.record import Row, RunRecord, balanced_accuracies
@@ -115,8 +115,8 @@ class Trainer:
         self.model = build_model(self.resolved, self.dataset, model, self.device, None if begun else run.model.weights)
         if training.channels_last:
             self.model.notes += memory_layout.guard(self.model, self.method)
-        self.decisions = first(lambda: settle(training, self.model, self.dataset.image_shape, self.device))
-        values = {name: made.value for name, made in self.decisions.items()}
+        self.choices = first(lambda: settle(training, self.model, self.dataset.image_shape, self.device))
+        values = {name: made.value for name, made in self.choices.items()}
         self.threads = training.threads or values.get("training.threads") or torch.get_num_threads()
         self.resolved = self.resolved.at(values.get("training.precision", training.precision))
         self.run = self.resolved.run

@@ -58,6 +58,12 @@ def test_settings_that_an_attack_of_this_package_cannot_have_are_refused() -> No
         stored("cw-l2", "linf", 0.1, {"c": "often"})
 
 
+def test_fgsm_offers_no_divergence_which_has_no_gradient_at_the_image() -> None:
+    with pytest.raises(UserError, match="objective got 'kl'; allowed: ce, cw, dlr, pm"):
+        parse("fgsm:objective=kl")
+    assert parse("pgd-20:objective=kl").parameters["objective"] == "kl"
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [

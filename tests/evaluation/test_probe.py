@@ -44,7 +44,7 @@ def changed(model: nn.Module, change: Callable[[nn.Module, Tensor], Tensor], tas
         def forward(self, x: Tensor) -> Tensor:
             return change(model, x)
 
-    return probe.probe(bench_of(Changed(), task), EPS, 22, None, [].append)
+    return probe.probe(bench_of(Changed(), task), EPS, 22, [].append)
 
 
 def test_the_facts_are_those_of_a_sample_of_the_images(task: Task, evaluated: Evaluated) -> None:
@@ -192,7 +192,7 @@ def test_where_nothing_is_attacked_nothing_is_probed(evaluated: Evaluated) -> No
 def test_a_model_that_draws_numbers_leaves_the_global_generator_alone(task: Task) -> None:
     before = torch.random.get_rng_state()
     runner, seen = bench_of(Noisy(task[0]), task), []
-    facts = probe.probe(runner, EPS, 22, None, seen.append)
+    facts = probe.probe(runner, EPS, 22, seen.append)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert facts["repeat_difference"] > 0
     assert seen == sorted(seen)

@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +166,13 @@ def test_models_hold_still_and_are_given_back_as_they_were(runners: list[Runner]
 
 
 def test_kept_batches_are_taken_unless_a_target_is_new(runners: list[Runner], tmp_path: Path, killer: Killer) -> None:
+    source = replace(runners[0], state_dir=tmp_path)
     attack = parse_attack("pgd-3", eps=EPS)
-    (alone,) = transfer_columns(runners[0], runners[2:], attack, state_dir=tmp_path)
+    (alone,) = transfer_columns(source, runners[2:], attack)
     assert killer.made == 3
-    first, second = transfer_columns(runners[0], runners[1:], attack, state_dir=tmp_path)
+    first, second = transfer_columns(source, runners[1:], attack)
     assert killer.made == 6
-    (again,) = transfer_columns(runners[0], runners[1:2], attack, state_dir=tmp_path)
+    (again,) = transfer_columns(source, runners[1:2], attack)
     assert killer.made == 6
     np.testing.assert_array_equal(second.correct, alone.correct)
     np.testing.assert_array_equal(again.correct, first.correct)

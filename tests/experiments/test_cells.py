@@ -20,7 +20,7 @@ from taet.evaluation import ResultCard
 from taet.experiments import parse
 from taet.experiments.cells import Cell, cells
 from taet.files import seal
-from taet.training.decisive import decisive
+from taet.training.identity import training_settings
 
 
 def planned(small: dict[str, Any], out: Path, **changes: Any) -> list[Cell]:
@@ -250,6 +250,6 @@ def test_cells_of_own_images_are_what_their_commands_train(tmp_path: Path) -> No
     for cell in cells(parse({"methods": ["at", "reat"], "data": data, "settings": settings}), tmp_path / "out"):
         run, _ = read(cell.commands(threads=1)[0][1:]).planned()
         assert cell.run is not None
-        assert decisive(run) == decisive(cell.run)
+        assert training_settings(run) == training_settings(cell.run)
         assert (run.training.batch_size, run.training.epochs, run.model.name) == (32, 2, "resnet8")
         assert (run.data.size, run.evaluation.attacks) == (None, ("clean", "pgd-20"))

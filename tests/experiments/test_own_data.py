@@ -42,7 +42,7 @@ def test_images_of_one_size_that_the_machine_can_take_stay_as_they_are(lesions: 
     assert made.run.data.size is None
     assert (made.run.model.name, planned(on(lesions), GPU).run.model.name) == ("resnet8", "resnet18")
     assert made.run.threat == protocols.taet("taet").threat
-    assert "data.size" not in made.decisions
+    assert "data.size" not in made.choices
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import taet
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.paired import Difference, difference
@@ -139,6 +140,31 @@ def test_saved_cards_and_thinned_epochs_fill_the_same_cells(smoke: Fill, tmp_pat
     (tmp_path / "results" / "other.json").write_text(json.dumps(changed))
     with pytest.raises(UserError, match=r"are one run with other weights; remove one of them"):
         render.tables(Store(tmp_path / "none", [tmp_path / "results"]), scale, item)
+
+
+def test_finished_runs_of_other_seeds_are_in_tables_and_are_not_missed(smoke: Fill, tmp_path: Path) -> None:
+    (item,) = chosen(["taet/table1"], ["at-bsl"])
+    scale, (row,) = scales()["smoke"], item.rows
+    Session(smoke(item), scale, [item], print).save(tmp_path / "results")
+    store = Store(tmp_path / "out", [tmp_path / "results"])
+    (other,) = store.of_item(dataclasses.replace(scale, seeds={"all": [3]}), item)[row][:1]
+    assert (other.cell.seed, other.state) == (3, "missing")
+
+    def seeds() -> list[int]:
+        return [one.cell.seed for one in Store(tmp_path / "out", store.results).of_item(scale, item)[row]]
+
+    assert seeds() == [0]
+    assert other.cell.run is not None
+    taet.train(other.cell.run, out=other.cell.folder)
+    assert seeds() == [0]  # it was not attacked yet
+    taet.evaluate(other.cell.folder, attacks=other.attacks)
+    assert seeds() == [0, 3]
+    store = Store(tmp_path / "out", store.results)
+    assert "(n 2)" in render.tables(store, scale, item)[0].rows[1][2]  # a mean over both
+    assert state_of(store, Session(store, scale, [item], print).cells) == "2 done"
+
+    Session(store, scale, [item], print).save(tmp_path / "more")  # as a committed card
+    assert [one.cell.seed for one in Store(tmp_path / "none", [tmp_path / "more"]).of_item(scale, item)[row]] == [0, 3]
 
 
 def test_a_card_of_other_weights_in_a_run_folder_is_refused(smoke: Fill, tmp_path: Path) -> None:

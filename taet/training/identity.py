@@ -1,4 +1,4 @@
-"""Which settings decide the numbers of a run: one answer for resuming, for reports and for comparisons."""
+"""When two runs are the same: the settings that decide their numbers, for resuming, reports and comparisons."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
 """Settings that say what happens to the finished model."""
 
 
-def decisive(run: Run | Mapping[str, Any]) -> dict[str, Any]:
+def training_settings(run: Run | Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a run's training, by dotted name; `run` may be given as JSON."""
     values = config.to_json(run) if isinstance(run, Run) else run
     return {name: value for name, value in _flat(values, "") if name not in MACHINE | LATER}
 
 
 def run_hash(run: Run | Mapping[str, Any]) -> str:
-    """SHA-256 of the decisive settings and the attacks to come, as checkpoints and weights carry it.
+    """SHA-256 of these settings and the attacks to come, as checkpoints and weights carry it.
 
     Of the JSON that a run was stored as, it is that of the version which wrote it: later ones may have more settings.
     """

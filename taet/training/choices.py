@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 from taet.formatting import size
 
 
-class Decision(NamedTuple):
+class Chosen(NamedTuple):
     """The value of a setting, and the reason for it."""
 
     value: Any
     why: str
 
 
-def lines(decisions: Mapping[str, Decision]) -> list[str]:
-    """Return a line for each decision, by dotted name of the setting, with the option that changes it."""
-    rows = [(_option(name), _words(made.value), made.why) for name, made in decisions.items()]
+def choice_lines(choices: Mapping[str, Chosen]) -> list[str]:
+    """Return a line for each choice, by dotted name of the setting, with the option that changes it."""
+    rows = [(_option(name), _words(made.value), made.why) for name, made in choices.items()]
     wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     return [f"{option:{wide[0]}}  {value:{wide[1]}}  {why}" for option, value, why in rows]
 
