@@ -13,9 +13,8 @@ from taet.data.store import Images, pieces
 SIDE = 8
 """Side in pixels to which images are averaged before they are compared."""
 NEAR = 0.03
-"""Largest root mean square difference of averaged images in [0, 1] that counts as nearly the same. 14 of 20,000 training
-images of CIFAR-10 are this near to a test image; the nearest pair of different digits is 0.06 apart."""
-images of CIFAR-10 are this near to a test image; the nearest pair of different digits is 0.06 apart."""
+"""Largest root mean square difference of averaged images in [0, 1] that counts as nearly the same. 14 of 20,000
+training images of CIFAR-10 are this near to a test image; the nearest pair of different digits is 0.06 apart."""
 FAR = NEAR + 1e-3
 """Difference of means beyond which images are not compared: rounding must not hide a pair at the limit."""
 ROWS = 512
