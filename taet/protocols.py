@@ -14,7 +14,7 @@ from taet.config import Data, Evaluation, Model, Run, Threat, Training, override
 from taet.errors import UserError, unknown
 
 
-def taet(method: str = "at") -> Run:
+def taet(method: str = Run.method) -> Run:
     """The protocol of TAET (CVPR 2025, arXiv:2503.01924): 100 epochs, weights of the last one, long-tailed test set.
 
     SGD 0.1 with momentum 0.9, weight decay 5e-4, divided by ten at 75 % and 90 %; Linf 8/255, 10 steps of 2/255 from
@@ -23,7 +23,7 @@ def taet(method: str = "at") -> Run:
     return Run(method=method, protocol="taet")
 
 
-def reat(method: str = "at") -> Run:
+def reat(method: str = Run.method) -> Run:
     """The protocol of REAT (arXiv:2307.10205): 80 epochs, weights of the best on validation, balanced test set.
 
     SGD as in `taet`, divided by ten at 60 and 75 of 80; Linf 8/255, 10 steps of 2/255 from U(-eps, eps); no input
@@ -46,7 +46,7 @@ def reat(method: str = "at") -> Run:
     )
 
 
-def official(method: str = "at") -> Run:
+def official(method: str = Run.method) -> Run:
     """Each method with its own published optimiser, schedule and attack: to reproduce it, not to compare methods.
 
     Other settings stay as in `taet`. The keys of `Method.official` are settings of a run; `method.*` are options of the
@@ -97,7 +97,7 @@ def recipe_settings(name: str) -> dict[str, object]:
 PROTOCOLS: dict[str, Callable[[str], Run]] = {"taet": taet, "reat": reat, "official": official}
 
 
-def start(protocol: str, method: str, recipe: str | None = None) -> Run:
+def start(protocol: str, method: str = Run.method, recipe: str | None = None) -> Run:
     """Return the run of `protocol` for `method`, with the settings of `recipe` if given."""
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)

@@ -169,6 +169,15 @@ def add(kind: Kind, path: str | Path) -> None:
         _added.append((kind, path))
 
 
+def forget(kind: Kind, path: str | Path) -> None:
+    """Take back `add`, and what was read of the file, which may have changed."""
+    path = Path(path).resolve()
+    if (kind, path) in _added:
+        _added.remove((kind, path))
+    _entries.cache_clear()
+    sys.modules.pop(f"{PLUGIN}{kind}_{path.stem}", None)
+
+
 def _own(kind: Kind) -> tuple[Path, ...]:
     """Files of plug-ins, those of TAET_PLUGINS first."""
     folders = [

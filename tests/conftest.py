@@ -8,6 +8,7 @@ import runpy
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from html import escape
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,9 +21,10 @@ from matplotlib.text import Text
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from taet import config, protocols
+from taet import config, protocols, registry
 from taet.config import Run
 from taet.files import file_sha256, seal
+from taet.registry import Kind
 from taet.training.folder import RunFolder
 from taet.training.identity import run_hash
 
@@ -91,6 +93,23 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TAET_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def plugged() -> Callable[..., AbstractContextManager[None]]:
+    """Register files of plug-ins of a kind inside a block, and forget them after it."""
+
+    @contextmanager
+    def inside(kind: Kind, *paths: Path) -> Iterator[None]:
+        for path in paths:
+            registry.add(kind, path)
+        try:
+            yield
+        finally:
+            for path in paths:
+                registry.forget(kind, path)
+
+    return inside
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ from PIL import Image
 
 from taet import registry
 from taet.cli import main
-from taet.errors import CUSTOM, PLUGIN
+from taet.errors import CUSTOM
 
 SECONDS = 60
 """A case that takes longer hangs."""
@@ -331,8 +331,7 @@ def play(kind: str, number: int, inputs: Path, place: Path) -> tuple[list[str], 
         words = shlex.split(draw.choice(target.commands))
     os.environ["TAET_PLUGINS"] = str(place / "plugins") if kind == "plugin.py" else ""
     (place / "words.txt").write_text("\0".join(words), "utf-8", "surrogateescape")
-    registry._entries.cache_clear()
-    sys.modules.pop(f"{PLUGIN}methods_fuzzed", None)
+    registry.forget("methods", place / "plugins" / "methods" / "fuzzed.py")
     with _alarm() as rung:
         result = run(*words)
     CUSTOM.clear()

@@ -64,7 +64,12 @@ def test_own_model(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("epochs", [2, pytest.param(20, marks=pytest.mark.full)])
-def test_add_a_method(epochs: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_add_a_method(
+    epochs: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
     train = taet.train
 
     def shorter(run: config.Run, **options: Any) -> Any:
@@ -72,7 +77,7 @@ def test_add_a_method(epochs: int, capsys: pytest.CaptureFixture[str], monkeypat
         return train(config.override(run, {"training.epochs": epochs}), **options)
 
     monkeypatch.setattr(taet, "train", shorter)
-    monkeypatch.setattr(registry, "_added", [])
+    request.addfinalizer(lambda: registry.forget("methods", EXAMPLES / "add_a_method.py"))
     cards = runpy.run_path(str(EXAMPLES / "add_a_method.py"))["main"]()
     assert "Prediction-balanced AT" in capsys.readouterr().out
     assert list(cards) == ["at", "prediction-balanced"]

@@ -139,11 +139,12 @@ def test_the_contract_tests_find_it_and_hold() -> None:
 
 def test_a_file_can_be_added_in_a_program(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TAET_PLUGINS")
-    monkeypatch.setattr(registry, "_added", [])
     assert "prediction-balanced" not in registry.entries("methods")
     for _ in range(2):
         registry.add("methods", plugins / "methods" / "own.py")
     assert methods.find("prediction-balanced").title == "Prediction-balanced AT"
+    registry.forget("methods", plugins / "methods" / "own.py")
+    assert "prediction-balanced" not in registry.entries("methods")
     with pytest.raises(UserError, match="allowed: a Python file"):
         registry.add("methods", plugins / "methods" / "none.py")
 
@@ -157,7 +158,7 @@ def test_a_file_can_be_added_in_a_program(plugins: Path, monkeypatch: pytest.Mon
 )
 def test_a_file_that_cannot_be_offered_is_refused_in_one_line(plugins: Path, source: str, message: str) -> None:
     (plugins / "methods" / "own.py").write_text(source)
-    registry._entries.cache_clear()
+    registry.forget("methods", plugins / "methods" / "own.py")
     with pytest.raises(UserError, match=message):
         registry.entries("methods")
 

@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> int:
                 out,
                 time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
                 jobs=parsed.jobs,
-                part=None if parsed.part is None else share(parsed.part),
+                part=None if parsed.part is None else part_numbers(parsed.part),
                 until=None if parsed.until is None else Until(StopRule(**parsed.rule), parsed.baseline),
                 dry_run=parsed.dry_run,
                 say=say,
@@ -164,7 +164,7 @@ def seconds(text: str) -> float:
     return 3600.0 * hours + 60.0 * minutes + rest
 
 
-def share(text: str) -> tuple[int, int]:
+def part_numbers(text: str) -> tuple[int, int]:
     """Return the numbers K and N of a part K/N."""
     found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text, re.ASCII)
     if found is None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from taet import config, protocols
 from taet.cli import flags
 from taet.cli.progress import progress
-from taet.config import Run
 from taet.evaluation import evaluate
 from taet.report import write
 from taet.training import resume, train
@@ -50,11 +49,6 @@ class DemoOptions:
     """Folder for the runs and the report; existing runs are used or continued."""
 
 
-def demo_run(method: str) -> Run:
-    """Return the run of `method` in the demo."""
-    return config.override(protocols.taet(method), CHANGES)
-
-
 def run(arguments: list[str]) -> None:
     """Train, attack and report; existing runs are used."""
     parsed = flags.parse(DemoOptions, arguments, "taet demo", DESCRIPTION, EXAMPLES)
@@ -66,7 +60,8 @@ def run(arguments: list[str]) -> None:
             if RunFolder(folder).is_run:
                 resume(folder, progress=report)
             else:
-                train(demo_run(method), out=folder, progress=report, command="taet demo")
+                run = config.override(protocols.taet(method), CHANGES)
+                train(run, out=folder, progress=report, command="taet demo")
     for number, folder in enumerate(folders):
         if RunFolder(folder).card().exists():
             continue

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -22,12 +22,12 @@ from taet.config import Data, Evaluation
 from taet.data import load
 from taet.distributed import started_together
 from taet.errors import UserError
-from taet.evaluation import ResultCard, StopRule, decide, evaluate
+from taet.evaluation import GivenImages, ResultCard, StopRule, decide, evaluate
 from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.measurement import Extent
 from taet.models import trusted
 from taet.training.environment import resolve_device
-from taet.training.folder import RunFolder
+from taet.training.folder import DELIVERED, RunFolder, WeightsName
 
 EXAMPLES = (
     "taet evaluate runs/x",
@@ -109,7 +109,7 @@ class DecideOptions:
     evaluation: flags.Given = flags.options(Evaluation())
     worst_case: bool = False
     """Several attacks decide, one after another, each on the images that the previous ones left correct."""
-    weights: Literal["model", "model-last", "model-best"] = "model"
+    weights: WeightsName = DELIVERED
     """Of runs: the weights that they deliver, those of their last epoch, or of their best one."""
     data: flags.Given = flags.options(Data(name=""), "data", "--data")
     normalize: str = "none"
@@ -227,13 +227,9 @@ def _of_model(parsed: ModelEvaluation, command: str) -> tuple[Path, str]:
     with progress(f"evaluate {parsed.model}") as report:
         card = _evaluation(parsed, command)(
             subject,
-            dataset.test.images,
-            dataset.test.labels,
+            GivenImages.of(dataset),
             name=None if is_run else parsed.model,
             notes=notes,
-            class_names=dataset.class_names,
-            train_class_counts=None if is_run else dataset.class_counts.tolist(),
-            data_about=dataset.about(),
             out=out,
             device=device,
             progress=report,
@@ -248,11 +244,11 @@ def _decide(parsed: DecideOptions, command: str) -> tuple[Path, str]:
     names = [re.sub(r"[^\w.-]+", "-", Path(name).name) for name in parsed.models]
     out = parsed.out or Path("runs", f"decide-{names[0]}-{names[1]}")
     with progress(f"evaluate {' '.join(parsed.models)}") as report:
-        first, second = _models(parsed)
+        (first, second), given = _sides(parsed)
         decision = decide(
             first,
             second,
-            **_images(parsed),
+            given,
             attacks=attacks,
             settings=settings,
             worst_case=parsed.worst_case,
@@ -260,7 +256,7 @@ def _decide(parsed: DecideOptions, command: str) -> tuple[Path, str]:
             names=_names(parsed.models),
             time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
             device=parsed.device,
-            weights_name=parsed.weights,
+            weights=parsed.weights,
             out=out,
             progress=report,
             command=command,
@@ -269,28 +265,16 @@ def _decide(parsed: DecideOptions, command: str) -> tuple[Path, str]:
     return RunFolder(out).decision, f"{decision}\n{after}"
 
 
-def _models(parsed: DecideOptions) -> list[Path | torch.nn.Module]:
-    origin, own = OfModel(data=parsed.data, normalize=parsed.normalize), not parsed.data.get("name")
-    return [
-        Path(name) if own or RunFolder(Path(name)).is_run else open_model(name, origin)[0][0] for name in parsed.models
-    ]
+def _sides(parsed: DecideOptions) -> tuple[list[Path | torch.nn.Module], GivenImages | None]:
+    """Return both models, and the test images of --data."""
+    if not parsed.data.get("name"):
+        return [*map(Path, parsed.models)], None
+    origin = OfModel(data=parsed.data, normalize=parsed.normalize)
+    models = [Path(name) if RunFolder(Path(name)).is_run else open_model(name, origin)[0][0] for name in parsed.models]
+    return models, GivenImages.of(load(origin.chosen(" and ".join(parsed.models))))
 
 
 def _names(models: tuple[str, str]) -> tuple[str, str]:
     """Return the names of folders without their path, and of others in full, as far as that tells them apart."""
     one, other = (Path(name).name if RunFolder(Path(name)).is_run else name for name in models)
     return (one, other) if one != other else models
-
-
-def _images(parsed: DecideOptions) -> dict[str, Any]:
-    """Return the test images of --data, in the form of `decide`."""
-    if not parsed.data.get("name"):
-        return {}
-    dataset = load(OfModel(data=parsed.data).chosen(" and ".join(parsed.models)))
-    return {
-        "images": dataset.test.images,
-        "labels": dataset.test.labels,
-        "class_names": dataset.class_names,
-        "train_class_counts": dataset.class_counts.tolist(),
-        "data_about": dataset.about(),
-    }

@@ -10,7 +10,6 @@ import tyro
 
 from taet.cli import flags
 from taet.report import write
-from taet.training.folder import RunFolder
 
 EXAMPLES = (
     "taet report runs",
@@ -44,14 +43,8 @@ def run(arguments: list[str]) -> None:
 
 def runs_in(path: Path) -> list[Path]:
     """Return the run folders and folders of cards directly in a folder that is neither, or its cards, or it alone."""
-    if not path.is_dir() or _is_shown(path):
+    from taet.report.read import cards_in, is_shown
+
+    if not path.is_dir() or is_shown(path):
         return [path]
-    folders = sorted(inner for inner in path.iterdir() if inner.is_dir() and _is_shown(inner))
-    return folders or sorted(card for card in path.glob("*.json") if ".embedding-" not in card.name) or [path]
-
-
-def _is_shown(folder: Path) -> bool:
-    from taet.report.read import is_decision
-
-    held = RunFolder(folder)
-    return held.is_run or held.card().is_file() or is_decision(folder)
+    return sorted(filter(is_shown, path.iterdir())) or cards_in(path) or [path]

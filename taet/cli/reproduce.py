@@ -11,7 +11,7 @@ import tyro
 
 from taet.bounds import LongSeed, Processes
 from taet.cli import flags
-from taet.cli.compare import seconds, share
+from taet.cli.compare import part_numbers, seconds
 from taet.cli.progress import saved, say
 from taet.errors import UserError
 from taet.files import make_folder, write_atomically
@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> int:
     if parsed.site is not None:
         return _write_site(parsed.site, store)
     if not parsed.items:
-        _print(parsed, rendered(overview(store), parsed.form))
+        _print(parsed, rendered([overview(store)], parsed.form))
         return 0
     items = chosen(parsed.items, parsed.methods)
     session = Session(store, scale, items, say)
@@ -96,7 +96,7 @@ def run(arguments: list[str]) -> int:
     if parsed.merge is not None:
         session.gather(parsed.merge)
     elif not parsed.dry_run:
-        part = None if parsed.part is None else share(parsed.part)
+        part = None if parsed.part is None else part_numbers(parsed.part)
         budget = None if parsed.time_budget is None else seconds(parsed.time_budget)
         with saved(["reproduce", *arguments], parsed.out):
             result = session.fill(budget, parsed.jobs, part)

@@ -42,7 +42,7 @@ def read(path: Path, method: str | None = None) -> RunFile:
         values = {key: value for key, value in values.items() if not (key == "settings" and value is None)}
         found = {name: _word(name, values[name]) for name in ("method", "protocol") if name in values}
         method = method or found.get("method")
-        known = _known(methods.find(method or "at").Config)
+        known = _known(methods.find(method or Run.method).Config)
         return RunFile(path, method, found.get("protocol"), dict(_settings(values, known)))
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -18,7 +18,7 @@ from taet.data import Dataset, load
 from taet.errors import UserError
 from taet.models import foreign
 from taet.training import published
-from taet.training.folder import RunFolder
+from taet.training.folder import DELIVERED, RunFolder, WeightsName
 
 R = TypeVar("R", bound="OfRun")
 M = TypeVar("M", bound="OfNamed")
@@ -39,7 +39,7 @@ class OfRun(Trusting):
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder."""
-    weights: Literal["model", "model-last", "model-best"] = "model"
+    weights: WeightsName = DELIVERED
     """The weights that the run delivers, those of its last epoch, or of its best one."""
 
 

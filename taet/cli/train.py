@@ -168,7 +168,7 @@ def read(arguments: Sequence[str]) -> TrainingRequest:
     if has_method:
         request = parse(words[0], words[1:], file=file)
     else:
-        request = parse((file and file.method) or "at", words, "METHOD", file)
+        request = parse((file and file.method) or Run.method, words, "METHOD", file)
     if request.options.evaluate and request.options.no_evaluate:
         raise UserError("got both --evaluate and --no-evaluate; allowed: one")
     if request.options.resume is not None:
@@ -193,7 +193,7 @@ def parse(method: str, words: Sequence[str], prog: str = "", file: RunFile | Non
     """Parse `METHOD [options]`; --help shows `prog` in the place of the method; options replace those of a `file`."""
     protocol, recipe = (flags.value_of(f"--{name}", words) for name in ("protocol", "recipe"))
     protocol = protocol or (file.protocol or "" if file else "")
-    start = protocols.start(protocol or "taet", method, recipe or None)
+    start = protocols.start(protocol or Run.protocol, method, recipe or None)
     start = dataclasses.replace(start, settings=start.settings or methods.find(method).Config())
     parts = {"settings": flags.options(start.settings, "method")}  # in the order of the sections of --help
     parts |= {name: flags.options(getattr(start, name), name, f"--{name}") for name in ("data", "model")}

@@ -31,7 +31,7 @@ from taet.shapes import Name, Sha256, check_shape
 from taet.training.checkpoint import tensors_digest
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
-from taet.training.folder import DELIVERED, RunFolder
+from taet.training.folder import BEST, DELIVERED, RunFolder
 from taet.training.record import RunRecord
 from taet.training.resolve import learns_from_validation
 
@@ -225,7 +225,7 @@ def _with_scores(attack: AttackSpec) -> AttackSpec:
 def _check_unseen(record: RunRecord, weights: str) -> None:
     """Refuse weights that validation images had a part in, where the share of wrong answers looks too small."""
     part = ""
-    if weights == "model-best" or (record.selection.rule == "best-validation" and weights == DELIVERED):
+    if weights == BEST or (record.selection.rule == "best-validation" and weights == DELIVERED):
         part = "the epoch of these weights was chosen by the validation images"
     elif learns_from_validation(record.run):
         part = f"{record.method} learned from the validation images"

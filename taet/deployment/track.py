@@ -22,8 +22,6 @@ from taet.training.identity import training_settings
 from taet.training.tensorboard import scalars
 
 TRACKERS = ("mlflow", "wandb")
-MARK = "tracked.json"
-"""What was written to W&B, which does not tell a process without network."""
 UNNAMED = re.compile(r"[^A-Za-z0-9_./ -]")
 """What an attack's name may have and a metric of MLflow may not; and the colon, which not every version takes."""
 IDENTITY, MOST_METRICS, MOST_PARAMS, MOST_TEXT = "taet.id", 1000, 100, 250
@@ -144,8 +142,11 @@ def _to_mlflow(library: Any, run: Tracked, project: str, _: Path) -> Written:
 
 
 def _to_wandb(library: Any, run: Tracked, project: str, path: Path) -> Written:
-    """Write by W&B, whose run of the same identity is resumed; epochs up to the mark are there."""
-    mark = path / MARK
+    """Write by W&B, whose run of the same identity is resumed.
+
+    W&B does not tell a process without network what it holds, so a file of the run folder does.
+    """
+    mark = RunFolder(path).tracked
     stored = read_json(mark, links=False) if mark.exists() else {}
     before = stored.get(project) if isinstance(stored, dict) else None
     before = before if isinstance(before, dict) and before.get("id") == run.identity else {}

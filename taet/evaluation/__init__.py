@@ -9,6 +9,7 @@ from taet.evaluation.decide import decide
 from taet.evaluation.decision_card import DecisionCard
 from taet.evaluation.evaluate import evaluate
 from taet.evaluation.sequential import StopRule
+from taet.evaluation.subject import GivenImages
 from taet.evaluation.summary import Summary
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Check",
     "Column",
     "DecisionCard",
+    "GivenImages",
     "ResultCard",
     "StopRule",
     "Summary",

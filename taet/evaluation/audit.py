@@ -22,21 +22,22 @@ from taet.attacks.objectives import Objective, margin
 from taet.attacks.spec import Model
 from taet.attacks.units import Arrays, run_units
 from taet.bounds import Count, check_value
+from taet.config import Evaluation
 from taet.data.dataset import images_sha256
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
-from taet.evaluation import diagnostics
-from taet.evaluation.bundles import changes, parse_attack
+from taet.evaluation import bundles, diagnostics
+from taet.evaluation.bundles import parse_attack
 from taet.evaluation.card import ResultCard
 from taet.evaluation.check import check
 from taet.evaluation.checklist import ChecklistItem, Evidence, Status, checklist
 from taet.evaluation.facts import AuditFacts
-from taet.evaluation.images import Images, as_unit
+from taet.evaluation.images import as_unit
 from taet.evaluation.measurement import EvaluationPlan, Extent, measure, plan_evaluation
 from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
 from taet.evaluation.runner import Runner, make_runner
-from taet.evaluation.subject import GivenImages, Subject, check_used, subject_of
+from taet.evaluation.subject import Given, Labels, Subject, check_used, given_images, subject_of
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
 from taet.losses.long_tail import cross_entropy
@@ -109,12 +110,11 @@ class Audit:
 
 def audit(
     model_or_run_dir: nn.Module | str | os.PathLike[str],
-    images: Images | Tensor | None = None,
-    labels: NDArray[Any] | Tensor | None = None,
+    images: Given = None,
+    labels: Labels | None = None,
     *,
-    attacks: Sequence[str] = (),
+    settings: Evaluation | Mapping[str, Any] | None = None,
     count: int = IMAGES,
-    settings: Mapping[str, Any] | None = None,
     surrogate: tuple[str, nn.Module] | None = None,
     class_names: Sequence[str] | None = None,
     name: str | None = None,
@@ -124,6 +124,7 @@ def audit(
     state_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     command: str = "",
+    **changes: Any,
 ) -> Audit:
     """Attack a model on a sample of test images in the ways that show whether attacks can be trusted.
 
@@ -132,31 +133,26 @@ def audit(
             gradient it is attacked through differentiable replacements; with several logits per class, the largest one
             of each class is used.
         images, labels: with a Module, or in place of a run's own, as in `taet.evaluate`.
-        attacks: attacks in addition to `ATTACKS`.
+        settings: fields of `taet.config.Evaluation` to change; `attacks` are added to `ATTACKS`. The step size is
+            by default the model's own, in proportion to eps, and at least eps / 8.
         count: number of images in the sample, which is as even over the classes as possible.
-        settings: fields of `taet.config.Evaluation` to change: eps, step_size, batch_size, seed. The step size
-            is by default the model's own, in proportion to eps, and at least eps / 8.
         surrogate: name and Module of a similar model; its adversarial examples are tried as well.
         class_names: names of the classes.
         name: with a Module, its name.
         notes: with a Module, its origin in words.
-        weights, device, state_dir, progress, command: as in `taet.evaluate`.
+        weights, device, state_dir, progress, command, **changes: as in `taet.evaluate`.
 
     Raises:
         UserError: as `taet.evaluate` and `taet.evaluation.check`.
     """
     check_value("images", count, Count)
-    if (images is None) != (labels is None):
-        raise UserError("audit: got images without labels, or labels without images; allowed: both, or neither")
-    if not isinstance(model_or_run_dir, nn.Module):
-        check_used("audit", "a run, which has its own", "a Module", name=name, notes=notes or None)
-        names = class_names if images is None else None
-        check_used("audit", "a run, which has its own", "images=", class_names=names)
-    given = None if images is None or labels is None else GivenImages(images, labels, class_names)
+    given = given_images("audit", images, labels, class_names)
+    if given is None and not isinstance(model_or_run_dir, nn.Module):
+        check_used("audit", "a run, which has its own", "images=", class_names=class_names)
     subject = subject_of("audit", model_or_run_dir, given, weights, name=name, notes=notes)
     where = subject.place if device == "auto" else resolve_device(device)
     subject, reaches, width = _attackable(subject, where)
-    sampled, plan = plan_audit(subject, [*ATTACKS, *attacks], changes(settings), count)
+    sampled, plan = plan_audit(subject, bundles.changes(settings, **changes), count)
     meter = Meter(progress)
     meter.begin(alike=1)
     size = plan.settings.batch_size
@@ -246,14 +242,12 @@ def _reaches(logits: Tensor, x: Tensor) -> bool:
     return True
 
 
-def plan_audit(
-    subject: Subject, attacks: Sequence[str], changed: Mapping[str, Any], count: int
-) -> tuple[Subject, EvaluationPlan]:
-    """Return a sample of the subject and the attacks to run on it: the given ones and those of the changed settings."""
+def plan_audit(subject: Subject, changed: Mapping[str, Any], count: int) -> tuple[Subject, EvaluationPlan]:
+    """Return a sample of the subject and the attacks to run on it: `ATTACKS` and those of the changed settings."""
     eps = changed.get("eps") or subject.eps
     # A run may keep the step of another ball, too short to cross its own.
     step_size = max(subject.settings.step_size * (eps / subject.eps), STEP_SHARE * eps)
-    names = dict.fromkeys((*attacks, *changed.get("attacks", ())))
+    names = dict.fromkeys((*ATTACKS, *changed.get("attacks", ())))
     subject = subject.changed({"step_size": step_size, **changed, "attacks": tuple(names)})
     rows = even_sample(subject.labels, count, subject.settings.seed)
     images, labels = np.ascontiguousarray(subject.images[rows]), subject.labels[rows]

@@ -88,10 +88,10 @@ def expand(names: Sequence[str], settings: Evaluation, eps: float | None = None)
     if len(bundles) > 1:
         raise UserError(f"attacks: got {' and '.join(bundles)}, whose settings differ; allowed: one protocol at a time")
     attacks = dict.fromkeys(one for name in names for one in protocols.COLUMNS.get(name, (name,)))
-    theirs = protocols.start(bundles[0], "at").evaluation
+    theirs = protocols.start(bundles[0]).evaluation
     scale = 1 if eps is None or eps == Threat().eps else eps / Threat().eps
     theirs = replace(theirs, step_size=theirs.step_size * scale)
-    known = [DEFAULTS, *(protocols.start(name, "at").evaluation for name in protocols.COLUMNS)]
+    known = [DEFAULTS, *(protocols.start(name).evaluation for name in protocols.COLUMNS)]
     paper = {
         name: getattr(theirs, name)
         for name in OF_THE_PAPER

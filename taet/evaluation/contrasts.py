@@ -60,8 +60,8 @@ def is_thorough(column: Column) -> bool:
     attack = column.attack
     if isinstance(attack, Suite) or attack.bound:
         return True
-    long = is_chain(column) and attack.ascent_steps >= THOROUGH_STEPS and crosses(column)
-    return long and "target" not in column.parameters
+    long = isinstance(attack, ProjectedAscent) and attack.steps >= THOROUGH_STEPS and attack.target is None
+    return long and crosses(column)
 
 
 def same_ball(one: Column, other: Column) -> bool:

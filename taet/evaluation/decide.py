@@ -11,8 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Suite
@@ -21,12 +20,11 @@ from taet.errors import UserError
 from taet.evaluation import bundles
 from taet.evaluation.column import WORST_CASE
 from taet.evaluation.decision_card import DecisionCard
-from taet.evaluation.images import Images
 from taet.evaluation.match import Match, Player
 from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, owned, plan_evaluation
 from taet.evaluation.runner import one_threat_model
 from taet.evaluation.sequential import StopRule
-from taet.evaluation.subject import GivenImages, Subject, subject_of
+from taet.evaluation.subject import Given, Labels, Subject, given_images, subject_of
 from taet.formatting import short, size
 from taet.progress import Progress
 from taet.training.environment import keep_freed_memory, resolve_device
@@ -40,8 +38,8 @@ Side = Model | Sequence[Model]
 def decide(
     first_side: Side,
     second_side: Side,
-    images: Images | Tensor | None = None,
-    labels: NDArray[Any] | Tensor | None = None,
+    images: Given = None,
+    labels: Labels | None = None,
     *,
     attacks: Sequence[str] | str | None = None,
     worst_case: bool = False,
@@ -51,12 +49,9 @@ def decide(
     names: tuple[str, str] | None = None,
     time_budget: float | None = None,
     device: str = "auto",
-    weights_name: str = DELIVERED,
+    weights: str = DELIVERED,
     out: str | os.PathLike[str] | None = None,
     known: Sequence[DecisionCard] = (),
-    class_names: Sequence[str] | None = None,
-    train_class_counts: Sequence[int] | None = None,
-    data_about: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     command: str = "",
 ) -> DecisionCard:
@@ -83,11 +78,10 @@ def decide(
         names: how the sides are called. Default: after their folders or classes.
         time_budget: seconds after which the evaluation stops undecided; a later call continues.
         device: as in `taet.evaluate`.
-        weights_name: with runs, which of their weights: model, model-last or model-best.
+        weights: with runs, which of their weights: model, model-last or model-best.
         out: folder of decision.json; no run. A decision there goes on by the same rule or with a smaller alpha, and
             is not replaced. Default: nothing is saved.
         known: earlier decisions about some of the same models.
-        class_names, train_class_counts, data_about: with images, as in `taet.evaluate`.
         progress: called as progress(done, total, label), in estimated passes of an image through a model.
         command: the command that started it; stored in the card.
 
@@ -100,12 +94,8 @@ def decide(
         raise UserError(f"decide: got {len(sides[0])} and {len(sides[1])} models; allowed: as many on both sides")
     rule = rule or StopRule()
     shared = replace(rule, alpha=rule.alpha / comparisons)
-    given = None
-    if images is not None and labels is not None:
-        given = GivenImages(images, labels, class_names, train_class_counts, data_about)
-    elif images is not None or labels is not None:
-        raise UserError("decide: got images without labels, or labels without images; allowed: both, or neither")
-    subjects = [subject_of("decide", model, given, weights_name) for side in sides for model in side]
+    given = given_images("decide", images, labels)
+    subjects = [subject_of("decide", model, given, weights) for side in sides for model in side]
     terms = _terms(subjects, attacks, worst_case, bundles.changes(settings))
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     folder = None if out is None else RunFolder(Path(out))
@@ -198,9 +188,8 @@ def _terms(
     subjects: Sequence[Subject], attacks: Sequence[str] | str | None, worst_case: bool, changes: Mapping[str, Any]
 ) -> _Terms:
     """Return the attack that decides, the same for every model; a difference between the models is a UserError."""
-    asked = [attacks] if isinstance(attacks, str) else attacks
-    first_changes = changes if asked is None else {**changes, "attacks": asked}
-    chosen = _chosen(plan_evaluation(subjects[0].changed(first_changes)), asked is not None, worst_case)
+    asked = bundles.changes(changes, attacks=attacks)
+    chosen = _chosen(plan_evaluation(subjects[0].changed(asked)), attacks is not None, worst_case)
     wanted = tuple(attack.name for attack in chosen)
     plans = [plan_evaluation(subject.changed({**changes, "attacks": wanted})) for subject in subjects]
     chains = [tuple(one for one in plan.attacks if one.name in wanted) for plan in plans]

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from taet.config import Evaluation, Threat
 from taet.data import Dataset
@@ -17,10 +16,9 @@ from taet.errors import UserError
 from taet.evaluation import bundles
 from taet.evaluation.card import ResultCard
 from taet.evaluation.curves import curve_attacks
-from taet.evaluation.images import Images
 from taet.evaluation.measurement import Extent, measure, plan_evaluation
 from taet.evaluation.schema import CurveName
-from taet.evaluation.subject import GivenImages, check_used, subject_of
+from taet.evaluation.subject import Given, Labels, check_used, given_images, subject_of
 from taet.progress import Progress
 from taet.training.environment import resolve_device
 from taet.training.folder import DELIVERED, RunFolder
@@ -28,10 +26,9 @@ from taet.training.folder import DELIVERED, RunFolder
 
 def evaluate(
     model_or_run_dir: nn.Module | str | os.PathLike[str],
-    images: Images | Tensor | None = None,
-    labels: NDArray[Any] | Tensor | None = None,
+    images: Given = None,
+    labels: Labels | None = None,
     *,
-    attacks: Sequence[str] | str | None = None,
     settings: Evaluation | Mapping[str, Any] | None = None,
     curves: Sequence[CurveName] = (),
     worst_case: bool = False,
@@ -59,10 +56,8 @@ def evaluate(
     Args:
         model_or_run_dir: a run folder, or any Module from images (N, C, H, W) in [0, 1] to logits (N, classes).
         images: with a Module, or in place of a run's own: uint8 (N, H, W, C) with pixel values 0 to 255, or floating
-            point (N, C, H, W) in [0, 1].
+            point (N, C, H, W) in [0, 1]. Or `taet.evaluation.GivenImages`, with labels and what is known of them.
         labels: of those images: integers (N,), 0 to classes - 1.
-        attacks: one or more names of `taet list attacks`, optionally with options (pgd-20:restarts=5), or a protocol,
-            taet or reat, for all columns of its paper. Default: those of the settings.
         settings: settings of the attacks, or a mapping of those fields of `Evaluation` that change. Default: those of
             the run, or `taet.config.Evaluation()`.
         curves: curves to measure, among steps, eps and logit-scale; each point is a column.
@@ -86,8 +81,10 @@ def evaluate(
         state_dir: where finished batches are saved until the card is. Default: beside the card; without one, nowhere.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
         command: the command that started the evaluation; stored in the card.
-        **changes: fields of `taet.config.Evaluation` in place of those of the settings: eps, step_size, batch_size,
-            seed, ...; radii and steps in units of the image range, e.g. 8/255.
+        **changes: fields of `taet.config.Evaluation` in place of those of the settings: `attacks`, one or more names of
+            `taet list attacks`, optionally with options (pgd-20:restarts=5), or a protocol, taet or reat, for all
+            columns of its paper; eps, step_size, batch_size, seed, ...; radii and steps in units of the image range,
+            e.g. 8/255.
 
     Returns:
         The card. A run folder also gets it as evaluation.json, and images for figures as artifacts/examples.npz. What
@@ -100,30 +97,24 @@ def evaluate(
             that the run does not know, a model that returns anything but finite logits (N, classes), an `out` that
             belongs to something else, an argument that says nothing of such a model.
     """
-    changed = bundles.changes(settings, attacks=attacks, **changes)
+    changed = bundles.changes(settings, **changes)
     whole = settings if isinstance(settings, Evaluation) else None
     bundles.attacks_of(replace(whole or Evaluation(), **changed))  # a mistake is reported before anything is loaded
     curve_attacks(curves, Evaluation(), Threat().eps)
     folder = None if out is None else RunFolder(Path(out))
     if folder is not None and folder.is_run:
         raise UserError(f"evaluate: {out} is a run, whose card is about its own model and data; allowed: another")
-    if isinstance(model_or_run_dir, str | os.PathLike):
-        if (images is None) != (labels is None) or (images is not None and out is None):
-            raise UserError("evaluate: got images beside a run, which has its own; allowed: with labels= and out=")
-        about_model = {"name": name, "notes": notes or None, "train_class_counts": train_class_counts}
-        check_used("evaluate", "a run, which has its own", "a Module", **about_model)
-        if images is None:
-            about_images = {"class_names": class_names, "data_about": data_about}
-            check_used("evaluate", "a run, which has its own", "images=", **about_images)
-    elif not isinstance(model_or_run_dir, nn.Module):
-        kind = type(model_or_run_dir).__name__
-        raise UserError(f"evaluate: got a {kind}; allowed: a torch.nn.Module, or the folder of a run")
-    else:
+    given = given_images("evaluate", images, labels, class_names, train_class_counts, data_about)
+    if isinstance(model_or_run_dir, nn.Module):
         of_run = {"weights": None if weights == DELIVERED else weights, "model": model, "dataset": dataset}
         check_used("evaluate", "a Module", "a run folder", **of_run)
-    given = None
-    if images is not None and labels is not None:
-        given = GivenImages(images, labels, class_names, train_class_counts, data_about)
+    elif isinstance(model_or_run_dir, str | os.PathLike):
+        own = "a run, which has its own"
+        check_used("evaluate", own, "a Module", train_class_counts=train_class_counts)
+        if given is None:
+            check_used("evaluate", own, "images=", class_names=class_names, data_about=data_about)
+        elif folder is None:
+            raise UserError(f"evaluate: got images beside {own}; allowed: with out=")
     subject = subject_of(
         "evaluate", model_or_run_dir, given, weights, model=model, dataset=dataset, name=name, notes=notes
     )

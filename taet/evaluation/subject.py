@@ -60,16 +60,49 @@ class Subject:
         return replace(self, settings=settle(self.settings, changes, self.train_eps))
 
 
+Labels = NDArray[Any] | Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class GivenImages:
     """Test images that a caller gives with a model, or in place of a run's own, and what is known of them."""
 
     images: Images | Tensor
-    labels: NDArray[Any] | Tensor
+    labels: Labels
     class_names: Sequence[str] | None = None
     train_class_counts: Sequence[int] | None = None
     about: Mapping[str, Any] | None = None
     """What the card says about them."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> GivenImages:
+        """The test images of a data set."""
+        test, counts = dataset.test, dataset.class_counts.tolist()
+        return cls(test.images, test.labels, dataset.class_names, counts, dataset.about())
+
+
+Given = Images | Tensor | GivenImages | None
+"""Images of a call, alone or with their labels and what else is known of them."""
+
+
+def given_images(
+    what: str,
+    images: Given,
+    labels: Labels | None,
+    class_names: Sequence[str] | None = None,
+    train_class_counts: Sequence[int] | None = None,
+    data_about: Mapping[str, object] | None = None,
+) -> GivenImages | None:
+    """Return the images that a call gives with their labels; None if it gives none."""
+    known = {"class_names": class_names, "train_class_counts": train_class_counts, "data_about": data_about}
+    if isinstance(images, GivenImages):
+        check_used(what, "GivenImages, which have their own", "arrays", labels=labels, **known)
+        return images
+    if (images is None) != (labels is None):
+        raise UserError(f"{what}: got images without labels, or labels without images; allowed: both, or neither")
+    if images is None or labels is None:
+        return None
+    return GivenImages(images, labels, class_names, train_class_counts, data_about)
 
 
 def subject_of(
@@ -92,6 +125,9 @@ def subject_of(
         if given is None:
             raise UserError(f"{what}: got a model without images and labels; allowed: both, or a run folder alone")
         return _of_module(source, given, name or type(source).__name__, notes)
+    if not isinstance(source, str | os.PathLike):
+        raise UserError(f"{what}: got a {type(source).__name__}; allowed: a torch.nn.Module, or the folder of a run")
+    check_used(what, "a run, which has its own", "a Module", name=name, notes=notes or None)
     folder = Path(source)
     return _of_own(folder, weights, model, dataset) if given is None else _of_run_on(folder, weights, model, given)
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from taet import models
-from taet.data import facts
+from taet.data import DataFacts, facts
 from taet.errors import UserError
 from taet.experiments.cells import Cell, in_precision, is_open
 from taet.training.choices import Chosen
 from taet.training.environment import resolve_device
 from taet.training.folder import RunFolder
-from taet.training.resolve import resolve
+from taet.training.resolve import Resolved, resolve
 from taet.training.speed import precision
 
 
@@ -39,10 +40,14 @@ def _measured(cell: Cell) -> Chosen | None:
         device = resolve_device(run.training.device)
         if found is None or device.type != "cpu":
             return None
-        head = resolve(run, found).method.task.head
         with torch.random.fork_rng(devices=[]):  # a custom network may draw random numbers
-            named = (run.model.name, found.num_classes, found.image_shape)
-            model = models.build(*named, seed=run.seed, head=head, stem=run.model.stem)
-            return precision(model.to(memory_format=torch.channels_last), found.image_shape, device)
+            return precision(fresh_network(resolve(run, found), found), found.image_shape, device)
     except UserError:  # which the cell itself will say
         return None
+
+
+def fresh_network(made: Resolved, found: DataFacts) -> nn.Module:
+    """Return an untrained network as a run has it, to be timed."""
+    run, shape = made.run, (found.num_classes, found.image_shape)
+    model = models.build(run.model.name, *shape, seed=run.seed, head=made.method.task.head, stem=run.model.stem)
+    return model.to(memory_format=torch.channels_last)

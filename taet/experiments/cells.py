@@ -74,7 +74,7 @@ class Cell:
         card = card_store.of_folder(held) if held.is_done else None
         if card is not None and _measured(run, card):
             return CellLook("done", [], held, card)
-        if asked != held.record.settings["evaluation"]["attacks"]:
+        if held.record.run.evaluation.attacks != run.evaluation.attacks:
             evaluate += ["--attacks", *asked]
         left = [*([] if held.is_done else [resume]), *([evaluate] if self.attacked else [])]
         return CellLook("started" if left else "done", left, held, card)

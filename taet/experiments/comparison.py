@@ -22,9 +22,9 @@ from taet.errors import UserError
 from taet.experiments.arithmetic import settled
 from taet.experiments.cells import Cell, State, cells
 from taet.experiments.forecast import rough_seconds
-from taet.experiments.parts import gather, share
+from taet.experiments.parts import deal, gather
 from taet.experiments.specification import Specification, parse, read
-from taet.experiments.until_decided import PairOutcome, Until, decide_pairs, pairs_of, unattacked
+from taet.experiments.until_decided import PairOutcome, Until, decide_pairs, pairs_of
 from taet.files import flock, make_folder, write_json
 from taet.formatting import clock, duration, plural
 from taet.report import write
@@ -147,7 +147,7 @@ def compare(
         time_budget: seconds after which no cell is started and running ones are saved and stopped.
         jobs: cells side by side; the processor's cores are shared among them, and on each of the machine's GPUs, or of
             those in CUDA_VISIBLE_DEVICES, run about as many; "auto": as many as there are GPUs, and 1 without.
-        part: (3, 16) works on the third of 16 shares of the cells, which `share` deals out, and writes neither
+        part: (3, 16) works on the third of 16 shares of the cells, as `deal` gives them out, and writes neither
             comparison.json nor the report: `merge` does, when all parts have ended.
         until: train every cell, and instead of attacking it on all test images compare every row with the baseline
             until it is decided which is better (`taet.decide`); not with `part`.
@@ -165,10 +165,10 @@ def compare(
     if until is not None:
         if part is not None:
             raise UserError("until decided: got a part of the cells; allowed: all of them")
-        planned = unattacked(planned)
+        planned = [replace(cell, attacked=False) for cell in planned]
         pairs_of(planned, place, until.baseline)  # a mistake is refused before anything is trained
     if part is not None:
-        planned = share(planned, *part)
+        planned = deal(planned, *part)
     if dry_run:
         return Comparison(title, place, _outcomes(planned, {}, _machine(jobs)[1]))
     foretell([cell for cell in planned if cell.state in OPEN], jobs, say)
@@ -224,19 +224,15 @@ def fill(
 
 
 def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
-    """Return how many cells run side by side, the threads of each, and the GPUs."""
+    """Return how many cells run side by side, the threads of each, as OMP_NUM_THREADS says, and the GPUs."""
     if jobs != "auto" and jobs < 1:
         raise UserError(f"jobs: got {jobs}; allowed: 1 or more, or auto")
     # The number is found without starting CUDA if NVML is available.
     gpus = devices(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
     side_by_side = max(1, len(gpus)) if jobs == "auto" else jobs
-    return side_by_side, _threads(side_by_side), gpus
-
-
-def _threads(side_by_side: int) -> int:
-    """Return the threads of each cell: as OMP_NUM_THREADS says, else a share of the cores."""
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(given) if given.isdecimal() and 0 < int(given) <= 1024 else max(1, cores() // side_by_side)
+    fits = given.isdecimal() and 0 < int(given) <= 1024
+    return side_by_side, int(given) if fits else max(1, cores() // side_by_side), gpus
 
 
 def merge(

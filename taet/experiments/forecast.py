@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from taet import models
 from taet.data import DataFacts, facts
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.runner import USUAL
+from taet.experiments.arithmetic import fresh_network
 from taet.experiments.cells import Cell
 from taet.training.environment import on_threads, resolve_device
 from taet.training.estimate import work_of
@@ -34,22 +34,14 @@ def rough_seconds(cells: Sequence[Cell], threads: int) -> float | None:
             made, shape = resolve(run, found), (found.num_classes, found.image_shape)
             kind = (run.model.name, run.model.stem, *shape, run.training.precision)
             if kind not in timed:
-                with on_threads(run.training.threads or threads):
-                    timed[kind] = _pace(made, found)
+                # A custom network may draw random numbers.
+                with on_threads(run.training.threads or threads), torch.random.fork_rng(devices=[]):
+                    how = (run.training.precision, run.training.batch_size)
+                    timed[kind] = pass_seconds(fresh_network(made, found), found.image_shape, *how)
             total += _passes(made, found, attacked) * timed[kind]
     except Exception:  # a mistake, which the cell itself will say, or a custom network that fails for any reason
         return None
     return total
-
-
-def _pace(made: Resolved, found: DataFacts) -> float:
-    """Seconds of one pass of an image, in the arithmetic of the run."""
-    run = made.run
-    named = (run.model.name, found.num_classes, found.image_shape)
-    with torch.random.fork_rng(devices=[]):  # a custom network may draw random numbers
-        model = models.build(*named, seed=run.seed, head=made.method.task.head, stem=run.model.stem)
-        model = model.to(memory_format=torch.channels_last)
-        return pass_seconds(model, found.image_shape, run.training.precision, run.training.batch_size)
 
 
 def _passes(made: Resolved, found: DataFacts, attacked: bool) -> float:

@@ -98,7 +98,7 @@ class OwnDataPlan:
         return "\n".join([f"{self.run.method} on {self.run.data.name}", *self.sentences()])
 
 
-def plan(method: str, data: str, *, root: str | None = None, protocol: str = "taet") -> OwnDataPlan:
+def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run.protocol) -> OwnDataPlan:
     """Return the run of `method` on your own images: folder:PATH, csv:PATH, npz:PATH, or the path alone.
 
     The protocol decides everything except what depends on the images and the machine: image size, groups, network,
@@ -128,7 +128,7 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
         **({} if accelerated else attacked(run.data, found.tested)),
         "threat.eps": Chosen(run.threat.eps, "L-infinity, the usual size for photographs"),
     }
-    if run.protocol == "taet":  # the columns of another protocol are used as they are
+    if run.protocol == Run.protocol:  # the columns of another protocol are used as they are
         choices["evaluation.attacks"] = Chosen(ATTACKS, "more with: taet evaluate RUN --attacks taet")
     return OwnDataPlan(override(run, {name: made.value for name, made in choices.items()}), choices)
 

@@ -15,7 +15,7 @@ from taet.files import file_sha256
 from taet.training.folder import PART, RunFolder
 
 
-def share(planned: Sequence[Cell], part: int, parts: int) -> list[Cell]:
+def deal(planned: Sequence[Cell], part: int, parts: int) -> list[Cell]:
     """Return the cells that `part`, 1 to `parts`, works on; cells that are not applicable are in no part.
 
     In their order, each cell goes to the part that has the fewest cells of its row, then the fewest cells, then the

@@ -136,7 +136,7 @@ def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification
     """Return the specification in a TOML table; `title` is the default title."""
     _check_keys("key", values, KEYS)
     found = {key: _list(values, key) for key in LISTS}
-    protocol = _value(values, "protocol", str, "taet")
+    protocol = _value(values, "protocol", str, Run.protocol)
     if protocol not in protocols.PROTOCOLS:
         raise unknown("protocol", protocol, protocols.PROTOCOLS)
     for ratio in found["imbalance"]:

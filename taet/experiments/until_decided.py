@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +161,3 @@ def _decided(
     except UserError as error:
         return PairOutcome(pair, None, f"not decided: {error}")
     return PairOutcome(pair, decision)
-
-
-def unattacked(planned: Sequence[Cell]) -> list[Cell]:
-    """Return the cells without an evaluation of their own."""
-    return [replace(cell, attacked=False) for cell in planned]

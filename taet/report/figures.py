@@ -141,7 +141,8 @@ def class_rows(data: ReportedData) -> tuple[Figure, Axes, Ints]:
     rows = range(count) if count <= NAMED_ROWS else sorted({int(row) for row in np.linspace(0, count - 1, 41)})
     figure, (axes,) = make_figure(max(0.9 + (0.3 if large else 0.17) * len(rows), 1.8 if large else 8.4))
     axes.set_ylim(count - 0.4, -0.6)
-    names = [f"{short(data.class_names[c])}{_counted(data, c)}" for c in order[rows]]
+    counts = [""] * count if data.train_counts is None else [f" · {images}" for images in data.train_counts]
+    names = [f"{short(data.class_names[c])}{counts[c]}" for c in order[rows]]
     axes.set_yticks(rows, names, fontsize=None if large else SMALL)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -156,10 +157,6 @@ def class_rows(data: ReportedData) -> tuple[Figure, Axes, Ints]:
         if start < count:
             axes.axhline(start - 0.5, color=GREY, linewidth=0.6, linestyle=(0, (2, 2)))
     return figure, axes, order
-
-
-def _counted(data: ReportedData, label: int) -> str:
-    return "" if data.train_counts is None else f" · {data.train_counts[label]}"
 
 
 def _whiskers(axes: Axes, classes: ClassAccuracies, order: Ints, rows: Floats, colour: str) -> None:

@@ -11,24 +11,24 @@ from taet.report.read import ReportedRun
 
 def provenance(run: ReportedRun) -> list[tuple[str, str]]:
     """Return the facts of a run, each with its name; unknown facts are left out."""
-    record, settings = run.record, run.config
+    record, written = run.record, run.written
     memory = max((epoch.peak_memory_mb or 0 for epoch in run.epochs), default=0)
     spent = f"{run.seconds:.1f} s" + (f", peak memory {memory:.0f} MB" if memory else "")
-    planned, last = settings.get("training", {}).get("epochs"), run.epochs[-1].epoch if run.epochs else None
+    planned, last = run.settings.get("training.epochs"), run.epochs[-1].epoch if run.epochs else None
     facts: list[tuple[str, object]] = [
         ("run folder", str(run.path)),
         ("method", record and record.method_title),
         ("reference", record and record.reference),
-        ("deviations", "; ".join(run.deviations) or ("none" if settings else None)),
-        ("method settings", settings.get("settings")),
-        ("protocol", settings.get("protocol")),
-        ("model", settings.get("model")),
+        ("deviations", "; ".join(run.deviations) or ("none" if written else None)),
+        ("method settings", written.get("settings")),
+        ("protocol", written.get("protocol")),
+        ("model", written.get("model")),
         ("parameters", record and record.parameters),
         ("seed", run.seed),
         ("epochs", f"{len(run.epochs)} of {planned}" if planned and record is not None else last),
-        ("precision", settings.get("training", {}).get("precision")),
-        ("training attack", settings.get("threat")),
-        ("outer loss", settings.get("outer")),
+        ("precision", run.settings.get("training.precision")),
+        ("training attack", written.get("threat")),
+        ("outer loss", written.get("outer")),
         ("selection", record and dataclasses.asdict(record.selection)),
         ("data notes", "; ".join(run.data.notes) or None),
         ("versions", record and record.versions),

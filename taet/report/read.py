@@ -21,12 +21,9 @@ from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
 from taet.files import parse_json, read_bytes
 from taet.metrics import Ints
-from taet.training.folder import RUN, RunFolder
+from taet.training.folder import METRICS, RUN, RunFolder
 from taet.training.identity import training_settings
 from taet.training.record import Epoch, Row, RunRecord
-
-CURVES = ".metrics.jsonl"
-"""Ending of the epochs beside a card, as `taet reproduce --save` writes them."""
 
 
 @dataclass(frozen=True)
@@ -83,33 +80,32 @@ class ReportedRun:
     data: ReportedData
 
     @property
-    def config(self) -> Mapping[str, Any]:
-        """Settings of the training as JSON; empty if not known."""
-        if self.record is not None:
-            return self.record.settings
-        return {} if self.card is None else self.card.run.get("config", {})
+    def about(self) -> RunRecord | ResultCard:
+        """What says how the model was trained: run.json, and without one the card."""
+        found = self.record or self.card
+        assert found is not None
+        return found
+
+    @property
+    def written(self) -> Mapping[str, Any]:
+        """Settings of the training as they were written, so without those of later versions; empty if not known."""
+        about = self.about
+        return about.settings if isinstance(about, RunRecord) else about.run.get("config", {})
 
     @property
     def method(self) -> str:
         """The method; for a model that was trained elsewhere, its name."""
-        if self.record is not None:
-            return self.record.method
-        assert self.card is not None
-        return self.card.method
+        return self.about.method
 
     @property
     def seed(self) -> int | None:
         """Seed of the training; None for a model that was trained elsewhere."""
-        if self.record is not None:
-            return int(self.record.settings["seed"])
-        return None if self.card is None else self.card.seed
+        return self.about.seed
 
     @property
     def deviations(self) -> tuple[str, ...]:
         """Where the method leaves the protocol, in words."""
-        if self.record is not None:
-            return self.record.deviations
-        return self.card.deviations if self.card is not None else ()
+        return self.about.deviations
 
     @property
     def seconds(self) -> float:
@@ -119,13 +115,19 @@ class ReportedRun:
     @property
     def settings(self) -> Json:
         """Settings that decide the numbers, by dotted name, without the seed: equal for runs of one series."""
-        return {name: value for name, value in training_settings(self.config).items() if name != "seed"}
+        return {name: value for name, value in training_settings(self.written).items() if name != "seed"}
 
 
 def is_decision(path: Path) -> bool:
     """Whether a folder holds the decision between two models, and neither a run nor a result card."""
     folder = RunFolder(path)
     return folder.decision.exists() and not folder.is_run and not folder.card().exists()
+
+
+def is_shown(path: Path) -> bool:
+    """Whether a folder holds what a report shows."""
+    folder = RunFolder(path)
+    return folder.is_run or folder.card().is_file() or is_decision(path)
 
 
 def read(path: Path) -> ReportedRun:
@@ -155,9 +157,20 @@ def read(path: Path) -> ReportedRun:
     return ReportedRun(path, record, folder.metrics, card, examples, data)
 
 
+def beside(card: Path, file: str) -> Path:
+    """Where a file of a run folder lies beside a card: NAME.metrics.jsonl, as `taet reproduce --save` writes it."""
+    return card.with_suffix(f".{file}")
+
+
+def cards_in(folder: Path) -> list[Path]:
+    """Return the cards that lie in a folder as files, without the embeddings beside them."""
+    embeddings = beside(Path("*"), RunFolder(folder).embedding("*").name)
+    return sorted(path for path in folder.glob("*.json") if not path.match(str(embeddings)))
+
+
 def rows_beside(card: Path) -> tuple[Row, ...]:
     """The epochs that are kept beside a card, checked; none where there is no such file."""
-    path = card.with_suffix(CURVES)
+    path = beside(card, METRICS)
     if not path.exists():
         return ()
     lines = enumerate(read_bytes(path).splitlines(), 1)

@@ -37,7 +37,7 @@ def precisions(all_series: Sequence[Series]) -> str:
     found: dict[str, dict[str, None]] = {}
     for one in all_series:
         for run in one.runs:
-            if precision := run.config.get("training", {}).get("precision"):
+            if precision := run.settings.get("training.precision"):
                 found.setdefault(precision, {})[one.label] = None
     each = "; ".join(f"{listed(labels)} in {precision}" for precision, labels in sorted(found.items()))
     return f" The arithmetic of training differs, which may change results: {each}." if len(found) > 1 else ""
@@ -109,6 +109,6 @@ def curve_split(series: Series) -> str:
     splits = list(dict.fromkeys(epoch.monitor.split for epoch in epochs if epoch.monitor is not None))
     if splits != ["test"]:
         return f"the {listed(splits)} split" if splits else ""
-    if series.runs[0].config.get("training", {}).get("selection") == "best-test":
+    if series.runs[0].settings.get("training.selection") == "best-test":
         return "the test set, on which the delivered epoch was chosen: a leak"
     return "the test set, for drawing only, not to choose anything"

@@ -151,7 +151,12 @@ def grouped(runs: Sequence[ReportedRun], names: Sequence[str | None]) -> list[Se
 def _labels(groups: Sequence[Sequence[ReportedRun]], names: Mapping[Path, str | None]) -> list[str]:
     """Label each group with its given name or its method; equal labels on the same data get what distinguishes them."""
     labels = [names[group[0].path] or group[0].method for group in groups]
-    for detail in (_own_settings, _folders, _paths):
+    details: tuple[Callable[[Sequence[ReportedRun], Sequence[Sequence[ReportedRun]]], str], ...] = (
+        _own_settings,
+        lambda group, _: ", ".join(run.path.name for run in group),
+        lambda group, _: ", ".join(str(run.path) for run in group),
+    )
+    for detail in details:
         named = [((group[0].data, label), group) for group, label in zip(groups, labels, strict=True)]
         for row, (name, group) in enumerate(named):
             same = [other for other_name, other in named if other_name == name]
@@ -166,11 +171,3 @@ def _own_settings(group: Sequence[ReportedRun], among: Sequence[Sequence[Reporte
     own = group[0].settings
     names = [name for name in own if any(other.get(name) != own[name] for other in settings)]
     return ", ".join(f"{name.removeprefix('settings.').removesuffix('.name')} {words(own[name])}" for name in names)
-
-
-def _folders(group: Sequence[ReportedRun], _: Sequence[Sequence[ReportedRun]]) -> str:
-    return ", ".join(run.path.name for run in group)
-
-
-def _paths(group: Sequence[ReportedRun], _: Sequence[Sequence[ReportedRun]]) -> str:
-    return ", ".join(str(run.path) for run in group)

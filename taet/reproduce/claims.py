@@ -17,7 +17,7 @@ from taet.evaluation.paired import Difference
 from taet.formatting import words
 from taet.reproduce.manifest import FOLDER, PaperRow, RowEntry, Scale, errata, items, read_toml, row_from
 from taet.reproduce.render import difference_text, filled, paired_cards, rank_correlation
-from taet.reproduce.store import Store, StoredCell, load_card
+from taet.reproduce.store import Store, StoredCell, by_seed, load_card
 
 Word = Literal["holds", "does not hold", "undecided", "not tested"]
 WORDS: tuple[Word, ...] = ("does not hold", "holds", "undecided", "not tested")
@@ -199,7 +199,7 @@ def _of_pairs(claim: Claim, store: Store, scale: Scale) -> Verdict:
     count = len(claim.pairs) * len(claim.sizes)
     for first, second in claim.pairs:
         for column, size in claim.sizes.items():
-            sides = [_cards(store.cells(scale, row, [column])) for row in (first, second)]
+            sides = [by_seed(store.cells(scale, row, [column])) for row in (first, second)]
             attacks = claim.attacks(scale, first, second, column)
             found = paired_cards(sides[0], sides[1], attacks, claim.entry.get("group"), comparisons=count)
             parts.append("not tested" if found is None else word_of(found, size, "most" in claim.entry))
@@ -228,10 +228,6 @@ def row_words(row: PaperRow) -> str:
 
 def _text(found: Difference) -> str:
     return f"{difference_text(found)}, {found.runs} seed{'s' if found.runs > 1 else ''}"
-
-
-def _cards(cells: Sequence[StoredCell]) -> dict[int, ResultCard]:
-    return {one.cell.seed: one.card for one in cells if one.card is not None}
 
 
 def _order(claim: Claim, store: Store, scale: Scale) -> Verdict:
@@ -267,7 +263,7 @@ def bound_gap(card: ResultCard) -> float | None:
 def elsewhere(claim: Claim, folders: Sequence[Path]) -> Iterator[str]:
     """What committed cards outside the scales say of a claim, a line each."""
     for first, second in claim.entry.get("elsewhere", []):
-        sides = [by_seed(folders, pattern) for pattern in (first, second)]
+        sides = [committed(folders, pattern) for pattern in (first, second)]
         for column, size in (claim.sizes or {"": 0.0}).items():
             own = claim.entry.get("attacks", [column, column])
             found = paired_cards(sides[0], sides[1], own, claim.entry.get("group"))
@@ -282,7 +278,7 @@ def _stem(pattern: str) -> str:
     return Path(pattern).stem.removesuffix("-seed?")
 
 
-def by_seed(folders: Sequence[Path], pattern: str) -> dict[int, ResultCard]:
+def committed(folders: Sequence[Path], pattern: str) -> dict[int, ResultCard]:
     """The cards by their seed; a card without one counts as seed 0."""
     paths = sorted(path for folder in folders for path in folder.glob(pattern))
     return {card.seed or 0: card for card in map(load_card, paths)}
@@ -351,7 +347,7 @@ def _section(word: Word, names: Sequence[str], found: Mapping[str, Verdict], sto
     for name in names:
         claim, one = claims()[name], found[name]
         scale = f", scale {one.scale}" if one.scale and one.word != "not tested" else ""
-        where = f"({claim.paper}, {claim.entry['where']}{scale})"
+        where = f"({claim.paper}, {claim.where}{scale})"
         lines.append(f"- **{name}** {claim.entry['says']} {where}. {sentence(one.because)}".rstrip())
         lines += [f"  - Outside the scales, {line}." for line in elsewhere(claim, store.results)]
     return "\n".join([*lines, ""])

@@ -18,9 +18,8 @@ from taet.report.read import ReportedRun, data_of_card
 from taet.report.series import COLOURS, DASHES, MARKERS, Series, grouped
 from taet.report.tables import ScoreCell, spread
 from taet.reproduce.manifest import SECONDS, Item, PaperColumn, Scale, items
-from taet.reproduce.render import Filled, filled, value_of
+from taet.reproduce.render import Filled, filled
 from taet.reproduce.store import Store
-from taet.training.record import Epoch
 
 LEADING = ("clean", "pgd-20", "autoattack")
 """Columns of a figure of rows, where an item has them."""
@@ -42,10 +41,11 @@ def drawings(store: Store, scale: Scale, item: Item) -> Drawings:
         return Drawings()
     anchor = f"{item.name.replace('/', '-')}-{scale.name}"
     with figures.style():
-        if item.shows in ("classes", "curves", "predictions", "distances"):
-            return _of_series(item, scale, rows, anchor)
-        if item.shows == "values" and item.columns and all(column.of_class for column in item.columns):
+        of_classes = item.shows == "values" and item.columns and all(column.of_class for column in item.columns)
+        if of_classes or item.shows == "classes":
             return _classes(item, scale, rows, anchor)
+        if item.shows in ("curves", "predictions", "distances"):
+            return _of_epochs(item, rows, anchor)
         found = [*_values(item, scale, rows, anchor), _scatter(item, scale, rows, anchor)]
         if item.shows == "embedding":
             found = [*_embeddings(store, item, rows, anchor), *found]
@@ -69,16 +69,13 @@ def _series(rows: Sequence[Filled], anchor: str) -> list[Series]:
     runs, labels = [], []
     for label, one in found:
         if one.card is not None:
-            known = (*map(Epoch.from_json, one.rows),)
-            runs.append(ReportedRun(one.cell.folder, None, known, one.card, None, data_of_card(one.card)))
+            runs.append(ReportedRun(one.cell.folder, None, one.epochs, one.card, None, data_of_card(one.card)))
             labels.append(label)
     return [replace(one, anchor=f"{anchor}-{one.anchor}") for one in grouped(runs, labels)]
 
 
-def _of_series(item: Item, scale: Scale, rows: Sequence[Filled], anchor: str) -> Drawings:
-    """Figures of classes, of curves, of predicted classes and of distances."""
-    if item.shows == "classes":
-        return _classes(item, scale, rows, anchor)
+def _of_epochs(item: Item, rows: Sequence[Filled], anchor: str) -> Drawings:
+    """Figures of curves, of predicted classes and of distances."""
     every = _series(rows, anchor)
     if item.shows == "curves":
         return Drawings([*training_curves(every, every[0].data, anchor), *_each(every, epochs.class_curves)], every)
@@ -112,10 +109,10 @@ def _columns(item: Item) -> list[PaperColumn]:
 
 def _cell(scale: Scale, one: Filled, column: PaperColumn) -> ScoreCell | None:
     """A number of a row with its interval, with several seeds that of their mean."""
-    found = [value for card in one.cards.values() if (value := value_of(scale, one.row, column, card)) is not None]
+    found = one.values(scale, column)
     if not found:
         return None
-    return spread([value for value, _, _ in found], [interval or (value, value) for value, interval, _ in found])
+    return spread([held.value for held in found], [held.interval or (held.value, held.value) for held in found])
 
 
 def setting_of(rows: Sequence[Filled]) -> tuple[str, list[float]] | None:
@@ -215,9 +212,8 @@ def _costs(rows: Sequence[Filled], anchor: str) -> Panel | None:
     """Seconds of an epoch and peak memory of each row."""
     found = []
     for one in rows:
-        known = [Epoch.from_json(row) for cell in one.cells for row in cell.rows]
-        if known:
-            memory = max((epoch.peak_memory_mb or 0.0 for epoch in known), default=0.0)
+        if known := one.epochs:
+            memory = max(epoch.peak_memory_mb or 0.0 for epoch in known)
             found.append((one.label, float(np.mean([epoch.seconds for epoch in known])), memory))
     if not found:
         return None

@@ -14,7 +14,7 @@ from taet.formatting import MISSING, listed, percent, percent_interval, points, 
 from taet.reproduce.claims import row_words
 from taet.reproduce.manifest import PAPERS, Scale, items
 from taet.reproduce.render import paired_cards
-from taet.reproduce.store import Store
+from taet.reproduce.store import Store, by_seed
 from taet.reproduce.tables import TextTable
 
 LEAD = "autoattack"
@@ -113,12 +113,12 @@ def boards(store: Store, scales: Sequence[Scale]) -> list[Standings]:
             said = {row: value.value for (row, column), value in item.published.items() if column.metric == LEAD}
             for row in item.rows:
                 cells = store.cells(scale, row, ["clean"])
-                cards = {one.cell.seed: one.card for one in cells if one.card is not None}
+                cards = by_seed(cells)
                 if not cards or not all(_has(card, LEAD) for card in cards.values()):
                     continue
                 card = next(iter(cards.values()))
                 kind = Kind(scale.name, PAPERS[row.paper], card.data["name"], row.imbalance, card.model["name"])
-                seconds = [epoch["seconds"] for one in cells for epoch in one.rows]
+                seconds = [epoch.seconds for one in cells for epoch in one.epochs]
                 mean = float(np.mean(seconds)) if seconds else None
                 made = Contender(row_words(row), cards, said.get(row), mean)
                 held = found.setdefault(kind, {}).setdefault(cells[0].key, made)

@@ -281,15 +281,11 @@ def row_of(line: Mapping[str, str]) -> PaperRow:
         missing = [name for name, _, _ in words if name not in read["settings"]]
         if missing:
             raise UserError(f"published.tsv: setting '{setting}' of {method} is in no table of items.toml")
-        settings = {read["settings"][name]: _number(value) for name, _, value in words}
+        numbers = (read_number(value) if {*value} & {*"./"} else int(value) for _, _, value in words)
+        settings = {read["settings"][name]: number for (name, _, _), number in zip(words, numbers, strict=True)}
     ratio = None if line["dataset"] in read["natural"] else float(line["imbalance_ratio"])
     shown, model = line["shown_as"], line["model"]
     return PaperRow(line["paper"], method, line["dataset"], ratio, model, _pairs(settings), shown, setting)
-
-
-def _number(text: str) -> Any:
-    """A value of the column `setting`: a whole number, a decimal one, or a fraction."""
-    return read_number(text) if {*text} & {*"./"} else int(text)
 
 
 def _pairs(settings: Mapping[str, Any]) -> Pairs:

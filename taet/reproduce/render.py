@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -13,13 +14,13 @@ from taet import metrics
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.paired import Difference, difference
-from taet.evaluation.summary import Summary
 from taet.formatting import MISSING, duration, percent, percent_interval, points
+from taet.metrics import Floats, Ints
 from taet.reproduce.cost import seconds_left
 from taet.reproduce.manifest import SECONDS, Item, PaperColumn, PaperRow, PaperValue, Scale, class_number
-from taet.reproduce.store import Store, StoredCell
+from taet.reproduce.store import Store, StoredCell, by_seed
 from taet.reproduce.tables import TextTable
-from taet.training.record import Epoch, Row
+from taet.training.record import Epoch
 
 FEWEST = 3
 """Rows whose order is compared."""
@@ -28,6 +29,14 @@ EPOCHS = 6
 """Columns of a figure over the epochs."""
 SHOWN_CLASSES = 10
 GROUPS = ("head", "body", "tail")
+
+
+class CardValue(NamedTuple):
+    """A number of a card, its interval, and whether it is derived from another test set."""
+
+    value: float
+    interval: tuple[float, float] | None
+    derived: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,17 @@ class Filled:
     @property
     def cards(self) -> Mapping[int, ResultCard]:
         """Its cards by seed."""
-        return {one.cell.seed: one.card for one in self.cells if one.card is not None}
+        return by_seed(self.cells)
+
+    @property
+    def epochs(self) -> list[Epoch]:
+        """The epochs of all its runs."""
+        return [epoch for one in self.cells for epoch in one.epochs]
+
+    def values(self, scale: Scale, column: PaperColumn) -> list[CardValue]:
+        """A column of each of its cards that has it."""
+        found = (value_of(scale, self.row, column, card) for card in self.cards.values())
+        return [value for value in found if value is not None]
 
 
 def filled(store: Store, scale: Scale, item: Item) -> list[Filled]:
@@ -55,14 +74,12 @@ def tables(store: Store, scale: Scale, item: Item) -> list[TextTable]:
     rows = filled(store, scale, item)
     shown = {"classes": _classes, "curves": _curves, "predictions": _groups, "distances": _groups}.get(item.shows)
     made = [] if shown is None else [table for table in [shown(item, scale, rows)] if table.rows]
-    numbers = item.shows in ("values", "embedding")
-    main = _values(store, scale, item, rows) if numbers else _state(store, scale, item, rows)
-    differences = _differences(scale, item, rows) if numbers else None
-    return [table for table in (main, *made, differences) if table is not None]
-
-
-def _heading(scale: Scale, item: Item) -> str:
-    return f"{item.name} · {item.title} · scale {scale.name}"
+    title = f"{item.name} · {item.title} · scale {scale.name}"
+    if item.shows in ("values", "embedding"):
+        differences = _differences(scale, item, rows)
+        return [_values(store, scale, item, rows, title), *made, *([] if differences is None else [differences])]
+    states = tuple((one.label, "done" if one.cards else _price(store, one)) for one in rows)
+    return [TextTable(title, ("", "state"), states, (*what_differs(scale, item, rows),)), *made]
 
 
 def what_differs(scale: Scale, item: Item, rows: Sequence[Filled]) -> list[str]:
@@ -80,7 +97,7 @@ def what_differs(scale: Scale, item: Item, rows: Sequence[Filled]) -> list[str]:
     return [*said, *(f"Not applicable: {reason}." for reason in sorted(reasons)), *item.notes]
 
 
-def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
+def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled], title: str) -> TextTable:
     """Published and measured numbers, a line each."""
     columns = [c for c in item.columns if any(_is_there(scale, r.row, c) for r in rows if c in item.columns_of(r.row))]
     lines: list[tuple[str, ...]] = []
@@ -99,7 +116,7 @@ def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> T
         notes.append(f"A t-SNE proves nothing: beside each picture stand numbers of the {item.of} themselves.")
     if any(DERIVED in cell for line in lines for cell in line):
         notes.append(f"{DERIVED} derived: recalls on the balanced test set, weighted like the training set.")
-    return TextTable(_heading(scale, item), ("", "", *(c.label for c in columns)), (*lines,), (*notes,))
+    return TextTable(title, ("", "", *(c.label for c in columns)), (*lines,), (*notes,))
 
 
 def _said(column: PaperColumn, value: PaperValue | None) -> str:
@@ -107,12 +124,6 @@ def _said(column: PaperColumn, value: PaperValue | None) -> str:
     if value is None:
         return MISSING
     return f"{value.value:g}" if column.metric == SECONDS else f"{value.value:.2f}"
-
-
-def _state(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
-    """What there is of the runs of a figure."""
-    lines = [(one.label, "done" if one.cards else _price(store, one)) for one in rows]
-    return TextTable(_heading(scale, item), ("", "state"), (*lines,), (*what_differs(scale, item, rows),))
 
 
 def _price(store: Store, one: Filled) -> str:
@@ -131,16 +142,16 @@ def _is_there(scale: Scale, row: PaperRow, column: PaperColumn) -> bool:
 def _measured(scale: Scale, one: Filled, column: PaperColumn) -> str:
     """A number of a row in words: with one seed its interval, with more their standard error."""
     if column.metric == SECONDS:
-        seconds = [row["seconds"] for cell in one.cells for row in cell.rows]
+        seconds = [epoch.seconds for epoch in one.epochs]
         return f"{np.mean(seconds):.3g}" if seconds else MISSING
-    found = [value for card in one.cards.values() if (value := value_of(scale, one.row, column, card)) is not None]
+    found = one.values(scale, column)
     if not found:
         return MISSING
-    mark = DERIVED if found[0][2] else ""
+    mark = DERIVED if found[0].derived else ""
     if len(found) == 1:
-        share, interval, _ = found[0]
-        return percent(share) + mark + ("" if interval is None else f" ({percent_interval(*interval)})")
-    mean, error = metrics.mean_and_standard_error([value for value, _, _ in found])
+        value, interval, _ = found[0]
+        return percent(value) + mark + ("" if interval is None else f" ({percent_interval(*interval)})")
+    mean, error = metrics.mean_and_standard_error([held.value for held in found])
     return f"{percent(float(mean))}{mark} ±{percent(float(error))} (n {len(found)})"
 
 
@@ -148,14 +159,12 @@ def _gap(scale: Scale, one: Filled, column: PaperColumn, item: Item) -> str:
     said = item.published.get((one.row, column))
     if said is None or column.metric == SECONDS:
         return MISSING
-    found = [value[0] for card in one.cards.values() if (value := value_of(scale, one.row, column, card)) is not None]
+    found = [held.value for held in one.values(scale, column)]
     return points(float(np.mean(found)) - said.value / 100) if found else MISSING
 
 
-def value_of(
-    scale: Scale, row: PaperRow, column: PaperColumn, card: ResultCard
-) -> tuple[float, tuple[float, float] | None, bool] | None:
-    """Value and interval of a column of a card, and whether it is derived from another test set; None without it."""
+def value_of(scale: Scale, row: PaperRow, column: PaperColumn, card: ResultCard) -> CardValue | None:
+    """What a card says of a column; None without its attack."""
     attack = scale.attack(row, column.metric)
     if attack is None or attack not in {held.name for held in card.columns}:
         return None
@@ -163,13 +172,13 @@ def value_of(
     if column.average == "per-class":
         number = class_number(column.of_class)
         low, high = summary.per_class_interval
-        return float(summary.per_class[number]), (float(low[number]), float(high[number])), False
+        return CardValue(float(summary.per_class[number]), (float(low[number]), float(high[number])))
     if column.average != "sample":
-        return summary.balanced, summary.balanced_interval, False
+        return CardValue(summary.balanced, summary.balanced_interval)
     counts = card.data.get("train_class_counts")
     if counts is None or len({*summary.total.tolist()}) > 1:
-        return summary.accuracy, summary.accuracy_interval, False
-    return float(np.average(summary.per_class, weights=counts)), None, True
+        return CardValue(summary.accuracy, summary.accuracy_interval)
+    return CardValue(float(np.average(summary.per_class, weights=counts)), None, derived=True)
 
 
 def _differences(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable | None:
@@ -275,7 +284,7 @@ def rank_correlation(scale: Scale, item: Item, rows: Sequence[Filled], column: P
     pairs = []
     for one in rows:
         value = item.published.get((one.row, column))
-        found = [v[0] for card in one.cards.values() if (v := value_of(scale, one.row, column, card)) is not None]
+        found = [held.value for held in one.values(scale, column)]
         if value is not None and found:
             pairs.append((value.value, float(np.mean(found))))
     if len(pairs) < FEWEST or min(len({*side}) for side in zip(*pairs, strict=True)) == 1:
@@ -293,13 +302,10 @@ def _classes(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
         for column in item.columns:
             attack = scale.attack(one.row, column.metric)
             if attack in {held.name for held in card.columns}:
-                lines.append((one.label, column.label, *_recalls(card.summary(str(attack)), few)))
+                summary = card.summary(str(attack))
+                recalls = summary.per_class if few else [summary.groups[group] for group in GROUPS]
+                lines.append((one.label, column.label, *(percent(float(recall)) for recall in recalls)))
     return TextTable(f"{item.name} · accuracy of each class · scale {scale.name}", ("", "", *heads), (*lines,))
-
-
-def _recalls(summary: Summary, few: bool) -> list[str]:
-    shares = summary.per_class if few else [summary.groups[group] for group in GROUPS]
-    return [percent(float(share)) for share in shares]
 
 
 def _curves(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
@@ -307,7 +313,7 @@ def _curves(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
     lines: list[tuple[str, ...]] = []
     heads: tuple[str, ...] = ()
     for one in rows:
-        epochs = [epoch for epoch in map(Epoch.from_json, one.cells[0].rows) if epoch.monitor is not None]
+        epochs = [epoch for epoch in one.cells[0].epochs if epoch.monitor is not None]
         chosen = _spread(epochs)
         heads = heads or tuple(f"epoch {epoch.epoch}" for epoch in chosen)
         for name in ("clean", "attacked") if epochs else ():
@@ -330,25 +336,24 @@ def _groups(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
     lines: list[tuple[str, ...]] = []
     heads: tuple[str, ...] = ()
     for one, card in _first_cards(rows):
-        chosen = _spread([row for row in one.cells[0].rows if row.get(field)])
-        heads = heads or tuple(f"epoch {row['epoch']}" for row in chosen)
+        chosen = _spread([epoch for epoch in one.cells[0].epochs if getattr(epoch, field) is not None])
+        heads = heads or tuple(f"epoch {epoch.epoch}" for epoch in chosen)
         counts = card.data["train_class_counts"] or []
         for group, labels in metrics.class_groups(counts).items() if chosen else ():
             if group in GROUPS:
                 share = f"{100 * sum(counts[label] for label in labels) / sum(counts):.3g}"
-                shown = [f"{_of_group(row, field, labels):.3g}" for row in chosen]
+                shown = [f"{_of_group(getattr(epoch, field), predicted, labels):.3g}" for epoch in chosen]
                 lines.append((one.label, group, *([share] if predicted else []), *shown))
     what = "share of examples predicted as a group, %" if predicted else "mean distance between epochs"
     heads = ("", "", *(["its labels, %"] if predicted else []), *heads)
     return TextTable(f"{item.name} · {what} · scale {scale.name}", heads, _even(lines))
 
 
-def _of_group(row: Row, field: str, labels: Sequence[int]) -> float:
-    values = np.asarray(row[field], dtype=float)
-    return float(100 * values[labels].sum() / values.sum() if field == "predicted" else values[labels].mean())
+def _of_group(values: Ints | Floats, predicted: bool, labels: Sequence[int]) -> float:
+    return float(100 * values[labels].sum() / values.sum() if predicted else values[labels].mean())
 
 
-def _spread(epochs: Sequence[object]) -> list:  # type: ignore[type-arg]
+def _spread(epochs: Sequence[Epoch]) -> list[Epoch]:
     """At most `EPOCHS` of the epochs, evenly, with the first and the last."""
     places = sorted({round(place) for place in np.linspace(0, len(epochs) - 1, EPOCHS)}) if epochs else []
     return [epochs[place] for place in places]

@@ -13,7 +13,7 @@ from taet.errors import UserError
 from taet.evaluation.embedding import embed
 from taet.experiments.cells import Cell
 from taet.experiments.comparison import OPEN, Comparison, fill
-from taet.experiments.parts import gather, share
+from taet.experiments.parts import deal, gather
 from taet.files import make_folder, write_atomically
 from taet.formatting import duration
 from taet.reproduce.claims import worths
@@ -38,15 +38,14 @@ class Session:
     @property
     def cells(self) -> list[StoredCell]:
         """The runs that the items need, each as often as it is needed."""
-        rows = [self.store.of_item(self.scale, item) for item in self.items]
-        return [cell for found in rows for cells in found.values() for cell in cells]
+        return self.store.every_cell(self.scale, self.items)
 
     def fill(
         self, time_budget: float | None = None, jobs: int | Literal["auto"] = 1, part: tuple[int, int] | None = None
     ) -> Comparison:
         """Run what is missing, as `taet compare` does, and read the store again."""
         missing = {one.cell.name for one in self.cells if one.state in OPEN}
-        mine = self.planned() if part is None else share(self.planned(), *part)
+        mine = self.planned() if part is None else deal(self.planned(), *part)
         queue = self.with_data([cell for cell in self.by_worth(mine) if cell.name in missing])
         result, interrupted = fill("taet reproduce", self.store.out, queue, time_budget, jobs, self.say)
         self.store = Store(self.store.out, self.store.results)
@@ -132,15 +131,12 @@ def _counts(store: Store, scale: Scale, item: Item) -> str:
     return f"{sum(one.state == 'done' for one in needed)}/{len(needed)}"
 
 
-def overview(store: Store) -> list[TextTable]:
+def overview(store: Store) -> TextTable:
     """Every item with what is filled of it at each scale, and the price of the rest of both papers."""
     every, heads = scales().values(), ("", *scales())
     rows = [
         (f"{item.name} · {item.title}", *(_counts(store, scale, item) for scale in every)) for item in items().values()
     ]
-    said = []
-    for scale in every:
-        cells = Session(store, scale, [*items().values()], lambda _: None).cells
-        said.append(f"{scale.name} ({scale.says}): {state_of(store, cells)}.")
-    table = TextTable("Runs that are filled, of those that an item needs", heads, (*rows,), (*said,))
-    return [table]
+    found = [(scale, store.every_cell(scale, items().values())) for scale in every]
+    said = tuple(f"{scale.name} ({scale.says}): {state_of(store, cells)}." for scale, cells in found)
+    return TextTable("Runs that are filled, of those that an item needs", heads, (*rows,), said)

@@ -15,7 +15,7 @@ from taet.reproduce.manifest import Item, Scale, errata, items
 from taet.reproduce.render import filled, tables, what_differs
 from taet.reproduce.session import overview
 from taet.reproduce.store import Store
-from taet.reproduce.tables import TextTable, html_page, in_html
+from taet.reproduce.tables import html_page, in_html
 
 PAGES = {"index.html": "Overview", "leaderboard.html": "Leaderboard", "claims.html": "Claims"}
 NAVIGATION = (
@@ -46,8 +46,7 @@ def _page(title: str, sections: Sequence[str]) -> str:
 def _index(store: Store, found: Mapping[str, Verdict]) -> str:
     """What is filled, and the state of the claims."""
     counts = ", ".join(f"{word} {[one.word for one in found.values()].count(word)}" for word in WORDS)
-    (table,) = overview(store)
-    text = in_html(table)
+    text = in_html(overview(store))
     for name, item in items().items():  # each name stands once, in the first column
         label = html.escape(f"{name} · {item.title}")
         text = text.replace(f">{label}<", f'><a href="{item_page(name)}">{label}</a><', 1)
@@ -110,21 +109,16 @@ def _item(store: Store, scales: Sequence[Scale], item: Item) -> str:
     """The tables of an item at every scale with a run; the smallest scale shows what is missing."""
     sections, differs = [], []
     for scale in scales:
-        cells = [one for found in store.of_item(scale, item).values() for one in found]
-        if scale is scales[-1] or any(one.card is not None for one in cells):
+        if scale is scales[-1] or any(one.card is not None for one in store.every_cell(scale, [item])):
             about = what_differs(scale, item, filled(store, scale, item))
             differs += [f"<li>{html.escape(line)}</li>" for line in about if line not in item.notes]
-            sections += [in_html(_without(table, about)) for table in tables(store, scale, item)]
+            own = [(table, [note for note in table.notes if note not in about]) for table in tables(store, scale, item)]
+            sections += [in_html(replace(table, notes=(*notes,))) for table, notes in own]
             sections += drawn(drawings(store, scale, item), scale)
     lead = ["<h2>What differs from the paper</h2><ul>", *differs, "</ul>"]
     lead += [f"<p>In the paper: {html.escape(note)}</p>" for note in item.notes]
     command = f"taet reproduce {item.name} --scale {scales[-1].name}"
     return _page(f"{item.name} · {item.title}", [*lead, *sections, f"<p><code>{command}</code></p>"])
-
-
-def _without(table: TextTable, notes: Sequence[str]) -> TextTable:
-    """The table without notes that stand elsewhere on its page."""
-    return replace(table, notes=tuple(note for note in table.notes if note not in notes))
 
 
 def drawn(found: Drawings, scale: Scale) -> list[str]:

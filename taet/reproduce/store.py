@@ -21,11 +21,11 @@ from taet.evaluation.embedding import Embedding
 from taet.experiments.cells import Cell, Planner
 from taet.experiments.specification import Point
 from taet.files import digest, make_folder, read_bytes, write_atomically
-from taet.report.read import CURVES, rows_beside
+from taet.report.read import beside, rows_beside
 from taet.reproduce.manifest import Item, PaperRow, Scale
-from taet.training.folder import RunFolder
+from taet.training.folder import METRICS, RunFolder
 from taet.training.identity import training_settings
-from taet.training.record import Row, run_from_json
+from taet.training.record import Epoch, Row, run_from_json
 
 COMMITTED = Path(taet.__file__).parents[1] / "results"
 """Cards of the repository; an installed package has none."""
@@ -69,6 +69,11 @@ class StoredCell:
     """Epochs, as metrics.jsonl has them; committed ones are thinned."""
 
     @property
+    def epochs(self) -> tuple[Epoch, ...]:
+        """Its rows, typed."""
+        return tuple(map(Epoch.from_json, self.rows))
+
+    @property
     def attacks(self) -> tuple[str, ...]:
         """The attacks that the item needs."""
         return () if self.cell.run is None else self.cell.run.evaluation.attacks
@@ -82,6 +87,11 @@ class StoredCell:
         if held.issuperset(self.attacks):
             return "done"
         return "missing" if self.card is None and not RunFolder(self.cell.folder).is_run else "started"
+
+
+def by_seed(cells: Iterable[StoredCell]) -> dict[int, ResultCard]:
+    """The cards of runs that differ in their seed."""
+    return {one.cell.seed: one.card for one in cells if one.card is not None}
 
 
 class Store:
@@ -107,6 +117,10 @@ class Store:
     def of_item(self, scale: Scale, item: Item) -> Mapping[PaperRow, list[StoredCell]]:
         """The runs of every row of an item."""
         return {row: self.cells(scale, row, [column.metric for column in item.columns_of(row)]) for row in item.rows}
+
+    def every_cell(self, scale: Scale, wanted: Iterable[Item]) -> list[StoredCell]:
+        """The runs that items need, each as often as it is needed."""
+        return [one for item in wanted for cells in self.of_item(scale, item).values() for one in cells]
 
     def merged(self, stored: Iterable[StoredCell]) -> dict[str, Cell]:
         """The cells that can be run by hash, each with all attacks that are asked for."""
@@ -178,8 +192,8 @@ class Store:
     def embedding(self, one: StoredCell, of: str) -> Embedding | None:
         """The features or logits of a run, of its folder or committed beside its card; None if they were not drawn."""
         drawn = RunFolder(one.cell.folder).embedding(of)
-        beside = [path.with_suffix(f".{drawn.name}") for path in self._index.get(one.key, [])]
-        path = next((path for path in (drawn, *beside) if path.exists()), None)
+        places = [drawn, *(beside(card, drawn.name) for card in self._index.get(one.key, []))]
+        path = next((path for path in places if path.exists()), None)
         found = None if path is None else embedding.load(path)
         if found is not None and (one.card is None or found.weights_sha256 != _weights(one.card)):
             raise UserError(f"{path} is about other weights than the card of {one.cell.name}; remove it")
@@ -202,9 +216,9 @@ class Store:
             target = folder / f"{one.cell.name}.json"
             write_atomically(target, read_bytes(card))
             lines = [json.dumps(row) for row in thinned(one.rows)]
-            write_atomically(target.with_suffix(CURVES), ("\n".join(lines) + "\n").encode())
+            write_atomically(beside(target, METRICS), ("\n".join(lines) + "\n").encode())
             for drawn in sorted(drawings.parent.glob(drawings.name)):
-                write_atomically(target.with_suffix(f".{drawn.name}"), read_bytes(drawn))
+                write_atomically(beside(target, drawn.name), read_bytes(drawn))
             written.append(target)
         return written
 

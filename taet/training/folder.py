@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 from torch import Tensor, nn
 
@@ -49,8 +49,9 @@ from taet.training.record import Epoch, Row, RunRecord, best_epoch
 RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
 ARTIFACTS, STATE = "artifacts", "-state"
 SUFFIX = ".safetensors"
-DELIVERED = "model"
-"""Name of the weights that a run delivers; `model-last` and `model-best` are files where they are of another epoch."""
+WeightsName: TypeAlias = Literal["model", "model-last", "model-best"]
+DELIVERED: WeightsName = "model"
+"""Name of the weights that a run delivers; those of the last and of the best epoch are files where they are others."""
 LAST, BEST = "model-last", "model-best"
 PUBLISHED = (RUN, METRICS, DONE, WEIGHTS := DELIVERED + SUFFIX, CARD := "evaluation.json")
 """The files that a published model consists of."""
@@ -362,6 +363,11 @@ class RunFolder:
     def decision(self) -> Path:
         """The decision between two models, in a folder of its own."""
         return self.path / "decision.json"
+
+    @property
+    def tracked(self) -> Path:
+        """What was written to a tracker that does not tell it."""
+        return self.path / "tracked.json"
 
     @property
     def report(self) -> Path:

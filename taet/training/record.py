@@ -192,21 +192,16 @@ class RunRecord:
         assert isinstance(values, Mapping)
         check_shape("", {**values, "settings": values["run"]}, cls)
         data = values["data"]
-        read = {name: _built(SplitRecord, split) for name, split in data["splits"].items()}
         classes, extra = data.get("num_classes", len(data.get("class_names", ()))), data.get("extra")
+        splits = {name: _built(SplitRecord, split) for name, split in data["splits"].items()}
+        made = None if extra is None else _built(ExtraRecord, extra)
         return _built(
             cls,
             values,
             settings=values["run"],
             stages=tuple(_built(StageRecord, stage) for stage in values.get("stages", ())),
             selection=_built(SelectionRecord, values["selection"]),
-            data=_built(
-                DataRecord,
-                data,
-                num_classes=classes,
-                splits=read,
-                extra=None if extra is None else _built(ExtraRecord, extra),
-            ),
+            data=_built(DataRecord, data, num_classes=classes, splits=splits, extra=made),
             head=Head(**{name: values["head"][name] for name in Head._fields if name in values["head"]}),
         )
 
@@ -246,6 +241,10 @@ class RunRecord:
     @property
     def method(self) -> str:
         return str(self.settings["method"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
 
 
 class StoredRecord(TypedDict):

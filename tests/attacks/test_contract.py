@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -390,21 +390,23 @@ def shift(model, x, y, *, eps):
 
 
 @pytest.fixture(params=["TAET_PLUGINS", "registry.add"])
-def add(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+def add(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str, str], None]]:
     """Return a function that adds an attack's file in one of the two ways."""
     (tmp_path / "attacks").mkdir()
-    monkeypatch.setattr(registry, "_added", [])
 
     def put(name: str, text: str) -> None:
         path = tmp_path / "attacks" / f"{name}.py"
         path.write_text(text, encoding="utf-8")
-        monkeypatch.delitem(sys.modules, f"taet_plugin_attacks_{name}", raising=False)
         if request.param == "TAET_PLUGINS":
             monkeypatch.setenv("TAET_PLUGINS", str(tmp_path))
         else:
             registry.add("attacks", path)
 
-    return put
+    yield put
+    for path in (tmp_path / "attacks").iterdir():
+        registry.forget("attacks", path)
 
 
 @pytest.mark.sample(2)
@@ -459,7 +461,7 @@ def test_a_card_whose_custom_attack_is_gone_is_still_read(
     card = taet.evaluate(model, images.images, images.labels, attacks=["nudge-2", "pgd-2"], eps=EPS)
     card.save(tmp_path / "card.json")
     monkeypatch.delenv("TAET_PLUGINS", raising=False)
-    monkeypatch.setattr(registry, "_added", [])
+    registry.forget("attacks", tmp_path / "attacks" / "nudge.py")
     again = ResultCard.load(tmp_path / "card.json")
     assert again.to_json() == card.to_json()
     column = again.column("nudge-2")

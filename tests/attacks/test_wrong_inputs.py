@@ -6,6 +6,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 
 import taet
 import taet.attacks
-from taet import registry
 from taet.attacks import catalogue
 from taet.attacks.ball import BALL_TOLERANCE, distance
 from taet.attacks.draws import Draws
@@ -195,13 +195,12 @@ def short(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def added(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder, before = tmp_path_factory.mktemp("attacks"), list(registry._added)
+def added(tmp_path_factory: pytest.TempPathFactory, plugged: Callable[..., AbstractContextManager[None]]) -> Any:
+    folder = tmp_path_factory.mktemp("attacks")
     for name, text in ADDED.items():
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
-        registry.add("attacks", folder / f"{name}.py")
-    yield
-    registry._added[:] = before
+    with plugged("attacks", *folder.glob("*.py")):
+        yield
 
 
 CATALOGUE = [*catalogue.kinds(), *ADDED]

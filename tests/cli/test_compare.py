@@ -150,7 +150,7 @@ def test_the_commands_of_the_documents_can_be_read() -> None:
     assert len(calls) > 5
     for words in calls:
         parsed = command.read(words)
-        assert parsed.part is None or command.share(parsed.part)[0] >= 1
+        assert parsed.part is None or command.part_numbers(parsed.part)[0] >= 1
 
 
 @pytest.mark.usefixtures("place")

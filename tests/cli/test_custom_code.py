@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from taet import cli, registry
-from taet.errors import CUSTOM, PLUGIN, UserError
+from taet.errors import CUSTOM, UserError
+from taet.registry import Kind
 
 TRAIN = "--data.max-count 10 --data.test-max-count 2 --threat.steps 1 --monitor-steps 1 --threads 1 --epochs 1"
 METHOD = """
@@ -81,12 +82,11 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
     monkeypatch.setenv("TAET_PLUGINS", str(tmp_path / "plugins"))
     monkeypatch.chdir(tmp_path)
 
-    def write(kind: str, source: str) -> Path:
+    def write(kind: Kind, source: str) -> Path:
         path = tmp_path / "plugins" / kind / "mine.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source, encoding="utf-8", errors="surrogateescape")
-        registry._entries.cache_clear()
-        sys.modules.pop(f"{PLUGIN}{kind}_mine", None)
+        registry.forget(kind, path)
         return path
 
     return write

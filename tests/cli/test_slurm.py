@@ -106,7 +106,7 @@ def test_a_task_of_the_array_works_on_its_part(start: Start, calls: Calls) -> No
     parsed = compare.read(words)
     assert word == "compare"
     assert (parsed.spec, parsed.out, parsed.jobs) == (Path("study.toml"), Path("runs/a study"), "auto")
-    assert compare.share(str(parsed.part)) == (3, 16)
+    assert compare.part_numbers(str(parsed.part)) == (3, 16)
     text = (FOLDER / "compare-array.sbatch").read_text()
     assert re.findall(r"(?m)^#SBATCH --array=1-(\d+)$", text) == re.findall(r"(?m)^PARTS=(\d+)\b", text) == ["16"]
     assert not calls("scontrol")

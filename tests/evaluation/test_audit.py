@@ -114,7 +114,7 @@ def test_the_step_crosses_the_ball_whatever_step_a_run_has(
     given_images = GivenImages(*museum.tested())
     subject = subject_of("audit", museum.base(), given_images)
     subject = replace(subject, settings=replace(subject.settings, step_size=own[0]), train_eps=own[1])
-    _, plan = plan_audit(subject, ["pgd-20"], given, 10)
+    _, plan = plan_audit(subject, given, 10)
     assert plan.settings.step_size == pytest.approx(expected, rel=1e-12)
     assert plan.eps == given.get("eps", own[1])
 

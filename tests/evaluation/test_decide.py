@@ -18,7 +18,7 @@ from torch import nn
 
 import taet
 from taet.errors import UserError
-from taet.evaluation import DecisionCard, ResultCard, StopRule, sequential
+from taet.evaluation import DecisionCard, GivenImages, ResultCard, StopRule, sequential
 from taet.evaluation.batch_store import BatchStore
 from taet.files import seal
 
@@ -46,8 +46,9 @@ def drawn() -> tuple[nn.Module, nn.Module, np.ndarray, np.ndarray]:
 def decide(attacks: Any = "pgd-3", **change: Any) -> DecisionCard:
     better, worse, images, labels = drawn()
     first, second = change.pop("sides", (better, worse))
-    options = {"names": ("A", "B"), "train_class_counts": COUNTS, "settings": SETTINGS, **change}
-    return taet.decide(first, second, images, labels, attacks=attacks, **options)
+    given = GivenImages(images, labels, train_class_counts=change.pop("train_class_counts", COUNTS))
+    options = {"names": ("A", "B"), "settings": SETTINGS, **change}
+    return taet.decide(first, second, given, attacks=attacks, **options)
 
 
 def test_flags_are_those_of_whole_evaluations_and_the_test_follows_from_them() -> None:

@@ -17,7 +17,7 @@ from taet import config, metrics
 from taet.attacks import fgsm
 from taet.config import Evaluation
 from taet.errors import UserError
-from taet.evaluation import ResultCard
+from taet.evaluation import GivenImages, ResultCard
 from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.runner import Runner
 
@@ -304,10 +304,21 @@ def test_images_and_labels_that_do_not_fit_are_one_line(images: Any, labels: Any
         taet.evaluate(task[0], images, labels if labels is None else np.array(labels))
 
 
+def test_what_given_images_say_is_not_given_again(task: Task) -> None:
+    model, images, labels = task
+    given = GivenImages(images, labels, class_names=["a", "b", "c", "d"], about={"name": "mine"})
+    card = taet.evaluate(model, given, attacks="clean")
+    assert (card.class_names, card.data["name"]) == (("a", "b", "c", "d"), "mine")
+    with pytest.raises(UserError, match="got labels= and class_names= beside GivenImages, which have their own"):
+        taet.evaluate(model, given, labels, class_names=["a", "b", "c", "d"])
+
+
 def test_images_beside_a_run_folder_need_labels_and_a_place_for_their_card(tmp_path: Path) -> None:
     images, labels = np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, int)
-    for given in ({"images": images, "labels": labels}, {"images": images, "out": tmp_path}, {"labels": labels}):
-        with pytest.raises(UserError, match="images beside a run, which has its own; allowed: with labels= and out="):
+    with pytest.raises(UserError, match="images beside a run, which has its own; allowed: with out="):
+        taet.evaluate(tmp_path, images, labels)
+    for given in ({"images": images, "out": tmp_path}, {"labels": labels}):
+        with pytest.raises(UserError, match="got images without labels, or labels without images; allowed: both"):
             taet.evaluate(tmp_path, **given)
 
 

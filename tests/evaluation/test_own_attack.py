@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +24,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
     monkeypatch.setenv("TAET_PLUGINS", str(tmp_path))
 
     def put(body: str) -> None:
-        sys.modules.pop("taet_plugin_attacks_mine", None)
-        registry._entries.cache_clear()
+        registry.forget("attacks", tmp_path / "attacks" / "mine.py")
         lines = ("import torch", 'NAMES = {"mine": "of my own"}', "def mine(model, x, y, *, eps):", f"    {body}")
         (tmp_path / "attacks" / "mine.py").write_text("\n".join(lines))
 

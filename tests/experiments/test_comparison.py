@@ -18,8 +18,10 @@ import pytest
 
 from taet.errors import UserError
 from taet.experiments import comparison
+from taet.experiments.cells import cells
 from taet.experiments.comparison import compare, devices, emptiest, merge
 from taet.experiments.forecast import rough_seconds
+from taet.experiments.specification import parse
 
 Processes = Callable[..., list[dict[str, Any]]]
 NAMES = [f"at_digits-lt_seed{seed}" for seed in range(3)]
@@ -260,8 +262,8 @@ def test_the_time_is_told_before_the_first_cell_begins(
 def test_a_longer_run_is_foretold_to_be_longer(small: dict[str, Any], tmp_path: Path) -> None:
     def seconds(epochs: int) -> float:
         training = {"training": {**small["settings"]["training"], "epochs": epochs}}
-        planned = comparison._planned(small | {"settings": small["settings"] | training}, tmp_path / "x")[2]
-        found = rough_seconds(planned, 1)
+        grid = parse(small | {"settings": small["settings"] | training})
+        found = rough_seconds(cells(grid, tmp_path / "x"), 1)
         assert found is not None
         return found
 

@@ -19,7 +19,7 @@ from taet.config import Run
 from taet.errors import UserError
 from taet.experiments import merge
 from taet.experiments.cells import Cell
-from taet.experiments.parts import share
+from taet.experiments.parts import deal
 from taet.experiments.specification import Entry, Variant
 from taet.files import file_sha256, seal
 from taet.training.folder import RunFolder
@@ -60,7 +60,7 @@ def test_every_cell_is_in_one_part_and_parts_are_as_long_and_as_expensive(
     methods: int, data: int, ratios: int, seeds: int, parts: int
 ) -> None:
     planned = grid(methods, data, ratios, seeds, absent=3)
-    shares = [share(planned, part, parts) for part in range(1, parts + 1)]
+    shares = [deal(planned, part, parts) for part in range(1, parts + 1)]
     given_out = [cell.name for cells in shares for cell in cells]
     assert sorted(given_out) == sorted(cell.name for cell in planned if cell.run is not None)
     assert max(map(len, shares)) - min(map(len, shares)) <= 2
@@ -68,14 +68,14 @@ def test_every_cell_is_in_one_part_and_parts_are_as_long_and_as_expensive(
         assert spread(shares, "row", row) <= 1, row
     more = grid(methods, data, ratios, seeds + 1, absent=3)
     for part, before in enumerate(shares, 1):
-        assert share(more, part, parts)[: len(before)] == before, "more seeds move no cell"
+        assert deal(more, part, parts)[: len(before)] == before, "more seeds move no cell"
 
 
 @pytest.mark.parametrize("parts", [2, 3, 4, 5, 6, 8, 12])
 @pytest.mark.parametrize("size", [(4, 4, 1, 1), (4, 1, 1, 4), (4, 3, 2, 3), (15, 1, 2, 3), (3, 2, 2, 5)])
 def test_data_and_ratios_are_spread_as_well(size: tuple[int, int, int, int], parts: int) -> None:
     planned = grid(*size)
-    shares = [share(planned, part, parts) for part in range(1, parts + 1)]
+    shares = [deal(planned, part, parts) for part in range(1, parts + 1)]
     for trait in ("data", "imbalance"):
         for value in {getattr(cell, trait) for cell in planned}:
             assert spread(shares, trait, value) <= 3, (trait, value)

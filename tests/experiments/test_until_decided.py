@@ -23,7 +23,7 @@ GRID = {
 
 @pytest.fixture
 def planned(tmp_path: Path) -> list[Cell]:
-    return until_decided.unattacked(cells(parse(GRID), tmp_path))
+    return [dataclasses.replace(cell, attacked=False) for cell in cells(parse(GRID), tmp_path)]
 
 
 def test_every_row_meets_the_baseline_on_the_same_data_with_equal_seeds(planned: list[Cell], tmp_path: Path) -> None:

@@ -569,7 +569,7 @@ def test_a_class_without_test_images_is_told_at_the_top(make_run: MakeRun, tmp_p
 def test_runs_of_different_precision_are_named() -> None:
     def series(label: str, *precisions: str) -> Any:
         return SimpleNamespace(
-            label=label, runs=[SimpleNamespace(config={"training": {"precision": one}}) for one in precisions]
+            label=label, runs=[SimpleNamespace(settings={"training.precision": one}) for one in precisions]
         )
 
     assert sentences.precisions([series("at", "bf16", "bf16"), series("he", "bf16")]) == ""

@@ -216,7 +216,7 @@ def test_there_are_46_claims_with_runs_that_can_be_trained(tmp_path: Path) -> No
         for one in claim.cells(store, scales()["mini"]):
             assert one.key, f"{claim.name}: {one.cell.reason}"
         for pattern in (pattern for pair in claim.entry.get("elsewhere", []) for pattern in pair):
-            assert claims.by_seed([Path(__file__).parents[2] / "results"], pattern), pattern
+            assert claims.committed([Path(__file__).parents[2] / "results"], pattern), pattern
 
 
 def test_a_mistake_in_the_claims_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,7 +218,7 @@ def test_cards_outside_the_scales_are_paired_by_their_seeds(tmp_path: Path) -> N
     folder = Path(__file__).parents[2] / "results" / "digits-lt-methods"
     for seed in (1, 2):
         shutil.copy(folder / f"taet-seed{seed}.json", tmp_path)
-    assert {seed: card.seed for seed, card in claims.by_seed([tmp_path], "taet-seed?.json").items()} == {
+    assert {seed: card.seed for seed, card in claims.committed([tmp_path], "taet-seed?.json").items()} == {
         1: 1,
         2: 2,
     }
@@ -294,7 +294,7 @@ def test_the_site_is_whole_and_needs_no_network(committed: Store) -> None:
 
 @pytest.mark.full
 def test_the_overview_lists_every_item_at_every_scale(committed: Store) -> None:
-    (table,) = overview(committed)
+    table = overview(committed)
     assert len(table.rows) == 44
     assert table.heads == ("", "full", "cpu", "mini", "smoke")
     assert len(table.notes) == 4

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,17 @@ class FeedbackProbe(Method):
 '''
 
 Tiny = Callable[..., Run]
+Plugged = Callable[..., AbstractContextManager[None]]
 Altered = Callable[[Dataset], Dataset]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def probe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def probe(tmp_path_factory: pytest.TempPathFactory, plugged: Plugged) -> Any:
     """The method of this test, in the registry of this process."""
     path = tmp_path_factory.mktemp("plugins") / "feedback_probe.py"
     path.write_text(SOURCE)
-    registry.add("methods", path)
-    yield
-    registry._added.remove(("methods", path.resolve()))
+    with plugged("methods", path):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +155,7 @@ class Sealed:
 
 def test_no_test_image_is_touched_once_training_has_begun(run: Run, whole: TrainingResult, tmp_path: Path) -> None:
     def seal(trainer: Trainer) -> None:
-        hashes = trainer._split_hashes()  # which every checkpoint holds
-        trainer._split_hashes = lambda: hashes  # type: ignore[method-assign]
+        assert trainer.dataset.test.sha256  # known from here on; every checkpoint holds it
         for name in ("images", "labels"):
             object.__setattr__(trainer.dataset.test, name, Sealed())
 
@@ -265,21 +265,19 @@ def test_every_method_that_learns_from_feedback_is_refused_without_validation_im
             resolve(tiny(name), DataFacts((50, 20, 10), (1, 8, 8), {"train": 80, "test": 30}))
 
 
-def _own(tmp_path: Path, name: str, body: str) -> Any:
+def _own(tmp_path: Path, name: str, body: str) -> Path:
     """A method of the file `name`, whose constructor ends with `body`."""
     path = tmp_path / f"{name}.py"
     end = '        self.register_buffer("updates", torch.zeros(()))\n'
     path.write_text(SOURCE.replace("    needs_feedback = True\n", "").replace(end, f"{end}        {body}\n"))
-    registry.add("methods", path)
-    return path.resolve()
+    return path
 
 
 @pytest.mark.parametrize("name", ["its-own", "robust-lt"])
 def test_a_method_that_asks_for_feedback_in_its_constructor_has_a_point_in_every_epoch(
-    tiny: Tiny, tmp_path: Path, name: str
+    tiny: Tiny, tmp_path: Path, name: str, plugged: Plugged
 ) -> None:
-    path = _own(tmp_path, "its_own", "self.needs_feedback = True")
-    try:
+    with plugged("methods", _own(tmp_path, "its_own", "self.needs_feedback = True")):
         base = {"settings": {"base": "its-own"}} if name == "robust-lt" else {}
         changes = {"training.epochs": 40, "training.monitor_every": None, "training.monitor_images": None}
         run = override(tiny("its-own", changes), {"method": name, **base})
@@ -287,18 +285,13 @@ def test_a_method_that_asks_for_feedback_in_its_constructor_has_a_point_in_every
         assert resolved.method.task.watched == tuple(range(40))
         assert len(watched_epochs(run, learns=learns_from_validation(run))) == 40
         assert watched_images(run, learns=resolved.method.needs_feedback) is None
-    finally:
-        registry._added.remove(("methods", path))
 
 
-def test_an_average_without_feedback_is_refused_in_one_line(tiny: Tiny, tmp_path: Path) -> None:
-    path = _own(tmp_path, "average_alone", "self.average_decay = 0.9")
-    try:
+def test_an_average_without_feedback_is_refused_in_one_line(tiny: Tiny, tmp_path: Path, plugged: Plugged) -> None:
+    with plugged("methods", _own(tmp_path, "average_alone", "self.average_decay = 0.9")):
         message = "^average-alone: got an average_decay without needs_feedback; allowed: both, or neither$"
         with pytest.raises(UserError, match=message):
             resolve(tiny("average-alone"), DataFacts((50, 20, 10), (3, 32, 32), {"train": 80} | FACTS))
-    finally:
-        registry._added.remove(("methods", path))
 
 
 def test_an_average_of_admitted_epochs_is_delivered_and_resumed(
