@@ -55,9 +55,8 @@ def ready(
 ) -> Iterator[tuple[Model, Tensor, Tensor]]:
     """Yield model, images and labels in a form that attacks can use; raise a `UserError` for invalid inputs.
 
-    The block runs outside of `torch.no_grad` and `torch.inference_mode`, with copies of tensors that were made in
-    inference mode. The model's first output is checked as well; if the attack never calls the model, it is called on x
-    afterwards.
+    The block runs outside of `torch.no_grad` and `torch.inference_mode`; tensors of inference mode are copied. The
+    model's first output is checked as well; if the attack never calls the model, it is called on x afterwards.
     """
     if checked:
         check_floating(x)  # which costs nothing

@@ -295,8 +295,7 @@ def _towards(target: Tensor) -> Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Quick(AttackSpec):
-    """Short runs on margins, then runs towards the 3 nearest classes in a shrinking ball, and more where margins are
-    small.
+    """Short runs on margins, then runs to the 3 nearest classes in a shrinking ball, and more where margins are small.
 
     A bound from above for development, never a headline.
     """

@@ -27,8 +27,7 @@ NAMES = {
 def square(
     model: Model, x: Tensor, y: Tensor, *, eps: float, queries: int = 1000, seed: int = 0, checked: bool = False
 ) -> Tensor:
-    """Return images in the L-infinity ball that random squares of +-eps make the model misclassify, else the clean
-    images.
+    """Return images in the L-infinity ball, misclassified due to random squares of +-eps, else the clean images.
 
     The search lowers the margin z_y - max_{k != y} z_k and stops for an image that is misclassified. AutoAttack runs
     the same search with 5,000 queries on the images that its other parts left.

@@ -62,10 +62,13 @@ class CostOptions:
 
 def run(arguments: list[str]) -> None:
     """Measure the cost, print it and write it to the file asked for; mistakes are refused before that."""
-    parsed = read(arguments)
+    parsed = flags.parse(CostOptions, arguments, "taet cost", DESCRIPTION, EXAMPLES)
+    timing, wanted = Timing(**parsed.timing), wanted_methods(parsed.methods)
+    if parsed.out is not None and not parsed.out.parent.is_dir():
+        raise UserError(f"--out: got {parsed.out}; allowed: a file in a folder that is there")
     workload = _workload(parsed)
     with progress("cost") as report:
-        found = measure(workload, Timing(**parsed.timing), wanted_methods(parsed.methods), progress=report)
+        found = measure(workload, timing, wanted, progress=report)
     found["command"] = flags.call_text(["cost", *arguments])
     if parsed.out is not None:
         write_json(parsed.out, found)
@@ -73,16 +76,6 @@ def run(arguments: list[str]) -> None:
         print(json.dumps(found, indent=1))
     else:
         print("\n\n".join([setting(found), *map(text, tables(found))]))
-
-
-def read(arguments: list[str]) -> CostOptions:
-    """Parse a call; mistakes in its values are refused before anything is measured."""
-    parsed = flags.parse(CostOptions, arguments, "taet cost", DESCRIPTION, EXAMPLES)
-    Timing(**parsed.timing)
-    wanted_methods(parsed.methods)
-    if parsed.out is not None and not parsed.out.parent.is_dir():
-        raise UserError(f"--out: got {parsed.out}; allowed: a file in a folder that is there")
-    return parsed
 
 
 def wanted_methods(names: tuple[str, ...]) -> list[Variant]:

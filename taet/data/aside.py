@@ -28,8 +28,7 @@ def _remove(folder: Path) -> None:
 def aside(folder: Path) -> Iterator[None]:
     """Own the empty folder `folder` until the end of the block; then remove it with its content.
 
-    If the process is killed, the folder stays, and the next owner empties it. If another process owns it, a `UserError`
-    names that process.
+    After a kill the folder stays, and the next owner empties it. A `UserError` names another process that owns it.
     """
     if folder.is_symlink():
         raise UserError(f"'{folder}' is a link; delete it, so that nothing is written through it")

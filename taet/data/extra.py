@@ -1,8 +1,7 @@
 """Extra training images, real or generated: reading them, leaving out held-out images, and their source.
 
-They fill a share of every training batch (`taet.data.mixture`) and never enter validation or test. Images that equal,
-exactly or nearly, a validation image or any test image of the source (also one outside the cut) are left out and
-counted.
+They fill a share of every training batch (`taet.data.mixture`) and never enter validation or test. Images that are,
+exactly or nearly, validation images or any test images of the source (in the cut or not) are left out and counted.
 """
 
 from __future__ import annotations
@@ -61,8 +60,7 @@ class Extra:
 
 
 def read_extra(data: Data, dataset: Dataset) -> Extra:
-    """Return the extra images that `data.extra` names, without validation and test images; mistakes raise a
-    `UserError`.
+    """Return the extra images that `data.extra` names, without held-out images; mistakes raise a `UserError`.
 
     Classes are those of the data set: folders and labels by name or number, in an .npz by number. Pixels and channels
     must be those of the training images.

@@ -57,8 +57,7 @@ class Mixture:
 def mixture(data: Data, class_counts: Sequence[int], batch_size: int) -> Mixture | None:
     """Return the mixture of the batches for real class counts n (C,); None without extra images.
 
-    A fraction f gives floor(f B) extra images in a batch of B. A fraction that leaves no real or no extra image raises
-    a `UserError`.
+    A fraction f gives floor(f B) extra images in a batch of B. One that leaves no real or no extra image is refused.
     """
     if data.extra is None or data.extra_fraction == 0:
         return None

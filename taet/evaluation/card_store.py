@@ -29,8 +29,7 @@ def of_folder(folder: RunFolder) -> ResultCard | None:
 def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> ResultCard:
     """Return a card of a folder.
 
-    In the folder of a run it must be about that run, its weights and its test images; otherwise a `UserError` is
-    raised.
+    In the folder of a run it must be about that run, its weights and its test images, or a `UserError` is raised.
     """
     card = ResultCard.load(path)
     if folder.is_run and (card.sealed or "config" in card.run):

@@ -11,8 +11,7 @@ from taet.losses.long_tail import is_label
 
 @torch.no_grad()
 def class_sums(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Sums of values (N, K) over each class's images in the global batch (C, K), and the number of images (C,);
-    float64.
+    """Sums of values (N, K) over each class's images in the global batch (C, K), and their number (C,); float64.
 
     A matrix product is used because index_add_ on a GPU adds in a different order every time.
     """

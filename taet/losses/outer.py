@@ -36,14 +36,12 @@ class OuterLoss(nn.Module):
     counted from 0 (Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413). A weighted loss is divided by the mean weight
     of the global batch, so that its mean is the weighted mean; with divide_by "batch" it is not divided. Class counts
     are (C,) training images per class, with extra images the exposure of the classes; the margins of ldam use the
-    `distinct` images (C,), since they bound the information in a sample. Raises UserError for `drw` without a starting
-    epoch.
+    `distinct` images (C,): copies add no information. Raises UserError for `drw` without a starting epoch.
 
     `outer.label_smoothing` s replaces the label by the target (1 - s) 1_y + s q. Without a shift q is uniform (Szegedy
-    et al., CVPR 2016, arXiv:1512.00567). Under balanced-softmax and logit-adjustment q = softmax(shift), which is the
-    class prior (our choice): the smoothed term is then smallest where the deployed logits are all equal, as without a
-    shift, while a uniform q would favour rare classes. The class weight is that of the label. focal and ldam do not
-    support smoothing.
+    et al., CVPR 2016, arXiv:1512.00567). Under balanced-softmax and logit-adjustment q = softmax(shift), the class
+    prior: the smoothed term is then least where the deployed logits are all equal, as without a shift, while a uniform
+    q would raise rare classes (our choice). The class weight is that of the label. focal and ldam do not support s.
     """
 
     shift: Tensor
