@@ -391,7 +391,7 @@ def loss_page() -> str:
 
 
 def passes_of(names: Sequence[str]) -> str:
-    """The passes of an image that stands, as `taet list attacks` prints them, for names with N for the steps."""
+    """The passes of a robust image, as `taet list attacks` prints them, for names with N for the steps."""
     costs: dict[str, list[str]] = {}
     for name in names:
         title = registry.entries("attacks")[LISTED.get(name, name.removesuffix("-N"))].title
@@ -418,7 +418,7 @@ def attack_tables() -> str:
     rows = [(f"`{option}`", values, about, ", ".join(of)) for (option, values, about), of in takes.items()]
     return "\n\n".join(
         [
-            table(("name", "description", "passes of an image that stands", "options"), attacks),
+            table(("name", "description", "passes of a robust image", "options"), attacks),
             table(("option", "values", "meaning", "of"), rows),
         ]
     )

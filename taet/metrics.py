@@ -120,7 +120,7 @@ def few_images(total: ArrayLike) -> list[int]:
 def flip_rate(clean_predictions: ArrayLike, predictions: ArrayLike) -> float:
     """Return the share of images whose predicted class changes under attack, mean 1{F(x') != F(x)}; nan without images.
 
-    Labels play no role: a misclassified image that is misclassified as another class counts too. Both arguments are
+    Labels are not used: an image that changes from one wrong class to another counts too. Both arguments are
     predicted classes, (N,).
     """
     flipped = np.asarray(clean_predictions) != np.asarray(predictions)
@@ -156,8 +156,8 @@ def class_errors(
 def worst_case(masks: ArrayLike) -> Mask:
     """Return which images are correct under the first attack, the first two, ..., all of them, (A, N).
 
-    `masks` (A, N) holds one mask per attack. The last row is the exact worst case: an image counts only if it
-    withstands every attack.
+    `masks` (A, N) holds one mask per attack. The last row is the exact worst case: an image counts only if it is
+    correct under every attack.
     """
     return np.logical_and.accumulate(np.asarray(masks, dtype=bool), axis=0)
 
@@ -223,9 +223,9 @@ def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -
 
         (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
 
-    Unlike p -+ z sqrt(p(1-p)/n) it keeps its level for small n, stays in [0, 1] and has a width at p = 0 and p = 1.
-    scipy computes it for one proportion at a time; here all classes are computed at once.
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
+    Unlike p -+ z sqrt(p(1-p)/n) it keeps its coverage for small n, stays in [0, 1] and has a width above 0 at p = 0 and
+    p = 1. scipy computes it for one proportion at a time; here all classes are computed at once. Source: Wilson,
+    "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.
     """
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     n = np.asarray(total, dtype=np.float64)
@@ -240,10 +240,10 @@ def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -
 def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Return the interval `(low, high)` of the balanced accuracy, a mean of independent proportions.
 
-    It covers the true mean recall at least at the level, within the noise of `benchmarks/coverage.py`, for classes of
-    1 to 1,000 images: `taet.intervals.mean_recall_limits`, over the classes that have test images. A stratified
-    bootstrap (`bootstrap_interval`) has no width for a class that is completely right or completely wrong, as small
-    tail classes often are.
+    It covers the true mean recall at least with probability `level`, within the noise of `benchmarks/coverage.py`, for
+    classes of 1 to 1,000 images: `taet.intervals.mean_recall_limits`, over the classes that have test images. A
+    stratified bootstrap (`bootstrap_interval`) has zero width for a class that is completely right or completely wrong,
+    which is common for small tail classes.
     """
     counts = tuple((int(k), int(n)) for k, n in zip(np.ravel(correct), np.ravel(total), strict=True) if n > 0)
     return _balanced_interval(counts, level) if counts else (math.nan, math.nan)
@@ -265,8 +265,8 @@ def bootstrap_interval(
     ones, so the bootstrap needs the counts only. `draws` is the number of resamples, `seed` that of the random numbers.
 
     A class that is completely right or wrong is so in every resample and adds no width, so the interval is too short
-    where recalls are near 0 or 1; `balanced_interval` keeps its width there.
-    Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
+    where recalls are near 0 or 1; use `balanced_interval` there. Source: Efron, Tibshirani, "An Introduction to the
+    Bootstrap", 1993, chapters 8 and 13.
     """
     present = np.asarray(total) > 0
     if not present.any():
@@ -284,7 +284,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
         p = min(1, 2 sum_{i <= min(b, c)} binom(m, i) / 2^m),   m = b + c
 
     with b = `only_first` and c = `only_second` the numbers of images that only one of the two classifies correctly: if
-    the classifiers do not differ, each of these images is either's with probability 1/2.
+    the classifiers do not differ, each of these images belongs to either with probability 1/2.
     Source: McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
     Psychometrika 12, 1947; in its exact binomial form.
     """

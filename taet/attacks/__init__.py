@@ -1,4 +1,4 @@
-"""Attacks as pure functions: `(model, x, y, *, eps, ...) -> x_adv`, in the ball and in [0, 1].
+"""Attacks as pure functions, `(model, x, y, *, eps, ...) -> x_adv`, with results in the ball and in [0, 1].
 
 `cw_l2` and `deepfool` look for the smallest perturbation: for them eps may be None, which means unbounded. Each file
 of an attack also declares an `AttackSpec`, by which evaluations run it; `catalogue` finds them by name.

@@ -1,4 +1,4 @@
-"""PGD with the logits magnified in its objective, against models whose scale hides their gradients."""
+"""PGD with scaled logits in its objective, for models whose logit scale hides the gradients."""
 
 from __future__ import annotations
 

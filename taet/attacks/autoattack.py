@@ -133,13 +133,13 @@ def autoattack(
     progress: Progress | None = None,
     checked: bool = False,
 ) -> Tensor:
-    """Return adversarial images in the ball, and the clean image where no attack of the suite succeeded.
+    """Return adversarial images in the ball, or the clean image if no attack of the suite succeeded.
 
     Every image equals that of the official implementation with the same seed and batch size, except an image that
     float32 rounding moved out of an L2 ball by more than 1e-6: it is projected back before the model judges it. It also
-    runs where the official suite fails: with fewer than 10 classes (see `plan`), and in L2 at some image sizes. The
-    model's mode, parameters and gradients, the global random state and the precision switches are restored. Several
-    processes (`taet.distributed.joined`) that make the same call share the work, and each returns everything.
+    runs in cases where the official suite fails: with fewer than 10 classes (see `plan`), and in L2 at some image
+    sizes. The model's mode, parameters and gradients, the global random state and the precision switches are restored.
+    Several processes (`taet.distributed.joined`) that make the same call share the work, and each returns everything.
 
     Args:
         model: from images to logits (N, classes).
@@ -156,10 +156,10 @@ def autoattack(
             The caller makes sure that the model is the same.
         progress: called as progress(done, total, label) before each batch and at most twice a second inside it, in
             estimated passes of an image through the model.
-        checked: the caller answers for the model, and that its outputs are no probabilities.
+        checked: skip the checks of the model, among them that its outputs are not probabilities.
 
     Raises:
-        UserError: what every attack refuses, as in `pgd`; images of another shape; eps not one number above 0; a model
+        UserError: invalid inputs, as in `pgd`; images of another shape; an eps that is not one number above 0; a model
             whose logits or gradients are not finite on some image.
 
     Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -206,8 +206,8 @@ def run_parts(
     A part attacks the images that are still correct, in ascending order and in new batches. One part on one batch is
     the unit that is saved, resumed and given to a process; it depends on its images only, because every part is seeded
     on every batch. Without `keep_examples` the adversarial images are neither returned nor saved. A model that is
-    already `Counted` keeps its view. Images may also be uint8, which are divided by 255 batch by batch. With another
-    `precision` only the attacks compute in it, not the verdict.
+    already `Counted` keeps its view. Images may also be uint8, which are divided by 255 batch by batch. Another
+    `precision` applies to the attacks only; the verdict stays in float32.
     """
     check_inputs(x, y, eps, norm, batch_size, natural)
     device = x.device if device is None else torch.device(device)

@@ -39,7 +39,7 @@ def check_images(x: Tensor) -> None:
 
 
 def check_size(what: str, size: float | Tensor, x: Tensor, norm: Norm) -> None:
-    """Raise a `UserError` for a size that a ball of `norm` cannot have; of a tensor only the shape is checked."""
+    """Raise a `UserError` for a size that a ball of `norm` cannot have; for a tensor only the shape is checked."""
     if not isinstance(size, Tensor):
         check_radius(what, size, norm)
     elif size.ndim > 0 and size.shape != x.shape[:1]:
@@ -72,7 +72,7 @@ def check_noise(noise: Tensor | None) -> None:
 
 
 def per_sample(value: float | Tensor, x: Tensor) -> float | Tensor:
-    """Return a number unchanged, and one number per sample (N,) in a shape that broadcasts with `x` (N, ...)."""
+    """Return a number unchanged, and values per sample (N,) in a shape that broadcasts with `x` (N, ...)."""
     return spread(value, x) if isinstance(value, Tensor) and value.ndim == 1 else value
 
 
@@ -161,7 +161,7 @@ def draw_noise(
 def verify(attack: str, x_adv: Tensor, x: Tensor, eps: float | Tensor | None, norm: Norm = "linf") -> None:
     """Raise a `UserError` if an adversarial image is outside its ball around `x` or outside [0, 1], or not finite.
 
-    `eps` is a number, one per sample (N,), or None for an unbounded attack, of which only the range is checked.
+    `eps` is a number, one per sample (N,), or None for an unbounded attack, for which only the range is checked.
     """
     inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
     if eps is not None:

@@ -117,7 +117,7 @@ RETURNS: dict[str, tuple[Callable[..., bool], str]] = {
     "passes": (lambda made, *_: isinstance(made, int) and made >= 0, "a whole number, 0 or more"),
     "check_classes": (lambda *_: True, ""),
 }
-"""What the functions of a custom attack return."""
+"""What the functions of a custom attack must return."""
 
 
 def _check_custom(kind: type[AttackSpec], where: str) -> None:

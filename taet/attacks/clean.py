@@ -1,4 +1,4 @@
-"""The images as they are, which every other result is compared with."""
+"""The clean images, the reference for every other result."""
 
 from __future__ import annotations
 

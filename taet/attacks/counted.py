@@ -26,8 +26,8 @@ class Counted(nn.Module):
     The tensor is new because an attack may write into the logits, and a model may return a view of its own state.
     Values that are not finite for finite images are recorded, because some attacks ignore them.
 
-    A `view` is the same function in a cheaper form, which answers the attacks. Whether an adversarial image succeeds is
-    decided by the model itself: `judge`.
+    A `view` computes the same function more cheaply; attacks use it. Whether an adversarial image succeeds is decided
+    by the model itself: `judge`.
     """
 
     def __init__(self, model: nn.Module, view: nn.Module | None = None) -> None:
@@ -52,7 +52,7 @@ class Counted(nn.Module):
 
     @contextmanager
     def seen_as(self, view: nn.Module) -> Iterator[None]:
-        """Inside, `view` answers the attacks."""
+        """Within this context, attacks run on `view`."""
         before, self.view = self.view, view
         try:
             yield
@@ -71,7 +71,7 @@ class Counted(nn.Module):
 
     @contextmanager
     def ticking(self, expected: float, report: Callable[[float], None]) -> Iterator[None]:
-        """Inside, report at most twice a second how many passes were made, never more than `expected`."""
+        """Within this context, report at most twice a second how many passes were made, never more than `expected`."""
         began, reported = self.passes, time.monotonic()
 
         def tick() -> None:
@@ -88,7 +88,7 @@ class Counted(nn.Module):
 
     @contextmanager
     def searching(self, precision: SearchPrecision, device_type: str) -> Iterator[None]:
-        """Inside, answer attacks in this precision, on images of this device; `judge` stays in exact float32."""
+        """Within this context, attacks compute in this precision on this device; `judge` stays in exact float32."""
         before, self.precision = self.precision, precision
         try:
             # Autocast is for the forward pass alone: the backward pass follows it, the attack's own sums stay exact.
@@ -105,7 +105,7 @@ class Counted(nn.Module):
             return self._answer(network, x)
 
     def judge(self, x: Tensor) -> Tensor:
-        """Return the logits of the model itself, in exact float32 whatever the search computes in."""
+        """Return the logits of the model itself, in exact float32, whatever the precision of the search."""
         if self.precision == "float32":
             return self._answer(self.model, x)
         with exact_float32(x.device.type):

@@ -77,14 +77,14 @@ def cw_l2(
             0.23 with sine, so that tanh finds no success that needs many such pixels. Sine is ours.
         eps: L2 radius inside which successes count, a number or one per sample (N,); None: unbounded.
         targeted: reach class y by kappa: minimise max(max_{k != y} z_k - z_y, -kappa) instead.
-        checked: the caller answers for model, images, labels and the values of eps, as in `pgd`.
+        checked: skip the checks of the model, images, labels and values of eps, as in `pgd`.
 
     Returns:
         Adversarial images, detached, in the shape of x, and the clean image if none was found; float32, or float64 if
         x is.
 
     Raises:
-        UserError: what every attack refuses, as in `pgd`; a setting out of range; a model whose logits or gradients are
+        UserError: invalid inputs, as in `pgd`; a setting out of range; a model whose logits or gradients are
             not finite at some iterate.
 
     Source: Carlini, Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644,
@@ -169,7 +169,7 @@ class CwL2(AttackSpec):
     initial_c: Annotated[Positive | None, FIXED] = None
     """First weight of the search."""
     box: Annotated[Boxed | None, FIXED] = None
-    """How the search keeps pixels in [0, 1]; none: tanh, as cards before `sine` have it."""
+    """How the search keeps pixels in [0, 1]; none: tanh, as in cards from before `sine` existed."""
     target: Target | None = None
     """Aim at this class, chosen on the clean image or at random; any misclassification is a success."""
 

@@ -53,9 +53,9 @@ def deepfool(
 
     With w_k = grad (z_k - z_y) and d_k = |z_k - z_y| / ||w_k||_2 at x', a step adds (d_l + 1e-4) w_l / ||w_l||_2 to r
     for the nearest class l = argmin_k d_k. The model is linearised at x' itself, with overshoot and clip, so that one
-    forward pass decides whether the boundary is crossed and gives the next step. A misclassified sample does not move,
-    and the attack ends when all are. A step takes one forward and `candidates` - 1 backward passes. The model, the
-    inputs and the global random state are not changed.
+    forward pass both decides whether the boundary is crossed and gives the next step. A misclassified sample does not
+    move, and the attack ends when all are. A step takes one forward and `candidates` - 1 backward passes. The model,
+    the inputs and the global random state are not changed.
 
     Args:
         model: from x (N, ...) to logits (N, C) with C of 2 or more.
@@ -66,14 +66,14 @@ def deepfool(
         eps: L2 radius inside which successes count, a number or one per sample (N,); None: unbounded.
         candidates: number of classes whose boundaries are considered, those of the largest logits and the label's, 2 or
             more.
-        checked: the caller answers for model, images, labels and the values of eps, as in `pgd`.
+        checked: skip the checks of the model, images, labels and values of eps, as in `pgd`.
 
     Returns:
         Adversarial images, detached, in the shape of x, and the clean image if none was found; float32, or float64 if
         x is.
 
     Raises:
-        UserError: what every attack refuses, as in `pgd`; a setting out of range; a model whose logits or gradients are
+        UserError: invalid inputs, as in `pgd`; a setting out of range; a model whose logits or gradients are
             not finite at some iterate.
 
     Source: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural networks",

@@ -1,6 +1,6 @@
 """A model with differentiable replacements for the operations that stop or distort its gradient (BPDA).
 
-Operations are found while the model answers: rounding, signs, comparisons and conversions to integers of values that
+Operations are found during a forward pass: rounding, signs, comparisons and conversions to integers of values that
 depend on the image, the choice of the largest values, and custom layers without parameters that keep the shape of their
 input. Layers of torch count as differentiable.
 """
@@ -26,14 +26,14 @@ SIGNS = {"sign", "sgn"}
 ABOVE, BELOW = {"gt", "ge", "greater", "greater_equal"}, {"lt", "le", "less", "less_equal"}
 CONVERSIONS = {"to", "type", "int", "long", "short", "char", "byte"}
 CHOICES = {"argmax", "argmin", "argsort", "sort", "topk", "kthvalue"}
-"""Found, but replaced only inside a custom layer: what becomes of the places of the largest values is not known."""
+"""Found, but replaced only inside a custom layer: elsewhere, the use of the indices is not known."""
 
 
 class Replaced(nn.Module):
     """A model with replacements for its non-differentiable operations: images in [0, 1] -> logits (N, C).
 
-    "straight-through" keeps every answer of the model; the derivative of an operation h -> q(h) is the identity.
-    "smooth" also changes the answers: q(h) becomes h, and a threshold h > t becomes sigmoid((h - t) / (0.1 s)), s the
+    "straight-through" keeps every output of the model; the derivative of an operation h -> q(h) is the identity.
+    "smooth" also changes the outputs: q(h) becomes h, and a threshold h > t becomes sigmoid((h - t) / (0.1 s)), s the
     standard deviation of h - t. A layer that passes its largest inputs and blocks the others, as k-winners do,
     multiplies each input by such a gate, with t halfway between the smallest that passes and the largest that does not.
     Attacks on this model are attacks on a surrogate with the weights of the original.
@@ -83,7 +83,7 @@ class Replaced(nn.Module):
 def find(model: nn.Module, x: Tensor) -> dict[str, int]:
     """Return the operations of a model that `Replaced` replaces or reports, with the number of calls for images x.
 
-    x (N, C, H, W) are a few images; the model is in eval mode. If replacing would change the model's answers, or fails,
+    x (N, C, H, W) are a few images; the model is in eval mode. If replacing would change the model's outputs, or fails,
     the operations are reported with 0 calls.
     """
     replaced = Replaced(model)
@@ -103,7 +103,7 @@ def find(model: nn.Module, x: Tensor) -> dict[str, int]:
 
 
 class _Operations(TorchFunctionMode):
-    """Replaces operations on values that depend on the image; a comparison gives numbers with a gradient."""
+    """Replaces operations on values that depend on the image; a comparison returns numbers with a gradient."""
 
     def __init__(self, sites: dict[str, int], smooth: bool) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class _Operations(TorchFunctionMode):
 
 
 def _is_custom(layer: nn.Module) -> bool:
-    """Whether a layer has no parameters and is not one of torch."""
+    """Whether a layer has no parameters and does not come from torch."""
     return not type(layer).__module__.startswith("torch.nn.") and next(layer.parameters(), None) is None
 
 
@@ -160,7 +160,7 @@ def _soft(difference: Tensor) -> Tensor:
 
 
 def _threshold(h: Tensor, output: Tensor) -> Tensor | None:
-    """Return a threshold for each sample, (N, 1, ...), above which `output` is h and below which it is 0, if any is."""
+    """Return per sample the threshold above which `output` is h and below which it is 0, (N, 1, ...), if any is."""
     passed, blocked = (output == h) & (h != 0), (output == 0) & (h != 0)
     if not bool((passed | blocked | (h == 0)).all()):
         return None
@@ -176,7 +176,7 @@ def _threshold(h: Tensor, output: Tensor) -> Tensor | None:
 
 
 def _truths(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arguments of a function of `OF_TRUTHS` that are truth values."""
+    """Return the arguments of a function in `OF_TRUTHS` that are truth values."""
     if name == "where":
         return args[:1]
     if name in ("getitem", "setitem", "masked_fill"):
@@ -185,7 +185,7 @@ def _truths(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _hard(index: Any) -> Any:
-    """Return an index with truth values in the place of numbers."""
+    """Return an index with truth values instead of numbers."""
     if isinstance(index, tuple):
         return tuple(map(_hard, index))
     return index.detach() > 0.5 if _follows(index) else index

@@ -1,4 +1,4 @@
-"""Random draws of an attack in an evaluation, made for each image by itself."""
+"""Random draws of an attack in an evaluation, made for each image separately."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taet.randomness import derive_seed, generator
 
 @dataclass(frozen=True)
 class Draws:
-    """Random draws of an attack, made for each image by itself, so that they do not depend on the batches."""
+    """Random draws of an attack, made for each image separately, so that they do not depend on the batches."""
 
     seed: int
     purpose: str
@@ -41,5 +41,5 @@ class Draws:
         return (y + torch.tensor(steps, device=y.device)) % num_classes
 
     def seed_torch(self) -> None:
-        """Seed torch's global generators for this batch; the caller keeps their state."""
+        """Seed torch's global generators for this batch; the caller restores their state."""
         torch.manual_seed(derive_seed(self.seed, self.purpose, int(self.rows[0])))

@@ -1,4 +1,4 @@
-"""One step of gradient ascent with the length of the radius."""
+"""FGSM: one step of gradient ascent, as long as the radius."""
 
 from __future__ import annotations
 

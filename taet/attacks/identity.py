@@ -1,4 +1,4 @@
-"""When two attacks are the same."""
+"""The identity of an attack: when two attacks count as the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes two results comparable: the same attack with the same settings; random seeds are ignored."""
+    """Two results are comparable if they have the same identity: attack and settings, without random seeds."""
 
     name: str
     norm: str | None
@@ -30,7 +30,7 @@ class Identity:
         return self.norm, self.eps
 
     def differences(self, other: Identity, seeds: bool = False) -> dict[str, tuple[object, object]]:
-        """Return both values of every setting in which two attacks differ, sorted; with `seeds` also random ones."""
+        """Return both values of every setting in which two attacks differ, sorted; random seeds only with `seeds`."""
         ours, theirs = self._values(), other._values()
         names = sorted(name for name in ours.keys() | theirs.keys() if seeds or name != "seed")
         return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}

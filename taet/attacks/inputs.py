@@ -1,4 +1,4 @@
-"""What every attack refuses, in one place: a wrong model, images, labels, radius or output, each in one line."""
+"""Input checks that all attacks share: model, images, labels, radius and output. Each error is one line."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ IMAGE_TO_LOGITS = "a Module or function from images (N, ...) in [0, 1] to logits
 
 
 def refusing(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Let an attack on `model`, `x`, `y` refuse what is wrong, and compute gradients whatever the caller's mode is.
+    """Decorate an attack on `model`, `x`, `y`: check its inputs, and compute gradients in any mode of the caller.
 
-    The attack must have a parameter `checked`: with `checked=True` the caller answers for the inputs, and nothing is
-    looked at that would wait for the device.
+    The attack must have a parameter `checked`: with `checked=True` the inputs are taken as valid, and no check that
+    would wait for the device is made.
     """
     signature = inspect.signature(attack)
 
@@ -53,10 +53,10 @@ def refusing(attack: Callable[P, Tensor]) -> Callable[P, Tensor]:
 def ready(
     model: Model, x: Tensor, y: Tensor, *, eps: object = None, norm: Norm = "linf", checked: bool = False
 ) -> Iterator[tuple[Model, Tensor, Tensor]]:
-    """Yield model, images and labels as an attack can use them; raise a `UserError` for what no attack can use.
+    """Yield model, images and labels in a form that attacks can use; raise a `UserError` for invalid inputs.
 
-    Outside of `torch.no_grad` and `torch.inference_mode`, with copies of what was made in inference mode. The model's
-    first answer is checked as well; if the attack asks nothing, the model is asked about x afterwards.
+    The block runs outside of `torch.no_grad` and `torch.inference_mode`; tensors of inference mode are copied. The
+    model's first output is checked as well; if the attack never calls the model, it is called on x afterwards.
     """
     if checked:
         check_floating(x)  # which costs nothing
@@ -80,7 +80,7 @@ def ready(
 
 
 def check_model(model: object) -> None:
-    """Raise a `UserError` for what cannot be called on images, and for weights that no gradient can pass."""
+    """Raise a `UserError` for a model that cannot be called on images, or with weights that let no gradient pass."""
     got = ""
     if isinstance(model, Mapping):
         got = "a state dict; load it into a network: network.load_state_dict(...)"
@@ -159,7 +159,7 @@ def check_values(x: Tensor, y: Tensor, eps: object = None, norm: Norm = "linf") 
 
 
 def _unit(low: float, high: float) -> str:
-    """Return how images of this range come to [0, 1]."""
+    """Return a hint on how to scale images of this range to [0, 1]."""
     if low >= -ROUNDING and high <= 1 + ROUNDING:
         return "; clamp them: x.clamp(0, 1)"
     if low < 0 and abs(low) < float("inf") and abs(high) < float("inf"):
@@ -171,7 +171,7 @@ def _unit(low: float, high: float) -> str:
 
 
 class Answers(nn.Module):
-    """A model whose first answer is checked: logits, one per class, and no label beyond them."""
+    """A model whose first output is checked: logits, one per class, and labels within these classes."""
 
     def __init__(self, model: Model, labels: tuple[int, int]) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class Answers(nn.Module):
         self.asked = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the model's answer."""
+        """Return the model's output."""
         output = self.model(x)
         if not self.asked:
             self.asked = True
@@ -209,7 +209,7 @@ def check_labels(low: int, high: int, classes: int) -> None:
 
 
 def check_output(output: object, x: Tensor) -> Tensor:
-    """Return what a model answered to the images x; a `UserError` unless it is one tensor of logits (N, classes)."""
+    """Return a model's output for images x; raise a `UserError` unless it is one tensor of logits (N, classes)."""
     if not isinstance(output, Tensor):
         raise UserError(f"model output: got a {type(output).__name__}; allowed: one tensor of logits (N, classes)")
     if output.ndim != 2 or len(output) != len(x):

@@ -108,15 +108,15 @@ def pgd(
         start_noise: noise to use instead of a draw, in the shape of x, or (restarts, *x.shape).
         active: booleans, (N,) or (steps, N): which samples move, always or in each step.
         observe: called as observe(step, logits) before the update of each step, in every restart.
-        checked: the caller answers for model, images, labels and the values of tensors. Looking at them waits for the
-            device once per call, which a training step should not.
+        checked: skip the checks of the model, images, labels and values of tensors. They wait for the device once per
+            call, which a training step should avoid.
 
     Returns:
         Adversarial images, detached, in the shape of x; float32, or float64 if x is. NaN where a gradient was not
         finite.
 
     Raises:
-        UserError: what every attack refuses (`taet.attacks.inputs`): images that are not floating point in [0, 1],
+        UserError: invalid inputs (`taet.attacks.inputs`): images that are not floating point in [0, 1],
             labels that are not one class per image, a model that does not return logits; an unknown norm or start; an
             eps or step_size outside the range of the norm (L-infinity: 0 to 1); a tensor of another shape; start noise
             that is not finite; an objective that is no function; no restart, or several without start noise; no steps

@@ -1,4 +1,4 @@
-"""Arithmetic of an evaluation: float32 without reduced precision for verdicts, and any for the search before them."""
+"""Arithmetic of an evaluation: exact float32 for verdicts, and any precision for the search before them."""
 
 from __future__ import annotations
 

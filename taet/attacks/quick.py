@@ -1,4 +1,4 @@
-"""The cheap tier: short attacks on margins and towards the nearest classes, more of them where it is close."""
+"""The cheap tier: short attacks on margins and towards the nearest classes, with more where the margin is small."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from taet.losses.long_tail import full_precision
 
 NAMES = {
     "quick": "the cheap tier, an upper bound close to autoattack on models that raise no flag;"
-    " 341 passes for an image that stands, 1141 if it is close",
+    " 341 passes for a robust image, 1141 if it is close",
     "quick-l2": "the same in L2",
 }
 
@@ -99,7 +99,7 @@ def quick(
     noise: Callable[[int], Tensor] | None = None,
     checked: bool = False,
 ) -> Tensor:
-    """Return images that fool the model, and the last iterate where none did, each attacked by itself.
+    """Return images that fool the model, and the last iterate where none did, each attacked separately.
 
     1. A misclassified image stays as it is.
     2. `pgd` with 5 steps on the margin, then two runs of 20 on the probability margin (`margin_objectives`).
@@ -110,11 +110,11 @@ def quick(
        shrinking ball, and 20 steps half as long on the probability margin.
 
     Steps begin at twice the radius and fall along a cosine; every run starts uniformly in its ball. An image is fooled
-    at any iterate inside the ball of eps, if `judge` agrees, and leaves the search. A path through a larger ball
-    reaches minima that no start inside the ball leads to: in L2 it found what of AutoAttack only FAB had found. With C
-    classes an image that stands costs 92 + min(20, C - 1) + 80 min(3, C - 1) passes, and 800 more if it comes close.
-    The model, the inputs and the global random state are not changed. A bound from above: it has no attack without
-    gradients, so it must not be used where gradients mislead.
+    at any iterate inside the ball of eps, if `judge` agrees, and is not attacked further. A path through a larger ball
+    reaches minima that no start inside the ball leads to: in L2 it broke the images that only FAB of AutoAttack had
+    broken. With C classes a robust image costs 92 + min(20, C - 1) + 80 min(3, C - 1) passes, and 800 more if an
+    iterate comes close to the boundary. The model, the inputs and the global random state are not changed. A bound from
+    above: it has no attack without gradients, so it must not be used where gradients mislead.
 
     Args:
         model: from x (N, ...) to logits (N, C) with C of 2 or more.
@@ -127,10 +127,10 @@ def quick(
         judge: the model that decides whether an image is fooled, by default `model`.
         noise: start noise of run 0, 1, ... in the shape of x, inside the ball. Default: drawn from a generator seeded
             with 0.
-        checked: the caller answers for model, images, labels and the values of eps, as in `pgd`.
+        checked: skip the checks of the model, images, labels and values of eps, as in `pgd`.
 
     Raises:
-        UserError: what every attack refuses, as in `pgd`; a setting out of range.
+        UserError: invalid inputs, as in `pgd`; a setting out of range.
 
     Source: our composition of PMA (arXiv:2411.15210), MALT (arXiv:2407.02240) and the radii of Croce, Hein, "Mind the
     box: l1-APGD for sparse adversarial attacks on image classifiers", ICML 2021, arXiv:2103.01208, section 4.2.
@@ -159,7 +159,7 @@ def quick(
 
 
 class _Hunt:
-    """The images that still stand, their adversarial images, and how close they came."""
+    """The images that are still correct, their adversarial images, and the smallest margin that they reached."""
 
     def __init__(
         self,
@@ -181,11 +181,11 @@ class _Hunt:
         self.standing = (~fooled(logits, y) & finite(logits)).nonzero().flatten()
 
     def close(self, share: float) -> Tensor:
-        """Return the images that stand and whose least margin is at most this share of the clean one."""
+        """Return the images that are still correct, with a least margin of at most this share of the clean one."""
         return self.standing[(self.least <= share * self.clean)[self.standing]]
 
     def aim(self, targets: int) -> Tensor:
-        """Run towards the nearest classes of each image that stands; return the class that came closest, (N,)."""
+        """Run towards the nearest classes of each image that is still correct; return the closest class, (N,)."""
         rows, closest = self.standing, self.y.clone()
         nearest = nearest_classes(self.model, self.x[rows], self.y[rows], self.norm, CANDIDATES)[:, :targets]
         order = self.y[:, None].repeat(1, nearest.shape[1])
@@ -212,7 +212,7 @@ class _Hunt:
     ) -> Tensor:
         """Run `pgd` on these images from new starts, and return their least margins; `lengths` are in units of eps.
 
-        With `wider`, it begins in these balls, larger ones, where nothing counts.
+        With `wider`, it begins in these larger balls, in which no success counts.
         """
         noise, self.runs = self.noise(self.runs)[rows], self.runs + 1
         y, kept = self.y[rows], self.x[rows].clone()
@@ -295,7 +295,7 @@ def _towards(target: Tensor) -> Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Quick(AttackSpec):
-    """Short runs on margins, then runs towards the 3 nearest classes in a shrinking ball, and more where it is close.
+    """Short runs on margins, then runs to the 3 nearest classes in a shrinking ball, and more where margins are small.
 
     A bound from above for development, never a headline.
     """
@@ -310,7 +310,7 @@ class Quick(AttackSpec):
     near: Share = 0.3
     """Share of the clean margin: images that come this close are attacked again."""
     schedule: Annotated[Literal["shrinking"] | None, FIXED] = None
-    """Order of the runs; none: the one before the shrinking ball, in cards that have it, which is no longer run."""
+    """Order of the runs; none: the schedule before the shrinking ball, found in older cards and no longer run."""
 
     @classmethod
     def make(cls, given: Fields, settings: Evaluation, radius: float) -> Self:
@@ -333,7 +333,7 @@ class Quick(AttackSpec):
         )
 
     def passes(self, num_classes: int) -> int:
-        """Estimated passes of an image that stands and came close."""
+        """Estimated passes of a robust image that came close to the boundary."""
         aims = min(self.targets, num_classes - 1)
         margins, order = 2 * FIRST_STEPS + 4 * MARGIN_STEPS, 1 + min(CANDIDATES, num_classes - 1)
         last = ROUNDS * 2 * (2 * TARGET_STEPS + MARGIN_STEPS)

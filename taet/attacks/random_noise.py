@@ -29,10 +29,10 @@ def random_noise(
     """Return x plus the first of the noises, each in the shape of x, that fools the model, else plus the last.
 
     The sum is projected into the L-infinity ball of radius eps and into [0, 1]. Only the predicted class is used. With
-    `checked`, the caller answers for model, images and labels, as in `pgd`.
+    `checked`, the model, images and labels are not checked, as in `pgd`.
 
     Raises:
-        UserError: what every attack refuses, as in `pgd`.
+        UserError: invalid inputs, as in `pgd`.
 
     Source: Carlini et al., "On evaluating adversarial robustness", 2019, arXiv:1902.06705, section 5.2.
     """

@@ -25,14 +25,14 @@ from taet.errors import UserError
 
 
 class MadeOn(NamedTuple):
-    """The model that adversarial examples were made on, if it is not the evaluated model."""
+    """The model that adversarial examples were made on, if that is not the evaluated model."""
 
     name: str
     weights_sha256: str
 
 
 class Option(NamedTuple):
-    """Mark of a field in `Annotated`: the name of its option, if it differs from that of the field."""
+    """Annotation of a field: the name of its option, if it differs from the field's name."""
 
     name: str
 
@@ -43,7 +43,7 @@ FIXED = Option("")
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSpec(ABC):
-    """An attack with everything that decides its result, except the model and the images.
+    """An attack with everything that determines its result, except the model and the images.
 
     Every attack declares a subclass in its file. The dataclass fields are the options that users write after a colon
     (`pgd-20:restarts=5`), with bounds as in `Annotated[int, Ge(1)]`; `make` sets the fields that a name does not set.
@@ -67,12 +67,12 @@ class AttackSpec(ABC):
     gradient_free: ClassVar[bool] = False
     """Whether it uses no gradient, so that sound attacks which do break more images."""
     bound: ClassVar[str] = ""
-    """What is known of its distance from the reference, in words, for an attack that only bounds the accuracy."""
+    """For an attack that only bounds the accuracy: what is known about its gap to the reference, in words."""
     not_transferable: ClassVar[str] = ""
     """Reason why its examples cannot be transferred to another model; empty if they can."""
 
     name: str
-    """As the user wrote it, with its options."""
+    """The name as the user wrote it, with its options."""
     norm: Norm | None = None
     """Norm of the ball and of distances; None for clean images."""
     eps: NonNegative | None = None
@@ -115,7 +115,7 @@ class AttackSpec(ABC):
         return cls(**{"eps": eps, "seed": settings.seed if cls.random else None, **search, **given})
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, *, rows: Sequence[int] | None = None) -> Tensor:
-        """Attack a batch outside an evaluation: refuse what is wrong, `run`, and check the result.
+        """Attack a batch outside an evaluation: check the inputs, `run`, and check the result.
 
         Args:
             model: from x (N, ...) to logits (N, C); it is attacked in eval mode.
@@ -124,7 +124,7 @@ class AttackSpec(ABC):
             rows: place of each image in its data set, which seeds its random draws. Default: 0 to N - 1.
 
         Raises:
-            UserError: what every attack refuses (`taet.attacks.inputs`); an image that left its ball or [0, 1].
+            UserError: invalid inputs (`taet.attacks.inputs`); an image that left its ball or [0, 1].
         """
         with ready(model, x, y) as (answers, images, labels), frozen(answers):
             draws = Draws(self.seed or 0, self.noise_key, np.arange(len(images)) if rows is None else np.array(rows))
@@ -136,7 +136,7 @@ class AttackSpec(ABC):
     def run(self, model: Model, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         """Return adversarial images of x (N, C, H, W) in [0, 1] with labels y (N,), which the caller has checked.
 
-        Random numbers come from draws.
+        Random numbers come from `draws`.
         """
 
     def passes(self, num_classes: int) -> int:
@@ -203,7 +203,7 @@ class AttackSpec(ABC):
 
     @cached_property
     def identity(self) -> Identity:
-        """What tells whether it is the same attack as another one."""
+        """The identity, which is equal for equal attacks."""
         return identity(self.name, self.norm, self.eps, self.parameters, self.bounded)
 
     def to_json(self) -> dict[str, object]:
@@ -224,7 +224,7 @@ def own_fields(kind: type[AttackSpec]) -> tuple[str, ...]:
 def may_round(kind: type[AttackSpec]) -> bool:
     """Return whether the passes of an attack may be computed in another precision than float32.
 
-    Not of one that ends with the first or the nearest success on its way: those of a rounded model lie at its own
+    False for an attack that ends with the first or the nearest success: successes on a rounded model lie at its own
     decision boundary, and the model itself rejects many of them.
     """
     return None not in kind.names.values() and not kind.minimal and not kind.gradient_free

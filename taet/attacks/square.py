@@ -27,7 +27,7 @@ NAMES = {
 def square(
     model: Model, x: Tensor, y: Tensor, *, eps: float, queries: int = 1000, seed: int = 0, checked: bool = False
 ) -> Tensor:
-    """Return images in the L-infinity ball that random squares of +-eps make the model misclassify, else those given.
+    """Return images in the L-infinity ball, misclassified due to random squares of +-eps, else the clean images.
 
     The search lowers the margin z_y - max_{k != y} z_k and stops for an image that is misclassified. AutoAttack runs
     the same search with 5,000 queries on the images that its other parts left.
@@ -39,10 +39,10 @@ def square(
         eps: radius of the ball in units of the image range.
         queries: passes of an image through the model.
         seed: seed of the random squares, which the images of a batch share.
-        checked: the caller answers for model, images and labels, as in `pgd`.
+        checked: skip the checks of the model, images and labels, as in `pgd`.
 
     Raises:
-        UserError: what every attack refuses, as in `pgd`; an eps outside 0 to 1; images that are not (N, C, H, W);
+        UserError: invalid inputs, as in `pgd`; an eps outside 0 to 1; images that are not (N, C, H, W);
             queries or a seed out of range.
 
     Source: Andriushchenko, Croce, Flammarion, Hein, ECCV 2020, arXiv:1912.00049.

@@ -20,7 +20,7 @@ Masks = Mapping[str, NDArray[np.bool_]]
 
 
 class SuiteArguments(TypedDict):
-    """How a suite is run; it decides no result but through the batch size."""
+    """How a suite is run; of these settings only the batch size affects the result."""
 
     natural: Tensor | None
     """Predictions on the clean images, (N,), if they are known."""
@@ -71,7 +71,7 @@ class Suite(AttackSpec):
 
     @property
     def is_reference(self) -> bool:
-        """Whether its result is the one that models are ranked by."""
+        """Whether models are ranked by its result."""
         return False
 
     def whole(self) -> Suite | None:

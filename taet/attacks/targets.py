@@ -1,4 +1,4 @@
-"""Other classes of an image in the order in which an attack should aim at them."""
+"""Target classes of an image, in the order in which an attack should aim at them."""
 
 from __future__ import annotations
 

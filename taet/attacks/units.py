@@ -13,7 +13,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class UnitStore(Protocol):
-    """A store of finished units of work: `get` returns what `put` was given, or None."""
+    """A store of finished units of work: `get` returns the arrays that `put` stored, or None."""
 
     def get(self, key: str) -> Arrays | None: ...
 
@@ -31,9 +31,9 @@ def run_units(
 ) -> list[Arrays]:
     """Return the arrays of units 0 to count - 1, taken from `state` or computed and stored there.
 
-    With P processes, which must all make the same call, process r computes the units r, r + P, r + 2P, ...; afterwards
-    each process has all of them. The result does not depend on the number of processes if a unit depends only on its
-    number.
+    With P processes, all of which must make the same call, process r computes the units r, r + P, r + 2P, ...;
+    afterwards each process has all of them. The result does not depend on the number of processes if a unit depends
+    only on its number.
 
     `key` names a unit in `state`, `valid` says whether stored arrays are this unit and complete, and `begin` is called
     before a unit is computed, not for a stored one.

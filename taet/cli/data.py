@@ -21,7 +21,7 @@ from taet.config import Data
 from taet.data import is_own, load
 from taet.data.dataset import Dataset
 from taet.data.description import describe, render
-from taet.data.reading import told_to
+from taet.data.reading import reporting_to
 from taet.errors import UserError, unknown
 from taet.experiments import own_data
 from taet.training.choices import Chosen, choice_lines
@@ -92,7 +92,7 @@ def _show(arguments: list[str]) -> None:
         raise UserError(f"--out: got '{parsed.out}'; allowed: a file that ends in {', '.join(PICTURES)}")
     data = Data(**parsed.data)
     choices: dict[str, Chosen] = {}
-    with progress("read") as report, told_to(report):
+    with progress("read") as report, reporting_to(report):
         if is_own(data.name):  # as taet train reads them
             plan = own_data.planned(config.override(protocols.taet(), {"data": data}))
             given = {f"data.{name}": value for name, value in parsed.data.items()}

@@ -20,7 +20,7 @@ from taet.cli.progress import progress, saved, say
 from taet.cli.run_file import RunFile
 from taet.config import Run, override
 from taet.data import facts, full_name, is_own
-from taet.data.reading import told_to
+from taet.data.reading import reporting_to
 from taet.distributed import first
 from taet.errors import UserError, located, unknown
 from taet.evaluation import evaluate
@@ -129,7 +129,7 @@ def run(arguments: list[str]) -> None:
         request = read(arguments)
         options = request.options
         if options.print_config:
-            with progress("read") as report, told_to(report):
+            with progress("read") as report, reporting_to(report):
                 chosen, _ = request.planned()
             print(run_file.text(chosen))
             return
@@ -229,7 +229,7 @@ def configure(method: str, words: Sequence[str]) -> tuple[Run, Path | None]:
 
 def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult:
     options = request.options
-    with progress("read") as report, told_to(report):
+    with progress("read") as report, reporting_to(report):
         run, chosen = first(request.planned)
     attacks = options.evaluate or (is_own(run.data.name) and not options.no_evaluate)
 

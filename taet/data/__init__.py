@@ -1,4 +1,4 @@
-"""Image sets as uint8 arrays: where they come from, and how they are made long-tailed."""
+"""Data sets of uint8 images: their sources, and how they are cut to a long tail."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the sampler when it is asked for: torch would take seconds."""
+    """Import the sampler on first use, because importing torch takes seconds."""
     if name != "ClassBalancedSampler":
         raise AttributeError(name)
     from taet.data.sampler import ClassBalancedSampler

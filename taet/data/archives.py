@@ -23,7 +23,7 @@ from taet.files import LOCK, opened
 from taet.progress import Progress
 
 PLAIN = (0, stat.S_IFREG, stat.S_IFDIR)
-"""Kinds of members of a .zip by their mode on Unix, which is 0 if another system packed it."""
+"""Accepted kinds of .zip members, by their Unix mode; 0: packed on another system."""
 
 
 class _Member(NamedTuple):
@@ -31,7 +31,7 @@ class _Member(NamedTuple):
 
     name: str
     plain: bool
-    """Whether it is a regular file or a folder, and no link or device."""
+    """Whether it is a regular file or a folder, not a link or a device."""
     open: Callable[[], IO[bytes] | None] | None
 
 
@@ -52,7 +52,7 @@ def _members(archive: Path) -> Iterator[list[_Member]]:
 
 
 def _listed(archive: Path, file: IO[bytes], stack: ExitStack) -> Iterator[tuple[_Member, int]]:
-    """Yield each member with its size, as the archive says; more than that is never unpacked."""
+    """Yield each member with the size that the archive declares; no more than that is unpacked."""
     if archive.suffix.lower() == ".zip":
         zipped = stack.enter_context(zipfile.ZipFile(file))
         for info in zipped.infolist():
@@ -66,7 +66,7 @@ def _listed(archive: Path, file: IO[bytes], stack: ExitStack) -> Iterator[tuple[
 
 
 def _place(member: _Member) -> PurePosixPath:
-    """Return the path of a member below the folder; a path out of it, a link and a device are refused."""
+    """Return the path of a member below the folder; refuse a link, a device, and a path that leaves the folder."""
     path, windows = PurePosixPath(member.name.replace("\\", "/")), PureWindowsPath(member.name)
     if path.is_absolute() or windows.drive or ".." in path.parts:
         raise UserError(f"its member '{member.name}' leads out of the folder")
@@ -91,8 +91,8 @@ def unpack(archive: Path, folder: Path, progress: Progress | None = None) -> Non
     """Unpack a .zip, .tar or compressed .tar into `folder`.
 
     Only regular files and folders are made, with the permissions of new files. A name that is absolute or contains
-    "..", a link, a device or a damaged archive is a `UserError` in one line, and nothing is unpacked then: files are
-    first written into a hidden folder within `folder`, and moved when all are written. Existing files are kept.
+    "..", a link, a device or a damaged archive raises a `UserError`, and nothing is unpacked: files are first written
+    into a hidden folder within `folder`, and moved when all are written. Existing files are kept.
     """
     made = folder / f".{archive.name}.unpacking"
     with _members(archive) as members:

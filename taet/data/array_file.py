@@ -23,7 +23,7 @@ NPY, NPZ = "an .npy file of a plain array", "an .npz file of plain arrays"
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """An array whose header is read and checked, and whose numbers are not read yet."""
+    """An array with a header that was read and checked; its values are not read yet."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -39,7 +39,7 @@ class ArrayFile:
 
     @property
     def image_shape(self) -> tuple[int, int, int, int] | None:
-        """(N,H,W,C) of images whose bytes can be copied; None if it holds something else."""
+        """Shape (N,H,W,C) of images that can be copied byte by byte; None for other arrays."""
         if self.dtype != np.uint8 or self.by_columns or len(self.shape) not in (3, 4) or 0 in self.shape:
             return None
         number, height, width, channels = (*self.shape, 1)[:4]
@@ -81,7 +81,7 @@ class ArrayFile:
             done += len(piece)
 
     def _check_end(self) -> None:
-        """Read on to the end, where the checksum of a zip's member is compared."""
+        """Read to the end, where the checksum of a zip member is compared."""
         if self.stream.read(1):
             raise ValueError("it is longer than it says")
 
@@ -93,7 +93,7 @@ def _check_text(array: NDArray[np.generic]) -> None:
 
 
 def _header(stream: IO[bytes], room: int, key: str) -> ArrayFile:
-    """Read the header of an .npy file of `room` bytes in all."""
+    """Read the header of an .npy file of `room` bytes in total."""
     version = npy.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"it is of version {version[0]}.{version[1]}; later ones than 2.0 are for records")

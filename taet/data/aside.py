@@ -1,4 +1,4 @@
-"""A hidden folder in which something is made that is moved to its place when it is complete."""
+"""A hidden folder for output that is moved to its place when it is complete."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def _remove(folder: Path) -> None:
 
 @contextlib.contextmanager
 def aside(folder: Path) -> Iterator[None]:
-    """Own the empty folder `folder` until the end of the block, where it is removed with what is left in it.
+    """Own the empty folder `folder` until the end of the block; then remove it with its content.
 
-    A kill leaves it, and the next owner empties it. If another process owns it, a `UserError` says which.
+    After a kill the folder stays, and the next owner empties it. A `UserError` names another process that owns it.
     """
     if folder.is_symlink():
         raise UserError(f"'{folder}' is a link; delete it, so that nothing is written through it")

@@ -28,16 +28,16 @@ IMAGE_SHAPE = (3, 32, 32)
 
 
 class Version(NamedTuple):
-    """One of the two sets: its official archive, and what is in it."""
+    """One of the two sets: its official archive and content."""
 
     title: str
     archive: Download
     folder: str
-    """What the archive unpacks to."""
+    """Folder in the archive."""
     per_class: dict[str, int]
     """Images of each class in each split."""
     class_names: tuple[str, ...]
-    """In the order of the labels, as the archive's own list has them; of CIFAR-100 the fine classes."""
+    """Class names in the order of the labels, as listed in the archive; for CIFAR-100 the fine classes."""
 
 
 def _version(number: int, per_class: dict[str, int], names: str) -> Version:
@@ -64,7 +64,7 @@ VERSIONS = {
 
 
 def _kind(data: Data) -> str:
-    """Return cifar10 or cifar100, of which the other sets are subsets."""
+    """Return cifar10 or cifar100; the other sets are subsets of these."""
     return data.name.partition("-")[0]
 
 
@@ -82,7 +82,7 @@ def outline(data: Data) -> Outline:
 def _official(place: Path, version: Version) -> tuple[Arrays, tuple[str, ...]]:
     """Return the arrays and class names of the official files, which are pickles.
 
-    Torchvision opens each only after it has compared its official MD5, so that no foreign code is run.
+    Torchvision compares the official MD5 before it opens each file, so no foreign code is run.
     """
     from torchvision import datasets
 
@@ -114,8 +114,7 @@ def _find(data: Data, version: Version) -> Path:
 def read(data: Data) -> Dataset:
     """Return the whole set, balanced: 50,000 training and 10,000 test images. Source: Krizhevsky, 2009.
 
-    Of CIFAR-100 the classes are the 100 fine ones. A file that is missing, damaged or of other content is a
-    `UserError`.
+    CIFAR-100 has its 100 fine classes. A file that is missing, damaged or has other content raises a `UserError`.
     """
     version = VERSIONS[_kind(data)]
     place = _find(data, version)

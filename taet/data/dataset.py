@@ -1,4 +1,4 @@
-"""What a data set is: splits of uint8 images with labels, and their checks."""
+"""Data sets: splits of uint8 images with labels, and their checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def images_sha256(images: NDArray[np.generic] | Stored, labels: NDArray[np.int64
 
 
 class Labelled:
-    """What `Labels` and `Split` have in common."""
+    """The common base of `Labels` and `Split`."""
 
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
@@ -65,15 +65,15 @@ class Labels(Labelled):
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """What is known of a source without reading its images."""
+    """Facts about a source that are known without reading its images."""
 
     splits: Mapping[str, Labels]
-    """Of the source's own splits: "train", "test" and, if it has one, "validation"."""
+    """Labels of the source's own splits: "train", "test" and, if it has one, "validation"."""
     image_shape: tuple[int, int, int]
     """(C,H,W), before any resizing."""
     mirror: bool = True
     named: bool = True
-    """Whether the class names are the real ones."""
+    """Whether these are the real class names."""
 
     @classmethod
     def of_counts(
@@ -90,7 +90,7 @@ class Outline:
         return cls(splits, image_shape, mirror, named)
 
     def check(self, dataset: Dataset, where: str) -> None:
-        """Refuse a data set with another shape or other class counts; the error begins with `where` it was read."""
+        """Refuse a data set with another shape or other class counts; the error begins with `where`, its source."""
         if dataset.image_shape != self.image_shape:
             raise UserError(f"{where}: got images of shape {dataset.image_shape}; allowed: {self.image_shape}")
         for part, labels in self.splits.items():
@@ -112,7 +112,7 @@ class Split(Labelled):
     indices: NDArray[np.int64]
     """(N,): the position of each image in the source's own split."""
     groups: NDArray[np.int64] | None = None
-    """(N,): images with equal numbers (of a patient, a lesion, a track) are kept in one split; None: no groups."""
+    """(N,): images with equal numbers (from one patient, lesion or track) are kept in one split; None: no groups."""
 
     def __repr__(self) -> str:
         place = f", in '{self.images.path}'" if isinstance(self.images, Stored) else ""
@@ -126,7 +126,7 @@ class Split(Labelled):
     def channel_statistics(self) -> tuple[list[float], list[float]]:
         """Return mean and standard deviation of each channel, in image units [0, 1]; the deviation is at least 1/255.
 
-        Sums of whole numbers, piece by piece: exact, and in little memory.
+        The sums are integers, added piece by piece: exact, and with little memory.
         """
         sums, squares = np.zeros((2, self.images.shape[3]), np.int64)
         for piece in pieces(self.images):  # of at most 2^16 images: the sums stay below 2^32
@@ -161,11 +161,11 @@ class Dataset:
     mirror: bool = True
     """Whether a mirrored image keeps its label."""
     notes: tuple[str, ...] = ()
-    """Sentences about how the set was made."""
+    """Notes on how the set was made, one sentence each."""
     resized: bool = False
     """Whether the images were resized, so that other images of any size can be resized as well."""
     whole_test: Split | None = None
-    """All test images of the source, not resized, where `test` is a part of them; no extra image may be among them."""
+    """All test images of the source, not resized, if `test` is a part of them; extra images are compared with these."""
 
     def __post_init__(self) -> None:
         # Notes are printed and stored, and name files.
@@ -188,12 +188,12 @@ class Dataset:
         name: str = "arrays",
         mirror: bool = True,
     ) -> Dataset:
-        """Make a data set of arrays, as they are.
+        """Make a data set from arrays, without a long-tailed cut.
 
         Images are uint8, (N,H,W), (N,H,W,1) or (N,H,W,3), copied only if they are read-only or not in C order; labels
         are whole numbers 0..C-1, (N,) or (N,1); `validation` is a pair (images, labels). Class names default to "0",
-        "1", ... up to the largest training label. Every class needs a training image. Anything else is a `UserError`
-        that names the array.
+        "1", ... up to the largest training label. Every class needs a training image. Anything else raises a
+        `UserError` that names the array.
         """
         arrays: dict[str, Any] = {"train_images": train_images, "train_labels": train_labels}
         arrays |= {} if validation is None else dict(zip(("val_images", "val_labels"), validation, strict=True))
@@ -201,7 +201,7 @@ class Dataset:
         return to_dataset(arrays, class_names=class_names, name=name, mirror=mirror)
 
     def about(self) -> dict[str, Any]:
-        """Return what result cards say about the test images."""
+        """Return the entry about the test images for result cards."""
         return {"name": self.name, "imbalance_ratio": self.imbalance_ratio, "notes": list(self.notes)}
 
     @property
@@ -269,16 +269,16 @@ def _kind(array: NDArray[np.generic] | Stored) -> str:
 
 
 PARTS = {"train": "train", "validation": "val", "test": "test"}
-"""What the keys of MedMNIST, train_images, train_labels, val_images and so on, call the splits."""
+"""Names of the splits in MedMNIST's keys (train_images, val_labels, ...)."""
 CLASS_NAMES = "class_names"
 Arrays: TypeAlias = Mapping[str, ArrayLike | Stored]
-"""Arrays under MedMNIST's keys, of validation only if there is one; class_names may be among them."""
+"""Arrays under MedMNIST's keys; those of a validation split and class_names are optional."""
 
 
 def to_labels(arrays: Arrays, class_names: Sequence[str] | None = None, group: str | None = None) -> dict[str, Labels]:
-    """Return the labels of each split; no array of images is needed. Mistakes in them are a `UserError`.
+    """Return the labels of each split; no array of images is needed. Invalid labels raise a `UserError`.
 
-    With `group`, train_`group` and so on, where they are there, number or name what images have in common.
+    With `group`, the arrays train_`group` and so on, if present, hold the group of each image, as numbers or text.
     """
     keys = {part: f"{key}_labels" for part, key in PARTS.items() if f"{key}_labels" in arrays}
     found = {part: checked_labels(key, arrays[key]) for part, key in keys.items()}
@@ -298,7 +298,7 @@ def to_dataset(
     mirror: bool = True,
     group: str | None = None,
 ) -> Dataset:
-    """Make a data set of arrays, as they are; mistakes in them are a `UserError`. `group`: see `to_labels`."""
+    """Make a data set from arrays, without a cut; invalid arrays raise a `UserError`. `group`: see `to_labels`."""
     splits: dict[str, Split] = {}
     for part, labels in to_labels(arrays, class_names, group).items():
         key = f"{PARTS[part]}_images"
@@ -327,7 +327,7 @@ def _groups(labels: Mapping[str, NDArray[np.int64]], arrays: Arrays, group: str)
 
 
 def checked_images(what: str, images: ArrayLike | Stored) -> Images:
-    """Return images as uint8 (N,H,W,C), copied only where they must be; anything else is a `UserError`."""
+    """Return images as uint8 (N,H,W,C), copied only if necessary; anything else raises a `UserError`."""
     array = images if isinstance(images, Stored) else np.asarray(images)
     if array.dtype != np.uint8:
         raise UserError(f"{what}: got {_kind(array)}; allowed: uint8, pixel values 0 to 255")
@@ -343,7 +343,7 @@ def checked_images(what: str, images: ArrayLike | Stored) -> Images:
 
 
 def checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
-    """Return labels (N,) or (N,1) as int64 (N,); anything but whole numbers from 0 is a `UserError`."""
+    """Return labels (N,) or (N,1) as int64 (N,); anything but whole numbers from 0 raises a `UserError`."""
     array = np.asarray(labels)
     if array.dtype.kind not in "iu":
         raise UserError(f"{what}: got {_kind(array)}; allowed: whole numbers from 0")
@@ -361,7 +361,7 @@ def checked_labels(what: str, labels: ArrayLike) -> NDArray[np.int64]:
 def _checked_names(
     train_labels: NDArray[np.int64], arrays: Arrays, class_names: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """Return the class names, given or among the arrays; a class without a training image is a `UserError`."""
+    """Return the class names, given or from the arrays; a class without a training image raises a `UserError`."""
     if class_names is None and CLASS_NAMES in arrays:
         given = np.asarray(arrays[CLASS_NAMES])
         if given.dtype.kind != "U" or given.ndim != 1:

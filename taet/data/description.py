@@ -1,4 +1,4 @@
-"""A data set described as JSON and as text."""
+"""Descriptions of a data set, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from taet.data.dataset import Dataset
 from taet.formatting import aligned
 
 MOST_ROWS = 40
-"""Classes in the table of a data set, at most, so that it fits on a screen."""
+"""Most classes in the table of a data set, so that it fits on a screen."""
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 def render(dataset: Dataset) -> str:
     """Return a text table, at most 80 columns wide, with a row and a bar of the training images for each class.
 
-    Of more than MOST_ROWS classes, a selection evenly spaced by rank is shown.
+    With more than MOST_ROWS classes, a selection evenly spaced by rank is shown.
     """
     about = describe(dataset)
     every = dataset.num_classes

@@ -24,7 +24,7 @@ def outline(data: Data) -> Outline:  # noqa: ARG001 - there is one set
 def read(data: Data) -> Dataset:
     """Return all digits, balanced, values v of 0..16 as round(v 255 / 16); the last 60 of each class are the test set.
 
-    The file is sorted by writer, so most test digits are by other people than the training digits.
+    The file is sorted by writer, so most test digits were written by other people than the training digits.
     Source: the test part of Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
     Repository, 1998.
     """

@@ -29,11 +29,11 @@ class Download(NamedTuple):
 
     url: str
     file: str
-    """Its place, relative to the data folder; an archive is unpacked into the folder that it lies in."""
+    """Path of the file, relative to the data folder; an archive is unpacked into its own folder."""
     md5: str
     """MD5 of the file, in hexadecimal, as its publishers or torchvision give it."""
     megabytes: float
-    """Its size in 10^6 bytes, about."""
+    """Approximate size in 10^6 bytes."""
     unpacks_to: str | None = None
     """What the archive unpacks to, relative to the data folder; None: the file is used as it is."""
     sha256: str | None = None
@@ -41,7 +41,7 @@ class Download(NamedTuple):
 
     @property
     def checksum(self) -> str:
-        """The better of its checksums, with its kind."""
+        """The stronger of its checksums, with its kind."""
         return f"MD5 {self.md5}" if self.sha256 is None else f"SHA-256 {self.sha256}"
 
     @property
@@ -55,7 +55,7 @@ class Download(NamedTuple):
         return Path(self.file).name
 
     def root(self, folders: Iterable[Path]) -> Path | None:
-        """Return the first data folder that has what the archive unpacks to, else the first that has the file."""
+        """Return the first data folder with the unpacked archive, else the first one with the file."""
         kept = [name for name in (self.unpacks_to, self.file) if name is not None]
         folders = list(folders)
         return next((folder for name in kept for folder in folders if (folder / name).exists()), None)
@@ -94,9 +94,9 @@ def _chunks(answer: HTTPResponse) -> Iterator[bytes]:
 def fetch(download: Download, root: Path, progress: Progress) -> Path:
     """Download a file into the data folder `root`, check its checksums, and return its path.
 
-    The file gets its name only when it is complete and right. A failed connection is an `OSError` or
-    `http.client.HTTPException`, another file a `UserError`; nothing is left behind then. An https address that leads to
-    one without encryption is refused, and so is an answer that is much longer than the file.
+    The file gets its name only when it is complete and verified. A failed connection raises an `OSError` or
+    `http.client.HTTPException`, a file with a wrong checksum a `UserError`; in both cases nothing is left behind. A
+    redirect from https to http is refused, and so is a response much longer than the file.
     """
     path = root / download.file
     request = urllib.request.Request(download.url, headers={"User-Agent": AGENT})

@@ -1,7 +1,7 @@
-"""Extra training images, real or generated: how they are read, what is left out, and what is known of them.
+"""Extra training images, real or generated: reading them, leaving out held-out images, and their source.
 
-They fill a share of every training batch (`taet.data.mixture`) and never enter validation or test. What is, exactly or
-nearly, a validation image or any test image of the source, in the cut or not, is left out and counted.
+They fill a share of every training batch (`taet.data.mixture`) and never enter validation or test. Images that are,
+exactly or nearly, validation images or any test images of the source (in the cut or not) are left out and counted.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ from taet.errors import UserError, located, unknown
 KEYS = (("images", "labels"), ("image", "label"))
 """Arrays of an .npz; the second pair is that of the public files of generated CIFAR images."""
 MOST_REPEATS = 0.1
-"""Share of extra images that may be images of validation or test; with more, the set was made from them."""
+"""Largest share of extra images that may repeat validation or test images; a set with more is refused."""
 NEAR, EXACT = 1, 2
-"""How an image is among others."""
+"""Kinds of repeated images."""
 SAW = {"this-set": "no", "balanced-original": "yes", "other": "unknown"}
 """Whether a generator saw the removed tail, by what it was trained on."""
 
 
 @dataclass(frozen=True)
 class Extra:
-    """Extra images that can be drawn, with what was left out of them."""
+    """The extra images that can be drawn, and how many were left out."""
 
     split: Split
     copies: bool = False
-    """Whether they are the training images themselves."""
+    """Whether these are the training images themselves."""
     repeats: tuple[tuple[str, int, int], ...] = ()
-    """Of validation and test: the split, and how many images were left out, exact ones and nearly equal ones."""
+    """For validation and test: the split, and how many images were left out, exact and nearly equal ones."""
     test_sha256: str | None = None
-    """Of the test images with which they were compared."""
+    """SHA-256 of the test images that they were compared with."""
     judge_sha256: str | None = None
     """SHA-256 of the weights by which they were filtered."""
 
     @property
     def distinct_counts(self) -> tuple[int, ...]:
-        """Images of each class that are no training images, (C,)."""
+        """Images of each class that are not training images, (C,)."""
         counts = self.split.class_counts
         return tuple((counts * 0 if self.copies else counts).tolist())
 
 
 def read_extra(data: Data, dataset: Dataset) -> Extra:
-    """Return the extra images that `data.extra` names, without those of validation and test; mistakes: `UserError`.
+    """Return the extra images that `data.extra` names, without held-out images; mistakes raise a `UserError`.
 
     Classes are those of the data set: folders and labels by name or number, in an .npz by number. Pixels and channels
     must be those of the training images.
@@ -84,7 +84,7 @@ def read_extra(data: Data, dataset: Dataset) -> Extra:
 
 
 def check_classes(extra: Extra, mixture: Mixture) -> None:
-    """Refuse a class that is to be drawn and has no extra image."""
+    """Refuse a class that should be drawn but has no extra image."""
     counts, names = extra.split.class_counts, extra.split.class_names
     for name, count, share in zip(names, counts, mixture.draw, strict=True):
         if share and not count:
@@ -95,7 +95,7 @@ def check_classes(extra: Extra, mixture: Mixture) -> None:
 
 
 def saw_removed_tail(data: Data) -> str:
-    """Return whether what made the extra images of a run saw the removed tail: no, yes or unknown."""
+    """Return whether the generator of a run's extra images saw the removed tail images: no, yes or unknown."""
     return "no" if data.extra == EXTRA_COPIES else SAW[data.extra_trained_on]
 
 
@@ -132,7 +132,7 @@ READERS = {"npz": _read_npz, "folder": _read_folder, "csv": _read_csv}
 
 
 def _label(name: str, names: Sequence[str], where: str) -> int:
-    """Return the class that a folder or a row names, or its number."""
+    """Return the class that a folder or a row gives by name or number."""
     if name in names:
         return names.index(name)
     if NUMBER.fullmatch(name) and 0 <= int(name) < len(names):
@@ -141,7 +141,7 @@ def _label(name: str, names: Sequence[str], where: str) -> int:
 
 
 def _held_out(dataset: Dataset, storage: str) -> dict[str, Split]:
-    """Return the images that are never trained on: of validation, and all test images of the source."""
+    """Return the images that are never trained on: validation images, and all test images of the source."""
     found = {name: split for name, split in dataset.splits.items() if name != "train"}
     if dataset.whole_test is not None:
         height = dataset.train.images.shape[1]
@@ -150,9 +150,9 @@ def _held_out(dataset: Dataset, storage: str) -> dict[str, Split]:
 
 
 def _likeness(whole: Split, split: Split, mirror: bool, storage: str) -> NDArray[np.uint8]:
-    """Return for each image (N,) whether it is exactly or nearly among those of `split`, else 0.
+    """Return for each image (N,) whether `split` holds it exactly or nearly, else 0.
 
-    What takes long is kept in the cache, so that a run that goes on, and other processes, need not search again.
+    The result is cached, so that resumed runs and other processes need not search again.
     """
 
     def search() -> Iterator[NDArray[np.uint8]]:
@@ -167,7 +167,7 @@ def _likeness(whole: Split, split: Split, mirror: bool, storage: str) -> NDArray
 
 
 def _without_repeats(whole: Split, dataset: Dataset, storage: str) -> Extra:
-    """Leave out what is held out; a set made from held-out images is refused."""
+    """Leave out held-out images; refuse a set that was made from them."""
     kept, found, held_out = np.ones(len(whole), bool), [], _held_out(dataset, storage)
     for name, split in held_out.items():
         likeness = _likeness(whole, split, dataset.mirror, storage)

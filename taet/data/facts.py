@@ -1,4 +1,4 @@
-"""Facts about a data set that are known without its images, and often without its files."""
+"""Facts about a data set that are known without its images, often even without its files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from taet.data.sources import mirrors, outline
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Class counts, shape and sizes of a data set as a run uses it: cut, divided, resized."""
+    """Class counts, shape and sizes of a data set as a run uses it: after cut, split and resizing."""
 
     class_counts: tuple[int, ...]
     """Training images of each class, (C,)."""
@@ -47,12 +47,12 @@ class DataFacts:
 
 
 def facts(data: Data) -> DataFacts | None:
-    """Return what `taet.data.load(data)` would give, as far as it is known without reading images; else None.
+    """Return the facts about `taet.data.load(data)` that are known without reading images, or None.
 
     Published sets are known from their constants, so that their files need not be there: digits, CIFAR, Fashion-MNIST,
     Tiny-ImageNet, GTSRB, and six sets of MedMNIST. User data are listed: image files by their headers, arrays by their
     labels. None: a set of a plugin, or one whose class counts are in files that are not there. Settings that `load`
-    would refuse are the same `UserError`.
+    refuses raise the same `UserError`.
     """
     found = outline(data)
     if found is None:

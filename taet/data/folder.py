@@ -1,4 +1,4 @@
-"""Any data set as a folder of class folders of image files."""
+"""Data sets as folders of class folders with image files."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SPLITS = {
     "test": ("test", "testing", "final_test"),
     "validation": ("val", "valid", "validation"),
 }
-"""Names of the folders of the splits, in any case; GTSRB's own are the last of each."""
+"""Names of the split folders, in upper or lower case; GTSRB's own names come last."""
 MOST_NESTED = 3
-"""Folders around those of the splits."""
+"""Most levels of folders around the split folders."""
 INNER = "images"
-"""Name, in any case, of a folder alone in that of a split, as in GTSRB's archives: it holds what the split holds."""
+"""Name of a single folder inside a split folder, as in GTSRB's archives: it holds the class folders."""
 GROUP = "folder"
 
 
@@ -64,7 +64,7 @@ def _inner(folder: Path) -> Path:
 
 
 def _unpacked(path: Path) -> Path:
-    """Return the folder with those of the splits where `path` holds only that one, as an archive does; else `path`."""
+    """Return the folder with the split folders if `path` holds only that folder, as an archive does; else `path`."""
     below = path
     for _ in range(MOST_NESTED):
         if len(inner := _folders(below)) != 1:
@@ -76,7 +76,7 @@ def _unpacked(path: Path) -> Path:
 
 
 def _half(path: Path) -> list[str]:
-    """Return a note if the test folder beside a training folder is not read, since only this one was named."""
+    """Return a note if only the training folder was named, so that the test folder beside it is not read."""
     for folder in (path, path.parent):
         if folder.name.lower() in SPLITS["train"] and "test" in (found := _by_split(folder.parent)):
             return [f"'{found['test'][0]}' is not read; --data {folder.parent} reads it as well"]
@@ -84,7 +84,7 @@ def _half(path: Path) -> list[str]:
 
 
 def _by_split(path: Path) -> dict[str, list[Path]]:
-    """Return the folders that have the name of a split."""
+    """Return the folders with the name of a split."""
     found = {split: [one for one in _folders(path) if one.name.lower() in names] for split, names in SPLITS.items()}
     return {split: folders for split, folders in found.items() if folders}
 
@@ -110,7 +110,7 @@ def _is_flat(folder: Path) -> bool:
 
 
 def _table_of(folder: Path) -> Path:
-    """Return the table that labels the images of a folder without class folders: in it, or beside it with its name."""
+    """Return the table with the labels of a folder without class folders: inside it, or beside it under its name."""
     split = folder.parent if folder.name.lower() == INNER else folder
     above = [split.parent] if split == folder else [split, split.parent, split.parent.parent]
     tables = [table for one in above for table in _tables(one) if split.name.lower() in table.stem.lower()]
@@ -140,7 +140,7 @@ def _has_labels(table: Path) -> bool:
 
 
 def _by_table(folder: Path, table: Path, classes: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
-    """Return the images of a folder by class: the labels of a table are names of classes, or numbers like them."""
+    """Return the images of a folder by class: the labels in the table are names or numbers of the classes."""
     numbers = {int(name): name for name in classes if NUMBER.fullmatch(name)}
     found: dict[str, list[Path]] = defaultdict(list)
     for row in read_rows(table).rows:
@@ -157,9 +157,9 @@ def _by_table(folder: Path, table: Path, classes: Mapping[str, Sequence[Path]]) 
 
 
 def _labels_beside(path: Path) -> Path | None:
-    """Return the table beside the folders in `path` that names most images in them, with several labels in a folder.
+    """Return the table beside the folders in `path` that names most of their images, with several labels in a folder.
 
-    Two such tables are a `UserError`.
+    Two such tables raise a `UserError`.
     """
     there = list[Path]()
     images = [file for file in files_below(path) if is_image(file) and file.parent != path]
@@ -180,7 +180,7 @@ def _labels_beside(path: Path) -> Path | None:
 
 
 def _below(file: Path, folder: Path) -> tuple[str, ...]:
-    """Return the folders between a class folder and its file; none for a file that a table gave to the class."""
+    """Return the folders between a class folder and its file; none for a file with a label from a table."""
     return file.relative_to(folder).parts[:-1] if file.is_relative_to(folder) else ()
 
 

@@ -1,4 +1,4 @@
-"""Whole groups of images, such as those of one patient, are held out."""
+"""Held-out images by group: all images of a group, such as one patient's, stay in one split."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from taet.errors import UserError
 
 ROUNDING = 1e-9
-"""A gain up to this may be a floating point error."""
+"""Gains up to this may be rounding errors."""
 
 
 def _nearest(sizes: Sequence[int], target: int, everything: bool) -> list[int]:
     """Return positions of `sizes`, all above 0, whose sum is as near to `target` as possible.
 
-    Of two sums that are equally near, the larger. `everything`: may all be chosen? Earlier positions are preferred, so
-    that a random order of sizes gives a random choice.
+    Of two sums that are equally near, the larger one is taken. `everything`: whether all may be chosen. Earlier
+    positions are preferred, so a random order of sizes gives a random choice.
     """
     last: dict[int, int] = {}  # by sum: the position of the size that made it reachable
     reached, within = 1, (1 << 2 * target + 1) - 1  # bit s: some of the sizes so far add up to s
@@ -93,9 +93,9 @@ def hold_out(
 
     labels (N,): 0..C-1; groups (N,): images with equal numbers stay together; held_out (C,): 0 or more. At least one
     group of every class stays. If held_out[c] is above 0, at least one group of the class is held out, unless it is the
-    last that stays of some class. If no group has images of several classes, the number of a class is the sum of whole
-    groups that is nearest to held_out[c] (of two equally near, the larger). Groups of several classes are chosen first,
-    by local search, for their share of held_out. Among equally good groups `seed` decides.
+    last remaining group of some class. If no group has images of several classes, the number of a class is the sum of
+    whole groups that is nearest to held_out[c] (of two equally near, the larger). Groups of several classes are chosen
+    first, by local search, for their share of held_out. Among equally good groups `seed` decides.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"data seed: got {seed}; allowed: 0 to 2**32 - 1")

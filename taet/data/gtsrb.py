@@ -24,13 +24,13 @@ NAMES = {
 }
 CLASSES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["classes"]
 CLASS_NAMES, TRACK_COUNTS, TEST_COUNTS = zip(*CLASSES, strict=True)
-"""In the order of the official class numbers: names, tracks of the training set, test images."""
+"""Names, training tracks and test images, in the order of the official class numbers."""
 SIZE = 32
 TRAINING = {"Final_Training/Images": 39_209, "Training": 26_640}
 """Folders of the training images in the order of preference, and their number: the benchmark's training set, and the
 part of it that was used in the online competition of IJCNN 2011, which torchvision reads."""
 FRAMES, SHORT_TRACK_CLASS = 30, 33
-"""Images of a track; one track of one class has one image less."""
+"""Images per track; one track of one class has one image less."""
 TEST = 12_630
 TRACKS = 100_000
 """Track numbers have five digits."""
@@ -50,7 +50,7 @@ def _find(folders: list[Path]) -> tuple[Path, str] | None:
 
 
 def outline(data: Data) -> Outline:
-    """Return the official numbers, or those of the files where they are there."""
+    """Return the official numbers, or those of the files if they are present."""
     shape, found = (3, SIZE, SIZE), _find(roots(data))
     if found is not None:
         place, training = found

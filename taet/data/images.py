@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 AHEAD = 64
-"""Results that threads compute in advance, at most."""
+"""Most results that threads compute in advance."""
 HEADERS = 64
-"""Headers that a thread reads at once: handing over a single file would take as long as reading its header."""
+"""Headers that a thread reads per task: passing on a single file would take as long as reading its header."""
 GREY = ("1", "L", "LA", "La")
 """Pillow's modes of greyscale images; those of more than 8 bits begin with I."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What a file may be, whatever its name says: others of Pillow's readers start programs, as that of EPS does."""
+"""Accepted file formats, whatever the file's suffix: some of Pillow's other readers, such as EPS, start programs."""
 MOST_FILE_BYTES = (1 << 29) + (1 << 20)
-"""Of an image file: as many pixels as Pillow allows, of 16 bits, uncompressed."""
+"""Largest image file: as many pixels as Pillow allows, with 16 bits, uncompressed."""
 ROOM = 1 << 27
 """Pixels that threads decode at once; a pixel takes some ten bytes while it is converted."""
 BLOCK = 1 << 26
 """Bytes that Pillow allocates at once for large images."""
 KEPT_BYTES = 1 << 28
-"""Decoded images that wait for their turn take at most this, or are a single one."""
+"""Limit of the decoded images that wait to be used; a single image may be larger."""
 UNUSUAL = {
     "deep": "16 bits per channel, scaled to 8",
     "palette": "a palette, read as its colours",
@@ -60,7 +60,7 @@ FITTED = {
     "crop": "cut to the square in the middle",
     "pad": "made square by black bars",
 }
-"""What is done with an image that is not square."""
+"""How an image that is not square is resized, in words."""
 
 
 def is_image(file: Path) -> bool:
@@ -78,7 +78,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def files_below(folder: Path) -> list[Path]:
     """Return the files in `folder` and its subfolders, sorted; links are followed, hidden files are left out.
 
-    A link to a folder that holds `folder` itself, and a folder that cannot be read, are a `UserError`.
+    A link to a folder that holds `folder` itself, or a folder that cannot be read, raises a `UserError`.
     """
     above = {(about.st_dev, about.st_ino) for about in (place.stat() for place in folder.resolve().parents)}
     found, seen, left = list[Path](), set[tuple[int, int]](), [os.fspath(folder)]
@@ -105,7 +105,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def are_copies(paths: Sequence[Path]) -> bool:
-    """Whether files, or those in folders, differ in upper and lower case alone, as where an archive has them twice."""
+    """Whether files, or those in folders, differ only in upper and lower case, as in archives that hold them twice."""
 
     def held(path: Path) -> list[tuple[str, int]]:
         files = {file.relative_to(path): file for file in files_below(path)} if path.is_dir() else {path: path}
@@ -132,7 +132,7 @@ def _settled() -> Iterator[None]:
 
 
 class _Room:
-    """Lets threads decode ROOM pixels at once, or a single image."""
+    """Lets threads decode up to ROOM pixels at once, or a single larger image."""
 
     def __init__(self) -> None:
         self._left, self._changed = ROOM, Condition()
@@ -158,7 +158,7 @@ _SILENT = logging.NullHandler()
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image]:
-    """Open an image file, of which only the header is read: an ordinary file of one of FORMATS."""
+    """Open an image file and read its header only; it must be an ordinary file of one of FORMATS."""
     from PIL import UnidentifiedImageError
     from PIL.Image import open as open_image
 
@@ -195,7 +195,7 @@ class _Header(NamedTuple):
 
 
 def _header(path: Path) -> _Header | str:
-    """Return the header of an image file, or why it cannot be read."""
+    """Return the header of an image file, or the reason why it cannot be read."""
     from PIL import ExifTags
     from PIL.Image import Image as Pillow
 
@@ -227,7 +227,7 @@ def _header(path: Path) -> _Header | str:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the headers of image files say."""
+    """Facts from the headers of image files."""
 
     paths: tuple[Path, ...]
     """The N files whose headers can be read."""
@@ -265,7 +265,7 @@ class Survey:
         return bool((self.sizes == self.sizes[:1]).all())
 
     def checked(self) -> Survey:
-        """Return self; files that cannot be read are a `UserError`."""
+        """Return self; files that cannot be read raise a `UserError`."""
         if self.unreadable:
             raise _refusal(self.unreadable, len(self.paths) + len(self.unreadable))
         return self
@@ -345,13 +345,13 @@ def scaled(image: Image, size: tuple[int, int] | None, fit: Fit = "squeeze") -> 
 
 
 def _middle(image: Image, side: int) -> Image:
-    """Return the square in the middle of an image; what lies outside of it is black."""
+    """Return the square in the middle of an image, padded with black."""
     left, top = ((length - side) // 2 for length in image.size)
     return image.crop((left, top, left + side, top + side))
 
 
 def picture(image: NDArray[np.uint8]) -> Image:
-    """Return an image (H,W), (H,W,1) or (H,W,3) as one of Pillow."""
+    """Return an image (H,W), (H,W,1) or (H,W,3) as a Pillow image."""
     from PIL.Image import fromarray
 
     return fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image)
@@ -413,9 +413,9 @@ def decode_each(
 
     16 bits per channel are scaled to 8, palettes and CMYK become RGB, an alpha channel is dropped, and the first of
     several frames or pages is read. With `size`, images are resized to size x size pixels, those that are not square by
-    `fit`. Threads read some files in advance; do not call it from a thread. A `UserError`, which says how many other
-    files cannot be read either: 32 bits or floating point numbers per channel, a damaged file, what is no ordinary file
-    of one of FORMATS, or more pixels than Pillow allows (89 million).
+    `fit`. Threads read some files in advance; do not call it from a thread. These files raise a `UserError`, which also
+    counts the other unreadable files: 32 bits or floating point numbers per channel, a damaged file, anything but an
+    ordinary file of one of FORMATS, and more pixels than Pillow allows (89 million).
     """
     decoded = decode_where_possible(paths, None if size is None else (size, size), most, fit)
     for path, image in decoded:
@@ -454,8 +454,8 @@ def decode_all(
 ) -> Images:
     """Read image files as one array uint8 (N,H,W,C), C 1 if all are greyscale, else 3: see `decode_each`.
 
-    `found` is a survey of these files, if there is one already. Where the images are kept: `taet.data.store.gather`.
-    Files of different sizes without `size`, and files that cannot be read, are a `UserError`.
+    `found` is a survey of these files, if there is one already. `taet.data.store.gather` decides where the images are
+    kept. Files of different sizes without `size`, and files that cannot be read, raise a `UserError`.
     """
     found = survey(paths) if found is None else found
     width, height = found.common_size(size)

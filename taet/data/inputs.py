@@ -1,4 +1,4 @@
-"""The door for files that others made: ordinary ones of a plausible size, whose faults are one line with their name."""
+"""Safe reading of foreign files: ordinary files of a plausible size; errors are one line with the file's name."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from taet.errors import UserError, cut, printable
 from taet.files import opened
 
 MOST_IMAGES = 50_000_000
-"""Images of a split, at most: their labels, groups and names are kept in memory."""
+"""Most images of a split: their labels, groups and names are kept in memory."""
 MOST_BYTES = 1 << 30
-"""Of a table, and of an array that is kept in memory whatever its size: labels, groups, names."""
+"""Largest table, and largest array of labels, groups or names, which are always kept in memory."""
 RATIO = 200
-"""A file of more than MOST_BYTES may be this many times as large as it is packed; deflate reaches 1,032."""
+"""Largest compression ratio of a file with more than MOST_BYTES; deflate reaches 1,032."""
 
 
 def reason(error: Exception) -> str:
-    """Return in one short line why a file cannot be read."""
+    """Return the reason why a file cannot be read, in one short line."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not in UTF-8"
     if isinstance(error, KeyError):
@@ -36,9 +36,9 @@ def reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def reading(path: Path, allowed: str, what: str = "", *, most: int | None = None) -> Iterator[IO[bytes]]:
-    """Open an ordinary file of at most `most` bytes; whatever a reader inside raises is a `UserError` with its name.
+    """Open an ordinary file of at most `most` bytes; any error of a reader inside becomes a `UserError` with its name.
 
-    Readers of foreign formats raise errors of any kind. `what` says which part of the file is read.
+    Readers of foreign formats raise errors of any type. `what` names the part of the file that is read.
     """
 
     def refused(error: Exception) -> UserError:
@@ -63,6 +63,6 @@ def reading(path: Path, allowed: str, what: str = "", *, most: int | None = None
 
 
 def check_unpacked(size: int, packed: int) -> None:
-    """Refuse to unpack `size` bytes from `packed` ones if that is no plausible compression of data."""
+    """Refuse to unpack `size` bytes from `packed` bytes if no real data compress that well."""
     if size > max(MOST_BYTES, RATIO * packed):
         raise ValueError(f"it unpacks from {packed:,} to {size:,} bytes, more than {RATIO} times as many")

@@ -27,7 +27,7 @@ from taet.progress import Progress
 def _write_npz(dataset: Dataset, path: Path) -> Iterator[int]:
     """Write MedMNIST's keys, `class_names` and, if images have groups, train_group and so on.
 
-    Grey images are (N,H,W), labels and groups (N,). Yields the number of images in each block that is written.
+    Grey images are (N,H,W), labels and groups (N,). Yields the number of images in each written block.
     """
     with zipfile.ZipFile(path, "w") as archive:
 
@@ -102,7 +102,7 @@ WRITERS: dict[str, Callable[[Dataset, Path], Iterator[int]]] = {
 
 
 def write(dataset: Dataset, layout: str, out: Path, progress: Progress) -> None:
-    """Write `dataset` to the file (npz) or folder `out`, which must not exist and appears when it is complete."""
+    """Write `dataset` to the new file (npz) or folder `out`, which gets its name when it is complete."""
     if layout not in WRITERS:
         raise unknown("layout", layout, WRITERS)
     check_free(out)
@@ -122,6 +122,6 @@ def write(dataset: Dataset, layout: str, out: Path, progress: Progress) -> None:
 
 
 def check_free(out: Path) -> None:
-    """Refuse a place where something is."""
+    """Refuse a path that exists."""
     if os.path.lexists(out):
         raise UserError(f"'{out}' exists already and is kept; allowed: another place, by --out")

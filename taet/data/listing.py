@@ -1,4 +1,4 @@
-"""Image files with labels, as a folder or a table lists them, and how they become a data set."""
+"""Image files with labels, listed by a folder or a table, and the data set made from them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from taet.errors import UserError
 
 PARTS = ("train", "validation", "test")
 FRAME = re.compile(r"(.*\d)[_-](\d+)\.\w+")
-"""Name of a frame of a sequence, whose own number is behind that of the sequence: 00012_00003_00029.png."""
+"""File name of a frame: the number of the frame follows that of its sequence, as in 00012_00003_00029.png."""
 FRAMES = r"(.*\d)[_-]\d+\."
-"""The same as a pattern of groups."""
+"""The same as a group pattern."""
 TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class Listing:
-    """N image files and what is known of each."""
+    """N image files with their labels, splits and groups."""
 
     class_names: tuple[str, ...]
     files: tuple[Path, ...]
@@ -41,7 +41,7 @@ class Listing:
     splits: tuple[str, ...] | None
     """The split of each file, one of PARTS; None: not given, so that TEST_SHARE of each class is for testing."""
     undivided: str
-    """Why no split is given, for notes and errors."""
+    """Why there is no given split, for notes and errors."""
     group_names: tuple[str, ...] | None
     """The group of each file, "" if it has none; None: no groups are used."""
     ungrouped: str
@@ -50,7 +50,7 @@ class Listing:
     subfolders: tuple[str, ...] = ()
     """Of a folder: the path of each file below its class folder, which may be used as its group."""
     likely_group: str | None = None
-    """Of a table without groups: a column that may name them."""
+    """For a table without groups: a column that may hold them."""
 
     @cached_property
     def groups(self) -> NDArray[np.int64] | None:
@@ -64,8 +64,8 @@ class Listing:
     def grouped_by(self, pattern: str) -> Listing:
         """Return the same files with groups from their names: the match of the pattern, or its first capture group.
 
-        A pattern with a / is searched in paths below the folder of all files. A group spans classes and folders, but
-        for sequences that each class counts anew, as in GTSRB's own layout: each is of one class.
+        A pattern with a / is searched in paths below the folder of all files. A group may span classes and folders,
+        except sequences that are numbered separately in each class, as in GTSRB's own layout.
         """
         searched = self.paths if "/" in pattern else tuple(file.name for file in self.files)
         found = [re.search(pattern, text) for text in searched]
@@ -90,7 +90,7 @@ class Listing:
 
     @cached_property
     def recounted(self) -> bool:
-        """Whether most files have the name of a file of another class in the same split."""
+        """Whether most files share their name with a file of another class in the same split."""
         splits = self.splits or ("",) * len(self.files)
         named = list(zip(splits, (file.name for file in self.files), strict=True))
         owners: dict[tuple[str, str], set[int]] = defaultdict(set)
@@ -100,7 +100,7 @@ class Listing:
 
     @cached_property
     def survey(self) -> Survey:
-        """What the headers of the files say."""
+        """The facts from the headers of the files."""
         return survey(self.files)
 
     def subfolders_are_groups(self) -> bool:
@@ -148,7 +148,7 @@ class Listing:
         return True
 
     def parts(self, seed: int) -> dict[str, NDArray[np.int64]]:
-        """Return the positions of the files of each split; those that cannot be trained or tested on are refused."""
+        """Return the positions of the files of each split; splits that cannot be trained or tested on are refused."""
         if self.splits is None:
             found = self._divided(seed)
         else:
@@ -174,9 +174,9 @@ class Listing:
         return {"train": np.sort(train), "test": np.sort(test)}
 
     def by_split(self) -> dict[str, Sequence[Path]]:
-        """Return for each split the files that its `indices` count: all files if no split is given.
+        """Return for each split the files that its `indices` refer to: all files if no split is given.
 
-        A validation split that is not given is held out of the training split, whose files it counts.
+        A validation split that is not given is held out from the training split, so its indices refer to those files.
         """
         if self.splits is None:
             return dict.fromkeys(PARTS, self.files)
@@ -195,7 +195,7 @@ class Listing:
     def dataset(self, data: Data) -> Dataset:
         """Read the files: images are grey if all files are, else RGB; see `taet.data.images.decode_each`.
 
-        Where validation images stand in the place of the test images, the files of these are not decoded.
+        If validation images replace the test images, the test files are not decoded.
         """
         parts = self.parts(data.seed)
         parts |= {"test": parts["test"][:0]} if data.test == VALIDATION else {}

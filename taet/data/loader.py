@@ -1,4 +1,4 @@
-"""Batches of a training split, from a uint8 tensor on the device or streamed from memory or disk."""
+"""Training batches, from a uint8 tensor on the device or streamed from memory or disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from taet.distributed import share
 from taet.randomness import generator
 
 AHEAD = 3
-"""Batches that are read at most before the first of them is used up."""
+"""Most batches that are read in advance."""
 
 
 class Batch(NamedTuple):  # `index` shadows tuple.index, which is not needed
@@ -49,14 +49,14 @@ def class_balanced(labels: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def joined(first: Images, second: Images) -> Images | Joined:
-    """Return both sets of images, one behind the other, in memory if both are."""
+    """Return both sets of images concatenated, in memory if both are."""
     if isinstance(first, Stored) or isinstance(second, Stored):
         return Joined(first, second)
     return np.concatenate([first, second])
 
 
 def fits(images: Images | Joined, device: torch.device) -> TypeGuard[NDArray[np.uint8]]:
-    """Whether all `images` are kept on the device: on a GPU, if they take at most half of its free memory."""
+    """Whether all `images` are kept on the device: on a GPU, if they need at most half of its free memory."""
     if not isinstance(images, np.ndarray):
         return False
     return device.type != "cuda" or 2 * images.nbytes <= torch.cuda.mem_get_info(device)[0]
@@ -65,7 +65,7 @@ def fits(images: Images | Joined, device: torch.device) -> TypeGuard[NDArray[np.
 def batch_bounds(images: int, batch_size: int, mixed: bool = False) -> list[tuple[int, int]]:
     """Return where the batches of an epoch begin and end; a single image left over joins the batch before it.
 
-    Batches with extra images, `mixed`, are all whole.
+    Batches with extra images, `mixed`, are all full.
     """
     if mixed:
         return [(first, first + batch_size) for first in range(0, images, batch_size)]
@@ -76,7 +76,7 @@ def batch_bounds(images: int, batch_size: int, mixed: bool = False) -> list[tupl
 
 
 class Joined:
-    """The images of a split and extra ones behind them, read by position; neither is copied."""
+    """The images of a split followed by extra ones, read by position without copying."""
 
     def __init__(self, first: Images, second: Images) -> None:
         self.parts = first, second
@@ -94,7 +94,7 @@ class Supply:
     """The extra images of every batch, drawn with replacement: a class by its probability, then an image of it."""
 
     def __init__(self, labels: Tensor, first: int, mixture: Mixture) -> None:
-        """Take the labels (M,) of the extra images, the first of which has the position `first`."""
+        """Take the labels (M,) of the extra images; the first of them has position `first`."""
         counts = labels.bincount(minlength=len(mixture.draw))
         self.places = labels.argsort(stable=True) + first
         self.counts, self.begins = counts, counts.cumsum(0) - counts
@@ -112,7 +112,7 @@ class Supply:
 class Loader:
     """Shuffled, augmented batches; every random number is seeded by (seed, purpose, epoch, step).
 
-    So any epoch can be started at any step and gives the same batches. Each image comes once per epoch, or as
+    So any epoch can be resumed at any step with the same batches. Each image comes once per epoch, or as
     `class_balanced` draws it. The last batch is shorter; a single remaining image joins the batch before it, since
     batch normalisation cannot train on one image.
 
@@ -124,10 +124,10 @@ class Loader:
 
     Size, order and augmentation of the batches are those of `training`. Its `workers` processes apply a policy in
     advance, if it has one (see `taet.data.policies`); the batches do not depend on their number. Python starts them by
-    importing the user's script, whose own work must therefore be below `if __name__ == "__main__":`.
+    importing the user's script, so the script's own work must be below `if __name__ == "__main__":`.
 
     With `extra` images every batch is whole: the `mixture` says how many of them are extra and of which classes, and
-    the others go through the split in one random order after the other, an epoch through a part of it.
+    the others go through the split in successive random orders, of which an epoch takes a part.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class Loader:
     def _mixed(self, supply: Supply, epoch: int) -> Tensor:
         """Positions of an epoch of mixed batches.
 
-        The extra images of a batch have random places in it, so that every process gets its part of them.
+        The extra images have random places in the batch, so that every process gets its share of them.
         """
         steps, own = len(self), supply.mixture.batch - supply.mixture.extra
         begin, end = epoch * steps * own, (epoch + 1) * steps * own

@@ -1,4 +1,4 @@
-"""Class counts of a long-tailed set, and the choice of images with these counts."""
+"""Class counts of a long-tailed set, and the selection of images with these counts."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def even_sample(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.
 def divide(
     labels: ArrayLike, counts: Sequence[int], held_out: Sequence[int], seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Divide the choice of `long_tail_indices` in two: each class's first n_c - h_c positions, and its last h_c.
+    """Split the choice of `long_tail_indices` in two: each class's first n_c - h_c positions, and its last h_c.
 
     The first part is what `long_tail_indices` returns for n_c - h_c, so that it is nested as well.
     """

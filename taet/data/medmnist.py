@@ -36,20 +36,20 @@ SPLITS = ("train", "validation", "test")
 
 
 class MedicalSet(NamedTuple):
-    """What is published about one set: see medmnist.toml."""
+    """Published facts about one set: see medmnist.toml."""
 
     images: tuple[int, int, int]
-    """Of training, validation and test."""
+    """Images of training, validation and test."""
     channels: int
     class_names: tuple[str, ...]
     md5: tuple[str, str, str, str]
-    """Of the file of each of SIZES."""
+    """MD5 of the file of each of SIZES."""
     class_counts: tuple[tuple[int, ...], ...] | None = None
     """Of each split; None where no source is known."""
     mirror: bool = True
     """Whether a mirrored image keeps its label."""
     note: str = ""
-    """What a user has to know about the set."""
+    """What a user needs to know about the set."""
 
 
 def _sets() -> dict[str, MedicalSet]:
@@ -75,12 +75,12 @@ def _file(name: str, side: int) -> str:
 
 
 def _side(size: int | None) -> int:
-    """Return the published size that is wanted: `size` where there is such a file, else the smallest."""
+    """Return the published size to use: `size` if there is such a file, else the smallest."""
     return size if size in SIZES else SIZES[0]
 
 
 def downloads(data: Data) -> tuple[Download, ...]:
-    """Return the file of the size that is asked for; its megabytes are those of its pixels, uncompressed: at most."""
+    """Return the file of the requested size; its megabytes are an upper bound, the size of its pixels uncompressed."""
     about, side = _set(data.name), _side(data.size)
     file = _file(data.name, side)
     megabytes = sum(about.images) * side**2 * about.channels / 1e6
@@ -88,7 +88,7 @@ def downloads(data: Data) -> tuple[Download, ...]:
 
 
 def _find(data: Data) -> tuple[Path, int] | None:
-    """Return the file of the size that is asked for or, where there is none, the smallest; and its pixels a side."""
+    """Return the file of the requested size or else the smallest one, and its pixels per side."""
     sides = dict.fromkeys((_side(data.size), SIZES[0]))
     paths = ((root / _file(data.name, side), side) for side in sides for root in roots(data))
     return next(((path, side) for path, side in paths if path.is_file()), None)
@@ -118,8 +118,8 @@ def _check(dataset: Dataset, about: MedicalSet, side: int, path: Path) -> None:
 def read(data: Data) -> Dataset:
     """Return the published splits from the file of `data.size` pixels if there is one, else from that of 28 pixels.
 
-    Sizes published: 28, 64, 128, 224. A file that is missing or of other content, and a multi-label set, are a
-    `UserError`. Source: Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795.
+    Sizes published: 28, 64, 128, 224. A file that is missing or has other content raises a `UserError`, and so does a
+    multi-label set. Source: Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795.
     """
     about, found = _set(data.name), _find(data)
     if found is None:

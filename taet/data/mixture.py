@@ -1,4 +1,4 @@
-"""How extra images are mixed into the batches of training, and the class prior that results.
+"""How extra images are mixed into training batches, and the resulting class prior.
 
 Source: wzekai99/DM-Improves-AT (Wang et al., ICML 2023, arXiv:2302.04638) for the batches; the class shares are ours.
 """
@@ -39,7 +39,7 @@ class Mixture:
     batch: int
     extra: int
     rule: str
-    """Of the class shares."""
+    """Rule of the class shares."""
     draw: tuple[float, ...]
     """m: probability of each class for an extra image, (C,)."""
     exposure: tuple[float, ...]
@@ -55,9 +55,9 @@ class Mixture:
 
 
 def mixture(data: Data, class_counts: Sequence[int], batch_size: int) -> Mixture | None:
-    """Return how batches are mixed, for real class counts n (C,); None without extra images.
+    """Return the mixture of the batches for real class counts n (C,); None without extra images.
 
-    A fraction f gives floor(f B) extra images in a batch of B. A fraction that leaves none is a `UserError`.
+    A fraction f gives floor(f B) extra images in a batch of B. One that leaves no real or no extra image is refused.
     """
     if data.extra is None or data.extra_fraction == 0:
         return None

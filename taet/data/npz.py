@@ -1,4 +1,4 @@
-"""Any data set in one `.npz` file with MedMNIST's keys."""
+"""Data sets in one `.npz` file with MedMNIST's keys."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ GROUP = "group"
 
 
 def keys(there: Iterable[str], group: str | None = None) -> tuple[list[str], list[str]]:
-    """Return which of the arrays that are `there` make the data set, and which required ones are missing.
+    """Return which of the present arrays, `there`, make up the data set, and which required ones are missing.
 
-    With `group`, train_`group` is required, and those of the other splits are taken if they are there.
+    With `group`, train_`group` is required; the arrays of the other splits are optional.
     """
     there = set(there)
     groups = [] if group is None else [f"{part}_{group}" for part in PARTS.values()]
@@ -42,27 +42,27 @@ def _keys(path: Path, group: str | None) -> list[str]:
 
 
 def read_arrays(path: Path, storage: str = "auto", group: str | None = None) -> Arrays:
-    """Return the arrays of MedMNIST's keys that are in the file; one that is required and missing is a `UserError`.
+    """Return the arrays of MedMNIST's keys in the file; a missing required one raises a `UserError`.
 
-    Images may lie on disk: see `taet.data.array_file.read_array`. `group`: see `keys`.
+    Images may stay on disk: see `taet.data.array_file.read_array`. `group`: see `keys`.
     """
     return {key: read_array(path, key, storage) for key in _keys(path, group)}
 
 
 def read_labels(path: Path, class_names: Sequence[str] | None = None, group: str | None = None) -> dict[str, Labels]:
-    """Return the labels of each split of the file, with the groups of its images; no image is read."""
+    """Return the labels and groups of each split of the file; no image is read."""
     arrays = {key: read_array(path, key) for key in _keys(path, group) if not key.endswith("_images")}
     with located(f"'{path}'"):
         return to_labels(arrays, class_names, group)
 
 
 def _group(data: Data, path: Path) -> str | None:
-    """Return what the arrays of groups are called, if groups are asked for or there are such arrays."""
+    """Return the name of the group arrays, if groups were requested or such arrays exist."""
     return data.group or (GROUP if f"train_{GROUP}" in array_names(path) else None)
 
 
 def outline(data: Data) -> Outline | None:
-    """Return the labels of the file and the shape of its images; None if their header does not tell it."""
+    """Return the labels of the file and the shape of its images; None if their header does not determine it."""
     path = locate(data)
     splits = read_labels(path, group=_group(data, path))
     with open_array(path, "train_images") as found:
@@ -76,9 +76,9 @@ def outline(data: Data) -> Outline | None:
 def read(data: Data) -> Dataset:
     """Return the file's splits as they are; its optional array `class_names` names the classes.
 
-    With `data.group` G, train_G, val_G and test_G hold what images have in common, numbers or text (N,); train_group
-    and so on are used without being asked for. Notes say how many groups there are, and where one is in two splits.
-    Format: Yang et al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795.
+    With `data.group` G, train_G, val_G and test_G hold the group of each image, as numbers or text (N,); train_group
+    and so on are used by default. Notes say how many groups there are, and where one is in two splits. Format: Yang et
+    al., MedMNIST v2, Scientific Data 2023, arXiv:2110.14795.
     """
     path = locate(data)
     group = _group(data, path)

@@ -1,4 +1,4 @@
-"""The folders that data are looked for in."""
+"""The folders in which data are searched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def roots(data: Data) -> list[Path]:
 
 
 def not_found(what: str, data: Data, put: str, options: str = "") -> UserError:
-    """Return the error for official files that are in none of the folders; `put` says what to put into one by hand."""
+    """Return the error for official files that no folder has; `put` says which file to put where by hand."""
     looked = ", ".join(f"'{root}'" for root in roots(data))
     own = f"; the folder '{data.name}' here is read by folder:{data.name}" if Path(data.name).is_dir() else ""
     return UserError(
@@ -26,16 +26,16 @@ def not_found(what: str, data: Data, put: str, options: str = "") -> UserError:
 
 
 def passed_over(data: Data) -> list[str]:
-    """Return a note if the folder of --data.root does not exist, so that the data were found elsewhere or need none.
+    """Return a note if the folder of --data.root does not exist; the data may be elsewhere or need no folder.
 
-    This is no error: a run that is copied to another machine brings the name of the folder that it had.
+    This is not an error: a run that was copied to another machine keeps the folder name of the first one.
     """
     there = data.root is None or Path(os.path.expanduser(data.root)).is_dir()
     return [] if there else [f"data root '{data.root}' is no folder here, and was passed over"]
 
 
 def locate(data: Data) -> Path:
-    """Return the path in a name such as npz:PATH: as it is or, where it is relative, in one of the folders."""
+    """Return the path in a name such as npz:PATH: unchanged or, if it is relative, in one of the folders."""
     path = Path(os.path.expanduser(data.name.partition(":")[2]))
     candidates = [path, *(root / path for root in roots(data))]
     return next((candidate for candidate in candidates if candidate.exists()), path)

@@ -24,7 +24,7 @@ POLICIES = frozenset(("randaugment", "autoaugment"))
 
 
 class PolicyBatch(NamedTuple):
-    """A batch that a policy changes: images uint8 (N, H, W, C), C 1 or 3, and what seeds their random numbers."""
+    """A batch to augment: images uint8 (N, H, W, C), C 1 or 3, and the seed parts of their random numbers."""
 
     images: NDArray[np.uint8]
     seed: int
@@ -51,8 +51,8 @@ def transform(policy: str) -> Callable[[Image.Image], Image.Image]:
 def apply(policy: str, work: PolicyBatch) -> Tensor:
     """Apply the policy to every image of a batch, uint8 (N, H, W, C); pixels from outside the image are black.
 
-    The random numbers of image i of the global batch are seeded by (seed, purpose..., i). torch's global generator is
-    left as it was.
+    The random numbers of image i of the global batch are seeded by (seed, purpose..., i). torch's global generator does
+    not change.
 
     Both policies may shear, shift, rotate by up to 8 degrees, and change brightness, contrast, sharpness, colour and
     the number of pixel values; solarizing inverts the bright part of an image. RandAugment shifts by up to an eighth of
@@ -71,7 +71,7 @@ def apply(policy: str, work: PolicyBatch) -> Tensor:
 
 
 class _Changed(Dataset[Tensor]):
-    """What a worker holds: the policy. Images come with the work, so that a worker starts fast and stays small."""
+    """The state of a worker: the policy. Images come with each task, so a worker starts fast and stays small."""
 
     def __init__(self, policy: str) -> None:
         self.policy = policy
@@ -81,7 +81,7 @@ class _Changed(Dataset[Tensor]):
 
 
 def _end_with_parent(_: int) -> None:
-    """Make a worker end when its parent does, and not before."""
+    """Make a worker end when its parent ends, and not before."""
     # Ctrl-C reaches all processes; the parent first finishes its batch and saves, and needs its workers for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -18,14 +18,14 @@ from taet.progress import Progress
 
 
 def _downloads(data: Data) -> tuple[Download, ...]:
-    """Return the official files of a data set; none for a bundled set and for the user's own images."""
+    """Return the official files of a data set; none for a bundled set or the user's own images."""
     entry = registry.entries("data").get(data.name.partition(":")[0])
     offered = getattr(entry.load(), "downloads", None) if entry is not None else None
     return () if offered is None else tuple(offered(data))
 
 
 def _is_there(data: Data) -> bool:
-    """Whether the set can be read, without the options that cut it."""
+    """Whether the set can be read, ignoring the options that cut it."""
     try:
         load(Data(name=data.name, root=data.root, storage=data.storage))
     except UserError:
@@ -34,14 +34,14 @@ def _is_there(data: Data) -> bool:
 
 
 def check_there(data: Data) -> None:
-    """Refuse a published data set that `load` does not find; images are read only if official files are missing."""
+    """Refuse a published data set that `load` would not find; images are read only if official files are missing."""
     places = [download.unpacks_to or download.file for download in _downloads(data)]
     if not all(any((root / place).exists() for root in roots(data)) for place in places):
         load(data)
 
 
 def _fetch_all(missing: Sequence[Download], root: Path, progress: Progress) -> None:
-    """Download what is missing; if that fails, a `UserError` says in one line what to put where."""
+    """Download missing files; if that fails, a `UserError` says which file to put where."""
     for position, download in enumerate(missing):
         try:
             fetch(download, root, progress)
@@ -57,7 +57,7 @@ def _fetch_all(missing: Sequence[Download], root: Path, progress: Progress) -> N
 
 
 def _ready(download: Download, folders: Sequence[Path], progress: Progress) -> str:
-    """Check a file that is there, and unpack it if that has not been done; return what was found and done."""
+    """Check an existing file, and unpack it if necessary; return what was done."""
     root = download.root(folders)
     assert root is not None
     archive = root / download.file
@@ -78,11 +78,11 @@ def _ready(download: Download, folders: Sequence[Path], progress: Progress) -> s
 
 
 def prepare(data: Data, progress: Progress) -> tuple[Dataset, list[str]]:
-    """Download, check and unpack what is missing of a data set; return the set, and lines that say what was done.
+    """Download, check and unpack the missing files of a data set; return the set, and lines about what was done.
 
     Official files are downloaded to the first data folder (--data.root, TAET_DATA, ./data), their checksums are
     compared, archives are unpacked beside them, and the set is read, which checks its counts. Existing files are kept.
-    Without a network, a `UserError` says in one line which file to put where.
+    Without a network, a `UserError` says which file to put where.
     """
     folders = roots(data)
     wanted = _downloads(data)

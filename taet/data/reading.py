@@ -1,4 +1,4 @@
-"""Progress of reading many files, told to whoever asked for it."""
+"""Progress reports while many files are read."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _report: ContextVar[Report | None] = ContextVar("reading", default=None)
 
 
 @contextmanager
-def told_to(report: Report | None) -> Iterator[None]:
-    """Inside, files that are read in this thread are reported as report(done, total, text)."""
+def reporting_to(report: Report | None) -> Iterator[None]:
+    """Within this context, report the files that this thread reads as report(done, total, text)."""
     before = _report.set(report)
     try:
         yield
@@ -27,7 +27,7 @@ def told_to(report: Report | None) -> Iterator[None]:
 
 
 def counted(items: Iterable[T], total: int, text: str, each: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
-    """Yield the items; once they take longer than a moment, report how many of `total` are done."""
+    """Yield the items; if they take longer than a moment, report how many of `total` are done."""
     report, done = _report.get(), 0
     told = time.monotonic() + QUIET_SECONDS
     shown = False

@@ -1,4 +1,4 @@
-"""Images of one set that are, exactly or nearly, in another."""
+"""Images that occur, exactly or nearly, in two sets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from taet.data.reading import counted
 from taet.data.store import Images, pieces
 
 SIDE = 8
-"""Pixels of a side to which images are averaged before they are compared."""
+"""Side in pixels to which images are averaged before they are compared."""
 NEAR = 0.03
-"""Largest root mean square difference of averaged images in [0, 1] that counts as nearly the same. Of 20,000 training
-images of CIFAR-10 14 are so near to one of its test images; the nearest pair of different digits is 0.06 apart."""
+"""Largest root mean square difference of averaged images in [0, 1] that counts as nearly the same. 14 of 20,000
+training images of CIFAR-10 are this near to a test image; the nearest pair of different digits is 0.06 apart."""
 FAR = NEAR + 1e-3
 """Difference of means beyond which images are not compared: rounding must not hide a pair at the limit."""
 ROWS = 512
@@ -32,7 +32,7 @@ def fingerprints(images: Images) -> NDArray[np.uint64]:
 
 
 def exact(images: Images, others: Images) -> NDArray[np.bool_]:
-    """Return which of the images (N,) are pixel by pixel among the others."""
+    """Return which of the images (N,) occur, pixel by pixel, among the others."""
     return np.isin(fingerprints(images), fingerprints(others))
 
 
@@ -84,12 +84,12 @@ def _averaged(images: Images) -> NDArray[np.float32]:
 
 
 def _small(images: NDArray[np.generic]) -> NDArray[np.float32]:
-    """The same of images that are in memory."""
+    """The same for images in memory."""
     return _blocks(_blocks(images, 1), 2) / np.float32(255)
 
 
 def _alike(images: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which averaged images (N,) are nearly which of the others (M,): (N, M)."""
+    """Which averaged images (N,) are nearly equal to which of the others (M,): (N, M)."""
     a, b = images.reshape(len(images), -1), others.reshape(len(others), -1)
     squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
     return np.asarray(squares <= NEAR**2 * a.shape[1])

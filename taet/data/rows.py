@@ -21,19 +21,19 @@ DELIMITERS = ",;\t"
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 PATHS = ("path", "file", "filename", "file_name", "image", "image_id")
 LABELS = ("label", "class", "classid", "class_id", "target", "dx")
-"""Usual names of columns, in any case; the first that is there is used where none is named."""
+"""Usual names of columns, in upper or lower case; by default the first that exists is used."""
 LIKELY_GROUP = re.compile(r"(^|_)(patient|lesion|track|subject|site)(_?(id|no|number|name))?$", re.IGNORECASE)
 """Columns that name groups of images in tables such as those of HAM10000 and ISIC 2020."""
 NUMBER = re.compile(r"-?\d{1,18}")
-"""A label that is a number; longer ones are names."""
+"""A numeric label; longer numbers are names."""
 MOST_LINE = 1 << 20
-"""Characters of a line."""
+"""Most characters of a line."""
 MOST_TEXT = 4096
-"""Characters of a path, a label and a group together."""
+"""Most characters of a path, a label and a group together."""
 MOST_JSON_BYTES = 1 << 31
-"""Of a JSON file, which is read whole; the 2017 annotations of COCO have 450 MB."""
+"""Largest JSON file, which is read whole; the 2017 annotations of COCO have 450 MB."""
 KEPT = frozenset(("images", "id", "file_name", "annotations", "image_id", "category_id"))
-"""What is kept of a JSON file while it is read; the rest is sizes, licences and owners."""
+"""Keys of a JSON file that are kept while it is read; the others are sizes, licences and owners."""
 COCO = "a JSON file of images with id and file_name, annotations with image_id and category_id, as COCO has them"
 
 
@@ -42,7 +42,7 @@ class Unlabelled(UserError):
 
 
 class Row(NamedTuple):
-    """One image, and its place in the list."""
+    """One image and its position in the list."""
 
     source: Path
     number: int
@@ -62,11 +62,11 @@ class Rows(NamedTuple):
 
     rows: list[Row]
     columns: frozenset[str]
-    """Those of COLUMNS that the list has."""
+    """The names in COLUMNS that the list has."""
     likely_group: str | None = None
-    """A column that may name groups, if none is used."""
+    """A column that may hold groups, if none is used."""
     guessed: str = ""
-    """The columns of images and labels, if their names are not the plain ones and nobody named them."""
+    """The columns of images and labels, if they were guessed from unusual names."""
 
 
 def _is_json(path: Path) -> bool:
@@ -74,12 +74,12 @@ def _is_json(path: Path) -> bool:
 
 
 def _delimiter(line: str) -> str:
-    """Return the delimiter of a table with this first line."""
+    """Return the delimiter of a table with this header."""
     return max(DELIMITERS, key=line.count)
 
 
 class Wanted(NamedTuple):
-    """The columns that a user names, and how a cell becomes a path."""
+    """The columns that the user named, and how a cell becomes a path."""
 
     group: str | None = None
     image: str | None = None
@@ -91,7 +91,7 @@ PLAIN = Wanted()
 
 
 def _columns(names: list[str], table: Path, wanted: Wanted) -> dict[str, int]:
-    """Return the positions of the columns that are used."""
+    """Return the positions of the used columns."""
     lower = [name.lower() for name in names]
     usual = {"path": PATHS, "label": LABELS, "split": ("split",), "group": ("group",)}
     there = {name: [lower.index(one) for one in ones if one in lower] for name, ones in usual.items()}
@@ -134,7 +134,7 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
 
 
 def _table(path: Path, text: io.TextIOWrapper, delimiter: str, wanted: Wanted) -> Rows:
-    """Read a table with a header; every row that is not empty has a path, a label and, if there are splits, a split."""
+    """Read a table with a header; every non-empty row has a path, a label and, if there are splits, a split."""
     rows: list[Row] = []
     reader = csv.reader(_lines(text), delimiter=delimiter, strict=True)
     names = [name.strip() for name in next(reader, [])]
@@ -181,7 +181,7 @@ def _is_lines(first: str) -> bool:
 
 
 def _numbered(path: Path, lines: Iterable[str]) -> Rows:
-    """Read lines of a path, which may contain blanks, and a whole number."""
+    """Read lines of a path, which may contain spaces, and a whole number."""
     rows = []
     for number, line in enumerate(lines, 1):
         words = line.rsplit(maxsplit=1)
@@ -235,7 +235,7 @@ def read_rows(path: Path, wanted: Wanted = PLAIN) -> Rows:
     A list is a table, whose first line names the columns `path`, `label` (or others of PATHS and LABELS) and optionally
     `split` and `group`, or the columns that are `wanted`; or lines of a path and a whole number, like the lists of
     ImageNet-LT; or a .json with `images` and `annotations`, like those of COCO and iNaturalist. A list without any
-    label raises `Unlabelled`, other mistakes a `UserError`.
+    label raises `Unlabelled`; other mistakes raise a `UserError`.
     """
     allowed, most = (COCO, MOST_JSON_BYTES) if _is_json(path) else ("a CSV file in UTF-8", MOST_BYTES)
     with reading(path, allowed, most=most) as file:

@@ -1,4 +1,4 @@
-"""Sampling for your own `torch.utils.data.DataLoader`: every class equally often."""
+"""Class-balanced sampling for your own `torch.utils.data.DataLoader`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from taet.randomness import generator
 class ClassBalancedSampler(Sampler[int]):
     """Draw N positions with replacement, a class first and then one of its images: P(image i) = 1 / (K n_{y_i}).
 
-    K is the number of classes that are present, n_c the number of images of class c. It is `--sampling class-balanced`
-    for a loader of your own, `DataLoader(data, batch_size=128, sampler=ClassBalancedSampler(labels))`. Every pass draws
-    anew, as (seed, epoch) decide. Labels are integers (N,), 0 or more, as a tensor, an array or a list. Do not combine
-    it with a loss that corrects the class prior as well, such as `balanced_softmax`.
+    K is the number of classes that are present, n_c the number of images of class c. It does the same as `--sampling
+    class-balanced` for your own loader, `DataLoader(data, batch_size=128, sampler=ClassBalancedSampler(labels))`. Every
+    pass draws new positions, seeded by (seed, epoch). Labels are integers (N,), 0 or more, as a tensor, an array or a
+    list. Do not combine it with a loss that corrects the class prior as well, such as `balanced_softmax`.
 
     Raises:
-        UserError: labels that are no integers (N,), or negative; none.
+        UserError: no labels, labels that are not integers (N,), or negative labels.
 
     Source: class-balanced sampling, e.g. Kang et al., "Decoupling representation and classifier for long-tailed
     recognition", ICLR 2020, arXiv:1910.09217, section 3, q = 0.
@@ -49,6 +49,6 @@ class ClassBalancedSampler(Sampler[int]):
         return iter(drawn.tolist())
 
     def set_epoch(self, epoch: int) -> None:
-        """Continue at `epoch`, from 0, as after an interruption."""
+        """Continue at `epoch`, counted from 0, e.g. after an interruption."""
         check_value("epoch", epoch, Whole)
         self.epoch = epoch

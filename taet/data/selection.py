@@ -1,6 +1,6 @@
-"""The choice of images for a run: class counts of each split, the long-tailed cut, and the held-out images.
+"""Selection of the images of a run: class counts of each split, the long-tailed cut, and held-out images.
 
-It depends on labels and groups only, so that it is the same with and without the images.
+It depends on labels and groups only, so it is the same with and without the images.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ BALANCED_SMALL = "-balanced-small"
 VALIDATION = "validation"
 """Value of --data.test."""
 MOST_NAMES = 10
-"""Classes that a note names."""
+"""Most classes that a note names."""
 
 Positions: TypeAlias = NDArray[np.int64]
 Part = TypeVar("Part", Labels, Split)
 
 
 class Choice(NamedTuple):
-    """The images of a split of the result."""
+    """The selected images of one split."""
 
     origin: str
-    """The split of the source that they are taken from."""
+    """The split of the source that they come from."""
     positions: Positions | None
-    """In that split; None: all, in their own order."""
+    """Positions in that split; None: all images, in their own order."""
 
     def of(self, source: Mapping[str, Part]) -> Part:
-        """Return these images of the source's own splits."""
+        """Return the selected images, given the source's own splits."""
         part = source[self.origin]
         return part if self.positions is None else part.choose(self.positions)
 
@@ -78,7 +78,7 @@ def _lacking(part: str, class_names: Sequence[str], counts: Sequence[int]) -> li
 
 
 def _class_counts(train: Labelled, test: Labelled, data: Data) -> tuple[list[int], list[int], list[str]]:
-    """Return the class counts of the training and of the test set, and notes that say how they came about."""
+    """Return the class counts of the training and the test set, and notes on how they were chosen."""
     ratio, profile, names = data.imbalance_ratio, data.profile or PROFILES[0], train.class_names
     spread = data.name.endswith(BALANCED_SMALL) and ":" not in data.name  # not a path that ends so
     train_counts, test_counts = _capped(train, data.max_count), _capped(test, data.test_max_count)
@@ -120,9 +120,9 @@ def _class_counts(train: Labelled, test: Labelled, data: Data) -> tuple[list[int
 def _divided(
     labels: Labelled, counts: list[int], held_out: list[int], seed: int
 ) -> tuple[Positions | None, Positions | None]:
-    """Return the positions of `counts` images of each class without those held out, and of those held out.
+    """Return the positions of the kept and of the held-out images, among `counts` images of each class.
 
-    Whole groups are held out if there are groups. None: all images in their own order, or none held out.
+    If there are groups, whole groups are held out. None: all images in their own order, or none held out.
     """
     whole = sum(counts) == len(labels)
     if whole and not any(held_out):
@@ -137,7 +137,7 @@ def _divided(
 
 
 def _part_of(labels: NDArray[np.int64], kept: Positions, data: Data) -> Positions:
-    """Return a share of the training positions of each class, at least one."""
+    """Return a share of the training positions of each class, at least one position."""
     counts = np.bincount(labels[kept])
     wanted = np.where(counts > 0, np.maximum(np.rint(data.train_share * counts), 1), 0).astype(int).tolist()
     return kept[long_tail_indices(labels[kept], wanted, data.seed)]

@@ -1,4 +1,4 @@
-"""From a data set's name to its splits: find the source, cut it to its class counts, hold out, resize."""
+"""Loading data sets by name: find the source, cut it to its class counts, hold out, resize."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")
 GROUPED = "folder:PATH, csv:PATH, npz:PATH"
 LONG_TAILED = "-lt"
 NAMED = ("folder:", "csv:")
-"""Data whose classes have names from the user."""
+"""Sources in which the user names the classes."""
 SIDES = re.compile(r"(?<![A-Za-z])(left|right|LEFT|RIGHT)(?![A-Za-z])|(Left|Right)(?![a-z])")
-"""Words in names of classes, not in bright or leftover, that a mirrored image would make wrong."""
+"""Whole words in class names (not bright or leftover) that are wrong for a mirrored image."""
 SMALLEST = 16
-"""Pixels of a side; of smaller images too many are alike."""
+"""Smallest side in pixels that is compared: too many smaller images are alike."""
 PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))
-"""Splits whose images are compared."""
+"""Pairs of splits whose images are compared."""
 MOST_PAIRS = 10**9
-"""Pairs of images that are compared when a set is read: some seconds."""
+"""Most pairs of images that are compared when a set is read, which takes some seconds."""
 
 
 def full_name(name: str) -> str:
-    """Return `name`, with the kind of a bare path put before it: folder:lesions for lesions, if that is a folder."""
+    """Return `name`; a bare path gets its kind as a prefix, e.g. folder:lesions for lesions if that is a folder."""
     if name in registry.entries("data") or name.partition(":")[0] in PATH_SOURCES:
         return name
     for suffix in ("npz", "csv"):
@@ -58,12 +58,12 @@ def full_name(name: str) -> str:
 
 
 def is_own(name: str) -> bool:
-    """Whether `name` stands for the user's images: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH, or a bare path."""
+    """Whether `name` means the user's own images: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH, or a bare path."""
     return full_name(name).partition(":")[0] in PATH_SOURCES
 
 
 def _source(data: Data) -> tuple[Data, registry.RegistryEntry]:
-    """Return `data` with its full name and the profile and ratio that this name stands for, and its file."""
+    """Return `data` with its full name and the profile and ratio that this name implies, and its file."""
     name = full_name(data.name)
     kind, _, path = name.partition(":")
     if kind in PATH_SOURCES and not path:
@@ -97,7 +97,7 @@ def image_listing(data: Data) -> Listing | None:
 
 
 def outline(data: Data) -> tuple[Data, Outline] | None:
-    """Return `data` with what its name stands for, and what is known of its source without images; None: nothing."""
+    """Return `data` with what its name implies, and the facts about its source known without images, or None."""
     data, source = _source(data)
     listed = _listing(data, source)
     if listed is not None:
@@ -113,7 +113,7 @@ def outline(data: Data) -> tuple[Data, Outline] | None:
 
 
 def _check_group(data: Data, groups: object) -> None:
-    """Refuse --data.group if the source has no `groups`, or if its groups are always used."""
+    """Refuse --data.group if the source has no `groups` or always uses them."""
     if data.group is not None and not (is_own(data.name) and groups is not None):
         why = "has no groups" if groups is None else "keeps its own groups in one split without it"
         allowed = "allowed" if is_own(data.name) else "allowed with"
@@ -121,7 +121,7 @@ def _check_group(data: Data, groups: object) -> None:
 
 
 def sized(split: Split, size: int | None, storage: str, fit: Fit = "squeeze") -> Split:
-    """Return the split with images of `size` x `size` pixels; None: as it is. `storage`: see `on_disk`."""
+    """Return the split with images of `size` x `size` pixels; None: unchanged. `storage`: see `on_disk`."""
     number, height, width, channels = split.images.shape
     if size is None or (height, width) == (size, size):
         return split
@@ -131,7 +131,7 @@ def sized(split: Split, size: int | None, storage: str, fit: Fit = "squeeze") ->
 
 
 def sided(data: Data, class_names: Sequence[str]) -> str:
-    """Return why the user's own images are not mirrored; "" if they are. Arrays without names have numbers for them."""
+    """Return why the user's own images are not mirrored; "" if they are. Arrays without class names have numbers."""
     if any(map(SIDES.search, class_names)):
         return "class names say left or right"
     if full_name(data.name).startswith(NAMED) and class_names and all(map(NUMBER.fullmatch, class_names)):
@@ -140,14 +140,14 @@ def sided(data: Data, class_names: Sequence[str]) -> str:
 
 
 def mirrors(data: Data, mirror: bool, class_names: Sequence[str]) -> bool:
-    """Return whether images may be mirrored: as `data` says, else as the source and, of own images, the names do."""
+    """Return whether images may be mirrored: by `data`, else by the source and, for own images, the class names."""
     if data.mirror != "auto":
         return data.mirror == "yes"
     return mirror and not (is_own(data.name) and sided(data, class_names))
 
 
 def _repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
-    """Return a note that says how many images of one split are also in another, and names one, if there are any."""
+    """Return a note on how many images of one split are also in another, with an example, if there are any."""
     found = {part: fingerprints(split.images) for part, split in splits.items()}
     notes = []
     for part, other in PAIRS:
@@ -163,7 +163,7 @@ def _repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
 
 
 def _near_repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[str]:
-    """Return notes about images nearly, but not exactly, the same as one of another split, with examples."""
+    """Return notes about images that are nearly, but not exactly, equal to one of another split, with examples."""
     if min(splits["train"].images.shape[1:3]) < SMALLEST:
         return []
     files = {} if listed is None else listed.by_split()
@@ -192,7 +192,7 @@ def _near_repeats(splits: Mapping[str, Split], listed: Listing | None) -> list[s
 
 
 def _check_custom(source: Dataset, path: Path) -> None:
-    """Refuse what the file of a custom data set put together by itself, if it is no data set."""
+    """Refuse an invalid result from the file of a custom data set."""
     with located(f"{path}: read"), custom_code("no data set"):
         pairs = {part: (split.images, split.labels) for part, split in source.splits.items()}
         names, same = source.class_names, (split.class_names for split in source.splits.values())
@@ -208,13 +208,13 @@ def load(name: str | Data, **settings: Any) -> Dataset:
 
     The name is one of `taet list data`, {folder,csv,npz,taet-npy}:PATH, or a bare path; the settings are the fields of
     `taet.config.Data`. Sets named -lt are cut to a long-tailed profile, with classes in the order of the labels; those
-    named -balanced-small get as many training images, spread evenly over the classes; others stay as they are unless
-    an imbalance ratio is given. `max_count` is the largest training class of the profile, or a cap on every class
-    where nothing is cut; `test_max_count` does the same for the test set. `validation` is held out after the cut and
-    before `class_counts` are taken, whole groups at a time; a source's own validation split is kept instead. `size`
-    resizes with bilinear, antialiased interpolation, images that are not square by `fit`. The same `seed` always
-    chooses the same images, smaller sets within larger ones where there are no groups. Mistakes in settings or files
-    are a `UserError`.
+    named -balanced-small get as many training images, spread evenly over the classes; others stay as they are unless an
+    imbalance ratio is given. `max_count` is the largest training class of the profile, or a cap on every class where
+    nothing is cut; `test_max_count` does the same for the test set. `validation` is held out after the cut and before
+    `class_counts` are taken, whole groups at a time; a source's own validation split is kept instead. `size` resizes
+    with bilinear, antialiased interpolation, images that are not square by `fit`. The same `seed` always chooses the
+    same images, smaller sets within larger ones where there are no groups. Mistakes in settings or files raise a
+    `UserError`.
     """
     given = to_json(name) if isinstance(name, Data) else {"name": name}
     data: Data = from_json(Data, {**given, **settings})

@@ -1,4 +1,4 @@
-"""Images on disk: written once to a file, from which only the images that are asked for are read."""
+"""Images on disk: written once to a file, from which only the requested images are read."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from taet.files import cache, check_kind, flock, remove_leftovers, replacing
 from taet.formatting import data_size
 
 CHUNK = 1 << 24
-"""Bytes that are read or written at once."""
+"""Bytes per read or write."""
 AHEAD = 16
-"""Images that the disk is asked for at once."""
+"""Images that are requested from the disk at once."""
 SUM = np.dtype("<u4")
-"""A checksum of an image, as it is stored."""
+"""The stored type of an image's checksum."""
 SHARE = 4
-"""Images larger than this part of the memory, 1/SHARE, are kept on disk."""
+"""Images that need more than 1/SHARE of the memory are kept on disk."""
 
 
 class Stored:
@@ -89,7 +89,7 @@ class Stored:
 
 
 class _CacheFile:
-    """The open file: positional reads, since a mapped file that is cut short would end the process with SIGBUS."""
+    """The open file, with positional reads: a memory-mapped file that is cut short would crash the process."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
         self.path, self.start, self.size = path, len(header(shape)), math.prod(shape[1:])
@@ -142,7 +142,7 @@ def pieces(images: NDArray[np.generic] | Stored) -> Iterator[NDArray[np.generic]
 
 
 def memory(root: Path = Path("/")) -> int:
-    """Return the memory in bytes: the machine's, or the limit of the control group of this process."""
+    """Return the memory in bytes: that of the machine, or the limit of this process's control group."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
@@ -168,7 +168,7 @@ def on_disk(size: int, storage: str) -> bool:
 
 
 def check_memory(size: int) -> None:
-    """Refuse `size` bytes of images in memory if there is not as much."""
+    """Refuse `size` bytes of images in memory if the memory is smaller."""
     if size > memory():
         needed = f"images of {data_size(size)} do not fit into memory"
         raise UserError(f"{needed}; allowed: --data.storage disk, or fewer pixels by --data.size")
@@ -179,7 +179,7 @@ def gather(images: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int]
 
     On disk they are written once, to a file that is named after `key`: a text of everything that determines the pixels,
     such as paths, sizes and times of files. If that file exists, `images` is not read. `storage`: see `on_disk`. A full
-    disk, and more images than fit into memory, are a `UserError`.
+    disk, and more images than fit into memory, raise a `UserError`.
     """
     if on_disk(math.prod(shape), storage):
         return keep(images, shape, key)
@@ -191,7 +191,7 @@ def gather(images: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int]
 
 
 def keep(blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int], key: str) -> Stored:
-    """Return the file of the cache that is named after `key`; write it first if it is not there and complete.
+    """Return the cache file that is named after `key`; write it first unless it is there and complete.
 
     The blocks are whole images, one (H,W,C) or several (n,H,W,C).
     """
@@ -202,7 +202,7 @@ def keep(blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int], 
 
 
 def header(shape: tuple[int, ...]) -> bytes:
-    """Return the beginning of an .npy file of uint8 numbers of that shape, in C order."""
+    """Return the header of an .npy file of uint8 numbers of that shape, in C order."""
     stream = io.BytesIO()
     npy.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue()
@@ -213,7 +213,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def _whole(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether the file is there, begins as it should, and has its length."""
+    """Whether the file exists, with the right header and length."""
     begins = header(shape)
     if not path.is_file() or path.stat().st_size != _size(shape):
         return False
@@ -222,7 +222,7 @@ def _whole(path: Path, shape: tuple[int, ...]) -> bool:
 
 
 def _build(path: Path, blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, int, int, int]) -> None:
-    """Write header, images and their checksums aside, then rename: a file with the final name is always complete."""
+    """Write header, images and checksums to a temporary file and rename it: a file with the final name is complete."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _one_builder(path):  # another process that needs the same file waits here, then finds it
@@ -258,7 +258,7 @@ def _write(file: IO[bytes], blocks: Iterable[NDArray[np.uint8]], shape: tuple[in
 
 @contextlib.contextmanager
 def _one_builder(path: Path) -> Iterator[None]:
-    """Wait until no other process writes `path`; then remove what killed ones have left in its folder."""
+    """Wait until no other process writes `path`; then remove the files that killed processes left in its folder."""
     lock = path.with_suffix(".lock")
     while True:
         with open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)) as file:

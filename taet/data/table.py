@@ -1,4 +1,4 @@
-"""Any data set as a list of image files with labels, or one such list for each split."""
+"""Data sets as a list of image files with labels, or one such list for each split."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from taet.errors import UserError
 
 NAMES = {"csv": "csv:PATH, a table of path,label[,split,group], or lists such as those of ImageNet-LT and iNaturalist"}
 TRAIN = re.compile(r"(?<![a-z])train(?![a-z])")
-"""The word in the name of a list, as in train2018.json, that the names of the lists for other splits replace."""
+"""The word in the name of a list, as in train2018.json, that is replaced in the names of the lists for other splits."""
 
 
 def _beside(table: Path) -> dict[str, Path]:
-    """Return the lists of the other splits in the folder of a list for training, by split."""
+    """Return the lists of the other splits in the folder of a training list, by split."""
     found: dict[str, Path] = {}
     for word, split in SPLITS.items():
         other = table.with_name(TRAIN.sub(word, table.name))
@@ -97,9 +97,9 @@ def _check_files(rows: list[Row], files: list[Path], folder: Path) -> None:
 
 
 def _by_name(rows: list[Row], folder: Path) -> list[Path]:
-    """Return the file in a subfolder that each row names, with or without its ending; nothing if one is not found.
+    """Return the file in a subfolder that each row names, with or without its suffix; nothing if any is missing.
 
-    Nothing is looked for if the first row is a path that is there.
+    No search is made if the path in the first row exists.
     """
     if (folder / rows[0].path).is_file() or any(os.sep in row.path for row in rows):
         return []
@@ -144,8 +144,8 @@ def listing(data: Data) -> Listing:
     list for test, that for validation is the test set, as for iNaturalist. Classes are the labels that occur: whole
     numbers sorted by size, others alphabetically.
 
-    Columns of other usual names are used and said; --data.image-column and --data.label-column name any other. A cell
-    that is no path is looked for by its name below the folder, or becomes one by --data.image-template.
+    Columns with other usual names are used, with a note; --data.image-column and --data.label-column name any other. A
+    cell that is not a path is searched by its name below the folder, or becomes a path by --data.image-template.
     """
     table = locate(data)
     wanted = Wanted(data.group, data.image_column, data.label_column, data.image_template)

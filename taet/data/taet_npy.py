@@ -1,4 +1,4 @@
-"""The folders of arrays that the authors of TAET publish, such as cifar10lt_10: read, and written."""
+"""Reading and writing the array folders of TAET's authors, such as cifar10lt_10."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = {"taet-npy": "taet-npy:PATH, a folder with train/test_images.npy (N,3072
 
 
 def _image_shape(path: Path, rows: ArrayFile) -> tuple[int, int, int, int]:
-    """Return the shape (N,S,S,C) of the images that rows (N, C S S) of whole colour planes are, C 3 or 1."""
+    """Return the shape (N,S,S,C) of images stored as rows (N, C S S) of whole colour planes, C 3 or 1."""
     if len(rows.shape) != 2 or rows.dtype != np.uint8 or rows.nbytes == 0:
         raise UserError(f"'{path}': got {rows.dtype} of shape {rows.shape}; allowed: uint8 of shape (N,3072)")
     number, length = rows.shape
@@ -87,7 +87,7 @@ def read(data: Data) -> Dataset:
 def write(dataset: Dataset, folder: Path) -> None:
     """Write `dataset` into the new folder `folder`, so that `read` returns the same arrays and class names.
 
-    A folder that is there already, and images that are not square, are a `UserError`.
+    An existing folder, and images that are not square, raise a `UserError`.
     """
     height, width = dataset.image_shape[1:]
     if height != width:

@@ -21,7 +21,7 @@ NAMES = {
     "tiny-imagenet-lt": "Tiny-ImageNet made long-tailed, as published: linear, 500 training images down to 5",
 }
 PUBLISHED = {"tiny-imagenet-lt": {"profile": "linear", "imbalance_ratio": 100.0}}
-"""How the set is cut in REAT: Li et al., arXiv:2307.10205."""
+"""The cut of the set in REAT: Li et al., arXiv:2307.10205."""
 FOLDER = "tiny-imagenet-200"
 CLASSES = 200
 IMAGE_SHAPE = (3, 64, 64)
@@ -67,7 +67,7 @@ def _labelled_files(folder: Path, wnids: list[str]) -> dict[str, list[tuple[Path
 
 
 def _check(folder: Path, wnids: list[str], part: str, labels: NDArray[np.int64]) -> None:
-    """Refuse a split in which a class has another number of images; label CLASSES stands for an unknown class."""
+    """Refuse a split in which a class has a wrong number of images; label CLASSES means an unknown class."""
     counts = np.bincount(labels, minlength=CLASSES + 1)
     wrong = np.flatnonzero(counts != [PER_CLASS[part]] * CLASSES + [0])
     if len(wrong):

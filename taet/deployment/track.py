@@ -1,4 +1,4 @@
-"""`taet track`: a run folder, finished or growing, written to an experiment tracker; nothing is written twice.
+"""`taet track`: a run folder, finished or in progress, written to an experiment tracker; nothing is written twice.
 
 The folder is the source, and the tracker a view of it: training never waits for a server and needs none.
 """

@@ -1,4 +1,4 @@
-"""Attacking a model, and the result card that keeps what came out."""
+"""Evaluations: attacking a model, and the result card with the outcome."""
 
 from taet.evaluation.audit import Audit, audit
 from taet.evaluation.bundles import parse_attack

@@ -1,4 +1,4 @@
-"""`taet audit`: whether the attacks on a model can be believed, asked as a reviewer asks, with the numbers behind."""
+"""`taet audit`: a reviewer's checklist on whether attacks on a model can be trusted, with the numbers behind it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ DRAWS, JUDGED = 32, 64  # of a model that draws numbers: for a gradient, and for
 
 @dataclass(frozen=True)
 class Audit:
-    """The answered checklist with everything that it is read from."""
+    """The answered checklist with the evidence behind it."""
 
     model: str
     items: tuple[ChecklistItem, ...]
@@ -126,17 +126,17 @@ def audit(
     command: str = "",
     **changes: Any,
 ) -> Audit:
-    """Attack a model on a sample of test images in every way that shows whether attacks can be believed.
+    """Attack a model on a sample of test images in the ways that show whether attacks can be trusted.
 
     Args:
         model_or_run_dir: a run folder, or a Module from images (N, C, H, W) in [0, 1] to logits (N, classes). Without a
-            gradient it is attacked through differentiable replacements; with several logits per class name the largest
-            of each class count.
+            gradient it is attacked through differentiable replacements; with several logits per class, the largest one
+            of each class is used.
         images, labels: with a Module, or in place of a run's own, as in `taet.evaluate`.
-        settings: fields of `taet.config.Evaluation` that change. `attacks` are those beside `ATTACKS`. The step size
-            is by default the model's own, in proportion to eps, and at least eps / 8.
+        settings: fields of `taet.config.Evaluation` to change; `attacks` are added to `ATTACKS`. The step size is
+            by default the model's own, in proportion to eps, and at least eps / 8.
         count: number of images in the sample, which is as even over the classes as possible.
-        surrogate: name and Module of a similar model, whose examples are tried as well.
+        surrogate: name and Module of a similar model; its adversarial examples are tried as well.
         class_names: names of the classes.
         name: with a Module, its name.
         notes: with a Module, its origin in words.
@@ -171,7 +171,7 @@ def audit(
 
 
 class Merged(nn.Module):
-    """A model with k logits for each of C classes, whose logits c, C + c, ... count as their largest, (N, C)."""
+    """A model with k logits for each of C classes; class c gets the largest of logits c, C + c, ..., (N, C)."""
 
     def __init__(self, model: nn.Module, classes: int) -> None:
         super().__init__()
@@ -183,9 +183,9 @@ class Merged(nn.Module):
 
 
 class MeanDraw(nn.Module):
-    """The mean of log-probabilities, (N, C), over several answers of a model that draws numbers (EOT).
+    """The mean of log-probabilities, (N, C), over several passes of a randomised model (EOT).
 
-    Answers are not kept for the gradient, but drawn again with the same numbers.
+    The passes are not kept for the gradient, but repeated with the same random numbers.
 
     Source: Athalye, Engstrom, Ilyas, Kwok, ICML 2018, arXiv:1707.07397.
     """
@@ -201,10 +201,10 @@ class MeanDraw(nn.Module):
 
 
 def _attackable(subject: Subject, device: torch.device) -> tuple[Subject, bool, int]:
-    """Return the subject in a form that attacks can follow, whether it was in one, and its number of logits.
+    """Return the subject in a form with gradients, whether it had them already, and its number of logits.
 
-    A model without a gradient is replaced by one with differentiable operations and the same answers, if that has one;
-    several logits for each class are merged.
+    A model without a gradient is replaced by one with differentiable operations and the same outputs, if that has a
+    gradient; several logits for each class are merged.
     """
     model = subject.model.to(device)
     x = as_unit(subject.images[:2]).to(device)
@@ -243,7 +243,7 @@ def _reaches(logits: Tensor, x: Tensor) -> bool:
 
 
 def plan_audit(subject: Subject, changed: Mapping[str, Any], count: int) -> tuple[Subject, EvaluationPlan]:
-    """Return a sample of the subject and what is measured on it: `ATTACKS`, and those of the changed settings."""
+    """Return a sample of the subject and the attacks to run on it: `ATTACKS` and those of the changed settings."""
     eps = changed.get("eps") or subject.eps
     # A run may keep the step of another ball, too short to cross its own.
     step_size = max(subject.settings.step_size * (eps / subject.eps), STEP_SHARE * eps)
@@ -268,7 +268,7 @@ def _with_surrogate(
 
 
 def _facts(card: ResultCard, runner: Runner, plan: EvaluationPlan, found: tuple[bool, int]) -> AuditFacts:
-    """Measure what only some models need: attacks on the mean of many draws, and on every logit of a class."""
+    """Measure facts about some models only: attacks on the mean of many draws, and on every logit of a class."""
     reaches, width = found
     count, classes = len(runner.labels), runner.num_classes
     facts = AuditFacts(images=count, reaches=reaches, classes=classes, logits=max(width, classes))
@@ -296,7 +296,7 @@ def _is_counts(_: int, unit: Arrays) -> bool:
 
 
 def _contrasts(runner: Runner, eps: float, rows: NDArray[np.int64], random: bool, several: bool) -> dict[str, int]:
-    """Return how many images of a batch each of two attacks, and only the second, leaves correct."""
+    """Return how many images of a batch are correct under each of two attacks, and under the second only."""
     x, y = runner.batch(rows)
     noise = Draws(runner.seed, "audit", rows).start(x, eps)
     model = runner.model.model

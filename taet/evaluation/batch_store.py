@@ -1,4 +1,4 @@
-"""Finished batches of an evaluation on disk, from which an evaluation that was killed continues."""
+"""Finished batches of an evaluation on disk, so that a killed evaluation can continue."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from taet.files import make_folder, write_atomically
 class BatchStore:
     """A folder with one file per batch of an attack.
 
-    `identity` is a hash of everything that decides the results: weights, images, labels, settings of the attack. It is
-    part of the folder's name. Each file holds a SHA-256 of the identity and its arrays: a file of another identity, or
-    a damaged one, counts as missing.
+    `identity` is a hash of everything that determines the results: weights, images, labels, settings of the attack. It
+    is part of the folder's name. Each file holds a SHA-256 of the identity and its arrays: a file of another identity,
+    or a damaged one, counts as missing.
     """
 
     def __init__(self, root: Path, attack: str, identity: str) -> None:

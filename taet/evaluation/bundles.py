@@ -1,4 +1,4 @@
-"""What a user gives to an evaluation: changed settings, attacks, and bundles, which are all columns of a paper."""
+"""The requests of an evaluation: changed settings, attacks, and bundles, which are all columns of a paper."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def attacks_of(settings: Evaluation, eps: float | None = None) -> list[AttackSpe
 
 
 def changes(settings: Evaluation | Mapping[str, Any] | None, **given: Any) -> dict[str, Any]:
-    """Return the fields of `Evaluation` that a call changes: those of a mapping, and those given beside it.
+    """Return the fields of `Evaluation` that a call changes, from a mapping and from keyword arguments.
 
     None is a value only of a field that may be None. Any other field's name is a `UserError`.
     """
@@ -67,7 +67,7 @@ def changes(settings: Evaluation | Mapping[str, Any] | None, **given: Any) -> di
 def settle(own: Evaluation, changed: Mapping[str, Any], eps: float) -> Evaluation:
     """Return settings with these fields changed, a bundle replaced by its attacks, and a radius, by default `eps`.
 
-    A changed field stays as it was given, whatever the bundle sets.
+    An explicitly changed field takes precedence over the bundle.
     """
     sizes = (changed.get("eps"), own.eps, eps)
     radius = next(size for size in sizes if size is not None)

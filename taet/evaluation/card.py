@@ -1,4 +1,4 @@
-"""The result card: what each attack did to each test image, and every number computed from it."""
+"""The result card: the outcome of each attack on each test image, and the numbers computed from it."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ STORED = (
     *("method", "title", "protocol", "threat", "seed", "model", "data", "batch_size"),
     *("created", "command", "run", "environment", "flags", "probe"),
 )
-"""The fields of a card that are stored as they are, in this order."""
+"""The fields of a card that are stored unchanged, in this order."""
 MOST_BYTES = 2**29
-"""Of the file of a card: with 1,000 classes a column takes 6 MB."""
+"""Largest file of a card: with 1,000 classes a column takes 6 MB."""
 MOST_CLASSES = 2**16
-"""Predicted classes are stored in two bytes."""
+"""Most classes: a predicted class is stored in two bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,16 +70,16 @@ class ResultCard:
     flags: tuple[Flag, ...] = ()
     """Warnings of the diagnostics."""
     probe: dict[str, int | float] = field(default_factory=dict)
-    """Facts about the answers to a sample of images (`taet.evaluation.probe`); empty if nothing was attacked."""
+    """Facts about outputs on a sample of images (`taet.evaluation.probe`); empty if nothing was attacked."""
     run: TrainedRun = field(default_factory=TrainedRun)
     """How the model was trained; empty for a model that was trained elsewhere."""
     environment: Environment = field(default_factory=Environment)
     created: str = ""
     command: str = ""
     examples_sha256: Sha256 | None = None
-    """SHA-256 of the file of example images that belongs to the card; None if there is none, or it is not known."""
+    """SHA-256 of the card's file of example images; None if there is none, or it is not known."""
     sealed: bool = True
-    """Whether the file that the card was read from has a checksum; those of older versions have none."""
+    """Whether the card was read from a file with a checksum; files of older versions have none."""
 
     def __post_init__(self) -> None:
         shapes = hints(ResultCard)
@@ -110,12 +110,12 @@ class ResultCard:
 
     @cached_property
     def facts(self) -> ModelFacts | None:
-        """What the probe found, typed; None if nothing was attacked."""
+        """The facts of the probe, typed; None if nothing was attacked."""
         return probed(self.probe, self.batch_size)
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """Where the training left the protocol, in words; also empty if the card does not store it."""
+        """How the training deviated from the protocol, in words; also empty if the card does not store it."""
         return tuple(self.run.get("deviations", ()))
 
     def column(self, name: str) -> Column:
@@ -135,14 +135,14 @@ class ResultCard:
     def worst_case(self, norm: str = "linf", eps: float | None = None) -> Column:
         """Return the exact worst case over the card's attacks within one ball, image by image, as a column.
 
-        An image is correct if it is correct without attack and under every attack that had to stay in this ball.
-        Columns measured only for a curve, and examples made on another model, are left out. A broken image has the
-        prediction of the first column that broke it; `parts` shows which one that was.
+        An image is correct if it is correct without attack and under every attack within this ball. Columns measured
+        only for a curve, and examples made on another model, are left out. A broken image has the prediction of the
+        first column that broke it; `parts` tells which one.
 
         Args:
             norm: linf or l2.
             eps: radius in units of the image range; by default that of the card's threat or, in the other norm, the
-                only one there is.
+                only radius on the card.
 
         Raises:
             UserError: no bounded attack in this norm, or several radii.
@@ -234,7 +234,7 @@ class ResultCard:
 
     @classmethod
     def from_json(cls, stored: Any) -> ResultCard:
-        """Rebuild a card from what `to_json` returned, in this schema or an older one."""
+        """Rebuild a card from the output of `to_json`, in this schema or an older one."""
         schema, shapes = check_schema(stored), hints(cls)
         for name in (*STORED, "columns", "labels"):
             if name not in stored:
@@ -314,13 +314,13 @@ def _percent(value: float, interval: Interval) -> str:
 
 
 def _remark(column: Column, summary: Summary) -> str:
-    """Return the precision of the search, and the reach of an unbounded attack."""
+    """Return remarks on the precision of the search and on the distances of an unbounded attack."""
     searched = [f"searched in {column.parameters['precision']}"] if "precision" in column.parameters else []
     return "; ".join([*searched, *filter(None, [_reach(column, summary)])])
 
 
 def _reach(column: Column, summary: Summary) -> str:
-    """Return the median distance of an unbounded attack in words: its accuracy, nearly 0, says little."""
+    """Return the median distance of an unbounded attack in words; its accuracy, nearly 0, is not informative."""
     if column.norm is None or column.bounded:
         return ""
     known = not math.isnan(summary.median_distance)

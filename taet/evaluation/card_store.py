@@ -1,4 +1,4 @@
-"""The result cards of a folder: the latest under its own name, others next to it with the time in their names."""
+"""The result cards of a folder: the latest under its own name, earlier ones with a time in their names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-3  # relative difference of one model's logits in two evaluations
 
 
 def of_folder(folder: RunFolder) -> ResultCard | None:
-    """Return the latest card of a folder, of the weights that its run delivers, checked as in `read`; or None."""
+    """Return the latest card of a folder about the weights that its run delivers, checked as in `read`; or None."""
     path = folder.card()
     return read(folder, path) if path.exists() else None
 
@@ -29,7 +29,7 @@ def of_folder(folder: RunFolder) -> ResultCard | None:
 def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> ResultCard:
     """Return a card of a folder.
 
-    In the folder of a run it must be about that run, its weights and its test images: anything else is a `UserError`.
+    In the folder of a run it must be about that run, its weights and its test images, or a `UserError` is raised.
     """
     card = ResultCard.load(path)
     if folder.is_run and (card.sealed or "config" in card.run):
@@ -48,8 +48,8 @@ def find(path: Path, facts: Mapping[str, Any], labels: Ints, answers: np.ndarray
     Args:
         path: where the latest card is, or will be.
         facts: fields of the card, and their entries, that must agree.
-        labels: of the images; other ones in a card that agrees are a `UserError`.
-        answers: of the model on its first images (`Runner.fingerprint`); a card that has none agrees with any.
+        labels: labels of the images; different ones in a card that agrees raise a `UserError`.
+        answers: outputs of the model on its first images (`Runner.fingerprint`); a card without them agrees with any.
     """
     for place in (path, *_beside(path)):
         if place.exists():
@@ -64,7 +64,7 @@ def find(path: Path, facts: Mapping[str, Any], labels: Ints, answers: np.ndarray
 def put(path: Path, card: ResultCard) -> None:
     """Save a card at `path`; older cards are kept next to it unless it contains all their columns.
 
-    An older card is copied before the new one takes its place: whatever fails, and when, no card is lost.
+    An older card is copied before the new one replaces it, so that no failure can lose a card.
     """
     if path.exists():
         before = ResultCard.load(path)
@@ -82,14 +82,14 @@ def _beside(path: Path) -> list[Path]:
 
 
 def _copy(path: Path, card: ResultCard) -> None:
-    """Copy the card at `path` to a name that tells its time, unless a copy is there already."""
+    """Copy the card at `path` to a name with its time, unless such a copy exists."""
     content = read_bytes(path, links=False)
     if all(read_bytes(place, links=False) != content for place in _beside(path)):
         write_atomically(_place(path, card), content)
 
 
 def _place(path: Path, card: ResultCard) -> Path:
-    """A name that is not in use."""
+    """Return an unused name."""
     stamp = re.sub("[^0-9]", "", card.created) or "0"
     place = path.with_name(f"{path.stem}-{stamp}.json")
     while place.exists():
@@ -98,7 +98,7 @@ def _place(path: Path, card: ResultCard) -> Path:
 
 
 def agrees(card: object, facts: Mapping[str, Any]) -> bool:
-    """Return whether the fields of a card, or those of their entries that are named, are these."""
+    """Return whether fields of a card, or the named entries of these fields, have these values."""
 
     def of(found: Any, wanted: Any) -> Any:
         return {key: found.get(key) for key in wanted} if isinstance(wanted, dict) else found
@@ -107,7 +107,7 @@ def agrees(card: object, facts: Mapping[str, Any]) -> bool:
 
 
 def alike(stored: Any, answers: np.ndarray[Any, Any]) -> bool:
-    """Return whether the answers that a card stores are these, up to rounding; where it stores none they are."""
+    """Return whether the outputs that a card stores equal these, up to rounding; True if it stores none."""
     if stored is None:
         return True
     if [len(row) for row in stored] != [len(row) for row in answers]:
@@ -117,7 +117,7 @@ def alike(stored: Any, answers: np.ndarray[Any, Any]) -> bool:
 
 
 def _holds(card: ResultCard, other: ResultCard) -> bool:
-    """Whether `card` has every column of the other, except the worst case, which follows from the columns."""
+    """Whether `card` has every column of the other card, except the worst case, which follows from the columns."""
     return len(card.labels) == len(other.labels) and all(
         column.name in WORST_CASE.values()
         or any(

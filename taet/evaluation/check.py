@@ -1,4 +1,4 @@
-"""A quick check of a model before it is attacked: what would spoil an evaluation, and how long it would take."""
+"""A quick check of a model before an evaluation: problems that would invalidate it, and its duration."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Check:
     accuracy: float
     """Share of the tried images that are classified correctly."""
     accuracies: dict[str, float]
-    """The same with each usual input normalisation; "none" is the network on images in [0, 1]."""
+    """The same with each usual input normalisation; "none" means images in [0, 1]."""
     forward_speed: float
     """Images per second, forward."""
     gradient_speed: float
@@ -79,7 +79,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found that would spoil an evaluation."""
+        """Whether no problem was found."""
         return all(finding.ok for finding in self.findings)
 
     def to_json(self) -> Json:
@@ -114,7 +114,7 @@ def check(
     batch_size: int = Evaluation.batch_size,
     name: str | None = None,
 ) -> Check:
-    """Try a model on a batch of test images and report what would spoil an evaluation, and how long it would take.
+    """Try a model on a batch of test images; report problems that would invalidate an evaluation, and its duration.
 
     The model is tried in eval mode and exact float32 on its device; its state, its modes and the random state are
     restored afterwards.
@@ -169,7 +169,7 @@ def check(
 
 
 def _findings(facts: CheckFacts) -> tuple[Finding, ...]:
-    """Return the findings; that of the batch cannot be told of a model whose answers differ by themselves."""
+    """Return the findings; dependence on the batch cannot be tested if the outputs vary anyway."""
     drawn = Finding("batch", True, DRAWS_NUMBERS) if facts.repeat_difference > REPEAT_DIFFERENCE else None
     return tuple(drawn if drawn and one.subject == drawn.subject else one for one in findings(facts))
 
@@ -179,7 +179,7 @@ def _right(logits: Tensor, y: Tensor) -> Mask:
 
 
 def _facts(trial: Trial, correct: Mask, normalisations: Normalisations, highest_label: int, named: bool) -> CheckFacts:
-    """Measure everything that the rules of `taet.evaluation.diagnostics` look at, except the modes."""
+    """Measure all facts that the rules of `taet.evaluation.diagnostics` use, except the modes."""
     values, classes = trial.logits, trial.logits.shape[1]
     with user_errors("model: fails on two images ({reason})"), torch.no_grad():
         dtype = str(trial.model.model(trial.x[:2]).dtype)
@@ -215,7 +215,7 @@ class Normalisations(NamedTuple):
 
     accuracies: dict[str, float]
     better: str
-    """The value of --normalize for one that is clearly better than the given one; empty if there is none."""
+    """The value of --normalize for a clearly better normalisation; empty if there is none."""
 
 
 def _normalisations(trial: Trial, correct: Mask) -> Normalisations:
@@ -238,7 +238,7 @@ def _normalisations(trial: Trial, correct: Mask) -> Normalisations:
 
 
 def _usual(channels: int) -> dict[str, Statistics | None]:
-    """Return the usual ways to scale an image in [0, 1] for a network, as means and standard deviations."""
+    """Return the usual input normalisations of networks, as means and standard deviations."""
     return {
         "none": None,
         **{name: statistics for name, statistics in NORMALIZATIONS.items() if len(statistics.mean) == channels},
@@ -248,7 +248,7 @@ def _usual(channels: int) -> dict[str, Statistics | None]:
 
 
 def _option(name: str, statistics: Statistics | None) -> str:
-    """Return how a normalisation is written after --normalize."""
+    """Return a normalisation as the value of --normalize."""
     if statistics is None or name in NORMALIZATIONS:
         return name
     return "/".join(",".join(f"{value:.6g}" for value in part) for part in statistics)
@@ -282,7 +282,7 @@ def _speeds(trial: Trial) -> tuple[float, float]:
 
 
 def _expected(trial: Trial, correct: Mask, labels: Ints) -> int:
-    """Estimate how many of all images are classified correctly, from the accuracy of each class on the tried ones."""
+    """Estimate how many images are classified correctly, from the accuracy of each class on the tried images."""
     classes = trial.logits.shape[1]
     recalls = metrics.per_class_accuracy(*metrics.class_counts(correct, trial.y.cpu().numpy(), classes))
     known = np.where(np.isnan(recalls), correct.mean(), recalls)

@@ -1,4 +1,4 @@
-"""The reviewer's checklist of `taet audit`: questions of Carlini et al., each answered by flags and numbers.
+"""The reviewer's checklist of `taet audit`: questions from Carlini et al., each answered by flags and numbers.
 
 Source: Carlini, Athalye, Papernot, Brendel, Rauber, Tsipras, Goodfellow, Madry, Kurakin, "On evaluating adversarial
 robustness", 2019, arXiv:1902.06705, section 4.
@@ -37,18 +37,18 @@ class ChecklistItem:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that the checklist is read from."""
+    """The evidence from which the checklist is answered."""
 
     card: ResultCard
     facts: AuditFacts
     sites: Mapping[str, int]
     """Operations without a gradient, with the number of calls; 0: they could not be replaced."""
     total: int
-    """Number of test images, of which the card has a sample."""
+    """Number of test images; the card covers a sample of them."""
 
     @property
     def probe(self) -> ModelFacts:
-        """What the probe found."""
+        """The facts of the probe."""
         assert self.card.facts is not None
         return self.card.facts
 
@@ -65,9 +65,9 @@ class Question:
     section: str
     question: str
     flags: tuple[str, ...]
-    """Flags that answer it with no."""
+    """Flags that mean the answer no."""
     evidence: Callable[[Evidence], str]
-    """What says yes, in numbers; empty where the question does not apply."""
+    """The numbers behind the answer yes; empty where the question does not apply."""
     otherwise: str = ""
     """Why it does not apply."""
 
@@ -81,7 +81,7 @@ class Question:
 
 
 def checklist(evidence: Evidence, found: Sequence[Finding]) -> tuple[ChecklistItem, ...]:
-    """Return every question with its answer, those of `taet check` first."""
+    """Return every question with its answer, the questions of `taet check` first."""
     raised = audit_flags(evidence.card, evidence.facts)
     return (*map(_checked, found), *(question.answer(evidence, raised) for question in QUESTIONS))
 

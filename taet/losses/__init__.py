@@ -1,4 +1,4 @@
-"""Losses as pure functions. They need nothing else of this package, so they work in any training loop.
+"""Losses as pure functions. They need nothing else from this package, so they work in any training loop.
 
 Logits are (N, C), labels (N,) int64, class counts (C,) training images per class. Losses return one value per sample,
 (N,), unless their docstring says otherwise: take the mean for training.

@@ -1,4 +1,4 @@
-"""Sums over the images of each class, for weights and statistics by class."""
+"""Sums over the images of each class, for class weights and class statistics."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from taet.losses.long_tail import is_label
 
 @torch.no_grad()
 def class_sums(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Sums of values (N, K) over each class's images in the global batch (C, K), and how many these are (C,); float64.
+    """Sums of values (N, K) over each class's images in the global batch (C, K), and their number (C,); float64.
 
-    A product of matrices: index_add_ on a GPU adds in another order every time.
+    A matrix product is used because index_add_ on a GPU adds in a different order every time.
     """
     members = is_label(values.new_empty(0, num_classes), labels).double()
     sums = global_sum(members.T @ torch.cat([values.double(), torch.ones_like(members[:, :1])], 1))

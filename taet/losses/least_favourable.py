@@ -1,4 +1,4 @@
-"""The distribution over classes within a divergence of another one that a sum over the classes is largest under."""
+"""The distribution over classes, within a KL divergence of a prior, that maximises an expected utility."""
 
 from __future__ import annotations
 

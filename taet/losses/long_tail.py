@@ -18,7 +18,7 @@ from taet.errors import UserError, unknown
 
 FocalForm = Literal["softmax", "sigmoid"]
 NO_CLASS = -(2**63)
-"""The label that cross-entropy skips: no mistake ends there, as it does at PyTorch's own, -100."""
+"""The label that cross-entropy skips. PyTorch's default, -100, could also be a user's mistake."""
 
 
 def full_precision(values: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     CE_i = logsumexp(z_i) - z_{i, y_i}
 
     logits (N, C), labels (N,) int64 -> (N,), at least 0. Raises UserError for labels of another type or shape and, on
-    the CPU, for one that is none of the C classes; a GPU ends with an assertion there.
+    the CPU, for a label outside the C classes; on a GPU such a label ends in an assertion.
 
     Example:
         >>> import torch
@@ -80,7 +80,7 @@ def counts_of(class_counts: Tensor, logits: Tensor) -> Tensor:
 
 
 def out_of_range(labels: Tensor, classes: int) -> UserError:
-    """Return the error about labels of which one is no class."""
+    """Return the error for labels outside the classes."""
     wrong = labels[(labels < 0) | (labels >= classes)]
     return UserError(f"labels: got {int(wrong[0])}; allowed: 0 to {classes - 1}, one per logit")
 

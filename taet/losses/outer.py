@@ -35,13 +35,13 @@ class OuterLoss(nn.Module):
     `outer.drw` adds deferred re-weighting to any of them: the weights of class-balanced apply from epoch `drw_from` on,
     counted from 0 (Cao et al., LDAM-DRW, NeurIPS 2019, arXiv:1906.07413). A weighted loss is divided by the mean weight
     of the global batch, so that its mean is the weighted mean; with divide_by "batch" it is not divided. Class counts
-    are (C,) training images per class, with extra images the exposure of the classes; margins of ldam take the
-    `distinct` images (C,), since they bound what a sample says. Raises UserError for `drw` without a starting epoch.
+    are (C,) training images per class, with extra images the exposure of the classes; the margins of ldam use the
+    `distinct` images (C,): copies add no information. Raises UserError for `drw` without a starting epoch.
 
     `outer.label_smoothing` s replaces the label by the target (1 - s) 1_y + s q. Without a shift q is uniform (Szegedy
-    et al., CVPR 2016, arXiv:1512.00567). Under balanced-softmax and logit-adjustment q = softmax(shift), so the class
+    et al., CVPR 2016, arXiv:1512.00567). Under balanced-softmax and logit-adjustment q = softmax(shift), the class
     prior: the smoothed term is then least where the deployed logits are all equal, as without a shift, while a uniform
-    q would raise rare classes (our choice). The class weight is that of the label. focal and ldam take no s.
+    q would raise rare classes (our choice). The class weight is that of the label. focal and ldam do not support s.
     """
 
     shift: Tensor
@@ -50,7 +50,7 @@ class OuterLoss(nn.Module):
     weights: Tensor
     factor: Tensor
     by_class: bool = False
-    """Whether losses are multiplied by `factor` of their label (C,), which a method writes, after everything else."""
+    """Whether losses are finally multiplied by the `factor` of their label (C,), which a method sets."""
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
-"""The method interface: what a training method is given, what it returns, and the hooks that it may fill.
+"""The method interface: what a training method receives, what it returns, and the hooks that it may implement.
 
-A method is one small class in one file of this folder. The trainer knows none by name; per step it calls `perturb` on
-the frozen model, `loss`, and, when the weights have moved, `after_step`. State that changes lives in buffers, written
-in place in `start_epoch`, `after_step` and `feedback` only, and Python branches depend on the configuration and the
-stage only, so that a step may be captured once and replayed. A method never subclasses another: it holds it and
-forwards the hooks.
+A method is one small class in one file of this folder. The trainer refers to no method by name. In each step it calls
+`perturb` on the frozen model, `loss`, and, when the weights have moved, `after_step`. State that changes lives in
+buffers, written in place in `start_epoch`, `after_step` and `feedback` only, and Python branches depend on the
+configuration and the stage only, so that a step may be captured once and replayed. A method never subclasses another
+one: a wrapper holds the other method and forwards the hooks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Overrides = Mapping[str, Any]
 
 
 class Adversarial(NamedTuple):
-    """Examples to train on: x (N, C, H, W) in [0, 1], and per-sample facts about them of static shape."""
+    """Examples to train on: x (N, C, H, W) in [0, 1], with per-sample facts, all of static shape."""
 
     x: Tensor
     info: Mapping[str, Tensor] = {}
@@ -58,7 +58,7 @@ class Adversarial(NamedTuple):
 class Attack:
     """The protocol's attack as a value: `attack(model, x, y)` returns examples in the ball around x and in [0, 1].
 
-    `objective` (logits, labels) -> (N,) is what the attack raises; `observe` sees the logits of every iterate before
+    The attack maximises `objective` (logits, labels) -> (N,); `observe` receives the logits of every iterate before
     its update; `active`, (N,) or (steps, N), freezes the examples where it is False. A method that must differ from the
     protocol names its deviation (eps, step_size, steps, start) and declares it in `Method.deviations`; its eps and
     step size are then final, so it builds them from `attack.eps` and `attack.step_size`. A method that draws numbers
@@ -194,7 +194,7 @@ class Step(NamedTuple):
     view: View | None = None
 
     def attacked(self, model: nn.Module) -> nn.Module:
-        """What an attack on `model`, with weights as they are now, runs on: the view of them, else `model` itself."""
+        """The model that an attack on `model` with its current weights should run on: its view, else `model` itself."""
         if self.view is None:
             return model
         self.view.refresh()
@@ -203,11 +203,11 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a point of the curve found on all validation images, by their class: the argument of `feedback`.
+    """What a point of the curve measured on all validation images, by class: the argument of `feedback`.
 
     Sums in float64 over the images of a class, on the method's device and over all processes, of the model as it would
-    be deployed, clean (f(x)) and under the curve's attack (f(x')). Another split than validation is refused: no method
-    learns from test images.
+    be deployed, clean (f(x)) and under the curve's attack (f(x')). Any split other than validation is refused: no
+    method learns from test images.
     """
 
     split: str
@@ -247,7 +247,7 @@ class Method(nn.Module):
     title: str
     reference: str
     deviations: tuple[str, ...] = ()
-    """Where the method leaves the protocol, in words; every table prints them."""
+    """How the method deviates from the protocol, in words; every table prints this."""
     official: ClassVar[Overrides] = {}
     """Its own published settings, as overrides of a Run."""
     label_attack: bool = True
@@ -255,7 +255,7 @@ class Method(nn.Module):
     uses_features: bool = False
     """Whether the loss reads `model.features`."""
     needs_feedback: bool = False
-    """Whether the method learns from the validation split, through `feedback`; without one it is refused."""
+    """Whether the method learns from the validation split, through `feedback`; a run without that split is refused."""
     average_decay: float = 0.0
     """Decay of an average of the weights of the epochs that the method `admits`, which the run delivers; 0: none."""
     single_step: bool = False
@@ -312,7 +312,7 @@ class Method(nn.Module):
         return "adversarial"
 
     def warnings(self, class_counts: Sequence[int], batch_size: int) -> tuple[str, ...]:
-        """Return what a user should know before training with batches of this size, one sentence each."""
+        """Return warnings for training with batches of this size, one sentence each."""
         return ()
 
     def enter(self, epoch: int) -> None:
@@ -342,11 +342,11 @@ class Method(nn.Module):
         """Called at the end of each epoch with a point of the curve, if the method `needs_feedback`."""
 
     def admits(self, epoch: int, seen: Seen) -> bool:
-        """Whether the weights of `epoch` enter the average, by what the live model does; asked once in each epoch."""
+        """Whether the weights of `epoch` enter the average, given the live model's results; called once per epoch."""
         return False
 
     def offset(self) -> Tensor:
-        """What is subtracted from the deployed logits, (C,)."""
+        """The offset that is subtracted from the deployed logits, (C,)."""
         return torch.zeros_like(self.class_counts)
 
 

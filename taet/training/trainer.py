@@ -26,7 +26,7 @@ from taet.config import Run
 from taet.data import DataFacts, Dataset, load
 from taet.data.extra import check_classes
 from taet.data.loader import Batch, Loader
-from taet.data.reading import told_to
+from taet.data.reading import reporting_to
 from taet.distributed import copy_first, first, in_any, in_turn, rank, unless_one_ends, world_size
 from taet.errors import UserError, custom_code, located
 from taet.models import memory_layout
@@ -88,13 +88,13 @@ class Trainer:
         self.folder, self.progress = RunFolder(folder), progress if rank() == 0 else None
         self.device = resolve_device(training.device)
         self.given = {"model_given": model is not None, "arrays": dataset is not None}
-        with told_to(self.progress):
+        with reporting_to(self.progress):
             self.dataset = dataset if dataset is not None else in_turn(lambda: load(run.data))
         facts = DataFacts.of(self.dataset)
         known: dict[str, Any] = {"processes": world_size(), "arrays": dataset is not None}
         self.extra = None
         if resolve(run, facts, **known).mixture is not None:
-            with told_to(self.progress):
+            with reporting_to(self.progress):
                 self.extra = in_turn(lambda: load_extra(run.data, self.dataset, self.device))
         distinct = None if self.extra is None else self.extra.distinct_counts
         self.resolved = resolve(run, facts, **known, extra_counts=distinct)
