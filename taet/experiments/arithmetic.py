@@ -1,4 +1,4 @@
-"""The arithmetic of a comparison: settled once for all cells that leave it to the machine."""
+"""The precision of a comparison, chosen once for all cells that leave it to the machine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from taet.training.speed import precision
 
 
 def settled(planned: Sequence[Cell], say: Callable[[str], None]) -> list[Cell]:
-    """Give all cells that are still to begin, and name no precision, the one that the first of them is fastest in.
+    """Give all cells that are not started and have no precision the one in which the first of them is fastest.
 
-    Otherwise cells of one table could differ in it: their networks differ in the head, and two measurements by chance.
-    GPUs need no measurement. A cell whose data are not known without reading them is left as it is.
+    Otherwise cells of one table could differ in precision: their networks differ in the head, and timings vary. GPUs
+    need no measurement. A cell whose data are not known without reading them is not changed.
     """
     left = [cell for cell in planned if is_open(cell) and not RunFolder(cell.folder).is_run]
     made = _measured(left[0]) if left else None
@@ -33,7 +33,7 @@ def settled(planned: Sequence[Cell], say: Callable[[str], None]) -> list[Cell]:
 
 
 def _measured(cell: Cell) -> Chosen | None:
-    """Return the precision in which the network of a cell is faster on this processor; None if that is not known."""
+    """Return the precision in which the network of a cell is faster on this processor; None if not known."""
     assert cell.run is not None
     run, found = cell.run, facts(cell.run.data)
     try:
@@ -42,12 +42,12 @@ def _measured(cell: Cell) -> Chosen | None:
             return None
         with torch.random.fork_rng(devices=[]):  # a custom network may draw random numbers
             return precision(fresh_network(resolve(run, found), found), found.image_shape, device)
-    except UserError:  # which the cell itself will say
+    except UserError:  # the cell itself will report it
         return None
 
 
 def fresh_network(made: Resolved, found: DataFacts) -> nn.Module:
-    """Return an untrained network as a run has it, to be timed."""
+    """Return an untrained network as in a run, for timing."""
     run, shape = made.run, (found.num_classes, found.image_shape)
     model = models.build(run.model.name, *shape, seed=run.seed, head=made.method.task.head, stem=run.model.stem)
     return model.to(memory_format=torch.channels_last)

@@ -45,7 +45,7 @@ class Cell:
     """Options of `taet train METHOD`."""
     reason: str = ""
     attacked: bool = True
-    """Whether it is attacked on all test images; not where pairs of cells are, until decided."""
+    """Whether it is attacked on all test images; False if pairs of cells are attacked until decided."""
 
     @property
     def row(self) -> str:
@@ -57,11 +57,11 @@ class Cell:
         return self.look().state
 
     def commands(self, threads: int) -> list[list[str]]:
-        """The commands that are left, as arguments of `taet`; none for a cell that is done or not applicable."""
+        """Return the remaining commands, as arguments of `taet`; none for a cell that is done or not applicable."""
         return self.look(threads).commands
 
     def look(self, threads: int = 1) -> CellLook:
-        """Read its folder, each file once."""
+        """Read the folder of the cell, each file once."""
         held, run = RunFolder(self.folder), self.run
         if run is None:
             return CellLook("not applicable", [], held)
@@ -80,7 +80,7 @@ class Cell:
         return CellLook("started" if left else "done", left, held, card)
 
     def check_folder(self) -> None:
-        """Refuse a folder whose run has other settings than the specification."""
+        """Raise a `UserError` if the run in the folder has other settings than the specification."""
         folder = RunFolder(self.folder)
         if self.run is None or not folder.is_run:
             return
@@ -97,10 +97,10 @@ class Cell:
 
 
 class CellLook(NamedTuple):
-    """What the folder of a cell held when it was read."""
+    """The contents of a cell's folder when it was read."""
 
     state: State
-    """Done means a finished run with a card that has every attack."""
+    """State of the cell; done means a finished run with a card that has every attack."""
     commands: list[list[str]]
     folder: RunFolder
     card: ResultCard | None = None
@@ -119,7 +119,7 @@ class CellLook(NamedTuple):
 
 
 def _measured(run: Run, card: ResultCard) -> bool:
-    """Whether a card has every attack, for the run's eps and batch size."""
+    """Return whether a card has every attack, for the run's eps and batch size."""
     asked = run.evaluation
     same = card.threat["eps"] == run.attack_eps and card.batch_size == asked.batch_size
     attacks = (one for one in attacks_of(asked, run.attack_eps) if one.norm is not None)
@@ -129,8 +129,8 @@ def _measured(run: Run, card: ResultCard) -> bool:
 def cells(specification: Specification, out: Path) -> list[Cell]:
     """Return every cell, all methods of the first seed first; their runs are folders of `out`/runs.
 
-    Settings of an entry that its method refuses are a `UserError`, as are shared settings or those of a variant that
-    every method refuses. Where only some methods refuse shared settings, their cells are not applicable.
+    Settings of an entry that its method rejects raise a `UserError`, as do shared settings or those of a variant that
+    every method rejects. If only some methods reject shared settings, their cells are not applicable.
     """
     with located("" if specification.path is None else f"specification {specification.path}"):
         planner = Planner(out, str(specification.path or "specification"))
@@ -151,7 +151,7 @@ def cells(specification: Specification, out: Path) -> list[Cell]:
 
 
 class Planner:
-    """Makes cells of points, in folders of `out`/runs; what points have in common is found once. Reads no images."""
+    """Makes cells from points, in folders of `out`/runs; common parts are computed once, and no images are read."""
 
     def __init__(self, out: Path, asked_by: str) -> None:
         self.out, self.asked_by = out, asked_by
@@ -191,7 +191,7 @@ class Planner:
         return Cell(name, entry, variant, data, ratio, 0, self.out / "runs" / name, run, flags, reason)
 
     def _chosen(self, point: Point, settings: Settings) -> Settings:
-        """What `taet train` would choose for the user's own images: in a comparison it stands in every command."""
+        """Return settings that `taet train` would choose for the user's own images; every command then states them."""
         start = self.start(point.protocol, point.entry)
         if isinstance(start, str) or not is_own(str(settings["data.name"])):
             return {}
@@ -199,11 +199,11 @@ class Planner:
         run = config.override(start, {"method": Run.method, "settings": None, **about})
         try:
             return {name: made.value for name, made in self._planned(run).choices.items()}
-        except UserError:  # which `made` meets as well, and says of what
+        except UserError:  # `made` raises it as well, with its cause
             return {}
 
     def made(self, point: Point, settings: Settings) -> Run | str:
-        """The resolved run of a method, or why it is refused."""
+        """Return the resolved run of a method, or the reason why it is rejected."""
         entry, start = point.entry, self.start(point.protocol, point.entry)
         if isinstance(start, str):
             return start
@@ -230,7 +230,7 @@ class Planner:
 
 
 def _check_settings(planner: Planner, grid: Specification, planned: Sequence[tuple[Point, Cell]]) -> None:
-    """Refuse settings that no run can have; `planned` are the cells of one seed."""
+    """Raise a `UserError` for settings that no run can have; `planned` are the cells of one seed."""
     started = [pair for pair in planned if isinstance(planner.start(grid.protocol, pair[0].entry), Run)]
     for point, cell in started:
         if cell.run is None and cell.entry.settings and not cell.variant.name:
@@ -240,7 +240,7 @@ def _check_settings(planner: Planner, grid: Specification, planned: Sequence[tup
 
 
 def _check_entry(planner: Planner, point: Point) -> None:
-    """Refuse an entry whose own settings its method refuses even without the shared settings."""
+    """Raise a `UserError` if a method rejects the entry's own settings even without the shared settings."""
     shared = {key: value for key, value in point.settings.items() if key.startswith("data.")}
     data = {**_of_data(point.data, point.imbalance), **shared}
     alone = planner.made(point, {**data, **point.entry.settings})
@@ -249,7 +249,7 @@ def _check_entry(planner: Planner, point: Point) -> None:
 
 
 def _check_variant(grid: Specification, variant: Variant, of: Sequence[Cell]) -> None:
-    """Refuse settings, shared or of a variant, that every method refuses; `of` are the cells of the variant."""
+    """Raise a `UserError` for shared or variant settings that every method rejects; `of` are the variant's cells."""
     if any(cell.run is not None for cell in of):
         return
     settings = {**grid.settings, **variant.settings}
@@ -266,7 +266,7 @@ def _check_variant(grid: Specification, variant: Variant, of: Sequence[Cell]) ->
 
 
 def _alike(planned: list[Cell]) -> list[Cell]:
-    """Let cells whose precision is left to the machine train as those that were begun, maybe on another machine."""
+    """Give cells without a precision that of the cells already started, possibly on another machine."""
     folders = [RunFolder(cell.folder) for cell in planned if is_open(cell)]
     held = {folder.record.run.training.precision for folder in folders if folder.is_run}
     if len(held) != 1:
@@ -276,7 +276,7 @@ def _alike(planned: list[Cell]) -> list[Cell]:
 
 
 def in_precision(cell: Cell, chosen: str) -> Cell:
-    """Return a cell that trains in this precision."""
+    """Return the cell with this precision of training."""
     run = None if cell.run is None else config.override(cell.run, {"training.precision": chosen})
     return dataclasses.replace(cell, run=run, flags=(*cell.flags, "--precision", chosen))
 

@@ -1,4 +1,4 @@
-"""Runs the missing cells of a comparison in parallel, each as processes of the command line."""
+"""Run the missing cells of a comparison in parallel, each as processes of the command line."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from taet.training.interruption import interruption
 
 SCHEMA = 1
 RESULT = "comparison.json"
-LOOK_SECONDS = 0.1  # between two looks at the processes
-TOLD_SECONDS = 60.0  # an estimate of less is not told
+LOOK_SECONDS = 0.1  # between two polls of the processes
+TOLD_SECONDS = 60.0  # shorter estimates are not reported
 TELL_SECONDS = 30.0  # between two lines about the progress of the running cells
 OPEN = ("started", "missing")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # network file systems mounted without locks
 
 Say = Callable[[str], None]
 Given: TypeAlias = Specification | Mapping[str, Any] | str | os.PathLike[str]
-"""What a comparison can be given as."""
+"""Forms in which a comparison can be given."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,10 +53,10 @@ class CellOutcome:
     state: State
     reason: str
     commands: tuple[str, ...]
-    """The commands that are left."""
+    """The remaining commands."""
     precision: str | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 0, "evaluation": 0})
-    """As the run and its card recorded them."""
+    """Seconds recorded by the run and its card."""
 
     def __repr__(self) -> str:
         return f"CellOutcome({self.cell.name}: {self.state}{f', {self.reason}' if self.reason else ''})"
@@ -91,7 +91,7 @@ class Comparison:
     out_of_time: bool = False
     report: Path | None = None
     decisions: tuple[PairOutcome, ...] = ()
-    """The rows against the baseline, where they were compared until decided."""
+    """The rows against the baseline, if they were compared until decided."""
 
     def __repr__(self) -> str:
         states = ", ".join(f"{count} {state}" for state, count in self.counts.items())
@@ -111,7 +111,7 @@ class Comparison:
         return {kind: round(sum(seconds[kind] for seconds in each), 3) for kind in ("training", "evaluation")}
 
     def to_json(self) -> dict[str, Any]:
-        """Return what comparison.json holds."""
+        """Return the contents of comparison.json."""
         return {
             "schema": SCHEMA,
             "title": self.title,
@@ -142,22 +142,22 @@ def compare(
     called again. Two calls on one folder share the work.
 
     Args:
-        specification: a TOML file, the same keys as a mapping, or what `read` gave.
+        specification: a TOML file, a mapping with the same keys, or the result of `read`.
         out: folder of the comparison. Default: the name of the file without its suffix.
         time_budget: seconds after which no cell is started and running ones are saved and stopped.
-        jobs: cells side by side; the processor's cores are shared among them, and on each of the machine's GPUs, or of
-            those in CUDA_VISIBLE_DEVICES, run about as many; "auto": as many as there are GPUs, and 1 without.
-        part: (3, 16) works on the third of 16 shares of the cells, as `deal` gives them out, and writes neither
-            comparison.json nor the report: `merge` does, when all parts have ended.
-        until: train every cell, and instead of attacking it on all test images compare every row with the baseline
+        jobs: number of cells that run in parallel; they share the processor's cores, and are spread evenly over the
+            machine's GPUs, or those in CUDA_VISIBLE_DEVICES. "auto": the number of GPUs, or 1 without a GPU.
+        part: (3, 16) runs the third of 16 parts of the cells, as divided by `deal`, and writes neither comparison.json
+            nor the report; `merge` does so when all parts have ended.
+        until: train every cell, but instead of attacking it on all test images, compare every row with the baseline
             until it is decided which is better (`taet.decide`); not with `part`.
         dry_run: only plan: read no images, write nothing.
         say: called with every event as one line.
         command: the command that started it; stored in the decisions.
 
     Raises:
-        UserError: a mistake in the specification, a folder that holds a run with other settings, or published data that
-            are not on this machine, if this is no dry run.
+        UserError: a mistake in the specification, a folder with a run of other settings, or published data that are not
+            on this machine, except in a dry run.
         KeyboardInterrupt: on SIGINT or SIGTERM, after every process has saved and ended.
     """
     begun = time.monotonic()
@@ -166,7 +166,7 @@ def compare(
         if part is not None:
             raise UserError("until decided: got a part of the cells; allowed: all of them")
         planned = [replace(cell, attacked=False) for cell in planned]
-        pairs_of(planned, place, until.baseline)  # a mistake is refused before anything is trained
+        pairs_of(planned, place, until.baseline)  # raises an error for a mistake before anything is trained
     if part is not None:
         planned = deal(planned, *part)
     if dry_run:
@@ -187,7 +187,7 @@ def compare(
 
 
 def foretell(left: Sequence[Cell], jobs: int | Literal["auto"], say: Say | None) -> None:
-    """Say roughly how long cells take, before they begin, where it is a minute or more."""
+    """Report roughly how long cells will take, before they begin, if it is a minute or more."""
     side_by_side, threads, _ = _machine(jobs)
     seconds = None if say is None else rough_seconds(left, threads)
     at_once = max(1, min(side_by_side, len(left)))
@@ -242,11 +242,11 @@ def merge(
     *,
     say: Say | None = None,
 ) -> Comparison:
-    """Run nothing; write `out`/comparison.json and `out`/report.html for the existing runs.
+    """Write `out`/comparison.json and `out`/report.html for the existing runs, without running any.
 
-    First the finished runs of other `folders` of the same comparison are copied to `out`, which parts need that had no
-    file system in common; two runs of one cell that differ, and settings that do, are refused before anything is
-    copied. Takes `specification`, `out` and `say` as `compare` does.
+    First the finished runs in other `folders` of the same comparison are copied to `out`, for parts that did not share
+    a file system. Different runs of one cell, or different settings, raise a `UserError` before anything is copied.
+    Takes `specification`, `out` and `say` as `compare` does.
     """
     title, place, planned = _planned(specification, out)
     if not folders and not (place / "runs").is_dir():
@@ -297,7 +297,7 @@ def _report(result: Comparison) -> Path | None:
 
 
 def _words(outcome: CellOutcome) -> str:
-    """A cell in words, without the seed if it is not applicable."""
+    """Return a cell in words, without the seed if it is not applicable."""
     cell = outcome.cell
     ratio = "" if cell.imbalance is None else f", imbalance ratio {cell.imbalance:g}"
     seed = "" if outcome.state == "not applicable" else f", seed {cell.seed}"
@@ -312,12 +312,12 @@ def devices(visible: str | None, count: int) -> list[str]:
     if visible is None:
         return [str(number) for number in range(count)]
     names = [name.strip() for name in visible.split(",")]
-    # CUDA counts only the first part of a divided GPU, though each process may use another part.
+    # CUDA counts only the first part of a partitioned GPU, although each process may use another part.
     return names if count and names[0].startswith("MIG-") else names[:count]
 
 
 def emptiest(gpus: Sequence[str], taken: Sequence[str | None]) -> str | None:
-    """Return the first GPU that the fewest running cells have `taken`; None without a GPU."""
+    """Return the first GPU used by the fewest running cells, given the GPUs `taken`; None without a GPU."""
     return min(gpus, key=taken.count, default=None)
 
 
@@ -355,7 +355,7 @@ class _Work:
         say(f"{plural(len(planned), 'cell')}: {listed or 'none'}; {on}logs in {logs}")
 
     def run(self, deadline: float) -> bool:
-        """Work until all is done, the time is up, or the user interrupts; return whether the user did."""
+        """Work until all is done, the time is up, or the user interrupts; return whether the user interrupted."""
         with interruption() as asked:
             try:
                 while (self.waiting or self.running) and not asked.is_set() and time.monotonic() < deadline:
@@ -401,7 +401,7 @@ class _Work:
             self.running.append(_Job(cell, commands[0], gpu, log, self._start(cell, commands[0], gpu, log), begun))
 
     def _gpu(self, cell: Cell) -> str | None:
-        """The GPU that a cell may use; a cell that names its GPU, such as cuda:1, sees all of them."""
+        """Return the GPU that a cell may use; a cell that names its GPU, such as cuda:1, may use all."""
         if cell.run is not None and ":" in cell.run.training.device:
             return None
         return emptiest(self.gpus, [job.gpu for job in self.running])
@@ -417,7 +417,7 @@ class _Work:
             stdout=log,
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), **seen},
-            start_new_session=True,  # Ctrl-C reaches a process through us, once: a second one would prevent saving
+            start_new_session=True,  # Ctrl-C is forwarded once: a second signal would prevent saving
         )
 
     def _look(self) -> None:
@@ -432,7 +432,7 @@ class _Work:
                 self._fail(job.cell, job.log, f"{ended}: {_last_line(Path(job.log.name))}")
 
     def _watch(self) -> None:
-        """Tell now and then how far each running cell is, by the last line of its log."""
+        """Report the progress of each running cell at intervals, by the last line of its log."""
         if time.monotonic() - self.told < TELL_SECONDS:
             return
         self.told = time.monotonic()
@@ -449,7 +449,7 @@ class _Work:
         self._tell(cell, f"failed: {why}")
 
     def _stop(self) -> None:
-        """Make every process save and end."""
+        """Make every process save its state and end."""
         if self.running:
             self.say(f"stopping {plural(len(self.running), 'running cell')}, after saving")
         for number in (signal.SIGTERM, signal.SIGINT):  # the second one does not wait for the end of a batch

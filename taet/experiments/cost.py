@@ -1,4 +1,4 @@
-"""What training costs, measured: the parts of the TAET paper's cost model, its memory, and every method beside AT."""
+"""Measured costs of training: the parts of the TAET paper's cost model, memory, and every method relative to AT."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from taet.methods.base import Adversarial
 from taet.progress import Progress
 from taet.training.environment import environment, on_threads, resolve_device
 
-REPEATS = 5  # of what is short, a pass or a clean step, so that the clock's resolution and interruptions matter little
-REPORTED = ("batch_size", "precision", "steps", "epochs", "clean_epochs", "rounds")  # of how it was measured
+REPEATS = 5  # of short work, a pass or a clean step, so that clock resolution and interruptions matter little
+REPORTED = ("batch_size", "precision", "steps", "epochs", "clean_epochs", "rounds")  # settings of the measurement
 Options: TypeAlias = Mapping[str, Any]
 """Settings of a method, by name."""
 Variant: TypeAlias = tuple[str, Options]
@@ -80,7 +80,7 @@ def everything() -> list[Variant]:
 
 
 def _spread(values: Measured) -> Measurement:
-    """Return median, least and largest of measured values in four figures: no clock is more exact."""
+    """Return median, least and largest of measured values to four digits, the precision of the clock."""
     median, low, high = (float(f"{value:.4g}") for value in (np.median(values), values.min(), values.max()))
     return {"median": median, "spread": [low, high]}
 
@@ -88,7 +88,7 @@ def _spread(values: Measured) -> Measurement:
 def _round(
     clean: MethodSteps, adversarial: MethodSteps, two_stage: MethodSteps, batch: Batch, curve: Iterable[int]
 ) -> dict[str, float]:
-    """Measure every part once, in seconds of a batch; parts that are compared follow one another."""
+    """Measure every part once, in seconds of a batch; parts that are compared are measured consecutively."""
     attacked = adversarial.attacked
     autocast = torch.autocast(clean.device.type, torch.bfloat16, enabled=clean.bf16)
 
@@ -182,13 +182,13 @@ def measure(
 ) -> Measurement:
     """Measure the cost model, memory and methods, given as (name, settings): training steps as runs make them.
 
-    Images are random and lie on the device, so an epoch is its training steps, without data loading and evaluation.
+    Images are random and on the device, so that an epoch is its training steps, without data loading and evaluation.
     Passes are counted with the attack on the model itself. Seconds are measured `rounds` times in this process, after
-    one round that fills caches, on a GPU without CUDA graphs; those of a ratio follow one another. A measured number is
-    {"median", "spread": [least, largest]} over rounds.
+    one round that fills caches, on a GPU without CUDA graphs; the two times of a ratio are measured consecutively. A
+    measured number is {"median", "spread": [least, largest]} over rounds.
 
     Returns:
-        How it was measured, and "model": F, B, F' and B_adv in seconds of a batch, gamma, rho, eta of `CostModel`;
+        The settings, and "model": F, B, F' and B_adv in seconds of a batch, gamma, rho, eta of `CostModel`;
         "measured_eta": TAET relative to adversarial training; "by_clean_epochs": eta for other T_ce; "curve": epochs by
         steps of the attack; "memory", in 10^6 bytes; "costs": of every method, mean over a run.
 

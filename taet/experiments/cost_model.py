@@ -18,9 +18,9 @@ CLEAN, ADVERSARIAL, TWO_STAGE = "standard", "at", "taet"
 """The methods that the model compares."""
 GAMMA = 0.619
 BY_MULTIPLICATIONS = 2 / 3
-"""gamma of a deep network: a pass forward or back to the images costs 1 (F, F', B_adv), one to the weights 2 (B)."""
+"""gamma of a deep network: a pass forward or back to the images costs 1 (F, F', B_adv), back to the weights 2 (B)."""
 STEPS = 10
-"""kappa."""
+"""kappa, the attack steps."""
 CLEAN_SHARE = 0.4
 """N_CE / N_total: 40 clean epochs of 100."""
 MEMORY_MB, XI_MB = 1629.42, 651.77
@@ -54,7 +54,7 @@ class CostModel(Generic[Value]):
         rho    = (F + B) / [F + B + kappa (F' + B_adv)] = 1 / (1 + kappa gamma)
         eta    = T_TAET / T_AT = s rho + 1 - s                                      (equation 12)
 
-    So eta is never below 1 - s, however cheap a clean epoch is.
+    Hence eta is never below 1 - s, however cheap a clean epoch is.
     """
 
     gamma: Value
@@ -73,7 +73,7 @@ class CostModel(Generic[Value]):
     def printed_eta(self, clean_share: float = CLEAN_SHARE) -> Value:
         """The same by equation 13, [s rho + (1 - s) (1 + kappa gamma)] / (1 + kappa gamma) = s rho^2 + 1 - s.
 
-        The numerator counts in clean epochs, where a clean epoch costs 1 and not rho; so its cost is divided twice.
+        In the numerator a clean epoch should cost 1, not rho: its cost is divided twice.
         """
         return clean_share * self.rho**2 + 1 - clean_share
 
@@ -81,8 +81,8 @@ class CostModel(Generic[Value]):
 def line_gamma(seconds: Mapping[int, float], clean_share: float = 0.0) -> float:
     """Return gamma by the least-squares line through the seconds of an epoch by attack steps.
 
-    The line's value at 0 steps is F + B, its slope F' + B_adv. `clean_share` is the share of clean epochs among those
-    over which the seconds are a mean: they take no attack steps.
+    The line's value at 0 steps is F + B, its slope F' + B_adv. The seconds are a mean over epochs, of which a share
+    `clean_share` is clean, without attack steps.
     """
     attack_step, clean = np.polyfit(list(seconds), list(seconds.values()), 1)
     return float(attack_step / (1 - clean_share) / clean)

@@ -1,4 +1,4 @@
-"""The tables of a cost measurement, beside what the two papers print: for the command line and the documents."""
+"""Tables of a cost measurement next to the numbers of the two papers, for the command line and the documents."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MEMORY = {
 
 
 class CostTable(NamedTuple):
-    """Rows of text under heads of text; the first column says what a row is."""
+    """A table of texts with headings; the first column names the row."""
 
     title: str
     heads: tuple[str, ...]
@@ -41,13 +41,13 @@ class CostTable(NamedTuple):
 
 
 def tables(found: Measurement) -> list[CostTable]:
-    """Return the tables of what `taet.experiments.cost.measure` found; numbers as median (least–largest)."""
+    """Return the tables of a result of `taet.experiments.cost.measure`; numbers as median (least–largest)."""
     made = (_eta(found), _parts(found), _clean_epochs(found), _memory(found), _curve(found), _methods(found))
     return [table for table in made if table.rows]
 
 
 def setting(found: Measurement) -> str:
-    """Return how it was measured, in one line."""
+    """Return the settings of the measurement in one line."""
     shape, device = " x ".join(map(str, found["image_shape"])), found["environment"]["device"]
     threads = f", {found['threads']} thread{'s' * (found['threads'] > 1)}" if device.startswith("cpu") else ""
     return (
@@ -69,14 +69,14 @@ def _percent_saved(eta: float) -> float:
 
 
 def _predicted(gamma: float, steps: int, clean_share: float) -> list[str]:
-    """Return gamma, rho and eta, and what is saved in per cent by equations 12 and 13."""
+    """Return gamma, rho and eta, and the savings in per cent by equations 12 and 13."""
     model = CostModel(gamma, steps)
     eta, printed = model.eta(clean_share), model.printed_eta(clean_share)
     return [*(f"{x:.3f}" for x in (gamma, model.rho, eta)), *(f"{_percent_saved(x):.1f}" for x in (eta, printed))]
 
 
 def _eta(found: Measurement) -> CostTable:
-    """gamma, rho and eta, of the paper and measured, at the steps and clean epochs of this measurement."""
+    """Return gamma, rho and eta, published and measured, at the steps and clean epochs of this measurement."""
     steps, clean, epochs = (found[name] for name in ("steps", "clean_epochs", "epochs"))
     model, measured = found["model"], found["measured_eta"]
     here = [_shown(model[name]) for name in ("gamma", "rho", "eta")]

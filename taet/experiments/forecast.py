@@ -1,4 +1,4 @@
-"""Roughly how long the cells of a comparison take, told before the first one begins."""
+"""A rough estimate of the time of the cells of a comparison, before the first one begins."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from taet.training.speed import pass_seconds
 
 
 def rough_seconds(cells: Sequence[Cell], threads: int) -> float | None:
-    """Return the seconds of cells one after another; None where data or speed are not known, as on a GPU.
+    """Return the seconds of cells one after another; None if data or speed are not known, as on a GPU.
 
-    The passes of training, curve and attacks, each as long as one of a fresh network of the same kind, timed once.
+    Counts the passes of training, curve and attacks; a pass is timed once on a fresh network of the same kind.
     """
     known, timed = functools.cache(facts), dict[object, float]()
     total = 0.0
@@ -39,7 +39,7 @@ def rough_seconds(cells: Sequence[Cell], threads: int) -> float | None:
                     how = (run.training.precision, run.training.batch_size)
                     timed[kind] = pass_seconds(fresh_network(made, found), found.image_shape, *how)
             total += _passes(made, found, attacked) * timed[kind]
-    except Exception:  # a mistake, which the cell itself will say, or a custom network that fails for any reason
+    except Exception:  # a mistake that the cell itself will report, or a custom network that fails for any reason
         return None
     return total
 

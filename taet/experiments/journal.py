@@ -13,7 +13,7 @@ from taet.files import changed
 
 JOURNAL = "trials.journal"
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
-"""What Optuna raises about a line that it did not write."""
+"""Exceptions that Optuna raises for a line that it did not write."""
 
 
 def load_optuna() -> ModuleType:
@@ -29,7 +29,7 @@ def open_journal(folder: Path) -> object:
     Optuna would append to such a line, after which no process could read the file.
 
     Raises:
-        UserError: another line is damaged. Later lines count on earlier ones, so that none can be left out.
+        UserError: another line is damaged. It cannot be skipped, because later lines depend on earlier ones.
     """
     storages = load_optuna().storages
     path = (folder / JOURNAL).absolute()  # of the lock, a link to it, Optuna asks the age
@@ -46,7 +46,7 @@ def open_journal(folder: Path) -> object:
 
 
 def _check(path: Path, lines: list[bytes], storages: ModuleType) -> None:
-    """Refuse a journal with a line that Optuna cannot read; Optuna itself passes over the last one, and adds to it."""
+    """Raise a `UserError` for a line that Optuna cannot read; Optuna ignores a bad last line and appends to it."""
     number = 0
 
     def entries(_: int) -> Iterator[object]:

@@ -1,4 +1,4 @@
-"""The most memory that tensors take at once while a function runs."""
+"""The peak memory of tensors while a function runs."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def held_bytes(held: Iterable[Tensor]) -> int:
 
 
 def peak_bytes(work: Callable[[], object], held: Iterable[Tensor], device: torch.device) -> int:
-    """Return the most bytes that `held` and the tensors that `work()` makes take together at any time.
+    """Return the peak bytes of `held` together with the tensors that `work()` makes.
 
-    On a GPU by the counters of torch's allocator; `work` must free nothing that is neither held nor its own. On a CPU
-    every operation is watched, also those of the backward pass: a storage counts from the operation that returns it
-    until it is freed. What an operation allocates and frees within itself is not seen.
+    On a GPU the counters of torch's allocator are used; `work` may free only tensors that are held or its own. On a CPU
+    every operation is traced, including the backward pass: a storage counts from the operation that returns it until it
+    is freed. Temporary memory inside an operation is not seen.
     """
     if device.type != "cuda":
         watch = _Storages(held)

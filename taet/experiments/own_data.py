@@ -23,9 +23,9 @@ from taet.training.choices import Chosen, choice_lines
 
 # Our choices, in the order in which a user sees them.
 SIDES = (224, 128, 64, 32)  # pixels of ImageNet, MedMNIST+, Tiny-ImageNet, CIFAR
-SMALL = 16  # pixels; below, a deep network has little to look at
+SMALL = 16  # pixels; smaller images have too little detail for a deep network
 BATCHES, STEPS_PER_EPOCH = (64, 32), 20  # smaller batches than the protocol's if an epoch would have fewer steps
-# Without an accelerator a run has a budget: epochs for so many steps, and so many test images to attack.
+# Without an accelerator, the number of training steps and of attacked test images is limited.
 FEWEST_EPOCHS, STEPS = 5, 2000  # at most the epochs of the protocol
 TESTED = 2500
 POINTS = 10  # of the curve of a run
@@ -37,7 +37,7 @@ class OwnImages(NamedTuple):
     """The properties of the user's images that the choices depend on."""
 
     training: float
-    """Training images, about."""
+    """Approximate number of training images."""
     median: tuple[int, int]
     """Width and height."""
     largest: tuple[int, int]
@@ -48,7 +48,7 @@ class OwnImages(NamedTuple):
     square: bool = True
     """Whether all images are square."""
     frames: bool = False
-    """Whether the names of the files number the frames of sequences."""
+    """Whether file names look like numbered frames of sequences."""
     tested: tuple[int, ...] = ()
     """Test images of each class; (): not known."""
     group: str | None = None
@@ -56,7 +56,7 @@ class OwnImages(NamedTuple):
 
 
 def own_images(data: Data) -> OwnImages:
-    """Look at the user's images: at the headers of image files, at the labels and the shape of arrays."""
+    """Return properties of the user's images, from the headers of image files or the labels and shape of arrays."""
     listed = image_listing(data)
     if listed is not None:
         found, given = listed.survey.checked(), len(listed.by_split()["train"])
@@ -101,9 +101,9 @@ class OwnDataPlan:
 def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run.protocol) -> OwnDataPlan:
     """Return the run of `method` on your own images: folder:PATH, csv:PATH, npz:PATH, or the path alone.
 
-    The protocol decides everything except what depends on the images and the machine: image size, groups, network,
-    batch size, epochs and attacks. Only the headers of image files are read. The name of a published data set is a
-    `UserError`: its protocol decides everything.
+    The protocol determines everything except settings that depend on the images and the machine: image size, groups,
+    network, batch size, epochs and attacks. Only the headers of image files are read. The name of a published data set
+    raises a `UserError`: its protocol determines everything.
     """
     return planned(override(start(protocol, method), {"data.name": full_name(data), "data.root": root}))
 
@@ -111,7 +111,7 @@ def plan(method: str, data: str, *, root: str | None = None, protocol: str = Run
 def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
     """Return `run`, on the user's own images, with the settings that depend on them and on the machine.
 
-    `accelerated`: whether the machine has a GPU. Default: as this one.
+    `accelerated`: whether the machine has a GPU. Default: that of this machine.
     """
     if not is_own(run.data.name):
         raise UserError(
@@ -146,7 +146,7 @@ def _machine(accelerated: bool) -> str:
 
 
 def _size(found: OwnImages, fit: Fit, accelerated: bool, machine: str) -> dict[str, Chosen]:
-    """Images keep their size if all have the same, the machine can take it, and they are not asked to be square."""
+    """Choose the image size: unchanged if it is the same for all, feasible on the machine, and need not be square."""
     most = SIDES[0] if accelerated else SIDES[-1]
     if found.uniform and max(found.largest) <= most and (found.square or fit == "squeeze"):
         return {}
@@ -197,7 +197,7 @@ def length(run: Run, found: OwnImages, accelerated: bool) -> dict[str, Chosen]:
 
 
 def attacked(data: Data, tested: Sequence[int]) -> dict[str, Chosen]:
-    """Take about TESTED test images where there are more: all of the small classes, as many of each of the others."""
+    """Limit the test images to about `TESTED`: all of the small classes, and equally many of each other class."""
     if sum(tested) <= TESTED or data.imbalance_ratio is not None or data.test == VALIDATION:
         return {}
     most = max(most for most in range(1, TESTED + 1) if most == 1 or sum(np.minimum(tested, most)) <= TESTED)

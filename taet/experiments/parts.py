@@ -18,9 +18,9 @@ from taet.training.folder import PART, RunFolder
 def deal(planned: Sequence[Cell], part: int, parts: int) -> list[Cell]:
     """Return the cells that `part`, 1 to `parts`, works on; cells that are not applicable are in no part.
 
-    In their order, each cell goes to the part that has the fewest cells of its row, then the fewest cells, then the
-    fewest of its data and ratio. So every method is spread evenly, up to one cell, and parts are equally expensive.
-    Finished cells count too, and more seeds do not move the cells of other seeds.
+    In order, each cell goes to the part with the fewest cells of its row; ties are broken by the fewest cells, then the
+    fewest of its data and ratio. Hence every method is spread evenly, up to one cell, and parts cost about the same.
+    Finished cells count too, and additional seeds do not move the cells of other seeds.
     """
     if not 1 <= part <= parts:
         raise UserError(f"part: got {part}/{parts}; allowed: K/N with K from 1 to N, e.g. 3/16")
@@ -40,8 +40,8 @@ def deal(planned: Sequence[Cell], part: int, parts: int) -> list[Cell]:
 def gather(planned: Sequence[Cell], folders: Sequence[Path], say: Callable[[str], None]) -> None:
     """Copy the finished runs from other folders of the same comparison into the folders of the cells.
 
-    Nothing is copied if a run has other settings or the weights of another run, or if two runs of a cell differ. A run
-    that is not finished is not copied.
+    Nothing is copied if a run has other settings or the weights of another run, or if two runs of a cell differ.
+    Unfinished runs are not copied.
     """
     for folder in folders:
         if not (folder / "runs").is_dir():
@@ -54,7 +54,7 @@ def gather(planned: Sequence[Cell], folders: Sequence[Path], say: Callable[[str]
 
 
 def _source(cell: Cell, folders: Sequence[Path], say: Callable[[str], None]) -> Path | None:
-    """Return the folder that the run of a cell is copied from, if any; two runs that differ are a `UserError`."""
+    """Return the folder from which a cell's run is copied, if any; raise a `UserError` if two runs differ."""
     held = cell.folder if cell.folder.exists() else None
     source = None
     for folder in folders:
@@ -76,7 +76,7 @@ def _source(cell: Cell, folders: Sequence[Path], say: Callable[[str], None]) -> 
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a folder; it gets its name when the copy is complete."""
+    """Copy a folder; the copy gets its name once it is complete."""
     part = target.with_name(target.name + PART)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

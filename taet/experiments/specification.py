@@ -46,7 +46,7 @@ OWN = {  # settings that are keys of the specification
 }
 MOST_BYTES, MOST_CELLS = 2**20, 100_000
 DEEPEST = 8
-"""Most tables inside each other; settings need two."""
+"""Largest depth of nested tables; settings need two."""
 
 Settings = Mapping[str, Any]
 """Dotted settings of a run, and `method.KNOB` for those of its method; lists are tuples."""
@@ -54,7 +54,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """A method of the comparison, with the name of its row."""
+    """A method of the comparison and the name of its row."""
 
     name: str
     method: str
@@ -63,7 +63,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Variant:
-    """Settings with which the whole grid is repeated; without a name, the plain grid."""
+    """Settings with which the whole grid is repeated; a variant without a name is the unchanged grid."""
 
     name: str = ""
     settings: Settings = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Point:
     seed: int
     protocol: str
     settings: Settings = field(default_factory=dict)
-    """Shared settings, which those of the variant and of the entry replace."""
+    """Shared settings, overridden by those of the variant and of the entry."""
     variant: Variant = field(default_factory=Variant)
 
 
@@ -96,7 +96,7 @@ class Specification:
     protocol: str
     settings: Settings
     variants: tuple[Variant, ...]
-    """The plain grid, then every variant."""
+    """The unchanged grid, then every variant."""
     path: Path | None = None
     """The file it was read from."""
 
@@ -111,7 +111,7 @@ class Specification:
 
 
 def read(path: str | os.PathLike[str]) -> Specification:
-    """Read the specification from the TOML file `path`; a mistake is a `UserError` that names the key."""
+    """Read the specification from the TOML file `path`; raise a `UserError` that names the key of a mistake."""
     path = Path(path)
     with located(f"specification {path}"):
         return dataclasses.replace(parse(table(path), title=path.stem), path=path)
@@ -123,12 +123,12 @@ def table(path: Path) -> dict[str, Any]:
 
 
 def toml_table(content: bytes) -> dict[str, Any]:
-    """Return the table of a TOML file; what is none is a `UserError`."""
+    """Return the table of a TOML file; raise a `UserError` if it is not valid TOML."""
     try:
         return tomllib.loads(content.decode())
     except RecursionError:
         raise UserError("no TOML: lists or tables are nested too deeply") from None
-    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
+    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise UserError(f"no TOML: {cut(str(error))}") from None
 
 
@@ -276,6 +276,6 @@ def _setting(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_setting(name, item) for item in value)
     if isinstance(value, str) and "/" in value and name.rpartition(".")[2] in ("eps", "step_size"):
-        with contextlib.suppress(ValueError):  # which the setting refuses
+        with contextlib.suppress(ValueError):  # the setting rejects it later
             return read_number(value)
     return value

@@ -1,4 +1,4 @@
-"""Training steps of one method on random images, as runs make them: to time them, and to count passes and memory."""
+"""Training steps of one method on random images, as in runs, to measure their time, passes and memory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Workload(Settings):
 
 
 class MethodSteps:
-    """One method with its own network, optimiser and view to attack, as a run has them."""
+    """One method with its own network, optimiser and attacked view, as in a run."""
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class MethodSteps:
         self.attacked = self.model if self.view is None else self.view.module
         stages = self.method.task.stages
         self.stages = [(stages.index(stage), stages.count(stage) / epochs) for stage in dict.fromkeys(stages)]
-        """Of each stage, its first epoch and its share of the run."""
+        """First epoch of each stage, and its share of the run."""
         self.cycle = CYCLE if self.method.optimizers or self.method.single_step else 2
-        """Steps that are measured of a stage: those of a method that learns nothing between steps are all alike."""
+        """Number of steps measured per stage: without learned state outside the network, all steps are alike."""
         self.enter(0)
 
     def enter(self, epoch: int) -> None:
@@ -95,16 +95,16 @@ class MethodSteps:
         self.method.start_epoch(epoch, self.method.class_counts)
 
     def attack(self, steps: int | None = None) -> Attack:
-        """Return the protocol's attack, of `attack_steps` or of `steps`."""
+        """Return the protocol's attack, with `attack_steps` or with `steps`."""
         return Attack(Threat(steps=self.attack_steps if steps is None else steps), self.source)
 
     def step(self, batch: Batch, number: int = 0, *, steps: int | None = None, viewed: bool = True) -> None:
-        """Make one training step as runs make them, but never from a CUDA graph; `viewed`: attack the view."""
+        """Make one training step as in a run, but never from a CUDA graph; `viewed`: attack the view."""
         own, attack, view = (self.model, self.method, self.optimizer), self.attack(steps), self.view if viewed else None
         training_step(*own, batch, attack, autocast=self.bf16, awp=self.awp, number=number, view=view)
 
     def mean(self, cost: Callable[[], Measured], batch: Batch, *, viewed: bool = True) -> Measured:
-        """Return the mean over a run of what a step adds to `cost`."""
+        """Return the increase of `cost` by a step, mean over a run."""
         total = np.zeros_like(cost())
         for epoch, share in self.stages:
             self.enter(epoch)
@@ -145,25 +145,25 @@ class MethodSteps:
         return (self.now() - begun) / repeats
 
     def memory(self, batch: Batch) -> tuple[float, float]:
-        """Return what weights, optimiser, view and batch take between steps, and the peak, in 10^6 bytes."""
+        """Return the memory of weights, optimiser, view and batch between steps, and the peak, in 10^6 bytes."""
         self.step(batch)  # so that the optimiser has its state
         self.optimizer.zero_grad(set_to_none=True)
         held = [*self.held(), *batch]
 
-        def twice() -> None:  # the gradients of the first step are there while the second begins, as in a run
+        def twice() -> None:  # the gradients of the first step still exist when the second begins, as in a run
             self.step(batch)
             self.step(batch)
 
         return held_bytes(held) / 1e6, peak_bytes(twice, held, self.device) / 1e6
 
     def now(self) -> float:
-        """Return the seconds on a clock, once the device has done its work."""
+        """Return the seconds on a clock, after the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def held(self) -> Iterator[Tensor]:
-        """Yield what is held between steps: parameters, buffers, their gradients, the optimiser's state."""
+        """Yield the tensors that exist between steps: parameters, buffers, gradients, the optimiser's state."""
         for module in (self.model, self.attacked, self.method):
             yield from module.buffers()
             yield from module.parameters()

@@ -1,7 +1,7 @@
 """`taet tune`: settings chosen on validation images, with the same number of trials for every method.
 
 A trial is a cell of a comparison whose test images are its validation images (`--data.test validation`), so that the
-test images are not looked at before the last step: the comparison of the methods with the settings that were found.
+test images are not used before the last step: the comparison of the methods with their best settings.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ RANGE_KEYS = ("low", "high", "log", "step")
 ASKED = "specification"
 TUNED = "training.tuned"
 FIXED = ("data.", "threat.", "evaluation.", "training.selection", "training.monitor_", TUNED)
-"""Beginnings of the names of settings that make the score or the data, which no search may choose."""
+"""Prefixes of settings that affect the score or the data and must not be tuned."""
 VALIDATION_SHARE = 0.2
-"""Held out where the specification does not say how much."""
+"""Share held out for validation, if the specification does not set it."""
 Trials = Annotated[int, Ge(1), Le(10_000)]
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The values of one setting: those listed, or a range."""
+    """The values of one setting: a list or a range."""
 
     values: tuple[Any, ...] = ()
     low: float = 0.0
@@ -54,11 +54,11 @@ class Choices:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Values that are allowed if all are: those listed, or both ends of the range."""
+        """Values whose validity implies that of all values: the list, or both ends of the range."""
         return self.values or (self.low, self.high)
 
     def distribution(self, optuna: Any) -> Any:
-        """Return it as a distribution of Optuna."""
+        """Return the values as a distribution of Optuna."""
         if self.values:
             return optuna.distributions.CategoricalDistribution(self.values)
         whole = isinstance(self.low, int) and isinstance(self.high, int)
@@ -84,8 +84,8 @@ class Tuned:
     search: Search
     out: Path
     best: Mapping[str, Mapping[str, Any]]
-    """By row: `settings`, `value` (see `value`), the number of the `trial`, and how many `trials` there were, `failed`
-    among them; nothing while trials are left."""
+    """By row: `settings`, `value` (see `value`), the number of the `trial`, and how many `trials` there were and how
+    many of them `failed`; empty while trials are left."""
     comparison: Comparison | None = None
 
     def __repr__(self) -> str:
@@ -93,7 +93,7 @@ class Tuned:
 
 
 def read(path: str | os.PathLike[str]) -> Search:
-    """Read a specification with its table [tune] from a TOML file; a mistake is a `UserError` that names the key."""
+    """Read a specification with table [tune] from a TOML file; raise a `UserError` that names the key of a mistake."""
     with located(f"specification {path}"):
         return search_of(table(Path(path)), Path(path).stem)
 
@@ -138,7 +138,7 @@ def _mapping(what: str, value: Any) -> Mapping[str, Any]:
 
 
 def _space(rest: Mapping[str, Any], entry: Entry, asked: Mapping[str, Any]) -> dict[str, Choices]:
-    """Return the values of a method's settings by their dotted names; each is checked as the setting would be."""
+    """Return the values of a method's settings by dotted name; each is checked like the setting itself."""
     found: dict[str, Choices] = {}
     for key, value in asked.items():
         with located(f"tune: {entry.name}: {key}"):
@@ -202,26 +202,26 @@ def tune(
     time_budget: float | None = None,
     say: Say = lambda _: None,
 ) -> Tuned:
-    """Try `trials` settings for each method on the validation images, then compare the methods at their best.
+    """Try `trials` settings for each method on the validation images, then compare methods with their best settings.
 
     Each trial trains one run with the first seed; its value is the balanced accuracy under the PGD of the curve, on the
-    validation images, after the epoch that the run delivers. Optuna's TPE chooses, by ask and tell; it keeps all trials
-    in `out`/trials.journal, so that the same call continues, and several processes may share the work. A trial that
-    fails counts as one. The best settings are written to `out`/tuned.json, and the comparison with them, which is the
-    first to look at test images and says "tuned: N trials", to `out`/tuned-N.
+    validation images, at the epoch of the delivered weights. Optuna's TPE chooses settings by ask and tell and stores
+    all trials in `out`/trials.journal, so that the same call continues, and several processes may share the work. A
+    failed trial counts as one. The best settings are written to `out`/tuned.json. The comparison with them, the first
+    use of test images, is labelled "tuned: N trials" and written to `out`/tuned-N.
 
     Args:
-        search: a TOML file, or what `read` gave.
+        search: a TOML file, or the result of `read`.
         out: folder of the search.
         jobs, time_budget, say: as in `compare`.
 
     Raises:
-        UserError: a mistake in the specification, trials of another one in `out`, or no Optuna.
+        UserError: a mistake in the specification, trials of another specification in `out`, or no Optuna.
         KeyboardInterrupt: after every process has saved and ended.
     """
     begun = time.monotonic()
     search, place = search if isinstance(search, Search) else read(search), Path(out)
-    for end in (0, -1):  # what no run can have is refused before anything is trained
+    for end in (0, -1):  # invalid values raise an error before anything is trained
         settings = {row: {name: one.ends[end] for name, one in space.items()} for row, space in search.spaces.items()}
         checked = _cells(search, [Asked(row, 0, own) for row, own in settings.items()], place / "checked")
     make_folder(place)
@@ -234,7 +234,7 @@ def tune(
         return None if time_budget is None else time_budget - (time.monotonic() - begun)
 
     progress = _progress(studies, search)
-    work = _running(studies, search)  # of a process that ended, or is at work on it
+    work = _running(studies, search)  # trials of a process that ended or is still running
     while work := work or _ask(studies, search, 1 if jobs == "auto" else jobs) or _running(studies, search):
         budget = left()
         if budget is not None and budget <= 0:
@@ -263,13 +263,13 @@ def tune(
 
 def final(search: Search, best: Mapping[str, Mapping[str, Any]]) -> Specification:
     """Return the comparison of the methods with their best settings, all seeds, and the test images."""
-    rows, told = search.grid.methods, {TUNED: search.trials}  # in every row, since a row's settings replace shared ones
+    rows, told = search.grid.methods, {TUNED: search.trials}  # in every row, as a row's settings override shared ones
     found = [replace(row, settings={**row.settings, **best[row.name]["settings"], **told}) for row in rows]
     return replace(search.grid, methods=tuple(found))
 
 
 class Asked(NamedTuple):
-    """A trial: the row of its method, its number, and its settings."""
+    """A trial: the row of its method, its number and its settings."""
 
     row: str
     number: int
@@ -277,9 +277,9 @@ class Asked(NamedTuple):
 
 
 def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:
-    """Return the cells of trials, which train on the first seed and see validation images in the place of test images.
+    """Return the cells of trials, which train with the first seed and use validation images as test images.
 
-    Their precision is that of the first run that was begun, as in any comparison.
+    Their precision is that of the first started run, as in any comparison.
     """
     rows = {entry.name: entry for entry in search.grid.methods}
     entries = [
@@ -305,7 +305,7 @@ def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:
 
 
 def _studies(search: Search, place: Path) -> dict[str, Any]:
-    """Open the study of every method in the journal; those of another specification are refused."""
+    """Open the study of every method in the journal; raise a `UserError` for those of another specification."""
     optuna, storage, studies = load_optuna(), open_journal(place), {}
     for entry in search.grid.methods:
         study = optuna.create_study(study_name=entry.name, storage=storage, direction="maximize", load_if_exists=True)
@@ -319,7 +319,7 @@ def _studies(search: Search, place: Path) -> dict[str, Any]:
 
 
 def _ask(studies: Mapping[str, Any], search: Search, most: int) -> list[Asked]:
-    """Ask for up to `most` new trials, of the methods that have the fewest, so that all have as many at the end."""
+    """Ask for up to `most` new trials, of the methods with the fewest, so that all have equally many in the end."""
     work: list[Asked] = []
     while len(work) < most:
         counts = {row: len(study.get_trials(deepcopy=False)) for row, study in studies.items()}
@@ -327,7 +327,7 @@ def _ask(studies: Mapping[str, Any], search: Search, most: int) -> list[Asked]:
         if counts[row] >= search.trials:
             break
         study = studies[row]
-        # A new sampler for every trial: one that goes on after a crash draws what it would have drawn.
+        # A new sampler for every trial: after a crash it draws the same values as without the crash.
         study.sampler = load_optuna().samplers.TPESampler(seed=int(digest([search.seed, counts[row]])[:8], 16))
         spaces = {name: choices.distribution(load_optuna()) for name, choices in search.spaces[row].items()}
         trial = study.ask(spaces)
@@ -339,7 +339,7 @@ def _ask(studies: Mapping[str, Any], search: Search, most: int) -> list[Asked]:
 
 
 def _running(studies: Mapping[str, Any], search: Search) -> list[Asked]:
-    """Return the trials that were asked for and have no result yet."""
+    """Return the trials that were requested and have no result yet."""
     return [
         Asked(row, trial.number, dict(trial.params))
         for row, study in studies.items()
@@ -349,7 +349,7 @@ def _running(studies: Mapping[str, Any], search: Search) -> list[Asked]:
 
 
 def _progress(studies: Mapping[str, Any], search: Search) -> Callable[[], str]:
-    """Return what says how many trials have ended, and how long the others take at the pace from now on."""
+    """Return a function that says how many trials have ended, and how long the others take at the pace since now."""
 
     def ended() -> int:
         trials = [trial for study in studies.values() for trial in study.get_trials(deepcopy=False)]
@@ -366,7 +366,7 @@ def _progress(studies: Mapping[str, Any], search: Search) -> Callable[[], str]:
 
 
 def _tell(study: Any, asked: Asked, outcome: CellOutcome) -> None:
-    """Store the result of a trial that ended; another process may have done so."""
+    """Store the result of a trial that ended, unless another process has done so."""
     if outcome.state == "done":
         study.tell(asked.number, value(RunFolder(outcome.cell.folder)), skip_if_finished=True)
     elif outcome.state == "failed":
@@ -374,7 +374,7 @@ def _tell(study: Any, asked: Asked, outcome: CellOutcome) -> None:
 
 
 def value(folder: RunFolder) -> float:
-    """Return the balanced accuracy on validation images under the curve's attack, of the epoch that a run delivers."""
+    """Return balanced accuracy on validation images under the curve's attack, at the epoch of the delivered weights."""
     epoch = folder.weights_about().epoch
     points = [row.monitor for row in folder.metrics if row.monitor is not None and row.epoch == epoch]
     if not points or points[-1].split != VALIDATION:

@@ -1,4 +1,4 @@
-"""The rows of a comparison against its baseline, two at a time, until decided."""
+"""Compare the rows of a comparison with its baseline, one pair at a time, until decided."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class PairOutcome:
 
     @property
     def sentence(self) -> str:
-        """How it ended, in one sentence."""
+        """The outcome in one sentence."""
         return f"{self.pair.name}: {self.decision.sentence if self.decision else self.reason}"
 
     def to_json(self) -> dict[str, Any]:
@@ -82,10 +82,10 @@ class PairOutcome:
 
 
 def pairs_of(planned: Sequence[Cell], out: Path, baseline: str | None = None) -> list[RowPair]:
-    """Return every row with the baseline of its data; a row without a cell that the method accepts has no pair.
+    """Return every row with the baseline of its data; rows without an applicable cell have no pair.
 
     Raises:
-        UserError: a baseline that is no row, with the nearest match; fewer than two rows.
+        UserError: a baseline that is not a row, with the nearest match; fewer than two rows.
     """
     rows = list(dict.fromkeys(cell.row for cell in planned if cell.run is not None))
     if baseline is not None and baseline not in rows:
@@ -115,8 +115,8 @@ def decide_pairs(
 ) -> list[PairOutcome]:
     """Decide every pair whose runs are finished, one after another, before `deadline` on `time.monotonic`.
 
-    What one pair has seen of the baseline is not attacked again for the next. A pair that cannot be compared, as its
-    rows were tested on other images or its decision is damaged, does not affect the others.
+    Results of the baseline in one pair are reused for the next. A pair that cannot be compared, because its rows were
+    tested on other images or its decision is damaged, does not affect the others.
     """
     outcomes: list[PairOutcome] = []
     every = pairs_of(planned, out, until.baseline)
@@ -138,7 +138,7 @@ def decide_pairs(
 def _known(pair: RowPair) -> DecisionCard | None:
     try:
         return DecisionCard.load(pair.folder) if RunFolder(pair.folder).decision.exists() else None
-    except UserError:  # damaged: what its own pair says
+    except UserError:  # damaged: its own pair reports it
         return None
 
 

@@ -1,4 +1,4 @@
-"""What more images are worth beside another method: learning curves per class from nested parts of the training set."""
+"""The gain by more images versus another method: learning curves per class from nested parts of the training set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FEWEST_SEEDS = 2
 
 
 class Estimate(NamedTuple):
-    """A difference of recalls with its 95 % interval; nan where it cannot be said."""
+    """A difference of recalls with its 95 % interval; nan if unknown."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
         return "-" if math.isnan(self.value) else f"{points(self.value)} [{points(self.low)}, {points(self.high)}]"
 
     def within(self, low: float, high: float) -> Estimate:
-        """Return the value and the interval, cut to what is possible."""
+        """Return the value and the interval, clipped to [low, high]."""
         return Estimate(*(min(max(one, low), high) for one in self)) if not math.isnan(self.value) else self
 
 
@@ -46,26 +46,26 @@ UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Worth:
-    """One class in one row of the comparison: its recall under attack, and what would change it."""
+    """One class in one row of the comparison: its recall under attack, and possible changes of it."""
 
     row: str
     data: str
     imbalance: float | None
     label: str
     images: int
-    """Training images of the class, all of them."""
+    """All training images of the class."""
     recall: float
     """Mean over seeds, with all images."""
     last_doubling: Estimate
-    """Measured: all images less half of them."""
+    """Measured: recall with all images minus recall with half of them."""
     next_doubling: Estimate
-    """Twice the images of every class, by a straight line in the logarithm of the number of images; cut to what leaves
-    the recall in 0 to 1."""
+    """Change by twice the images of every class, extrapolated linearly in the log of the number of images; clipped so
+    that the recall is in 0 to 1."""
     against_first: Estimate
-    """This row less the first method's, with all images; unknown in that row, and where they share too few seeds."""
+    """This row minus the first method's, with all images; unknown in that row, and if they share too few seeds."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; None for what cannot be said."""
+        """Return the values as plain JSON; None for unknown ones."""
         return {
             name: [None if math.isnan(one) else one for one in value] if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -94,7 +94,7 @@ def estimate(values: Floats) -> Estimate:
     Seeds and images are crossed, so that the variance is at most v_s/S + v_i/N, with the variances of the means over
     images and over seeds. The interval reaches sqrt(t_s^2 v_s/S + t_i^2 v_i/N), each part with Student's quantile for
     its own degrees of freedom (Howe, JASA 69, 1974), which matters with two or three seeds.
-    Unknown if nothing varies: then an interval of length 0 would be claimed.
+    Unknown if nothing varies, because the interval would have length 0.
     """
     seeds, images = values.shape
     if seeds < FEWEST_SEEDS or images < FEWEST_SEEDS:
@@ -112,7 +112,7 @@ def _estimate(value: float, parts: Sequence[float], degrees: Sequence[int]) -> E
 
 
 def slope_weights(images: Sequence[int]) -> Floats:
-    """Return weights (F,) whose product with the recalls at so many images is the least-squares gain per doubling."""
+    """Return weights (F,) whose product with the recalls at `images` is the least-squares gain per doubling."""
     places = np.log2(np.asarray(images, np.float64))
     centred = places - places.mean()
     spread = float(centred @ centred)
@@ -120,9 +120,9 @@ def slope_weights(images: Sequence[int]) -> Floats:
 
 
 def worth(comparison: Comparison) -> list[Worth]:
-    """Return what every class of every row gains by more images, and by the method of the row.
+    """Return the gain of every class of every row by more images, and by the method of the row.
 
-    The recall is that under the worst case of the card's attacks, image by image. Only seeds that are done at every
+    Recall is measured under the worst case of the card's attacks, image by image. Only seeds that are done at every
     share count.
 
     Raises:
@@ -130,7 +130,7 @@ def worth(comparison: Comparison) -> list[Worth]:
     """
     found: list[Worth] = []
     first: dict[tuple[str, float | None], str] = {}
-    for outcome in comparison.outcomes:  # those that are not done too
+    for outcome in comparison.outcomes:  # including those that are not done
         first.setdefault((outcome.cell.data, outcome.cell.imbalance), _base(outcome.cell))
     rows = _rows(comparison)
     for (data, imbalance, row), runs in rows.items():
@@ -144,7 +144,7 @@ def worth(comparison: Comparison) -> list[Worth]:
 
 
 def _rows(comparison: Comparison) -> dict[tuple[str, float | None, str], dict[int, list[ResultCard]]]:
-    """Cards by row and seed, in the order of SHARES."""
+    """Return cards by row and seed, in the order of `SHARES`."""
     held: dict[tuple[str, float | None, str], dict[int, dict[float, ResultCard]]] = {}
     for outcome in comparison.outcomes:
         cell = outcome.cell
@@ -160,7 +160,7 @@ def _rows(comparison: Comparison) -> dict[tuple[str, float | None, str], dict[in
 
 
 def _base(cell: Cell) -> str:
-    """The row of a cell, whatever its share of the images."""
+    """Return the row of a cell, without its share of the images."""
     name = cell.variant.name
     if SETTING in cell.variant.settings:
         name = name.rpartition("x")[0].rstrip("+")
@@ -195,7 +195,7 @@ def gain_of(
 
 
 def _mean(classes: list[Floats]) -> Estimate:
-    """Return the mean over classes of values (S, N_c) each: their images are others, their seeds the same."""
+    """Return the mean over classes of values (S, N_c) each: classes have different images but the same seeds."""
     if len(classes) == 1:
         return estimate(classes[0])
     if any(values.shape[1] < FEWEST_SEEDS for values in classes):
@@ -208,7 +208,7 @@ def _mean(classes: list[Floats]) -> Estimate:
 
 
 def table(found: Sequence[Worth]) -> str:
-    """Return the table, with what it means."""
+    """Return the table with its explanation."""
     head = ("row, class", "images", "recall %", "last doubling", "next doubling", "against first row")
     rows = [
         (

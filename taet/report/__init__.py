@@ -23,17 +23,17 @@ def write(
 
     Only runs with the same training counts and test set are compared in one table; runs that differ only in the seed
     are one row, with means and standard errors. Runs without a result card are listed with their training curves; a
-    folder with a result card alone is a row without them. Comparisons that stopped when they were decided have a part
-    of their own, since they saw some of the images. The file contains its styles, figures and images, and the same runs
-    give the same bytes.
+    folder with only a result card is a row without curves. Decisions of `taet.decide` have a section of their own, as
+    they cover only some of the images. The file contains its styles, figures and images, and the same runs give the
+    same bytes.
 
     Args:
         run_dirs: folders with a run or a result card, or with the decision of `taet.decide`; or files with a card.
-        out: file to write, where there is none, or an HTML page; or a device or a FIFO.
-        title: title of the page; by default one that names the data sets.
-        names: the label of each folder; by default labels follow from the settings.
-        not_run: (name, reason) of other runs that were asked for.
-        class_attack: the attack of tables and figures of classes; by default the strongest.
+        out: file to write: a new file, an HTML page to replace, a device or a FIFO.
+        title: title of the page. Default: one that names the data sets.
+        names: the label of each folder. Default: labels made from the settings.
+        not_run: (name, reason) of other runs that were requested.
+        class_attack: the attack in tables and figures of classes. Default: the strongest.
 
     Raises:
         UserError: a folder without a run, or a file that cannot be written.
@@ -61,7 +61,7 @@ def write(
 
 
 def _check_target(out: Path) -> None:
-    """Refuse to replace a file that is no page, such as one of a run."""
+    """Raise a `UserError` rather than replace a file that is not a page, such as one of a run."""
     from taet.files import opened
 
     if out.is_dir():

@@ -1,4 +1,4 @@
-"""Tables of how many images each attack breaks, and each part of a suite after the parts before it."""
+"""Tables of how many images each attack breaks, and how many each part of a suite breaks after the earlier parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taet.report.tables import MethodTable, TextCell
 
 
 def by_attack(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[MethodTable]:
-    """Yield a table for each threat model with two attacks or more: how many images each breaks, and how many alone."""
+    """Yield a table per threat model with at least two attacks: how many images each breaks, and only that one."""
     inside = [attack for attack in attacks if attack.bounded and not attack.is_worst_case]
     for ball in dict.fromkeys(attack.ball for attack in inside):
         here = [attack for attack in inside if attack.ball == ball]
@@ -44,9 +44,9 @@ def _attacks(run: Measured, attacks: Sequence[AttackKey]) -> tuple[TextCell | No
 
 
 def by_part(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[MethodTable]:
-    """Yield a table for each attack in parts: how many images each part breaks that the parts before it left.
+    """Yield a table for each attack in parts: how many images each part breaks that the earlier parts left correct.
 
-    A worst case is shown only if its attacks were not measured separately, which `by_attack` shows.
+    A worst case is shown only if its attacks were not measured separately; `by_attack` shows those.
     """
     alone = Counter(attack.ball for attack in attacks if attack.bounded and not attack.is_worst_case)
     for attack in (attack for attack in attacks if not attack.is_worst_case or alone[attack.ball] < 2):
@@ -68,10 +68,10 @@ def _parts(columns: Sequence[tuple[ResultCard, Column]], parts: Sequence[str]) -
 
 
 def _clean(card: ResultCard) -> metrics.Mask:
-    """Return which images are classified correctly without attack; all if that was not measured."""
+    """Return the mask of images that are classified correctly without attack; all if that was not measured."""
     return np.ones(len(card.labels), dtype=bool) if card.clean is None else card.clean.correct
 
 
 def _mean(counts: Sequence[int]) -> str:
-    """Write a number of images, or its mean over seeds."""
+    """Format a number of images, or its mean over seeds."""
     return f"{float(np.mean(counts)):.1f}" if len(counts) > 1 else str(int(counts[0]))

@@ -1,4 +1,4 @@
-"""Curves: accuracy and losses over the epochs of training, accuracy against the strength of an attack."""
+"""Curves: accuracy and losses over the training epochs, and accuracy against the strength of an attack."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ AXES = {
 """For each curve of an evaluation, the label of its axis and its title."""
 
 Switches = Mapping[tuple[int, str], Sequence[str]]
-"""The methods to name at the first epoch of a stage."""
+"""By first epoch of a stage, and its name: the methods whose label is shown there."""
 
 
 def _switches(one: Series) -> Switches:
-    """Return every stage after the first that the runs have reached, without the name of the method."""
+    """Return every stage after the first that the runs have reached, without names of methods."""
     last = max((epoch.epoch for run in one.runs for epoch in run.epochs), default=0)
     record = one.runs[0].record
     stages = () if record is None else record.stages
@@ -84,9 +84,9 @@ Value = Callable[[CurvePoint], float]
 
 
 def training_curves(all_series: Sequence[Series], data: ReportedData, anchor: str) -> list[Panel]:
-    """Balanced accuracy over the epochs, clean and attacked, of all classes and of the tail.
+    """Draw balanced accuracy over the epochs, clean and attacked, of all classes and of the tail.
 
-    All series are drawn in four figures; with many series there is one figure each, with the baseline in grey.
+    All series share four figures; if there are many, each has one figure, with the baseline in grey.
     """
     there = [one for one in all_series if any(epoch.monitor for run in one.runs for epoch in run.epochs)]
     points = [epoch.monitor for one in there for run in one.runs for epoch in run.epochs if epoch.monitor is not None]
@@ -126,7 +126,7 @@ def training_curves(all_series: Sequence[Series], data: ReportedData, anchor: st
 
 
 def _curve(one: Series, value: Value) -> tuple[list[int], list[float]]:
-    """The epochs at which the curve of a series was measured, and the mean of `value` over the seeds there."""
+    """Return the epochs at which the curve of a series was measured, and the mean of `value` over seeds at each."""
     points = one.over_seeds(lambda epoch: None if epoch.monitor is None else value(epoch.monitor))
     return [epoch.epoch for epoch, _ in points], [float(mean) for _, mean in points]
 
@@ -139,7 +139,7 @@ def _finish(axes: Axes, top: float, all_series: Sequence[Series], marks: Switche
 
 
 def _accuracy_curves(all_series: Sequence[Series], title: str, value: Value, top: float, name: str) -> Panel:
-    """One value per epoch and series, drawn where it was measured, with every change of stage marked."""
+    """Draw one value per epoch and series, where it was measured, and mark every change of stage."""
     figure, (axes,) = make_figure(2.7)
     marks: dict[tuple[int, str], list[str]] = {}
     for one in all_series:
@@ -154,7 +154,7 @@ def _accuracy_curves(all_series: Sequence[Series], title: str, value: Value, top
 
 
 def _own_curves(one: Series, reference: Series | None, values: Mapping[str, Value], top: float) -> Panel:
-    """The curves of one series, each with its name, in front of those of a reference in grey."""
+    """Draw the curves of one series, each with its name, and those of a reference in grey behind them."""
     figure, (axes,) = make_figure(2.5)
     looks: Sequence[Look] = (
         {"linewidth": 1.2, "linestyle": DASHES[1]},
@@ -171,7 +171,7 @@ def _own_curves(one: Series, reference: Series | None, values: Mapping[str, Valu
 
 
 def loss_curves(one: Series) -> Panel | None:
-    """The total loss and its parts over the epochs, one small axis each; None if no epoch is recorded."""
+    """Draw the total loss and its parts over the epochs, on one small axis each; None if no epoch is recorded."""
     parts = list(dict.fromkeys(part for run in one.runs for epoch in run.epochs for part in epoch.loss))
     if not parts:
         return None
@@ -193,7 +193,7 @@ def loss_curves(one: Series) -> Panel | None:
 
 
 Line = Mapping[float, ScoreCell]
-"""Accuracy by the setting that is varied, in ascending order."""
+"""Accuracy by the varied setting, in ascending order."""
 
 
 @dataclass(frozen=True)
@@ -205,11 +205,11 @@ class AttackCurves:
     attack: str
     panels: tuple[Panel, ...]
     left: tuple[str, ...]
-    """The series that are still correct on some images in a ball that holds every image, with their accuracy."""
+    """The series that are still correct on some images in the ball that contains every image, with their accuracy."""
 
 
 def attack_curves(runs: Sequence[Measured], anchor: str) -> list[AttackCurves]:
-    """Return every curve that the cards hold."""
+    """Return every curve on the cards."""
     found = {name: [(run.series, *line) for run in runs if (line := line_of(run.series, name))] for name in AXES}
     return [_attack_curves(name, lines, anchor) for name, lines in found.items() if lines]
 
@@ -233,7 +233,7 @@ def _attack_curves(name: str, found: Sequence[tuple[Series, str, Line]], anchor:
 
 
 def line_of(one: Series, name: str) -> tuple[str, Line] | None:
-    """Return the attack that is varied and the balanced accuracy at each point, over the seeds that have it."""
+    """Return the varied attack and its balanced accuracy at each point, over the seeds that have the point."""
     points: dict[float, list[Summary]] = {}
     attack = ""
     for card in one.cards:
@@ -248,10 +248,10 @@ def line_of(one: Series, name: str) -> tuple[str, Line] | None:
 def _draw(
     lines: Sequence[tuple[Series, Line]], axis: str, title: str, name: str, reference: Line | None, marks: list[float]
 ) -> Panel:
-    """Draw accuracy on a logarithmic axis, which begins at 0 where a curve does.
+    """Draw accuracy on a logarithmic axis, which includes 0 if a curve begins at 0.
 
-    Bands are 95 % intervals, with several seeds of their mean; `reference` is drawn in grey, `marks` are
-    settings with a vertical line.
+    Bands are 95 % intervals, of the mean if there are several seeds. `reference` is drawn in grey; each setting in
+    `marks` gets a vertical line.
     """
     figure, (axes,) = make_figure(2.7)
     if reference is not None:

@@ -1,4 +1,4 @@
-"""What the page says about comparisons that stopped when they were decided, which saw some of the images."""
+"""Sentences of the page about decisions of `taet.decide`, which cover only some of the images."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from taet.evaluation.decision_card import COVERS, DecisionCard
 from taet.formatting import count, listed, points, size
 
 MANY = 20
-"""Of more classes the images are not listed."""
+"""Largest number of classes whose images are listed."""
 
 
 def notes(one: DecisionCard) -> list[str]:
-    """Return what has to be said about a comparison, in sentences."""
+    """Return the sentences about a decision."""
     pairs = len(one.first["models"])
     of_pairs = [f"The mean over {pairs} pairs of models."] if pairs > 1 else []
     ended = f"{one.sentence[0].upper()}{one.sentence[1:]}."
@@ -20,7 +20,7 @@ def notes(one: DecisionCard) -> list[str]:
 
 
 def _images(one: DecisionCard) -> str:
-    """Say how many images of each class were met."""
+    """Say how many images of each class were attacked."""
     met = len(one.rows) * np.bincount(one.classes, minlength=len(one.data["class_names"]))
     least, most = met[met > 0].min(), met.max()
     if least == most:
@@ -32,7 +32,7 @@ def _images(one: DecisionCard) -> str:
 
 
 def _rule(one: DecisionCard) -> str:
-    """Say what decides, with which error probability."""
+    """Say which accuracy decides, and with which error probability."""
     shared = f", shared by {one.comparisons} comparisons" if one.comparisons > 1 else ""
     within = "" if one.rule.within is None else f"; it also stops within {points(one.rule.within)[1:]} points"
     return (

@@ -23,12 +23,12 @@ class Pairs:
     """Differences between series, each computed once."""
 
     def __init__(self, tail: Sequence[int] = ()) -> None:
-        """Compare series on one data set with these tail classes."""
+        """Prepare comparisons of series on one data set with these tail classes."""
         self._tail = list(tail)
         self._known: dict[tuple[AttackKey, Of, int, int], Difference] = {}
 
     def difference(self, first: Measured, second: Measured, attack: AttackKey, of: Of = "balanced") -> Difference:
-        """Return by how much the first is more accurate under an attack that both have."""
+        """Return the difference of accuracies, first minus second, under an attack that both series have."""
         if first.series.index > second.series.index:
             return opposite(self.difference(second, first, attack, of))
         at = (attack, of, first.series.index, second.series.index)
@@ -37,9 +37,9 @@ class Pairs:
         return self._known[at]
 
     def is_better(self, first: Measured, second: Measured, attack: AttackKey, of: Of) -> bool:
-        """Return whether the first is known to be more accurate."""
+        """Return whether the first is more accurate beyond chance."""
         found = self.difference(first, second, attack, of)
-        return found.decided and found.value > 0  # the seeds on both sides may rank differently from all seeds
+        return found.decided and found.value > 0  # the shared seeds may rank differently from all seeds
 
     def _compute(self, pairs: Sequence[tuple[ResultCard, Column, Column]], of: Of) -> Difference:
         card = pairs[0][0]
@@ -61,7 +61,7 @@ def opposite(found: Difference) -> Difference:
 def _in_pairs(
     first: Sequence[tuple[ResultCard, Column]], second: Sequence[tuple[ResultCard, Column]]
 ) -> list[tuple[ResultCard, Column, Column]]:
-    """Pair runs with equal seeds; if no seed is on both sides, pair them in order."""
+    """Pair runs with equal seeds; if the sides share no seed, pair them in order."""
     by_seed = {card.seed: column for card, column in second}
     same = [(card, column, by_seed[card.seed]) for card, column in first if card.seed in by_seed]
     return same or [(card, mine, other) for (card, mine), (_, other) in zip(first, second, strict=False)]
@@ -69,7 +69,7 @@ def _in_pairs(
 
 @dataclass(frozen=True)
 class PairedTable:
-    """Differences under one attack, row minus column; None where there is nothing to compare."""
+    """Differences under one attack, row minus column; None if there is nothing to compare."""
 
     attack: AttackKey
     heads: tuple[Series, ...]
@@ -77,9 +77,9 @@ class PairedTable:
 
 
 def paired_table(runs: Sequence[Measured], attack: AttackKey, pairs: Pairs) -> PairedTable | None:
-    """Compare every two series under an attack; many series are compared with the baseline and with the first only.
+    """Compare every two series under an attack; if there are many, only with the baseline and with the first.
 
-    `runs` are in the order of the rows; with fewer than two of them there is no table.
+    `runs` are in the order of the rows; for fewer than two runs the result is None.
     """
     there = [run for run in runs if attack in run.summaries]
     if len(there) < 2:

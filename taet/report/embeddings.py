@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMALL = 4.0
-"""Area of a marker in points squared."""
+"""Area of a marker in square points."""
 
 
 def draw(found: Sequence[Embedding], labels: Sequence[str], width: float = 7.0) -> Figure:
-    """A figure with a row for each embedding; colours go from the largest class, dark, to the smallest."""
+    """Draw a figure with a row for each embedding; colours range from dark for the largest class to the smallest."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -57,14 +57,14 @@ def _rank(one: Embedding, label: int) -> int:
 
 
 def numbers(one: Embedding, side: str) -> str:
-    """The numbers beside a picture, in words."""
+    """Return the numbers beside a picture, in words."""
     own = one.numbers[side]
     separable = percent(own["linear_separability"])
     return f"silhouette {own['silhouette']:+.3f}".replace("-", "−") + f", linear {separable} %"
 
 
 def panel(one: Embedding, label: str, name: str) -> Panel:
-    """One embedding as a panel of a page."""
+    """Return one embedding as a panel of a page."""
     figure = draw([one], [label], width=4.0)
     said = "; ".join(f"{side}: {numbers(one, side)}" for side in one.points)
     return make_panel(figure, name, f"{label}, t-SNE of {one.of}, {one.attack}", f"test images by class; {said}")

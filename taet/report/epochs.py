@@ -1,4 +1,4 @@
-"""Figures of the classes over the epochs: accuracy, predicted classes, and how far the examples of an image move."""
+"""Figures of the classes over the epochs: accuracy, predicted classes, and how far adversarial examples move."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN_CLASSES = 10
-"""Most classes with a line each; with more, head, body and tail have one."""
+"""Largest number of classes with a line each; if there are more, head, body and tail have one."""
 SHADES = ("#0072B2", "#009E73", "#D55E00")
 STROKES = ("-", "--", "-.")
 
 
 class Line(NamedTuple):
-    """A class, or a group of them, with its look."""
+    """A class or a group of classes, with its line style."""
 
     label: str
     members: Ints
     look: Look
 
     def mean(self, values: Floats) -> float:
-        """Mean of the values (C,) of its classes that have one; nan without any."""
+        """Return the mean of the known values (C,) of its classes; nan if none is known."""
         known = values[self.members][~np.isnan(values[self.members])]
         return float(known.mean()) if known.size else float("nan")
 
 
 def _classes(data: ReportedData) -> list[Line]:
-    """A line for each class, from the largest to the smallest; with many classes those of the groups."""
+    """Return a line for each class, from the largest to the smallest; if there are many, for each group."""
     from matplotlib import colormaps
 
     if len(data.order) > SHOWN_CLASSES:
@@ -64,7 +64,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def class_curves(one: Series) -> Panel | None:
-    """Accuracy of each class over the epochs: of the examples trained on, and of held-out images, clean and attacked.
+    """Draw accuracy of each class over the epochs: on training examples, and on held-out images, clean and attacked.
 
     Training accuracy that rises while held-out accuracy falls is overfitting. None if no epoch is recorded.
     """
@@ -101,7 +101,7 @@ def _at_point(counts: Callable[[CurvePoint], Counts]) -> Callable[[Epoch], Float
 
 
 def predicted_shares(one: Series) -> Panel | None:
-    """Share of the training examples predicted as head, body and tail over the epochs, beside the share of labels."""
+    """Draw the shares of head, body and tail in the predictions on training examples over epochs, and in the labels."""
     points = one.over_seeds(lambda epoch: epoch.predicted)
     if not points or one.data.train_counts is None:
         return None
@@ -123,9 +123,9 @@ def predicted_shares(one: Series) -> Panel | None:
 
 
 def distances(one: Series) -> Panel | None:
-    """L2 distance between the examples of consecutive epochs, mean over head, body and tail classes.
+    """Draw the L2 distance between the examples of consecutive epochs, as means over head, body and tail classes.
 
-    Bands are the quartiles, where the run recorded them.
+    Bands are the quartiles, if the run recorded them.
     """
     points = one.over_seeds(lambda epoch: epoch.distance)
     if not points or not one.data.groups:
@@ -148,7 +148,7 @@ def distances(one: Series) -> Panel | None:
 
 
 def class_distances(all_series: Sequence[Series], anchor: str) -> Panel | None:
-    """The same distance for each class in the last epoch that has one: mean, with quartiles where they are recorded."""
+    """Draw the same distance for each class in the last epoch that has one: mean, and quartiles if recorded."""
     there = [(one, points[-1]) for one in all_series if (points := one.over_seeds(lambda epoch: epoch.distance))]
     if not there:
         return None

@@ -1,4 +1,4 @@
-"""Figures of the report as inline SVG: small panels of one width, legible without colour. Here those of classes."""
+"""Figures of the report as inline SVG: small panels of one width, legible without colour; and those of classes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ GREY, INK, GRID = "#6b6b6b", "#1a1a1a", "#dcdcdc"
 WIDTH = 4.0
 """Width of every panel in inches: 384 CSS pixels, nearly full size on a phone."""
 NAMED_CLASSES = 30
-"""Most classes that are drawn large."""
+"""Largest number of classes that are drawn large."""
 NAMED_ROWS, SMALL = 100, 7
-"""Most classes whose rows all carry their names, and their font size; of more classes some rows do."""
+"""Largest number of classes for which every row has its name, and the font size; beyond it, only some rows do."""
 WHISKERED_CLASSES = 100
-"""Most classes whose intervals are drawn; with more they would cover the figure, whose rows are a few pixels high."""
+"""Largest number of classes whose intervals are drawn; rows of more classes are too low for intervals."""
 
 MIDDLE_MARKERS = "s^v<>"
 Look = dict[str, Any]
@@ -115,7 +115,7 @@ def make_panel(figure: Figure, name: str, title: str, description: str) -> Panel
 
 
 def picture(figure: Figure, format: str) -> bytes:
-    """A figure as a file, svg or png, without a date: the same figure gives the same bytes."""
+    """Return a figure as a file, svg or png, without a date: the same figure gives the same bytes."""
     buffer = io.BytesIO()
     metadata = {"Date": None} if format == "svg" else {"Software": None}
     figure.savefig(buffer, format=format, metadata=metadata, dpi=200)
@@ -130,7 +130,7 @@ def percent_axis(axis: Axis) -> None:
 
 
 def short(name: str, length: int = 16) -> str:
-    """Cut a name that is too long for a figure."""
+    """Shorten a name that is too long for a figure."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
@@ -171,9 +171,9 @@ def _whiskers(axes: Axes, classes: ClassAccuracies, order: Ints, rows: Floats, c
 
 
 def histogram(data: ReportedData, name: str) -> Panel:
-    """Training images of each class, largest first, with the number of test images at the end of each bar.
+    """Draw the training images of each class, largest first, with the number of test images at the end of each bar.
 
-    If the training counts are not known, the bars are the test images.
+    If the training counts are not known, the bars show the test images.
     """
     figure, axes, order = class_rows(data)
     known = data.train_counts is not None
@@ -200,7 +200,7 @@ def histogram(data: ReportedData, name: str) -> Panel:
 
 
 def class_bars(runs: Sequence[Measured], clean: AttackKey | None, strongest: AttackKey | None) -> list[Panel]:
-    """Accuracy of each class, clean and under the strongest attack, two bars per class: a figure of each series."""
+    """Draw accuracy of each class, clean and under the strongest attack, two bars per class: a figure per series."""
     panels = []
     for run in runs:
         if clean is None or clean not in run.summaries:
@@ -224,7 +224,7 @@ def class_bars(runs: Sequence[Measured], clean: AttackKey | None, strongest: Att
 def clean_against_robust(
     runs: Sequence[Measured], clean: AttackKey | None, attack: AttackKey | None, anchor: str
 ) -> Panel | None:
-    """Balanced accuracy under an attack against clean accuracy of each series; None for less than two."""
+    """Draw balanced accuracy under an attack against clean accuracy of each series; None for fewer than two."""
     there = [run for run in runs if clean in run.summaries and attack in run.summaries]
     if clean is None or attack is None or len(there) < 2:
         return None
@@ -234,7 +234,7 @@ def clean_against_robust(
 
 
 def crosses(points: Sequence[tuple[str, ScoreCell, ScoreCell]], attack: str, anchor: str) -> Panel:
-    """Accuracy under an attack against clean accuracy, with both intervals as a cross for each label."""
+    """Draw accuracy under an attack against clean accuracy, with both intervals as a cross for each label."""
     figure, (axes,) = make_figure(3.4)
     for place, (label, x, y) in enumerate(points):
         look: Look = {
@@ -257,7 +257,7 @@ def crosses(points: Sequence[tuple[str, ScoreCell, ScoreCell]], attack: str, anc
 
 
 def class_errors(runs: Sequence[Measured], attack: AttackKey | None) -> list[Panel]:
-    """Natural and boundary error of each class under an attack, end to end: a figure of each series with clean images.
+    """Draw natural and boundary error of each class under an attack, stacked: a figure per series with clean images.
 
     The sum of the two is the robust error.
     """
@@ -280,21 +280,21 @@ def class_errors(runs: Sequence[Measured], attack: AttackKey | None) -> list[Pan
 
 
 def _light(series: Series, classes: int) -> Look:
-    """The lighter of two kinds of bars: hatched, or tinted where the outlines of many classes would fill the figure."""
+    """Return the lighter of two kinds of bars: hatched, or tinted if there are too many classes for hatching."""
     if classes > NAMED_CLASSES:
         return {"color": series.colour, "alpha": 0.3, "linewidth": 0}
     return {"color": "white", "edgecolor": series.colour, "hatch": "/////", "linewidth": 0.7}
 
 
 def _shares(figure: Figure, axes: Axes) -> None:
-    """Finish a figure of two kinds of bars from 0 to 100 %."""
+    """Set the axis from 0 to 100 % and the legend of a figure of two kinds of bars."""
     axes.set_xlim(0, 1)
     percent_axis(axes.xaxis)
     figure.legend(loc="outside lower center", ncols=2, handlelength=1.6)
 
 
 def class_dots(runs: Sequence[Measured], attacks: Sequence[AttackKey], anchor: str) -> list[Panel]:
-    """Accuracy of each class, all series in one figure for each attack, one marker per series."""
+    """Draw accuracy of each class, with all series in one figure for each attack, one marker per series."""
     panels = []
     for number, attack in enumerate(attacks):
         there = [run for run in runs if attack in run.summaries]
@@ -316,7 +316,7 @@ def class_dots(runs: Sequence[Measured], attacks: Sequence[AttackKey], anchor: s
 
 
 def predicted_classes(series: Series, epochs: Sequence[int] = ()) -> Panel | None:
-    """How often each class was predicted on the training examples, at chosen epochs; else in the first and the last."""
+    """Draw how often each class was predicted on training examples, at `epochs`; by default the first and the last."""
     points = series.over_seeds(lambda epoch: epoch.predicted)
     if not points:
         return None
@@ -340,7 +340,7 @@ def predicted_classes(series: Series, epochs: Sequence[int] = ()) -> Panel | Non
 
 
 def confusions(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> list[tuple[str, list[Panel]]]:
-    """Confusion matrices under each attack, all seeds of a series together; none with very many classes."""
+    """Draw confusion matrices under each attack, summed over the seeds of a series; none for very many classes."""
     if any(len(run.series.data.class_names) > metrics.PAIRED_CLASSES for run in runs):
         return []
     return [
@@ -350,7 +350,7 @@ def confusions(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> list[t
 
 
 def _confusion(run: Measured, attack: AttackKey, name: str) -> Panel:
-    """One matrix with rows (true classes) normalised to 1, classes from the largest to the smallest."""
+    """Draw one matrix with rows (true classes) normalised to 1, classes from the largest to the smallest."""
     data = run.series.data
     order, count = data.order, len(data.order)
     counts = run.confusion(attack).astype(np.float64)[np.ix_(order, order)]

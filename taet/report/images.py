@@ -32,7 +32,7 @@ class Gallery:
     attack: str
     eps: float
     factor: int
-    """The largest whole factor by which no perturbation leaves the pixel range around grey."""
+    """The largest whole factor at which every magnified perturbation around grey stays in the pixel range."""
     rows: list[tuple[list[str], int, list[int]]]
     """The clean image, the adversarial image and the magnified perturbation as data URIs, the true class, and the
     classes predicted for the first two."""

@@ -1,6 +1,6 @@
-"""What was measured for each series: which columns of its cards are the same attack, and their numbers.
+"""The measurements of each series: the columns of its cards, grouped by attack, and their numbers.
 
-Columns measured only for a curve and columns with examples of another model are left out. A stored worst case is
+Columns measured only for a curve and columns with examples of another model are excluded. A stored worst case is
 replaced by the worst case over the attacks of the card.
 """
 
@@ -26,7 +26,7 @@ NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 
 class AttackKey(Identity):
-    """The identity of an attack, which makes columns of two cards comparable, with its place and words in a table."""
+    """The identity of an attack, equal for comparable columns of two cards, with its position and words in a table."""
 
     @property
     def is_worst_case(self) -> bool:
@@ -34,7 +34,7 @@ class AttackKey(Identity):
 
     @property
     def ranked(self) -> bool:
-        """Whether accuracies under it rank models: not if it is unbounded, since then the distance is what counts."""
+        """Whether accuracies under it rank models: not if it is unbounded, as its measure is the distance."""
         return self.bounded or self.norm is None
 
     @property
@@ -68,14 +68,14 @@ class AttackKey(Identity):
 
 @dataclass(frozen=True)
 class Heading:
-    """The head of a column: the name as in the card, with a detail below it."""
+    """The heading of a column: the name as in the card, with a detail below it."""
 
     name: str
     detail: str = ""
 
 
 def heads(attacks: Sequence[AttackKey]) -> list[Heading]:
-    """Return the head of each attack; attacks that differ only in their settings show these as well."""
+    """Return the heading of each attack; attacks of equal name in one ball show their settings."""
     names = Counter((attack.name, attack.threat) for attack in attacks)
 
     def detail(attack: AttackKey) -> str:
@@ -96,7 +96,7 @@ def key(column: Column) -> AttackKey:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Evaluated runs of one series: each of their columns with its numbers, one per seed."""
+    """The evaluated runs of one series: each column with its numbers, one per seed."""
 
     series: Series
     columns: Mapping[AttackKey, Sequence[tuple[ResultCard, Column]]]
@@ -164,10 +164,10 @@ def shown(card: ResultCard) -> Iterator[Column]:
 
 
 def strongest(runs: Sequence[Measured]) -> AttackKey | None:
-    """Return the strongest attack: a whole suite, or else the one with the lowest mean balanced robustness.
+    """Return the strongest attack: a complete suite, or else the one with the lowest mean balanced robustness.
 
     Only bounded attacks of the cards' threat model that most runs have are considered; a worst case only if there is
-    nothing else.
+    no other attack.
     """
 
     def order(attack: AttackKey) -> tuple[bool, int, bool, float]:

@@ -91,16 +91,16 @@ def template(name: str) -> jinja2.Template:
 
 
 def audit_page(audit: Audit) -> str:
-    """Return the page of an audit, its answered checklist, as HTML in the look of the report."""
+    """Return the page of an audit, its answered checklist, as HTML in the style of the report."""
     return template("audit.html.j2").render(audit=audit, card=audit.evidence.card)
 
 
 def section(
     data: ReportedData, all_series: Sequence[Series], anchor: str, class_attack: str | None = None
 ) -> SimpleNamespace:
-    """Compute everything that the template shows of the runs on one training and test set.
+    """Compute everything that the template shows about the runs on one training and test set.
 
-    Classes are shown under the strongest attack, or under the one that is named.
+    Classes are shown under the strongest attack, or under `class_attack`.
     """
     runs = measured.ranked(measured.measured(all_series))
     evaluated = [run.series for run in runs]
@@ -186,7 +186,7 @@ def _contents(c: SimpleNamespace) -> dict[str, tuple[str, object]]:
 def _flags(all_series: Sequence[Series]) -> dict[str, dict[str, list[str]]]:
     """Return the rows for which each flag was raised, by its name and text, in order of appearance.
 
-    With several seeds the numbers in a text are those of the first.
+    With several seeds, the numbers in a text are those of the first.
     """
     found: dict[str, dict[str, list[str]]] = {}
     for one in all_series:

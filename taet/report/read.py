@@ -1,6 +1,6 @@
 """Run folders as the report shows them: settings, epochs of training, result card and example images.
 
-A folder may hold a result card alone, of a model that was trained elsewhere.
+A folder may contain only a result card, of a model that was trained elsewhere.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ class ReportedData:
     name: str
     class_names: tuple[str, ...]
     train_counts: tuple[int, ...] | None
-    """Training images of each class; None if not known, and then there are no groups of classes."""
+    """Training images of each class; None if not known: then there are no groups of classes."""
     test_counts: tuple[int, ...]
     test_sha256: str
     notes: tuple[str, ...] = field(compare=False)
 
     @property
     def imbalance_ratio(self) -> float:
-        """Size of the largest training class over that of the smallest; inf if a class is empty, nan if not known."""
+        """Ratio of the largest to the smallest training class; inf if a class is empty, nan if not known."""
         if self.train_counts is None:
             return math.nan
         return max(self.train_counts) / min(self.train_counts) if min(self.train_counts) else math.inf
 
     @property
     def ranks(self) -> Ints:
-        """Rank of each class by training images, 0 for the largest, (C,); its label if they are not known."""
+        """Rank of each class by training images, 0 for the largest, (C,); its label if the counts are not known."""
         return np.arange(len(self.class_names)) if self.train_counts is None else metrics.class_ranks(self.train_counts)
 
     @property
@@ -69,11 +69,11 @@ class ReportedData:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """Everything of one run that a report shows."""
+    """Everything about one run that a report shows."""
 
     path: Path
     record: RunRecord | None
-    """None if the folder holds a result card alone."""
+    """None if the folder contains only a result card."""
     epochs: tuple[Epoch, ...]
     card: ResultCard | None
     examples: Examples | None
@@ -81,20 +81,20 @@ class ReportedRun:
 
     @property
     def about(self) -> RunRecord | ResultCard:
-        """What says how the model was trained: run.json, and without one the card."""
+        """The record of how the model was trained: run.json, or without one the card."""
         found = self.record or self.card
         assert found is not None
         return found
 
     @property
     def written(self) -> Mapping[str, Any]:
-        """Settings of the training as they were written, so without those of later versions; empty if not known."""
+        """Settings of the training as stored, hence without those of later versions; empty if not known."""
         about = self.about
         return about.settings if isinstance(about, RunRecord) else about.run.get("config", {})
 
     @property
     def method(self) -> str:
-        """The method; for a model that was trained elsewhere, its name."""
+        """The method, or the name of a model that was trained elsewhere."""
         return self.about.method
 
     @property
@@ -104,28 +104,28 @@ class ReportedRun:
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """Where the method leaves the protocol, in words."""
+        """Deviations of the method from the protocol, in words."""
         return self.about.deviations
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, including the points of its curve; 0 if not known: beside a card not every epoch is."""
+        """Seconds of training, with the points of its curve; 0 for a card alone, whose stored epochs are thinned."""
         return 0.0 if self.record is None else sum(epoch.seconds for epoch in self.epochs)
 
     @property
     def settings(self) -> Json:
-        """Settings that decide the numbers, by dotted name, without the seed: equal for runs of one series."""
+        """Settings that determine the results, by dotted name, without the seed: equal for runs of one series."""
         return {name: value for name, value in training_settings(self.written).items() if name != "seed"}
 
 
 def is_decision(path: Path) -> bool:
-    """Whether a folder holds the decision between two models, and neither a run nor a result card."""
+    """Return whether a folder contains a decision between two models, and neither a run nor a result card."""
     folder = RunFolder(path)
     return folder.decision.exists() and not folder.is_run and not folder.card().exists()
 
 
 def is_shown(path: Path) -> bool:
-    """Whether a folder holds what a report shows."""
+    """Return whether a folder contains anything that a report shows."""
     folder = RunFolder(path)
     return folder.is_run or folder.card().is_file() or is_decision(path)
 
@@ -134,7 +134,7 @@ def read(path: Path) -> ReportedRun:
     """Read a folder, or a file with a result card and the epochs beside it.
 
     Raises:
-        UserError: the folder holds neither a run nor a result card, or is damaged; a file that is no card.
+        UserError: the folder contains neither a run nor a result card, or is damaged; the file is not a card.
     """
     if path.is_file():
         alone, epochs = ResultCard.load(path), (*map(Epoch.from_json, rows_beside(path)),)
@@ -158,18 +158,18 @@ def read(path: Path) -> ReportedRun:
 
 
 def beside(card: Path, file: str) -> Path:
-    """Where a file of a run folder lies beside a card: NAME.metrics.jsonl, as `taet reproduce --save` writes it."""
+    """Return the path of a run's file beside a card: NAME.metrics.jsonl, as `taet reproduce --save` writes it."""
     return card.with_suffix(f".{file}")
 
 
 def cards_in(folder: Path) -> list[Path]:
-    """Return the cards that lie in a folder as files, without the embeddings beside them."""
+    """Return the card files of a folder, without the embeddings beside them."""
     embeddings = beside(Path("*"), RunFolder(folder).embedding("*").name)
     return sorted(path for path in folder.glob("*.json") if not path.match(str(embeddings)))
 
 
 def rows_beside(card: Path) -> tuple[Row, ...]:
-    """The epochs that are kept beside a card, checked; none where there is no such file."""
+    """Return the epochs stored beside a card, checked; none if there is no such file."""
     path = beside(card, METRICS)
     if not path.exists():
         return ()
@@ -182,7 +182,7 @@ def rows_beside(card: Path) -> tuple[Row, ...]:
 
 
 def data_of_card(card: ResultCard) -> ReportedData:
-    """Return what a card knows about its images."""
+    """Return what a card says about its images."""
     counts = card.data.get("train_class_counts")
     return ReportedData(
         name=card.data["name"],

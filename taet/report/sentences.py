@@ -14,7 +14,7 @@ from taet.report.tables import MethodTable, ScoreCell
 
 
 def summary(data: ReportedData, all_series: Sequence[Series], attacks: Sequence[AttackKey], many: bool) -> str:
-    """Say what was trained, on which images, and how it was attacked."""
+    """Say which models were trained, on which images, and how they were attacked."""
     balls = list(dict.fromkeys(attack.threat for attack in attacks if attack.norm is not None))
     threat = f", attacked with {'; '.join(balls)}" if balls else ""
     training = ""
@@ -33,7 +33,7 @@ def summary(data: ReportedData, all_series: Sequence[Series], attacks: Sequence[
 
 
 def precisions(all_series: Sequence[Series]) -> str:
-    """Say which runs were trained in which precision, where it differs."""
+    """Say which runs were trained in which precision, if it differs."""
     found: dict[str, dict[str, None]] = {}
     for one in all_series:
         for run in one.runs:
@@ -65,7 +65,7 @@ def numbers(all_series: Sequence[Series]) -> str:
 
 
 def result(headline: MethodTable, column: int) -> str:
-    """Say which row is best in a column of the headline, and whether its lead is more than chance."""
+    """Say which row is best in a column of the headline table, and whether its lead exceeds chance."""
     cells = [(series.label, cells[column]) for series, cells in headline.rows]
     ranked = [(label, cell) for label, cell in cells if isinstance(cell, ScoreCell) and not math.isnan(cell.value)]
     if not ranked:
@@ -85,7 +85,7 @@ def result(headline: MethodTable, column: int) -> str:
 
 
 def within(cell: ScoreCell) -> str:
-    """Say how certain a value is."""
+    """Return the uncertainty of a value in words."""
     if cell.error is None:
         return f"95 % interval {percent(cell.low)} to {percent(cell.high)}"
     return f"standard error {percent(cell.error)}, n = {cell.count}"

@@ -37,7 +37,7 @@ MARKER_PATHS = (
     "M18 11.5l4.5-8h-9Z",
 )
 MANY = len(COLOURS)
-"""Most series that share a figure."""
+"""Largest number of series that share a figure."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Series:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the method's file declares it as the one that others are compared with."""
+        """Whether the method's file declares it as the baseline for comparisons."""
         known = registry.entries("methods")
         return self.method in known and known[self.method].baseline
 
@@ -84,12 +84,12 @@ class Series:
 
     @property
     def machine(self) -> tuple[object, ...]:
-        """Device and threads, on which the seconds depend."""
+        """Device and threads, which affect the seconds."""
         return tuple(dict.fromkeys((run.record and (run.record.device, run.record.threads)) for run in self.runs))
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """Where the runs leave the protocol, in words."""
+        """Deviations of the runs from the protocol, in words."""
         return tuple(dict.fromkeys(text for run in self.runs for text in run.deviations))
 
     @property
@@ -149,7 +149,7 @@ def grouped(runs: Sequence[ReportedRun], names: Sequence[str | None]) -> list[Se
 
 
 def _labels(groups: Sequence[Sequence[ReportedRun]], names: Mapping[Path, str | None]) -> list[str]:
-    """Label each group with its given name or its method; equal labels on the same data get what distinguishes them."""
+    """Label each group with its given name or its method; equal labels on the same data are extended by settings."""
     labels = [names[group[0].path] or group[0].method for group in groups]
     details: tuple[Callable[[Sequence[ReportedRun], Sequence[Sequence[ReportedRun]]], str], ...] = (
         _own_settings,

@@ -20,22 +20,22 @@ from taet.report.read import ReportedData
 from taet.report.series import Series, baseline
 
 LEVEL = 0.95
-"""Of the interval of a mean over seeds."""
+"""Confidence level of the interval of a mean over seeds."""
 EXTRA = (Heading("saw the removed tail", "extra images"),)
 COSTS = (Heading("training", "per run"), Heading("flags", "kinds"))
 NAMED = 6
-"""Most classes that are named in a cell."""
+"""Largest number of classes that are named in a cell."""
 
 
 NUMBERED_CLASSES = 12
-"""Classes whose confusion matrix has its numbers in its cells, at most."""
+"""Largest number of classes for which the confusion matrix shows its numbers."""
 MOST_MISTAKES = 10
-"""Pairs of classes that are named as most often confused."""
+"""Number of pairs of classes that are listed as most often confused."""
 
 
 @dataclass(frozen=True)
 class ScoreCell:
-    """A value in [0, 1] with its interval; `mark` is best, second or empty, `tied`: maybe as good as the best."""
+    """A value in [0, 1] with its interval; `mark` is best, second or empty, `tied`: possibly as good as the best."""
 
     value: float
     low: float
@@ -61,7 +61,7 @@ def spread(values: Sequence[float], intervals: Sequence[Interval], detail: str =
 
 @dataclass(frozen=True)
 class TextCell:
-    """A cell of words, which is not ranked."""
+    """A text cell, which is not ranked."""
 
     text: str
     detail: str = ""
@@ -69,7 +69,7 @@ class TextCell:
 
 @dataclass(frozen=True)
 class MethodTable:
-    """One row per series; a cell is None where nothing was measured."""
+    """One row per series; a cell is None if it was not measured."""
 
     title: str
     heads: tuple[Heading, ...]
@@ -78,14 +78,14 @@ class MethodTable:
 
 
 Apart = Callable[[int, int], bool]
-"""Whether the cell of the second row is known to be below the best one, that of the first row."""
+"""Whether the best row, the first argument, is better beyond chance than the row in the second argument."""
 
 
 def marked(cells: Sequence[ScoreCell | None], apart: Apart | None = None) -> list[ScoreCell | None]:
     """Mark the best and the second best value of a column, and every cell that may be as good as the best.
 
-    Without `apart` a cell is known to be below the best where their intervals do not overlap. If all values are equal
-    there is no best; a second value that is 0 or shared by several rows is not marked.
+    Without `apart`, a cell counts as below the best if their intervals do not overlap. If all values are equal, there
+    is no best; a second value that is 0 or shared by several rows is not marked.
     """
     there = {row: cell for row, cell in enumerate(cells) if cell is not None and not math.isnan(cell.value)}
     values = [cell.value for cell in there.values()]
@@ -118,9 +118,9 @@ class Measure:
     attack: AttackKey
     score: Score
     apart: Callable[[Measured, Measured], bool] | None = None
-    """Whether the first row is known to be better than the second; by default where the intervals do not overlap."""
+    """Whether the first row is better than the second beyond chance; by default, if the intervals do not overlap."""
     ranked: bool = True
-    """Whether there is a best."""
+    """Whether the best value is marked."""
 
     def cells(self, runs: Sequence[Measured]) -> list[ScoreCell | None]:
         """Return the cell of every row, marked if the column is ranked."""
@@ -132,7 +132,7 @@ class Measure:
 
 
 def table(title: str, measures: Sequence[Measure], runs: Sequence[Measured], note: str = "") -> MethodTable:
-    """Build a table column by column, each with its own marks."""
+    """Build a table column by column; each column has its own marks."""
     columns = [measure.cells(runs) for measure in measures]
     rows = tuple((run.series, tuple(column[row] for column in columns)) for row, run in enumerate(runs))
     return MethodTable(title, tuple(measure.head for measure in measures), rows, note)
@@ -141,10 +141,10 @@ def table(title: str, measures: Sequence[Measure], runs: Sequence[Measured], not
 def headline(
     runs: Sequence[Measured], attacks: Sequence[AttackKey], hardest: AttackKey | None, data: ReportedData, pairs: Pairs
 ) -> MethodTable:
-    """Balanced accuracy under each attack, that of the tail under the hardest one, plain accuracy, and cost.
+    """Return balanced accuracy under each attack, tail accuracy under the hardest one, plain accuracy, and cost.
 
-    Plain accuracy is left out where it equals the balanced one, the tail where the training counts are not known. A
-    cell is tied with the best if the paired comparison does not decide between them.
+    Plain accuracy is omitted if it equals the balanced one, the tail if the training counts are not known. A cell is
+    tied with the best if the paired comparison does not decide between them.
     """
 
     def measure(head: Heading, attack: AttackKey, score: Score, of: Of) -> Measure:
@@ -167,7 +167,7 @@ def headline(
 
 
 def saw(series: Series) -> str:
-    """Whether what made the extra images of a series saw the removed tail: no, yes or unknown; "" without such."""
+    """Return whether the source of the extra images saw the removed tail: no, yes, unknown, or "" if there are none."""
     found = (card.data["extra"]["saw_removed_tail"] for card in series.cards if "extra" in card.data)
     return next(iter(found), "")
 
@@ -179,26 +179,26 @@ def even(runs: Sequence[Measured]) -> bool:
 
 
 def balanced_cell(summaries: Sequence[Summary]) -> ScoreCell:
-    """Balanced accuracy; for an attack that minimises the perturbation also the median distance."""
+    """Return balanced accuracy, for an attack that minimises the perturbation with the median distance."""
     reach = float(metrics.mean_and_standard_error([s.median_distance for s in summaries])[0])
     detail = "" if math.isnan(reach) else f"median {reach:.3g}"
     return spread([s.balanced for s in summaries], [s.balanced_interval for s in summaries], detail)
 
 
 def accuracy_cell(summaries: Sequence[Summary]) -> ScoreCell:
-    """Plain accuracy."""
+    """Return plain accuracy."""
     return spread([s.accuracy for s in summaries], [s.accuracy_interval for s in summaries])
 
 
 def group_cell(summaries: Sequence[Summary], group: str) -> ScoreCell | None:
-    """Balanced accuracy inside a group of classes; None where a card does not know the training counts."""
+    """Return balanced accuracy over a group of classes; None if a card lacks the training counts."""
     if not all(group in s.groups for s in summaries):
         return None
     return spread([s.groups[group] for s in summaries], [s.group_intervals[group] for s in summaries])
 
 
 def costs(series: Series, base: Series | None) -> tuple[TextCell, TextCell]:
-    """Seconds of training, also relative to the baseline on the same machine, and the number of different flags."""
+    """Return seconds of training, also relative to the baseline on the same machine, and the number of flags."""
     seconds = f"{series.seconds:.0f} s" if series.seconds >= 10 else f"{series.seconds:.1f} s"
     relative = ""
     if base is not None and base.seconds and base.machine == series.machine:
@@ -208,7 +208,7 @@ def costs(series: Series, base: Series | None) -> tuple[TextCell, TextCell]:
 
 
 def plain(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> MethodTable:
-    """Plain accuracy under each attack; no rows where it equals the balanced one."""
+    """Return plain accuracy under each attack; no rows if it equals the balanced one."""
     if even(runs):
         note = "equal to the balanced one, since all classes have the same number of test images"
         return MethodTable("Plain accuracy", (), (), note)
@@ -219,9 +219,9 @@ def plain(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> MethodTable
 
 
 def by_group(runs: Sequence[Measured], attack: AttackKey, data: ReportedData) -> MethodTable:
-    """Head, body, tail, the last half of the classes, the worst ones, and how far classes differ, under one attack.
+    """Return accuracy of head, body, tail, the last half and the worst classes, and its spread, under one attack.
 
-    The worst class is that of the mean over seeds, the worst tenth that of each seed.
+    The worst class is found by the mean over seeds, the worst tenth for each seed.
     """
 
     def worst(summaries: Sequence[Summary]) -> ScoreCell | None:
@@ -253,13 +253,13 @@ def by_group(runs: Sequence[Measured], attack: AttackKey, data: ReportedData) ->
 
 
 def tenth(summaries: Sequence[Summary]) -> ScoreCell | None:
-    """Mean accuracy of the worst tenth of the classes of each seed; None without test images."""
+    """Return the mean accuracy of the worst tenth of the classes of each seed; None without test images."""
     values = [s.worst_classes for s in summaries]
     return None if any(map(math.isnan, values)) else spread(values, [s.worst_classes_interval for s in summaries])
 
 
 def unevenness(run: Measured, attack: AttackKey) -> TextCell:
-    """Standard deviation of the accuracies of the classes over their mean; over several seeds with its error."""
+    """Return the standard deviation of class accuracies over their mean; for several seeds with its standard error."""
     mean, error = metrics.mean_and_standard_error([s.relative_deviation for s in run.summaries.get(attack, ())])
     if math.isnan(mean):
         return TextCell("–")
@@ -267,14 +267,14 @@ def unevenness(run: Measured, attack: AttackKey) -> TextCell:
 
 
 def named(labels: Sequence[int], data: ReportedData) -> str:
-    """Name classes, those with few test images with a star; of many the first few."""
+    """Return names of classes, with a star for few test images; of many classes, only the first ones."""
     few = data.few
     names = [f"{data.class_names[label]}{' *' if label in few else ''}" for label in labels]
     return ", ".join(names if len(names) <= NAMED else [*names[: NAMED - 1], f"{len(names) - NAMED + 1} more"])
 
 
 def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackKey, data: ReportedData) -> MethodTable:
-    """Flip rate, areas under the ROC curve, and the classes that are weak under the attack."""
+    """Return flip rate, areas under the ROC curve, and the classes that are weak under the attack."""
 
     def mean(values: Sequence[float]) -> TextCell:
         return TextCell(percent(float(metrics.mean_and_standard_error(values)[0])))
@@ -295,7 +295,7 @@ def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackK
     columns = [("answers changed", attack.name), ("ROC-AUC", "clean"), ("ROC-AUC", attack.name)]
     columns.append(("weak classes", attack.name))
     rows = [(run.series, cells(run)) for run in runs]
-    # A column that no row has is left out: an attack in parts has no scores.
+    # A column without any values is left out: an attack in parts has no scores.
     kept = [at for at in range(len(columns)) if any(row[at].text != "–" for _, row in rows)]
     return MethodTable(
         "Behaviour under attack",
@@ -306,7 +306,7 @@ def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackK
 
 @dataclass(frozen=True)
 class ClassAccuracies:
-    """Accuracy of every class with its interval, (C,) each: of one run, or the mean over seeds."""
+    """Accuracy of every class with its interval, (C,) each: for one run, or the mean over seeds."""
 
     values: metrics.Floats
     low: metrics.Floats
@@ -321,7 +321,7 @@ def classes(summaries: Sequence[Summary]) -> ClassAccuracies:
 
 
 def class_cell(summaries: Sequence[Summary], index: int, detail: str = "") -> ScoreCell:
-    """The accuracy of one class."""
+    """Return the accuracy of one class."""
     intervals = [(float(low[index]), float(high[index])) for low, high in (s.per_class_interval for s in summaries)]
     return spread([float(summary.per_class[index]) for summary in summaries], intervals, detail)
 
@@ -343,7 +343,7 @@ class Mistakes(NamedTuple):
 
 
 def mistakes(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> list[tuple[str, list[Mistakes]]]:
-    """Return the most frequent mistakes under each attack, with more classes than a matrix has numbers for."""
+    """Return the most frequent mistakes under each attack, if a matrix of all classes would show no numbers."""
     found = []
     for attack in attacks:
         rows = []
@@ -357,7 +357,7 @@ def mistakes(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> list[tup
 
 
 def per_class(runs: Sequence[Measured], attacks: Sequence[AttackKey], data: ReportedData) -> ClassTable:
-    """Accuracy of every class under each of `attacks`, with the best series of each class and attack marked."""
+    """Return the accuracy of every class under each of `attacks`, with the best series in each cell marked."""
 
     def cells(index: int, attack: AttackKey) -> list[ScoreCell | None]:
         found = [run.summaries.get(attack) for run in runs]

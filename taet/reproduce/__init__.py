@@ -1,4 +1,4 @@
-"""Both papers as data: which runs fill which table, figure and claim, and what they give beside the paper."""
+"""Both papers as data: which runs fill which table, figure and claim, and their results next to the published ones."""
 
 from taet.reproduce.manifest import Item, Scale, items, scales
 from taet.reproduce.store import Store

@@ -1,4 +1,4 @@
-"""The claims of both papers and what committed runs say of them, by rules that were written before the runs."""
+"""The claims of both papers and their verdicts from committed runs, by rules that were written before the runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Word = Literal["holds", "does not hold", "undecided", "not tested"]
 WORDS: tuple[Word, ...] = ("does not hold", "holds", "undecided", "not tested")
 Group = Literal["head", "body", "tail"]
 SIGNIFICANT_ORDER = 0.5
-"""Rank correlation above which a published order holds; below 0 it does not."""
+"""A published order holds if the rank correlation exceeds this; it does not hold below 0."""
 FEWEST_IN_ORDER = 5
 WIDTHS_OF = "cifar10-lt-ir10/at-bsl.json"
 TAET_TEST = (1000, 774, 599, 464, 359, 278, 215, 166, 129, 100)
@@ -38,7 +38,7 @@ class OrderEntry(TypedDict):
 
 
 class ClaimEntry(TypedDict):
-    """What claims.toml says of a claim."""
+    """The entry of a claim in claims.toml."""
 
     says: str
     where: str
@@ -69,7 +69,7 @@ class Claim:
 
     @property
     def pairs(self) -> list[tuple[PaperRow, PaperRow]]:
-        """The rows whose difference it is about, first minus second."""
+        """The pairs of rows whose differences, first minus second, the claim is about."""
         found = self.entry.get("pairs", [])
         return [(row_from(first, self.paper), row_from(second, self.paper)) for first, second in found]
 
@@ -80,17 +80,17 @@ class Claim:
 
     @property
     def where(self) -> str:
-        """Its place in the paper."""
+        """Its location in the paper."""
         return self.entry["where"]
 
     @property
     def is_tested(self) -> bool:
-        """Whether runs decide it."""
+        """Whether it is decided by runs."""
         return bool({"pairs", "order"} & self.entry.keys())
 
     @property
     def rule(self) -> str:
-        """By which its verdict is found, in words."""
+        """The rule for its verdict, in words."""
         if "order" in self.entry:
             item = self.entry["order"]["item"]
             return f"Spearman's correlation with the order of {item} is above {SIGNIFICANT_ORDER:g}; below 0 it fails"
@@ -106,7 +106,7 @@ class Claim:
 
     @property
     def command(self) -> str:
-        """What fills its runs at scale mini; empty if no item has them."""
+        """The command for its runs at scale mini; empty if no item has them."""
         rows = {row: None for pair in self.pairs for row in pair}
         if "order" in self.entry:
             return f"taet reproduce {self.entry['order']['item']}"
@@ -132,7 +132,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of a claim, and where."""
+    """The verdict on a claim, with its evidence."""
 
     word: Word
     because: str
@@ -141,7 +141,7 @@ class Verdict:
 
 @functools.cache
 def claims() -> Mapping[str, Claim]:
-    """The claims by name; a mistake in their file is a `UserError`."""
+    """Return the claims by name; raise a `UserError` for a mistake in their file."""
     path = FOLDER / "claims.toml"
     found = read_toml(path, dict[str, ClaimEntry])
     for name, entry in found.items():
@@ -158,11 +158,11 @@ def claims() -> Mapping[str, Claim]:
 
 
 def word_of(found: Difference, size: float, most: bool) -> Word:
-    """The verdict on one paired difference, by its interval.
+    """Return the verdict on one paired difference, by its interval.
 
     A claim of `size` points holds if the interval is above 0 and reaches half the size; it does not hold if the
     interval is below 0, or above 0 and below half the size; otherwise it is undecided. A claim of at most `size` points
-    holds if the interval is within it, and does not if it is beyond it.
+    holds if the interval is within +-size, and does not hold if it is outside.
     """
     size /= 100
     if most:
@@ -174,14 +174,14 @@ def word_of(found: Difference, size: float, most: bool) -> Word:
 
 
 def combined(parts: Sequence[Word]) -> Word:
-    """The verdict on a claim with several parts, whose intervals share an error of 5 %: all must hold."""
+    """Return the verdict on a claim with several parts, whose intervals share an error of 5 %: all must hold."""
     if not parts:
         return "not tested"
     return next((word for word in ("does not hold", "not tested", "undecided") if word in parts), "holds")
 
 
 def verdict(claim: Claim, store: Store, scale: Scale) -> Verdict:
-    """What the runs of a scale say of a claim."""
+    """Return the verdict on a claim by the runs of a scale."""
     entry = claim.entry
     if "settled" in entry:
         return Verdict(entry["settled"], entry.get("because", ""))
@@ -193,7 +193,7 @@ def verdict(claim: Claim, store: Store, scale: Scale) -> Verdict:
 
 
 def _of_pairs(claim: Claim, store: Store, scale: Scale) -> Verdict:
-    """The verdict on differences between rows."""
+    """Return the verdict on differences between rows."""
     parts: list[Word] = []
     said, missing = list[str](), dict[str, None]()
     count = len(claim.pairs) * len(claim.sizes)
@@ -215,7 +215,7 @@ def _named(first: PaperRow, second: PaperRow) -> str:
 
 
 def row_words(row: PaperRow) -> str:
-    """A row in words: its method, and what differs from the paper's usual run."""
+    """Return a row in words: its method, and how it differs from the paper's usual run."""
     usual = row_from({"method": row.method}, row.paper)
     own = [
         words(value) if name == "outer.name" else f"{name.rpartition('.')[2]} {words(value)}"
@@ -253,7 +253,7 @@ def _theorem(store: Store) -> Verdict:
 
 
 def bound_gap(card: ResultCard) -> float | None:
-    """The largest excess over its attacks of the mean over classes of natural error + disagreement - robust error."""
+    """Return the maximum over attacks of natural error + disagreement - robust error, each a mean over classes."""
     names = [column.name for column in card.columns if column.bounded and column.ordinary]
     found = [card.summary(name) for name in names] if card.clean is not None else []
     gaps = [s.natural_error + s.class_flip_rate - (1 - s.per_class) for s in found]
@@ -261,7 +261,7 @@ def bound_gap(card: ResultCard) -> float | None:
 
 
 def elsewhere(claim: Claim, folders: Sequence[Path]) -> Iterator[str]:
-    """What committed cards outside the scales say of a claim, a line each."""
+    """Yield a line for each result about a claim from committed cards outside the scales."""
     for first, second in claim.entry.get("elsewhere", []):
         sides = [committed(folders, pattern) for pattern in (first, second)]
         for column, size in (claim.sizes or {"": 0.0}).items():
@@ -279,13 +279,13 @@ def _stem(pattern: str) -> str:
 
 
 def committed(folders: Sequence[Path], pattern: str) -> dict[int, ResultCard]:
-    """The cards by their seed; a card without one counts as seed 0."""
+    """Return the cards by seed; a card without a seed counts as seed 0."""
     paths = sorted(path for folder in folders for path in folder.glob(pattern))
     return {card.seed or 0: card for card in map(load_card, paths)}
 
 
 def worths(store: Store, scale: Scale, price: Mapping[str, float]) -> dict[str, float]:
-    """By hash of a run: the claims that it helps to settle, each divided by the hours that it still needs."""
+    """Return, by hash of a run, the worth of the claims that it helps to settle, each per hour of its missing runs."""
     found: dict[str, float] = {}
     for claim in claims().values():
         missing = {one.key for one in claim.cells(store, scale) if one.state in ("started", "missing")}
@@ -323,7 +323,7 @@ def _seeds(store: Store, scale: Scale) -> str:
 
 
 def _protocols(store: Store, scales: Sequence[Scale]) -> str:
-    """What the papers' ways of testing do to a number, on the recalls of one committed model and over seeds."""
+    """Return how the papers' test protocols change a number, on the recalls of one committed model and over seeds."""
     lines = ["## How the papers test\n"]
     for path in (path for folder in store.results for path in folder.glob(WIDTHS_OF)):
         recalls = load_card(path).summary("autoattack").per_class

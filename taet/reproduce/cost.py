@@ -1,4 +1,4 @@
-"""What a cell will cost on one core of a CPU, from measured seconds of an epoch, of methods and of attacks."""
+"""The estimated cost of a cell on one CPU core, from measured seconds of an epoch, of methods and of attacks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def costs() -> CostsFile:
 
 
 def seconds_left(store: Store, one: StoredCell) -> float | None:
-    """Seconds of one core that a cell still needs; None if its network was never measured.
+    """Return the seconds of one core that a cell still needs; None if its network was never measured.
 
     epochs x images x (seconds of AT per image) x (method over AT) x (steps + 1)/11 + test images x (seconds of the
     missing attacks)

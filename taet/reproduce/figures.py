@@ -22,7 +22,7 @@ from taet.reproduce.render import Filled, filled
 from taet.reproduce.store import Store
 
 LEADING = ("clean", "pgd-20", "autoattack")
-"""Columns of a figure of rows, where an item has them."""
+"""Columns of a figure of rows, if the item has them."""
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:/\d+)?")
 
 
@@ -31,11 +31,11 @@ class Drawings(NamedTuple):
 
     panels: Sequence[Panel] = ()
     legend: Sequence[Series] = ()
-    """The runs whose markers stand in more than one of them."""
+    """The runs whose markers occur in more than one figure."""
 
 
 def drawings(store: Store, scale: Scale, item: Item) -> Drawings:
-    """Return the figures of an item at one scale; none where it has no runs."""
+    """Return the figures of an item at one scale; none if it has no runs."""
     rows = [one for one in filled(store, scale, item) if one.cards]
     if not rows:
         return Drawings()
@@ -56,7 +56,7 @@ def drawings(store: Store, scale: Scale, item: Item) -> Drawings:
 
 
 def _embeddings(store: Store, item: Item, rows: Sequence[Filled], anchor: str) -> Iterator[Panel]:
-    """Features or logits of the first seed of each row, where they were kept."""
+    """Yield the embedding of features or logits for the first seed of each row, if it was stored."""
     for place, one in enumerate(rows):
         kept = store.embedding(next(cell for cell in one.cells if cell.card is not None), item.of)
         if kept is not None:
@@ -64,7 +64,7 @@ def _embeddings(store: Store, item: Item, rows: Sequence[Filled], anchor: str) -
 
 
 def _series(rows: Sequence[Filled], anchor: str) -> list[Series]:
-    """The runs as the report groups them: a series per row, over its seeds."""
+    """Return the runs as series of the report: one per row, over its seeds."""
     found = [(row.label, one) for row in rows for one in row.cells]
     runs, labels = [], []
     for label, one in found:
@@ -108,7 +108,7 @@ def _columns(item: Item) -> list[PaperColumn]:
 
 
 def _cell(scale: Scale, one: Filled, column: PaperColumn) -> ScoreCell | None:
-    """A number of a row with its interval, with several seeds that of their mean."""
+    """Return a number of a row with its interval; for several seeds, their mean with its interval."""
     found = one.values(scale, column)
     if not found:
         return None
@@ -116,7 +116,7 @@ def _cell(scale: Scale, one: Filled, column: PaperColumn) -> ScoreCell | None:
 
 
 def setting_of(rows: Sequence[Filled]) -> tuple[str, list[float]] | None:
-    """The one number in which rows differ, an imbalance ratio or part of their names, with the words of its axis."""
+    """Return the only number in which rows differ, an imbalance ratio or a part of their names, and its axis label."""
     ratios = [one.row.imbalance for one in rows]
     if len({*ratios}) > 1 and None not in ratios:
         return "imbalance ratio", [float(ratio) for ratio in ratios if ratio is not None]
@@ -129,7 +129,7 @@ def setting_of(rows: Sequence[Filled]) -> tuple[str, list[float]] | None:
 
 
 def _values(item: Item, scale: Scale, rows: Sequence[Filled], anchor: str) -> list[Panel]:
-    """Figures of an item's numbers: against the setting in which its rows differ, or a line per row."""
+    """Draw an item's numbers against the setting in which its rows differ, or with a line per row."""
     columns, setting = _columns(item), setting_of(rows)
     if not columns:
         return []
@@ -156,7 +156,7 @@ def _values(item: Item, scale: Scale, rows: Sequence[Filled], anchor: str) -> li
 
 
 def _against(lines: Mapping[str, Sequence[tuple[float, ScoreCell | None]]], axis: str, title: str, name: str) -> Panel:
-    """Accuracy against a setting, with intervals, a line for each name."""
+    """Draw accuracy against a setting, with intervals, one line per name."""
     figure, (axes,) = make_figure(2.9)
     for place, (label, points) in enumerate(lines.items()):
         known = sorted((x, cell.value, cell.low, cell.high) for x, cell in points if cell is not None)
@@ -175,7 +175,7 @@ def _against(lines: Mapping[str, Sequence[tuple[float, ScoreCell | None]]], axis
 
 
 def _dots(scale: Scale, rows: Sequence[Filled], columns: Sequence[PaperColumn], anchor: str) -> Panel:
-    """Accuracy of each row with its interval, a marker for each column."""
+    """Draw the accuracy of each row with its interval, one marker per column."""
     figure, (axes,) = make_figure(1.1 + 0.32 * len(rows))
     for place, column in enumerate(columns):
         cells = [(row, cell) for row, one in enumerate(rows) if (cell := _cell(scale, one, column)) is not None]
@@ -196,7 +196,7 @@ def _dots(scale: Scale, rows: Sequence[Filled], columns: Sequence[PaperColumn], 
 
 
 def _scatter(item: Item, scale: Scale, rows: Sequence[Filled], anchor: str) -> Panel | None:
-    """Clean against robust accuracy, with both intervals as a cross for each row; rows of one data set alone."""
+    """Draw clean against robust accuracy, with both intervals as a cross for each row, for one data set only."""
     columns = {column.metric: column for column in item.columns if not column.of_class}
     if "clean" not in columns or len({(one.row.data, one.row.imbalance) for one in rows}) > 1:
         return None

@@ -1,4 +1,4 @@
-"""The leaderboard: a board for each scale, protocol, data set, imbalance ratio and network; and cards handed in."""
+"""The leaderboard: a board per scale, protocol, data set, imbalance ratio and network; and submitted cards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADS = ("", "rank", LEAD, *NUMBERS, "seeds")
 
 
 class Kind(NamedTuple):
-    """What the rows of a board share."""
+    """The properties that all rows of a board share."""
 
     scale: str
     protocol: str
@@ -40,7 +40,7 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Contender:
-    """A row: the cards of a method by seed."""
+    """A row of a board: the cards of a method by seed."""
 
     label: str
     cards: Mapping[int, ResultCard]
@@ -62,20 +62,20 @@ class Contender:
 
 @dataclass(frozen=True)
 class Standings:
-    """Runs that are compared, best first."""
+    """A board: comparable runs, best first."""
 
     kind: Kind
     rows: tuple[Contender, ...]
 
     def rank(self, one: Contender) -> str:
-        """The ranks that a row may have, by paired differences that are decided."""
+        """Return the possible ranks of a row, by the paired differences that are decided."""
         differences = [paired_cards(one.cards, other.cards, [LEAD, LEAD]) for other in self.rows if other is not one]
         decided = [found.value for found in differences if found is not None and found.decided]
         best, worst = 1 + sum(value < 0 for value in decided), len(self.rows) - sum(value > 0 for value in decided)
         return str(best) if best == worst else f"{best}–{worst}"
 
     def table(self) -> TextTable:
-        """Its rows as texts."""
+        """Return the rows as texts."""
         notes = (
             "Balanced accuracy, %. A range of ranks: a paired test cannot tell these rows apart.",
             "Interval, tail, worst class and flags are of the first seed. Paper: its AutoAttack at full size.",
@@ -101,12 +101,12 @@ class Standings:
         )
 
     def joined(self, one: Contender) -> Standings:
-        """The board with another row."""
+        """Return the board with another row."""
         return replace(self, rows=tuple(sorted((*self.rows, one), key=lambda row: -row.mean(LEAD))))
 
 
 def boards(store: Store, scales: Sequence[Scale]) -> list[Standings]:
-    """Every board that has a run under AutoAttack."""
+    """Return every board that has a run under AutoAttack."""
     found: dict[Kind, dict[str, Contender]] = {}
     for scale in scales:
         for item in items().values():
@@ -133,7 +133,7 @@ def _has(card: ResultCard, attack: str) -> bool:
 
 
 def placed(found: Sequence[Standings], card: ResultCard) -> tuple[Standings | None, list[str]]:
-    """Return the board that a card belongs to with the card in it, or None and the reasons to refuse it."""
+    """Return the board of a card with the card added, or None and the reasons for rejection."""
     refused = [(board, [*_differs(board, card)]) for board in found]
     board, reasons = min(refused, key=lambda one: len(one[1]), default=(None, ["there is no board yet"]))
     reasons = [*reasons, *_faults(card)]
@@ -144,12 +144,12 @@ def placed(found: Sequence[Standings], card: ResultCard) -> tuple[Standings | No
 
 
 def submitted(card: ResultCard) -> str:
-    """The label of a card that was handed in."""
+    """Return the label of a submitted card."""
     return f"{card.method} (submitted)"
 
 
 def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
-    """In what a card is not comparable with a board."""
+    """Yield the reasons why a card is not comparable with a board."""
     other = board.rows[0].card
     facts = {
         "test images (SHA-256)": (card.data["test_sha256"], other.data["test_sha256"]),
@@ -174,7 +174,7 @@ def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
 
 
 def _faults(card: ResultCard) -> Iterator[str]:
-    """What is wrong with a card anywhere."""
+    """Yield the faults of a card that exclude it from every board."""
     if not card.sealed:
         yield "checksum: the card has none, so it may have been changed; evaluate again"
     if card.model.get("leak") and card.model.get("selection") != "best-test":

@@ -1,7 +1,7 @@
-"""The tables and figures of both papers, and the scales that they are reproduced at, from the files beside this one.
+"""The tables and figures of both papers and the scales of their reproduction, from the files beside this one.
 
-published.tsv holds every published number; items.toml says which run each of its rows is, and lists the figures;
-scales.toml says what a scale changes.
+published.tsv contains every published number; items.toml assigns a run to each of its rows, and lists the figures;
+scales.toml defines the changes at each scale.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from taet.shapes import check_shape
 
 FOLDER = Path(__file__).parent
 PAPERS = {"TAET": "taet", "REAT": "reat"}
-"""The papers, and the protocol of each."""
+"""The papers and their protocols."""
 SECONDS = "seconds_per_epoch"
-"""The one published column that is no accuracy."""
+"""The only published column that is not an accuracy."""
 Shows = Literal["values", "classes", "curves", "predictions", "distances", "embedding"]
 Of = Literal["features", "logits"]
 Pairs = tuple[tuple[str, Any], ...]
@@ -33,13 +33,13 @@ Pairs = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class PaperRow:
-    """The run that a row of a table, or a series of a figure, is; equal rows are one run."""
+    """The run behind a row of a table or a series of a figure; equal rows are one run."""
 
     paper: str
     method: str
     data: str
     imbalance: float | None
-    """None for sets that are used as they are."""
+    """Imbalance ratio; None for data sets that are used unchanged."""
     model: str
     settings: Pairs = ()
     """Dotted settings that differ from the protocol."""
@@ -49,18 +49,18 @@ class PaperRow:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What may tell it from the other rows of an item: name, setting, data, imbalance ratio and network."""
+        """Properties that may distinguish it from other rows: name, setting, data, imbalance ratio and network."""
         ratio = "" if self.imbalance is None else f"IR {self.imbalance:g}"
         return self.shown_as, self.setting, self.data, ratio, self.model
 
 
 @dataclass(frozen=True)
 class PaperColumn:
-    """What a column says: a metric, averaged in one way or of one class."""
+    """The meaning of a column: a metric with its average, or for one class."""
 
     metric: str
     average: str = "balanced"
-    """balanced, balanced-test-set (the same on a balanced test set), sample (plain accuracy), per-class or cost."""
+    """balanced, balanced-test-set (the same on a balanced test set), sample (over all images), per-class or cost."""
     of_class: str = ""
 
     @property
@@ -76,7 +76,7 @@ class PaperValue:
     value: float
     std_error: float | None = None
     inferred: str = ""
-    """What the paper leaves unsaid and published.tsv filled in."""
+    """What the paper does not state and published.tsv adds."""
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,19 @@ class Item:
     epochs: tuple[int, ...] = ()
     """The epochs that a figure shows; by default the first and the last."""
     of: Of = "features"
-    """What a figure of an embedding shows."""
+    """The space that a figure of an embedding shows."""
     costs_of: str = ""
     """The item whose rows a figure of seconds and memory shows."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the rows: of their parts those that are not the same in all of them."""
+        """The names of the rows: those of their parts that are not equal in all rows."""
         parts = [row.parts for row in self.rows]
         varied = [place for place in range(len(parts[0])) if place == 0 or len({part[place] for part in parts}) > 1]
         return tuple(", ".join(part[place] for place in varied if part[place]) for part in parts)
 
     def columns_of(self, row: PaperRow) -> tuple[PaperColumn, ...]:
-        """The columns that the item has of a row; a table leaves out what is not published."""
+        """Return the columns of a row in the item; a table leaves out unpublished ones."""
         if not self.published:
             return self.columns
         return tuple(column for column in self.columns if (row, column) in self.published)
@@ -113,7 +113,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a reproduction is: what it puts in the place of the published networks, data, attacks and seeds."""
+    """The size of a reproduction: what replaces the published networks, data, attacks and seeds."""
 
     says: str
     seeds: Mapping[str, list[int]]
@@ -125,7 +125,7 @@ class Scale:
     """Its key in scales.toml."""
 
     def differences(self, item: Item) -> list[str]:
-        """What it changes of an item, in words."""
+        """Return what the scale changes in an item, in words."""
         said: dict[str, None] = {}
         for row in item.rows:
             model = self.models.get(row.model, self.models.get("all", row.model))
@@ -138,7 +138,7 @@ class Scale:
         return [*said]
 
     def attack(self, row: PaperRow, metric: str) -> str | None:
-        """The attack that fills a published column of a row; None if the scale leaves it out, or it is no attack."""
+        """Return the attack for a published column of a row; None if the scale omits it or it is not an attack."""
         if metric == SECONDS:
             return None
         default = self.attacks.get(metric, metric)
@@ -148,7 +148,7 @@ class Scale:
         return own or None
 
     def points(self, row: PaperRow, metrics: Sequence[str]) -> list[Point]:
-        """The runs of a row, one per seed, attacked for these columns."""
+        """Return the runs of a row, one per seed, with the attacks of these columns."""
         found = [self.attack(row, metric) for metric in ("clean", *metrics)]
         attacks = tuple(dict.fromkeys(attack for attack in found if attack is not None))
         kept = self.data.get(row.data, self.data.get("all", {}))
@@ -161,12 +161,12 @@ class Scale:
         return [Point(entry, data, ratio, seed, PAPERS[row.paper], settings) for seed in self.seeds_of(row)]
 
     def seeds_of(self, row: PaperRow) -> list[int]:
-        """The seeds that an item needs of a row."""
+        """Return the seeds that an item needs for a row."""
         return self.seeds.get(row.paper, self.seeds.get("all", [0]))
 
 
 class RowEntry(TypedDict):
-    """What items.toml says of a row."""
+    """The entry of a row in items.toml."""
 
     method: str
     name: NotRequired[str]
@@ -185,7 +185,7 @@ class PaperEntry(TypedDict):
 
 
 class FigureEntry(TypedDict):
-    """What items.toml says of a figure."""
+    """The entry of a figure in items.toml."""
 
     title: str
     shows: Shows
@@ -215,7 +215,7 @@ class ItemsFile(TypedDict):
 
 
 def read_toml(path: Path, shape: Any) -> Any:
-    """Read a file of the manifest; a mistake in it is a `UserError` of one line that names the key."""
+    """Read a file of the manifest; raise a `UserError` of one line that names the key of a mistake."""
     with located(str(path)):
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -227,7 +227,7 @@ def read_toml(path: Path, shape: Any) -> Any:
 
 
 def _check_keys(where: str, value: Any, shape: Any) -> None:
-    """Refuse a key that the shape does not declare."""
+    """Raise a `UserError` for a key that the shape does not declare."""
     shape = typing.get_args(shape)[0] if typing.get_origin(shape) is NotRequired else shape
     if typing.is_typeddict(shape) or dataclasses.is_dataclass(shape):
         fields = typing.get_type_hints(shape, include_extras=True)
@@ -257,7 +257,7 @@ def scales() -> Mapping[str, Scale]:
 
 
 def scale_named(name: str) -> Scale:
-    """The scale of this name; an unknown one is a `UserError`."""
+    """Return the scale of this name; raise a `UserError` if there is none."""
     if name not in scales():
         raise unknown("scale", name, scales())
     return scales()[name]
@@ -271,7 +271,7 @@ def published() -> tuple[Mapping[str, str], ...]:
 
 
 def row_of(line: Mapping[str, str]) -> PaperRow:
-    """The run that a row of published.tsv tells of."""
+    """Return the run behind a row of published.tsv."""
     read, method, setting = _read(), line["method"], line["setting"]
     entry = read["rows"].get(f"{method} {setting}")
     if entry is not None:
@@ -289,13 +289,13 @@ def row_of(line: Mapping[str, str]) -> PaperRow:
 
 
 def _pairs(settings: Mapping[str, Any]) -> Pairs:
-    """Settings in one order; a fraction such as 8/255 is a number."""
+    """Return settings in a fixed order; a fraction such as 8/255 becomes a number."""
     values = {name: read_number(value) if "/" in str(value) else value for name, value in settings.items()}
     return tuple(sorted(values.items()))
 
 
 def row_from(entry: Mapping[str, Any], paper: str, defaults: Mapping[str, Any] | None = None) -> PaperRow:
-    """The run that an entry of a manifest names; what it does not say is that of `defaults`, then of the paper."""
+    """Return the run of an entry in a manifest; missing keys are taken from `defaults`, then from the paper."""
     said = {**_read()["papers"][paper], **(defaults or {}), **entry}
     natural = said["data"] in _read()["natural"] or said["data"] in ("cifar10", "cifar100")
     ratio = None if natural else float(said["imbalance"])
@@ -304,12 +304,12 @@ def row_from(entry: Mapping[str, Any], paper: str, defaults: Mapping[str, Any] |
 
 
 def errata() -> Mapping[str, Sequence[str]]:
-    """By paper: what it says in contradiction to itself, outside its tables."""
+    """Return, by paper, the statements outside its tables in which it contradicts itself."""
     return _read()["errata"]
 
 
 def class_number(name: str) -> int:
-    """The label of a class that a table names."""
+    """Return the label of a class that a table names."""
     return _read()["classes"][name]
 
 
@@ -357,10 +357,10 @@ def _figure(name: str, entry: FigureEntry) -> Item:
 
 
 def chosen(names: Sequence[str], methods: Sequence[str] = ()) -> list[Item]:
-    """The items that a user named, `taet` and `reat` standing for a whole paper, cut to some methods.
+    """Return the items that a user named, restricted to some methods; `taet` and `reat` mean a whole paper.
 
     Raises:
-        UserError: an unknown item, with the nearest match, or a method that none of them has.
+        UserError: an unknown item, with the nearest match, or a method that none of the items has.
     """
     every = items()
     for name in names:

@@ -1,4 +1,4 @@
-"""What the runs of an item give, beside the published numbers: pure functions of cards and the manifest."""
+"""The results of the runs of an item next to the published numbers: pure functions of cards and the manifest."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from taet.reproduce.tables import TextTable
 from taet.training.record import Epoch
 
 FEWEST = 3
-"""Rows whose order is compared."""
+"""Least number of rows whose order is compared."""
 DERIVED = "*"
 EPOCHS = 6
-"""Columns of a figure over the epochs."""
+"""Largest number of epochs in a table."""
 SHOWN_CLASSES = 10
 GROUPS = ("head", "body", "tail")
 
@@ -58,7 +58,7 @@ class Filled:
         return [epoch for one in self.cells for epoch in one.epochs]
 
     def values(self, scale: Scale, column: PaperColumn) -> list[CardValue]:
-        """A column of each of its cards that has it."""
+        """Return the value of a column on each card that has it."""
         found = (value_of(scale, self.row, column, card) for card in self.cards.values())
         return [value for value in found if value is not None]
 
@@ -70,7 +70,7 @@ def filled(store: Store, scale: Scale, item: Item) -> list[Filled]:
 
 
 def tables(store: Store, scale: Scale, item: Item) -> list[TextTable]:
-    """The tables of an item: its numbers, and differences between its rows where there are any."""
+    """Return the tables of an item: its numbers, and differences between its rows if there are any."""
     rows = filled(store, scale, item)
     shown = {"classes": _classes, "curves": _curves, "predictions": _groups, "distances": _groups}.get(item.shows)
     made = [] if shown is None else [table for table in [shown(item, scale, rows)] if table.rows]
@@ -83,7 +83,7 @@ def tables(store: Store, scale: Scale, item: Item) -> list[TextTable]:
 
 
 def what_differs(scale: Scale, item: Item, rows: Sequence[Filled]) -> list[str]:
-    """What differs from the paper, and what is wrong in it."""
+    """Return the differences from the paper, and the errors in it."""
     said = [f"Scale {scale.name}: {scale.says}."]
     changes = scale.differences(item)
     said += [f"In place of what is published: {', '.join(changes)}."] if changes else []
@@ -98,7 +98,7 @@ def what_differs(scale: Scale, item: Item, rows: Sequence[Filled]) -> list[str]:
 
 
 def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled], title: str) -> TextTable:
-    """Published and measured numbers, a line each."""
+    """Return the table of published and measured numbers, a line each."""
     columns = [c for c in item.columns if any(_is_there(scale, r.row, c) for r in rows if c in item.columns_of(r.row))]
     lines: list[tuple[str, ...]] = []
     for one in rows:
@@ -120,14 +120,14 @@ def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled], titl
 
 
 def _said(column: PaperColumn, value: PaperValue | None) -> str:
-    """A published number, accuracies as the papers write them."""
+    """Format a published number; accuracies as in the papers."""
     if value is None:
         return MISSING
     return f"{value.value:g}" if column.metric == SECONDS else f"{value.value:.2f}"
 
 
 def _price(store: Store, one: Filled) -> str:
-    """The state of a row without a card, with what it would cost."""
+    """Return the state of a row without a card, with its estimated cost."""
     if all(cell.state == "not applicable" for cell in one.cells):
         return "not applicable"
     prices = [seconds_left(store, cell) for cell in one.cells]
@@ -140,7 +140,7 @@ def _is_there(scale: Scale, row: PaperRow, column: PaperColumn) -> bool:
 
 
 def _measured(scale: Scale, one: Filled, column: PaperColumn) -> str:
-    """A number of a row in words: with one seed its interval, with more their standard error."""
+    """Format a number of a row, for one seed with its interval, for more with the standard error."""
     if column.metric == SECONDS:
         seconds = [epoch.seconds for epoch in one.epochs]
         return f"{np.mean(seconds):.3g}" if seconds else MISSING
@@ -164,7 +164,7 @@ def _gap(scale: Scale, one: Filled, column: PaperColumn, item: Item) -> str:
 
 
 def value_of(scale: Scale, row: PaperRow, column: PaperColumn, card: ResultCard) -> CardValue | None:
-    """What a card says of a column; None without its attack."""
+    """Return the value of a column on a card; None without its attack."""
     attack = scale.attack(row, column.metric)
     if attack is None or attack not in {held.name for held in card.columns}:
         return None
@@ -182,7 +182,7 @@ def value_of(scale: Scale, row: PaperRow, column: PaperColumn, card: ResultCard)
 
 
 def _differences(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable | None:
-    """Each row minus the first of the same data, imbalance ratio and network, in the paper and here."""
+    """Return each row minus the first one of the same data, imbalance ratio and network, published and measured."""
     columns = [column for column in item.columns if column.average not in ("sample", "cost")]
     lines: list[tuple[str, ...]] = []
     for one in rows:
@@ -220,12 +220,12 @@ def _published_gap(first: object, second: object) -> str:
 
 
 def difference_text(found: Difference) -> str:
-    """A difference in points with its interval."""
+    """Format a difference in points with its interval."""
     return f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
 
 
 def paired(scale: Scale, one: Filled, base: Filled, column: PaperColumn) -> Difference | None:
-    """The difference of two rows on the same images, over the seeds that both have; None where it was not measured."""
+    """Return the difference of two rows on the same images, over the seeds that both have; None if not measured."""
     attacks = [scale.attack(row.row, column.metric) for row in (one, base)]
     return paired_cards(one.cards, base.cards, attacks, class_number(column.of_class) if column.of_class else None)
 
@@ -237,7 +237,7 @@ def paired_cards(
     of: int | str | None = None,
     comparisons: int = 1,
 ) -> Difference | None:
-    """The paired difference of two sets of cards by seed, each under its attack.
+    """Return the paired difference of two sets of cards by seed, each under its attack.
 
     `of` is a class, or a group of classes (head, body, tail) by training images; by default all classes count.
     `comparisons` differences share the error of their intervals.
@@ -269,7 +269,7 @@ def _labels(card: ResultCard, of: int | str) -> list[int]:
 
 
 def _order(scale: Scale, item: Item, rows: Sequence[Filled]) -> Iterator[str]:
-    """The rank correlation of published and measured columns."""
+    """Yield sentences on the rank correlation of published and measured columns."""
     said = []
     for column in item.columns:
         found = rank_correlation(scale, item, rows, column)
@@ -280,7 +280,7 @@ def _order(scale: Scale, item: Item, rows: Sequence[Filled]) -> Iterator[str]:
 
 
 def rank_correlation(scale: Scale, item: Item, rows: Sequence[Filled], column: PaperColumn) -> tuple[float, int] | None:
-    """Spearman's correlation of a published column with the measured one, and the number of rows; None below three."""
+    """Return Spearman's correlation of a published and measured column, and the number of rows; None below three."""
     pairs = []
     for one in rows:
         value = item.published.get((one.row, column))
@@ -293,7 +293,7 @@ def rank_correlation(scale: Scale, item: Item, rows: Sequence[Filled], column: P
 
 
 def _classes(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
-    """Recall of each class, or with many classes of head, body and tail, under each attack of a figure."""
+    """Return the recall of each class, or of head, body and tail for many classes, under each attack of a figure."""
     lines: list[tuple[str, ...]] = []
     heads: tuple[str, ...] = ()
     for one, card in _first_cards(rows):
@@ -309,7 +309,7 @@ def _classes(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
 
 
 def _curves(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
-    """Balanced accuracy at points of the curve, its best point and its last."""
+    """Return balanced accuracy at points of the curve, with the best and the last point."""
     lines: list[tuple[str, ...]] = []
     heads: tuple[str, ...] = ()
     for one in rows:
@@ -330,7 +330,7 @@ def _curves(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
 
 
 def _groups(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
-    """Predicted classes of the training examples, or their distances, for head, body and tail over the epochs."""
+    """Return predicted classes of training examples, or their distances, for head, body and tail over the epochs."""
     predicted = item.shows == "predictions"
     field = "predicted" if predicted else "distance"
     lines: list[tuple[str, ...]] = []
@@ -354,13 +354,13 @@ def _of_group(values: Ints | Floats, predicted: bool, labels: Sequence[int]) -> 
 
 
 def _spread(epochs: Sequence[Epoch]) -> list[Epoch]:
-    """At most `EPOCHS` of the epochs, evenly, with the first and the last."""
+    """Return at most `EPOCHS` epochs, evenly spaced, with the first and the last."""
     places = sorted({round(place) for place in np.linspace(0, len(epochs) - 1, EPOCHS)}) if epochs else []
     return [epochs[place] for place in places]
 
 
 def _even(lines: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
-    """Rows of one length: those of shorter runs end in dashes."""
+    """Return rows of equal length: those of shorter runs are filled with dashes."""
     longest = max(map(len, lines), default=0)
     return tuple((*line, *[MISSING] * (longest - len(line))) for line in lines)
 

@@ -1,4 +1,4 @@
-"""Filling items: which runs are missing, in which order they come, and how much of both papers there is."""
+"""Fill items: find the missing runs, order them, and report how much of both papers is done."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from taet.training.folder import RunFolder
 EMBEDDED = 50
 """Test images of each class in a figure of features."""
 UNPRICED_SECONDS = 3600.0
-"""What a run without a price is taken to cost where runs are put in order."""
+"""Assumed seconds of a run of unknown cost when runs are ordered."""
 
 
 class Session:
@@ -43,7 +43,7 @@ class Session:
     def fill(
         self, time_budget: float | None = None, jobs: int | Literal["auto"] = 1, part: tuple[int, int] | None = None
     ) -> Comparison:
-        """Run what is missing, as `taet compare` does, and read the store again."""
+        """Run the missing runs, as `taet compare` does, and read the store again."""
         missing = {one.cell.name for one in self.cells if one.state in OPEN}
         mine = self.planned() if part is None else deal(self.planned(), *part)
         queue = self.with_data([cell for cell in self.by_worth(mine) if cell.name in missing])
@@ -57,7 +57,7 @@ class Session:
         return result
 
     def _embed(self, item: Item) -> None:
-        """Keep where the finished runs of an item put test images, for its figure."""
+        """Store the embeddings of test images by the finished runs of an item, for its figure."""
         for row, cells in self.store.of_item(self.scale, item).items():
             attack = self.scale.attack(row, item.columns[-1].metric)
             for one in cells:
@@ -74,14 +74,14 @@ class Session:
         return [*self.store.merged(self.cells).values()]
 
     def by_worth(self, cells: Sequence[Cell]) -> list[Cell]:
-        """The runs, those first that settle the most claims per hour."""
+        """Return the runs, ordered by the number of claims that they settle per hour, highest first."""
         price = {one.key: seconds_left(self.store, one) or UNPRICED_SECONDS for one in self.cells}
         worth = worths(self.store, self.scale, price)
         keys = {cell.name: cell_hash(cell.run) for cell in cells if cell.run is not None}
         return sorted(cells, key=lambda cell: -worth.get(keys.get(cell.name, ""), 0.0))
 
     def with_data(self, cells: Sequence[Cell]) -> list[Cell]:
-        """The runs whose images are there; the others are named, and refused if there is none."""
+        """Return the runs whose images are available and report the others; raise a `UserError` if none is."""
         missing: dict[str, str] = {}
         for data in {cell.run.data for cell in cells if cell.run is not None}:
             try:
@@ -105,14 +105,14 @@ class Session:
         return self.store.save(self.cells, folder)
 
     def left(self) -> TextTable:
-        """How many runs are done, and what the others cost."""
+        """Return how many runs are done, and the cost of the others."""
         return TextTable(f"Runs at scale {self.scale.name}: {state_of(self.store, self.cells)}")
 
 
 def state_of(store: Store, cells: Sequence[StoredCell]) -> str:
-    """How many runs are in each state, and what the rest costs, in words."""
+    """Return in words how many runs are in each state, and the cost of the rest."""
     unique = {one.key or one.cell.name: one for one in cells}
-    for one in cells:  # a run is done if it is for every item
+    for one in cells:  # a run is done if it is done for every item
         if one.state != "done":
             unique[one.key or one.cell.name] = one
     counts = Counter(one.state for one in unique.values())
@@ -125,14 +125,14 @@ def state_of(store: Store, cells: Sequence[StoredCell]) -> str:
 
 
 def _counts(store: Store, scale: Scale, item: Item) -> str:
-    """How many of the runs that an item needs are done; those of other seeds do not count."""
+    """Return how many of the runs that an item needs are done; other seeds do not count."""
     found = store.of_item(scale, item).items()
     needed = [one for row, cells in found for one in cells if one.cell.seed in scale.seeds_of(row)]
     return f"{sum(one.state == 'done' for one in needed)}/{len(needed)}"
 
 
 def overview(store: Store) -> TextTable:
-    """Every item with what is filled of it at each scale, and the price of the rest of both papers."""
+    """Return every item with its progress at each scale, and the cost of the rest of both papers."""
     every, heads = scales().values(), ("", *scales())
     rows = [
         (f"{item.name} · {item.title}", *(_counts(store, scale, item) for scale in every)) for item in items().values()

@@ -44,10 +44,10 @@ def _page(title: str, sections: Sequence[str]) -> str:
 
 
 def _index(store: Store, found: Mapping[str, Verdict]) -> str:
-    """What is filled, and the state of the claims."""
+    """Return the page with the progress of the items and the state of the claims."""
     counts = ", ".join(f"{word} {[one.word for one in found.values()].count(word)}" for word in WORDS)
     text = in_html(overview(store))
-    for name, item in items().items():  # each name stands once, in the first column
+    for name, item in items().items():  # each name appears once, in the first column
         label = html.escape(f"{name} · {item.title}")
         text = text.replace(f">{label}<", f'><a href="{item_page(name)}">{label}</a><', 1)
     lead = f'<p>Of {len(found)} <a href="claims.html">claims</a> of both papers: {counts}.</p>'
@@ -55,7 +55,7 @@ def _index(store: Store, found: Mapping[str, Verdict]) -> str:
 
 
 def leaderboard_page(found: Sequence[Standings]) -> str:
-    """The boards, with choices that need no script: a style hides what is not chosen, and without it all are shown."""
+    """Return the boards with filters that need no script: a style hides the others; without styles all are shown."""
     if not found:
         return _page("Leaderboard", ["<p>No run.</p>"])
     choices, rules = [], []
@@ -78,7 +78,7 @@ def leaderboard_page(found: Sequence[Standings]) -> str:
 
 
 def _claims(store: Store, scales: Sequence[Scale], found: Mapping[str, Verdict]) -> str:
-    """Every claim, those first that do not hold."""
+    """Return every claim; those that do not hold come first."""
     sections = []
     for word in WORDS:
         chosen = [claims()[name] for name, one in found.items() if one.word == word]
@@ -89,7 +89,7 @@ def _claims(store: Store, scales: Sequence[Scale], found: Mapping[str, Verdict])
 
 
 def _claim(store: Store, scales: Sequence[Scale], claim: Claim, found: Verdict) -> str:
-    """A claim with its place, its rule, its verdict at each scale, what is outside the scales, and the command."""
+    """Return a claim with its location, rule, verdict at each scale, results outside the scales, and command."""
     head = f"<h3>{claim.name}. {html.escape(claim.entry['says'])}</h3>"
     said = f"<p>{html.escape(f'{claim.paper}, {claim.where}')}. <strong>{found.word}</strong></p>"
     lines = [f"<p>Rule: {html.escape(sentence(claim.rule))}</p>"]

@@ -1,4 +1,4 @@
-"""The store of cells: one run folder per set of deciding settings, shared by all tables, figures and claims."""
+"""The store of cells: one run folder per set of relevant settings, shared by all tables, figures and claims."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from taet.training.record import Epoch, Row, run_from_json
 COMMITTED = Path(taet.__file__).parents[1] / "results"
 """Cards of the repository; an installed package has none."""
 EVERY = 5
-"""Of the committed rows of epochs: those with a point of the curve, and one of so many."""
+"""Committed epochs are those with a point of the curve, and every one whose number is a multiple of this."""
 T = TypeVar("T")
 Filled = Literal["done", "started", "missing", "not applicable"]
 
 
 def cell_hash(run: Run) -> str:
-    """SHA-256 of the settings that decide a run's numbers and are not their defaults.
+    """Return the SHA-256 of the settings that determine a run's results and differ from their defaults.
 
-    A later version may have more settings: with their defaults they change nothing.
+    Later versions may add settings: at their defaults these do not change the hash.
     """
     usual, own = _usual(run.method), training_settings(run)
     differs = {name: value for name, value in own.items() if name not in usual or usual[name] != value}
@@ -51,26 +51,26 @@ def _usual(method: str) -> Mapping[str, object]:
 
 
 def _any_seed(run: Run) -> str:
-    """Return the hash that a run has in common with those of other seeds."""
+    """Return the hash that a run shares with runs of other seeds."""
     return cell_hash(dataclasses.replace(run, seed=Run.seed))
 
 
 @dataclass(frozen=True)
 class StoredCell:
-    """A run that an item needs, and what is known of it."""
+    """A run that an item needs, and what is known about it."""
 
     cell: Cell
     key: str
     """Its hash; empty if the method cannot take the settings."""
     any_seed: str
-    """The hash that it has in common with the runs of other seeds."""
+    """The hash that it shares with runs of other seeds."""
     card: ResultCard | None
     rows: tuple[Row, ...]
-    """Epochs, as metrics.jsonl has them; committed ones are thinned."""
+    """Epochs, as in metrics.jsonl; committed ones are thinned."""
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
-        """Its rows, typed."""
+        """Its rows as typed epochs."""
         return tuple(map(Epoch.from_json, self.rows))
 
     @property
@@ -80,7 +80,7 @@ class StoredCell:
 
     @property
     def state(self) -> Filled:
-        """Done means that a card has every attack."""
+        """State of the run; done means that a card has every attack."""
         if self.cell.run is None:
             return "not applicable"
         held = {column.name for column in self.card.columns} if self.card is not None else set()
@@ -107,7 +107,7 @@ class Store:
         self._stored: dict[str, StoredCell] = {}
 
     def cells(self, scale: Scale, row: PaperRow, metrics: Sequence[str]) -> list[StoredCell]:
-        """The runs of a row with the attacks of these columns: of every seed of the scale, and of others if done."""
+        """Return the runs of a row with the attacks of these columns: all seeds of the scale, and others if done."""
         points = scale.points(row, metrics)
         own = [self._cell(point) for point in points]
         done = {*self._seeds.get(own[0].any_seed, [])} - {*scale.seeds_of(row)}
@@ -119,11 +119,11 @@ class Store:
         return {row: self.cells(scale, row, [column.metric for column in item.columns_of(row)]) for row in item.rows}
 
     def every_cell(self, scale: Scale, wanted: Iterable[Item]) -> list[StoredCell]:
-        """The runs that items need, each as often as it is needed."""
+        """Return the runs that items need, each as often as it is needed."""
         return [one for item in wanted for cells in self.of_item(scale, item).values() for one in cells]
 
     def merged(self, stored: Iterable[StoredCell]) -> dict[str, Cell]:
-        """The cells that can be run by hash, each with all attacks that are asked for."""
+        """Return, by hash, the cells that can be run, each with all requested attacks."""
         merged: dict[str, StoredCell] = {}
         for one in stored:
             if one.key:
@@ -149,7 +149,7 @@ class Store:
         card, rows = self._committed(key, attacks)
         held = RunFolder(cell.folder)
         own = card_store.of_folder(held) if held.is_done else None
-        if own is not None:  # of another machine, the same settings give other weights
+        if own is not None:  # on another machine, the same settings give other weights
             card, rows = own, held.rows
         return StoredCell(cell, key, any_seed, card, rows)
 
@@ -167,7 +167,7 @@ class Store:
 
     @functools.cached_property
     def _runs(self) -> list[tuple[Path, Run]]:
-        """The committed cards with the settings of their runs; those of older or unknown methods are left out."""
+        """The committed cards with the settings of their runs, except those of older or unknown methods."""
         found = []
         for path in sorted(path for folder in self.results for path in folder.glob("**/*.json")):
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -184,13 +184,13 @@ class Store:
 
     @functools.cached_property
     def _seeds(self) -> Mapping[str, list[int]]:
-        """The seeds of committed cards and of finished runs, by the hash that they have in common."""
+        """The seeds of committed cards and of finished runs, by the hash that they share."""
         own = [RunFolder(path) for path in (self.out / "runs").glob("*/")]
         runs = [run for _, run in self._runs] + [folder.record.run for folder in own if folder.is_done]
         return grouped((_any_seed(run), run.seed) for run in runs)
 
     def embedding(self, one: StoredCell, of: str) -> Embedding | None:
-        """The features or logits of a run, of its folder or committed beside its card; None if they were not drawn."""
+        """Return the embedding of a run, from its folder or committed beside its card; None if there is none."""
         drawn = RunFolder(one.cell.folder).embedding(of)
         places = [drawn, *(beside(card, drawn.name) for card in self._index.get(one.key, []))]
         path = next((path for path in places if path.exists()), None)
@@ -200,7 +200,7 @@ class Store:
         return found
 
     def every_card(self) -> Iterator[ResultCard]:
-        """Every committed card, once each."""
+        """Yield every committed card once."""
         for paths in self._index.values():
             yield from map(load_card, paths)
 
@@ -232,7 +232,7 @@ def grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
 
 
 def load_card(path: Path) -> ResultCard:
-    """Return a card; one that was read before, and is the same file, is not read again."""
+    """Return a card; an unchanged file is read only once."""
     return _load_card(path, path.stat().st_mtime_ns)
 
 

@@ -25,7 +25,7 @@ fieldset{border:0;padding:0;margin:.25rem 0;display:flex;flex-wrap:wrap;gap:.2re
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of texts with what has to be said about it."""
+    """A table of texts with its notes."""
 
     title: str
     heads: tuple[str, ...] = ()
