@@ -182,7 +182,7 @@ def check_seal(path: Path, values: Mapping[str, Any]) -> bool:
     if SEAL not in values:
         return False
     if values[SEAL] != digest({name: value for name, value in values.items() if name != SEAL}):
-        raise UserError(f"{path} was changed or damaged: its SHA-256 is another than the one stored in it")
+        raise UserError(f"{path} was changed or damaged: its SHA-256 differs from the one stored in it")
     return True
 
 
