@@ -69,17 +69,17 @@ class Column:
 
     @cached_property
     def attack(self) -> AttackSpec:
-        """The attack with its options, typed; a `RecordedAttack` where this installation does not know it."""
+        """The attack as a typed specification; a `RecordedAttack` if this installation does not know it."""
         return catalogue.stored(self.name, self.norm, self.eps, self.parameters)
 
     @cached_property
     def identity(self) -> Identity:
-        """What makes columns of two cards comparable: the same attack with the same settings, random seeds aside."""
+        """Equal for comparable columns of two cards: the same attack with the same settings, except random seeds."""
         return identity(self.name, self.norm, self.eps, self.parameters, self.bounded)
 
     @classmethod
     def of(cls, attack: AttackSpec, predictions: Ints, labels: Ints, **measured: Any) -> Column:
-        """Return the column of an attack that changed the predictions (N,) of images with these labels (N,)."""
+        """Return the column of an attack, given its predictions (N,) and the labels (N,)."""
         measured["parameters"] = attack.parameters | measured.get("parameters", {})
         return cls(
             name=attack.name,
@@ -103,7 +103,7 @@ class Column:
 
     @property
     def ordinary(self) -> bool:
-        """Whether tables show it: an attack on the model itself that is not just a point of a curve."""
+        """Whether tables show the column: an attack on the model itself that is not only a point of a curve."""
         return not self.curve and not self.is_transfer
 
     def check(self, labels: Ints, num_classes: int) -> None:
@@ -171,7 +171,7 @@ class Column:
             roc_auc=unpack_floats(stored["roc_auc"]),
             curve=stored["curve"],
         )
-        column.attack  # noqa: B018  # refuses settings that the attack cannot have
+        column.attack  # noqa: B018  # raises an error for settings that the attack cannot have
         return column
 
 
@@ -184,7 +184,7 @@ def check_classes(where: str, values: Ints, count: int, classes: int) -> None:
 
 
 def _check_floats(where: str, values: Floats32, known: Mask, most: float) -> None:
-    """Raise a `UserError` unless the numbers lie in [0, `most`] where `known` is True and are nan elsewhere."""
+    """Raise a `UserError` unless values are in [0, `most`] where `known` is True and nan elsewhere."""
     if values.shape != known.shape or values.dtype != np.float32:
         raise UserError(f"{where}: got {values.dtype} {values.shape}; allowed: float32 {known.shape}")
     if (np.isfinite(values) != known).any() or not ((values[known] >= 0) & (values[known] <= most)).all():

@@ -19,7 +19,7 @@ from taet.formatting import size
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 CHAIN = 20  # steps of the PGD whose radius or logit scale is varied
 BALLS = (1 / 4, 1 / 2, 1, 2, 4, 8)  # times eps
-WHOLE = 1.0  # a ball that contains every image: no classifier is robust in it
+WHOLE = 1.0  # this ball contains every image: no classifier is robust in it
 FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)  # below 1 for masking by large logits, above 1 for masking by small ones
 CURVES = {
     "steps": "accuracy under PGD against its number of steps (REAT, figures 4a and 8)",
@@ -34,14 +34,14 @@ class AttackCurve:
 
     name: str
     attack: str
-    """Name of the attack that is varied."""
+    """Name of the attack whose setting is varied."""
     points: tuple[tuple[float, Column], ...]
 
 
 def curve_attacks(names: Sequence[str], settings: Evaluation, eps: float) -> list[AttackSpec]:
-    """Return the attacks of these curves, each marked with the first curve that needs it.
+    """Return the attacks of these curves, each labelled with the first curve that needs it.
 
-    The step size of the curve over eps is in proportion to the radius, so that every point can cross its ball.
+    On the curve over eps the step size is proportional to the radius, so that every attack can cross its ball.
     """
     radius = settings.eps if settings.eps is not None else eps
     wanted: dict[str, list[str]] = {
@@ -59,10 +59,10 @@ def curve_attacks(names: Sequence[str], settings: Evaluation, eps: float) -> lis
 
 
 def curves(card: ResultCard) -> tuple[AttackCurve, ...]:
-    """Return every curve with three points or more on a card; clean images are the point of eps 0.
+    """Return every curve that has at least three points on a card; clean images are the point at eps 0.
 
-    The points of a curve differ only in what it varies, and over eps also in their step size, in proportion to eps. Of
-    several such sets of columns on a card, the one measured for the curve is taken, else the largest.
+    The points of a curve differ only in the varied setting, and over eps also in the step size, proportional to eps. If
+    a card has several such sets of columns, the one measured for the curve is used, else the largest.
     """
     chain = f"pgd-{CHAIN}"
     found = (("steps", "PGD", "steps"), ("eps", chain, "eps"), ("logit-scale", chain, "factor"))
@@ -71,7 +71,7 @@ def curves(card: ResultCard) -> tuple[AttackCurve, ...]:
 
 
 def _points(card: ResultCard, curve: str, varied: str) -> tuple[tuple[float, Column], ...]:
-    """Return comparable columns in the order of what varies; of two at one place, the first."""
+    """Return comparable columns, ordered by the varied setting; if two have the same value, the first is kept."""
     groups: dict[Any, list[Column]] = {}
     for column in card.columns:
         if (fixed := _fixed(column, varied)) is not None:
@@ -83,7 +83,7 @@ def _points(card: ResultCard, curve: str, varied: str) -> tuple[tuple[float, Col
 
 
 def _fixed(column: Column, varied: str) -> Any:
-    """Return the settings that all points of a curve share; None for a column that is a point of none."""
+    """Return the settings that all points of a curve share; None if the column cannot be a point of the curve."""
     attack, kinds = column.attack, (Pgd, AdaptivePgd) if varied == "factor" else (Pgd,)
     if not isinstance(attack, kinds) or attack.norm != "linf" or attack.made_on is not None:
         return None
@@ -95,7 +95,7 @@ def _fixed(column: Column, varied: str) -> Any:
 
 
 def _place(column: Column, varied: str) -> float:
-    """Return the place of a column on its curve: clean images at a radius of 0, plain PGD at a factor of 1."""
+    """Return the position of a column on its curve: radius 0 for clean images, factor 1 for unscaled PGD."""
     return float(getattr(column.attack, varied, 1) or 0)
 
 

@@ -1,4 +1,4 @@
-"""`taet.decide`: attack two models on the same images in the same random order until one is known to be better."""
+"""`taet.decide`: attack two models on the same images, in the same random order, until one is shown to be better."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from taet.training.folder import DELIVERED, RunFolder
 
 Model = nn.Module | str | os.PathLike[str]
 Side = Model | Sequence[Model]
-"""A model, or several of one method, one per seed: a Module or the folder of a run each."""
+"""A model, or several models of one method, one per seed; each is a Module or the folder of a run."""
 
 
 def decide(
@@ -55,39 +55,39 @@ def decide(
     progress: Progress | None = None,
     command: str = "",
 ) -> DecisionCard:
-    """Attack both sides on the same images, in random order by class, and stop when one is known to be better.
+    """Attack both sides on the same images, in random order by class, and stop when one is shown to be better.
 
-    After each round, with images of every class, the paired test of `taet.evaluation.sequential` is updated, for
-    balanced accuracy and for the tail; `rule.of` decides, and the other one is a second test beside it. The error
-    probability of each and its intervals hold however often one looks, so also at the stop. Flags are those of
-    `taet.evaluate` on all images, but for AutoAttack, whose result depends in a few images on the batch that they are
-    in. What a whole card of a run or an earlier decision in `out` holds costs nothing. Finished batches are saved in
-    `out`, where a decision that was killed continues.
+    A round contains images of every class. After each round, the paired test of `taet.evaluation.sequential` is updated
+    for balanced accuracy and for the tail; the one named by `rule.of` decides, the other is reported. The error
+    probability and the intervals of each test hold however often one looks, hence also at the stop. The correctness
+    flags equal those of `taet.evaluate`, except that AutoAttack's result depends on the batch for a few images. Flags
+    in the full card of a run or in an earlier decision in `out` are reused. Finished batches are saved in `out`, from
+    which an interrupted decision continues.
 
     Args:
         first_side: a Module or the folder of a finished run; or several of one method, one per seed.
-        second_side: as many; the i-th model of one side is compared with the i-th of the other.
-        images: test images as in `taet.evaluate`, which Modules need. Default: those of the runs.
+        second_side: as many models; the i-th model of one side is compared with the i-th of the other.
+        images: test images as in `taet.evaluate`; Modules need them. Default: those of the runs.
         labels: (N,), with images.
-        attacks: the one attack that decides. Default: AutoAttack if the settings of the first run list it, else the
-            attack of most passes in their ball.
+        attacks: the one attack that decides. Default: AutoAttack if the settings of the first run list it, else their
+            most expensive attack in the ball.
         worst_case: let several attacks decide, one after another, each on the images that are still correct.
-        settings: fields of `taet.config.Evaluation` in place of those of the runs, which must agree.
+        settings: fields of `taet.config.Evaluation` that replace those of the runs, which must agree.
         rule: error probability, accuracy that decides, seed of the order. Default: `StopRule()`.
-        comparisons: comparisons that share the error probability of the rule: each has its part of it.
-        names: how the sides are called. Default: after their folders or classes.
+        comparisons: number of comparisons; each gets an equal part of the error probability of the rule.
+        names: names of the two sides. Default: those of their folders or classes.
         time_budget: seconds after which the evaluation stops undecided; a later call continues.
         device: as in `taet.evaluate`.
-        weights: with runs, which of their weights: model, model-last or model-best.
-        out: folder of decision.json; no run. A decision there goes on by the same rule or with a smaller alpha, and
-            is not replaced. Default: nothing is saved.
+        weights: which weights of a run to use: model, model-last or model-best.
+        out: folder of decision.json, not that of a run. A decision in it is continued, by the same rule or with a
+            smaller alpha, and not replaced. Default: nothing is saved.
         known: earlier decisions about some of the same models.
         progress: called as progress(done, total, label), in estimated passes of an image through a model.
         command: the command that started it; stored in the card.
 
     Raises:
-        UserError: test images, threat model or settings that differ between the models, no single attack, an `out`
-            that belongs to something else or holds a decision by another rule.
+        UserError: test images, threat model or settings that differ between the models; not exactly one attack; an
+            `out` that contains something else or a decision by another rule.
     """
     sides = (_listed(first_side), _listed(second_side))
     if len(sides[0]) != len(sides[1]) or not sides[0]:
@@ -150,7 +150,7 @@ def _names(sides: tuple[list[Model], list[Model]]) -> tuple[str, str]:
 
 
 def _check_same(path: Path, before: DecisionCard, players: Sequence[Player]) -> None:
-    """Refuse a decision about other models, images or attacks."""
+    """Raise a `UserError` if the earlier decision is about other models, images or attacks."""
     there = [model["weights_sha256"] for side in (before.first, before.second) for model in side["models"]]
     here = [player.weights for player in players]
     facts = {
@@ -164,7 +164,7 @@ def _check_same(path: Path, before: DecisionCard, players: Sequence[Player]) -> 
 
 
 def _check_rule(path: Path, before: StopRule, asked: StopRule) -> None:
-    """Refuse another test in place of one whose result may have been seen: only a smaller alpha keeps its promise."""
+    """Raise a `UserError` for another rule, as the result may have been seen; only a smaller alpha remains valid."""
     for name in (field.name for field in fields(StopRule)):
         stored, now = getattr(before, name), getattr(asked, name)
         if stored != now and not (name == "alpha" and now < stored):
@@ -176,18 +176,18 @@ def _check_rule(path: Path, before: StopRule, asked: StopRule) -> None:
 
 @dataclass(frozen=True)
 class _Terms:
-    """What all models face."""
+    """The conditions that all models share."""
 
     name: str
     chain: tuple[AttackSpec, ...]
-    """Attacks one after another, each on the images that are still correct; mostly one."""
+    """Attacks in order, each on the images that are still correct; usually one attack."""
     plans: list[EvaluationPlan]
 
 
 def _terms(
     subjects: Sequence[Subject], attacks: Sequence[str] | str | None, worst_case: bool, changes: Mapping[str, Any]
 ) -> _Terms:
-    """Return the attack that decides, the same for every model; a difference between the models is a UserError."""
+    """Return the attacks that decide, the same for every model; raise a `UserError` if the models' terms differ."""
     asked = bundles.changes(changes, attacks=attacks)
     chosen = _chosen(plan_evaluation(subjects[0].changed(asked)), attacks is not None, worst_case)
     wanted = tuple(attack.name for attack in chosen)
@@ -214,7 +214,7 @@ def _terms(
 
 
 def _chosen(plan: EvaluationPlan, asked: bool, worst_case: bool) -> list[AttackSpec]:
-    """Return the attacks that decide: those that were asked for, or the strongest in the ball."""
+    """Return the attacks that decide: the requested ones, or the strongest in the ball."""
     classes = 10  # only the order of costs matters
     if worst_case:
         return one_threat_model(plan.attacks if asked else plan.inside, classes)

@@ -1,6 +1,6 @@
-"""The card of a paired evaluation that stopped when it was decided: two sides, the images they met, and what follows.
+"""The card of a sequential paired evaluation: two sides, the images on which both were attacked, and the result.
 
-It is no result card: it holds flags of some of the test images, so that no table can take it for a whole evaluation.
+It is not a result card, because it covers only some of the test images: no table can mistake it for a full evaluation.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ class ModelOf(TypedDict):
     weights_sha256: Sha256
     seed: int | None
     answers: list[list[float | None]]
-    """As on a result card."""
+    """Logits and gradient norms of the first images, as on a result card."""
 
 
 class SideAbout(TypedDict):
-    """One of the two sides: a model, or several of one method, one per seed."""
+    """One of the two sides: a model, or several models of one method, one per seed."""
 
     label: Name
     models: list[ModelOf]
 
 
 class TestedOn(TypedDict):
-    """The test images that both sides could meet."""
+    """The test images from which the rounds are drawn."""
 
     name: str
     class_names: list[str]
@@ -75,13 +75,13 @@ class TestedOn(TypedDict):
 
 
 class Cost(TypedDict):
-    """What it took, both sides together."""
+    """The cost of the decision, for both sides together."""
 
     seconds: NonNegative
     forwards: Whole
     backwards: Whole
     known: Whole
-    """Flags that earlier cards held."""
+    """Number of flags that were taken from earlier cards."""
 
 
 class StoredDecision(TypedDict):
@@ -96,7 +96,7 @@ class StoredDecision(TypedDict):
 
 @dataclass(frozen=True)
 class PairedFinding:
-    """What the images so far say about one accuracy, first side minus second, in [-1, 1]."""
+    """The result so far for one accuracy, as the difference first minus second side, in [-1, 1]."""
 
     estimate: float
     low: float | None
@@ -187,12 +187,12 @@ class DecisionCard:
 
     @property
     def total_rounds(self) -> int:
-        """Rounds that the images suffice for: the size of the smallest class."""
+        """Largest possible number of rounds: the size of the smallest class."""
         return min(size for size in self.data["test_class_counts"] if size)
 
     @property
     def targets(self) -> dict[Target, Mask]:
-        """Which images of a round count, (M,), for balanced accuracy and, with known training counts, for the tail."""
+        """Masks (M,) of the images of a round that count: for balanced accuracy and, if known, for the tail."""
         return targets(self.classes, self.data["train_class_counts"])
 
     def weights(self, of: Target) -> Floats:
@@ -207,12 +207,12 @@ class DecisionCard:
 
     @cached_property
     def looks(self) -> dict[Target, tuple[Floats, Floats]]:
-        """ln E+ and ln E- after each round, (T,) each, by accuracy."""
+        """By accuracy: ln E+ and ln E- after each round, (T,) each."""
         return {of: evidence(self.differences(of), self.weights(of)) for of in self.targets}
 
     @cached_property
     def findings(self) -> dict[Target, PairedFinding]:
-        """What is known at the stop, by accuracy; each has the error probability alpha of its own."""
+        """The findings at the stop, by accuracy, each with its own error probability alpha."""
         found: dict[Target, PairedFinding] = {}
         for of, (first, second) in self.looks.items():
             gains, weight = self.differences(of), self.weights(of)
@@ -224,12 +224,12 @@ class DecisionCard:
         return found
 
     def better(self, of: Target) -> str:
-        """Return the label of the side that is better in an accuracy; empty if that is not decided."""
+        """Return the label of the side with the better accuracy; empty if undecided."""
         verdict = self.findings[of].verdict(self.rule.needed)
         return {"first": self.first["label"], "second": self.second["label"]}.get(verdict, "")
 
     def summary(self) -> Json:
-        """Return what follows from the flags, as the file stores it: others recompute it."""
+        """Return the numbers computed from the flags, as stored in the file so that others can recompute them."""
         met = len(self.rows) * np.bincount(self.classes, minlength=len(self.data["class_names"]))
         needed = self.rule.needed
         return {
@@ -261,7 +261,7 @@ class DecisionCard:
         """Read a decision from a file or its folder, and recompute everything in it from its flags.
 
         Raises:
-            UserError: the file is no decision, a newer version wrote it, or a number does not agree with the flags.
+            UserError: the file is not a decision, a newer version wrote it, or a number contradicts the flags.
         """
         path = Path(path)
         path = RunFolder(path).decision if path.is_dir() else path
@@ -292,7 +292,7 @@ class DecisionCard:
                 np.array([unpack_mask(run) for run in side], dtype=bool).reshape(len(side), *rows.shape)
                 for side in stored["correct"]
             ]
-        except ValueError as error:  # rounds of different length, or masks of another one
+        except ValueError as error:  # rounds of different lengths, or masks of another length
             raise UserError(f"a field has the wrong form ({error})") from error
         if len(flags) != 2:
             raise UserError(f"correct: got {len(flags)} sides; allowed: 2")
@@ -307,7 +307,7 @@ class DecisionCard:
 
     @property
     def sentence(self) -> str:
-        """How it ended, in one sentence."""
+        """The outcome in one sentence."""
         after = f"after {count(self.rows.size)} of {count(self.total)} images"
         accuracy = ACCURACY[self.rule.of]
         if self.reason == "decided":
@@ -323,7 +323,7 @@ class DecisionCard:
 
     @property
     def roles(self) -> str:
-        """Which accuracy decides, and what the other one is."""
+        """A sentence that says which accuracy decides and what role the other one has."""
         others = [ACCURACY[of] for of in self.targets if of != self.rule.of]
         own = [f"{name} is a second test with {self.rule.alpha:.3g} of its own" for name in others]
         return ", ".join([f"{ACCURACY[self.rule.of]} decides", *own])
@@ -346,7 +346,7 @@ class DecisionCard:
 
 
 def targets(classes: Ints, train_counts: Sequence[int] | None) -> dict[Target, Mask]:
-    """Return which images of a round, of these classes (M,), count for an accuracy; no tail where it is not known."""
+    """Return masks of the images of a round, given their classes (M,), by accuracy; without the tail if unknown."""
     tail = np.isin(classes, [] if train_counts is None else metrics.class_groups(train_counts)["tail"])
     every: dict[Target, Mask] = {"balanced": np.ones_like(tail), "tail": tail}
     return {of: there for of, there in every.items() if there.any()}
@@ -356,7 +356,7 @@ FIELDS = (
     *("first", "second", "attack", "attacks", "threat", "batch_size", "data", "rule", "comparisons", "reason", "cost"),
     *("environment", "created", "command"),
 )
-"""The fields that are stored as they are."""
+"""The fields that are stored unchanged."""
 
 
 def _plain(value: Any) -> Any:

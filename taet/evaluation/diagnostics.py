@@ -1,7 +1,7 @@
-"""Everything that may be wrong with a model or its evaluation: one table of rules over typed facts.
+"""Possible problems of a model or its evaluation: one table of rules over typed facts.
 
-A rule is one entry: the name of its flag, what it says of the facts where its condition holds, and the remedy. `flags`
-applies the rules to a result card, `findings` to a model that `taet check` has tried.
+A rule is one entry: the name of its flag, the text for facts that meet its condition, and the remedy. `flags` applies
+the rules to a result card, `findings` to a model that `taet check` has tested.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ from taet.evaluation.facts import AuditFacts, CheckFacts, ModelFacts
 from taet.evaluation.schema import Flag
 from taet.formatting import listed, percent, percent_interval
 
-# Most that PGD-100 is below PGD-20 in the two papers' tables: 1.5 points in the L-infinity ball (TAET, table 1), 2.1 in
-# the L2 ball (REAT, table 12).
+# Largest decrease from PGD-20 to PGD-100 in the two papers' tables: 1.5 points in the L-infinity ball (TAET, table 1),
+# 2.1 in the L2 ball (REAT, table 12).
 CONVERGENCE_GAP = {"linf": 0.015, "l2": 0.022}
-# Most that AutoAttack is below PGD-20 in REAT's tables is 4.4 points (table 2), but for RoBal, whose logits are scaled
-# and mask its gradients: 6.7 to 7.4 (tables 3 and 5, CIFAR-10-LT). L2 is held to the same, for want of other numbers.
+# Largest decrease from PGD-20 to AutoAttack in REAT's tables: 4.4 points (table 2), except for RoBal, whose scaled
+# logits mask its gradients: 6.7 to 7.4 (tables 3 and 5, CIFAR-10-LT). Also used for L2, for lack of other numbers.
 AUTOATTACK_GAP = 0.045
-# Most that CW-100, which ascends the margin, is below PGD there is 2.5 points (table 2), but for RoBal: 4.5 to 5.5. As
-# its logits grow, cross-entropy approaches the margin: scaling them may cost as much. It costs RoBal 4.7 to 5.7.
+# Largest decrease from PGD to CW-100, which ascends the margin, there: 2.5 points (table 2), except RoBal: 4.5 to 5.5.
+# Cross-entropy approaches the margin as logits grow: scaling them may cost as much. It costs RoBal 4.7 to 5.7.
 MARGIN_GAP = 0.025
-# Between these 2.5 and 4.7 points: what scaled logits must cost on the few images of the probe.
+# Between these 2.5 and 4.7 points: least decrease by scaled logits on the few images of the probe that raises a flag.
 LOGIT_SCALE_GAP = 0.04
 # The same for operations that are replaced by differentiable ones.
 REPLACED_GAP = LOGIT_SCALE_GAP
-# The thresholds at which the official AutoAttack warns of Square, of a model that draws numbers, and of zero gradients.
+# Thresholds of the warnings of the official AutoAttack: about Square, randomised models, and zero gradients.
 SQUARE_GAP = 0.002
 REPEAT_DIFFERENCE = 1e-4
 ZERO_GRADIENTS = 0
 NONFINITE_GRADIENTS = 0  # no sound model has one
 # Without a bound an attack must break every image, and a larger ball cannot be safer (Athalye, Carlini, Wagner, ICML
-# 2018, arXiv:1802.00420, section 3.1). One image in a hundred is left to steps that are not infinitely many.
+# 2018, arXiv:1802.00420, section 3.1). One image in a hundred is tolerated because the number of steps is finite.
 REMAINDER = 0.01
-# Share of the images on which two methods are taken to disagree, on which their paired comparison depends.
+# Assumed share of images on which two methods disagree; it determines the precision of their paired comparison.
 DISAGREEMENT = 0.25
-# At that share, reached with about 1000 images.
+# With this share, about 1000 images reach this precision.
 COARSE_COMPARISON = 0.03
-# Flags of an attack that only bounds the accuracy: where it may be used, and where it must not.
+# Flags of an attack that only bounds the accuracy: the bound is usable, or it must not be used.
 BOUND, MISLED = "quick-is-a-bound", "quick-misled"
 
 Facts = TypeVar("Facts", contravariant=True)
@@ -72,30 +72,30 @@ Facts = TypeVar("Facts", contravariant=True)
 
 @dataclass(frozen=True)
 class Diagnostic(Generic[Facts]):
-    """One thing that may be wrong."""
+    """A rule for one possible problem."""
 
     flag: str
     """Name of the flag, as result cards store it; empty for a rule of `taet check` alone."""
     says: Callable[[Facts], str | None]
-    """What was found and what it means, where the condition of the rule holds; else None."""
+    """The text, what was found and what it means, if the condition of the rule holds; else None."""
     remedy: str = ""
-    """What to do."""
+    """Advice on what to do."""
     subject: str = ""
-    """Under which `taet check` reports it; empty for a rule that needs attacks."""
+    """The subject under which `taet check` reports it; empty for a rule that needs attacks."""
     unless: tuple[str, ...] = ()
-    """Flags that explain this one as well, so that it is not raised beside them."""
+    """Flags that already explain this one, which is then not raised."""
     misleads: bool = True
-    """Of `ATTACKS` and `MODEL`: whether an attack that follows gradients alone may then be far from the truth."""
+    """For `ATTACKS` and `MODEL`: whether attacks that use only gradients may then be far from the true accuracy."""
 
     def text(self, facts: Facts) -> str | None:
-        """Return what was found with the remedy, or None where the rule does not apply."""
+        """Return the text with the remedy, or None if the rule does not apply."""
         said = self.says(facts)
         return f"{said}; {self.remedy}" if said and self.remedy else said
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One property of a model that `taet check` has tried."""
+    """One property of a model that `taet check` has tested."""
 
     subject: str
     ok: bool
@@ -114,17 +114,17 @@ def flags(card: ResultCard) -> tuple[Flag, ...]:
 
 
 def flagged(card: ResultCard) -> ResultCard:
-    """Return a card with its flags, also those that limit its probe."""
+    """Return a card with its flags, including those about its probe."""
     return replace(card, flags=(*flags(card), *_of_probe(card)))
 
 
 def masking(card: ResultCard) -> list[str]:
-    """Return the flags of a card that say that gradients may mislead attacks."""
+    """Return the flags of a card which say that gradients may mislead attacks."""
     return [flag["flag"] for flag in card.flags if flag["flag"] in MASKING]
 
 
 def _bound(card: ResultCard, raised: Collection[str]) -> dict[str, str]:
-    """Return what is known of attacks that only bound the accuracy, or that they must not be used on this model."""
+    """Return what is known about attacks that only bound the accuracy, or a warning not to use them on this model."""
     bounds = [column for column in asked(card) if column.attack.bound]
     names = listed(column.name for column in bounds)
     if bounds and raised:
@@ -140,11 +140,11 @@ NOT_PROBED = Flag(
 
 
 PROBE_SMALL, FEW_PROBED = "probe-small", 100
-"""Of 100 images, 6 must be broken by the stronger attack alone before that exceeds chance."""
+"""With 100 images, at least 6 broken by the stronger attack alone exceed chance."""
 
 
 def _of_probe(card: ResultCard) -> tuple[Flag, ...]:
-    """Return what limits the probe of a card: none was made although it was attacked, or of few of its images."""
+    """Return the flags about the probe of a card: missing although the model was attacked, or on too few images."""
     if not card.probe:
         attacked = any(column.norm is not None and not column.is_transfer for column in card.columns)
         return (NOT_PROBED,) if attacked else ()
@@ -185,7 +185,7 @@ def _said(rules: Iterable[Diagnostic[Facts]], facts: Facts) -> dict[str, str]:
 
 
 def _too_short(card: ResultCard) -> str | None:
-    # The curve over the steps begins with chains that are meant to be short.
+    # The curve over the steps begins with PGD runs that are short on purpose.
     short = [one.name for one in own(card) if is_chain(one) and one.curve != "steps" and not crosses(one)]
     return f"{listed(short)} cannot cross the ball: the steps add up to less than its width" if short else None
 
@@ -208,7 +208,7 @@ def _convergence(card: ResultCard) -> str | None:
 
 
 def _is_longer(one: Column, other: Column) -> bool:
-    """Whether an attack takes more steps or more starts than the other."""
+    """Return whether an attack takes more steps or more starts than the other."""
     work = [(column.attack.ascent_steps, column.parameters.get("restarts", 1)) for column in (one, other)]
     return work[0] > work[1]
 
@@ -249,7 +249,7 @@ def _transfer(card: ResultCard) -> str | None:
 
 def _black_box(card: ResultCard) -> str | None:
     for column in card.columns:
-        if not isinstance(column.attack, Suite):  # other chains may have no gradients
+        if not isinstance(column.attack, Suite):  # other attacks may use no gradients
             continue
         for (_, before), (part, after) in pairwise(column.parts.items()):
             broken = int(before.sum() - after.sum())
@@ -353,7 +353,7 @@ ATTACKS: tuple[Diagnostic[ResultCard], ...] = (
 
 
 def _when(condition: Callable[[Facts], bool], text: str) -> Callable[[Facts], str | None]:
-    """Fill a text with the facts where the condition holds."""
+    """Return a function that fills the text with the facts if the condition holds, else returns None."""
     return lambda facts: text.format(**vars(facts)) if condition(facts) else None
 
 
@@ -375,7 +375,7 @@ def _logit_scale(facts: ModelFacts) -> str | None:
 
 
 def _replaced(correct: str, only: str, how: str) -> Callable[[ModelFacts], str | None]:
-    """Return what is said where PGD on the model with other gradients beats PGD-20; both name fields of the facts."""
+    """Return a text for PGD on replaced gradients if it beats PGD-20; `correct` and `only` name fields of the facts."""
 
     def says(facts: ModelFacts) -> str | None:
         left = getattr(facts, correct)
@@ -486,7 +486,7 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
     ),
 )
 MASKING = {rule.flag for rule in ATTACKS if rule.misleads} | {rule.flag for rule in MODEL if rule.misleads}
-"""Flags that say that gradients may mislead attacks."""
+"""Flags which say that gradients may mislead attacks."""
 
 
 def _chance(card: ResultCard) -> str | None:
@@ -496,7 +496,7 @@ def _chance(card: ResultCard) -> str | None:
     present, (low, high) = int((summary.total > 0).sum()), summary.balanced_interval
     if present < 2 or low > 1 / present:
         return None
-    # A run of this package has the weights, normalisation and classes that it was trained with.
+    # A run of this package stores its weights, normalisation and classes.
     ask = "" if card.run else "; are weights, normalisation and the order of the classes right? taet check tries them"
     return (
         f"Clean balanced accuracy is {percent(summary.balanced)} % (95 % interval {percent_interval(low, high, 0)} %), "
@@ -549,7 +549,7 @@ def _extra(card: ResultCard) -> str | None:
 
 
 def _tested(card: ResultCard) -> metrics.Ints:
-    """Test images of each class, (C,)."""
+    """Return the number of test images of each class, (C,)."""
     return metrics.class_counts(card.labels >= 0, card.labels, card.num_classes)[1]
 
 
@@ -568,7 +568,7 @@ def _found(subject: str, condition: Callable[[CheckFacts], bool], text: str, rem
 
 
 def _beaten(weak: int, strong: int, only_strong: int, images: int) -> bool:
-    """Whether an attack that leaves `strong` images correct beats one that leaves `weak`, by 4 points and chance."""
+    """Return whether the attack that leaves `strong` images correct beats the other by over 4 points and chance."""
     lost = weak - strong + only_strong
     return (lost - only_strong) / images > REPLACED_GAP and exceeds(lost, only_strong)
 
@@ -667,4 +667,4 @@ SOUND: Mapping[str, str] = {
     "precision": "float32",
     "eval mode": "its state stays the same{came}",
 }
-"""What `taet check` says of each subject, in this order, where no rule applies."""
+"""What `taet check` says about each subject, in this order, if no rule applies."""

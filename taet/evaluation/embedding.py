@@ -1,4 +1,4 @@
-"""Where a model puts images, clean and attacked: by t-SNE, and in numbers, since a picture proves nothing."""
+"""Embeddings of clean and attacked images: a t-SNE picture, and measures, since a picture alone proves nothing."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ DIGITS = 3
 
 @dataclass(frozen=True)
 class Embedding:
-    """Some test images as a model sees them, clean and attacked."""
+    """Features or logits of some test images, clean and attacked."""
 
     name: str
     of: str
-    """features, the input of the last layer, or logits."""
+    """features (the input of the last layer) or logits."""
     attack: str
     seed: int
     weights_sha256: Sha256
@@ -42,12 +42,12 @@ class Embedding:
     class_names: tuple[str, ...]
     train_class_counts: tuple[int, ...] | None
     rows: tuple[int, ...]
-    """Their places in the test set."""
+    """Positions of the images in the test set."""
     labels: tuple[int, ...]
     predictions: dict[str, list[int]]
     """By side, clean and attacked."""
     points: dict[str, list[list[float]]]
-    """Places in the common t-SNE of both sides, (N, 2) each."""
+    """By side: positions in the common t-SNE of both sides, (N, 2) each."""
     numbers: dict[str, dict[str, float]]
     """By side: accuracy of the model, silhouette and linear separability, before t-SNE."""
 
@@ -73,7 +73,7 @@ class Embedding:
 
 
 def load(path: Path) -> Embedding:
-    """Read an embedding; a file that is none is a `UserError`."""
+    """Read an embedding; raise a `UserError` for any other file."""
     with located(str(path)):
         return Embedding.from_json(parse_json(read_bytes(path), str(path)))
 
@@ -88,22 +88,22 @@ def embed(
     seed: int = 0,
     device: str = "auto",
 ) -> Embedding:
-    """Return where the model of a run puts test images, clean and under an attack.
+    """Return the embedding of test images by the model of a run, clean and under an attack.
 
-    One t-SNE holds both sides. Beside it stand numbers of the space itself: the silhouette, -1 to 1, by the true
-    classes, and the linear separability, the cross-validated balanced accuracy of a logistic regression on it.
+    Both sides share one t-SNE. Two measures describe the original space: the silhouette, -1 to 1, by the true classes,
+    and the linear separability, the cross-validated balanced accuracy of a logistic regression on it.
 
     Args:
         run: a run folder.
         attack: an attack that makes examples: not clean, square or AutoAttack.
-        of: features, the input of the last layer, or logits.
+        of: features (the input of the last layer) or logits.
         classes: names of classes; by default all.
-        images: test images of each class, the first ones; fewer where a class has fewer.
-        seed: of t-SNE.
+        images: number of test images of each class; the first ones are taken, or all if a class has fewer.
+        seed: seed of t-SNE.
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        UserError: an unknown class, less than two classes or two images of one, a model without features.
+        UserError: an unknown class, fewer than two classes or two images of a class, a model without features.
 
     Source: van der Maaten, Hinton, "Visualizing data using t-SNE", JMLR 2008; Rousseeuw, "Silhouettes", 1987.
     """
@@ -142,7 +142,7 @@ def embed(
 
 
 def _rows(labels: Ints, names: Sequence[str], classes: Sequence[str], images: int) -> Any:
-    """The first images of each chosen class, in the order of the test set."""
+    """Return the first images of each chosen class, in the order of the test set."""
     for name in classes:
         if name not in names:
             raise unknown("class", name, names)
@@ -159,7 +159,7 @@ def _rows(labels: Ints, names: Sequence[str], classes: Sequence[str], images: in
 def _spaces(
     runner: Runner, model: torch.nn.Module, attack: Any, rows: Ints, of: Of
 ) -> tuple[dict[str, Floats], dict[str, Ints]]:
-    """Features or logits (N, D) of both sides, and the answers."""
+    """Return features or logits (N, D) of both sides, and the predictions."""
     spaces: dict[str, list[Floats]] = {"clean": [], "attacked": []}
     answers: dict[str, list[Ints]] = {"clean": [], "attacked": []}
     with runner.still():
@@ -175,7 +175,7 @@ def _spaces(
 
 
 def _tsne(values: Floats, seed: int) -> Floats:
-    """Places (N, 2), the same for the same seed."""
+    """Return positions (N, 2), which depend only on the values and the seed."""
     from sklearn.manifold import TSNE
 
     settings: dict[str, Any] = {"init": "pca", "learning_rate": "auto", "random_state": seed, "n_jobs": 1}
@@ -185,7 +185,7 @@ def _tsne(values: Floats, seed: int) -> Floats:
 
 
 def numbers_of(space: Floats, labels: Ints, answers: Ints, seed: int) -> dict[str, float]:
-    """Balanced accuracy of the answers, silhouette, and linear separability of the space."""
+    """Return the balanced accuracy of the predictions, the silhouette and the linear separability of the space."""
     from sklearn import linear_model, model_selection, pipeline, preprocessing
     from sklearn.metrics import silhouette_score
 

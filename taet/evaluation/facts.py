@@ -1,4 +1,4 @@
-"""Facts about a model's answers to a sample of images, which the rules of the diagnostics look at."""
+"""Facts about a model's outputs on a sample of images, to which the rules of the diagnostics apply."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Apart = Annotated[float, Ge(0), Le(2.001)]
 
 
 LOGIT_FACTOR = 10.0
-"""Of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap that logits are scaled to."""
+"""Factor of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling the logits."""
 
 
 def logit_factor(gap: float) -> float:
-    """Return the factor that brings the median distance of the two largest logits to 10; 10 if there is none."""
+    """Return the factor that scales the median gap of the two largest logits to 10; 10 if that gap is 0."""
     return LOGIT_FACTOR / gap if gap > 0 else LOGIT_FACTOR
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Answers of a model to a sample of images, as `taet.evaluation.probe` and `taet check` measure them.
+    """Outputs of a model on a sample of images, as `taet.evaluation.probe` and `taet check` measure them.
 
-    A difference is the largest L2 distance between two answers to one image, each scaled to unit length. What was not
-    measured, as in cards of older versions, is 0.
+    A difference is the largest L2 distance between two outputs for one image, each scaled to unit length. A fact that
+    was not measured, as in cards of older versions, is 0.
     """
 
     batch_size: Count
@@ -43,30 +43,30 @@ class ModelFacts:
     nonfinite_gradients: Whole = 0
     """Images with a logit or gradient that is not finite, at the image or at an iterate of PGD."""
     repeat_difference: Apart = 0.0
-    """When the model is asked again."""
+    """Difference when the model is called again."""
     later_difference: Apart = 0.0
-    """After the model has answered other images."""
+    """Difference after the model was called on other images."""
     batch_difference: Apart = 0.0
-    """When the image is in another batch."""
+    """Difference when the image is in another batch."""
     pgd_correct: Whole = 0
     scaled_pgd_correct: Whole = 0
     """The same, with the logits times 10 / `logit_gap` in the objective."""
     only_pgd_correct: Whole = 0
     only_scaled_pgd_correct: Whole = 0
     logit_gap: NonNegative = 0.0
-    """Median distance between the two largest logits; 0 where it is none: then, as in older cards, the factor is 10."""
+    """Median gap between the two largest logits; 0 if not finite: then, as in older cards, the factor is 10."""
     gradient_difference: Apart = 0.0
-    """When a gradient is asked for."""
+    """Difference when a gradient is computed as well."""
     sites: Whole = 0
     """Kinds of operations that stop or distort the gradient (`taet.attacks.differentiable`)."""
     replaced: Whole = 0
-    """Those of them that were replaced; without any, the next four are 0."""
+    """How many of them were replaced; if none, the next four fields are 0."""
     straight_pgd_correct: Whole = 0
-    """As `scaled_pgd_correct`, with the identity as their derivative."""
+    """As `scaled_pgd_correct`, with the identity as the derivative of the replaced operations."""
     only_straight_pgd_correct: Whole = 0
-    """Images that this leaves correct and PGD-20 does not."""
+    """Images that this attack leaves correct and PGD-20 does not."""
     smooth_pgd_correct: Whole = 0
-    """The same on the margin of the model with smooth operations in their place."""
+    """The same on the margin, with smooth operations as replacements."""
     only_smooth_pgd_correct: Whole = 0
 
     @property
@@ -78,7 +78,7 @@ class ModelFacts:
 def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:
     """Return the facts that the probe of an evaluation measured; None if nothing was attacked.
 
-    A fact that is missing or cannot be is a `UserError`.
+    A missing or impossible fact raises a `UserError`.
     """
     if not probe:
         return None
@@ -93,35 +93,35 @@ def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFacts:
-    """What `taet audit` measures beside the card and the facts of its probe, on a sample of images."""
+    """Facts that `taet audit` measures on a sample of images, in addition to the card and its probe."""
 
     images: ImageCount
     reaches: bool = True
-    """Whether the gradient of the logits reaches the image without replacements."""
+    """Whether the gradient of the logits reaches the image without replaced operations."""
     classes: Whole = 0
     logits: Whole = 0
-    """Logits of an image; where there are several per class, the largest counts, and the next three were measured."""
+    """Logits of an image; if a class has several, the largest counts, and the next three fields were measured."""
     raw_correct: Whole = 0
     """Images that PGD-20 on the cross-entropy of all logits leaves correct."""
     merged_correct: Whole = 0
     """The same for the margin of the largest logits of each class."""
     only_merged_correct: Whole = 0
-    """Images that this leaves correct and the other does not."""
+    """Images that the attack on merged logits leaves correct and the other does not."""
     draws: Whole = 0
-    """Draws of a model that draws numbers, whose mean attacks follow; 0: it draws none."""
+    """Random draws of a randomised model per gradient, which attacks average; 0 for a deterministic model."""
     judged: Whole = 0
-    """Draws whose mean probabilities decide whether an image is correct."""
+    """Number of draws whose mean probabilities decide whether an image is correct."""
     one_correct: Whole = 0
     """Images that PGD-20 on the margin, with a draw for each step, leaves correct."""
     mean_correct: Whole = 0
     """The same with the mean gradient of all draws (EOT)."""
     only_mean_correct: Whole = 0
-    """Images that this leaves correct and the other does not."""
+    """Images that the attack on the mean leaves correct and the other does not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckFacts(ModelFacts):
-    """What `taet check` measures in addition; numbers are in the units in which they are printed."""
+    """Facts that `taet check` measures in addition, in the units in which they are printed."""
 
     num_classes: int
     """Number of logits."""
@@ -133,7 +133,7 @@ class CheckFacts(ModelFacts):
     accuracies: str
     """The same with each usual normalisation, as a list."""
     better: str
-    """The value of --normalize for a clearly better normalisation; empty if there is none."""
+    """Value of --normalize for a clearly better normalisation; empty if none is clearly better."""
     better_accuracy: float
     balanced: float
     """Balanced accuracy in per cent."""
@@ -144,9 +144,9 @@ class CheckFacts(ModelFacts):
     in_unit_interval: bool
     """Whether every logit is between 0 and 1."""
     logits: str
-    """What the logits look like, in words."""
+    """Description of the logits, in words."""
     nonfinite_on: str
-    """Those of a black, a white and a random image whose logits are not finite."""
+    """Which of a black, a white and a random image have logits that are not finite, in words."""
     dtype: str
     changed: str = ""
     """Names of the tensors of the model's state that changed in eval mode."""

@@ -1,4 +1,4 @@
-"""Two sides that meet the same images, block by block, until a rule ends it."""
+"""Attack two sides on the same images, block by block, until a stop rule applies."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from taet.metrics import Ints, Mask
 from taet.progress import Progress
 
 UNKNOWN = -1
-"""In the place of a flag."""
+"""Value of a flag that is not known yet."""
 
 
 @dataclass(frozen=True)
 class Player:
-    """A model on the test images, with the flags that are known."""
+    """A model on the test images, with its known flags."""
 
     runner: Runner
     card: ResultCard
-    """Without columns."""
+    """The card of the model, without columns."""
     name: str
     chain: tuple[AttackSpec, ...]
 
@@ -54,7 +54,7 @@ class Player:
 
     @property
     def about(self) -> ModelOf:
-        """What a decision says about the model."""
+        """The description of the model in a decision."""
         answers = self.card.model["answers"]
         return {
             "name": self.card.model["name"],
@@ -70,19 +70,19 @@ class Player:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a decision must agree in to hold flags of this model."""
+        """Facts that must be equal in a decision whose flags are reused for this model."""
         software = {name: self.card.environment[name] for name in ("versions", "device")}
         return {"attacks": self.attacks, "batch_size": self.runner.batch_size, "environment": software}
 
     def learn_whole(self, whole: ResultCard | None) -> None:
-        """Take the flags of a card of all images about this model, if it has every attack."""
+        """Take the flags from a full card of this model, if it has every attack."""
         found = [] if whole is None else [among(whole.columns, attack) for attack in self.chain]
         there = [column.correct for column in found if column is not None]
         if there and len(there) == len(self.chain):
             self.flags[:] = np.logical_and.reduce(there)
 
     def learn(self, decision: DecisionCard) -> None:
-        """Take the flags of an earlier decision about this model, if it has any."""
+        """Take the flags from an earlier decision, if it has any of this model."""
         if not card_store.agrees(decision, self.facts) or decision.data["test_sha256"] != self.card.data["test_sha256"]:
             return
         for about, flags in ((decision.first, decision.correct[0]), (decision.second, decision.correct[1])):
@@ -93,11 +93,11 @@ class Player:
                     self.flags[decision.rows.ravel()] = mask.ravel()
 
     def passes(self, images: int) -> float:
-        """Return the estimated passes for so many images."""
+        """Return the estimated passes for this number of images."""
         return float(images * sum(attack.passes(self.runner.num_classes) for attack in self.chain))
 
     def meet(self, rows: Ints, number: int, progress: Progress) -> Arrays:
-        """Return the flags of the images `rows` (n,) that are not known yet, and what they cost."""
+        """Attack the images `rows` (n,) whose flags are unknown; return their flags and the cost."""
         new = rows[self.flags[rows] == UNKNOWN]
         if not len(new):
             return {"rows": new, "correct": np.ones(0, dtype=bool), **{name: np.asarray(0) for name in WORK}}
@@ -119,12 +119,12 @@ class Player:
             correct[correct] = result.predictions == self.runner.labels[left]
             work = {name: work[name] + result.work[name] for name in WORK}
             if inner is not None:
-                inner.remove()  # the block holds it from now on
+                inner.remove()  # the block contains it from now on
         return {"rows": rows, "correct": correct, **{name: np.asarray(value) for name, value in work.items()}}
 
 
 class Match:
-    """Two sides, the order of the images, and the rounds that they have met."""
+    """Two sides, the order of the images, and the rounds completed so far."""
 
     def __init__(self, players: Sequence[Player], rule: StopRule, progress: Progress | None) -> None:
         self.players, self.rule, self.progress = players, rule, progress
@@ -132,12 +132,12 @@ class Match:
         self.order = rounds(runner.labels, rule.order_seed)
         self.classes = runner.labels[self.order[0]]
         self.before = [player.flags != UNKNOWN for player in players]
-        # A block is made of whole rounds and does not depend on the number of processes.
+        # A block consists of whole rounds and does not depend on the number of processes.
         self.block = max(1, runner.batch_size // self.order.shape[1])
         self.work = dict.fromkeys(WORK, 0.0)
 
     def play(self, deadline: float, names: tuple[str, str], comparisons: int, command: str) -> DecisionCard:
-        """Meet images until the rule, the images or the time end it, and return the decision."""
+        """Attack images until the rule applies or images or time run out, and return the decision."""
         blocks = math.ceil(len(self.order) / self.block)
         at_once = max(1, world_size() // len(self.players))
         done, reason = 0, ""
@@ -159,7 +159,7 @@ class Match:
         return decision
 
     def _meet(self, blocks: range) -> None:
-        """Fill in the flags of blocks of rounds; the units, a model and a block, are shared among the processes."""
+        """Fill in the flags of blocks of rounds; the processes share the units of work, one model on one block each."""
         units = [(player, number) for number in blocks for player in range(len(self.players))]
 
         def compute(unit: int) -> Arrays:
@@ -188,7 +188,7 @@ class Match:
         return report
 
     def ended(self, done: int) -> tuple[int, str] | None:
-        """Return after which of the first rounds the rule stops, and why; None if it goes on."""
+        """Return after which of the first `done` rounds the rule stops, and why; None if it does not stop."""
         first_side, second_side = (flags.mean(0) for flags in self.correct(done))
         there = targets(self.classes, self.players[0].card.data.get("train_class_counts"))
         if self.rule.of not in there:
@@ -198,7 +198,7 @@ class Match:
         return stop(gains, weights(self.classes[counted]), len(self.order), self.rule)
 
     def correct(self, done: int) -> tuple[Mask, Mask]:
-        """Return the flags of both sides in the first rounds, (R, T, M) each."""
+        """Return the flags of both sides in the first `done` rounds, (R, T, M) each."""
         flags = np.stack([player.flags[self.order[:done]] for player in self.players])
         half = len(self.players) // 2
         return flags[:half] == 1, flags[half:] == 1

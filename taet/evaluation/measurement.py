@@ -1,4 +1,4 @@
-"""Measuring what an evaluation asks for and what no stored card contains, and making the result card."""
+"""Run the attacks of an evaluation whose results no stored card contains, and make the result card."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Extent:
     """How much an evaluation measures with its attacks."""
 
     curves: tuple[CurveName, ...] = ()
-    """Curves of the accuracy to measure as well."""
+    """Curves of the accuracy to measure in addition."""
     worst_case: bool = False
     """Run the attacks one after another, each on the images that the previous ones left correct: one column."""
     probe: bool = True
@@ -72,7 +72,7 @@ class EvaluationPlan:
 
 
 def plan_evaluation(subject: Subject, extent: Extent = Extent()) -> EvaluationPlan:
-    """Return what to measure on a subject by its settings, whose bundles are replaced by their attacks."""
+    """Return what to measure on a subject; bundles in its settings are replaced by their attacks."""
     settings, eps = subject.settings, subject.eps
     others = (name for name in settings.attacks if name != Clean.name)
     attacks = tuple(parse_attacks([Clean.name, *others], settings, eps))
@@ -97,9 +97,9 @@ def measure(
         subject: the model and its images.
         plan: what to measure.
         device: where the model is during the work.
-        path: where the card is saved and earlier results are looked for.
-        new: refuse a folder with the card of another model or of other images.
-        state_dir: folder that keeps finished batches. Default: beside the card.
+        path: file in which the card is saved and earlier results are looked up.
+        new: raise a `UserError` if the folder has the card of another model or of other images.
+        state_dir: folder for finished batches. Default: beside the card.
         progress: as in `taet.evaluate`.
         command: the command that started the evaluation; stored in the card.
     """
@@ -119,7 +119,7 @@ def measure(
                 sha256 = save_examples(examples, known, card, runner, plan.attacks)
                 card = replace(card, examples_sha256=sha256)
                 card_store.put(path, card)
-                with suppress(OSError):  # it is in the way of nothing
+                with suppress(OSError):  # an old file of examples does no harm
                     earlier(examples).unlink()
                 runner.clear()
             gather(None)  # no process starts again before the card and its state are final
@@ -129,7 +129,7 @@ def measure(
 def begin(
     subject: Subject, plan: EvaluationPlan, device: torch.device, state_dir: Path | None, command: str = ""
 ) -> tuple[Runner, ResultCard]:
-    """Return what attacks the model of a subject, which is on `device`, and its card without columns."""
+    """Return a runner for the model of a subject, which is on `device`, and its card without columns."""
     class_names = _class_names(subject, device)
     runner = Runner(
         _attacked(subject, device),
@@ -173,7 +173,7 @@ def begin(
 
 @contextmanager
 def owned(folder: RunFolder | None) -> Iterator[None]:
-    """Own the folder of a card, which the first of several processes does for all, while the card is made."""
+    """Lock the folder of a card while the card is made; the first of several processes does so for all."""
     with ExitStack() as stack:
         if folder is not None:
             first(lambda: stack.enter_context(folder.own()))
@@ -181,7 +181,7 @@ def owned(folder: RunFolder | None) -> Iterator[None]:
 
 
 def known_card(path: Path | None, card: ResultCard, runner: Runner) -> ResultCard | None:
-    """Return the stored card about the same model, images, ball, batches and software."""
+    """Return the stored card if it has the same model, images, ball, batches and software."""
     if path is None:
         return None
     facts = {
@@ -202,7 +202,7 @@ def _measured(
     known: ResultCard | None,
     progress: Progress | None,
 ) -> ResultCard:
-    """Return the card with all columns, those that are known already and the new ones, and with its flags."""
+    """Return the card with all columns, known and new, and with its flags."""
     chain = one_threat_model(plan.attacks, runner.num_classes) if plan.extent.worst_case else []
     listed = plan.attacks[:1] if plan.extent.worst_case else plan.attacks
     before = () if known is None else known.columns
@@ -232,25 +232,25 @@ def _measured(
 
 
 def _passes(runner: Runner, attacks: Sequence[AttackSpec]) -> int:
-    """Return the most passes that attacks take."""
+    """Return the largest number of passes that attacks can take."""
     return sum(runner.expected(attack, len(runner.labels)) for attack in attacks)
 
 
 def span(seconds: tuple[float, float]) -> str:
-    """Write the seconds that something usually takes and the most of it: about 3 minutes, at most about 12 minutes."""
+    """Format the usual and the largest number of seconds: about 3 minutes, at most about 12 minutes."""
     usual, most = map(duration, seconds)
     return usual if usual == most else f"{usual}, at most {most.removeprefix('about ')}"
 
 
 def _seconds(runner: Runner, attacks: Sequence[AttackSpec], later: int) -> tuple[float, float]:
-    """Return the seconds that attacks and `later` passes usually take, and the most: a suite drops what it breaks."""
+    """Return the usual and the largest seconds of attacks and `later` passes: a suite drops images that it breaks."""
     most, pace = _passes(runner, attacks), runner.seconds_of_pass()
     suites = _passes(runner, [attack for attack in attacks if attack.skips_misclassified])
     return (most - (1 - USUAL) * suites + later) * pace, (most + later) * pace
 
 
 def attack_seconds(run: Run, model: nn.Module, test: Split, device: torch.device) -> tuple[float, float]:
-    """Return the seconds that the attacks of a run on its test images usually take, with the probe, and the most."""
+    """Return the usual and the largest seconds of the attacks and the probe of a run on its test images."""
     asked, classes = run.evaluation, len(test.class_names)
     runner = Runner(Counted(model), test.images, test.labels, classes, asked.batch_size, asked.seed, device)
     attacks = attacks_of(asked, run.attack_eps)
@@ -258,7 +258,7 @@ def attack_seconds(run: Run, model: nn.Module, test: Split, device: torch.device
 
 
 def _others(before: Sequence[Column], measured: Sequence[Column]) -> list[Column]:
-    """Return the old columns that stay on the card; a worst case goes once a bounded attack was measured."""
+    """Return the old columns that stay on the card; a worst case is dropped once a bounded attack was measured."""
     here = {column.name for column in measured}
     old = {column.identity for column in before}
     stale = any(column.bounded and column.identity not in old for column in measured)
@@ -267,12 +267,12 @@ def _others(before: Sequence[Column], measured: Sequence[Column]) -> list[Column
 
 
 def _attacked(subject: Subject, device: torch.device) -> Counted:
-    """Return the model for attacks; a network of this package gets a cheaper view, which agrees with it."""
+    """Return the model for attacks; a network of this package gets a cheaper equivalent view."""
     channels, height, width = channels_first(np.asarray(subject.images[:1])).shape[1:]
     found = make_view(subject.model, (channels, height, width)) if isinstance(subject.model, Classifier) else None
     if found is None:
         return Counted(subject.model)
-    # On the CPU the libraries convert every tensor to this layout and back anyway.
+    # On the CPU the libraries would convert every tensor to this layout and back.
     layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
     return Counted(subject.model, found.module.to(memory_format=layout))
 

@@ -1,4 +1,4 @@
-"""Running attacks on a whole test set, batch by batch: one column per attack."""
+"""Run attacks on a whole test set, batch by batch: one column per attack."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from taet.training.checkpoint import weights_digest
 from taet.training.environment import version
 
 UNIT = {"rows", "predictions", "scores", "distances", *WORK}
-TRIED, QUICK = 32, 1.0  # images whose pass is timed; seconds of a whole batch that is timed instead
+TRIED, QUICK = 32, 1.0  # images that are timed; a whole batch is timed as well if that takes fewer seconds
 USUAL = 0.55
-"""Share of its passes that a suite takes in the end, since it attacks only what is still correct: the medians of the
-cards in results/ are 0.53 for autoattack and 0.57 for autoattack-fast, the most is 0.69."""
-FINGERPRINT = 4  # images whose answers tell two models apart
+"""Usual share of its largest number of passes that a suite takes, as it attacks only images that are still correct: on
+the cards in results/ the medians are 0.53 for autoattack and 0.57 for autoattack-fast, the maximum is 0.69."""
+FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
 def attack_split(
@@ -55,9 +55,9 @@ def attack_split(
 ) -> tuple[Column, ...]:
     """Run every attack on all images, in float32, and return one column each, in the order of `attacks`.
 
-    Of `known`, columns of the same model and images, those of the same attacks and settings are reused.
+    Columns of the same attacks and settings in `known`, which has the same model and images, are reused.
     """
-    # A suite that is the beginning of a longer one comes last, because it costs nothing after that.
+    # A suite that is the first part of a longer one comes last, because it costs nothing after the longer one.
     order = sorted(attacks, key=lambda attack: isinstance(attack, Suite) and attack.whole() is not None)
     correct, meter = len(runner.labels), Meter(progress)
     columns: dict[str, Column] = {}
@@ -77,13 +77,13 @@ def among(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
     for column in columns:
         known = column.attack
         if known.name == attack.name and not known.identity.differences(attack.identity, seeds=True):
-            # It may have been measured for a curve only, and be asked for by name now.
+            # The column may have been measured for a curve only, and now be requested by name.
             return replace(column, curve=attack.curve and column.curve)
     return None
 
 
 def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.device) -> int:
-    """Return the number of logits, tried on two images; a model that cannot be attacked is a `UserError`."""
+    """Return the number of logits, found on two images; raise a `UserError` for a model that cannot be attacked."""
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
     with torch.inference_mode(False), restored(model) as changes, frozen(model), exact_float32(device.type):
@@ -105,7 +105,7 @@ def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.
 
 @dataclass(frozen=True)
 class Runner:
-    """A model with its test images, which are attacked in batches."""
+    """A model and its test images, which are attacked in batches."""
 
     model: Counted
     images: Images
@@ -115,13 +115,13 @@ class Runner:
     seed: int
     device: torch.device
     state_dir: Path | None = None
-    """Keeps finished batches, from which an evaluation that was killed continues."""
+    """Folder of finished batches, from which an interrupted evaluation continues."""
     opened: list[BatchStore] = field(default_factory=list)
     """Stores of finished batches that were used; they are removed when the card is written."""
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """Put the model in eval mode with frozen parameters and exact float32; restore all, and the random state."""
+        """Put the model in eval mode with frozen parameters and exact float32; restore all and the random state."""
         every_gpu = range(torch.cuda.device_count())  # a model may draw random numbers
         with (
             torch.inference_mode(False),  # attacks need gradients, also inside the caller's inference mode
@@ -132,7 +132,7 @@ class Runner:
             yield
 
     def is_complete(self, column: Column) -> bool:
-        """Return whether a column has everything that is measured now; clean columns of old cards lack ROC-AUC."""
+        """Return whether a column has all current measurements; clean columns of old cards lack ROC-AUC."""
         return column.norm is not None or column.roc_auc is not None or not self.pairs
 
     def expected(self, attack: AttackSpec, correct: int) -> int:
@@ -141,9 +141,9 @@ class Runner:
         return met * attack.passes(self.num_classes)
 
     def seconds_of_pass(self) -> float:
-        """Return the seconds of one pass of an image, measured forward and backward on a batch, if that is quick.
+        """Return the seconds of one pass of an image, from a forward and a backward pass of a batch, if that is quick.
 
-        Else on TRIED images, each of which takes longer than in a batch.
+        Otherwise only `TRIED` images are timed, which overestimates the time of an image in a batch.
         """
         whole = min(self.batch_size, len(self.labels))
         few = min(TRIED, whole)
@@ -153,19 +153,19 @@ class Runner:
     def _seconds(self, images: int) -> float:
         x, y = self.batch(np.arange(images))
         with self.still():
-            for _ in range(2):  # the first fills caches
+            for _ in range(2):  # the first run fills caches
                 begun = time.monotonic()
                 input_gradient(self.model, x, y).sum().item()  # waits for the device
         return (time.monotonic() - begun) / (2 * len(x))
 
     @property
     def pairs(self) -> bool:
-        """Whether ROC-AUC of every pair of classes is kept; with very many classes it would fill the card."""
+        """Whether the ROC-AUC of every pair of classes is stored; with very many classes it would be too large."""
         return self.num_classes <= metrics.PAIRED_CLASSES
 
     @cached_property
     def sites(self) -> dict[str, int]:
-        """Operations of the model that stop or distort its gradient, as `taet.attacks.differentiable.find` tells."""
+        """Operations of the model that stop or distort its gradient, from `taet.attacks.differentiable.find`."""
         x, _ = self.batch(np.arange(min(FINGERPRINT, len(self.labels))))
         with self.still():
             return differentiable.find(self.model.model, x)
@@ -188,10 +188,10 @@ class Runner:
             tried = attempt(self.model, x, y)
         slopes = tried.gradient.flatten(1).norm(dim=1, keepdim=True)
         values = torch.cat([tried.logits, slopes], 1).cpu().double().numpy()
-        return np.where(np.isfinite(values), values, np.nan)  # an attack says on which images they are not finite
+        return np.where(np.isfinite(values), values, np.nan)  # attacks report on which images they are not finite
 
     def units(self, attack: AttackSpec, after: Sequence[AttackSpec] = ()) -> BatchStore | None:
-        """Return the store of an attack's finished batches; `after` are attacks that chose the images."""
+        """Return the store of an attack's finished batches; `after` are the attacks that selected its images."""
         return self.store(attack.name, [attack.to_json(), self.batch_size, *(one.to_json() for one in after)])
 
     def store(self, name: str, settings: Sequence[object]) -> BatchStore | None:
@@ -202,18 +202,18 @@ class Runner:
         return self.opened[-1]
 
     def clear(self) -> None:
-        """Remove the finished work, which a card holds from now on."""
+        """Remove the finished work, which the card now contains."""
         for store in self.opened:
             store.remove()
 
     def batches(self, rows: Ints | None = None) -> list[Ints]:
-        """Cut rows of the test set, by default all, into batches in ascending order."""
+        """Split rows of the test set, by default all, into batches in ascending order."""
         every = np.arange(len(self.labels)) if rows is None else rows
         return [every[start : start + self.batch_size] for start in range(0, len(every), self.batch_size)]
 
     def batch(self, rows: Ints) -> tuple[Tensor, Tensor]:
         """Return the images `rows` in [0, 1] and their labels, on the model's device."""
-        with torch.inference_mode(False):  # so that gradients can be taken of them
+        with torch.inference_mode(False):  # so that gradients with respect to them exist
             return as_unit(self.images[rows]).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
 
     def perturb(self, attack: AttackSpec, rows: Ints) -> tuple[Tensor, Tensor]:
@@ -244,7 +244,7 @@ class Runner:
             raise UserError(f"attack '{attack.name}': changed {changed[0]} of the model; allowed: none of it")
 
     def answers(self, attack: AttackSpec, x_adv: Tensor, rows: Ints) -> Tensor:
-        """Return the logits of adversarial images; logits that are not finite are a `UserError`."""
+        """Return the logits of adversarial images; raise a `UserError` if they are not finite."""
         with torch.no_grad():
             logits = self.model.judge(x_adv)
         if not bool(logits.isfinite().all()):
@@ -252,7 +252,7 @@ class Runner:
         return logits
 
     def run(self, attack: AttackSpec, there: Sequence[Column], progress: Progress) -> Column:
-        """Run one attack on all images; columns of the same model, `there`, may save work."""
+        """Run one attack on all images; `there` are columns of the same model that may save work."""
         if isinstance(attack, Suite):
             longer = attack.whole()
             found = None if longer is None else among(there, longer)
@@ -388,10 +388,10 @@ def make_runner(
     seed: int = 0,
     state_dir: str | os.PathLike[str] | None = None,
 ) -> Runner:
-    """Return a Module from images in [0, 1] to logits, on its device, with its test images; both are checked.
+    """Return a runner for a Module, from images in [0, 1] to logits, and its test images; both are checked.
 
-    Images are uint8 (N, H, W, C), or floating point (N, C, H, W) in [0, 1], and labels (N,) 0 to classes - 1.
-    Finished batches are kept in `state_dir`.
+    Images are uint8 (N, H, W, C), or floating point (N, C, H, W) in [0, 1]; labels (N,) are 0 to classes - 1.
+    Finished batches are saved in `state_dir`.
     """
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
     pixels, classes = as_arrays(images, labels)

@@ -19,7 +19,7 @@ from taet.shapes import Name, Sha256, Whole, check_shape, kind_text
 
 KIND = "taet result card"
 DECISION = "taet decision"
-"""Kind of the card of two models and some of the test images (`taet.evaluation.decision_card`)."""
+"""Kind of the card of a decision between two models (`taet.evaluation.decision_card`)."""
 SCHEMA = 3
 CurveName = Literal["steps", "eps", "logit-scale"]
 CURVES = ("", *typing.get_args(CurveName))
@@ -38,9 +38,9 @@ class ModelAbout(TypedDict):
 
     name: str
     weights_sha256: Sha256
-    """Of the names, shapes and values of its tensors (`taet.training.checkpoint.weights_digest`)."""
+    """Hash of the names, shapes and values of its tensors (`taet.training.checkpoint.weights_digest`)."""
     file_sha256: NotRequired[Sha256]
-    """Of the file of weights in the run folder."""
+    """Hash of the weights file in the run folder."""
     parameters: NotRequired[Whole]
     selection: NotRequired[str | None]
     epoch: NotRequired[Whole | None]
@@ -52,7 +52,7 @@ class ModelAbout(TypedDict):
 
 
 class ExtraAbout(TypedDict):
-    """Extra images that the model was trained with; the run's record says more."""
+    """Extra training images of the model; the run's record has more details."""
 
     source: str
     saw_removed_tail: Literal["no", "yes", "unknown"]
@@ -62,11 +62,11 @@ class ExtraAbout(TypedDict):
     classes: str
     class_counts: list[Whole]
     compared: NotRequired[bool]
-    """Whether they were compared with the test images, so that none is among them."""
+    """Whether they were compared with the test images, which excludes duplicates."""
 
 
 class DataAbout(TypedDict):
-    """The test images, and what is known of the training images."""
+    """The test images, and what is known about the training images."""
 
     name: str
     class_names: list[str]
@@ -91,10 +91,10 @@ class TrainedRun(TypedDict, total=False):
     config: Annotated[dict[str, Any], Run]
     """The settings as JSON."""
     hash: Sha256
-    """Of the settings (`taet.training.identity.run_hash`), as the file of weights carries it."""
+    """Hash of the settings (`taet.training.identity.run_hash`), as stored in the weights file."""
     command: str
     deviations: list[str]
-    """Where the method leaves the protocol, in words."""
+    """Deviations of the method from the protocol, in words."""
 
 
 class Environment(TypedDict, total=False):
@@ -122,7 +122,7 @@ class WorstCaseMember(TypedDict):
 
 
 class Parameters(TypedDict, total=False):
-    """Settings of an attack that every reader may meet; its other settings are typed by its specification."""
+    """Settings of an attack that any reader may need; its specification defines the types of the other settings."""
 
     seed: int | None
     source: SourceAbout
@@ -143,7 +143,7 @@ class StoredColumn(TypedDict):
     forwards: Whole
     backwards: Whole
     summary: dict[str, Any]
-    """Numbers that follow from the masks; they are compared with those that are computed from them."""
+    """Numbers computed from the masks; on reading they are recomputed and compared."""
     correct: PackedMask
     predictions: PackedIntegers
     parts: dict[str, PackedMask]
@@ -164,11 +164,11 @@ ADDED_2 = (
 )
 """The numbers of a summary that schema 2 added."""
 CHANGED_3 = ("balanced_interval", "group_intervals")
-"""Intervals that are computed in another way since schema 3; what they follow from is compared."""
+"""Intervals whose computation changed with schema 3; older ones are not compared, only the numbers behind them."""
 
 
 def check_schema(stored: object) -> int:
-    """Return the schema of a stored card; raise a `UserError` if it is not a card or cannot be read by this version."""
+    """Return the schema of a stored card; raise a `UserError` if it is not a card or this version cannot read it."""
     if isinstance(stored, Mapping) and stored.get("kind") == DECISION:
         raise UserError("not a result card, but a decision between two models on some of the images")
     if not isinstance(stored, Mapping) or stored.get("kind") != KIND:
@@ -182,9 +182,9 @@ def check_schema(stored: object) -> int:
 
 
 def stored_columns(stored: Any, schema: int) -> list[StoredColumn]:
-    """Return the columns of a stored card in the current schema; what an older one lacked is marked as not measured.
+    """Return the columns of a stored card in the current schema; fields that an older one lacks are not measured.
 
-    Summaries stay as they are: they are recomputed anyway and compared as far as they go.
+    Summaries are not converted: they are recomputed, and the numbers that they contain are compared.
     """
     migrated = stored
     if schema < 2 and isinstance(stored, list):
@@ -195,7 +195,7 @@ def stored_columns(stored: Any, schema: int) -> list[StoredColumn]:
 
 
 def check_summary(where: str, stored: object, computed: Json, schema: int) -> None:
-    """Raise a `UserError` if a stored summary differs from the recomputed one in any number that its schema has."""
+    """Raise a `UserError` if any number of a stored summary, by its schema, differs from the recomputed one."""
     changed = CHANGED_3 if schema < 3 else ()
     left_out = {*(ADDED_2 if schema < 2 else ()), *changed}
     if isinstance(stored, dict):

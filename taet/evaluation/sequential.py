@@ -1,7 +1,7 @@
-"""An anytime-valid paired test of balanced accuracy: two models bet on their flags, image by image, until one has won.
+"""An anytime-valid paired test of balanced accuracy, by betting on the flags of two models, image by image.
 
-Everything here is about differences d = a - b in [-1, 1] of images that are drawn in rounds, (..., T, M): T rounds of M
-images, each round with the same number m_c >= 1 of images of every class. The simulation behind it is
+All functions take differences d = a - b in [-1, 1] of images that are drawn in rounds, (..., T, M): T rounds of M
+images, each round with the same number m_c >= 1 of images of class c. The simulation that validates it is
 benchmarks/until_decided.py.
 """
 
@@ -20,9 +20,9 @@ from taet.metrics import Floats, Ints
 from taet.randomness import derive_seed
 
 BETS = (0.05, 0.1, 0.2, 0.4, 0.8)
-"""Shares of the stake; each is followed from the beginning, and their mean counts."""
+"""Fractions of the wealth that are bet; each bet runs from the beginning, and the mean of their wealths counts."""
 REACH = 0.25
-"""Differences are told apart up to here, 25 points: beyond it a factor of the largest bet could be negative."""
+"""Largest difference that can be tested, 25 points: beyond it a factor of the largest bet could be negative."""
 BISECTIONS = 40
 
 Target = Literal["balanced", "tail"]
@@ -49,10 +49,10 @@ class StopRule(Settings):
 
 
 def rounds(labels: ArrayLike, seed: int) -> Ints:
-    """Return the order in which images are met, (T, M) places in `labels` (N,), T rounds of M images.
+    """Return the order in which images are attacked: indices (T, M) into `labels` (N,), T rounds of M images.
 
-    T is the size of the smallest class that has images, and a round takes m_c = floor(n_c / T) images of class c, drawn
-    without replacement in a random order of the class; what is left of a class stays unused. Balanced sets: m_c = 1.
+    T is the size of the smallest class that has images. A round takes m_c = floor(n_c / T) images of class c, drawn at
+    random without replacement; the remaining images of a class stay unused. On balanced sets m_c = 1.
     """
     classes = np.asarray(labels)
     present, counts = np.unique(classes, return_counts=True)
@@ -73,26 +73,26 @@ def weights(classes: ArrayLike) -> Floats:
 
 
 def wealth(differences: ArrayLike, weight: ArrayLike, against: float = 0.0) -> Floats:
-    """Return the logarithm of each bet's wealth after each round, (..., T, bets).
+    """Return the log wealth of each bet after each round, (..., T, bets).
 
         log W_lambda(t) = sum over the images of rounds 1 to t of log(1 + lambda w_c (d - m))
 
     with m = `against`, in (-REACH, REACH). In a round images are independent given the past, so that the mean factor is
     prod_c (1 + lambda w_c (D_c - m))^m_c <= exp(lambda min(m_c) K (D - m)) by log(1 + v) <= v, with D_c the mean of
-    class c and D that of the K classes: at most 1 if D <= m, whatever the D_c are. So at the ends of rounds, and only
-    there, each W is a non-negative supermartingale that begins at 1.
+    class c and D that of the K classes: at most 1 if D <= m, for any D_c. Hence at the ends of rounds, and only there,
+    each W is a non-negative supermartingale that begins at 1.
 
     Args:
         differences: (..., T, M) in [-1, 1].
         weight: (M,), see `weights`.
-        against: the difference that is bet against.
+        against: m, the difference to bet against.
     """
     stakes = np.asarray(weight) * (np.asarray(differences, dtype=np.float64) - against)
     return np.stack([np.log1p(bet * stakes).sum(-1).cumsum(-1) for bet in BETS], axis=-1)
 
 
 def mixed(wealths: Floats) -> Floats:
-    """Return ln E, the logarithm of the mean wealth over the bets, the last axis."""
+    """Return ln E, the logarithm of the mean wealth of the bets (the last axis)."""
     top = wealths.max(-1)
     return np.asarray(top + np.log(np.exp(wealths - top[..., None]).mean(-1)))
 
@@ -100,8 +100,8 @@ def mixed(wealths: Floats) -> Floats:
 def evidence(differences: ArrayLike, weight: ArrayLike, against: float = 0.0) -> tuple[Floats, Floats]:
     """Return (ln E+, ln E-) after each round, (..., T): evidence for a difference above, and below, `against`.
 
-    If the difference is at most m, E+ ever reaches c with probability at most 1/c, and E- alike if it is at least m:
-    `StopRule.needed` is 2/alpha, so that both together err with probability alpha, however often one looks.
+    If the difference is at most m, E+ ever reaches c with probability at most 1/c; the same holds for E- if it is at
+    least m. `StopRule.needed` is ln(2/alpha), so that the two err with probability at most alpha in total.
     Source: Ville, "Etude critique de la notion de collectif", 1939; Waudby-Smith, Ramdas, "Estimating means of bounded
     random variables by betting", JRSS B 86, 2024, arXiv:2010.09686.
     """
@@ -110,10 +110,10 @@ def evidence(differences: ArrayLike, weight: ArrayLike, against: float = 0.0) ->
 
 
 def interval(differences: ArrayLike, weight: ArrayLike, alpha: float) -> tuple[float | None, float | None]:
-    """Return (low, high) of the mean difference given T rounds (T, M): what neither E+(m) nor E-(m) refutes.
+    """Return (low, high) of the mean difference given T rounds (T, M): all m that neither E+(m) nor E-(m) rejects.
 
-    It covers with probability 1 - alpha at every look at once, so also at one that was chosen by its result. An end
-    beyond -REACH or REACH is None if it is on its own side; a low of REACH means more, a high of -REACH less.
+    Coverage is 1 - alpha for all looks at once, hence also for a look that was chosen by its result. A low end below
+    -REACH or a high end above REACH is None; a low of REACH means REACH or more, a high of -REACH means -REACH or less.
     """
     values, needed = np.asarray(differences, dtype=np.float64), math.log(2 / alpha)
 
@@ -130,7 +130,7 @@ def interval(differences: ArrayLike, weight: ArrayLike, alpha: float) -> tuple[f
 
 
 def estimate(differences: ArrayLike, weight: ArrayLike) -> float:
-    """Return the mean over the classes of the mean difference of each; at a stop it leans away from 0."""
+    """Return the mean over classes of the mean difference of a class; at a stop it is biased away from 0."""
     return float(np.average(np.asarray(differences, dtype=np.float64).mean(0), weights=np.asarray(weight)))
 
 
@@ -138,14 +138,14 @@ def stop(differences: ArrayLike, weight: ArrayLike, total: int, rule: StopRule) 
     """Return the first round after which an evaluation stops, counted from 1, and why; None if it goes on.
 
     Args:
-        differences: (T, M), those of the T rounds so far.
-        weight: (M,).
-        total: rounds that the images suffice for.
+        differences: (T, M), of the T rounds so far.
+        weight: (M,), see `weights`.
+        total: largest possible number of rounds.
         rule: when to stop.
     """
     values = np.asarray(differences, dtype=np.float64)
     plus, minus = wealth(values, weight), wealth(-values, weight)
-    # What all images that are left could still add if every one of them spoke for the same model.
+    # The most that the remaining images could add if all of them favoured the same model.
     most = np.outer(total - 1 - np.arange(len(values)), [np.log1p(bet * np.asarray(weight)).sum() for bet in BETS])
     small = np.zeros(len(values), dtype=bool)
     if rule.within is not None:
@@ -159,7 +159,7 @@ def stop(differences: ArrayLike, weight: ArrayLike, total: int, rule: StopRule) 
         "hopeless": np.maximum(mixed(plus + most), mixed(minus + most)) < rule.needed,
     }
     if rule.within is not None:
-        del reached["hopeless"]  # what is too close to be told apart may still be shown to be close
+        del reached["hopeless"]  # models too similar to be ordered may still be shown to be close
     ends = [(int(there.argmax()) + 1, place, why) for place, (why, there) in enumerate(reached.items()) if there.any()]
     if not ends:
         return None

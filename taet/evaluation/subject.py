@@ -1,4 +1,4 @@
-"""What is evaluated: a model with its test images, and what a card says about where both come from."""
+"""The subject of an evaluation: a model with its test images, and the origin of both as cards state it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from taet.training.record import RunRecord
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its test images, and what the card says about them."""
+    """A model with its test images, and their description on the card."""
 
     model: nn.Module
     images: Images
@@ -43,12 +43,12 @@ class Subject:
     settings: Evaluation
     train_eps: float
     place: torch.device
-    """Where the work is done unless the caller says otherwise."""
+    """Device of the work, unless the caller chooses another."""
     about: dict[str, Any]
     model_about: dict[str, Any]
     data_about: dict[str, Any]
     card: Path | None = None
-    """Where its run keeps the card about it; None for a Module, and for images in place of the run's own."""
+    """File of the card in the run; None for a Module, or if other images replace those of the run."""
 
     @property
     def eps(self) -> float:
@@ -65,14 +65,14 @@ Labels = NDArray[Any] | Tensor
 
 @dataclass(frozen=True, eq=False)
 class GivenImages:
-    """Test images that a caller gives with a model, or in place of a run's own, and what is known of them."""
+    """Test images that a caller gives with a Module, or in place of those of a run, and what is known about them."""
 
     images: Images | Tensor
     labels: Labels
     class_names: Sequence[str] | None = None
     train_class_counts: Sequence[int] | None = None
     about: Mapping[str, Any] | None = None
-    """What the card says about them."""
+    """Their description on the card."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> GivenImages:
@@ -82,7 +82,7 @@ class GivenImages:
 
 
 Given = Images | Tensor | GivenImages | None
-"""Images of a call, alone or with their labels and what else is known of them."""
+"""Images of a call, alone or with their labels and further information."""
 
 
 def given_images(
@@ -116,10 +116,10 @@ def subject_of(
     name: str | None = None,
     notes: Sequence[str] = (),
 ) -> Subject:
-    """The model of a run, or a Module, on the images that were given or else on the run's own.
+    """Return the subject for the model of a run, or a Module, on the given images or else those of the run.
 
-    Errors begin with `what` asks for it. `model` and `dataset` are those from memory that a run needs; `name` and
-    `notes` are of a Module.
+    Errors begin with `what`, the caller's name. `model` and `dataset` are the objects in memory that a run may need;
+    `name` and `notes` describe a Module.
     """
     if isinstance(source, nn.Module):
         if given is None:
@@ -133,14 +133,14 @@ def subject_of(
 
 
 def check_used(what: str, beside: str, allowed: str, **given: object) -> None:
-    """Refuse arguments that were given, so are not None, where nothing would come of them."""
+    """Raise a `UserError` for arguments that were given, i.e. are not None, but would have no effect."""
     names = [f"{name}=" for name, value in given.items() if value is not None]
     if names:
         raise UserError(f"{what}: got {' and '.join(names)} beside {beside}; allowed: with {allowed}")
 
 
 def _of_module(model: nn.Module, given: GivenImages, name: str, notes: Sequence[str]) -> Subject:
-    """A Module on images that were given with it."""
+    """Return the subject for a Module on the images given with it."""
     pixels, classes = as_arrays(given.images, given.labels)
     return Subject(
         model=model,
@@ -159,7 +159,7 @@ def _of_module(model: nn.Module, given: GivenImages, name: str, notes: Sequence[
 
 
 def _of_own(folder: Path, weights: str, given: nn.Module | None, arrays: Dataset | None) -> Subject:
-    """The model of a run, on the test images of its data set."""
+    """Return the subject for the model of a run on the test images of its data set."""
     run, model, dataset, record = load_run(folder, weights, model=given, dataset=arrays)
     test = dataset.test
     images = test.images, test.labels, test.sha256
@@ -168,7 +168,7 @@ def _of_own(folder: Path, weights: str, given: nn.Module | None, arrays: Dataset
 
 
 def _of_run_on(folder: Path, weights: str, model: nn.Module | None, given: GivenImages) -> Subject:
-    """The model of a run, whose own data are not read, on other images; their class names are what labels count."""
+    """Return the subject for the model of a run on other images, whose labels refer to their own class names."""
     loaded = load_model(folder, weights, model=model)
     pixels, classes = as_arrays(given.images, given.labels)
     about = {"name": "arrays", **(given.about or {})}
@@ -182,10 +182,10 @@ def _of_run_on(folder: Path, weights: str, model: nn.Module | None, given: Given
 
 
 def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
-    """Return labels (N,), 0 to len(names) - 1, as those of the classes of the same names among `known`.
+    """Return labels (N,), indices into `names`, as indices of the same names in `known`.
 
-    Names are equal however Unicode writes them. Where one side has only numbers, 0, 1, ..., which are no names, labels
-    stay as they are; else a name that is not known is a `UserError`.
+    Names are compared in Unicode normal form. If the names of one side are just the numbers 0, 1, ..., labels are not
+    changed; otherwise an unknown name raises a `UserError`.
     """
     places = {unicodedata.normalize("NFC", name): label for label, name in enumerate(known)}
     places |= {name: label for label, name in enumerate(known)}
@@ -207,14 +207,14 @@ def _of_run(
     test: tuple[Images, Ints, str],
     data_about: dict[str, Any],
 ) -> Subject:
-    """The model of a run on test images, given with their labels and SHA-256."""
+    """Return the subject for the model of a run on test images, given with their labels and SHA-256."""
     run, model, record = loaded
     images, labels, sha256 = test
     extra = record.data.extra
     if extra is not None:
         kept = ("source", "saw_removed_tail", "sha256", "per_batch", "batch_size", "classes", "class_counts")
         about_extra = {name: plain(getattr(extra, name)) for name in kept}
-        # Copies are no test images, whichever these are.
+        # Copies of training images are never test images.
         compared = run.data.extra == EXTRA_COPIES or sha256 in (record.data.test.sha256, extra.test_sha256)
         data_about = {**data_about, "extra": {**about_extra, "compared": compared}}
     return Subject(

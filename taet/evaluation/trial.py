@@ -1,4 +1,4 @@
-"""The logits and gradients of a model on one batch, from which the probe and `taet check` take their facts."""
+"""The logits and gradients of a model on one batch, the basis of the probe and of `taet check`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from taet.attacks.inputs import distributions
 from taet.errors import UserError, is_out_of_memory
 from taet.losses.long_tail import cross_entropy
 
-PASSES = 3  # of an image through the model, forward or backward, that `attempt` takes
+PASSES = 3  # of an image through the model, forward or backward, in `attempt`
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Trial:
     x: Tensor
     y: Tensor
     logits: Tensor
-    """(N, classes), without a graph."""
+    """(N, classes), computed without a graph."""
     gradient: Tensor
-    """Of the cross-entropy of each image, in the shape of x."""
+    """Gradient of the cross-entropy of each image, in the shape of x."""
     traced: Tensor
-    """The logits of the call that the gradient is of, without a graph."""
+    """The logits of the forward pass that `gradient` belongs to, detached."""
 
     @property
     def correct(self) -> Tensor:
@@ -59,11 +59,11 @@ class Trial:
         return difference(answer(self.model, self.x), self.logits)
 
     def gradient_difference(self) -> float:
-        """Return the `difference` of the logits with and without a gradient."""
+        """Return the `difference` between the logits with and without a gradient."""
         return difference(self.traced, self.logits)
 
     def gap(self) -> float:
-        """Return the median distance between the two largest logits of an image; 0 if it is not finite."""
+        """Return the median gap between the two largest logits of an image; 0 if it is not finite."""
         largest = self.logits.topk(2).values
         gap = float((largest[:, 0] - largest[:, 1]).median())
         return gap if math.isfinite(gap) else 0.0
@@ -71,8 +71,8 @@ class Trial:
     def batch_difference(self) -> float:
         """Repeat the forward pass in two halves and return the `difference` of the logits.
 
-        The halves are split by class, so that they differ from each other and from the whole. Each has at least two
-        images, which a layer may need: three images or fewer are not divided.
+        The batch is split by class, so that the halves differ from each other and from the whole. Each has at least two
+        images, which some layers need: three images or fewer are not split.
         """
         order = self.y.argsort(stable=True)
         halves = order.chunk(2 if len(order) > 3 else 1)
@@ -86,14 +86,14 @@ def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
 
 
 def answer(model: Counted, x: Tensor) -> Tensor:
-    """Return logits without a graph; an exception of the model becomes a `UserError`."""
+    """Return logits without a graph; turn an exception of the model into a `UserError`."""
     with user_errors(_on(x)), torch.no_grad():
         logits: Tensor = model(x)
     return logits
 
 
 def input_gradient(model: Counted, x: Tensor, y: Tensor) -> Tensor:
-    """Return the gradient of the cross-entropy at each image; if there is none, or the model fails, a `UserError`."""
+    """Return the gradient of the cross-entropy at each image; raise a `UserError` if it does not exist."""
     return _traced(model, x, y)[0]
 
 

@@ -1,4 +1,4 @@
-"""`taet doctor RUN`: every file of a run folder, read as its users read it, and what no checksum vouches for."""
+"""`taet doctor RUN`: read every file of a run folder as its users do, and report numbers without a checksum."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from taet.training.folder import DELIVERED, DONE, METRICS, RUN, MetricsMark, Run
 
 
 class FileFinding(NamedTuple):
-    """What was found about a file of a run folder."""
+    """The state of a file of a run folder."""
 
     file: str
     problem: str = ""
-    """In one line; '' if it is well."""
+    """The problem in one line; '' if there is none."""
     unverified: str = ""
-    """Why its numbers are taken on trust; '' if a checksum covers them."""
+    """Reason why its numbers cannot be verified; '' if a checksum covers them."""
 
 
 OLD = "written by an older version, without a checksum"
@@ -43,10 +43,10 @@ def _tried(name: str, read: Callable[[], str]) -> FileFinding:
 
 
 def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Yield the name of each file with a function that reads it and says what is taken on trust."""
+    """Yield the name of each file with a function that reads it and returns what cannot be verified."""
     yield ".", lambda: _plain(folder)
     if folder.is_run or not (folder.card().exists() or folder.audit().exists()):
-        # a folder with neither is one without its run
+        # without a card and an audit, the folder must be a run
         yield RUN, lambda: _record(folder)
         if folder.is_done or (folder.path / METRICS).exists():
             yield METRICS, lambda: _rows(folder)
@@ -63,8 +63,8 @@ def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:
 
 
 def _all_weights(folder: RunFolder) -> list[str]:
-    """The weights that are there, and those that should be."""
-    with contextlib.suppress(UserError):  # what is wrong with `done` is said of `done`
+    """Return the names of the weights that exist and of those that should exist."""
+    with contextlib.suppress(UserError):  # an error in `done` is reported for `done`
         return folder.weights_names
     return [DELIVERED]
 
@@ -104,6 +104,6 @@ def _audit(path: Path) -> str:
 
 def _card(folder: RunFolder, path: Path, name: str) -> str:
     card = card_store.read(folder, path, name)
-    if path == folder.card(name):  # earlier ones name earlier images
+    if path == folder.card(name):  # earlier cards may be about earlier images
         read_examples(folder.examples(path), card)
     return "" if card.sealed else OLD
