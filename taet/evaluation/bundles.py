@@ -25,7 +25,7 @@ def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None =
     """
     base = name.partition(":")[0]
     if base in protocols.COLUMNS:
-        raise UserError(f"attack '{base}': got a protocol of {len(protocols.COLUMNS[base])} attacks; allowed: one attack")
+        raise UserError(f"attack '{base}': got a protocol of {len(protocols.COLUMNS[base])} attacks; allowed: one")
     return catalogue.parse(name, settings, eps, others=protocols.COLUMNS)
 
 
