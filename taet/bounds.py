@@ -1,6 +1,6 @@
 """Bounds declared beside the fields of a dataclass, and the check, error message and help text that follow from them.
 
-`lr: Annotated[float, Gt(0), Le(1e38)] = 0.1` declares a field by the terms of the library annotated-types. `Settings`
+`lr: Annotated[float, Gt(0), Le(1e38)] = 0.1` declares a field in the terms of the library annotated-types. `Settings`
 checks its fields when it is built, `check_fields` those of any other dataclass. Numbers are always finite.
 """
 
@@ -42,7 +42,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Called:
-    """The name of a field in messages, where that is not the name of the attribute."""
+    """The name of a field in messages, if it differs from the name of the attribute."""
 
     name: str
 
@@ -50,7 +50,7 @@ class Called:
 class OnlyWith:
     """The field has an effect only where another field has one of these values: `OnlyWith(absent="ema")`.
 
-    A tuple lists several values, several names are alternatives. Elsewhere the field must keep its default.
+    A tuple lists several values; several names are alternatives. Otherwise the field must keep its default.
     """
 
     def __init__(self, **others: Any) -> None:
@@ -61,7 +61,7 @@ class OnlyWith:
         return any(getattr(config, name) in values for name, values in self.others.items())
 
     def text(self, label: str) -> str:
-        """Return the condition in words; `label` stands for the field called `name`."""
+        """Return the condition in words; `label` replaces the field called `name`."""
         parts = []
         for name, values in self.others.items():
             word = label if name == "name" and label else name.replace("_", " ")
@@ -78,7 +78,7 @@ def _ratio_hint(value: float) -> str:
 
 
 class Limit(Le):
-    """An upper bound against slips and overflow: only a message about a value beyond it says it."""
+    """An upper bound against typing errors and overflow, mentioned only in messages about values beyond it."""
 
 
 LARGEST = 10**6
@@ -105,7 +105,7 @@ RadiusL2 = Annotated[float, Ge(0), Note(", e.g. 1.0 or 128/255")]
 
 
 def _alternatives(hint: Any) -> list[Any]:
-    """Return the members of a union, each with the bounds of the whole, or the type itself; None is left out."""
+    """Return the members of a union, each with the bounds of the union, or the type itself; None is omitted."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return [leaf for argument in arguments for leaf in _alternatives(argument)]
@@ -120,12 +120,12 @@ def _bare(hint: Any) -> Any:
 
 
 def _rules(hint: Any) -> Iterator[Any]:
-    """Yield what the members of a type declare; an interval or a length as its bounds."""
+    """Yield the rules of the members of a type; an interval or a length as its bounds."""
     return (rule for leaf in _alternatives(hint) for rule in _declared(leaf))
 
 
 def _declared(hint: Any) -> Iterator[Any]:
-    """Yield what a type itself declares."""
+    """Yield the rules that a type itself declares."""
     for rule in getattr(hint, "__metadata__", ()):
         single = isinstance(rule, BaseMetadata) or not isinstance(rule, GroupedMetadata)  # the second test is slow
         yield from (rule,) if single else rule
@@ -179,7 +179,7 @@ def _fits(value: Any, hint: Any, *, bounds: bool = True) -> bool:
 
 
 def _is_text(value: str) -> bool:
-    """Whether a text can be written to a file; what is not UTF-8 on the command line holds lone surrogates."""
+    """Whether a text can be encoded; arguments that are not UTF-8 contain lone surrogates."""
     return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -203,7 +203,7 @@ def _kind_text(hint: Any) -> str:
 
 
 def _range_text(rules: list[Any], value: Any = None) -> str:
-    """Return the range that bounds leave, in words: `above 0, up to 1`; a limit only if a `value` is beyond it."""
+    """Return the allowed range in words: `above 0, up to 1`; a `Limit` only if `value` is beyond it."""
     rules = [rule for rule in rules if not isinstance(rule, Limit) or (value is not None and value > rule.le)]
     lows = [(r.gt, True) for r in rules if isinstance(r, Gt)] + [(r.ge, False) for r in rules if isinstance(r, Ge)]
     highs = [(r.lt, False) for r in rules if isinstance(r, Lt)] + [(r.le, True) for r in rules if isinstance(r, Le)]
@@ -219,12 +219,12 @@ def _range_text(rules: list[Any], value: Any = None) -> str:
 
 
 def bounds_text(hint: Any) -> str:
-    """Return the bounds that a type declares, in words: `above 0, up to 1`; "" where it declares none."""
+    """Return the bounds that a type declares, in words: `above 0, up to 1`; "" if it declares none."""
     return ", or ".join(filter(None, map(_bounds_of, _alternatives(hint))))
 
 
 def _bounds_of(leaf: Any, value: Any = None) -> str:
-    """Return the bounds of a type that is no union, in words; a limit only if the `value` is beyond it."""
+    """Return the bounds of a type other than a union, in words; a `Limit` only if `value` is beyond it."""
     rules = list(_rules(leaf))
     inner = _bare(leaf)
     if typing.get_origin(inner) is tuple:
@@ -240,14 +240,14 @@ def _bounds_of(leaf: Any, value: Any = None) -> str:
 
 
 def condition_text(hint: Any, label: str = "") -> str:
-    """Return in words with which other settings the field has an effect; "" where it always has one."""
+    """Return in words the settings under which the field has an effect; "" if it always has."""
     return "; ".join(rule.text(label) for rule in _rules(hint) if isinstance(rule, OnlyWith))
 
 
 def allowed_text(hint: Any, value: Any = None) -> str:
     """Return a type and its bounds in words: `a number, above 0, up to 1, or search`.
 
-    Of the alternatives that are of the kind of `value`, a refused one, only the bounds.
+    For alternatives of the same kind as the refused `value`, only the bounds.
     """
     texts = []
     for leaf in _alternatives(hint):
@@ -267,19 +267,19 @@ def got_text(value: Any) -> str:
         return f"{value:g}"
     try:
         return "none" if value == () else cut(repr(value))
-    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists
+    except (ValueError, RecursionError):  # a number of thousands of digits; nested lists
         return f"a {type(value).__name__} too large to print"
 
 
 def read_whole(text: str) -> int:
-    """Return a whole number as users write it, with at most 40 digits; anything else is a ValueError."""
+    """Return a whole number as users write it, with at most 40 digits; anything else raises a ValueError."""
     if WHOLE.fullmatch(text) is None:
         raise ValueError(text)
     return int(text)
 
 
 def read_number(text: str) -> float:
-    """Return a finite number as users write it, also as a fraction such as 8/255; anything else is a ValueError."""
+    """Return a finite number as users write it, also as a fraction such as 8/255; anything else raises a ValueError."""
     parts = text.split("/")
     if len(parts) > 2 or not all(map(NUMBER.fullmatch, parts)):
         raise ValueError(text)
@@ -293,9 +293,9 @@ def read_number(text: str) -> float:
 
 
 def read_text(text: str, hint: Any) -> Any:
-    """Return the value that a user wrote for a field; what does not fit its type and bounds is a ValueError.
+    """Return the value that a user wrote for a field; a text that does not fit raises a ValueError.
 
-    `none` is None where the type allows it.
+    `none` becomes None if the type allows it.
     """
     if text == "none" and _fits(None, hint):
         return None
@@ -388,7 +388,7 @@ def check_fields(config: Any, label: str = "") -> None:
     }
     for name, hint in hints(kind).items():
         value = getattr(config, name)
-        if isinstance(value, numbers.Number) and hasattr(value, "item"):  # NumPy's numbers are no JSON
+        if isinstance(value, numbers.Number) and hasattr(value, "item"):  # NumPy's numbers are not JSON
             value = value.item()
             object.__setattr__(config, name, value)
         check_value(names[name][1], value, hint, names[name][0])

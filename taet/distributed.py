@@ -27,14 +27,14 @@ T = TypeVar("T")
 # A process waits for the slowest one, which may be hours behind; torchrun reports a process that died.
 PATIENCE = timedelta(days=7)
 MEETINGS = itertools.count()
-"""Numbers of the groups that this process has been in."""
+"""Counter of the groups that this process has joined."""
 
 
 @contextmanager
 def joined(device_type: str) -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun, or inside a group already, do nothing.
 
-    Tensors on the CPU and other objects travel by gloo, those on a GPU by nccl; each process takes the GPU of its
+    CPU tensors and other objects are exchanged through gloo, GPU tensors through nccl; each process uses the GPU of its
     LOCAL_RANK.
     """
     if not started_together() or dist.is_initialized():
@@ -45,14 +45,14 @@ def joined(device_type: str) -> Iterator[None]:
         if place >= devices:
             raise UserError(f"processes: got more than the {devices} GPUs of a machine; allowed: one per GPU")
         torch.cuda.set_device(place)
-    # A second meeting must not find the addresses of the first in the store.
+    # A second group must not find the addresses of the first in the store.
     store, number, size = _meeting_point(PATIENCE)
     store = dist.PrefixStore(f"taet/{next(MEETINGS)}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
     with unless_one_ends():
         yield
-    # Only here: after a mistake the others may be inside a sum that never ends, and nccl would wait for them.
+    # Not after an error: others may be inside a sum that never ends, and nccl would wait for them.
     dist.destroy_process_group()
 
 
@@ -63,7 +63,7 @@ def started_together() -> bool:
 
 
 def _meeting_point(timeout: timedelta) -> tuple[Any, int, int]:
-    """The store that torchrun keeps for its processes, the number of this one, and how many there are."""
+    """The store of torchrun, the rank of this process, and the number of processes."""
     found: tuple[Any, int, int] = next(iter(dist.rendezvous("env://", timeout=timeout)))  # type: ignore[attr-defined]
     return found
 
@@ -74,7 +74,7 @@ class ProcessEnded(RuntimeError):
 
 @contextmanager
 def _exchange() -> Iterator[None]:
-    """Inside, a failure of gloo or nccl, which has no type of its own, is a `ProcessEnded`."""
+    """Turn a failure of gloo or nccl, which has no exception type of its own, into a `ProcessEnded`."""
     try:
         yield
     except RuntimeError as error:
@@ -90,7 +90,7 @@ def add_up(value: Tensor) -> Tensor:
 
 @contextmanager
 def unless_one_ends(remedy: str = "") -> Iterator[None]:
-    """Turn the end of another process into a UserError, one line with `remedy` at its end."""
+    """Turn the end of another process into a UserError, whose line ends with `remedy`."""
     try:
         yield
     except (ProcessEnded, dist.DistError) as error:
@@ -107,7 +107,7 @@ def leave(status: int) -> NoReturn:
     (pytorch/pytorch#179291), and waiting for them may never end.
     """
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # its reader may have gone
+        with suppress(OSError):  # the reader may be gone
             stream.flush()
     os._exit(status)
 
@@ -128,7 +128,7 @@ _alone = False
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process works by itself: it shares nothing, as if it were the only one."""
+    """Within this context, this process works alone, as if it were the only one."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -145,7 +145,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this process among them, from 0."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 

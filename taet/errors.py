@@ -21,15 +21,15 @@ UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class UserError(Exception):
-    """A mistake that the user can correct; its text is one line: what, what was given and what is allowed."""
+    """A mistake that the user can correct; its text is one line: what, the given value and the allowed ones."""
 
 
 class Done(SystemExit):
-    """Ends a command that has said all that it has to say. Any other SystemExit comes from custom code."""
+    """Ends a command that has printed its result. Any other SystemExit comes from custom code."""
 
 
 def needed(package: str, what: str, extra: str, otherwise: str = "") -> Any:
-    """Import a package that `what` needs; where it is not installed, a `UserError` names the extra of taet with it."""
+    """Import a package that `what` needs; if it is missing, a `UserError` names the extra of taet that has it."""
     try:
         return importlib.import_module(package)
     except ImportError:
@@ -43,7 +43,7 @@ def said(error: BaseException) -> str:
 
 @contextmanager
 def custom_code(what: str) -> Iterator[None]:
-    """Turn whatever custom code raises inside, also an attempt to end the process, into a `UserError` about `what`."""
+    """Turn any exception of custom code, even an attempt to exit, into a `UserError` about `what`."""
     try:
         yield
     except UserError:
@@ -53,7 +53,7 @@ def custom_code(what: str) -> Iterator[None]:
 
 
 def custom_origin(error: BaseException) -> str | None:
-    """Return file and line of the custom code that an exception came out of; None if it was none."""
+    """Return file and line of the custom code that raised an exception; None if it was other code."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__"))
         if module.startswith(PLUGIN) or module.partition(".")[0] in CUSTOM:
@@ -62,18 +62,18 @@ def custom_origin(error: BaseException) -> str | None:
 
 
 def printable(text: str) -> str:
-    """Return the text with the codes of UNPRINTABLE characters in their place."""
+    """Return the text with UNPRINTABLE characters replaced by their codes."""
     return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, or PyTorch on any device, was given no memory; on the CPU, PyTorch has only words for that."""
+    """Whether Python, or PyTorch on any device, ran out of memory; PyTorch on the CPU reports it only as text."""
     named = type(error).__name__ == "OutOfMemoryError"
     return named or isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def cut(text: str, most: int = 200) -> str:
-    """Return the text, without what is beyond `most` characters."""
+    """Return the first `most` characters of a text."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
@@ -94,7 +94,7 @@ def unknown(kind: str, got: str, allowed: Iterable[str]) -> UserError:
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Let the message of a `UserError` inside begin with `where`, if that is not empty."""
+    """Within this context, prefix messages of a `UserError` with `where`, if that is not empty."""
     try:
         yield
     except UserError as error:

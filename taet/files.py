@@ -1,7 +1,7 @@
-"""Atomic, checksummed reading and writing of every file that decides or holds a number.
+"""Atomic, checksummed reading and writing of every file that affects or holds a number.
 
-Reading: ordinary files only, of a bounded size, and each fault is a UserError that names the file. Writing: a file is
-old or new, never half. A seal is a checksum inside a JSON file; a lock lets one process work in a folder.
+Reading: ordinary files only, of bounded size; each fault raises a UserError that names the file. Writing: a file is
+old or new, never partial. A seal is a checksum inside a JSON file; a lock lets one process work in a folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import IO, Any
 from taet.errors import UserError
 
 MOST_BYTES = 2**31
-"""Default limit of a file that is read whole."""
+"""Default size limit of a file that is read at once."""
 MOST_JSON_BYTES = 2**26
 """Limit of a JSON file: nested lists take up to 30 times as much memory as their text."""
 SEAL = "sha256"
@@ -48,9 +48,9 @@ _KINDS = {
 
 @contextlib.contextmanager
 def opened(path: Path, *, links: bool = True) -> Iterator[io.BufferedReader]:
-    """Open an ordinary file for reading; a FIFO, a device or a folder is a UserError, and never waited for.
+    """Open an ordinary file for reading; a FIFO, a device or a folder raises a UserError without blocking.
 
-    So is an error while the file is read. With `links=False` a link is refused too, as in a run folder.
+    So does an error while the file is read. With `links=False`, as in a run folder, links are refused too.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
     try:
@@ -69,11 +69,11 @@ def opened(path: Path, *, links: bool = True) -> Iterator[io.BufferedReader]:
 
 
 def read_bytes(path: Path, *, most: int = MOST_BYTES, links: bool = True) -> bytes:
-    """Return the content of an ordinary file of at most `most` bytes; anything else is a UserError."""
+    """Return the content of an ordinary file of at most `most` bytes; anything else raises a UserError."""
     with opened(path, links=links) as file:
         size = os.fstat(file.fileno()).st_size
-        content = b"" if size > most else file.read(size + 1)  # `most` at once would take as much memory
-        if len(content) > size:  # it grows while it is read
+        content = b"" if size > most else file.read(size + 1)  # read(most) would allocate that much memory
+        if len(content) > size:  # the file grew while it was read
             content += file.read(most)
     if max(size, len(content)) > most:
         raise UserError(f"{path}: got {max(size, len(content)):,} bytes; allowed: at most {most:,}")
@@ -81,15 +81,15 @@ def read_bytes(path: Path, *, most: int = MOST_BYTES, links: bool = True) -> byt
 
 
 def read_json(path: Path, *, most: int = MOST_JSON_BYTES, links: bool = True) -> Any:
-    """Return the value of a JSON file; see `parse_json` for what is refused."""
+    """Return the value of a JSON file; `parse_json` lists what is refused."""
     return parse_json(read_bytes(path, most=most, links=links), str(path))
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """Return the value of JSON text, whose errors begin with `where`.
+    """Return the value of JSON text; error messages begin with `where`.
 
-    A UserError: other text, NaN and infinities, integers beyond 64 bits, lone surrogates, a name given twice in one
-    object, and lists that are nested too deeply. What is left can be printed, compared and stored again.
+    A UserError is raised for other text, NaN and infinities, integers beyond 64 bits, lone surrogates, duplicate names
+    in an object, and too deeply nested lists. Accepted values can be printed, compared and stored again.
     """
     try:
         text = content.decode()
@@ -101,7 +101,7 @@ def parse_json(content: bytes, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not JSON (byte {error.start} is not UTF-8); was the file changed?") from None
     except UnicodeEncodeError:
-        raise UserError(f"{where}: not JSON (a lone surrogate is no character)") from None
+        raise UserError(f"{where}: not JSON (a lone surrogate is not a character)") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: truncated or not JSON (line {error.lineno}: {error.msg})") from None
     except RecursionError:
@@ -141,7 +141,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_kind(path: Path, found: os.stat_result) -> None:
-    """Refuse what is not an ordinary file, by its `stat`."""
+    """Refuse anything but an ordinary file, judged by its `stat`."""
     if not stat.S_ISREG(found.st_mode):
         raise _wrong_kind(path, stat.S_IFMT(found.st_mode))
 
@@ -175,14 +175,14 @@ def seal(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_seal(path: Path, values: Mapping[str, Any]) -> bool:
-    """Return whether `values`, read from `path`, are sealed; a seal that does not fit them is a UserError.
+    """Return whether `values`, read from `path`, are sealed; a wrong seal raises a UserError.
 
-    Files of older versions have none.
+    Files of older versions have no seal.
     """
     if SEAL not in values:
         return False
     if values[SEAL] != digest({name: value for name, value in values.items() if name != SEAL}):
-        raise UserError(f"{path} was changed or damaged: its SHA-256 is another than the one stored in it")
+        raise UserError(f"{path} was changed or damaged: its SHA-256 differs from the one stored in it")
     return True
 
 
@@ -192,10 +192,10 @@ def check_seal(path: Path, values: Mapping[str, Any]) -> bool:
 def write_atomically(
     path: Path, content: bytes, check: Callable[[Path], object] | None = None, *, devices: bool = False
 ) -> None:
-    """Write `content` aside, flush it, `check` it, then rename: `path` is old or new, whatever fails.
+    """Write `content` to a temporary file, flush it, `check` it, then rename it: `path` is old or new, whatever fails.
 
-    A folder or a link in its place is refused. A device or a FIFO is refused too or, with `devices` (an output that the
-    user named), written into.
+    A folder or a link at `path` is refused. A device or a FIFO is refused too unless `devices` is set, for an output
+    that the user named.
     """
     if devices and _written_into(path, content):
         return
@@ -211,8 +211,8 @@ def write_atomically(
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a new file, for writing and reading, that replaces `path` at the end; after an exception it is removed.
 
-    Its name is random and exclusive, so that nothing prepared there is written to. It is locked while it is written:
-    `remove_leftovers` can tell one that a kill left behind.
+    Its name is random and it must not exist, so that no prepared file is written to. It is locked while it is written,
+    so that `remove_leftovers` recognises a file of a killed process.
     """
     _check_target(path)
     part = path.with_name(f".taet-{secrets.token_hex(8)}.part")
@@ -239,7 +239,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def changed(path: Path) -> Iterator[io.BufferedRandom]:
-    """Open an ordinary file for reading and changing in place, made if it is missing, and flush it at the end."""
+    """Open an ordinary file for reading and changing in place, created if missing, and flush it at the end."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         new = not path.exists()
@@ -278,10 +278,10 @@ def _check_target(path: Path) -> None:
 def _written_into(path: Path, content: bytes) -> bool:
     """Write into a device, or into a FIFO that a process reads; return False for anything else."""
     try:
-        kind = path.stat().st_mode  # also behind a link, as /dev/stdout is one
+        kind = path.stat().st_mode  # follows links, such as /dev/stdout
         if not (stat.S_ISCHR(kind) or stat.S_ISFIFO(kind)):
             return False
-        flags = os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK  # without a reader, it would wait for ever
+        flags = os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK  # without a reader, open would block for ever
         with open(path, "wb", opener=lambda name, _: os.open(name, flags)) as file:
             os.set_blocking(file.fileno(), True)
             file.write(content)
@@ -303,7 +303,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _flush_folder(path: Path) -> None:
-    """Flush the names in a folder, where its file system can."""
+    """Flush the names in a folder, if the file system supports it."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
@@ -316,18 +316,18 @@ def _flush_folder(path: Path) -> None:
 
 def flock(file: int | IO[Any], *, wait: bool = False) -> None:
     """Lock an open file for this process, or raise OSError; `wait`: until no other process holds it."""
-    import fcntl  # here, so that the package can be imported where there is none
+    import fcntl  # here, so that the package can be imported without it
 
     fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def cache() -> Path:
-    """Return the folder of what is made or fetched again if it is deleted: TAET_CACHE, or ~/.cache/taet."""
+    """Return the folder for files that can be recreated: TAET_CACHE, or ~/.cache/taet."""
     return Path(os.path.expanduser(os.environ.get("TAET_CACHE") or "~/.cache/taet"))
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder with those above it, where they are missing, and flush their names."""
+    """Make a folder and its missing parents, and flush their names."""
     try:
         missing = [one for one in (path, *path.parents) if not one.exists()]
         path.mkdir(parents=True, exist_ok=True)
@@ -338,7 +338,7 @@ def make_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the files that a killed `replacing` left in a folder; those that are being written stay."""
+    """Remove the files that a killed `replacing` left in a folder; those being written are kept."""
     with contextlib.suppress(OSError):
         for path in [folder / entry.name for entry in os.scandir(folder) if is_leftover(entry.name)]:
             with contextlib.suppress(OSError), open(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
@@ -347,7 +347,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file of that name belongs to `taet.files`: a lock, or what is written aside."""
+    """Whether a file of that name belongs to `taet.files`: a lock or a temporary file."""
     return name == LOCK or _PART.fullmatch(name) is not None
 
 
@@ -356,10 +356,10 @@ def is_leftover(name: str) -> bool:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Own a folder, which is there, until the end of the block; if another process owns it, a UserError says which.
+    """Lock an existing folder within this context; if another process holds the lock, a UserError names it.
 
-    The owner begins by removing what a killed one left. A kill releases the lock. Where the file system has none, a
-    file with the number of the process stands for it, which is void once that process is gone. Readers need no lock.
+    The owner first removes leftovers of killed processes. A kill releases the lock. On file systems without locks, a
+    file with the process number replaces the lock; it is void once that process is gone. Readers need no lock.
     """
     path = folder / LOCK
     descriptor: int | None = None
@@ -374,7 +374,7 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             with contextlib.suppress(OSError):  # the folder may be gone
                 if os.path.samestat(os.fstat(descriptor), path.lstat()):
-                    path.unlink()  # while it is held: a process that opened it notices that it is another one
+                    path.unlink()  # while it is locked, so that a process that opened it notices the removal
         finally:
             os.close(descriptor)
 
@@ -411,7 +411,7 @@ def _acquire(path: Path) -> int | None:
         failed.callback(os.close, descriptor)
         try:
             check_kind(path, os.fstat(descriptor))
-            if not _locked(descriptor) and not created:  # no locks here: the file itself stands for one
+            if not _locked(descriptor) and not created:  # no locks here: the file itself is the lock
                 _check_void(path, descriptor)
                 path.unlink()
                 return None
@@ -430,7 +430,7 @@ def _acquire(path: Path) -> int | None:
 
 
 def _locked(descriptor: int) -> bool:
-    """Lock a file; False where the file system has no locks. BlockingIOError if another process holds it."""
+    """Lock a file; False if the file system has no locks. BlockingIOError if another process holds it."""
     try:
         flock(descriptor)
     except OSError as error:
@@ -451,7 +451,7 @@ def _myself() -> dict[str, Any]:
 
 
 def _owner(descriptor: int) -> dict[str, Any]:
-    """What a lock file says; nothing if its owner has not written it yet."""
+    """The content of a lock file; empty if its owner has not written it yet."""
     with contextlib.suppress(UserError):
         owner = parse_json(os.pread(descriptor, 2**16, 0), "")
         return owner if isinstance(owner, dict) else {}
@@ -459,14 +459,14 @@ def _owner(descriptor: int) -> dict[str, Any]:
 
 
 def _check_void(path: Path, descriptor: int) -> None:
-    """Refuse a lock file whose process may still run, as one of another host may."""
+    """Refuse a lock file whose process may still run, e.g. on another host."""
     owner = _owner(descriptor)
     if owner.get("host") != socket.gethostname() or _born(owner.get("pid")) == owner.get("born"):
         raise _owned(path, descriptor, f"; if that is gone, remove {path}")
 
 
 def _born(pid: object) -> str:
-    """When a process of this machine began, which tells it from a later one of the same number; '' if it is gone."""
+    """Start time of a process of this machine, which distinguishes reused process numbers; '' if it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -1,8 +1,8 @@
 """Shapes of JSON values, declared as types, and one check that a value has its shape.
 
-A shape is a TypedDict, a dataclass or a named tuple, of which fields with a default may be missing, `dict[str, ...]`,
+A shape is a TypedDict, a dataclass or a named tuple (fields with a default may be missing), `dict[str, ...]`,
 `list[...]`, `tuple[..., ...]`, `Any` for every finite JSON value, a scalar with bounds as in `taet.bounds`, or one of
-these or None. `Annotated[dict[str, Any], Run]` is the JSON of a dataclass. Whatever follows can trust the types.
+these or None. `Annotated[dict[str, Any], Run]` is the JSON of a dataclass. Checked values have the declared types.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from taet.bounds import Rule, allowed_text, check_value, hints
 from taet.errors import UserError
 
 WIDEST = 2**63
-"""Whole numbers are below this, as in an array of 64 bits."""
+"""Whole numbers are below this bound, as in 64-bit arrays."""
 DEEPEST = 50
-"""Most levels of nesting."""
+"""Largest number of nested levels."""
 
 
 def _is_sha256(text: str) -> bool:
@@ -36,9 +36,9 @@ Name = Annotated[str, Rule(lambda text: 0 < len(text) <= 1000, "1 to 1000 charac
 
 
 def check_shape(what: str, value: object, shape: Any) -> None:
-    """Refuse a value that does not have a shape, with a `UserError` that names the part that is wrong.
+    """Refuse a value that does not have a shape, with a `UserError` that names the wrong part.
 
-    A field that is not declared may hold any finite JSON value, so that a later version can add some.
+    An undeclared field may hold any finite JSON value, so that later versions can add fields.
     """
     _check(what, value, shape, 0)
 
@@ -66,7 +66,7 @@ def _check(what: str, value: object, shape: Any, depth: int) -> None:
             _check(f"{what} '{key[:60]}'".strip(), entry, arguments[1], depth + 1)
     elif origin in (list, tuple):
         entries = _sequence(what, value)
-        if {*map(type, entries)} == {int}:  # there may be a million
+        if {*map(type, entries)} == {int}:  # there may be a million entries
             entries = [min(entries), max(entries)]  # type: ignore[type-var]
         for number, entry in enumerate(entries):
             _check(f"{what}[{number}]", entry, arguments[0], depth + 1)
@@ -114,7 +114,7 @@ def _check_any(what: str, value: object, depth: int) -> None:
 
 
 def _check_scalar(what: str, value: object, kind: Any) -> None:
-    """Refuse a value that is not of this kind, or that a file cannot hold; messages never repeat a huge one."""
+    """Refuse a value that is not of this kind, or that a file cannot hold; messages never repeat a huge value."""
     if isinstance(value, Mapping | list | tuple):
         raise UserError(f"{what}: got {kind_text(value)}; allowed: {allowed_text(kind)}")
     if isinstance(value, int) and not -WIDEST <= value < WIDEST:
@@ -128,7 +128,7 @@ def _check_text(what: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{what}: got a text that is no Unicode; allowed: one without lone surrogates") from None
+        raise UserError(f"{what}: got a text with lone surrogates; allowed: Unicode") from None
 
 
 def _mapping(what: str, value: object) -> Mapping[str, object]:
@@ -148,7 +148,7 @@ def _sequence(what: str, value: object) -> Sequence[object]:
 
 
 def kind_text(value: object) -> str:
-    """Return what a value is, in words that fit into a message however large it is."""
+    """Describe a value in words that fit into a message, however large it is."""
     if isinstance(value, bool) or value is None:
         return "null" if value is None else "true or false"
     kinds = {Mapping: "an object", list | tuple: "a list", str: "a text", int | float: "a number"}

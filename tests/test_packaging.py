@@ -127,4 +127,4 @@ assert pgd(torch.nn.Flatten(), x, torch.tensor([0, 1]), eps=0.1, step_size=0.1, 
 def test_no_module_needs_what_only_posix_has_to_be_imported() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_POSIX], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("the commands lock files by fcntl, which Windows has not") == 1
+    assert done.stderr.count("the commands lock files by fcntl, which Windows lacks") == 1

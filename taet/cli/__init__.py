@@ -57,19 +57,19 @@ STARTED_TOGETHER = "TAET_STARTED_TOGETHER"
 
 
 def help_width() -> int:
-    """Return the columns that help takes: those of the terminal, at most 120."""
+    """Return the width of help texts in columns: that of the terminal, at most 120."""
     return min(shutil.get_terminal_size().columns, 120)
 
 
 def wrapped(text: str) -> str:
-    """Return paragraphs, each broken to lines of `help_width`; those that are indented, such as TOML, as they are."""
+    """Return paragraphs, each wrapped to `help_width`; indented ones, such as TOML, are not changed."""
     parts = text.split("\n\n")
     filled = [part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), help_width()) for part in parts]
     return "\n\n".join(filled)
 
 
 def help_text() -> str:
-    """What `taet --help` prints."""
+    """Return the output of `taet --help`."""
     lines = ["usage: taet COMMAND [options]", "", "Adversarial robustness under long-tailed data.", ""]
     for name, text in COMMANDS.items():
         lines += textwrap.wrap(text, help_width(), initial_indent=f"  {name:9} ", subsequent_indent=" " * 12)
@@ -77,7 +77,7 @@ def help_text() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status. Whatever ends it early becomes one line."""
+    """Run one command and return its exit status. Any exception becomes one line."""
     arguments = [*(sys.argv[1:] if argv is None else argv)]  # `list` may be the command's module here
     debug = "--debug" in arguments or DEBUG in os.environ
     arguments = [a for a in arguments if a != "--debug"]
@@ -89,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except BaseException as error:
         if argv is None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending: a second Ctrl-C would only add a traceback
-        with contextlib.suppress(OSError):  # nobody reads what it says
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # when ending: a second Ctrl-C would only add a traceback
+        with contextlib.suppress(OSError):  # standard error may be closed
             if debug and not isinstance(error, Done):
                 traceback.print_exception(error)
             if isinstance(error, OSError) and error.filename is None:
@@ -107,15 +107,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _set_up_process(debug: bool) -> None:
-    """Set up a process of the command line, and those that it will start."""
+    """Set up this process, and the environment of those that it will start."""
     if debug:
         os.environ[DEBUG] = "1"
-    os.environ["PYTHONSAFEPATH"] = "1"  # in the current directory, no file can shadow a module of theirs
+    os.environ["PYTHONSAFEPATH"] = "1"  # no file in the current directory can shadow their modules
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be valid text
 
 
 def ended_by(error: BaseException) -> tuple[int, str]:
@@ -140,8 +140,8 @@ def ended_by(error: BaseException) -> tuple[int, str]:
 
 
 def _drop_output() -> None:
-    """Discard buffered output: Python would try, and fail, to write it again at exit."""
-    with contextlib.suppress(io.UnsupportedOperation):  # standard output is no file
+    """Discard buffered output, because Python would try, and fail, to write it again at exit."""
+    with contextlib.suppress(io.UnsupportedOperation):  # standard output is not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -161,6 +161,6 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] not in COMMANDS:
         raise unknown("command", arguments[0], COMMANDS)
     if importlib.util.find_spec("fcntl") is None:
-        raise UserError("the commands lock files by fcntl, which Windows has not; allowed: Linux, macOS, or WSL 2")
+        raise UserError("the commands lock files by fcntl, which Windows lacks; allowed: Linux, macOS, or WSL 2")
     status: int | None = importlib.import_module(f"taet.cli.{arguments[0]}").run(arguments[1:])
     return status or 0

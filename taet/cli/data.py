@@ -93,7 +93,7 @@ def _show(arguments: list[str]) -> None:
     data = Data(**parsed.data)
     choices: dict[str, Chosen] = {}
     with progress("read") as report, reporting_to(report):
-        if is_own(data.name):  # as taet train reads them
+        if is_own(data.name):  # as in taet train
             plan = own_data.planned(config.override(protocols.taet(), {"data": data}))
             given = {f"data.{name}": value for name, value in parsed.data.items()}
             run = config.override(plan.run, given)
@@ -141,7 +141,7 @@ def _prepare(arguments: list[str]) -> None:
     if parsed.out is not None and parsed.layout is None:
         raise UserError(f"--out {parsed.out} needs --layout npz, folder or taet-npy")
     if parsed.out is not None:
-        layouts.check_free(parsed.out)  # before anything is downloaded or read
+        layouts.check_free(parsed.out)  # before any download or read
     data = Data(**parsed.data)
     with progress("prepare") as report:
         dataset, done = prepare(data, report)

@@ -158,7 +158,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _count(parsed: RunEvaluation | ModelEvaluation | DecideOptions) -> int:
-    """Return the number of processes that was asked for, or that pays on a CPU."""
+    """Return the requested number of processes, or the number that is fastest on a CPU."""
     if parsed.processes is not None:
         return number_of(parsed.processes, parsed.device)
     alone = started_together() or resolve_device(parsed.device).type != "cpu"
@@ -238,7 +238,7 @@ def _of_model(parsed: ModelEvaluation, command: str) -> tuple[Path, str]:
 
 
 def _decide(parsed: DecideOptions, command: str) -> tuple[Path, str]:
-    """Attack both models until it is decided; return the file of the decision, and what is printed."""
+    """Attack both models until the comparison is decided; return the file of the decision and the printed text."""
     settings = {**parsed.evaluation}
     attacks = settings.pop("attacks", None)
     names = [re.sub(r"[^\w.-]+", "-", Path(name).name) for name in parsed.models]
@@ -275,6 +275,6 @@ def _sides(parsed: DecideOptions) -> tuple[list[Path | torch.nn.Module], GivenIm
 
 
 def _names(models: tuple[str, str]) -> tuple[str, str]:
-    """Return the names of folders without their path, and of others in full, as far as that tells them apart."""
+    """Return the names of folders without their path, and other names in full, if that distinguishes them."""
     one, other = (Path(name).name if RunFolder(Path(name)).is_run else name for name in models)
     return (one, other) if one != other else models

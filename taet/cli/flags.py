@@ -34,9 +34,9 @@ T = TypeVar("T")
 Given = dict[str, Any]
 """The fields of a configuration that were given as options."""
 
-SOURCE_UNREAD = (tyro.conf.HelptextFromCommentsOff,)  # every text is in a docstring; comments are not looked for
+SOURCE_UNREAD = (tyro.conf.HelptextFromCommentsOff,)  # every text is in a docstring, not in a comment
 RunPath = Annotated[Path, bounds.Rule(lambda path: str(path) == printable(str(path)), "a path in UTF-8, on one line")]
-"""A folder for files of weights, whose library knows no other paths."""
+"""A folder for files of weights; their library supports no other paths."""
 
 REGISTRY = ConstructorRegistry()
 NONE = "{None}|"
@@ -44,14 +44,14 @@ NONE = "{None}|"
 
 
 def read_path(text: str) -> Path:
-    """Return a path; an empty one is a ValueError."""
+    """Return a path; an empty one raises a ValueError."""
     if not text:
         raise ValueError(text)
     return Path(text)
 
 
 def _add_rule(kind: type, metavar: str, read: Callable[[str], Any], write: Callable[[Any], str] = str) -> None:
-    """Let options of type `kind` be read from their word by `read`, which raises ValueError; --help has `write`'s."""
+    """Read options of type `kind` by `read`, which may raise ValueError; --help shows defaults by `write`."""
 
     @REGISTRY.primitive_rule
     def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
@@ -80,7 +80,7 @@ def options(default: Any, prefix: str = "", alias: str = "") -> Any:
 
 
 def _documentation(kind: type) -> dict[str, str]:
-    """Return the text below every field of a dataclass."""
+    """Return the docstring of every field of a dataclass."""
     return {name: text for base in reversed(kind.__mro__[:-1]) for name, text in _own_documentation(base).items()}
 
 
@@ -91,7 +91,7 @@ def _own_documentation(kind: type) -> dict[str, str]:
 
 
 def _text(value: Any, hint: Any) -> str:
-    """Return a default as --help writes it."""
+    """Return a default as --help shows it."""
     if isinstance(value, tuple):
         return " ".join(_text(item, hint) for item in value)
     in_pixels = bounds.PIXEL_UNITS in getattr(hint, "__metadata__", ())
@@ -99,7 +99,7 @@ def _text(value: Any, hint: Any) -> str:
 
 
 def _described(hint: Any, text: str, default: Any, label: str = "") -> Any:
-    """Return the type of an option with what --help says about it: its text, bounds, condition and default."""
+    """Return the type of an option with its --help: text, bounds, condition and default."""
     unsaid = default is None or default == () or re.search("Default: |[Bb]y default", text)
     said = "" if unsaid else f"default: {_text(default, hint)}"
     notes = "; ".join(filter(None, (bounds.bounds_text(hint), bounds.condition_text(hint, label), said)))
@@ -140,7 +140,7 @@ def _expanded(kind: type[T]) -> type[T]:
 
 
 def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, examples: Sequence[str]) -> T:
-    """Fill the dataclass `kind` from `arguments`; a mistake is a `UserError` in one line, --help prints and exits."""
+    """Fill the dataclass `kind` from `arguments`; a mistake raises a one-line `UserError`, --help prints and exits."""
     text = wrapped(description) + "\n\nexamples:\n" + "\n".join(f"  {example}" for example in examples)
     kind = _expanded(kind)
 
@@ -167,7 +167,7 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, 
 
 
 def _without_none(page: str) -> str:
-    """Return a page of --help without the None that options may be, and with every text in its column."""
+    """Return a page of --help without the None of optional values, and with every text in its column."""
 
     def bare(words: re.Match[str]) -> str:
         return words[0].replace(NONE, "").ljust(len(words[0]))
@@ -177,7 +177,7 @@ def _without_none(page: str) -> str:
 
 @contextlib.contextmanager
 def _captured() -> Iterator[io.StringIO]:
-    """Catch what tyro prints, on lines too long to be wrapped."""
+    """Capture the output of tyro without line wrapping."""
     output, before = io.StringIO(), os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "4000"
     try:
@@ -191,7 +191,7 @@ def _captured() -> Iterator[io.StringIO]:
 
 
 def _option_types(kind: type) -> dict[str, dict[str, Any]]:
-    """Return the options of every prefix, and under "" those without one, each with the type of its value."""
+    """Return the options of every prefix, with those without a prefix under "", each with the type of its value."""
     parts: dict[str, dict[str, Any]] = {"": {}}
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         inner, *extras = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
@@ -210,7 +210,7 @@ def _option_types(kind: type) -> dict[str, dict[str, Any]]:
 
 
 def _mistake(box: str, parts: Mapping[str, Mapping[str, Any]], words: Sequence[str], prog: str) -> str:
-    """Return what tyro's box of text says in one line: what, what was got and what is allowed."""
+    """Return tyro's box of text as one line: what, the given value and the allowed ones."""
     text = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯| \t") for line in box.splitlines()]
     lines = [line for line in text if set(line) - set("─-+ ")]  # first the title of the box, then its message
     message, whole = lines[1] if len(lines) > 1 else "the options cannot be read", " ".join(lines)
@@ -229,7 +229,7 @@ def _mistake(box: str, parts: Mapping[str, Mapping[str, Any]], words: Sequence[s
 
 
 def value_of(option: str, words: Sequence[str]) -> str:
-    """Return the words that follow the last `option`, or its value after =; "" where it is not given."""
+    """Return the words that follow the last `option`, or its value after =; "" if it is not given."""
     values: list[str] = []
     for position, word in enumerate(words):
         name, equals, value = word.partition("=")
@@ -251,14 +251,14 @@ def _unknown_option(option: str, parts: Mapping[str, Mapping[str, Any]], prog: s
         near = [f"--{prefix}.{name}" for name in near]
     else:
         known = [name for names in parts.values() for name in names]
-        bare = {name.removeprefix("--"): name for name in known}  # the dashes would make any two short names alike
+        bare = {name.removeprefix("--"): name for name in known}  # the dashes would make any two short names similar
         close = difflib.get_close_matches(option.removeprefix("--"), bare, n=1)
         near = [f"--{field}"] if f"--{field}" in parts[""] else [bare[name] for name in close]
     return f"unknown option {option}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def call_text(words: Sequence[str]) -> str:
-    """Return the call `taet WORDS` as records keep it: as a shell reads it, except for bytes that are no text."""
+    """Return the call `taet WORDS` as stored in records: as a shell reads it, except for bytes that are not text."""
     return printable(shlex.join(["taet", *words]))
 
 

@@ -71,7 +71,7 @@ class ColumnVerdict(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The decision in words."""
+        """Return the decision in words."""
         return f"{self.decision}, within the margin" if self.decision == "worse" and not self.fails else self.decision
 
     def to_json(self) -> dict[str, Any]:
@@ -104,10 +104,10 @@ def _card(path: Path) -> ResultCard:
 
 
 def gate(old: ResultCard, new: ResultCard, columns: tuple[str, ...] = (), margin: float = 0.0) -> list[ColumnVerdict]:
-    """Compare two cards under some attacks, or under all that say how robust a model is.
+    """Compare two cards under some attacks, or under all that measure robustness.
 
     Raises:
-        UserError: other test images, an attack that only one card has or that had other settings, nothing to compare.
+        UserError: different test images, an attack that one card lacks or has with other settings, nothing to compare.
     """
     names = columns or _shared(old, new)
     if len(set(names)) < len(names):
@@ -119,7 +119,7 @@ def gate(old: ResultCard, new: ResultCard, columns: tuple[str, ...] = (), margin
 
 
 def _shared(old: ResultCard, new: ResultCard) -> tuple[str, ...]:
-    """Return the columns of both cards, in order; a column of one alone is refused, so that none is passed over."""
+    """Return the columns of both cards, in order; a column of only one card is refused rather than ignored."""
     left, right = ([column.name for column in card.columns if _counts(column)] for card in (old, new))
     for side, names, others in (("old", left, right), ("new", right, left)):
         if missing := [name for name in others if name not in names]:
@@ -132,7 +132,7 @@ def _shared(old: ResultCard, new: ResultCard) -> tuple[str, ...]:
 
 
 def _counts(column: Column) -> bool:
-    """Whether accuracy under it says something: attacks without a bound break nearly every image of any model."""
+    """Whether accuracy under it is informative: unbounded attacks break nearly every image of any model."""
     return column.ordinary and (column.bounded or column.norm is None)
 
 

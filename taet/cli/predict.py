@@ -50,7 +50,7 @@ interruption writes the results so far."""
 
 
 MOST_REFUSED = 10
-"""Classes that are never answered and named."""
+"""Largest number of never answered classes that are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _rule(parsed: PredictOptions) -> Thresholds | None:
-    """Return when images are answered, and say what that promises and which classes never are."""
+    """Return the thresholds, and print their guarantee and the classes that are never answered."""
     if parsed.abstain is None:
         return None
     with trusted(parsed.trust_model), progress(f"abstain {parsed.run}") as report:
@@ -141,7 +141,7 @@ def read(arguments: list[str]) -> PredictOptions:
 
 
 def _check_place(parsed: PredictOptions) -> None:
-    """Refuse an output file that exists or cannot be written, before the work; make its folder."""
+    """Refuse an output file that exists or cannot be written, before any work; create its folder."""
     if parsed.out is None:
         return
     is_file = parsed.out.is_file() and not parsed.out.is_symlink()

@@ -23,7 +23,7 @@ from taet.training.environment import cores, resolve_device, taet_command
 from taet.training.interruption import interruption
 
 REPORTING_SECONDS = 1.0
-"""Time for the process that reports the error: torchrun ends it as soon as another one has ended."""
+"""Time for the process that reports the error: torchrun kills it as soon as another one has ended."""
 CHECK_SECONDS = 0.1
 """Between two checks of the started processes."""
 WORTH_STARTING = 1e6
@@ -80,7 +80,7 @@ def that_pay(passes: float, batches: int) -> int:
 
 
 def allowed() -> int:
-    """Return how many cores a command takes unasked: at most OMP_NUM_THREADS, which those set who share a machine."""
+    """Return the default number of cores of a command: at most OMP_NUM_THREADS, which users of shared machines set."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores(), int(limit)) if limit.isdecimal() and int(limit) else cores()
 
@@ -88,8 +88,8 @@ def allowed() -> int:
 def run_together(count: int, words: Sequence[str], threads: int | None = None) -> int:
     """Run `taet WORDS` in `count` processes that share the cores of this machine, and return the exit status.
 
-    They are set up as by torchrun, whose report of a failure would hide the one line of the error. When one process
-    fails, the user interrupts, or this process dies, all of them end.
+    They are set up as by torchrun, whose failure report would hide the one-line error. When one process fails, the
+    user interrupts, or this process dies, all of them end.
     """
     _store, meeting = meeting_point(count)
     given = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count))) if threads is None else str(threads)
@@ -125,7 +125,7 @@ def run_together(count: int, words: Sequence[str], threads: int | None = None) -
 
 
 def meeting_point(count: int) -> tuple[Any, dict[str, str]]:
-    """Return a store through which `count` processes find each other while it exists, and their environment for it."""
+    """Return a store through which `count` processes find each other while it exists, and their environment."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     found = {
         "MASTER_ADDR": "127.0.0.1",

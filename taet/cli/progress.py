@@ -23,7 +23,7 @@ SPEED_SECONDS = 3600.0  # estimate the remaining time from this much of the past
 def progress(title: str) -> Iterator[Report]:
     """Yield a function (done, total, text) that shows the progress of `title` on standard error.
 
-    A text that ends in a line break is worth a line of its own; after the end of a piece of work another one may begin.
+    A text that ends in a line break is printed on its own line; after the end of one task another one may begin.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -46,7 +46,7 @@ def progress(title: str) -> Iterator[Report]:
 
         def show(done: float, total: float, text: str) -> None:
             if bar.tasks[0].finished and done < total:
-                bar.reset(task)  # another piece of work, with a pace of its own
+                bar.reset(task)  # another task, with its own speed
             bar.update(task, completed=done, total=total, text=text.rstrip())
             if text.endswith("\n") and spaced.due(done >= total):
                 console.print(f"{title}: {text.rstrip()}", highlight=False)
@@ -55,7 +55,7 @@ def progress(title: str) -> Iterator[Report]:
 
 
 class _Spaced:
-    """Lets a line through at once, and the next ones not before a while has passed."""
+    """Limits the rate of lines: the first is printed at once, the next ones only after some time."""
 
     def __init__(self) -> None:
         self.last: float | None = None
@@ -76,7 +76,7 @@ def _lines(title: str) -> Report:
 
     def show(done: float, total: float, text: str) -> None:
         nonlocal began, first, ended
-        if ended and done < total:  # the first or another piece of work; a resumed run starts with some of it done
+        if ended and done < total:  # the first or another task; a resumed run starts with some of it done
             began, first, ended = time.monotonic(), done, False
         again, ended = ended, done >= total
         worth = text.endswith("\n") and results.due(ended)
@@ -101,7 +101,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def saved(command: Sequence[str], folder: Path | None = None) -> Iterator[None]:
-    """Inside, an interruption says that what was done is saved, in `folder`, and with which words of taet to go on."""
+    """Within this context, an interruption reports that progress is saved, in `folder`, and the command to continue."""
     try:
         yield
     except KeyboardInterrupt as error:

@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> None:
 
 
 def runs_in(path: Path) -> list[Path]:
-    """Return the run folders and folders of cards directly in a folder that is neither, or its cards, or it alone."""
+    """Return the run and card folders directly in a folder that is neither, else its cards, else the folder itself."""
     from taet.report.read import cards_in, is_shown
 
     if not path.is_dir() or is_shown(path):

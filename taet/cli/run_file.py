@@ -75,7 +75,7 @@ def _settings(values: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[t
 
 
 def _value(name: str, value: Any, hint: Any) -> Any:
-    """Return a value as the field has it: lists as tuples, `8/255` as a number, `none` as None."""
+    """Return a value in the type of its field: lists as tuples, `8/255` as a number, `none` as None."""
     if isinstance(value, list):
         value = _tuple(value)
     elif isinstance(value, str) and not _is_allowed(value, hint):
@@ -120,5 +120,5 @@ def _toml(value: Any, hint: Any) -> str:
         in_pixels = bounds.PIXEL_UNITS in getattr(hint, "__metadata__", ())
         written = size(value, None, 0) if in_pixels else repr(value)
         return f'"{written}"' if "/" in written else written
-    # A string of JSON is one of TOML, but that this escapes DEL as well.
+    # A JSON string is also a TOML string, except that TOML escapes DEL too.
     return re.sub("\x7f", r"\\u007f", json.dumps(value, ensure_ascii=False))

@@ -89,7 +89,7 @@ def options_of(words: list[str]) -> set[str]:
 
 
 def data_for_run(name: str, origin: OfModel) -> Dataset:
-    """Load other data than a run's own; without a size, at that of the run's images, by its fit, if they are square."""
+    """Load data other than a run's own, by default resized to the run's images by its fit, if these are square."""
     data = origin.chosen(name)
     if origin.weights is not None or origin.normalize != "none":
         raise UserError(f"{name} is a run: it has its own weights and normalisation; allowed: --data alone")
@@ -116,16 +116,16 @@ def open_model(name: str, origin: OfModel) -> tuple[foreign.Loaded, Dataset]:
 
 
 def folder_for(command: str, name: str, origin: OfModel) -> Path:
-    """Return the folder that a command writes about the model called `name`, by default."""
+    """Return the default output folder of a command for the model called `name`."""
     parts = [name, *([origin.weights.stem] if origin.weights else [])]
     parts += [origin.normalize] if origin.normalize != "none" else []
     return Path("runs", f"{command}-" + re.sub(r"[^\w.-]+", "-", "-".join(parts)))
 
 
 def here(parsed: flags.T, command: str = "") -> flags.T:
-    """Return the options of a call with the folder of a published model, hf:USER/NAME@COMMIT, in the place of its name.
+    """Return the options of a call with a published model, hf:USER/NAME@COMMIT, replaced by its folder.
 
-    With the name of a command, what that writes goes into a folder of its own unless --out says where.
+    With the name of a command, its output goes into a separate folder unless --out is given.
     """
     field = "model" if hasattr(parsed, "model") else "run"
     name = getattr(parsed, field)
@@ -140,5 +140,5 @@ def here(parsed: flags.T, command: str = "") -> flags.T:
 
 
 def is_folder(name: str) -> bool:
-    """Whether `name` means a folder, rather than a model; a published model is one."""
+    """Whether `name` refers to a folder rather than a model; a published model is a folder."""
     return published.is_published(name) or Path(name).is_dir() or (":" not in name and os.sep in name)

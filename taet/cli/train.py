@@ -92,27 +92,27 @@ class TrainingRequest(NamedTuple):
     """A parsed call that trains a new run."""
 
     start: Run
-    """What the protocol prescribes."""
+    """The run as the protocol prescribes it."""
     given: dict[str, Any]
     """Dotted fields of the run that were given as options."""
     options: TrainOptions
 
     def run(self) -> Run:
-        """Return the run as its options say."""
+        """Return the run with the given options."""
         return override(self.start, self.given)
 
     def planned(self) -> tuple[Run, dict[str, Chosen]]:
-        """Return the run with what is not given chosen for the images and the machine, and those choices."""
+        """Return the run with missing settings chosen for the images and the machine, and those choices."""
         run = self.run()
         if not is_own(run.data.name):
             return self._with_network(run)
         plan = own_data.planned(dataclasses.replace(self.start, data=run.data))
-        named = {"data.name": full_name(run.data.name)}  # what a bare path means does not depend on the folder
+        named = {"data.name": full_name(run.data.name)}  # the meaning of a bare path must not depend on the folder
         run = override(override(plan.run, self.given), named)
         return run, plan.followed(run)
 
     def _with_network(self, run: Run) -> tuple[Run, dict[str, Chosen]]:
-        """A protocol that is named, and a recipe, have their own network."""
+        """Choose a network, unless a protocol or a recipe with its own network is given."""
         if self.options.protocol is not None or self.options.recipe is not None or "model.name" in self.given:
             return run, {}
         known = facts(run.data)
@@ -124,7 +124,7 @@ class TrainingRequest(NamedTuple):
 
 
 def run(arguments: list[str]) -> None:
-    """Train a new run, or continue one, attack it where asked for, and print the result."""
+    """Train a new run, or continue one, attack it on request, and print the result."""
     with reported_once():
         request = read(arguments)
         options = request.options
@@ -217,7 +217,7 @@ def parse(method: str, words: Sequence[str], prog: str = "", file: RunFile | Non
             override(start, file.settings)
         given = file.settings | given
     request = TrainingRequest(start, given | seed, options)
-    attacks_of(request.run().evaluation)  # now, not when the training is over
+    attacks_of(request.run().evaluation)  # checked before the training, not after it
     return request
 
 
@@ -290,7 +290,7 @@ def introduction(trainer: Trainer, chosen: Mapping[str, Chosen]) -> str:
 
 
 def expected(trainer: Trainer, attacks: bool) -> list[str]:
-    """Return where the run is written, and how long training and attacks take, which may follow it at once."""
+    """Return where the run is written, and how long training and any following attacks take."""
     training = duration(trainer.expected_seconds())
     attacking = span(attack_seconds(trainer.run, trainer.model, trainer.dataset.test, trainer.device))
     after = "the attacks and the probe after it" if attacks else "taet evaluate after it"
@@ -298,7 +298,7 @@ def expected(trainer: Trainer, attacks: bool) -> list[str]:
 
 
 def continued(trainer: Trainer) -> str:
-    """Return where a run goes on, and how long the rest of its training takes."""
+    """Return where a run continues, and how long the rest of its training takes."""
     epochs, done = trainer.run.training.epochs, trainer.work.done(trainer.epoch, trainer.step / len(trainer.loader), 0)
     if trainer.epoch == epochs:
         return f"folder: {trainer.folder.path}, trained"

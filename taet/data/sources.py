@@ -200,7 +200,7 @@ def _check_custom(source: Dataset, path: Path) -> None:
         if not all(isinstance(split, Split) and split.labels.dtype == np.int64 for split in source.splits.values()):
             raise UserError("got no Split; allowed: what Dataset.from_arrays makes")
         if any(other != names for other in same):
-            raise UserError("got splits with other class names; allowed: the same")
+            raise UserError("got splits with different class names; allowed: equal names")
 
 
 def load(name: str | Data, **settings: Any) -> Dataset:

@@ -1,4 +1,4 @@
-"""When a model answers: thresholds of its confidence per class, tested on validation images under attack."""
+"""Abstention: confidence thresholds per class, tested on validation images under attack."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from taet.training.record import RunRecord
 from taet.training.resolve import learns_from_validation
 
 LEVEL = 0.95
-"""Confidence that the promise holds for every class."""
+"""Confidence level of the guarantee for all classes together."""
 CANDIDATES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-"""Thresholds that are tested. They are fixed before any image is seen, and their number is paid for."""
+"""Candidate thresholds. They are fixed in advance, and the tests are corrected for their number."""
 ATTACKS = ("pgd-20", "pgd-20:target=runner-up", "pgd-20:objective=pm")
-"""Away from the label; and towards confidence in a wrong class, by its probability and by the margin."""
+"""Untargeted; and for high confidence in a wrong class, by its probability and by the margin."""
 SCHEMA = 1
 WrongShare = Annotated[float, Gt(0), Lt(1)]
 
 
 def needed(share: float, tests: int) -> int:
-    """Return the least number of answers, all right, that show a share of wrong ones below `share` in one of `tests`.
+    """Return the least number of answers, all correct, that show an error rate below `share` in one of `tests`.
 
     (1 - share)^n <= (1 - LEVEL) / tests.
     """
@@ -54,10 +54,10 @@ def needed(share: float, tests: int) -> int:
 
 
 def upper_limits(wrong: ArrayLike, answered: ArrayLike, tests: int) -> Floats:
-    """Return the upper limits of the share of wrong answers, of `wrong` among `answered`, that hold together.
+    """Return simultaneous upper limits of the rate of wrong answers, given `wrong` among `answered`.
 
-    The limits are Clopper and Pearson's, one-sided, each at the error (1 - LEVEL) / tests (Bonferroni); 1 without an
-    answer. Source: Clopper, Pearson, Biometrika 26, 1934.
+    The limits are Clopper and Pearson's, one-sided, each at the error (1 - LEVEL) / tests (Bonferroni); 1 without
+    answers. Source: Clopper, Pearson, Biometrika 26, 1934.
     """
     from scipy import special  # imported here to keep the command line fast
 
@@ -67,11 +67,11 @@ def upper_limits(wrong: ArrayLike, answered: ArrayLike, tests: int) -> Floats:
 
 
 def lowest_safe(wrong: ArrayLike, answered: ArrayLike, share: float) -> Ints:
-    """Return the place of the lowest candidate threshold that keeps the share of wrong answers, (...); -1 for none.
+    """Return the index of the lowest candidate threshold that keeps the error rate, (...); -1 for none.
 
     Both counts are (S, ..., C, K): of S adversaries, C predicted classes and K candidates. A candidate is safe if its
-    upper limit is at most `share` under every adversary, with C K tests. Each adversary needs no error of its own:
-    that all limits fail to hold is no likelier than that one does.
+    upper limit is at most `share` under every adversary, with C K tests. The number of
+    adversaries needs no correction: that all limits fail is no likelier than that one fails.
     """
     answers = np.asarray(answered)
     limits = upper_limits(wrong, answers, answers.shape[-1] * answers.shape[-2])
@@ -80,7 +80,7 @@ def lowest_safe(wrong: ArrayLike, answered: ArrayLike, share: float) -> Ints:
 
 
 def counts(predictions: Ints, scores: ArrayLike, labels: Ints, classes: int) -> tuple[Ints, Ints]:
-    """Return the numbers of wrong and of all answers by predicted class and candidate threshold, both (C, K).
+    """Return the numbers of wrong and of all answers per predicted class and candidate threshold, both (C, K).
 
     Predictions, scores (the probability of the predicted class) and labels are (N,).
     """
@@ -93,22 +93,22 @@ def counts(predictions: Ints, scores: ArrayLike, labels: Ints, classes: int) -> 
 
 @dataclass(frozen=True, eq=False)
 class Thresholds:
-    """From which probability a model answers, by predicted class, and what that promises."""
+    """The least probability at which a model answers, per predicted class, and the guarantee that follows."""
 
     share: float
     """Largest share of wrong answers of a class."""
     adversaries: tuple[str, ...]
-    """Under each of which the promise holds."""
+    """Attacks under each of which the guarantee holds."""
     class_names: tuple[str, ...]
     values: Floats
-    """(C,): answers begin at this probability of the predicted class; inf where a class is never answered."""
+    """(C,): least probability of the predicted class for an answer; inf for a class that is never answered."""
     images: int
-    """Validation images."""
+    """Number of validation images."""
     refused: tuple[str, ...] = ()
-    """Why classes are never answered, a sentence each."""
+    """Reasons why classes are never answered, one sentence each."""
 
     def answered(self, labels: Ints, probabilities: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-        """Return which images (N,) are answered, by predicted class (N,), -1 for none, and probabilities (N, C)."""
+        """Return which images (N,) are answered, for predicted classes (N,), -1 for none, and probabilities (N, C)."""
         found: NDArray[np.bool_] = (labels >= 0) & (np.max(probabilities, 1, initial=0.0) >= self.values[labels])
         return found
 
@@ -120,14 +120,14 @@ class Thresholds:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the promise and the thresholds as plain values; None for a class that is never answered."""
+        """Return the guarantee and the thresholds as plain values; None for a class that is never answered."""
         limits = [float(value) if np.isfinite(value) else None for value in self.values]
         thresholds = dict(zip(self.class_names, limits, strict=True))
         return {"share": self.share, "under": list(self.adversaries), "level": LEVEL, "thresholds": thresholds}
 
 
 class CountsUnder(TypedDict):
-    """Validation answers under one adversary: counts by predicted class and candidate threshold."""
+    """Validation answers under one adversary: counts per predicted class and candidate threshold."""
 
     attack: dict[str, Any]
     wrong: list[list[Whole]]
@@ -135,7 +135,7 @@ class CountsUnder(TypedDict):
 
 
 class StoredAbstention(TypedDict):
-    """What abstention.json holds."""
+    """The content of abstention.json."""
 
     schema: Count
     weights_sha256: Sha256
@@ -159,21 +159,21 @@ def thresholds(
 ) -> Thresholds:
     """Return the thresholds with which at most `share` of a model's answers of each predicted class are wrong.
 
-    The promise holds with 95 % confidence for all classes together, if every image is clean, or every image is changed
-    by the same one of `attacks`, or by any mixture of these that does not depend on the image. It is for images drawn
-    as the validation images were, with their share of each class. Of images that belong together (a group) one is used.
-    Other adversaries, also those that know the thresholds, are not covered. Answers under attack are measured once and
+    The guarantee holds with 95 % confidence for all classes together, if all images are clean, or all are attacked by
+    the same one of `attacks`, or by any mixture of these that does not depend on the image. It covers images from the
+    distribution of the validation images, with the same proportions of classes. One image of each group is used. Other
+    adversaries, such as those that know the thresholds, are not covered. Answers under attack are measured once and
     stored in the run folder, sealed and with the SHA-256 of the weights; other shares need no further attack.
 
     For each predicted class c and each threshold t of CANDIDATES, N validation images are answered and W of them wrong.
-    Given N, W is binomial, so that Clopper and Pearson's limit at 0.05 / (C K) tests the share of wrong answers. The
-    lowest threshold that passes is taken.
+    Given N, W is binomial, so that Clopper and Pearson's limit at 0.05 / (C K) tests the error rate. The
+    lowest threshold that passes is used.
 
     Source: Angelopoulos, Bates, Candes, Jordan, Lei, "Learn then Test", arXiv:2110.01052, with Bonferroni's correction
     over classes and thresholds; for one class and no adversary, Geifman, El-Yaniv, NeurIPS 2017, arXiv:1705.08500.
 
     Raises:
-        UserError: a run without a validation split, or one that chose its weights on it or learned from it; too few
+        UserError: a run without a validation split, or one that selected its weights on it or learned from it; too few
             validation images for any class; an attack without a ball, or without probabilities; stored counts that
             were changed or belong to other weights.
     """
@@ -209,7 +209,7 @@ def thresholds(
 
 
 def in_ball(attack: AttackSpec) -> AttackSpec:
-    """Refuse clean images and unbounded attacks, for which survival has no meaning."""
+    """Refuse clean images and unbounded attacks, for which survival is not defined."""
     if not attack.bounded:
         advice = "" if attack.norm is None else f", or {attack.name} with a radius of its own, such as eps=0.5"
         raise UserError(f"attack: got {attack.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
@@ -218,12 +218,12 @@ def in_ball(attack: AttackSpec) -> AttackSpec:
 
 def _with_scores(attack: AttackSpec) -> AttackSpec:
     if isinstance(attack, Suite):
-        raise UserError(f"abstain attacks: got {attack.name}, which tells no probabilities; allowed: e.g. pgd-20")
+        raise UserError(f"abstain attacks: got {attack.name}, which returns no probabilities; allowed: e.g. pgd-20")
     return attack
 
 
 def _check_unseen(record: RunRecord, weights: str) -> None:
-    """Refuse weights that validation images had a part in, where the share of wrong answers looks too small."""
+    """Refuse weights that depend on the validation images, on which the error rate would look too small."""
     part = ""
     if weights == BEST or (record.selection.rule == "best-validation" and weights == DELIVERED):
         part = "the epoch of these weights was chosen by the validation images"
@@ -234,21 +234,21 @@ def _check_unseen(record: RunRecord, weights: str) -> None:
             "abstain: taet tune chose the settings of this run by the validation images; allowed: another run"
         )
     if part:
-        raise UserError(f"abstain: {part}; allowed: weights that they had no part in, as with --selection last")
+        raise UserError(f"abstain: {part}; allowed: weights that do not depend on them, as with --selection last")
 
 
 def _validation(data: Dataset, record: RunRecord) -> Split:
-    """The validation images of a run, which must be those that it held out."""
+    """Return the validation images, and check that they are those that the run held out."""
     if data.validation is None:
         raise UserError("abstain: the run held out no validation images; train it with --data.validation 0.2")
     recorded = record.data.splits.get("validation")
     if recorded is not None and recorded.sha256 != data.validation.sha256:
-        raise UserError("abstain: the validation images are not those of the run: their SHA-256 is another")
+        raise UserError("abstain: the validation images are not those of the run: their SHA-256 differs")
     return data.validation
 
 
 def _one_of_each_group(split: Split, seed: int) -> Split:
-    """Images that belong together are not independent: keep one of each group, drawn at random."""
+    """Keep one random image of each group, because the images of a group are not independent."""
     if split.groups is None:
         return split
     order = np.random.default_rng(seed).permutation(len(split))
@@ -273,7 +273,7 @@ def _attacked(
     seed: int,
     progress: Progress | None,
 ) -> list[CountsUnder]:
-    """Answers on the validation images under each attack; finished batches outlast an interruption."""
+    """Answers on the validation images under each attack; finished batches survive an interruption."""
     state, meter = folder.state("abstention"), Meter(progress)
     runner = make_runner(network, split.images, split.labels, seed=seed, state_dir=state)
     every, classes = np.arange(len(split)), len(split.class_names)
@@ -290,7 +290,7 @@ def _attacked(
 
 
 def _read(file: Path, digest: str, record: RunRecord) -> StoredAbstention:
-    """Read stored counts; those of other weights, and those that were changed, are refused."""
+    """Read stored counts; changed ones, and those of other weights, are refused."""
     try:
         values = read_json(file, links=False)
         with located(str(file)):
@@ -309,17 +309,17 @@ def _check_counts(values: StoredAbstention, sealed: bool, digest: str, record: R
     if not sealed:
         raise UserError("it has no checksum")
     if values["weights_sha256"] != digest or values["class_names"] != list(record.data.class_names):
-        raise UserError("it is about other weights than the run's")
+        raise UserError("it was made with other weights than the run's")
     if values["schema"] != SCHEMA or values["candidates"] != list(CANDIDATES):
         raise UserError("another version of taet wrote it")
     wanted = (record.data.num_classes, len(CANDIDATES))
     for one in values["under"]:
         if any([*map(len, one[name])] != [wanted[1]] * wanted[0] for name in ("wrong", "answered")):
-            raise UserError(f"got counts of another shape than {wanted}")
+            raise UserError(f"got counts of another shape; allowed: {wanted}")
 
 
 def _chosen(stored: StoredAbstention, share: float) -> Thresholds:
-    """Return the lowest thresholds that pass, and why classes have none."""
+    """Return the lowest thresholds that pass, and the reasons why classes have none."""
     wrong, answered = (np.array([one[name] for one in stored["under"]]) for name in ("wrong", "answered"))
     names, adversaries = tuple(stored["class_names"]), tuple(str(one["attack"]["name"]) for one in stored["under"])
     places, least = lowest_safe(wrong, answered, share), needed(share, answered[0].size)

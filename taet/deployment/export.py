@@ -28,8 +28,8 @@ from taet.training.finished import load_model
 from taet.training.folder import RunFolder
 from taet.training.record import RunRecord
 
-TOLERANCE = 1e-4  # by which logits may differ from the model's, in units of the largest of them or of 1
-TRIED = (1, 3)  # images in the batches that a written file is tried on
+TOLERANCE = 1e-4  # largest difference from the model's logits, relative to the largest of them or to 1
+TRIED = (1, 3)  # batch sizes on which a written file is tested
 
 
 def export(
@@ -44,20 +44,20 @@ def export(
     """Write the model of a finished run with its preprocessing and the deployed offset, and return the file's path.
 
     The graph maps `images` uint8 (N, H, W, C), pixel values 0 to 255, to `logits` float32 (N, classes), for any N. If
-    the run's images were resized (`--data.size`; gtsrb always), H and W may be any, and the graph resizes as Pillow
+    the run's images were resized (`--data.size`; gtsrb always), H and W are arbitrary, and the graph resizes as Pillow
     does (see `taet.deployment.graph.resize`); else they are the run's. safetensors holds the weights alone. The file is
-    loaded back and its logits are compared with the model's before it takes its name.
+    loaded back and its logits are compared with the model's before it gets its name.
 
     Args:
         run_dir: a finished run.
         format: pt2 (`torch.export.load`), onnx (needs taet[onnx]) or safetensors.
-        out: the file. Not given: artifacts/WEIGHTS.FORMAT in the run.
+        out: the file. Default: artifacts/WEIGHTS.FORMAT in the run.
         weights: which of the run's weights: model, model-last or model-best.
-        force: replace a file that is there.
-        model: for a run that was trained from a Module in memory, one like it.
+        force: replace an existing file.
+        model: for a run that was trained from a Module in memory, a Module of the same structure.
 
     Raises:
-        UserError: an unknown format, a missing package, a file that is there, a model that no graph can be made of.
+        UserError: an unknown format, a missing package, an existing file, a model that cannot be exported.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
@@ -67,9 +67,9 @@ def export(
         raise UserError(f"format {format} needs the package {missing[0]}: pip install 'taet[onnx]'")
     path = folder.artifact(f"{weights}.{format}") if out is None else Path(out)
     if path.exists() and not force:
-        raise UserError(f"{path} is there already; allowed: another --out, or --force to replace it")
+        raise UserError(f"{path} exists already; allowed: another --out, or --force to replace it")
     _, network, record = load_model(folder.path, weights, model=model)
-    folder.check_plain()  # artifacts may be a link
+    folder.check_plain()  # artifacts might be a link
     channels, *size = record.data.image_shape
     deployed = Deployed(network, (size[0], size[1]), resizes=record.resizes, fit=record.fit).eval()
     about = json.dumps(_metadata(folder.weights_about(weights), record, deployed), ensure_ascii=False)
@@ -104,14 +104,14 @@ def _metadata(written: WeightsAbout, record: RunRecord, deployed: Deployed) -> d
 
 
 def _captured(deployed: Deployed, example: Tensor) -> torch.export.ExportedProgram:
-    """The graph of a model, for any batch and, where it resizes, any image size."""
+    """The graph of a model, for any batch size and, if it resizes, any image size."""
     try:
         program = torch.export.export(
             deployed, (example,), dynamic_shapes={"images": _axes(deployed, torch.export.Dim)}
         )
     except Exception as error:  # the tracer and a custom model may raise anything
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"model: torch.export makes no graph of it: {type(error).__name__}: {reason}") from error
+        raise UserError(f"model: torch.export cannot trace it: {type(error).__name__}: {reason}") from error
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths and source lines of this machine
@@ -157,7 +157,7 @@ def _of_onnx(path: Path, _: Deployed) -> Callable[[Tensor], Tensor]:
 
 
 def _safetensors(deployed: Deployed, _: Tensor, about: str) -> bytes:
-    state = deployed.model.state_dict()  # copied, since tied weights share memory, which safetensors refuses
+    state = deployed.model.state_dict()  # copied, because safetensors refuses tied weights, which share memory
     return save({name: tensor.clone().contiguous() for name, tensor in state.items()}, metadata={METADATA: about})
 
 
@@ -167,7 +167,7 @@ def _of_safetensors(path: Path, deployed: Deployed) -> Callable[[Tensor], Tensor
 
 
 class Format(NamedTuple):
-    """How a format is written and run."""
+    """How a format is written and executed."""
 
     written: Callable[[Deployed, Tensor, str], bytes]
     loaded: Callable[[Path, Deployed], Callable[[Tensor], Tensor]]
@@ -182,7 +182,7 @@ FORMATS: Mapping[str, Format] = {
 
 
 def _check(format: str, path: Path, deployed: Deployed, shape: tuple[int, ...]) -> None:
-    """Refuse a file whose logits are not those of the model."""
+    """Refuse a file whose logits differ from those of the model."""
     answer = FORMATS[format].loaded(path, deployed)
     for number in TRIED:
         images = _noise(number, shape)

@@ -29,7 +29,7 @@ def bilinear_weights(source: int, target: int, device: torch.device, fit: Fit = 
     scale = taken / kept
     weights = (1 - (inputs - outputs * scale).abs() / scale.clamp(min=1)).relu()
     weights = weights * ((inputs > 0) & (inputs < taken) & (outputs > 0) & (outputs < kept))
-    # Only a black row sums to 0; others to 1/2 or more.
+    # Only black rows sum to 0; others to 1/2 or more.
     return torch.floor(weights / weights.sum(1, keepdim=True).clamp(min=0.25) * FRACTION + 0.5) / FRACTION
 
 
@@ -37,8 +37,8 @@ def resize(images: Tensor, height: int, width: int, fit: Fit = "squeeze") -> Ten
     """uint8 (N, H, W, C) -> (N, C, height, width), integer pixel values in float64, as Pillow resizes each image.
 
     Along the rows first, then along the columns, each rounded half up; products and sums are exact multiples of 2^-22.
-    So every level is Pillow's, but where Pillow begins with the columns: from version 13 on, if an image loses more
-    than twice as many rows as columns. There a level may differ by 1. `fit`: as `taet.data.images.scaled` has it.
+    So every value equals Pillow's, unless Pillow begins with the columns (from version 13 on, if an image loses more
+    than twice as many rows as columns): then a value may differ by 1. `fit`: as in `taet.data.images.scaled`.
     """
     levels, device = images.permute(0, 3, 1, 2).to(torch.float64), images.device
     rows, columns = images.shape[1], images.shape[2]
@@ -49,8 +49,8 @@ def resize(images: Tensor, height: int, width: int, fit: Fit = "squeeze") -> Ten
 class Deployed(nn.Module):
     """images uint8 (N, H, W, C), pixel values 0 to 255 -> logits float32 (N, classes).
 
-    With `resizes`, H and W may be any and each image is resized to `size` (height, width) by `fit`; else they must be
-    that.
+    With `resizes`, H and W are arbitrary and each image is resized to `size` (height, width) by `fit`; else they must
+    equal `size`.
     """
 
     def __init__(self, model: nn.Module, size: tuple[int, int], *, resizes: bool, fit: Fit = "squeeze") -> None:

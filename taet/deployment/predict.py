@@ -45,26 +45,26 @@ def predict(
     """Return the predicted class of every image by the model of a finished run; the run's data are not needed.
 
     Images are read as in training and resized to the run's height and width (bilinear, antialiased, by the run's
-    `data.fit`); grey ones become colour, or the other way round, as the run's are. Up to the last bits of float32, the
-    answer to an image depends neither on the others nor on their order.
+    `data.fit`); grey and colour are converted to match the run's images. Up to float32 rounding, a prediction does
+    not depend on the other images or their order.
 
     Args:
         run_dir: a finished run.
         images: files and folders (searched through, hidden files left out), or an array uint8 (N, H, W, C), C 1 or 3.
         attack: an attack, such as pgd-20 or pgd-20:restarts=5, with the run's ball and settings; `survives`
-            says whether the predicted class (no label is known) withstands it. Survival is no proof: one attack failed.
-        abstain: largest share of wrong answers of each predicted class; `answered` then says which images are answered.
-            See `taet.deployment.thresholds`, which this calls.
-        abstain_attacks: under each of which, and without an attack, that share is kept.
+            says whether the predicted class (no label is known) survives it; this proves only that one attack failed.
+        abstain: largest rate of wrong answers per predicted class; `answered` then says which images are answered. See
+            `taet.deployment.thresholds`, which this calls.
+        abstain_attacks: attacks under each of which, as on clean images, that rate must hold.
         weights: which of the run's weights: model, model-last or model-best.
-        batch_size: images that are in memory, and in the model, at a time.
+        batch_size: images that are in memory, and passed to the model, at a time.
         device: auto, cpu, cuda or cuda:N.
         progress: called as progress(done, total, label), in estimated passes of an image through the model.
-        model: for a run that was trained from a Module in memory, one like it.
+        model: for a run that was trained from a Module in memory, a Module of the same structure.
 
     Raises:
-        UserError: a run that is not finished, an unknown attack or one without a ball, no image. A file that cannot be
-            read raises nothing: `errors` says why. Of abstention, what `taet.deployment.thresholds` refuses.
+        UserError: a run that is not finished, an unknown attack or one without a ball, no image. For
+            abstention, see `taet.deployment.thresholds`. An unreadable file does not raise: `errors` has the reason.
     """
     rule = None
     if abstain is not None:
@@ -94,7 +94,7 @@ def batches(
     progress: Progress | None = None,
     model: nn.Module | None = None,
 ) -> Iterator[Predictions]:
-    """Yield the result of `predict` batch by batch, so that an interruption loses nothing that was done."""
+    """Yield the result of `predict` batch by batch, so that an interruption loses no finished batch."""
     if batch_size < 1:
         raise UserError(f"batch size: got {batch_size}; allowed: 1 or more")
     if attack is not None:
@@ -135,7 +135,7 @@ def batches(
 
 
 class _PixelRunner(Runner):
-    """Images outside a test set: the random numbers of each follow from its pixels."""
+    """Images outside a test set: random numbers are seeded by the pixels of each image."""
 
     def draws(self, attack: AttackSpec, rows: NDArray[np.int64]) -> Draws:
         digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in self.images[rows]]

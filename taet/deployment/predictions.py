@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from taet.deployment.abstention import Thresholds
 
-DIGITS = 6  # of a probability in rows; all of them are in `probabilities`
+DIGITS = 6  # of a probability in rows; `probabilities` has full precision
 NO_CLASS = -1
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
-"""What a cell begins with that a spreadsheet takes for a formula."""
+"""First characters of cells that a spreadsheet takes for formulas."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,7 +24,7 @@ class Predictions:
     """Predictions for N images, in the given order."""
 
     paths: tuple[str, ...]
-    """The files, or the positions in an array."""
+    """The files, or positions in an array."""
     labels: NDArray[np.int64]
     """(N,): the class of the largest logit; -1 for an image that could not be read."""
     class_names: tuple[str, ...]
@@ -33,13 +33,13 @@ class Predictions:
     survives: NDArray[np.bool_] | None
     """(N,): whether the class is the same under the attack, False for an unreadable image; None without an attack."""
     errors: tuple[str, ...]
-    """Why an image could not be read; empty where it could."""
+    """Why an image could not be read; empty if it could."""
     attack: str
     """The attack, with its options; empty without one."""
     answered: NDArray[np.bool_] | None = None
-    """(N,): whether the class is given as an answer, by `rule`; None without one."""
+    """(N,): whether the image is answered, according to `rule`; None without a rule."""
     rule: Thresholds | None = None
-    """From which probability images are answered."""
+    """The thresholds from which images are answered."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -50,15 +50,15 @@ class Predictions:
         return sum(map(bool, self.errors))
 
     def abstaining(self, rule: Thresholds) -> Predictions:
-        """Return the predictions with the images marked that `rule` answers."""
+        """Return the predictions with `answered` set according to `rule`."""
         return replace(self, answered=rule.answered(self.labels, self.probabilities), rule=rule)
 
     def rows(self, top: int = 1) -> list[dict[str, Any]]:
         """Return plain values for each image: path, class, probability; survives after an attack; error if any has one.
 
-        With a rule, `answered` says whether the class is an answer.
+        With a rule, `answered` says whether the image is answered.
 
-        With `top` above 1 the next likely classes follow as class_2, probability_2, and so on.
+        With `top` above 1 the next most likely classes follow as class_2, probability_2, and so on.
         """
         ranked = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :top]
         rows: list[dict[str, Any]] = []
@@ -80,9 +80,9 @@ class Predictions:
         return rows
 
     def to_csv(self, top: int = 1) -> str:
-        """Return the rows as CSV with a header: survives is true or false, and what is not known is empty.
+        """Return the rows as CSV with a header: survives is true or false, and unknown values are empty.
 
-        Text that a spreadsheet would take for a formula begins with a ' (OWASP, CSV injection).
+        Text that a spreadsheet would take for a formula is prefixed with ' (OWASP, CSV injection).
         """
         rows, text = self.rows(top), io.StringIO()
         table = csv.writer(text, lineterminator="\n")

@@ -28,12 +28,12 @@ TO_FILL_IN = "to be filled in by the publisher"
 
 
 def publish(run_dir: str | os.PathLike[str], target: str, *, licence: str = "", private: bool = False) -> str:
-    """Publish a finished, evaluated run, and return the name that reads it: a folder, or hf:USER/NAME@COMMIT.
+    """Publish a finished, evaluated run, and return its name for later use: a folder, or hf:USER/NAME@COMMIT.
 
     Args:
         run_dir: a finished run with the result card of the weights that it delivers.
         target: folder:PATH, for which no network is needed, or USER/NAME on the hub (needs taet[hub]).
-        licence: identifier of the hub, e.g. apache-2.0; without it the model card says that it is to be filled in.
+        licence: identifier of the hub, e.g. apache-2.0; without it the model card has a placeholder.
         private: whether a new repository of the hub is private.
 
     Raises:
@@ -75,7 +75,7 @@ def stage(run_dir: Path, out: Path, licence: str, name: str = "USER/NAME") -> No
     if out.exists() and any(out.iterdir()) and not (out / published.CONFIG).exists():
         raise UserError(f"{out}: got a folder with other files; allowed: a new or empty one, or one of taet push")
     make_folder(out)
-    for old in (published.CONFIG, *PUBLISHED):  # without its config.json a folder is no published model
+    for old in (published.CONFIG, *PUBLISHED):  # a folder without config.json is not a published model
         (out / old).unlink(missing_ok=True)
     for file in PUBLISHED:
         if file != DONE and (run_dir / file).exists():
@@ -93,14 +93,14 @@ def stage(run_dir: Path, out: Path, licence: str, name: str = "USER/NAME") -> No
 
 
 def named_outside(run_dir: str | os.PathLike[str]) -> list[str]:
-    """Return what a run names of the machine that it was trained on, which publishing makes public."""
+    """Return the names from the training machine in a run, which publishing would make public."""
     record = RunFolder(Path(run_dir)).record
     found = [record.command, record.run.data.name, record.run.data.root, record.run.model.weights]
     return [text for text in found if text and os.sep in text]
 
 
 def model_card(record: RunRecord, card: ResultCard, licence: str, name: str) -> str:
-    """Return the page of a model, with the front matter that the hub reads: every number is one of the result card."""
+    """Return the page of a model, with front matter for the hub; every number comes from the result card."""
     columns = [column for column in card.columns if column.ordinary]
     run, data = record.run, card.data
     trained = [
@@ -152,7 +152,7 @@ COMMIT is the full commit of this repository. Every file is checked by its SHA-2
 
 
 def _front_matter(record: RunRecord, card: ResultCard, columns: Sequence[Column], licence: str) -> str:
-    """Return YAML, whose values are JSON, so that no name can change its structure."""
+    """Return YAML with values in JSON, so that no name can change its structure."""
     metrics = [
         {
             "type": "accuracy",
@@ -211,10 +211,10 @@ def _shape(record: RunRecord) -> str:
 
 
 def _text(value: str) -> str:
-    """Return a text as Markdown that is only text, on one line."""
+    """Return a text escaped for Markdown, on one line."""
     return re.sub(r"([\\|*_\[\]`#])", r"\\\1", html.escape(" ".join(value.split()), quote=False))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown, with the first row as its head; `code` stays as it is."""
+    """Return a Markdown table with the first row as its header; `code` is not escaped."""
     return markdown_table([[cell if "`" in cell else _text(cell) for cell in row] for row in rows])

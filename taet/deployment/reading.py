@@ -1,4 +1,4 @@
-"""Reads new images as a model takes them, one batch at a time."""
+"""Reads new images as inputs of a model, one batch at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Given = Pixels | Stored | str | os.PathLike[str] | Iterable[str | os.PathLike[st
 
 
 class Images(NamedTuple):
-    """Images in order, with their names, and how some of them are read for a model of images (C, H, W)."""
+    """Images in order, with their names, and a function that reads some of them as inputs (C, H, W) of a model."""
 
     names: tuple[str, ...]
     read: Callable[[slice, Shape, Fit], list[Pixels | str]]
@@ -43,7 +43,7 @@ def find(given: Given) -> Images:
 
 
 def changes(given: Given, shape: Shape, fit: Fit) -> list[str]:
-    """Return in words what is done to image files so that they fit a model of images `shape` (C, H, W), by headers."""
+    """Describe how image files are changed to fit a model of images `shape` (C, H, W), judged by their headers."""
     found = survey([Path(name) for name in find(given).names])
     channels, height, width = shape
     other = np.flatnonzero((found.sizes != (width, height)).any(1))
@@ -80,8 +80,8 @@ def _of_array(images: Any) -> Images:
 def fitted(image: Pixels, shape: Shape, fit: Fit) -> Pixels:
     """Return an image (H, W) or (H, W, C) as input for a model of images `shape` (C, H, W), uint8 (H, W, C).
 
-    Resized as in training (bilinear, antialiased, by `fit`), then grey (ITU-R 601 luma) or colour as the model's images
-    are.
+    It is resized as in training (bilinear, antialiased, by `fit`), then converted to grey (ITU-R 601 luma) or colour as
+    the model requires.
     """
     channels, height, width = shape
     fitting = scaled(picture(image), (width, height), fit)

@@ -1,6 +1,6 @@
-"""`taet track`: a run folder, finished or in progress, written to an experiment tracker; nothing is written twice.
+"""`taet track`: a run folder, finished or in progress, written to an experiment tracker without duplicates.
 
-The folder is the source, and the tracker a view of it: training never waits for a server and needs none.
+The tracker is a copy of the folder, so training neither needs a server nor waits for one.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from taet.training.tensorboard import scalars
 
 TRACKERS = ("mlflow", "wandb")
 UNNAMED = re.compile(r"[^A-Za-z0-9_./ -]")
-"""What an attack's name may have and a metric of MLflow may not; and the colon, which not every version takes."""
+"""Characters of attack names that a metric of MLflow may not have; the colon is refused by some versions only."""
 IDENTITY, MOST_METRICS, MOST_PARAMS, MOST_TEXT = "taet.id", 1000, 100, 250
 
 
 class Written(NamedTuple):
-    """What a call added to a tracker."""
+    """The entries that a call added to a tracker."""
 
     place: str
-    """Of the run: its tracker and its identity there."""
+    """The tracker, and the identity of the run in it."""
     epochs: int
     numbers: int
-    """Of the result card."""
+    """Values of the result card."""
 
     def __str__(self) -> str:
         if not self.epochs and not self.numbers:
@@ -44,22 +44,22 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class Tracked:
-    """What a tracker is told about a run."""
+    """The facts about a run that a tracker stores."""
 
     name: str
     identity: str
-    """The same for every call about this run, and for a copy of its folder."""
+    """The same in every call for this run, and for a copy of its folder."""
     settings: Mapping[str, str]
     tags: Mapping[str, str]
     epochs: Mapping[int, Mapping[str, float]]
-    """By epoch, from 1: finite numbers by name."""
+    """For each epoch, from 1: finite values by name."""
     results: Mapping[str, float]
-    """Of the result card; nothing before there is one."""
+    """Values of the result card; empty before it exists."""
     finished: bool
 
 
 def told(path: Path) -> Tracked:
-    """Read a run folder, verified as by any reader."""
+    """Read and verify a run folder."""
     folder = RunFolder(path)
     record = folder.record
     _ = folder.metrics  # typed and checked
@@ -90,15 +90,15 @@ def told(path: Path) -> Tracked:
 
 
 def track(run_dir: str | os.PathLike[str], to: str, project: str = "taet") -> Written:
-    """Write what a tracker lacks of a run: settings, every epoch of the curve, and the numbers of the result card.
+    """Write the data of a run that a tracker lacks: settings, every epoch of the curve, and the numbers of the card.
 
     Args:
         run_dir: a run folder, finished or not.
-        to: mlflow (MLFLOW_TRACKING_URI, or a folder here) or wandb (WANDB_MODE=offline writes files alone).
+        to: mlflow (MLFLOW_TRACKING_URI, or a folder here) or wandb (WANDB_MODE=offline writes only files).
         project: experiment of MLflow, or project of W&B.
 
     Raises:
-        UserError: no run folder, one that is damaged, an unknown tracker, a missing package, a tracker that fails.
+        UserError: not a run folder, or a damaged one, an unknown tracker, a missing package, a tracker that fails.
     """
     path = Path(run_dir)
     writers = {"mlflow": _to_mlflow, "wandb": _to_wandb}
@@ -111,7 +111,7 @@ def track(run_dir: str | os.PathLike[str], to: str, project: str = "taet") -> Wr
 
 
 def _to_mlflow(library: Any, run: Tracked, project: str, _: Path) -> Written:
-    """Write by MLflow's client, which says of each number at which steps it has it."""
+    """Write through MLflow's client, which reports the stored steps of each metric."""
     client, entities = library.MlflowClient(), library.entities
     experiment = client.get_experiment_by_name(project)
     number = client.create_experiment(project) if experiment is None else experiment.experiment_id
@@ -142,9 +142,9 @@ def _to_mlflow(library: Any, run: Tracked, project: str, _: Path) -> Written:
 
 
 def _to_wandb(library: Any, run: Tracked, project: str, path: Path) -> Written:
-    """Write by W&B, whose run of the same identity is resumed.
+    """Write through W&B, resuming the run of the same identity.
 
-    W&B does not tell a process without network what it holds, so a file of the run folder does.
+    W&B cannot be queried offline, so a file in the run folder records what it holds.
     """
     mark = RunFolder(path).tracked
     stored = read_json(mark, links=False) if mark.exists() else {}

@@ -21,11 +21,11 @@ OF_THE_PAPER = ("step_size", "eps_l2", "step_size_l2", "cw_constant", "cw_bounde
 def parse_attack(name: str, settings: Evaluation = DEFAULTS, eps: float | None = None) -> AttackSpec:
     """Return the attack that `NAME` or `NAME:option=value,...` means, as `taet.attacks.catalogue.parse` does.
 
-    The name of a protocol means several attacks and is a `UserError` here.
+    The name of a protocol refers to several attacks and raises a `UserError` here.
     """
     base = name.partition(":")[0]
     if base in protocols.COLUMNS:
-        raise UserError(f"attack '{base}': a protocol, which stands for {len(protocols.COLUMNS[base])}; allowed: one")
+        raise UserError(f"attack '{base}': got a protocol of {len(protocols.COLUMNS[base])} attacks; allowed: one")
     return catalogue.parse(name, settings, eps, others=protocols.COLUMNS)
 
 

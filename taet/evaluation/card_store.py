@@ -36,9 +36,9 @@ def read(folder: RunFolder, path: Path, weights: str = DELIVERED) -> ResultCard:
         folder.check_card(path, card.run.get("config", {}), card.model["weights_sha256"], weights)
         data, file = folder.record.data, folder.weights(weights)
         if data.class_names != card.class_names or data.test.sha256 != card.data["test_sha256"]:
-            raise UserError(f"{path} is about other test images than those of the run; evaluate the run again")
+            raise UserError(f"{path} was made with other test images than the run; evaluate the run again")
         if file.exists() and card.model.get("file_sha256") not in (None, file_sha256(file, links=False)):
-            raise UserError(f"{path} is about another file of weights than {file.name}; evaluate the run again")
+            raise UserError(f"{path} was made with another file of weights than {file.name}; evaluate the run again")
     return card
 
 

@@ -127,9 +127,9 @@ def toml_table(content: bytes) -> dict[str, Any]:
     try:
         return tomllib.loads(content.decode())
     except RecursionError:
-        raise UserError("no TOML: lists or tables are nested too deeply") from None
+        raise UserError("not TOML: lists or tables are nested too deeply") from None
     except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
-        raise UserError(f"no TOML: {cut(str(error))}") from None
+        raise UserError(f"not TOML: {cut(str(error))}") from None
 
 
 def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification:

@@ -1,4 +1,4 @@
-"""Models of any origin: of this package, of other libraries, and custom ones, whose code is imported and run.
+"""Models of any origin: from this package, from other libraries, and custom models, whose code is run.
 
 For training, a network is split into features and head. For an evaluation it stays whole, with the weights and the
 normalisation that it expects.
@@ -94,7 +94,7 @@ def load(
         image_shape: (channels, height, width) of the images.
         weights: .safetensors, or a file of `torch.save` that holds tensors only. The weights may be under a key such as
             "state_dict", and all names may share a prefix such as "module.". Default: the weights of the callable's
-            module, else fresh weights drawn from seed 0.
+            module, else random weights from seed 0.
         normalize: none, imagenet, cifar10, cifar100, or MEANS/STDS, one number per channel separated by commas.
 
     Raises:
@@ -190,8 +190,8 @@ def taken_apart(
     """Split `network` into features and head: its last linear layer with `num_classes` outputs, or a cosine head.
 
     That layer is the head if its outputs are the network's logits, which is tested on two images. The features are then
-    its inputs, and the parts are copies. A network without such a layer is used whole; a Classifier is returned as it
-    is.
+    its inputs, and the parts are copies. A network without such a layer is used whole; a Classifier is returned
+    unchanged.
 
     Raises:
         UserError: a network that cannot process the images, or does not return one logit per class.
@@ -222,7 +222,7 @@ def check_logits(network: nn.Module, images: Tensor, num_classes: int) -> None:
     if getattr(logits, "shape", None) != (2, num_classes):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UserError(f"model: got {got} for 2 images; allowed: (2, {num_classes}), one logit per class")
-    if getattr(network, "aux_logits", False):  # as torchvision's Inception networks have
+    if getattr(network, "aux_logits", False):  # as in torchvision's Inception networks
         raise UserError("model: its auxiliary classifiers give more outputs in training; allowed: one output")
 
 
@@ -247,7 +247,7 @@ def _parts(network: nn.Module, num_classes: int, images: Tensor) -> tuple[nn.Mod
         logits = body(images)
         body.set_submodule(name, nn.Identity())
         features = body(images)
-    except Exception:  # whatever a network does with the layer besides calling it
+    except Exception:  # the network may use the layer in other ways than by calling it
         return None
     hook.remove()
     whole = len(asked) != 1 or asked[0].shape != (2, last.in_features)
@@ -280,7 +280,7 @@ def _take_channels(network: nn.Module, channels: int) -> None:
 
 def _from_timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     timm = needed("timm", f"model 'timm:{name}'", "timm")
-    names, architecture = timm.list_models(), name.partition(".")[0]  # what follows is the tag of a pretraining
+    names, architecture = timm.list_models(), name.partition(".")[0]  # the rest is the tag of a pretraining
     if architecture not in names:
         raise _unlisted("timm", name, names, "timm.list_models()")
     channels, *size = image_shape
@@ -317,7 +317,7 @@ def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
         raise UserError(f"{spec}: {first} is of {origin}; allowed: a module of your own")
     CUSTOM.add(first)
     with _importable_here():
-        # Random numbers that the file draws when it is imported do not shift other draws.
+        # Random draws during the import must not shift other draws.
         with custom_code(f"module '{module_name}' cannot be imported"), torch.random.fork_rng(devices=[]):
             module = importlib.import_module(module_name)
         if not hasattr(module, name):
@@ -331,7 +331,7 @@ def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
 def trusted(*names: str | None) -> Iterator[None]:
     """Let runs and specifications name the models `names`, package.module:callable: their code is imported and run.
 
-    What a file says never decides alone which code is run. None is no name.
+    The content of a file alone never decides which code is run. None is ignored.
     """
     before = _trusted.set(frozenset(filter(None, names)))
     try:
@@ -357,8 +357,8 @@ def check_consent(where: str, name: str) -> None:
 def check_trust(folder: Path, name: str) -> None:
     """Refuse the model that the run in `folder` names if it is custom code that was not named to `trusted` as well.
 
-    Code that lies in the folder, or may, is refused in any case. Nothing is imported to find out. The current directory
-    is searched before all others, also for whatever the module imports, so it must not lie in the folder either.
+    Code that lies in the folder, or may, is always refused. The check imports nothing. The current directory
+    is searched before all others, also for the imports of the module, so it must not lie in the folder either.
 
     Raises:
         UserError: in one line.
@@ -378,7 +378,7 @@ def check_trust(folder: Path, name: str) -> None:
 
 
 def _places(names: Sequence[str]) -> Iterator[Path]:
-    """Yield where the packages that lead to a module lie, and where it lies, as far as they are found."""
+    """Yield the places of the parent packages of a module, and its own, as far as they are found."""
     path: Sequence[str] | None = None
     for name in names:
         finders = sys.meta_path if path is None else [PathFinder]
@@ -411,13 +411,13 @@ def _importable_here() -> Iterator[None]:
 
 
 def _call(build: Any, spec: str, num_classes: int) -> nn.Module:
-    """Call what the user named, with `num_classes` if it takes that."""
+    """Call the object that the user named, with `num_classes` if it accepts that."""
     if not callable(build):
         raise UserError(f"{spec}: got a {type(build).__name__}; allowed: a torch.nn.Module, or what returns one")
     try:
         signature = inspect.signature(build)
         arguments = {"num_classes": num_classes} if "num_classes" in signature.parameters else {}
         signature.bind(**arguments)
-    except (TypeError, ValueError) as error:  # ValueError: no signature, as of some built-in functions
+    except (TypeError, ValueError) as error:  # ValueError: no signature, as for some built-in functions
         raise UserError(f"{spec} {error}; allowed: a callable of nothing, or of num_classes") from None
     return _made(build, spec, **arguments)

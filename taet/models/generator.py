@@ -57,7 +57,7 @@ class Encoder(nn.Module):
     """Map perturbations (N, C, H, W) to mean and raw variance of the code's distribution, (N, 2 latent).
 
     The published layers take 32 x 32 pixels to one value per map. A smaller image is padded with zeros to that size; of
-    a larger one, what the convolutions leave is averaged as a whole.
+    a larger one, the convolution output is averaged over all positions.
     """
 
     def __init__(self, channels: int, latent: int) -> None:

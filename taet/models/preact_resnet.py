@@ -1,8 +1,8 @@
 """Pre-activation residual networks: blocks apply normalisation and ReLU before each convolution.
 
 Source: He et al., Identity Mappings in Deep Residual Networks, ECCV 2016, arXiv:1603.05027. As the adversarial training
-of this field uses it (Rice et al., ICML 2020, arXiv:2002.11569): the shortcut that changes the shape takes what is
-already normalised and rectified, and a last normalisation and rectifier stand before the pooling.
+of this field uses it (Rice et al., ICML 2020, arXiv:2002.11569): a shortcut that changes the shape takes the
+normalised and rectified input, and the pooling follows a last normalisation and rectifier.
 """
 
 from __future__ import annotations

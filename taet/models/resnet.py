@@ -1,7 +1,7 @@
 """Residual networks of basic or bottleneck blocks, with the stem for small or for large images.
 
 Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385. Bottlenecks have their
-stride in the 3x3 convolution (version 1.5, as torchvision and the CIFAR code of this field have it), shortcuts that
+stride in the 3x3 convolution (version 1.5, as in torchvision and the CIFAR code of this field), shortcuts that
 change the shape are 1x1 convolutions (option B of section 3.3).
 """
 
@@ -30,7 +30,7 @@ class ResidualBlock(nn.Module):
     expansion: ClassVar[int] = 1
     """Outputs per width."""
     preactivation: ClassVar[bool] = False
-    """Whether it normalises and rectifies its inputs itself, so that stem and last block leave that out."""
+    """Whether it normalises and rectifies its inputs itself, so that stem and last block do not."""
 
 
 class BasicBlock(ResidualBlock):
@@ -90,7 +90,7 @@ class ResidualLayout(NamedTuple):
 
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
-    """Per width."""
+    """Number of blocks per width."""
     block: type[ResidualBlock] = BasicBlock
     stem: int | None = None
     """Outputs of the first convolution; None: as many as the first width."""

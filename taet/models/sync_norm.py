@@ -1,4 +1,4 @@
-"""Batch normalisation over the images of all processes, on any backend and for shares of any size, also none.
+"""Batch normalisation over the images of all processes, on any backend, for shares of any size, even empty ones.
 
 The formulas are those of batch normalisation (Ioffe and Szegedy, ICML 2015, arXiv:1502.03167); the statistics of the
 shares are joined as in Chan, Golub, LeVeque, Algorithms for computing the sample variance, 1983.
@@ -51,9 +51,9 @@ def average_statistics(*modules: nn.Module) -> None:
 
 
 def _synchronised_kind(kind: type[_BatchNorm]) -> type[_BatchNorm]:
-    """A subclass of `kind` whose forward is that of `kind` with another function at its core.
+    """A subclass of `kind` with the same forward, in which only the function `batch_norm` is replaced.
 
-    So what a subclass adds to its forward, such as an activation, stays, and so do momentum and the choice of
+    Additions of a subclass to its forward, such as an activation, are kept, as are momentum and the choice of
     statistics.
     """
 
@@ -66,7 +66,7 @@ def _synchronised_kind(kind: type[_BatchNorm]) -> type[_BatchNorm]:
 
 
 class _GlobalStatistics(TorchFunctionMode):
-    """Inside, torch's batch normalisation is `batch_norm`."""
+    """Within this context, torch's batch normalisation is `batch_norm`."""
 
     def __torch_function__(
         self,

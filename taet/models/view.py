@@ -33,15 +33,15 @@ class View:
     """A model's function in eval mode, cheaper to differentiate by its input; `module` has the model's interface.
 
     Batch normalisation in eval mode is affine: with s = gamma / sqrt(variance + eps), the convolution W' = s W,
-    b' = beta + s (b - mean) does its work, exactly but for rounding. With a `dtype` the weights of convolutions and
+    b' = beta + s (b - mean) replaces it, exactly up to rounding. With a `dtype` the weights of convolutions and
     linear layers are cast to it once and not, as autocast does, in every pass. All other tensors are the model's own,
-    so what changes them in place changes the view; `refresh` brings the folded and cast ones up to date.
+    so that changes in place apply to the view; `refresh` brings the folded and cast ones up to date.
     """
 
     def __init__(self, model: nn.Module, pairs: list[_ConvolutionNorm], dtype: torch.dtype | None) -> None:
         self.module = copy.deepcopy(model)
         _share(model, self.module)
-        self._folds: list[tuple[Any, Any, Any]] = []  # convolution and normalisation of the model, what stands for both
+        self._folds: list[tuple[Any, Any, Any]] = []  # convolution and normalisation of the model, their replacement
         self._casts: list[tuple[Tensor, Tensor]] = []
         for pair in pairs:
             source, norm = model.get_submodule(pair.convolution), model.get_submodule(pair.normalization)
@@ -52,7 +52,7 @@ class View:
             self.module.set_submodule(pair.normalization, nn.Identity())
             self._folds.append((source, norm, target))
         folded = {pair.convolution for pair in pairs}
-        # The head computes in float32 (see Classifier); of other networks it is not known which parts do.
+        # The head computes in float32 (see Classifier); for other networks, the float32 parts are unknown.
         for name, layer in self.module.named_modules() if dtype is not None and isinstance(model, Classifier) else []:
             if name.startswith("body.") and name not in folded and isinstance(layer, _ConvNd | nn.Linear):
                 for kind, value in list(layer.named_parameters(recurse=False)):
@@ -75,7 +75,7 @@ class View:
 
 
 def make_view(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None = None) -> View | None:
-    """Return the view of `model`, or None, with a line in the log, where there is none: see `fold`."""
+    """Return the view of `model`, or None, with a line in the log, if it has none: see `fold`."""
     try:
         return fold(model, image_shape, dtype)
     except Exception as error:  # a custom module may refuse to be copied or run, for any reason
@@ -84,16 +84,16 @@ def make_view(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.
 
 
 def fold(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None = None) -> View:
-    """Return the view of `model`; where there is none that gives the model's logits, an exception of any type.
+    """Return the view of `model`; raise an exception of any type if no view gives the model's logits.
 
-    Which convolution a normalisation follows is seen in a forward pass; whether the two can be folded is not assumed
-    but tried, in float32, on noise and with random statistics, since those of a fresh model change next to nothing.
+    A forward pass shows which convolution a normalisation follows. Whether the two can be folded is tested in float32,
+    on noise and with random statistics, because the initial statistics change next to nothing.
 
     Args:
         model: from images (N, *image_shape) to logits, its parameters on one device.
         image_shape: (channels, height, width).
         dtype: of the weights of convolutions and linear layers, e.g. bfloat16 where the view runs under autocast to it;
-            left as they are where the network cannot run so.
+            unchanged if the network cannot run so.
     """
     pairs, kept = _tried(copy.deepcopy(model).cpu().eval().requires_grad_(), image_shape, dtype)
     return View(model, pairs, kept)
@@ -102,9 +102,9 @@ def fold(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype
 def _tried(
     trial: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None
 ) -> tuple[list[_ConvolutionNorm], torch.dtype | None]:
-    """Return what of `trial` can be folded, and the type of weights that it can run with.
+    """Return the pairs of `trial` that can be folded, and the type of weights that it can run with.
 
-    `trial` is a copy of the model to do with as one likes, on the CPU: a GPU's TF32 rounds more than a fold may.
+    `trial` is a copy of the model on the CPU, which is modified here: a GPU's TF32 rounds more than a fold may.
     """
     like = next((parameter for parameter in trial.parameters()), torch.empty(0))
     noise = torch.Generator().manual_seed(derive_seed(0, "view"))
@@ -165,7 +165,7 @@ def _pairs(model: nn.Module, x: Tensor) -> list[_ConvolutionNorm]:
 
 
 def _uses(output: Tensor) -> Counter[Any]:
-    """How many operations take the result of each one that `output` was computed by, as autograd has recorded it."""
+    """Number of uses of the result of each operation that led to `output`, as recorded by autograd."""
     uses: Counter[Any] = Counter()
     left = [output.grad_fn]
     while left:
@@ -176,7 +176,7 @@ def _uses(output: Tensor) -> Counter[Any]:
 
 
 def _share(model: nn.Module, copied: nn.Module) -> None:
-    """Put the tensors of `model` in the place of those of its copy."""
+    """Replace the tensors of a copy by those of `model`."""
     for source, target in zip(model.modules(), copied.modules(), strict=True):
         for name, parameter in source.named_parameters(recurse=False):
             _hold(target, name, parameter.detach())

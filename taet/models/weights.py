@@ -20,20 +20,20 @@ from taet.models.classifier import Adapter, Classifier
 
 NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # usual keys of the weights in a file
 SETTINGS = ("mean", "std", "offset")  # of a Classifier or Adapter: set by the data and the method of a run
-PARTS = ("body.", "head.", "network.")  # all their other tensors
-FEW = 3  # names in a message
-MOST_BYTES = 2**36  # of a file of weights
+PARTS = ("body.", "head.", "network.")  # prefixes of all their other tensors
+FEW = 3  # number of names in a message
+MOST_BYTES = 2**36  # size limit of a file of weights
 PUBLISHED_BLOCK = re.compile(r"(?:block(?=\d+\.layer)|layer)(?P<group>\d+)\.(?:layer\.)?(?P<block>\d+)\.(?P<rest>.+)")
 PUBLISHED_SETTINGS = {"mu": "mean", "sigma": "std"}
 RENAMED = (
     ", with RobustBench's names mapped to ours; such a file need not say which input normalisation it expects "
     "(--normalize), so compare the clean accuracy with the published one"
 )
-DEEPEST = 8  # dictionaries inside each other that are searched for weights
+DEEPEST = 8  # levels of nested dictionaries that are searched for weights
 
 
 class StoredWeights(NamedTuple):
-    """Names and tensors of a file, the keys above them in the file, joined by dots, and what the file is called."""
+    """Names and tensors of a file, the keys above them joined by dots, and the name of the file."""
 
     tensors: dict[str, Tensor]
     place: str
@@ -48,8 +48,8 @@ class StoredWeights(NamedTuple):
 def read(path: str | Path | StoredWeights) -> StoredWeights:
     """Return the weights in a .safetensors file, or in a file of `torch.save` that holds tensors only.
 
-    They may be under a key such as "state_dict". A file with code is refused; code is never run. Weights that were read
-    already are returned as they are.
+    They may be under a key such as "state_dict". A file with code is refused; code is never run. Weights that were
+    already read are returned unchanged.
     """
     if isinstance(path, StoredWeights):
         return path
@@ -72,7 +72,7 @@ def _content(path: Path) -> Any:
         raise UserError(f"weights: got {path}; allowed: a file that exists (.safetensors, .pt or .pth)")
     try:
         if path.suffix == ".safetensors":
-            return load(read_bytes(path, most=MOST_BYTES))  # safetensors opens no file whose name is not UTF-8
+            return load(read_bytes(path, most=MOST_BYTES))  # safetensors cannot open a file whose name is not UTF-8
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # about old file formats, which are read or refused anyway
             if zipfile.is_zipfile(file):
@@ -91,7 +91,7 @@ def _content(path: Path) -> Any:
 
 
 def check_archive(file: IO[bytes]) -> None:
-    """Compare the checksum of every member of a zip file, which torch does not, and refuse compressed ones."""
+    """Verify the checksum of every member of a zip file, which torch does not do, and refuse compressed ones."""
     with zipfile.ZipFile(file) as archive:
         compressed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
         if compressed or archive.testzip() is not None:
@@ -123,9 +123,9 @@ def fill(network: nn.Module, state: StoredWeights) -> str:
 
 
 def pretrained(model: Classifier | Adapter, weights: str | Path | StoredWeights) -> str:
-    """Load initial weights, of a file or read already, into `model` and return a note about it.
+    """Load initial weights, from a file or already read, into `model` and return a note about it.
 
-    They may be those of the network as its author built it, or weights of a run. The body must fit exactly. A head of
+    They may have the names of the original network, or be weights of a run. The body must fit exactly. A head of
     another shape, e.g. for other classes, stays fresh. Normalisation and offset are not changed, because data and
     method set them.
 
@@ -161,11 +161,11 @@ def pretrained(model: Classifier | Adapter, weights: str | Path | StoredWeights)
 def published_names(state: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Return the tensors of a network of RobustBench under the names that a Classifier holds; None for other names.
 
-    These are the WideResNets of TRADES' code, whose `sub_block1` no image passes, and the PreActResNets that normalise
-    before the last layer; those that do not lack `bn` and are refused as any other network that does not fit. Buffers
-    `mu` and `sigma` are the input normalisation. What a file may leave out, counters and normalisation, stays as held.
+    These are the WideResNets of TRADES' code, with an unused `sub_block1`, and the PreActResNets that normalise before
+    the last layer; others lack `bn` and are refused like any network that does not fit. Buffers `mu` and `sigma` are
+    the input normalisation. Counters and normalisation may be missing in a file and then keep their values in `held`.
     """
-    if "body.1.bn1.weight" not in held:  # no network of pre-activation blocks of ours
+    if "body.1.bn1.weight" not in held:  # not one of our networks of pre-activation blocks
         return None
     while (prefix := _shared_prefix(state)) and "conv1.weight" not in state:
         state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -190,7 +190,7 @@ def published_names(state: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> 
 
 
 def _layer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by their last names if they form one linear layer, with or without a bias; else none."""
+    """The tensors by their last names if they form one linear layer, with or without a bias; else empty."""
     places, layer = {key.rpartition(".")[0] for key in state}, {key.rpartition(".")[2]: state[key] for key in state}
     return layer if len(places) == 1 and {"weight"} <= layer.keys() <= {"weight", "bias"} else {}
 
@@ -208,11 +208,11 @@ def _without_prefix(state: dict[str, Tensor], expected: Collection[str]) -> tupl
         dropped, longer = candidates[-1]
         shorter = {key.removeprefix(prefix): value for key, value in longer.items()}
         candidates.append((dropped + prefix, shorter))
-    return max(candidates, key=lambda candidate: len(candidate[1].keys() & set(expected)))  # of equals the fewest
+    return max(candidates, key=lambda candidate: len(candidate[1].keys() & set(expected)))  # ties: the fewest prefixes
 
 
 def _shared_prefix(names: Collection[str]) -> str:
-    """The first part of the names with its dot if all share it; else nothing."""
+    """The first part of the names with its dot if all share it; else ""."""
     first, *others = {name.partition(".")[:2] for name in names} or {("", "")}
     return "".join(first) if first[1] and not others else ""
 
@@ -235,9 +235,9 @@ def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _kind(value: Tensor, held: Tensor) -> str:
-    """Return what is wrong with the kind or the values of a tensor that shall fill `held`; "" if nothing is.
+    """Describe why the type or the values of a tensor do not fit `held`; "" if they do.
 
-    Floating-point numbers may have another width. Everything else would be cast to other values in silence.
+    Floating-point numbers may have another width. Any other cast would change values silently.
     """
     if value.is_quantized or value.layout != torch.strided or value.device.type != "cpu":
         return f"a tensor of {value.dtype} on {value.device.type}, {str(value.layout).removeprefix('torch.')}"

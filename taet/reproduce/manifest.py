@@ -220,7 +220,7 @@ def read_toml(path: Path, shape: Any) -> Any:
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"no TOML: {cut(str(error))}") from None
+            raise UserError(f"not TOML: {cut(str(error))}") from None
         check_shape("", values, shape)
         _check_keys("", values, shape)
     return values

@@ -196,7 +196,7 @@ class Store:
         path = next((path for path in places if path.exists()), None)
         found = None if path is None else embedding.load(path)
         if found is not None and (one.card is None or found.weights_sha256 != _weights(one.card)):
-            raise UserError(f"{path} is about other weights than the card of {one.cell.name}; remove it")
+            raise UserError(f"{path} was made with other weights than the card of {one.cell.name}; remove it")
         return found
 
     def every_card(self) -> Iterator[ResultCard]:

@@ -28,7 +28,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module) -> None:
         self.tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
         self.models = 0
-        """How many models it holds."""
+        """The number of models in the average."""
 
     @torch.no_grad()
     def add(self, model: nn.Module, decay: float) -> None:
@@ -41,19 +41,19 @@ class WeightAverage:
         self.models += 1
 
     def add_admitted(self, model: nn.Module, decay: float) -> None:
-        """Add a model that a method has admitted: the average starts with the first one."""
+        """Add a model that a method admits to the average, which starts with the first such model."""
         self.add(model, decay if self.models else 0.0)
 
     def add_equally(self, model: nn.Module) -> None:
-        """Add a model with the weight of every one before it: average <- average + (model - average) / (k + 1)."""
+        """Add a model with the same weight as each earlier one: average <- average + (model - average) / (k + 1)."""
         self.add(model, self.models / (self.models + 1))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it."""
+        """Return the state that a checkpoint stores."""
         return {"models": self.models, "tensors": self.tensors}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what `state_dict` returned, in place."""
+        """Restore in place the state that `state_dict` returned."""
         self.models = state_dict["models"]
         for name, value in state_dict["tensors"].items():
             self.tensors[name].copy_(value)

@@ -30,14 +30,14 @@ class WeightsAbout(NamedTuple):
 
     method: str
     epoch: Count
-    """From 1: the epoch that they were saved after."""
+    """The epoch after which they were saved, from 1."""
     run_hash: str
     weights_sha256: str = ""
-    """`tensors_digest` of them; '' in files of older versions."""
+    """`tensors_digest` of the weights; '' in files of older versions."""
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Save plain Python and tensors; they are loaded back once before they replace the last good file."""
+    """Save plain Python and tensors; the file is loaded back once before it replaces the last good one."""
     buffer = io.BytesIO()
     torch.save({"schema": SCHEMA, **state}, buffer)
     write_atomically(
@@ -46,7 +46,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint; what is none, is damaged or was written by a newer version is a UserError."""
+    """Load a checkpoint; a file that is damaged, foreign or written by a newer version raises a UserError."""
     if not path.exists():
         raise UserError(f"nothing to resume: {path.parent} holds no {path.name} yet")
     with opened(path, links=False) as file:
@@ -54,13 +54,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             check_archive(file)
             state = torch.load(file, weights_only=True, map_location="cpu")
         except Exception as error:  # torch reports a truncated or foreign file in many types
-            raise UserError(f"{path} is no checkpoint of taet, or is truncated ({type(error).__name__})") from None
+            raise UserError(f"{path} is not a checkpoint of taet, or is truncated ({type(error).__name__})") from None
     if not (isinstance(state, dict) and isinstance(state.get("schema"), int)):
-        raise UserError(f"{path} is no checkpoint of taet")
+        raise UserError(f"{path} is not a checkpoint of taet")
     if state["schema"] > SCHEMA:
         raise UserError(f"{path}: got schema {state['schema']}; allowed: up to {SCHEMA}; a newer taet wrote it")
     if not all(tensor.layout == torch.strided and tensor.device.type == "cpu" for tensor in _tensors(state)):
-        raise UserError(f"{path} is no checkpoint of taet: it holds tensors without values of their own")
+        raise UserError(f"{path} is not a checkpoint of taet: it holds tensors without stored values")
     return state
 
 
@@ -83,11 +83,11 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load a safetensors file into `model`; another architecture's file, or one that was changed, is a UserError."""
-    try:  # from its content: safetensors opens no file whose name is not UTF-8
+    """Load a safetensors file into `model`; a file of another architecture, or a damaged one, raises a UserError."""
+    try:  # from bytes, because safetensors cannot open a file whose name is not UTF-8
         tensors = load(read_bytes(path, most=MOST_BYTES, links=False))
     except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file, or is truncated ({error})") from None
+        raise UserError(f"{path} is not a safetensors file, or is truncated ({error})") from None
     expected = model.state_dict()
     wrong = [
         name
@@ -104,10 +104,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def weights_about(path: Path) -> WeightsAbout:
-    """Return the metadata of a file of weights; a file that `taet train` did not write is a UserError."""
+    """Return the metadata of a file of weights; a file that `taet train` did not write raises a UserError."""
     metadata = stored_metadata(path)
     if METADATA not in metadata:
-        raise UserError(f"{path} was not written by taet train: it does not say of which run it is")
+        raise UserError(f"{path} was not written by taet train: it does not name its run")
     values = parse_json(metadata[METADATA].encode(), f"{path} was not written by taet train")
     with located(f"{path} was not written by taet train"):
         check_shape("", values, WeightsAbout)
@@ -115,12 +115,12 @@ def weights_about(path: Path) -> WeightsAbout:
 
 
 def stored_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file; one that cannot be read is a UserError."""
+    """Return the metadata of a safetensors file; one that cannot be read raises a UserError."""
     with opened(path, links=False) as file:
         size, start = os.fstat(file.fileno()).st_size, file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or not 2 <= length <= min(size - 8, MOST_JSON_BYTES):
-            raise UserError(f"{path} cannot be read (it is no safetensors file); was the folder copied whole?")
+            raise UserError(f"{path} cannot be read (it is not a safetensors file); was the folder copied whole?")
         values = parse_json(file.read(length), f"{path} cannot be read")
     metadata = values.get("__metadata__", {}) if isinstance(values, dict) else None
     with located(f"{path}: metadata"):

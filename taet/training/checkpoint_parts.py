@@ -13,33 +13,33 @@ from taet.shapes import check_shape
 
 
 class Stateful(Protocol):
-    """A module, an optimiser, or anything else that gives and takes its state."""
+    """A module, an optimiser, or any other object with `state_dict` and `load_state_dict`."""
 
     def state_dict(self) -> object:
         """Return plain Python and tensors."""
         ...
 
     def load_state_dict(self, state: Any, /) -> object:
-        """Take what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         ...
 
 
 class Part(NamedTuple):
-    """How a part of the state is saved, as plain Python and tensors, and taken back."""
+    """How a part of the state is saved, as plain Python and tensors, and restored."""
 
     save: Callable[[], object]
     load: Callable[[Any], object]
 
 
 def of(part: Stateful | None) -> Part:
-    """Return the part of an object with `state_dict` and `load_state_dict`; without one, the state is None."""
+    """Return the part of an object with `state_dict` and `load_state_dict`; for None, the state is None."""
     if part is None:
         return Part(lambda: None, lambda _: None)
     return Part(part.state_dict, part.load_state_dict)
 
 
 def attribute(owner: object, name: str, check: Callable[[Any], None]) -> Part:
-    """Return the part of one attribute, whose value `check` refuses by an exception."""
+    """Return the part of one attribute; `check` raises an exception for a value that does not fit."""
 
     def load(value: Any) -> None:
         check(value)
@@ -49,7 +49,7 @@ def attribute(owner: object, name: str, check: Callable[[Any], None]) -> Part:
 
 
 def field(owner: object, name: str, shape: Any) -> Part:
-    """Return the part of one attribute of plain Python values, which have a `shape` as in `taet.shapes`."""
+    """Return the part of one attribute of plain Python values with a `shape` as in `taet.shapes`."""
     return attribute(owner, name, lambda value: check_shape(name, value, shape))
 
 
@@ -64,7 +64,7 @@ def weights(owner: object, name: str, model: nn.Module) -> Part:
 
 
 def in_place(name: str, own: Tensor | None) -> Part:
-    """Return the part of a tensor that keeps its place in memory; without one, the state is None."""
+    """Return the part of a tensor that is restored in place; for None, the state is None."""
 
     def load(value: Tensor) -> None:
         if own is not None:
@@ -75,7 +75,7 @@ def in_place(name: str, own: Tensor | None) -> Part:
 
 
 def optimizer(own: torch.optim.Optimizer) -> Part:
-    """Return the part of an optimiser; a state of another optimiser, or with other settings, is a ValueError."""
+    """Return the part of an optimiser; a state of another optimiser, or with other settings, raises a ValueError."""
 
     def load(state: dict[str, Any]) -> None:
         for held, group in zip(own.param_groups, state["param_groups"], strict=True):
@@ -92,7 +92,7 @@ def optimizer(own: torch.optim.Optimizer) -> Part:
 
 
 def check_form(name: str, saved: object, own: object) -> None:
-    """Refuse saved tensors of another shape or type than our `own`; in a mapping also other names."""
+    """Refuse saved tensors whose shape or type differs from `own`, and mappings with other names."""
     if isinstance(own, Mapping):
         if not isinstance(saved, Mapping) or saved.keys() != own.keys():
             raise ValueError(f"{name} has other parts than this run")
@@ -105,7 +105,7 @@ def check_form(name: str, saved: object, own: object) -> None:
 
 
 def each(parts: Mapping[str, Stateful]) -> Part:
-    """Return the part of several named objects."""
+    """Return the part that combines several named objects."""
 
     def load(states: Mapping[str, object]) -> None:
         for name, state in states.items():

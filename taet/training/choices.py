@@ -1,4 +1,4 @@
-"""What was chosen for the user, and the reason, as `taet train` prints it."""
+"""Settings chosen automatically, with the reasons, as `taet train` prints them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flags of a run's curve: where the attack is a single step, robustness can vanish from one epoch to the next."""
+"""Flags of a run's curve: under single-step training, robustness can vanish from one epoch to the next."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from taet import metrics
 from taet.formatting import percent
 from taet.training.record import Epoch
 
-LEFT = 0.5  # of the best robustness before: less is lost
+LEFT = 0.5  # share of the best earlier robustness; below it, robustness counts as lost
 GAP = 0.15  # of FGSM over PGD: in 43 of the 186 public runs of FastAT_Benchmark, all of methods known to collapse
 FLAGS = ("catastrophic-overfitting", "robustness-lost")
 
 
 def first_loss(pgd: Sequence[float], fgsm: Sequence[float] | None = None, chance: float = 0.0) -> int | None:
-    """Return the first point at which PGD accuracy is at most half of its best before; None: never.
+    """Return the first point at which PGD accuracy is at most half of its earlier maximum, or None.
 
-    With accuracies under `fgsm` as well, only a point counts at which FGSM leaves 15 points more than PGD: the network
-    has learnt to withstand one step alone (Wong et al., ICLR 2020, arXiv:2001.03994). The best counts from above
-    `chance`: below, there was no robustness to lose.
+    With accuracies under `fgsm`, a point counts only if accuracy under FGSM is 15 points higher than under PGD: the
+    network resists single steps only (Wong et al., ICLR 2020, arXiv:2001.03994). A maximum of at most `chance` does
+    not count, because there was no robustness to lose.
     """
     best = 0.0
     for number, robust in enumerate(pgd):
@@ -30,7 +30,7 @@ def first_loss(pgd: Sequence[float], fgsm: Sequence[float] | None = None, chance
 
 
 def training_flags(epochs: Sequence[Epoch]) -> Mapping[str, str]:
-    """Return the text of every flag that the curve of a single-step run raises; other runs have none."""
+    """Return the text of every flag that the curve of a single-step run raises; other runs raise none."""
     watched = [(epoch.epoch, epoch.monitor) for epoch in epochs if epoch.monitor and epoch.monitor.fgsm]
     pgd = [metrics.balanced_accuracy(point.attacked.correct, point.attacked.total) for _, point in watched]
     fgsm = [metrics.balanced_accuracy(p.fgsm.correct, p.fgsm.total) for _, p in watched if p.fgsm is not None]

@@ -29,12 +29,12 @@ Counts = dict[str, list[int]]
 
 
 def per_class(labels: Tensor, hits: Tensor, num_classes: int) -> Tensor:
-    """Count the samples with `hits` (N,) per class, (C,) int64, without synchronising."""
+    """Count the samples with `hits` (N,) per class, (C,) int64, without synchronising the device."""
     return torch.zeros(num_classes, dtype=torch.int64, device=labels.device).index_add_(0, labels, hits.long())
 
 
 class WatchedEpoch(NamedTuple):
-    """A point of the curve: what the row of its epoch stores, and what a method may learn from it."""
+    """A point of the curve: the values stored in the row of its epoch, and those that a method may learn from."""
 
     row: Row
     seen: Seen | None
@@ -58,8 +58,8 @@ def monitor(
     The images are moved to `device`, where the model is, batch by batch. The start noise is U(-eps, eps), the same in
     every epoch, so that only the model changes the curve. Each of P processes takes every P-th batch; `pause` is called
     before each batch, equally often in all processes. With `fgsm` there is a third entry, one step of eps from the
-    image itself. `sums` takes what else a method learns from, with the features of
-    a Classifier if it uses them.
+    clean image. `sums` collects further values that a method learns from, among them the features of a Classifier if
+    the method uses them.
     """
     steps, batch_size, num_classes = run.training.monitor_steps, run.evaluation.batch_size, len(split.class_names)
     attack, eps = f"pgd-{steps}", run.threat.eps
@@ -97,7 +97,7 @@ def monitor(
 
 
 class TrainingCurve:
-    """The points of a run's curve on one split, and the weights of the best of them if the curve may choose."""
+    """The points of a run's curve on one split, and the weights of the best one if the curve selects the epoch."""
 
     def __init__(self, resolved: Resolved, split: Split, device: torch.device) -> None:
         self.run, self.name, self.chooses = resolved.run, resolved.split, resolved.chooses
@@ -114,7 +114,7 @@ class TrainingCurve:
         self.best_weights: dict[str, Tensor] | None = None
 
     def measure(self, model: nn.Module, epoch: int, pause: Callable[[], None]) -> WatchedEpoch:
-        """Return the point of `epoch`, from 0, and keep the best; `pause` is called before each batch."""
+        """Return the point of `epoch`, from 0, and keep the best weights; `pause` is called before each batch."""
         point = self.look(model, pause)
         attacked = point.row[f"pgd-{self.run.training.monitor_steps}"]
         score = metrics.balanced_accuracy(attacked["correct"], attacked["total"])
@@ -124,7 +124,7 @@ class TrainingCurve:
         return point
 
     def look(self, model: nn.Module, pause: Callable[[], None]) -> WatchedEpoch:
-        """Return what `measure` does, without choosing."""
+        """Return the same point as `measure`, without keeping weights."""
         counted = torch.from_numpy(self.split.class_counts).to(self.device)
         sums = FeedbackSums(counted) if self.learns else None
         counts = monitor(

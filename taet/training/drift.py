@@ -29,14 +29,14 @@ class Drift:
         self.labels = torch.from_numpy(split.labels[rows]).to(device)
         self.num_classes = len(split.class_names)
         self.before: Tensor | None = None
-        """Examples of the epoch before, (N, C, H, W)."""
+        """Examples of the previous epoch, (N, C, H, W)."""
         self.quartiles: list[list[float]] | None = None
-        """Quartiles of the distances that were measured last, [25 %, 50 %, 75 %] of each class."""
+        """Quartiles of the last measured distances, [25 %, 50 %, 75 %] of each class."""
 
     def measure(
         self, attack: Callable[[int, tuple[int, int], Tensor, Tensor], Tensor], batch_size: int
     ) -> list[float] | None:
-        """Mean L2 distance per class between the examples of this epoch and of the one before, in image units.
+        """Mean L2 distance per class between the examples of this and of the previous epoch, in image units.
 
         attack(number, place, x, y) returns the examples of this process's share of a batch; `place` is (first image of
         the share, images of the batch). None in the first epoch and without images; 0 for a class without images.
@@ -50,7 +50,7 @@ class Drift:
             rows = slice(start + mine.start, start + mine.stop)
             place = (mine.start, total)
             found[rows] = attack(number, place, to_unit(self.images[rows]), self.labels[rows])
-        found = global_sum(found)  # zeros at the images of other processes
+        found = global_sum(found)  # zero for images of other processes
         before, self.before = self.before, found
         self.quartiles = None
         if before is None:
@@ -64,11 +64,11 @@ class Drift:
         return [float(value) for value in total / images.clamp(min=1)]
 
     def state_dict(self) -> Tensor | None:
-        """Return the examples of the epoch before."""
+        """Return the examples of the previous epoch."""
         return self.before
 
     def load_state_dict(self, before: Tensor | None) -> None:
-        """Take the examples that a checkpoint held; those of other images are a ValueError."""
+        """Restore the examples from a checkpoint; those of other images raise a ValueError."""
         if before is not None and before.shape != to_unit(self.images).shape:
             raise ValueError("other images")
         self.before = None if before is None else before.to(self.labels.device)

@@ -21,7 +21,7 @@ from taet.files import digest
 
 PACKAGES = ("taet", "torch", "torchvision", "numpy", "pyautoattack", "safetensors")
 
-# Of malloc.h: blocks that are mapped on their own at most, and free bytes at the top that are returned, -1: never.
+# From malloc.h: the most blocks with a mapping of their own, and the free bytes at the top to return, -1: never.
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 
 
@@ -34,7 +34,7 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Commit of the checkout that taet is imported from, with `+` where files differ from it; None outside one."""
+    """Commit of the checkout that taet is imported from, with `+` if files differ; None outside a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -50,7 +50,7 @@ def commit() -> str | None:
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -71,7 +71,7 @@ def instructions() -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -92,7 +92,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that `name` means; auto is CUDA where there is one."""
+    """Return the device called `name`; auto is CUDA if available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -110,7 +110,7 @@ def keep_freed_memory(device: torch.device) -> None:
     """Make the C library reuse the memory of freed CPU tensors until the process ends.
 
     By default glibc returns every large tensor to the kernel, which clears the pages again for the next one; that can
-    take longer than the arithmetic. Nothing is done without glibc, on a GPU, or if the environment configures malloc
+    take longer than the arithmetic. This has no effect without glibc, on a GPU, or if the environment configures malloc
     (MALLOC_... or LD_PRELOAD).
     """
     chosen = any(name.startswith("MALLOC_") or name == "LD_PRELOAD" for name in os.environ)
@@ -123,7 +123,7 @@ def keep_freed_memory(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def on_threads(number: int | None) -> Iterator[None]:
-    """Let torch compute on this number of CPU threads inside; None: as many as before."""
+    """Within this context, torch computes on this number of CPU threads; None: no change."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -133,7 +133,7 @@ def on_threads(number: int | None) -> Iterator[None]:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory so far in 10^6 bytes: allocated on a GPU since the run began, else resident in the process."""
+    """Peak memory in 10^6 bytes: allocated on a GPU since the run began, else resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     import resource  # not on Windows

@@ -18,22 +18,22 @@ from taet.training.curve import per_class
 class EpochSums:
     """Sums over the steps of one epoch; they stay on the device, and every checkpoint holds them.
 
-    The counts cover this process's shares until `together` adds them up; losses cover the whole batches.
+    The counts cover the images of this process until `together` adds them up; losses cover whole batches.
     """
 
     counts: Tensor
-    """Per class the examples trained on that were classified correctly, all of them, and the predictions, (3, C)."""
+    """Per class: correct training examples, all training examples, and predictions, (3, C)."""
     sums: dict[str, Tensor] = field(default_factory=dict)
     """The loss and its parts, each weighted by the images of its batch."""
     images: int = 0
 
     @classmethod
     def empty(cls, num_classes: int, device: torch.device) -> EpochSums:
-        """Return the sums before the first step."""
+        """Return sums that are all zero."""
         return cls(torch.zeros(3, num_classes, dtype=torch.int64, device=device))
 
     def add(self, loss: Loss, labels: Tensor, total: int) -> None:
-        """Add one step, of a batch of `total` images; no value is read, so nothing waits for the device."""
+        """Add one step on a batch of `total` images; no value is read, so nothing waits for the device."""
         predictions, everything = loss.logits.argmax(1), torch.ones_like(labels)
         counted = ((labels, predictions == labels), (labels, everything), (predictions, everything))
         self.counts = self.counts + torch.stack([per_class(*each, self.counts.shape[1]) for each in counted])
@@ -51,7 +51,7 @@ class EpochSums:
         return {"correct": correct, "total": total, "predicted": predicted, "sums": self.sums, "images": self.images}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take this process's part of sums over all processes: the first one keeps the counts."""
+        """Restore sums over all processes: the first process takes the counts."""
         device = self.counts.device
         self.counts = int(rank() == 0) * torch.stack([state[n] for n in ("correct", "total", "predicted")]).to(device)
         self.sums, self.images = {n: value.to(device) for n, value in state["sums"].items()}, state["images"]

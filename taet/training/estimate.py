@@ -1,4 +1,4 @@
-"""How much work a run is, in passes of an image through the model, and how long it takes."""
+"""The work of a run, in passes of an image through the model, and its duration."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ class RunWork:
     """Forward and backward passes of an image; a backward pass to the weights counts as two."""
 
     training: tuple[float, ...]
-    """Of every epoch."""
+    """For every epoch."""
     curve: tuple[float, ...]
-    """Of the point of the curve after every epoch."""
+    """For the point of the curve after every epoch."""
 
     @property
     def total(self) -> float:
         return sum(self.training) + sum(self.curve)
 
     def done(self, epoch: int, trained: float, watched: float) -> float:
-        """Return what is done in `epoch`, from 0, after these shares of its training and of its point of the curve."""
+        """Return the finished work in `epoch`, from 0, after these fractions of its training and of its curve point."""
         before = sum(self.training[:epoch]) + sum(self.curve[:epoch])
         if epoch == len(self.training):
             return before
         return before + self.training[epoch] * trained + self.curve[epoch] * min(watched, 1)
 
     def seconds(self, stages: Sequence[str], pace: Callable[[int], float]) -> float:
-        """Return how long it takes; pace(epoch) measures the seconds of one pass in a step of the stage of `epoch`.
+        """Return the duration; pace(epoch) measures the seconds of one pass in a step of the stage of `epoch`.
 
         The points of the curve run at the pace of the fastest stage.
         """

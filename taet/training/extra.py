@@ -1,4 +1,4 @@
-"""Extra images of a run: read, filtered by a model where asked for, and recorded."""
+"""Extra images of a run: read, filtered by a model on request, and recorded."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from taet.training.record import ExtraRecord, RunRecord
 from taet.training.resolve import Resolved
 
 BATCH = 500
-"""Images that a filter judges at once."""
+"""Images per batch of a filter."""
 COPIES = "copies of the training images"
 
 
 def load_extra(data: Data, dataset: Dataset, device: torch.device) -> Extra:
-    """Return the extra images of a run, those that its filter keeps."""
+    """Return the extra images of a run that its filter keeps."""
     extra = read_extra(data, dataset)
     if data.extra_filter_model is None:
         return extra
@@ -42,7 +42,7 @@ def load_extra(data: Data, dataset: Dataset, device: torch.device) -> Extra:
 
 
 def _more_seen(record: RunRecord, dataset: Dataset) -> str | None:
-    """Return in words what a run has seen beside the training images, or None."""
+    """Return in words what a run was trained on besides the training images, or None."""
     if record.data.train.sha256 != dataset.train.sha256:
         return "on other images"
     if record.data.extra is not None and record.run.data.extra != EXTRA_COPIES:
@@ -52,9 +52,9 @@ def _more_seen(record: RunRecord, dataset: Dataset) -> str | None:
 
 @torch.no_grad()
 def kept_by(model: nn.Module, split: Split, share: float, device: torch.device) -> NDArray[np.int64]:
-    """Return the positions of the ceil(share n_c) images of each class whose label `model` finds most likely.
+    """Return the positions of the ceil(share n_c) images of each class with the most likely labels.
 
-    By the softmax of the clean image; of equal ones the earlier.
+    The likelihood is the softmax output of `model` on the clean image; ties are resolved by position.
     """
     found, begin = [], 0
     for piece in pieces(split.images):
@@ -72,7 +72,7 @@ def kept_by(model: nn.Module, split: Split, share: float, device: torch.device) 
 
 
 def with_extra(record: RunRecord, extra: Extra, resolved: Resolved) -> RunRecord:
-    """Return the record of a run that begins, with its extra images; every table repeats their sentence."""
+    """Return the record of a new run with its extra images; every table repeats their sentence."""
     data, mixture = resolved.run.data, resolved.mixture
     assert mixture is not None
     found = ExtraRecord(
@@ -98,7 +98,7 @@ def with_extra(record: RunRecord, extra: Extra, resolved: Resolved) -> RunRecord
 
 
 def check_extra(folder: Path, record: RunRecord, extra: Extra | None) -> None:
-    """Refuse to continue a run with other extra images than it was started with."""
+    """Refuse to continue a run with extra images other than those that it was started with."""
     recorded = None if record.data.extra is None else record.data.extra.sha256
     found = None if extra is None else extra.split.sha256
     if recorded != found:

@@ -1,4 +1,4 @@
-"""What the curve's validation images tell a method that learns from them, summed by class."""
+"""Sums by class over the validation images of the curve, for a method that learns from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taet.methods.base import Seen
 
 
 class FeedbackSums:
-    """Sums over the images of each class that this process has seen, until `seen` adds up those of all processes."""
+    """Sums over the images of each class in this process; `seen` adds up those of all processes."""
 
     def __init__(self, class_counts: Tensor) -> None:
         classes = len(class_counts)
@@ -31,7 +31,7 @@ class FeedbackSums:
             kl_divergence(clean, attacked),
         ]
         values = torch.cat([torch.stack(found, 1), is_label(attacked, attacked.argmax(1))], 1)
-        # A product, since index_add_ on a GPU adds in another order every time.
+        # A matrix product, because the order of sums in index_add_ varies on a GPU.
         members = is_label(attacked, labels).double().T
         self.sums += members @ values
         if features is not None:
@@ -39,7 +39,7 @@ class FeedbackSums:
             self.features = summed if self.features is None else self.features + summed
 
     def seen(self, split: str, *, with_features: bool) -> Seen:
-        """Return the sums over all processes; one that had no batch has no features either."""
+        """Return the sums over all processes; a process without a batch has no features."""
         together = global_sum(self.sums)
         clean, clean_loss, robust_loss, divergence = together[:, :4].unbind(1)
         features = None

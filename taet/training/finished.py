@@ -1,4 +1,4 @@
-"""Finished runs: their model and their data, read back."""
+"""Loads the model and the data of finished runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_model(
     """Return (run, model with its weights in eval mode, record) of a finished run; no data are needed.
 
     `weights` is `model` (what the run delivers), `model-last` or `model-best`. A run that was trained from a module in
-    memory needs one like it as `model`, which gets the weights. A model that the run names as package.module:callable
+    memory needs a module of the same structure as `model`, which receives the weights. A run's package.module:callable
     is imported and called only inside `taet.models.trusted`; code inside the folder is always refused.
     """
     path = RunFolder(Path(folder))
@@ -41,7 +41,7 @@ def load_run(
 ) -> tuple[Run, nn.Module, Dataset, RunRecord]:
     """Return (run, model with its weights, data set, record) of a finished run: see `load_model`.
 
-    A run that was trained on arrays in memory needs them again. Other test images than the run's are refused.
+    A run that was trained on arrays in memory needs them again. Test images that differ from the run's are refused.
     """
     folder = Path(folder)
     record = RunFolder(folder).record
@@ -60,7 +60,7 @@ def load_run(
 
 
 def check_given(folder: Path, record: RunRecord, name: Literal["model", "dataset"], given: object) -> None:
-    """Refuse a run without the `model` or `dataset` from memory that it needs, or with one that it does not."""
+    """Refuse a missing `model` or `dataset` that the run needs from memory, or one that it does not need."""
     needed = record.model_given if name == "model" else record.data.arrays
     if needed and given is None:
         raise UserError(f"{folder} was trained with a {name} from memory: give it again, from Python, as {name}=...")

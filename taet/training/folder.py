@@ -1,8 +1,8 @@
-"""The folder of a run: the names of its files, one reader and one writer for each, and what holds them together.
+"""The folder of a run: the names of its files, one reader and one writer for each, and their checksums.
 
-Every file that decides or holds a number is named by a checksum: run.json and `done` are sealed, `done` names the other
-files of a finished training, the checkpoint names metrics.jsonl as it was then, and weights carry the SHA-256 of their
-tensors and of the run's settings. Readers verify what is there; files of older versions have no checksums.
+Every file that affects or holds a number has a checksum: run.json and `done` are sealed, `done` stores the checksums of
+all other files of a finished training, the checkpoint stores that of metrics.jsonl at the time, and weights carry those
+of their tensors and of the run's settings. Readers verify the checksums; files of older versions have none.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ ARTIFACTS, STATE = "artifacts", "-state"
 SUFFIX = ".safetensors"
 WeightsName: TypeAlias = Literal["model", "model-last", "model-best"]
 DELIVERED: WeightsName = "model"
-"""Name of the weights that a run delivers; those of the last and of the best epoch are files where they are others."""
+"""Name of the weights that a run delivers; those of the last or best epoch have a file of their own if they differ."""
 LAST, BEST = "model-last", "model-best"
 PUBLISHED = (RUN, METRICS, DONE, WEIGHTS := DELIVERED + SUFFIX, CARD := "evaluation.json")
 """The files that a published model consists of."""
 PART = ".part"
-"""Suffix of a folder that is not whole yet."""
+"""Suffix of a folder that is not complete yet."""
 
 
 class MetricsMark(NamedTuple):
-    """Length of metrics.jsonl and SHA-256 of that much of it; '' if a checkpoint of an older version does not say."""
+    """Length of metrics.jsonl, and the SHA-256 up to that length; '' in checkpoints of older versions."""
 
     length: int = 0
     sha256: str = hashlib.sha256().hexdigest()
@@ -81,22 +81,22 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether it holds a run, and not a result card alone."""
+        """Whether it holds a run, rather than only a result card."""
         return (self.path / RUN).is_file()
 
     @property
     def is_taken(self) -> bool:
-        """Whether it holds more than what a kill leaves before there is a run."""
+        """Whether it holds more than the leftovers of a process killed before the run was created."""
         if not self.path.exists():
             return False
         return not self.path.is_dir() or not all(is_leftover(file.name) for file in self.path.iterdir())
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
-        """Be the only process that writes into the folder, which is made if it is missing, until the end of the block.
+        """Lock the folder for writing within this context; create it if it is missing.
 
-        Links, devices and whatever else is no file or folder are refused, also in the folders below, so that nothing
-        is read or written elsewhere. What a killed process left half-written is removed.
+        Links, devices and everything else except ordinary files and folders are refused, also in subfolders, so that
+        nothing is read or written elsewhere. Partial files of killed processes are removed.
         """
         made = not self.path.exists()
         make_folder(self.path)
@@ -109,13 +109,13 @@ class RunFolder:
         finally:
             if made:
                 with contextlib.suppress(OSError):
-                    self.path.rmdir()  # if nothing came of it
+                    self.path.rmdir()  # only if it is empty
 
     def check_plain(self) -> None:
-        """Refuse a folder with anything but ordinary files and folders in it."""
+        """Refuse a folder that holds anything except ordinary files and folders."""
         try:
             for path in [path for folder in self._folders() for path in folder.iterdir()]:
-                with contextlib.suppress(FileNotFoundError):  # its owner has replaced it meanwhile
+                with contextlib.suppress(FileNotFoundError):  # replaced by its owner in the meantime
                     found = path.lstat()
                     if not stat.S_ISDIR(found.st_mode):
                         check_kind(path, found)
@@ -123,7 +123,7 @@ class RunFolder:
             raise UserError(f"cannot read the folder {self.path}: {error.strerror}") from None
 
     def _folders(self) -> Iterator[Path]:
-        """Yield the folder and those below it that this package writes to."""
+        """Yield the folder and the subfolders that this package writes to."""
         yield self.path
         states = (*self.path.glob(f"*{STATE}"), *self.path.glob(f"*{STATE}/*"))
         for path in (self.path / ARTIFACTS, self.tensorboard, *states):
@@ -132,7 +132,7 @@ class RunFolder:
 
     @property
     def sums(self) -> Mapping[str, str]:
-        """SHA-256 of each file that the finished training wrote; nothing before, and for runs of older versions."""
+        """SHA-256 of each file that the finished training wrote; empty before the end, and for older versions."""
         path = self.path / DONE
         if not path.exists():
             return {}
@@ -148,7 +148,7 @@ class RunFolder:
         return dict(values["files"])
 
     def _read(self, path: Path) -> bytes:
-        """Return the content of a file, which `done` may name."""
+        """Return the content of a file, verified by its checksum in `done`, if any."""
         content = read_bytes(path, most=MOST_JSON_BYTES, links=False)
         if path.name != DONE and self.sums.get(path.name, found := hashlib.sha256(content).hexdigest()) != found:
             raise _changed(path)
@@ -156,16 +156,16 @@ class RunFolder:
 
     @property
     def sealed(self) -> bool:
-        """Whether run.json carries its own SHA-256, as since version 0.1."""
+        """Whether run.json carries its own SHA-256, as it does since version 0.1."""
         path = self.path / RUN
         return self.is_run and check_seal(path, read_json(path, links=False))
 
     @cached_property  # it never changes
     def record(self) -> RunRecord:
-        """What run.json holds; a record that `taet train` did not write, or a newer version did, is a UserError."""
+        """The content of run.json; a file that is damaged, foreign or from a newer version raises a UserError."""
         path = self.path / RUN
         if not path.exists():
-            raise UserError(f"{self.path} is no run folder: it holds no {RUN}")
+            raise UserError(f"{self.path} is not a run folder: it holds no {RUN}")
         values = parse_json(self._read(path), str(path))
         schema = values.get("schema") if isinstance(values, dict) else None
         if isinstance(schema, int) and schema > SCHEMA:
@@ -182,7 +182,7 @@ class RunFolder:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """The rows of metrics.jsonl as JSON, one per epoch in order; a last row that was cut short is left out."""
+        """The rows of metrics.jsonl as JSON, one per epoch in order; an incomplete last row is left out."""
         return tuple(row for row, _ in self._rows())
 
     def _rows(self) -> list[tuple[Row, Epoch]]:
@@ -204,7 +204,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> tuple[Epoch, ...]:
-        """The rows of metrics.jsonl, typed; those of other classes than the run's are refused."""
+        """The typed rows of metrics.jsonl; rows with another number of classes are refused."""
         epochs = tuple(epoch for _, epoch in self._rows())
         classes = self.record.data.num_classes if self.is_run else 0
         for epoch in epochs:
@@ -213,11 +213,11 @@ class RunFolder:
             counts = (epoch.predicted, epoch.distance, epoch.quartiles, *points)
             if any(count is not None and len(count) != classes for count in counts):
                 where = f"{self.path / METRICS}: line {epoch.epoch}"
-                raise UserError(f"{where}: got counts of other classes; allowed: of the run's {classes}")
+                raise UserError(f"{where}: got counts for another number of classes; allowed: {classes}")
         return epochs
 
     def append(self, row: Row) -> MetricsMark:
-        """Add a row to metrics.jsonl and return what it holds now."""
+        """Add a row to metrics.jsonl and return its new length and checksum."""
         path = self.path / METRICS
         with changed(path) as file:
             file.seek(0, os.SEEK_END)
@@ -227,7 +227,7 @@ class RunFolder:
             return MetricsMark(length, hashlib.file_digest(file, "sha256").hexdigest())
 
     def cut_metrics(self, mark: MetricsMark) -> None:
-        """Cut metrics.jsonl to what it was when the checkpoint was written; a file that was changed is refused."""
+        """Truncate metrics.jsonl to its length at the checkpoint; a file that was changed is refused."""
         self.check_metrics(mark)
         path = self.path / METRICS
         if path.exists():
@@ -235,7 +235,7 @@ class RunFolder:
                 file.truncate(mark.length)
 
     def check_metrics(self, mark: MetricsMark) -> None:
-        """Refuse metrics.jsonl if it does not begin with what it held when the checkpoint was written."""
+        """Refuse metrics.jsonl if its content up to the checkpoint was changed."""
         path = self.path / METRICS
         content = read_bytes(path, most=MOST_JSON_BYTES, links=False)[: mark.length] if path.exists() else b""
         if len(content) < mark.length:
@@ -246,7 +246,7 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The file that `resume` goes on from."""
+        """The file from which `resume` continues."""
         return self.path / CHECKPOINT
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
@@ -254,14 +254,14 @@ class RunFolder:
         checkpoint.save_checkpoint(self.checkpoint, state)
 
     def load_checkpoint(self, run_hash: str) -> dict[str, Any]:
-        """Return the state of the run with `run_hash`; another run's checkpoint is a UserError."""
+        """Return the state of the run with `run_hash`; another run's checkpoint raises a UserError."""
         state = checkpoint.load_checkpoint(self.checkpoint)
         if state.get("run_hash") != run_hash:
             raise UserError(f"{self.checkpoint} belongs to another run than {self.path / RUN}; nothing was changed")
         return state
 
     def weights(self, name: str = DELIVERED) -> Path:
-        """The file of weights `model`, `model-last` or `model-best`: of `model` if it is known to be that epoch too."""
+        """The file of weights `model`, `model-last` or `model-best`, or the equal file of `model`."""
         path = self._weights(name)
         return self._weights(DELIVERED) if not path.exists() and self._delivers(name) else path
 
@@ -270,21 +270,21 @@ class RunFolder:
 
     @property
     def weights_names(self) -> list[str]:
-        """The weights that are there or, once the training is finished, should be."""
+        """The names of existing weights and, after the training, of those that should exist."""
         files = {self._weights(DELIVERED).name, *self.sums, *(path.name for path in self.path.glob(f"*{SUFFIX}"))}
         return sorted(Path(name).stem for name in files if name.endswith(SUFFIX))
 
     def _delivers(self, name: str) -> bool:
-        """Whether the weights that the run delivers are those of the last epoch, or of the best one on its curve."""
+        """Whether the weights that the run delivers are also those of this name."""
         if name not in (LAST, BEST) or not self.is_done or not self._weights(DELIVERED).is_file():
             return False
-        if self._weights(name).name in self.sums:  # another epoch, whose file is lost
+        if self._weights(name).name in self.sums:  # another epoch, whose file is missing
             return False
         record = self.record
         rule, last = record.selection.rule, record.run.training.epochs
         if name == LAST:
             return self.weights_about().epoch == last
-        chooses = record.selection.split == VALIDATION  # a curve on test images chooses only where the rule says so
+        chooses = record.selection.split == VALIDATION  # a curve on test images selects only under best-test
         return rule != "last" or (chooses and best_epoch(self.metrics) == last)
 
     def save_weights(self, name: str, state: Mapping[str, Tensor], about: WeightsAbout) -> None:
@@ -293,7 +293,7 @@ class RunFolder:
         checkpoint.save_weights(self._weights(name), state, about._asdict())
 
     def load_weights(self, name: str, model: nn.Module) -> None:
-        """Load weights into `model`; missing ones, another run's, and those that were changed are a UserError."""
+        """Load weights into `model`; missing or changed ones, and those of another run, raise a UserError."""
         path = self.weights(name)
         if not path.is_file():
             held = sorted(found.name for found in self.path.glob(f"*{SUFFIX}"))
@@ -305,11 +305,11 @@ class RunFolder:
             raise _changed(path, "its metadata")
 
     def weights_about(self, name: str = DELIVERED) -> WeightsAbout:
-        """Return what a file of weights says about itself."""
+        """Return the metadata of a file of weights."""
         return checkpoint.weights_about(self.weights(name))
 
     def check_weights(self, name: str = DELIVERED) -> WeightsAbout:
-        """Return what a file of weights says about itself; one of another run, or one that was changed, is refused."""
+        """Return the metadata of a file of weights; a changed file, or one of another run, is refused."""
         path, about = self.weights(name), self.weights_about(name)
         if about.run_hash != self.record.run_hash:
             raise UserError(f"{path} holds the weights of another run than {self.path / RUN} describes")
@@ -318,12 +318,12 @@ class RunFolder:
         return about
 
     def check_card(self, path: Path, config: Mapping[str, Any], weights_sha256: str, name: str = DELIVERED) -> None:
-        """Refuse a card about another run, by the settings that it names, or about other weights than the run's."""
+        """Refuse a card of another run, judged by its settings, or of weights other than the run's."""
         held, named = training_settings(self.record.settings), training_settings(config)
         if not named or any(held[key] != named[key] for key in held.keys() & named.keys()):
-            raise UserError(f"{path} is about another run than {self.path / RUN} describes; evaluate the run again")
+            raise UserError(f"{path} belongs to another run than {self.path / RUN}; evaluate the run again")
         if self.weights(name).exists() and self.check_weights(name).weights_sha256 not in ("", weights_sha256):
-            raise UserError(f"{path} is about other weights than {self.weights(name).name}; evaluate the run again")
+            raise UserError(f"{path} has other weights than {self.weights(name).name}; evaluate the run again")
 
     @property
     def is_done(self) -> bool:
@@ -331,7 +331,7 @@ class RunFolder:
         return (self.path / DONE).exists()
 
     def finish(self) -> None:
-        """Mark the training as finished, with the SHA-256 of everything that it wrote."""
+        """Mark the training as finished, with the SHA-256 of every file that it wrote."""
         paths = [self.path / RUN, self.path / METRICS, *sorted(self.path.glob(f"*{SUFFIX}"))]
         sums = {path.name: file_sha256(path, links=False) for path in paths if path.exists()}
         write_json(self.path / DONE, seal({"files": sums}))
@@ -341,7 +341,7 @@ class RunFolder:
         return self.path / f"evaluation{weights.removeprefix(DELIVERED)}.json"
 
     def cards(self) -> Iterator[tuple[Path, str]]:
-        """Yield the path of every result card, also of earlier ones, and the name of the weights that it is about."""
+        """Yield the path of every result card, old ones included, and the name of its weights."""
         for path in sorted(self.path.glob("evaluation*.json")):
             if found := re.fullmatch(r"evaluation(-last|-best)?(-\d+)?", path.stem):
                 yield path, f"{DELIVERED}{found[1] or ''}"
@@ -356,7 +356,7 @@ class RunFolder:
         write_atomically(self.audit(weights, "html"), page.encode())
 
     def abstention(self, weights: str = DELIVERED) -> Path:
-        """Validation answers under attack, by which thresholds are chosen, of a file of weights."""
+        """Validation answers under attack for a file of weights; thresholds are chosen by them."""
         return self.path / f"abstention{weights.removeprefix(DELIVERED)}.json"
 
     @property
@@ -366,7 +366,7 @@ class RunFolder:
 
     @property
     def tracked(self) -> Path:
-        """What was written to a tracker that does not tell it."""
+        """What was written to a tracker that cannot be queried."""
         return self.path / "tracked.json"
 
     @property
@@ -379,11 +379,11 @@ class RunFolder:
         return self.artifact(f"examples{card.stem.removeprefix('evaluation')}.npz")
 
     def embedding(self, of: str) -> Path:
-        """Where test images are in two dimensions, by the features or the logits; `of` * is a pattern."""
+        """Two-dimensional embedding of test images by features or logits; `of` * is a pattern."""
         return self.artifact(f"embedding-{of}.json")
 
     def artifact(self, name: str) -> Path:
-        """A file beside the results: examples, exported models."""
+        """A further file: examples, exported models."""
         return self.path / ARTIFACTS / name
 
     @property
@@ -392,9 +392,9 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def state(self, of: str) -> Path:
-        """The folder with the finished batches of current work, such as an evaluation."""
+        """The folder with the finished batches of unfinished work, such as an evaluation."""
         return self.path / f"{of}{STATE}"
 
 
 def _changed(path: Path, named: str = DONE) -> UserError:
-    return UserError(f"{path} was changed or damaged: its SHA-256 is another than the one in {named}")
+    return UserError(f"{path} was changed or damaged: its SHA-256 differs from the one in {named}")

@@ -30,9 +30,9 @@ _logger = logging.getLogger(__name__)
 
 
 def cuda_graph(function: Callable[[], Loss]) -> tuple[Callable[[], None], Loss]:
-    """Record `function` without running it; return what runs it, and where its result will stand."""
+    """Record `function` without running it; return a function that replays it, and the tensors for its result."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads go on reading the next batches meanwhile.
+    # Other threads read the next batches at the same time.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = function()
     return graph.replay, result
@@ -40,10 +40,10 @@ def cuda_graph(function: Callable[[], Loss]) -> tuple[Callable[[], None], Loss]:
 
 @dataclass(frozen=True)
 class Kept(Source):
-    """A source whose draws keep their memory: drawn at their first use, and again by `redraw`."""
+    """A source whose draws keep their memory: they are drawn at first use, and again by `redraw`."""
 
     kept: list[tuple[Tensor, tuple[float, float] | None]] = field(default_factory=list)
-    """Draws in their order, with the bounds of a uniform one."""
+    """Draws in order, with the bounds of uniform ones."""
     left: list[Tensor] = field(default_factory=list)
     """Draws that the current pass has not used yet."""
 
@@ -71,7 +71,7 @@ class Kept(Source):
 
 @dataclass
 class _Graph:
-    """A step of one kind: how often it was run eagerly and, once recorded, what replays it."""
+    """A step of one kind: the number of eager runs and, once recorded, the function that replays it."""
 
     calls: int = 0
     source: Kept | None = None
@@ -104,7 +104,7 @@ class _Graph:
             place.copy_(values)
         self.source.redraw(attack.source)
         self.replay()
-        for parameter, gradient in self.gradients:  # which others may have dropped since
+        for parameter, gradient in self.gradients:  # which other code may have dropped
             parameter.grad = gradient
         total, parts, logits = self.result
         return Loss(total.clone(), {name: value.clone() for name, value in parts.items()}, logits.clone())
@@ -113,19 +113,19 @@ class _Graph:
 class Graphs:
     """A graph for every kind of step: stage, weight perturbation and shape of the batch.
 
-    A recorded step is used if it has once changed everything as the eager step does from the same state. If it cannot
+    A recorded step is used if one replay changed all tensors as the eager step does from the same state. If it cannot
     be recorded or does not agree, all steps stay eager and the log says why.
     """
 
     def __init__(self, record: Recorder = cuda_graph) -> None:
         self.record = record
         self.refused = ""
-        """Why steps are not replayed; empty as long as they may be."""
+        """Reason why steps are not replayed; empty while they may be."""
         self._graphs: dict[Hashable, _Graph] = {}
 
     @property
     def recorded(self) -> int:
-        """How many kinds of steps are replayed."""
+        """The number of kinds of steps that are replayed."""
         return sum(graph.replay is not None for graph in self._graphs.values())
 
     def run(
@@ -137,7 +137,7 @@ class Graphs:
         state: Callable[[], Sequence[Tensor]],
         optimizer: torch.optim.Optimizer,
     ) -> Loss:
-        """Apply `part` to the tensors of `state`; steps that take different branches in Python differ in `kind`."""
+        """Run `part` on the tensors of `state`; steps that take different branches in Python have different `kind`s."""
         graph = self._graphs.setdefault((kind, tuple(batch.x.shape)), _Graph())
         if self.refused:
             return part(batch, attack)
@@ -160,18 +160,18 @@ class Graphs:
         moved: list[Tensor] = []
         try:
             graph.prepare(self.record, part, batch, attack, state)
-            _put_back(state(), before)  # should a part of it have run
+            _put_back(state(), before)  # in case a part of it has run
             devices = [batch.x.device] if batch.x.device.type == "cuda" else []
-            with torch.random.fork_rng(devices):  # a custom model that uses it draws the same numbers again below
+            with torch.random.fork_rng(devices):  # so that a custom model draws the same numbers again below
                 graph.run(batch, attack)
             moved = _copies(state())
-        except Exception as error:  # a model may do anything that cannot be recorded
+        except Exception as error:  # a model may do things that cannot be recorded
             self._refuse(" ".join(str(error).split())[:200])
         _put_back(state(), before)
         attack.source.generator.set_state(draws)
         loss = part(batch, attack)
         if moved:
-            # Parameters alone: counts of steps and large variances would hide them.
+            # Only parameters: counts of steps and large variances would hide their differences.
             learned = [number for number, tensor in enumerate(state()) if tensor.requires_grad]
             after, replayed, start = ([tensors[i].detach() for i in learned] for tensors in (state(), moved, before))
             difference, move = _distance(replayed, after), _distance(start, after)
@@ -197,5 +197,5 @@ def _put_back(tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
 
 
 def _distance(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """L2 distance over all of them."""
+    """L2 distance over all tensors."""
     return torch.stack([(a - b).double().square().sum() for a, b in zip(tensors, others, strict=True)]).sum().sqrt()

@@ -1,4 +1,4 @@
-"""When two runs are the same: the settings that decide their numbers, for resuming, reports and comparisons."""
+"""Equality of runs: the settings that determine their numbers, for resuming, reports and comparisons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from taet import config
 from taet.config import Run
 from taet.files import digest
 
-# Where and how fast a run is made, and how often it is saved.
+# Settings of place, speed and saving.
 MACHINE = frozenset(
     {
         "data.root",
@@ -23,21 +23,21 @@ MACHINE = frozenset(
     }
 )
 CURVE = frozenset({"training.monitor_every", "training.monitor_images", "training.monitor_steps"})
-"""Settings that decide weights only where the curve chooses the epoch or the method learns from it."""
+"""Settings that affect weights only if the curve selects the epoch or the method learns from it."""
 LATER = frozenset({"evaluation.attacks", "evaluation.search_precision"})
-"""Settings that say what happens to the finished model."""
+"""Settings of the evaluation of the finished model."""
 
 
 def training_settings(run: Run | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide a run's training, by dotted name; `run` may be given as JSON."""
+    """Return the settings that determine a run's training, by dotted name; `run` may be given as JSON."""
     values = config.to_json(run) if isinstance(run, Run) else run
     return {name: value for name, value in _flat(values, "") if name not in MACHINE | LATER}
 
 
 def run_hash(run: Run | Mapping[str, Any]) -> str:
-    """SHA-256 of these settings and the attacks to come, as checkpoints and weights carry it.
+    """SHA-256 of these settings and the later attacks, as stored in checkpoints and weights.
 
-    Of the JSON that a run was stored as, it is that of the version which wrote it: later ones may have more settings.
+    For stored JSON it is the hash of the version that wrote it: later versions may have more settings.
     """
     values = config.to_json(run) if isinstance(run, Run) else run
     parts = {part: entry for part, entry in values.items() if isinstance(entry, Mapping)}

@@ -29,8 +29,8 @@ def interruption(asked: threading.Event | None = None) -> Iterator[threading.Eve
             raise KeyboardInterrupt
         asked.set()
 
-    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
-    ignored = signal.getsignal(hangup) == signal.SIG_IGN  # as nohup asks for
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # not on Windows
+    ignored = signal.getsignal(hangup) == signal.SIG_IGN  # as under nohup
     numbers = {signal.SIGINT, signal.SIGTERM, *(() if ignored else (hangup,))}
     before = {number: signal.signal(number, ask) for number in numbers}
     try:

@@ -9,11 +9,11 @@ from taet.config import Training
 
 
 def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """Return SGD over all parameters, or AdamW that decays the weights of layers alone.
+    """Return SGD over all parameters, or AdamW, which decays only the weights of layers.
 
     Those are parameters with two or more dimensions whose name contains "weight", such as attention's `in_proj_weight`.
     Biases, gains of normalisations, class tokens and position embeddings are not decayed, as usual for transformers
-    (Touvron et al., DeiT, ICML 2021, arXiv:2012.12877). With SGD everything decays, as in both papers of the protocols.
+    (Touvron et al., DeiT, ICML 2021, arXiv:2012.12877). SGD decays all parameters, as in both papers of the protocols.
     AdamW: betas 0.9 and 0.999, epsilon 1e-8 (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101).
     """
     # The fused kernel reads each weight once; it exists on these devices only.
@@ -41,6 +41,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def hold_learning_rates(optimizer: torch.optim.Optimizer) -> None:
-    """Store learning rates as tensors on the device of the weights, where a captured step reads them."""
+    """Store learning rates as tensors on the device of the weights, so that a captured step can read them."""
     for group in optimizer.param_groups:
         group["lr"] = torch.as_tensor(group["lr"], device=group["params"][0].device)

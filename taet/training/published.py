@@ -1,7 +1,7 @@
-"""Published models: a folder in the layout of the Hugging Face Hub, read from the disk or, pinned by a commit, the hub.
+"""Published models: a folder in the layout of the Hugging Face Hub, read from disk or from a pinned commit of the hub.
 
-The folder is a run folder with `config.json` in it, which names the SHA-256 of every file and carries its own. Only
-these files are read or downloaded; none of them runs code.
+The folder is a run folder with a `config.json`, which stores the SHA-256 of every file and its own. Only these files
+are read or downloaded; none of them runs code.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from taet.training.folder import CARD, PUBLISHED, RUN, WEIGHTS
 
 CONFIG, PAGE = "config.json", "README.md"
 SCHEME, FOLDER = "hf:", "folder:"
-"""What the name of a published model begins with: on the hub, and as `taet push` is told of a folder."""
+"""Prefixes of the name of a published model: on the hub, and in a folder."""
 PINNED = re.compile(r"hf:([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 
 
 def is_published(name: str | os.PathLike[str]) -> bool:
-    """Whether a name means a published model, hf:USER/NAME@COMMIT or folder:PATH."""
+    """Whether a name refers to a published model, hf:USER/NAME@COMMIT or folder:PATH."""
     return os.fspath(name).startswith((SCHEME, FOLDER))
 
 
 def local(name: str | os.PathLike[str]) -> Path:
-    """Return the folder of a published model, hf:USER/NAME@COMMIT, downloaded if it is not kept here yet; or a path.
+    """Return the folder of a published model, hf:USER/NAME@COMMIT, downloaded if it is not cached yet; or a path.
 
-    folder:PATH is a path whose files are checked here.
+    The files of folder:PATH are verified.
 
     Raises:
         UserError: a name without a full commit, a missing package, a download that fails, a file whose SHA-256 is not
@@ -47,7 +47,7 @@ def local(name: str | os.PathLike[str]) -> Path:
         return folder
     repository, commit = pinned(text)
     folder = cache() / "hub" / repository.replace("/", "--") / commit
-    if not (folder / CONFIG).exists():  # which comes last
+    if not (folder / CONFIG).exists():  # downloaded last
         make_folder(folder)
         _download(repository, commit, folder)
     verify(folder)
@@ -55,7 +55,7 @@ def local(name: str | os.PathLike[str]) -> Path:
 
 
 def pinned(name: str) -> tuple[str, str]:
-    """Return repository and commit of hf:USER/NAME@COMMIT; anything else, such as a branch, is a UserError."""
+    """Return repository and commit of hf:USER/NAME@COMMIT; anything else, such as a branch, raises a UserError."""
     if found := PINNED.fullmatch(name):
         return found[1], found[2]
     repository, _, commit = name.removeprefix(SCHEME).partition("@")
@@ -67,7 +67,7 @@ def pinned(name: str) -> tuple[str, str]:
 
 
 def _download(repository: str, commit: str, folder: Path) -> None:
-    """Download the files of a published model, its CONFIG last, so that it stands for a download that ended."""
+    """Download the files of a published model, CONFIG last, so that it marks a complete download."""
     library = needed("huggingface_hub", f"{SCHEME}{repository}", "hub")
     for names in (list(PUBLISHED), [CONFIG]):
         with custom_code(f"{SCHEME}{repository}@{commit}"):
@@ -77,7 +77,7 @@ def _download(repository: str, commit: str, folder: Path) -> None:
 
 
 def weights_file(path: Path) -> Path:
-    """Return the file of weights that a path, the folder of a published model, or hf:USER/NAME@COMMIT means."""
+    """Return the file of weights of a path, of the folder of a published model, or of hf:USER/NAME@COMMIT."""
     if is_published(path):
         return local(path) / WEIGHTS
     if not (path / CONFIG).exists():
@@ -92,19 +92,19 @@ def read_weights(path: Path) -> StoredWeights:
 
 
 def describe(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write the CONFIG of a folder: facts about the model, and the SHA-256 of the files that are there."""
+    """Write the CONFIG of a folder: facts about the model, and the SHA-256 of its files."""
     sums = {name: file_sha256(folder / name, links=False) for name in PUBLISHED if (folder / name).exists()}
     write_json(folder / CONFIG, seal({"library_name": "taet", **about, "files": sums}))
 
 
 def verify(folder: Path) -> None:
-    """Refuse a published folder in which a file is missing or was changed, or whose card is about other weights."""
+    """Refuse a published folder with a missing or changed file, or with a card of other weights."""
     path = folder / CONFIG
     if not path.exists():
         raise UserError(f"{folder} holds no {CONFIG}; allowed: a folder that taet push wrote")
     stored = read_json(path, links=False)
     if not isinstance(stored, dict) or stored.get("library_name") != "taet" or not check_seal(path, stored):
-        raise UserError(f"{path} was not written by taet push: it does not name the SHA-256 of the files")
+        raise UserError(f"{path} was not written by taet push: it has no SHA-256 of the files")
     sums: Any = stored.get("files")
     check_shape(f"{path}: files", sums, dict[str, Sha256])
     for name in {WEIGHTS, CARD, RUN} - {*sums}:
@@ -114,8 +114,8 @@ def verify(folder: Path) -> None:
         if name in sums:
             found[name] = file_sha256(folder / name, links=False)
             if found[name] != sums[name]:
-                raise UserError(f"{folder / name} was changed or damaged: its SHA-256 is another than in {CONFIG}")
+                raise UserError(f"{folder / name} was changed or damaged: its SHA-256 differs from the one in {CONFIG}")
     card = read_json(folder / CARD, links=False)
     model: Any = card.get("model") if isinstance(card, dict) and check_seal(folder / CARD, card) else None
     if not isinstance(model, dict) or model.get("file_sha256") != found[WEIGHTS]:
-        raise UserError(f"{folder / CARD} is about other weights than {WEIGHTS}: its checksum is another")
+        raise UserError(f"{folder / CARD} was made with other weights than {WEIGHTS}: the checksums differ")

@@ -1,4 +1,4 @@
-"""What run.json and metrics.jsonl hold, as types that are checked when they are read."""
+"""The contents of run.json and metrics.jsonl as types, checked when the files are read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from taet.training.identity import run_hash
 Classes = Annotated[int, Ge(0), Le(2**20)]
 Side = Annotated[int, Ge(0), Le(2**16)]
 MOST_VALUES = 2**28
-"""Most channel values of an image, so that no record makes a model of more memory than there is."""
+"""Largest number of values of an image, so that no record can demand a model that exceeds the memory."""
 T = TypeVar("T")
 Row = dict[str, Any]
 """A row of metrics.jsonl as JSON."""
@@ -40,7 +40,7 @@ def run_from_json(values: Mapping[str, Any]) -> Run:
 
 
 def _built(kind: type[T], values: Mapping[str, Any], **parts: Any) -> T:
-    """Build the dataclass `kind` from the JSON fields that it knows; `parts` are built already."""
+    """Build the dataclass `kind` from its JSON fields, ignoring others; `parts` are already built."""
     known = {f.name for f in dataclasses.fields(kind)} - parts.keys()  # type: ignore[arg-type]
     return kind(**{name: _immutable(value) for name, value in values.items() if name in known}, **parts)
 
@@ -60,39 +60,39 @@ class SplitRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtraRecord:
-    """The extra images of a run: what they are, how they were mixed in, and what was left out."""
+    """The extra images of a run: their source, how they were mixed in, and which were left out."""
 
     source: str
-    """What made them and from what, in the user's words."""
+    """How they were made, in the user's words."""
     trained_on: str = ""
     saw_removed_tail: str
     """no, yes or unknown."""
     labels: str = ""
     sha256: Sha256
     class_counts: tuple[Whole, ...] = ()
-    """Images of each class that can be drawn."""
+    """Available images of each class."""
     per_batch: Whole = 0
     batch_size: Whole = 0
     classes: str = ""
-    """The rule of the class shares."""
+    """Rule for the proportions of the classes."""
     draw: tuple[NonNegative, ...] = ()
-    """Probability of each class."""
+    """Probability with which each class is drawn."""
     exposure: tuple[NonNegative, ...] = ()
-    """Class counts that losses see."""
+    """Class counts for the losses."""
     kept: NonNegative = 1.0
-    """Share of each class that a filter kept."""
+    """Fraction of each class that a filter kept."""
     judge_sha256: Sha256 | None = None
-    """Of the weights of the model that filtered them."""
+    """SHA-256 of the weights of the model that filtered them."""
     left_out: Mapping[str, tuple[Whole, Whole]] = field(default_factory=dict)
-    """By split: images left out that are exactly, and nearly, images of it."""
+    """For each split: images left out as exact and as near duplicates of its images."""
     left_out_by: str = ""
-    """How they were compared."""
+    """How duplicates were found."""
     test_sha256: Sha256 | None = None
-    """Of the test images with which they were compared: all of the source, of which the run may have a part."""
+    """SHA-256 of the test images in that search: all of the source, even if the run uses only a part."""
 
     @property
     def sentence(self) -> str:
-        """What every table says about a run with extra images."""
+        """The sentence about extra images in every table."""
         removed = sum(map(sum, self.left_out.values()))
         return (
             f"extra images, {self.per_batch} of {self.batch_size} in every batch, by the rule {self.classes}: "
@@ -160,11 +160,11 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """run.json: the settings of a run and everything that was known when it began."""
+    """run.json: the settings of a run and all facts recorded at its start."""
 
     schema: Count
     settings: Annotated[Mapping[str, Any], Run]
-    """The Run as JSON, as it was written; `run` is the same, typed."""
+    """The Run as stored JSON; `run` is the typed form."""
     method_title: str
     reference: str | None = None
     deviations: tuple[str, ...]
@@ -206,17 +206,17 @@ class RunRecord:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return what run.json holds."""
+        """Return the content of run.json."""
         values = {"run" if name == "settings" else name: value for name, value in dataclasses.asdict(self).items()}
         return values | {"head": self.head._asdict()}
 
     @cached_property
     def run(self) -> Run:
-        """The settings; a method that is not installed is a UserError."""
+        """The settings; a method that is not installed raises a UserError."""
         return run_from_json(self.settings)
 
     def check_settings(self) -> None:
-        """Refuse settings of the method that are none; one that is not installed can still be reported."""
+        """Refuse invalid settings of the method; a run of a method that is not installed can still be reported."""
         try:
             methods.find(self.method)
         except UserError:
@@ -225,17 +225,17 @@ class RunRecord:
 
     @property
     def resizes(self) -> bool:
-        """Whether the images were resized; older records do not say it."""
+        """Whether the images were resized; inferred for older records, which do not say so."""
         return self.run.data.size is not None if self.data.resized is None else self.data.resized
 
     @property
     def fit(self) -> config.Fit:
-        """How images that are not square come to the size of the run's."""
+        """How images that are not square are resized for the run."""
         return self.run.data.fit if self.resizes else "squeeze"
 
     @cached_property
     def run_hash(self) -> str:
-        """What the run's checkpoint and its weights carry, too."""
+        """The hash that the checkpoint and the weights of the run also carry."""
         return run_hash(self.settings)
 
     @property
@@ -248,14 +248,14 @@ class RunRecord:
 
 
 class StoredRecord(TypedDict):
-    """What tells a run.json from another file."""
+    """Fields that identify a file as run.json."""
 
     run: MethodName
     command: str
 
 
 class MethodName(TypedDict):
-    """What every run's settings say."""
+    """The field that the settings of every run have."""
 
     method: str
 
@@ -286,19 +286,19 @@ class StoredEpoch(TypedDict):
 
 @dataclass(frozen=True)
 class Counts:
-    """Correct and all examples per class, (C,) each."""
+    """Numbers of correct and of all examples per class, each (C,)."""
 
     correct: Ints
     total: Ints
 
     @classmethod
     def from_json(cls, values: object, what: str = "") -> Counts:
-        """Build the counts from two lists, of one length and none above its total."""
+        """Build the counts from two lists of equal length, with each correct count at most its total."""
         check_shape(what, values, StoredCounts)
         assert isinstance(values, Mapping)
         correct, total = (np.asarray(values[name], dtype=np.int64) for name in ("correct", "total"))
         if correct.shape != total.shape or (correct > total).any():
-            raise UserError(f"{what}: got counts that do not fit each other; allowed: correct up to total, per class")
+            raise UserError(f"{what}: got inconsistent counts; allowed: correct up to total, per class")
         return cls(correct, total)
 
 
@@ -311,32 +311,32 @@ class CurvePoint:
     clean: Counts
     attacked: Counts
     fgsm: Counts | None = None
-    """Under FGSM too, of a method that attacks with a single step."""
+    """Under FGSM, for a method that attacks with a single step."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> CurvePoint:
-        """Build a point from JSON, where the attack's counts stand under its name."""
+        """Build a point from JSON, in which the name of the attack is the key of its counts."""
         attacks = [name for name in values if name not in ("split", "clean", "fgsm")]
         if len(attacks) != 1 or not isinstance(values.get("split"), str):
             raise UserError(f"monitor: got the fields {', '.join(values)!r:.100}; allowed: split, clean and one attack")
         names = ["clean", *attacks, *(name for name in values if name == "fgsm")]
         clean, attacked, *single = (Counts.from_json(values.get(name), f"monitor {name}") for name in names)
         if any(other.total.shape != clean.total.shape for other in (attacked, *single)):
-            raise UserError("monitor: got other classes for clean images; allowed: the same")
+            raise UserError("monitor: got another number of classes for clean images; allowed: the same")
         return cls(values["split"], attacks[0], clean, attacked, *single)
 
 
 def _per_class(row: Mapping[str, Any], name: str, dimensions: int) -> Floats | None:
-    """Numbers of each class; None where the row has none."""
+    """Values per class; None if the row has none."""
     if row.get(name) is None:
         return None
     try:
         values = np.asarray(row[name], dtype=np.float64)
-    except ValueError:  # rows of several lengths
+    except ValueError:  # rows of different lengths
         values = np.empty(0)
     if values.ndim != dimensions or (dimensions == 2 and values.shape[1] != 3):
         raise UserError(
-            f"{name}: got values of another form; allowed: {'three' if dimensions == 2 else 'one'} per class"
+            f"{name}: got values of another shape; allowed: {'three' if dimensions == 2 else 'one'} per class"
         )
     return values
 
@@ -346,24 +346,24 @@ class Epoch:
     """One row of metrics.jsonl."""
 
     epoch: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     stage: str
     loss: Mapping[str, float]
     predicted: Ints | None
-    """Predicted classes of the examples trained on, (C,)."""
+    """Predictions of each class on the training examples, (C,)."""
     trained: Counts | None
-    """Examples trained on, as the training saw them, and those classified correctly."""
+    """Training examples as the training saw them, and the correct ones."""
     distance: Floats | None
-    """Mean distance per class between the examples of this epoch and of the one before, (C,)."""
+    """Mean distance per class between the examples of this and of the previous epoch, (C,)."""
     quartiles: Floats | None
-    """Quartiles of these distances, (C, 3); None in runs that recorded means alone."""
+    """Quartiles of these distances, (C, 3); None in runs that recorded only means."""
     monitor: CurvePoint | None
     seconds: float
     peak_memory_mb: float | None
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Epoch:
-        """Build an epoch from a row, whose fields are checked; a loss of None is nan."""
+        """Build an epoch from a row and check its fields; a loss of None becomes nan."""
         check_shape("", row, StoredEpoch)
         point, predicted, trained = row.get("monitor"), row.get("predicted"), row.get("train")
         return cls(
@@ -381,14 +381,14 @@ class Epoch:
 
 
 def balanced_accuracies(row: Row) -> dict[str, float]:
-    """Return the balanced accuracies of a row: of the examples trained on, and of its point of the curve if any."""
+    """Return the balanced accuracies of a row: on the training examples, and of its curve point, if any."""
     counts = {"training": row["train"], **(row["monitor"] or {})}
     found = {name: values for name, values in counts.items() if isinstance(values, dict)}
     return {name: metrics.balanced_accuracy(each["correct"], each["total"]) for name, each in found.items()}
 
 
 def best_epoch(epochs: Sequence[Epoch]) -> int | None:
-    """Return the first epoch, from 1, of the best balanced accuracy under the curve's attack; None without a point."""
+    """Return the first epoch, from 1, with the best balanced accuracy under attack; None without a curve."""
     best, found = -math.inf, None
     for epoch in epochs:
         if epoch.monitor is not None:

@@ -1,4 +1,4 @@
-"""Checks a request to train from its settings and facts about the data, without weights and without images."""
+"""Checks of a training request by its settings and facts about the data, without weights or images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STAND_IN = DataFacts(tuple(range(100, 0, -10)), (3, 32, 32), {"train": 550, "tes
 
 @dataclass(frozen=True)
 class Resolved:
-    """A request whose settings were checked."""
+    """A training request with checked settings."""
 
     run: Run
     """The request with the complete Config of its method."""
@@ -40,12 +40,12 @@ class Resolved:
     """How extra images are mixed into the batches; None: there are none."""
 
     def at(self, precision: str) -> Resolved:
-        """Return the same request with this arithmetic."""
+        """Return the same request with this precision."""
         return dataclasses.replace(self, run=config.override(self.run, {"training.precision": precision}))
 
     @property
     def chooses(self) -> bool:
-        """Whether the curve can choose an epoch: on the test set only with selection best-test, which is a leak."""
+        """Whether the curve can select an epoch; on the test set only with best-test, which leaks test data."""
         return self.split == "validation" or self.run.training.selection == "best-test"
 
     @property
@@ -67,10 +67,10 @@ def resolve(
     arrays: bool = False,
     extra_counts: Sequence[int] | None = None,
 ) -> Resolved:
-    """Check a request; a request that cannot be trained is a UserError.
+    """Check a request; a request that cannot be trained raises a UserError.
 
     Without `facts` everything except the data is checked. `arrays`: the images are passed from memory. `extra_counts`:
-    different extra images of each class, (C,), where they are known.
+    the number of distinct extra images of each class, (C,), if known.
     """
     training, known = run.training, facts or STAND_IN
     split = _curve_split(run, facts, arrays)
@@ -99,7 +99,7 @@ def resolve(
 def _method(
     run: Run, known: DataFacts, mixed: Mixture | None = None, extra_counts: Sequence[int] | None = None
 ) -> Method:
-    """Build the method; only what is built knows whether it learns from the curve, and with that how many points."""
+    """Build the method; only then is it known whether it learns from the curve, and thus the number of points."""
     training, counts = run.training, known.class_counts
     task = Task(
         class_counts=counts,
@@ -121,7 +121,7 @@ def _method(
 
 
 def learns_from_validation(run: Run) -> bool:
-    """Whether the method of a run, or the one that it wraps, learns from the points of the curve."""
+    """Whether the method of a run, or the method that it wraps, learns from the points of the curve."""
     return _method(run, STAND_IN).needs_feedback
 
 
@@ -143,7 +143,7 @@ def _validation(arrays: bool) -> str:
 
 
 def _check_feedback(run: Run, split: str, facts: DataFacts | None, arrays: bool) -> None:
-    """Refuse a method that learns from validation images in a run whose curve is not measured on such."""
+    """Refuse a method that learns from validation images if the curve is not measured on them."""
     name, training = run.method, run.training
     if training.selection == "best-test":
         raise UserError(f"{name}: got selection best-test; allowed: last, best-validation: it learns from the curve")
@@ -155,7 +155,7 @@ def _check_feedback(run: Run, split: str, facts: DataFacts | None, arrays: bool)
 
 
 def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
-    """Refuse a network that cannot be built for the images, or that lacks what the method works with."""
+    """Refuse a network that cannot be built for the images, or lacks features or the head that the method needs."""
     chosen, head = resolved.run.model, resolved.method.task.head
     if facts is not None:
         shape = facts.num_classes, facts.image_shape
@@ -165,9 +165,9 @@ def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
 
 
 class _NoDraws(TorchFunctionMode):
-    """Inside, random initial values are 0 instead of drawn. (The first use of the meta device would take seconds.)
+    """Within this context, initial values are 0 instead of random. (The first use of the meta device takes seconds.)
 
-    Not what the memory held before: `trunc_normal_` draws again until every value is in its range.
+    Uninitialised memory would not do: `trunc_normal_` draws again until every value is in its range.
     """
 
     def __torch_function__(
@@ -175,7 +175,7 @@ class _NoDraws(TorchFunctionMode):
     ) -> Any:
         if func in (Tensor.normal_, Tensor.uniform_):
             return args[0].zero_()
-        if getattr(func, "__module__", "") == nn.init.__name__:  # inside which no further call comes here
+        if getattr(func, "__module__", "") == nn.init.__name__:  # nested calls are not intercepted
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
@@ -184,7 +184,7 @@ class _NoDraws(TorchFunctionMode):
 def _outline(
     name: str, classes: int, shape: tuple[int, int, int], head: Head, stem: str, weights: str | None
 ) -> nn.Module:
-    """Return the network; if it belongs to this package, its weights are not drawn."""
+    """Return the network; for a network of this package no weights are drawn."""
     entry = registry.entries("models").get(name)
     if entry is None or entry.path is not None or weights is not None:
         return models.build(name, classes, shape, head=head, stem=stem, weights=weights and read_weights(Path(weights)))
@@ -193,12 +193,12 @@ def _outline(
 
 
 def check_needs(model: nn.Module, resolved: Resolved) -> None:
-    """Refuse a network that lacks the features or the head that the method works with."""
+    """Refuse a network that lacks the features or the head that the method needs."""
     method, name = resolved.method, resolved.run.method
     head = method.task.head
     if method.uses_features and not isinstance(model, Classifier):
         raise UserError(
-            f"model: {name} reads its features, which a network has whose logits are those of a last linear layer; "
+            f"model: {name} needs features, which a network has only if its logits come from a last linear layer; "
             "give such a network, or a taet.models.Classifier(body, head, ...)"
         )
     if head.kind == "linear":

@@ -42,13 +42,13 @@ def train(
     command: str = "",
     announce: Callable[[Trainer], None] | None = None,
 ) -> TrainingResult:
-    """Train `run` from the start in the new folder `out` and return the result.
+    """Train `run` from the start in the new folder `out`, and return the result.
 
-    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those that the run names. `command` is
+    `model` (images (N, C, H, W) in [0, 1] -> logits) and `dataset` replace those named by the run. `command` is
     stored in the run's record. `announce` is called once, before the first step. An existing folder is refused. After a
-    KeyboardInterrupt, `resume` continues from the checkpoint with the same bits.
+    KeyboardInterrupt, `resume` continues from the checkpoint with bit-identical results.
 
-    Processes that torchrun started all make this call and share every batch; only the first one writes.
+    All processes of torchrun must make this call and share every batch; only the first one writes.
     """
     folder = Path(out) if out is not None else default_folder(run)
     with joined(resolve_device(run.training.device).type):
@@ -57,7 +57,7 @@ def train(
         with owned(trainer.folder):
             first(lambda: _check_free(trainer))  # another process may have been faster
             first(lambda: trainer.folder.create(trainer.description(command)))
-            trainer.save()  # the initial weights are on the disk before they change
+            trainer.save()  # the initial weights are on disk before they change
             if announce is not None:
                 announce(trainer)
             return trainer.fit()
@@ -65,14 +65,14 @@ def train(
 
 @contextlib.contextmanager
 def owned(folder: RunFolder) -> Iterator[None]:
-    """Be the only job that writes into a folder: the first process locks it for all."""
+    """Lock a folder for this job: the first process holds the lock for all."""
     with contextlib.ExitStack() as released:
         first(lambda: released.enter_context(folder.own()))
         yield
 
 
 def _check_free(trainer: Trainer) -> None:
-    """Refuse a folder that holds something; a run in it is named."""
+    """Refuse a folder that is not empty; the message names a run in it."""
     folder = trainer.folder
     if folder.is_taken:
         try:
@@ -101,7 +101,7 @@ def resume(
 
     `announce` is called once, before the first step.
 
-    Processes that torchrun started share the work; their number may differ from that of the run so far.
+    Processes of torchrun share the work; their number may differ from before.
     """
     place = RunFolder(Path(folder))
     record = place.record
@@ -122,7 +122,7 @@ def resume(
                     f"the {split} images are not those that {place.path} was started with; nothing was changed"
                 )
         check_extra(place.path, record, trainer.extra)
-        trainer.run_hash = record.run_hash  # of the version that began the run: this one may have more settings
+        trainer.run_hash = record.run_hash  # as in the version that began the run: this one may have more settings
         if begun:
             trainer.restore()
             trainer.model.notes = record.model_notes

@@ -7,12 +7,12 @@ import math
 from taet.config import Run, epoch_at
 
 POINTS, IMAGES = 20, 1000
-"""Points of a curve that decides nothing, and images of each, if the run asks for no others."""
+"""Default points, and images per point, of a curve that does not affect the weights."""
 
 ONE_CYCLE_RISE = 0.3
-"""Share of the steps over which one-cycle rises if no other is given."""
+"""Default fraction of the steps over which one-cycle rises."""
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25 / 10_000
-"""Its first and last rate over the highest."""
+"""First and last rate of one-cycle, relative to the highest."""
 
 
 def milestone_epochs(run: Run) -> tuple[int, ...]:
@@ -21,12 +21,12 @@ def milestone_epochs(run: Run) -> tuple[int, ...]:
 
 
 def curve_decides(run: Run, learns: bool) -> bool:
-    """Whether the curve chooses the epoch, or the method `learns` from it."""
+    """Whether the curve selects the epoch, or the method `learns` from it."""
     return learns or run.training.selection != "last"
 
 
 def watched_epochs(run: Run, learns: bool) -> tuple[int, ...]:
-    """Epochs, from 0, that have a point of the curve, from which the method `learns` or not."""
+    """Epochs, from 0, with a point of the curve; `learns`: the method learns from it."""
     every, epochs = run.training.monitor_every, run.training.epochs
     if every is None:
         every = 1 if curve_decides(run, learns) else max(1, epochs // POINTS)
@@ -34,7 +34,7 @@ def watched_epochs(run: Run, learns: bool) -> tuple[int, ...]:
 
 
 def watched_images(run: Run, learns: bool) -> int | None:
-    """The most images of a point of the curve, from which the method `learns` or not; None: all."""
+    """Largest number of images of a point of the curve, None for all; `learns`: the method learns from it."""
     if run.training.monitor_images is None:
         return None if curve_decides(run, learns) else IMAGES
     return run.training.monitor_images
@@ -43,9 +43,9 @@ def watched_images(run: Run, learns: bool) -> int | None:
 def learning_rate(run: Run, epoch: int, step: int, steps: int) -> float:
     """Learning rate of `step` (from 0, of `steps` in an epoch) in `epoch` (from 0).
 
-    Over the first W = warmup * epochs the rate rises linearly, up to `lr` at the last of their steps. From there
+    Over the first W = warmup * epochs the rate rises linearly, up to `lr` at the last of their steps. After that,
     `steps`: divided by ten at every milestone that has passed; `cosine`: half of 1 + cos(pi u), u the completed
-    share of the remaining steps (Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983, without restarts).
+    fraction of the remaining steps (Loshchilov and Hutter, ICLR 2017, arXiv:1608.03983, without restarts).
 
     `one-cycle` rises from lr / 25 to lr and falls to lr / 250,000, each by half a cosine (Smith and Topin,
     arXiv:1708.07120, as torch's OneCycleLR has it; the momentum stays).

@@ -1,4 +1,4 @@
-"""The network of a run, and the record that describes the run when it begins."""
+"""The network of a run, and the record that describes a new run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from taet.training.resolve import Resolved, check_needs
 def build_model(
     resolved: Resolved, dataset: Dataset, given: nn.Module | None, device: torch.device, weights: str | None
 ) -> Classifier | Adapter:
-    """Return the network on `device`: the one that the run names, with a file of `weights`, or the `given` one."""
+    """Return the network on `device`: the run's own, with a file of `weights`, or the `given` one."""
     run = resolved.run
     if given is None:
         model = _named(resolved, dataset, weights)
@@ -53,7 +53,7 @@ def _named(resolved: Resolved, dataset: Dataset, weights: str | None) -> Classif
         stem=chosen.stem,
         weights=None if weights is None else read_weights(Path(weights)),
     )
-    # A custom callable decides itself what its network does with images in [0, 1].
+    # A custom callable handles the normalisation of images in [0, 1] itself.
     if isinstance(built, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
         built.normalize_by(*dataset.train.channel_statistics())
     return built
@@ -69,13 +69,13 @@ def attack_view(model: nn.Module, run: Run, image_shape: tuple[int, int, int]) -
 def check_processes(
     run: Run, device: torch.device, smallest_batch: int, model: nn.Module, method: Method, images: Iterable[str]
 ) -> None:
-    """Refuse what several processes cannot share; `images` are the SHA-256 of all splits."""
+    """Refuse settings or images that several processes cannot share; `images` holds the SHA-256 of all splits."""
     processes = world_size()
     if processes == 1:
         return
     if device.index is not None:
         raise UserError(f"device: got {device} for {processes} processes; allowed: auto, cuda or cpu")
-    # Batch normalisation of one process needs two images; synchronised, it takes any number.
+    # Batch normalisation of one process needs two images; synchronised, it accepts any number.
     if not run.training.sync_bn and normalisations(model, method) and smallest_batch < 2 * processes:
         got = f"got batches of {smallest_batch} images for {processes} processes"
         raise UserError(f"sync bn: {got}; allowed without it: {2 * processes} or more, two images for each")
@@ -84,7 +84,7 @@ def check_processes(
 
 
 def check_pretrained(chosen: Model, recorded: str | None, folder: Path) -> None:
-    """Refuse to start again from another file of pretrained weights than the run's, whose SHA-256 is `recorded`."""
+    """Refuse to restart from a file of pretrained weights whose SHA-256 is not the `recorded` one."""
     if chosen.weights is None:
         return
     path = weights_file(Path(chosen.weights))
@@ -105,7 +105,7 @@ def describe(
     model_given: bool,
     arrays: bool,
 ) -> RunRecord:
-    """Return the record of a run that begins; `command` is the call that started it."""
+    """Return the record of a new run; `command` is the call that started it."""
     run, method, weights = resolved.run, resolved.method, resolved.run.model.weights
     stages = method.task.stages
     changes = [e for e, stage in enumerate(stages) if e == 0 or stages[e - 1] != stage]

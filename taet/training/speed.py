@@ -1,4 +1,4 @@
-"""The arithmetic and the number of threads with which a network is fastest on this machine, measured once and kept."""
+"""The fastest precision and number of threads for a network on this machine, measured once and cached."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from taet.training.choices import Chosen
 from taet.training.environment import cores, instructions, on_threads, processor, version
 
 PRECISIONS = ("bf16", "float32")
-ENOUGH = 0.01  # seconds of a pass, so that the clock's resolution and the calls of operations matter little
-ROUNDS = 4  # the passes of each side take turns; the first only fills caches, and the fastest of the others counts
-HOPELESS = 3.0  # a side that takes as many times as long as the other is not measured again
-CLEAR = 0.9  # bf16 or fewer threads must save a tenth: both change the bits, and chance decides about less
+ENOUGH = 0.01  # seconds of a pass, long enough to hide the clock's resolution and the overhead of calls
+ROUNDS = 4  # the options alternate; the first pass of each only fills caches, and the fastest of the others counts
+HOPELESS = 3.0  # an option that takes this many times as long as the other is not measured again
+CLEAR = 0.9  # bf16 or fewer threads must save a tenth: both change results, and smaller gains may be noise
 Seconds = dict[str, float]
 
 
 def settle(
     training: Training, model: nn.Module, image_shape: tuple[int, int, int], device: torch.device
 ) -> dict[str, Chosen]:
-    """Return the precision that `auto` stands for, and the threads where none are named and fewer are faster.
+    """Return the precision for `auto`, and the number of threads if none is set and fewer are faster.
 
-    On a GPU bf16 is taken if the GPU has instructions for it; on a CPU, if it saves a tenth. There both sides are
+    On a GPU bf16 is used if the GPU has instructions for it; on a CPU, if it saves a tenth. On a CPU both options are
     measured on the view that attacks run on: precision in CPU seconds of one thread, which other programs hardly
-    change; threads in seconds on the clock, and only if OMP_NUM_THREADS leaves the choice and the machine is idle. The
-    result is kept in TAET_CACHE, by facts about machine, software and network.
+    affect; threads in wall-clock seconds, only if OMP_NUM_THREADS is not set and the machine is idle. The result is
+    cached in TAET_CACHE, keyed by facts about machine, software and network.
     """
     made: dict[str, Chosen] = {}
     chosen = training.precision
@@ -87,7 +87,7 @@ def pass_seconds(model: nn.Module, image_shape: tuple[int, int, int], chosen: st
 
 
 def _threads(model: nn.Module, image_shape: tuple[int, int, int], batch_size: int, bf16: bool) -> Chosen | None:
-    """Return 1 thread if that is faster than torch's choice; None if it is not, or if the user chose."""
+    """Return 1 thread if it is faster than torch's default; None if it is not, or if the user has set a number."""
     most = torch.get_num_threads()
     if "OMP_NUM_THREADS" in os.environ or most != cores() or most == 1 or os.getloadavg()[0] > cores() / 2:
         return None
@@ -115,10 +115,10 @@ def _threads(model: nn.Module, image_shape: tuple[int, int, int], batch_size: in
 
 
 def _pass(model: nn.Module, image_shape: tuple[int, int, int], bf16: bool) -> Callable[[int], None]:
-    """Return a function that passes n images forward and back to the images, as a step of the attack does."""
+    """Return a function that passes n images forward and back to the images, as an attack step does."""
     try:
         attacked = fold(model, image_shape, torch.bfloat16 if bf16 else None).module
-    except Exception:  # it cannot be folded
+    except Exception:  # the model cannot be folded
         attacked = copy.deepcopy(model)
     noise = torch.Generator().manual_seed(0)
 
@@ -131,7 +131,7 @@ def _pass(model: nn.Module, image_shape: tuple[int, int, int], bf16: bool) -> Ca
 
 
 def _size(work: Callable[[int], None], most: int, enough: float = ENOUGH) -> int:
-    """Return the images of a pass of about `enough` CPU seconds: two, doubled as often as it takes, at most a batch."""
+    """Return the number of images for a pass of about `enough` CPU seconds: 2, 4, 8, ..., at most `most`."""
     size = 2
     work(size)  # the first pass only fills caches
     while size < most:
@@ -144,7 +144,7 @@ def _size(work: Callable[[int], None], most: int, enough: float = ENOUGH) -> int
 
 
 def _fastest(sides: Mapping[str, Callable[[], None]], clock: Callable[[], float]) -> Seconds:
-    """Return the seconds of each side: the least of a few rounds in which they take turns."""
+    """Return the seconds of each option: the minimum over a few rounds in which the options alternate."""
     found: Seconds = {}
     for number in range(ROUNDS):
         for name, work in sides.items():
@@ -158,7 +158,7 @@ def _fastest(sides: Mapping[str, Callable[[], None]], clock: Callable[[], float]
 
 
 def _facts(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Return what the speed of a network depends on: machine, software, and the network by its layers' shapes."""
+    """Return the facts that determine the speed of a network: machine, software, and the shapes of its layers."""
     layers = [[name, list(value.shape)] for name, value in model.state_dict().items()]
     return {
         "processor": processor(),
@@ -171,9 +171,9 @@ def _facts(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any
 
 
 def _kept(facts: Mapping[str, Any], measure: Callable[[], Seconds]) -> Seconds:
-    """Return the seconds that were measured under the same facts, else measure them and keep them.
+    """Return the cached seconds for the same facts, or measure and cache them.
 
-    A file that is missing, damaged or about something else is measured anew; one that cannot be written is left out.
+    A missing, damaged or unrelated file is replaced by a new measurement; if it cannot be written, nothing is cached.
     """
     path = cache() / "speed" / f"{digest(dict(facts))[:24]}.json"
     with suppress(UserError):

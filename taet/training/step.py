@@ -1,4 +1,4 @@
-"""Training steps, the same for every method: one step, and what the steps of a run have in common."""
+"""Training steps, the same for every method: one step, and the shared state of the steps of a run."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _tensors(model: nn.Module, method: nn.Module, optimizer: torch.optim.Optimiz
 
 
 class Steps:
-    """The steps of a run: its settings, and the attack of its protocol with the noise that belongs to each batch."""
+    """The steps of a run: its settings, and the attack of its protocol with the noise of each batch."""
 
     def __init__(self, run: Run, device: torch.device, weighting: Weighting) -> None:
         self.run, self.device, self.weighting = run, device, weighting
@@ -96,7 +96,7 @@ class Steps:
         torch.manual_seed(derive_seed(self.run.seed, "model", *purpose, *([rank()] if rank() else [])))
 
     def attack(self, place: tuple[int, int], *purpose: str | int) -> Attack:
-        """Return the attack on images at `place` in their batch, with the noise that belongs to `purpose`."""
+        """Return the attack on images at `place` in their batch, with the noise for `purpose`."""
         source = Source(generator(self.device, self.run.seed, *purpose), *place)
         return Attack(self.run.threat, source, None, *self.weighting)
 
@@ -112,7 +112,7 @@ class Steps:
         view: View | None,
         graphs: Graphs | None = None,
     ) -> Loss:
-        """Take a `training_step` of `epoch`; a batch that is too small for batch normalisation is a UserError."""
+        """Run a `training_step` of `epoch`; a batch that is too small for batch normalisation raises a UserError."""
         training = self.run.training
         awp = training.awp if epoch >= epoch_at(training.awp_start, training.epochs) else 0.0
         own = (model, method, optimizer, batch, attack)
@@ -129,10 +129,10 @@ class Steps:
     def examples(
         self, model: nn.Module, method: Method, x: Tensor, y: Tensor, place: tuple[int, int], *purpose: str | int
     ) -> Tensor:
-        """Return what `method` trains on for x (N, C, H, W): adversarial examples, or x itself in a clean stage."""
+        """Return the training inputs of `method` for x (N, C, H, W): adversarial examples, or x in a clean stage."""
         with (
             torch.enable_grad(),
-            buffers_kept(model),  # an attack in train mode moves the statistics
+            buffers_kept(model),  # an attack in train mode updates the statistics
             frozen(model, self.run.threat.bn_mode),
             _precision(self.device, self.autocast),
         ):

@@ -11,7 +11,7 @@ from taet.training.record import Row, balanced_accuracies
 
 
 class Board:
-    """TensorBoard events in a folder, which is made with the first row; a missing package is a UserError at once."""
+    """TensorBoard events in a folder, created with the first row; a missing package raises a UserError immediately."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -22,13 +22,13 @@ class Board:
         self.writer: Any = None
 
     def write(self, row: Row) -> None:
-        """Add one epoch."""
+        """Add the scalars of one epoch."""
         self.writer = self.open() if self.writer is None else self.writer
         for name, value in scalars(row).items():
             self.writer.add_scalar(name, value, row["epoch"])
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write all pending events."""
         if self.writer is not None:
             self.writer.close()
 

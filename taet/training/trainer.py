@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, a curve, checkpoints; any kill leaves a run folder that can be resumed."""
+"""The training loop: epochs of steps, a curve, checkpoints; a run that is killed at any time can be resumed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from taet.training.tensorboard import Board
 
 _logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.5  # between two looks at the loss, for the progress line and for numbers that are not finite
+LOOK_SECONDS = 0.5  # between two reads of the loss, for the progress line and the check for values that are not finite
 
 
 class Spent(TypedDict):
@@ -71,7 +71,7 @@ class Spent(TypedDict):
 class Trainer:
     """State and loop of one run.
 
-    With `begun` the weights are about to be restored, so the file of pretrained ones is not read again.
+    With `begun` the weights will be restored, so the file of pretrained weights is not read again.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Trainer:
         self.run_hash = run_hash(self.run)
         smallest = min(end - begin for begin, end in self.loader.bounds)
         check_processes(self.run, self.device, smallest, self.model, self.method, self._split_hashes().values())
-        copy_first(self.model.state_dict().values())  # processes may have initialised it differently
+        copy_first(self.model.state_dict().values())  # processes may have different initial weights
         self.optimizer = build_optimizer(self.model, training)
         self.view = attack_view(self.model, self.run, self.dataset.image_shape)
         captured = training.capture and self.device.type == "cuda" and world_size() == 1
@@ -149,7 +149,7 @@ class Trainer:
         self.mark = self.looked_at = self.saved_at = time.monotonic()
 
     def description(self, command: str) -> RunRecord:
-        """Return what run.json holds; `command` says how the run was called."""
+        """Return the content of run.json; `command` is the call that started the run."""
         record = describe(self.resolved, self.dataset, self.model, self.threads, self.device, command, **self.given)
         return record if self.extra is None else with_extra(record, self.extra, self.resolved)
 
@@ -178,21 +178,21 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write the checkpoint; a run whose numbers are not finite stops instead and keeps the file it has."""
+        """Write the checkpoint; if values are not finite, stop instead and keep the previous file."""
         self._check_finite()
         values = {"run_hash": self.run_hash} | {name: part.save() for name, part in self.parts.items()}
         first(lambda: self.folder.save_checkpoint(values))
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Load the checkpoint, and cut the metrics to their length at that time.
+        """Load the checkpoint, and truncate the metrics to their length at that time.
 
-        A part that does not fit this run, however it fails to load, is a UserError, before anything is written.
+        A part that does not fit this run raises a UserError before anything is written.
         """
-        values = {"metrics_sha256": ""} | self.folder.load_checkpoint(self.run_hash)  # older ones have no such part
+        values = {"metrics_sha256": ""} | self.folder.load_checkpoint(self.run_hash)  # absent in older checkpoints
         if missing := sorted(self.parts.keys() - values.keys()):
             raise UserError(
-                f"{self.folder.checkpoint} lacks {missing[0]}: another version of taet wrote it; start anew"
+                f"{self.folder.checkpoint} lacks {missing[0]}: another version of taet wrote it; start a new run"
             )
         for name, part in self.parts.items():
             with located(str(self.folder.checkpoint)), custom_code(f"{name} does not fit this run"):
@@ -214,7 +214,7 @@ class Trainer:
 
     def _check_finite(self) -> None:
         sums = self.epoch_sums.sums
-        for name in sorted(sums, key=lambda part: part == "total"):  # name the part before the sum of all
+        for name in sorted(sums, key=lambda part: part == "total"):  # name a part rather than their sum
             if not math.isfinite(sums[name].item()):
                 self._stop_not_finite("the loss" if name == "total" else f"the part {name} of the loss")
         if not all(torch.isfinite(p).all() for p in (*self.model.parameters(), *self.method.parameters())):
@@ -228,7 +228,7 @@ class Trainer:
         )
 
     def fit(self) -> TrainingResult:
-        """Train to the end of the last epoch, from wherever the state is."""
+        """Train from the current state to the end of the last epoch."""
         self.looked_at = self.mark = time.monotonic()
         keep_freed_memory(self.device)
         with (
@@ -266,29 +266,29 @@ class Trainer:
                     self.average.add(self.model, ema_decay(number, warmup, run.training.ema))
                 self._pause("training")
         self._check_finite()
-        # A run that was stopped while it watched comes here again, with the epoch averaged already.
+        # A run that was interrupted while measuring the curve comes here again, with this epoch already averaged.
         average, resolved = self.average, self.resolved
         if average is not None and resolved.averages_epochs and average.models == epoch - resolved.first_averaged:
             average.add_equally(self.model)
 
     def _rebalance(self) -> None:
-        """Set the attack's weights to the predictions of the last epoch, in place: a captured step sees them."""
+        """Set the attack's weights to the predictions of the last epoch, in place for captured steps."""
         counts = self.method.exposure
         weights, _ = generation_weighting(self.run.threat.weighting, counts, self.predicted.to(counts.dtype))
         if weights is not None and self.steps.weighting.weights is not None:
             self.steps.weighting.weights.copy_(weights)
 
     def _measure_drift(self) -> list[float] | None:
-        """Distance per class between the examples of this epoch and of the one before, if the run asks for it."""
+        """Distance per class between the examples of this and of the previous epoch, if the run records it."""
         return self.drift.measure(
             lambda number, place, x, y: self.steps.examples(self.model, self.method, x, y, place, "drift", number),
             self.run.training.batch_size,
         )
 
     def _pause(self, doing: str) -> None:
-        """Between two batches: measure time, show progress, save if it is due, and stop if the user asked for it.
+        """Between two batches: measure time, show progress, save if due, and stop if the user asked for it.
 
-        Clocks and signals differ between processes, so each does what is due in any of them.
+        Clocks and signals differ between processes, so all processes act if it is due in any of them.
         """
         now = time.monotonic()
         self.seconds["all"] += now - self.mark
@@ -313,7 +313,7 @@ class Trainer:
             raise KeyboardInterrupt(f"what was done so far is saved in {self.folder.path}; go on with: {command}")
 
     def _watch(self) -> WatchedEpoch | None:
-        """The point of the curve that belongs to this epoch, if there is one."""
+        """Measure the point of the curve for this epoch, if it has one."""
         if self.epoch not in self.curve.epochs:
             return None
         pause = functools.partial(self._pause, "watching")
@@ -326,7 +326,7 @@ class Trainer:
 
     def _end_epoch(self, watched: WatchedEpoch | None, distance: list[float] | None) -> None:
         sums, steps = self.epoch_sums, len(self.loader)
-        # Here and not where the curve is measured: a run that is stopped in between measures it once more.
+        # Not where the curve is measured, because a run that is interrupted in between measures it again.
         if watched is not None and watched.seen is not None:
             self.method.feedback(self.epoch, watched.seen)
         correct, total, predicted = sums.together()
@@ -355,7 +355,7 @@ class Trainer:
         self._show(f"loss {row['loss']['total']:.3f} · balanced accuracy: {seen}")
 
     def _finish(self) -> TrainingResult:
-        """Write the delivered weights, the others if of another epoch, and the mark that the run is done."""
+        """Write the delivered weights, those of other epochs if they differ, and the mark that the run is done."""
         if self.average is not None and self.method.average_decay and not self.average.models:
             _logger.warning("taet: no epoch passed the gate of the average; the run delivers its last weights")
         last, best = self.run.training.epochs - 1, self.curve.best_epoch
@@ -380,7 +380,7 @@ class Trainer:
         self.folder.save_weights(name, tensors, WeightsAbout(self.run.method, epoch + 1, self.run_hash))
 
     def _deployed(self, *, averaged: bool = True) -> nn.Module:
-        """A copy of the model as it is deployed: averaged weights if the run asks for them, and the method's offset."""
+        """Copy the model for deployment: with averaged weights if the run uses them, and the method's offset."""
         model = copy.deepcopy(self.model)
         if averaged and self.average is not None and self.average.models:
             model.load_state_dict(self.average.tensors)
@@ -390,10 +390,10 @@ class Trainer:
         return model
 
     def _estimate_statistics(self, model: nn.Module) -> None:
-        """Set the statistics of batch normalisation to those of one epoch of the examples that `model` faces.
+        """Set the statistics of batch normalisation by one epoch of training examples for `model`.
 
-        An average of weights is a network that never saw a batch. The public code of SWA in this field passes clean
-        images; a network trained on adversarial ones needs theirs.
+        Averaged weights have no statistics of their own. The public code of SWA in this field uses clean images; a
+        network trained on adversarial images needs the statistics of those.
         """
         attacked = copy.deepcopy(model)
         epoch = min(self.epoch, self.run.training.epochs - 1)
@@ -412,7 +412,7 @@ class Trainer:
             average_statistics(model)
 
     def expected_seconds(self) -> float:
-        """Return how long the run takes from its start, measured by a step of every stage on copies."""
+        """Return the estimated duration of the whole run, measured by a step of every stage on copies."""
         with (
             _global_state_kept(self.device, self.threads),
             synchronised(self.model, self.method, wanted=self.run.training.sync_bn),
@@ -422,7 +422,7 @@ class Trainer:
             return self.work.seconds(self.stages, lambda epoch: self._pace(epoch, batch))
 
     def _pace(self, epoch: int, batch: Batch) -> float:
-        """Seconds of one pass of one image in a step of `epoch`: the second step, since the first sets things up."""
+        """Seconds of one pass of one image in a step of `epoch`: of the second step, as the first includes setup."""
         model, method = copy.deepcopy((self.model, self.method))
         optimizer = build_optimizer(model, self.run.training)
         view = attack_view(model, self.run, self.dataset.image_shape)
@@ -437,7 +437,7 @@ class Trainer:
         return (time.monotonic() - begun) * self.loader.per_epoch / place[1] / self.work.training[epoch]
 
     def _show(self, ended: str = "") -> None:
-        """Show progress; `ended` is what is known of the epoch that has just ended, which is worth a line."""
+        """Show progress; `ended` describes an epoch that has just ended and is printed on its own line."""
         if self.progress is None:
             return
         epochs, sums = self.run.training.epochs, self.epoch_sums
@@ -453,7 +453,7 @@ class Trainer:
 
 
 def _check_score(value: object) -> None:
-    """Refuse what is no score; before the first point of the curve it is -inf."""
+    """Refuse an invalid score; before the first point of the curve it is -inf."""
     if not isinstance(value, float) or math.isnan(value):
         raise TypeError("not a number")
 

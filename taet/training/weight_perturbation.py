@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from taet.distributed import average_gradients
 
-TINY = 1e-20  # of the public code: a weight tensor without a gradient is not perturbed
+TINY = 1e-20  # from the public code: a weight tensor without a gradient is not perturbed
 
 
 def weight_perturbations(weights: list[Tensor], gradients: list[Tensor], gamma: float) -> tuple[Tensor, ...]:
     """Return v = gamma ||w|| g / ||g|| for each weight and gradient; norms are over whole tensors (equations 7 to 9).
 
-    The public code gets the direction from a step of a proxy model whose learning rate cancels; this is exact.
+    The public code takes the direction from a step of a proxy model whose learning rate cancels; this is exact.
     """
     norms = torch._foreach_add(torch._foreach_norm(gradients), TINY)
     lengths = torch._foreach_div(torch._foreach_norm(weights), norms)

@@ -88,13 +88,13 @@ def test_a_model_of_any_origin_passes_or_fails(taet: Any, place: Path) -> None:
     [
         ("", "which model? taet audit MODEL [options]"),
         ("--json", "which model? taet audit MODEL [options]"),
-        ("runs/x", "runs/x is no run folder: it holds no run.json"),
+        ("runs/x", "runs/x is not a run folder: it holds no run.json"),
         ("grey_nets:Brightness", "--data is missing: grey_nets:Brightness names no test images"),
         ("grey_nets:Brightness --data grey.npz --attacks pdg-20", "unknown attack 'pdg-20'"),
         ("grey_nets:Brightness --data grey.npz --images 0", "images: got 0; allowed: 1 or more"),
         ("grey_nets:Brightness --data grey.npz --eps 8", "eps: got 8"),
         ("grey_nets:Brightness --data grey.npz --surogate runs/x", "did you mean --surrogate?"),
-        ("grey_nets:Brightness --data grey.npz --surrogate runs/x", "runs/x is no run folder"),
+        ("grey_nets:Brightness --data grey.npz --surrogate runs/x", "runs/x is not a run folder"),
         ("grey_nets:Pair --data grey.npz", "model output: got a tuple; allowed: one tensor of logits (N, classes)"),
     ],
 )

@@ -76,10 +76,10 @@ def refused(taet: Any) -> Callable[..., None]:
         ("train --resume", ["--resume needs a value"]),
         ("train at --protocol --data.max-count 20", ["--protocol needs a value"]),
         ("train prediction-balanced", ["unknown method", "is it a plugin? name its folder in TAET_PLUGINS"]),
-        ("train --resume no", ["no is no run folder: it holds no run.json"]),
+        ("train --resume no", ["no is not a run folder: it holds no run.json"]),
         ("train --resume no --epochs 3", ["--resume takes everything from the run: got --epochs 3"]),
         ("evaluate", ["PATH is missing"]),
-        ("evaluate no", ["no is no run folder: it holds no run.json"]),
+        ("evaluate no", ["no is not a run folder: it holds no run.json"]),
         ("evaluate . --attacks autoatack", ["unknown attack 'autoatack'", "did you mean 'autoattack'?"]),
         ("evaluate . --attacks pgd", ["attack 'pgd': got no number of steps", "e.g. pgd-20"]),
         ("evaluate . --out x", ["unknown option --out; see taet evaluate --help"]),
@@ -269,13 +269,13 @@ def test_a_run_folder_that_exists(refused: Callable[..., None], small: list[str]
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 truncated", b"\x80\x04 something else"])
 def test_a_checkpoint_that_is_none(refused: Callable[..., None], damaged: Path, content: bytes) -> None:
     (damaged / "checkpoint.pt").write_bytes(content)
-    refused(["train", "--resume", damaged], "checkpoint.pt is no checkpoint of taet")
+    refused(["train", "--resume", damaged], "checkpoint.pt is not a checkpoint of taet")
     assert (damaged / "checkpoint.pt").read_bytes() == content
 
 
 def test_a_checkpoint_of_something_else(refused: Callable[..., None], damaged: Path) -> None:
     torch.save({"state_dict": {}}, damaged / "checkpoint.pt")
-    refused(["train", "--resume", damaged], "checkpoint.pt is no checkpoint of taet")
+    refused(["train", "--resume", damaged], "checkpoint.pt is not a checkpoint of taet")
 
 
 def test_runs_that_are_not_finished_or_none(refused: Callable[..., None], damaged: Path, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_runs_that_are_not_finished_or_none(refused: Callable[..., None], damage
     for words in (["evaluate", damaged], ["train", "--resume", damaged], ["report", damaged]):
         refused(words, "run.json")
     (tmp_path / "empty").mkdir()
-    refused(["evaluate", tmp_path / "empty"], "is no run folder")
+    refused(["evaluate", tmp_path / "empty"], "is not a run folder")
 
 
 def test_truncated_weights(refused: Callable[..., None], damaged: Path) -> None:

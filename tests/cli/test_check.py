@@ -121,8 +121,8 @@ def test_fresh_weights_are_told(taet: Any) -> None:
     [
         ("", "which model? taet check MODEL [options]"),
         ("--json", "which model? taet check MODEL [options]"),
-        ("runs/x", "runs/x is no run folder: it holds no run.json"),
-        (".", "is no run folder: it holds no run.json"),
+        ("runs/x", "runs/x is not a run folder: it holds no run.json"),
+        (".", "is not a run folder: it holds no run.json"),
         ("grey_nets:Brightness", "--data is missing: grey_nets:Brightness names no test images"),
         ("grey_nets:Brightness --data gray.npz", "no such file: 'gray.npz'"),
         ("grey_nets:Brightness --data grey.npz --weights w.pt", "weights: got w.pt; allowed: a file that exists"),

@@ -31,7 +31,7 @@ def test_force_replaces(taet: Any, finished: Any, tmp_path: Path) -> None:
     assert taet(*words).out == f"{tmp_path / 'x.safetensors'}\n"
     again = taet(*words)
     assert again.code == 2
-    assert "x.safetensors is there already; allowed: another --out, or --force to replace it" in again.err
+    assert "x.safetensors exists already; allowed: another --out, or --force to replace it" in again.err
     assert taet(*words, "--force").code == 0
 
 
@@ -40,7 +40,7 @@ def test_force_replaces(taet: Any, finished: Any, tmp_path: Path) -> None:
     [
         ("RUN", "--format {pt2,onnx,safetensors} is missing"),
         ("RUN --format onxx", "unknown --format 'onxx'; allowed: onnx, pt2, safetensors; did you mean 'onnx'?"),
-        ("no --format pt2", "no is no run folder: it holds no run.json"),
+        ("no --format pt2", "no is not a run folder: it holds no run.json"),
         ("RUN --format pt2 --weights model-best", "holds no model-best.safetensors: it has "),
     ],
 )

@@ -163,7 +163,7 @@ def test_many_files_by_name(taet: Any, finished: Any, tmp_path: Path) -> None:
     [
         ("RUN", "which images? taet predict"),
         ("RUN EMPTY", "no image in"),
-        ("EMPTY IMAGES", "is no run folder: it holds no run.json"),
+        ("EMPTY IMAGES", "is not a run folder: it holds no run.json"),
         ("UNFINISHED IMAGES", "holds no model.safetensors: the run is not finished; resume it first"),
         ("RUN IMAGES --attack pdg-20", "did you mean 'pgd-20'?"),
         ("RUN IMAGES --attack deepfool", "got deepfool, which has no ball"),

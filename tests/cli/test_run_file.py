@@ -82,7 +82,7 @@ def test_options_and_the_method_replace_those_of_the_file(tmp_path: Path) -> Non
         ('protocol = "taett"', "protocol: got 'taett'; allowed: taet, reat, official"),
         ("[settings]\nbeta = 3", "unknown key 'settings.beta'"),
         ("[training]\nema = 0.9\nswa = 0.5", "swa: got 0.5 with ema 0.9"),
-        ("[training", "no TOML"),
+        ("[training", "not TOML"),
         ("{", "JSON: truncated or not JSON"),
     ],
 )

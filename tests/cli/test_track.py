@@ -222,7 +222,7 @@ def test_wandb_gets_every_epoch_once(taet: Any, finished: Any, growing: Path, wa
         (("track", "RUN", "--to", "tensorboard"), "tensorboard"),
         (("track", "RUN"), "--to {mlflow,wandb} is missing"),
         (("track", "--to", "mlflow"), "which runs?"),
-        (("track", "nowhere", "--to", "mlflow"), "is no run folder"),
+        (("track", "nowhere", "--to", "mlflow"), "is not a run folder"),
         (("track", "RUN", "--to", "mlflow"), "pip install 'taet[mlflow]'"),
         (("track", "RUN", "--to", "wandb"), "pip install 'taet[wandb]'"),
     ],

@@ -182,7 +182,7 @@ def test_the_first_attack_serves_every_share(run: Path, rule: abstention.Thresho
     ("change", "match"),
     [
         ({"images": 451}, "was changed or damaged"),
-        ({"weights_sha256": "ab" * 32, "seal": True}, "about other weights than the run's; remove abstention.json"),
+        ({"weights_sha256": "ab" * 32, "seal": True}, "made with other weights than the run's; remove abstention.json"),
         ({"candidates": [0.5], "seal": True}, "another version of taet wrote it"),
         ({"under": [], "images": "x"}, "images: got 'x'"),
         ({"sha256": None}, "it has no checksum"),
@@ -206,7 +206,7 @@ def test_what_is_refused(run: Path, trained: Path, noisy: Dataset, dataset: Data
     for share in (0.0, 1.0):
         with pytest.raises(UserError, match=f"abstain share: got {share:g}; allowed: above 0, below 1"):
             thresholds(run, share, attacks=FAST)
-    with pytest.raises(UserError, match="got autoattack, which tells no probabilities; allowed: "):
+    with pytest.raises(UserError, match="got autoattack, which returns no probabilities; allowed: "):
         thresholds(run, 0.5, attacks=["autoattack"])
     with pytest.raises(UserError, match="attack: got clean, which has no ball"):
         thresholds(run, 0.5, attacks=["clean"])

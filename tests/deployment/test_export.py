@@ -215,7 +215,7 @@ def test_axes_have_names(exported: Callable[[str], Path], onnxruntime: Any) -> N
 def test_what_is_there_is_replaced_only_when_asked(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     path.write_text("mine")
-    with pytest.raises(UserError, match=r"mine\.safetensors is there already; allowed: another --out, or --force"):
+    with pytest.raises(UserError, match=r"mine\.safetensors exists already; allowed: another --out, or --force"):
         export_run(trained, "safetensors", path)
     assert path.read_text() == "mine"
     assert metadata(export_run(trained, "safetensors", path, force=True))["method"] == "robal"
@@ -265,13 +265,13 @@ def test_mistakes_are_one_line(
         assert "\n" not in str(caught.value)
 
     refused(r"unknown format 'onxx'; allowed: onnx, pt2, safetensors; did you mean 'onnx'\?", trained, "onxx")
-    refused(r"no is no run folder: it holds no run\.json", "no", "pt2")
+    refused(r"no is not a run folder: it holds no run\.json", "no", "pt2")
     unfinished = make_run(tmp_path / "unfinished", "resnet8", (3, 16, 16))
     (unfinished / "model.safetensors").unlink()
     refused("holds no model.safetensors: the run is not finished; resume it first", unfinished, "pt2")
     run = config.override(protocols.taet("standard"), {"training.monitor_every": 0, "training.epochs": 1})
     taet.train(run, out=tmp_path / "odd", model=Counting(), dataset=dataset)
-    refused("model: torch.export makes no graph of it: ", tmp_path / "odd", "pt2", model=Counting())
+    refused("model: torch.export cannot trace it: ", tmp_path / "odd", "pt2", model=Counting())
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real("json"))
     refused(r"format onnx needs the package onnxscript: pip install 'taet\[onnx\]'", trained, "onnx")

@@ -126,7 +126,7 @@ def test_passes(name: str, passes: int) -> None:
         ("pgd-20:objective=kl,target=random", "objective kl, which sees no label"),
         ("pgd-20:start=none,restarts=2", "several restarts from one start"),
         ("adaptive-pgd-20:objective=dlr", "unknown option of 'adaptive-pgd-20' 'objective'"),
-        ("taet", "attack 'taet': a protocol, which stands for 6"),
+        ("taet", "attack 'taet': got a protocol of 6 attacks"),
         ("clean:eps=1", "unknown option of 'clean' 'eps'"),
         ("autoattack:restarts=2", "unknown option of 'autoattack' 'restarts'"),
     ],

@@ -294,7 +294,7 @@ def test_other_test_images_other_settings_and_names_that_clash_are_one_line(
         (runs, "reat", "all columns of a protocol; allowed: an attack that changes every image"),
         (runs, "clean", "makes no examples"),
         (runs, "pdg-20", "did you mean 'pgd-20'"),
-        ([runs[0], tmp_path], "pgd-2", "is no run folder"),
+        ([runs[0], tmp_path], "pgd-2", "is not a run folder"),
     ]
     for folders, attack, message in refused:
         with pytest.raises(UserError, match=message) as error:

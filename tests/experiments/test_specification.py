@@ -133,7 +133,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*none\.toml: No such file"):
         read(tmp_path / "none.toml")
     (tmp_path / "broken.toml").write_text("methods = [")
-    with pytest.raises(UserError, match=r"broken\.toml: no TOML: "):
+    with pytest.raises(UserError, match=r"broken\.toml: not TOML: "):
         read(tmp_path / "broken.toml")
     (tmp_path / "wrong.toml").write_text("seeds = [0]")
     with pytest.raises(UserError, match=r"specification .*wrong\.toml: methods is missing"):
@@ -143,13 +143,13 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 GRID = 'methods = ["at"]\ndata = ["digits-lt"]\n'
 MANY = "9" * 5000
 FILES: dict[str, tuple[bytes, str]] = {
-    "lists in lists": (f"seeds = {'[' * 5000}{']' * 5000}".encode(), "no TOML: lists or tables are nested too deeply"),
+    "lists in lists": (f"seeds = {'[' * 5000}{']' * 5000}".encode(), "not TOML: lists or tables are nested too deeply"),
     "lists in a setting": (f"{GRID}[settings]\nepochs = {'[' * 50}{']' * 50}".encode(), "training.epochs: got [[["),
     "tables in tables": (f"{GRID}[settings]\na = {'{a=' * 5000}1{'}' * 5000}".encode(), "nested too deeply"),
     "a long key": (f"{GRID}[settings]\n{'a.' * 5000}a = 1".encode(), "allowed: at most 8 tables inside each other"),
     "a table of a long key": (f"{GRID}[settings.{'a.' * 5000}a]\nb = 1".encode(), "at most 8 tables inside each other"),
     "a long key at the top": (f"{'a.' * 5000}a = 1".encode(), "unknown key 'a'"),
-    "a number of 5,000 digits": (f"{GRID}seeds = [{MANY}]".encode(), "no TOML: Exceeds the limit"),
+    "a number of 5,000 digits": (f"{GRID}seeds = [{MANY}]".encode(), "not TOML: Exceeds the limit"),
     "a hexadecimal one": (
         f"{GRID}seeds = [0x{MANY}]".encode(),
         "seeds: got a int too large to print",
@@ -168,9 +168,9 @@ FILES: dict[str, tuple[bytes, str]] = {
     "not a number": (f"{GRID}imbalance = [nan]".encode(), "imbalance ratio: got nan"),
     "a date": (f"{GRID}[settings]\nepochs = 2020-01-01".encode(), "training.epochs: got datetime.date(2020, 1, 1)"),
     "a zero byte": (b'methods = ["at"]\ndata = ["npz:a\\u0000.npz"]', "text in UTF-8 without zero bytes"),
-    "half a character": (b'title = "\\ud800"', "no TOML: "),
-    "other bytes": (b'title = "\xff"', "no TOML: 'utf-8' codec"),
-    "a zip": (b"PK\x03\x04\x00\x00", "no TOML: "),
+    "half a character": (b'title = "\\ud800"', "not TOML: "),
+    "other bytes": (b'title = "\xff"', "not TOML: 'utf-8' codec"),
+    "a zip": (b"PK\x03\x04\x00\x00", "not TOML: "),
     "two megabytes": (b"#" * 2**21, "got 2,097,152 bytes; allowed: at most 1,048,576"),
     "many cells": (f"{GRID}seeds = {[*range(100_001)]}".encode(), "got 100,001 cells; allowed: at most 100,000"),
     "a long title": (f'{GRID}title = ["{"x" * 5000}"]'.encode(), "title: got ['xxx"),

@@ -101,5 +101,5 @@ def test_an_embedding_is_kept_shown_and_saved_with_its_run(smoke: Fill, tmp_path
 
     (path,) = (tmp_path / "results").glob("*.embedding-features.json")
     path.write_text(json.dumps(kept.to_json() | {"weights_sha256": "0" * 64}))
-    with pytest.raises(UserError, match="is about other weights than the card"):
+    with pytest.raises(UserError, match="was made with other weights than the card"):
         other.embedding(other.cells(SMOKE, item.rows[0], ["clean"])[0], "features")

@@ -173,7 +173,7 @@ def test_items_are_chosen_by_name_paper_and_method() -> None:
         ),
         ("items.toml", ItemsFile, "[titles]", "[titels]", "the field 'titles' is missing"),
         ("items.toml", ItemsFile, 'title = "TAET and', 'colour = 1\ntitle = "TAET and', "unknown key of .*'colour'"),
-        ("items.toml", ItemsFile, "[titles]", "[titles", "no TOML"),
+        ("items.toml", ItemsFile, "[titles]", "[titles", "not TOML"),
         ("scales.toml", dict[str, Scale], "seeds = {all = [0]}", "seeds = {all = 0}", "got a number; allowed"),
         ("scales.toml", dict[str, Scale], "attacks = ", "atacks = ", r"'atacks'.*did you mean 'attacks'\?"),
     ],

@@ -173,7 +173,7 @@ def test_a_card_of_other_weights_in_a_run_folder_is_refused(smoke: Fill, tmp_pat
     for cell in cells:
         shutil.copytree(cell.folder, tmp_path / "runs" / cell.name)
     shutil.copy(cells[0].folder / "evaluation.json", tmp_path / "runs" / cells[1].name / "evaluation.json")
-    with pytest.raises(UserError, match="is about another run than"):
+    with pytest.raises(UserError, match="belongs to another run than"):
         render.tables(Store(tmp_path, []), scales()["smoke"], item)
 
 

@@ -210,7 +210,7 @@ def test_done_that_was_cut_to_nothing_does_not_turn_checks_off(folder: Path) -> 
 
 def test_a_card_of_another_run_is_not_reported(folder: Path, other: Path, tmp_path: Path) -> None:
     shutil.copy(other / "evaluation.json", folder)
-    with pytest.raises(UserError, match=r"evaluation\.json is about another run than .*run\.json describes"):
+    with pytest.raises(UserError, match=r"evaluation\.json belongs to another run than .*run\.json"):
         report.write([folder], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
@@ -443,7 +443,7 @@ def test_one_flipped_byte_of_a_tensor_in_the_checkpoint_is_refused(folder: Path)
     content[at + 2] ^= 1
     path.write_bytes(content)
     assert torch.load(path, weights_only=True)["epoch"] == 1  # torch alone takes it
-    with pytest.raises(UserError, match=r"checkpoint\.pt is no checkpoint of taet, or is truncated \(BadZipFile"):
+    with pytest.raises(UserError, match=r"checkpoint\.pt is not a checkpoint of taet, or is truncated \(BadZipFile"):
         resume(folder)
 
 

@@ -61,13 +61,13 @@ def test_a_checkpoint_comes_back_as_it_was(path: Path) -> None:
 def test_a_truncated_checkpoint_is_refused(path: Path, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    refused(lambda: RunFolder(path.parent).load_checkpoint(HASH), "is no checkpoint of taet, or is truncated")
+    refused(lambda: RunFolder(path.parent).load_checkpoint(HASH), "is not a checkpoint of taet, or is truncated")
 
 
 @pytest.mark.parametrize("state", [{"model": 1}, [1, 2], torch.zeros(3), {"schema": "one"}])
 def test_a_foreign_checkpoint_is_refused(path: Path, state: Any) -> None:
     torch.save(state, path)
-    refused(lambda: RunFolder(path.parent).load_checkpoint(HASH), "is no checkpoint of taet")
+    refused(lambda: RunFolder(path.parent).load_checkpoint(HASH), "is not a checkpoint of taet")
 
 
 def test_a_newer_checkpoint_is_refused(path: Path) -> None:
@@ -97,7 +97,7 @@ class Malicious:
 def test_code_in_a_checkpoint_is_never_run(path: Path) -> None:
     mark = path.parent / "mark"
     torch.save({"schema": 1, "run_hash": HASH, "evil": Malicious(mark)}, path)
-    refused(lambda: RunFolder(path.parent).load_checkpoint(HASH), "is no checkpoint of taet")
+    refused(lambda: RunFolder(path.parent).load_checkpoint(HASH), "is not a checkpoint of taet")
     assert not mark.exists()
     torch.load(path, weights_only=False)
     assert mark.exists()  # the file would have run it
@@ -133,7 +133,7 @@ def test_truncated_weights_are_refused(tmp_path: Path, size: int) -> None:
     path, model = tmp_path / "model.safetensors", models.build("resnet8", 3)
     save_weights(path, model.state_dict(), {})
     path.write_bytes(path.read_bytes()[:size])
-    refused(lambda: load_weights(path, model), "is no safetensors file, or is truncated")
+    refused(lambda: load_weights(path, model), "is not a safetensors file, or is truncated")
 
 
 @pytest.mark.parametrize("method", ["at", "taet"])
