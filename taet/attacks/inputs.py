@@ -105,12 +105,12 @@ def check_model(model: object) -> None:
 def check_type(model: Model, x: Tensor) -> None:
     """Raise a `UserError` if the model fails for the type of the images and not for that of its weights."""
     tensors = [*model.parameters()] if isinstance(model, nn.Module) else []
-    types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} or {torch.float32}
+    types = [tensor.dtype for tensor in tensors if tensor.is_floating_point()] or [torch.float32]
     if x.dtype in types:
         return
     tried = x[:2].to(tensors[0].device if tensors else x.device)
     reason = _failure(model, tried)
-    if reason and not _failure(model, tried.to(types.pop())):  # a model for batches of one size fails for both
+    if reason and not _failure(model, tried.to(types[0])):  # a model for batches of one size fails for both
         allowed = "the type of the model's weights, as in x.float() and model.float()"
         raise UserError(f"images: got {x.dtype}, on which the model fails ({reason}); allowed: {allowed}")
 

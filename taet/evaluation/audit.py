@@ -22,7 +22,6 @@ from taet.attacks.objectives import Objective, margin
 from taet.attacks.spec import Model
 from taet.attacks.units import Arrays, run_units
 from taet.bounds import Count, check_value
-from taet.config import Evaluation
 from taet.data.dataset import images_sha256
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
@@ -37,7 +36,7 @@ from taet.evaluation.measurement import EvaluationPlan, Extent, measure, plan_ev
 from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
 from taet.evaluation.runner import Runner, make_runner
-from taet.evaluation.subject import Given, Labels, Subject, check_used, given_images, subject_of
+from taet.evaluation.subject import ImagesArgument, Labels, Subject, check_used, given_images, subject_of
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
 from taet.losses.long_tail import cross_entropy
@@ -110,10 +109,10 @@ class Audit:
 
 def audit(
     model_or_run_dir: nn.Module | str | os.PathLike[str],
-    images: Given = None,
+    images: ImagesArgument = None,
     labels: Labels | None = None,
     *,
-    settings: Evaluation | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     count: int = IMAGES,
     surrogate: tuple[str, nn.Module] | None = None,
     class_names: Sequence[str] | None = None,

@@ -45,15 +45,14 @@ def attacks_of(settings: Evaluation, eps: float | None = None) -> list[AttackSpe
     return parse_attacks(expanded.attacks, expanded, eps)
 
 
-def changes(settings: Evaluation | Mapping[str, Any] | None, **given: Any) -> dict[str, Any]:
+def changes(settings: Mapping[str, Any] | None, **given: Any) -> dict[str, Any]:
     """Return the fields of `Evaluation` that a call changes, from a mapping and from keyword arguments.
 
     None is a value only of a field that may be None. Any other field's name is a `UserError`.
     """
-    if not (settings is None or isinstance(settings, Evaluation | Mapping)):
-        kind = type(settings).__name__
-        raise UserError(f"settings: got a {kind}; allowed: an Evaluation, or a mapping of its fields")
-    known, changed = hints(Evaluation), {**settings} if isinstance(settings, Mapping) else {}
+    if not (settings is None or isinstance(settings, Mapping)):
+        raise UserError(f"settings: got {type(settings).__name__}; allowed: a mapping of fields of Evaluation")
+    known, changed = hints(Evaluation), {} if settings is None else {**settings}
     for name in (*changed, *given):
         if name not in known:
             raise unknown("field of the settings", str(name), known)

@@ -24,7 +24,7 @@ from taet.evaluation.match import Match, Player
 from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, owned, plan_evaluation
 from taet.evaluation.runner import one_threat_model
 from taet.evaluation.sequential import StopRule
-from taet.evaluation.subject import Given, Labels, Subject, given_images, subject_of
+from taet.evaluation.subject import ImagesArgument, Labels, Subject, given_images, subject_of
 from taet.formatting import short, size
 from taet.progress import Progress
 from taet.training.environment import keep_freed_memory, resolve_device
@@ -38,7 +38,7 @@ Side = Model | Sequence[Model]
 def decide(
     first_side: Side,
     second_side: Side,
-    images: Given = None,
+    images: ImagesArgument = None,
     labels: Labels | None = None,
     *,
     attacks: Sequence[str] | str | None = None,

@@ -18,7 +18,7 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.measurement import Extent, measure, plan_evaluation
 from taet.evaluation.schema import CurveName
-from taet.evaluation.subject import Given, Labels, check_used, given_images, subject_of
+from taet.evaluation.subject import ImagesArgument, Labels, check_used, given_images, subject_of
 from taet.progress import Progress
 from taet.training.environment import resolve_device
 from taet.training.folder import DELIVERED, RunFolder
@@ -26,7 +26,7 @@ from taet.training.folder import DELIVERED, RunFolder
 
 def evaluate(
     model_or_run_dir: nn.Module | str | os.PathLike[str],
-    images: Given = None,
+    images: ImagesArgument = None,
     labels: Labels | None = None,
     *,
     settings: Evaluation | Mapping[str, Any] | None = None,
@@ -97,8 +97,8 @@ def evaluate(
             that the run does not know, a model that returns anything but finite logits (N, classes), an `out` that
             belongs to something else, an argument that says nothing of such a model.
     """
-    changed = bundles.changes(settings, **changes)
     whole = settings if isinstance(settings, Evaluation) else None
+    changed = bundles.changes(None if isinstance(settings, Evaluation) else settings, **changes)
     bundles.attacks_of(replace(whole or Evaluation(), **changed))  # a mistake is reported before anything is loaded
     curve_attacks(curves, Evaluation(), Threat().eps)
     folder = None if out is None else RunFolder(Path(out))

@@ -71,6 +71,7 @@ class GivenImages:
     labels: Labels
     class_names: Sequence[str] | None = None
     train_class_counts: Sequence[int] | None = None
+    """Training images of each class for a Module; a run has its own."""
     about: Mapping[str, Any] | None = None
     """Their description on the card."""
 
@@ -81,13 +82,13 @@ class GivenImages:
         return cls(test.images, test.labels, dataset.class_names, counts, dataset.about())
 
 
-Given = Images | Tensor | GivenImages | None
+ImagesArgument = Images | Tensor | GivenImages | None
 """Images of a call, alone or with their labels and further information."""
 
 
 def given_images(
     what: str,
-    images: Given,
+    images: ImagesArgument,
     labels: Labels | None,
     class_names: Sequence[str] | None = None,
     train_class_counts: Sequence[int] | None = None,

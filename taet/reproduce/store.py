@@ -32,7 +32,7 @@ COMMITTED = Path(taet.__file__).parents[1] / "results"
 EVERY = 5
 """Committed epochs are those with a point of the curve, and every one whose number is a multiple of this."""
 T = TypeVar("T")
-Filled = Literal["done", "started", "missing", "not applicable"]
+CellState = Literal["done", "started", "missing", "not applicable"]
 
 
 def cell_hash(run: Run) -> str:
@@ -79,7 +79,7 @@ class StoredCell:
         return () if self.cell.run is None else self.cell.run.evaluation.attacks
 
     @property
-    def state(self) -> Filled:
+    def state(self) -> CellState:
         """State of the run; done means that a card has every attack."""
         if self.cell.run is None:
             return "not applicable"
@@ -186,7 +186,10 @@ class Store:
     def _seeds(self) -> Mapping[str, list[int]]:
         """The seeds of committed cards and of finished runs, by the hash that they share."""
         own = [RunFolder(path) for path in (self.out / "runs").glob("*/")]
-        runs = [run for _, run in self._runs] + [folder.record.run for folder in own if folder.is_done]
+        runs = [run for _, run in self._runs]
+        for folder in own:
+            with contextlib.suppress(UserError):  # one that no row needs; others are verified where they are read
+                runs += [folder.record.run] if folder.is_done else []
         return grouped((_any_seed(run), run.seed) for run in runs)
 
     def embedding(self, one: StoredCell, of: str) -> Embedding | None:

@@ -36,4 +36,5 @@ class Board:
 def scalars(row: Row) -> dict[str, float]:
     """Learning rate, loss and parts, and balanced accuracies of one row of metrics.jsonl."""
     values = {f"loss/{name}": value for name, value in row["loss"].items()} | {"lr": row["lr"]}
-    return values | {f"balanced accuracy/{name}": value for name, value in balanced_accuracies(row).items()}
+    seen = {name: value for name, value in balanced_accuracies(row).items() if name != "training"}
+    return values | {f"balanced accuracy/{name}": value for name, value in seen.items()}

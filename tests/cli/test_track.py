@@ -144,6 +144,8 @@ def written(fake: Mlflow, folder: Path) -> dict[tuple[str, int], list[float]]:
     for (_, key), metrics in fake.history.items():
         for metric in metrics:
             found[key, metric.step].append(metric.value)
+    points = {key for key, _ in found if key.startswith("balanced accuracy/")}
+    assert len(points) == 2  # clean, and under the attack of the curve
     for row in RunFolder(folder).rows:
         for name, value in scalars(row).items():
             assert found[name, row["epoch"]] == [value]

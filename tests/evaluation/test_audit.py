@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import audit, diagnostics
 from taet.evaluation.audit import ATTACKS, Audit, MeanDraw, Merged, plan_audit
@@ -176,6 +177,7 @@ def test_everything_is_in_the_json_and_on_the_page() -> None:
         ({"count": 0}, "images: got 0"),
         ({"attacks": ("pdg-20",)}, "unknown attack 'pdg-20'"),
         ({"settings": {"eps": 8}}, "eps: got 8"),
+        ({"settings": Evaluation(eps=0.1)}, "settings: got Evaluation; allowed: a mapping of fields of Evaluation"),
         ({"class_names": ["a", "b", "c"]}, "model output: got 10 logits; allowed: 3"),
     ],
 )

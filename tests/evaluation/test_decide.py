@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 import taet
+from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import DecisionCard, GivenImages, ResultCard, StopRule, sequential
 from taet.evaluation.batch_store import BatchStore
@@ -260,6 +261,11 @@ def test_mistakes_are_one_line(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         decide(**change)
     assert "\n" not in str(caught.value)
+
+
+def test_whole_settings_are_refused_and_not_ignored() -> None:
+    with pytest.raises(UserError, match="settings: got Evaluation; allowed: a mapping of fields of Evaluation"):
+        decide(settings=Evaluation(eps=0.1))
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_settings_may_name_the_attacks(task: Task, attacks: Any) -> None:
     ("settings", "match"),
     [
         ({"epss": 0.1}, "unknown field of the settings 'epss'.*did you mean 'eps'"),
-        (3, "settings: got a int; allowed: an Evaluation, or a mapping of its fields"),
+        (3, "settings: got int; allowed: a mapping of fields of Evaluation"),
         ({"attacks": ("reta",)}, "unknown attack 'reta'.*did you mean"),
         ({"batch_size": 0}, "batch size: got 0"),
     ],

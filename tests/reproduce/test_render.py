@@ -163,6 +163,13 @@ def test_finished_runs_of_other_seeds_are_in_tables_and_are_not_missed(smoke: Fi
     assert "(n 2)" in render.tables(store, scale, item)[0].rows[1][2]  # a mean over both
     assert state_of(store, Session(store, scale, [item], print).cells) == "2 done"
 
+    stray = tmp_path / "out" / "runs" / "stray"  # a run that no row needs, of a method that is not installed
+    shutil.copytree(other.cell.folder, stray)
+    record = json.loads((stray / "run.json").read_text())
+    record["run"]["method"] = "not-installed"
+    (stray / "run.json").write_text(json.dumps({name: value for name, value in record.items() if name != "sha256"}))
+    assert seeds() == [0, 3]
+
     Session(store, scale, [item], print).save(tmp_path / "more")  # as a committed card
     assert [one.cell.seed for one in Store(tmp_path / "none", [tmp_path / "more"]).of_item(scale, item)[row]] == [0, 3]
 
