@@ -223,7 +223,7 @@ def test_what_is_refused(run: Path, trained: Path, noisy: Dataset, dataset: Data
     assert not (copy / "abstention.json").exists()
     assert record["selection"]["rule"] == "last"
     with pytest.raises(UserError, match=r"no class can be answered; no answer is '\w+': .* needed: \d+ or more"):
-        thresholds(run, 0.02, attacks=FAST)
+        thresholds(run, 0.02, attacks=FAST, dataset=noisy)
 
 
 def test_a_run_that_was_tuned_on_the_validation_images_is_refused() -> None:
