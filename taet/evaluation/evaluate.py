@@ -97,8 +97,8 @@ def evaluate(
             that the run does not know, a model that returns anything but finite logits (N, classes), an `out` that
             belongs to something else, an argument that says nothing of such a model.
     """
-    whole = settings if isinstance(settings, Evaluation) else None
-    changed = bundles.changes(None if isinstance(settings, Evaluation) else settings, **changes)
+    whole, part = (settings, None) if isinstance(settings, Evaluation) else (None, settings)
+    changed = bundles.changes(part, **changes)
     bundles.attacks_of(replace(whole or Evaluation(), **changed))  # a mistake is reported before anything is loaded
     curve_attacks(curves, Evaluation(), Threat().eps)
     folder = None if out is None else RunFolder(Path(out))

@@ -312,14 +312,14 @@ def findings(store: Store, scales: Sequence[Scale]) -> str:
 
 def _seeds(store: Store, scale: Scale) -> str:
     """Balanced accuracy under AutoAttack of each run that was trained with several seeds."""
-    rows = [(row, store.cells(scale, row, ["autoattack"])) for item in items().values() for row in item.rows]
     found = {}
-    for row, cells in rows:
+    for row in dict.fromkeys(row for claim in claims().values() for pair in claim.pairs for row in pair):
+        cells = store.cells(scale, row, ["autoattack"])
         cards = by_seed(one for one in cells if one.state == "done")
         if len(cards) > 1:
             values = " and ".join(f"{100 * card.summary('autoattack').balanced:.1f} %" for card in cards.values())
             found[cells[0].any_seed] = f"{row_words(row)} {values} (seeds {', '.join(map(str, cards))})"
-    return "; ".join(found.values())
+    return "; ".join(sorted(found.values()))
 
 
 def _protocols(store: Store, scales: Sequence[Scale]) -> str:

@@ -180,7 +180,7 @@ class Store:
     @functools.cached_property
     def _index(self) -> Mapping[str, list[Path]]:
         """The committed cards by hash."""
-        return grouped((cell_hash(run), path) for path, run in self._runs)
+        return _by_key((cell_hash(run), path) for path, run in self._runs)
 
     @functools.cached_property
     def _seeds(self) -> Mapping[str, list[int]]:
@@ -190,7 +190,7 @@ class Store:
         for folder in own:
             with contextlib.suppress(UserError):  # one that no row needs; others are verified where they are read
                 runs += [folder.record.run] if folder.is_done else []
-        return grouped((_any_seed(run), run.seed) for run in runs)
+        return _by_key((_any_seed(run), run.seed) for run in runs)
 
     def embedding(self, one: StoredCell, of: str) -> Embedding | None:
         """Return the embedding of a run, from its folder or committed beside its card; None if there is none."""
@@ -226,7 +226,7 @@ class Store:
         return written
 
 
-def grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+def _by_key(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     """Return the values by key."""
     found: dict[str, list[T]] = {}
     for key, value in pairs:

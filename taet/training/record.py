@@ -380,10 +380,9 @@ class Epoch:
         )
 
 
-def balanced_accuracies(row: Row) -> dict[str, float]:
-    """Return the balanced accuracies of a row: on the training examples, and of its curve point, if any."""
-    counts = {"training": row["train"], **(row["monitor"] or {})}
-    found = {name: values for name, values in counts.items() if isinstance(values, dict)}
+def balanced_accuracies(counts: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the balanced accuracy of each entry that has counts, such as those of a row's point of the curve."""
+    found = {name: values for name, values in (counts or {}).items() if isinstance(values, dict)}
     return {name: metrics.balanced_accuracy(each["correct"], each["total"]) for name, each in found.items()}
 
 

@@ -30,7 +30,7 @@ class TrainingResult:
         lines = [f"{self.run.method} on {self.dataset.name}: {epochs}, {self.folder}"]
         for row in watched:
             where = f"({row['monitor']['split']}, last point of the curve)"
-            seen = {name: value for name, value in balanced_accuracies(row).items() if name != "training"}
-            lines += [f"  {name:8} balanced accuracy {100 * value:.2f} % {where}" for name, value in seen.items()]
+            seen = balanced_accuracies(row["monitor"]).items()
+            lines += [f"  {name:8} balanced accuracy {100 * value:.2f} % {where}" for name, value in seen]
         flags = training_flags([Epoch.from_json(row) for row in self.history])
         return "\n".join([*lines, *(f"  {name}: {text}" for name, text in flags.items())])

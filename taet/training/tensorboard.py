@@ -36,5 +36,4 @@ class Board:
 def scalars(row: Row) -> dict[str, float]:
     """Learning rate, loss and parts, and balanced accuracies of one row of metrics.jsonl."""
     values = {f"loss/{name}": value for name, value in row["loss"].items()} | {"lr": row["lr"]}
-    seen = {name: value for name, value in balanced_accuracies(row).items() if name != "training"}
-    return values | {f"balanced accuracy/{name}": value for name, value in seen.items()}
+    return values | {f"balanced accuracy/{name}": n for name, n in balanced_accuracies(row["monitor"]).items()}

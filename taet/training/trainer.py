@@ -351,8 +351,9 @@ class Trainer:
         self.epoch_sums, self.watched_batches = EpochSums.empty(self.dataset.num_classes, self.device), 0
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, {"training": 0.0, "all": 0.0}
         self.save()
-        seen = ", ".join(f"{name} {100 * value:.1f} %" for name, value in balanced_accuracies(row).items())
-        self._show(f"loss {row['loss']['total']:.3f} · balanced accuracy: {seen}")
+        seen = balanced_accuracies({"training": row["train"], **(row["monitor"] or {})}).items()
+        accuracies = ", ".join(f"{name} {100 * value:.1f} %" for name, value in seen)
+        self._show(f"loss {row['loss']['total']:.3f} · balanced accuracy: {accuracies}")
 
     def _finish(self) -> TrainingResult:
         """Write the delivered weights, those of other epochs if they differ, and the mark that the run is done."""
