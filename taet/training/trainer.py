@@ -47,7 +47,7 @@ from taet.training.graphs import Graphs
 from taet.training.identity import run_hash
 from taet.training.interruption import interruption
 from taet.training.optimizer import build_optimizer, set_learning_rate
-from taet.training.record import Row, RunRecord, balanced_accuracies
+from taet.training.record import MetricsRow, RunRecord, balanced_accuracies
 from taet.training.resolve import resolve
 from taet.training.result import TrainingResult
 from taet.training.schedule import learning_rate
@@ -365,7 +365,7 @@ class Trainer:
         delivered, epoch = weights[chosen]
         assert delivered is not None
 
-        def write() -> tuple[Row, ...]:
+        def write() -> tuple[MetricsRow, ...]:
             self._save_weights("model", delivered, epoch)
             left, when = weights[other]
             if left is not None and when != epoch:
