@@ -379,7 +379,7 @@ class Epoch:
         )
 
 
-def balanced_accuracies(counts: Mapping[str, Any] | None) -> dict[str, float]:
+def balanced_accuracies(counts: Mapping[str, object] | None) -> dict[str, float]:
     """Return the balanced accuracy of each entry that has counts, such as those of a row's point of the curve."""
     found = {name: values for name, values in (counts or {}).items() if isinstance(values, dict)}
     return {name: metrics.balanced_accuracy(each["correct"], each["total"]) for name, each in found.items()}
