@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.config import Fit
+from taet.data.image_store import Stored
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
-from taet.data.store import Stored
 from taet.errors import UserError
 
 Pixels = NDArray[np.uint8]

@@ -31,7 +31,7 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.check import check
 from taet.evaluation.checklist import ChecklistItem, Evidence, Status, checklist
 from taet.evaluation.facts import AuditFacts
-from taet.evaluation.images import as_unit
+from taet.evaluation.image_arrays import as_unit
 from taet.evaluation.measurement import EvaluationPlan, Extent, measure, plan_evaluation
 from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS

@@ -23,7 +23,7 @@ from taet.errors import UserError
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.diagnostics import REPEAT_DIFFERENCE, Finding, findings
 from taet.evaluation.facts import CheckFacts
-from taet.evaluation.images import TestImages, as_arrays
+from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.model_guard import restored
 from taet.evaluation.packing import Json
 from taet.evaluation.runner import make_runner

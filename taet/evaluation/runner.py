@@ -29,7 +29,7 @@ from taet.data.dataset import images_sha256
 from taet.errors import UserError
 from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.column import WORST_CASE, Column
-from taet.evaluation.images import TestImages, as_arrays, as_unit, channels_first
+from taet.evaluation.image_arrays import TestImages, as_arrays, as_unit, channels_first
 from taet.evaluation.model_guard import restored
 from taet.evaluation.trial import attempt, input_gradient, user_errors
 from taet.files import digest

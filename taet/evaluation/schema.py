@@ -91,7 +91,7 @@ class TrainedRun(TypedDict, total=False):
     config: Annotated[dict[str, Any], Run]
     """The settings as JSON."""
     hash: Sha256
-    """Hash of the settings (`taet.training.identity.run_hash`), as stored in the weights file."""
+    """Hash of the settings (`taet.training.decisive_settings.run_hash`), as stored in the weights file."""
     command: str
     deviations: list[str]
     """Deviations of the method from the protocol, in words."""

@@ -19,14 +19,14 @@ from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
 from taet.evaluation.bundles import settle
-from taet.evaluation.images import TestImages, as_arrays
+from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.packing import plain
 from taet.files import file_sha256
 from taet.metrics import Ints
+from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
 from taet.training.folder import DELIVERED, RunFolder
-from taet.training.identity import run_hash
 from taet.training.record import RunRecord
 
 

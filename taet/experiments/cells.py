@@ -21,8 +21,8 @@ from taet.experiments import own_data
 from taet.experiments.specification import SHORT, DottedSettings, Entry, Point, Specification, Variant
 from taet.formatting import size
 from taet.models import check_consent, consent
+from taet.training.decisive_settings import CURVE, training_settings
 from taet.training.folder import RunFolder
-from taet.training.identity import CURVE, training_settings
 from taet.training.resolve import check_model, learns_from_validation, resolve
 from taet.training.schedule import curve_decides
 

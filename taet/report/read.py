@@ -21,8 +21,8 @@ from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
 from taet.files import parse_json, read_bytes
 from taet.metrics import Ints
+from taet.training.decisive_settings import training_settings
 from taet.training.folder import METRICS, RUN, RunFolder
-from taet.training.identity import training_settings
 from taet.training.record import Epoch, MetricsRow, RunRecord
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from taet.evaluation.card import ResultCard
 from taet.evaluation.diagnostics import masking
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
+from taet.reproduce.cell_store import Store, by_seed
 from taet.reproduce.claims import row_words
 from taet.reproduce.manifest import PAPERS, Scale, items
 from taet.reproduce.render import paired_cards
-from taet.reproduce.store import Store, by_seed
-from taet.reproduce.tables import TextTable
+from taet.reproduce.text_table import TextTable
 
 LEAD = "autoattack"
 NUMBERS = ("95 %", "paper", "clean", "pgd-20", "PGD-20 − AutoAttack", "tail", "worst class", "s per epoch", "flags")

@@ -43,7 +43,7 @@ from taet.files import (
 from taet.shapes import Sha256, check_shape
 from taet.training import checkpoint
 from taet.training.checkpoint import SCHEMA, WeightsAbout, tensors_digest
-from taet.training.identity import training_settings
+from taet.training.decisive_settings import training_settings
 from taet.training.record import Epoch, MetricsRow, RunRecord, best_epoch
 
 RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"

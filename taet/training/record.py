@@ -19,7 +19,7 @@ from taet.errors import UserError
 from taet.metrics import Floats, Ints
 from taet.models.heads import Head
 from taet.shapes import Sha256, StoredCount, check_shape, kind_text
-from taet.training.identity import run_hash
+from taet.training.decisive_settings import run_hash
 
 ImageSide = Annotated[int, Ge(0), Le(2**16)]
 MOST_VALUES = 2**28

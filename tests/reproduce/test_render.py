@@ -21,7 +21,7 @@ from taet.reproduce import Store, claims, items, render, scales, site
 from taet.reproduce.leaderboard import BoardKind, Contender, Standings
 from taet.reproduce.manifest import Item, chosen, row_from
 from taet.reproduce.session import Session, overview, state_of
-from taet.reproduce.tables import FORMS, TextTable, rendered
+from taet.reproduce.text_table import FORMS, TextTable, rendered
 
 Fill = Callable[[Item], Store]
 QUICK = ["taet/figure1", "taet/figure2", "reat/figure3"]

@@ -23,8 +23,8 @@ from taet.experiments.specification import Point
 from taet.files import digest, make_folder, read_bytes, write_atomically
 from taet.report.read import beside, rows_beside
 from taet.reproduce.manifest import Item, PaperRow, Scale
+from taet.training.decisive_settings import training_settings
 from taet.training.folder import METRICS, RunFolder
-from taet.training.identity import training_settings
 from taet.training.record import Epoch, MetricsRow, run_from_json
 
 COMMITTED = Path(taet.__file__).parents[1] / "results"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taet.data.augmentation import to_unit
-from taet.data.store import Stored
+from taet.data.image_store import Stored
 from taet.errors import UserError
 from taet.metrics import Ints
 
