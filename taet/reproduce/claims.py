@@ -15,9 +15,9 @@ from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.evaluation.paired import Difference
 from taet.formatting import words
+from taet.reproduce.cell_store import Store, StoredCell, by_seed, load_card
 from taet.reproduce.manifest import FOLDER, PaperRow, RowEntry, Scale, errata, items, read_toml, row_from
 from taet.reproduce.render import difference_text, filled, paired_cards, rank_correlation
-from taet.reproduce.store import Store, StoredCell, by_seed, load_card
 
 Word = Literal["holds", "does not hold", "undecided", "not tested"]
 WORDS: tuple[Word, ...] = ("does not hold", "holds", "undecided", "not tested")
