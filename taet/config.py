@@ -126,7 +126,7 @@ class Data(Settings):
     extra_fraction: Annotated[PartialShare, Called("data extra fraction")] = 0.7
     """Share of extra images in every batch, rounded down; 0: none."""
     extra_classes: Literal["prior", "uniform", "inverse"] = "prior"
-    """Classes of extra images: as in the training set, uniform, or (inverse) so that batches are as even as possible."""
+    """Classes of extra images: as in the training set, uniform, or (inverse) to make batches as even as possible."""
     extra_source: str | None = None
     """How the extra images were made and from what, in one sentence; required, and printed with every result."""
     extra_trained_on: Literal["this-set", "balanced-original", "other"] = "other"

@@ -299,7 +299,7 @@ def test_two_processes_share_the_work_and_never_make_a_trial_too_many(
         (of_row({"tuned": 3}), "methods: at: got training.tuned; allowed: without it"),
         ({**SPEC, "settings": {"tuned": 3}}, "settings: got training.tuned; allowed: without it"),
         *(
-            (changed(space={name: [value]}), f"tune: at: {name}: got {full}; allowed: settings that change neither the data")
+            (changed(space={name: [value]}), f"tune: at: {name}: got {full}; allowed: settings that change neither")
             for name, value, full in (
                 ("data.test", "balanced", "data.test"),
                 ("threat.eps", 0.01, "threat.eps"),
