@@ -11,8 +11,7 @@ import numpy as np
 from taet.evaluation.card import ResultCard
 from taet.evaluation.diagnostics import masking
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
-from taet.reproduce.claims import row_words
-from taet.reproduce.manifest import PAPERS, Scale, items
+from taet.reproduce.manifest import PAPERS, Scale, items, row_words
 from taet.reproduce.render import paired_cards
 from taet.reproduce.store import Store, by_seed
 from taet.reproduce.tables import TextTable

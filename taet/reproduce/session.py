@@ -16,11 +16,11 @@ from taet.experiments.comparison import OPEN, Comparison, fill
 from taet.experiments.parts import deal, gather
 from taet.files import make_folder, write_atomically
 from taet.formatting import duration
-from taet.reproduce.claims import worths
 from taet.reproduce.cost import seconds_left
 from taet.reproduce.manifest import Item, Scale, items, scales
 from taet.reproduce.store import Store, StoredCell, cell_hash
 from taet.reproduce.tables import TextTable
+from taet.reproduce.verdicts import worths
 from taet.training.folder import RunFolder
 
 EMBEDDED = 50
