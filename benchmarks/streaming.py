@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from taet import config, protocols, train
 from taet.data import Dataset, Split
-from taet.data.store import Stored, gather
+from taet.data.image_store import Stored, gather
 from taet.files import write_json
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import environment, resolve_device

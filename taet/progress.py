@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeVar
 
 Progress = Callable[[float, float, str], None]
 """Called as progress(done, total, label). Attacks count passes of an image through the model."""
+QUIET_SECONDS = 2.0  # reading that takes less needs no progress
+TELL_SECONDS = 0.5
+T = TypeVar("T")
+_report: ContextVar[Progress | None] = ContextVar("reading", default=None)
 
 
 @dataclass
@@ -34,3 +42,28 @@ class Meter:
         again, self.ended = self.ended and so_far >= whole, so_far >= whole
         if self.report is not None and not again:
             self.report(so_far, whole, label)
+
+
+@contextmanager
+def reporting_to(report: Progress | None) -> Iterator[None]:
+    """Within this context, report the files that this thread reads as report(done, total, text)."""
+    before = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(before)
+
+
+def counted(items: Iterable[T], total: int, text: str, each: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
+    """Yield the items; if they take longer than a moment, report how many of `total` are done."""
+    report, done = _report.get(), 0
+    told = time.monotonic() + QUIET_SECONDS
+    shown = False
+    for item in items:
+        yield item
+        done += each(item)
+        if report is not None and time.monotonic() >= told:
+            report(done, total, text)
+            told, shown = time.monotonic() + TELL_SECONDS, True
+    if report is not None and shown:
+        report(total, total, text)

@@ -30,7 +30,7 @@ def _is_sha256(text: str) -> bool:
 
 
 Sha256 = Annotated[str, Rule(_is_sha256, "64 hexadecimal digits")]
-Whole = Annotated[int, Ge(0), Le(2**53)]
+StoredCount = Annotated[int, Ge(0), Le(2**53)]
 """A number that counts something."""
 Name = Annotated[str, Rule(lambda text: 0 < len(text) <= 1000, "1 to 1000 characters")]
 

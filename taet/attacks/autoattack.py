@@ -31,7 +31,7 @@ from taet.attacks.inputs import check_labels, check_type, refusing
 from taet.attacks.precision import SearchPrecision, exact_float32
 from taet.attacks.spec import FIXED, Fields, Model
 from taet.attacks.suite import Suite, SuiteArguments, SuiteResult
-from taet.attacks.units import Arrays, UnitStore, run_units
+from taet.attacks.units import Unit, UnitStore, run_units
 from taet.bounds import Count, check_radius, check_value
 from taet.config import Evaluation
 from taet.errors import UserError, unknown
@@ -227,7 +227,7 @@ def run_parts(
         correct = predictions == y
         order = chosen.parts if natural is not None else ("clean", *chosen.parts)
         after, done = dict[str, Tensor](), 0
-        units: list[Arrays] = []
+        units: list[Unit] = []
         for number, part in enumerate(order):
             survivors = correct.nonzero().flatten()
             later = sum(chosen.cost(name) for name in order[number + 1 :])
@@ -299,7 +299,7 @@ class _SuiteRun:
 
     def run(
         self, part: str, survivors: Tensor, progress: Progress | None, done: int, later: int
-    ) -> Iterator[tuple[Tensor, Arrays]]:
+    ) -> Iterator[tuple[Tensor, Unit]]:
         """Run a part on the images that are still correct; return the indices and results of each batch.
 
         `done` are the passes before this part, and `later` those after it for each image that stays correct. The share
@@ -315,7 +315,7 @@ class _SuiteRun:
                 total = done + len(survivors) * cost + standing * later
                 progress(done + before + inside, total, f"{part} {number + 1}/{len(batches)}")
 
-        def compute(number: int) -> Arrays:
+        def compute(number: int) -> Unit:
             nonlocal met, stood
             indices = batches[number]
             with self.model.ticking(len(indices) * cost, lambda inside: report(number, inside)):
@@ -333,7 +333,7 @@ class _SuiteRun:
         )
         return zip(batches, units, strict=True)
 
-    def _run_unit(self, part: str, attack: Callable[[Tensor, Tensor], Tensor], indices: Tensor) -> Arrays:
+    def _run_unit(self, part: str, attack: Callable[[Tensor, Tensor], Tensor], indices: Tensor) -> Unit:
         """Attack one batch, check every adversarial image and return the results as arrays."""
         x, y = (given.to(self.device) for given in self._batch(indices))
         work = self.model.measure()
@@ -384,11 +384,11 @@ class _SuiteRun:
             digest.update(given.cpu().numpy().data)
         return np.frombuffer(digest.digest(), dtype=np.uint8)
 
-    def _broken(self, indices: Tensor, unit: Arrays) -> int:
+    def _broken(self, indices: Tensor, unit: Unit) -> int:
         """Return how many images of a batch are misclassified."""
         return int((unit["predictions"] != self.y[indices].cpu().numpy()).sum())
 
-    def _whole(self, part: str, indices: Tensor, unit: Arrays) -> bool:
+    def _whole(self, part: str, indices: Tensor, unit: Unit) -> bool:
         """Return whether these are the complete results of this part on these images."""
         needed = {"content", "indices", "predictions", *WORK}
         if not needed | ({"x_adv"} if self.keep_examples else set()) <= unit.keys():

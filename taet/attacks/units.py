@@ -9,26 +9,27 @@ from numpy.typing import NDArray
 
 from taet.distributed import gather, rank, unless_one_ends, world_size
 
-Arrays = Mapping[str, NDArray[Any]]
+Unit = Mapping[str, NDArray[Any]]
+"""The arrays of a unit of work, by name."""
 
 
 class UnitStore(Protocol):
     """A store of finished units of work: `get` returns the arrays that `put` stored, or None."""
 
-    def get(self, key: str) -> Arrays | None: ...
+    def get(self, key: str) -> Unit | None: ...
 
-    def put(self, key: str, arrays: Arrays) -> None: ...
+    def put(self, key: str, arrays: Unit) -> None: ...
 
 
 def run_units(
     count: int,
-    compute: Callable[[int], Arrays],
+    compute: Callable[[int], Unit],
     *,
     state: UnitStore | None,
     key: Callable[[int], str],
-    valid: Callable[[int, Arrays], bool],
+    valid: Callable[[int, Unit], bool],
     begin: Callable[[int], None] | None = None,
-) -> list[Arrays]:
+) -> list[Unit]:
     """Return the arrays of units 0 to count - 1, taken from `state` or computed and stored there.
 
     With P processes, all of which must make the same call, process r computes the units r, r + P, r + 2P, ...;
@@ -39,7 +40,7 @@ def run_units(
     before a unit is computed, not for a stored one.
     """
 
-    def unit(number: int) -> Arrays:
+    def unit(number: int) -> Unit:
         found = None if state is None else state.get(key(number))
         if found is None or not valid(number, found):
             if begin is not None:

@@ -17,7 +17,7 @@ from taet.config import Data
 from taet.data import DataFacts, facts, load
 from taet.data.long_tail import long_tail_counts
 from taet.errors import UserError
-from taet.experiments.cost import Timing, Variant, everything, measure
+from taet.experiments.cost import TimedMethod, Timing, everything, measure
 from taet.experiments.cost_tables import CostTable, setting, tables
 from taet.experiments.steps import RATIO, TOTAL, Workload
 from taet.files import write_json
@@ -34,7 +34,7 @@ DESCRIPTION = """Measure the cost of training on this machine, in about a minute
 passes of a clean step and of an attack step; gamma, rho, eta and the share of time that TAET saves, predicted and
 measured; peak memory of a clean and of an adversarial step; seconds per epoch by PGD steps and by method. Published
 numbers are shown beside. Images are random; training steps are those of runs."""
-Side = Annotated[int, Ge(1), Le(4096)]
+GeneratedSide = Annotated[int, Ge(1), Le(4096)]
 Classes = Annotated[int, Ge(2), Le(TOTAL // int(RATIO))]  # the smallest class of as many has one image
 METHODS = ("at", "robal", "reat", "taet")  # of REAT's table 14, and TAET
 
@@ -46,7 +46,7 @@ class CostOptions:
     model: Annotated[str, tyro.conf.arg(name="model.name", aliases=["--model"])] = Workload.model
     """As in taet train."""
     data: flags.Given = flags.options(Data(name=""), "data", "--data")
-    image_shape: tuple[Side, Side, Side] | None = None
+    image_shape: tuple[GeneratedSide, GeneratedSide, GeneratedSide] | None = None
     """Channels, height and width. Default: those of --data, or 3 32 32."""
     classes: Classes | None = None
     """Number of classes. The largest has 50,000 / classes images and the smallest a tenth of that, as in CIFAR-10-LT
@@ -68,8 +68,8 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--out: got {parsed.out}; allowed: a file in a folder that is there")
     workload = _workload(parsed)
     with progress("cost") as report:
-        found = measure(workload, timing, wanted, progress=report)
-    found["command"] = flags.call_text(["cost", *arguments])
+        measured = measure(workload, timing, wanted, progress=report)
+    found = {**measured, "command": flags.call_text(["cost", *arguments])}
     if parsed.out is not None:
         write_json(parsed.out, found)
     if parsed.json:
@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> None:
         print("\n\n".join([setting(found), *map(text, tables(found))]))
 
 
-def wanted_methods(names: tuple[str, ...]) -> list[Variant]:
+def wanted_methods(names: tuple[str, ...]) -> list[TimedMethod]:
     """Return the methods to measure, each with settings."""
     if names == ("all",):
         return everything()

@@ -21,9 +21,9 @@ from taet.config import Data
 from taet.data import is_own, load
 from taet.data.dataset import Dataset
 from taet.data.description import describe, render
-from taet.data.reading import reporting_to
 from taet.errors import UserError, unknown
 from taet.experiments import own_data
+from taet.progress import reporting_to
 from taet.training.choices import Chosen, choice_lines
 
 SHOW = (

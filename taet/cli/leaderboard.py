@@ -11,10 +11,10 @@ import tyro
 from taet.cli import flags
 from taet.errors import UserError, unknown
 from taet.evaluation.card import ResultCard
+from taet.reproduce.cell_store import Store
 from taet.reproduce.leaderboard import boards, placed, submitted
 from taet.reproduce.manifest import scales
-from taet.reproduce.store import Store
-from taet.reproduce.tables import rendered
+from taet.reproduce.text_table import rendered
 
 EXAMPLES = ("taet leaderboard", "taet leaderboard submit runs/mine/evaluation.json")
 DESCRIPTION = """Print the leaderboard of the committed cards: a table for each scale, protocol, data set, imbalance

@@ -16,13 +16,13 @@ from taet.cli.progress import saved, say
 from taet.errors import UserError
 from taet.files import make_folder, write_atomically
 from taet.formatting import listed
+from taet.reproduce.cell_store import Store
 from taet.reproduce.claims import chosen
 from taet.reproduce.manifest import scale_named, scales
 from taet.reproduce.render import tables
 from taet.reproduce.session import Session, overview
 from taet.reproduce.site import site
-from taet.reproduce.store import Store
-from taet.reproduce.tables import rendered
+from taet.reproduce.text_table import rendered
 from taet.reproduce.verdicts import verdicts
 
 EXAMPLES = (

@@ -20,7 +20,6 @@ from taet.cli.progress import progress, saved, say
 from taet.cli.run_file import RunFile
 from taet.config import Run, override
 from taet.data import facts, full_name, is_own
-from taet.data.reading import reporting_to
 from taet.distributed import first
 from taet.errors import UserError, located, unknown
 from taet.evaluation import evaluate
@@ -28,6 +27,7 @@ from taet.evaluation.bundles import attacks_of
 from taet.evaluation.measurement import attack_seconds, span
 from taet.experiments import own_data
 from taet.formatting import duration, plural
+from taet.progress import reporting_to
 from taet.report import write
 from taet.training import resume, train
 from taet.training.choices import Chosen, choice_lines

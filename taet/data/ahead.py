@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 def ahead(
-    function: Callable[[Given], Made], values: Iterable[Given], most: int, threads: int | None = None
-) -> Iterator[Made]:
+    function: Callable[[Input], Output], values: Iterable[Input], most: int, threads: int | None = None
+) -> Iterator[Output]:
     """Yield `function` of every value in order; threads work on the next `most` values, which bounds their memory."""
     left, pool = iter(values), ThreadPoolExecutor(threads)
     try:

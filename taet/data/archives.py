@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple
 
 from taet.data.aside import aside
-from taet.data.inputs import check_unpacked, reason
+from taet.data.foreign_files import check_unpacked, reason
 from taet.errors import UserError
 from taet.files import LOCK, opened
 from taet.progress import Progress

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from taet.data.inputs import MOST_BYTES, MOST_IMAGES, check_unpacked, reading
-from taet.data.store import CHUNK, Stored, check_memory, keep, on_disk
+from taet.data.foreign_files import MOST_BYTES, MOST_IMAGES, check_unpacked, reading
+from taet.data.image_store import CHUNK, Stored, check_memory, keep, on_disk
 from taet.errors import UserError, cut
 
 NPY, NPZ = "an .npy file of a plain array", "an .npz file of plain arrays"

@@ -27,7 +27,7 @@ NAMES = {
 IMAGE_SHAPE = (3, 32, 32)
 
 
-class Version(NamedTuple):
+class CifarVersion(NamedTuple):
     """One of the two sets: its official archive and content."""
 
     title: str
@@ -40,9 +40,9 @@ class Version(NamedTuple):
     """Class names in the order of the labels, as listed in the archive; for CIFAR-100 the fine classes."""
 
 
-def _version(number: int, per_class: dict[str, int], names: str) -> Version:
+def _version(number: int, per_class: dict[str, int], names: str) -> CifarVersion:
     (archive,) = official(f"cifar{number}")
-    return Version(f"CIFAR-{number}", archive, str(archive.unpacks_to), per_class, tuple(names.split()))
+    return CifarVersion(f"CIFAR-{number}", archive, str(archive.unpacks_to), per_class, tuple(names.split()))
 
 
 VERSIONS = {
@@ -79,7 +79,7 @@ def outline(data: Data) -> Outline:
     return Outline.of_counts(version.class_names, version.per_class, IMAGE_SHAPE)
 
 
-def _official(place: Path, version: Version) -> tuple[Arrays, tuple[str, ...]]:
+def _official(place: Path, version: CifarVersion) -> tuple[Arrays, tuple[str, ...]]:
     """Return the arrays and class names of the official files, which are pickles.
 
     Torchvision compares the official MD5 before it opens each file, so no foreign code is run.
@@ -101,7 +101,7 @@ def _official(place: Path, version: Version) -> tuple[Arrays, tuple[str, ...]]:
     return arrays, tuple(official.classes)
 
 
-def _find(data: Data, version: Version) -> Path:
+def _find(data: Data, version: CifarVersion) -> Path:
     file = f"{_kind(data)}.npz"
     for root in roots(data):
         if (root / version.folder).is_dir():

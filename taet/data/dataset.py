@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from taet import metrics
-from taet.data.store import Images, Stored, pieces
+from taet.data.image_store import Images, Stored, pieces
 from taet.errors import UNPRINTABLE, UserError, printable
 
 

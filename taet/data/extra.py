@@ -20,12 +20,12 @@ from taet.data import repeats
 from taet.data.array_file import array_names, read_array
 from taet.data.dataset import Dataset, Split, checked_images, checked_labels
 from taet.data.folder import class_files
+from taet.data.image_store import Images, keep
 from taet.data.images import decode_all
 from taet.data.mixture import Mixture
 from taet.data.places import locate
 from taet.data.rows import NUMBER, read_rows
 from taet.data.sources import MOST_PAIRS, sized
-from taet.data.store import Images, keep
 from taet.errors import UserError, located, unknown
 
 KEYS = (("images", "labels"), ("image", "label"))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from taet.config import Data
 from taet.data.dataset import Dataset, Outline, to_dataset
 from taet.data.downloads import Download, official
-from taet.data.inputs import MOST_BYTES, check_unpacked, reading
+from taet.data.foreign_files import MOST_BYTES, check_unpacked, reading
 from taet.data.npz import REQUIRED
 from taet.data.places import not_found, roots
 from taet.errors import UserError, located

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from taet.config import Data
 from taet.data.dataset import Dataset, Labels, Outline, Split
 from taet.data.downloads import Download, official
+from taet.data.foreign_files import MOST_BYTES, reading
 from taet.data.images import FITTED, decode_all
-from taet.data.inputs import MOST_BYTES, reading
 from taet.data.places import not_found, roots
 from taet.errors import UserError
 

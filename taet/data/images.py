@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from taet.config import Fit
 from taet.data.ahead import ahead
-from taet.data.inputs import MOST_IMAGES, reason
-from taet.data.reading import counted
-from taet.data.store import Images, gather, pieces
+from taet.data.foreign_files import MOST_IMAGES, reason
+from taet.data.image_store import Images, gather, pieces
 from taet.errors import UserError, cut
 from taet.files import opened
+from taet.progress import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -454,8 +454,8 @@ def decode_all(
 ) -> Images:
     """Read image files as one array uint8 (N,H,W,C), C 1 if all are greyscale, else 3: see `decode_each`.
 
-    `found` is a survey of these files, if there is one already. `taet.data.store.gather` decides where the images are
-    kept. Files of different sizes without `size`, and files that cannot be read, raise a `UserError`.
+    `found` is a survey of these files, if there is one already. `taet.data.image_store.gather` decides where the images
+    are kept. Files of different sizes without `size`, and files that cannot be read, raise a `UserError`.
     """
     found = survey(paths) if found is None else found
     width, height = found.common_size(size)

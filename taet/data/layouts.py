@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from taet.data import taet_npy
 from taet.data.aside import aside
 from taet.data.dataset import CLASS_NAMES, PARTS, Dataset
+from taet.data.image_store import header, pieces
 from taet.data.images import picture
 from taet.data.npz import GROUP
-from taet.data.store import header, pieces
 from taet.errors import UserError, unknown
 from taet.progress import Progress
 

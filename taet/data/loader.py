@@ -15,9 +15,9 @@ from taet.data.ahead import ahead
 from taet.data.augmentation import crop_flip, to_unit
 from taet.data.dataset import Split
 from taet.data.extra import Extra
+from taet.data.image_store import Images, Stored
 from taet.data.mixture import Mixture
 from taet.data.policies import POLICIES, PolicyBatch, apply_all
-from taet.data.store import Images, Stored
 from taet.distributed import share
 from taet.randomness import generator
 

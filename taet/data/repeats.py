@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.data.reading import counted
-from taet.data.store import Images, pieces
+from taet.data.image_store import Images, pieces
+from taet.progress import counted
 
 SIDE = 8
 """Side in pixels to which images are averaged before they are compared."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taet.data.inputs import MOST_BYTES, MOST_IMAGES, reading
+from taet.data.foreign_files import MOST_BYTES, MOST_IMAGES, reading
 from taet.errors import UNPRINTABLE, UserError, cut, unknown
 
 COLUMNS = ("path", "label", "split", "group")

@@ -32,7 +32,7 @@ MOST_NAMES = 10
 """Most classes that a note names."""
 
 Positions: TypeAlias = NDArray[np.int64]
-Part = TypeVar("Part", Labels, Split)
+Labelling = TypeVar("Labelling", Labels, Split)
 
 
 class Choice(NamedTuple):
@@ -43,7 +43,7 @@ class Choice(NamedTuple):
     positions: Positions | None
     """Positions in that split; None: all images, in their own order."""
 
-    def of(self, source: Mapping[str, Part]) -> Part:
+    def of(self, source: Mapping[str, Labelling]) -> Labelling:
         """Return the selected images, given the source's own splits."""
         part = source[self.origin]
         return part if self.positions is None else part.choose(self.positions)

@@ -14,6 +14,7 @@ import numpy as np
 from taet import registry
 from taet.config import Data, Fit, from_json, to_json
 from taet.data.dataset import Dataset, Outline, Split
+from taet.data.image_store import gather
 from taet.data.images import pillow, resized
 from taet.data.listing import Listing
 from taet.data.long_tail import PROFILES
@@ -21,7 +22,6 @@ from taet.data.places import passed_over
 from taet.data.repeats import exact, fingerprints, near, nearest
 from taet.data.rows import NUMBER
 from taet.data.selection import BALANCED_SMALL, VALIDATION, select
-from taet.data.store import gather
 from taet.errors import UserError, custom_code, located
 
 PATH_SOURCES = ("folder", "csv", "npz", "taet-npy")

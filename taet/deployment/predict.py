@@ -18,7 +18,7 @@ from taet.attacks.draws import Draws
 from taet.attacks.spec import AttackSpec
 from taet.deployment.abstention import ATTACKS, in_ball, thresholds
 from taet.deployment.predictions import NO_CLASS, Predictions, joined
-from taet.deployment.reading import Given, find
+from taet.deployment.reading import ImageSource, find
 from taet.errors import UserError
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.runner import Runner
@@ -31,7 +31,7 @@ BATCH_SIZE = 250
 
 def predict(
     run_dir: str | os.PathLike[str],
-    images: Given,
+    images: ImageSource,
     *,
     attack: str | None = None,
     abstain: float | None = None,
@@ -85,7 +85,7 @@ def predict(
 
 def batches(
     run_dir: str | os.PathLike[str],
-    images: Given,
+    images: ImageSource,
     *,
     attack: str | None = None,
     weights: str = "model",

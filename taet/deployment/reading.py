@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.config import Fit
+from taet.data.image_store import Stored
 from taet.data.images import SUFFIXES, decode_where_possible, files_below, is_image, picture, scaled, survey
-from taet.data.store import Stored
 from taet.errors import UserError
 
 Pixels = NDArray[np.uint8]
 Shape = tuple[int, int, int]
-Given = Pixels | Stored | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+ImageSource = Pixels | Stored | str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
-class Images(NamedTuple):
+class NamedImages(NamedTuple):
     """Images in order, with their names, and a function that reads some of them as inputs (C, H, W) of a model."""
 
     names: tuple[str, ...]
@@ -29,7 +29,7 @@ class Images(NamedTuple):
     """Returns images uint8 (H, W, C), or the reason why one cannot be read."""
 
 
-def find(given: Given) -> Images:
+def find(given: ImageSource) -> NamedImages:
     """Return the images of files and folders (searched through, hidden ones left out), or of an array (N, H, W, C)."""
     if isinstance(given, np.ndarray | Stored):
         return _of_array(given)
@@ -39,10 +39,10 @@ def find(given: Given) -> Images:
     if not files:
         places = ", ".join(f"'{os.fspath(path)}'" for path in listed[:3]) or "what was given"
         raise UserError(f"no image in {places}; allowed: files, or folders with any of {', '.join(sorted(SUFFIXES))}")
-    return Images(tuple(map(str, files)), lambda rows, shape, fit: _decoded(files[rows], shape, fit))
+    return NamedImages(tuple(map(str, files)), lambda rows, shape, fit: _decoded(files[rows], shape, fit))
 
 
-def changes(given: Given, shape: Shape, fit: Fit) -> list[str]:
+def changes(given: ImageSource, shape: Shape, fit: Fit) -> list[str]:
     """Describe how image files are changed to fit a model of images `shape` (C, H, W), judged by their headers."""
     found = survey([Path(name) for name in find(given).names])
     channels, height, width = shape
@@ -69,12 +69,12 @@ def _decoded(paths: Sequence[Path], shape: Shape, fit: Fit) -> list[Pixels | str
     ]
 
 
-def _of_array(images: Any) -> Images:
+def _of_array(images: Any) -> NamedImages:
     if images.dtype != np.uint8 or len(images.shape) != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
         got = f"{images.dtype} {tuple(images.shape)}"
         raise UserError(f"images: got {got}; allowed: uint8 (N, H, W, C), pixel values 0 to 255, with 1 or 3 channels")
     names = tuple(map(str, range(len(images))))
-    return Images(names, lambda rows, shape, fit: [fitted(image, shape, fit) for image in images[rows]])
+    return NamedImages(names, lambda rows, shape, fit: [fitted(image, shape, fit) for image in images[rows]])
 
 
 def fitted(image: Pixels, shape: Shape, fit: Fit) -> Pixels:

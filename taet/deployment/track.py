@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from taet.errors import UserError, custom_code, needed
 from taet.evaluation import card_store
 from taet.files import digest, read_json, write_json
+from taet.training.decisive_settings import training_settings
 from taet.training.folder import RunFolder
-from taet.training.identity import training_settings
 from taet.training.tensorboard import scalars
 
 TRACKERS = ("mlflow", "wandb")

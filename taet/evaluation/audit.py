@@ -20,7 +20,7 @@ from taet.attacks.differentiable import Replaced
 from taet.attacks.draws import Draws
 from taet.attacks.objectives import Objective, margin
 from taet.attacks.spec import Model
-from taet.attacks.units import Arrays, run_units
+from taet.attacks.units import Unit, run_units
 from taet.bounds import Count, check_value
 from taet.data.dataset import images_sha256
 from taet.data.long_tail import even_sample
@@ -31,12 +31,12 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.check import check
 from taet.evaluation.checklist import ChecklistItem, Evidence, Status, checklist
 from taet.evaluation.facts import AuditFacts
-from taet.evaluation.images import as_unit
+from taet.evaluation.image_arrays import as_unit
 from taet.evaluation.measurement import EvaluationPlan, Extent, measure, plan_evaluation
 from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
 from taet.evaluation.runner import Runner, make_runner
-from taet.evaluation.subject import ImagesArgument, Labels, Subject, check_used, given_images, subject_of
+from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, check_used, given_images, subject_of
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
 from taet.losses.long_tail import cross_entropy
@@ -108,9 +108,9 @@ class Audit:
 
 
 def audit(
-    model_or_run_dir: nn.Module | str | os.PathLike[str],
+    model_or_run_dir: AnyModel,
     images: ImagesArgument = None,
-    labels: Labels | None = None,
+    labels: TestLabels | None = None,
     *,
     settings: Mapping[str, Any] | None = None,
     count: int = IMAGES,
@@ -279,7 +279,7 @@ def _facts(card: ResultCard, runner: Runner, plan: EvaluationPlan, found: tuple[
     units = runner.store("audit", [plan.eps, runner.seed, random, several])
     batches = runner.batches()
 
-    def measure_batch(number: int) -> Arrays:
+    def measure_batch(number: int) -> Unit:
         found = _contrasts(runner, plan.eps, batches[number], random, several)
         return {name: np.asarray(value) for name, value in found.items()}
 
@@ -290,7 +290,7 @@ def _facts(card: ResultCard, runner: Runner, plan: EvaluationPlan, found: tuple[
     return replace(facts, **measured)
 
 
-def _is_counts(_: int, unit: Arrays) -> bool:
+def _is_counts(_: int, unit: Unit) -> bool:
     return all(one.shape == () for one in unit.values())
 
 

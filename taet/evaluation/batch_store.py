@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.attacks.units import Arrays
+from taet.attacks.units import Unit
 from taet.files import make_folder, write_atomically
 
 
@@ -29,7 +29,7 @@ class BatchStore:
         self.folder = root / f"{re.sub('[^a-z0-9-]', '_', attack)}-{identity[:16]}"
         self.identity = identity
 
-    def get(self, key: str) -> Arrays | None:
+    def get(self, key: str) -> Unit | None:
         """Return the arrays of a batch, or None."""
         try:
             content = io.BytesIO((self.folder / f"{key}.npz").read_bytes())
@@ -39,7 +39,7 @@ class BatchStore:
         except Exception:  # a damaged file can fail at any point
             return None
 
-    def put(self, key: str, arrays: Arrays) -> None:
+    def put(self, key: str, arrays: Unit) -> None:
         """Save the arrays of a batch; after a kill the file is complete or missing."""
         buffer = io.BytesIO()
         content: dict[str, Any] = {"sha256": np.array(self._sha256(arrays)), **arrays}
@@ -47,7 +47,7 @@ class BatchStore:
         make_folder(self.folder)
         write_atomically(self.folder / f"{key}.npz", buffer.getvalue())
 
-    def _sha256(self, arrays: Arrays) -> str:
+    def _sha256(self, arrays: Unit) -> str:
         """Return a hash of the identity and of the names, types, shapes and numbers of the arrays."""
         total = hashlib.sha256(self.identity.encode())
         for name in sorted(arrays):

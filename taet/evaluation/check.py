@@ -23,7 +23,7 @@ from taet.errors import UserError
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.diagnostics import REPEAT_DIFFERENCE, Finding, findings
 from taet.evaluation.facts import CheckFacts
-from taet.evaluation.images import Images, as_arrays
+from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.model_guard import restored
 from taet.evaluation.packing import Json
 from taet.evaluation.runner import make_runner
@@ -106,7 +106,7 @@ class Check:
 
 def check(
     model: nn.Module,
-    images: Images | Tensor,
+    images: TestImages | Tensor,
     labels: NDArray[np.integer] | Tensor,
     *,
     attacks: Sequence[str] = Evaluation.attacks,

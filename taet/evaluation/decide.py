@@ -24,14 +24,13 @@ from taet.evaluation.match import Match, Player
 from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, owned, plan_evaluation
 from taet.evaluation.runner import one_threat_model
 from taet.evaluation.sequential import StopRule
-from taet.evaluation.subject import ImagesArgument, Labels, Subject, given_images, subject_of
+from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, given_images, subject_of
 from taet.formatting import short, size
 from taet.progress import Progress
 from taet.training.environment import keep_freed_memory, resolve_device
 from taet.training.folder import DELIVERED, RunFolder
 
-Model = nn.Module | str | os.PathLike[str]
-Side = Model | Sequence[Model]
+Side = AnyModel | Sequence[AnyModel]
 """A model, or several models of one method, one per seed; each is a Module or the folder of a run."""
 
 
@@ -39,7 +38,7 @@ def decide(
     first_side: Side,
     second_side: Side,
     images: ImagesArgument = None,
-    labels: Labels | None = None,
+    labels: TestLabels | None = None,
     *,
     attacks: Sequence[str] | str | None = None,
     worst_case: bool = False,
@@ -135,11 +134,11 @@ def decide(
     return decision
 
 
-def _listed(side: Side) -> list[Model]:
+def _listed(side: Side) -> list[AnyModel]:
     return [side] if isinstance(side, nn.Module | str | os.PathLike) else [*side]
 
 
-def _names(sides: tuple[list[Model], list[Model]]) -> tuple[str, str]:
+def _names(sides: tuple[list[AnyModel], list[AnyModel]]) -> tuple[str, str]:
     """Name both sides after their first model."""
     one, other = (side[0] for side in sides)
     names = [type(model).__name__ if isinstance(model, nn.Module) else Path(model).name for model in (one, other)]

@@ -23,9 +23,9 @@ from taet.evaluation.schema import DECISION, Environment, ThreatAbout, check_val
 from taet.evaluation.sequential import (
     BETS,
     REACH,
+    DecidingAccuracy,
     Reason,
     StopRule,
-    Target,
     estimate,
     evidence,
     interval,
@@ -35,12 +35,12 @@ from taet.evaluation.sequential import (
 from taet.files import check_seal, read_json, seal, write_json
 from taet.formatting import count, points, short
 from taet.metrics import Floats, Ints, Mask
-from taet.shapes import Name, Sha256, Whole, check_shape
+from taet.shapes import Name, Sha256, StoredCount, check_shape
 from taet.training.folder import RunFolder
 
 SCHEMA = 1
 MOST_BYTES = 2**28
-ACCURACY: dict[Target, str] = {"balanced": "balanced accuracy", "tail": "accuracy of the tail"}
+ACCURACY: dict[DecidingAccuracy, str] = {"balanced": "balanced accuracy", "tail": "accuracy of the tail"}
 COVERS = (
     "An interval covers the choice of the test images, at every look at once; it does not cover other training seeds. "
     "An estimate at a stop leans away from 0."
@@ -70,25 +70,25 @@ class TestedOn(TypedDict):
     name: str
     class_names: list[str]
     test_sha256: Sha256
-    test_class_counts: list[Whole]
-    train_class_counts: list[Whole] | None
+    test_class_counts: list[StoredCount]
+    train_class_counts: list[StoredCount] | None
 
 
 class Cost(TypedDict):
     """The cost of the decision, for both sides together."""
 
     seconds: NonNegative
-    forwards: Whole
-    backwards: Whole
-    known: Whole
+    forwards: StoredCount
+    backwards: StoredCount
+    known: StoredCount
     """Number of flags that were taken from earlier cards."""
 
 
 class StoredDecision(TypedDict):
     """The arrays of a decision in its file; the other fields are stored as they are."""
 
-    rows: list[list[Whole]]
-    classes: list[Whole]
+    rows: list[list[StoredCount]]
+    classes: list[StoredCount]
     correct: list[list[PackedMask]]
     bets: list[NonNegative]
     summary: dict[str, Any]
@@ -191,29 +191,29 @@ class DecisionCard:
         return min(size for size in self.data["test_class_counts"] if size)
 
     @property
-    def targets(self) -> dict[Target, Mask]:
+    def targets(self) -> dict[DecidingAccuracy, Mask]:
         """Masks (M,) of the images of a round that count: for balanced accuracy and, if known, for the tail."""
         return targets(self.classes, self.data["train_class_counts"])
 
-    def weights(self, of: Target) -> Floats:
+    def weights(self, of: DecidingAccuracy) -> Floats:
         """Return the weights of the images of a round that count for an accuracy."""
         return weights(self.classes[self.targets[of]])
 
-    def differences(self, of: Target) -> Floats:
+    def differences(self, of: DecidingAccuracy) -> Floats:
         """Return d = mean over the pairs of models of a - b, (T, images of a round that count)."""
         first, second = (flags.mean(0) for flags in self.correct)
         gains: Floats = (first - second)[:, self.targets[of]]
         return gains
 
     @cached_property
-    def looks(self) -> dict[Target, tuple[Floats, Floats]]:
+    def looks(self) -> dict[DecidingAccuracy, tuple[Floats, Floats]]:
         """By accuracy: ln E+ and ln E- after each round, (T,) each."""
         return {of: evidence(self.differences(of), self.weights(of)) for of in self.targets}
 
     @cached_property
-    def findings(self) -> dict[Target, PairedFinding]:
+    def findings(self) -> dict[DecidingAccuracy, PairedFinding]:
         """The findings at the stop, by accuracy, each with its own error probability alpha."""
-        found: dict[Target, PairedFinding] = {}
+        found: dict[DecidingAccuracy, PairedFinding] = {}
         for of, (first, second) in self.looks.items():
             gains, weight = self.differences(of), self.weights(of)
             ends = interval(gains, weight, self.rule.alpha)
@@ -223,7 +223,7 @@ class DecisionCard:
             )
         return found
 
-    def better(self, of: Target) -> str:
+    def better(self, of: DecidingAccuracy) -> str:
         """Return the label of the side with the better accuracy; empty if undecided."""
         verdict = self.findings[of].verdict(self.rule.needed)
         return {"first": self.first["label"], "second": self.second["label"]}.get(verdict, "")
@@ -345,10 +345,10 @@ class DecisionCard:
         return "\n".join(lines)
 
 
-def targets(classes: Ints, train_counts: Sequence[int] | None) -> dict[Target, Mask]:
+def targets(classes: Ints, train_counts: Sequence[int] | None) -> dict[DecidingAccuracy, Mask]:
     """Return masks of the images of a round, given their classes (M,), by accuracy; without the tail if unknown."""
     tail = np.isin(classes, [] if train_counts is None else metrics.class_groups(train_counts)["tail"])
-    every: dict[Target, Mask] = {"balanced": np.ones_like(tail), "tail": tail}
+    every: dict[DecidingAccuracy, Mask] = {"balanced": np.ones_like(tail), "tail": tail}
     return {of: there for of, there in every.items() if there.any()}
 
 

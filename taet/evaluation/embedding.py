@@ -22,7 +22,7 @@ from taet.shapes import Sha256, check_shape
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
 
-Of = Literal["features", "logits"]
+Space = Literal["features", "logits"]
 FOLDS = 5
 PERPLEXITY = 30.0
 DIGITS = 3
@@ -82,7 +82,7 @@ def embed(
     run: str | os.PathLike[str],
     attack: str = "pgd-20",
     *,
-    of: Of = "features",
+    of: Space = "features",
     classes: Sequence[str] = (),
     images: int = 100,
     seed: int = 0,
@@ -157,7 +157,7 @@ def _rows(labels: Ints, names: Sequence[str], classes: Sequence[str], images: in
 
 
 def _spaces(
-    runner: Runner, model: torch.nn.Module, attack: Any, rows: Ints, of: Of
+    runner: Runner, model: torch.nn.Module, attack: Any, rows: Ints, of: Space
 ) -> tuple[dict[str, Floats], dict[str, Ints]]:
     """Return features or logits (N, D) of both sides, and the predictions."""
     spaces: dict[str, list[Floats]] = {"clean": [], "attacked": []}

@@ -18,16 +18,16 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.measurement import Extent, measure, plan_evaluation
 from taet.evaluation.schema import CurveName
-from taet.evaluation.subject import ImagesArgument, Labels, check_used, given_images, subject_of
+from taet.evaluation.subject import AnyModel, ImagesArgument, TestLabels, check_used, given_images, subject_of
 from taet.progress import Progress
 from taet.training.environment import resolve_device
 from taet.training.folder import DELIVERED, RunFolder
 
 
 def evaluate(
-    model_or_run_dir: nn.Module | str | os.PathLike[str],
+    model_or_run_dir: AnyModel,
     images: ImagesArgument = None,
-    labels: Labels | None = None,
+    labels: TestLabels | None = None,
     *,
     settings: Evaluation | Mapping[str, Any] | None = None,
     curves: Sequence[CurveName] = (),

@@ -17,7 +17,7 @@ from taet.attacks.spec import AttackSpec
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column, check_classes
-from taet.evaluation.images import as_unit
+from taet.evaluation.image_arrays import as_unit
 from taet.evaluation.runner import Runner
 from taet.files import make_folder, read_bytes, write_atomically
 from taet.metrics import Ints

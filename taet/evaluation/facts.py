@@ -10,9 +10,9 @@ from annotated_types import Ge, Le
 
 from taet.bounds import Count, ImageCount, NonNegative, check_fields
 from taet.errors import UserError
-from taet.shapes import Whole
+from taet.shapes import StoredCount
 
-Apart = Annotated[float, Ge(0), Le(2.001)]
+UnitDistance = Annotated[float, Ge(0), Le(2.001)]
 """A distance between two vectors of unit length, rounded."""
 
 
@@ -35,39 +35,39 @@ class ModelFacts:
 
     batch_size: Count
     images: ImageCount
-    clean_correct: Whole
-    distributions: Whole
+    clean_correct: StoredCount
+    distributions: StoredCount
     """Images whose logits are at least 0 and sum to 1."""
-    zero_gradients: Whole
+    zero_gradients: StoredCount
     """Correctly classified images at which the gradient of the cross-entropy is exactly zero."""
-    nonfinite_gradients: Whole = 0
+    nonfinite_gradients: StoredCount = 0
     """Images with a logit or gradient that is not finite, at the image or at an iterate of PGD."""
-    repeat_difference: Apart = 0.0
+    repeat_difference: UnitDistance = 0.0
     """Difference when the model is called again."""
-    later_difference: Apart = 0.0
+    later_difference: UnitDistance = 0.0
     """Difference after the model was called on other images."""
-    batch_difference: Apart = 0.0
+    batch_difference: UnitDistance = 0.0
     """Difference when the image is in another batch."""
-    pgd_correct: Whole = 0
-    scaled_pgd_correct: Whole = 0
+    pgd_correct: StoredCount = 0
+    scaled_pgd_correct: StoredCount = 0
     """The same, with the logits times 10 / `logit_gap` in the objective."""
-    only_pgd_correct: Whole = 0
-    only_scaled_pgd_correct: Whole = 0
+    only_pgd_correct: StoredCount = 0
+    only_scaled_pgd_correct: StoredCount = 0
     logit_gap: NonNegative = 0.0
     """Median gap between the two largest logits; 0 if not finite: then, as in older cards, the factor is 10."""
-    gradient_difference: Apart = 0.0
+    gradient_difference: UnitDistance = 0.0
     """Difference when a gradient is computed as well."""
-    sites: Whole = 0
+    sites: StoredCount = 0
     """Kinds of operations that stop or distort the gradient (`taet.attacks.differentiable`)."""
-    replaced: Whole = 0
+    replaced: StoredCount = 0
     """How many of them were replaced; if none, the next four fields are 0."""
-    straight_pgd_correct: Whole = 0
+    straight_pgd_correct: StoredCount = 0
     """As `scaled_pgd_correct`, with the identity as the derivative of the replaced operations."""
-    only_straight_pgd_correct: Whole = 0
+    only_straight_pgd_correct: StoredCount = 0
     """Images that this attack leaves correct and PGD-20 does not."""
-    smooth_pgd_correct: Whole = 0
+    smooth_pgd_correct: StoredCount = 0
     """The same on the margin, with smooth operations as replacements."""
-    only_smooth_pgd_correct: Whole = 0
+    only_smooth_pgd_correct: StoredCount = 0
 
     @property
     def logit_factor(self) -> float:
@@ -98,24 +98,24 @@ class AuditFacts:
     images: ImageCount
     reaches: bool = True
     """Whether the gradient of the logits reaches the image without replaced operations."""
-    classes: Whole = 0
-    logits: Whole = 0
+    classes: StoredCount = 0
+    logits: StoredCount = 0
     """Logits of an image; if a class has several, the largest counts, and the next three fields were measured."""
-    raw_correct: Whole = 0
+    raw_correct: StoredCount = 0
     """Images that PGD-20 on the cross-entropy of all logits leaves correct."""
-    merged_correct: Whole = 0
+    merged_correct: StoredCount = 0
     """The same for the margin of the largest logits of each class."""
-    only_merged_correct: Whole = 0
+    only_merged_correct: StoredCount = 0
     """Images that the attack on merged logits leaves correct and the other does not."""
-    draws: Whole = 0
+    draws: StoredCount = 0
     """Random draws of a randomised model per gradient, which attacks average; 0 for a deterministic model."""
-    judged: Whole = 0
+    judged: StoredCount = 0
     """Number of draws whose mean probabilities decide whether an image is correct."""
-    one_correct: Whole = 0
+    one_correct: StoredCount = 0
     """Images that PGD-20 on the margin, with a draw for each step, leaves correct."""
-    mean_correct: Whole = 0
+    mean_correct: StoredCount = 0
     """The same with the mean gradient of all draws (EOT)."""
-    only_mean_correct: Whole = 0
+    only_mean_correct: StoredCount = 0
     """Images that the attack on the mean leaves correct and the other does not."""
 
 

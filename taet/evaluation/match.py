@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from taet.attacks.counted import WORK
 from taet.attacks.spec import AttackSpec
-from taet.attacks.units import Arrays, run_units
+from taet.attacks.units import Unit, run_units
 from taet.distributed import alone, in_any, world_size
 from taet.errors import UserError
 from taet.evaluation import card_store
@@ -96,7 +96,7 @@ class Player:
         """Return the estimated passes for this number of images."""
         return float(images * sum(attack.passes(self.runner.num_classes) for attack in self.chain))
 
-    def meet(self, rows: Ints, number: int, progress: Progress) -> Arrays:
+    def meet(self, rows: Ints, number: int, progress: Progress) -> Unit:
         """Attack the images `rows` (n,) whose flags are unknown; return their flags and the cost."""
         new = rows[self.flags[rows] == UNKNOWN]
         if not len(new):
@@ -110,7 +110,7 @@ class Player:
                 store.put(str(number), found)
         return found
 
-    def _attacked(self, rows: Ints, progress: Progress) -> Arrays:
+    def _attacked(self, rows: Ints, progress: Progress) -> Unit:
         correct, work = np.ones(len(rows), dtype=bool), dict.fromkeys(WORK, 0.0)
         for attack in self.chain:
             left = rows[correct]
@@ -162,7 +162,7 @@ class Match:
         """Fill in the flags of blocks of rounds; the processes share the units of work, one model on one block each."""
         units = [(player, number) for number in blocks for player in range(len(self.players))]
 
-        def compute(unit: int) -> Arrays:
+        def compute(unit: int) -> Unit:
             player, number = units[unit]
             rows = np.sort(self.order[number * self.block : (number + 1) * self.block].ravel())
             with alone():

@@ -27,7 +27,7 @@ from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.diagnostics import flagged
 from taet.evaluation.examples import earlier, save_examples
-from taet.evaluation.images import channels_first
+from taet.evaluation.image_arrays import channels_first
 from taet.evaluation.runner import USUAL, Runner, among, attack_split, count_classes, one_threat_model
 from taet.evaluation.schema import CurveName, DataAbout, Environment, ModelAbout
 from taet.evaluation.subject import Subject

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from taet.shapes import Whole
+from taet.shapes import StoredCount
 
 Json = dict[str, Any]
 """A JSON object, as `json.loads` returns it."""
@@ -19,21 +19,21 @@ Json = dict[str, Any]
 class PackedMask(TypedDict):
     """Bits in base64."""
 
-    count: Whole
+    count: StoredCount
     bits: str
 
 
 class PackedIntegers(TypedDict):
     """Integers of two bytes in base64."""
 
-    count: Whole
+    count: StoredCount
     uint16: str
 
 
 class PackedFloats(TypedDict):
     """Floats of four bytes in base64."""
 
-    shape: list[Whole]
+    shape: list[StoredCount]
     float32: str
 
 

@@ -15,7 +15,7 @@ from taet.attacks import pgd
 from taet.attacks.differentiable import Replaced, Replacement
 from taet.attacks.draws import Draws
 from taet.attacks.objectives import Objective, margin, scaled
-from taet.attacks.units import Arrays, run_units
+from taet.attacks.units import Unit, run_units
 from taet.data.long_tail import even_sample
 from taet.evaluation import trial
 from taet.evaluation.facts import ModelFacts, logit_factor
@@ -63,7 +63,7 @@ def probe(runner: Runner, eps: float, images: int, progress: Callable[[float], N
         only_scaled_pgd_correct: images that only one leaves correct; and the other fields of `ModelFacts`.
     """
 
-    def measure(_: int) -> Arrays:
+    def measure(_: int) -> Unit:
         return {name: np.asarray(value) for name, value in _measure(runner, eps, images, progress).items()}
 
     (facts,) = run_units(

@@ -24,12 +24,12 @@ from taet.attacks.draws import Draws
 from taet.attacks.precision import exact_float32
 from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Suite
-from taet.attacks.units import Arrays, run_units
+from taet.attacks.units import Unit, run_units
 from taet.data.dataset import images_sha256
 from taet.errors import UserError
 from taet.evaluation.batch_store import BatchStore
 from taet.evaluation.column import WORST_CASE, Column
-from taet.evaluation.images import Images, as_arrays, as_unit, channels_first
+from taet.evaluation.image_arrays import TestImages, as_arrays, as_unit, channels_first
 from taet.evaluation.model_guard import restored
 from taet.evaluation.trial import attempt, input_gradient, user_errors
 from taet.files import digest
@@ -82,7 +82,7 @@ def among(columns: Sequence[Column], attack: AttackSpec) -> Column | None:
     return None
 
 
-def count_classes(model: nn.Module, images: Images, labels: Ints, device: torch.device) -> int:
+def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: torch.device) -> int:
     """Return the number of logits, found on two images; raise a `UserError` for a model that cannot be attacked."""
     if any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in model.parameters()):
         raise UserError("model: got weights that are not float32; allowed: float32 (call model.float())")
@@ -108,7 +108,7 @@ class Runner:
     """A model and its test images, which are attacked in batches."""
 
     model: Counted
-    images: Images
+    images: TestImages
     labels: Ints
     num_classes: int
     batch_size: int
@@ -337,13 +337,13 @@ class Runner:
             parameters=outcome.facts,
         )
 
-    def _batches(self, attack: AttackSpec, rows: Ints, units: BatchStore | None, progress: Progress) -> list[Arrays]:
+    def _batches(self, attack: AttackSpec, rows: Ints, units: BatchStore | None, progress: Progress) -> list[Unit]:
         batches, passes = self.batches(rows), attack.passes(self.num_classes)
 
         def report(number: int, inside: float = 0) -> None:
             progress(number * self.batch_size * passes + inside, len(rows) * passes, attack.name)
 
-        def measure(number: int) -> Arrays:
+        def measure(number: int) -> Unit:
             expected = len(batches[number]) * passes
             with user_errors(_failed(attack)), self.model.ticking(expected, lambda inside: report(number, inside)):
                 return self._measure(attack, batches[number])
@@ -359,7 +359,7 @@ class Runner:
         progress(len(rows) * passes, len(rows) * passes, attack.name)
         return done
 
-    def _measure(self, attack: AttackSpec, rows: Ints) -> Arrays:
+    def _measure(self, attack: AttackSpec, rows: Ints) -> Unit:
         """Attack one batch, check every adversarial image and return the results."""
         work = self.model.measure()
         x, x_adv = self.perturb(attack, rows)
@@ -381,7 +381,7 @@ def _failed(attack: AttackSpec) -> str:
 
 def make_runner(
     model: nn.Module,
-    images: Images | Tensor,
+    images: TestImages | Tensor,
     labels: NDArray[Any] | Tensor,
     *,
     batch_size: int = 250,

@@ -15,7 +15,7 @@ from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation.packing import Json, PackedFloats, PackedIntegers, PackedMask
 from taet.formatting import short
-from taet.shapes import Name, Sha256, Whole, check_shape, kind_text
+from taet.shapes import Name, Sha256, StoredCount, check_shape, kind_text
 
 KIND = "taet result card"
 DECISION = "taet decision"
@@ -41,9 +41,9 @@ class ModelAbout(TypedDict):
     """Hash of the names, shapes and values of its tensors (`taet.training.checkpoint.weights_digest`)."""
     file_sha256: NotRequired[Sha256]
     """Hash of the weights file in the run folder."""
-    parameters: NotRequired[Whole]
+    parameters: NotRequired[StoredCount]
     selection: NotRequired[str | None]
-    epoch: NotRequired[Whole | None]
+    epoch: NotRequired[StoredCount | None]
     leak: NotRequired[bool]
     """Whether the epoch was chosen on the test set."""
     notes: NotRequired[list[str]]
@@ -57,10 +57,10 @@ class ExtraAbout(TypedDict):
     source: str
     saw_removed_tail: Literal["no", "yes", "unknown"]
     sha256: Sha256
-    per_batch: Whole
-    batch_size: Whole
+    per_batch: StoredCount
+    batch_size: StoredCount
     classes: str
-    class_counts: list[Whole]
+    class_counts: list[StoredCount]
     compared: NotRequired[bool]
     """Whether they were compared with the test images, which excludes duplicates."""
 
@@ -71,7 +71,7 @@ class DataAbout(TypedDict):
     name: str
     class_names: list[str]
     test_sha256: Sha256
-    train_class_counts: NotRequired[list[Whole] | None]
+    train_class_counts: NotRequired[list[StoredCount] | None]
     imbalance_ratio: NotRequired[NonNegative | None]
     notes: NotRequired[list[str]]
     extra: NotRequired[ExtraAbout]
@@ -91,7 +91,7 @@ class TrainedRun(TypedDict, total=False):
     config: Annotated[dict[str, Any], Run]
     """The settings as JSON."""
     hash: Sha256
-    """Hash of the settings (`taet.training.identity.run_hash`), as stored in the weights file."""
+    """Hash of the settings (`taet.training.decisive_settings.run_hash`), as stored in the weights file."""
     command: str
     deviations: list[str]
     """Deviations of the method from the protocol, in words."""
@@ -140,8 +140,8 @@ class StoredColumn(TypedDict):
     bounded: bool
     parameters: Parameters
     seconds: Annotated[NonNegative, Le(1e12)]
-    forwards: Whole
-    backwards: Whole
+    forwards: StoredCount
+    backwards: StoredCount
     summary: dict[str, Any]
     """Numbers computed from the masks; on reading they are recomputed and compared."""
     correct: PackedMask

@@ -25,7 +25,7 @@ REACH = 0.25
 """Largest difference that can be tested, 25 points: beyond it a factor of the largest bet could be negative."""
 BISECTIONS = 40
 
-Target = Literal["balanced", "tail"]
+DecidingAccuracy = Literal["balanced", "tail"]
 Reason = Literal["decided", "within", "exhausted", "hopeless", "time"]
 
 
@@ -37,7 +37,7 @@ class StopRule(Settings):
     """Probability, at most, of ever deciding between two equal models; of the wrong one of two, half of it."""
     within: Annotated[float, Gt(0), Lt(REACH), Note(" (0.03 is 3 points)")] | None = None
     """Also stop once the difference is known to be smaller than this share. Default: only when one model is better."""
-    of: Target = "balanced"
+    of: DecidingAccuracy = "balanced"
     """Accuracy that decides: balanced over all classes, or over those of the tail; the other is reported as well."""
     order_seed: Seed = 0
     """Seed of the order of the images, which does not depend on the models."""

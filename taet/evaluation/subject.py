@@ -19,14 +19,14 @@ from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
 from taet.evaluation.bundles import settle
-from taet.evaluation.images import Images, as_arrays
+from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.packing import plain
 from taet.files import file_sha256
 from taet.metrics import Ints
+from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
 from taet.training.folder import DELIVERED, RunFolder
-from taet.training.identity import run_hash
 from taet.training.record import RunRecord
 
 
@@ -35,7 +35,7 @@ class Subject:
     """A model with its test images, and their description on the card."""
 
     model: nn.Module
-    images: Images
+    images: TestImages
     labels: Ints
     test_sha256: str
     class_names: list[str] | None
@@ -60,15 +60,17 @@ class Subject:
         return replace(self, settings=settle(self.settings, changes, self.train_eps))
 
 
-Labels = NDArray[Any] | Tensor
+TestLabels = NDArray[Any] | Tensor
+AnyModel = nn.Module | str | os.PathLike[str]
+"""A model, or the folder of a run."""
 
 
 @dataclass(frozen=True, eq=False)
 class GivenImages:
     """Test images that a caller gives with a Module, or in place of those of a run, and what is known about them."""
 
-    images: Images | Tensor
-    labels: Labels
+    images: TestImages | Tensor
+    labels: TestLabels
     class_names: Sequence[str] | None = None
     train_class_counts: Sequence[int] | None = None
     """Training images of each class for a Module; a run has its own."""
@@ -82,14 +84,14 @@ class GivenImages:
         return cls(test.images, test.labels, dataset.class_names, counts, dataset.about())
 
 
-ImagesArgument = Images | Tensor | GivenImages | None
+ImagesArgument = TestImages | Tensor | GivenImages | None
 """Images of a call, alone or with their labels and further information."""
 
 
 def given_images(
     what: str,
     images: ImagesArgument,
-    labels: Labels | None,
+    labels: TestLabels | None,
     class_names: Sequence[str] | None = None,
     train_class_counts: Sequence[int] | None = None,
     data_about: Mapping[str, object] | None = None,
@@ -108,7 +110,7 @@ def given_images(
 
 def subject_of(
     what: str,
-    source: nn.Module | str | os.PathLike[str],
+    source: AnyModel,
     given: GivenImages | None,
     weights: str = DELIVERED,
     *,
@@ -205,7 +207,7 @@ def _of_run(
     weights: str,
     given: nn.Module | None,
     loaded: tuple[Run, nn.Module, RunRecord],
-    test: tuple[Images, Ints, str],
+    test: tuple[TestImages, Ints, str],
     data_about: dict[str, Any],
 ) -> Subject:
     """Return the subject for the model of a run on test images, given with their labels and SHA-256."""

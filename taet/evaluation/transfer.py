@@ -16,7 +16,7 @@ import torch
 
 from taet import metrics
 from taet.attacks.spec import AttackSpec
-from taet.attacks.units import Arrays, run_units
+from taet.attacks.units import Unit, run_units
 from taet.config import Evaluation
 from taet.data.dataset import Split, images_sha256
 from taet.distributed import first, joined, rank
@@ -193,7 +193,7 @@ def transfer_columns(
             count, passes = len(source.labels), making + len(targets)
             progress(min(number * source.batch_size, count) * passes + inside, count * passes, made.name)
 
-    def measure(number: int) -> Arrays:
+    def measure(number: int) -> Unit:
         rows = batches[number]
         with source.model.ticking(len(rows) * making, lambda inside: report(number, inside)):
             _, x_adv = source.perturb(attack, rows)

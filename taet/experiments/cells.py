@@ -18,11 +18,11 @@ from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import ResultCard
 from taet.evaluation.runner import among
 from taet.experiments import own_data
-from taet.experiments.specification import SHORT, Entry, Point, Settings, Specification, Variant
+from taet.experiments.specification import SHORT, DottedSettings, Entry, Point, Specification, Variant
 from taet.formatting import size
 from taet.models import check_consent, consent
+from taet.training.decisive_settings import CURVE, training_settings
 from taet.training.folder import RunFolder
-from taet.training.identity import CURVE, training_settings
 from taet.training.resolve import check_model, learns_from_validation, resolve
 from taet.training.schedule import curve_decides
 
@@ -190,7 +190,7 @@ class Planner:
         flags = _flags({**settings, "protocol": point.protocol})
         return Cell(name, entry, variant, data, ratio, 0, self.out / "runs" / name, run, flags, reason)
 
-    def _chosen(self, point: Point, settings: Settings) -> Settings:
+    def _chosen(self, point: Point, settings: DottedSettings) -> DottedSettings:
         """Return settings that `taet train` would choose for the user's own images; every command then states them."""
         start = self.start(point.protocol, point.entry)
         if isinstance(start, str) or not is_own(str(settings["data.name"])):
@@ -202,7 +202,7 @@ class Planner:
         except UserError:  # `made` raises it as well, with its cause
             return {}
 
-    def made(self, point: Point, settings: Settings) -> Run | str:
+    def made(self, point: Point, settings: DottedSettings) -> Run | str:
         """Return the resolved run of a method, or the reason why it is rejected."""
         entry, start = point.entry, self.start(point.protocol, point.entry)
         if isinstance(start, str):
@@ -299,7 +299,7 @@ def _start(protocol: str, entry: Entry) -> Run | str:
     return start
 
 
-def _of_data(data: str, ratio: float | None) -> Settings:
+def _of_data(data: str, ratio: float | None) -> DottedSettings:
     return {"data.name": data} | ({} if ratio is None else {"data.imbalance_ratio": ratio})
 
 
@@ -310,7 +310,7 @@ def _with_seed(cell: Cell, seed: int) -> Cell:
     return dataclasses.replace(cell, name=name, seed=seed, run=run, flags=flags, folder=folder)
 
 
-def _run(start: Run, method: str, settings: Settings) -> Run:
+def _run(start: Run, method: str, settings: DottedSettings) -> Run:
     """The run of a method, with settings on top of its protocol; data are not read."""
     knobs: Any = methods.find(method).Config() if start.settings is None else start.settings
     own = {key.removeprefix("method."): value for key, value in settings.items() if key.startswith("method.")}
@@ -326,7 +326,7 @@ def _run(start: Run, method: str, settings: Settings) -> Run:
     return run
 
 
-def _flags(settings: Settings) -> tuple[str, ...]:
+def _flags(settings: DottedSettings) -> tuple[str, ...]:
     """Return the command-line options of dotted settings."""
     words: list[str] = []
     for key, value in settings.items():

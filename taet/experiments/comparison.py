@@ -41,7 +41,7 @@ OPEN = ("started", "missing")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # network file systems mounted without locks
 
 Say = Callable[[str], None]
-Given: TypeAlias = Specification | Mapping[str, Any] | str | os.PathLike[str]
+AnySpecification: TypeAlias = Specification | Mapping[str, Any] | str | os.PathLike[str]
 """Forms in which a comparison can be given."""
 
 
@@ -124,7 +124,7 @@ class Comparison:
 
 
 def compare(
-    specification: Given,
+    specification: AnySpecification,
     out: str | os.PathLike[str] | None = None,
     *,
     time_budget: float | None = None,
@@ -236,7 +236,7 @@ def _machine(jobs: int | Literal["auto"]) -> tuple[int, int, list[str]]:
 
 
 def merge(
-    specification: Given,
+    specification: AnySpecification,
     out: str | os.PathLike[str] | None = None,
     folders: Sequence[str | os.PathLike[str]] = (),
     *,
@@ -258,7 +258,7 @@ def merge(
     return replace(result, report=_report(result))
 
 
-def _planned(given: Given, out: str | os.PathLike[str] | None) -> tuple[str, Path, list[Cell]]:
+def _planned(given: AnySpecification, out: str | os.PathLike[str] | None) -> tuple[str, Path, list[Cell]]:
     """Return the title of a comparison, its folder and its cells."""
     if out is None and isinstance(given, Specification | Mapping):
         raise UserError("compare: got no out; allowed: a folder, where the specification is no file")

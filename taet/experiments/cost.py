@@ -19,21 +19,18 @@ from taet.bounds import Count, Processes, Settings, Whole
 from taet.config import Threat, Training
 from taet.data.loader import Batch
 from taet.errors import UserError
-from taet.experiments.cost_model import ADVERSARIAL, CLEAN, TWO_STAGE, CostModel, Measured, image_megabytes
+from taet.experiments.cost_model import ADVERSARIAL, CLEAN, TWO_STAGE, CostModel, Measurement, image_megabytes
 from taet.experiments.steps import MethodSteps, Workload
 from taet.losses import cross_entropy
 from taet.methods.base import Adversarial
+from taet.metrics import Floats
 from taet.progress import Progress
 from taet.training.environment import environment, on_threads, resolve_device
 
 REPEATS = 5  # of short work, a pass or a clean step, so that clock resolution and interruptions matter little
 REPORTED = ("batch_size", "precision", "steps", "epochs", "clean_epochs", "rounds")  # settings of the measurement
-Options: TypeAlias = Mapping[str, Any]
-"""Settings of a method, by name."""
-Variant: TypeAlias = tuple[str, Options]
+TimedMethod: TypeAlias = tuple[str, Mapping[str, Any]]
 """A method's name and its settings."""
-Measurement: TypeAlias = dict[str, Any]
-"""Plain JSON: see `measure`."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +67,16 @@ class Timing(Settings):
         return self.clean_epochs / self.epochs
 
 
-def everything() -> list[Variant]:
+def everything() -> list[TimedMethod]:
     """Return every method with its defaults, and with each other value of its setting `variant`."""
-    pairs: list[Variant] = []
+    pairs: list[TimedMethod] = []
     for name in registry.entries("methods"):
         hints = typing.get_type_hints(methods.find(name).Config)
         pairs += [(name, {}), *((name, {"variant": other}) for other in typing.get_args(hints.get("variant"))[1:])]
     return pairs
 
 
-def _spread(values: Measured) -> Measurement:
+def _spread(values: Floats) -> Measurement:
     """Return median, least and largest of measured values to four digits, the precision of the clock."""
     median, low, high = (float(f"{value:.4g}") for value in (np.median(values), values.min(), values.max()))
     return {"median": median, "spread": [low, high]}
@@ -116,7 +113,7 @@ def _round(
     }
 
 
-def _model_costs(at: Mapping[str, Measured], timing: Timing, epoch_steps: int) -> Measurement:
+def _model_costs(at: Mapping[str, Floats], timing: Timing, epoch_steps: int) -> Measurement:
     """Return the parts, and ratios within rounds, of the seconds `at` by part, (rounds,) each."""
     clean, attack, adversarial, share = at["F + B"], at["F' + B_adv"], at["AT"], timing.clean_share
     model = CostModel(attack / clean, timing.steps)
@@ -176,7 +173,7 @@ def _method_cost(steps: MethodSteps, base: MethodSteps, batch: Batch, timing: Ti
 def measure(
     workload: Workload = Workload(),  # noqa: B008  # which cannot change, as the next one
     timing: Timing = Timing(),
-    wanted: Iterable[Variant] = (),
+    wanted: Iterable[TimedMethod] = (),
     *,
     progress: Progress | None = None,
 ) -> Measurement:

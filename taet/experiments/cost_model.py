@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+
+from taet.metrics import Floats
 
 CLEAN, ADVERSARIAL, TWO_STAGE = "standard", "at", "taet"
 """The methods that the model compares."""
@@ -37,12 +38,13 @@ REAT_EPOCH_SECONDS = {
 """By data, with its imbalance ratio, and method: ResNet-18, one V100 (REAT, arXiv:2307.10205, table 14)."""
 
 
-Measured: TypeAlias = NDArray[np.float64]
-Value = TypeVar("Value", float, Measured)
+Measurement: TypeAlias = Mapping[str, Any]
+"""Plain JSON: what `taet.experiments.cost.measure` returns, or a part of it."""
+Number = TypeVar("Number", float, Floats)
 
 
 @dataclass(frozen=True)
-class CostModel(Generic[Value]):
+class CostModel(Generic[Number]):
     """The time that TAET takes relative to adversarial training with the same number of attack steps, kappa.
 
     With F and B the passes of a step on clean images, F' and B_adv those of one step of the attack (in the paper
@@ -57,20 +59,20 @@ class CostModel(Generic[Value]):
     Hence eta is never below 1 - s, however cheap a clean epoch is.
     """
 
-    gamma: Value
+    gamma: Number
     """A number, or one for each of several measurements."""
     steps: int = STEPS
 
     @property
-    def rho(self) -> Value:
+    def rho(self) -> Number:
         """Cost of a clean epoch relative to an adversarial one."""
         return 1 / (1 + self.steps * self.gamma)
 
-    def eta(self, clean_share: float = CLEAN_SHARE) -> Value:
+    def eta(self, clean_share: float = CLEAN_SHARE) -> Number:
         """Cost of TAET relative to adversarial training by equation 12; `clean_share` is s, 0 to 1."""
         return clean_share * self.rho + 1 - clean_share
 
-    def printed_eta(self, clean_share: float = CLEAN_SHARE) -> Value:
+    def printed_eta(self, clean_share: float = CLEAN_SHARE) -> Number:
         """The same by equation 13, [s rho + (1 - s) (1 + kappa gamma)] / (1 + kappa gamma) = s rho^2 + 1 - s.
 
         In the numerator a clean epoch should cost 1, not rho: its cost is divided twice.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from taet.experiments import cost_model as paper
-from taet.experiments.cost_model import CostModel, line_gamma
+from taet.experiments.cost_model import CostModel, Measurement, line_gamma
 
-Measurement: TypeAlias = Mapping[str, Any]
-"""What `taet.experiments.cost.measure` returns, or a part of it."""
 GAMMAS = {
     "TAET's gamma": paper.GAMMA,
     "TAET's seconds per epoch, if of an adversarial one": line_gamma(paper.EPOCH_SECONDS),

@@ -48,7 +48,7 @@ MOST_BYTES, MOST_CELLS = 2**20, 100_000
 DEEPEST = 8
 """Largest depth of nested tables; settings need two."""
 
-Settings = Mapping[str, Any]
+DottedSettings = Mapping[str, Any]
 """Dotted settings of a run, and `method.KNOB` for those of its method; lists are tuples."""
 
 
@@ -58,7 +58,7 @@ class Entry:
 
     name: str
     method: str
-    settings: Settings = field(default_factory=dict)
+    settings: DottedSettings = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Variant:
     """Settings with which the whole grid is repeated; a variant without a name is the unchanged grid."""
 
     name: str = ""
-    settings: Settings = field(default_factory=dict)
+    settings: DottedSettings = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Point:
     imbalance: float | None
     seed: int
     protocol: str
-    settings: Settings = field(default_factory=dict)
+    settings: DottedSettings = field(default_factory=dict)
     """Shared settings, overridden by those of the variant and of the entry."""
     variant: Variant = field(default_factory=Variant)
 
@@ -94,7 +94,7 @@ class Specification:
     """Imbalance ratios; None takes the data as they are."""
     seeds: tuple[int, ...]
     protocol: str
-    settings: Settings
+    settings: DottedSettings
     variants: tuple[Variant, ...]
     """The unchanged grid, then every variant."""
     path: Path | None = None

@@ -18,9 +18,9 @@ from taet.config import Threat, Training, epoch_at
 from taet.data.loader import Batch
 from taet.data.long_tail import long_tail_counts
 from taet.errors import UserError
-from taet.experiments.cost_model import Measured
 from taet.experiments.memory import held_bytes, peak_bytes
 from taet.methods import Attack, Method, Task
+from taet.metrics import Floats
 from taet.models import Classifier, memory_layout
 from taet.models.view import make_view
 from taet.training.optimizer import build_optimizer
@@ -103,7 +103,7 @@ class MethodSteps:
         own, attack, view = (self.model, self.method, self.optimizer), self.attack(steps), self.view if viewed else None
         training_step(*own, batch, attack, autocast=self.bf16, awp=self.awp, number=number, view=view)
 
-    def mean(self, cost: Callable[[], Measured], batch: Batch, *, viewed: bool = True) -> Measured:
+    def mean(self, cost: Callable[[], Floats], batch: Batch, *, viewed: bool = True) -> Floats:
         """Return the increase of `cost` by a step, mean over a run."""
         total = np.zeros_like(cost())
         for epoch, share in self.stages:

@@ -22,7 +22,7 @@ from taet.config import Run
 from taet.data.selection import VALIDATION
 from taet.errors import UserError, located, unknown
 from taet.experiments.cells import Cell, cells, in_precision, is_open
-from taet.experiments.comparison import CellOutcome, Comparison, compare, fill, foretell
+from taet.experiments.comparison import CellOutcome, Comparison, Say, compare, fill, foretell
 from taet.experiments.journal import load_optuna, open_journal
 from taet.experiments.specification import Entry, Specification, parse, table
 from taet.files import digest, make_folder, seal, write_json
@@ -39,7 +39,6 @@ FIXED = ("data.", "threat.", "evaluation.", "training.selection", "training.moni
 VALIDATION_SHARE = 0.2
 """Share held out for validation, if the specification does not set it."""
 Trials = Annotated[int, Ge(1), Le(10_000)]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from taet.bounds import OnlyWith
 from taet.distributed import global_mean, global_sum
 from taet.methods.base import Adversarial, Attack, Loss, Method, Overrides, Task
 
-Weighting = Literal["tanh", "sigmoid", "discrete"]
+WeightFunction = Literal["tanh", "sigmoid", "discrete"]
 
 
-def importance(kappa: Tensor, steps: int, weighting: Weighting, lam: float) -> Tensor:
+def importance(kappa: Tensor, steps: int, weighting: WeightFunction, lam: float) -> Tensor:
     """Unnormalised weight of examples that were correct before kappa (N,) of K `steps` -> (N,).
 
     tanh       [tanh(lam + 5 (k0 - kappa) / k0) + 1] / 2,  k0 = floor(K / 2)
@@ -76,7 +76,7 @@ class Gairat(Method):
     class Config(Method.Config):
         """The weights of the examples."""
 
-        weighting: Weighting = "tanh"
+        weighting: WeightFunction = "tanh"
         """Function from the number of steps to the weight (public code)."""
         lam: Annotated[float, Ge(-20), Le(20), OnlyWith(weighting=("tanh", "sigmoid"))] = -1.0
         """Lambda, added to the argument of tanh and sigmoid: the larger, the more equal the weights (public code)."""

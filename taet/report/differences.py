@@ -15,7 +15,7 @@ from taet.report import series
 from taet.report.measured import AttackKey, Measured
 from taet.report.series import Series
 
-Of = Literal["balanced", "tail", "plain"]
+Compared = Literal["balanced", "tail", "plain"]
 """Which accuracy is compared: balanced, balanced over the tail classes, or the share of all images."""
 
 
@@ -25,9 +25,9 @@ class Pairs:
     def __init__(self, tail: Sequence[int] = ()) -> None:
         """Prepare comparisons of series on one data set with these tail classes."""
         self._tail = list(tail)
-        self._known: dict[tuple[AttackKey, Of, int, int], Difference] = {}
+        self._known: dict[tuple[AttackKey, Compared, int, int], Difference] = {}
 
-    def difference(self, first: Measured, second: Measured, attack: AttackKey, of: Of = "balanced") -> Difference:
+    def difference(self, first: Measured, second: Measured, attack: AttackKey, of: Compared = "balanced") -> Difference:
         """Return the difference of accuracies, first minus second, under an attack that both series have."""
         if first.series.index > second.series.index:
             return opposite(self.difference(second, first, attack, of))
@@ -36,12 +36,12 @@ class Pairs:
             self._known[at] = self._compute(_in_pairs(first.columns[attack], second.columns[attack]), of)
         return self._known[at]
 
-    def is_better(self, first: Measured, second: Measured, attack: AttackKey, of: Of) -> bool:
+    def is_better(self, first: Measured, second: Measured, attack: AttackKey, of: Compared) -> bool:
         """Return whether the first is more accurate beyond chance."""
         found = self.difference(first, second, attack, of)
         return found.decided and found.value > 0  # the shared seeds may rank differently from all seeds
 
-    def _compute(self, pairs: Sequence[tuple[ResultCard, Column, Column]], of: Of) -> Difference:
+    def _compute(self, pairs: Sequence[tuple[ResultCard, Column, Column]], of: Compared) -> Difference:
         card = pairs[0][0]
         among = np.isin(card.labels, self._tail) if of == "tail" else np.ones(len(card.labels), dtype=bool)
         labels = card.labels[among]

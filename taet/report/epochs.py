@@ -25,7 +25,7 @@ SHADES = ("#0072B2", "#009E73", "#D55E00")
 STROKES = ("-", "--", "-.")
 
 
-class Line(NamedTuple):
+class ClassLine(NamedTuple):
     """A class or a group of classes, with its line style."""
 
     label: str
@@ -38,7 +38,7 @@ class Line(NamedTuple):
         return float(known.mean()) if known.size else float("nan")
 
 
-def _classes(data: ReportedData) -> list[Line]:
+def _classes(data: ReportedData) -> list[ClassLine]:
     """Return a line for each class, from the largest to the smallest; if there are many, for each group."""
     from matplotlib import colormaps
 
@@ -47,13 +47,13 @@ def _classes(data: ReportedData) -> list[Line]:
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(data.order)))
     looks: list[Look] = [{"color": shade, "linestyle": STROKES[row % 3]} for row, shade in enumerate(shades)]
     names = [short(data.class_names[c], 10) for c in data.order]
-    return [Line(name, np.array([c]), look) for name, c, look in zip(names, data.order, looks, strict=True)]
+    return [ClassLine(name, np.array([c]), look) for name, c, look in zip(names, data.order, looks, strict=True)]
 
 
-def _groups(data: ReportedData) -> list[Line]:
+def _groups(data: ReportedData) -> list[ClassLine]:
     styles = zip(data.groups.items(), SHADES, STROKES, strict=False)
     return [
-        Line(name, own, {"color": shade, "linestyle": stroke}) for ((name, own), shade, stroke) in styles if len(own)
+        ClassLine(name, own, {"color": shade, "linestyle": stroke}) for (name, own), shade, stroke in styles if len(own)
     ]
 
 

@@ -20,7 +20,6 @@ from taet.report import (
     decision,
     epochs,
     figures,
-    images,
     measured,
     sentences,
     series,
@@ -28,6 +27,7 @@ from taet.report import (
     transfers,
 )
 from taet.report.differences import Pairs, paired_table
+from taet.report.gallery import gallery
 from taet.report.provenance import provenance
 from taet.report.read import ReportedData, ReportedRun
 from taet.report.series import Series
@@ -158,7 +158,7 @@ def section(
         class_curves=[panel for one in all_series if (panel := epochs.class_curves(one))],
         shares=[panel for one in all_series if (panel := epochs.predicted_shares(one))],
         distances=[panel for one in all_series if (panel := epochs.distances(one))],
-        images=[(one, images.gallery(one.examples, data.ranks)) for one in all_series if one.examples],
+        images=[(one, gallery(one.examples, data.ranks)) for one in all_series if one.examples],
         few_words=sentences.few(data),
         flags=_flags(evaluated),
     )

@@ -21,9 +21,9 @@ from taet.evaluation.examples import Examples, read_examples
 from taet.evaluation.packing import Json
 from taet.files import parse_json, read_bytes
 from taet.metrics import Ints
+from taet.training.decisive_settings import training_settings
 from taet.training.folder import METRICS, RUN, RunFolder
-from taet.training.identity import training_settings
-from taet.training.record import Epoch, Row, RunRecord
+from taet.training.record import Epoch, MetricsRow, RunRecord
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def cards_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.json") if not path.match(str(embeddings)))
 
 
-def rows_beside(card: Path) -> tuple[Row, ...]:
+def rows_beside(card: Path) -> tuple[MetricsRow, ...]:
     """Return the epochs stored beside a card, checked; none if there is no such file."""
     path = beside(card, METRICS)
     if not path.exists():

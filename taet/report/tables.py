@@ -14,7 +14,7 @@ import numpy as np
 from taet import metrics
 from taet.evaluation.summary import Interval, Summary
 from taet.formatting import percent
-from taet.report.differences import Of, Pairs
+from taet.report.differences import Compared, Pairs
 from taet.report.measured import AttackKey, Heading, Measured, heads
 from taet.report.read import ReportedData
 from taet.report.series import Series, baseline
@@ -147,7 +147,7 @@ def headline(
     tied with the best if the paired comparison does not decide between them.
     """
 
-    def measure(head: Heading, attack: AttackKey, score: Score, of: Of) -> Measure:
+    def measure(head: Heading, attack: AttackKey, score: Score, of: Compared) -> Measure:
         return Measure(head, attack, score, lambda best, other: pairs.is_better(best, other, attack, of), attack.ranked)
 
     named = zip(heads(attacks), attacks, strict=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
 from taet.errors import UserError, unknown
+from taet.reproduce.cell_store import Store, StoredCell
 from taet.reproduce.manifest import (
     FOLDER,
     PAPERS,
@@ -22,7 +23,6 @@ from taet.reproduce.manifest import (
     row_from,
     row_words,
 )
-from taet.reproduce.store import Store, StoredCell
 
 Word = Literal["holds", "does not hold", "undecided", "not tested"]
 WORDS: tuple[Word, ...] = ("does not hold", "holds", "undecided", "not tested")

@@ -17,9 +17,9 @@ from taet.report.measured import attacks_of, measured
 from taet.report.read import ReportedRun, data_of_card
 from taet.report.series import COLOURS, DASHES, MARKERS, Series, grouped
 from taet.report.tables import ScoreCell, spread
+from taet.reproduce.cell_store import Store
 from taet.reproduce.manifest import SECONDS, Item, PaperColumn, Scale, items
 from taet.reproduce.render import Filled, filled
-from taet.reproduce.store import Store
 
 LEADING = ("clean", "pgd-20", "autoattack")
 """Columns of a figure of rows, if the item has them."""

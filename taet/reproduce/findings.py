@@ -8,9 +8,9 @@ import numpy as np
 
 from taet import metrics
 from taet.formatting import sentence
+from taet.reproduce.cell_store import Store, by_seed, load_card
 from taet.reproduce.claims import WORDS, Word, claims
 from taet.reproduce.manifest import Scale, errata, items, row_words
-from taet.reproduce.store import Store, by_seed, load_card
 from taet.reproduce.verdicts import Verdict, best_verdict, elsewhere
 
 WIDTHS_OF = "cifar10-lt-ir10/at-bsl.json"

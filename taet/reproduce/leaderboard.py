@@ -11,17 +11,17 @@ import numpy as np
 from taet.evaluation.card import ResultCard
 from taet.evaluation.diagnostics import masking
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
+from taet.reproduce.cell_store import Store, by_seed
 from taet.reproduce.manifest import PAPERS, Scale, items, row_words
 from taet.reproduce.render import paired_cards
-from taet.reproduce.store import Store, by_seed
-from taet.reproduce.tables import TextTable
+from taet.reproduce.text_table import TextTable
 
 LEAD = "autoattack"
 NUMBERS = ("95 %", "paper", "clean", "pgd-20", "PGD-20 − AutoAttack", "tail", "worst class", "s per epoch", "flags")
 HEADS = ("", "rank", LEAD, *NUMBERS, "seeds")
 
 
-class Kind(NamedTuple):
+class BoardKind(NamedTuple):
     """The properties that all rows of a board share."""
 
     scale: str
@@ -63,7 +63,7 @@ class Contender:
 class Standings:
     """A board: comparable runs, best first."""
 
-    kind: Kind
+    kind: BoardKind
     rows: tuple[Contender, ...]
 
     def rank(self, one: Contender) -> str:
@@ -106,7 +106,7 @@ class Standings:
 
 def boards(store: Store, scales: Sequence[Scale]) -> list[Standings]:
     """Return every board that has a run under AutoAttack."""
-    found: dict[Kind, dict[str, Contender]] = {}
+    found: dict[BoardKind, dict[str, Contender]] = {}
     for scale in scales:
         for item in items().values():
             said = {row: value.value for (row, column), value in item.published.items() if column.metric == LEAD}
@@ -116,7 +116,7 @@ def boards(store: Store, scales: Sequence[Scale]) -> list[Standings]:
                 if not cards or not all(_has(card, LEAD) for card in cards.values()):
                     continue
                 card = next(iter(cards.values()))
-                kind = Kind(scale.name, PAPERS[row.paper], card.data["name"], row.imbalance, card.model["name"])
+                kind = BoardKind(scale.name, PAPERS[row.paper], card.data["name"], row.imbalance, card.model["name"])
                 seconds = [epoch.seconds for one in cells for epoch in one.epochs]
                 mean = float(np.mean(seconds)) if seconds else None
                 made = Contender(row_words(row), cards, said.get(row), mean)

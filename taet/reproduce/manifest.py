@@ -18,6 +18,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from taet.bounds import read_number
 from taet.errors import UserError, cut, located, unknown
+from taet.evaluation.embedding import Space
 from taet.experiments.specification import Entry, Point
 from taet.formatting import words
 from taet.shapes import check_shape
@@ -28,8 +29,7 @@ PAPERS = {"TAET": "taet", "REAT": "reat"}
 SECONDS = "seconds_per_epoch"
 """The only published column that is not an accuracy."""
 Shows = Literal["values", "classes", "curves", "predictions", "distances", "embedding"]
-Of = Literal["features", "logits"]
-Pairs = tuple[tuple[str, Any], ...]
+SettingPairs = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PaperRow:
     imbalance: float | None
     """Imbalance ratio; None for data sets that are used unchanged."""
     model: str
-    settings: Pairs = ()
+    settings: SettingPairs = ()
     """Dotted settings that differ from the protocol."""
     shown_as: str = field(default="", compare=False)
     setting: str = field(default="", compare=False)
@@ -93,7 +93,7 @@ class Item:
     notes: tuple[str, ...] = ()
     epochs: tuple[int, ...] = ()
     """The epochs that a figure shows; by default the first and the last."""
-    of: Of = "features"
+    of: Space = "features"
     """The space that a figure of an embedding shows."""
     costs_of: str = ""
     """The item whose rows a figure of seconds and memory shows."""
@@ -196,7 +196,7 @@ class FigureEntry(TypedDict):
     imbalance: NotRequired[float]
     model: NotRequired[str]
     epochs: NotRequired[list[int]]
-    of: NotRequired[Of]
+    of: NotRequired[Space]
     costs_of: NotRequired[str]
 
 
@@ -289,7 +289,7 @@ def row_of(line: Mapping[str, str]) -> PaperRow:
     return PaperRow(line["paper"], method, line["dataset"], ratio, model, _pairs(settings), shown, setting)
 
 
-def _pairs(settings: Mapping[str, Any]) -> Pairs:
+def _pairs(settings: Mapping[str, Any]) -> SettingPairs:
     """Return settings in a fixed order; a fraction such as 8/255 becomes a number."""
     values = {name: read_number(value) if "/" in str(value) else value for name, value in settings.items()}
     return tuple(sorted(values.items()))

@@ -16,10 +16,10 @@ from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.paired import Difference, difference
 from taet.formatting import MISSING, duration, percent, percent_interval, points
 from taet.metrics import Floats, Ints
-from taet.reproduce.cost import seconds_left
+from taet.reproduce.cell_store import Store, StoredCell, by_seed
+from taet.reproduce.costs import seconds_left
 from taet.reproduce.manifest import SECONDS, Item, PaperColumn, PaperRow, PaperValue, Scale, class_number
-from taet.reproduce.store import Store, StoredCell, by_seed
-from taet.reproduce.tables import TextTable
+from taet.reproduce.text_table import TextTable
 from taet.training.record import Epoch
 
 FEWEST = 3

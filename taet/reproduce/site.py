@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from taet.formatting import sentence, words
 from taet.report.series import Series
+from taet.reproduce.cell_store import Store
 from taet.reproduce.claims import WORDS, Claim, claims
 from taet.reproduce.figures import Drawings, drawings
-from taet.reproduce.leaderboard import Kind, Standings, boards
+from taet.reproduce.leaderboard import BoardKind, Standings, boards
 from taet.reproduce.manifest import Item, Scale, errata, items
 from taet.reproduce.render import filled, tables, what_differs
 from taet.reproduce.session import overview
-from taet.reproduce.store import Store
-from taet.reproduce.tables import html_page, in_html
+from taet.reproduce.text_table import html_page, in_html
 from taet.reproduce.verdicts import Verdict, best_verdict, elsewhere, verdict
 
 PAGES = {"index.html": "Overview", "leaderboard.html": "Leaderboard", "claims.html": "Claims"}
@@ -61,7 +61,7 @@ def leaderboard_page(found: Sequence[Standings]) -> str:
         return _page("Leaderboard", ["<p>No run.</p>"])
     choices, rules = [], []
     marks: list[list[str]] = [["board"] for _ in found]
-    for place, title in enumerate(Kind._fields):
+    for place, title in enumerate(BoardKind._fields):
         texts = [words(board.kind[place] or "of the set") for board in found]
         values, name = [*dict.fromkeys(texts)], f"by-{title}"
         for mark, text in zip(marks, texts, strict=True):

@@ -14,11 +14,11 @@ from scipy import special
 from taet.evaluation.card import ResultCard
 from taet.evaluation.paired import LEVEL, Difference
 from taet.formatting import sentence
+from taet.reproduce.cell_store import Store, by_seed, load_card
 from taet.reproduce.claims import SIGNIFICANT_ORDER, Claim, ReversedEntry, SteadyEntry, Word, claims
 from taet.reproduce.manifest import PaperRow, Scale, items, row_words
 from taet.reproduce.render import Filled, difference_text, filled, paired_cards, rank_correlation
-from taet.reproduce.store import Store, by_seed, load_card
-from taet.reproduce.tables import TextTable
+from taet.reproduce.text_table import TextTable
 from taet.training.record import Epoch
 
 FEWEST_IN_ORDER = 5

@@ -21,11 +21,11 @@ from taet.distributed import global_sum, rank, world_size
 from taet.methods.base import Seen
 from taet.randomness import generator
 from taet.training.feedback import FeedbackSums
-from taet.training.record import Row
+from taet.training.record import MetricsRow
 from taet.training.resolve import Resolved
 from taet.training.schedule import watched_epochs, watched_images
 
-Counts = dict[str, list[int]]
+CountsJson = dict[str, list[int]]
 
 
 def per_class(labels: Tensor, hits: Tensor, num_classes: int) -> Tensor:
@@ -36,7 +36,7 @@ def per_class(labels: Tensor, hits: Tensor, num_classes: int) -> Tensor:
 class WatchedEpoch(NamedTuple):
     """A point of the curve: the values stored in the row of its epoch, and those that a method may learn from."""
 
-    row: Row
+    row: MetricsRow
     seen: Seen | None
 
 
@@ -50,7 +50,7 @@ def monitor(
     fgsm: bool = False,
     sums: FeedbackSums | None = None,
     with_features: bool = False,
-) -> dict[str, Counts]:
+) -> dict[str, CountsJson]:
     """Return {"clean": ..., "pgd-N": ...}, each with the correct and total images per class, in float32.
 
     The steps of the attack are those of the curve of `run`, computed in its precision.

@@ -14,7 +14,7 @@ from taet.config import EXTRA_COPIES, Data
 from taet.data import Dataset, Split, repeats
 from taet.data.augmentation import to_unit
 from taet.data.extra import Extra, read_extra, saw_removed_tail
-from taet.data.store import pieces
+from taet.data.image_store import pieces
 from taet.errors import UserError
 from taet.files import file_sha256
 from taet.training.finished import load_model

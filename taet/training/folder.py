@@ -43,8 +43,8 @@ from taet.files import (
 from taet.shapes import Sha256, check_shape
 from taet.training import checkpoint
 from taet.training.checkpoint import SCHEMA, WeightsAbout, tensors_digest
-from taet.training.identity import training_settings
-from taet.training.record import Epoch, Row, RunRecord, best_epoch
+from taet.training.decisive_settings import training_settings
+from taet.training.record import Epoch, MetricsRow, RunRecord, best_epoch
 
 RUN, METRICS, CHECKPOINT, DONE = "run.json", "metrics.jsonl", "checkpoint.pt", "done"
 ARTIFACTS, STATE = "artifacts", "-state"
@@ -181,17 +181,17 @@ class RunFolder:
         write_json(self.path / RUN, seal(record.to_json()))
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[MetricsRow, ...]:
         """The rows of metrics.jsonl as JSON, one per epoch in order; an incomplete last row is left out."""
         return tuple(row for row, _ in self._rows())
 
-    def _rows(self) -> list[tuple[Row, Epoch]]:
+    def _rows(self) -> list[tuple[MetricsRow, Epoch]]:
         path = self.path / METRICS
         if not path.exists() and METRICS in self.sums:
             raise UserError(f"{path} is missing: {DONE} names it")
         return self._pairs(self._read(path) if path.exists() else b"")
 
-    def _pairs(self, content: bytes) -> list[tuple[Row, Epoch]]:
+    def _pairs(self, content: bytes) -> list[tuple[MetricsRow, Epoch]]:
         path, lines, pairs = self.path / METRICS, content.split(b"\n"), []
         for number, line in enumerate(lines[:-1], 1):  # a row ends with a newline
             row = parse_json(line, f"{path}: line {number} is damaged")
@@ -216,7 +216,7 @@ class RunFolder:
                 raise UserError(f"{where}: got counts for another number of classes; allowed: {classes}")
         return epochs
 
-    def append(self, row: Row) -> MetricsMark:
+    def append(self, row: MetricsRow) -> MetricsMark:
         """Add a row to metrics.jsonl and return its new length and checksum."""
         path = self.path / METRICS
         with changed(path) as file:

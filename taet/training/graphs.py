@@ -23,7 +23,7 @@ from taet.training.optimizer import hold_learning_rates
 WARM_UP = 3  # eager steps before one is recorded, so that state and caches exist; as PyTorch's notes on CUDA graphs do
 AGREEMENT = 0.1  # largest relative difference of a replayed update from the eager one: rounding flips some signs
 
-Part = Callable[[Batch, Attack], Loss]
+StepPart = Callable[[Batch, Attack], Loss]
 Recorder = Callable[[Callable[[], Loss]], tuple[Callable[[], None], Loss]]
 
 _logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class _Graph:
     gradients: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
 
     def prepare(
-        self, record: Recorder, part: Part, batch: Batch, attack: Attack, state: Callable[[], Sequence[Tensor]]
+        self, record: Recorder, part: StepPart, batch: Batch, attack: Attack, state: Callable[[], Sequence[Tensor]]
     ) -> None:
         """Record the step on copies of the batch."""
         assert self.source is not None
@@ -130,7 +130,7 @@ class Graphs:
 
     def run(
         self,
-        part: Part,
+        part: StepPart,
         kind: Hashable,
         batch: Batch,
         attack: Attack,
@@ -153,7 +153,7 @@ class Graphs:
         return self._tried(graph, part, batch, attack, state)
 
     def _tried(
-        self, graph: _Graph, part: Part, batch: Batch, attack: Attack, state: Callable[[], Sequence[Tensor]]
+        self, graph: _Graph, part: StepPart, batch: Batch, attack: Attack, state: Callable[[], Sequence[Tensor]]
     ) -> Loss:
         """Record a step, replay it, and repeat it eagerly from the same state; return the eager result."""
         before, draws = _copies(state()), attack.source.generator.get_state()

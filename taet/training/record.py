@@ -18,15 +18,14 @@ from taet.config import Run
 from taet.errors import UserError
 from taet.metrics import Floats, Ints
 from taet.models.heads import Head
-from taet.shapes import Sha256, Whole, check_shape, kind_text
-from taet.training.identity import run_hash
+from taet.shapes import Sha256, StoredCount, check_shape, kind_text
+from taet.training.decisive_settings import run_hash
 
-Classes = Annotated[int, Ge(0), Le(2**20)]
-Side = Annotated[int, Ge(0), Le(2**16)]
+ImageSide = Annotated[int, Ge(0), Le(2**16)]
 MOST_VALUES = 2**28
 """Largest number of values of an image, so that no record can demand a model that exceeds the memory."""
 T = TypeVar("T")
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
 """A row of metrics.jsonl as JSON."""
 
 
@@ -53,9 +52,9 @@ def _immutable(value: Any) -> Any:
 class SplitRecord:
     """One split of the data: the positions of its images in their source, a hash, and the images of each class."""
 
-    indices: tuple[Whole, ...] = ()
+    indices: tuple[StoredCount, ...] = ()
     sha256: Sha256
-    class_counts: tuple[Whole, ...] = ()
+    class_counts: tuple[StoredCount, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +68,10 @@ class ExtraRecord:
     """no, yes or unknown."""
     labels: str = ""
     sha256: Sha256
-    class_counts: tuple[Whole, ...] = ()
+    class_counts: tuple[StoredCount, ...] = ()
     """Available images of each class."""
-    per_batch: Whole = 0
-    batch_size: Whole = 0
+    per_batch: StoredCount = 0
+    batch_size: StoredCount = 0
     classes: str = ""
     """Rule for the proportions of the classes."""
     draw: tuple[NonNegative, ...] = ()
@@ -83,7 +82,7 @@ class ExtraRecord:
     """Fraction of each class that a filter kept."""
     judge_sha256: Sha256 | None = None
     """SHA-256 of the weights of the model that filtered them."""
-    left_out: Mapping[str, tuple[Whole, Whole]] = field(default_factory=dict)
+    left_out: Mapping[str, tuple[StoredCount, StoredCount]] = field(default_factory=dict)
     """For each split: images left out as exact and as near duplicates of its images."""
     left_out_by: str = ""
     """How duplicates were found."""
@@ -107,8 +106,8 @@ class DataRecord:
 
     name: str = ""
     class_names: tuple[str, ...] = ()
-    num_classes: Classes = 0
-    image_shape: tuple[Side, Side, Side] = (0, 0, 0)
+    num_classes: Annotated[int, Ge(0), Le(2**20)] = 0
+    image_shape: tuple[ImageSide, ImageSide, ImageSide] = (0, 0, 0)
     """(C, H, W)."""
     resized: bool | None = None
     """None in the records of older versions."""
@@ -174,7 +173,7 @@ class RunRecord:
     model_given: bool
     """Whether the model was passed from memory."""
     head: Head
-    parameters: Whole | None = None
+    parameters: StoredCount | None = None
     model_notes: tuple[str, ...] = ()
     pretrained_sha256: str | None = None
     threads: Count
@@ -263,8 +262,8 @@ class MethodName(TypedDict):
 class StoredCounts(TypedDict):
     """Counts per class, in metrics.jsonl."""
 
-    correct: list[Whole]
-    total: list[Whole]
+    correct: list[StoredCount]
+    total: list[StoredCount]
 
 
 class StoredEpoch(TypedDict):
@@ -275,7 +274,7 @@ class StoredEpoch(TypedDict):
     lr: NotRequired[NonNegative]
     loss: dict[str, float | None]
     train: NotRequired[StoredCounts]
-    predicted: NotRequired[list[Whole] | None]
+    predicted: NotRequired[list[StoredCount] | None]
     distance: NotRequired[list[NonNegative] | None]
     distance_quartiles: NotRequired[list[list[NonNegative]] | None]
     monitor: NotRequired[dict[str, Any] | None]

@@ -11,7 +11,7 @@ from taet.config import Run
 from taet.data import Dataset
 from taet.formatting import plural
 from taet.training.collapse import training_flags
-from taet.training.record import Epoch, Row, balanced_accuracies
+from taet.training.record import Epoch, MetricsRow, balanced_accuracies
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,7 +22,7 @@ class TrainingResult:
     run: Run
     model: nn.Module
     dataset: Dataset
-    history: tuple[Row, ...]
+    history: tuple[MetricsRow, ...]
 
     def __repr__(self) -> str:
         watched = [row for row in self.history if row["monitor"]][-1:]

@@ -14,11 +14,11 @@ from taet.data import Dataset
 from taet.distributed import first, joined
 from taet.errors import UserError
 from taet.progress import Progress
+from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device
 from taet.training.extra import check_extra
 from taet.training.finished import check_given
 from taet.training.folder import MetricsMark, RunFolder
-from taet.training.identity import run_hash
 from taet.training.result import TrainingResult
 from taet.training.setup import check_pretrained
 from taet.training.trainer import Trainer

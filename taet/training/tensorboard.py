@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taet.errors import UserError
-from taet.training.record import Row, balanced_accuracies
+from taet.training.record import MetricsRow, balanced_accuracies
 
 
 class Board:
@@ -21,7 +21,7 @@ class Board:
         self.open: Callable[[], Any] = lambda: SummaryWriter(str(folder))
         self.writer: Any = None
 
-    def write(self, row: Row) -> None:
+    def write(self, row: MetricsRow) -> None:
         """Add the scalars of one epoch."""
         self.writer = self.open() if self.writer is None else self.writer
         for name, value in scalars(row).items():
@@ -33,7 +33,7 @@ class Board:
             self.writer.close()
 
 
-def scalars(row: Row) -> dict[str, float]:
+def scalars(row: MetricsRow) -> dict[str, float]:
     """Learning rate, loss and parts, and balanced accuracies of one row of metrics.jsonl."""
     values = {f"loss/{name}": value for name, value in row["loss"].items()} | {"lr": row["lr"]}
     return values | {f"balanced accuracy/{name}": n for name, n in balanced_accuracies(row["monitor"]).items()}

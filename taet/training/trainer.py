@@ -26,17 +26,17 @@ from taet.config import Run
 from taet.data import DataFacts, Dataset, load
 from taet.data.extra import check_classes
 from taet.data.loader import Batch, Loader
-from taet.data.reading import reporting_to
 from taet.distributed import copy_first, first, in_any, in_turn, rank, unless_one_ends, world_size
 from taet.errors import UserError, custom_code, located
 from taet.models import memory_layout
 from taet.models.sync_norm import average_statistics, synchronised
-from taet.progress import Progress
+from taet.progress import Progress, reporting_to
 from taet.training import checkpoint_parts
 from taet.training.averaging import EMA_WARMUP, WeightAverage, ema_decay
 from taet.training.checkpoint import WeightsAbout
 from taet.training.checkpoint_parts import Part
 from taet.training.curve import TrainingCurve, WatchedEpoch
+from taet.training.decisive_settings import run_hash
 from taet.training.drift import Drift
 from taet.training.environment import keep_freed_memory, on_threads, peak_memory_mb, resolve_device
 from taet.training.epoch_sums import EpochSums
@@ -44,10 +44,9 @@ from taet.training.estimate import work_of
 from taet.training.extra import load_extra, with_extra
 from taet.training.folder import MetricsMark, RunFolder
 from taet.training.graphs import Graphs
-from taet.training.identity import run_hash
 from taet.training.interruption import interruption
 from taet.training.optimizer import build_optimizer, set_learning_rate
-from taet.training.record import Row, RunRecord, balanced_accuracies
+from taet.training.record import MetricsRow, RunRecord, balanced_accuracies
 from taet.training.resolve import resolve
 from taet.training.result import TrainingResult
 from taet.training.schedule import learning_rate
@@ -365,7 +364,7 @@ class Trainer:
         delivered, epoch = weights[chosen]
         assert delivered is not None
 
-        def write() -> tuple[Row, ...]:
+        def write() -> tuple[MetricsRow, ...]:
             self._save_weights("model", delivered, epoch)
             left, when = weights[other]
             if left is not None and when != epoch:

@@ -31,7 +31,7 @@ from taet.attacks.ball import Norm
 from taet.attacks.catalogue import parse
 from taet.attacks.counted import Counted
 from taet.attacks.suite import Suite, SuiteResult
-from taet.attacks.units import Arrays
+from taet.attacks.units import Unit
 from taet.data.augmentation import to_unit
 from taet.errors import UserError
 
@@ -249,13 +249,13 @@ def test_the_list_says_what_each_version_costs() -> None:
 class Memory:
     """A state that is killed after a number of units."""
 
-    def __init__(self, units: dict[str, Arrays], lives: int) -> None:
+    def __init__(self, units: dict[str, Unit], lives: int) -> None:
         self.units, self.lives, self.keys = units, lives, list[str]()
 
-    def get(self, key: str) -> Arrays | None:
+    def get(self, key: str) -> Unit | None:
         return self.units.get(key)
 
-    def put(self, key: str, arrays: Arrays) -> None:
+    def put(self, key: str, arrays: Unit) -> None:
         if self.lives == 0:
             raise KeyboardInterrupt
         self.lives -= 1
@@ -273,7 +273,7 @@ def test_resumes_at_the_unit_that_was_not_finished() -> None:
     whole = Memory({}, 99)
     expected = run(whole)
     for kills in (1, 5, len(whole.keys) - 1):
-        units: dict[str, Arrays] = {}
+        units: dict[str, Unit] = {}
         with pytest.raises(KeyboardInterrupt):
             run(Memory(units, kills))
         second = Memory(units, 99)

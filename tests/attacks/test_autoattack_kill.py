@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from taet.attacks.autoattack import run_parts
-from taet.attacks.units import Arrays
+from taet.attacks.units import Unit
 from taet.evaluation.batch_store import BatchStore
 
 # A server that has imported torch once and forks: a process then starts in milliseconds, so that many can be killed.
@@ -31,7 +31,7 @@ CLASSES, IMAGES, BATCH, EPS = 4, 60, 5, 0.08
 class Counting(BatchStore):
     """BatchStore that also note, before each is written, that it was done."""
 
-    def put(self, key: str, arrays: Arrays) -> None:
+    def put(self, key: str, arrays: Unit) -> None:
         self.folder.parent.mkdir(exist_ok=True)
         with (self.folder.parent / "done.txt").open("a") as file:
             file.write(f"{key}\n")

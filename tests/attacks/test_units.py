@@ -5,30 +5,30 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from taet.attacks.units import Arrays, run_units
+from taet.attacks.units import Unit, run_units
 
 
 class Shelf:
     """A state in memory that notes what is put."""
 
     def __init__(self) -> None:
-        self.units: dict[str, Arrays] = {}
+        self.units: dict[str, Unit] = {}
         self.written: list[str] = []
 
-    def get(self, key: str) -> Arrays | None:
+    def get(self, key: str) -> Unit | None:
         return self.units.get(key)
 
-    def put(self, key: str, arrays: Arrays) -> None:
+    def put(self, key: str, arrays: Unit) -> None:
         self.written.append(key)
         self.units[key] = arrays
 
 
-def square(number: int) -> Arrays:
+def square(number: int) -> Unit:
     return {"number": np.asarray(number), "square": np.asarray(number**2)}
 
 
 def run(count: int, state: Shelf | None, computed: list[int] | None = None) -> list[int]:
-    def compute(number: int) -> Arrays:
+    def compute(number: int) -> Unit:
         if computed is not None:
             computed.append(number)
         return square(number)
@@ -67,7 +67,7 @@ def test_what_is_missing_or_about_something_else_is_done_again() -> None:
 def test_what_was_done_before_a_failure_is_kept() -> None:
     state = Shelf()
 
-    def fail(number: int) -> Arrays:
+    def fail(number: int) -> Unit:
         if number == 3:
             raise KeyboardInterrupt
         return square(number)
@@ -82,7 +82,7 @@ def test_what_was_done_before_a_failure_is_kept() -> None:
 def test_a_unit_is_told_before_it_is_done_and_one_that_is_there_is_not() -> None:
     state, said = Shelf(), list[str]()
 
-    def compute(number: int) -> Arrays:
+    def compute(number: int) -> Unit:
         said.append(f"do {number}")
         return square(number)
 

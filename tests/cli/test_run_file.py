@@ -13,7 +13,7 @@ from taet import config
 from taet.cli.run_file import text
 from taet.cli.train import read
 from taet.errors import UserError
-from taet.training.identity import run_hash
+from taet.training.decisive_settings import run_hash
 
 CALLS = (
     "at",

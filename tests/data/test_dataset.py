@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from taet.data import Dataset, Split, describe, render, store
-from taet.data.store import Stored, gather
+from taet.data import Dataset, Split, describe, image_store, render
+from taet.data.image_store import Stored, gather
 from taet.errors import UserError
 
 
@@ -89,12 +89,12 @@ def test_checksum_sees_images_labels_and_shape(arrays):
     assert len({split.sha256, *(other.sha256 for other in others)}) == 5
 
 
-@pytest.mark.parametrize("chunk", [1, 200, store.CHUNK])
+@pytest.mark.parametrize("chunk", [1, 200, image_store.CHUNK])
 def test_images_on_disk_are_described_as_those_in_memory(chunk, arrays, stored, monkeypatch):
     given = arrays()
     disk, memory = stored(given), Dataset.from_arrays(**given, name="three")
     assert isinstance(disk.train.images, Stored)
-    monkeypatch.setattr(store, "CHUNK", chunk)
+    monkeypatch.setattr(image_store, "CHUNK", chunk)
     assert describe(disk) == describe(memory)
     assert render(disk) == render(memory)
     assert disk.image_shape == (3, 4, 5)

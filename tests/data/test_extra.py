@@ -16,9 +16,9 @@ from PIL import Image
 from taet.config import Data, Training
 from taet.data import Dataset, Split, load, repeats
 from taet.data.extra import Extra, check_classes, read_extra
+from taet.data.image_store import gather
 from taet.data.loader import Joined, Loader
 from taet.data.mixture import class_shares, mixture
-from taet.data.store import gather
 from taet.errors import UserError
 from taet.losses import balanced_softmax
 
@@ -237,7 +237,7 @@ def test_the_search_finds_what_comparing_all_pairs_finds(
     """Pieces of 85 images, blocks of 64 and sorting by the mean hide no pair, neither at an end nor at the limit."""
     draw = np.random.default_rng(0)
     monkeypatch.setattr(repeats, "ROWS", 64)
-    monkeypatch.setattr("taet.data.store.CHUNK", 85 * 8 * 8 * 3)
+    monkeypatch.setattr("taet.data.image_store.CHUNK", 85 * 8 * 8 * 3)
     images, others = (draw.integers(0, 256, (number, 8, 8, 3), dtype=np.uint8) for number in numbers)
     images[7], images[-1] = others[3][:, ::-1], others[0]
     images[20] = np.clip(others[5].astype(int) + 7, 0, 255)  # the whole image brighter, by almost as much as counts

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from taet.data import images as module
+from taet.data.image_store import Stored
 from taet.data.images import SUFFIXES, decode_all, decode_each, resized, scaled, survey, unreadable
-from taet.data.store import Stored
 from taet.errors import UserError
 
 

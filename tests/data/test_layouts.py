@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from taet.data import Dataset, layouts, load
+from taet.data.image_store import gather
 from taet.data.layouts import class_folders
-from taet.data.store import gather
 from taet.errors import UserError
 
 KINDS = {"npz": "x.npz", "folder": "x", "taet-npy": "x"}

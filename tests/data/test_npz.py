@@ -7,7 +7,7 @@ import pytest
 
 from taet.config import Data
 from taet.data import load, npz
-from taet.data.store import Stored
+from taet.data.image_store import Stored
 from taet.errors import UserError
 
 

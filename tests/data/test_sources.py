@@ -8,8 +8,8 @@ import pytest
 
 from taet.config import Data
 from taet.data import describe, full_name, load
+from taet.data.image_store import Stored
 from taet.data.sources import mirrors
-from taet.data.store import Stored
 from taet.errors import UserError
 
 

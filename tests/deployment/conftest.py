@@ -17,7 +17,7 @@ from taet import config, methods, models, protocols
 from taet.data import Dataset
 from taet.models import Head
 from taet.training.checkpoint import save_weights
-from taet.training.identity import run_hash
+from taet.training.decisive_settings import run_hash
 
 NAMES = ("red", "green", "blue")
 SIDE = 16

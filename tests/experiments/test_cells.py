@@ -20,7 +20,7 @@ from taet.evaluation import ResultCard
 from taet.experiments import parse
 from taet.experiments.cells import Cell, cells
 from taet.files import seal
-from taet.training.identity import training_settings
+from taet.training.decisive_settings import training_settings
 
 
 def planned(small: dict[str, Any], out: Path, **changes: Any) -> list[Cell]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from taet.errors import UserError
-from taet.reproduce import Store, claims, cost, items, scales, verdicts
+from taet.reproduce import Store, claims, costs, items, scales, verdicts
+from taet.reproduce.cell_store import cell_hash
 from taet.reproduce.claims import chosen
 from taet.reproduce.manifest import (
     FOLDER,
@@ -22,7 +23,6 @@ from taet.reproduce.manifest import (
     row_from,
     row_of,
 )
-from taet.reproduce.store import cell_hash
 from taet.training.record import run_from_json
 
 
@@ -57,7 +57,7 @@ def test_every_cell_is_planned_without_images(tmp_path: Path, scale: str, monkey
         for cells in store.of_item(scales()[scale], item).values():
             for one in cells:
                 assert one.state == "missing", one.cell.reason
-                assert cost.seconds_left(store, one) != 0
+                assert costs.seconds_left(store, one) != 0
     assert not any(tmp_path.iterdir())
 
 
@@ -127,10 +127,10 @@ def test_committed_runs_of_the_scale_count_as_filled(committed: Store) -> None:
 def test_the_costs_are_the_measured_ones(root: Path) -> None:
     small, large = (json.loads((root / "results" / name).read_text()) for name in ("cost.json", "cost-model.json"))
     measured = {one["name"]: one for one in small["costs"] if not one["settings"]}
-    assert cost.costs()["methods"] == {name: measured[name]["seconds_ratio"] for name in cost.costs()["methods"]}
+    assert costs.costs()["methods"] == {name: measured[name]["seconds_ratio"] for name in costs.costs()["methods"]}
     for found, source in (("resnet8", small), ("resnet18", large)):
         (at,) = [one for one in source["costs"] if one["name"] == "at"]
-        assert cost.costs()["networks"][found] == {
+        assert costs.costs()["networks"][found] == {
             "seconds": at["epoch_seconds"],
             "images": source["images"],
             "cores": source["threads"],

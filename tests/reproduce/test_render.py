@@ -19,10 +19,10 @@ from taet.evaluation import ResultCard
 from taet.evaluation.paired import Difference, difference
 from taet.reproduce import Store, claims, items, render, scales, site, verdicts
 from taet.reproduce.claims import chosen
-from taet.reproduce.leaderboard import Contender, Kind, Standings
+from taet.reproduce.leaderboard import BoardKind, Contender, Standings
 from taet.reproduce.manifest import Item, row_from
 from taet.reproduce.session import Session, overview, state_of
-from taet.reproduce.tables import FORMS, TextTable, rendered
+from taet.reproduce.text_table import FORMS, TextTable, rendered
 
 Fill = Callable[[Item], Store]
 QUICK = ["taet/figure1", "taet/figure2", "reat/figure3"]
@@ -282,7 +282,7 @@ def test_rows_of_the_leaderboard_that_cannot_be_told_apart_share_ranks(committed
     assert cards[0] is not None
     assert cards[1] is not None
     found = [Contender(row.method, {0: card}) for row, card in zip(rows, cards, strict=True) if card is not None]
-    kind = Kind("mini", "reat", "cifar10-lt", 50.0, "resnet18")
+    kind = BoardKind("mini", "reat", "cifar10-lt", 50.0, "resnet18")
     board = Standings(kind, (found[1], found[0]))
     assert cards[1].compare(cards[0], "autoattack").decided
     assert [(row[0], row[1]) for row in board.table().rows] == [("at", "1"), ("at-bsl", "2")]

@@ -153,7 +153,7 @@ def test_other_test_images_than_those_compared_raise_a_flag(tiny: Callable[..., 
 def test_the_search_for_repeats_shows_its_progress(
     tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taet.data.reading.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("taet.progress.QUIET_SECONDS", 0.0)
     told: list[tuple[float, float, str]] = []
     run = tiny("standard", MIXED | {"training.epochs": 1, "data.extra": noise(tmp_path / "noise.npz")})
     train(run, out=tmp_path / "run", progress=lambda *said: told.append(said))

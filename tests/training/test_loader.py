@@ -20,9 +20,9 @@ from taet.config import Training
 from taet.data import Split
 from taet.data.ahead import ahead
 from taet.data.augmentation import crop_flip, to_unit
+from taet.data.image_store import Stored, gather
 from taet.data.loader import Batch, Loader, class_balanced, fits
 from taet.data.policies import PolicyBatch, apply
-from taet.data.store import Stored, gather
 from taet.randomness import generator
 
 

@@ -16,7 +16,7 @@ import pytest
 from taet import config, evaluate
 from taet.config import Run
 from taet.data import load
-from taet.data.store import Stored
+from taet.data.image_store import Stored
 from taet.training import resume, train
 from taet.training import step as steps
 
@@ -108,7 +108,7 @@ import torch
 from numpy.lib import format as npy
 from taet import config, protocols, train
 from taet.data import load
-from taet.data.store import Stored
+from taet.data.image_store import Stored
 from taet.training.curve import monitor
 
 def memory(kind):

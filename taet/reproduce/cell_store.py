@@ -23,9 +23,9 @@ from taet.experiments.specification import Point
 from taet.files import digest, make_folder, read_bytes, write_atomically
 from taet.report.read import beside, rows_beside
 from taet.reproduce.manifest import Item, PaperRow, Scale
+from taet.training.decisive_settings import training_settings
 from taet.training.folder import METRICS, RunFolder
-from taet.training.identity import training_settings
-from taet.training.record import Epoch, Row, run_from_json
+from taet.training.record import Epoch, MetricsRow, run_from_json
 
 COMMITTED = Path(taet.__file__).parents[1] / "results"
 """Cards of the repository; an installed package has none."""
@@ -65,7 +65,7 @@ class StoredCell:
     any_seed: str
     """The hash that it shares with runs of other seeds."""
     card: ResultCard | None
-    rows: tuple[Row, ...]
+    rows: tuple[MetricsRow, ...]
     """Epochs, as in metrics.jsonl; committed ones are thinned."""
 
     @property
@@ -153,7 +153,7 @@ class Store:
             card, rows = own, held.rows
         return StoredCell(cell, key, any_seed, card, rows)
 
-    def _committed(self, key: str, attacks: Sequence[str]) -> tuple[ResultCard | None, tuple[Row, ...]]:
+    def _committed(self, key: str, attacks: Sequence[str]) -> tuple[ResultCard | None, tuple[MetricsRow, ...]]:
         """The committed card of a cell that has the most of these attacks, and its epochs."""
         paths = self._index.get(key, [])
         cards = [load_card(path) for path in paths]
@@ -244,7 +244,7 @@ def _load_card(path: Path, changed: int) -> ResultCard:  # noqa: ARG001 - tells 
     return ResultCard.load(path)
 
 
-def thinned(rows: Sequence[Row]) -> list[Row]:
+def thinned(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
     """Return the rows with a point of the curve, the first, the last, and every fifth."""
     last = len(rows)
     return [row for row in rows if row.get("monitor") or row["epoch"] in (1, last) or not row["epoch"] % EVERY]

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet.data import store
+from taet.data import image_store
 from taet.data.array_file import read_array
-from taet.data.store import Stored, gather, memory, on_disk, pieces
+from taet.data.image_store import Stored, gather, memory, on_disk, pieces
 from taet.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 5, 7, 3), np.uint8)
@@ -50,7 +50,7 @@ def never() -> Iterator[np.ndarray]:
 # --- Stored -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk", [1, 300, store.CHUNK])
+@pytest.mark.parametrize("chunk", [1, 300, image_store.CHUNK])
 @pytest.mark.parametrize(
     "positions",
     [
@@ -69,7 +69,7 @@ def never() -> Iterator[np.ndarray]:
 )
 def test_indexing_gives_what_the_array_gives(positions: Any, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = kept()
-    monkeypatch.setattr(store, "CHUNK", chunk)
+    monkeypatch.setattr(image_store, "CHUNK", chunk)
     found = stored[positions]
     assert type(found) is np.ndarray
     assert found.dtype == np.uint8
@@ -109,7 +109,7 @@ def test_positions_that_are_not_there_and_parts_of_images_are_refused() -> None:
 
 
 def test_pieces_are_all_images_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "CHUNK", 4 * IMAGES[0].nbytes)
+    monkeypatch.setattr(image_store, "CHUNK", 4 * IMAGES[0].nbytes)
     for images in (IMAGES, kept()):
         found = list(pieces(images))
         assert [len(piece) for piece in found] == [4, 4, 4, 4, 4, 3]
@@ -139,10 +139,10 @@ def test_in_memory_nothing_is_written(cache: Path) -> None:
 
 
 def test_auto_goes_by_a_quarter_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "memory", lambda: 4 * IMAGES.nbytes)
+    monkeypatch.setattr(image_store, "memory", lambda: 4 * IMAGES.nbytes)
     assert not isinstance(gather(iter(IMAGES), IMAGES.shape, key="a", storage="auto"), Stored)
     assert on_disk(IMAGES.nbytes + 1, "auto")
-    monkeypatch.setattr(store, "memory", lambda: 4 * IMAGES.nbytes - 1)
+    monkeypatch.setattr(image_store, "memory", lambda: 4 * IMAGES.nbytes - 1)
     assert isinstance(gather(iter(IMAGES), IMAGES.shape, key="a", storage="auto"), Stored)
     assert not on_disk(2**60, "memory")
     assert on_disk(1, "disk")
@@ -201,7 +201,7 @@ def test_a_kill_while_writing_leaves_only_a_part_which_is_written_anew(cache: Pa
     script = """
 import sys, time
 import numpy as np
-from taet.data.store import gather
+from taet.data.image_store import gather
 def images():
     yield from np.zeros((20, 5, 7, 3), np.uint8)
     print("writing", flush=True)
@@ -275,7 +275,7 @@ def test_a_member_on_disk_holds_what_it_holds_in_memory(
     save: Callable[..., None], images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path / "a.npz", x=images, y=np.arange(23))
-    monkeypatch.setattr(store, "CHUNK", 100)
+    monkeypatch.setattr(image_store, "CHUNK", 100)
     stored = read_array(tmp_path / "a.npz", "x", "disk")
     assert isinstance(stored, Stored)
     np.testing.assert_array_equal(stored[:], images.reshape(*images.shape[:3], -1))
@@ -377,7 +377,7 @@ def test_what_killed_builders_left_goes_when_the_next_file_is_built(cache: Path)
 
 
 def test_more_than_the_memory_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "memory", lambda: IMAGES.nbytes - 1)
+    monkeypatch.setattr(image_store, "memory", lambda: IMAGES.nbytes - 1)
     with pytest.raises(UserError, match=r"images of 2\.4 kB do not fit into memory; allowed: --data\.storage disk, or"):
         gather(never(), IMAGES.shape, key="a key", storage="memory")
 

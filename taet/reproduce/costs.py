@@ -6,8 +6,8 @@ import functools
 from typing import TypedDict
 
 from taet.config import Threat
+from taet.reproduce.cell_store import Store, StoredCell
 from taet.reproduce.manifest import FOLDER, read_toml
-from taet.reproduce.store import Store, StoredCell
 from taet.training.folder import RunFolder
 
 

@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taet.data.augmentation import to_unit
-from taet.data.store import Stored
+from taet.data.image_store import Stored
 from taet.errors import UserError
 from taet.metrics import Ints
 
-Images = NDArray[Any] | Stored
+TestImages = NDArray[Any] | Stored
 """uint8 (N, H, W, C), in memory or on disk, or float32 (N, C, H, W) in [0, 1]."""
 
 
-def as_arrays(images: Images | Tensor, labels: NDArray[Any] | Tensor) -> tuple[Images, Ints]:
+def as_arrays(images: TestImages | Tensor, labels: NDArray[Any] | Tensor) -> tuple[TestImages, Ints]:
     """Return images and labels as arrays of the two forms that are allowed; any other is a `UserError`."""
-    pixels: Images
+    pixels: TestImages
     if isinstance(images, Stored):
         pixels = images
     else:
