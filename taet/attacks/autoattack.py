@@ -221,7 +221,7 @@ def run_parts(
         torch.random.fork_rng(every_gpu),
     ):
         chosen = plan(_count_classes(counted, x, y, device), version, norm)
-        suite = _SuiteRun(counted, x, y, eps, chosen, batch_size, seed, device, precision, keep_examples, state)
+        suite = SuiteRun(counted, x, y, eps, chosen, batch_size, seed, device, precision, keep_examples, state)
         x_adv = as_float(x) if keep_examples else None
         predictions = y.clone() if natural is None else natural.to(y.device, copy=True)
         correct = predictions == y
@@ -282,7 +282,7 @@ def _count_classes(model: Counted, x: Tensor, y: Tensor, device: torch.device) -
 
 
 @dataclass(frozen=True)
-class _SuiteRun:
+class SuiteRun:
     """The attacks of a plan, their images, and the store of finished batches."""
 
     model: Counted
@@ -306,7 +306,7 @@ class _SuiteRun:
         that stays correct is estimated from the batches so far.
         """
         batches = torch.split(survivors, self.batch_size) if len(survivors) else ()
-        attack, cost = self._attack(part), self.plan.cost(part)
+        attack, cost = self.attack(part), self.plan.cost(part)
         met = stood = 0
 
         def report(number: int, inside: float = 0) -> None:
@@ -399,7 +399,7 @@ class _SuiteRun:
             return False
         return not self.keep_examples or len(unit["x_adv"]) == self._broken(indices, unit)
 
-    def _attack(self, part: str) -> Callable[[Tensor, Tensor], Tensor]:
+    def attack(self, part: str) -> Callable[[Tensor, Tensor], Tensor]:
         """Return one attack of the official suite with the settings of the suite; "clean" changes nothing."""
         from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
         from pyautoattack.fab_pt import FABAttack_PT

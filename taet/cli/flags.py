@@ -210,7 +210,7 @@ def _option_types(kind: type) -> dict[str, dict[str, Any]]:
 
 
 def _mistake(box: str, parts: Mapping[str, Mapping[str, Any]], words: Sequence[str], prog: str) -> str:
-    """Return tyro's box of text as one line: what, the given value and the allowed ones."""
+    """Return tyro's box of text (its typed errors are private) as one line: what, the given and the allowed values."""
     text = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯| \t") for line in box.splitlines()]
     lines = [line for line in text if set(line) - set("─-+ ")]  # first the title of the box, then its message
     message, whole = lines[1] if len(lines) > 1 else "the options cannot be read", " ".join(lines)

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from taet.attacks.autoattack import (
     NAMES,
     Plan,
+    SuiteRun,
     Version,
-    _SuiteRun,
     as_float,
     autoattack,
     plan,
@@ -54,8 +54,8 @@ def data(classes: int, channels: int = 3, count: int = 24) -> tuple[Tensor, Tens
     return (0.5 + 0.4 * (patterns[y] - 0.5) + noise).clamp(0, 1), y
 
 
-def _suite(model: nn.Module, x: Tensor, y: Tensor, chosen: Plan) -> _SuiteRun:
-    return _SuiteRun(Counted(model), x, y, EPS[chosen.norm], chosen, len(y), 0, x.device, "float32", True, None)
+def _suite(model: nn.Module, x: Tensor, y: Tensor, chosen: Plan) -> SuiteRun:
+    return SuiteRun(Counted(model), x, y, EPS[chosen.norm], chosen, len(y), 0, x.device, "float32", True, None)
 
 
 def train(classes: int, channels: int = 3) -> nn.Module:
@@ -133,7 +133,7 @@ def test_the_standard_suite_is_set_as_the_official_package_sets_it(norm: Norm) -
     for part, attack in zip(
         suite.plan.parts, (theirs.apgd, theirs.apgd_targeted, theirs.fab, theirs.square), strict=True
     ):
-        ours: Any = suite._attack(part)
+        ours: Any = suite.attack(part)
         ours = getattr(ours, "__self__", None) or ours.__closure__[-1].cell_contents.__self__
         left_out = {"model", "predict", "logger", "device", "seed"}
         assert {k: v for k, v in vars(ours).items() if k not in left_out} == {

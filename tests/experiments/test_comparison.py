@@ -270,11 +270,12 @@ def test_a_longer_run_is_foretold_to_be_longer(small: dict[str, Any], tmp_path: 
     assert seconds(200) > 5 * seconds(1)
 
 
-def test_the_user_decides_about_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_decides_about_threads(small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "cores", lambda: 6)
     for given, expected in (("3", 3), ("1,2", 1), ("none", 2), ("0", 2)):
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-        assert comparison._machine(3)[1] == expected
+        (planned, *_) = compare(small, tmp_path / "out", jobs=3, dry_run=True).outcomes
+        assert f"--threads {expected} " in f"{planned.commands[0]} "
 
 
 @pytest.mark.usefixtures("processes")

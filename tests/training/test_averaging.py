@@ -18,6 +18,7 @@ from taet.errors import UserError
 from taet.training import resume, train
 from taet.training import step as steps
 from taet.training.averaging import WeightAverage, ema_decay
+from taet.training.curve import TrainingCurve
 from taet.training.trainer import Trainer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
@@ -132,21 +133,21 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 ) -> None:
     run = tiny("at", {"training.epochs": 3, **changes})
     train(run, out=tmp_path / "whole")
-    pause, calls = Trainer._pause, iter(range(10**6))
+    monkeypatch.setattr("taet.training.trainer.LOOK_SECONDS", -1.0)  # progress after every batch
+    trainers: list[Trainer] = []
+    calls = iter(range(10**6))
 
-    def stop(self: Trainer, doing: str) -> None:
-        if next(calls) in (3, 6, 8, 11):
-            self.asked_to_stop.set()
-        pause(self, doing)
+    def progress(*_: object) -> None:
+        if next(calls) in (1, 4, 11, 14, 30):  # while training, watching and estimating statistics
+            trainers[-1].asked_to_stop.set()
 
-    monkeypatch.setattr(Trainer, "_pause", stop)
     stops = 0
     with pytest.raises(KeyboardInterrupt):
-        train(run, out=tmp_path / "cut")
+        train(run, out=tmp_path / "cut", progress=progress, announce=trainers.append)
     for _ in range(10):
         stops += 1
         try:
-            resume(tmp_path / "cut")
+            resume(tmp_path / "cut", progress=progress, announce=trainers.append)
             break
         except KeyboardInterrupt:
             continue
@@ -166,19 +167,17 @@ def test_what_is_delivered_is_what_was_watched_last(
     bn_mode: str, tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the attack's weights follow the predictions, and batch statistics the attack."""
-    models: list[dict[str, Tensor]] = []
-    deployed = Trainer._deployed
+    watched: list[dict[str, Tensor]] = []
+    measure = TrainingCurve.measure
 
-    def spy(self: Trainer) -> nn.Module:
-        model = deployed(self)
-        models.append({name: value.clone() for name, value in model.state_dict().items()})
-        return model
+    def spy(self: TrainingCurve, model: nn.Module, *given: Any) -> Any:
+        watched.append({name: value.clone() for name, value in model.state_dict().items()})
+        return measure(self, model, *given)
 
-    monkeypatch.setattr(Trainer, "_deployed", spy)
+    monkeypatch.setattr(TrainingCurve, "measure", spy)
     changes = {"training.swa": 0.4, "threat.weighting": "rbl", "threat.bn_mode": bn_mode}
-    train(tiny("at", {"training.epochs": 3, **changes}), out=tmp_path / "run")
-    *_, watched, delivered = models
-    assert all(torch.equal(value, delivered[name]) for name, value in watched.items())
+    delivered = train(tiny("at", {"training.epochs": 3, **changes}), out=tmp_path / "run").model.state_dict()
+    assert all(torch.equal(value, delivered[name]) for name, value in watched[-1].items())
 
 
 def test_two_averages_at_once_are_refused() -> None:

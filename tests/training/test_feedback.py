@@ -20,6 +20,7 @@ from taet.data import DataFacts, Dataset, Split, load
 from taet.errors import UserError
 from taet.methods.base import Seen
 from taet.training import TrainingResult, resume, train
+from taet.training.curve import TrainingCurve
 from taet.training.feedback import FeedbackSums
 from taet.training.resolve import learns_from_validation, resolve
 from taet.training.schedule import watched_epochs, watched_images
@@ -193,17 +194,18 @@ def test_killed_where_an_epoch_is_saved_it_learns_from_each_point_once(
 
 
 def stop_while_watching(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train, and be stopped while the curve is measured after the second epoch."""
+    """Train, and be stopped while the curve is measured after the second epoch; a gate was asked before."""
+    trainers: list[Trainer] = []
 
-    def stopping(self: Trainer, doing: str, pause: Any = Trainer._pause) -> None:
-        if doing == "watching" and self.epoch == 1:
-            self.asked_to_stop.set()
-        pause(self, doing)
+    def stopping(self: TrainingCurve, model: Any, epoch: int, pause: Any, measure: Any = TrainingCurve.measure) -> Any:
+        if epoch == 1:
+            trainers[0].asked_to_stop.set()
+        return measure(self, model, epoch, pause)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_pause", stopping)
+        patch.setattr(TrainingCurve, "measure", stopping)
         with pytest.raises(KeyboardInterrupt):
-            train(run, out=out)
+            train(run, out=out, announce=trainers.append)
 
 
 def test_stopped_while_the_curve_is_measured_it_learns_once(
@@ -309,33 +311,22 @@ def test_an_average_of_admitted_epochs_is_delivered_and_resumed(
     monkeypatch.setattr(methods.find("cfa"), "admits", admits)
     config = methods.find("cfa").Config(gate="absolute", average=0.5)
     run = override(tiny("cfa", CHANGES), {"settings": config, "training.epochs": 4})
-    live: list[dict[str, torch.Tensor]] = []
+    live: list[dict[str, torch.Tensor]] = []  # the initial weights, and those after each epoch
 
-    def keeping(self: Trainer, point: Any, distance: Any, end: Any = Trainer._end_epoch) -> None:
+    def keeping(self: Trainer, save: Any = Trainer.save) -> None:
         live.append({name: value.clone() for name, value in self.model.state_dict().items()})
-        end(self, point, distance)
+        save(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_end_epoch", keeping)
+        patch.setattr(Trainer, "save", keeping)
         finished = train(run, out=tmp_path / "run")
     assert asked == [0, 1, 2, 3]
     for name, value in weights(finished).items():
         if value.is_floating_point():
-            torch.testing.assert_close(value, (live[1][name] + live[3][name]) / 2)
+            torch.testing.assert_close(value, (live[2][name] + live[4][name]) / 2)
     accuracies = [row["monitor"]["pgd-1"] for row in finished.history]
     assert accuracies[1] == accuracies[2], "the average did not move"
-
-    pauses = itertools.count()
-
-    def stopping(self: Trainer, doing: str, pause: Any = Trainer._pause) -> None:
-        if doing == "watching" and self.epoch == 1 and next(pauses) == 1:  # after the gate
-            self.asked_to_stop.set()
-        pause(self, doing)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_pause", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(run, out=tmp_path / "stopped")
+    stop_while_watching(run, tmp_path / "stopped", monkeypatch)
     assert same(finished, resume(tmp_path / "stopped"))
     assert asked[4:] == [0, 1, 1, 2, 3]
 

@@ -24,12 +24,13 @@ from taet.errors import UserError
 from taet.training import resume, train
 from taet.training.checkpoint import weights_digest
 from taet.training.record import run_from_json
+from taet.training.step import Steps
 from taet.training.trainer import Trainer
 
 pytestmark = pytest.mark.full
 
 MOST = 3
-STOPPED_AFTER = 4  # pauses, within the second of an epoch's three steps or later
+STOPPED_AFTER = 4  # steps: in the second of the three of an epoch
 # The batches are of 32, 32 and 2 images, so that shares are uneven, and one of three is empty.
 SHARED = {"data.validation": 0.1, "training.precision": "float32", "training.save_minutes": 100.0}
 SHARED |= {"data.test_max_count": 10, "evaluation.batch_size": 40}
@@ -62,15 +63,16 @@ def group(folder: Path, number: int, size: int) -> Iterator[None]:
 
 def stopped(run: Run, folder: Path, number: int) -> None:
     """Train until one process, and it alone, is asked to stop."""
-    pause, pauses = Trainer._pause, iter(range(100))
+    take, steps = Steps.take, iter(range(100))
+    trainers: list[Trainer] = []
 
-    def asking(self: Trainer, doing: str) -> None:
-        if next(pauses) == STOPPED_AFTER and number == 1:
-            self.asked_to_stop.set()
-        pause(self, doing)
+    def asking(self: Steps, *given: Any) -> Any:
+        if next(steps) == STOPPED_AFTER and number == 1:
+            trainers[0].asked_to_stop.set()
+        return take(self, *given)
 
-    with mock.patch.object(Trainer, "_pause", asking), contextlib.suppress(KeyboardInterrupt):
-        train(run, out=folder)
+    with mock.patch.object(Steps, "take", asking), contextlib.suppress(KeyboardInterrupt):
+        train(run, out=folder, announce=trainers.append)
         raise AssertionError("it was not stopped")
 
 
