@@ -35,7 +35,7 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard, paired
 from taet.formatting import markdown_table, points
 from taet.methods import Method, Task
-from taet.reproduce.claims import findings
+from taet.reproduce.findings import findings
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"

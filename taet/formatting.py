@@ -111,3 +111,8 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown, the first row as its head; a cell is Markdown, in which bars are escaped."""
     head, *lines = ("| " + " | ".join(row) + " |" for row in rows)
     return "\n".join([head, "|" + "---|" * len(rows[0]), *lines])
+
+
+def sentence(text: str) -> str:
+    """The text with a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else text

@@ -103,6 +103,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(re.split("#|->| > ", call)[0])[1:] for call in calls]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.usefixtures("plugins")
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_a_command_in_the_documents_exists_with_its_flags(words: list[str]) -> None:

@@ -17,18 +17,20 @@ from taet.errors import UserError
 from taet.files import make_folder, write_atomically
 from taet.formatting import listed
 from taet.reproduce.cell_store import Store
-from taet.reproduce.manifest import chosen, scale_named, scales
+from taet.reproduce.claims import chosen
+from taet.reproduce.manifest import scale_named, scales
 from taet.reproduce.render import tables
 from taet.reproduce.session import Session, overview
 from taet.reproduce.site import site
 from taet.reproduce.text_table import rendered
+from taet.reproduce.verdicts import verdicts
 
 EXAMPLES = (
     "taet reproduce",
     "taet reproduce taet/table1 --dry-run",
     "taet reproduce taet/table1 --scale mini --methods at-bsl taet",
     "taet reproduce taet reat/table8 --scale mini --time-budget 12h --jobs 2",
-    "taet reproduce reat/table2 --scale mini --methods reat at-bsl --seeds 0 1 2",
+    "taet reproduce R5 --scale mini --seeds 0 1 2",
     "taet reproduce reat/table1 --form latex --dry-run",
     "taet reproduce --site site",
 )
@@ -48,7 +50,7 @@ class ReproduceOptions:
     """Items, their scale, and how they are run."""
 
     items: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Tables and figures, e.g. taet/table1 reat/figure3; taet or reat: all of that paper."""
+    """Tables and figures, e.g. taet/table1 reat/figure3; taet or reat: all of that paper; R5: the runs of claim R5."""
     scale: str = "mini"
     """full, cpu, mini or smoke."""
     methods: tuple[str, ...] = ()
@@ -111,7 +113,8 @@ def run(arguments: list[str]) -> int:
         say(f"{len(written)} cards in {parsed.save}")
     if parsed.part is None:
         found = [table for item in items for table in tables(session.store, scale, item)]
-        _print(parsed, rendered([*found, session.left()], parsed.form))
+        claimed = verdicts(parsed.items, session.store, scale)
+        _print(parsed, rendered([*found, *([claimed] if claimed else []), session.left()], parsed.form))
     return int(failed)
 
 

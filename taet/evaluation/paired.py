@@ -51,6 +51,7 @@ def difference(
     labels: ArrayLike,
     num_classes: int,
     *,
+    answers: int = 1,
     comparisons: int = 1,
     draws: int = metrics.DRAWS,
     seed: int = 0,
@@ -79,6 +80,8 @@ def difference(
         second: the same shape; its run r is compared with run r of `first`.
         labels: (N,) true classes.
         num_classes: C.
+        answers: what a_ri and b_ri count up to, if each is the number of correct answers to several questions about
+            image i; the value is then in [-answers, answers].
         comparisons: k differences whose intervals shall cover together with 95 %: each errs with 5 %/k (Bonferroni).
         draws: number of draws of the signs.
         seed: seed of these draws.
@@ -92,31 +95,35 @@ def difference(
     if left.shape != right.shape or left.shape[1:] != classes.shape or not left.size:
         raise ValueError(f"masks: got {left.shape} and {right.shape}; allowed: (runs, {len(classes)}) on both sides")
     runs, generator, level = len(left), np.random.default_rng(seed), LEVEL / comparisons
-    counts = _gains(left, right, classes, num_classes)
+    counts = _gains(left, right, classes, num_classes, answers)
     total = counts.sum(1)
-    gains = np.arange(-runs, runs + 1) / runs
+    gains = np.arange(-runs * answers, runs * answers + 1) / runs
     value = _balanced(counts, gains, total)
     low, high = mean_value_limits(counts, gains, 1 - level)
     low, high = np.minimum(low, value), np.maximum(high, value)  # which is rounded
-    each = (_gains(a[None], b[None], classes, num_classes) for a, b in zip(left, right, strict=True))
-    _, error = metrics.mean_and_standard_error([_balanced(one, np.arange(-1.0, 2.0), total) for one in each])
+    each = (_gains(a[None], b[None], classes, num_classes, answers) for a, b in zip(left, right, strict=True))
+    of_one = np.arange(-answers, answers + 1.0)
+    _, error = metrics.mean_and_standard_error([_balanced(one, of_one, total) for one in each])
     if runs > 1:
         seeds = metrics.student_quantile(1 - level, runs - 1) * error
         low, high = value - np.hypot(value - low, seeds), value + np.hypot(high - value, seeds)
     return Difference(
         value=float(value),
-        low=max(float(low), -1.0),
-        high=min(float(high), 1.0),
-        p=_p_value(counts, total, value, draws, generator),
+        low=max(float(low), -answers),
+        high=min(float(high), answers),
+        p=_p_value(counts, gains, value, draws, generator),
         runs=runs,
         standard_error=float(error),
     )
 
 
-def _gains(left: metrics.Ints, right: metrics.Ints, labels: metrics.Ints, num_classes: int) -> metrics.Ints:
-    """Histogram per class of the images by the difference of correct runs, left minus right, from -R to R."""
-    width = 2 * len(left) + 1
-    gain = (left - right).sum(0) + len(left)
+def _gains(
+    left: metrics.Ints, right: metrics.Ints, labels: metrics.Ints, num_classes: int, answers: int
+) -> metrics.Ints:
+    """Histogram per class of the images by the difference of correct answers of all runs, left minus right."""
+    most = len(left) * answers
+    width = 2 * most + 1
+    gain = (left - right).sum(0) + most
     counts = np.bincount(labels * width + gain, minlength=num_classes * width).reshape(num_classes, width)
     return counts[counts.any(1)]
 
@@ -128,14 +135,14 @@ def _balanced(counts: metrics.Ints, gains: metrics.Floats, total: metrics.Ints) 
 
 
 def _p_value(
-    counts: metrics.Ints, total: metrics.Ints, value: metrics.Floats, draws: int, generator: np.random.Generator
+    counts: metrics.Ints, gains: metrics.Floats, value: metrics.Floats, draws: int, generator: np.random.Generator
 ) -> float:
-    runs = counts.shape[1] // 2
-    better, worse = counts[:, runs + 1 :], counts[:, runs - 1 :: -1]
-    if runs == 1 and (total == total[0]).all():
+    most, total = len(gains) // 2, counts.sum(1)
+    better, worse = counts[:, most + 1 :], counts[:, most - 1 :: -1]
+    if most == 1 and (total == total[0]).all():
         return metrics.mcnemar(int(better.sum()), int(worse.sum()))
     changed = better + worse
     signs = 2 * generator.binomial(changed, 0.5, size=(draws, *changed.shape)) - changed
-    null = _balanced(signs, np.arange(1, runs + 1) / runs, total)
+    null = _balanced(signs, gains[most + 1 :], total)
     beyond = int((np.abs(null) >= abs(value)).sum())
     return (1 + beyond) / (1 + draws)

@@ -12,8 +12,7 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.diagnostics import masking
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
 from taet.reproduce.cell_store import Store, by_seed
-from taet.reproduce.claims import row_words
-from taet.reproduce.manifest import PAPERS, Scale, items
+from taet.reproduce.manifest import PAPERS, Scale, items, row_words
 from taet.reproduce.render import paired_cards
 from taet.reproduce.text_table import TextTable
 

@@ -20,6 +20,7 @@ from taet.bounds import read_number
 from taet.errors import UserError, cut, located, unknown
 from taet.evaluation.embedding import Space
 from taet.experiments.specification import Entry, Point
+from taet.formatting import words
 from taet.shapes import check_shape
 
 FOLDER = Path(__file__).parent
@@ -303,6 +304,18 @@ def row_from(entry: Mapping[str, Any], paper: str, defaults: Mapping[str, Any] |
     return PaperRow(paper, said["method"], said["data"], ratio, said["model"], _pairs(said.get("settings", {})), name)
 
 
+def row_words(row: PaperRow) -> str:
+    """Return a row in words: its method, and how it differs from the paper's usual run."""
+    usual = row_from({"method": row.method}, row.paper)
+    own = [
+        words(value) if name == "outer.name" else f"{name.rpartition('.')[2]} {words(value)}"
+        for name, value in row.settings
+    ]
+    own += [] if row.data == usual.data else [row.data]
+    own += [] if row.imbalance in (None, usual.imbalance) else [f"IR {row.imbalance:g}"]
+    return f"{row.method} ({', '.join(own)})" if own else row.method
+
+
 def errata() -> Mapping[str, Sequence[str]]:
     """Return, by paper, the statements outside its tables in which it contradicts itself."""
     return _read()["errata"]
@@ -354,24 +367,3 @@ def _figure(name: str, entry: FigureEntry) -> Item:
     notes, epochs = (*_read()["notes"].get(name, ()),), (*entry.get("epochs", ()),)
     shows, of, costs = entry["shows"], entry.get("of", "features"), entry.get("costs_of", "")
     return Item(name, entry["title"], shows, rows, columns, {}, notes, epochs, of, costs)
-
-
-def chosen(names: Sequence[str], methods: Sequence[str] = ()) -> list[Item]:
-    """Return the items that a user named, restricted to some methods; `taet` and `reat` mean a whole paper.
-
-    Raises:
-        UserError: an unknown item, with the nearest match, or a method that none of the items has.
-    """
-    every = items()
-    for name in names:
-        if name not in every and name not in PAPERS.values():
-            raise unknown("item", name, [*every, *PAPERS.values()])
-    wanted = [item for item in every.values() if not names or {item.name, item.name.partition("/")[0]} & {*names}]
-    known = {row.method for item in wanted for row in item.rows}
-    for method in methods:
-        if method not in known:
-            raise unknown("method of these items", method, known)
-    if not methods:
-        return wanted
-    cut_to = [(item, tuple(row for row in item.rows if row.method in methods)) for item in wanted]
-    return [dataclasses.replace(item, rows=rows) for item, rows in cut_to if rows]

@@ -236,20 +236,23 @@ def paired_cards(
     attacks: Sequence[str | None],
     of: int | str | None = None,
     comparisons: int = 1,
+    less: str | None = None,
 ) -> Difference | None:
     """Return the paired difference of two sets of cards by seed, each under its attack.
 
     `of` is a class, or a group of classes (head, body, tail) by training images; by default all classes count.
-    `comparisons` differences share the error of their intervals.
+    `comparisons` differences share the error of their intervals. With `less`, the difference under this attack is
+    subtracted, image by image.
     """
     seeds = sorted(first.keys() & second.keys())
     left, right = [first[seed] for seed in seeds], [second[seed] for seed in seeds]
     sides = [(left, attacks[0]), (right, attacks[1])]
+    sides += [(left, less), (right, less)] if less is not None else []
     if not seeds or any(name not in {c.name for c in card.columns} for cards, name in sides for card in cards):
         return None
     assert attacks[0] is not None
     assert attacks[1] is not None
-    if of is None and attacks[0] == attacks[1]:
+    if of is None and less is None and attacks[0] == attacks[1]:
         try:
             return compare_runs(left, right, attacks[0], comparisons)
         except UserError:  # other test images, or another setting of the attack
@@ -258,8 +261,14 @@ def paired_cards(
         return None
     labels, classes = left[0].labels, left[0].num_classes
     keep = np.ones(len(labels), dtype=bool) if of is None else np.isin(labels, _labels(left[0], of))
-    masks = [[card.column(str(name)).correct[keep] for card in cards] for cards, name in sides]
-    return difference(masks[0], masks[1], labels[keep], classes, comparisons=comparisons)
+    first_right, second_right, *others = (
+        np.array([card.column(str(name)).correct[keep] for card in cards], dtype=int) for cards, name in sides
+    )
+    if others:
+        first_right, second_right = first_right + others[1], second_right + others[0]
+    return difference(
+        first_right, second_right, labels[keep], classes, answers=1 + bool(others), comparisons=comparisons
+    )
 
 
 def _labels(card: ResultCard, of: int | str) -> list[int]:

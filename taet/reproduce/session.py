@@ -17,10 +17,10 @@ from taet.experiments.parts import deal, gather
 from taet.files import make_folder, write_atomically
 from taet.formatting import duration
 from taet.reproduce.cell_store import Store, StoredCell, cell_hash
-from taet.reproduce.claims import worths
 from taet.reproduce.costs import seconds_left
 from taet.reproduce.manifest import Item, Scale, items, scales
 from taet.reproduce.text_table import TextTable
+from taet.reproduce.verdicts import worths
 from taet.training.folder import RunFolder
 
 EMBEDDED = 50

@@ -6,16 +6,17 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from taet.formatting import words
+from taet.formatting import sentence, words
 from taet.report.series import Series
 from taet.reproduce.cell_store import Store
-from taet.reproduce.claims import WORDS, Claim, Verdict, best_verdict, claims, elsewhere, sentence, verdict
+from taet.reproduce.claims import WORDS, Claim, claims
 from taet.reproduce.figures import Drawings, drawings
 from taet.reproduce.leaderboard import BoardKind, Standings, boards
 from taet.reproduce.manifest import Item, Scale, errata, items
 from taet.reproduce.render import filled, tables, what_differs
 from taet.reproduce.session import overview
 from taet.reproduce.text_table import html_page, in_html
+from taet.reproduce.verdicts import Verdict, best_verdict, elsewhere, verdict
 
 PAGES = {"index.html": "Overview", "leaderboard.html": "Leaderboard", "claims.html": "Claims"}
 NAVIGATION = (
@@ -101,7 +102,7 @@ def _claim(store: Store, scales: Sequence[Scale], claim: Claim, found: Verdict) 
         lines.append(f"<p>{html.escape(sentence(found.because))}</p>")
     beside = [f"<li>{html.escape(line)}</li>" for line in elsewhere(claim, store.results)]
     lines += ["<p>Outside the scales:</p><ul>", *beside, "</ul>"] if beside else []
-    lines += [f"<p><code>{claim.command}</code></p>"] if claim.command else []
+    lines += [f"<p><code>taet reproduce {claim.name}</code></p>"] if claim.is_tested else []
     return f'<article id="{claim.name}">{head}{said}{"".join(lines)}</article>'
 
 

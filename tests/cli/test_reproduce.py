@@ -15,6 +15,15 @@ def test_a_dry_run_prints_the_table_beside_the_published_one_and_writes_nothing(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_claim_is_an_item_with_a_verdict(taet, tmp_path: Path) -> None:
+    said = taet("reproduce", "R17", "--out", tmp_path / "out", "--dry-run")
+    assert said.code == 0
+    assert "R17 · It is easier to lift clean accuracy than robustness · scale mini" in said.out
+    assert "\nR17: The intervals of all differences are above 0" in said.out
+    assert "At-bsl minus at, clean less autoattack +" in said.out
+    assert "Claims" not in taet("reproduce", "taet/table10", "--out", tmp_path / "out", "--dry-run").out
+
+
 def test_tables_are_written_in_other_forms(taet, tmp_path: Path) -> None:
     call = ["reproduce", "taet/table10", "--out", tmp_path / "out", "--dry-run", "--to", tmp_path / "page.html"]
     assert taet(*call, "--form", "html").code == 0
@@ -33,6 +42,8 @@ def test_tables_are_written_in_other_forms(taet, tmp_path: Path) -> None:
         (["taet/table1", "--dry-run", "--part", "1/2"], "run nothing: got --time-budget or --part as well"),
         (["taet/table1", "--results", "no-such-folder", "--dry-run"], "results: no folder no-such-folder"),
         (["taet/table1", "--part", "3"], "part: got '3'; allowed: K/N"),
+        (["R15", "--dry-run"], "got R15, which is not written as a comparison of runs yet"),
+        (["C22"], "got C22, which is decided without a comparison of runs; allowed: claims that runs decide"),
     ],
 )
 def test_a_mistake_is_one_line(taet, words: list[str], said: str, tmp_path: Path, monkeypatch) -> None:

@@ -79,6 +79,7 @@ def test_the_global_generator_is_left_alone(workers: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.full
 def test_workers_give_the_same_images_and_are_gone_afterwards() -> None:
     expected = [apply("randaugment", batch) for batch in works()]
     for workers in (0, 1, 2):

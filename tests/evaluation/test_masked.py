@@ -227,7 +227,8 @@ def test_what_fools_attacks_is_named_and_nothing_else(
     assert at_the_whole == 0 if reaches_zero else at_the_whole > 0.3
 
 
-@pytest.mark.parametrize(("build", "best"), [(cosines_at_scale_one, 10), pytest.param(saturated, 0.01, marks=FULL)])
+@pytest.mark.full
+@pytest.mark.parametrize(("build", "best"), [(cosines_at_scale_one, 10), (saturated, 0.01)])
 def test_the_curve_over_the_logit_scale_shows_what_the_scale_hides(
     evaluate: Callable[..., ResultCard], build: Callable[[], nn.Module], best: float
 ) -> None:

@@ -126,6 +126,28 @@ def test_p_is_the_share_of_signs_that_reach_as_far(runs: int) -> None:
     assert result.p == pytest.approx(np.mean(reached), abs=0.01)
 
 
+def test_gains_of_two_questions_are_compared_image_by_image() -> None:
+    """The gain in one answer less that in another: its mean, the interval of a bootstrap, and p by all signs."""
+    labels, generator = np.repeat([0, 1, 2], [900, 300, 200]), np.random.default_rng(5)
+    a, b, c, d = (generator.random((4, len(labels))) < 0.6).astype(int)
+    gain = (a - b) - (c - d)
+    result = difference(a + d, b + c, labels, 3, answers=2)
+    assert result.value == pytest.approx(balanced(gain, labels))
+    drawn = [
+        np.mean([generator.choice(gain[labels == label], (labels == label).sum()).mean() for label in range(3)])
+        for _ in range(3000)
+    ]
+    assert (result.low, result.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.006)
+    few = np.arange(len(labels))[::140]
+    reached = [
+        abs(balanced(gain[few] * signs, labels[few])) >= abs(balanced(gain[few], labels[few])) - 1e-9
+        for signs in itertools.product((-1, 1), repeat=len(few))
+    ]
+    own = difference((a + d)[few], (b + c)[few], labels[few], 3, answers=2)
+    assert own.p == pytest.approx(np.mean(reached), abs=0.02)
+    assert difference(np.full(6, 2), np.zeros(6), np.arange(6) % 2, 2, answers=2).value == 2
+
+
 def test_equal_models_and_few_differing_images_are_undecided() -> None:
     same = masks(0, 1)[0]
     alike = difference(same, same, LABELS, 3)

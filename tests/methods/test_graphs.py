@@ -121,7 +121,7 @@ def assert_trains_alike(case: Case, network: Network, awp: float = 0.0) -> None:
         torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 def test_replayed_steps_train_as_eager_ones(plain_case: Case, network: Network) -> None:
     assert_trains_alike(plain_case, network)
 

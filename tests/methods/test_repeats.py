@@ -16,7 +16,7 @@ SHORT = {"training.epochs": 2, "data.max_count": 10, "data.test_max_count": 4, "
 AssertSame = Callable[[Path, Path], None]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("name", sorted(registry.entries("methods")))
 def test_a_method_trains_to_the_same_bits_twice(
     name: str, tiny: Callable[..., Run], tmp_path: Path, assert_same: AssertSame

@@ -50,6 +50,7 @@ addEventListener("load", () => {
 """
 
 pytestmark = [
+    pytest.mark.full,
     pytest.mark.browser,
     pytest.mark.skipif(
         CHROMIUM is None, reason="no Chromium here (looked for chromium, chromium-browser, google-chrome)"
@@ -68,7 +69,6 @@ def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.write(runs, tmp_path_factory.mktemp("page") / "report.html")
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_broken_and_nothing_scrolls_sideways(page: Path, tmp_path: Path, width: int) -> None:
     (tmp_path / "copy.html").write_text(page.read_text().replace("</body>", FACTS + "</body>"))
@@ -116,7 +116,6 @@ document.body.innerHTML = `<pre id="facts">${JSON.stringify(facts)}</pre>`;
     assert facts["names"] == sorted(facts["names"], key=str.lower)
 
 
-@pytest.mark.full
 @pytest.mark.drawn
 def test_only_the_page_itself_is_asked_for(make_run: Callable[..., Path], tmp_path: Path) -> None:
     report.write([make_run(tmp_path / "at")], tmp_path / "site" / "report.html")
@@ -136,7 +135,6 @@ def test_only_the_page_itself_is_asked_for(make_run: Callable[..., Path], tmp_pa
     assert asked == ["/report.html"]
 
 
-@pytest.mark.full
 def test_a_screenshot_has_ink_and_colour(page: Path, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -12,7 +12,8 @@ import pytest
 import taet
 from taet.errors import UserError
 from taet.reproduce import Store, figures, items, scales
-from taet.reproduce.manifest import Item, chosen, row_from
+from taet.reproduce.claims import chosen
+from taet.reproduce.manifest import Item, row_from
 from taet.reproduce.render import Filled
 from taet.reproduce.session import Session
 from taet.reproduce.site import drawn

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from taet.errors import UserError
-from taet.reproduce import Store, claims, costs, items, scales
+from taet.reproduce import Store, claims, costs, items, scales, verdicts
 from taet.reproduce.cell_store import cell_hash
+from taet.reproduce.claims import chosen
 from taet.reproduce.manifest import (
     FOLDER,
     ItemsFile,
     PaperRow,
     Scale,
-    chosen,
     published,
     read_toml,
     row_from,
@@ -216,7 +216,7 @@ def test_there_are_46_claims_with_runs_that_can_be_trained(tmp_path: Path) -> No
         for one in claim.cells(store, scales()["mini"]):
             assert one.key, f"{claim.name}: {one.cell.reason}"
         for pattern in (pattern for pair in claim.entry.get("elsewhere", []) for pattern in pair):
-            assert claims.committed([Path(__file__).parents[2] / "results"], pattern), pattern
+            assert verdicts.committed([Path(__file__).parents[2] / "results"], pattern), pattern
 
 
 def test_a_mistake_in_the_claims_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,11 +227,31 @@ def test_a_mistake_in_the_claims_is_one_line(tmp_path: Path, monkeypatch: pytest
         ("pairs = [[", "pears = [[", "unknown key of C1 'pears'"),
         ('open = "curves at scale full"', "", "C16: got no test"),
         ('item = "taet/table1"', 'item = "taet/table99"', "C3: got the unknown item"),
+        ('item = "reat/table1", columns', 'item = "reat/table99", columns', "C26: got the unknown item reat/table99"),
+        ("most = 0.05}", "least = 0.05}", "'R4' steady: the field 'most' is missing"),
     ):
         assert old in text
         (tmp_path / "claims.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
         with pytest.raises(UserError, match=re.escape(words)):
             claims.claims.__wrapped__()
+
+
+def test_a_claim_names_the_runs_that_its_test_needs(tmp_path: Path) -> None:
+    (of_order, of_rows), pair = chosen(["C3", "R4"]), chosen(["R17", "R17"])
+    assert of_order == items()["taet/table1"]
+    assert [(one.method, one.data) for one in of_rows.rows] == [("at-bsl", "cifar10-lt"), ("reat", "cifar10-lt")]
+    assert [column.metric for column in pair[0].columns] == ["clean", "autoattack"]
+    assert pair[0].labels == ("at-bsl", "at")
+    assert len(pair) == 1
+    (cut,) = chosen(["R8"], ["at-bsl"])
+    assert len(claims.claims()["R8"].item.rows) > len(cut.rows) == 1
+    store, scale = Store(tmp_path, []), scales()["mini"]
+    for claim in claims.claims().values():
+        assert len(claim.cells(store, scale)) == (len(claim.item.rows) if claim.is_tested else 0)
+    with pytest.raises(UserError, match="got R15, which is not written as a comparison of runs yet; allowed"):
+        chosen(["R15"])
+    with pytest.raises(UserError, match="unknown item 'R55'; allowed: "):
+        chosen(["R55"])
 
 
 def test_rows_of_figures_take_what_they_do_not_say_from_the_paper() -> None:

@@ -17,9 +17,10 @@ import taet
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.paired import Difference, difference
-from taet.reproduce import Store, claims, items, render, scales, site
+from taet.reproduce import Store, claims, items, render, scales, site, verdicts
+from taet.reproduce.claims import chosen
 from taet.reproduce.leaderboard import BoardKind, Contender, Standings
-from taet.reproduce.manifest import Item, chosen, row_from
+from taet.reproduce.manifest import Item, row_from
 from taet.reproduce.session import Session, overview, state_of
 from taet.reproduce.text_table import FORMS, TextTable, rendered
 
@@ -199,15 +200,15 @@ def test_a_card_of_other_weights_in_a_run_folder_is_refused(smoke: Fill, tmp_pat
     ],
 )
 def test_a_verdict_follows_from_the_interval(low: float, high: float, size: float, most: bool, word: str) -> None:
-    assert claims.word_of(Difference((low + high) / 2, low, high, 0.01), size, most) == word
+    assert verdicts.word_of(Difference((low + high) / 2, low, high, 0.01), size, most) == word
 
 
 def test_a_claim_holds_if_all_its_parts_do() -> None:
-    assert claims.combined(["holds", "holds"]) == "holds"
-    assert claims.combined(["holds", "undecided"]) == "undecided"
-    assert claims.combined(["holds", "not tested"]) == "not tested"
-    assert claims.combined(["not tested", "does not hold"]) == "does not hold"
-    assert claims.combined([]) == "not tested"
+    assert verdicts.combined(["holds", "holds"]) == "holds"
+    assert verdicts.combined(["holds", "undecided"]) == "undecided"
+    assert verdicts.combined(["holds", "not tested"]) == "not tested"
+    assert verdicts.combined(["not tested", "does not hold"]) == "does not hold"
+    assert verdicts.combined([]) == "not tested"
 
 
 def test_the_parts_of_a_claim_share_its_error_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,8 +217,10 @@ def test_the_parts_of_a_claim_share_its_error_probability(tmp_path: Path, monkey
     first, second = np.zeros(200, dtype=bool), np.zeros(200, dtype=bool)
     second[:14] = first[-4:] = True
     found = partial(difference, first, second, labels, 2)
-    monkeypatch.setattr(claims, "paired_cards", lambda *_, comparisons=1: found(comparisons=comparisons))
-    words = [claims.verdict(claims.claims()[name], Store(tmp_path, []), scales()["mini"]).word for name in ("C2", "R8")]
+    monkeypatch.setattr(verdicts, "paired_cards", lambda *_, comparisons, **__: found(comparisons=comparisons))
+    words = [
+        verdicts.verdict(claims.claims()[name], Store(tmp_path, []), scales()["mini"]).word for name in ("C2", "R8")
+    ]
     assert words == ["does not hold", "undecided"]
 
 
@@ -225,7 +228,7 @@ def test_cards_outside_the_scales_are_paired_by_their_seeds(tmp_path: Path) -> N
     folder = Path(__file__).parents[2] / "results" / "digits-lt-methods"
     for seed in (1, 2):
         shutil.copy(folder / f"taet-seed{seed}.json", tmp_path)
-    assert {seed: card.seed for seed, card in claims.committed([tmp_path], "taet-seed?.json").items()} == {
+    assert {seed: card.seed for seed, card in verdicts.committed([tmp_path], "taet-seed?.json").items()} == {
         1: 1,
         2: 2,
     }
@@ -233,10 +236,10 @@ def test_cards_outside_the_scales_are_paired_by_their_seeds(tmp_path: Path) -> N
 
 def test_verdicts_at_smoke_are_those_of_the_paired_test(smoke: Fill, tmp_path: Path) -> None:
     store, _ = two_methods(smoke)
-    found = claims.verdict(claims.claims()["C2"], store, scales()["smoke"])
+    found = verdicts.verdict(claims.claims()["C2"], store, scales()["smoke"])
     assert found.because.startswith("taet minus at-bsl, clean ")
     assert found.word in ("holds", "does not hold", "undecided")
-    missing = claims.verdict(claims.claims()["C12"], Store(tmp_path, []), scales()["smoke"])
+    missing = verdicts.verdict(claims.claims()["C12"], Store(tmp_path, []), scales()["smoke"])
     assert missing.word == "not tested"
     assert missing.because.startswith("Missing at scale smoke: ")
     assert "taet (steps 5)" in missing.because
@@ -255,7 +258,7 @@ def test_theorem_1_fails_where_a_wrong_image_changes_its_class(smoke: Fill) -> N
         of = labels == label
         wrong, flips = (clean != labels)[of].mean(), (clean != attacked)[of].mean()
         gaps.append(wrong + flips - (attacked != labels)[of].mean())
-    gap = claims.bound_gap(card)
+    gap = verdicts.bound_gap(card)
     assert gap is not None
     assert gap >= np.mean(gaps) - 1e-12
     twice = ((clean != labels) & (clean != attacked)).sum()

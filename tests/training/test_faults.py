@@ -314,7 +314,7 @@ def jobs(tiny: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 NAMES = ("train", "evaluate", "evaluate again", "predict", "export", "report", "compare", "merge")
-LONG = ("train", "evaluate", "evaluate again", "compare", "merge")
+LONG = ("train", "evaluate", "evaluate again", "report", "compare", "merge")
 EACH = [pytest.param(name, marks=pytest.mark.full) if name in LONG else name for name in NAMES]
 
 

@@ -27,6 +27,8 @@ from taet.training.record import run_from_json
 from taet.training.step import Steps
 from taet.training.trainer import Trainer
 
+pytestmark = pytest.mark.full
+
 MOST = 3
 STOPPED_AFTER = 4  # steps: in the second of the three of an epoch
 # The batches are of 32, 32 and 2 images, so that shares are uneven, and one of three is empty.
@@ -47,8 +49,6 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         {"training.sync_bn": False, "training.selection": "best-validation", "data.max_count": 30},
     ),
 }
-# make test shows the first.
-EACH = [pytest.param(name, marks=() if name == next(iter(RUNS)) else pytest.mark.full) for name in RUNS]
 
 
 @contextlib.contextmanager
@@ -159,9 +159,8 @@ def assert_close(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("other", ["2", "2 then 1", "2 then 3"])
-@pytest.mark.parametrize("name", EACH[:-1])  # the last has other statistics with more processes
+@pytest.mark.parametrize("name", [*RUNS][:-1])  # the last has other statistics with more processes
 def test_any_number_of_processes_trains_what_one_does(
     name: str, other: str, folder: Path, rows: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
@@ -175,15 +174,14 @@ def test_any_number_of_processes_trains_what_one_does(
         assert_close(row, wanted_row)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", RUNS)
 def test_the_same_number_of_processes_goes_on_to_the_same_bits(
     name: str, folder: Path, assert_same: Callable[[Path, Path], None]
 ) -> None:
     assert_same(folder / name / "2 stopped", folder / name / "2")
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", RUNS)
 def test_all_processes_hold_the_same_weights_and_statistics(name: str, told: list[dict[str, Any]]) -> None:
     assert told[0][name] == told[1][name]
     assert len({found[f"{name} then"] for found in told}) == 1

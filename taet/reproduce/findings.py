@@ -1,0 +1,99 @@
+"""The page of all claims with their verdicts: a pure function of cards and manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from taet import metrics
+from taet.formatting import sentence
+from taet.reproduce.cell_store import Store, by_seed, load_card
+from taet.reproduce.claims import WORDS, Word, claims
+from taet.reproduce.manifest import Scale, errata, items, row_words
+from taet.reproduce.verdicts import Verdict, best_verdict, elsewhere
+
+WIDTHS_OF = "cifar10-lt-ir10/at-bsl.json"
+TAET_TEST = (1000, 774, 599, 464, 359, 278, 215, 166, 129, 100)
+"""Test images of each class in TAET's long-tailed CIFAR-10, imbalance ratio 10: 4,084."""
+
+
+def findings(store: Store, scales: Sequence[Scale]) -> str:
+    """The page of all claims with their verdicts, as Markdown: a pure function of cards and manifest."""
+    found = {name: best_verdict(claim, store, scales) for name, claim in claims().items()}
+    counts = ", ".join(f"{word} {[v.word for v in found.values()].count(word)}" for word in WORDS)
+    parts = [
+        HEAD.format(counts=counts, claims=len(found)),
+        *(_section(word, [name for name in found if found[name].word == word], found, store) for word in WORDS),
+        _protocols(store, scales),
+        "## Errata and open points of the papers\n",
+        *(f"- {paper}: {note}" for paper, notes in errata().items() for note in notes),
+        *(f"- **{name}**: {note}" for name, item in items().items() for note in item.notes),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _seeds(store: Store, scale: Scale) -> str:
+    """Balanced accuracy under AutoAttack of each run that was trained with several seeds."""
+    found = {}
+    for row in dict.fromkeys(row for claim in claims().values() for pair in claim.pairs for row in pair):
+        cells = store.cells(scale, row, ["autoattack"])
+        cards = by_seed(one for one in cells if one.state == "done")
+        if len(cards) > 1:
+            values = " and ".join(f"{100 * card.summary('autoattack').balanced:.1f} %" for card in cards.values())
+            found[cells[0].any_seed] = f"{row_words(row)} {values} (seeds {', '.join(map(str, cards))})"
+    return "; ".join(sorted(found.values()))
+
+
+def _protocols(store: Store, scales: Sequence[Scale]) -> str:
+    """Return how the papers' test protocols change a number, on the recalls of one committed model and over seeds."""
+    lines = ["## How the papers test\n"]
+    for path in (path for folder in store.results for path in folder.glob(WIDTHS_OF)):
+        recalls = load_card(path).summary("autoattack").per_class
+        counts = {"balanced": np.full(len(recalls), sum(TAET_TEST) // len(recalls)), "long-tailed": np.array(TAET_TEST)}
+        wide = []
+        for name, total in counts.items():
+            low, high = metrics.balanced_interval(np.round(recalls * total), total)
+            wide.append(f"{name} {100 * (high - low):.1f} points ({total.min()} to {total.max()} images of a class)")
+        rarest = [metrics.wilson_interval(np.round(recalls[-1:] * total[-1]), total[-1:]) for total in counts.values()]
+        tail = [f"{100 * float(high[0] - low[0]):.1f}" for low, high in rarest]
+        said = f"Interval of balanced accuracy under AutoAttack, with the recalls of results/{WIDTHS_OF}"
+        lines.append(f"- **Long-tailed against balanced test set** (TAET, 5). {said}: {'; '.join(wide)}.")
+        lines.append(f"  - Interval of the rarest class: {tail[0]} points balanced, {tail[1]} long-tailed.")
+    spreads = {scale.name: _seeds(store, scale) for scale in scales}
+    said = "- **One seed** (TAET). At scale {} the seed alone moves AutoAttack: {}."
+    lines += [said.format(name, spread) for name, spread in spreads.items() if spread]
+    why = "not tested: it takes runs that keep both their best epoch on test images and that on validation images"
+    lines.append(f"- **Selection on the test set** (REAT, public code). {sentence(why)}")
+    lines.append(
+        "  - Such a run is marked as a leak here, and its card joins only a leaderboard of cards that were chosen so.\n"
+    )
+    return "\n".join(lines)
+
+
+def _section(word: Word, names: Sequence[str], found: Mapping[str, Verdict], store: Store) -> str:
+    lines = [f"## {word.capitalize()}\n"]
+    for name in names:
+        claim, one = claims()[name], found[name]
+        scale = f", scale {one.scale}" if one.scale and one.word != "not tested" else ""
+        where = f"({claim.paper}, {claim.where}{scale})"
+        lines.append(f"- **{name}** {claim.entry['says']} {where}. {sentence(one.because)}".rstrip())
+        lines += [f"  - Outside the scales, {line}." for line in elsewhere(claim, store.results)]
+    return "\n".join([*lines, ""])
+
+
+HEAD = """# Findings
+
+What the two papers claim, and what our runs say of it. Verdicts on {claims} claims: {counts}.
+
+This page is computed from the committed cards and from `taet/reproduce/claims.toml` (`python docs/render.py --write`).
+No number is written by hand, except in the reasons of claims that a proof or a measurement of cost settles.
+
+A verdict is that of the largest [scale](reproduce.md#scales) with runs. Differences are in points of balanced accuracy,
+paired on the same test images, with 95 % intervals. A claim **holds** if the interval is above 0 and reaches half the
+claimed size. It **does not hold** if the interval is below 0, or above 0 and below half the size. Otherwise it is
+**undecided**. A claim with k differences holds if all do, and does not if one does not; their intervals cover together
+with 95 %, so each is one of 1 - 5 %/k. With one seed an interval covers the test images only: it says which of two
+models is better, not which method. *Outside the scales* are committed runs with other settings, which give no verdict;
+their differences are taken one by one.
+"""

@@ -1,0 +1,239 @@
+"""The verdicts on the claims from runs: pure functions of cards, epochs and claims.toml."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import special
+
+from taet.evaluation.card import ResultCard
+from taet.evaluation.paired import LEVEL, Difference
+from taet.formatting import sentence
+from taet.reproduce.cell_store import Store, by_seed, load_card
+from taet.reproduce.claims import SIGNIFICANT_ORDER, Claim, ReversedEntry, SteadyEntry, Word, claims
+from taet.reproduce.manifest import PaperRow, Scale, items, row_words
+from taet.reproduce.render import Filled, difference_text, filled, paired_cards, rank_correlation
+from taet.reproduce.text_table import TextTable
+from taet.training.record import Epoch
+
+FEWEST_IN_ORDER = 5
+"""Least number of rows, or of epochs, of an order or a mean."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on a claim, with its evidence."""
+
+    word: Word
+    because: str
+    scale: str = ""
+
+
+def verdict(claim: Claim, store: Store, scale: Scale) -> Verdict:
+    """Return the verdict on a claim by the runs of a scale."""
+    entry = claim.entry
+    if "settled" in entry:
+        return Verdict(entry["settled"], entry.get("because", ""))
+    if "open" in entry:
+        return Verdict("not tested", f"Missing: {entry['open']}")
+    if "theorem" in entry:
+        return _theorem(store)
+    if "order" in entry:
+        return _order(claim, store, scale)
+    if "reversed" in entry:
+        return _reversed(entry["reversed"], store, scale)
+    return _steady(claim, entry["steady"], store, scale) if "steady" in entry else _of_pairs(claim, store, scale)
+
+
+def best_verdict(claim: Claim, store: Store, scales: Sequence[Scale]) -> Verdict:
+    """The verdict at the largest scale that has one."""
+    for scale in scales:
+        found = verdict(claim, store, scale)
+        if found.word != "not tested" or not claim.is_tested:
+            break
+    return found
+
+
+def verdicts(names: Sequence[str], store: Store, scale: Scale) -> TextTable | None:
+    """Return the verdicts on these claims by the runs of a scale; None if there is no claim among the names."""
+    found = [(name, verdict(claims()[name], store, scale)) for name in dict.fromkeys(names) if name in claims()]
+    notes = tuple(f"{name}: {sentence(claims()[name].rule)} {sentence(one.because)}" for name, one in found)
+    lines = tuple((f"{name} · {claims()[name].entry['says']}", one.word) for name, one in found)
+    return TextTable(f"Claims · scale {scale.name}", ("", "verdict"), lines, notes) if found else None
+
+
+def word_of(found: Difference, size: float, most: bool) -> Word:
+    """Return the verdict on one paired difference, by its interval.
+
+    A claim of `size` points holds if the interval is above 0 and reaches half the size; it does not hold if the
+    interval is below 0, or above 0 and below half the size; otherwise it is undecided. A claim of at most `size` points
+    holds if the interval is within +-size, and does not hold if it is outside.
+    """
+    size /= 100
+    if most:
+        outside = found.low > size or found.high < -size
+        return "holds" if -size <= found.low and found.high <= size else "does not hold" if outside else "undecided"
+    if found.low > 0:
+        return "holds" if found.high >= size / 2 else "does not hold"
+    return "does not hold" if found.high < 0 else "undecided"
+
+
+def combined(parts: Sequence[Word]) -> Word:
+    """Return the verdict on a claim with several parts, whose intervals share an error of 5 %: all must hold."""
+    if not parts:
+        return "not tested"
+    return next((word for word in ("does not hold", "not tested", "undecided") if word in parts), "holds")
+
+
+def _of_pairs(claim: Claim, store: Store, scale: Scale) -> Verdict:
+    """Return the verdict on differences between rows."""
+    parts: list[Word] = []
+    said, missing = list[str](), dict[str, None]()
+    count = len(claim.pairs) * len(claim.sizes)
+    for first, second in claim.pairs:
+        for column, size in claim.sizes.items():
+            sides = [by_seed(store.cells(scale, row, [column])) for row in (first, second)]
+            attacks = claim.attacks(scale, first, second, column)
+            less = claim.entry.get("less")
+            found = paired_cards(sides[0], sides[1], attacks, claim.entry.get("group"), comparisons=count, less=less)
+            parts.append("not tested" if found is None else word_of(found, size, "most" in claim.entry))
+            if found is not None:
+                of = f"{column} less {less}" if less else column
+                said.append(f"{_named(first, second)}{of} {_text(found)}")
+            missing |= {row_words(row): None for row, cards in zip((first, second), sides, strict=True) if not cards}
+    said += [f"Missing at scale {scale.name}: {', '.join(missing)}"] if missing else []
+    return Verdict(combined(parts), "; ".join(said), scale.name)
+
+
+def _named(first: PaperRow, second: PaperRow) -> str:
+    return "" if first == second else f"{row_words(first)} minus {row_words(second)}, "
+
+
+def _text(found: Difference) -> str:
+    return f"{difference_text(found)}, {found.runs} seed{'s' if found.runs > 1 else ''}"
+
+
+def _order(claim: Claim, store: Store, scale: Scale) -> Verdict:
+    item = items()[claim.entry["order"]["item"]]
+    column = next(column for column in item.columns if column.metric == claim.entry["order"]["column"])
+    found = rank_correlation(scale, item, filled(store, scale, item), column)
+    if found is None or found[1] < FEWEST_IN_ORDER:
+        return Verdict("not tested", f"Missing: {FEWEST_IN_ORDER} rows of {item.name}.", scale.name)
+    value, count = found
+    word: Word = "holds" if value > SIGNIFICANT_ORDER else "does not hold" if value < 0 else "undecided"
+    return Verdict(word, f"Spearman's correlation {value:+.2f} over {count} methods", scale.name)
+
+
+def _reversed(entry: ReversedEntry, store: Store, scale: Scale) -> Verdict:
+    """Count the pairs of rows whose order depends on the average: over images as in training, or over classes."""
+    rows = [one for one in filled(store, scale, items()[entry["item"]]) if one.cards]
+    pairs = [*itertools.combinations(rows, 2)]
+    if len(rows) < FEWEST_IN_ORDER:
+        return Verdict("not tested", f"Missing: {FEWEST_IN_ORDER} rows of {entry['item']}", scale.name)
+    limit = float(special.ndtri(1 - LEVEL / (4 * len(pairs) * len(entry["columns"]))))  # two sides, two averages
+    counts = {column: sum(_are_reversed(scale, *pair, column, limit) for pair in pairs) for column in entry["columns"]}
+    said = ", ".join(f"{column} {count} of {len(pairs)}" for column, count in counts.items())
+    word: Word = "holds" if any(counts.values()) else "undecided"
+    return Verdict(word, f"Pairs of rows with opposite orders: {said}, 1 seed", scale.name)
+
+
+def _are_reversed(scale: Scale, first: Filled, second: Filled, column: str, limit: float) -> bool:
+    """Return whether plain and balanced accuracy differ in opposite directions, each by `limit` standard errors.
+
+    Plain accuracy is that of a test set with the classes' shares in training. The standard error of the paired
+    difference is sqrt(sum_c w_c^2 s_c^2 / n_c), with the weight w_c of class c in the average.
+    """
+    cards = [next(iter(one.cards.values())) for one in (first, second)]
+    attacks = [scale.attack(one.row, column) for one in (first, second)]
+    same = {(card.data["test_sha256"], attack) for card, attack in zip(cards, attacks, strict=True)}
+    counts = np.array(cards[0].data["train_class_counts"] or [], dtype=float)
+    if len(same) > 1 or not counts.size or any(attacks[0] not in {c.name for c in card.columns} for card in cards):
+        return False
+    left, right = (card.column(str(attacks[0])).correct.astype(float) for card in cards)
+    gains = [(left - right)[cards[0].labels == label] for label in range(len(counts))]
+    means = np.array([gain.mean() for gain in gains])
+    errors = np.array([gain.std(ddof=1) / math.sqrt(len(gain)) for gain in gains])
+    weights = np.stack([counts / counts.sum(), np.full(len(gains), 1 / len(gains))])
+    plain, balanced = weights @ means
+    return bool(plain * balanced < 0 and (np.abs(weights @ means) > limit * np.sqrt(weights**2 @ errors**2)).all())
+
+
+def _steady(claim: Claim, entry: SteadyEntry, store: Store, scale: Scale) -> Verdict:
+    """Total variation between the classes that training examples are predicted as, mean over recorded epochs."""
+    parts: list[Word] = []
+    said, missing = list[str](), list[str]()
+    for row in claim.item.rows:
+        moved = [found for one in store.cells(scale, row, []) if (found := _moved(one.epochs)) is not None]
+        missing += [] if moved else [row_words(row)]
+        parts.append("not tested" if not moved else "holds" if max(moved) <= entry["most"] else "does not hold")
+        said += [f"{row_words(row)} {' and '.join(f'{100 * one:.0f} %' for one in moved)}"] if moved else []
+    said += [f"Missing at scale {scale.name}: {', '.join(missing)}"] if missing else []
+    return Verdict(combined(parts), "; ".join(said), scale.name)
+
+
+def _moved(epochs: Sequence[Epoch]) -> float | None:
+    if len(epochs) < FEWEST_IN_ORDER or any(one.predicted is None for one in epochs):
+        return None
+    counts = np.array([one.predicted for one in epochs], dtype=float)
+    shares = counts / counts.sum(1, keepdims=True)
+    return float(np.abs(np.diff(shares, axis=0)).sum(1).mean() / 2)
+
+
+def _theorem(store: Store) -> Verdict:
+    """Natural error + disagreement - robust error of every committed card: at most 0 by the theorem."""
+    gaps = [gap for card in store.every_card() if (gap := bound_gap(card)) is not None]
+    broken = [gap for gap in gaps if gap > 1e-9]
+    if not broken:
+        return Verdict("undecided" if gaps else "not tested", f"None of {len(gaps)} committed cards contradicts it")
+    said = f"{len(broken)} of {len(gaps)} committed cards exceed the bound under one of their attacks, by up to"
+    why = "an image that is misclassified and changes its class under attack is counted twice"
+    return Verdict("does not hold", f"{said} {100 * max(gaps):.1f} points: {why}")
+
+
+def bound_gap(card: ResultCard) -> float | None:
+    """Return the maximum over attacks of natural error + disagreement - robust error, each a mean over classes."""
+    names = [column.name for column in card.columns if column.bounded and column.ordinary]
+    found = [card.summary(name) for name in names] if card.clean is not None else []
+    gaps = [s.natural_error + s.class_flip_rate - (1 - s.per_class) for s in found]
+    return max((float(np.nanmean(gap)) for gap in gaps), default=None)
+
+
+def elsewhere(claim: Claim, folders: Sequence[Path]) -> Iterator[str]:
+    """Yield a line for each result about a claim from committed cards outside the scales."""
+    for first, second in claim.entry.get("elsewhere", []):
+        sides = [committed(folders, pattern) for pattern in (first, second)]
+        for column, size in (claim.sizes or {"": 0.0}).items():
+            own = claim.entry.get("attacks", [column, column])
+            less = claim.entry.get("less")
+            found = paired_cards(sides[0], sides[1], own, claim.entry.get("group"), less=less)
+            if found is not None:
+                word = f" ({word_of(found, size, 'most' in claim.entry)})" if "pairs" in claim.entry else ""
+                names = "" if first == second else f"{_stem(first)} minus {_stem(second)}, "
+                under = " minus ".join(dict.fromkeys(own)) + (f" less {less}" if less else "")
+                yield f"results/{first.partition('/')[0]}: {names}{under} {_text(found)}{word}"
+
+
+def _stem(pattern: str) -> str:
+    return Path(pattern).stem.removesuffix("-seed?")
+
+
+def committed(folders: Sequence[Path], pattern: str) -> dict[int, ResultCard]:
+    """Return the cards by seed; a card without a seed counts as seed 0."""
+    paths = sorted(path for folder in folders for path in folder.glob(pattern))
+    return {card.seed or 0: card for card in map(load_card, paths)}
+
+
+def worths(store: Store, scale: Scale, price: Mapping[str, float]) -> dict[str, float]:
+    """Return, by hash of a run, the worth of the claims that it helps to settle, each per hour of its missing runs."""
+    found: dict[str, float] = {}
+    for claim in claims().values():
+        missing = {one.key for one in claim.cells(store, scale) if one.state in ("started", "missing")}
+        hours = sum(price.get(key, 0.0) for key in missing) / 3600
+        for key in missing:
+            found[key] = found.get(key, 0.0) + claim.entry.get("worth", 1.0) / max(hours, 1e-3)
+    return found
