@@ -15,7 +15,7 @@ from taet.errors import UserError, unknown
 
 
 def taet(method: str = Run.method) -> Run:
-    """The protocol of TAET (CVPR 2025, arXiv:2503.01924): 100 epochs, weights of the last one, long-tailed test set.
+    """The protocol of TAET (CVPR 2025, arXiv:2503.01924): 100 epochs, weights of the last epoch, long-tailed test set.
 
     SGD 0.1 with momentum 0.9, weight decay 5e-4, divided by ten at 75 % and 90 %; Linf 8/255, 10 steps of 2/255 from
     0.001 N(0, 1). Start noise, momentum and the long-tailed test set are from its public code, not from the text.
@@ -24,7 +24,7 @@ def taet(method: str = Run.method) -> Run:
 
 
 def reat(method: str = Run.method) -> Run:
-    """The protocol of REAT (arXiv:2307.10205): 80 epochs, weights of the best on validation, balanced test set.
+    """The protocol of REAT (arXiv:2307.10205): 80 epochs, weights of the best validation epoch, balanced test set.
 
     SGD as in `taet`, divided by ten at 60 and 75 of 80; Linf 8/255, 10 steps of 2/255 from U(-eps, eps); no input
     normalisation; evaluation by PGD with step 2/255. The paper chose its epoch on the test set; `--selection best-test`
@@ -47,7 +47,7 @@ def reat(method: str = Run.method) -> Run:
 
 
 def official(method: str = Run.method) -> Run:
-    """Each method with its own published optimiser, schedule and attack: to reproduce it, not to compare methods.
+    """Each method with its own published optimiser, schedule and attack, to reproduce papers, not to compare methods.
 
     Other settings stay as in `taet`. The keys of `Method.official` are settings of a run; `method.*` are options of the
     method. A method without published settings is a `UserError`; if it wraps another method, use that one.

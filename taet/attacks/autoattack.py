@@ -41,11 +41,11 @@ NAMES = {
     "autoattack": "the official standard suite in L-infinity, APGD-CE, APGD-T, FAB-T, Square (Croce & Hein 2020): the "
     "number to report; 9700 passes for an image that no attack breaks",
     "autoattack-fast": "its first two attacks, for development: an upper bound, usually close; 2000 passes",
-    "autoattack-10": "the four attacks with 10 iterations where the official ones have 100, which some papers call "
+    "autoattack-10": "the four attacks with 10 iterations instead of the official 100, which some papers call "
     "AutoAttack: an upper bound; 5470 passes",
-    "autoattack-l2": "the official standard suite in L2, for the norm that was not trained against; 9700 passes",
+    "autoattack-l2": "the official standard suite in L2, for a norm that training did not use; 9700 passes",
     "autoattack-l2-fast": "the first two attacks of autoattack-l2, for development: an upper bound; 2000 passes",
-    "autoattack-l2-10": "autoattack-l2 with 10 iterations for 100: an upper bound; 5470 passes",
+    "autoattack-l2-10": "autoattack-l2 with 10 iterations instead of 100: an upper bound; 5470 passes",
 }
 
 Version = Literal["standard", "fast", "10"]

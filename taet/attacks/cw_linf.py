@@ -14,7 +14,7 @@ from taet.attacks.pgd import ProjectedAscent, pgd
 from taet.attacks.spec import Model
 
 NAMES = {
-    "cw-linf": "cw-linf-N: pgd-N on the margin of the logits, blind to their scale (REAT's CW); 2N passes per restart",
+    "cw-linf": "cw-linf-N: pgd-N on the margin, independent of the logit scale (REAT's CW); 2N passes per restart",
 }
 
 

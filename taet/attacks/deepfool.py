@@ -30,7 +30,7 @@ from taet.bounds import Count, NonNegative, check_value
 from taet.losses.long_tail import full_precision, is_label
 
 NAMES = {
-    "deepfool": "nearest L2 boundary by linearising: quick distances (Moosavi-Dezfooli et al. 2016); 500 passes at most"
+    "deepfool": "nearest L2 boundary by linearisation, a fast bound (Moosavi-Dezfooli et al. 2016); 500 passes at most"
 }
 
 Candidates = Annotated[int, Ge(2)]

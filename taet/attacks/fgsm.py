@@ -25,7 +25,7 @@ from taet.config import Evaluation
 from taet.losses.long_tail import cross_entropy
 
 NAMES = {
-    "fgsm": "one signed gradient step, no random start: cheap, a warning where it beats pgd (Goodfellow et al. 2015);"
+    "fgsm": "one signed gradient step, no random start; a warning sign if it beats pgd (Goodfellow et al. 2015);"
     " 2 passes"
 }
 

@@ -48,7 +48,7 @@ from taet.losses.long_tail import cross_entropy, full_precision
 NAMES = {
     "pgd": "pgd-N: N signed gradient steps from a random start, the standard measure (Madry et al. 2018);"
     " 2N passes per restart",
-    "pgd-l2": "pgd-l2-N: N gradient steps in the L2 ball, a norm not trained against (Madry et al. 2018);"
+    "pgd-l2": "pgd-l2-N: N gradient steps in the L2 ball, a norm that training did not use (Madry et al. 2018);"
     " 2N passes per restart",
 }
 

@@ -18,7 +18,7 @@ from taet.bounds import Count, LongSeed, check_value
 from taet.errors import UserError
 
 NAMES = {
-    "square": "random search without gradients, by which gradient masking shows (Andriushchenko et al. 2020); "
+    "square": "random search without gradients, which reveals gradient masking (Andriushchenko et al. 2020); "
     "one pass per query, 1000 queries",
 }
 

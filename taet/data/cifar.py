@@ -19,10 +19,10 @@ from taet.errors import UserError, located
 NAMES = {
     "cifar10": "CIFAR-10, 10 balanced classes of 32x32 colour pixels; official files or cifar10.npz",
     "cifar10-lt": "CIFAR-10, 32x32 colour pixels, made long-tailed; official files or cifar10.npz",
-    "cifar10-balanced-small": "CIFAR-10, as many images as cifar10-lt has, spread evenly: REAT's upper bound",
+    "cifar10-balanced-small": "CIFAR-10, balanced, with as many images as cifar10-lt: REAT's upper bound",
     "cifar100": "CIFAR-100, 100 balanced classes of 32x32 colour pixels; official files or cifar100.npz",
     "cifar100-lt": "CIFAR-100, 32x32 colour pixels, made long-tailed; official files or cifar100.npz",
-    "cifar100-balanced-small": "CIFAR-100, as many images as cifar100-lt has, spread evenly: REAT's upper bound",
+    "cifar100-balanced-small": "CIFAR-100, balanced, with as many images as cifar100-lt: REAT's upper bound",
 }
 IMAGE_SHAPE = (3, 32, 32)
 

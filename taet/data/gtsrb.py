@@ -20,7 +20,7 @@ from taet.data.places import not_found, roots
 from taet.errors import UserError
 
 NAMES = {
-    "gtsrb": "GTSRB, 43 German traffic signs, long-tailed as it is (11 to 1); frames of one sign stay in one split"
+    "gtsrb": "GTSRB, 43 German traffic signs, naturally long-tailed (11 to 1); frames of one sign stay in one split"
 }
 CLASSES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["classes"]
 CLASS_NAMES, TRACK_COUNTS, TEST_COUNTS = zip(*CLASSES, strict=True)

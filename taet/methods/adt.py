@@ -84,7 +84,7 @@ class AdversarialDistributionalTraining(Method):
         inner_lr: Annotated[Positive, OnlyWith(variant="exp")] = 0.3
         """exp: learning rate of the fit (paper)."""
         accumulate: Annotated[bool, OnlyWith(variant="exp")] = True
-        """exp: each step follows the sum of all gradients so far, as in the public code; off: the newest only."""
+        """exp: each step uses the sum of all gradients so far, as in the public code; off: only the latest."""
         width: Annotated[int, Ge(1), Le(1024), OnlyWith(variant=AMORTISED)] = 64
         """exp-am, imp-am: channels of the generator's first layer. The paper has 256, which costs as much as 19
         ResNet-18."""

@@ -1,4 +1,4 @@
-"""CFA: classes that withstand the attack in training have larger budgets and more of the divergence.
+"""CFA: larger training budgets and weights of the divergence for classes that are robust in training.
 
 Source: Wei et al., CFA: Class-Wise Calibrated Fair Adversarial Training, CVPR 2023.
 """
@@ -107,7 +107,7 @@ class Cfa(ClassBudgets):
         average: Annotated[PartialShare, OnlyWith(gate=("relative", "absolute"))] = 0.88
         """Decay d of that average (paper)."""
         threshold: Annotated[Share | None, OnlyWith(gate=("relative", "absolute"))] = None
-        """Least robust accuracy of a class in an epoch that is averaged. Default: 0.4 of the mean, or 0.2 (paper)."""
+        """Least robust accuracy of a class for an epoch to be averaged. Default: 0.4 of the mean, or 0.2 (paper)."""
 
     judged: Tensor
     """The last epoch that was asked about; saved, since a stop may come between the gate and the end of the epoch."""

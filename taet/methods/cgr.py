@@ -110,9 +110,9 @@ class ConfusionGuided(Method):
         balanced: bool = True
         """Add log pi to the logits in the label term, and under at in the attack: balanced softmax."""
         weights: bool = True
-        """Weigh the classes by their scores."""
+        """Weight the classes by their scores."""
         class_beta: Annotated[Share, OnlyWith(form="trades")] = 0.5
-        """trades: how far the factor of the divergence follows the score of a class; 0: it is 4 for all."""
+        """trades: dependence of the divergence factor on the score of a class; 0: 4 for all classes."""
         margin: NonNegative | None = None
         """Factor l_m of the margins; 0: none. Default: 0.05 with at, 0.1 with trades (public code)."""
         budget: bool = True

@@ -1,4 +1,4 @@
-"""DAFA: harder classes, by which others they are mistaken for, have larger training budgets and label weights.
+"""DAFA: larger training budgets and label weights for harder classes, by their confusion with other classes.
 
 Source: Lee et al., DAFA: Distance-Aware Fair Adversarial Training, ICLR 2024.
 """

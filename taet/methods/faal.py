@@ -1,4 +1,4 @@
-"""FAAL: weights of the classes in every batch are the worst within a divergence of equal ones, in closed form.
+"""FAAL: worst-case class weights in every batch, within a divergence from equal weights, in closed form.
 
 Source: Zhang et al., Towards Fairness-Aware Adversarial Learning, CVPR 2024.
 """
@@ -52,11 +52,11 @@ class FairnessAware(Method):
         beta: Annotated[NonNegative, OnlyWith(form="trades")] = 6.0
         """trades: factor of the divergence (public code)."""
         utility: Literal["margin", "count-margin"] = "margin"
-        """What the weights maximise: mean margins (ours), or times the class's images in the batch (public code)."""
+        """Objective of the weights: mean margins (ours), or times the class's images in the batch (public code)."""
         aggregate: Literal["sample", "class"] = "sample"
-        """Weigh every sample by its class (public code), or the means of the classes (paper)."""
+        """Weight every sample by its class (public code), or the means of the classes (paper)."""
         absent: Literal["skip", "official"] = "skip"
-        """Leave classes without a sample in the batch out (ours), or give them a part of the weights (public code)."""
+        """Ignore classes without a sample in the batch (ours), or give them a share of the weights (public code)."""
         begin: Share | None = None
         """Share of the epochs before the weights begin. Default: up to the first milestone."""
 

@@ -1,4 +1,4 @@
-"""Fair robust learning (FRL): weights and budgets of classes that fall behind the others on validation images.
+"""Fair robust learning (FRL): larger weights and budgets for classes that fall behind on validation images.
 
 Source: Xu et al., To be Robust or to be Fair: Towards Fairness in Adversarial Training, ICML 2021.
 """
@@ -55,18 +55,18 @@ class FairRobust(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """The divergence, the gap that is allowed, and how fast multipliers move."""
+        """The divergence, the tolerated gap, and the rates of the multipliers."""
 
         beta: NonNegative = 1.5
         """Factor of the divergence (public code)."""
         margin: bool = True
-        """Give classes that attacks take more of a larger ball (off: FRL-RW)."""
+        """Larger balls for classes that attacks break more often (off: FRL-RW)."""
         delta: PartialShare | None = None
-        """Gap to the mean that is allowed. Default: 0.07, without margin 0.1 (public code)."""
+        """Tolerated gap to the mean. Default: 0.07, without margin 0.1 (public code)."""
         rate: NonNegative = 0.05
         """Rate r of the weights, for a run with 40 points of the curve in its second stage (same)."""
         margin_rate: Annotated[NonNegative, OnlyWith(margin=True)] = 0.2
-        """Rate s of the budgets, likewise (same)."""
+        """Rate s of the budgets, for the same number of points (same)."""
         limit: PartialShare = 0.5
         """Largest sum of the multipliers of the weights (same)."""
         begin: Share | None = None

@@ -79,7 +79,7 @@ class Gairat(Method):
         weighting: WeightFunction = "tanh"
         """Function from the number of steps to the weight (public code)."""
         lam: Annotated[float, Ge(-20), Le(20), OnlyWith(weighting=("tanh", "sigmoid"))] = -1.0
-        """Lambda, added to the argument of tanh and sigmoid: the larger, the more equal the weights (public code)."""
+        """Lambda, added to the argument of tanh and sigmoid: larger values give more equal weights (public code)."""
 
     @staticmethod
     def stage_at(config: Config, task: Task, epoch: int) -> str:

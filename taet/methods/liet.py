@@ -1,4 +1,4 @@
-"""LIET: one attack step from a perturbation learnt for each label, and predictions kept alike along that step.
+"""LIET: one attack step from a perturbation learnt per label, with a penalty on changed predictions along the step.
 
 Source: LIET, ICCV 2025, as in its public implementation in FastAT_Benchmark.
 """
@@ -49,7 +49,7 @@ class LabelInitialized(Method):
         lam: NonNegative = 100.0
         """Factor lambda of the divergence in the last epoch (public code)."""
         smoothing: PartialShare = 0.0
-        """Share of the target that other classes have; published 0.6."""
+        """Share of the target for the other classes; published 0.6."""
 
     signs: Tensor
     strength: Tensor

@@ -81,7 +81,7 @@ class RoBal(Method):
         """The form, and constants that replace the published ones of that form."""
 
         form: Literal["R", "N"] = "R"
-        """Which published constants: R for robust, N for natural accuracy."""
+        """Published constants: R for robust, N for natural accuracy."""
         margin: NonNegative | None = None
         """Margin m of every cosine. Default: R 0.1, N 0.1; with 100 classes or more R 0.3, N 0.2."""
         scale: Positive | None = None

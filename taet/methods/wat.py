@@ -48,7 +48,7 @@ class WorstClass(Method):
 
     @dataclass(frozen=True)
     class Config(Method.Config):
-        """The divergence, and how fast the weights move."""
+        """The divergence, and the rate of the weights."""
 
         beta: NonNegative = 6.0
         """Factor of the divergence (public code)."""

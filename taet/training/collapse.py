@@ -43,6 +43,6 @@ def training_flags(epochs: Sequence[Epoch]) -> Mapping[str, str]:
     epoch, point = watched[found]
     fell = f"In epoch {epoch} balanced accuracy under {point.attack} fell to {percent(pgd[found])} %, from up to "
     fell += f"{percent(max(pgd[:found]))} % before"
-    why = f", while FGSM leaves {percent(fgsm[found])} %: the network withstands a single step alone"
+    why = f", while FGSM leaves {percent(fgsm[found])} %: the network resists only single-step attacks"
     remedy = "; take an earlier epoch (--selection best-validation), a smaller eps or stronger noise, or several steps."
     return {name: fell + (why if name == FLAGS[0] else "") + remedy}
