@@ -146,7 +146,7 @@ def _check_place(parsed: PredictOptions) -> None:
         return
     is_file = parsed.out.is_file() and not parsed.out.is_symlink()
     if os.path.lexists(parsed.out) and not (parsed.force and is_file):
-        what = "exists" if is_file else "is no file"
+        what = "exists" if is_file else "is not a file"
         raise UserError(f"{parsed.out} {what}; allowed: another --out{', or --force' if is_file else ''}")
     make_folder(parsed.out.parent)
 

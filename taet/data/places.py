@@ -31,7 +31,7 @@ def passed_over(data: Data) -> list[str]:
     This is not an error: a run that was copied to another machine keeps the folder name of the first one.
     """
     there = data.root is None or Path(os.path.expanduser(data.root)).is_dir()
-    return [] if there else [f"data root '{data.root}' is no folder here, and was passed over"]
+    return [] if there else [f"data root '{data.root}' is not a folder here and is ignored"]
 
 
 def locate(data: Data) -> Path:

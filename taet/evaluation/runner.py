@@ -93,7 +93,9 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
             logits = Counted(model)(x.clone().requires_grad_())
         changed = changes()
     if changed:
-        raise UserError(f"model: {changed[0]} changes when it answers in eval mode; allowed: one that does not change")
+        raise UserError(
+            f"model: {changed[0]} changes during a forward pass in eval mode; allowed: one that does not change"
+        )
     if not logits.requires_grad:
         raise UserError("model: no gradient reaches the image; is there a detach, no_grad or argmax in forward?")
     width = logits.shape[1]

@@ -261,7 +261,7 @@ def merge(
 def _planned(given: AnySpecification, out: str | os.PathLike[str] | None) -> tuple[str, Path, list[Cell]]:
     """Return the title of a comparison, its folder and its cells."""
     if out is None and isinstance(given, Specification | Mapping):
-        raise UserError("compare: got no out; allowed: a folder, where the specification is no file")
+        raise UserError("compare: got no out; allowed: a folder, where the specification is not a file")
     place = Path(Path(str(given)).stem if out is None else out)
     if not isinstance(given, Specification):
         given = parse(given) if isinstance(given, Mapping) else read(given)

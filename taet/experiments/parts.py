@@ -45,7 +45,7 @@ def gather(planned: Sequence[Cell], folders: Sequence[Path], say: Callable[[str]
     """
     for folder in folders:
         if not (folder / "runs").is_dir():
-            raise UserError(f"merge: {folder} is no folder of a comparison: it holds no runs")
+            raise UserError(f"merge: {folder} is not the folder of a comparison: it holds no runs")
     wanted = [cell for cell in planned if cell.run is not None]
     copies = [(source, cell.folder) for cell in wanted if (source := _source(cell, folders, say)) is not None]
     for source, target in copies:

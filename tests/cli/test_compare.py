@@ -190,7 +190,7 @@ def test_what_is_no_duration(text: str) -> None:
         ("compare two.toml --part 3/2", "part: got 3/2; allowed: K/N with K from 1 to N, e.g. 3/16"),
         ("compare two.toml --merge --part 1/2", "--merge runs nothing: got --part as well"),
         ("compare two.toml --merge", "merge: two holds no runs"),
-        ("compare two.toml --merge nowhere", "merge: nowhere is no folder of a comparison: it holds no runs"),
+        ("compare two.toml --merge nowhere", "merge: nowhere is not the folder of a comparison: it holds no runs"),
         ("compare two.toml --time-budget soon", "time budget: got 'soon'"),
         ("compare two.toml --time-budget 0s", "time budget: got 0 seconds; allowed: above 0"),
         ("compare two.toml --job 2", "unknown option --job; did you mean --jobs?"),

@@ -171,7 +171,7 @@ def test_many_files_by_name(taet: Any, finished: Any, tmp_path: Path) -> None:
         ("RUN IMAGES --batch-size 0", "batch size: got 0"),
         ("RUN IMAGES --format xml", "unknown --format 'xml'; allowed: csv, json"),
         ("RUN IMAGES --out /proc/no/file.csv", "cannot make the folder /proc/no: No such file or directory"),
-        ("RUN IMAGES --out /proc", "/proc is no file; allowed: another --out"),
+        ("RUN IMAGES --out /proc", "/proc is not a file; allowed: another --out"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -198,7 +198,7 @@ def test_mistakes_are_one_line(
 
 def test_help_says_what_survival_is_not(taet: Any) -> None:
     text = " ".join(taet("predict", "--help").out.split())
-    assert "true means that this attack failed, not that no other can succeed" in text
+    assert "true means that this attack failed; another attack may succeed" in text
 
 
 def test_what_is_done_to_the_images_is_said_and_the_old_name_of_the_attack_is_answered(

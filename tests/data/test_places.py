@@ -20,7 +20,7 @@ def test_the_most_wanted_folder_comes_first(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_root_that_is_not_there_is_a_note(tmp_path: Path) -> None:
     assert passed_over(Data()) == passed_over(Data(root=str(tmp_path))) == []
-    expected = "data root 'nowhere' is no folder here, and was passed over"
+    expected = "data root 'nowhere' is not a folder here and is ignored"
     assert passed_over(Data(root="nowhere")) == [expected]
     assert expected in load("digits-lt", root="nowhere").notes
     assert expected not in load("digits-lt", root=str(tmp_path)).notes

@@ -230,7 +230,7 @@ class Restless(Brightness):
 @pytest.mark.parametrize("persistent", [True, False])
 def test_a_state_that_changes_in_eval_mode_is_given_back(checked: Callable[..., Check], persistent: bool) -> None:
     model = Restless(persistent)
-    with pytest.raises(UserError, match="moving changes when it answers in eval mode"):
+    with pytest.raises(UserError, match="moving changes during a forward pass in eval mode"):
         checked(model)
     assert torch.equal(model.moving, torch.zeros(3))
     assert torch.equal(model.spread, torch.ones(3))

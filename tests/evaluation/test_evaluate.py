@@ -236,7 +236,7 @@ class Counts(nn.Module):
         ({"train_class_counts": [1, 2]}, "training counts: got 2"),
         ({"model": nn.Conv2d(1, 2, 3)}, "model: fails on images of shape"),
         ({"model": nn.Linear(2, 2).double()}, "float32"),
-        ({"model": Counts()}, "model: seen changes when it answers in eval mode"),
+        ({"model": Counts()}, "model: seen changes during a forward pass in eval mode"),
         ({"model": Returns(lambda z: z.detach())}, "no gradient reaches the image"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 1))}, "model output: got 1 logit an image"),
         ({"model": len}, "evaluate: got a builtin_function_or_method; allowed: a torch.nn.Module"),

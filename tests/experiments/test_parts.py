@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_copied(
 
 
 def test_a_folder_that_is_no_comparison(small: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"merge: .*nowhere is no folder of a comparison: it holds no runs"):
+    with pytest.raises(UserError, match=r"merge: .*nowhere is not the folder of a comparison: it holds no runs"):
         merge(small, tmp_path / "out", [tmp_path / "nowhere"])
 
 
