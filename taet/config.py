@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, and their way to plain JSON and back. Knows no method.
+"""The settings of a run, as frozen dataclasses that convert to plain JSON and back.
 
 Every field declares what it allows (`taet.bounds`); the check, the error message and `--help` come from there.
 """
@@ -66,7 +66,7 @@ EXTRA_COPIES = "copies"
 
 @dataclass(frozen=True)
 class Data(Settings):
-    """Which images, and how they are made long-tailed."""
+    """The data set, and how it is made long-tailed."""
 
     name: str = "digits-lt"
     """Name of a data set (see `taet list data`), or your own images: folder:PATH, csv:PATH, npz:PATH, taet-npy:PATH."""
@@ -76,7 +76,7 @@ class Data(Settings):
     """Size of the largest class divided by the smallest. Default: --data.default-imbalance-ratio for sets whose name
     ends in -lt; other sets are used as they are."""
     default_imbalance_ratio: Ratio = 10.0
-    """Imbalance ratio of a set named -lt where none is given: 10 in protocol taet (TAET, table 1), 50 in reat. A set
+    """Default imbalance ratio of sets whose name ends in -lt: 10 in protocol taet (TAET, table 1), 50 in reat. A set
     published with its own ratio (tiny-imagenet-lt: 100) uses that."""
     profile: Literal["exponential", "linear", "step"] | None = None
     """How class counts fall from the largest to the smallest class. Default: exponential, or as the set is published
@@ -84,60 +84,60 @@ class Data(Settings):
     max_count: ImageCount | None = None
     """Images of the largest training class. Default: as many as the data allow."""
     test: Annotated[Literal["long-tailed", "balanced", "validation"], Called("test set")] = "long-tailed"
-    """Cut the test set with the same imbalance ratio, or leave it balanced. validation: put the validation images in
-    its place, and do not look at the test images (taet tune)."""
+    """Test set: cut to the same imbalance ratio (long-tailed), or balanced. validation: use the validation images
+    instead, and never the test images (taet tune)."""
     test_max_count: ImageCount | None = None
     """Images of the largest test class. Default: as many as the data allow."""
     validation: Annotated[PartialShare, Called("validation share")] = 0.0
     """Share of each training class that is held out for validation, before class counts are taken."""
     train_share: Annotated[float, Gt(0), Le(1), Called("data train share")] = 1.0
-    """Share of each training class that is used, rounded, at least one image; smaller shares are part of larger ones.
-    Validation and test images stay the same."""
+    """Share of each training class that is used, rounded, at least one image. A smaller share is a subset of a larger
+    one. Validation and test images stay the same."""
     group: str | None = None
-    """Keeps images that belong together (of a patient, a lesion, a track) in one split: a column of a csv or an array
-    of an .npz (train_NAME), where one called `group` is used by default; for a folder `folder`, the path of an image
-    below its class folder."""
+    """Keep images that belong together (of a patient, a lesion, a track) in one split. For a csv: a column; for an
+    .npz: an array (train_NAME); in both, `group` is used by default. For a folder: `folder`, the path of an image below
+    its class folder."""
     group_pattern: Annotated[str, Rule(_is_pattern, "a regular expression, e.g. '(\\d+_\\d+)_'")] | None = None
-    """Takes the group of an image from its file name: the match of the pattern, or its first capture group. A pattern
+    """Take the group of an image from its file name: the match of the pattern, or its first capture group. A pattern
     with a / is searched in the file's path instead, so that a folder can be a group: '(patient\\d+)/'."""
     image_column: str | None = None
     """Column of a csv that names the image files. Default: path, file, filename, image or image_id."""
     label_column: str | None = None
     """Column of a csv that holds the labels. Default: label, class, ClassId, target or dx."""
     image_template: Annotated[str, Rule(lambda text: "{}" in text, "a path with {}, e.g. images/{}.jpg")] | None = None
-    """File of an image of a csv, where {} stands for the cell. Default: the cell, or the file of that name, with or
-    without its ending, in a subfolder."""
+    """Path of an image of a csv, where {} stands for the value in the image column. Default: that value, or the file of
+    that name, with or without extension, in a subfolder."""
     mirror: Literal["auto", "yes", "no"] = "auto"
-    """Whether images may be mirrored in training (with augment crop-flip). auto: as is known of a published set; your
-    own images unless names of classes say left or right, or are only numbers."""
+    """Whether images may be mirrored in training (with augment crop-flip). auto: as known for a published set; yes for
+    your own images, unless class names contain left or right, or are only numbers."""
     size: Annotated[int, Ge(4), Le(2048), Note(" pixels")] | None = None
     """Resize every image to SIZE x SIZE pixels. Default: no resizing; all images must then have one size."""
     fit: Fit = "squeeze"
-    """How images that are not square come to that size: squeezed, cut to the square in the middle, or whole with black
-    bars (pad). With a size only."""
+    """How images that are not square are resized: squeezed, cropped to the square in the middle, or padded with black
+    bars. With a size only."""
     seed: LongSeed = 0
-    """Seed of the choice of images. With the same seed, a smaller subset is part of a larger one."""
+    """Seed of the selection of images. With the same seed, a smaller subset is part of a larger one."""
     storage: Literal["auto", "memory", "disk"] = "auto"
     """Where images are kept during a run: in memory, or in a file that is built once and read batch by batch. auto: on
-    disk if they would need more than a quarter of the memory. Results are the same."""
+    disk if they would need more than a quarter of the memory. The results do not depend on it."""
     extra: str | None = None
     """Extra training images, real or generated: folder:PATH of class folders, csv:PATH, npz:PATH with images and
-    labels, or `copies` of the training images, the control. Never validated or tested on."""
+    labels, or `copies` of the training images, as a control. Never used for validation or tests."""
     extra_fraction: Annotated[PartialShare, Called("data extra fraction")] = 0.7
-    """Share of every batch that is extra images, rounded down; 0: none."""
+    """Share of extra images in every batch, rounded down; 0: none."""
     extra_classes: Literal["prior", "uniform", "inverse"] = "prior"
-    """Classes of extra images: as the real ones, all equally often, or so that the batch is as even as possible."""
+    """Classes of extra images: as in the training set, uniform, or (inverse) to make batches as even as possible."""
     extra_source: str | None = None
-    """What made the extra images and from what, in a sentence; required, and printed with every result."""
+    """How the extra images were made and from what, in one sentence; required, and printed with every result."""
     extra_trained_on: Literal["this-set", "balanced-original", "other"] = "other"
-    """What the generator of the extra images has seen: this long-tailed training set, the balanced set that it was cut
-    from, or something else. From this, tables report whether the run had access to the removed tail images."""
+    """Training data of the generator of the extra images: this long-tailed training set, the balanced set that it was
+    cut from, or other images. Tables use it to report whether the run had access to the removed tail images."""
     extra_labels: Literal["given", "pseudo"] = "given"
-    """Where the labels of the extra images are from: given with them, or predicted by a model."""
+    """Labels of the extra images: given with them, or predicted by a model (pseudo)."""
     extra_filter: Annotated[float, Gt(0), Le(1), Called("data extra filter")] = 1.0
-    """Share of the extra images of each class that is kept: those whose label a model of yours finds most likely."""
+    """Share of extra images of each class that is kept: those whose label is most probable under the filter model."""
     extra_filter_model: str | None = None
-    """Folder of the run whose model does that; it must have been trained on the same training images."""
+    """Folder of the run with the filter model, which must have been trained on the same training images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,7 +154,7 @@ class Data(Settings):
             for name in set(changed) - {"extra_fraction", "extra_classes"}:
                 raise UserError(f"data {name.replace('_', ' ')}: got {own[name]}; allowed: with other data than copies")
         elif not (self.extra_source or "").strip():
-            why = "a sentence that says what made the images and from what"
+            why = "a sentence that says how the images were made and from what"
             raise UserError(f"data extra: got '{self.extra}' without a source; add --data.extra-source, {why}")
         if (self.extra_filter < 1) != (self.extra_filter_model is not None):
             raise UserError("data extra filter: got one of share and model; allowed: both, e.g. 0.5 and runs/standard")
@@ -162,7 +162,7 @@ class Data(Settings):
 
 @dataclass(frozen=True)
 class Model(Settings):
-    """Which network."""
+    """The network."""
 
     label = "model"
 
@@ -175,8 +175,8 @@ class Model(Settings):
     """File of pretrained weights (.safetensors, or .pt of tensors only), a folder that taet push wrote, or
     hf:USER/NAME@COMMIT. Default: random initialisation."""
     normalize: Literal["data", "none"] = "data"
-    """Normalise inside the model with the mean and standard deviation of each channel of the training images, or not.
-    A network given as package.module:callable is never normalised."""
+    """Normalisation inside the model: mean and standard deviation of each channel of the training images, or none. A
+    network given as package.module:callable is never normalised."""
 
 
 @dataclass(frozen=True)
@@ -206,14 +206,14 @@ class Threat(Settings):
 
 @dataclass(frozen=True)
 class Outer(Settings):
-    """The loss on labels that trains the weights, and its constants."""
+    """The loss on the labels in the training loss, and its constants."""
 
     label = "outer"
 
     name: Literal["cross-entropy", "balanced-softmax", "logit-adjustment", "focal", "class-balanced", "ldam"] = (
         "cross-entropy"
     )
-    """Replaces cross-entropy on the labels in the method's training loss."""
+    """Loss that replaces cross-entropy on the labels in the training loss of the method."""
     tau: Annotated[NonNegative, OnlyWith(name="logit-adjustment")] = 1.0
     """Logit adjustment: factor of the log prior (Menon et al., ICLR 2021)."""
     gamma: Annotated[NonNegative, OnlyWith(name="focal")] = 2.0
@@ -259,8 +259,8 @@ class Training(Settings):
     warmup: PartialShare = 0.0
     """Share of the epochs over which the learning rate rises linearly from 0."""
     decay: Literal["steps", "cosine", "one-cycle"] = "steps"
-    """Schedule of the learning rate: divided by ten at each milestone; half a cosine down to 0; or one-cycle, half a
-    cosine from lr / 25 up to lr over `warmup` of the epochs, 0.3 if that is 0, and another one down to nearly 0."""
+    """Learning rate: divided by ten at each milestone; half a cosine down to 0; or one-cycle, half a cosine from
+    lr / 25 up to lr over the share `warmup` of the epochs (0.3 if that is 0), then another one to nearly 0."""
     milestones: Annotated[tuple[float, ...], Rule(_are_rising_shares, "rising shares of the epochs, e.g. 0.75 0.9")] = (
         0.75,
         0.9,
@@ -268,54 +268,54 @@ class Training(Settings):
     """Shares of the epochs at which the learning rate is divided by ten; deferred re-weighting begins at the first.
     Each is rounded to the nearest epoch, ties to the earlier one; a milestone at the end of the run has no effect."""
     augment: Literal["crop-flip", "crop", "none", "randaugment", "autoaugment"] = "crop-flip"
-    """Random crop after zero padding by an eighth of the side, and mirroring where it keeps the label; preceded by
-    RandAugment (2 operations of magnitude 8) or AutoAugment (the CIFAR-10 policy) as in AT-BSL."""
+    """Random crop after zero padding by an eighth of the side, and mirroring where it preserves the label. RandAugment
+    (2 operations of magnitude 8) and AutoAugment (the CIFAR-10 policy) come before both, as in AT-BSL."""
     sampling: Literal["shuffled", "class-balanced"] = "shuffled"
-    """Every image once per epoch, or as many draws with replacement, every class equally likely."""
+    """Every image once per epoch, or (class-balanced) as many draws with replacement, all classes equally likely."""
     awp: PartialShare = 0.0
-    """Adversarial weight perturbation: its length relative to each weight tensor (0.01 with cross-entropy, 0.005 with
+    """Adversarial weight perturbation: its norm relative to each weight tensor (0.01 with cross-entropy, 0.005 with
     TRADES); 0: none."""
     awp_start: Share = 0.0
-    """Share of the epochs before weights are perturbed."""
+    """Share of the epochs before weight perturbation begins."""
     ema: PartialShare = 0.0
     """Decay of the exponential moving average of the weights, e.g. 0.995; the run delivers the average. 0: none."""
     swa: Share = 1.0
-    """Share of the epochs after which the weights of all epochs are averaged, e.g. 0.275 (epoch 55 of 200); the run
-    delivers the average. Each point of the curve attacks the training images once more, for the average's batch
-    statistics. 1: none."""
+    """Share of the epochs after which the weights at the end of each epoch are averaged, e.g. 0.275 (epoch 55 of 200);
+    the run delivers the average. Each point of the curve attacks the training images once more, for the batch
+    statistics of the average. 1: none."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Arithmetic of training under autocast; evaluations judge in float32. auto: the faster on this machine, measured
-    once for each network; the choice is recorded and kept when the run is resumed, also on another machine."""
+    """Arithmetic of training, by autocast; evaluations use float32. auto: the faster one on this machine, measured once
+    per network; the choice is recorded and kept when the run is resumed, also on another machine."""
     channels_last: bool = True
-    """Memory layout of images and convolutions."""
+    """Use the channels_last memory layout for images and convolutions."""
     sync_bn: bool = True
-    """With several processes: batch normalisation over the images of all processes, which gives the training of one
-    process. Otherwise each process uses its own images, and the running statistics are averaged."""
+    """With several processes: batch normalisation over the images of all processes, as in training with one process.
+    Otherwise each process uses its own images, and the running statistics are averaged."""
     selection: Literal["last", "best-validation", "best-test"] = "last"
     """Which epoch's weights the run delivers. best-test uses the test set and is marked as a leak."""
     monitor_steps: Count = 20
-    """PGD steps of the per-epoch curve."""
+    """PGD steps of the curve."""
     monitor_every: Whole | None = None
-    """Epochs between two points of the curve; the last epoch always has one. 0: none. Default: 1 where the curve
-    chooses the epoch or the method learns from it, otherwise a twentieth of the epochs."""
+    """Epochs between two points of the curve, which includes the last epoch; 0: no curve. Default: 1 if the curve
+    selects the epoch or the method uses it, otherwise a twentieth of the epochs."""
     monitor_images: Count | None = None
     """Images of each point of the curve: a fixed sample, as evenly distributed over the classes as possible. Default:
-    all where the curve chooses the epoch or the method learns from it, otherwise at most 1,000."""
+    all if the curve selects the epoch or the method uses it, otherwise at most 1,000."""
     distance_images: Whole = 0
     """Training images per class whose adversarial examples are compared from epoch to epoch (REAT, figure 3)."""
     save_minutes: Annotated[NonNegative, Note("; 0: after every step")] = 5.0
-    """Minutes between two checkpoints within an epoch; the end of an epoch always has one."""
+    """Minutes between two checkpoints within an epoch; there is always one at the end of an epoch."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     capture: bool = True
-    """On a GPU, with one process: replay steps as CUDA graphs where they can be recorded."""
+    """On a GPU, with one process: replay training steps as CUDA graphs where possible."""
     threads: Processes | None = None
-    """CPU threads; results repeat bit for bit with the same number. Default: torch's choice, or 1
-    where that is measured to be faster."""
+    """CPU threads; with the same number, results are bit-identical. Default: torch's choice, or 1 where that is
+    measured to be faster."""
     workers: Annotated[int, Ge(0), Le(1024), OnlyWith(augment=("randaugment", "autoaugment"))] = 0
-    """Processes that prepare the images of RandAugment and AutoAugment ahead. 0: the training process itself."""
+    """Processes that apply RandAugment or AutoAugment in advance. 0: the training process itself."""
     tuned: Whole = 0
-    """Trials on validation images by which the settings were chosen, as cards and tables say; set by taet tune."""
+    """Number of trials by which taet tune chose the settings, shown in cards and tables; set by taet tune."""
     tensorboard: bool = False
     """Write TensorBoard events as well (needs the extra `tensorboard`)."""
 
@@ -349,8 +349,8 @@ class Evaluation(Settings):
     cw_bounded: bool = False
     """Count a success of cw-l2 only within eps_l2."""
     search_precision: Annotated[Literal["float32", "bf16", "tf32"], Called("search precision")] = "float32"
-    """Arithmetic of the passes of the attacks, but AutoAttack's (autoattack:precision=bf16). The model itself decides
-    in float32 which images are broken."""
+    """Arithmetic of the attacks except AutoAttack, which has its own option (autoattack:precision=bf16). The model
+    decides in float32 which images are broken."""
     batch_size: Count = 250
     """Images per batch; stored in the result, because AutoAttack's result depends on it."""
     seed: Seed = 0
@@ -388,11 +388,11 @@ class Run(Settings):
 
 
 def epoch_at(share: float, epochs: int) -> int:
-    """Return the epoch, from 0, with which a share of the epochs is over: the nearest, of two the earlier.
+    """Return a share of the epochs as a number of epochs, rounded to the nearest, ties down.
 
-    Of two epochs 0.75 are over with epoch 1, so that a run as short as that decays as well.
+    0.75 of two epochs is 1, so that the learning rate also falls in a run this short.
     """
-    return math.ceil(share * epochs - 0.5 - 1e-9)  # what is half an epoch but for rounding counts as half
+    return math.ceil(share * epochs - 0.5 - 1e-9)  # a half with a rounding error is a half
 
 
 def override(run: Run, changes: Mapping[str, object]) -> Run:

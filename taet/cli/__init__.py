@@ -20,15 +20,15 @@ from taet.errors import Done, UserError, custom_origin, is_out_of_memory, printa
 COMMANDS = {
     "demo": "train AT, AT-BSL and TAET on long-tailed digits, attack them, write report.html (minutes, no download)",
     "train": "train a method: taet train METHOD [options]; continue a run: taet train --resume RUN",
-    "check": "find what would spoil an evaluation of a run or of any model, and estimate its duration",
+    "check": "find problems that would invalidate an evaluation of a run or any model, and estimate its duration",
     "evaluate": "attack a finished run, or any model, and write its result card",
-    "audit": "check whether robustness results are trustworthy: a reviewer's checklist, with numbers",
+    "audit": "check whether robustness results can be trusted, by the checklist of Carlini et al. (2019)",
     "gate": "compare the cards of an old and a new model; exit status 1 only if the new one is known to be worse",
     "transfer": "evaluate each of several runs on the adversarial examples of the others",
-    "embed": "draw features or logits of runs, clean and attacked, by t-SNE, with numbers beside the picture",
+    "embed": "plot features or logits of runs, clean and attacked, by t-SNE, and print measures of separability",
     "compare": "train and attack a grid of methods, data, imbalance ratios and seeds; runs only what is missing",
     "tune": "choose settings on validation images, with the same number of trials for every method, then compare",
-    "reproduce": "fill the tables and figures of both papers, and print them beside the published numbers",
+    "reproduce": "reproduce the tables and figures of both papers, next to the published numbers",
     "leaderboard": "print the leaderboard, or check a submitted result card: taet leaderboard submit CARD",
     "report": "write one self-contained HTML file about any number of runs",
     "predict": "classify images with a finished run, and test whether each prediction survives an attack",
@@ -45,8 +45,8 @@ EPILOG = """Every command has --help, with examples, and --debug, which shows th
 
 taet help COMMAND is taet COMMAND --help.
 
-Exit status: 0 success; 1 a cell of a comparison failed, taet audit or taet gate answered no, or an unexpected error;
-2 a mistake in the call, a file or a plug-in, named in one line; 130 interrupted, with all finished work saved."""
+Exit status: 0 success; 1 a cell of a comparison failed, taet audit or taet gate failed, or an unexpected error;
+2 a mistake in the call, a file or a plug-in, reported in one line; 130 interrupted, with all finished work saved."""
 
 DEBUG = "TAET_DEBUG"
 """Environment variable that acts as --debug."""
@@ -125,7 +125,7 @@ def ended_by(error: BaseException) -> tuple[int, str]:
         case Done():
             return int(error.code or 0), ""
         case KeyboardInterrupt():
-            return 130, f"interrupted; {str(error) or 'only what was finished is kept'}"
+            return 130, f"interrupted; {str(error) or 'only finished work is kept'}"
         case UserError():
             return 2, f"error: {error}"
         case _ if place is not None:
@@ -136,7 +136,7 @@ def ended_by(error: BaseException) -> tuple[int, str]:
             return 2, f"error: {os.fsdecode(error.filename or 'output')}: {error.strerror}"
         case _ if is_out_of_memory(error):
             return 1, f"error: out of memory: {said(error)}; a smaller --batch-size takes less; --debug shows where"
-    return 1, f"error: unforeseen: {said(error)}. Please report this to the authors of taet with the output of --debug"
+    return 1, f"error: unexpected: {said(error)}. Please report this to the authors of taet with the output of --debug"
 
 
 def _drop_output() -> None:

@@ -1,4 +1,4 @@
-"""`taet audit MODEL`: whether attacks on a model can be believed, as a reviewer's checklist with numbers."""
+"""`taet audit MODEL`: a checklist on whether attacks on a model can be trusted."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ EXAMPLES = (
     "taet audit torchvision:resnet18 --weights net.pt --data cifar10-lt --normalize cifar10 --out audits/resnet18",
     "taet audit mynets.wide:build --data npz:test.npz --eps 4/255 --json",
 )
-DESCRIPTION = """Check a model against the checklist of Carlini et al. (2019): do attacks reach it, have they
-converged, do larger budgets reach zero, do attacks without gradients break less, is it randomised or quantised?
-Every answer is pass, FAIL or n/a with the numbers behind. Writes OUT/audit.json, with a result card of the sample,
-and OUT/audit.html. An audit that was interrupted continues. Exit status 1 if a question fails.
+DESCRIPTION = """Check a model against the checklist of Carlini et al. (2019): have the attacks converged, does accuracy
+reach zero as eps grows, do gradient-based attacks break more images than gradient-free ones, is the model randomised or
+quantised? Every answer is pass, FAIL or n/a, with the measured numbers. Writes OUT/audit.json, with a result card of
+the sample, and OUT/audit.html. An interrupted audit continues where it stopped. Exit status 1 if a question fails.
 
 MODEL is a run folder (with its own data, unless --data is given), or a model as for taet evaluate --model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditOptions:
-    """What is tried."""
+    """The sample and the attacks of an audit."""
 
     attacks: tuple[str, ...] = ()
-    """Attacks beside those of the audit, e.g. autoattack."""
+    """Attacks in addition to those of the audit, e.g. autoattack."""
     images: Count = IMAGES
-    """Test images in the sample, as even over the classes as possible."""
+    """Test images in the sample, spread as evenly over the classes as possible."""
     eps: Annotated[Radius, Gt(0)] | None = None
     """Radius of the L-infinity ball, e.g. 8/255. Default: that of the run, or of protocol taet."""
     step_size: Annotated[Radius, Gt(0)] | None = None
@@ -56,7 +56,7 @@ class AuditOptions:
     seed: Whole | None = None
     """Seed of the sample and of random starts."""
     surrogate: Path | None = None
-    """Folder of a run, whose model's examples are tried on this one."""
+    """Folder of a run whose adversarial examples are also evaluated on this model."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     out: flags.RunPath | None = None
@@ -85,7 +85,7 @@ def run(arguments: list[str]) -> int:
         name, weights, out = parsed.model, DELIVERED, parsed.out or folder_for("audit", parsed.model, parsed)
     folder = RunFolder(out)
     if folder.is_run and not (isinstance(parsed, RunAudit) and out.resolve() == parsed.run.resolve()):
-        raise UserError(f"audit: {out} is a run, whose audit is about its own model and data; allowed: another folder")
+        raise UserError(f"audit: {out} is a run folder, only for the audit of that run; allowed: another folder")
     with together(parsed.device), trusted(parsed.trust_model), folder.own():
         state = folder.state("audit")
         with progress(f"audit {name}") as report:

@@ -1,4 +1,4 @@
-"""`taet check MODEL`: find what would spoil an evaluation, and estimate its duration."""
+"""`taet check MODEL`: find problems that would invalidate an evaluation, and estimate its duration."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ EXAMPLES = (
     "taet check torchvision:resnet18 --weights net.pt --data cifar10-lt --normalize cifar10",
     "taet check mynets.wide:build --data npz:test.npz --json",
 )
-DESCRIPTION = """Try a model on one batch of test images, in seconds, before attacking it for hours: expected input,
-logits, gradients, eval mode, determinism, speed, and the time that each attack would take here. ! marks what would
-spoil an evaluation, with a remedy.
+DESCRIPTION = """Test a model on a batch of images, in seconds, before attacks that take hours: expected input, logits,
+gradients, eval mode, determinism, speed, and the estimated time of each attack on this machine. ! marks a problem that
+would invalidate an evaluation, with a remedy.
 
 MODEL is a run folder (with its own data, unless --data is given), or a model as for taet evaluate --model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """How a model is tried."""
+    """How a model is tested."""
 
     attacks: tuple[str, ...] | None = None
     """Attacks whose time is estimated. Default: those of the run, or of the protocol taet."""

@@ -70,15 +70,15 @@ class CompareOptions:
     out: Path | None = None
     """Folder of the comparison. Default: SPEC without its suffix."""
     time_budget: str | None = None
-    """Time after which running cells are saved and stopped and no other starts, e.g. 2h30m, 90m or 600s."""
+    """Time after which running cells are saved and stopped, and no others are started, e.g. 2h30m, 90m or 600s."""
     jobs: Processes | Literal["auto"] = 1
     """Cells that run at the same time; they share the cores, and each uses the GPU with the fewest cells. auto: one per
     GPU (of CUDA_VISIBLE_DEVICES, if it is set), or 1 without a GPU."""
     part: str | None = None
     """K/N, e.g. 3/16: run only the third of 16 fixed parts of the cells, and write no report."""
     merge: tuple[Path, ...] | None = None
-    """Write the report when all parts have ended; nothing is run. Finished runs of this comparison in the given folders
-    are first copied to OUT."""
+    """Write the report after all parts have ended; nothing is run. Finished runs of this comparison in the given
+    folders are copied to OUT first."""
     until: Literal["decided"] | None = None
     """Train every cell, then compare every row with the baseline on the same test images in random order, and stop as
     soon as one of the two is known to be better, instead of attacking every cell on all images."""
@@ -86,8 +86,8 @@ class CompareOptions:
     baseline: str | None = None
     """With --until: the row that the others are compared with. Default: the first of methods."""
     what_if: bool = False
-    """Repeat the grid on a quarter and on half of the training images of each class, and print what twice the images
-    are worth, class by class, beside another method; SPEC needs two seeds or more."""
+    """Repeat the grid on a quarter and on half of the training images of each class, and estimate per class what twice
+    the images would gain, compared with another method; SPEC needs two seeds or more."""
     trust_model: tuple[str, ...] = ()
     """Models of SPEC that are custom code, package.module:callable, which this call may import and run."""
     dry_run: bool = False

@@ -33,7 +33,7 @@ EXAMPLES = (
 DESCRIPTION = """Measure the cost of training on this machine, in about a minute for a small model: forward and backward
 passes of a clean step and of an attack step; gamma, rho, eta and the share of time that TAET saves, predicted and
 measured; peak memory of a clean and of an adversarial step; seconds per epoch by PGD steps and by method. Published
-numbers are shown beside. Images are random; training steps are those of runs."""
+numbers are printed next to them. The images are random; the training steps are those of real runs."""
 GeneratedSide = Annotated[int, Ge(1), Le(4096)]
 Classes = Annotated[int, Ge(2), Le(TOTAL // int(RATIO))]  # the smallest class of as many has one image
 METHODS = ("at", "robal", "reat", "taet")  # of REAT's table 14, and TAET

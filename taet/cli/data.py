@@ -44,7 +44,7 @@ HELP = f"""usage: taet data show NAME [options]
 
 show     print class counts of every split, imbalance ratio, checksums and notes, as a run would use the set;
          --out FILE.png draws them, --json prints JSON
-prepare  download the official files, or without a network say which file to put where; check, unpack and read them;
+prepare  download the official files (without a network: print which file to put where), check, unpack and read them;
          --layout npz, folder (PNG images) or taet-npy also writes the set with these options for other programs
 list     print the names, as taet list data
 

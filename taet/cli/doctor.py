@@ -20,11 +20,11 @@ from taet.evaluation.verification import verify
 from taet.training.environment import PACKAGES, environment, resolve_device
 
 DESCRIPTION = """Print the installed versions, the device that a run would use, the speed of attacks on it, and the data
-that it finds.
+files found.
 
 With run folders: read every file in them, verify all checksums and that the files belong together, and print a line for
-each. Files of older versions carry none: they are read, and reported as unverified. Exit status 2 if a file is
-damaged, or belongs to another run."""
+each. Files of older versions have no checksum: they are read, and reported as unverified. Exit status 2 if a file is
+damaged or belongs to another run."""
 EXAMPLES = ("taet doctor", "taet doctor --json", "taet doctor runs/x", "taet doctor runs/*")
 DATA_FILES = (
     *("cifar10.npz", "cifar-10-batches-py", "cifar100.npz", "cifar-100-python", "FashionMNIST/raw"),
@@ -34,10 +34,10 @@ DATA_FILES = (
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """What is examined, and how the result is printed."""
+    """What is checked, and how the result is printed."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Run folders to verify. Default: none; this machine is examined."""
+    """Run folders to verify. Default: check this machine instead."""
     json: bool = False
     """Print JSON."""
 

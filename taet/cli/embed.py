@@ -1,4 +1,4 @@
-"""`taet embed RUN...`: a picture of features or logits, clean and attacked, with numbers beside it."""
+"""`taet embed RUN...`: a t-SNE plot of features or logits, clean and attacked, with measures of separability."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ EXAMPLES = (
     "taet embed runs/at-bsl runs/taet",
     "taet embed runs/reat --of logits --classes dog frog horse ship truck --out tail.png",
 )
-DESCRIPTION = """Draw where the models of runs put test images, clean and attacked, by t-SNE, and print numbers of the
-space itself: the silhouette by true classes, and the linear separability, which is the cross-validated balanced
-accuracy of a logistic regression. A t-SNE plot is no evidence: compare models by the numbers. Writes the picture, and
-beside it OUT with the ending .json: coordinates, answers, numbers and the checksum of the weights."""
+DESCRIPTION = """Plot features or logits of test images, clean and attacked, by t-SNE, and print measures of the
+original space: the silhouette by true classes, and the linear separability, which is the cross-validated balanced
+accuracy of a logistic regression. Compare models by these measures, not by the t-SNE plot. Writes the picture, and a
+file OUT with the ending .json: coordinates, predictions, measures and the checksum of the weights."""
 
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """Runs, images and the space that is shown."""
+    """Runs, images and the space that is plotted."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders, drawn side by side."""

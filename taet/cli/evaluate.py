@@ -43,15 +43,15 @@ DESCRIPTION = """Attack a finished run and write its result card, RUN/evaluation
 continues where it stopped. Options default to the settings of the run; the defaults below are those of protocol taet.
 
 For a model of any origin, give --model and --data instead of RUN: see taet evaluate --model NAME --help. To find the
-better of two models with as few images as it takes: see taet evaluate A B --until decided --help."""
+better of two models with as few images as necessary: see taet evaluate A B --until decided --help."""
 MODEL_DESCRIPTION = """Attack a model of any origin on the test images of a data set and write its result card,
-OUT/evaluation.json. An interrupted evaluation continues where it stopped. `taet check` first shows what to expect.
+OUT/evaluation.json. An interrupted evaluation continues where it stopped. Run `taet check` first.
 
 The model is package.module:callable (called without arguments or with num_classes; the current directory is
 importable), torchvision:NAME, timm:NAME, a name of taet list models, or a run folder, which is then attacked on other
-images than its own. A file of weights never runs code: it is .safetensors, or a file that torch.save wrote of tensors
-only. A key that holds them, such as state_dict, and a common prefix of their names, such as module., are found
-automatically."""
+images than its own. A file of weights never runs code: it is .safetensors, or a file of tensors only, as torch.save
+writes it. A key that holds the tensors, such as state_dict, and a common prefix of their names, such as module., are
+recognised."""
 UNTIL_EXAMPLES = (
     "taet evaluate runs/at runs/taet --until decided",
     "taet evaluate runs/at runs/taet --until decided --attacks pgd-20 --of tail",
@@ -60,22 +60,22 @@ UNTIL_EXAMPLES = (
     "taet evaluate mynets.a:build mynets.b:build --until decided --data cifar10-lt --normalize cifar10",
 )
 UNTIL_DESCRIPTION = """Attack two models on the same test images, in random order by class, and stop as soon as one is
-known to be better: after every round of images a paired test is updated whose error probability and intervals hold
-however often one looks. Writes OUT/decision.json. An evaluation that was interrupted continues where it stopped, and
-flags that the cards of the runs hold cost nothing."""
+known to be better: after every round of images a paired test is updated, whose error probability and intervals are
+valid at any stopping time. Writes OUT/decision.json. An interrupted evaluation continues where it stopped. Results
+that are already in the cards of the runs are reused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackOptions(Extent):
-    """What a model is attacked with."""
+    """The attacks and how they are run."""
 
     evaluation: flags.Given = flags.options(Evaluation())
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     processes: Processes | Literal["auto"] | None = None
     """Number of processes on this machine; the result does not depend on it. auto: one per GPU or, without one, one
-    per core. Default: on a CPU, for a long evaluation of a run, one per core but no more than there are batches;
-    otherwise 1."""
+    per core. Default: on a CPU, for a long evaluation of a run, one per core and at most one per batch; otherwise
+    1."""
     json: bool = False
     """Print the result card instead of a table."""
 
@@ -104,18 +104,18 @@ class DecideOptions:
     """Two run folders with the same test images. With --data also package.module:callable, torchvision:NAME or
     timm:NAME."""
     until: Literal["decided"]
-    """Stop when one is known to be better, when the images that are left could not decide, or when none is left."""
+    """Stop when one is known to be better, when the remaining images could not decide, or when none are left."""
     rule: flags.Given = flags.options(StopRule())
     evaluation: flags.Given = flags.options(Evaluation())
     worst_case: bool = False
     """Several attacks decide, one after another, each on the images that the previous ones left correct."""
     weights: WeightsName = DELIVERED
-    """Of runs: the weights that they deliver, those of their last epoch, or of their best one."""
+    """Weights of runs: those that the run delivers, those of its last epoch, or of its best one."""
     data: flags.Given = flags.options(Data(name=""), "data", "--data")
     normalize: str = "none"
-    """With --data: input scale that models which are no runs expect, as in taet check."""
+    """With --data: input normalisation of models that are not runs, as in taet check."""
     time_budget: str | None = None
-    """Time after which it stops undecided, e.g. 2h30m or 600s; the same call continues."""
+    """Time after which the evaluation stops undecided, e.g. 2h30m or 600s; the same call continues it."""
     out: flags.RunPath | None = None
     """Folder of decision.json. Default: runs/decide-A-B."""
     trust_model: tuple[str, ...] = ()
@@ -125,7 +125,7 @@ class DecideOptions:
     processes: Processes | Literal["auto"] = 1
     """Processes of this machine that share the batches, as in taet evaluate RUN."""
     json: bool = False
-    """Print decision.json instead of sentences."""
+    """Print decision.json instead of text."""
 
 
 def run(arguments: list[str]) -> int:
@@ -172,7 +172,7 @@ def _count(parsed: RunEvaluation | ModelEvaluation | DecideOptions) -> int:
 
 
 def read(arguments: list[str]) -> RunEvaluation | ModelEvaluation | DecideOptions:
-    """Parse a call; mistakes in attacks and in the rule are refused before anything is loaded."""
+    """Parse a call; mistakes in attacks and in the stop rule are refused before anything is loaded."""
     options = options_of(arguments)
     parsed: RunEvaluation | ModelEvaluation | DecideOptions
     if "--until" in options:

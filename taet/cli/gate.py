@@ -24,11 +24,11 @@ EXAMPLES = (
     "taet gate old.json new.json --columns worst-case --margin 0.01 --json",
 )
 DESCRIPTION = """Compare the result cards of two models on the same test images, column by column, by the paired test of
-the balanced accuracy that ResultCard.compare and reports use. Of k columns each may err with 5 %/k, so that all
-decisions hold together with 95 %.
+balanced accuracy of ResultCard.compare and of reports. Each of k columns is tested at the level 5 %/k, so that all
+decisions together hold with 95 %.
 
-Exit status: 1 if the test is decided against NEW in any column; 0 if NEW is better or nothing is decided; 2 if the
-cards cannot be compared. "Undecided" is no proof of equality: more test images narrow the interval."""
+Exit status: 1 if NEW is significantly worse in any column, by more than the margin; 0 otherwise; 2 if the cards
+cannot be compared. "Undecided" does not mean equal: more test images narrow the interval."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class GateOptions:
     old: Annotated[Path, tyro.conf.Positional]
     """Result card of the model in use, its run folder, or hf:USER/NAME@COMMIT."""
     new: Annotated[Path, tyro.conf.Positional]
-    """Result card of its successor, its run folder, or hf:USER/NAME@COMMIT."""
+    """Result card of the new model, its run folder, or hf:USER/NAME@COMMIT."""
     columns: tuple[str, ...] = ()
     """Columns to compare, e.g. clean autoattack worst-case. Default: clean and every attack within a ball."""
     margin: PartialShare = 0.0
-    """Loss of balanced accuracy that is accepted, e.g. 0.01: the whole interval must lie below its negative."""
+    """Accepted loss of balanced accuracy, e.g. 0.01: NEW fails only if the whole interval lies below its negative."""
     json: bool = False
     """Print JSON."""
 
 
 class ColumnVerdict(NamedTuple):
-    """What the paired test says about one column."""
+    """Result of the paired test for one column."""
 
     column: str
     difference: Difference

@@ -18,11 +18,11 @@ from taet.reproduce.text_table import rendered
 
 EXAMPLES = ("taet leaderboard", "taet leaderboard submit runs/mine/evaluation.json")
 DESCRIPTION = """Print the leaderboard of the committed cards: a table for each scale, protocol, data set, imbalance
-ratio and network. With submit CARD: check a submitted result card and say where it would rank. Its
-checksum and form are verified, its numbers are recomputed from its answers, and test images, training counts, network,
-threat model and the settings of AutoAttack must be those of a table.
+ratio and network. With submit CARD: check a submitted result card and print its rank. Its checksum and format are
+verified, its numbers are recomputed from its predictions, and test images, training counts, network, threat model and
+the settings of AutoAttack must be those of a table.
 
-Exit status: 0; 1 the card is refused, with a line for each reason; 2 a mistake in the call or a damaged card."""
+Exit status: 0 success; 1 the card is refused, with one line per reason; 2 a mistake in the call or a damaged card."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LeaderboardOptions:
     results: tuple[Path, ...] | None = None
     """Folders with committed cards. Default: results of the repository."""
     form: Literal["terminal", "markdown", "latex", "html"] = "terminal"
-    """Form of the tables."""
+    """Format of the tables."""
 
 
 def run(arguments: list[str]) -> int:

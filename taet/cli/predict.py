@@ -34,19 +34,19 @@ EXAMPLES = (
     "taet predict runs/x images/ --abstain 0.1",
 )
 DESCRIPTION = """Print the class of every image and its probability: path,class,probability[,survives][,error] as CSV on
-standard output. Images are read as in training and changed to the run's size and colour, which is reported. The run's
-data are not needed.
-Cells that a spreadsheet would take for a formula (they begin with = + - @) begin with a ' in the CSV.
+standard output. Images are read as in training and converted to the size and colour of the run; conversions are
+reported. The run's data are not needed. CSV cells that a spreadsheet would read as a formula (first character = + - @)
+get a leading '.
 
 --attack tests for each image whether the predicted class survives that attack, with eps and the settings of the
-run. true means that this attack failed, not that no other can succeed.
+run. true means that this attack failed; another attack may succeed.
 
 --abstain 0.1 adds the column answered: true where the probability is high enough that at most 10 % of the answers of
 each predicted class are wrong, also under attack (--abstain-attacks), with 95 % confidence for all classes together.
 The first call attacks the run's validation images, which needs its data; the result is kept in the run folder.
 
-An image that cannot be read gets a reason in the column error; the others are classified, and the exit status is 2. An
-interruption writes the results so far."""
+An image that cannot be read gets a reason in the column error; the others are classified, and the exit status is 2.
+After an interruption the results so far are written."""
 
 
 MOST_REFUSED = 10
@@ -60,11 +60,11 @@ class PredictOptions(OfRun):
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files, and folders, which are searched recursively; hidden files are ignored."""
     attack: str | None = None
-    """An attack that the predicted class must survive (see `taet list attacks`), e.g. pgd-20 or pgd-20:restarts=5."""
+    """Test whether predictions survive this attack (see `taet list attacks`), e.g. pgd-20 or pgd-20:restarts=5."""
     abstain: Annotated[float, Gt(0), Lt(1)] | None = None
-    """Largest share of wrong answers of each predicted class; other images are not answered."""
+    """Largest accepted share of wrong answers per predicted class; the model abstains on other images."""
     abstain_attacks: tuple[str, ...] = ATTACKS
-    """Attacks with which the thresholds are tested on validation images, as well as on clean ones."""
+    """Attacks on validation images for which the thresholds must hold, in addition to clean images."""
     format: Literal["csv", "json"] = "csv"
     """Output format."""
     out: Path | None = None

@@ -109,4 +109,4 @@ def saved(command: Sequence[str], folder: Path | None = None) -> Iterator[None]:
             raise
         place = "" if folder is None else f" in {folder}"
         words = shlex.join(["taet", *command])
-        raise KeyboardInterrupt(f"what was done so far is saved{place}; go on with: {words}") from None
+        raise KeyboardInterrupt(f"progress is saved{place}; continue with: {words}") from None

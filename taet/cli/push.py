@@ -17,10 +17,9 @@ EXAMPLES = (
     "taet push runs/x user/name --private",
 )
 DESCRIPTION = """Write the weights (safetensors), settings, curve and result card of a finished run, with a model card,
-as a folder in the layout of the Hugging Face Hub, and print the name that reads it: hf:user/name@COMMIT, or the folder,
-which folder:PATH means as well.
-Weights are read by --weights NAME, the model by taet evaluate --model, check, audit and predict. A name without a full
-commit is refused, every file is checked by its SHA-256, and no file is code.
+as a folder in the layout of the Hugging Face Hub, and print the name under which it is read: hf:user/name@COMMIT, or
+the folder. --weights NAME reads the weights; taet evaluate --model, check, audit and predict read the model. A name
+without a full commit is refused, every file is checked by its SHA-256, and no file is code.
 
 The hub needs the package huggingface_hub (pip install 'taet[hub]') and its login (hf auth login); a folder needs
 neither."""
@@ -35,13 +34,13 @@ class PushOptions:
     target: Annotated[str, tyro.conf.Positional]
     """USER/NAME on the hub, or folder:PATH."""
     license: str = ""
-    """Licence, as the hub names it, e.g. apache-2.0. Default: the model card leaves it to be filled in."""
+    """Licence, by its identifier on the hub, e.g. apache-2.0. Default: left blank in the model card."""
     private: bool = False
-    """Make a new repository of the hub private."""
+    """Make a new repository on the hub private."""
 
 
 def run(arguments: list[str]) -> None:
-    """Publish a run and print the name that reads it."""
+    """Publish a run and print its name."""
     parsed = read(arguments)
     name = publish(parsed.run, parsed.target, licence=parsed.license, private=parsed.private)
     for text in named_outside(parsed.run):

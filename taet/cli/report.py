@@ -23,14 +23,14 @@ class ReportOptions:
     """Which runs the report shows, and where it is written."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders, or folders that hold a result card alone, evaluation.json, as taet evaluate --model writes them;
-    or a folder of such folders; or result cards as files, as results/ of the repository holds them."""
+    """Run folders; folders with only a result card, evaluation.json, as taet evaluate --model writes them; folders of
+    such folders; or result cards as files."""
     out: Path = Path("report.html")
     """File to write."""
     title: str | None = None
     """Title of the page."""
     class_attack: str | None = None
-    """Attack of the tables and figures of classes, e.g. pgd-20. Default: the strongest."""
+    """Attack of the per-class tables and figures, e.g. pgd-20. Default: the strongest."""
 
 
 def run(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`taet reproduce [ITEM...]`: fill the tables and figures of both papers, and print them beside what was published."""
+"""`taet reproduce [ITEM...]`: reproduce the tables and figures of both papers, next to the published numbers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ EXAMPLES = (
     "taet reproduce reat/table1 --form latex --dry-run",
     "taet reproduce --site site",
 )
-DESCRIPTION = """Fill tables and figures of both papers with runs of this package, and print them beside the published
-numbers. Without ITEM: what is filled at which scale, and what the rest costs; nothing is run.
+DESCRIPTION = """Reproduce tables and figures of both papers with runs of this package, and print them next to the
+published numbers. Without ITEM: print what is done at which scale and what the rest costs; nothing is run.
 
-A run is trained once for all items that need it, in OUT/runs; what is there is kept, and what was interrupted goes on.
-Runs come in the order of the claims that they settle per hour. Scales: full (as published), cpu, mini (10 to 30 minutes
-a run), smoke (digits, seconds). Numbers of two scales are never mixed in a table.
+A run is trained once for all items that need it, in OUT/runs. Finished runs are kept, and interrupted runs continue.
+Runs that settle most claims per hour come first. Scales: full (as published), cpu, mini (10 to 30 minutes a run), smoke
+(digits, seconds). Numbers of two scales are never mixed in a table.
 
 Exit status: 0 all done, or the time budget is used up; 1 a run failed; 2 a mistake in the call; 130 interrupted, with
 all finished work saved."""
@@ -47,42 +47,42 @@ all finished work saved."""
 
 @dataclass(frozen=True)
 class ReproduceOptions:
-    """Items, the scale, and how to fill them."""
+    """Items, their scale, and how they are run."""
 
     items: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Tables and figures, e.g. taet/table1 reat/figure3; taet and reat: all of a paper; R5: the runs of a claim."""
+    """Tables and figures, e.g. taet/table1 reat/figure3; taet or reat: all of that paper; R5: the runs of claim R5."""
     scale: str = "mini"
     """full, cpu, mini or smoke."""
     methods: tuple[str, ...] = ()
     """Only rows of these methods."""
     seeds: tuple[LongSeed, ...] = ()
-    """Seeds of the runs. Default: of the scale. Finished runs of other seeds are in tables and verdicts as well."""
+    """Seeds of the runs. Default: those of the scale. Tables and verdicts also use finished runs of other seeds."""
     out: Path = Path("runs/reproduce")
     """Folder of the runs."""
     results: tuple[Path, ...] | None = None
-    """Folders with committed cards, which count as filled. Default: results of the repository."""
+    """Folders with committed cards, which are not run again. Default: results of the repository."""
     form: Literal["terminal", "markdown", "latex", "html"] = "terminal"
-    """Form of the tables."""
+    """Format of the tables."""
     to: Path | None = None
     """File for the tables. Default: the terminal."""
     time_budget: str | None = None
-    """Time after which running cells are saved and stopped and no other starts, e.g. 12h, 90m or 600s."""
+    """Time after which running cells are saved and stopped, and no others are started, e.g. 12h, 90m or 600s."""
     jobs: Processes | Literal["auto"] = 1
-    """Runs side by side, as in taet compare."""
+    """Runs at the same time, as in taet compare."""
     part: str | None = None
     """K/N, e.g. 3/16: run only the third of 16 fixed parts of the runs, and print no tables."""
     merge: tuple[Path, ...] | None = None
     """Run nothing, but copy the finished runs of other folders OUT to this one, and print the tables."""
     save: Path | None = None
-    """Copy the cards and thinned epochs of the finished runs there, e.g. results/reproduce/mini."""
+    """Folder to which cards and a part of the epochs of finished runs are copied, e.g. results/reproduce/mini."""
     site: Path | None = None
-    """Run nothing; write a static site of all items, claims and a leaderboard into this folder."""
+    """Run nothing, but write a static site with all items, claims and a leaderboard into this folder."""
     dry_run: bool = False
-    """Run nothing: print the tables as far as they are filled, and what is missing with its estimated cost."""
+    """Run nothing, but print the tables with the runs so far, and the missing runs with their estimated cost."""
 
 
 def run(arguments: list[str]) -> int:
-    """Fill and print items, or list all of them; return 1 if a run failed."""
+    """Run and print items, or list all of them; return 1 if a run failed."""
     parsed = read(arguments)
     scale, store = scale_named(parsed.scale), Store(parsed.out, parsed.results)
     if parsed.seeds:

@@ -1,4 +1,4 @@
-"""The model that `taet evaluate` and `taet check` look at: a run, or a model of any origin with its test images."""
+"""The model of `taet evaluate` and `taet check`: a run, or a model of any origin with its test images."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Trusting:
     """Consent to run the code that a run folder names."""
 
     trust_model: str | None = None
-    """Name of the run's model if it is package.module:callable. Its code is imported and run only if it is named here;
-    code inside a run folder never is."""
+    """Name of the run's model if it is package.module:callable. Its code is imported and run only if it is named here.
+    Code inside a run folder is never run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class OfRun(Trusting):
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder."""
     weights: WeightsName = DELIVERED
-    """The weights that the run delivers, those of its last epoch, or of its best one."""
+    """Weights: those that the run delivers, those of its last epoch, or of its best one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class OfModel(Trusting):
     """File of the model's weights, a folder that taet push wrote, or hf:USER/NAME@COMMIT. Default: those that the
     callable returns, or random ones."""
     normalize: str = "none"
-    """Input scale that the model expects: none, imagenet, cifar10, cifar100, or means and deviations of the channels,
-    M1,M2,M3/S1,S2,S3."""
+    """Input normalisation that the model expects: none, imagenet, cifar10, cifar100, or means and standard deviations
+    of the channels, M1,M2,M3/S1,S2,S3."""
     data: flags.Given = flags.options(Data(name=""), "data", "--data")
 
     def chosen(self, name: str) -> Data:

@@ -17,10 +17,10 @@ EXAMPLES = (
     "taet track runs/* --to wandb --project lesions",
 )
 DESCRIPTION = """Write run folders, finished or in progress, to an experiment tracker: settings, every epoch of the
-curve, and the numbers of the result card. The same call again writes what is new since, also after a crash; nothing is
-written twice. Training needs no tracker and no network: call it whenever a tracker is reachable.
+curve, and the numbers of the result card. The same call again writes only what is new, also after a crash. Training
+needs no tracker and no network: call it whenever the tracker is reachable.
 
-mlflow (pip install 'taet[mlflow]') writes to MLFLOW_TRACKING_URI, by default to files here. wandb (pip install
+mlflow (pip install 'taet[mlflow]') writes to MLFLOW_TRACKING_URI, by default to local files. wandb (pip install
 'taet[wandb]') needs its login, or WANDB_MODE=offline and later wandb sync."""
 
 

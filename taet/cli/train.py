@@ -49,8 +49,8 @@ EXAMPLES = (
 )
 DESCRIPTION = """Train METHOD. Options --method.* are its own settings.
 
-Your own images (folder:, csv:, npz: or a path) need no other option: image size, groups, network, epochs and attacks
-that are not given are chosen for the images and this machine and printed, and --evaluate is on.
+Your own images (folder:, csv:, npz: or a path) need no other options: image size, groups, network, epochs and attacks
+that are not given are chosen for the images and this machine, and printed. --evaluate is then on by default.
 
 With torchrun, the processes share every batch: torchrun --nproc-per-node 4 -m taet train METHOD ..."""
 
@@ -60,10 +60,10 @@ class TrainOptions:
     """The options besides the settings of the run."""
 
     protocol: str | None = None
-    """Sets the default of every other option: taet, reat, or official, the published settings of METHOD. Default: taet,
-    with a network that suits images and machine."""
+    """Protocol that sets the defaults of all other options: taet, reat, or official, the published settings of METHOD.
+    Default: taet, with a network chosen for images and machine."""
     recipe: str | None = None
-    """Settings that go together, instead of the protocol's: taet, reat, vit, strong or fine-tune (see `taet list
+    """Group of settings that replace those of the protocol: taet, reat, vit, strong or fine-tune (see `taet list
     recipes`)."""
     seed: LongSeed = 0
     """Seed of weights, batches, augmentation and attack starts."""
@@ -72,11 +72,11 @@ class TrainOptions:
     resume: Path | None = None
     """Continue a run that stopped; only --trust-model, --evaluate, --no-evaluate and --json may be added."""
     config: Path | None = None
-    """File of settings, TOML or JSON: what --print-config prints, or the run.json of a run; other options replace its
+    """Settings file, TOML or JSON: the output of --print-config, or the run.json of a run. Other options replace its
     values, and METHOD may be left out."""
     print_config: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print all settings as TOML, those that were chosen for images and machine as well, and train nothing. What is
-    automatic in it, precision and threads, is measured on the machine that trains."""
+    """Print all settings as TOML, including those chosen for images and machine, and train nothing. Automatic precision
+    and threads are measured later, on the machine that trains."""
     trust_model: str | None = None
     """Name of the model of the run to continue if it is package.module:callable: its code is imported and run only if
     it is named here."""

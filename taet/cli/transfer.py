@@ -29,7 +29,7 @@ to their cards, RUN/evaluation.json, and print the matrix. An interrupted transf
 
 @dataclass(frozen=True)
 class TransferOptions:
-    """Runs and the attack that makes the examples. Defaults are those of the runs."""
+    """Runs, and the attack that makes the examples. Defaults are the settings of the runs."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Two or more run folders with the same test images."""

@@ -22,10 +22,10 @@ EXAMPLES = (
     "taet tune digits.toml",
     "taet tune digits.toml --out runs/digits --jobs 2 --time-budget 2h30m",
 )
-DESCRIPTION = """Try settings of every method on the validation images, the same number of trials for each (Optuna; pip
-install 'taet[tune]'), then train with the best settings and all seeds, attack, and write a report that says "tuned: 40
-trials". The test images are not looked at before that. Trials are kept in OUT: the same call continues, and several
-calls share the work.
+DESCRIPTION = """Tune every method on the validation images, with the same number of trials for each (Optuna; pip
+install 'taet[tune]'). Then train with the best settings and all seeds, attack, and write a report that says "tuned: 40
+trials". The test images are not used before that. Trials are kept in OUT: the same call continues, and several calls
+share the work.
 
 SPEC is a TOML file as for taet compare, with one data set and one imbalance ratio, and the table [tune]:
 
@@ -49,7 +49,7 @@ with all finished work saved."""
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """A search and how to run it."""
+    """A search, and how it is run."""
 
     spec: Annotated[Path, tyro.conf.Positional]
     """TOML file with a table [tune]."""
@@ -58,7 +58,7 @@ class TuneOptions:
     jobs: Processes | Literal["auto"] = 1
     """Trials that run at the same time, as in taet compare."""
     time_budget: str | None = None
-    """Time after which running trials are saved and stopped and no other starts, e.g. 2h30m."""
+    """Time after which running trials are saved and stopped, and no others are started, e.g. 2h30m."""
     trust_model: tuple[str, ...] = ()
     """Models of SPEC that are custom code, package.module:callable, which this call may import and run."""
     json: bool = False

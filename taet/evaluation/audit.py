@@ -1,4 +1,4 @@
-"""`taet audit`: a reviewer's checklist on whether attacks on a model can be trusted, with the numbers behind it."""
+"""`taet audit`: a checklist on whether attacks on a model can be trusted, with the measured numbers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from taet.training.environment import resolve_device
 SCHEMA = 1
 IMAGES = 250
 ATTACKS = ("random-noise", "fgsm", "pgd-20", "pgd-20:restarts=5", "pgd-100", "cw-linf-20", "square")
-DRAWS, JUDGED = 32, 64  # of a model that draws numbers: for a gradient, and for an answer
+DRAWS, JUDGED = 32, 64  # of a randomised model: for a gradient, and for a prediction
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """Whether no question has the answer no."""
+        """Whether no question failed."""
         return all(item.status != "fail" for item in self.items)
 
     @property
@@ -78,7 +78,7 @@ class Audit:
 
     @property
     def summary(self) -> str:
-        """One line: the model and how many questions have each answer."""
+        """One line: the model and the number of questions with each answer."""
         return f"{self.model}: {', '.join(f'{count} {status}' for status, count in self.counts.items())}"
 
     def to_json(self) -> Json:
@@ -135,7 +135,7 @@ def audit(
         settings: fields of `taet.config.Evaluation` to change; `attacks` are added to `ATTACKS`. The step size is
             by default the model's own, in proportion to eps, and at least eps / 8.
         count: number of images in the sample, which is as even over the classes as possible.
-        surrogate: name and Module of a similar model; its adversarial examples are tried as well.
+        surrogate: name and Module of a similar model, whose adversarial examples are also evaluated.
         class_names: names of the classes.
         name: with a Module, its name.
         notes: with a Module, its origin in words.
@@ -200,10 +200,10 @@ class MeanDraw(nn.Module):
 
 
 def _attackable(subject: Subject, device: torch.device) -> tuple[Subject, bool, int]:
-    """Return the subject in a form with gradients, whether it had them already, and its number of logits.
+    """Return the subject with gradients, whether it had them already, and its number of logits.
 
     A model without a gradient is replaced by one with differentiable operations and the same outputs, if that has a
-    gradient; several logits for each class are merged.
+    gradient. Several logits per class are merged.
     """
     model = subject.model.to(device)
     x = as_unit(subject.images[:2]).to(device)
@@ -211,7 +211,7 @@ def _attackable(subject: Subject, device: torch.device) -> tuple[Subject, bool, 
     if not reaches and _answer(Replaced(model), x)[1]:
         model = Replaced(model).eval()
     else:
-        reaches = True  # or it is refused, in the words of every evaluation
+        reaches = True  # if it has none either, `make_runner` refuses it
     classes = len(subject.class_names or ())
     width = logits.shape[1] if logits.ndim == 2 else 0
     if classes and width > classes and width % classes == 0:
@@ -236,7 +236,7 @@ def _reaches(logits: Tensor, x: Tensor) -> bool:
         return False
     try:
         torch.autograd.grad(logits.sum(), x, allow_unused=True)
-    except RuntimeError:  # as of x // s, which has no derivative
+    except RuntimeError:  # for example x // s, which has no derivative
         return False
     return True
 

@@ -35,7 +35,7 @@ from taet.randomness import generator
 from taet.training.environment import environment
 
 LEVEL = 0.05  # of all tests together whether another normalisation is better
-DRAWS_NUMBERS = "not applicable: it draws numbers"
+RANDOMISED = "not applicable: the model is randomised"
 TIMED = 3  # repetitions of each timing, of which the fastest counts
 
 
@@ -114,14 +114,14 @@ def check(
     batch_size: int = Evaluation.batch_size,
     name: str | None = None,
 ) -> Check:
-    """Try a model on a batch of test images; report problems that would invalidate an evaluation, and its duration.
+    """Test a model on a batch of images; report problems that would invalidate an evaluation, and its duration.
 
-    The model is tried in eval mode and exact float32 on its device; its state, its modes and the random state are
+    The model is tested in eval mode and exact float32 on its device. Its state, its modes and the random state are
     restored afterwards.
 
     Args:
         model: from images (N, C, H, W) in [0, 1] to logits (N, classes).
-        images: all test images, uint8 (N, H, W, C) or floating point (N, C, H, W) in [0, 1]; a batch of them is tried.
+        images: all test images, uint8 (N, H, W, C) or floating point (N, C, H, W) in [0, 1]; a batch of them is used.
         labels: integers (N,), 0 to classes - 1.
         attacks: names of attacks, or of a protocol, whose time is estimated.
         class_names: names of the classes, one per logit.
@@ -148,7 +148,7 @@ def check(
             speeds = _speeds(trial)
             normalisations = _normalisations(trial, correct)
             facts = _facts(trial, correct, normalisations, int(classes.max()), class_names is not None)
-            came = "; it came in training mode, which is set aside" if training else ""
+            came = "; it was in training mode and is tested in eval mode" if training else ""
             facts = dataclasses.replace(facts, changed=listed(changes(), most=3), came=came)
     right = _expected(trial, correct, classes)
     return Check(
@@ -170,7 +170,7 @@ def check(
 
 def _findings(facts: CheckFacts) -> tuple[Finding, ...]:
     """Return the findings; dependence on the batch cannot be tested if the outputs vary anyway."""
-    drawn = Finding("batch", True, DRAWS_NUMBERS) if facts.repeat_difference > REPEAT_DIFFERENCE else None
+    drawn = Finding("batch", True, RANDOMISED) if facts.repeat_difference > REPEAT_DIFFERENCE else None
     return tuple(drawn if drawn and one.subject == drawn.subject else one for one in findings(facts))
 
 

@@ -1,4 +1,4 @@
-"""The reviewer's checklist of `taet audit`: questions from Carlini et al., each answered by flags and numbers.
+"""The checklist of `taet audit`: questions from Carlini et al., each answered by flags and numbers.
 
 Source: Carlini, Athalye, Papernot, Brendel, Rauber, Tsipras, Goodfellow, Madry, Kurakin, "On evaluating adversarial
 robustness", 2019, arXiv:1902.06705, section 4.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from taet.evaluation.card import ResultCard
-from taet.evaluation.check import DRAWS_NUMBERS
+from taet.evaluation.check import RANDOMISED
 from taet.evaluation.column import Column
 from taet.evaluation.contrasts import accuracy, asked
 from taet.evaluation.curves import WHOLE, curves
@@ -37,7 +37,7 @@ class ChecklistItem:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The evidence from which the checklist is answered."""
+    """The results from which the checklist is answered."""
 
     card: ResultCard
     facts: AuditFacts
@@ -53,7 +53,7 @@ class Evidence:
         return self.card.facts
 
     def shares(self, names: Sequence[str]) -> str:
-        """Write the accuracy under those of the attacks that were run, by the first words of their names."""
+        """Return the accuracies under the attacks with these names that were run, as text."""
         found = [column for column in asked(self.card) if any(_is(column, name) for name in names)]
         return ", ".join(f"{column.name} {percent(accuracy(column))} %" for column in found)
 
@@ -65,9 +65,9 @@ class Question:
     section: str
     question: str
     flags: tuple[str, ...]
-    """Flags that mean the answer no."""
+    """Flags that mean the answer is no."""
     evidence: Callable[[Evidence], str]
-    """The numbers behind the answer yes; empty where the question does not apply."""
+    """The measured numbers; empty where the question does not apply."""
     otherwise: str = ""
     """Why it does not apply."""
 
@@ -87,7 +87,7 @@ def checklist(evidence: Evidence, found: Sequence[Finding]) -> tuple[ChecklistIt
 
 
 def _checked(found: Finding) -> ChecklistItem:
-    status: Status = "not applicable" if found.text == DRAWS_NUMBERS else "pass" if found.ok else "fail"
+    status: Status = "not applicable" if found.text == RANDOMISED else "pass" if found.ok else "fail"
     text = found.text.removeprefix(f"{status}: ")
     return ChecklistItem(MODEL, found.subject, status, text)
 
@@ -99,8 +99,8 @@ def _is(column: Column, name: str) -> bool:
 def _threat(found: Evidence) -> str:
     card = found.card
     return (
-        f"untargeted, white box, L-infinity ball of eps {size(card.threat['eps'])}; {len(card.labels)} of "
-        f"{found.total} test images, as even over the classes as they allow; seed {card.probe.get('seed')}"
+        f"untargeted, white-box, L-infinity, eps {size(card.threat['eps'])}; {len(card.labels)} of {found.total} test "
+        f"images, spread over the classes as evenly as possible; seed {card.probe.get('seed')}"
     )
 
 
@@ -117,8 +117,8 @@ def _reaches(found: Evidence) -> str:
     facts = found.probe
     zero, unsound = facts.zero_gradients, facts.nonfinite_gradients
     return (
-        f"of {facts.images} images {zero} have a gradient of zero and {unsound} one that is not finite; answers with "
-        f"and without a gradient differ by {facts.gradient_difference:.1g}"
+        f"of {facts.images} images, {zero} have a gradient of zero and {unsound} one that is not finite; logits with "
+        f"and without gradients differ by {facts.gradient_difference:.1g}"
     )
 
 
@@ -138,7 +138,7 @@ def _whole(found: Evidence) -> str:
 
 
 def _described(found: Evidence) -> str:
-    return f"the settings of {len(found.card.columns)} attacks, with every image's result, are in audit.json"
+    return f"audit.json holds the settings of {len(found.card.columns)} attacks and the result for every image"
 
 
 def _diverse(found: Evidence) -> str:
@@ -161,8 +161,8 @@ def _random(found: Evidence) -> str:
         return ""
     one, mean = (percent(count / facts.images) for count in (facts.one_correct, facts.mean_correct))
     return (
-        f"PGD-20 with one draw a step {one} %, with the mean gradient of {facts.draws} draws {mean} %, judged by the "
-        f"mean of {facts.judged} draws"
+        f"PGD-20 with one draw per step {one} %, with the mean gradient of {facts.draws} draws {mean} %; predictions "
+        f"are the mean of {facts.judged} draws"
     )
 
 
@@ -186,7 +186,7 @@ QUESTIONS: tuple[Question, ...] = (
     Question(SEVERE, "Is the threat model stated?", (), _threat),
     Question(
         SEVERE,
-        "Do attacks reach the whole defence, from its answer to the image?",
+        "Do attacks cover the whole defence, from the logits to the image?",
         (
             "no-gradient",
             "zero-gradients",
@@ -199,7 +199,7 @@ QUESTIONS: tuple[Question, ...] = (
     ),
     Question(
         SEVERE,
-        "Does the loss suit the model?",
+        "Is the loss of the attacks suitable for the model?",
         (
             "softmax-outputs",
             "dummy-classes",
@@ -210,54 +210,54 @@ QUESTIONS: tuple[Question, ...] = (
         ),
         _losses,
     ),
-    Question(SEVERE, "What is the accuracy without an attack?", ("at-chance", "selected-on-test-set"), _clean),
+    Question(SEVERE, "Is the clean accuracy valid?", ("at-chance", "selected-on-test-set"), _clean),
     Question(
         SEVERE,
-        "Do attacks of many steps beat those of one?",
+        "Do iterative attacks break more images than one-step attacks?",
         ("one-step-beats-many-step",),
         lambda found: found.shares(("fgsm", "pgd-20")),
     ),
-    Question(SEVERE, "Does a larger budget never help the model?", ("accuracy-rises-with-eps",), _budgets),
-    Question(SEVERE, "Does accuracy reach 0 when every pixel may change?", ("does-not-reach-zero",), _whole),
+    Question(SEVERE, "Does accuracy fall as eps grows?", ("accuracy-rises-with-eps",), _budgets),
+    Question(SEVERE, "Does accuracy reach 0 when eps allows any image?", ("does-not-reach-zero",), _whole),
     Question(SEVERE, "Are the attacks described?", (), _described),
     Question(PITFALLS, "Are the attacks diverse?", (), _diverse),
     Question(
         PITFALLS,
-        "Do attacks without gradients, and random noise, break less than those with?",
+        "Do gradient-based attacks break more images than gradient-free ones, including random noise?",
         ("black-box-beats-gradients",),
         _gradient_free,
-        "no attack without gradients was run; add square",
+        "no gradient-free attack was run; add square",
     ),
     Question(
         PITFALLS,
-        "Do examples of a similar model break less than the model's own?",
+        "Do white-box attacks break more images than examples transferred from a similar model?",
         ("transfer-beats-white-box",),
         _transfer,
-        "name a similar model: --surrogate RUN",
+        "give a similar model with --surrogate RUN",
     ),
     Question(
         PITFALLS,
-        "If the model draws numbers, do attacks follow the mean of many draws?",
+        "If the model is randomised, do attacks use the mean of many draws?",
         ("randomised", "eot-beats-one-draw"),
         _random,
-        "it draws none",
+        "the model is deterministic",
     ),
     Question(
         PITFALLS,
-        "Are operations without a gradient attacked through differentiable ones?",
+        "Are operations without a gradient attacked through differentiable replacements?",
         ("straight-through-beats-gradients", "soft-beats-hard"),
         _operations,
-        "none was found",
+        "none found",
     ),
     Question(
         PITFALLS,
-        "Have the attacks converged: steps, restarts, step size?",
+        "Have the attacks converged (steps, restarts, step size)?",
         ("pgd-too-short", "pgd-not-converged", "unbounded-attack-not-converged"),
         lambda found: found.shares(("pgd-20", "pgd-100")),
     ),
-    Question(READER, "Are prior attacks on similar defences considered?", (), lambda _: "", "no program can tell"),
+    Question(READER, "Are prior attacks on similar defences considered?", (), lambda _: "", "not tested automatically"),
     Question(READER, "Are broader threat models tested?", (), lambda _: "", "see taet evaluate --attacks pgd-l2-20"),
-    Question(READER, "Are the model and its code released?", (), lambda _: "", "no program can tell"),
+    Question(READER, "Are the model and its code released?", (), lambda _: "", "not tested automatically"),
 )
 ASIDE = {
     "class-without-test-images",

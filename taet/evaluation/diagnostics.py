@@ -106,7 +106,7 @@ class Finding:
 
 
 def flags(card: ResultCard) -> tuple[Flag, ...]:
-    """Return what a reader must know before relying on a card; each text is one sentence."""
+    """Return the warnings about a card; each text is one sentence."""
     model = card.facts
     said = {**_said(ATTACKS, card), **(_said(MODEL, model) if model else {}), **_said(TEST_SET, card)}
     said |= _bound(card, [flag for flag in said if flag in MASKING])
@@ -134,8 +134,8 @@ def _bound(card: ResultCard, raised: Collection[str]) -> dict[str, str]:
 
 NOT_PROBED = Flag(
     flag="not-probed",
-    text="The probe was turned off, so nothing was looked for that may mislead attacks, such as masked gradients; "
-    "evaluate once more without --no-probe.",
+    text="The probe was turned off, so the model was not tested for problems that mislead attacks, such as masked "
+    "gradients; evaluate again without --no-probe.",
 )
 
 
@@ -152,8 +152,8 @@ def _of_probe(card: ResultCard) -> tuple[Flag, ...]:
     if images >= min(FEW_PROBED, len(card.labels)):
         return ()
     text = (
-        f"The probe tried {images} of {len(card.labels)} images only, as the attacks are short or the batches small, "
-        "so that masked gradients may raise no flag; ask for longer attacks, such as autoattack, in batches of "
+        f"The probe used only {images} of {len(card.labels)} images, because the attacks are short or the batches "
+        "small, so it may miss masked gradients; run longer attacks, such as autoattack, in batches of "
         f"{FEW_PROBED} or more."
     )
     return (Flag(flag=PROBE_SMALL, text=text),)
@@ -232,8 +232,8 @@ def _adaptive(card: ResultCard) -> str | None:
     pairs = differing(own(card), "factor")
     pair = strongest((pair for pair in pairs if "factor" not in pair[1].parameters), MARGIN_GAP)
     return pair and (
-        f"With logits times {pair[0].parameters['factor']:g} in its objective {pair[1].name} breaks many more images "
-        f"({_gap(pair)}): the scale of the logits weakens the plain attack, so its numbers are too high"
+        f"With logits times {pair[0].parameters['factor']:g} in its objective, {pair[1].name} breaks many more images "
+        f"({_gap(pair)}): the scale of the logits weakens the plain attack, which overestimates robustness"
     )
 
 
@@ -242,8 +242,8 @@ def _transfer(card: ResultCard) -> str | None:
     pairs = ((one, other) for one in made for other in own(card) if one.attack.typed == other.name)
     pair = strongest(pair for pair in pairs if same_ball(*pair))
     return pair and (
-        f"{pair[0].name}, whose examples were made on another model, breaks more images than {pair[1].name} on this "
-        f"one ({_gap(pair)}): with sound gradients the attack that sees the model is the stronger one"
+        f"{pair[0].name}, whose examples were made on another model, breaks more images than the white-box attack "
+        f"{pair[1].name} ({_gap(pair)}): with sound gradients the white-box attack is stronger"
     )
 
 
@@ -256,7 +256,7 @@ def _black_box(card: ResultCard) -> str | None:
             if part in column.attack.gradient_free_parts and exceeds(broken, 0, SQUARE_GAP * len(card.labels)):
                 return (
                     f"{part.capitalize()}, which uses no gradient, broke another {100 * broken / len(card.labels):.1f} "
-                    f"points after the gradient parts of {column.name}: the gradients of this model mislead attacks"
+                    f"points after the gradient-based parts of {column.name}: the model's gradients mislead attacks"
                 )
     guided = [column for column in asked(card) if column.norm is not None and not column.attack.gradient_free]
     missed = {
@@ -269,8 +269,8 @@ def _black_box(card: ResultCard) -> str | None:
     if not name or not exceeds(missed[name], 0, SQUARE_GAP * len(card.labels)):
         return None
     return (
-        f"{name}, which uses no gradient, breaks another {100 * missed[name] / len(card.labels):.1f} points that no "
-        "attack with gradients broke: the gradients of this model mislead attacks"
+        f"{name}, which uses no gradient, breaks images that no gradient-based attack breaks "
+        f"({100 * missed[name] / len(card.labels):.1f} % of all): the model's gradients mislead attacks"
     )
 
 
@@ -278,8 +278,8 @@ def _not_zero(card: ResultCard) -> str | None:
     for eps, column in _eps_curve(card):
         if eps >= WHOLE and crosses(column) and accuracy(column) > REMAINDER:
             return (
-                f"{column.name} leaves {_share(column)} of the images correct although it may replace them completely: "
-                "the model masks its gradients, or predicts one class for everything"
+                f"{column.name} leaves {_share(column)} of the images correct although its ball contains every image: "
+                "the model masks its gradients, or always predicts the same class"
             )
     return None
 
@@ -290,7 +290,7 @@ def _rises(card: ResultCard) -> str | None:
     pair = strongest(balls, REMAINDER)
     return pair and (
         f"{pair[1].name} leaves {_share(pair[1])} of the images correct, {pair[0].name} in a smaller ball only "
-        f"{_share(pair[0])}: a larger ball cannot be safer, so PGD fails in it (masked gradients, or too few steps)"
+        f"{_share(pair[0])}: accuracy cannot rise with eps, so PGD fails (masked gradients, or too few steps)"
     )
 
 
@@ -298,8 +298,8 @@ def _unbounded(card: ResultCard) -> str | None:
     unbounded = [column for column in own(card) if column.norm is not None and not column.bounded]
     short = [f"{column.name} leaves {_share(column)}" for column in unbounded if accuracy(column) > REMAINDER]
     return (
-        f"{listed(short)} of the images correct, although a sound unbounded attack reaches 0: the number shows how far "
-        "the optimiser got and is no robustness"
+        f"{listed(short)} of the images correct, but a converged unbounded attack leaves none: the number does not "
+        "measure robustness"
         if short
         else None
     )
@@ -309,7 +309,7 @@ def _variant(card: ResultCard) -> str | None:
     varied = [column for column in asked(card) if column.parameters.get("note")]
     names = listed(column.name for column in varied)
     return (
-        f"{names} cannot be the standard suite with {card.num_classes} classes; {varied[0].parameters['note']}"
+        f"With {card.num_classes} classes, {names} cannot run as the standard suite; {varied[0].parameters['note']}"
         if varied
         else None
     )
@@ -333,14 +333,14 @@ def _eps_curve(card: ResultCard) -> tuple[tuple[float, Column], ...]:
 
 ATTACKS: tuple[Diagnostic[ResultCard], ...] = (
     Diagnostic("pgd-too-short", _too_short, "use more steps or longer ones", misleads=False),
-    Diagnostic("one-step-beats-many-step", _one_step, "trust AutoAttack, not PGD"),
+    Diagnostic("one-step-beats-many-step", _one_step, "report AutoAttack, not PGD"),
     Diagnostic("pgd-not-converged", _convergence, "use more steps and AutoAttack"),
     Diagnostic("autoattack-far-below-pgd", _autoattack, "report AutoAttack, not PGD"),
     Diagnostic("margin-beats-cross-entropy", _margin, "report AutoAttack, not PGD"),
     Diagnostic("adaptive-beats-plain", _adaptive, "report the adaptive attack and AutoAttack"),
-    Diagnostic("transfer-beats-white-box", _transfer, "trust AutoAttack, not gradients alone"),
+    Diagnostic("transfer-beats-white-box", _transfer, "report AutoAttack, not PGD"),
     Diagnostic("black-box-beats-gradients", _black_box, "use more queries and an adaptive attack"),
-    Diagnostic("does-not-reach-zero", _not_zero, "trust Square and other attacks that need no gradient"),
+    Diagnostic("does-not-reach-zero", _not_zero, "use Square and other attacks without gradients"),
     Diagnostic("accuracy-rises-with-eps", _rises, "use more steps and AutoAttack"),
     Diagnostic(
         "unbounded-attack-not-converged",
@@ -368,9 +368,9 @@ def _logit_scale(facts: ModelFacts) -> str | None:
         else "with logits this large the cross-entropy and its gradients are rounded to zero"
     )
     return (
-        f"With logits times {facts.logit_factor:.3g} in its objective PGD-20 leaves "
+        f"With logits times {facts.logit_factor:.3g} in its objective, PGD-20 leaves "
         f"{percent(facts.scaled_pgd_correct / images)} % of {images} images correct, otherwise "
-        f"{percent(facts.pgd_correct / images)} %: {why}, so PGD's numbers are too high"
+        f"{percent(facts.pgd_correct / images)} %: {why}, so PGD overestimates robustness"
     )
 
 
@@ -382,9 +382,9 @@ def _replaced(correct: str, only: str, how: str) -> Callable[[ModelFacts], str |
         if not facts.replaced or not _beaten(facts.pgd_correct, left, getattr(facts, only), facts.images):
             return None
         return (
-            f"{how} PGD-20 leaves {percent(left / facts.images)} % of {facts.images} images correct, otherwise "
+            f"{how}, PGD-20 leaves {percent(left / facts.images)} % of {facts.images} images correct, otherwise "
             f"{percent(facts.pgd_correct / facts.images)} %: operations in the model stop or distort its gradient, so "
-            "the numbers of attacks that follow it are too high"
+            "gradient-based attacks overestimate robustness"
         )
 
     return says
@@ -395,8 +395,8 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
         "randomised",
         _when(
             lambda facts: facts.repeat_difference > REPEAT_DIFFERENCE,
-            "The model answers the same images differently when it is asked again (by {repeat_difference:.2g} of unit "
-            "length): every number is one random draw, and attacks that follow the gradient of one draw are too weak",
+            "Two forward passes of the same images give different logits (by {repeat_difference:.2g} at unit length): "
+            "every number is one random draw, and attacks on the gradient of a single draw are too weak",
         ),
         "attack the mean of many draws (EOT)",
         subject="determinism",
@@ -405,21 +405,21 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
         "changes-between-calls",
         _when(
             lambda facts: facts.later_difference > REPEAT_DIFFERENCE,
-            "The model answers the same images differently after it has answered others: something in it changes from "
-            "call to call, so no two attacks met the same model",
+            "The logits of the same images change after forward passes of other images: the model keeps state, so no "
+            "two attacks ran on the same model",
         ),
-        "let nothing change in eval mode and evaluate again",
+        "do not update state in eval mode and evaluate again",
         unless=("randomised",),
     ),
     Diagnostic(
         "batch-dependent",
         _when(
             lambda facts: facts.batch_difference > REPEAT_DIFFERENCE,
-            "The answer to an image depends on the others in its batch (by {batch_difference:.2g} of unit length), as "
-            "with batch statistics in eval mode: every number holds only for batches of {batch_size} in this order, "
-            "and an attack on one image acts on the others",
+            "The logits of an image depend on the other images in its batch (by {batch_difference:.2g} at unit "
+            "length), as with batch statistics in eval mode: every number holds only for batches of {batch_size} in "
+            "this order, and an attack on one image changes the predictions for others",
         ),
-        "make the answers independent (running statistics) and evaluate again",
+        "use running statistics and evaluate again",
         subject="batch",
         unless=("randomised", "changes-between-calls"),
     ),
@@ -427,10 +427,10 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
         "nonfinite-gradients",
         _when(
             lambda facts: facts.nonfinite_gradients > NONFINITE_GRADIENTS,
-            "On {nonfinite_gradients} of {images} images tried, or on PGD's way from them, a logit or the gradient is "
-            "not finite, so no attack that uses gradients can be trusted",
+            "On {nonfinite_gradients} of {images} tested images, or during PGD from them, a logit or the gradient is "
+            "not finite, so no gradient-based attack can be trusted",
         ),
-        "look for a root, norm or logarithm at 0",
+        "look for a square root, norm or logarithm of 0",
         subject="gradients",
     ),
     Diagnostic(
@@ -438,7 +438,7 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
         _when(
             lambda facts: facts.distributions == facts.images,
             "The model returns probabilities, not logits: the cross-entropy applies a second softmax, so its gradients "
-            "are nearly flat and gradient attacks look weak",
+            "nearly vanish and gradient-based attacks are too weak",
         ),
         "return the logits, the input of the softmax",
         subject="logits",
@@ -448,9 +448,9 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
         _when(
             lambda facts: facts.zero_gradients > ZERO_GRADIENTS,
             "The gradient is exactly zero on {zero_gradients} of {clean_correct} correctly classified images (a "
-            "saturated cross-entropy, or a step that is not differentiable), so PGD cannot move them",
+            "saturated cross-entropy, or an operation without a gradient), so PGD cannot change them",
         ),
-        "trust Square, and attack with smaller logits or a differentiable replacement (BPDA)",
+        "use Square, and attack with smaller logits or a differentiable replacement (BPDA)",
         subject="gradients",
     ),
     Diagnostic("logit-scale", _logit_scale, "report AutoAttack"),
@@ -458,10 +458,10 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
         "gradient-path-differs",
         _when(
             lambda facts: facts.gradient_difference > REPEAT_DIFFERENCE,
-            "The model answers the same images differently when a gradient is asked for (by {gradient_difference:.2g} "
-            "of unit length), so attacks follow the gradient of another model than the one that is judged",
+            "The logits of the same images differ with and without gradients (by {gradient_difference:.2g} at unit "
+            "length), so attacks follow the gradient of a different function than the one that is evaluated",
         ),
-        "let forward not depend on whether gradients are recorded",
+        "make forward independent of whether gradients are recorded",
         unless=("randomised", "changes-between-calls"),
         misleads=False,
     ),
@@ -479,7 +479,7 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
         _replaced(
             "smooth_pgd_correct",
             "only_smooth_pgd_correct",
-            "On the margin of the model with smooth operations in the place of rounding and thresholds",
+            "On the margin of the model with smooth operations instead of rounding and thresholds",
         ),
         "attack with a differentiable replacement (BPDA)",
         unless=("straight-through-beats-gradients",),
@@ -497,10 +497,10 @@ def _chance(card: ResultCard) -> str | None:
     if present < 2 or low > 1 / present:
         return None
     # A run of this package stores its weights, normalisation and classes.
-    ask = "" if card.run else "; are weights, normalisation and the order of the classes right? taet check tries them"
+    ask = "" if card.run else "; check weights, normalisation and the order of the classes with taet check"
     return (
         f"Clean balanced accuracy is {percent(summary.balanced)} % (95 % interval {percent_interval(low, high, 0)} %), "
-        f"no better than guessing, {percent(1 / present)} %: robustness cannot be measured on these images{ask}"
+        f"no better than chance, {percent(1 / present)} %: robustness cannot be measured on these images{ask}"
     )
 
 
@@ -508,7 +508,7 @@ def _no_images(card: ResultCard) -> str | None:
     total = _tested(card)
     absent = [name for name, count in zip(card.class_names, total, strict=True) if not count]
     return (
-        f"{listed(absent, most=3)} {'have' if len(absent) > 1 else 'has'} no test image: balanced numbers are over the "
+        f"{listed(absent, most=3)} {'have' if len(absent) > 1 else 'has'} no test images: balanced numbers cover the "
         f"other {(total > 0).sum()} of {card.num_classes} classes"
         if absent
         else None
@@ -520,7 +520,7 @@ def _few_images(card: ResultCard) -> str | None:
     some = f"{', '.join(few[:3])}{' ...' if len(few) > 3 else ''}"
     return (
         f"{len(few)} of {card.num_classes} classes have fewer than {metrics.FEW_PER_CLASS} test images ({some}): their "
-        "numbers, and the balanced ones, are coarse"
+        "numbers, and the balanced ones, are imprecise"
         if few
         else None
     )
@@ -530,7 +530,7 @@ def _small_test_set(card: ResultCard) -> str | None:
     # The difference of two shares on the same images has a standard error of sqrt(d / n) (McNemar, Psychometrika 1947).
     resolution = Z * math.sqrt(DISAGREEMENT / len(card.labels))
     return (
-        f"On these {len(card.labels)} test images the difference between two methods exceeds chance (95 %) only above "
+        f"With {len(card.labels)} test images, a difference between two methods is significant (95 %) only above "
         f"about {100 * resolution:.0f} points, if they disagree on {100 * DISAGREEMENT:.0f} % of the images"
         if resolution > COARSE_COMPARISON
         else None
@@ -543,9 +543,9 @@ def _selection(card: ResultCard) -> str | None:
 
 
 def _extra(card: ResultCard) -> str | None:
-    apart = "they were compared with those of the run's own source alone"
+    apart = "they were compared only with those of the run's own data set"
     compared = card.data.get("extra", {}).get("compared", True)  # cards of older versions do not say
-    return None if compared else f"The extra training images may hold some of these test images: {apart}"
+    return None if compared else f"The extra training images may contain some of these test images: {apart}"
 
 
 def _tested(card: ResultCard) -> metrics.Ints:
@@ -578,10 +578,10 @@ def _dummies(facts: AuditFacts) -> str | None:
         return None
     raw, merged = (percent(count / facts.images) for count in (facts.raw_correct, facts.merged_correct))
     fooled = _beaten(facts.raw_correct, facts.merged_correct, facts.only_merged_correct, facts.images)
-    why = "so attacks on all logits push images into another logit of their own class" if fooled else "which are merged"
+    why = "so attacks on all logits only raise another logit of the true class" if fooled else "which are merged"
     return (
         f"The model returns {facts.logits} logits for {facts.classes} classes, {why}: PGD-20 on all logits leaves "
-        f"{raw} % of {facts.images} images correct, on the margin of the largest of each class {merged} %"
+        f"{raw} % of {facts.images} images correct, on the margin of the largest logit of each class {merged} %"
     )
 
 
@@ -591,7 +591,7 @@ def _one_draw(facts: AuditFacts) -> str | None:
     one, mean = (percent(count / facts.images) for count in (facts.one_correct, facts.mean_correct))
     return (
         f"PGD-20 with the mean gradient of {facts.draws} draws leaves {mean} % of {facts.images} images correct, with "
-        f"one draw a step {one} %"
+        f"one draw per step {one} %"
     )
 
 
@@ -601,12 +601,12 @@ AUDIT: tuple[Diagnostic[AuditFacts], ...] = (
         lambda facts: (
             None
             if facts.reaches
-            else "No gradient reaches the image, so no attack can follow one; here all attacks take the identity as "
-            "the derivative of the operations that stop it"
+            else "No gradient reaches the image; all attacks of this audit use the identity as the derivative of the "
+            "operations that stop it"
         ),
         "report the attack with differentiable replacements (BPDA)",
     ),
-    Diagnostic("dummy-classes", _dummies, "attack the logits that decide"),
+    Diagnostic("dummy-classes", _dummies, "attack the largest logit of each class"),
     Diagnostic("eot-beats-one-draw", _one_draw, "attack the mean of many draws (EOT)"),
 )
 
@@ -616,7 +616,7 @@ CHECK: tuple[Diagnostic[CheckFacts], ...] = (
         "classes",
         lambda facts: not facts.named and facts.highest_label + 1 < facts.num_classes,
         "{num_classes} logits, but labels 0 to {highest_label} only",
-        "is the head that of another data set?",
+        "does the head belong to another data set?",
     ),
     _found(
         "normalisation",
@@ -633,38 +633,38 @@ CHECK: tuple[Diagnostic[CheckFacts], ...] = (
     _found(
         "logits",
         lambda facts: facts.in_unit_interval,
-        "all between 0 and 1, as after a sigmoid, which flattens the gradients",
+        "all between 0 and 1, as after a sigmoid, which shrinks the gradients",
         "return the input of the sigmoid",
     ),
     _found(
         "range",
         lambda facts: bool(facts.nonfinite_on),
-        "not finite on {nonfinite_on} images, which an attack may reach",
-        "is something divided by zero?",
+        "not finite on {nonfinite_on} images, which an attack may produce",
+        "look for a division by zero",
     ),
     _found(
         "precision",
         lambda facts: facts.dtype != "torch.float32",
-        "answers in {dtype}: differences that decide an attack are rounded away",
+        "outputs are {dtype}: rounding hides differences that decide an attack",
         "return float32",
     ),
     _found(
         "eval mode",
         lambda facts: bool(facts.changed),
-        "its state changes in eval mode ({changed}): later answers are not those of the model that was given",
-        "update nothing in eval mode",
+        "its state changes in eval mode ({changed}): later outputs are those of a different model",
+        "do not update state in eval mode",
     ),
 )
 SOUND: Mapping[str, str] = {
     "classes": "{num_classes} logits, one per class",
-    "normalisation": "{given:.1f} % correct as given; no other is better ({accuracies})",
+    "normalisation": "{given:.1f} % correct as given; no other normalisation is better ({accuracies})",
     "accuracy": "balanced accuracy {balanced:.1f} %, chance is {chance:.1f} %",
     "logits": "{logits}",
     "range": "finite on test images and on black, white and random ones",
-    "gradients": "finite, and none is zero where the answer is correct",
-    "determinism": "the same images get the same answers",
-    "batch": "the answer to an image does not depend on the others",
+    "gradients": "finite, and not zero for any correctly classified image",
+    "determinism": "the same images give the same outputs",
+    "batch": "the output for an image does not depend on the other images",
     "precision": "float32",
-    "eval mode": "its state stays the same{came}",
+    "eval mode": "its state does not change{came}",
 }
-"""What `taet check` says about each subject, in this order, if no rule applies."""
+"""The text of `taet check` for each subject, in this order, if no rule applies."""

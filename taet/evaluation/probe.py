@@ -1,4 +1,4 @@
-"""Facts for the diagnostics, from a sample of the images: what may mislead attacks."""
+"""Facts for the diagnostics, measured on a sample of the images."""
 
 from __future__ import annotations
 

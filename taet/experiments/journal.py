@@ -59,6 +59,6 @@ def _check(path: Path, lines: list[bytes], storages: ModuleType) -> None:
         storages.JournalStorage(SimpleNamespace(read_logs=entries))
     except DAMAGED:
         raise UserError(
-            f"{path}: line {number} is damaged; remove it and all later lines to go on with the trials before it, or "
+            f"{path}: line {number} is damaged; remove it and all later lines to keep the trials before it, or "
             "choose another --out"
         ) from None

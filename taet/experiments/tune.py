@@ -122,7 +122,8 @@ def search_of(values: Mapping[str, Any], title: str = "tuning") -> Search:
     for where, own_settings in [("settings", {}), *((f"methods: {one.name}", one.settings) for one in grid.methods)]:
         merged = {**settings, **own_settings}
         if merged.get("data.test") == VALIDATION or merged.get("training.selection") == "best-test":
-            raise UserError(f"{where}: got a test set that is not one, or that chooses; allowed: neither, in a search")
+            what = "a search uses the test images only for its final comparison"
+            raise UserError(f"{where}: got data.test = validation or selection = best-test; {what}")
         if "data.test" in own_settings:
             raise UserError(f"{where}: got data.test; allowed: in the shared settings, in a search")
         if TUNED in merged:
@@ -149,7 +150,7 @@ def _space(rest: Mapping[str, Any], entry: Entry, asked: Mapping[str, Any]) -> d
 
             (name,) = checked(choices.ends[0])
             if name.startswith(FIXED):
-                raise UserError(f"got {name}; allowed: settings that leave the data and the score as they are")
+                raise UserError(f"got {name}; allowed: settings that change neither the data nor the score")
             if name in found or name in entry.settings:
                 raise UserError("got this setting twice; allowed: each once")
             listed = tuple(checked(value)[name] for value in choices.values)
@@ -189,7 +190,7 @@ def _choices(value: Any) -> Choices:
     if choices.log and (choices.low <= 0 or choices.step is not None):
         raise UserError(f"got {got_text(value)}; allowed: log with low above 0 and without step")
     if choices.step is not None and not 0 < choices.step <= choices.high - choices.low:
-        raise UserError(f"got step {choices.step}; allowed: above 0, up to high less low")
+        raise UserError(f"got step {choices.step}; allowed: above 0, up to high - low")
     return choices
 
 
@@ -377,7 +378,7 @@ def value(folder: RunFolder) -> float:
     epoch = folder.weights_about().epoch
     points = [row.monitor for row in folder.metrics if row.monitor is not None and row.epoch == epoch]
     if not points or points[-1].split != VALIDATION:
-        raise UserError(f"trial {folder.path} has no curve on validation images at epoch {epoch}; allowed: one there")
+        raise UserError(f"trial {folder.path} has no curve on validation images at epoch {epoch}, which a search needs")
     counts = points[-1].attacked
     return metrics.balanced_accuracy(counts.correct, counts.total)
 
@@ -387,7 +388,7 @@ def _best(row: str, study: Any, search: Search) -> dict[str, Any]:
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.number < search.trials]
     done = [trial for trial in trials if trial.value is not None]
     if not done:
-        raise UserError(f"tune: {row}: none of {len(trials)} trials ended well; their output is in the folder logs")
+        raise UserError(f"tune: {row}: all {len(trials)} trials failed; their output is in the folder logs")
     best = max(done, key=lambda trial: (trial.value, -trial.number))
     numbers = {"value": best.value, "trial": best.number, "trials": len(trials), "failed": len(trials) - len(done)}
     return {"settings": dict(best.params), **numbers}

@@ -233,7 +233,7 @@ class Trainer:
         with (
             _global_state_kept(self.device, self.threads),
             interruption(self.asked_to_stop),
-            unless_one_ends(f"; {self.folder.checkpoint} is kept, go on with taet train --resume {self.folder.path}"),
+            unless_one_ends(f"; {self.folder.checkpoint} is kept; continue: taet train --resume {self.folder.path}"),
             contextlib.nullcontext() if self.board is None else contextlib.closing(self.board),
             synchronised(self.model, self.method, wanted=self.run.training.sync_bn),
         ):
@@ -309,7 +309,7 @@ class Trainer:
             command = shlex.join(
                 ["taet", "train", "--resume", str(self.folder.path), *models.consent(self.run.model.name)]
             )
-            raise KeyboardInterrupt(f"what was done so far is saved in {self.folder.path}; go on with: {command}")
+            raise KeyboardInterrupt(f"progress is saved in {self.folder.path}; continue with: {command}")
 
     def _watch(self) -> WatchedEpoch | None:
         """Measure the point of the curve for this epoch, if it has one."""

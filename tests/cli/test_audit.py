@@ -75,7 +75,7 @@ def test_a_run_keeps_its_audit(taet: Any, finished: Any) -> None:
 def test_a_model_of_any_origin_passes_or_fails(taet: Any, place: Path) -> None:
     outcome = taet("audit", "grey_nets:Rounded", "--data", "grey.npz", *SHORT)
     assert outcome.code == 1
-    assert "FAIL  Are operations" in outcome.out or "FAIL  Do attacks reach the whole defence" in outcome.out
+    assert "FAIL  Are operations" in outcome.out or "FAIL  Do attacks cover the whole defence" in outcome.out
     written = (place / "runs" / "audit-grey_nets-Rounded").iterdir()
     assert {path.name for path in written} == {"audit.json", "audit.html"}
     sound = taet("audit", "grey_nets:Brightness", "--data", "grey.npz", "--out", "mine", "--json", *SHORT)
@@ -110,4 +110,4 @@ def test_the_folder_of_a_run_is_not_taken_for_another_model(taet: Any, finished:
     words = ("audit", "grey_nets:Brightness", "--data", "grey.npz", "--out", finished.folder, *SHORT)
     outcome = taet(*words)
     assert outcome.code == 2
-    assert "is a run, whose audit is about its own model and data" in outcome.err
+    assert "is a run folder, only for the audit of that run" in outcome.err

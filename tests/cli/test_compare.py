@@ -112,7 +112,7 @@ def test_an_interruption_names_the_folder_and_the_command_that_goes_on(
     monkeypatch.setattr(comparison._Work, "run", lambda *_: True)
     outcome = taet(*shlex.split(words))
     assert outcome.code == 130
-    said = f"what was done so far is saved in {out}; go on with: taet {words}"
+    said = f"progress is saved in {out}; continue with: taet {words}"
     assert outcome.err.splitlines()[-1] == f"taet: interrupted; {said}"
 
 

@@ -157,10 +157,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(
     out, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, out) == (130, "")
     last = err.splitlines()[-1]
-    assert (
-        last
-        == f"taet: interrupted; what was done so far is saved in {folder}; go on with: taet train --resume {folder}"
-    )
+    assert last == f"taet: interrupted; progress is saved in {folder}; continue with: taet train --resume {folder}"
     assert "Traceback" not in err
     assert not (folder / "done").exists()
     finish(launch("train", "--resume", folder))

@@ -120,7 +120,7 @@ def test_an_interruption_is_one_line_and_exit_status_130(taet: Any, monkeypatch:
 
     monkeypatch.setattr("taet.cli.list.run", interrupted)
     outcome = taet("list", "methods")
-    assert (outcome.code, outcome.err.strip()) == (130, "taet: interrupted; only what was finished is kept")
+    assert (outcome.code, outcome.err.strip()) == (130, "taet: interrupted; only finished work is kept")
 
 
 @pytest.mark.parametrize("command", ["compare", "tune"])

@@ -108,9 +108,7 @@ def test_ctrl_c_ends_all_with_one_line_and_what_was_done_is_kept(
     out, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, out) == (130, "")
     (line,) = [line for line in err.splitlines() if "taet: " in line]
-    assert line.startswith(
-        f"taet: interrupted; what was done so far is saved in {folder}; go on with: taet evaluate {folder} "
-    )
+    assert line.startswith(f"taet: interrupted; progress is saved in {folder}; continue with: taet evaluate {folder} ")
     assert "Traceback" not in err
     assert any(folder.glob("evaluation-state/autoattack-*/*.npz"))
     assert not (folder / "evaluation.json").exists()

@@ -101,6 +101,6 @@ def test_another_piece_of_work_has_its_own_time(
 def test_an_interruption_names_the_way_on_once() -> None:
     with pytest.raises(KeyboardInterrupt) as caught, progress.saved(["evaluate", "a b"], Path("a b")):
         raise KeyboardInterrupt
-    assert str(caught.value) == "what was done so far is saved in a b; go on with: taet evaluate 'a b'"
+    assert str(caught.value) == "progress is saved in a b; continue with: taet evaluate 'a b'"
     with pytest.raises(KeyboardInterrupt, match=r"^it$"), progress.saved(["evaluate", "x"]):
         raise KeyboardInterrupt("it")

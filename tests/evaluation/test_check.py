@@ -185,9 +185,9 @@ def test_a_better_accuracy_by_chance_is_no_finding(checked: Callable[..., Check]
         (Answer(torch.sigmoid), "logits", "as after a sigmoid"),
         (Answer(lambda z: functional.pad(z, (0, 3), value=-99.0)), "classes", "7 logits, but labels 0 to 3 only"),
         (Answer(lambda z: 0 * z), "accuracy", "balanced accuracy 25.0 %, chance is 25.0 %"),
-        (Answer(lambda z: z.bfloat16()), "precision", "answers in torch.bfloat16"),
-        (Answer(lambda z: functional.dropout(z, 0.2)), "determinism", "answers the same images differently"),
-        (Answer(lambda z: z - z.mean(0)), "batch", "the answer to an image depends on the others"),
+        (Answer(lambda z: z.bfloat16()), "precision", "outputs are torch.bfloat16"),
+        (Answer(lambda z: functional.dropout(z, 0.2)), "determinism", "give different logits"),
+        (Answer(lambda z: z - z.mean(0)), "batch", "the logits of an image depend on the other images"),
         (Answer(lambda z: z, before=lambda x: (255 * x).round() / 255), "gradients", "exactly zero on 120 of 120"),
         (Answer(lambda z: 1e4 * z), "gradients", "exactly zero"),
         (Answer(lambda z: z, before=lambda x: x + 0 / x.std()), "range", "not finite on black and white images"),
@@ -202,7 +202,9 @@ def test_what_spoils_an_evaluation_is_named_with_what_to_do(
 def test_noise_drawn_for_each_image_is_not_blamed_on_the_batch(checked: Callable[..., Check]) -> None:
     found = checked(Answer(lambda z: z + 5 * torch.randn_like(z)))
     assert {*warned(found)} & {"determinism", "batch"} == {"determinism"}
-    assert next(one.text for one in found.findings if one.subject == "batch") == "not applicable: it draws numbers"
+    assert (
+        next(one.text for one in found.findings if one.subject == "batch") == "not applicable: the model is randomised"
+    )
 
 
 def test_log_probabilities_are_logits(checked: Callable[..., Check]) -> None:
@@ -245,7 +247,7 @@ def test_a_model_in_training_mode_is_tried_in_eval_mode_and_given_back(checked: 
     random = torch.random.get_rng_state()
     found = checked(model)
     assert found.ok
-    assert "it came in training mode, which is set aside" in repr(found)
+    assert "it was in training mode and is tested in eval mode" in repr(found)
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert model[0].num_batches_tracked == 0

@@ -170,7 +170,7 @@ def test_a_point_of_a_curve_is_not_taken_for_a_weak_attack() -> None:
 def test_the_worst_of_many_pairs_is_told() -> None:
     shares = {"pgd-20": 0.5, "adaptive-pgd-20": 0.43, "adaptive-pgd-20:factor=0.01": 0.35, "autoattack": 0.3}
     texts = found(*(column(name, share) for name, share in shares.items()))
-    assert texts["adaptive-beats-plain"].startswith("With logits times 0.01 in its objective pgd-20 breaks many more")
+    assert texts["adaptive-beats-plain"].startswith("With logits times 0.01 in its objective, pgd-20 breaks many more")
     assert "(35.0 % against 50.0 %)" in texts["adaptive-beats-plain"]
     assert "autoattack is far below pgd-20 (30.0 % against 50.0 %)" in texts["autoattack-far-below-pgd"]
 
@@ -196,7 +196,10 @@ def test_square_must_not_break_more_than_the_official_threshold_and_chance() -> 
         return column("autoattack", 0.46, parts={"fab-t": before, "square": np.arange(COUNT) < 552})
 
     assert found(suite(9)) == {}  # 2.4 + 1 + 1.96 sqrt(9) = 9.3
-    assert "another 0.8 points after the gradient parts of autoattack" in found(suite(10))["black-box-beats-gradients"]
+    assert (
+        "another 0.8 points after the gradient-based parts of autoattack"
+        in found(suite(10))["black-box-beats-gradients"]
+    )
 
 
 def test_square_after_attacks_without_gradients_blames_none() -> None:
@@ -221,7 +224,7 @@ def test_every_flag_of_attacks_and_models_but_four_says_that_gradients_mislead()
 
 def test_a_variant_of_the_suite_says_so() -> None:
     texts = found(column("autoattack", 0.4, parameters={"version": "standard", "note": "3 classes"}))
-    assert texts == {"autoattack-variant": "autoattack cannot be the standard suite with 2 classes; 3 classes."}
+    assert texts == {"autoattack-variant": "With 2 classes, autoattack cannot run as the standard suite; 3 classes."}
 
 
 def test_few_images_and_a_leak_are_named() -> None:
@@ -295,7 +298,7 @@ def test_what_an_older_card_did_not_measure_raises_nothing() -> None:
 
 def test_flags_of_the_probe_say_on_what_they_rest() -> None:
     texts = found(probe={**SOUND, "nonfinite_gradients": 3, "batch_difference": 1.0, "only_pgd_correct": 12})
-    assert texts["nonfinite-gradients"].startswith("On 3 of 250 images tried, or on PGD's way from them, a logit")
+    assert texts["nonfinite-gradients"].startswith("On 3 of 250 tested images, or during PGD from them, a logit")
     assert "for batches of 250 in this order" in texts["batch-dependent"]
     assert "leaves 36.0 % of 250 images correct, otherwise 40.0 %" in texts["logit-scale"]
 
@@ -311,8 +314,8 @@ def test_a_model_that_guesses_is_told_so() -> None:
 
 def test_guessing_is_told_with_its_interval_and_only_a_model_from_elsewhere_is_asked_about_its_weights() -> None:
     guess = column("clean", 0.5)
-    said = "is 50.0 % (95 % interval 47–53 %), no better than guessing, 50.0 %"
-    asks = "are weights, normalisation and the order of the classes right?"
+    said = "is 50.0 % (95 % interval 47–53 %), no better than chance, 50.0 %"
+    asks = "check weights, normalisation and the order of the classes"
     elsewhere, trained = (found(guess, run=run)["at-chance"] for run in ({}, {"command": "taet train at"}))
     assert said in elsewhere
     assert asks in elsewhere
@@ -324,9 +327,9 @@ def test_guessing_is_told_with_its_interval_and_only_a_model_from_elsewhere_is_a
     ("names", "said"),
     [
         ("ab", None),
-        ("abc", "c has no test image: balanced numbers are over the other 2 of 3 classes."),
-        ("abcd", "c and d have no test image: balanced numbers are over the other 2 of 4 classes."),
-        ("abcdefg", "c, d, e and 2 more have no test image: balanced numbers are over the other 2 of 7 classes."),
+        ("abc", "c has no test images: balanced numbers cover the other 2 of 3 classes."),
+        ("abcd", "c and d have no test images: balanced numbers cover the other 2 of 4 classes."),
+        ("abcdefg", "c, d, e and 2 more have no test images: balanced numbers cover the other 2 of 7 classes."),
     ],
 )
 def test_a_class_without_test_images_is_named(names: str, said: str | None) -> None:

@@ -176,7 +176,7 @@ def test_without_it_a_flag_says_so(evaluated: Evaluated) -> None:
 def test_few_images_are_said_unless_they_are_all(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
     short = evaluated("fgsm", batch_size=20)
     (text,) = (flag["text"] for flag in short.flags if flag["flag"] == "probe-small")
-    assert text.startswith(f"The probe tried 16 of {len(short.labels)} images only")
+    assert text.startswith(f"The probe used only 16 of {len(short.labels)} images")
     monkeypatch.setattr(probe, "FEWEST", len(short.labels))
     whole = evaluated("fgsm", batch_size=len(short.labels))
     assert whole.probe["images"] == len(short.labels)

@@ -77,7 +77,7 @@ def stopped(run: Run, folder: Path, number: int) -> None:
 
 
 def work(number: int, folder: Path) -> None:
-    """What each process does: two share a run and stop another, three go on with that, and one does it all alone."""
+    """What each process does: two share a run and stop another, three continue it, and one does it all alone."""
     torch.set_num_threads(1)
     runs = {name: run_from_json(values) for name, values in json.loads((folder / "runs.json").read_text()).items()}
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""`torchrun -m taet train`: two processes train, attack and speak as one; one that dies leaves a run to go on with."""
+"""`torchrun -m taet train`: two processes train, attack and print as one; after one dies the run can be continued."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_process_that_dies_ends_the_job_with_one_line_and_a_run_to_go_on_with(
     assert done.returncode == 1
     (line,) = re.findall(r"^taet: .*", done.stderr, re.MULTILINE) or [done.stderr]
     assert line.startswith("taet: error: another process of this job has ended (")
-    assert line.endswith(f"; {folder / 'checkpoint.pt'} is kept, go on with taet train --resume {folder}")
+    assert line.endswith(f"; {folder / 'checkpoint.pt'} is kept; continue: taet train --resume {folder}")
     assert not (folder / "done").exists()
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == (DIES_BEFORE - 1) % 3
     assert len(resume(folder).history) == 2
