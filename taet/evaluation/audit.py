@@ -18,13 +18,13 @@ from taet.attacks import pgd
 from taet.attacks.ball import frozen
 from taet.attacks.differentiable import Replaced
 from taet.attacks.draws import Draws
+from taet.attacks.inputs import check_output
 from taet.attacks.objectives import Objective, margin
 from taet.attacks.spec import Model
 from taet.attacks.units import Unit, run_units
 from taet.bounds import Count, check_value
 from taet.data.dataset import images_sha256
 from taet.data.long_tail import even_sample
-from taet.errors import UserError
 from taet.evaluation import bundles, diagnostics
 from taet.evaluation.bundles import parse_attack
 from taet.evaluation.card import ResultCard
@@ -41,7 +41,6 @@ from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
 from taet.losses.long_tail import cross_entropy
 from taet.progress import Meter, Progress
-from taet.training.environment import resolve_device
 
 SCHEMA = 1
 IMAGES = 250
@@ -149,7 +148,7 @@ def audit(
     if given is None and not isinstance(model_or_run_dir, nn.Module):
         check_used("audit", "a run, which has its own", "images=", class_names=class_names)
     subject = subject_of("audit", model_or_run_dir, given, weights, name=name, notes=notes)
-    where = subject.place if device == "auto" else resolve_device(device)
+    where = subject.on(device)
     subject, reaches, width = _attackable(subject, where)
     sampled, plan = plan_audit(subject, bundles.changes(settings, **changes), count)
     meter = Meter(progress)
@@ -213,7 +212,7 @@ def _attackable(subject: Subject, device: torch.device) -> tuple[Subject, bool, 
     else:
         reaches = True  # if it has none either, `make_runner` refuses it
     classes = len(subject.class_names or ())
-    width = logits.shape[1] if logits.ndim == 2 else 0
+    width = logits.shape[1]
     if classes and width > classes and width % classes == 0:
         model = Merged(model, classes).eval()
     return replace(subject, model=model), reaches, width
@@ -224,9 +223,8 @@ def _answer(model: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
     failed = f"model: fails on images of shape {tuple(x.shape)} ({{reason}})"
     leaf = x.clone().requires_grad_()
     with frozen(model), torch.enable_grad(), user_errors(failed):
-        logits: object = model(leaf)
-    if not isinstance(logits, Tensor):
-        raise UserError(f"model output: got a {type(logits).__name__}; allowed: one tensor of logits (N, classes)")
+        output: object = model(leaf)
+    logits = check_output(output, leaf)
     return logits, _reaches(logits, leaf)
 
 

@@ -21,14 +21,15 @@ from taet.evaluation import bundles
 from taet.evaluation.column import WORST_CASE
 from taet.evaluation.decision_card import DecisionCard
 from taet.evaluation.match import Match, Player
-from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, owned, plan_evaluation
+from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, plan_evaluation
 from taet.evaluation.runner import one_threat_model
 from taet.evaluation.sequential import StopRule
 from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, given_images, subject_of
 from taet.formatting import short, size
 from taet.progress import Progress
-from taet.training.environment import keep_freed_memory, resolve_device
+from taet.training.environment import keep_freed_memory
 from taet.training.folder import DELIVERED, RunFolder
+from taet.training.runs import owned
 
 Side = AnyModel | Sequence[AnyModel]
 """A model, or several models of one method, one per seed; each is a Module or the folder of a run."""
@@ -102,7 +103,7 @@ def decide(
         raise UserError(f"decide: {out} holds a run or a result card; allowed: a folder of its own")
     path = None if folder is None else folder.decision
     state = None if folder is None else folder.state(folder.decision.stem)
-    where = subjects[0].place if device == "auto" else resolve_device(device)
+    where = subjects[0].on(device)
     keep_freed_memory(where)
     with ExitStack() as stack:
         players = []

@@ -153,7 +153,7 @@ class DecisionCard:
     def __post_init__(self) -> None:
         shapes = hints(DecisionCard)
         for name in FIELDS:
-            check_shape(name, _plain(getattr(self, name)), shapes[name])
+            check_shape(name, plain(getattr(self, name)), shapes[name])
         check_radius("threat eps", self.threat["eps"], self.threat["norm"])
         self._check_images()
         if self.rule.of not in self.targets:
@@ -244,7 +244,7 @@ class DecisionCard:
         return {
             "kind": DECISION,
             "schema": SCHEMA,
-            **{name: _plain(getattr(self, name)) for name in FIELDS},
+            **{name: plain(getattr(self, name)) for name in FIELDS},
             "bets": [*BETS],
             "rows": self.rows.tolist(),
             "classes": self.classes.tolist(),
@@ -357,7 +357,3 @@ FIELDS = (
     *("environment", "created", "command"),
 )
 """The fields that are stored unchanged."""
-
-
-def _plain(value: Any) -> Any:
-    return asdict(value) if isinstance(value, StopRule) else plain(value)

@@ -20,7 +20,6 @@ from taet.metrics import Floats, Ints
 from taet.models.classifier import Classifier
 from taet.shapes import Sha256, check_shape
 from taet.training.checkpoint import weights_digest
-from taet.training.environment import resolve_device
 
 Space = Literal["features", "logits"]
 FOLDS = 5
@@ -116,7 +115,7 @@ def embed(
         raise UserError(f"embed: the model of {folder} has no features that are known; allowed: --of logits")
     names = subject.class_names or [str(label) for label in range(int(subject.labels.max()) + 1)]
     rows = _rows(subject.labels, names, classes, images)
-    place = subject.place if device == "auto" else resolve_device(device)
+    place = subject.on(device)
     size = subject.settings.batch_size
     model = subject.model.to(place)
     runner = make_runner(model, subject.images, subject.labels, batch_size=size, seed=subject.settings.seed)

@@ -20,7 +20,6 @@ from taet.evaluation.measurement import Extent, measure, plan_evaluation
 from taet.evaluation.schema import CurveName
 from taet.evaluation.subject import AnyModel, ImagesArgument, TestLabels, check_used, given_images, subject_of
 from taet.progress import Progress
-from taet.training.environment import resolve_device
 from taet.training.folder import DELIVERED, RunFolder
 
 
@@ -125,7 +124,7 @@ def evaluate(
     return measure(
         subject,
         plan,
-        device=subject.place if device == "auto" else resolve_device(device),
+        device=subject.on(device),
         path=subject.card if folder is None else folder.card(weights),
         new=out is not None,
         state_dir=state_dir,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -38,6 +38,7 @@ from taet.progress import Meter, Progress
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import environment, keep_freed_memory
 from taet.training.folder import RunFolder
+from taet.training.runs import owned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,15 +170,6 @@ def begin(
         command=command,
     )
     return runner, card
-
-
-@contextmanager
-def owned(folder: RunFolder | None) -> Iterator[None]:
-    """Lock the folder of a card while the card is made; the first of several processes does so for all."""
-    with ExitStack() as stack:
-        if folder is not None:
-            first(lambda: stack.enter_context(folder.own()))
-        yield
 
 
 def known_card(path: Path | None, card: ResultCard, runner: Runner) -> ResultCard | None:

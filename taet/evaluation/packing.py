@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -76,7 +77,9 @@ def unpack_floats(packed: PackedFloats | None) -> NDArray[np.float32] | None:
 
 
 def plain(value: Any) -> Any:
-    """Return arrays and tuples as lists, numpy scalars as Python numbers and nan as None, at any depth."""
+    """Return dataclasses as mappings, arrays as lists, numpy scalars as numbers and nan as None, at any depth."""
+    if dataclasses.is_dataclass(value):
+        return plain(vars(value))
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, Mapping):

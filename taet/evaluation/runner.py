@@ -21,6 +21,7 @@ from taet.attacks import differentiable
 from taet.attacks.ball import distance, frozen, verify
 from taet.attacks.counted import WORK, Counted
 from taet.attacks.draws import Draws
+from taet.attacks.inputs import check_labels
 from taet.attacks.precision import exact_float32
 from taet.attacks.spec import AttackSpec
 from taet.attacks.suite import Suite
@@ -98,8 +99,7 @@ def count_classes(model: nn.Module, images: TestImages, labels: Ints, device: to
     width = logits.shape[1]
     if width < 2:
         raise UserError(f"model output: got {width} logit an image; allowed: one per class, 2 or more")
-    if labels.max() >= width:
-        raise UserError(f"labels: got up to {labels.max()}; allowed: 0 to {width - 1}, one per logit of the model")
+    check_labels(int(labels.min()), int(labels.max()), width)
     return int(width)
 
 

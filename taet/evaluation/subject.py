@@ -55,6 +55,10 @@ class Subject:
         """Radius of the L-infinity ball that the card is about."""
         return self.train_eps if self.settings.eps is None else self.settings.eps
 
+    def on(self, device: str) -> torch.device:
+        """Return the device of the work for auto, cpu, cuda or cuda:N."""
+        return self.place if device == "auto" else resolve_device(device)
+
     def changed(self, changes: Mapping[str, Any]) -> Subject:
         """Return the subject with these fields of its settings changed, as `taet.evaluation.bundles.settle` does."""
         return replace(self, settings=settle(self.settings, changes, self.train_eps))

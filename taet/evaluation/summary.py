@@ -86,7 +86,7 @@ class Summary:
 
     def to_json(self) -> Json:
         """Return plain lists and numbers, None for nan."""
-        return {name: plain(value) for name, value in vars(self).items()}
+        return dict(plain(self))
 
 
 def summarise(

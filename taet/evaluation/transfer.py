@@ -61,7 +61,7 @@ class Transfer:
 
     def to_json(self) -> dict[str, Any]:
         """Return the names and matrices as plain lists and numbers, None for nan."""
-        return {name: plain(value) for name, value in vars(self).items()}
+        return dict(plain(self))
 
     def __repr__(self) -> str:
         rows = [("", "clean", *self.names)]

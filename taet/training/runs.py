@@ -64,10 +64,11 @@ def train(
 
 
 @contextlib.contextmanager
-def owned(folder: RunFolder) -> Iterator[None]:
-    """Lock a folder for this job: the first process holds the lock for all."""
+def owned(folder: RunFolder | None) -> Iterator[None]:
+    """Lock a folder, if there is one, for this job: the first process holds the lock for all."""
     with contextlib.ExitStack() as released:
-        first(lambda: released.enter_context(folder.own()))
+        if folder is not None:
+            first(lambda: released.enter_context(folder.own()))
         yield
 
 
