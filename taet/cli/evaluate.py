@@ -74,8 +74,7 @@ class AttackOptions(Extent):
     """auto, cpu, cuda or cuda:N."""
     processes: Processes | Literal["auto"] | None = None
     """Number of processes on this machine; the result does not depend on it. auto: one per GPU or, without one, one
-    per core. Default: on a CPU, for a long evaluation of a run, one per core and at most one per batch; otherwise
-    1."""
+    per core. Default: on a CPU, for a long evaluation of a run, one per core, at most one per batch; otherwise 1."""
     json: bool = False
     """Print the result card instead of a table."""
 

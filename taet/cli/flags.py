@@ -41,6 +41,7 @@ RunPath = Annotated[Path, bounds.Rule(lambda path: str(path) == printable(str(pa
 REGISTRY = ConstructorRegistry()
 NONE = "{None}|"
 """How tyro writes that an option may have no value."""
+TEXT = "{description}"  # in the page of tyro, which would join the lines of the text itself
 
 
 def read_path(text: str) -> Path:
@@ -100,8 +101,8 @@ def _text(value: Any, hint: Any) -> str:
 
 def _described(hint: Any, text: str, default: Any, label: str = "") -> Any:
     """Return the type of an option with its --help: text, bounds, condition and default."""
-    unsaid = default is None or default == () or re.search("Default: |[Bb]y default", text)
-    said = "" if unsaid else f"default: {_text(default, hint)}"
+    unsaid = default in (None, (), "") or re.search("Default: |[Bb]y default", text)
+    said = "required" if default is dataclasses.MISSING else "" if unsaid else f"default: {_text(default, hint)}"
     notes = "; ".join(filter(None, (bounds.bounds_text(hint), bounds.condition_text(hint, label), said)))
     return Annotated[hint, tyro.conf.arg(help=text, help_behavior_hint=f"({notes})" if notes else "")]
 
@@ -131,7 +132,7 @@ def _expanded(kind: type[T]) -> type[T]:
             # Without a prefix, the field's name is only that of the section of --help.
             bare = tyro.conf.arg(name=field.name), tyro.conf.OmitArgPrefixes
             hint = Annotated[given, tyro.conf.arg(name=prefix)] if prefix else Annotated[given, *bare]
-        elif field.default is not dataclasses.MISSING:
+        else:
             hint = _described(hint, texts.get(field.name, ""), field.default)
         made.append((field.name, hint, field))
     expanded = dataclasses.make_dataclass(kind.__name__, made, bases=(kind,), frozen=True)
@@ -145,7 +146,7 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, 
     kind = _expanded(kind)
 
     def read() -> T:
-        return tyro.cli(kind, args=arguments, prog=prog, description=text, registry=REGISTRY, config=SOURCE_UNREAD)
+        return tyro.cli(kind, args=arguments, prog=prog, description=TEXT, registry=REGISTRY, config=SOURCE_UNREAD)
 
     if {"-h", "--help"} & set(arguments):
         shown = io.StringIO()
@@ -153,7 +154,7 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, 
             with contextlib.redirect_stdout(shown):
                 return read()  # prints, and exits
         except SystemExit as exit_:
-            print(_without_none(shown.getvalue()), end="")
+            print(_without_none(shown.getvalue()).replace(TEXT, text, 1), end="")
             raise Done(exit_.code) from None
     parsed: T | None = None
     with _captured() as output, contextlib.suppress(SystemExit):

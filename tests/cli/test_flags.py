@@ -53,6 +53,17 @@ def test_options_that_may_be_none_stay_in_their_column(taet: Any, monkeypatch: p
     assert not any("{None}" in line for line in lines)
 
 
+@pytest.mark.parametrize("command", ["audit", "compare", "predict"])
+def test_the_description_is_wrapped_to_the_terminal(taet: Any, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    page = taet(command, "--help").out
+    prose = [line for line in page.split("examples:")[0].splitlines() if not line.startswith(" ")]
+    assert max(map(len, prose)) <= 100
+    assert "\n\n\n" not in page
+    assert "(default: )" not in page
+    assert command != "compare" or 'methods = [                 # or "all"\n    "at"' in page
+
+
 def test_a_default_that_the_text_says_is_not_said_again(taet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     page = " ".join(taet("train", "--help").out.split())
