@@ -75,7 +75,7 @@ def _protocols(store: Store, scales: Sequence[Scale]) -> str:
     spreads = {scale.name: _seeds(store, scale) for scale in scales}
     said = "- **One seed** (TAET). At scale {} the seed alone moves AutoAttack: {}."
     lines += [said.format(name, spread) for name, spread in spreads.items() if spread]
-    said = "  - Rounding alone moves it as far (REAT, table 2; claim R7). At scale {}, minus at-bsl with the same seed: {}."
+    said = "  - Rounding alone moves it as far (claim R7). At scale {}, minus at-bsl with the same seed: {}."
     lines += [said.format(scale.name, moved) for scale in scales if (moved := _rounding(store, scale))]
     why = "not tested: it takes runs that keep both their best epoch on test images and that on validation images"
     lines.append(f"- **Selection on the test set** (REAT, public code). {sentence(why)}")
