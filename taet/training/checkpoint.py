@@ -1,4 +1,7 @@
-"""The formats of checkpoints and of weights: plain Python and tensors, which never run code when they are read."""
+"""The formats of checkpoints and of weights: plain Python and tensors, which never run code when they are read.
+
+`Trainer.parts` lists what a checkpoint holds.
+"""
 
 from __future__ import annotations
 
