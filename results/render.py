@@ -24,6 +24,8 @@ from taet.evaluation import ResultCard, Summary
 from taet.evaluation.card import compare_runs
 from taet.experiments import cost_tables
 from taet.formatting import markdown_table
+from taet.reproduce import Store, scales
+from taet.reproduce.leaderboard import boards
 
 HERE = Path(__file__).parent
 Value = tuple[float, tuple[float, float]]
@@ -55,8 +57,9 @@ PAIRS: dict[str, dict[str, tuple[str, ...]]] = {
 BEFORE_SINE = (
     "measured before the search got its box `sine`: too high, since in the box `tanh` pixels of 0 and 1 hardly move"
 )
-# The README shows the comparisons of all methods without variants, with these columns.
-FRONT, FRONT_COLUMNS = ("digits-lt-methods", "cifar10-lt-methods"), ("clean", "pgd-20", "autoattack")
+# The README shows the comparison of all methods without variants with these columns, and the leaderboards of a scale.
+FRONT, FRONT_COLUMNS = ("digits-lt-methods",), ("clean", "pgd-20", "autoattack")
+FRONT_SCALE, FRONT_HEADS = "mini", ("", "rank", "autoattack", "95 % or ± error", "clean", "pgd-20", "tail", "seeds")
 
 
 @functools.cache
@@ -302,6 +305,18 @@ def cost_model() -> list[str]:
     return parts
 
 
+def leaderboards() -> list[str]:
+    """Return the leaderboards of the scale that the README shows, with the most important columns."""
+    scale = scales()[FRONT_SCALE]
+    parts = [f"### CIFAR-10-LT at the published number of epochs, small network\n\nScale {scale.name}: {scale.says}."]
+    for board in boards(Store(HERE / "none", [HERE]), [scale]):
+        table = board.table()
+        places = [table.heads.index(head) for head in FRONT_HEADS]
+        lines = [["method", *FRONT_HEADS[1:]], *([row[place] for place in places] for row in table.rows)]
+        parts += [f"{board.kind.title}:", markdown_table(lines)]
+    return [*parts, " ".join(table.notes[:2])]
+
+
 def section(folder: str, texts: Mapping[str, str]) -> str:
     """Return the text of a folder with its tables."""
     if folder in PRECISIONS:
@@ -416,6 +431,7 @@ def tables(page: Path) -> str:
     short = {name: "\n\n".join(text.split("\n\n")[:2]) for name, text in texts.items()}
     if page == README:
         parts = [f"{short[name]}\n\n{table(HERE / name, FRONT_COLUMNS, variants=False)}" for name in FRONT]
+        parts += leaderboards()
     elif page == EVALUATION:
         parts = [*(section(name, short) for name in ATTACKS), *verdicts()]
     elif page == MODELS:

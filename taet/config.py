@@ -431,6 +431,11 @@ def to_json(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def immutable(value: Any) -> Any:
+    """Return a value of JSON or TOML with its lists as tuples, at any depth."""
+    return tuple(map(immutable, value)) if isinstance(value, list) else value
+
+
 def from_json(kind: type[T], values: Mapping[str, Any], label: str = "") -> T:
     """Rebuild the dataclass `kind` from the output of `to_json`; a missing field takes its default.
 

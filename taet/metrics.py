@@ -30,9 +30,6 @@ WORST_SHARE = 0.1
 PAIRED_CLASSES = 1000
 """With more classes nothing is stored or drawn for every pair of them: for 8,142 classes (iNaturalist 2018) the areas
 under the ROC curve alone would take 350 MB in a card."""
-DRAWS = 10_000
-"""Resamples of a bootstrap or a randomisation test: the share beyond a 2.5 % quantile is known to within 0.3 points,
-1.96 sqrt(.025 * .975 / DRAWS)."""
 
 
 def class_counts(mask: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Ints, Ints]:
@@ -253,28 +250,6 @@ def balanced_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95)
 def _balanced_interval(counts: tuple[tuple[int, int], ...], level: float) -> tuple[float, float]:
     right, count = np.array(counts).T
     low, high = mean_recall_limits(right, count, level)
-    return float(low), float(high)
-
-
-def bootstrap_interval(
-    correct: ArrayLike, total: ArrayLike, level: float = 0.95, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float]:
-    """Return the percentile interval `(low, high)` of the balanced accuracy by a stratified bootstrap.
-
-    Drawing n_c images of class c with replacement, of which a share p_c is correct, gives Binomial(n_c, p_c) correct
-    ones, so the bootstrap needs the counts only. `draws` is the number of resamples, `seed` that of the random numbers.
-
-    A class that is completely right or wrong is so in every resample and adds no width, so the interval is too short
-    where recalls are near 0 or 1; use `balanced_interval` there. Source: Efron, Tibshirani, "An Introduction to the
-    Bootstrap", 1993, chapters 8 and 13.
-    """
-    present = np.asarray(total) > 0
-    if not present.any():
-        return math.nan, math.nan
-    count = np.asarray(total)[present]
-    recalls = per_class_accuracy(np.asarray(correct)[present], count)
-    drawn = np.random.default_rng(seed).binomial(count, recalls, size=(draws, len(count)))
-    low, high = np.quantile((drawn / count).mean(1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-from taet.config import Data, Evaluation, Model, Run, Threat, Training, override
+from taet.config import Data, Evaluation, Model, Run, Threat, Training, immutable, override
 from taet.errors import UserError, unknown
 
 
@@ -81,10 +81,7 @@ RECIPES_FILE = Path(__file__).with_name("recipes.toml")
 def recipes() -> dict[str, dict[str, object]]:
     """Return the settings of every recipe by their dotted names, lists as tuples, and its `title`."""
     stored = tomllib.loads(RECIPES_FILE.read_text(encoding="utf-8"))
-    return {
-        name: {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-        for name, settings in stored.items()
-    }
+    return {name: {key: immutable(value) for key, value in settings.items()} for name, settings in stored.items()}
 
 
 def recipe_settings(name: str) -> dict[str, object]:

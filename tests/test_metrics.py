@@ -225,41 +225,6 @@ def test_scores_that_do_not_fit_are_refused(scores: np.ndarray) -> None:
         metrics.pairwise_auc(scores, np.zeros(5, dtype=int))
 
 
-def test_bootstrap_interval_equals_drawing_the_images() -> None:
-    correct, total = np.array([30, 12, 3]), np.array([40, 20, 5])
-    generator = np.random.default_rng(1)
-    masks = [np.arange(n) < c for c, n in zip(correct, total, strict=True)]
-    drawn = [np.mean([generator.choice(mask, len(mask)).mean() for mask in masks]) for _ in range(4000)]
-    low, high = metrics.bootstrap_interval(correct, total)
-    np.testing.assert_allclose((low, high), np.quantile(drawn, [0.025, 0.975]), atol=0.01)
-    assert metrics.bootstrap_interval(correct, total) == (low, high)
-    assert metrics.bootstrap_interval(correct, total, seed=1) != (low, high)
-
-
-def test_bootstrap_interval_of_one_large_class_is_that_of_the_normal_distribution() -> None:
-    low, high = metrics.bootstrap_interval([600], [1000], level=0.9)
-    half = 1.6449 * math.sqrt(0.6 * 0.4 / 1000)
-    assert (low, high) == pytest.approx((0.6 - half, 0.6 + half), abs=0.002)
-
-
-def test_bootstrap_interval_has_no_width_where_the_closed_form_has() -> None:
-    assert metrics.bootstrap_interval([3, 0], [3, 4]) == (0.5, 0.5)
-    low, high = metrics.balanced_interval([3, 0], [3, 4])
-    assert low < 0.4
-    assert high > 0.6
-    assert np.isnan(metrics.bootstrap_interval([0], [0])).all()
-
-
-def test_bootstrap_interval_covers_the_truth_where_classes_are_large() -> None:
-    generator = np.random.default_rng(0)
-    truth, total = np.array([0.8, 0.6, 0.3]), np.array([200, 100, 60])
-    covered = 0
-    for _ in range(300):
-        low, high = metrics.bootstrap_interval(generator.binomial(total, truth), total, draws=1000)
-        covered += low <= truth.mean() <= high
-    assert 275 <= covered <= 297
-
-
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_is_the_binomial_sum(only_first: int, only_second: int) -> None:
     count = only_first + only_second

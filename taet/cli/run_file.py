@@ -77,7 +77,7 @@ def _settings(values: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[t
 def _value(name: str, value: Any, hint: Any) -> Any:
     """Return a value in the type of its field: lists as tuples, `8/255` as a number, `none` as None."""
     if isinstance(value, list):
-        value = _tuple(value)
+        value = config.immutable(value)
     elif isinstance(value, str) and not _is_allowed(value, hint):
         with contextlib.suppress(ValueError):  # it is refused below, by its key
             value = bounds.read_text(value, hint)
@@ -91,10 +91,6 @@ def _is_allowed(value: Any, hint: Any) -> bool:
     except UserError:
         return False
     return True
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def text(run: Run) -> str:

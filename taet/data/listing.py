@@ -107,19 +107,19 @@ class Listing:
         """Whether the subfolders of the class folders can be used as groups."""
         return any(self.subfolders) and replace(self, group_names=self.subfolders).has_usable_groups()
 
-    def has_usable_groups(self, seed: int = 0) -> bool:
+    def has_usable_groups(self) -> bool:
         """Whether there are two or more groups in each class, none in two splits and, where no split is given, small
         enough to train on more than half of the images.
         """
         try:
-            parts = self.parts(seed)
+            parts = self.parts(seed=0)
         except UserError:
             return False
         owners = np.unique(np.stack([self.labels, np.asarray(self.groups)]), axis=1)[0]
         fewest = np.bincount(owners, minlength=len(self.class_names)).min()
         return bool(fewest > 1) and (self.splits is not None or len(parts["train"]) > len(parts["test"]))
 
-    def are_frames(self, seed: int = 0) -> bool:
+    def are_frames(self) -> bool:
         """Whether the names of the files that can be trained on number the frames of sequences, of which each class has
         two or more, none in two classes or two splits.
 
@@ -142,7 +142,7 @@ class Listing:
         if not frames or gaps or sum(classes.values()) > len(frames) or min(classes.values()) < 2:
             return False
         try:
-            self.grouped_by(FRAMES).parts(seed)
+            self.grouped_by(FRAMES).parts(seed=0)
         except UserError:
             return False
         return True

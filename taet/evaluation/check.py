@@ -25,7 +25,7 @@ from taet.evaluation.diagnostics import REPEAT_DIFFERENCE, Finding, findings
 from taet.evaluation.facts import CheckFacts
 from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.model_guard import restored
-from taet.evaluation.packing import Json
+from taet.evaluation.packing import Json, plain
 from taet.evaluation.runner import make_runner
 from taet.evaluation.trial import Trial, answer, attempt, input_gradient, nonfinite, user_errors
 from taet.formatting import clock, listed, percent
@@ -84,8 +84,7 @@ class Check:
 
     def to_json(self) -> Json:
         """Return everything as plain JSON."""
-        fields = {"ok": self.ok, **dataclasses.asdict(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return {"ok": self.ok, **plain(self)}
 
     def __repr__(self) -> str:
         rows = [("attack", "passes", "images", "at most")]

@@ -12,11 +12,16 @@ from taet import metrics
 from taet.intervals import mean_value_limits
 
 LEVEL = 0.05
+DRAWS = 10_000
+"""Of the signs in a randomisation test: p = 2.5 % is known to within 0.3 points, 1.96 sqrt(.025 * .975 / DRAWS)."""
 
 
 @dataclass(frozen=True, repr=False)
 class Difference:
-    """Balanced accuracy of the first side minus that of the second on the same test images, in [-1, 1]."""
+    """Balanced accuracy of the first side minus that of the second on the same test images, in [-1, 1].
+
+    Of several answers an image (`difference`) it lies between - answers and + answers.
+    """
 
     value: float
     low: float
@@ -53,7 +58,7 @@ def difference(
     *,
     answers: int = 1,
     comparisons: int = 1,
-    draws: int = metrics.DRAWS,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Difference:
     """Compare two masks on the same images, or several pairs of masks, one pair per seed.

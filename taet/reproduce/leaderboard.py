@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from taet import metrics
 from taet.evaluation.card import ResultCard
 from taet.evaluation.diagnostics import masking
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
@@ -17,8 +18,8 @@ from taet.reproduce.render import paired_cards
 from taet.reproduce.text_table import TextTable
 
 LEAD = "autoattack"
-NUMBERS = ("95 %", "paper", "clean", "pgd-20", "PGD-20 − AutoAttack", "tail", "worst class", "s per epoch", "flags")
-HEADS = ("", "rank", LEAD, *NUMBERS, "seeds")
+ACCURACIES = ("95 % or ± error", "paper", "clean", "pgd-20", "PGD-20 − AutoAttack", "tail", "worst class")
+HEADS = ("", "rank", LEAD, *ACCURACIES, "s per epoch", "flags", "seeds")
 
 
 class BoardKind(NamedTuple):
@@ -77,25 +78,28 @@ class Standings:
         """Return the rows as texts."""
         notes = (
             "Balanced accuracy, %. A range of ranks: a paired test cannot tell these rows apart.",
-            "Interval, tail, worst class and flags are of the first seed. Paper: its AutoAttack at full size.",
+            "Of one seed with its 95 % interval over the test images; of several the mean with its standard error.",
+            "Tail and worst class are under AutoAttack. Paper: its AutoAttack at full size.",
         )
         return TextTable(self.kind.title, HEADS, tuple(self._line(one) for one in self.rows), notes)
 
     def _line(self, one: Contender) -> tuple[str, ...]:
-        summary, under = one.card.summary(LEAD), one.mean("pgd-20")
+        found, under = [card.summary(LEAD) for card in one.cards.values()], one.mean("pgd-20")
+        value, error = metrics.mean_and_standard_error([summary.balanced for summary in found])
+        tails = [summary.groups["tail"] for summary in found if summary.groups]
         return (
             one.label,
             self.rank(one),
-            percent(one.mean(LEAD)),
-            percent_interval(*summary.balanced_interval),
+            percent(float(value)),
+            percent_interval(*found[0].balanced_interval) if len(found) == 1 else f"±{percent(float(error))}",
             MISSING if one.published is None else f"{one.published:.2f}",
             percent(one.mean("clean")),
             percent(under),
             MISSING if under != under else points(under - one.mean(LEAD)),
-            percent(summary.groups["tail"]) if summary.groups else MISSING,
-            percent(summary.worst_class[1]),
+            percent(sum(tails) / len(tails)) if tails else MISSING,
+            percent(sum(summary.worst_class[1] for summary in found) / len(found)),
             MISSING if one.seconds is None else f"{one.seconds:.3g}",
-            str(len(one.card.flags)),
+            str(max(len(card.flags) for card in one.cards.values())),
             str(len(one.cards)),
         )
 

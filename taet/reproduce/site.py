@@ -92,7 +92,7 @@ def _claims(store: Store, scales: Sequence[Scale], found: Mapping[str, Verdict])
 def _claim(store: Store, scales: Sequence[Scale], claim: Claim, found: Verdict) -> str:
     """Return a claim with its location, rule, verdict at each scale, results outside the scales, and command."""
     head = f"<h3>{claim.name}. {html.escape(claim.entry['says'])}</h3>"
-    said = f"<p>{html.escape(f'{claim.paper}, {claim.where}')}. <strong>{found.word}</strong></p>"
+    said = f"<p>{html.escape(f'{claim.paper}, {claim.where}')}. <strong>{found.word.capitalize()}</strong></p>"
     lines = [f"<p>Rule: {html.escape(sentence(claim.rule))}</p>"]
     if claim.is_tested:
         each = [verdict(claim, store, scale) for scale in scales]

@@ -1,4 +1,4 @@
-"""The formats of checkpoints and of weights: plain Python and tensors, which never run code when they are read."""
+"""The formats of checkpoints, whose entries `Trainer.parts` lists, and of weights: data that never run code."""
 
 from __future__ import annotations
 

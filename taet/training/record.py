@@ -41,11 +41,7 @@ def run_from_json(values: Mapping[str, Any]) -> Run:
 def _built(kind: type[T], values: Mapping[str, Any], **parts: Any) -> T:
     """Build the dataclass `kind` from its JSON fields, ignoring others; `parts` are already built."""
     known = {f.name for f in dataclasses.fields(kind)} - parts.keys()  # type: ignore[arg-type]
-    return kind(**{name: _immutable(value) for name, value in values.items() if name in known}, **parts)
-
-
-def _immutable(value: Any) -> Any:
-    return tuple(map(_immutable, value)) if isinstance(value, list) else value
+    return kind(**{name: config.immutable(value) for name, value in values.items() if name in known}, **parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def test_what_is_measured_where_it_trains_stays_automatic(taet: Any) -> None:
     """Else the file would be another run on another machine; the help says so."""
     assert 'precision = "auto"' in text(read(["at"]).planned()[0])
     shown = " ".join(taet("train", "--help").out.replace("│", " ").split())
-    assert "precision and threads are measured later, on the machine that trains" in shown
+    assert "threads are measured later, on the machine that trains" in shown
 
 
 def test_options_and_the_method_replace_those_of_the_file(tmp_path: Path) -> None:
