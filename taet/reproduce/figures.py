@@ -56,10 +56,10 @@ def drawings(store: Store, scale: Scale, item: Item) -> Drawings:
 
 
 def _embeddings(store: Store, item: Item, rows: Sequence[Filled], anchor: str) -> Iterator[Panel]:
-    """Yield the embedding of features or logits for the first seed of each row, if it was stored."""
+    """Yield the embedding of features or logits of each row, of the first seed for which it was stored."""
     for place, one in enumerate(rows):
-        kept = store.embedding(next(cell for cell in one.cells if cell.card is not None), item.of)
-        if kept is not None:
+        stored = (store.embedding(cell, item.of) for cell in one.cells if cell.card is not None)
+        for kept in [found for found in stored if found is not None][:1]:
             yield embeddings.panel(kept, one.label, f"{anchor}-embedding-{place}")
 
 

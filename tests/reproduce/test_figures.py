@@ -84,6 +84,13 @@ def test_numbers_are_drawn_with_their_intervals(smoke: Fill) -> None:
 
 
 @pytest.mark.full
+def test_an_embedding_of_any_seed_is_shown(committed: Store) -> None:
+    """AT-BSL and REAT have embeddings of seed 1 only."""
+    panels = figures.drawings(committed, scales()["mini"], items()["reat/figure10"]).panels
+    titles = [panel.title for panel in panels if "t-SNE" in panel.title]
+    assert titles == [f"{name}, t-SNE of features, pgd-20" for name in ("at-bsl", "reat")]
+
+
 def test_an_embedding_is_kept_shown_and_saved_with_its_run(smoke: Fill, tmp_path: Path) -> None:
     item = items()["reat/figure7"]
     item = dataclasses.replace(item, rows=(row_from({"method": "at-bsl"}, "REAT"),))
