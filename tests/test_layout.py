@@ -252,8 +252,8 @@ def test_a_name_of_a_type_is_used_once() -> None:
 #      80  the step of an audit, models that draw or divide in an audit, images of another type than the weights
 #     248  GTSRB's own folders and tracks, groups by paths, numbers as names of classes, near-duplicates of validation
 #          images, and the time that comparisons and attacks usually take
-#     185  claims as items of taet reproduce, and claims about orders, gains and predicted classes
-MOST_LINES = 41_582
+#     215  claims as items of taet reproduce, and claims about orders, gains and predicted classes
+MOST_LINES = 41_627
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

@@ -38,8 +38,8 @@ DESCRIPTION = """Reproduce tables and figures of both papers with runs of this p
 published numbers. Without ITEM: print what is done at which scale and what the rest costs; nothing is run.
 
 A run is trained once for all items that need it, in OUT/runs. Finished runs are kept, and interrupted runs continue.
-Runs that settle most claims per hour come first. Scales: full (as published), cpu, mini (10 to 30 minutes a run), smoke
-(digits, seconds). Numbers of two scales are never mixed in a table.
+Runs that settle most claims per hour come first. Scales: full (as published), cpu, mini (half an hour to an hour
+a run), smoke (digits, seconds). Numbers of two scales are never mixed in a table.
 
 Exit status: 0 all done, or the time budget is used up; 1 a run failed; 2 a mistake in the call; 130 interrupted, with
 all finished work saved."""
@@ -97,7 +97,7 @@ def run(arguments: list[str]) -> int:
     failed = False
     if parsed.merge is not None:
         session.gather(parsed.merge)
-    elif not parsed.dry_run:
+    elif items and not parsed.dry_run:
         part = None if parsed.part is None else part_numbers(parsed.part)
         budget = None if parsed.time_budget is None else seconds(parsed.time_budget)
         with saved(["reproduce", *arguments], parsed.out):
@@ -113,8 +113,8 @@ def run(arguments: list[str]) -> int:
         say(f"{len(written)} cards in {parsed.save}")
     if parsed.part is None:
         found = [table for item in items for table in tables(session.store, scale, item)]
-        claimed = verdicts(parsed.items, session.store, scale)
-        _print(parsed, rendered([*found, *([claimed] if claimed else []), session.left()], parsed.form))
+        found += [*verdicts(parsed.items, session.store, scale), *([session.left()] if items else [])]
+        _print(parsed, rendered(found, parsed.form))
     return int(failed)
 
 

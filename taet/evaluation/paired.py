@@ -99,6 +99,8 @@ def difference(
     classes = np.asarray(labels, dtype=np.int64)
     if left.shape != right.shape or left.shape[1:] != classes.shape or not left.size:
         raise ValueError(f"masks: got {left.shape} and {right.shape}; allowed: (runs, {len(classes)}) on both sides")
+    if min(left.min(), right.min()) < 0 or max(left.max(), right.max()) > answers:
+        raise ValueError(f"masks: allowed: from 0 to {answers}, the number of answers of an image")
     runs, generator, level = len(left), np.random.default_rng(seed), LEVEL / comparisons
     counts = _gains(left, right, classes, num_classes, answers)
     total = counts.sum(1)

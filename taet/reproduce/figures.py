@@ -58,9 +58,10 @@ def drawings(store: Store, scale: Scale, item: Item) -> Drawings:
 def _embeddings(store: Store, item: Item, rows: Sequence[Filled], anchor: str) -> Iterator[Panel]:
     """Yield the embedding of features or logits of each row, of the first seed for which it was stored."""
     for place, one in enumerate(rows):
-        stored = (store.embedding(cell, item.of) for cell in one.cells if cell.card is not None)
-        for kept in [found for found in stored if found is not None][:1]:
-            yield embeddings.panel(kept, one.label, f"{anchor}-embedding-{place}")
+        stored = ((cell.cell.seed, store.embedding(cell, item.of)) for cell in one.cells if cell.card is not None)
+        seed, kept = next(((seed, found) for seed, found in stored if found is not None), (0, None))
+        if kept is not None:
+            yield embeddings.panel(kept, f"{one.label}, seed {seed}", f"{anchor}-embedding-{place}")
 
 
 def _series(rows: Sequence[Filled], anchor: str) -> list[Series]:

@@ -69,7 +69,8 @@ class Standings:
 
     def rank(self, one: Contender) -> str:
         """Return the possible ranks of a row, by the paired differences that are decided."""
-        differences = [paired_cards(one.cards, other.cards, [LEAD, LEAD]) for other in self.rows if other is not one]
+        others = [other for other in self.rows if other is not one and other.cards.keys() == one.cards.keys()]
+        differences = [paired_cards(one.cards, other.cards, [LEAD, LEAD]) for other in others]
         decided = [found.value for found in differences if found is not None and found.decided]
         best, worst = 1 + sum(value < 0 for value in decided), len(self.rows) - sum(value > 0 for value in decided)
         return str(best) if best == worst else f"{best}–{worst}"
@@ -77,8 +78,8 @@ class Standings:
     def table(self) -> TextTable:
         """Return the rows as texts."""
         notes = (
-            "Balanced accuracy, %. A range of ranks: a paired test cannot tell these rows apart.",
-            "Of one seed with its 95 % interval over the test images; of several the mean with its standard error.",
+            "Balanced accuracy, %. A range of ranks: a paired test over equal seeds cannot tell these rows apart.",
+            "One seed has its 95 % interval over the test images; several have their mean with one standard error.",
             "Tail and worst class are under AutoAttack. Paper: its AutoAttack at full size.",
         )
         return TextTable(self.kind.title, HEADS, tuple(self._line(one) for one in self.rows), notes)
@@ -116,8 +117,8 @@ def boards(store: Store, scales: Sequence[Scale]) -> list[Standings]:
             said = {row: value.value for (row, column), value in item.published.items() if column.metric == LEAD}
             for row in item.rows:
                 cells = store.cells(scale, row, ["clean"])
-                cards = by_seed(cells)
-                if not cards or not all(_has(card, LEAD) for card in cards.values()):
+                cards = {seed: card for seed, card in by_seed(cells).items() if _has(card, LEAD)}
+                if not cards:
                     continue
                 card = next(iter(cards.values()))
                 kind = BoardKind(scale.name, PAPERS[row.paper], card.data["name"], row.imbalance, card.model["name"])

@@ -257,7 +257,8 @@ def paired_cards(
             return compare_runs(left, right, attacks[0], comparisons)
         except UserError:  # other test images, or another setting of the attack
             return None
-    if len({card.data["test_sha256"] for card in (*left, *right)}) > 1:
+    attacked = {(name, card.column(str(name)).identity) for cards, name in sides for card in cards}
+    if len({card.data["test_sha256"] for card in (*left, *right)}) > 1 or len(attacked) > len({*dict(attacked)}):
         return None
     labels, classes = left[0].labels, left[0].num_classes
     keep = np.ones(len(labels), dtype=bool) if of is None else np.isin(labels, _labels(left[0], of))
@@ -345,7 +346,8 @@ def _groups(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
     lines: list[tuple[str, ...]] = []
     heads: tuple[str, ...] = ()
     for one, card in _first_cards(rows):
-        chosen = _spread([epoch for epoch in one.cells[0].epochs if getattr(epoch, field) is not None])
+        recorded = [[epoch for epoch in cell.epochs if getattr(epoch, field) is not None] for cell in one.cells]
+        chosen = _spread(next(filter(None, recorded), []))
         heads = heads or tuple(f"epoch {epoch.epoch}" for epoch in chosen)
         counts = card.data["train_class_counts"] or []
         for group, labels in metrics.class_groups(counts).items() if chosen else ():

@@ -14,12 +14,11 @@ from scipy import special
 from taet.evaluation.card import ResultCard
 from taet.evaluation.paired import LEVEL, Difference
 from taet.formatting import sentence
-from taet.reproduce.cell_store import Store, by_seed, load_card
-from taet.reproduce.claims import SIGNIFICANT_ORDER, Claim, ReversedEntry, SteadyEntry, Word, claims
+from taet.reproduce.cell_store import Store, StoredCell, by_seed, load_card, thinned
+from taet.reproduce.claims import FEWEST_REVERSED, SIGNIFICANT_ORDER, Claim, ReversedEntry, SteadyEntry, Word, claims
 from taet.reproduce.manifest import PaperRow, Scale, items, row_words
 from taet.reproduce.render import Filled, difference_text, filled, paired_cards, rank_correlation
 from taet.reproduce.text_table import TextTable
-from taet.training.record import Epoch
 
 FEWEST_IN_ORDER = 5
 """Least number of rows, or of epochs, of an order or a mean."""
@@ -37,17 +36,20 @@ class Verdict:
 def verdict(claim: Claim, store: Store, scale: Scale) -> Verdict:
     """Return the verdict on a claim by the runs of a scale."""
     entry = claim.entry
-    if "settled" in entry:
-        return Verdict(entry["settled"], entry.get("because", ""))
-    if "open" in entry:
-        return Verdict("not tested", f"Missing: {entry['open']}")
-    if "theorem" in entry:
-        return _theorem(store)
-    if "order" in entry:
-        return _order(claim, store, scale)
-    if "reversed" in entry:
-        return _reversed(entry["reversed"], store, scale)
-    return _steady(claim, entry["steady"], store, scale) if "steady" in entry else _of_pairs(claim, store, scale)
+    match claim.test:
+        case "settled":
+            return Verdict(entry["settled"], entry.get("because", ""))
+        case "open":
+            return Verdict("not tested", f"Missing: {entry['open']}")
+        case "theorem":
+            return _theorem(store)
+        case "order":
+            return _order(claim, store, scale)
+        case "reversed":
+            return _reversed(entry["reversed"], store, scale)
+        case "steady":
+            return _steady(claim, entry["steady"], store, scale)
+    return _of_pairs(claim, store, scale)
 
 
 def best_verdict(claim: Claim, store: Store, scales: Sequence[Scale]) -> Verdict:
@@ -59,12 +61,14 @@ def best_verdict(claim: Claim, store: Store, scales: Sequence[Scale]) -> Verdict
     return found
 
 
-def verdicts(names: Sequence[str], store: Store, scale: Scale) -> TextTable | None:
-    """Return the verdicts on these claims by the runs of a scale; None if there is no claim among the names."""
-    found = [(name, verdict(claims()[name], store, scale)) for name in dict.fromkeys(names) if name in claims()]
-    notes = tuple(f"{name}: {sentence(claims()[name].rule)} {sentence(one.because)}" for name, one in found)
-    lines = tuple((f"{name} · {claims()[name].entry['says']}", one.word) for name, one in found)
-    return TextTable(f"Claims · scale {scale.name}", ("", "verdict"), lines, notes) if found else None
+def verdicts(names: Sequence[str], store: Store, scale: Scale) -> list[TextTable]:
+    """Return the table of the verdicts on the claims among these names, by the runs of a scale, if there are any."""
+    found = [
+        (claims()[name], verdict(claims()[name], store, scale)) for name in dict.fromkeys(names) if name in claims()
+    ]
+    notes = tuple(f"{claim.name}: {sentence(claim.rule)} {sentence(one.because)}" for claim, one in found)
+    lines = tuple((f"{claim.name} · {claim.entry['says']}", one.word) for claim, one in found)
+    return [TextTable(f"Claims · scale {scale.name}", ("", "verdict"), lines, notes)] if found else []
 
 
 def word_of(found: Difference, size: float, most: bool) -> Word:
@@ -99,15 +103,23 @@ def _of_pairs(claim: Claim, store: Store, scale: Scale) -> Verdict:
         for column, size in claim.sizes.items():
             sides = [by_seed(store.cells(scale, row, [column])) for row in (first, second)]
             attacks = claim.attacks(scale, first, second, column)
-            less = claim.entry.get("less")
+            less = claim.less(scale, first)
             found = paired_cards(sides[0], sides[1], attacks, claim.entry.get("group"), comparisons=count, less=less)
             parts.append("not tested" if found is None else word_of(found, size, "most" in claim.entry))
             if found is not None:
                 of = f"{column} less {less}" if less else column
                 said.append(f"{_named(first, second)}{of} {_text(found)}")
-            missing |= {row_words(row): None for row, cards in zip((first, second), sides, strict=True) if not cards}
+            for row, cards, attack in zip((first, second), sides, attacks, strict=True):
+                missing |= dict.fromkeys(_missing(row, cards, {attack, less}))
     said += [f"Missing at scale {scale.name}: {', '.join(missing)}"] if missing else []
     return Verdict(combined(parts), "; ".join(said), scale.name)
+
+
+def _missing(row: PaperRow, cards: Mapping[int, ResultCard], attacks: set[str | None]) -> list[str]:
+    """Return what a row lacks for a difference: its runs, or attacks that no card of it has."""
+    held = {column.name for card in cards.values() for column in card.columns}
+    lacking = sorted(name for name in attacks if name is not None and name not in held)
+    return [f"{name} of {row_words(row)}" for name in lacking] if cards else [row_words(row)]
 
 
 def _named(first: PaperRow, second: PaperRow) -> str:
@@ -123,38 +135,50 @@ def _order(claim: Claim, store: Store, scale: Scale) -> Verdict:
     column = next(column for column in item.columns if column.metric == claim.entry["order"]["column"])
     found = rank_correlation(scale, item, filled(store, scale, item), column)
     if found is None or found[1] < FEWEST_IN_ORDER:
-        return Verdict("not tested", f"Missing: {FEWEST_IN_ORDER} rows of {item.name}.", scale.name)
+        return Verdict("not tested", f"It takes {FEWEST_IN_ORDER} rows of {item.name} with runs", scale.name)
     value, count = found
     word: Word = "holds" if value > SIGNIFICANT_ORDER else "does not hold" if value < 0 else "undecided"
     return Verdict(word, f"Spearman's correlation {value:+.2f} over {count} methods", scale.name)
 
 
 def _reversed(entry: ReversedEntry, store: Store, scale: Scale) -> Verdict:
-    """Count the pairs of rows whose order depends on the average: over images as in training, or over classes."""
+    """Count the pairs of rows whose order depends on the average: over images as in training, or over classes.
+
+    Such a pair confirms the claim. No number of pairs without one refutes it.
+    """
     rows = [one for one in filled(store, scale, items()[entry["item"]]) if one.cards]
+    if len(rows) < FEWEST_REVERSED:
+        takes = f"It takes {FEWEST_REVERSED} rows of {entry['item']} with runs"
+        return Verdict("not tested", f"{takes}; there are {len(rows)}", scale.name)
     pairs = [*itertools.combinations(rows, 2)]
-    if len(rows) < FEWEST_IN_ORDER:
-        return Verdict("not tested", f"Missing: {FEWEST_IN_ORDER} rows of {entry['item']}", scale.name)
     limit = float(special.ndtri(1 - LEVEL / (4 * len(pairs) * len(entry["columns"]))))  # two sides, two averages
-    counts = {column: sum(_are_reversed(scale, *pair, column, limit) for pair in pairs) for column in entry["columns"]}
-    said = ", ".join(f"{column} {count} of {len(pairs)}" for column, count in counts.items())
-    word: Word = "holds" if any(counts.values()) else "undecided"
-    return Verdict(word, f"Pairs of rows with opposite orders: {said}, 1 seed", scale.name)
+    said, most = list[str](), 0
+    for column in entry["columns"]:
+        found = [one for pair in pairs if (one := _is_reversed(scale, *pair, column, limit)) is not None]
+        said += [f"{column} {sum(found)} of {len(found)}"] if found else []
+        most = max(most, sum(found))
+    word: Word = "holds" if most else "undecided" if said else "not tested"
+    return Verdict(word, f"Pairs of rows of {entry['item']} with opposite orders: {', '.join(said)}", scale.name)
 
 
-def _are_reversed(scale: Scale, first: Filled, second: Filled, column: str, limit: float) -> bool:
+def _is_reversed(scale: Scale, first: Filled, second: Filled, column: str, limit: float) -> bool | None:
     """Return whether plain and balanced accuracy differ in opposite directions, each by `limit` standard errors.
 
-    Plain accuracy is that of a test set with the classes' shares in training. The standard error of the paired
-    difference is sqrt(sum_c w_c^2 s_c^2 / n_c), with the weight w_c of class c in the average.
+    Plain accuracy is that of a test set with the classes' shares in training. Of several common seeds, an image counts
+    with its mean. The standard error of the paired difference over the test images is sqrt(sum_c w_c^2 s_c^2 / n_c),
+    with the weight w_c of class c in the average. None if the rows have no common seed, attack and test images.
     """
-    cards = [next(iter(one.cards.values())) for one in (first, second)]
-    attacks = [scale.attack(one.row, column) for one in (first, second)]
-    same = {(card.data["test_sha256"], attack) for card, attack in zip(cards, attacks, strict=True)}
+    seeds, attack = sorted(first.cards.keys() & second.cards.keys()), scale.attack(first.row, column)
+    sides = [[one.cards[seed] for seed in seeds] for one in (first, second)]
+    cards = [card for side in sides for card in side]
+    held = all(attack in {one.name for one in card.columns} for card in cards)
+    if not cards or not held or attack is None or scale.attack(second.row, column) != attack:
+        return None
     counts = np.array(cards[0].data["train_class_counts"] or [], dtype=float)
-    if len(same) > 1 or not counts.size or any(attacks[0] not in {c.name for c in card.columns} for card in cards):
-        return False
-    left, right = (card.column(str(attacks[0])).correct.astype(float) for card in cards)
+    same = {(card.data["test_sha256"], card.column(attack).identity) for card in cards}
+    if len(same) > 1 or not counts.size or min(cards[0].summary("clean").total) < 2:
+        return None
+    left, right = (np.mean([card.column(attack).correct for card in side], axis=0) for side in sides)
     gains = [(left - right)[cards[0].labels == label] for label in range(len(counts))]
     means = np.array([gain.mean() for gain in gains])
     errors = np.array([gain.std(ddof=1) / math.sqrt(len(gain)) for gain in gains])
@@ -164,24 +188,32 @@ def _are_reversed(scale: Scale, first: Filled, second: Filled, column: str, limi
 
 
 def _steady(claim: Claim, entry: SteadyEntry, store: Store, scale: Scale) -> Verdict:
-    """Total variation between the classes that training examples are predicted as, mean over recorded epochs."""
+    """Total variation between the classes that training examples are predicted as, mean over epochs 1, 5, 10, ...
+
+    Equal shares of the classes do not prove equal predictions, so the claim is refuted or undecided.
+    """
     parts: list[Word] = []
     said, missing = list[str](), list[str]()
     for row in claim.item.rows:
-        moved = [found for one in store.cells(scale, row, []) if (found := _moved(one.epochs)) is not None]
-        missing += [] if moved else [row_words(row)]
-        parts.append("not tested" if not moved else "holds" if max(moved) <= entry["most"] else "does not hold")
-        said += [f"{row_words(row)} {' and '.join(f'{100 * one:.0f} %' for one in moved)}"] if moved else []
-    said += [f"Missing at scale {scale.name}: {', '.join(missing)}"] if missing else []
-    return Verdict(combined(parts), "; ".join(said), scale.name)
+        found = {one.cell.seed: moved for one in store.cells(scale, row, []) if (moved := _moved(one)) is not None}
+        if found:
+            parts.append("does not hold" if np.mean([*found.values()]) > entry["most"] else "undecided")
+            values = (f"{100 * moved:.0f} % (seed {seed})" for seed, moved in found.items())
+            said.append(f"{row_words(row)} {' and '.join(values)}")
+        else:
+            parts.append("not tested")
+            missing.append(row_words(row))
+    if missing:
+        said.append(f"missing at scale {scale.name}: {FEWEST_IN_ORDER} recorded epochs of {' and '.join(missing)}")
+    return Verdict(combined(parts), f"Mean total variation: {'; '.join(said)}", scale.name)
 
 
-def _moved(epochs: Sequence[Epoch]) -> float | None:
-    if len(epochs) < FEWEST_IN_ORDER or any(one.predicted is None for one in epochs):
+def _moved(one: StoredCell) -> float | None:
+    """Return the mean total variation of the epochs that are committed, so that a card and its run give one number."""
+    counts = np.array([row["predicted"] for row in thinned(one.rows) if row["predicted"] is not None], dtype=float)
+    if len(counts) < FEWEST_IN_ORDER:
         return None
-    counts = np.array([one.predicted for one in epochs], dtype=float)
-    shares = counts / counts.sum(1, keepdims=True)
-    return float(np.abs(np.diff(shares, axis=0)).sum(1).mean() / 2)
+    return float(np.abs(np.diff(counts / counts.sum(1, keepdims=True), axis=0)).sum(1).mean() / 2)
 
 
 def _theorem(store: Store) -> Verdict:
@@ -209,7 +241,7 @@ def elsewhere(claim: Claim, folders: Sequence[Path]) -> Iterator[str]:
         sides = [committed(folders, pattern) for pattern in (first, second)]
         for column, size in (claim.sizes or {"": 0.0}).items():
             own = claim.entry.get("attacks", [column, column])
-            less = claim.entry.get("less")
+            less = claim.entry.get("less")  # committed cards name attacks as the claim does
             found = paired_cards(sides[0], sides[1], own, claim.entry.get("group"), less=less)
             if found is not None:
                 word = f" ({word_of(found, size, 'most' in claim.entry)})" if "pairs" in claim.entry else ""

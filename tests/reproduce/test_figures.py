@@ -88,7 +88,7 @@ def test_an_embedding_of_any_seed_is_shown(committed: Store) -> None:
     """AT-BSL and REAT have embeddings of seed 1 only."""
     panels = figures.drawings(committed, scales()["mini"], items()["reat/figure10"]).panels
     titles = [panel.title for panel in panels if "t-SNE" in panel.title]
-    assert titles == [f"{name}, t-SNE of features, pgd-20" for name in ("at-bsl", "reat")]
+    assert titles == [f"{name}, seed 1, t-SNE of features, pgd-20" for name in ("at-bsl", "reat")]
 
 
 def test_an_embedding_is_kept_shown_and_saved_with_its_run(smoke: Fill, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_an_embedding_is_kept_shown_and_saved_with_its_run(smoke: Fill, tmp_path
     kept = store.embedding(one, "features")
     assert kept is not None
     assert kept.attack == "pgd-2"
-    assert figures.drawings(store, SMOKE, item).panels[0].title == "at-bsl, t-SNE of features, pgd-2"
+    assert figures.drawings(store, SMOKE, item).panels[0].title == "at-bsl, seed 0, t-SNE of features, pgd-2"
     session.save(tmp_path / "results")
     other = Store(tmp_path / "none", [tmp_path / "results"])
     assert other.embedding(other.cells(SMOKE, item.rows[0], ["clean"])[0], "features") == kept
