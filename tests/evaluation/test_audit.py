@@ -138,7 +138,7 @@ def test_the_gradient_of_the_mean_draw_is_the_mean_of_the_gradients() -> None:
 def test_examples_of_a_surrogate_are_tried() -> None:
     sound = audited(museum.base(), surrogate=("other", museum.base(1)), count=100)
     assert {item.question: item for item in sound.items}[
-        "Do examples of a similar model break less than the model's own?"
+        "Do white-box attacks break more images than examples transferred from a similar model?"
     ].status == "pass"
     masked = audited(museum.large_logits(), surrogate=("base", museum.base()), count=100)
     assert "transfer-beats-white-box" in failed(masked)
