@@ -45,7 +45,7 @@ def _seeds(store: Store, scale: Scale) -> str:
                 f"{100 * card.summary(LEAD).balanced:.1f} % (seed {seed}, epoch {card.model.get('epoch', '?')})"
                 for seed, card in cards.items()
             )
-            found[cells[0].any_seed] = f"{row_words(row)} {' and '.join(values)}"
+            found[cells[0].any_seed] = f"{row_words(row)} {', '.join(values)}"
     return "; ".join(sorted(found.values()))
 
 

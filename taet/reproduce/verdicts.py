@@ -199,7 +199,7 @@ def _steady(claim: Claim, entry: SteadyEntry, store: Store, scale: Scale) -> Ver
         if found:
             parts.append("does not hold" if np.mean([*found.values()]) > entry["most"] else "undecided")
             values = (f"{100 * moved:.0f} % (seed {seed})" for seed, moved in found.items())
-            said.append(f"{row_words(row)} {' and '.join(values)}")
+            said.append(f"{row_words(row)} {', '.join(values)}")
         else:
             parts.append("not tested")
             missing.append(row_words(row))

@@ -273,8 +273,8 @@ def test_the_findings_have_every_claim_and_every_erratum(root: Path) -> None:
     assert "committed cards exceed the bound" in text
     assert "**Selection on the test set** (REAT, public code). Not tested" in text
     assert "Interval of the rarest class: 5.6 points balanced, 11.4 long-tailed." in text
-    assert "selects, moves AutoAttack: at-bsl 12.7 % (seed 0, epoch 60) and 16.9 % (seed 1, epoch 70)" in text
-    assert "; reat 17.9 % (seed 0, epoch 80) and 14.7 % (seed 1, epoch 40)" in text
+    assert "selects, moves AutoAttack: at-bsl 12.7 % (seed 0, epoch 60), 16.9 % (seed 1, epoch 70)" in text
+    assert "; reat 17.9 % (seed 0, epoch 80), 14.7 % (seed 1, epoch 40)" in text
 
 
 def test_rows_of_the_leaderboard_that_cannot_be_told_apart_share_ranks(committed: Store) -> None:
