@@ -90,7 +90,7 @@ def test_a_hostile_file_is_one_line(hostile: Case, folder: Path, capsys: pytest.
             assert status == 2, (out, line)
             assert not out
     assert re.search(hostile.message, line), line
-    assert "unexpected" not in line
+    assert "error: unexpected: " not in line
     assert "memory" not in line
     assert len(line.strip().splitlines()) == 1
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", line)
