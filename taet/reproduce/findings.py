@@ -82,7 +82,7 @@ def _section(word: Word, names: Sequence[str], found: Mapping[str, Verdict], sto
         scale = f", scale {one.scale}" if one.scale and one.word != "not tested" else ""
         where = f"({claim.paper}, {claim.where}{scale})"
         lines.append(f"- **{name}** {claim.entry['says']} {where}. {sentence(one.because)}".rstrip())
-        lines += [f"  - Rule: {claim.rule}."] if claim.test in ("order", "reversed", "steady") else []
+        lines += [f"  - Rule: {claim.rule}."] if claim.is_tested and claim.test != "pairs" else []
         lines += [f"  - Outside the scales, {line}." for line in elsewhere(claim, store.results)]
     return "\n".join([*lines, ""])
 

@@ -86,12 +86,12 @@ class Standings:
 
     def _line(self, one: Contender) -> tuple[str, ...]:
         found, under = [card.summary(LEAD) for card in one.cards.values()], one.mean("pgd-20")
-        value, error = metrics.mean_and_standard_error([summary.balanced for summary in found])
+        _, error = metrics.mean_and_standard_error([summary.balanced for summary in found])
         tails = [summary.groups["tail"] for summary in found if summary.groups]
         return (
             one.label,
             self.rank(one),
-            percent(float(value)),
+            percent(one.mean(LEAD)),
             percent_interval(*found[0].balanced_interval) if len(found) == 1 else f"±{percent(float(error))}",
             MISSING if one.published is None else f"{one.published:.2f}",
             percent(one.mean("clean")),

@@ -257,8 +257,8 @@ def paired_cards(
             return compare_runs(left, right, attacks[0], comparisons)
         except UserError:  # other test images, or another setting of the attack
             return None
-    attacked = {(name, card.column(str(name)).identity) for cards, name in sides for card in cards}
-    if len({card.data["test_sha256"] for card in (*left, *right)}) > 1 or len(attacked) > len({*dict(attacked)}):
+    settings = {(name, card.column(str(name)).identity) for cards, name in sides for card in cards}  # one per attack
+    if len({card.data["test_sha256"] for card in (*left, *right)}) > 1 or len(settings) > len(dict(settings)):
         return None
     labels, classes = left[0].labels, left[0].num_classes
     keep = np.ones(len(labels), dtype=bool) if of is None else np.isin(labels, _labels(left[0], of))
