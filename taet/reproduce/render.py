@@ -240,36 +240,40 @@ def paired_cards(
 ) -> Difference | None:
     """Return the paired difference of two sets of cards by seed, each under its attack.
 
-    `of` is a class, or a group of classes (head, body, tail) by training images; by default all classes count.
-    `comparisons` differences share the error of their intervals. With `less`, the difference under this attack is
-    subtracted, image by image.
+    Seeds count whose runs were both attacked so. `of` is a class, or a group of classes (head, body, tail) by training
+    images; by default all classes count. `comparisons` differences share the error of their intervals. With `less`, the
+    difference under this attack is subtracted, image by image.
     """
-    seeds = sorted(first.keys() & second.keys())
-    left, right = [first[seed] for seed in seeds], [second[seed] for seed in seeds]
-    sides = [(left, attacks[0]), (right, attacks[1])]
-    sides += [(left, less), (right, less)] if less is not None else []
-    if not seeds or any(name not in {c.name for c in card.columns} for cards, name in sides for card in cards):
+    others = {less} - {None}
+    held = [_attacked(cards, {name, *others}) for cards, name in zip((first, second), attacks, strict=True)]
+    seeds = sorted(held[0].keys() & held[1].keys())
+    if not seeds:
         return None
-    assert attacks[0] is not None
-    assert attacks[1] is not None
+    left, right = ([cards[seed] for seed in seeds] for cards in held)
+    sides = [(left, str(attacks[0])), (right, str(attacks[1]))]
+    sides += [(left, less), (right, less)] if less is not None else []
     if of is None and less is None and attacks[0] == attacks[1]:
         try:
-            return compare_runs(left, right, attacks[0], comparisons)
+            return compare_runs(left, right, str(attacks[0]), comparisons)
         except UserError:  # other test images, or another setting of the attack
             return None
-    settings = {(name, card.column(str(name)).identity) for cards, name in sides for card in cards}  # one per attack
+    settings = {(name, card.column(name).identity) for cards, name in sides for card in cards}  # one per attack
     if len({card.data["test_sha256"] for card in (*left, *right)}) > 1 or len(settings) > len(dict(settings)):
         return None
     labels, classes = left[0].labels, left[0].num_classes
     keep = np.ones(len(labels), dtype=bool) if of is None else np.isin(labels, _labels(left[0], of))
-    first_right, second_right, *others = (
-        np.array([card.column(str(name)).correct[keep] for card in cards], dtype=int) for cards, name in sides
+    first_right, second_right, *subtracted = (
+        np.array([card.column(name).correct[keep] for card in cards], dtype=int) for cards, name in sides
     )
-    if others:
-        first_right, second_right = first_right + others[1], second_right + others[0]
+    if subtracted:
+        first_right, second_right = first_right + subtracted[1], second_right + subtracted[0]
     return difference(
-        first_right, second_right, labels[keep], classes, answers=1 + bool(others), comparisons=comparisons
+        first_right, second_right, labels[keep], classes, answers=1 + bool(subtracted), comparisons=comparisons
     )
+
+
+def _attacked(cards: Mapping[int, ResultCard], names: set[str | None]) -> dict[int, ResultCard]:
+    return {seed: card for seed, card in cards.items() if names <= {column.name for column in card.columns}}
 
 
 def _labels(card: ResultCard, of: int | str) -> list[int]:

@@ -116,9 +116,23 @@ def test_the_gain_in_clean_accuracy_less_that_under_attack(committed: Store) -> 
     assert paired_cards(bsl, other, clean, less="pgd-20") is None, "other settings of the attack"
 
 
+def test_a_difference_is_of_the_seeds_that_were_attacked_so(committed: Store) -> None:
+    bsl, reat = [by_seed(committed.cells(MINI, row, ["clean"])) for row in claims()["R5"].pairs[0]]
+    all_seeds = paired_cards(bsl, reat, ["pgd-20", "pgd-20"])
+    assert all_seeds is not None
+    assert all_seeds.runs == 3
+    columns = tuple(column for column in bsl[0].columns if column.name != "pgd-20")
+    lacking = {**bsl, 0: dataclasses.replace(bsl[0], columns=columns)}
+    without = {seed: card for seed, card in bsl.items() if seed != 0}
+    for less in (None, "pgd-20"):
+        attacks = ["pgd-20" if less is None else "clean"] * 2
+        assert paired_cards(lacking, reat, attacks, less=less) == paired_cards(without, reat, attacks, less=less)
+    assert paired_cards({0: lacking[0]}, reat, ["pgd-20", "pgd-20"]) is None
+
+
 def test_what_a_difference_lacks_is_named(committed: Store, tmp_path: Path) -> None:
-    lacking = verdict(claims()["R20"], committed, MINI)
-    assert lacking.because == "Missing at scale mini: pgd-l2-20 of reat, pgd-l2-20 of at-bsl"
+    lacking = verdict(claims()["C25"], committed, MINI)
+    assert lacking.because == "Missing at scale mini: autoattack-10 of taet"
     assert verdict(claims()["R20"], Store(tmp_path, []), MINI).because == "Missing at scale mini: reat, at-bsl"
 
 
