@@ -44,11 +44,17 @@ TRANSFORMERS = ("digits-lt-vit",)
 PRECISIONS = ("cifar10-lt-precision", "digits-lt-precision")  # of training: rows NAME-float32 beside NAME-bf16
 BY_CLASS = ("ham10000",)  # a table of every class as well
 FAIRNESS = ("digits-lt-class-wise",)  # how evenly the classes fare, and rules of budgets by loss, as well
+# Rows by the method whose seconds of an epoch are measured: as many epochs as AT, then as many seconds.
+SINGLE_STEP = {"at": "at", "n-fgsm": "n-fgsm", "liet": "liet", "n-fgsm-long": "n-fgsm", "liet-long": "liet"}
 RULES = {"none": "", "counts": "counts+", "dafa": "dafa+", "cfa": "cfa+"}  # and the names of their rows
 LOSSES = {"cross-entropy": "at", "balanced softmax": "at-bsl"}
 # Rows whose paired differences from another row are shown, by folder and by that row; () is all of them.
 PAIRS: dict[str, dict[str, tuple[str, ...]]] = {
-    "digits-lt-class-wise": {"at-bsl": (), "cgr": ("cgr-no-margin", "cgr-no-prior", "cgr-prior-alone")},
+    "digits-lt-class-wise": {
+        "at-bsl": (),
+        "at": ("n-fgsm", "n-fgsm-long", "liet", "liet-long"),
+        "cgr": ("cgr-no-margin", "cgr-no-prior", "cgr-prior-alone"),
+    },
     "digits-lt-extra": {
         "none": (),
         "copies": ("held-back", "mixed", "gaussian-inverse"),
@@ -342,26 +348,28 @@ def section(folder: str, texts: Mapping[str, str]) -> str:
 def single_step() -> list[str]:
     """Return robust accuracy per second of training, with one attack step and with ten."""
     found = json.loads((HERE / "single-step.json").read_text(encoding="utf-8"))
-    seconds = {name: [found["epochs"] * one for one in each] for name, each in found["epoch_seconds"].items()}
     lines = []
-    for name, each in seconds.items():
+    for name, method in SINGLE_STEP.items():
         cards = [load(path) for path in sorted((HERE / found["comparison"]).glob(f"{name}-seed*.json"))]
+        epochs = cards[0].run["config"]["training"]["epochs"]
+        seconds = [epochs * one for one in found["epoch_seconds"][method]]
         robust = [100 * card.summary("autoattack-fast").balanced for card in cards]
         cells = (
-            f"{min(each):.1f} ({min(each):.1f}–{max(each):.1f})",
-            f"{min(each) / min(seconds['at']):.2f}",
+            str(epochs),
+            f"{min(seconds):.1f} ({min(seconds):.1f}–{max(seconds):.1f})",
+            f"{min(seconds) / found['epochs'] / min(found['epoch_seconds']['at']):.2f}",
             brackets(robust, 1),
             str(len(cards)),
-            f"{statistics.mean(robust) / min(each):.2f}",
+            f"{statistics.mean(robust) / min(seconds):.2f}",
         )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     text = (
-        f"The settings of `{found['comparison']}`: CPU seconds of one thread for {found['epochs']} epochs without the "
+        f"The settings of `{found['comparison']}`: CPU seconds of one thread without the "
         f"curve, the least of the rounds (least–largest), and robust accuracy as above. `{found['command']}`, "
         f"{found['environment']['device']}, load {found['load']:.0f}: CPU seconds do not count waiting, but what runs "
         "beside makes them longer."
     )
-    heads = "method|CPU seconds|AT = 1|autoattack-fast|n|points per second"
+    heads = "row|epochs|CPU seconds|AT = 1|autoattack-fast|n|points per second"
     return [f"### One attack step and ten, per second of training\n\n{text}", _grid(heads, lines)]
 
 

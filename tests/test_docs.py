@@ -302,9 +302,17 @@ SHOWN = {  # paired differences in hand-written text, by page: folder of results
         digits-lt-class-wise counts+at-seed? at-seed? autoattack-fast
         digits-lt-class-wise counts+at-bsl-seed? at-bsl-seed? autoattack-fast
         digits-lt-class-wise cgr-prior-alone-seed? cgr-seed? autoattack-fast
-        digits-lt-class-wise cgr-prior-alone-seed? at-bsl-seed[01] autoattack-fast
-        digits-lt-class-wise cgr-seed? at-bsl-seed[01] autoattack-fast
-        digits-lt-class-wise cgr-no-prior-seed? cgr-seed? clean""",
+        digits-lt-class-wise cgr-prior-alone-seed? at-bsl-seed? autoattack-fast
+        digits-lt-class-wise cgr-seed? at-bsl-seed? autoattack-fast
+        digits-lt-class-wise cgr-no-prior-seed? cgr-seed? clean
+        digits-lt-class-wise cgr-no-margin-seed? cgr-seed? clean
+        digits-lt-class-wise cgr-no-margin-seed? cgr-seed? autoattack-fast
+        digits-lt-class-wise frl-seed? at-bsl-seed? autoattack-fast
+        digits-lt-class-wise dafa-seed? at-bsl-seed? autoattack-fast
+        digits-lt-class-wise cfa-seed? at-bsl-seed? autoattack-fast
+        digits-lt-class-wise n-fgsm-seed? at-seed? autoattack-fast
+        digits-lt-class-wise n-fgsm-long-seed? at-seed? autoattack-fast
+        digits-lt-class-wise n-fgsm-long-seed? at-seed? clean""",
 }
 
 
