@@ -60,6 +60,7 @@ def broken(_: list[str]) -> int:
     raise KeyError("q")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("command", "finding"), [(broken, "exit status 1"), (late, "takes longer than"), (lambda _: 3, "exit status 3")]
 )

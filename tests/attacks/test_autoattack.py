@@ -159,6 +159,7 @@ def test_equals_the_official_suite_for_any_number_of_classes(classes: int, norm:
     assert_official(train(classes), x, y, radius, norm, "10")
 
 
+@pytest.mark.sample(4)
 @pytest.mark.usefixtures("few_queries")
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("classes", [3, 10])

@@ -113,7 +113,7 @@ for ball in ("linf", "l2"):
     BALLS |= {f"pgd {ball} gaussian": (ball, ascent(ball, start="gaussian"))}
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", BALLS)
 def test_no_certified_image_is_broken_and_the_same_attack_breaks_others(name: str) -> None:
     norm, attack = BALLS[name]

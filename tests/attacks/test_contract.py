@@ -344,11 +344,13 @@ def parameter(name: str, check: Callable[[str], None]) -> Any:
 SUITES = [name for name in short_names() if isinstance(catalogue.parse(name, SETTINGS), Suite)]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("name", "check"), [parameter(name, check) for name in short_names() for check in CHECKS])
 def test_an_attack(name: str, check: Callable[[str], None]) -> None:
     check(name)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", short_names())
 def test_an_attack_resumes(name: str, tmp_path: Path) -> None:
     resumes_from_its_finished_batches(name, tmp_path)

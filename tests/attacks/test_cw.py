@@ -65,6 +65,7 @@ def naive(
     return best
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("c", "kappa", "targeted"), [(10.0, 0.0, False), (None, 0.0, False), (None, 0.5, False), (None, 0.0, True)]
 )

@@ -206,6 +206,7 @@ def added(tmp_path_factory: pytest.TempPathFactory, plugged: Callable[..., Abstr
 CATALOGUE = [*catalogue.kinds(), *ADDED]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.usefixtures("added")
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_attack_of_the_catalogue_refuses_the_same(name: str) -> None:

@@ -104,7 +104,7 @@ def write(path: Path, card: dict[str, Any], sealed: bool) -> None:
         path.write_text(json.dumps(card))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", CARDS)
 def test_a_card_with_a_field_that_cannot_be(refused: Callable[..., str], run: Path, tmp_path: Path, name: str) -> None:
     path = run / "evaluation.json"

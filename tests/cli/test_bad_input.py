@@ -36,6 +36,7 @@ def refused(taet: Any) -> Callable[..., None]:
     return check
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
@@ -167,7 +168,7 @@ def split(text: str) -> list[str]:
     return shlex.split(text.replace(r"\udcff", "\udcff"))
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("option", WRONG)
 def test_values_that_no_option_takes(
     refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str

@@ -257,7 +257,7 @@ def sources() -> Iterator[Any]:
     yield pytest.param("data", "compare spec.toml --dry-run", outline, "outline returned a str", id="data: outline")
 
 
-@pytest.mark.sample(9)
+@pytest.mark.sample(18)
 @pytest.mark.parametrize(("kind", "command", "source", "message"), [*sources()])
 def test_a_fault_of_a_plugin_is_one_line(
     taet: Any, plugin: Callable[..., Path], run: Path, kind: str, command: str, source: str, message: str

@@ -117,6 +117,7 @@ def of_another_network() -> None:
     torch.save(resnet18(num_classes=5).state_dict(), "net.pt")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("prepare", "words", "part"),
     [

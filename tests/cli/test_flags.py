@@ -90,6 +90,7 @@ def test_without_removes_an_option_and_its_value() -> None:
     assert without(words, "--seed") == words
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -288,6 +288,7 @@ def test_tampering_with_distances_and_areas_is_named(tamper: Any, message: str) 
         ResultCard.from_json(stored)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_committed_card_loads(path: Path) -> None:
     stored = json.loads(path.read_text())

@@ -256,6 +256,7 @@ def test_gradients_that_are_not_finite_are_named_where_no_attack_met_them(evalua
     assert masking(evaluate(trained(), "fgsm", count=100)) == set()
 
 
+@pytest.mark.full
 def test_examples_of_another_model_beat_gradients_that_are_masked(evaluate: Callable[..., ResultCard]) -> None:
     x, y = (tensor[TRAIN : TRAIN + 100] for tensor in digits())
     attack = parse_attack("pgd-20", eps=EPS)

@@ -94,6 +94,7 @@ def test_many_images_have_the_interval_of_a_bootstrap() -> None:
     assert (result.low, result.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.004)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("images", [1, 2, 5])
 @pytest.mark.parametrize("shares", [(0.05, 0.05), (0.4, 0.4), (0.2, 0.05), (0.0, 0.02)])
 def test_the_interval_covers_with_few_images_in_each_class(images: int, shares: tuple[float, float]) -> None:

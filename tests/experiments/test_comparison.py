@@ -278,6 +278,7 @@ def test_the_user_decides_about_threads(small: dict[str, Any], tmp_path: Path, m
         assert f"--threads {expected} " in f"{planned.commands[0]} "
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("processes")
 def test_a_running_cell_says_how_far_it_is_once(
     small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

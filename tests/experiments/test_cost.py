@@ -18,6 +18,7 @@ SMALL = Workload(image_shape=(3, 8, 8))
 QUICK = Timing(batch_size=4, steps=2, curve=(1, 3), rounds=2, device="cpu", precision="float32")
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("name", "forwards", "backwards"),
     [

@@ -71,6 +71,7 @@ def test_every_cell_is_in_one_part_and_parts_are_as_long_and_as_expensive(
         assert deal(more, part, parts)[: len(before)] == before, "more seeds move no cell"
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("parts", [2, 3, 4, 5, 6, 8, 12])
 @pytest.mark.parametrize("size", [(4, 4, 1, 1), (4, 1, 1, 4), (4, 3, 2, 3), (15, 1, 2, 3), (3, 2, 2, 5)])
 def test_data_and_ratios_are_spread_as_well(size: tuple[int, int, int, int], parts: int) -> None:

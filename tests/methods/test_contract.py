@@ -234,6 +234,7 @@ def differ(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     )
 
 
+@pytest.mark.sample(3)
 def test_every_knob_acts_or_is_refused(
     whole_variant: list[Case], network: Network, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +344,7 @@ def test_loss_in_each_precision(plain_case: Case, network: Network, batch: Batch
     assert totals["float32"] != totals["bf16"], "autocast changed nothing: it was not on"
 
 
+@pytest.mark.sample(3)
 def test_twenty_steps_lower_the_loss(plain_case: Case, network: Network, batch: Batch) -> None:
     method = plain_case.build()
     model = network(10, head=method.task.head)

@@ -121,11 +121,12 @@ def assert_trains_alike(case: Case, network: Network, awp: float = 0.0) -> None:
         torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(24)
 def test_replayed_steps_train_as_eager_ones(plain_case: Case, network: Network) -> None:
     assert_trains_alike(plain_case, network)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "knobs", "awp"),
     [("robust-lt", {"base": "taet"}, 0.0), ("at", {}, 0.01), ("trades", {}, 0.01)],

@@ -336,6 +336,7 @@ def test_learning_leaves_the_model_as_it_was(variant: str, bn_mode: Any, network
     assert torch.equal(torch.random.get_rng_state(), rng)
 
 
+@pytest.mark.sample(2)
 @every_variant
 def test_the_reward_is_the_attacked_loss_and_two_accuracies_of_the_copy_ahead(
     variant: str, network: Network, digits: Batch, monkeypatch: pytest.MonkeyPatch
@@ -374,6 +375,7 @@ def test_the_reward_is_the_attacked_loss_and_two_accuracies_of_the_copy_ahead(
     assert reward.item() == pytest.approx({"las-pgd": 10, "las-trades": 20}[variant])
 
 
+@pytest.mark.sample(2)
 @every_variant
 def test_with_a_view_of_the_model_the_reward_is_the_same_after_the_weights_have_moved(
     variant: str, network: Network, digits: Batch

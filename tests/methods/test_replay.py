@@ -139,7 +139,7 @@ def assert_replays(method: Method, model: Classifier, epoch: int, awp: float = 0
         torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 def test_a_recorded_step_follows_what_changes(plain_case: Case, network: Network) -> None:
     method = plain_case.build()
     assert_replays(method, network(CLASSES, head=method.task.head), plain_case.epoch)
@@ -190,6 +190,7 @@ def test_a_buffer_written_in_place_is_followed(network: Network, task: Callable[
     assert_replays(Careless("none", task()), network(CLASSES), epoch=3)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "habit",
     [

@@ -117,6 +117,7 @@ def test_the_number_of_parameters_is_the_sum_by_hand_and_what_is_published(name:
 # -- arithmetic --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @every_model
 def test_forward_and_backward(name: str) -> None:
     shape, count = ((3, 32, 32), 1) if name == "vit-b16" else ((3, 8, 8), 2)

@@ -47,6 +47,7 @@ def gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return found
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("name", EVERY)
 def test_the_view_of_every_model_gives_its_logits_and_gradients(name: str) -> None:
     model = settled(models.build(name, 10, SHAPE)).double()

@@ -196,6 +196,7 @@ def test_the_same_runs_give_the_same_bytes(runs: list[Path], tmp_path: Path) -> 
     assert report.write(runs[:1], tmp_path / "b.html").read_bytes() == first
 
 
+@pytest.mark.full
 @pytest.mark.drawn
 def test_drawing_leaves_matplotlib_as_it_was(runs: list[Path], tmp_path: Path) -> None:
     import matplotlib
@@ -286,6 +287,7 @@ def test_a_run_that_repeats_a_seed_is_a_row_of_its_own(make_run: MakeRun, tmp_pa
     assert {row[0][1] for row in page.tables[0][1:]} == {"taet (s0, s1) n = 2", "taet (again)"}
 
 
+@pytest.mark.full
 def test_runs_of_other_settings_are_named_by_them(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / str(seed), "at", seed=seed) for seed in (0, 1)]
     for path in runs[1:]:
@@ -392,6 +394,7 @@ def test_classes_with_few_test_images_are_marked(page: Page) -> None:
     assert "two (54)" not in page.text
 
 
+@pytest.mark.full
 @pytest.mark.drawn
 def test_grey_images_and_one_epoch(make_run: MakeRun, tmp_path: Path) -> None:
     page = Page(report.write([make_run(tmp_path / "at", channels=1, epochs=1)], tmp_path / "report.html"))
@@ -507,6 +510,7 @@ def test_no_file_but_a_page_is_replaced(make_run: MakeRun, tmp_path: Path) -> No
     assert out.read_bytes() == page
 
 
+@pytest.mark.full
 def test_a_device_or_a_fifo_is_written_into(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(tmp_path / "at", epochs=1)
     page = report.write([run], tmp_path / "report.html").read_bytes()
@@ -529,6 +533,7 @@ def test_the_name_of_a_folder_may_be_any_bytes(make_run: MakeRun, tmp_path: Path
     assert "caf\\udce9" in report.write([run], tmp_path / "report.html").read_text()
 
 
+@pytest.mark.full
 @pytest.mark.drawn
 def test_no_name_of_a_class_is_read_as_anything_but_text(make_run: MakeRun, tmp_path: Path) -> None:
     names = ("$\\x$", "a$b", "_^{", "\\frac", "%s {} {{x}}", "x" * 1000, "\n\t", "\x7f", "＄", "😀")

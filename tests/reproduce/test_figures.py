@@ -48,6 +48,7 @@ def test_every_item_has_a_figure(smoke: Fill, name: str) -> None:
     assert figures.drawings(smoke(item), SMOKE, item).panels
 
 
+@pytest.mark.full
 def test_nothing_is_drawn_without_runs(tmp_path: Path) -> None:
     assert all(figures.drawings(Store(tmp_path, []), SMOKE, item).panels == () for item in items().values())
 

@@ -166,6 +166,7 @@ def other_tensors(folder: Path, _: Path) -> None:
     assert held.sums == sums
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("change", "file"),
     [
@@ -284,6 +285,7 @@ def values_of(name: str, *values: Any) -> list[Any]:
 BAD = (5, -1, "x", None, [], {}, [[]], {"zz": 1}, 2**62, 1e300)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -394,6 +396,7 @@ def once_of(name: str, *values: Any) -> list[Any]:
 DELETED = "deleted"
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -459,6 +462,7 @@ def test_metadata_of_weights_are_typed(
         load_model(folder)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "checkpoint.pt", "done", "model.safetensors"])
 @pytest.mark.parametrize("kind", ["link", "fifo"])
 def test_a_file_that_is_a_link_or_a_fifo_is_refused_and_nothing_elsewhere_is_touched(

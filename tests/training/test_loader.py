@@ -157,6 +157,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Loa
     return make
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("sampling", ["shuffled", "class-balanced"])
 @pytest.mark.parametrize("augment", ["none", "crop", "crop-flip", "randaugment", "autoaugment"])
 @pytest.mark.parametrize("count", [1, 13, 40])

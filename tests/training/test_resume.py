@@ -181,6 +181,7 @@ def test_stopped_again_and_again(
     assert_same(folder, whole.folder)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("at", "again"), [(3, True), (4, False)])
 def test_a_method_is_told_of_each_epoch_once(
     tiny: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, again: bool

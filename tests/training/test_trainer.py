@@ -168,6 +168,7 @@ def test_methods_are_told_the_predictions_of_the_epoch_before(
     assert told == [finished.dataset.class_counts.tolist(), finished.history[0]["predicted"]]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("every", "expected"), [(0, []), (1, [1, 2, 3]), (2, [2, 3])])
 def test_the_curve_has_a_point_every_so_often(
     tiny: Callable[..., Run], tmp_path: Path, every: int, expected: list[int]
