@@ -45,14 +45,22 @@ PRECISIONS = ("cifar10-lt-precision", "digits-lt-precision")  # of training: row
 BY_CLASS = ("ham10000",)  # a table of every class as well
 FAIRNESS = ("digits-lt-class-wise",)  # how evenly the classes fare, and rules of budgets by loss, as well
 # Rows by the method whose seconds of an epoch are measured: as many epochs as AT, then as many seconds.
-SINGLE_STEP = {"at": "at", "n-fgsm": "n-fgsm", "liet": "liet", "n-fgsm-long": "n-fgsm", "liet-long": "liet"}
+SINGLE_STEP = {
+    "at": "at",
+    "n-fgsm": "n-fgsm",
+    "liet": "liet",
+    "n-fgsm-long": "n-fgsm",
+    "liet-long": "liet",
+    "at-long": "at",
+}
 RULES = {"none": "", "counts": "counts+", "dafa": "dafa+", "cfa": "cfa+"}  # and the names of their rows
 LOSSES = {"cross-entropy": "at", "balanced softmax": "at-bsl"}
 # Rows whose paired differences from another row are shown, by folder and by that row; () is all of them.
 PAIRS: dict[str, dict[str, tuple[str, ...]]] = {
     "digits-lt-class-wise": {
         "at-bsl": (),
-        "at": ("n-fgsm", "n-fgsm-long", "liet", "liet-long"),
+        "at": ("n-fgsm", "n-fgsm-long", "liet", "liet-long", "at-long"),
+        "n-fgsm-long": ("dafa+at", "at-long"),
         "cgr": ("cgr-no-margin", "cgr-no-prior", "cgr-prior-alone"),
     },
     "digits-lt-extra": {
@@ -117,16 +125,21 @@ def costs() -> dict[tuple[str, str | None], float]:
     return {(cost["name"], cost["settings"].get("variant")): cost["seconds_ratio"] for cost in measured}
 
 
-def cost(card: ResultCard) -> str:
-    """Return the cost of a training step relative to AT; empty if it was not measured with this wrapped method."""
+def epochs(card: ResultCard) -> int:
+    """Return the number of epochs of a card's training."""
+    return int(card.run["config"]["training"]["epochs"])
+
+
+def cost(card: ResultCard, usual_epochs: int) -> str:
+    """Return the time of a training relative to that of AT with `usual_epochs`; empty if it was not measured."""
     settings = card.run.get("config", {}).get("settings") or {}
     known = registry.entries("methods")
     usual = getattr(methods.find(card.method).Config(), "base", None) if card.method in known else None
     plain = settings.get("base") in (None, usual)
     if card.method in known and known[card.method].baseline:
-        return "1"
+        return f"{epochs(card) / usual_epochs:.3g}"
     found = costs().get((card.method, settings.get("variant")), costs().get((card.method, None)))
-    return f"{found:.2f}" if found is not None and plain else ""
+    return f"{found * epochs(card) / usual_epochs:.2f}" if found is not None and plain else ""
 
 
 def table(folder: Path, wanted: Sequence[str] = (), variants: bool = True) -> str:
@@ -170,9 +183,14 @@ def table(folder: Path, wanted: Sequence[str] = (), variants: bool = True) -> st
     left = {name: deviations(rows[name]) for name in values}
     notes = list(dict.fromkeys(text for texts in left.values() for text in texts))
     lines = [["method", *heads]]
+    usual_epochs = statistics.mode(epochs(cards[0]) for cards in rows.values())
     for name, row in values.items():
         cells = [cell(seen, math.isclose(mean(seen), top)) for seen, top in zip(row, best, strict=True)]
-        cells += [*([str(len(rows[name]))] if seeds else []), *(saw[name] for _ in mixed), cost(rows[name][0])]
+        cells += [
+            *([str(len(rows[name]))] if seeds else []),
+            *(saw[name] for _ in mixed),
+            cost(rows[name][0], usual_epochs),
+        ]
         marks = ", ".join(str(1 + notes.index(text)) for text in left[name])
         label = f"{name}<sup>{marks}</sup>" if marks else name
         lines.append([label, *cells])
@@ -351,11 +369,11 @@ def single_step() -> list[str]:
     lines = []
     for name, method in SINGLE_STEP.items():
         cards = [load(path) for path in sorted((HERE / found["comparison"]).glob(f"{name}-seed*.json"))]
-        epochs = cards[0].run["config"]["training"]["epochs"]
-        seconds = [epochs * one for one in found["epoch_seconds"][method]]
+        count = epochs(cards[0])
+        seconds = [count * one for one in found["epoch_seconds"][method]]
         robust = [100 * card.summary("autoattack-fast").balanced for card in cards]
         cells = (
-            str(epochs),
+            str(count),
             f"{min(seconds):.1f} ({min(seconds):.1f}–{max(seconds):.1f})",
             f"{min(seconds) / found['epochs'] / min(found['epoch_seconds']['at']):.2f}",
             brackets(robust, 1),

@@ -213,6 +213,16 @@ def roc_auc(matrix: ArrayLike) -> float:
     return float(areas[known].mean()) if known.any() else math.nan
 
 
+def largest_standard_error(total: ArrayLike) -> float:
+    """Return the largest standard error that a balanced accuracy on n_c images of each class c can have.
+
+    sqrt(sum_c p_c (1 - p_c)/n_c)/K at p_c = 1/2, that is sqrt(sum_c 1/n_c)/(2K), over the K classes with images.
+    """
+    counts = np.asarray(total, dtype=np.float64)
+    counts = counts[counts > 0]
+    return float(np.sqrt((1 / counts).sum()) / (2 * len(counts))) if len(counts) else math.nan
+
+
 def wilson_interval(correct: ArrayLike, total: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
     """Return the score interval `(low, high)` of a proportion, in the shape of the counts; nan where the total is 0.
 

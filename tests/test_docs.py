@@ -269,12 +269,13 @@ def test_the_changelog_knows_this_version() -> None:
     assert f'version = "{taet.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-MINI = "reproduce/mini/"
+MINI, CHOSEN = "reproduce/mini", "reproduce/mini-selected"
 SHOWN = {  # paired differences in hand-written text, by page: folder of results, first row, second row, attack
     "README.md": f"""
         {MINI} taet_cifar10-lt_ir10_seed0-8323d86a at-bsl_cifar10-lt_ir10_seed0-8108faaa autoattack
-        . {MINI}reat_cifar10-lt_ir50_seed0-4be6c47b cifar10-lt-mini-reat/at-bsl autoattack
-        {MINI} reat_cifar10-lt_ir50_seed1-4aa0faaa at-bsl_cifar10-lt_ir50_seed1-7e9396c1 autoattack""",
+        . {MINI}/reat_cifar10-lt_ir50_seed0-4be6c47b {CHOSEN}/at-bsl_cifar10-lt_ir50_seed0-2df819c8 autoattack
+        {CHOSEN} reat_cifar10-lt_ir50_seed1-4aa0faaa at-bsl_cifar10-lt_ir50_seed1-7e9396c1 autoattack
+        {MINI} reat_cifar10-lt_ir50_seed0-4be6c47b at-bsl_cifar10-lt_ir50_seed0-0e677bf7 autoattack""",
     "docs/extra-data.md": "digits-lt-extra gaussian-inverse-seed? copies-seed? autoattack-fast",
     "docs/fine-tuning.md": """
         ham10000-fine-tune trades standard clean
@@ -312,7 +313,12 @@ SHOWN = {  # paired differences in hand-written text, by page: folder of results
         digits-lt-class-wise cfa-seed? at-bsl-seed? autoattack-fast
         digits-lt-class-wise n-fgsm-seed? at-seed? autoattack-fast
         digits-lt-class-wise n-fgsm-long-seed? at-seed? autoattack-fast
-        digits-lt-class-wise n-fgsm-long-seed? at-seed? clean""",
+        digits-lt-class-wise n-fgsm-long-seed? at-seed? clean
+        digits-lt-class-wise dafa+at-seed? n-fgsm-long-seed? autoattack-fast
+        digits-lt-class-wise at-long-seed? n-fgsm-long-seed? clean
+        digits-lt-class-wise at-long-seed? n-fgsm-long-seed? autoattack-fast
+        digits-lt-class-wise at-long-seed? at-seed? clean
+        digits-lt-class-wise at-long-seed? at-seed? autoattack-fast""",
 }
 
 

@@ -158,6 +158,15 @@ def test_flips_and_errors_equal_naive_loops(drawn: tuple[list[int], list[int], l
         assert natural[c] + boundary[c] == pytest.approx(sum(a != c or b != c for a, b in own) / len(own))
 
 
+def test_no_accuracy_has_a_larger_standard_error() -> None:
+    counts = np.array([90, 20, 0, 2])
+    shares = np.random.default_rng(0).random((1000, 4))
+    errors = np.sqrt((shares * (1 - shares))[:, counts > 0] / counts[counts > 0] @ np.ones(3)) / 3
+    assert errors.max() <= metrics.largest_standard_error(counts)
+    assert metrics.largest_standard_error([25]) == pytest.approx(0.1)
+    assert math.isnan(metrics.largest_standard_error([0]))
+
+
 def test_no_images_flip_at_no_rate() -> None:
     assert math.isnan(metrics.flip_rate([], []))
 

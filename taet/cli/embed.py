@@ -18,6 +18,7 @@ from taet.evaluation.embedding import Embedding, embed
 from taet.files import make_folder, write_atomically
 from taet.formatting import aligned, percent
 from taet.models import trusted
+from taet.training.folder import DELIVERED, WeightsName
 
 EXAMPLES = (
     "taet embed runs/at-bsl runs/taet",
@@ -45,6 +46,8 @@ class EmbedOptions:
     """Test images of each class, the first ones."""
     seed: Seed = 0
     """Seed of t-SNE."""
+    weights: WeightsName = DELIVERED
+    """Epoch: the one each run delivers, the last one, or the best one of the curve."""
     out: Path = Path("embedding.svg")
     """Picture, as .svg or .png."""
     device: str = "auto"
@@ -61,8 +64,9 @@ def run(arguments: list[str]) -> None:
     parsed = read(arguments)
     call = shlex.join(["taet", "embed", *arguments])
     with trusted(*parsed.trust_model):
-        chosen = {"of": parsed.of, "classes": parsed.classes, "images": parsed.images, "seed": parsed.seed}
-        found = [embed(run, parsed.attack, device=parsed.device, **chosen) for run in parsed.runs]  # type: ignore[arg-type]
+        names = ("of", "classes", "images", "seed", "weights")
+        chosen = {name: getattr(parsed, name) for name in names}
+        found = [embed(run, parsed.attack, device=parsed.device, **chosen) for run in parsed.runs]
     make_folder(parsed.out.parent)
     beside = parsed.out.with_suffix(".json")
     values = {"command": call, "embeddings": [one.to_json() for one in found]}

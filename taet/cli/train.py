@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from taet import methods, models, protocols
+from taet import methods, metrics, models, protocols
 from taet.bounds import LongSeed
 from taet.cli import flags, run_file
 from taet.cli.processes import reported_once, together
@@ -34,6 +34,9 @@ from taet.training.choices import Chosen, choice_lines
 from taet.training.folder import RunFolder
 from taet.training.result import TrainingResult
 from taet.training.trainer import Trainer
+
+COARSE_SELECTION = 0.02
+"""Standard error above which `taet train` warns: twice as much, 4 points, is more than most methods differ by."""
 
 EXAMPLES = (
     "taet train taet --data digits-lt --model resnet8 --epochs 30",
@@ -282,11 +285,28 @@ def introduction(trainer: Trainer, chosen: Mapping[str, Chosen]) -> str:
         f"{width}x{height} pixels, {'mirrored at random' if trainer.loader.mirror else 'never mirrored'}",
         *(f"  {note}" for note in getattr(trainer.model, "notes", ())),
         *(f"  {text}" for text in trainer.method.warnings(counts.tolist(), run.training.batch_size)),
+        *(f"  {text}" for text in _coarse_selection(trainer)),
     ]
     turned = {} if run.training.augment in ("none", "crop") else own_data.mirroring(run.data, dataset)
     if choices := {**chosen, **turned, **trainer.choices}:
         lines += ["decided; each can be set by its option:", *(f"  {line}" for line in choice_lines(choices))]
     return "\n".join(lines)
+
+
+def _coarse_selection(trainer: Trainer) -> list[str]:
+    """Return a warning if the validation images of the curve may be too few to tell epochs apart."""
+    if trainer.run.training.selection != "best-validation":
+        return []
+    split = trainer.curve.split
+    counts, names = split.class_counts, trainer.dataset.class_names
+    error, least = metrics.largest_standard_error(counts), int(counts.argmin())
+    if error <= COARSE_SELECTION:
+        return []
+    return [
+        f"selection best-validation: on {len(split):,} validation images, {counts[least]:,} of '{names[least]}', a "
+        f"balanced accuracy has a standard error of up to {100 * error:.1f} points, so chance may decide which epoch "
+        "is best; --selection last delivers the last one"
+    ]
 
 
 def expected(trainer: Trainer, attacks: bool) -> list[str]:

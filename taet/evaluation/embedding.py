@@ -20,6 +20,7 @@ from taet.metrics import Floats, Ints
 from taet.models.classifier import Classifier
 from taet.shapes import Sha256, check_shape
 from taet.training.checkpoint import weights_digest
+from taet.training.folder import DELIVERED, WeightsName
 
 Space = Literal["features", "logits"]
 FOLDS = 5
@@ -85,6 +86,7 @@ def embed(
     classes: Sequence[str] = (),
     images: int = 100,
     seed: int = 0,
+    weights: WeightsName = DELIVERED,
     device: str = "auto",
 ) -> Embedding:
     """Return the embedding of test images by the model of a run, clean and under an attack.
@@ -99,6 +101,7 @@ def embed(
         classes: names of classes; by default all.
         images: number of test images of each class; the first ones are taken, or all if a class has fewer.
         seed: seed of t-SNE.
+        weights: model, or model-last or model-best for another epoch of the run.
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
@@ -107,7 +110,7 @@ def embed(
     Source: van der Maaten, Hinton, "Visualizing data using t-SNE", JMLR 2008; Rousseeuw, "Silhouettes", 1987.
     """
     folder = Path(run)
-    subject = subject_of("embed", folder, None)
+    subject = subject_of("embed", folder, None, weights)
     chosen = parse_attack(attack, subject.settings, subject.train_eps)
     if chosen.not_transferable:
         raise UserError(f"embed: got {attack}, {chosen.not_transferable}; allowed: an attack such as fgsm or pgd-20")
@@ -124,7 +127,7 @@ def embed(
     points = _tsne(np.concatenate([*spaces.values()]), seed)
     counts = subject.train_class_counts
     return Embedding(
-        name=folder.name,
+        name=folder.name if weights == DELIVERED else f"{folder.name} ({weights})",
         of=of,
         attack=chosen.name,
         seed=seed,

@@ -26,8 +26,8 @@ from taet.metrics import Ints
 from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
-from taet.training.folder import DELIVERED, RunFolder
-from taet.training.record import RunRecord
+from taet.training.folder import BEST, DELIVERED, LAST, RunFolder
+from taet.training.record import RunRecord, SelectionRecord
 
 
 @dataclass(frozen=True)
@@ -248,13 +248,22 @@ def _of_run(
         },
         model_about={
             "name": run.model.name if given is None else type(given).__name__,
-            "selection": record.selection.rule,
+            "selection": (chosen := selection_of(weights, record.selection)).rule,
             "epoch": RunFolder(folder).weights_about(weights).epoch,
-            "leak": record.selection.leak,
+            "leak": chosen.leak,
             "file_sha256": file_sha256(RunFolder(folder).weights(weights), links=False),
         },
         data_about=data_about,
     )
+
+
+def selection_of(weights: str, delivered: SelectionRecord) -> SelectionRecord:
+    """Return how the epoch of some weights of a run was chosen, given how the delivered epoch was."""
+    if weights == LAST:
+        return replace(delivered, rule="last", leak=False)
+    if weights == BEST and delivered.rule == "last":  # only a curve on validation images has a best epoch then
+        return replace(delivered, rule="best-validation")
+    return delivered
 
 
 def _counts(given: Sequence[int]) -> list[int]:

@@ -138,23 +138,23 @@ class Store:
         return self._stored[asked]
 
     def _found(self, cell: Cell) -> StoredCell:
-        if cell.run is None:
+        run = cell.run
+        if run is None:
             return StoredCell(cell, "", "", None, ())
-        key, any_seed = cell_hash(cell.run), _any_seed(cell.run)
+        key, any_seed = cell_hash(run), _any_seed(run)
         ratio = "" if cell.imbalance is None else f"_ir{cell.imbalance:g}"
         name = f"{cell.entry.method}_{cell.data}{ratio}_seed{cell.seed}-{key[:8]}"
-        attacks = cell.run.evaluation.attacks
         cell = dataclasses.replace(cell, name=name, folder=self.out / "runs" / name)
         cell.check_folder()
-        card, rows = self._committed(key, attacks)
+        card, rows = self._committed(key, run)
         held = RunFolder(cell.folder)
         own = card_store.of_folder(held) if held.is_done else None
         if own is not None:  # on another machine, the same settings give other weights
             card, rows = own, held.rows
         return StoredCell(cell, key, any_seed, card, rows)
 
-    def _committed(self, key: str, attacks: Sequence[str]) -> tuple[ResultCard | None, tuple[MetricsRow, ...]]:
-        """The committed card of a cell that has the most of these attacks, and its epochs."""
+    def _committed(self, key: str, run: Run) -> tuple[ResultCard | None, tuple[MetricsRow, ...]]:
+        """The committed card of a run that has the most of its attacks, with its rule of selection, and its epochs."""
         paths = self._index.get(key, [])
         cards = [load_card(path) for path in paths]
         for path, card in zip(paths, cards, strict=True):
@@ -162,19 +162,26 @@ class Store:
                 raise UserError(f"{paths[0]} and {path} are one run with other weights; remove one of them")
         if not cards:
             return None, ()
-        best = max(cards, key=lambda card: len({column.name for column in card.columns} & {*attacks}))
+        best = max(cards, key=lambda card: len({column.name for column in card.columns} & {*run.evaluation.attacks}))
+        best = dataclasses.replace(best, model={**best.model, "selection": run.training.selection})
         return best, next(filter(None, map(rows_beside, paths)), ())
 
     @functools.cached_property
     def _runs(self) -> list[tuple[Path, Run]]:
-        """The committed cards with the settings of their runs, except those of older or unknown methods."""
+        """The committed cards with the settings of the runs that deliver their weights, except older or unknown ones.
+
+        Training does not depend on the rule that selects an epoch, so a card of the last epoch is also that of the run
+        which delivers its last epoch.
+        """
         found = []
         for path in sorted(path for folder in self.results for path in folder.glob("**/*.json")):
             values = json.loads(path.read_text(encoding="utf-8"))
             settings = values.get("run", {}).get("config") if isinstance(values, dict) else None
-            if settings is not None and "columns" in values:
+            if settings is not None and isinstance(values.get("model"), dict):  # it is verified when it is used
                 with contextlib.suppress(UserError):
-                    found.append((path, run_from_json(settings)))
+                    run = run_from_json(settings)
+                    rules = rules_of(values["model"], settings["training"])
+                    found += [(path, config.override(run, {"training.selection": rule})) for rule in rules]
         return found
 
     @functools.cached_property
@@ -204,8 +211,17 @@ class Store:
 
     def every_card(self) -> Iterator[ResultCard]:
         """Yield every committed card once."""
-        for paths in self._index.values():
-            yield from map(load_card, paths)
+        yield from map(load_card, dict.fromkeys(path for path, _ in self._runs))
+
+    def selected(self, one: StoredCell) -> ResultCard | None:
+        """Return the committed card of the epoch that a curve selected in the training of a run of the last epoch."""
+        if one.card is None or one.cell.run is None or one.cell.run.training.selection != "last":
+            return None
+        other = config.override(one.cell.run, {"training.selection": "best-validation"})
+        cards = (load_card(path) for path in self._index.get(cell_hash(other), []))
+        of_one_folder = ("hash", "command")  # another training with these settings may have had other rounding
+        own = [one.card.run.get(name) for name in of_one_folder]
+        return next((card for card in cards if [card.run.get(name) for name in of_one_folder] == own), None)
 
     def save(self, stored: Iterable[StoredCell], folder: Path) -> list[Path]:
         """Copy the card and the thinned epochs of finished runs to `folder`, which `results` may name; return cards."""
@@ -224,6 +240,19 @@ class Store:
                 write_atomically(beside(target, drawn.name), read_bytes(drawn))
             written.append(target)
         return written
+
+
+def rules_of(model: Mapping[str, object], training: Mapping[str, object]) -> list[str]:
+    """Return the rules of selection whose runs deliver the weights of a card, given its model and training settings.
+
+    A best epoch that is the last one is both. An average has statistics of its own, so it is left out.
+    """
+    own = training.get("selection")
+    rule = str(model.get("selection") or own)
+    last = model.get("epoch") == training.get("epochs") and training.get("swa", 1.0) == 1.0
+    if rule == "best-validation" and own == "last":  # another rule measures another curve, with another best epoch
+        return []
+    return [rule, "last"] if rule == "best-validation" and last else [rule]
 
 
 def _by_key(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:

@@ -12,7 +12,7 @@ from taet import metrics
 from taet.evaluation.card import ResultCard
 from taet.evaluation.diagnostics import masking
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
-from taet.reproduce.cell_store import Store, by_seed
+from taet.reproduce.cell_store import Store, by_seed, rules_of
 from taet.reproduce.manifest import PAPERS, Scale, items, row_words
 from taet.reproduce.render import paired_cards
 from taet.reproduce.text_table import TextTable
@@ -161,8 +161,10 @@ def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
         "network": (card.model["name"], other.model["name"]),
         "protocol": (card.protocol, other.protocol),
         "threat": (card.threat, other.threat),
-        "rule that chose the epoch": (card.model.get("selection"), other.model.get("selection")),
     }
+    training, rule = card.run.get("config", {}).get("training"), card.model.get("selection")
+    fits = training is not None and other.model["selection"] in rules_of(card.model, training)
+    facts["rule that chose the epoch"] = (other.model["selection"] if fits else rule, other.model["selection"])
     for name, (ours, theirs) in facts.items():
         if ours != theirs:
             yield f"{name}: got {_short(ours)}; the board has {_short(theirs)}"

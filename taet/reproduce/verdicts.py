@@ -111,6 +111,8 @@ def _of_pairs(claim: Claim, store: Store, scale: Scale) -> Verdict:
                 said.append(f"{_named(first, second)}{of} {_text(found)}")
             for row, cards, attack in zip((first, second), sides, attacks, strict=True):
                 missing |= dict.fromkeys(_missing(row, cards, {attack, less}))
+            if found is None and all(sides) and not missing:
+                said.append(f"no seed of both {row_words(first)} and {row_words(second)} has all attacks")
     said += [f"Missing at scale {scale.name}: {', '.join(missing)}"] if missing else []
     return Verdict(combined(parts), "; ".join(said), scale.name)
 

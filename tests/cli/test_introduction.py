@@ -32,6 +32,25 @@ def test_a_batch_that_misses_most_classes_is_told_where_the_loss_counts_them_as_
 
 
 @pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({"training.selection": "best-validation", "data.validation": 0.2}, True),
+        ({"training.selection": "best-validation", "data.validation": 0.6, "data.max_count": 114}, False),
+        ({"training.selection": "last", "data.validation": 0.2}, False),
+    ],
+)
+def test_an_epoch_that_few_validation_images_choose_is_told(
+    settings: dict[str, Any], warned: bool, tiny: Callable[..., Run], tmp_path: Path
+) -> None:
+    settings = {"data.imbalance_ratio": 1.0} | settings
+    trainer = Trainer(tiny("at", settings), tmp_path, model=None, dataset=None, progress=None)
+    said = introduction(trainer, {})
+    assert ("so chance may decide which epoch is best; --selection last" in said) == warned
+    if warned:
+        assert "on 40 validation images, 4 of '0', a balanced accuracy has a standard error of up to 7.9 points" in said
+
+
+@pytest.mark.parametrize(
     ("words", "network"),
     [
         ("at", "resnet8"),

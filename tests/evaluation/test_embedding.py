@@ -15,6 +15,8 @@ from taet.evaluation import embedding
 from taet.evaluation.embedding import Embedding, embed
 from taet.report import embeddings, figures
 from taet.training import train
+from taet.training.checkpoint import weights_digest
+from taet.training.finished import load_model
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,16 @@ def test_classes_and_space_can_be_chosen(run: Path) -> None:
     found = embed(run, "fgsm", of="logits", classes=["3", "1"], images=4)
     assert {*found.labels} == {1, 3}
     assert found.of == "logits"
+
+
+def test_weights_of_another_epoch_can_be_chosen(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    changes = {"training.selection": "best-validation", "data.validation": 0.2, "data.max_count": 40}
+    folder = train(tiny("at", changes), out=tmp_path / "run").folder
+    for name in ("model", "model-last"):
+        found = embed(folder, "fgsm", images=4, weights=name)  # type: ignore[arg-type]
+        assert found.weights_sha256 == weights_digest(load_model(folder, name)[1])
+    with pytest.raises(UserError, match=r"holds no model-lats\.safetensors: it has model"):
+        embed(folder, "fgsm", weights="model-lats")  # type: ignore[arg-type]
 
 
 def test_it_is_read_as_it_was_written_and_checked(made: Embedding, tmp_path: Path) -> None:

@@ -74,10 +74,12 @@ def test_each_of_the_weights_of_a_run_has_its_own_state(run: Path) -> None:
     (run / "model-best.safetensors").write_bytes((run / "model.safetensors").read_bytes())
     waiting = run / "evaluation-state" / "unit"
     waiting.mkdir(parents=True)  # of an evaluation of model that is still at work
-    evaluate(run, attacks="fgsm", weights="model-best")
+    best = evaluate(run, attacks="fgsm", weights="model-best")
+    assert best.model["selection"] == "best-validation"
     assert waiting.exists()
     assert not (run / "evaluation-best-state").exists()
-    evaluate(run, attacks="fgsm")
+    delivered, last = evaluate(run, attacks="fgsm"), evaluate(run, attacks="fgsm", weights="model-last")
+    assert (delivered.model["selection"], last.model["selection"]) == ("last", "last")
     assert [path.name for path in (run / "evaluation-state").iterdir()] == ["unit"]  # not of this evaluation either
 
 

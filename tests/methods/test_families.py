@@ -97,7 +97,6 @@ def parameter(name: str, family: Callable[[Head], nn.Module]) -> Any:
     return pytest.param(name, family, id=f"{name}-{family.__name__}", marks=() if usual else pytest.mark.full)
 
 
-@pytest.mark.sample(2)
 @pytest.mark.parametrize(("name", "family"), [parameter(*pair) for pair in PAIRS])
 def test_a_step_is_finite_and_moves_the_weights(
     name: str, family: Callable[[Head], nn.Module], stages: Callable[[str], list[Case]], batch: Batch

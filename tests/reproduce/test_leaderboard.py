@@ -59,6 +59,35 @@ def test_each_reason_to_refuse_is_a_line(found: Sequence[Standings]) -> None:
         assert reasons[-1].startswith("the nearest board is cifar10-lt, imbalance ratio ")
 
 
+@pytest.mark.parametrize(
+    ("rule", "own", "epoch", "fits"),
+    [
+        ("last", "last", 80, True),
+        ("last", "best-validation", 80, True),  # taet evaluate --weights model-last
+        ("best-validation", "best-validation", 80, True),  # its best epoch is the last
+        ("best-validation", "best-validation", 40, False),
+        ("best-validation", "last", 80, False),  # taet evaluate --weights model-best
+        ("best-test", "best-test", 80, False),
+        (None, "last", 80, True),
+    ],
+)
+def test_only_the_last_epoch_joins_a_board_of_last_epochs(
+    found: Sequence[Standings], rule: str | None, own: str, epoch: int, fits: bool
+) -> None:
+    board = next(one for one in found if one.kind.protocol == "reat" and one.kind.data == "cifar10-lt")
+    assert {row.card.model["selection"] for row in board.rows} == {"last"}
+    card = board.rows[0].card
+    training = {**card.run["config"]["training"], "selection": own, "epochs": 80}
+    changes = {
+        "model": {**card.model, "weights_sha256": "0" * 64, "selection": rule, "epoch": epoch},
+        "run": {**card.run, "config": {**card.run["config"], "training": training}},
+        "flags": (),
+        "sealed": True,
+    }
+    _, reasons = placed([board], dataclasses.replace(card, **changes))  # type: ignore[arg-type]
+    assert [reason.partition(":")[0] for reason in reasons[:-1]] == ([] if fits else ["rule that chose the epoch"])
+
+
 def test_without_a_board_there_is_a_reason(found: Sequence[Standings]) -> None:
     assert placed([], handed_in(found)) == (None, ["there is no board yet"])
 

@@ -17,6 +17,7 @@ import taet
 from taet.errors import UserError
 from taet.evaluation import ResultCard
 from taet.evaluation.paired import Difference, difference
+from taet.files import seal
 from taet.reproduce import Store, claims, items, render, scales, site, verdicts
 from taet.reproduce.claims import chosen
 from taet.reproduce.leaderboard import BoardKind, Contender, Standings
@@ -141,6 +142,58 @@ def test_saved_cards_and_thinned_epochs_fill_the_same_cells(smoke: Fill, tmp_pat
     (tmp_path / "results" / "other.json").write_text(json.dumps(changed))
     with pytest.raises(UserError, match=r"are one run with other weights; remove one of them"):
         render.tables(Store(tmp_path / "none", [tmp_path / "results"]), scale, item)
+
+
+@pytest.mark.parametrize(
+    ("rule", "own", "epoch", "fills"),
+    [
+        ("best-validation", "best-validation", 1, ["best-validation"]),
+        ("best-validation", "best-validation", 2, ["best-validation", "last"]),
+        ("last", "best-validation", 2, ["last"]),
+        ("best-validation", "last", 2, []),  # the curve of such a run may have had fewer points
+    ],
+)
+def test_a_card_of_the_last_epoch_fills_the_cell_that_delivers_it(
+    smoke: Fill, tmp_path: Path, rule: str, own: str, epoch: int, fills: list[str]
+) -> None:
+    (item,), scale = chosen(["reat/table1"], ["at-bsl"]), scales()["smoke"]
+    (path,) = Session(smoke(item), scale, [item], print).save(tmp_path / "results")
+    card = json.loads(path.read_text())
+    assert card["run"]["config"]["training"]["selection"] == "best-validation"
+    card["model"] |= {"selection": rule, "epoch": epoch}
+    card["run"]["config"]["training"]["selection"] = own
+    path.write_text(json.dumps(seal(card)))
+    store = Store(tmp_path / "none", [tmp_path / "results"])
+    settings = {**scale.settings, "REAT": {**scale.settings.get("REAT", {}), "training.selection": "last"}}
+    asked = {"best-validation": scale, "last": dataclasses.replace(scale, settings=settings)}
+    found = {name: store.cells(one, item.rows[0], ["clean"])[0] for name, one in asked.items()}
+    assert [name for name, one in found.items() if one.state == "done"] == fills
+    assert [one.card.model["selection"] for one in found.values() if one.card is not None] == fills
+    assert len([*store.every_card()]) == bool(fills)
+
+
+def test_the_selected_epoch_is_compared_with_the_last_of_the_same_training(smoke: Fill, tmp_path: Path) -> None:
+    (item,), scale = chosen(["reat/table1"], ["at-bsl"]), scales()["smoke"]
+    (path,) = Session(smoke(item), scale, [item], print).save(tmp_path / "results")
+    card = json.loads(path.read_text())
+    settings = {**scale.settings, "REAT": {**scale.settings.get("REAT", {}), "training.selection": "last"}}
+    last = dataclasses.replace(scale, settings=settings)
+
+    def selected(**run: str) -> ResultCard | None:
+        own = {"selection": "last", "epoch": 2, "weights_sha256": "1" * 64}
+        other = {**card, "model": {**card["model"], **own}, "run": {**card["run"], **run}}
+        path.with_name("last.json").write_text(json.dumps(seal(other)))
+        path.write_text(json.dumps(seal({**card, "model": {**card["model"], "epoch": 1}})))
+        store = Store(tmp_path / "none", [tmp_path / "results"])
+        (one,) = store.cells(last, item.rows[0], ["clean"])
+        assert one.card is not None
+        assert one.card.model["epoch"] == 2
+        return store.selected(one)
+
+    found = selected()
+    assert found is not None
+    assert found.model["epoch"] == 1
+    assert selected(command="taet train elsewhere") is None
 
 
 def test_finished_runs_of_other_seeds_are_in_tables_and_are_not_missed(smoke: Fill, tmp_path: Path) -> None:
@@ -273,8 +326,10 @@ def test_the_findings_have_every_claim_and_every_erratum(root: Path) -> None:
     assert "committed cards exceed the bound" in text
     assert "**Selection on the test set** (REAT, public code). Not tested" in text
     assert "Interval of the rarest class: 5.6 points balanced, 11.4 long-tailed." in text
-    assert "selects, moves AutoAttack: at-bsl 12.7 % (seed 0, epoch 60), 16.9 % (seed 1, epoch 70)" in text
-    assert "; reat 17.9 % (seed 0, epoch 80), 14.7 % (seed 1, epoch 40)" in text
+    assert "the seed moves AutoAttack: at-bsl 16.8 % (seed 0, epoch 80), 17.0 % (seed 1, epoch 80)" in text
+    assert "curves select another epoch than the last. Selected minus last, AutoAttack: mean over all −" in text
+    assert "reat (seed 1, epoch 40) −1.6 (−3.3 to +0.1)" in text
+    assert "; reat 17.9 % (seed 0, epoch 80), 16.3 % (seed 1, epoch 80)" in text
 
 
 def test_rows_of_the_leaderboard_that_cannot_be_told_apart_share_ranks(committed: Store) -> None:

@@ -27,12 +27,15 @@ from taet import methods, metrics, protocols
 from taet.config import Run, epoch_at, override
 from taet.data import Dataset, Split
 from taet.errors import UserError
+from taet.evaluation.subject import selection_of
+from taet.methods.cfa import Cfa
 from taet.training import TrainingResult, resume, train, trainer
 from taet.training import step as steps
 from taet.training.checkpoint import weights_digest
 from taet.training.curve import monitor
 from taet.training.finished import load_model
 from taet.training.folder import RunFolder
+from taet.training.record import SelectionRecord
 from taet.training.resolve import learns_from_validation
 from taet.training.schedule import learning_rate, milestone_epochs, watched_epochs, watched_images
 from taet.training.trainer import Trainer
@@ -322,9 +325,37 @@ def test_a_run_delivers_the_epoch_that_was_asked_for(
     tensors, told = delivered(finished.folder, other)
     assert told == other_epoch
     assert same(tensors, scripted[other_epoch - 1])
+    record = RunFolder(finished.folder).record.selection
+    assert selection_of("model", record) == SelectionRecord(rule=selection, split=split, leak=leak)
+    other_rule = "best-validation" if selection == "last" else "last"
+    assert selection_of(other, record) == SelectionRecord(rule=other_rule, split=split), "and it is no leak"
     info = json.loads((finished.folder / "run.json").read_text())
     assert info["selection"] == {"rule": selection, "split": split, "leak": leak}
     assert {row["monitor"]["split"] for row in finished.history} == {split}
+
+
+@pytest.mark.sample(5)
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("at", {}),
+        ("at", {"training.monitor_every": 1, "training.ema": 0.6}),
+        ("at", {"training.monitor_every": 1, "training.swa": 0.5}),
+        ("wat", {}),
+        ("cfa", {"settings": Cfa.Config(gate="relative")}),
+    ],
+    ids=["at", "ema", "swa", "feedback", "gated average"],
+)
+def test_the_training_does_not_depend_on_the_rule_of_selection(
+    tiny: Callable[..., Run], tmp_path: Path, method: str, changes: dict[str, Any]
+) -> None:
+    """Cards of the last epoch stand for the runs that deliver it (`taet.reproduce.cell_store`)."""
+    runs = {
+        rule: tiny(method, VALIDATED | changes | {"training.selection": rule}) for rule in ("last", "best-validation")
+    }
+    last, best = (RunFolder(train(run, out=tmp_path / rule).folder) for rule, run in runs.items())
+    assert same(load_file(last.weights()), load_file(best.weights("model-last")))
+    assert [row["loss"] for row in last.rows] == [row["loss"] for row in best.rows]
 
 
 @pytest.mark.parametrize("scores", [(1, 2, 3)])
