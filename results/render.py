@@ -126,8 +126,8 @@ def costs() -> dict[tuple[str, str | None], float]:
 
 
 def epochs(card: ResultCard) -> int:
-    """Return the number of epochs of a card's training."""
-    return int(card.run["config"]["training"]["epochs"])
+    """Return the number of epochs of a card's training; 1 if the card does not say."""
+    return int(card.run.get("config", {}).get("training", {}).get("epochs", 1))
 
 
 def cost(card: ResultCard, usual_epochs: int) -> str:
