@@ -1,5 +1,5 @@
 # make demo       train, attack and report on a bare machine with Python 3.11 or newer; a few minutes on two CPU cores
-# make test       the tests, about four minutes on two idle cores, with representative cases of large products
+# make test       the tests, three to four minutes on two idle cores, with representative cases of large products
 # make test-all   every test
 # make test-avx2  the tests that rounding could affect, as on an x86 processor with AVX2 and without AVX-512
 # make fuzz       changed files and command lines for SECONDS=60, each of which must end well or in one line
