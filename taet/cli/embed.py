@@ -64,9 +64,8 @@ def run(arguments: list[str]) -> None:
     parsed = read(arguments)
     call = shlex.join(["taet", "embed", *arguments])
     with trusted(*parsed.trust_model):
-        names = ("of", "classes", "images", "seed", "weights")
-        chosen = {name: getattr(parsed, name) for name in names}
-        found = [embed(run, parsed.attack, device=parsed.device, **chosen) for run in parsed.runs]
+        names = ("attack", "of", "classes", "images", "seed", "weights", "device")
+        found = [embed(run, **{name: getattr(parsed, name) for name in names}) for run in parsed.runs]
     make_folder(parsed.out.parent)
     beside = parsed.out.with_suffix(".json")
     values = {"command": call, "embeddings": [one.to_json() for one in found]}

@@ -177,10 +177,10 @@ class Store:
         for path in sorted(path for folder in self.results for path in folder.glob("**/*.json")):
             values = json.loads(path.read_text(encoding="utf-8"))
             settings = values.get("run", {}).get("config") if isinstance(values, dict) else None
-            if settings is not None and isinstance(values.get("model"), dict):  # it is verified when it is used
+            if settings is not None and "columns" in values and isinstance(values.get("model"), dict):
                 with contextlib.suppress(UserError):
                     run = run_from_json(settings)
-                    rules = rules_of(values["model"], settings["training"])
+                    rules = rules_of(values["model"], vars(run.training))
                     found += [(path, config.override(run, {"training.selection": rule})) for rule in rules]
         return found
 
@@ -247,12 +247,13 @@ def rules_of(model: Mapping[str, object], training: Mapping[str, object]) -> lis
 
     A best epoch that is the last one is both. An average has statistics of its own, so it is left out.
     """
-    own = training.get("selection")
-    rule = str(model.get("selection") or own)
-    last = model.get("epoch") == training.get("epochs") and training.get("swa", 1.0) == 1.0
-    if rule == "best-validation" and own == "last":  # another rule measures another curve, with another best epoch
+    rule = str(model.get("selection") or training.get("selection"))
+    if rule != "best-validation":
+        return [rule]
+    if training.get("selection") == "last":  # another rule measures another curve, with another best epoch
         return []
-    return [rule, "last"] if rule == "best-validation" and last else [rule]
+    is_last = model.get("epoch") == training.get("epochs") and training.get("swa", 1.0) == 1.0
+    return [rule, "last"] if is_last else [rule]
 
 
 def _by_key(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:

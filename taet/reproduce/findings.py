@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from taet import metrics
-from taet.formatting import sentence
+from taet.formatting import points, sentence
 from taet.reproduce.cell_store import Store, by_seed, load_card
 from taet.reproduce.claims import WORDS, Word, claims
 from taet.reproduce.leaderboard import LEAD
@@ -79,24 +79,22 @@ def _protocols(store: Store, scales: Sequence[Scale]) -> str:
 
 def _selected(store: Store, scale: Scale) -> list[str]:
     """Return what it changes under AutoAttack that the curve on validation images selects an epoch."""
-    found: dict[str, tuple[float, str]] = {}
-    for item in items().values():
-        for row in item.rows:
-            for one in store.cells(scale, row, [LEAD]):
-                chosen = store.selected(one)
-                if chosen is not None and one.card is not None:
-                    changed = paired_cards({0: chosen}, {0: one.card}, [LEAD, LEAD])
-                    if changed is not None:
-                        epoch = chosen.model["epoch"]
-                        name = f"{row_words(row)} (seed {one.cell.seed}, epoch {epoch}) {difference_text(changed)}"
-                        found[one.key] = changed.value if epoch != one.card.model["epoch"] else 0.0, name
-    others = sorted(pair for pair in found.values() if pair[0])
+    every = ((row, one) for item in items().values() for row in item.rows for one in store.cells(scale, row, [LEAD]))
+    changes, others = list[float](), list[tuple[float, str]]()
+    for row, one in {one.key: (row, one) for row, one in every}.values():  # items share runs
+        chosen, last = store.selected(one), one.card
+        if not chosen or not last or (changed := paired_cards({0: chosen}, {0: last}, [LEAD, LEAD])) is None:
+            continue
+        changes.append(changed.value)
+        if chosen.model["epoch"] != last.model["epoch"]:
+            name = f"{row_words(row)} (seed {one.cell.seed}, epoch {chosen.model['epoch']})"
+            others.append((changed.value, f"{name} {difference_text(changed)}"))
     if not others:
         return []
-    mean = np.mean([value for value, _ in found.values()])
-    said = f"At scale {scale.name} {len(others)} of {len(found)} curves select another epoch than the last"
-    less = f"Selected minus last, AutoAttack: mean over all {100 * mean:+.1f} points".replace("-", "\N{MINUS SIGN}")
-    return [f"- **Selection on few validation images**. {said}. {less}; {'; '.join(text for _, text in others)}."]
+    said = f"At scale {scale.name} {len(others)} of {len(changes)} curves select another epoch than the last"
+    less = f"Selected minus last, AutoAttack: mean over all {points(float(np.mean(changes)))} points"
+    listed = "; ".join(text for _, text in sorted(others))
+    return [f"- **Selection on few validation images**. {said}. {less}; {listed}."]
 
 
 def _section(word: Word, names: Sequence[str], found: Mapping[str, Verdict], store: Store) -> str:

@@ -162,12 +162,12 @@ def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
         "protocol": (card.protocol, other.protocol),
         "threat": (card.threat, other.threat),
     }
-    training, rule = card.run.get("config", {}).get("training"), card.model.get("selection")
-    fits = training is not None and other.model["selection"] in rules_of(card.model, training)
-    facts["rule that chose the epoch"] = (other.model["selection"] if fits else rule, other.model["selection"])
     for name, (ours, theirs) in facts.items():
         if ours != theirs:
             yield f"{name}: got {_short(ours)}; the board has {_short(theirs)}"
+    training, rule = card.run.get("config", {}).get("training"), other.model["selection"]
+    if training is None or rule not in rules_of(card.model, training):
+        yield f"rule that chose the epoch: got {card.model.get('selection')}; the board has {rule}"
     for attack in ("clean", LEAD):
         if not _has(card, attack):
             yield f"attack {attack}: the card has none; allowed: taet evaluate RUN --attacks clean {LEAD}"

@@ -244,17 +244,19 @@ def paired_cards(
     images; by default all classes count. `comparisons` differences share the error of their intervals. With `less`, the
     difference under this attack is subtracted, image by image.
     """
-    others = {less} - {None}
-    held = [_attacked(cards, {name, *others}) for cards, name in zip((first, second), attacks, strict=True)]
+    ours, theirs = attacks
+    if ours is None or theirs is None:
+        return None
+    subtracted = () if less is None else (less,)
+    held = _attacked(first, ours, *subtracted), _attacked(second, theirs, *subtracted)
     seeds = sorted(held[0].keys() & held[1].keys())
     if not seeds:
         return None
     left, right = ([cards[seed] for seed in seeds] for cards in held)
-    sides = [(left, str(attacks[0])), (right, str(attacks[1]))]
-    sides += [(left, less), (right, less)] if less is not None else []
-    if of is None and less is None and attacks[0] == attacks[1]:
+    sides = [(left, ours), (right, theirs), *((cards, name) for name in subtracted for cards in (left, right))]
+    if of is None and less is None and ours == theirs:
         try:
-            return compare_runs(left, right, str(attacks[0]), comparisons)
+            return compare_runs(left, right, ours, comparisons)
         except UserError:  # other test images, or another setting of the attack
             return None
     settings = {(name, card.column(name).identity) for cards, name in sides for card in cards}  # one per attack
@@ -262,18 +264,18 @@ def paired_cards(
         return None
     labels, classes = left[0].labels, left[0].num_classes
     keep = np.ones(len(labels), dtype=bool) if of is None else np.isin(labels, _labels(left[0], of))
-    first_right, second_right, *subtracted = (
+    first_right, second_right, *lesser = (
         np.array([card.column(name).correct[keep] for card in cards], dtype=int) for cards, name in sides
     )
-    if subtracted:
-        first_right, second_right = first_right + subtracted[1], second_right + subtracted[0]
+    if lesser:
+        first_right, second_right = first_right + lesser[1], second_right + lesser[0]
     return difference(
-        first_right, second_right, labels[keep], classes, answers=1 + bool(subtracted), comparisons=comparisons
+        first_right, second_right, labels[keep], classes, answers=1 + bool(lesser), comparisons=comparisons
     )
 
 
-def _attacked(cards: Mapping[int, ResultCard], names: set[str | None]) -> dict[int, ResultCard]:
-    return {seed: card for seed, card in cards.items() if names <= {column.name for column in card.columns}}
+def _attacked(cards: Mapping[int, ResultCard], *names: str) -> dict[int, ResultCard]:
+    return {seed: card for seed, card in cards.items() if {*names} <= {column.name for column in card.columns}}
 
 
 def _labels(card: ResultCard, of: int | str) -> list[int]:
