@@ -17,11 +17,19 @@ from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import audit, diagnostics
 from taet.evaluation.audit import ATTACKS, Audit, MeanDraw, Merged, audit_sample
-from taet.evaluation.checklist import ASIDE, QUESTIONS
+from taet.evaluation.checklist import QUESTIONS
 from taet.evaluation.subject import GivenImages, subject_of
 from taet.report.page import audit_page
 from tests import museum
 
+ASIDE = {
+    "class-without-test-images",
+    "few-images-per-class",
+    "small-test-set",
+    "extra-not-compared",
+    "autoattack-variant",
+}
+"""Flags about the test images or the precision of the numbers, which answer no question."""
 NAMES = [str(label) for label in range(museum.CLASSES)]
 
 
