@@ -21,8 +21,8 @@ from taet.bounds import Seed, check_value, got_text
 from taet.config import Run
 from taet.data.selection import VALIDATION
 from taet.errors import UserError, located, unknown
-from taet.experiments.cells import Cell, cells, in_precision, is_open
-from taet.experiments.comparison import CellOutcome, Comparison, Say, compare, fill, foretell
+from taet.experiments.cells import Cell, cells, in_precision
+from taet.experiments.comparison import CellOutcome, Comparison, Say, compare, deadline_of, fill, foretell
 from taet.experiments.journal import load_optuna, open_journal
 from taet.experiments.specification import Entry, Specification, parse, table
 from taet.files import digest, make_folder, seal, write_json
@@ -219,28 +219,21 @@ def tune(
         UserError: a mistake in the specification, trials of another specification in `out`, or no Optuna.
         KeyboardInterrupt: after every process has saved and ended.
     """
-    begun = time.monotonic()
+    deadline = deadline_of(time_budget)
     search, place = search if isinstance(search, Search) else read(search), Path(out)
     for end in (0, -1):  # invalid values raise an error before anything is trained
         settings = {row: {name: one.ends[end] for name, one in space.items()} for row, space in search.spaces.items()}
         checked = _cells(search, [Asked(row, 0, own) for row, own in settings.items()], place / "checked")
     make_folder(place)
     studies = _studies(search, place)
-    ended = {row: sum(trial.state.is_finished() for trial in study.trials) for row, study in studies.items()}
-    rows = zip(checked, search.spaces, strict=True)
-    foretell([cell for cell, row in rows for _ in range(search.trials - ended[row])], jobs, say)
-
-    def left() -> float | None:
-        return None if time_budget is None else time_budget - (time.monotonic() - begun)
-
+    left = [search.trials - _ended(study, search) for study in studies.values()]
+    foretell([cell for cell, trials in zip(checked, left, strict=True) for _ in range(trials)], jobs, say)
     progress = _progress(studies, search)
     work = _running(studies, search)  # trials of a process that ended or is still running
     while work := work or _ask(studies, search, 1 if jobs == "auto" else jobs) or _running(studies, search):
-        budget = left()
-        if budget is not None and budget <= 0:
+        if time.monotonic() >= deadline:
             return Tuned(search, place, {})
-        planned = _cells(search, work, place)
-        done, interrupted = fill(search.grid.title, place, planned, budget, jobs, say, time.monotonic())
+        done, interrupted = fill(search.grid.title, place, _cells(search, work, place), deadline, jobs, say)
         for asked, outcome in zip(work, done.outcomes, strict=True):
             _tell(studies[asked.row], asked, outcome)
             if outcome.state in ("done", "failed"):
@@ -250,15 +243,11 @@ def tune(
         work = []
     best = {row: _best(row, study, search) for row, study in studies.items()}
     write_json(place / BEST, seal({"trials": search.trials, "methods": best}))
-    budget = left()
-    if budget is not None and budget <= 0:
+    budget = deadline - time.monotonic()
+    if budget <= 0:
         return Tuned(search, place, best)
-    return Tuned(
-        search,
-        place,
-        best,
-        compare(final(search, best), place / f"tuned-{search.trials}", jobs=jobs, time_budget=budget, say=say),
-    )
+    folder = place / f"tuned-{search.trials}"
+    return Tuned(search, place, best, compare(final(search, best), folder, jobs=jobs, time_budget=budget, say=say))
 
 
 def final(search: Search, best: Mapping[str, Mapping[str, Any]]) -> Specification:
@@ -300,7 +289,7 @@ def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:
             raise UserError(f"tune: {asked.row}: got a trial on test images; allowed: on validation images alone")
     begun = (RunFolder(path) for path in sorted((place / "runs").glob("*")))
     held = next((run.record.run.training.precision for run in begun if run.is_run), None)
-    planned = [in_precision(cell, held) if held is not None and is_open(cell) else cell for cell in planned]
+    planned = planned if held is None else [in_precision(cell, held) for cell in planned]
     return [replace(cell, attacked=False, flags=(*cell.flags, "--no-evaluate")) for cell in planned]
 
 
@@ -338,13 +327,22 @@ def _ask(studies: Mapping[str, Any], search: Search, most: int) -> list[Asked]:
     return work
 
 
+def _trials(study: Any, search: Search) -> list[Any]:
+    """Return the trials that count: not one too many, which a process may have asked for as another did."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.number < search.trials]
+
+
+def _ended(study: Any, search: Search) -> int:
+    return sum(trial.state.is_finished() for trial in _trials(study, search))
+
+
 def _running(studies: Mapping[str, Any], search: Search) -> list[Asked]:
     """Return the trials that were requested and have no result yet."""
     return [
         Asked(row, trial.number, dict(trial.params))
         for row, study in studies.items()
-        for trial in study.get_trials(deepcopy=False)
-        if not trial.state.is_finished() and trial.number < search.trials
+        for trial in _trials(study, search)
+        if not trial.state.is_finished()
     ]
 
 
@@ -352,8 +350,7 @@ def _progress(studies: Mapping[str, Any], search: Search) -> Callable[[], str]:
     """Return a function that says how many trials have ended, and how long the others take at the pace since now."""
 
     def ended() -> int:
-        trials = [trial for study in studies.values() for trial in study.get_trials(deepcopy=False)]
-        return sum(trial.state.is_finished() and trial.number < search.trials for trial in trials)
+        return sum(_ended(study, search) for study in studies.values())
 
     begun, before, total = time.monotonic(), ended(), search.trials * len(studies)
 
@@ -385,7 +382,7 @@ def value(folder: RunFolder) -> float:
 
 def _best(row: str, study: Any, search: Search) -> dict[str, Any]:
     """Return the best trial of a method: its settings, its value, and how many trials there were."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.number < search.trials]
+    trials = _trials(study, search)
     done = [trial for trial in trials if trial.value is not None]
     if not done:
         raise UserError(f"tune: {row}: all {len(trials)} trials failed; their output is in the folder logs")
