@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
 
 from annotated_types import Ge, Le
 
@@ -24,7 +24,7 @@ from taet.errors import UserError, located, unknown
 from taet.experiments.cells import Cell, cells, in_precision
 from taet.experiments.comparison import CellOutcome, Comparison, Say, compare, deadline_of, fill, foretell
 from taet.experiments.journal import load_optuna, open_journal
-from taet.experiments.specification import Entry, Specification, parse, table
+from taet.experiments.specification import DottedSettings, Entry, Specification, parse, table
 from taet.files import digest, make_folder, seal, write_json
 from taet.formatting import clock
 from taet.training.folder import RunFolder
@@ -39,6 +39,8 @@ FIXED = ("data.", "threat.", "evaluation.", "training.selection", "training.moni
 VALIDATION_SHARE = 0.2
 """Share held out for validation, if the specification does not set it."""
 Trials = Annotated[int, Ge(1), Le(10_000)]
+Study: TypeAlias = Any
+"""A study of Optuna, which is imported only for a search."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _space(rest: Mapping[str, Any], entry: Entry, asked: Mapping[str, Any]) -> d
         with located(f"tune: {entry.name}: {key}"):
             choices = _choices(value)
 
-            def checked(value: Any, key: str = key) -> Mapping[str, Any]:
+            def checked(value: Any, key: str = key) -> DottedSettings:
                 one = {"name": entry.name, "method": entry.method, "settings": {key: value}}
                 return parse({**rest, "methods": [one]}).methods[0].settings
 
@@ -262,7 +264,7 @@ class Asked(NamedTuple):
 
     row: str
     number: int
-    settings: Mapping[str, Any]
+    settings: DottedSettings
 
 
 def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:
@@ -293,7 +295,7 @@ def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:
     return [replace(cell, attacked=False, flags=(*cell.flags, "--no-evaluate")) for cell in planned]
 
 
-def _studies(search: Search, place: Path) -> dict[str, Any]:
+def _studies(search: Search, place: Path) -> dict[str, Study]:
     """Open the study of every method in the journal; raise a `UserError` for those of another specification."""
     optuna, storage, studies = load_optuna(), open_journal(place), {}
     for entry in search.grid.methods:
@@ -307,7 +309,7 @@ def _studies(search: Search, place: Path) -> dict[str, Any]:
     return studies
 
 
-def _ask(studies: Mapping[str, Any], search: Search, most: int) -> list[Asked]:
+def _ask(studies: Mapping[str, Study], search: Search, most: int) -> list[Asked]:
     """Ask for up to `most` new trials, of the methods with the fewest, so that all have equally many in the end."""
     work: list[Asked] = []
     while len(work) < most:
@@ -327,16 +329,16 @@ def _ask(studies: Mapping[str, Any], search: Search, most: int) -> list[Asked]:
     return work
 
 
-def _trials(study: Any, search: Search) -> list[Any]:
+def _trials(study: Study, search: Search) -> list[Any]:
     """Return the trials that count: not one too many, which a process may have asked for as another did."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.number < search.trials]
 
 
-def _ended(study: Any, search: Search) -> int:
+def _ended(study: Study, search: Search) -> int:
     return sum(trial.state.is_finished() for trial in _trials(study, search))
 
 
-def _running(studies: Mapping[str, Any], search: Search) -> list[Asked]:
+def _running(studies: Mapping[str, Study], search: Search) -> list[Asked]:
     """Return the trials that were requested and have no result yet."""
     return [
         Asked(row, trial.number, dict(trial.params))
@@ -346,7 +348,7 @@ def _running(studies: Mapping[str, Any], search: Search) -> list[Asked]:
     ]
 
 
-def _progress(studies: Mapping[str, Any], search: Search) -> Callable[[], str]:
+def _progress(studies: Mapping[str, Study], search: Search) -> Callable[[], str]:
     """Return a function that says how many trials have ended, and how long the others take at the pace since now."""
 
     def ended() -> int:
@@ -362,7 +364,7 @@ def _progress(studies: Mapping[str, Any], search: Search) -> Callable[[], str]:
     return said
 
 
-def _tell(study: Any, asked: Asked, outcome: CellOutcome) -> None:
+def _tell(study: Study, asked: Asked, outcome: CellOutcome) -> None:
     """Store the result of a trial that ended, unless another process has done so."""
     if outcome.state == "done":
         study.tell(asked.number, value(RunFolder(outcome.cell.folder)), skip_if_finished=True)
@@ -380,7 +382,7 @@ def value(folder: RunFolder) -> float:
     return metrics.balanced_accuracy(counts.correct, counts.total)
 
 
-def _best(row: str, study: Any, search: Search) -> dict[str, Any]:
+def _best(row: str, study: Study, search: Search) -> dict[str, Any]:
     """Return the best trial of a method: its settings, its value, and how many trials there were."""
     trials = _trials(study, search)
     done = [trial for trial in trials if trial.value is not None]
