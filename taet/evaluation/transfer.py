@@ -16,7 +16,7 @@ import torch
 
 from taet import metrics
 from taet.attacks.spec import AttackSpec
-from taet.attacks.units import Unit, run_units
+from taet.attacks.units import Unit
 from taet.config import Evaluation
 from taet.data.dataset import Split, images_sha256
 from taet.distributed import first, joined, rank
@@ -31,6 +31,7 @@ from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among, make_runner
 from taet.files import file_sha256
 from taet.formatting import aligned
+from taet.metrics import Ints
 from taet.progress import Meter, Progress
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
@@ -186,18 +187,10 @@ def transfer_columns(
         return ()
     made = attack.on(name, weights_digest(source.model.model))
     keys = [target.identity for target in targets]
-    batches, making = source.batches(), attack.passes(source.num_classes)
 
-    def report(number: int, inside: float = 0) -> None:
-        if progress is not None:
-            count, passes = len(source.labels), making + len(targets)
-            progress(min(number * source.batch_size, count) * passes + inside, count * passes, made.name)
-
-    def measure(number: int) -> Unit:
-        rows = batches[number]
-        with source.model.ticking(len(rows) * making, lambda inside: report(number, inside)):
-            _, x_adv = source.perturb(attack, rows)
-        unit = {"rows": rows}
+    def measure(rows: Ints) -> Unit:
+        _, x_adv = source.perturb(attack, rows)
+        unit = {}
         for key, target in zip(keys, targets, strict=True):
             began = time.perf_counter()
             unit[key] = target.answers(made, x_adv.to(target.device), rows).max(1).indices.cpu().numpy()
@@ -207,16 +200,9 @@ def transfer_columns(
     with ExitStack() as stack:
         for held in (source, *targets):
             stack.enter_context(held.still())
-        units = run_units(
-            len(batches),
-            measure,
-            state=source.units(made),
-            key=str,
-            # A stored batch has no images: if a target is missing in it, as after adding a run, it is made again.
-            valid=lambda number, unit: {*keys} <= unit.keys() and np.array_equal(unit["rows"], batches[number]),
-            begin=report,
-        )
-    report(len(batches))
+        every, meter = np.arange(len(source.labels)), Meter(progress)
+        # A stored batch has no images: if a target is missing in it, as after adding a run, it is made again.
+        units = source.in_batches(made, every, measure, keys, source.units(made), meter, later=len(targets))
     return tuple(
         Column.of(
             made,
