@@ -6,6 +6,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, get_args
 
 import numpy as np
@@ -70,10 +71,7 @@ class Audit:
     @property
     def sections(self) -> dict[str, list[ChecklistItem]]:
         """The items of each section, in order."""
-        found: dict[str, list[ChecklistItem]] = {}
-        for item in self.items:
-            found.setdefault(item.section, []).append(item)
-        return found
+        return {section: [*items] for section, items in groupby(self.items, key=lambda item: item.section)}
 
     @property
     def summary(self) -> str:
@@ -225,18 +223,11 @@ def _answer(model: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
     with frozen(model), torch.enable_grad(), user_errors(failed):
         output: object = model(leaf)
     logits = check_output(output, leaf)
-    return logits, _reaches(logits, leaf)
-
-
-def _reaches(logits: Tensor, x: Tensor) -> bool:
-    """Whether the logits of images x have a gradient."""
-    if not logits.requires_grad:
-        return False
     try:
-        torch.autograd.grad(logits.sum(), x, allow_unused=True)
-    except RuntimeError:  # for example x // s, which has no derivative
-        return False
-    return True
+        torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+    except RuntimeError:  # for example of x // s, which has no derivative, or after a detach
+        return logits, False
+    return logits, True
 
 
 def audit_sample(subject: Subject, changed: Mapping[str, Any], count: int) -> Subject:

@@ -48,11 +48,7 @@ FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
 def attack_split(
-    runner: Runner,
-    attacks: Sequence[AttackSpec],
-    *,
-    known: Sequence[Column] = (),
-    progress: Progress | None = None,
+    runner: Runner, attacks: Sequence[AttackSpec], *, known: Sequence[Column] = (), progress: Progress | None = None
 ) -> tuple[Column, ...]:
     """Run every attack on all images, in float32, and return one column each, in the order of `attacks`.
 
