@@ -89,15 +89,10 @@ def _write_folder(dataset: Dataset, path: Path) -> Iterator[int]:
                 yield len(block)
 
 
-def _write_taet_npy(dataset: Dataset, path: Path) -> Iterator[int]:
-    taet_npy.write(dataset, path)
-    yield sum(map(len, dataset.splits.values()))
-
-
 WRITERS: dict[str, Callable[[Dataset, Path], Iterator[int]]] = {
     "npz": _write_npz,
     "folder": _write_folder,
-    "taet-npy": _write_taet_npy,
+    "taet-npy": taet_npy.write,
 }
 
 

@@ -106,13 +106,13 @@ def outline(data: Data) -> Outline | None:
     return Outline.of_counts(about.class_names, counts, (about.channels, side, side), mirror=about.mirror)
 
 
-def _check(dataset: Dataset, about: MedicalSet, side: int, path: Path) -> None:
-    Outline({}, (about.channels, side, side)).check(dataset, f"'{path}'")
+def _check(dataset: Dataset, about: MedicalSet, side: int) -> None:
+    Outline({}, (about.channels, side, side)).check(dataset)
     expected = dict(zip(SPLITS, about.images, strict=True))
     got = {part: len(split) for part, split in dataset.splits.items()}
     if got != expected:
         got_text, allowed = (", ".join(f"{count} {part}" for part, count in each.items()) for each in (got, expected))
-        raise UserError(f"'{path}': got {got_text} images; allowed: {allowed}, as in {RECORD}")
+        raise UserError(f"got {got_text} images; allowed: {allowed}, as in {RECORD}")
 
 
 def read(data: Data) -> Dataset:
@@ -129,7 +129,7 @@ def read(data: Data) -> Dataset:
     arrays = npz.read_arrays(path, data.storage)
     with located(f"'{path}'"):
         dataset = to_dataset(arrays, class_names=about.class_names, name=data.name, mirror=about.mirror)
-    _check(dataset, about, side, path)
+        _check(dataset, about, side)
     notes = [f"read from {path.name}, images of {side} x {side} pixels"]
     if side != _side(data.size):
         notes.append(f"{_file(data.name, _side(data.size))} is not there")
