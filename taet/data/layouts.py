@@ -36,8 +36,7 @@ def _write_npz(dataset: Dataset, path: Path) -> Iterator[int]:
                 npy.write_array(member, array, allow_pickle=False)
 
         for part, split in dataset.splits.items():
-            number, height, width, channels = split.images.shape
-            shape = (number, height, width) if channels == 1 else (number, height, width, channels)
+            shape = split.images.shape[:3] if split.images.shape[3] == 1 else split.images.shape
             with archive.open(f"{PARTS[part]}_images.npy", "w", force_zip64=True) as member:
                 member.write(header(shape))
                 for block in pieces(split.images):

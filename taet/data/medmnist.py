@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from taet.config import Data
 from taet.data import npz
-from taet.data.dataset import Dataset, Outline, to_dataset
+from taet.data.dataset import PARTS, Dataset, Outline, to_dataset
 from taet.data.downloads import Download
 from taet.data.places import not_found, roots
 from taet.errors import UserError, located
@@ -32,7 +32,6 @@ RECORD = "https://zenodo.org/records/10519652"
 MULTI_LABEL = "chestmnist"
 SIZES = (28, 64, 128, 224)
 """Pixels of a side, of the files that are published."""
-SPLITS = ("train", "validation", "test")
 
 
 class MedicalSet(NamedTuple):
@@ -102,13 +101,13 @@ def outline(data: Data) -> Outline | None:
         return Outline(npz.read_labels(path, about.class_names), (about.channels, side, side), about.mirror)
     if about.class_counts is None:
         return None
-    side, counts = _side(data.size), dict(zip(SPLITS, about.class_counts, strict=True))
+    side, counts = _side(data.size), dict(zip(PARTS, about.class_counts, strict=True))
     return Outline.of_counts(about.class_names, counts, (about.channels, side, side), mirror=about.mirror)
 
 
 def _check(dataset: Dataset, about: MedicalSet, side: int) -> None:
     Outline({}, (about.channels, side, side)).check(dataset)
-    expected = dict(zip(SPLITS, about.images, strict=True))
+    expected = dict(zip(PARTS, about.images, strict=True))
     got = {part: len(split) for part, split in dataset.splits.items()}
     if got != expected:
         got_text, allowed = (", ".join(f"{count} {part}" for part, count in each.items()) for each in (got, expected))

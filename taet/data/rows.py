@@ -74,7 +74,6 @@ def _is_json(path: Path) -> bool:
 
 
 def _delimiter(line: str) -> str:
-    """Return the delimiter of a table with this header."""
     return max(DELIMITERS, key=line.count)
 
 
@@ -93,7 +92,6 @@ OPTIONS = {"path": "image-column", "label": "label-column", "group": "group"}
 
 
 def _columns(names: list[str], table: Path, wanted: Wanted) -> dict[str, int]:
-    """Return the positions of the used columns."""
     lower = [name.lower() for name in names]
     usual = {"path": PATHS, "label": LABELS, "split": ("split",), "group": ("group",)}
     there = {name: [lower.index(one) for one in ones if one in lower] for name, ones in usual.items()}
