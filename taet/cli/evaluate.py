@@ -253,7 +253,7 @@ def _decide(parsed: DecideOptions, command: str) -> tuple[Path, str]:
             worst_case=parsed.worst_case,
             rule=StopRule(**parsed.rule),
             names=_names(parsed.models),
-            time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
+            time_budget=seconds(parsed.time_budget),
             device=parsed.device,
             weights=parsed.weights,
             out=out,

@@ -263,6 +263,11 @@ def call_text(words: Sequence[str]) -> str:
     return printable(shlex.join(["taet", *words]))
 
 
+def given(parsed: object, *names: str) -> list[str]:
+    """Return those of the fields of a call that have a value, as options."""
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(parsed, name)]
+
+
 def without(words: Sequence[str], option: str) -> list[str]:
     """Return the words without `option VALUE` or `option=VALUE`."""
     return [
