@@ -353,9 +353,13 @@ def check_value(what: str, value: Any, hint: Any, label: str = "") -> None:
     raise UserError(f"{label} {message}".strip())
 
 
-@functools.cache
 def hints(kind: type) -> dict[str, Any]:
     """Return the type of every field of a dataclass, with the bounds that it declares."""
+    return _hints(kind)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
     found = typing.get_type_hints(kind, include_extras=True)
     return {field.name: found[field.name] for field in dataclasses.fields(kind)}
 
@@ -391,7 +395,8 @@ def check_fields(config: Any, label: str = "") -> None:
 
     `label` precedes the names of fields in messages: `label name: got X; allowed: Y`.
     """
-    fields = _fields(type(config))
+    kind: type = type(config)
+    fields = _fields(kind)
     for field in fields:
         value = getattr(config, field.name)
         if value is field.default and field.allows_default:
