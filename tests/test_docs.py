@@ -147,13 +147,11 @@ def test_the_table_of_attacks_has_every_name_and_option() -> None:
 
 def test_every_flag_of_the_diagnostics_is_documented() -> None:
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    rules = [*diagnostics.ATTACKS, *diagnostics.MODEL, *diagnostics.TEST_SET]
+    rules = [*diagnostics.ATTACKS, *diagnostics.MODEL, *diagnostics.TEST_SET, *diagnostics.PROBE]
     assert set(re.findall(r"^\| `([\w-]+)` \|", text.partition("## Flags")[2], re.M)) == {
         *(rule.flag for rule in rules),
         diagnostics.BOUND,
         diagnostics.MISLED,
-        diagnostics.NOT_PROBED["flag"],
-        diagnostics.PROBE_SMALL,
         *collapse.FLAGS,
     }
 

@@ -32,7 +32,7 @@ from taet.evaluation.check import check
 from taet.evaluation.checklist import ChecklistItem, Evidence, Status, checklist
 from taet.evaluation.facts import AuditFacts
 from taet.evaluation.image_arrays import as_unit
-from taet.evaluation.measurement import EvaluationPlan, Extent, measure, plan_evaluation
+from taet.evaluation.measurement import Extent, measure
 from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
 from taet.evaluation.runner import Runner, make_runner
@@ -150,19 +150,19 @@ def audit(
     subject = subject_of("audit", model_or_run_dir, given, weights, name=name, notes=notes)
     where = subject.on(device)
     subject, reaches, width = _attackable(subject, where)
-    sampled, plan = plan_audit(subject, bundles.changes(settings, **changes), count)
+    sampled = audit_sample(subject, bundles.changes(settings, **changes), count)
     meter = Meter(progress)
     meter.begin(alike=1)
-    size = plan.settings.batch_size
+    size, seed = sampled.settings.batch_size, sampled.settings.seed
     found = check(
         subject.model.to(where), subject.images, subject.labels, class_names=subject.class_names, batch_size=size
     )
-    card = measure(sampled, plan, device=where, state_dir=state_dir, progress=meter, command=command)
-    test, seed = (sampled.images, sampled.labels), plan.settings.seed
-    runner = make_runner(subject.model.to(where), *test, batch_size=size, seed=seed, state_dir=state_dir)
+    card = measure(sampled, Extent(curves=("eps",)), device=where, state_dir=state_dir, progress=meter, command=command)
+    model = subject.model.to(where)
+    runner = make_runner(model, sampled.images, sampled.labels, batch_size=size, seed=seed, state_dir=state_dir)
     if surrogate is not None:
-        card = _with_surrogate(card, runner, surrogate, plan)
-    facts = _facts(card, runner, plan, (reaches, width))
+        card = _with_surrogate(card, runner, surrogate, sampled)
+    facts = _facts(card, runner, reaches, width)
     evidence = Evidence(card, facts, runner.sites, len(subject.labels))
     called = str(model_or_run_dir) if not isinstance(model_or_run_dir, nn.Module) else subject.about["title"]
     return Audit(called, checklist(evidence, found.findings), evidence, tuple(notes))
@@ -239,8 +239,8 @@ def _reaches(logits: Tensor, x: Tensor) -> bool:
     return True
 
 
-def plan_audit(subject: Subject, changed: Mapping[str, Any], count: int) -> tuple[Subject, EvaluationPlan]:
-    """Return a sample of the subject and the attacks to run on it: `ATTACKS` and those of the changed settings."""
+def audit_sample(subject: Subject, changed: Mapping[str, Any], count: int) -> Subject:
+    """Return a sample of the subject with the attacks to run on it: `ATTACKS` and those of the changed settings."""
     eps = changed.get("eps") or subject.eps
     # A run may keep the step of another ball, too short to cross its own.
     step_size = max(subject.settings.step_size * (eps / subject.eps), STEP_SHARE * eps)
@@ -248,37 +248,34 @@ def plan_audit(subject: Subject, changed: Mapping[str, Any], count: int) -> tupl
     subject = subject.changed({"step_size": step_size, **changed, "attacks": tuple(names)})
     rows = even_sample(subject.labels, count, subject.settings.seed)
     images, labels = np.ascontiguousarray(subject.images[rows]), subject.labels[rows]
-    sampled = replace(subject, images=images, labels=labels, test_sha256=images_sha256(images, labels))
-    return sampled, plan_evaluation(sampled, Extent(curves=("eps",)))
+    return replace(subject, images=images, labels=labels, test_sha256=images_sha256(images, labels))
 
 
-def _with_surrogate(
-    card: ResultCard, runner: Runner, surrogate: tuple[str, nn.Module], plan: EvaluationPlan
-) -> ResultCard:
+def _with_surrogate(card: ResultCard, runner: Runner, surrogate: tuple[str, nn.Module], subject: Subject) -> ResultCard:
     """Return the card with the column of examples made on another model, and its flags."""
     name, model = surrogate
     test, size = (runner.images, runner.labels), runner.batch_size
     source = make_runner(model.to(runner.device), *test, batch_size=size, seed=runner.seed, state_dir=runner.state_dir)
-    attack = parse_attack("pgd-20", plan.settings, plan.eps)
+    attack = parse_attack("pgd-20", subject.settings, subject.eps)
     columns = transfer_columns(source, [runner], attack, name=name)
     return diagnostics.flagged(replace(card, columns=(*card.columns, *columns)))
 
 
-def _facts(card: ResultCard, runner: Runner, plan: EvaluationPlan, found: tuple[bool, int]) -> AuditFacts:
+def _facts(card: ResultCard, runner: Runner, reaches: bool, width: int) -> AuditFacts:
     """Measure facts about some models only: attacks on the mean of many draws, and on every logit of a class."""
-    reaches, width = found
     count, classes = len(runner.labels), runner.num_classes
     facts = AuditFacts(images=count, reaches=reaches, classes=classes, logits=max(width, classes))
     assert card.facts is not None
+    eps = card.threat["eps"]
     random, several = card.facts.repeat_difference > diagnostics.REPEAT_DIFFERENCE, width > classes
     if not random and not several:
         return facts
     measured: dict[str, Any] = {"draws": DRAWS, "judged": JUDGED} if random else {}
-    units = runner.store("audit", [plan.eps, runner.seed, random, several])
+    units = runner.store("audit", [eps, runner.seed, random, several])
     batches = runner.batches()
 
     def measure_batch(number: int) -> Unit:
-        found = _contrasts(runner, plan.eps, batches[number], random, several)
+        found = _contrasts(runner, eps, batches[number], random, several)
         return {name: np.asarray(value) for name, value in found.items()}
 
     done = run_units(len(batches), measure_batch, state=units, key=str, valid=_is_counts)

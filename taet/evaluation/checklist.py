@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from taet.evaluation.card import ResultCard
-from taet.evaluation.check import RANDOMISED
+from taet.evaluation.check import RANDOMISED, Finding
 from taet.evaluation.column import Column
 from taet.evaluation.contrasts import accuracy, asked
 from taet.evaluation.curves import WHOLE, curves
-from taet.evaluation.diagnostics import Finding, audit_flags
+from taet.evaluation.diagnostics import audit_flags
 from taet.evaluation.facts import AuditFacts, ModelFacts
 from taet.formatting import listed, percent, percent_interval, size
 
@@ -259,11 +259,3 @@ QUESTIONS: tuple[Question, ...] = (
     Question(READER, "Are broader threat models tested?", (), lambda _: "", "see taet evaluate --attacks pgd-l2-20"),
     Question(READER, "Are the model and its code released?", (), lambda _: "", "not tested automatically"),
 )
-ASIDE = {
-    "class-without-test-images",
-    "few-images-per-class",
-    "small-test-set",
-    "extra-not-compared",
-    "autoattack-variant",
-}
-"""Flags about the test images or the precision of the numbers, which answer no question."""

@@ -117,38 +117,3 @@ class AuditFacts:
     """The same with the mean gradient of all draws (EOT)."""
     only_mean_correct: StoredCount = 0
     """Images that the attack on the mean leaves correct and the other does not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckFacts(ModelFacts):
-    """Facts that `taet check` measures in addition, in the units in which they are printed."""
-
-    num_classes: int
-    """Number of logits."""
-    highest_label: int
-    named: bool
-    """Whether the names of the classes were given."""
-    given: float
-    """Per cent of the images that are classified correctly with the normalisation as given."""
-    accuracies: str
-    """The same with each usual normalisation, as a list."""
-    better: str
-    """Value of --normalize for a clearly better normalisation; empty if none is clearly better."""
-    better_accuracy: float
-    balanced: float
-    """Balanced accuracy in per cent."""
-    balanced_low: float
-    """Lower end of its 95 % interval."""
-    chance: float
-    """Balanced accuracy of guessing, in per cent."""
-    in_unit_interval: bool
-    """Whether every logit is between 0 and 1."""
-    logits: str
-    """Description of the logits, in words."""
-    nonfinite_on: str
-    """Which of a black, a white and a random image have logits that are not finite, in words."""
-    dtype: str
-    changed: str = ""
-    """Names of the tensors of the model's state that changed in eval mode."""
-    came: str = ""
-    """A remark on the mode in which the model was given, unless that was eval mode."""
