@@ -125,7 +125,7 @@ def of_another_network() -> None:
         (
             of_another_network,
             "torchvision:resnet18 --data few.npz --weights net.pt",
-            "2 of another shape (fc.weight (5, 512) for (3, 512), fc.bias (5,) for (3,))",
+            "2 of another shape (fc.weight (5, 512) for (3, 512) and fc.bias (5,) for (3,))",
         ),
         (None, "torchvision:resnet-18 --data few.npz", "did you mean 'resnet18'?"),
         (None, "resnet9 --data few.npz", "did you mean 'resnet8'?"),
