@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -50,20 +51,26 @@ from taet.models import build
 from taet.protocols import PROTOCOLS
 from taet.training import collapse
 
+
+def parser(command: ModuleType, options: type) -> Callable[[list[str]], object]:
+    """Read a call of a command whose options are all that it checks."""
+    return lambda words: flags.parse(options, words, "taet", command.DESCRIPTION, command.EXAMPLES)
+
+
 READ = {
     "audit": audit.read,
     "check": check.read,
     "compare": compare.read,
-    "cost": lambda words: flags.parse(cost.CostOptions, words, "taet cost", cost.DESCRIPTION, cost.EXAMPLES),
+    "cost": parser(cost, cost.CostOptions),
     "evaluate": evaluate.read,
-    "export": export.read,
-    "gate": gate.read,
+    "export": parser(export, export.ExportOptions),
+    "gate": parser(gate, gate.GateOptions),
     "predict": predict.read,
-    "push": push.read,
+    "push": parser(push, push.PushOptions),
     "reproduce": reproduce.read,
     "track": track.read,
-    "transfer": transfer.read,
-    "tune": tune.read,
+    "transfer": parser(transfer, transfer.TransferOptions),
+    "tune": parser(tune, tune.TuneOptions),
 }
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -140,13 +147,11 @@ def test_the_table_of_attacks_has_every_name_and_option() -> None:
 
 def test_every_flag_of_the_diagnostics_is_documented() -> None:
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    rules = [*diagnostics.ATTACKS, *diagnostics.MODEL, *diagnostics.TEST_SET]
+    rules = [*diagnostics.ATTACKS, *diagnostics.MODEL, *diagnostics.TEST_SET, *diagnostics.PROBE]
     assert set(re.findall(r"^\| `([\w-]+)` \|", text.partition("## Flags")[2], re.M)) == {
         *(rule.flag for rule in rules),
         diagnostics.BOUND,
         diagnostics.MISLED,
-        diagnostics.NOT_PROBED["flag"],
-        diagnostics.PROBE_SMALL,
         *collapse.FLAGS,
     }
 
@@ -330,12 +335,92 @@ def test_paired_intervals_in_texts_are_those_of_the_result_cards() -> None:
     signed = re.compile(r"([+-]\d+\.\d)\s+to\s+([+-]\d+\.\d)(?!\d)")
     for page in texts.keys() - {"docs/findings.md"}:
         text = re.sub(r"^\|.*$", "", texts[page], flags=re.M).replace("−", "-")
-        expected = set()
+        expected = {}
         for folder, *rows, column in map(str.split, SHOWN.get(page, "").strip().splitlines()):
             sides = [[load_once(path) for path in sorted((RESULTS / folder).glob(f"{row}.json"))] for row in rows]
             found = compare_runs(sides[0], sides[1], column)
-            expected.add((f"{100 * found.low:+.1f}", f"{100 * found.high:+.1f}"))
-        assert set(signed.findall(text)) == expected, page
+            expected[f"{100 * found.low:+.1f}", f"{100 * found.high:+.1f}"] = f"{abs(100 * found.value):.1f}"
+        assert set(signed.findall(text)) == expected.keys(), page
+        for quoted in signed.finditer(text):
+            before = text[max(0, quoted.start() - 160) : quoted.start()]
+            assert expected[quoted.groups()] in re.findall(r"\d+\.\d", before), (page, quoted[0])
+
+
+IR50, LT, RA = (
+    "reproduce/mini/{}_cifar10-lt_ir50_seed{}*",
+    "digits-lt-methods/{}-seed?",
+    "digits-lt-methods/ra+bsl/{}-seed0",
+)
+PLAIN, BSL, REAT = (
+    IR50.format("at", "0-44a790f3"),
+    IR50.format("at-bsl", "0-0e677bf7"),
+    IR50.format("reat", "0-4be6c47b"),
+)
+FOCAL, LDAM, BALANCED = (IR50.format("at", f"0-{cell}") for cell in ("b49df1da", "30e2c483", "9644792c"))
+MART, TRADES, ROBAL = (IR50.format(name, 0) for name in ("mart", "trades", "robal"))
+EQUAL = f"{MINI}/at_cifar10-balanced-small_*"
+DISCUSSION = [  # words of results/README.md, the attack, the row of each number, or the two rows of a difference
+    ("are level (65.0, 64.7, 64.7;", "autoattack", [LT.format(name) for name in ("reat", "at", "at-bsl")]),
+    ("12.6 points better than AT on clean images", "clean", [(BSL, PLAIN)]),
+    ("2.6 points worse under AutoAttack", "autoattack", [(PLAIN, BSL)]),
+    ("(16.8 against 19.4)", "autoattack", [BSL, PLAIN]),
+    ("AT-BSL has 17.0 and 17.4 %", "autoattack", [IR50.format("at-bsl", seed) for seed in (1, 2)]),
+    ("and REAT 17.9, 16.3 and 18.0 %", "autoattack", [REAT, *(IR50.format("reat", seed) for seed in (1, 2))]),
+    (
+        "12.7, 16.9 and 17.4 % under",
+        "autoattack",
+        [f"{CHOSEN}/at-bsl_*seed0*", f"{CHOSEN}/at-bsl_*seed1*", IR50.format("at-bsl", 2)],
+    ),
+    ("and REAT's 17.9, 14.7 and 18.4 %", "autoattack", [REAT, f"{CHOSEN}/reat_*seed1*", f"{CHOSEN}/reat_*seed2*"]),
+    ("MART 19.5, AT 19.4, LDAM 18.9, focal 18.8,", "autoattack", [MART, PLAIN, LDAM, FOCAL]),
+    (
+        "REAT 17.9, TRADES 17.7, class-balanced 16.9, AT-BSL 16.8, RoBal 14.2",
+        "autoattack",
+        [REAT, TRADES, BALANCED, BSL, ROBAL],
+    ),
+    ("AT-BSL 40.0, RoBal 39.6, REAT 38.8, class-balanced 37.6,", "clean", [BSL, ROBAL, REAT, BALANCED]),
+    ("focal and TRADES 28.1,", "clean", [FOCAL]),
+    ("TRADES 28.1, AT 27.4, MART 26.8, LDAM 25.1", "clean", [TRADES, PLAIN, MART, LDAM]),
+    ("the LDAM loss has 18.7 under AutoAttack", "autoattack", [IR50.format("reat", "0-f49d4e72")]),
+    ("REAT with the focal and with the LDAM loss has 18.7", "autoattack", [IR50.format("reat", "0-c2bb813f")]),
+    ("without imbalance give AT 22.6", "autoattack", [EQUAL]),
+    ("which is 5.8 points above AT-BSL", "autoattack", [(EQUAL, BSL)]),
+    ("on the long tail, and 45.8 on clean images", "clean", [EQUAL]),
+    (
+        "RoBal 65.5, AT and AT-BSL, which are then the same, 63.5,",
+        "autoattack",
+        [RA.format(name) for name in ("robal", "at")],
+    ),
+    (
+        "which are then the same, 63.5, ADT 63.0, REAT 62.0",
+        "autoattack",
+        [RA.format(name) for name in ("at-bsl", "adt", "reat")],
+    ),
+    ("GAIRAT and HE 59.0, LAS-AT 57.0", "autoattack", [RA.format(name) for name in ("gairat", "las-at")]),
+    ("HE 59.0, LAS-AT 57.0, RobustLT 54.0", "autoattack", [RA.format(name) for name in ("he", "las-at", "robust-lt")]),
+    ("MART 51.5. TRADES drops to 24.0", "autoattack", [RA.format(name) for name in ("mart", "trades")]),
+]
+
+
+def test_numbers_of_the_discussion_are_those_of_the_result_cards() -> None:
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    text = " ".join(text.partition("## Discussion")[2].partition("## Tables")[0].split())
+
+    @functools.cache
+    def percent(row: str, attack: str) -> float:
+        paths = [path for path in RESULTS.glob(f"{row}.json") if ".embedding-" not in path.name]
+        cards = [ResultCard.load(path) for path in paths]
+        return 100 * sum(card.summary(attack).balanced for card in cards) / len(cards)
+
+    checked = set()
+    for words, attack, rows in DISCUSSION:
+        assert words in text
+        numbers = [*re.finditer(r"\d+\.\d", words)]
+        for number, row in zip(numbers, rows, strict=True):
+            value = percent(row, attack) if isinstance(row, str) else percent(row[0], attack) - percent(row[1], attack)
+            assert f"{value:.1f}" == number[0], (words, row)
+        checked |= {text.index(words) + number.start() for number in numbers}
+    assert {number.start() for number in re.finditer(r"\d+\.\d", text)} == checked
 
 
 def test_the_example_of_the_gate_is_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,20 +99,18 @@ class CompareOptions:
 def run(arguments: list[str]) -> int:
     """Run a comparison or a part of it, or merge its parts; return 1 if a cell failed."""
     parsed = read(arguments)
-
     given = what_if.with_shares(read_spec(parsed.spec)) if parsed.what_if else parsed.spec
-    out = Path(parsed.spec.stem) if parsed.what_if and parsed.out is None else parsed.out
-    place = out or Path(parsed.spec.stem)
+    place = parsed.out or Path(parsed.spec.stem)
     with saved(["compare", *arguments], place), trusted(*parsed.trust_model):
         if parsed.merge is not None:
-            result = merge(given, out, parsed.merge, say=say)
+            result = merge(given, place, parsed.merge, say=say)
         else:
             result = compare(
                 given,
-                out,
-                time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
+                place,
+                time_budget=seconds(parsed.time_budget),
                 jobs=parsed.jobs,
-                part=None if parsed.part is None else part_numbers(parsed.part),
+                part=part_numbers(parsed.part),
                 until=None if parsed.until is None else Until(StopRule(**parsed.rule), parsed.baseline),
                 dry_run=parsed.dry_run,
                 say=say,
@@ -135,16 +133,8 @@ def run(arguments: list[str]) -> int:
 def read(arguments: list[str]) -> CompareOptions:
     """Parse a call; contradictory options are refused."""
     parsed = flags.parse(CompareOptions, arguments, "taet compare", DESCRIPTION, EXAMPLES)
-    if parsed.merge is not None:
-        others = {
-            "part": parsed.part,
-            "until": parsed.until,
-            "time-budget": parsed.time_budget,
-            "dry-run": parsed.dry_run,
-        }
-        given = [f"--{name}" for name, value in others.items() if value]
-        if given:
-            raise UserError(f"--merge runs nothing: got {' and '.join(given)} as well")
+    if parsed.merge is not None and (given := flags.given(parsed, "part", "until", "time_budget", "dry_run")):
+        raise UserError(f"--merge runs nothing: got {' and '.join(given)} as well")
     if parsed.until is None and (parsed.rule or parsed.baseline):
         given = [f"--{name.replace('_', '-')}" for name in (*parsed.rule, *(["baseline"] if parsed.baseline else []))]
         raise UserError(f"got {' and '.join(given)}; allowed: with --until decided")
@@ -155,8 +145,10 @@ def read(arguments: list[str]) -> CompareOptions:
     return parsed
 
 
-def seconds(text: str) -> float:
-    """Return the seconds of a duration such as 2h30m, 90m or 600s."""
+def seconds(text: str | None) -> float | None:
+    """Return the seconds of a duration such as 2h30m, 90m or 600s; None of none."""
+    if text is None:
+        return None
     found = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text, re.ASCII)
     if not text or found is None:
         raise UserError(f"time budget: got '{text}'; allowed: hours, minutes and seconds, e.g. 2h30m, 90m or 600s")
@@ -164,8 +156,10 @@ def seconds(text: str) -> float:
     return 3600.0 * hours + 60.0 * minutes + rest
 
 
-def part_numbers(text: str) -> tuple[int, int]:
-    """Return the numbers K and N of a part K/N."""
+def part_numbers(text: str | None) -> tuple[int, int] | None:
+    """Return the numbers K and N of a part K/N; None of none."""
+    if text is None:
+        return None
     found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text, re.ASCII)
     if found is None:
         raise UserError(f"part: got '{text}'; allowed: K/N with K from 1 to N, e.g. 3/16")

@@ -36,11 +36,6 @@ class ExportOptions(OfRun):
 
 def run(arguments: list[str]) -> None:
     """Write the file and print its path."""
-    parsed = read(arguments)
+    parsed = flags.parse(ExportOptions, arguments, "taet export", DESCRIPTION, EXAMPLES)
     with trusted(parsed.trust_model):
         print(export(parsed.run, parsed.format, parsed.out, parsed.weights, force=parsed.force))
-
-
-def read(arguments: list[str]) -> ExportOptions:
-    """Parse a call."""
-    return flags.parse(ExportOptions, arguments, "taet export", DESCRIPTION, EXAMPLES)

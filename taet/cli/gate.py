@@ -83,7 +83,7 @@ class ColumnVerdict(NamedTuple):
 
 def run(arguments: list[str]) -> int:
     """Compare two cards and print one line per column."""
-    parsed = read(arguments)
+    parsed = flags.parse(GateOptions, arguments, "taet gate", DESCRIPTION, EXAMPLES)
     verdicts = gate(_card(parsed.old), _card(parsed.new), parsed.columns, parsed.margin)
     failed = [verdict.column for verdict in verdicts if verdict.fails]
     if parsed.json:
@@ -134,8 +134,3 @@ def _shared(old: ResultCard, new: ResultCard) -> tuple[str, ...]:
 def _counts(column: Column) -> bool:
     """Whether accuracy under it is informative: unbounded attacks break nearly every image of any model."""
     return column.ordinary and (column.bounded or column.norm is None)
-
-
-def read(arguments: list[str]) -> GateOptions:
-    """Parse a call."""
-    return flags.parse(GateOptions, arguments, "taet gate", DESCRIPTION, EXAMPLES)

@@ -41,15 +41,10 @@ class PushOptions:
 
 def run(arguments: list[str]) -> None:
     """Publish a run and print its name."""
-    parsed = read(arguments)
+    parsed = flags.parse(PushOptions, arguments, "taet push", DESCRIPTION, EXAMPLES)
     name = publish(parsed.run, parsed.target, licence=parsed.license, private=parsed.private)
     for text in named_outside(parsed.run):
         print(f"note: run.json names '{text}', which is published with it")
     if not parsed.license:
         print(f"note: the licence in README.md is {TO_FILL_IN} (--license)")
     print(name)
-
-
-def read(arguments: list[str]) -> PushOptions:
-    """Parse a call."""
-    return flags.parse(PushOptions, arguments, "taet push", DESCRIPTION, EXAMPLES)

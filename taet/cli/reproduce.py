@@ -98,8 +98,7 @@ def run(arguments: list[str]) -> int:
     if parsed.merge is not None:
         session.gather(parsed.merge)
     elif items and not parsed.dry_run:
-        part = None if parsed.part is None else part_numbers(parsed.part)
-        budget = None if parsed.time_budget is None else seconds(parsed.time_budget)
+        budget, part = seconds(parsed.time_budget), part_numbers(parsed.part)
         with saved(["reproduce", *arguments], parsed.out):
             result = session.fill(budget, parsed.jobs, part)
         failed = "failed" in result.counts
@@ -123,14 +122,7 @@ def read(arguments: list[str]) -> ReproduceOptions:
     parsed = flags.parse(ReproduceOptions, arguments, "taet reproduce", DESCRIPTION, EXAMPLES)
     scale_named(parsed.scale)
     chosen(parsed.items, parsed.methods if parsed.items else ())
-    fills = {
-        "seeds": parsed.seeds,
-        "time-budget": parsed.time_budget,
-        "part": parsed.part,
-        "merge": parsed.merge,
-        "save": parsed.save,
-    }
-    given = [f"--{name}" for name, value in fills.items() if value]
+    given = flags.given(parsed, "seeds", "time_budget", "part", "merge", "save")
     if given and not parsed.items:
         raise UserError(f"reproduce: got {listed(given)} without an item; allowed: with items, e.g. taet/table1")
     if parsed.site is not None and parsed.items:

@@ -50,7 +50,7 @@ class TransferOptions:
 
 def run(arguments: list[str]) -> None:
     """Measure missing columns, add them to the cards and print the matrix."""
-    parsed = read(arguments)
+    parsed = flags.parse(TransferOptions, arguments, "taet transfer", DESCRIPTION, EXAMPLES)
     with together(parsed.device):
         with trusted(*parsed.trust_model), progress("transfer") as report:
             result = transfer(
@@ -66,8 +66,3 @@ def run(arguments: list[str]) -> None:
             print(json.dumps(result.to_json(), indent=1))
         else:
             print(f"{result}\nnext: taet report {shlex.join(map(str, parsed.runs))}")
-
-
-def read(arguments: list[str]) -> TransferOptions:
-    """Return the flags of a call."""
-    return flags.parse(TransferOptions, arguments, "taet transfer", DESCRIPTION, EXAMPLES)

@@ -67,15 +67,14 @@ class TuneOptions:
 
 def run(arguments: list[str]) -> int:
     """Run a search and print the best trial of every method."""
-    parsed = read(arguments)
-
+    parsed = flags.parse(TuneOptions, arguments, "taet tune", DESCRIPTION, EXAMPLES)
     place = parsed.out or Path(parsed.spec.stem)
     with saved(["tune", *arguments], place), trusted(*parsed.trust_model):
         found = tune(
             parsed.spec,
             place,
             jobs=parsed.jobs,
-            time_budget=None if parsed.time_budget is None else seconds(parsed.time_budget),
+            time_budget=seconds(parsed.time_budget),
             say=say,
         )
     print(json.dumps(_to_json(found), indent=1) if parsed.json else "\n".join(_lines(found, arguments)))
@@ -100,8 +99,3 @@ def _lines(found: Tuned, arguments: list[str]) -> list[str]:
         return [*lines, f"the time budget is used up; continue: {shlex.join(['taet', 'tune', *arguments])}"]
     lines.append(counted(found.comparison))
     return [*lines, f"open {found.comparison.report}"] if found.comparison.report else lines
-
-
-def read(arguments: list[str]) -> TuneOptions:
-    """Parse a call."""
-    return flags.parse(TuneOptions, arguments, "taet tune", DESCRIPTION, EXAMPLES)

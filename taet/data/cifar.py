@@ -79,8 +79,8 @@ def outline(data: Data) -> Outline:
     return Outline.of_counts(version.class_names, version.per_class, IMAGE_SHAPE)
 
 
-def _official(place: Path, version: CifarVersion) -> tuple[Arrays, tuple[str, ...]]:
-    """Return the arrays and class names of the official files, which are pickles.
+def _official(place: Path, version: CifarVersion) -> Arrays:
+    """Return the arrays of the official files, which are pickles.
 
     Torchvision compares the official MD5 before it opens each file, so no foreign code is run.
     """
@@ -98,7 +98,7 @@ def _official(place: Path, version: CifarVersion) -> tuple[Arrays, tuple[str, ..
     except RuntimeError as error:
         url = version.archive.url
         raise UserError(f"{version.title}: a file in '{place}' is missing or damaged; unpack {url} again") from error
-    return arrays, tuple(official.classes)
+    return arrays
 
 
 def _find(data: Data, version: CifarVersion) -> Path:
@@ -118,12 +118,8 @@ def read(data: Data) -> Dataset:
     """
     version = VERSIONS[_kind(data)]
     place = _find(data, version)
-    if place.is_dir():
-        arrays, names = _official(place, version)
-    else:
-        arrays, names = npz.read_arrays(place, data.storage), version.class_names
-    where = f"{version.title} in '{place}'"
-    with located(where):
-        dataset = to_dataset(arrays, class_names=names, name=data.name)
-    outline(data).check(dataset, where)
+    arrays = _official(place, version) if place.is_dir() else npz.read_arrays(place, data.storage)
+    with located(f"{version.title} in '{place}'"):
+        dataset = to_dataset(arrays, class_names=version.class_names, name=data.name)
+        outline(data).check(dataset)
     return dataset

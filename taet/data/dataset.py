@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,15 +90,15 @@ class Outline:
         splits = {part: Labels.of_counts(class_names, each) for part, each in counts.items()}
         return cls(splits, image_shape, mirror, named)
 
-    def check(self, dataset: Dataset, where: str) -> None:
-        """Refuse a data set with another shape or other class counts; the error begins with `where`, its source."""
+    def check(self, dataset: Dataset) -> None:
+        """Refuse a data set with another shape or other class counts."""
         if dataset.image_shape != self.image_shape:
-            raise UserError(f"{where}: got images of shape {dataset.image_shape}; allowed: {self.image_shape}")
+            raise UserError(f"got images of shape {dataset.image_shape}; allowed: {self.image_shape}")
         for part, labels in self.splits.items():
             found = dataset.splits[part].class_counts if part in dataset.splits else np.zeros_like(labels.class_counts)
             for name, got, expected in zip(labels.class_names, found, labels.class_counts, strict=True):
                 if got != expected:
-                    raise UserError(f"{where}: got {got} {part} images of '{name}'; allowed: {expected} of this class")
+                    raise UserError(f"got {got} {part} images of '{name}'; allowed: {expected} of this class")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -366,20 +367,18 @@ def _checked_names(
         given = np.asarray(arrays[CLASS_NAMES])
         if given.dtype.kind != "U" or given.ndim != 1:
             raise UserError(f"class_names: got {given.dtype} of shape {given.shape}; allowed: text of shape (C,)")
-        class_names = list(map(str, given.tolist()))
-    found = set(np.unique(train_labels).tolist())
+        class_names = given.tolist()
+    found = np.unique(train_labels)
     if len(found if class_names is None else class_names) < 2:
         raise UserError("classes: got a single class; allowed: 2 or more")
-    if class_names is not None and len(set(class_names)) < len(class_names):
-        twice = next(name for i, name in enumerate(class_names) if name in class_names[:i])
-        raise UserError(f"class names: got '{twice}' twice; allowed: a different name for each class")
-    strange = next((name for name in class_names or () if UNPRINTABLE.search(name)), None)
-    if strange is not None:
-        raise UserError(f"class names: got {strange[:40]!a}; allowed: text of characters that can be printed")
-    count = len(class_names) if class_names is not None else max(found) + 1
+    for name, times in Counter(class_names or ()).items():
+        if UNPRINTABLE.search(name):
+            raise UserError(f"class names: got {name[:40]!a}; allowed: text of characters that can be printed")
+        if times > 1:
+            raise UserError(f"class names: got '{name}' twice; allowed: a different name for each class")
+    count = int(found[-1]) + 1 if class_names is None else len(class_names)
     # The smallest missing label is at most the number of labels found, however large a wrong label is.
-    missing = next((label for label in range(min(count, len(found) + 1)) if label not in found), None)
-    if missing is not None:
-        name = class_names[missing] if class_names is not None else missing
+    for label in np.setdiff1d(np.arange(min(count, len(found) + 1)), found)[:1]:
+        name = label if class_names is None else class_names[label]
         raise UserError(f"train_labels: class '{name}' has no training image; labels run from 0 to {count - 1}")
-    return tuple(class_names) if class_names is not None else tuple(str(label) for label in range(count))
+    return tuple(map(str, range(count))) if class_names is None else tuple(class_names)

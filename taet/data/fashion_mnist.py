@@ -82,8 +82,7 @@ def read(data: Data) -> Dataset:
     """
     paths = _find(data)
     arrays = dict(zip(REQUIRED, map(read_idx, paths), strict=True))
-    where = f"Fashion-MNIST in '{paths[0].parent}'"
-    with located(where):
+    with located(f"Fashion-MNIST in '{paths[0].parent}'"):
         dataset = to_dataset(arrays, class_names=CLASS_NAMES, name=data.name)
-    outline(data).check(dataset, where)
+        outline(data).check(dataset)
     return dataset

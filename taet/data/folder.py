@@ -58,6 +58,10 @@ def _folders(path: Path) -> list[Path]:
     return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
+def _tables(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.[cC][sS][vV]"))
+
+
 def _inner(folder: Path) -> Path:
     inner = _folders(folder)
     return inner[0] if len(inner) == 1 and inner[0].name.lower() == INNER else folder
@@ -128,10 +132,6 @@ def _table_of(folder: Path) -> Path:
     )
 
 
-def _tables(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.[cC][sS][vV]"))
-
-
 def _has_labels(table: Path) -> bool:
     try:
         return bool(read_rows(table).rows)
@@ -163,7 +163,7 @@ def _labels_beside(path: Path) -> Path | None:
     """
     there = list[Path]()
     images = [file for file in files_below(path) if is_image(file) and file.parent != path]
-    for beside in sorted(path.glob("*.[cC][sS][vV]")):
+    for beside in _tables(path):
         try:
             labels = {row.path: row.label for row in read_rows(beside).rows}
         except UserError:  # a table of something else

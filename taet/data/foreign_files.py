@@ -40,15 +40,7 @@ def reading(path: Path, allowed: str, what: str = "", *, most: int | None = None
 
     Readers of foreign formats raise errors of any type. `what` names the part of the file that is read.
     """
-
-    def refused(error: Exception) -> UserError:
-        return UserError(f"cannot read '{path}': {what and f'{what}: '}{reason(error)}; allowed: {allowed}")
-
-    try:
-        there = path.exists()
-    except OSError as error:
-        raise refused(error) from None
-    if not there:
+    if not os.path.exists(path):
         raise UserError(f"no such file: '{path}'; allowed: {allowed}")
     with opened(path) as file:
         try:
@@ -59,7 +51,8 @@ def reading(path: Path, allowed: str, what: str = "", *, most: int | None = None
         except UserError:
             raise
         except Exception as error:
-            raise refused(error) from error
+            why = f"{what and f'{what}: '}{reason(error)}"
+            raise UserError(f"cannot read '{path}': {why}; allowed: {allowed}") from error
 
 
 def check_unpacked(size: int, packed: int) -> None:

@@ -122,7 +122,7 @@ class _CacheFile:
                 if got != self.size or zlib.crc32(image) != self.sums[row]:
                     raise self._damaged()
         except OSError as error:
-            raise UserError(f"cannot read '{self.path}': {error.strerror}") from error
+            raise UserError(f"cannot read '{self.path}': {error.strerror}") from None
 
     def _damaged(self) -> UserError:
         with contextlib.suppress(OSError):
@@ -234,10 +234,9 @@ def _build(path: Path, blocks: Iterable[NDArray[np.uint8]], shape: tuple[int, in
                 _write(file, blocks, shape)
     except (OSError, UserError) as error:
         cause = error.__cause__ if isinstance(error, UserError) else error
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        if isinstance(error, UserError) and not full:
+        if not isinstance(cause, OSError):  # of the images
             raise
-        reason = "no space left on the disk" if full else str(getattr(error, "strerror", error))
+        reason = "no space left on the disk" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else cause.strerror
         raise UserError(
             f"cannot keep {_size(shape) / 1e9:.1f} GB of images in '{path.parent}': {reason}; allowed: another folder, "
             "by TAET_CACHE, or --data.storage memory"

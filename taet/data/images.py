@@ -55,11 +55,7 @@ UNUSUAL = {
     "turned": "turned upright by their EXIF tag",
 }
 """Unusual properties of a file, and what is done with them."""
-FITTED = {
-    "squeeze": "squeezed",
-    "crop": "cut to the square in the middle",
-    "pad": "made square by black bars",
-}
+FITTED = {"squeeze": "squeezed", "crop": "cut to the square in the middle", "pad": "made square by black bars"}
 """How an image that is not square is resized, in words."""
 
 
@@ -246,18 +242,18 @@ class Survey:
         return 1 if self.grey.all() else 3
 
     @cached_property
-    def _by_area(self) -> NDArray[np.int64]:
-        return self.sizes[np.argsort(self.sizes.prod(1), kind="stable")]
+    def _by_area(self) -> list[tuple[int, int]]:
+        return sorted(((width, height) for width, height in self.sizes.tolist()), key=math.prod)
 
     @property
     def median(self) -> tuple[int, int]:
         """Width and height of the image in the middle by number of pixels."""
-        return _pair(self._by_area[len(self.paths) // 2])
+        return self._by_area[len(self.paths) // 2]
 
     @property
     def largest(self) -> tuple[int, int]:
         """Width and height of the image with the most pixels."""
-        return _pair(self._by_area[-1])
+        return self._by_area[-1]
 
     @property
     def uniform(self) -> bool:
@@ -273,10 +269,12 @@ class Survey:
     def common_size(self, size: int | None) -> tuple[int, int]:
         """Return the width and height of all images: `size`, or their own, which must be the same."""
         self.checked()
-        if size is None and not self.uniform:
+        if size is not None:
+            return size, size
+        if not self.uniform:
             other = int((self.sizes != self.sizes[0]).any(1).argmax())
             raise _different(self.paths[0], self.sizes[0].tolist(), self.paths[other], self.sizes[other].tolist())
-        return _pair(self.sizes[0]) if size is None else (size, size)
+        return self.largest
 
     def not_square(self, fit: Fit) -> list[str]:
         """Say how many images are not square, and what `fit` does with them."""
@@ -289,7 +287,7 @@ class Survey:
         total, grey = len(self.paths), int(self.grey.sum())
         if total == 0:
             return []
-        order = (self._by_area[place].tolist() for place in (0, total // 2, -1))
+        order = (self._by_area[0], self.median, self.largest)
         smallest, median, largest = (f"{width}x{height}" for width, height in order)
         spread = smallest if self.uniform else f"{smallest} to {largest}, median {median}"
         colour = "grey" if grey == total else "colour" if grey == 0 else f"{grey} grey, read as colour like the others"
@@ -299,10 +297,6 @@ class Survey:
             found.append(_example(f"smaller than {size} pixels, enlarged", [self.paths[i] for i in small], total))
         found += [] if size is None else self.not_square(fit)
         return [*found, *(_example(UNUSUAL[key], files, total) for key, files in self.unusual.items())]
-
-
-def _pair(size: NDArray[np.int64]) -> tuple[int, int]:
-    return int(size[0]), int(size[1])
 
 
 def _example(what: str, files: Sequence[Path], total: int) -> str:
@@ -446,11 +440,7 @@ def pillow() -> str:
 
 
 def decode_all(
-    paths: Sequence[Path],
-    size: int | None,
-    storage: str = "memory",
-    found: Survey | None = None,
-    fit: Fit = "squeeze",
+    paths: Sequence[Path], size: int | None, storage: str = "memory", found: Survey | None = None, fit: Fit = "squeeze"
 ) -> Images:
     """Read image files as one array uint8 (N,H,W,C), C 1 if all are greyscale, else 3: see `decode_each`.
 

@@ -36,8 +36,7 @@ def _write_npz(dataset: Dataset, path: Path) -> Iterator[int]:
                 npy.write_array(member, array, allow_pickle=False)
 
         for part, split in dataset.splits.items():
-            number, height, width, channels = split.images.shape
-            shape = (number, height, width) if channels == 1 else (number, height, width, channels)
+            shape = split.images.shape[:3] if split.images.shape[3] == 1 else split.images.shape
             with archive.open(f"{PARTS[part]}_images.npy", "w", force_zip64=True) as member:
                 member.write(header(shape))
                 for block in pieces(split.images):
@@ -89,15 +88,10 @@ def _write_folder(dataset: Dataset, path: Path) -> Iterator[int]:
                 yield len(block)
 
 
-def _write_taet_npy(dataset: Dataset, path: Path) -> Iterator[int]:
-    taet_npy.write(dataset, path)
-    yield sum(map(len, dataset.splits.values()))
-
-
 WRITERS: dict[str, Callable[[Dataset, Path], Iterator[int]]] = {
     "npz": _write_npz,
     "folder": _write_folder,
-    "taet-npy": _write_taet_npy,
+    "taet-npy": taet_npy.write,
 }
 
 

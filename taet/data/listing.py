@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.config import Data
-from taet.data.dataset import Dataset, Labels, Outline, Split
+from taet.data.dataset import PARTS, Dataset, Labels, Outline, Split
 from taet.data.groups import hold_out
 from taet.data.images import Survey, decode_all, survey
 from taet.data.long_tail import divide, held_out_counts
 from taet.data.selection import VALIDATION
 from taet.errors import UserError
 
-PARTS = ("train", "validation", "test")
 FRAME = re.compile(r"(.*\d)[_-](\d+)\.\w+")
 """File name of a frame: the number of the frame follows that of its sequence, as in 00012_00003_00029.png."""
 FRAMES = r"(.*\d)[_-]\d+\."
@@ -75,11 +74,12 @@ class Listing:
                 kind, where = "file name", f"; a pattern with / is searched in paths, e.g. '{self.paths[0]}'"
             raise UserError(f"data group pattern: '{pattern}' is found in no {kind}, e.g. '{searched[0]}'{where}")
         names = ["" if match is None else (match.groups() or (match[0],))[0] or "" for match in found]
-        if pattern != FRAMES or not self.recounted:
-            return replace(self, group_names=tuple(names), ungrouped="--data.group-pattern None")
-        owned = [name and f"{self.class_names[label]}/{name}" for name, label in zip(names, self.labels, strict=True)]
-        notes = (*self.notes, "file names repeat in several classes: each group by file names is of one class")
-        return replace(self, group_names=tuple(owned), ungrouped="--data.group-pattern None", notes=notes)
+        notes = self.notes
+        if pattern == FRAMES and self.recounted:
+            pairs = zip(names, self.labels, strict=True)
+            names = [name and f"{self.class_names[label]}/{name}" for name, label in pairs]
+            notes = (*notes, "file names repeat in several classes: each group by file names is of one class")
+        return replace(self, group_names=tuple(names), ungrouped="--data.group-pattern None", notes=notes)
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
@@ -126,20 +126,18 @@ class Listing:
         Nine of ten sequences must be whole: two frames or more, without a gap.
         """
         frames: dict[tuple[int, str], list[int]] = defaultdict(list)
-        owners: dict[tuple[int, str], set[int]] = defaultdict(set)
-        for place, file in enumerate(self.files):
+        owners = set[tuple[int, tuple[int, str]]]()
+        for place, (file, label) in enumerate(zip(self.files, self.labels.tolist(), strict=True)):
             if self.splits is None or self.splits[place] == "train":
                 match = FRAME.fullmatch(file.name)
                 if match is None:
                     return False
-                label = int(self.labels[place])
                 sequence = label if self.recounted else 0, match[1]
                 frames[sequence].append(int(match[2]))
-                owners[sequence].add(label)
+                owners.add((label, sequence))
         whole = [len(found) > 1 and max(found) - min(found) == len(found) - 1 for found in frames.values()]
-        classes = Counter(label for labels in owners.values() for label in labels)
-        gaps = sum(whole) < 0.9 * len(whole)
-        if not frames or gaps or sum(classes.values()) > len(frames) or min(classes.values()) < 2:
+        of_class = Counter(label for label, _ in owners)
+        if not frames or sum(whole) < 0.9 * len(whole) or len(owners) > len(frames) or min(of_class.values()) < 2:
             return False
         try:
             self.grouped_by(FRAMES).parts(seed=0)

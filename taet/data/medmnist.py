@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from taet.config import Data
 from taet.data import npz
-from taet.data.dataset import Dataset, Outline, to_dataset
+from taet.data.dataset import PARTS, Dataset, Outline, to_dataset
 from taet.data.downloads import Download
 from taet.data.places import not_found, roots
 from taet.errors import UserError, located
@@ -32,7 +32,6 @@ RECORD = "https://zenodo.org/records/10519652"
 MULTI_LABEL = "chestmnist"
 SIZES = (28, 64, 128, 224)
 """Pixels of a side, of the files that are published."""
-SPLITS = ("train", "validation", "test")
 
 
 class MedicalSet(NamedTuple):
@@ -102,17 +101,17 @@ def outline(data: Data) -> Outline | None:
         return Outline(npz.read_labels(path, about.class_names), (about.channels, side, side), about.mirror)
     if about.class_counts is None:
         return None
-    side, counts = _side(data.size), dict(zip(SPLITS, about.class_counts, strict=True))
+    side, counts = _side(data.size), dict(zip(PARTS, about.class_counts, strict=True))
     return Outline.of_counts(about.class_names, counts, (about.channels, side, side), mirror=about.mirror)
 
 
-def _check(dataset: Dataset, about: MedicalSet, side: int, path: Path) -> None:
-    Outline({}, (about.channels, side, side)).check(dataset, f"'{path}'")
-    expected = dict(zip(SPLITS, about.images, strict=True))
+def _check(dataset: Dataset, about: MedicalSet, side: int) -> None:
+    Outline({}, (about.channels, side, side)).check(dataset)
+    expected = dict(zip(PARTS, about.images, strict=True))
     got = {part: len(split) for part, split in dataset.splits.items()}
     if got != expected:
         got_text, allowed = (", ".join(f"{count} {part}" for part, count in each.items()) for each in (got, expected))
-        raise UserError(f"'{path}': got {got_text} images; allowed: {allowed}, as in {RECORD}")
+        raise UserError(f"got {got_text} images; allowed: {allowed}, as in {RECORD}")
 
 
 def read(data: Data) -> Dataset:
@@ -129,7 +128,7 @@ def read(data: Data) -> Dataset:
     arrays = npz.read_arrays(path, data.storage)
     with located(f"'{path}'"):
         dataset = to_dataset(arrays, class_names=about.class_names, name=data.name, mirror=about.mirror)
-    _check(dataset, about, side, path)
+        _check(dataset, about, side)
     notes = [f"read from {path.name}, images of {side} x {side} pixels"]
     if side != _side(data.size):
         notes.append(f"{_file(data.name, _side(data.size))} is not there")

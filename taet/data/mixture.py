@@ -65,7 +65,7 @@ def mixture(data: Data, class_counts: Sequence[int], batch_size: int) -> Mixture
     if not 0 < extra < batch_size:
         got = f"got {data.extra_fraction:g} with a batch size of {batch_size}, which leaves no"
         raise UserError(f"data extra fraction: {got} {'extra' if extra == 0 else 'real'} image; allowed: 0, or another")
-    draw = class_shares(data.extra_classes, class_counts, extra / batch_size)
-    total, share = sum(class_counts), extra / batch_size
-    exposure = (1 - share) * np.asarray(class_counts, np.float64) + share * total * draw
+    share = extra / batch_size
+    draw = class_shares(data.extra_classes, class_counts, share)
+    exposure = (1 - share) * np.asarray(class_counts, np.float64) + share * sum(class_counts) * draw
     return Mixture(batch_size, extra, data.extra_classes, tuple(draw.tolist()), tuple(exposure.tolist()))

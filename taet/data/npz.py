@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,24 +21,16 @@ GROUP = "group"
 """The groups of images are in train_group and so on, if no other name is given."""
 
 
-def keys(there: Iterable[str], group: str | None = None) -> tuple[list[str], list[str]]:
-    """Return which of the present arrays, `there`, make up the data set, and which required ones are missing.
+def keys(path: Path, there: Sequence[str], group: str | None = None) -> list[str]:
+    """Return which of the arrays in `path`, called `there`, make up the data set; refuse a set that lacks one.
 
     With `group`, train_`group` is required; the arrays of the other splits are optional.
     """
-    there = set(there)
     groups = [] if group is None else [f"{part}_{group}" for part in PARTS.values()]
-    required = [*REQUIRED, *(VALIDATION if there & set(VALIDATION) else ()), *groups[:1]]
-    wanted = [*required, *(key for key in (*groups[1:], CLASS_NAMES) if key in there)]
-    return wanted, [key for key in required if key not in there]
-
-
-def _keys(path: Path, group: str | None) -> list[str]:
-    there = array_names(path)
-    wanted, missing = keys(there, group)
-    if missing:
+    required = [*REQUIRED, *(VALIDATION if {*there} & {*VALIDATION} else ()), *groups[:1]]
+    if missing := [key for key in required if key not in there]:
         raise UserError(f"'{path}' has no {', '.join(missing)}; it has: {cut(', '.join(there)) or 'nothing'}")
-    return wanted
+    return [*required, *(key for key in (*groups[1:], CLASS_NAMES) if key in there)]
 
 
 def read_arrays(path: Path, storage: str = "auto", group: str | None = None) -> Arrays:
@@ -46,12 +38,13 @@ def read_arrays(path: Path, storage: str = "auto", group: str | None = None) -> 
 
     Images may stay on disk: see `taet.data.array_file.read_array`. `group`: see `keys`.
     """
-    return {key: read_array(path, key, storage) for key in _keys(path, group)}
+    return {key: read_array(path, key, storage) for key in keys(path, array_names(path), group)}
 
 
 def read_labels(path: Path, class_names: Sequence[str] | None = None, group: str | None = None) -> dict[str, Labels]:
     """Return the labels and groups of each split of the file; no image is read."""
-    arrays = {key: read_array(path, key) for key in _keys(path, group) if not key.endswith("_images")}
+    found = keys(path, array_names(path), group)
+    arrays = {key: read_array(path, key) for key in found if not key.endswith("_images")}
     with located(f"'{path}'"):
         return to_labels(arrays, class_names, group)
 

@@ -60,12 +60,11 @@ def _ready(download: Download, folders: Sequence[Path], progress: Progress) -> s
     """Check an existing file, and unpack it if necessary; return what was done."""
     root = download.root(folders)
     assert root is not None
-    archive = root / download.file
+    archive, checked = root / download.file, "the archive is gone, so its checksum is not compared"
     if archive.is_file():
         progress(0, 1, f"checking {download.name}")
         check(archive, download)
-    gone = "the archive is gone, so its checksum is not compared"
-    checked = f"{download.checksum} is right" if archive.is_file() else gone
+        checked = f"{download.checksum} is right"
     if download.unpacks_to is None:
         return f"'{archive}': {checked}"
     target = root / download.unpacks_to

@@ -74,7 +74,6 @@ def _is_json(path: Path) -> bool:
 
 
 def _delimiter(line: str) -> str:
-    """Return the delimiter of a table with this header."""
     return max(DELIMITERS, key=line.count)
 
 
@@ -82,36 +81,32 @@ class Wanted(NamedTuple):
     """The columns that the user named, and how a cell becomes a path."""
 
     group: str | None = None
-    image: str | None = None
+    path: str | None = None
     label: str | None = None
     template: str | None = None
 
 
 PLAIN = Wanted()
+OPTIONS = {"path": "image-column", "label": "label-column", "group": "group"}
+"""Options of data that name columns."""
 
 
 def _columns(names: list[str], table: Path, wanted: Wanted) -> dict[str, int]:
-    """Return the positions of the used columns."""
     lower = [name.lower() for name in names]
     usual = {"path": PATHS, "label": LABELS, "split": ("split",), "group": ("group",)}
     there = {name: [lower.index(one) for one in ones if one in lower] for name, ones in usual.items()}
     columns = {name: places[0] for name, places in there.items() if places}
-    named = {
-        "path": ("image column", wanted.image),
-        "label": ("label column", wanted.label),
-        "group": ("group", wanted.group),
-    }
-    for name, (option, column) in named.items():
+    for name, option in OPTIONS.items():
+        column = getattr(wanted, name)
         if column is not None:
             if column not in names:
-                raise unknown(f"column for data {option} in '{table}':", column, names)
+                raise unknown(f"column for data {option.replace('-', ' ')} in '{table}':", column, names)
             columns[name] = names.index(column)
     missing = [name for name in ("path", "label") if name not in columns]
     if missing:
         has = cut(", ".join(f"'{name}'" for name in names)) or "nothing"
         lacks = " and ".join(f"no column '{name}'" for name in missing)
-        asked = {"path": "--data.image-column NAME", "label": "--data.label-column NAME"}
-        options = " ".join(asked[name] for name in missing)
+        options = " ".join(f"--data.{OPTIONS[name]} NAME" for name in missing)
         raise Unlabelled(
             f"'{table}' has {lacks}; its first line has: {has}; allowed: "
             "path,label and optionally split and group, separated by commas, semicolons or tabs; or, without a header, "
@@ -156,12 +151,11 @@ def _table(path: Path, text: io.TextIOWrapper, delimiter: str, wanted: Wanted) -
         own_split, own_group = SPLITS.get(split, ""), found.get("group", "")
         file = found["path"] if wanted.template is None else wanted.template.replace("{}", found["path"])
         rows.append(_row(path, before + 1, file, found["label"], own_split, own_group))
-    likely = [name for name in names if LIKELY_GROUP.search(name) and "group" not in columns]
-    used = {"path": wanted.image, "label": wanted.label}
-    guesses = {name: names[columns[name]] for name, given in used.items() if given is None}
-    guessed = any(column.lower() != name for name, column in guesses.items())
-    said = f"images by column '{names[columns['path']]}', labels by column '{names[columns['label']]}'"
-    return Rows(rows, frozenset(columns), next(iter(likely), None), said if guessed else "")
+    likely = next((name for name in names if LIKELY_GROUP.search(name) and "group" not in columns), None)
+    used = {name: names[columns[name]] for name in ("path", "label")}
+    guessed = any(getattr(wanted, name) is None and column.lower() != name for name, column in used.items())
+    said = "images by column '{path}', labels by column '{label}'".format(**used)
+    return Rows(rows, frozenset(columns), likely, said if guessed else "")
 
 
 def _row(source: Path, number: int, path: str, label: str, split: str = "", group: str = "") -> Row:

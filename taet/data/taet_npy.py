@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -48,11 +49,7 @@ def _find(data: Data) -> tuple[Path, list[str]]:
     folder = locate(data)
     if not folder.is_dir():
         raise UserError(f"no such folder: '{folder}'")
-    wanted, missing = keys(path.stem for path in folder.glob("*.npy"))
-    if missing:
-        files = ", ".join(f"{key}.npy" for key in missing)
-        raise UserError(f"'{folder}' has no {files}; allowed: a folder with the files that TAET publishes")
-    return folder, wanted
+    return folder, keys(folder, sorted(path.stem for path in folder.glob("*.npy")))
 
 
 def outline(data: Data) -> Outline:
@@ -84,21 +81,20 @@ def read(data: Data) -> Dataset:
         return to_dataset(arrays, name=data.name)
 
 
-def write(dataset: Dataset, folder: Path) -> None:
+def write(dataset: Dataset, folder: Path) -> Iterator[int]:
     """Write `dataset` into the new folder `folder`, so that `read` returns the same arrays and class names.
 
-    An existing folder, and images that are not square, raise a `UserError`.
+    Yields the number of images in each written block. Images that are not square raise a `UserError`.
     """
     height, width = dataset.image_shape[1:]
     if height != width:
         raise UserError(f"layout taet-npy: got {width} x {height} pixels; allowed: square images, e.g. --data.size 32")
-    if folder.exists():
-        raise UserError(f"layout taet-npy: '{folder}' exists already; allowed: a new folder")
-    folder.mkdir(parents=True)
+    folder.mkdir()
     for part, split in dataset.splits.items():
         with (folder / f"{PARTS[part]}_images.npy").open("wb") as file:
             file.write(header((len(split), math.prod(split.images.shape[1:]))))
-            for piece in pieces(split.images):
-                file.write(piece.transpose(0, 3, 1, 2).tobytes())
+            for block in pieces(split.images):
+                file.write(block.transpose(0, 3, 1, 2).tobytes())
+                yield len(block)
         np.save(folder / f"{PARTS[part]}_labels.npy", split.labels)
     np.save(folder / f"{CLASS_NAMES}.npy", np.array(dataset.class_names))

@@ -6,11 +6,11 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,7 +32,7 @@ from taet.evaluation.check import check
 from taet.evaluation.checklist import ChecklistItem, Evidence, Status, checklist
 from taet.evaluation.facts import AuditFacts
 from taet.evaluation.image_arrays import as_unit
-from taet.evaluation.measurement import EvaluationPlan, Extent, measure, plan_evaluation
+from taet.evaluation.measurement import Extent, measure
 from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
 from taet.evaluation.runner import Runner, make_runner
@@ -40,6 +40,7 @@ from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabel
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
 from taet.losses.long_tail import cross_entropy
+from taet.metrics import Ints
 from taet.progress import Meter, Progress
 
 SCHEMA = 1
@@ -70,10 +71,7 @@ class Audit:
     @property
     def sections(self) -> dict[str, list[ChecklistItem]]:
         """The items of each section, in order."""
-        found: dict[str, list[ChecklistItem]] = {}
-        for item in self.items:
-            found.setdefault(item.section, []).append(item)
-        return found
+        return {section: [*items] for section, items in groupby(self.items, key=lambda item: item.section)}
 
     @property
     def summary(self) -> str:
@@ -150,19 +148,19 @@ def audit(
     subject = subject_of("audit", model_or_run_dir, given, weights, name=name, notes=notes)
     where = subject.on(device)
     subject, reaches, width = _attackable(subject, where)
-    sampled, plan = plan_audit(subject, bundles.changes(settings, **changes), count)
+    sampled = audit_sample(subject, bundles.changes(settings, **changes), count)
     meter = Meter(progress)
     meter.begin(alike=1)
-    size = plan.settings.batch_size
+    size, seed = sampled.settings.batch_size, sampled.settings.seed
     found = check(
         subject.model.to(where), subject.images, subject.labels, class_names=subject.class_names, batch_size=size
     )
-    card = measure(sampled, plan, device=where, state_dir=state_dir, progress=meter, command=command)
-    test, seed = (sampled.images, sampled.labels), plan.settings.seed
-    runner = make_runner(subject.model.to(where), *test, batch_size=size, seed=seed, state_dir=state_dir)
+    card = measure(sampled, Extent(curves=("eps",)), device=where, state_dir=state_dir, progress=meter, command=command)
+    model = subject.model.to(where)
+    runner = make_runner(model, sampled.images, sampled.labels, batch_size=size, seed=seed, state_dir=state_dir)
     if surrogate is not None:
-        card = _with_surrogate(card, runner, surrogate, plan)
-    facts = _facts(card, runner, plan, (reaches, width))
+        card = _with_surrogate(card, runner, surrogate, sampled)
+    facts = _facts(card, runner, reaches, width)
     evidence = Evidence(card, facts, runner.sites, len(subject.labels))
     called = str(model_or_run_dir) if not isinstance(model_or_run_dir, nn.Module) else subject.about["title"]
     return Audit(called, checklist(evidence, found.findings), evidence, tuple(notes))
@@ -225,22 +223,15 @@ def _answer(model: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
     with frozen(model), torch.enable_grad(), user_errors(failed):
         output: object = model(leaf)
     logits = check_output(output, leaf)
-    return logits, _reaches(logits, leaf)
-
-
-def _reaches(logits: Tensor, x: Tensor) -> bool:
-    """Whether the logits of images x have a gradient."""
-    if not logits.requires_grad:
-        return False
     try:
-        torch.autograd.grad(logits.sum(), x, allow_unused=True)
-    except RuntimeError:  # for example x // s, which has no derivative
-        return False
-    return True
+        torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+    except RuntimeError:  # for example of x // s, which has no derivative, or after a detach
+        return logits, False
+    return logits, True
 
 
-def plan_audit(subject: Subject, changed: Mapping[str, Any], count: int) -> tuple[Subject, EvaluationPlan]:
-    """Return a sample of the subject and the attacks to run on it: `ATTACKS` and those of the changed settings."""
+def audit_sample(subject: Subject, changed: Mapping[str, Any], count: int) -> Subject:
+    """Return a sample of the subject with the attacks to run on it: `ATTACKS` and those of the changed settings."""
     eps = changed.get("eps") or subject.eps
     # A run may keep the step of another ball, too short to cross its own.
     step_size = max(subject.settings.step_size * (eps / subject.eps), STEP_SHARE * eps)
@@ -248,52 +239,44 @@ def plan_audit(subject: Subject, changed: Mapping[str, Any], count: int) -> tupl
     subject = subject.changed({"step_size": step_size, **changed, "attacks": tuple(names)})
     rows = even_sample(subject.labels, count, subject.settings.seed)
     images, labels = np.ascontiguousarray(subject.images[rows]), subject.labels[rows]
-    sampled = replace(subject, images=images, labels=labels, test_sha256=images_sha256(images, labels))
-    return sampled, plan_evaluation(sampled, Extent(curves=("eps",)))
+    return replace(subject, images=images, labels=labels, test_sha256=images_sha256(images, labels))
 
 
-def _with_surrogate(
-    card: ResultCard, runner: Runner, surrogate: tuple[str, nn.Module], plan: EvaluationPlan
-) -> ResultCard:
+def _with_surrogate(card: ResultCard, runner: Runner, surrogate: tuple[str, nn.Module], subject: Subject) -> ResultCard:
     """Return the card with the column of examples made on another model, and its flags."""
     name, model = surrogate
     test, size = (runner.images, runner.labels), runner.batch_size
     source = make_runner(model.to(runner.device), *test, batch_size=size, seed=runner.seed, state_dir=runner.state_dir)
-    attack = parse_attack("pgd-20", plan.settings, plan.eps)
+    attack = parse_attack("pgd-20", subject.settings, subject.eps)
     columns = transfer_columns(source, [runner], attack, name=name)
     return diagnostics.flagged(replace(card, columns=(*card.columns, *columns)))
 
 
-def _facts(card: ResultCard, runner: Runner, plan: EvaluationPlan, found: tuple[bool, int]) -> AuditFacts:
+def _facts(card: ResultCard, runner: Runner, reaches: bool, width: int) -> AuditFacts:
     """Measure facts about some models only: attacks on the mean of many draws, and on every logit of a class."""
-    reaches, width = found
     count, classes = len(runner.labels), runner.num_classes
     facts = AuditFacts(images=count, reaches=reaches, classes=classes, logits=max(width, classes))
     assert card.facts is not None
+    eps = card.threat["eps"]
     random, several = card.facts.repeat_difference > diagnostics.REPEAT_DIFFERENCE, width > classes
     if not random and not several:
         return facts
     measured: dict[str, Any] = {"draws": DRAWS, "judged": JUDGED} if random else {}
-    units = runner.store("audit", [plan.eps, runner.seed, random, several])
     batches = runner.batches()
-
-    def measure_batch(number: int) -> Unit:
-        found = _contrasts(runner, plan.eps, batches[number], random, several)
-        return {name: np.asarray(value) for name, value in found.items()}
-
-    done = run_units(len(batches), measure_batch, state=units, key=str, valid=_is_counts)
-    for unit in done:
-        for name, value in unit.items():
-            measured[name] = measured.get(name, 0) + int(value.item())
+    done = run_units(
+        len(batches),
+        lambda number: _contrasts(runner, eps, batches[number], random, several),
+        state=runner.store("audit", [eps, runner.seed, random, several]),
+        key=str,
+        valid=lambda number, unit: all(mask.shape == batches[number].shape for mask in unit.values()),
+    )
+    for name in done[0]:
+        measured[name] = sum(int(unit[name].sum()) for unit in done)
     return replace(facts, **measured)
 
 
-def _is_counts(_: int, unit: Unit) -> bool:
-    return all(one.shape == () for one in unit.values())
-
-
-def _contrasts(runner: Runner, eps: float, rows: NDArray[np.int64], random: bool, several: bool) -> dict[str, int]:
-    """Return how many images of a batch are correct under each of two attacks, and under the second only."""
+def _contrasts(runner: Runner, eps: float, rows: Ints, random: bool, several: bool) -> Unit:
+    """Return which images of a batch are correct under each of two attacks, and under the second only."""
     x, y = runner.batch(rows)
     noise = Draws(runner.seed, "audit", rows).start(x, eps)
     model = runner.model.model
@@ -320,4 +303,4 @@ def _contrasts(runner: Runner, eps: float, rows: NDArray[np.int64], random: bool
             found["raw_correct"] = survives(model.model, cross_entropy, model)
             found["merged_correct"] = survives(model, margin, model)
             found["only_merged_correct"] = found["merged_correct"] & ~found["raw_correct"]
-    return {name: int(mask.sum()) for name, mask in found.items()}
+    return {name: mask.cpu().numpy() for name, mask in found.items()}

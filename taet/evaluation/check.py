@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +19,8 @@ from taet.config import Evaluation
 from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation.bundles import attacks_of
-from taet.evaluation.diagnostics import REPEAT_DIFFERENCE, Finding, findings
-from taet.evaluation.facts import CheckFacts
+from taet.evaluation.diagnostics import REPEAT_DIFFERENCE, problems
+from taet.evaluation.facts import ModelFacts
 from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.model_guard import restored
 from taet.evaluation.packing import Json, plain
@@ -34,9 +32,21 @@ from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
 from taet.training.environment import environment
 
-LEVEL = 0.05  # of all tests together whether another normalisation is better
 RANDOMISED = "not applicable: the model is randomised"
+LEVEL = 0.05  # of all tests together whether another normalisation is better
 TIMED = 3  # repetitions of each timing, of which the fastest counts
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One property of a model that was tested."""
+
+    subject: str
+    ok: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'ok' if self.ok else '! '} {self.subject:14}{self.text}"
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ def check(
     """
     parsed = attacks_of(Evaluation(attacks=tuple(attacks)))
     pixels, classes = as_arrays(images, labels)
-    training = model.training
+    came = "; it was in training mode and is tested in eval mode" if model.training else ""
     with restored(model) as changes:
         tried = make_runner(model, pixels, classes, batch_size=batch_size)
         width = tried.num_classes
@@ -146,9 +156,8 @@ def check(
             correct = _right(trial.logits, trial.y)
             speeds = _speeds(trial)
             normalisations = _normalisations(trial, correct)
-            facts = _facts(trial, correct, normalisations, int(classes.max()), class_names is not None)
-            came = "; it was in training mode and is tested in eval mode" if training else ""
-            facts = dataclasses.replace(facts, changed=listed(changes(), most=3), came=came)
+            highest = int(classes.max()) if class_names is None else width - 1
+            tested = _findings(trial, correct, normalisations, highest, came, changes)
     right = _expected(trial, correct, classes)
     return Check(
         model=name or type(model).__name__,
@@ -159,31 +168,32 @@ def check(
         tried=len(trial.y),
         device=environment(tried.device)["device"],
         accuracy=float(correct.mean()),
-        accuracies=normalisations.accuracies,
+        accuracies=normalisations[0],
         forward_speed=speeds[0],
         gradient_speed=speeds[1],
-        findings=_findings(facts),
+        findings=tested,
         costs=tuple(_cost(attack, width, len(classes), right, speeds) for attack in parsed),
     )
-
-
-def _findings(facts: CheckFacts) -> tuple[Finding, ...]:
-    """Return the findings; dependence on the batch cannot be tested if the outputs vary anyway."""
-    drawn = Finding("batch", True, RANDOMISED) if facts.repeat_difference > REPEAT_DIFFERENCE else None
-    return tuple(drawn if drawn and one.subject == drawn.subject else one for one in findings(facts))
 
 
 def _right(logits: Tensor, y: Tensor) -> Mask:
     return np.asarray((logits.max(1).indices == y).cpu())
 
 
-def _facts(trial: Trial, correct: Mask, normalisations: Normalisations, highest_label: int, named: bool) -> CheckFacts:
-    """Measure all facts that the rules of `taet.evaluation.diagnostics` use, except the modes."""
-    values, classes = trial.logits, trial.logits.shape[1]
-    with user_errors("model: fails on two images ({reason})"), torch.no_grad():
-        dtype = str(trial.model.model(trial.x[:2]).dtype)
-    counts = metrics.class_counts(correct, trial.y.cpu().numpy(), classes)
-    return CheckFacts(
+def _findings(
+    trial: Trial,
+    correct: Mask,
+    normalisations: tuple[dict[str, float], str],
+    highest: int,
+    came: str,
+    changes: Callable[[], list[str]],
+) -> tuple[Finding, ...]:
+    """Return one finding for each subject; dependence on the batch cannot be tested if the outputs vary anyway.
+
+    `highest` is the highest label, `came` a remark on the mode of the model, and `changes` names its changed tensors.
+    """
+    (accuracies, better), logits, width = normalisations, trial.logits, trial.logits.shape[1]
+    facts = ModelFacts(
         batch_size=len(trial.y),
         images=len(trial.y),
         clean_correct=int(trial.correct.sum()),
@@ -192,33 +202,51 @@ def _facts(trial: Trial, correct: Mask, normalisations: Normalisations, highest_
         nonfinite_gradients=int(trial.nonfinite.sum()),
         repeat_difference=trial.repeat_difference(),
         batch_difference=trial.batch_difference(),
-        num_classes=classes,
-        highest_label=highest_label,
-        named=named,
-        given=100 * float(correct.mean()),
-        accuracies=", ".join(f"{name} {percent(value)}" for name, value in normalisations.accuracies.items()),
-        better=normalisations.better,
-        better_accuracy=100 * max(normalisations.accuracies.values()),
-        balanced=100 * metrics.balanced_accuracy(*counts),
-        balanced_low=100 * metrics.balanced_interval(*counts)[0],
-        chance=100 / int((counts[1] > 0).sum()),
-        in_unit_interval=bool(((values >= 0) & (values <= 1)).all()),
-        logits=_kind(values),
-        nonfinite_on=_nonfinite_on(trial),
-        dtype=dtype,
     )
+    random = facts.repeat_difference > REPEAT_DIFFERENCE
+    each = ", ".join(f"{name} {percent(value)}" for name, value in accuracies.items())
+    given = f"{100 * float(correct.mean()):.1f} % correct as given"
+    counts = metrics.class_counts(correct, trial.y.cpu().numpy(), width)
+    chance, lowest = 100 / int((counts[1] > 0).sum()), 100 * metrics.balanced_interval(*counts)[0]
+    balanced = f"balanced accuracy {100 * metrics.balanced_accuracy(*counts):.1f} %, chance is {chance:.1f} %"
+    sound = {
+        "classes": f"{width} logits, one per class",
+        "normalisation": f"{given}; no other normalisation is better ({each})",
+        "accuracy": balanced,
+        "logits": _kind(logits),
+        "range": "finite on test images and on black, white and random ones",
+        "gradients": "finite, and not zero for any correctly classified image",
+        "determinism": "the same images give the same outputs",
+        "batch": RANDOMISED if random else "the output for an image does not depend on the other images",
+        "precision": "float32",
+        "eval mode": f"its state does not change{came}",
+    }
+    wrong = problems(facts)
+    if highest + 1 < width:
+        wrong["classes"] = f"{width} logits, but labels 0 to {highest} only; does the head belong to another data set?"
+    if better:
+        best = f"{100 * max(accuracies.values()):.1f} % with --normalize {better}"
+        wrong["normalisation"] = f"{given}, {best} ({each}); normalise the images like this"
+    if lowest <= chance:
+        wrong["accuracy"] = f"{balanced}; are the weights, the order of the classes and the image size right?"
+    if "logits" not in wrong and bool(((logits >= 0) & (logits <= 1)).all()):
+        shrunk = "all between 0 and 1, as after a sigmoid, which shrinks the gradients"
+        wrong["logits"] = f"{shrunk}; return the input of the sigmoid"
+    if nonfinite_on := _nonfinite_on(trial):
+        cause = "look for a division by zero"
+        wrong["range"] = f"not finite on {nonfinite_on} images, which an attack may produce; {cause}"
+    with user_errors("model: fails on two images ({reason})"), torch.no_grad():
+        dtype = trial.model.model(trial.x[:2]).dtype
+    if dtype != torch.float32:
+        wrong["precision"] = f"outputs are {dtype}: rounding hides differences that decide an attack; return float32"
+    if changed := listed(changes(), most=3):  # after every other test
+        later = "later outputs are those of a different model; do not update state in eval mode"
+        wrong["eval mode"] = f"its state changes in eval mode ({changed}): {later}"
+    return tuple(Finding(subject, subject not in wrong, wrong.get(subject, text)) for subject, text in sound.items())
 
 
-class Normalisations(NamedTuple):
-    """Accuracy of a network with each of the usual normalisations."""
-
-    accuracies: dict[str, float]
-    better: str
-    """The value of --normalize for a clearly better normalisation; empty if there is none."""
-
-
-def _normalisations(trial: Trial, correct: Mask) -> Normalisations:
-    """Compare the accuracy as given with that of each of the usual normalisations.
+def _normalisations(trial: Trial, correct: Mask) -> tuple[dict[str, float], str]:
+    """Return the accuracy with each of the usual normalisations, and the value of --normalize for a better one, or ''.
 
     One is better if McNemar's test says so at `LEVEL` divided by the number of comparisons.
     """
@@ -233,7 +261,7 @@ def _normalisations(trial: Trial, correct: Mask) -> Normalisations:
     best = max(accuracies, key=lambda name: accuracies[name])
     gained, lost = int((masks[best] & ~correct).sum()), int((correct & ~masks[best]).sum())
     better = gained > lost and metrics.mcnemar(gained, lost) * len(ways) < LEVEL
-    return Normalisations(accuracies, _option(best, ways[best]) if better else "")
+    return accuracies, _option(best, ways[best]) if better else ""
 
 
 def _usual(channels: int) -> dict[str, Statistics | None]:

@@ -21,7 +21,7 @@ from taet.evaluation import bundles
 from taet.evaluation.column import WORST_CASE
 from taet.evaluation.decision_card import DecisionCard
 from taet.evaluation.match import Match, Player
-from taet.evaluation.measurement import EvaluationPlan, begin, known_card, on_device, plan_evaluation
+from taet.evaluation.measurement import begin, known_card, on_device
 from taet.evaluation.runner import one_threat_model
 from taet.evaluation.sequential import StopRule
 from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, given_images, subject_of
@@ -107,9 +107,9 @@ def decide(
     keep_freed_memory(where)
     with ExitStack() as stack:
         players = []
-        for subject, plan in zip(subjects, terms.plans, strict=True):
+        for subject in terms.subjects:
             stack.enter_context(on_device(subject.model, where))
-            runner, card = begin(subject, plan, where, state)
+            runner, card = begin(subject, where, state)
             players.append(Player(runner, card, terms.name, terms.chain))
             players[-1].learn_whole(known_card(subject.card, card, runner))
         half = len(players) // 2
@@ -141,12 +141,12 @@ def _listed(side: Side) -> list[AnyModel]:
 
 def _names(sides: tuple[list[AnyModel], list[AnyModel]]) -> tuple[str, str]:
     """Name both sides after their first model."""
-    one, other = (side[0] for side in sides)
-    names = [type(model).__name__ if isinstance(model, nn.Module) else Path(model).name for model in (one, other)]
-    if names[0] == names[1]:
-        names = [f"{name} (first)" if isinstance(one, nn.Module) else str(one) for name in names[:1]]
-        names += [f"{type(other).__name__} (second)" if isinstance(other, nn.Module) else str(other)]
-    return names[0], names[1]
+    names, in_full = [], []
+    for side, place in zip(sides, ("first", "second"), strict=True):
+        name = type(side[0]).__name__ if isinstance(side[0], nn.Module) else Path(side[0]).name
+        names.append(name)
+        in_full.append(f"{name} ({place})" if isinstance(side[0], nn.Module) else str(side[0]))
+    return (names[0], names[1]) if names[0] != names[1] else (in_full[0], in_full[1])
 
 
 def _check_same(path: Path, before: DecisionCard, players: Sequence[Player]) -> None:
@@ -181,7 +181,8 @@ class _Terms:
     name: str
     chain: tuple[AttackSpec, ...]
     """Attacks in order, each on the images that are still correct; usually one attack."""
-    plans: list[EvaluationPlan]
+    subjects: list[Subject]
+    """The models with the settings of these attacks."""
 
 
 def _terms(
@@ -189,42 +190,42 @@ def _terms(
 ) -> _Terms:
     """Return the attacks that decide, the same for every model; raise a `UserError` if the models' terms differ."""
     asked = bundles.changes(changes, attacks=attacks)
-    chosen = _chosen(plan_evaluation(subjects[0].changed(asked)), attacks is not None, worst_case)
+    chosen = _chosen(subjects[0].changed(asked), attacks is not None, worst_case)
     wanted = tuple(attack.name for attack in chosen)
-    plans = [plan_evaluation(subject.changed({**changes, "attacks": wanted})) for subject in subjects]
-    chains = [tuple(one for one in plan.attacks if one.name in wanted) for plan in plans]
-    for subject, plan, chain in zip(subjects, plans, chains, strict=True):
+    subjects = [subject.changed({**changes, "attacks": wanted}) for subject in subjects]
+    chains = [tuple(one for one in subject.attacks if one.name in wanted) for subject in subjects]
+    for subject, chain in zip(subjects, chains, strict=True):
         if subject.test_sha256 != subjects[0].test_sha256:
             got = f"{short(subjects[0].test_sha256[:12])} and {short(subject.test_sha256[:12])}"
             raise UserError(f"decide: got test images of SHA-256 {got}; allowed: the same images on both sides")
-        if plan.eps != plans[0].eps:
-            got = f"{size(plans[0].eps)} and {size(plan.eps)}"
-            raise UserError(f"decide: got threat models of eps {got}; allowed: one, e.g. --eps {size(plans[0].eps)}")
-        if plan.settings.batch_size != plans[0].settings.batch_size:
-            got = f"{plans[0].settings.batch_size} and {plan.settings.batch_size}"
+        if subject.eps != subjects[0].eps:
+            own = size(subjects[0].eps)
+            got = f"{own} and {size(subject.eps)}"
+            raise UserError(f"decide: got threat models of eps {got}; allowed: one, e.g. --eps {own}")
+        if subject.settings.batch_size != subjects[0].settings.batch_size:
+            got = f"{subjects[0].settings.batch_size} and {subject.settings.batch_size}"
             raise UserError(f"decide: got batch sizes {got}; allowed: one, e.g. --batch-size 250")
         for one, other in zip(chains[0], chain, strict=True):
             for name, (here, there) in one.identity.differences(other.identity, seeds=True).items():
                 got = f"{name} {short(here)} and {short(there)}"
                 raise UserError(f"decide: '{one.name}' would run with {got}; allowed: the same settings")
     if not worst_case:
-        return _Terms(chosen[0].name, chains[0], plans)
-    clean = next(attack for attack in plans[0].attacks if attack.norm is None)
-    return _Terms(WORST_CASE[chosen[0].norm or "linf"], (clean, *chains[0]), plans)
+        return _Terms(chosen[0].name, chains[0], subjects)
+    return _Terms(WORST_CASE[chosen[0].norm or "linf"], (subjects[0].attacks[0], *chains[0]), subjects)
 
 
-def _chosen(plan: EvaluationPlan, asked: bool, worst_case: bool) -> list[AttackSpec]:
+def _chosen(subject: Subject, asked: bool, worst_case: bool) -> list[AttackSpec]:
     """Return the attacks that decide: the requested ones, or the strongest in the ball."""
     classes = 10  # only the order of costs matters
     if worst_case:
-        return one_threat_model(plan.attacks if asked else plan.inside, classes)
+        return one_threat_model(subject.attacks if asked else subject.inside, classes)
     if not asked:
         strongest = max(
-            plan.inside or plan.attacks,
+            subject.inside or subject.attacks,
             key=lambda one: (isinstance(one, Suite) and one.is_reference, one.passes(classes)),
         )
         return [strongest]
-    named = [one for one in plan.attacks if one.norm is not None] or [*plan.attacks]
+    named = [one for one in subject.attacks if one.norm is not None] or [*subject.attacks]
     if len(named) > 1:
         got = ", ".join(one.name for one in named)
         raise UserError(f"decide: got the attacks {got}; allowed: one that decides, or all of one ball as a worst case")

@@ -6,11 +6,11 @@ It is not a result card, because it covers only some of the test images: no tabl
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -156,12 +156,11 @@ class DecisionCard:
             check_shape(name, plain(getattr(self, name)), shapes[name])
         check_radius("threat eps", self.threat["eps"], self.threat["norm"])
         self._check_images()
-        if self.rule.of not in self.targets:
-            raise UserError("decision: got a test of the tail; allowed: on data whose training counts are known")
-        found = stop(self.differences(self.rule.of), self.weights(self.rule.of), self.total_rounds, self.rule)
+        found = ended(self.gains, self.total_rounds, self.rule)
         if found != (len(self.rows), self.reason) and (found is not None or self.reason != "time"):
-            ended = "none" if found is None else f"after round {found[0]}, {found[1]}"
-            raise UserError(f"decision: got a stop after round {len(self.rows)}, {self.reason}; by its flags: {ended}")
+            by_flags = "none" if found is None else f"after round {found[0]}, {found[1]}"
+            got = f"a stop after round {len(self.rows)}, {self.reason}"
+            raise UserError(f"decision: got {got}; by its flags: {by_flags}")
 
     def _check_images(self) -> None:
         names, counts = self.data["class_names"], np.asarray(self.data["test_class_counts"])
@@ -190,37 +189,24 @@ class DecisionCard:
         """Largest possible number of rounds: the size of the smallest class."""
         return min(size for size in self.data["test_class_counts"] if size)
 
-    @property
-    def targets(self) -> dict[DecidingAccuracy, Mask]:
-        """Masks (M,) of the images of a round that count: for balanced accuracy and, if known, for the tail."""
-        return targets(self.classes, self.data["train_class_counts"])
-
-    def weights(self, of: DecidingAccuracy) -> Floats:
-        """Return the weights of the images of a round that count for an accuracy."""
-        return weights(self.classes[self.targets[of]])
-
-    def differences(self, of: DecidingAccuracy) -> Floats:
-        """Return d = mean over the pairs of models of a - b, (T, images of a round that count)."""
-        first, second = (flags.mean(0) for flags in self.correct)
-        gains: Floats = (first - second)[:, self.targets[of]]
-        return gains
+    @cached_property
+    def gains(self) -> dict[DecidingAccuracy, Gains]:
+        """What the test bets on, by accuracy."""
+        return gains(self.correct, self.classes, self.data["train_class_counts"])
 
     @cached_property
     def looks(self) -> dict[DecidingAccuracy, tuple[Floats, Floats]]:
         """By accuracy: ln E+ and ln E- after each round, (T,) each."""
-        return {of: evidence(self.differences(of), self.weights(of)) for of in self.targets}
+        return {of: evidence(gain.differences, gain.weights) for of, gain in self.gains.items()}
 
     @cached_property
     def findings(self) -> dict[DecidingAccuracy, PairedFinding]:
         """The findings at the stop, by accuracy, each with its own error probability alpha."""
         found: dict[DecidingAccuracy, PairedFinding] = {}
-        for of, (first, second) in self.looks.items():
-            gains, weight = self.differences(of), self.weights(of)
-            ends = interval(gains, weight, self.rule.alpha)
-            classes = len(np.unique(self.classes[self.targets[of]]))
-            found[of] = PairedFinding(
-                estimate(gains, weight), *ends, float(first[-1]), float(second[-1]), gains.size, classes
-            )
+        for of, (values, weight, classes) in self.gains.items():
+            first, second = (float(side[-1]) for side in self.looks[of])
+            ends = interval(values, weight, self.rule.alpha)
+            found[of] = PairedFinding(estimate(values, weight), *ends, first, second, values.size, classes)
         return found
 
     def better(self, of: DecidingAccuracy) -> str:
@@ -324,7 +310,7 @@ class DecisionCard:
     @property
     def roles(self) -> str:
         """A sentence that says which accuracy decides and what role the other one has."""
-        others = [ACCURACY[of] for of in self.targets if of != self.rule.of]
+        others = [ACCURACY[of] for of in self.gains if of != self.rule.of]
         own = [f"{name} is a second test with {self.rule.alpha:.3g} of its own" for name in others]
         return ", ".join([f"{ACCURACY[self.rule.of]} decides", *own])
 
@@ -345,11 +331,37 @@ class DecisionCard:
         return "\n".join(lines)
 
 
-def targets(classes: Ints, train_counts: Sequence[int] | None) -> dict[DecidingAccuracy, Mask]:
-    """Return masks of the images of a round, given their classes (M,), by accuracy; without the tail if unknown."""
+class Gains(NamedTuple):
+    """For the m images of a round that count: d = mean over the pairs of models of a - b, (T, m), and weights (m,)."""
+
+    differences: Floats
+    weights: Floats
+    classes: int
+    """Number of their classes."""
+
+
+def gains(
+    correct: tuple[Mask, Mask], classes: Ints, train_counts: Sequence[int] | None
+) -> dict[DecidingAccuracy, Gains]:
+    """Return the differences of two sides by accuracy: balanced and, if the training counts are known, of the tail.
+
+    `correct` holds the flags of both sides, (R, T, M) each, `classes` the class of each image of a round, (M,).
+    """
+    first, second = (flags.mean(0) for flags in correct)
     tail = np.isin(classes, [] if train_counts is None else metrics.class_groups(train_counts)["tail"])
     every: dict[DecidingAccuracy, Mask] = {"balanced": np.ones_like(tail), "tail": tail}
-    return {of: there for of, there in every.items() if there.any()}
+    return {
+        of: Gains((first - second)[:, there], weights(classes[there]), len(np.unique(classes[there])))
+        for of, there in every.items()
+        if there.any()
+    }
+
+
+def ended(found: Mapping[DecidingAccuracy, Gains], total: int, rule: StopRule) -> tuple[int, Reason] | None:
+    """Return after which round of at most `total` the rule stops, and why; None if it goes on."""
+    if rule.of not in found:
+        raise UserError("decide: got the tail; allowed: on data whose training counts are known")
+    return stop(found[rule.of].differences, found[rule.of].weights, total, rule)
 
 
 FIELDS = (

@@ -1,7 +1,7 @@
 """Possible problems of a model or its evaluation: one table of rules over typed facts.
 
 A rule is one entry: the name of its flag, the text for facts that meet its condition, and the remedy. `flags` applies
-the rules to a result card, `findings` to a model that `taet check` has tested.
+the rules to a result card, `problems` to the outputs of a model that `taet check` tests.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from taet.evaluation.contrasts import (
     strongest,
 )
 from taet.evaluation.curves import WHOLE, curves
-from taet.evaluation.facts import AuditFacts, CheckFacts, ModelFacts
+from taet.evaluation.facts import AuditFacts, ModelFacts
 from taet.evaluation.schema import Flag
 from taet.formatting import listed, percent, percent_interval
 
@@ -49,14 +49,11 @@ AUTOATTACK_GAP = 0.045
 # Cross-entropy approaches the margin as logits grow: scaling them may cost as much. It costs RoBal 4.7 to 5.7.
 MARGIN_GAP = 0.025
 # Between these 2.5 and 4.7 points: least decrease by scaled logits on the few images of the probe that raises a flag.
-LOGIT_SCALE_GAP = 0.04
-# The same for operations that are replaced by differentiable ones.
-REPLACED_GAP = LOGIT_SCALE_GAP
-# Thresholds of the warnings of the official AutoAttack: about Square, randomised models, and zero gradients.
+# The same for operations that are replaced by differentiable ones, merged logits and the mean of many draws.
+SAMPLE_GAP = 0.04
+# Thresholds of the warnings of the official AutoAttack about Square and about randomised models.
 SQUARE_GAP = 0.002
 REPEAT_DIFFERENCE = 1e-4
-ZERO_GRADIENTS = 0
-NONFINITE_GRADIENTS = 0  # no sound model has one
 # Without a bound an attack must break every image, and a larger ball cannot be safer (Athalye, Carlini, Wagner, ICML
 # 2018, arXiv:1802.00420, section 3.1). One image in a hundred is tolerated because the number of steps is finite.
 REMAINDER = 0.01
@@ -64,6 +61,7 @@ REMAINDER = 0.01
 DISAGREEMENT = 0.25
 # With this share, about 1000 images reach this precision.
 COARSE_COMPARISON = 0.03
+FEW_PROBED = 100  # of so many images at least 6 broken by the stronger attack alone exceed chance
 # Flags of an attack that only bounds the accuracy: the bound is usable, or it must not be used.
 BOUND, MISLED = "quick-is-a-bound", "quick-misled"
 
@@ -75,13 +73,13 @@ class Diagnostic(Generic[Facts]):
     """A rule for one possible problem."""
 
     flag: str
-    """Name of the flag, as result cards store it; empty for a rule of `taet check` alone."""
+    """Name of the flag, as result cards store it."""
     says: Callable[[Facts], str | None]
     """The text, what was found and what it means, if the condition of the rule holds; else None."""
     remedy: str = ""
     """Advice on what to do."""
     subject: str = ""
-    """The subject under which `taet check` reports it; empty for a rule that needs attacks."""
+    """The subject under which `taet check` reports it; empty if it does not."""
     unless: tuple[str, ...] = ()
     """Flags that already explain this one, which is then not raised."""
     misleads: bool = True
@@ -93,29 +91,21 @@ class Diagnostic(Generic[Facts]):
         return f"{said}; {self.remedy}" if said and self.remedy else said
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One property of a model that `taet check` has tested."""
-
-    subject: str
-    ok: bool
-    text: str
-
-    def __str__(self) -> str:
-        return f"{'ok' if self.ok else '! '} {self.subject:14}{self.text}"
-
-
 def flags(card: ResultCard) -> tuple[Flag, ...]:
     """Return the warnings about a card; each text is one sentence."""
     model = card.facts
     said = {**_said(ATTACKS, card), **(_said(MODEL, model) if model else {}), **_said(TEST_SET, card)}
     said |= _bound(card, [flag for flag in said if flag in MASKING])
-    return tuple(Flag(flag=flag, text=f"{text}.") for flag, text in said.items())
+    return _as_flags(said)
 
 
 def flagged(card: ResultCard) -> ResultCard:
     """Return a card with its flags, including those about its probe."""
-    return replace(card, flags=(*flags(card), *_of_probe(card)))
+    return replace(card, flags=(*flags(card), *_as_flags(_said(PROBE, card))))
+
+
+def _as_flags(said: Mapping[str, str]) -> tuple[Flag, ...]:
+    return tuple(Flag(flag=flag, text=f"{text}.") for flag, text in said.items())
 
 
 def masking(card: ResultCard) -> list[str]:
@@ -132,49 +122,16 @@ def _bound(card: ResultCard, raised: Collection[str]) -> dict[str, str]:
     return {BOUND: f"{names}: {bounds[0].attack.bound}; report AutoAttack"} if bounds else {}
 
 
-NOT_PROBED = Flag(
-    flag="not-probed",
-    text="The probe was turned off, so the model was not tested for problems that mislead attacks, such as masked "
-    "gradients; evaluate again without --no-probe.",
-)
-
-
-PROBE_SMALL, FEW_PROBED = "probe-small", 100
-"""With 100 images, at least 6 broken by the stronger attack alone exceed chance."""
-
-
-def _of_probe(card: ResultCard) -> tuple[Flag, ...]:
-    """Return the flags about the probe of a card: missing although the model was attacked, or on too few images."""
-    if not card.probe:
-        attacked = any(column.norm is not None and not column.is_transfer for column in card.columns)
-        return (NOT_PROBED,) if attacked else ()
-    images = int(card.probe["images"])
-    if images >= min(FEW_PROBED, len(card.labels)):
-        return ()
-    text = (
-        f"The probe used only {images} of {len(card.labels)} images, because the attacks are short or the batches "
-        "small, so it may miss masked gradients; run longer attacks, such as autoattack, in batches of "
-        f"{FEW_PROBED} or more."
-    )
-    return (Flag(flag=PROBE_SMALL, text=text),)
-
-
 def audit_flags(card: ResultCard, facts: AuditFacts) -> dict[str, str]:
     """Return the text of every flag that the card and the facts of an audit raise, by name."""
-    return {flag["flag"]: flag["text"] for flag in flags(card)} | {
-        flag: f"{text}." for flag, text in _said(AUDIT, facts).items()
-    }
+    return {flag["flag"]: flag["text"] for flag in (*card.flags, *_as_flags(_said(AUDIT, facts)))}
 
 
-def findings(facts: CheckFacts) -> tuple[Finding, ...]:
-    """Return one finding for each subject of `taet check`: the first rule that applies, else that nothing is wrong."""
-    rules: list[Diagnostic[CheckFacts]] = [*MODEL, *CHECK]
-    found = []
-    for subject, sound in SOUND.items():
-        texts = (rule.text(facts) for rule in rules if rule.subject == subject)
-        wrong = next((text[0].lower() + text[1:] for text in texts if text), None)
-        found.append(Finding(subject, wrong is None, wrong or sound.format(**vars(facts))))
-    return tuple(found)
+def problems(facts: ModelFacts) -> dict[str, str]:
+    """Return the first problem of each subject of `taet check` that the outputs of a model show."""
+    said = _said(MODEL, facts)
+    found = {rule.subject: said[rule.flag] for rule in reversed(MODEL) if rule.subject and rule.flag in said}
+    return {subject: text[0].lower() + text[1:] for subject, text in found.items()}
 
 
 def _said(rules: Iterable[Diagnostic[Facts]], facts: Facts) -> dict[str, str]:
@@ -358,8 +315,8 @@ def _when(condition: Callable[[Facts], bool], text: str) -> Callable[[Facts], st
 
 
 def _logit_scale(facts: ModelFacts) -> str | None:
-    plain, magnified, images = facts.only_pgd_correct, facts.only_scaled_pgd_correct, facts.images
-    if (plain - magnified) / images <= LOGIT_SCALE_GAP or not exceeds(plain, magnified):
+    plain, magnified, images = facts.pgd_correct, facts.scaled_pgd_correct, facts.images
+    if not _beaten(plain, magnified, facts.only_scaled_pgd_correct, images):
         return None
     why = (
         "with logits this small (scaled down, or hardly trained) the cross-entropy pushes towards all other classes at "
@@ -369,8 +326,8 @@ def _logit_scale(facts: ModelFacts) -> str | None:
     )
     return (
         f"With logits times {facts.logit_factor:.3g} in its objective, PGD-20 leaves "
-        f"{percent(facts.scaled_pgd_correct / images)} % of {images} images correct, otherwise "
-        f"{percent(facts.pgd_correct / images)} %: {why}, so PGD overestimates robustness"
+        f"{percent(magnified / images)} % of {images} images correct, otherwise {percent(plain / images)} %: {why}, "
+        "so PGD overestimates robustness"
     )
 
 
@@ -426,7 +383,7 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
     Diagnostic(
         "nonfinite-gradients",
         _when(
-            lambda facts: facts.nonfinite_gradients > NONFINITE_GRADIENTS,
+            lambda facts: facts.nonfinite_gradients > 0,
             "On {nonfinite_gradients} of {images} tested images, or during PGD from them, a logit or the gradient is "
             "not finite, so no gradient-based attack can be trusted",
         ),
@@ -446,7 +403,7 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
     Diagnostic(
         "zero-gradients",
         _when(
-            lambda facts: facts.zero_gradients > ZERO_GRADIENTS,
+            lambda facts: facts.zero_gradients > 0,
             "The gradient is exactly zero on {zero_gradients} of {clean_correct} correctly classified images (a "
             "saturated cross-entropy, or an operation without a gradient), so PGD cannot change them",
         ),
@@ -563,14 +520,37 @@ TEST_SET: tuple[Diagnostic[ResultCard], ...] = (
 )
 
 
-def _found(subject: str, condition: Callable[[CheckFacts], bool], text: str, remedy: str) -> Diagnostic[CheckFacts]:
-    return Diagnostic("", _when(condition, text), remedy, subject)
+def _not_probed(card: ResultCard) -> str | None:
+    attacked = any(column.norm is not None and not column.is_transfer for column in card.columns)
+    return (
+        "The probe was turned off, so the model was not tested for problems that mislead attacks, such as masked "
+        "gradients"
+        if attacked and not card.probe
+        else None
+    )
+
+
+def _small_probe(card: ResultCard) -> str | None:
+    images, total = int(card.probe.get("images", FEW_PROBED)), len(card.labels)
+    return (
+        f"The probe used only {images} of {total} images, because the attacks are short or the batches small, so it "
+        "may miss masked gradients"
+        if images < min(FEW_PROBED, total)
+        else None
+    )
+
+
+PROBE: tuple[Diagnostic[ResultCard], ...] = (
+    Diagnostic("not-probed", _not_probed, "evaluate again without --no-probe"),
+    Diagnostic(
+        "probe-small", _small_probe, f"run longer attacks, such as autoattack, in batches of {FEW_PROBED} or more"
+    ),
+)
 
 
 def _beaten(weak: int, strong: int, only_strong: int, images: int) -> bool:
     """Return whether the attack that leaves `strong` images correct beats the other by over 4 points and chance."""
-    lost = weak - strong + only_strong
-    return (lost - only_strong) / images > REPLACED_GAP and exceeds(lost, only_strong)
+    return (weak - strong) / images > SAMPLE_GAP and exceeds(weak - strong + only_strong, only_strong)
 
 
 def _dummies(facts: AuditFacts) -> str | None:
@@ -609,62 +589,3 @@ AUDIT: tuple[Diagnostic[AuditFacts], ...] = (
     Diagnostic("dummy-classes", _dummies, "attack the largest logit of each class"),
     Diagnostic("eot-beats-one-draw", _one_draw, "attack the mean of many draws (EOT)"),
 )
-
-
-CHECK: tuple[Diagnostic[CheckFacts], ...] = (
-    _found(
-        "classes",
-        lambda facts: not facts.named and facts.highest_label + 1 < facts.num_classes,
-        "{num_classes} logits, but labels 0 to {highest_label} only",
-        "does the head belong to another data set?",
-    ),
-    _found(
-        "normalisation",
-        lambda facts: bool(facts.better),
-        "{given:.1f} % correct as given, {better_accuracy:.1f} % with --normalize {better} ({accuracies})",
-        "normalise the images like this",
-    ),
-    _found(
-        "accuracy",
-        lambda facts: facts.balanced_low <= facts.chance,
-        "balanced accuracy {balanced:.1f} %, chance is {chance:.1f} %",
-        "are the weights, the order of the classes and the image size right?",
-    ),
-    _found(
-        "logits",
-        lambda facts: facts.in_unit_interval,
-        "all between 0 and 1, as after a sigmoid, which shrinks the gradients",
-        "return the input of the sigmoid",
-    ),
-    _found(
-        "range",
-        lambda facts: bool(facts.nonfinite_on),
-        "not finite on {nonfinite_on} images, which an attack may produce",
-        "look for a division by zero",
-    ),
-    _found(
-        "precision",
-        lambda facts: facts.dtype != "torch.float32",
-        "outputs are {dtype}: rounding hides differences that decide an attack",
-        "return float32",
-    ),
-    _found(
-        "eval mode",
-        lambda facts: bool(facts.changed),
-        "its state changes in eval mode ({changed}): later outputs are those of a different model",
-        "do not update state in eval mode",
-    ),
-)
-SOUND: Mapping[str, str] = {
-    "classes": "{num_classes} logits, one per class",
-    "normalisation": "{given:.1f} % correct as given; no other normalisation is better ({accuracies})",
-    "accuracy": "balanced accuracy {balanced:.1f} %, chance is {chance:.1f} %",
-    "logits": "{logits}",
-    "range": "finite on test images and on black, white and random ones",
-    "gradients": "finite, and not zero for any correctly classified image",
-    "determinism": "the same images give the same outputs",
-    "batch": "the output for an image does not depend on the other images",
-    "precision": "float32",
-    "eval mode": "its state does not change{came}",
-}
-"""The text of `taet check` for each subject, in this order, if no rule applies."""

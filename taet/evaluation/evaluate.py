@@ -16,7 +16,7 @@ from taet.errors import UserError
 from taet.evaluation import bundles
 from taet.evaluation.card import ResultCard
 from taet.evaluation.curves import curve_attacks
-from taet.evaluation.measurement import Extent, measure, plan_evaluation
+from taet.evaluation.measurement import Extent, measure
 from taet.evaluation.schema import CurveName
 from taet.evaluation.subject import AnyModel, ImagesArgument, TestLabels, check_used, given_images, subject_of
 from taet.progress import Progress
@@ -118,12 +118,11 @@ def evaluate(
         "evaluate", model_or_run_dir, given, weights, model=model, dataset=dataset, name=name, notes=notes
     )
     subject = replace(subject, settings=whole or subject.settings).changed(changed)
-    plan = plan_evaluation(subject, Extent(curves=tuple(curves), worst_case=worst_case, probe=probe))
     if worst_case and "attacks" not in changed:
-        plan = replace(plan, attacks=plan.attacks[:1] + plan.inside)
+        subject = subject.changed({"attacks": ("clean", *(attack.name for attack in subject.inside))})
     return measure(
         subject,
-        plan,
+        Extent(curves=tuple(curves), worst_case=worst_case, probe=probe),
         device=subject.on(device),
         path=subject.card if folder is None else folder.card(weights),
         new=out is not None,

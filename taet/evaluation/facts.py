@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from taet.bounds import Count, ImageCount, NonNegative, check_fields
-from taet.errors import UserError
-from taet.shapes import StoredCount
+from taet.bounds import Count, ImageCount, NonNegative
+from taet.shapes import StoredCount, check_shape
 
 UnitDistance = Annotated[float, Ge(0), Le(2.001)]
 """A distance between two vectors of unit length, rounded."""
@@ -83,12 +82,8 @@ def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:
     if not probe:
         return None
     values = {**probe, "batch_size": batch_size}
-    for field in fields(ModelFacts):
-        if field.default is MISSING and field.name not in values:
-            raise UserError(f"probe: the field '{field.name}' is missing")
-    facts = ModelFacts(**{field.name: values[field.name] for field in fields(ModelFacts) if field.name in values})
-    check_fields(facts, "probe")
-    return facts
+    check_shape("probe", values, ModelFacts)
+    return ModelFacts(**{field.name: values[field.name] for field in fields(ModelFacts) if field.name in values})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,38 +112,3 @@ class AuditFacts:
     """The same with the mean gradient of all draws (EOT)."""
     only_mean_correct: StoredCount = 0
     """Images that the attack on the mean leaves correct and the other does not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckFacts(ModelFacts):
-    """Facts that `taet check` measures in addition, in the units in which they are printed."""
-
-    num_classes: int
-    """Number of logits."""
-    highest_label: int
-    named: bool
-    """Whether the names of the classes were given."""
-    given: float
-    """Per cent of the images that are classified correctly with the normalisation as given."""
-    accuracies: str
-    """The same with each usual normalisation, as a list."""
-    better: str
-    """Value of --normalize for a clearly better normalisation; empty if none is clearly better."""
-    better_accuracy: float
-    balanced: float
-    """Balanced accuracy in per cent."""
-    balanced_low: float
-    """Lower end of its 95 % interval."""
-    chance: float
-    """Balanced accuracy of guessing, in per cent."""
-    in_unit_interval: bool
-    """Whether every logit is between 0 and 1."""
-    logits: str
-    """Description of the logits, in words."""
-    nonfinite_on: str
-    """Which of a black, a white and a random image have logits that are not finite, in words."""
-    dtype: str
-    changed: str = ""
-    """Names of the tensors of the model's state that changed in eval mode."""
-    came: str = ""
-    """A remark on the mode in which the model was given, unless that was eval mode."""

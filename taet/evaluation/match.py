@@ -17,13 +17,12 @@ from taet.attacks.counted import WORK
 from taet.attacks.spec import AttackSpec
 from taet.attacks.units import Unit, run_units
 from taet.distributed import alone, in_any, world_size
-from taet.errors import UserError
 from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
-from taet.evaluation.decision_card import DecisionCard, ModelOf, targets
+from taet.evaluation.decision_card import DecisionCard, ModelOf, ended, gains
 from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among
-from taet.evaluation.sequential import Reason, StopRule, rounds, stop, weights
+from taet.evaluation.sequential import Reason, StopRule, rounds
 from taet.formatting import count
 from taet.metrics import Ints, Mask
 from taet.progress import Progress
@@ -140,14 +139,14 @@ class Match:
         """Attack images until the rule applies or images or time run out, and return the decision."""
         blocks = math.ceil(len(self.order) / self.block)
         at_once = max(1, world_size() // len(self.players))
-        done, reason = 0, ""
+        done, reason, train_counts = 0, "", self.players[0].card.data.get("train_class_counts")
         with ExitStack() as stack:
             for player in self.players:
                 stack.enter_context(player.runner.still())
             for begin_block in range(0, blocks, at_once):
                 self._meet(range(begin_block, min(begin_block + at_once, blocks)))
                 done = min(len(self.order), (begin_block + at_once) * self.block)
-                if end := self.ended(done):
+                if end := ended(gains(self.correct(done), self.classes, train_counts), len(self.order), self.rule):
                     done, reason = end
                     break
                 if in_any(time.monotonic() >= deadline)[0]:
@@ -186,16 +185,6 @@ class Match:
                 self.progress(min(so_far + done, 0.999 * total), total, text)
 
         return report
-
-    def ended(self, done: int) -> tuple[int, str] | None:
-        """Return after which of the first `done` rounds the rule stops, and why; None if it does not stop."""
-        first_side, second_side = (flags.mean(0) for flags in self.correct(done))
-        there = targets(self.classes, self.players[0].card.data.get("train_class_counts"))
-        if self.rule.of not in there:
-            raise UserError("decide: got the tail; allowed: on data whose training counts are known")
-        counted = there[self.rule.of]
-        gains = (first_side - second_side)[:, counted]
-        return stop(gains, weights(self.classes[counted]), len(self.order), self.rule)
 
     def correct(self, done: int) -> tuple[Mask, Mask]:
         """Return the flags of both sides in the first `done` rounds, (R, T, M) each."""

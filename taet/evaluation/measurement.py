@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from taet.attacks.clean import Clean
 from taet.attacks.counted import Counted
 from taet.attacks.spec import AttackSpec
-from taet.config import Evaluation, Run
+from taet.config import Run
 from taet.data import Split
 from taet.distributed import first, gather, rank
 from taet.errors import UserError
 from taet.evaluation import card_store, probe
-from taet.evaluation.bundles import attacks_of, parse_attacks
+from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import WORST_CASE, Column
 from taet.evaluation.curves import curve_attacks
@@ -53,37 +52,9 @@ class Extent:
     """Test on a few images for problems that make attacks unreliable, such as masked gradients."""
 
 
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """What an evaluation measures."""
-
-    settings: Evaluation
-    eps: float
-    """Radius of the L-infinity ball that the card is about."""
-    attacks: tuple[AttackSpec, ...]
-    """Requested attacks, the clean images first."""
-    points: tuple[AttackSpec, ...]
-    """Points of curves."""
-    extent: Extent
-
-    @property
-    def inside(self) -> tuple[AttackSpec, ...]:
-        """The attacks in that ball."""
-        return tuple(one for one in self.attacks if (one.norm, one.eps) == ("linf", self.eps))
-
-
-def plan_evaluation(subject: Subject, extent: Extent = Extent()) -> EvaluationPlan:
-    """Return what to measure on a subject; bundles in its settings are replaced by their attacks."""
-    settings, eps = subject.settings, subject.eps
-    others = (name for name in settings.attacks if name != Clean.name)
-    attacks = tuple(parse_attacks([Clean.name, *others], settings, eps))
-    points = tuple(curve_attacks(extent.curves, settings, eps))
-    return EvaluationPlan(settings, eps, attacks, points, extent)
-
-
 def measure(
     subject: Subject,
-    plan: EvaluationPlan,
+    extent: Extent,
     *,
     device: torch.device,
     path: Path | None = None,
@@ -95,8 +66,8 @@ def measure(
     """Measure what no stored card contains, and return the card.
 
     Args:
-        subject: the model and its images.
-        plan: what to measure.
+        subject: the model, its images and the settings of its attacks.
+        extent: what else to measure.
         device: where the model is during the work.
         path: file in which the card is saved and earlier results are looked up.
         new: raise a `UserError` if the folder has the card of another model or of other images.
@@ -111,13 +82,13 @@ def measure(
     with on_device(subject.model, device):
         if new and path is not None and path.exists():
             _refuse_card_of_another(path, subject)
-        runner, card = begin(subject, plan, device, None if state_dir is None else Path(state_dir), command)
+        runner, card = begin(subject, device, None if state_dir is None else Path(state_dir), command)
         with owned(folder):
             known = known_card(path, card, runner)
-            card = _measured(card, runner, plan, known, progress)
+            card = _measured(card, runner, subject, extent, known, progress)
             if folder is not None and path is not None and rank() == 0:
                 examples = folder.examples(path)
-                sha256 = save_examples(examples, known, card, runner, plan.attacks)
+                sha256 = save_examples(examples, known, card, runner, subject.attacks)
                 card = replace(card, examples_sha256=sha256)
                 card_store.put(path, card)
                 with suppress(OSError):  # an old file of examples does no harm
@@ -128,7 +99,7 @@ def measure(
 
 
 def begin(
-    subject: Subject, plan: EvaluationPlan, device: torch.device, state_dir: Path | None, command: str = ""
+    subject: Subject, device: torch.device, state_dir: Path | None, command: str = ""
 ) -> tuple[Runner, ResultCard]:
     """Return a runner for the model of a subject, which is on `device`, and its card without columns."""
     class_names = _class_names(subject, device)
@@ -137,12 +108,12 @@ def begin(
         subject.images,
         subject.labels,
         len(class_names),
-        plan.settings.batch_size,
-        plan.settings.seed,
+        subject.settings.batch_size,
+        subject.settings.seed,
         device,
         state_dir,
     )
-    for attack in plan.attacks:
+    for attack in subject.attacks:
         attack.check_classes(runner.num_classes)
     machine = environment(device)
     model = {
@@ -159,7 +130,7 @@ def begin(
     }
     card = ResultCard(
         **subject.about,
-        threat={"norm": "linf", "eps": plan.eps},
+        threat={"norm": "linf", "eps": subject.eps},
         model=cast(ModelAbout, model),
         data=cast(DataAbout, data),
         batch_size=runner.batch_size,
@@ -190,22 +161,24 @@ def known_card(path: Path | None, card: ResultCard, runner: Runner) -> ResultCar
 def _measured(
     card: ResultCard,
     runner: Runner,
-    plan: EvaluationPlan,
+    subject: Subject,
+    extent: Extent,
     known: ResultCard | None,
     progress: Progress | None,
 ) -> ResultCard:
     """Return the card with all columns, known and new, and with its flags."""
-    chain = one_threat_model(plan.attacks, runner.num_classes) if plan.extent.worst_case else []
-    listed = plan.attacks[:1] if plan.extent.worst_case else plan.attacks
+    listed, points = subject.attacks, curve_attacks(extent.curves, subject.settings, subject.eps)
+    chain = one_threat_model(listed, runner.num_classes) if extent.worst_case else []
+    listed = listed[:1] if chain else listed
     before = () if known is None else known.columns
     names = {attack.name for attack in listed}
     shown = {column.name for column in before if not column.curve}  # stays in tables, also with other settings
-    drawn = [replace(point, curve="") if point.name in shown else point for point in plan.points]
+    drawn = [replace(point, curve="") if point.name in shown else point for point in points]
     attacks = [*listed, *(attack for attack in drawn if attack.name not in names)]
     work = _passes(runner, [*attacks, *chain])
     images = probe.count(runner, work)
     probed = {} if known is None or not probe.is_of(known.probe, runner.seed, images) else known.probe
-    probing = plan.extent.probe and not probed and bool(len(attacks) > 1 or chain)
+    probing = extent.probe and not probed and bool(len(attacks) > 1 or chain)
     later = images * probe.passes(runner) if probing else 0
     if progress is not None:
         new = [attack for attack in [*attacks, *chain] if among(before, attack) is None]
@@ -217,7 +190,7 @@ def _measured(
         measured = (*measured, runner.run_worst_case(chain, measured[0], meter))
     if probing:
         meter.begin()
-        probed = probe.probe(runner, plan.eps, images, lambda done: meter(done, later, "probe"))
+        probed = probe.probe(runner, subject.eps, images, lambda done: meter(done, later, "probe"))
     elif known is not None and not probed:
         probed = known.probe  # of fewer images
     return flagged(replace(card, columns=(*measured, *_others(before, measured)), probe=probed))

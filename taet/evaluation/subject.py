@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from taet.attacks.clean import Clean
+from taet.attacks.spec import AttackSpec
 from taet.config import EXTRA_COPIES, Evaluation, Run, Threat
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
-from taet.evaluation.bundles import settle
+from taet.evaluation.bundles import parse_attacks, settle
 from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.packing import plain
 from taet.files import file_sha256
@@ -54,6 +56,17 @@ class Subject:
     def eps(self) -> float:
         """Radius of the L-infinity ball that the card is about."""
         return self.train_eps if self.settings.eps is None else self.settings.eps
+
+    @property
+    def attacks(self) -> tuple[AttackSpec, ...]:
+        """The attacks of its settings, the clean images first."""
+        others = (name for name in self.settings.attacks if name != Clean.name)
+        return tuple(parse_attacks([Clean.name, *others], self.settings, self.eps))
+
+    @property
+    def inside(self) -> tuple[AttackSpec, ...]:
+        """Those of its attacks in the ball that the card is about."""
+        return tuple(one for one in self.attacks if (one.norm, one.eps) == ("linf", self.eps))
 
     def on(self, device: str) -> torch.device:
         """Return the device of the work for auto, cpu, cuda or cuda:N."""

@@ -272,12 +272,14 @@ def _alike(planned: list[Cell]) -> list[Cell]:
     if len(held) != 1:
         return planned
     chosen = held.pop()
-    return [in_precision(cell, chosen) if is_open(cell) else cell for cell in planned]
+    return [in_precision(cell, chosen) for cell in planned]
 
 
 def in_precision(cell: Cell, chosen: str) -> Cell:
-    """Return the cell with this precision of training."""
-    run = None if cell.run is None else config.override(cell.run, {"training.precision": chosen})
+    """Return the cell with this precision of training, unless it has one."""
+    if cell.run is None or not is_open(cell):
+        return cell
+    run = config.override(cell.run, {"training.precision": chosen})
     return dataclasses.replace(cell, run=run, flags=(*cell.flags, "--precision", chosen))
 
 

@@ -19,9 +19,8 @@ import torch
 
 from taet.data.prepare import check_there
 from taet.errors import UserError
-from taet.experiments.arithmetic import settled
 from taet.experiments.cells import Cell, State, cells
-from taet.experiments.forecast import rough_seconds
+from taet.experiments.forecast import rough_seconds, settled
 from taet.experiments.parts import deal, gather
 from taet.experiments.specification import Specification, parse, read
 from taet.experiments.until_decided import PairOutcome, Until, decide_pairs, pairs_of
@@ -160,7 +159,7 @@ def compare(
             on this machine, except in a dry run.
         KeyboardInterrupt: on SIGINT or SIGTERM, after every process has saved and ended.
     """
-    begun = time.monotonic()
+    deadline = deadline_of(time_budget)
     title, place, planned = _planned(specification, out)
     if until is not None:
         if part is not None:
@@ -172,9 +171,8 @@ def compare(
     if dry_run:
         return Comparison(title, place, _outcomes(planned, {}, _machine(jobs)[1]))
     foretell([cell for cell in planned if cell.state in OPEN], jobs, say)
-    result, interrupted = fill(title, place, planned, time_budget, jobs, say, begun)
+    result, interrupted = fill(title, place, planned, deadline, jobs, say)
     if until is not None and not interrupted:
-        deadline = math.inf if time_budget is None else begun + time_budget
         decided = decide_pairs(planned, place, until, deadline, say or (lambda _: None), command)
         late = any(one.decision is None or one.decision.reason == "time" for one in decided)
         out_of_time = result.out_of_time or (late and time.monotonic() >= deadline)
@@ -184,6 +182,15 @@ def compare(
     if interrupted:
         raise KeyboardInterrupt
     return result if part is not None else replace(result, report=_report(result))
+
+
+def deadline_of(time_budget: float | None) -> float:
+    """Return when a budget of seconds that begins now is used up, by `time.monotonic`; without one, never."""
+    if time_budget is None:
+        return math.inf
+    if not time_budget > 0:
+        raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
+    return time.monotonic() + time_budget
 
 
 def foretell(left: Sequence[Cell], jobs: int | Literal["auto"], say: Say | None) -> None:
@@ -199,25 +206,21 @@ def fill(
     title: str,
     place: Path,
     planned: Sequence[Cell],
-    time_budget: float | None = None,
+    deadline: float = math.inf,
     jobs: int | Literal["auto"] = 1,
     say: Say | None = None,
-    begun: float | None = None,
 ) -> tuple[Comparison, bool]:
     """Run the cells that are missing, in their order, with logs in `place`/logs; return whether the user interrupted.
 
-    Takes `time_budget`, counted from `begun` (now, by `time.monotonic`), `jobs` and `say` as `compare` does.
+    Ends at the `deadline`, by `time.monotonic`, and takes `jobs` and `say` as `compare` does.
     """
-    if time_budget is not None and not time_budget > 0:
-        raise UserError(f"time budget: got {time_budget:g} seconds; allowed: above 0")
     side_by_side, threads, gpus = _machine(jobs)
     for data in {cell.run.data: None for cell in planned if cell.run is not None and cell.state in OPEN}:
         check_there(data)
     make_folder(place / "logs")
     planned = settled(planned, say or (lambda _: None))
     work = _Work(planned, place / "logs", side_by_side, threads, gpus, say or (lambda _: None))
-    begun = time.monotonic() if begun is None else begun
-    interrupted = work.run(math.inf if time_budget is None else begun + time_budget)
+    interrupted = work.run(deadline)
     outcomes = _outcomes(planned, work.failed, threads)
     left = any(outcome.state in OPEN for outcome in outcomes)
     return Comparison(title, place, outcomes, out_of_time=left and not interrupted), interrupted

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,17 +66,13 @@ def own_images(data: Data) -> OwnImages:
         square = bool((found.sizes[:, 0] == found.sizes[:, 1]).all())
         grouped, frames = listed.subfolders_are_groups(), listed.group_names is None and listed.are_frames()
         sizes, column = (found.median, found.largest, found.uniform), listed.likely_group
-        usable = column is not None and _by_column(data, column)
-        return OwnImages(training, *sizes, grouped, square, frames, tuple(tested), column if usable else None)
+        by_column = None if column is None else image_listing(replace(data, group=column))
+        group = column if by_column is not None and by_column.has_usable_groups() else None
+        return OwnImages(training, *sizes, grouped, square, frames, tuple(tested), group)
     known = facts(data) or DataFacts.of(load(data))
     _, height, width = known.image_shape
     size, square = (width, height), width == height
     return OwnImages(known.sizes["train"], size, size, True, square=square, tested=known.test_counts)
-
-
-def _by_column(data: Data, column: str) -> bool:
-    listed = image_listing(replace(data, group=column))
-    return listed is not None and listed.has_usable_groups()
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,7 +89,7 @@ class OwnDataPlan:
 
     def followed(self, run: Run) -> dict[str, Chosen]:
         """Return the choices that `run` follows."""
-        return {name: made for name, made in self.choices.items() if _value(run, name) == made.value}
+        return {name: made for name, made in self.choices.items() if attrgetter(name)(run) == made.value}
 
     def __repr__(self) -> str:
         return "\n".join([f"{self.run.method} on {self.run.data.name}", *self.sentences()])
@@ -203,9 +200,3 @@ def attacked(data: Data, tested: Sequence[int]) -> dict[str, Chosen]:
     most = max(most for most in range(1, TESTED + 1) if most == 1 or sum(np.minimum(tested, most)) <= TESTED)
     taken = f"{np.minimum(tested, most).sum():,} of {sum(tested):,} test images"
     return {"data.test_max_count": Chosen(most, f"of each class, {taken}: attacks are slow here; all: None")}
-
-
-def _value(run: Run, name: str) -> Any:
-    for part in name.split("."):
-        run = getattr(run, part)
-    return run

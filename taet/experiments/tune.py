@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
 
 from annotated_types import Ge, Le
 
@@ -21,10 +21,10 @@ from taet.bounds import Seed, check_value, got_text
 from taet.config import Run
 from taet.data.selection import VALIDATION
 from taet.errors import UserError, located, unknown
-from taet.experiments.cells import Cell, cells, in_precision, is_open
-from taet.experiments.comparison import CellOutcome, Comparison, Say, compare, fill, foretell
+from taet.experiments.cells import Cell, cells, in_precision
+from taet.experiments.comparison import CellOutcome, Comparison, Say, compare, deadline_of, fill, foretell
 from taet.experiments.journal import load_optuna, open_journal
-from taet.experiments.specification import Entry, Specification, parse, table
+from taet.experiments.specification import DottedSettings, Entry, Specification, parse, table
 from taet.files import digest, make_folder, seal, write_json
 from taet.formatting import clock
 from taet.training.folder import RunFolder
@@ -39,6 +39,8 @@ FIXED = ("data.", "threat.", "evaluation.", "training.selection", "training.moni
 VALIDATION_SHARE = 0.2
 """Share held out for validation, if the specification does not set it."""
 Trials = Annotated[int, Ge(1), Le(10_000)]
+Study: TypeAlias = Any
+"""A study of Optuna, which is imported only for a search."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _space(rest: Mapping[str, Any], entry: Entry, asked: Mapping[str, Any]) -> d
         with located(f"tune: {entry.name}: {key}"):
             choices = _choices(value)
 
-            def checked(value: Any, key: str = key) -> Mapping[str, Any]:
+            def checked(value: Any, key: str = key) -> DottedSettings:
                 one = {"name": entry.name, "method": entry.method, "settings": {key: value}}
                 return parse({**rest, "methods": [one]}).methods[0].settings
 
@@ -219,28 +221,21 @@ def tune(
         UserError: a mistake in the specification, trials of another specification in `out`, or no Optuna.
         KeyboardInterrupt: after every process has saved and ended.
     """
-    begun = time.monotonic()
+    deadline = deadline_of(time_budget)
     search, place = search if isinstance(search, Search) else read(search), Path(out)
     for end in (0, -1):  # invalid values raise an error before anything is trained
         settings = {row: {name: one.ends[end] for name, one in space.items()} for row, space in search.spaces.items()}
         checked = _cells(search, [Asked(row, 0, own) for row, own in settings.items()], place / "checked")
     make_folder(place)
     studies = _studies(search, place)
-    ended = {row: sum(trial.state.is_finished() for trial in study.trials) for row, study in studies.items()}
-    rows = zip(checked, search.spaces, strict=True)
-    foretell([cell for cell, row in rows for _ in range(search.trials - ended[row])], jobs, say)
-
-    def left() -> float | None:
-        return None if time_budget is None else time_budget - (time.monotonic() - begun)
-
+    left = [search.trials - _ended(study, search) for study in studies.values()]
+    foretell([cell for cell, trials in zip(checked, left, strict=True) for _ in range(trials)], jobs, say)
     progress = _progress(studies, search)
     work = _running(studies, search)  # trials of a process that ended or is still running
     while work := work or _ask(studies, search, 1 if jobs == "auto" else jobs) or _running(studies, search):
-        budget = left()
-        if budget is not None and budget <= 0:
+        if time.monotonic() >= deadline:
             return Tuned(search, place, {})
-        planned = _cells(search, work, place)
-        done, interrupted = fill(search.grid.title, place, planned, budget, jobs, say, time.monotonic())
+        done, interrupted = fill(search.grid.title, place, _cells(search, work, place), deadline, jobs, say)
         for asked, outcome in zip(work, done.outcomes, strict=True):
             _tell(studies[asked.row], asked, outcome)
             if outcome.state in ("done", "failed"):
@@ -250,15 +245,11 @@ def tune(
         work = []
     best = {row: _best(row, study, search) for row, study in studies.items()}
     write_json(place / BEST, seal({"trials": search.trials, "methods": best}))
-    budget = left()
-    if budget is not None and budget <= 0:
+    budget = deadline - time.monotonic()
+    if budget <= 0:
         return Tuned(search, place, best)
-    return Tuned(
-        search,
-        place,
-        best,
-        compare(final(search, best), place / f"tuned-{search.trials}", jobs=jobs, time_budget=budget, say=say),
-    )
+    folder = place / f"tuned-{search.trials}"
+    return Tuned(search, place, best, compare(final(search, best), folder, jobs=jobs, time_budget=budget, say=say))
 
 
 def final(search: Search, best: Mapping[str, Mapping[str, Any]]) -> Specification:
@@ -273,7 +264,7 @@ class Asked(NamedTuple):
 
     row: str
     number: int
-    settings: Mapping[str, Any]
+    settings: DottedSettings
 
 
 def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:
@@ -300,11 +291,11 @@ def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:
             raise UserError(f"tune: {asked.row}: got a trial on test images; allowed: on validation images alone")
     begun = (RunFolder(path) for path in sorted((place / "runs").glob("*")))
     held = next((run.record.run.training.precision for run in begun if run.is_run), None)
-    planned = [in_precision(cell, held) if held is not None and is_open(cell) else cell for cell in planned]
+    planned = planned if held is None else [in_precision(cell, held) for cell in planned]
     return [replace(cell, attacked=False, flags=(*cell.flags, "--no-evaluate")) for cell in planned]
 
 
-def _studies(search: Search, place: Path) -> dict[str, Any]:
+def _studies(search: Search, place: Path) -> dict[str, Study]:
     """Open the study of every method in the journal; raise a `UserError` for those of another specification."""
     optuna, storage, studies = load_optuna(), open_journal(place), {}
     for entry in search.grid.methods:
@@ -318,7 +309,7 @@ def _studies(search: Search, place: Path) -> dict[str, Any]:
     return studies
 
 
-def _ask(studies: Mapping[str, Any], search: Search, most: int) -> list[Asked]:
+def _ask(studies: Mapping[str, Study], search: Search, most: int) -> list[Asked]:
     """Ask for up to `most` new trials, of the methods with the fewest, so that all have equally many in the end."""
     work: list[Asked] = []
     while len(work) < most:
@@ -338,22 +329,30 @@ def _ask(studies: Mapping[str, Any], search: Search, most: int) -> list[Asked]:
     return work
 
 
-def _running(studies: Mapping[str, Any], search: Search) -> list[Asked]:
+def _trials(study: Study, search: Search) -> list[Any]:
+    """Return the trials that count: not one too many, which a process may have asked for as another did."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.number < search.trials]
+
+
+def _ended(study: Study, search: Search) -> int:
+    return sum(trial.state.is_finished() for trial in _trials(study, search))
+
+
+def _running(studies: Mapping[str, Study], search: Search) -> list[Asked]:
     """Return the trials that were requested and have no result yet."""
     return [
         Asked(row, trial.number, dict(trial.params))
         for row, study in studies.items()
-        for trial in study.get_trials(deepcopy=False)
-        if not trial.state.is_finished() and trial.number < search.trials
+        for trial in _trials(study, search)
+        if not trial.state.is_finished()
     ]
 
 
-def _progress(studies: Mapping[str, Any], search: Search) -> Callable[[], str]:
+def _progress(studies: Mapping[str, Study], search: Search) -> Callable[[], str]:
     """Return a function that says how many trials have ended, and how long the others take at the pace since now."""
 
     def ended() -> int:
-        trials = [trial for study in studies.values() for trial in study.get_trials(deepcopy=False)]
-        return sum(trial.state.is_finished() and trial.number < search.trials for trial in trials)
+        return sum(_ended(study, search) for study in studies.values())
 
     begun, before, total = time.monotonic(), ended(), search.trials * len(studies)
 
@@ -365,7 +364,7 @@ def _progress(studies: Mapping[str, Any], search: Search) -> Callable[[], str]:
     return said
 
 
-def _tell(study: Any, asked: Asked, outcome: CellOutcome) -> None:
+def _tell(study: Study, asked: Asked, outcome: CellOutcome) -> None:
     """Store the result of a trial that ended, unless another process has done so."""
     if outcome.state == "done":
         study.tell(asked.number, value(RunFolder(outcome.cell.folder)), skip_if_finished=True)
@@ -383,9 +382,9 @@ def value(folder: RunFolder) -> float:
     return metrics.balanced_accuracy(counts.correct, counts.total)
 
 
-def _best(row: str, study: Any, search: Search) -> dict[str, Any]:
+def _best(row: str, study: Study, search: Search) -> dict[str, Any]:
     """Return the best trial of a method: its settings, its value, and how many trials there were."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.number < search.trials]
+    trials = _trials(study, search)
     done = [trial for trial in trials if trial.value is not None]
     if not done:
         raise UserError(f"tune: {row}: all {len(trials)} trials failed; their output is in the folder logs")

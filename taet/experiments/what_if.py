@@ -24,6 +24,12 @@ SHARES = (0.25, 0.5, 1.0)
 SETTING = "data.train_share"
 EVERY = "all classes"
 FEWEST_SEEDS = 2
+EXPLANATION = """Recall under the worst of the attacks, with all images. Gains are in percentage points, with 95 %
+intervals over seeds and test images. Last doubling: measured, from half of the images of every class to
+all. Next doubling: a straight line in log(images) through a quarter, a half and all; one that flattens
+gains less. Beyond twice the images nothing is said. Cut: measured differences to +-100, the next
+doubling to what the recall can lose and gain, 0 to 100. -: nothing varies, or seeds or images are few."""
+"""Printed below the table."""
 
 
 class Estimate(NamedTuple):
@@ -88,25 +94,25 @@ def with_shares(specification: Specification) -> Specification:
     return replace(specification, variants=(*specification.variants, *parts))
 
 
-def estimate(values: Floats) -> Estimate:
-    """Return the mean of values (S, N) of S seeds and N test images, with its 95 % interval.
+def estimate(*classes: Floats) -> Estimate:
+    """Return the mean over classes of values (S, N_c) of S seeds and N_c test images, with its 95 % interval.
 
     Seeds and images are crossed, so that the variance is at most v_s/S + v_i/N, with the variances of the means over
-    images and over seeds. The interval reaches sqrt(t_s^2 v_s/S + t_i^2 v_i/N), each part with Student's quantile for
-    its own degrees of freedom (Howe, JASA 69, 1974), which matters with two or three seeds.
+    images and over seeds; classes have the same seeds and different images. The interval reaches
+    sqrt(t_s^2 v_s/S + t_i^2 v_i/N), each part with Student's quantile for its own degrees of freedom (Howe, JASA 69,
+    1974), which matters with two or three seeds.
     Unknown if nothing varies, because the interval would have length 0.
     """
-    seeds, images = values.shape
-    if seeds < FEWEST_SEEDS or images < FEWEST_SEEDS:
+    if min(size for values in classes for size in values.shape) < FEWEST_SEEDS:
         return UNKNOWN
-    parts = (values.mean(1).var(ddof=1) / seeds, values.mean(0).var(ddof=1) / images)
-    return _estimate(float(values.mean()), parts, (seeds - 1, images - 1))
-
-
-def _estimate(value: float, parts: Sequence[float], degrees: Sequence[int]) -> Estimate:
+    by_seed = np.mean([values.mean(1) for values in classes], 0)
+    of_images = [values.mean(0).var(ddof=1) / values.shape[1] / len(classes) ** 2 for values in classes]
+    parts = (by_seed.var(ddof=1) / len(by_seed), sum(of_images))
     if not sum(parts) > 0:
         return UNKNOWN
+    degrees = (len(by_seed) - 1, sum(values.shape[1] - 1 for values in classes))
     quantiles = [metrics.student_quantile(0.95, one) for one in degrees]
+    value = float(by_seed.mean())
     reach = math.sqrt(sum(t**2 * part for t, part in zip(quantiles, parts, strict=True)))
     return Estimate(value, value - reach, value + reach)
 
@@ -135,9 +141,8 @@ def worth(comparison: Comparison) -> list[Worth]:
     rows = _rows(comparison)
     for (data, imbalance, row), runs in rows.items():
         base = rows.get((data, imbalance, first[data, imbalance]), {})
-        found += [
-            Worth(row, data, imbalance, *gain_of(runs, base, label)) for label in [None, *range(_any(runs).num_classes)]
-        ]
+        classes = next(iter(runs.values()))[-1].num_classes
+        found += [Worth(row, data, imbalance, *gain_of(runs, base, label)) for label in [None, *range(classes)]]
     if not found:
         raise UserError(f"what-if: no row has {FEWEST_SEEDS} seeds done at every share; continue the comparison first")
     return found
@@ -167,67 +172,35 @@ def _base(cell: Cell) -> str:
     return f"{cell.entry.name} + {name}" if name else cell.entry.name
 
 
-def _any(runs: dict[int, list[ResultCard]]) -> ResultCard:
-    return next(iter(runs.values()))[-1]
-
-
 def gain_of(
     runs: dict[int, list[ResultCard]], base: dict[int, list[ResultCard]], label: int | None
 ) -> tuple[str, int, float, Estimate, Estimate, Estimate]:
     """Return name, images, recall and gains of a class, or of the mean over classes."""
-    card, shared = _any(runs), [seed for seed in runs if seed in base]
-    images = np.array([one.data.get("train_class_counts") for one in next(iter(runs.values()))])
+    cards, shared = next(iter(runs.values())), [seed for seed in runs if seed in base]
+    card, images = cards[-1], np.array([one.data.get("train_class_counts") for one in cards])
     labels = [*range(card.num_classes)] if label is None else [label]
-    masks = np.stack([[one.column("worst-case").correct for one in cards] for cards in runs.values()], 1).astype(float)
+    masks = np.stack([[one.column("worst-case").correct for one in own] for own in runs.values()], 1).astype(float)
     apart = np.array(
         [runs[s][-1].column("worst-case").correct * 1.0 - base[s][-1].column("worst-case").correct for s in shared]
     )
     members = [card.labels == one for one in labels]
-    last = _mean([masks[-1][:, own] - masks[-2][:, own] for own in members])
+    last = estimate(*(masks[-1][:, own] - masks[-2][:, own] for own in members))
     slopes = [slope_weights(images[:, one].tolist()) for one in labels]
-    lines = [np.tensordot(slope, masks[..., own], 1) for slope, own in zip(slopes, members, strict=True)]
+    following = estimate(*(np.tensordot(slope, masks[..., own], 1) for slope, own in zip(slopes, members, strict=True)))
     alone = runs is base or len(shared) < FEWEST_SEEDS
-    against = UNKNOWN if alone else _mean([apart[:, own] for own in members])
+    against = UNKNOWN if alone else estimate(*(apart[:, own] for own in members))
     recall = float(np.mean([masks[-1][:, own].mean() for own in members]))
     name = EVERY if label is None else card.class_names[label]
-    following = _mean(lines).within(-recall, 1 - recall)
-    return name, int(images[-1, labels].sum()), recall, last.within(-1, 1), following, against.within(-1, 1)
-
-
-def _mean(classes: list[Floats]) -> Estimate:
-    """Return the mean over classes of values (S, N_c) each: classes have different images but the same seeds."""
-    if len(classes) == 1:
-        return estimate(classes[0])
-    if any(values.shape[1] < FEWEST_SEEDS for values in classes):
-        return UNKNOWN
-    by_seed = np.mean([values.mean(1) for values in classes], 0)
-    of_images = [values.mean(0).var(ddof=1) / values.shape[1] / len(classes) ** 2 for values in classes]
-    degrees = sum(values.shape[1] - 1 for values in classes)
-    parts = (by_seed.var(ddof=1) / len(by_seed), sum(of_images))
-    return _estimate(float(by_seed.mean()), parts, (len(by_seed) - 1, degrees))
+    gains = last.within(-1, 1), following.within(-recall, 1 - recall), against.within(-1, 1)
+    return name, int(images[-1, labels].sum()), recall, *gains
 
 
 def table(found: Sequence[Worth]) -> str:
     """Return the table with its explanation."""
     head = ("row, class", "images", "recall %", "last doubling", "next doubling", "against first row")
+    gains = [(one.last_doubling, one.next_doubling, one.against_first) for one in found]
     rows = [
-        (
-            f"{one.row}, {one.label}",
-            count(one.images),
-            percent(one.recall),
-            str(one.last_doubling),
-            str(one.next_doubling),
-            str(one.against_first),
-        )
-        for one in found
+        (f"{one.row}, {one.label}", count(one.images), percent(one.recall), *map(str, own))
+        for one, own in zip(found, gains, strict=True)
     ]
-    return "\n".join(
-        [
-            *aligned([head, *rows]),
-            "Recall under the worst of the attacks, with all images. Gains are in percentage points, with 95 %",
-            "intervals over seeds and test images. Last doubling: measured, from half of the images of every class to",
-            "all. Next doubling: a straight line in log(images) through a quarter, a half and all; one that flattens",
-            "gains less. Beyond twice the images nothing is said. Cut: measured differences to +-100, the next",
-            "doubling to what the recall can lose and gain, 0 to 100. -: nothing varies, or seeds or images are few.",
-        ]
-    )
+    return "\n".join([*aligned([head, *rows]), EXPLANATION])

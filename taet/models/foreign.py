@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import importlib
 import inspect
 import sys
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from taet import registry
-from taet.errors import CUSTOM, UserError, custom_code, located, needed, unknown
+from taet.errors import CUSTOM, UserError, custom_code, located, nearest, needed, unknown
 from taet.models.classifier import Adapter, Classifier, adapted
 from taet.models.heads import Head, build_head
 from taet.models.weights import StoredWeights, fill, read
@@ -301,13 +300,12 @@ def _made(build: Any, spec: str, *arguments: Any, **settings: Any) -> nn.Module:
 
 def _unlisted(package: str, name: str, names: Collection[str], listing: str) -> UserError:
     """The error for an unknown name in a long list."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    near = nearest(name, names)
+    hint = "" if near is None else f"; did you mean '{near}'?"
     return UserError(f"unknown {package} model '{name}'; allowed: the {len(names)} names of {listing}{hint}")
 
 
 def _from_path(module_name: str, name: str, num_classes: int) -> nn.Module:
-    """Import a module and call the named callable."""
     spec = f"{module_name}:{name}"
     if not (name and all(part.isidentifier() for part in module_name.split("."))):
         raise UserError(f"model: got '{spec}'; allowed: {', '.join(FORMS)}, or a name of taet list models")

@@ -69,11 +69,7 @@ class _GlobalStatistics(TorchFunctionMode):
     """Within this context, torch's batch normalisation is `batch_norm`."""
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         return (batch_norm if func is functional.batch_norm else func)(*args, **(kwargs or {}))
 

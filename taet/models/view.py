@@ -95,17 +95,7 @@ def fold(model: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype
         dtype: of the weights of convolutions and linear layers, e.g. bfloat16 where the view runs under autocast to it;
             unchanged if the network cannot run so.
     """
-    pairs, kept = _tried(copy.deepcopy(model).cpu().eval().requires_grad_(), image_shape, dtype)
-    return View(model, pairs, kept)
-
-
-def _tried(
-    trial: nn.Module, image_shape: tuple[int, int, int], dtype: torch.dtype | None
-) -> tuple[list[_ConvolutionNorm], torch.dtype | None]:
-    """Return the pairs of `trial` that can be folded, and the type of weights that it can run with.
-
-    `trial` is a copy of the model on the CPU, which is modified here: a GPU's TF32 rounds more than a fold may.
-    """
+    trial = copy.deepcopy(model).cpu().eval().requires_grad_()  # a GPU's TF32 rounds more than a fold may
     like = next((parameter for parameter in trial.parameters()), torch.empty(0))
     noise = torch.Generator().manual_seed(derive_seed(0, "view"))
     x = torch.rand(2, *image_shape, generator=noise).to(like)
@@ -126,7 +116,7 @@ def _tried(
                     View(trial, pairs, dtype).module(x)
             except RuntimeError:  # a part that autocast is kept out of
                 dtype = None
-    return pairs, dtype
+    return View(model, pairs, dtype)
 
 
 def _pairs(model: nn.Module, x: Tensor) -> list[_ConvolutionNorm]:

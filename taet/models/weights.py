@@ -6,7 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from taet.errors import UserError
 from taet.files import read_bytes
+from taet.formatting import listed
 from taet.models.classifier import Adapter, Classifier
 
 NAMED_STATES = ("state_dict", "model_state_dict", "model", "net")  # usual keys of the weights in a file
@@ -230,7 +231,7 @@ def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     if missing or unexpected or other:
         shapes = [f"{key} {tuple(state[key].shape)} for {tuple(held[key].shape)}" for key in other]
         found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        parts = [f"{len(names)} {kind} ({_first(names)})" for kind, names in found if names]
+        parts = [f"{len(names)} {kind} ({listed(names, FEW)})" for kind, names in found if names]
         raise UserError(f"{path} does not fit the model: {'; '.join(parts)}{_hint(state, held)}")
 
 
@@ -250,7 +251,3 @@ def _hint(state: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
     """A hint if the names are those of torchvision's residual networks and the model's are not."""
     theirs = {"conv1.weight", "layer1.0.conv1.weight"} <= state.keys()
     return "" if not theirs or "conv1.weight" in held else "; the names are torchvision's: --model torchvision:NAME"
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")

@@ -12,7 +12,7 @@ from taet.data.prepare import check_there
 from taet.errors import UserError
 from taet.evaluation.embedding import embed
 from taet.experiments.cells import Cell
-from taet.experiments.comparison import OPEN, Comparison, fill
+from taet.experiments.comparison import OPEN, Comparison, deadline_of, fill
 from taet.experiments.parts import deal, gather
 from taet.files import make_folder, write_atomically
 from taet.formatting import duration
@@ -47,7 +47,7 @@ class Session:
         missing = {one.cell.name for one in self.cells if one.state in OPEN}
         mine = self.planned() if part is None else deal(self.planned(), *part)
         queue = self.with_data([cell for cell in self.by_worth(mine) if cell.name in missing])
-        result, interrupted = fill("taet reproduce", self.store.out, queue, time_budget, jobs, self.say)
+        result, interrupted = fill("taet reproduce", self.store.out, queue, deadline_of(time_budget), jobs, self.say)
         self.store = Store(self.store.out, self.store.results)
         if interrupted:
             raise KeyboardInterrupt

@@ -125,7 +125,7 @@ def of_another_network() -> None:
         (
             of_another_network,
             "torchvision:resnet18 --data few.npz --weights net.pt",
-            "2 of another shape (fc.weight (5, 512) for (3, 512), fc.bias (5,) for (3,))",
+            "2 of another shape (fc.weight (5, 512) for (3, 512) and fc.bias (5,) for (3,))",
         ),
         (None, "torchvision:resnet-18 --data few.npz", "did you mean 'resnet18'?"),
         (None, "resnet9 --data few.npz", "did you mean 'resnet8'?"),
@@ -254,17 +254,17 @@ def test_an_option_beside_a_bundle_replaces_the_setting_of_its_paper(
     taet: Any, finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--attacks reat` brings along the CW of REAT, whose constant is searched for; `--cw-constant` sets it."""
-    plans: list[Any] = []
+    subjects: list[Any] = []
 
-    def measure(_: object, plan: Any, **__: object) -> None:
-        plans.append(plan)
+    def measure(subject: Any, _: object, **__: object) -> None:
+        subjects.append(subject)
         raise UserError("planned")
 
     monkeypatch.setattr(sys.modules["taet.evaluation.evaluate"], "measure", measure)
     for words in (finished.folder, "--model=torchvision:resnet18 --data=few.npz"):
         for option in ((), ("--cw-constant", "5")):
             assert taet("evaluate", *str(words).split(), "--attacks", "reat", *option).err.endswith("planned\n")
-    for searched, given in (plans[:2], plans[2:]):
+    for searched, given in (subjects[:2], subjects[2:]):
         assert given.settings == dataclasses.replace(searched.settings, cw_constant=5)
-        (before,), (after,) = ([a for a in plan.attacks if isinstance(a, CwL2)] for plan in (searched, given))
+        (before,), (after,) = ([a for a in subject.attacks if isinstance(a, CwL2)] for subject in (searched, given))
         assert (before.c, after.c, before.eps, after.eps) == ("search", 5, 1.0, 1.0)

@@ -16,12 +16,20 @@ from torch import nn
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import audit, diagnostics
-from taet.evaluation.audit import ATTACKS, Audit, MeanDraw, Merged, plan_audit
-from taet.evaluation.checklist import ASIDE, QUESTIONS
+from taet.evaluation.audit import ATTACKS, Audit, MeanDraw, Merged, audit_sample
+from taet.evaluation.checklist import QUESTIONS
 from taet.evaluation.subject import GivenImages, subject_of
 from taet.report.page import audit_page
 from tests import museum
 
+ASIDE = {
+    "class-without-test-images",
+    "few-images-per-class",
+    "small-test-set",
+    "extra-not-compared",
+    "autoattack-variant",
+}
+"""Flags about the test images or the precision of the numbers, which answer no question."""
 NAMES = [str(label) for label in range(museum.CLASSES)]
 
 
@@ -115,9 +123,9 @@ def test_the_step_crosses_the_ball_whatever_step_a_run_has(
     given_images = GivenImages(*museum.tested())
     subject = subject_of("audit", museum.base(), given_images)
     subject = replace(subject, settings=replace(subject.settings, step_size=own[0]), train_eps=own[1])
-    _, plan = plan_audit(subject, given, 10)
-    assert plan.settings.step_size == pytest.approx(expected, rel=1e-12)
-    assert plan.eps == given.get("eps", own[1])
+    sampled = audit_sample(subject, given, 10)
+    assert sampled.settings.step_size == pytest.approx(expected, rel=1e-12)
+    assert sampled.eps == given.get("eps", own[1])
 
 
 def test_merged_logits_are_the_largest_of_each_class() -> None:

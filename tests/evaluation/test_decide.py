@@ -126,7 +126,7 @@ def test_several_pairs_of_models_are_their_mean() -> None:
     found = decide(sides=((better, worse), (worse, other)), attacks="clean")
     assert found.correct[0].shape[0] == 2
     gains = found.correct[0].mean(0) - found.correct[1].mean(0)
-    np.testing.assert_allclose(found.differences("balanced"), gains)
+    np.testing.assert_allclose(found.gains["balanced"].differences, gains)
     assert "2 pairs of models" in repr(found)
 
 

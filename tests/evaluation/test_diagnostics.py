@@ -283,8 +283,8 @@ SOUND = {
         ({"nonfinite_gradients": 1}, {"nonfinite-gradients"}),
         ({"distributions": 250}, {"softmax-outputs"}),
         ({"zero_gradients": 1}, {"zero-gradients"}),
-        ({"only_pgd_correct": 12}, {"logit-scale"}),
-        ({"only_pgd_correct": 40, "only_scaled_pgd_correct": 29}, set()),  # as likely by chance
+        ({"pgd_correct": 101, "only_pgd_correct": 12}, {"logit-scale"}),
+        ({"pgd_correct": 101, "only_pgd_correct": 40, "only_scaled_pgd_correct": 29}, set()),  # as likely by chance
     ],
 )
 def test_the_probe_raises_flags_at_its_thresholds(change: dict[str, Any], expected: set[str]) -> None:
@@ -297,10 +297,11 @@ def test_what_an_older_card_did_not_measure_raises_nothing() -> None:
 
 
 def test_flags_of_the_probe_say_on_what_they_rest() -> None:
-    texts = found(probe={**SOUND, "nonfinite_gradients": 3, "batch_difference": 1.0, "only_pgd_correct": 12})
+    masked = {"pgd_correct": 101, "only_pgd_correct": 12}
+    texts = found(probe={**SOUND, "nonfinite_gradients": 3, "batch_difference": 1.0, **masked})
     assert texts["nonfinite-gradients"].startswith("On 3 of 250 tested images, or during PGD from them, a logit")
     assert "for batches of 250 in this order" in texts["batch-dependent"]
-    assert "leaves 36.0 % of 250 images correct, otherwise 40.0 %" in texts["logit-scale"]
+    assert "leaves 36.0 % of 250 images correct, otherwise 40.4 %" in texts["logit-scale"]
 
 
 def test_a_card_without_columns_is_no_reason_to_fail() -> None:

@@ -307,7 +307,7 @@ def test_old_files_may_lack_the_counter_of_batch_normalisation(tmp_path: Path) -
         ({"1.weight": torch.ones(9, 192)}, r"1 of another shape \(1.weight \(9, 192\) for \(4, 192\)\)"),
         (
             {"1.bias": None, "1.weight": None, **{f"x{i}.w": torch.ones(1) for i in range(5)}},
-            r"2 missing \(1.weight, 1.bias\); 5 unexpected \(x0.w, x1.w, x2.w, ...\)",
+            r"2 missing \(1.weight and 1.bias\); 5 unexpected \(x0.w, x1.w, x2.w and 2 more\)",
         ),
     ],
 )

@@ -101,7 +101,7 @@ def test_a_network_that_is_used_whole_takes_all_of_its_weights_or_none(tmp_path:
     assert pretrained(model, path).startswith(f"weights: {3 if wrapped else 2} tensors of {path}")
     assert same(model, source)
     other = Adapter(nn.Sequential(nn.Conv2d(3, 5, 8), nn.Flatten()), 5)
-    with pytest.raises(UserError, match=r"2 of another shape \(0.weight \(4, 3, 8, 8\) for \(5, 3, 8, 8\), 0.bias"):
+    with pytest.raises(UserError, match=r"2 of another shape \(0.weight \(4, 3, 8, 8\) for \(5, 3, 8, 8\) and 0.bias"):
         pretrained(other, path)
 
 
@@ -110,8 +110,8 @@ def test_a_network_that_is_used_whole_takes_all_of_its_weights_or_none(tmp_path:
     [
         ({"0.weight": None}, r"does not fit the model: 1 missing \(0.weight\)"),
         ({"0.weight": torch.ones(16, 1, 3, 3)}, r"1 of another shape \(0.weight \(16, 1, 3, 3\) for \(16, 3, 3, 3\)\)"),
-        ({"extra.weight": torch.ones(1)}, r"3 unexpected \(head.weight, head.bias, extra.weight\)"),
-        ({"head.scale": torch.ones(1)}, r"3 unexpected \(head.weight, head.bias, head.scale\)"),
+        ({"extra.weight": torch.ones(1)}, r"3 unexpected \(head.weight, head.bias and extra.weight\)"),
+        ({"head.scale": torch.ones(1)}, r"3 unexpected \(head.weight, head.bias and head.scale\)"),
     ],
 )
 def test_a_body_that_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
