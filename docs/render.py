@@ -25,17 +25,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
-import numpy as np
-
-from taet import bounds, config, losses, methods, metrics, protocols, registry, reproduce
+from taet import bounds, config, losses, methods, protocols, registry, reproduce
 from taet.attacks import catalogue
 from taet.attacks.spec import AttackSpec, option_fields
 from taet.config import Outer
 from taet.errors import UserError
 from taet.evaluation import ResultCard, paired
-from taet.formatting import markdown_table, points
+from taet.formatting import markdown_table
 from taet.methods import Method, Task
 from taet.reproduce.findings import findings
+from taet.reproduce.render import difference_text, paired_cards
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
@@ -215,7 +214,7 @@ def official(name: str) -> str:
 @functools.cache
 def costs() -> dict[str, Any]:
     """The committed measurement of costs."""
-    return dict(json.loads(COST.read_text(encoding="utf-8"))) if COST.exists() else {"costs": []}
+    return dict(json.loads(COST.read_text(encoding="utf-8")))
 
 
 def cost_rows(name: str) -> list[tuple[str, ...]]:
@@ -352,9 +351,9 @@ def index() -> str:
         "All methods train with the same data order, optimiser, schedule and attack. Options that apply to every "
         "method are in [protocols and options](../protocols.md).",
         table(("name", "method", "source", "passes, AT = 1", "seconds, AT = 1"), rows),
-        cost_setting() if costs()["costs"] else "",
+        cost_setting(),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def loss_section(name: str) -> str:
@@ -424,34 +423,18 @@ def attack_tables() -> str:
     )
 
 
-def evaluation_page() -> str:
-    """The page of evaluations with the tables of attacks renewed."""
-    begin, rest = EVALUATION.read_text(encoding="utf-8").split(HEAD)
-    _, end = rest.split(END)
-    return f"{begin}{HEAD}\n\n{attack_tables()}\n\n{END}{end}"
-
-
 def versus_at() -> str:
     """Every row of a comparison less AT, clean, under AutoAttack and on the tail: decided better, worse, or not."""
     cards = results().cards_by_row(ROOT / "results" / COMPARED, variants=False)
     base = cards.pop(next(row for row, of in cards.items() if of[0].method == "at"))
-    parts = {"clean": ("clean", False), "AutoAttack": ("autoattack", False), "tail, AutoAttack": ("autoattack", True)}
-    found: dict[str, dict[str, paired.Difference]] = {}
+    parts = {"clean": ("clean", None), "AutoAttack": ("autoattack", None), "tail, AutoAttack": ("autoattack", "tail")}
+    found = {}
     for row, mine in cards.items():
-        counts = mine[0].data["train_class_counts"]
-        assert counts is not None
-        tail = np.isin(mine[0].labels, metrics.class_groups(counts)["tail"])
-        found[row] = {}
-        for head, (column, only_tail) in parts.items():
-            kept = tail if only_tail else np.ones_like(tail)
-            sides = ([card.column(column).correct[kept] for card in side] for side in (mine, base))
-            found[row][head] = paired.difference(*sides, mine[0].labels[kept], mine[0].num_classes)
+        sides = [dict(enumerate(side)) for side in (mine, base)]
+        found[row] = [paired_cards(*sides, [column, column], group) for column, group in parts.values()]
     lines = [
-        (
-            row,
-            *(f"{_verdict(one)} {points(one.value)} ({points(one.low)} to {points(one.high)})" for one in of.values()),
-        )
-        for row, of in sorted(found.items(), key=lambda pair: -pair[1]["AutoAttack"].value)
+        (row, *(f"{_verdict(one)} {difference_text(one)}" for one in of))
+        for row, of in sorted(found.items(), key=lambda pair: -pair[1][1].value)
     ]
     return table(("row", *parts), lines)
 
@@ -460,20 +443,14 @@ def _verdict(one: paired.Difference) -> str:
     return "undecided" if not one.decided else "**better**" if one.value > 0 else "worse"
 
 
-def choice_page() -> str:
-    """The page of the choice of a method with its table renewed."""
-    begin, rest = CHOICE.read_text(encoding="utf-8").split(HEAD)
-    _, end = rest.split(END_OF_CHOICE)
-    return f"{begin}{HEAD}\n\n{versus_at()}\n\n{END_OF_CHOICE}{end}"
-
-
 def pages() -> dict[Path, str]:
     """Every page and its text."""
     found = {PAGES / f"{name}.md": page(name) for name in registry.entries("methods")}
     known = [scale for scale in reproduce.scales().values() if scale.name != "smoke"]
     found[FINDINGS] = findings(reproduce.Store(ROOT / "runs" / "none", [ROOT / "results"]), known)
-    found |= {LOSSES: loss_page(), EVALUATION: evaluation_page(), CHOICE: choice_page()}
-    return {PAGES / "README.md": index(), **found}
+    for path, end, text in ((EVALUATION, END, attack_tables()), (CHOICE, END_OF_CHOICE, versus_at())):
+        found[path] = results().renewed(path, HEAD, end, f"\n\n{text}\n\n")
+    return {PAGES / "README.md": index(), LOSSES: loss_page(), **found}
 
 
 if __name__ == "__main__":

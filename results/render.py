@@ -9,7 +9,6 @@ python results/render.py --write    puts them between the markers of the pages
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
@@ -22,9 +21,11 @@ from typing import Any
 from taet import methods, metrics, registry
 from taet.evaluation import ResultCard, Summary
 from taet.evaluation.card import compare_runs
+from taet.evaluation.paired import Difference
 from taet.experiments import cost_tables
-from taet.formatting import markdown_table
+from taet.formatting import markdown_table, percent, percent_interval
 from taet.reproduce import Store, scales
+from taet.reproduce.cell_store import load_card
 from taet.reproduce.leaderboard import boards
 
 HERE = Path(__file__).parent
@@ -76,18 +77,12 @@ FRONT, FRONT_COLUMNS = ("digits-lt-methods",), ("clean", "pgd-20", "autoattack")
 FRONT_SCALE, FRONT_HEADS = "mini", ("", "rank", "autoattack", "95 % or ± error", "clean", "pgd-20", "tail", "seeds")
 
 
-@functools.cache
-def load(path: Path) -> ResultCard:
-    """Return a card, which several tables show."""
-    return ResultCard.load(path)
-
-
 def cards_by_row(folder: Path, variants: bool = True) -> dict[str, list[ResultCard]]:
     """Return the cards of every row by name: the title of the method, its file if named differently, the variant."""
     groups: dict[tuple[str, str], list[ResultCard]] = {}
     for path in sorted(folder.rglob("*.json") if variants else folder.glob("*.json")):
         variant = " + ".join(path.relative_to(folder).parent.parts)
-        groups.setdefault((variant, re.sub(r"-seed\d+$", "", path.stem)), []).append(load(path))
+        groups.setdefault((variant, re.sub(r"-seed\d+$", "", path.stem)), []).append(load_card(path))
     rows = {}
     for (variant, stem), cards in groups.items():
         title = cards[0].title if stem == cards[0].method else f"{cards[0].title} ({stem})"
@@ -102,12 +97,9 @@ def mean(values: Sequence[Value]) -> float:
 
 def cell(values: Sequence[Value], best: bool) -> str:
     """Return a percentage with its interval, or a mean with its standard error; bold if best of its column."""
-    text = f"{100 * mean(values):.1f}"
-    text = f"**{text}**" if best else text
-    if len(values) == 1:
-        low, high = values[0][1]
-        return f"{text} ({100 * low:.1f}–{100 * high:.1f})"
-    return f"{text} ({100 * metrics.mean_and_standard_error([share for share, _ in values])[1]:.1f})"
+    share, error = metrics.mean_and_standard_error([share for share, _ in values])
+    text = f"**{percent(float(share))}**" if best else percent(float(share))
+    return f"{text} ({percent_interval(*values[0][1]) if len(values) == 1 else percent(float(error))})"
 
 
 def deviations(cards: Sequence[ResultCard]) -> list[str]:
@@ -186,11 +178,8 @@ def table(folder: Path, wanted: Sequence[str] = (), variants: bool = True) -> st
     usual_epochs = statistics.mode(epochs(cards[0]) for cards in rows.values())
     for name, row in values.items():
         cells = [cell(seen, math.isclose(mean(seen), top)) for seen, top in zip(row, best, strict=True)]
-        cells += [
-            *([str(len(rows[name]))] if seeds else []),
-            *(saw[name] for _ in mixed),
-            cost(rows[name][0], usual_epochs),
-        ]
+        cells += [str(len(rows[name]))] if seeds else []
+        cells += [saw[name] for _ in mixed] + [cost(rows[name][0], usual_epochs)]
         marks = ", ".join(str(1 + notes.index(text)) for text in left[name])
         label = f"{name}<sup>{marks}</sup>" if marks else name
         lines.append([label, *cells])
@@ -210,9 +199,8 @@ def class_table(folder: Path) -> str:
         cells = []
         for card in rows.values():
             clean, attacked = card.summary("clean").per_class[label], card.summary(hardest)
-            low, high = (ends[label] for ends in attacked.per_class_interval)
-            text = f"{100 * clean:.0f} / {100 * attacked.per_class[label]:.0f} ({100 * low:.0f}–{100 * high:.0f})"
-            cells.append(text)
+            ends = percent_interval(*(ends[label] for ends in attacked.per_class_interval), 0)
+            cells.append(f"{percent(clean, 0)} / {percent(attacked.per_class[label], 0)} ({ends})")
         lines.append([first.class_names[label], str(counts[label]), str(tests[label]), *cells])
     return f"Clean / {hardest} with its 95 % interval, by class:\n\n{markdown_table(lines)}"
 
@@ -228,9 +216,8 @@ def fairness_table(folder: Path) -> str:
         percents = ([100 * one.worst_class[1] for one in found], [100 * one.worst_classes for one in found])
         return [*(brackets(each, 1) for each in percents), brackets([one.relative_deviation for one in found], 2)]
 
-    order = sorted(
-        rows, key=lambda name: -statistics.mean(card.summary(attacks[1]).worst_class[1] for card in rows[name])
-    )
+    worst = {name: statistics.mean(card.summary(attacks[1]).worst_class[1] for card in rows[name]) for name in rows}
+    order = sorted(rows, key=lambda name: -worst[name])
     lines = [[name, *(cell for attack in attacks for cell in cells(rows[name], attack))] for name in order]
     return markdown_table([["method", *heads], *lines])
 
@@ -247,15 +234,10 @@ def rule_table(folder: Path) -> str:
     for rule, prefix in RULES.items():
         cells = []
         for base in LOSSES.values():
-            files = sorted(folder.glob(f"{prefix}{base}-seed*.json"))
-            cards = [load(path) for path in files]
-            plain = [load(path.with_name(path.name.removeprefix(prefix))) for path in files]
-            attack = cards[0].columns[-1].name
-            text = brackets([100 * card.summary(attack).balanced for card in cards], 1)
-            if prefix:
-                found = compare_runs(cards, plain, attack)
-                text += f"; {100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-            cells.append(text)
+            cards, plain = (by_seed(folder, row) for row in (prefix + base, base))
+            attack = next(iter(cards.values())).columns[-1].name
+            text = brackets([100 * card.summary(attack).balanced for card in cards.values()], 1)
+            cells.append(f"{text}; {gain(compared(cards, plain, attack))}" if prefix else text)
         lines.append([rule, *cells])
     return markdown_table(lines)
 
@@ -264,36 +246,42 @@ def paired_tables(folder: Path) -> list[str]:
     """Return for each row of `PAIRS` how others differ from it, seed by seed, clean and under the last attack."""
     parts, alone = [], " (with n = 1 over the test images only, which says nothing about another seed)"
     for base, wanted in PAIRS[folder.name].items():
-        seeds = {stem: found for stem, found in seeds_of(folder).items() if stem != base and stem in (wanted or [stem])}
-        first = load(folder / f"{base}-seed0.json")
-        attacks = ("clean", first.columns[-1].name)
-        heads = ["row", "n", *(head for attack in attacks for head in (f"{attack}, points", "95 %", ""))]
-        lines = [heads]
-        for stem, numbers in seeds.items():
-            sides = [[load(folder / f"{name}-seed{number}.json") for number in numbers] for name in (stem, base)]
-            cells = [stem, str(len(numbers))]
+        stems = sorted({path.stem.rpartition("-seed")[0] for path in folder.glob("*-seed*.json")} - {base})
+        rows = {stem: by_seed(folder, stem) for stem in stems if stem in (wanted or stems)}
+        plain = by_seed(folder, base)
+        attacks = ("clean", plain[0].columns[-1].name)
+        lines = [["row", "n", *(head for attack in attacks for head in (f"{attack}, points", "95 %", ""))]]
+        for stem, cards in rows.items():
+            cells = [stem, str(len(cards))]
             for attack in attacks:
-                found = compare_runs(sides[0], sides[1], attack)
+                found = compared(cards, plain, attack)
                 decided = "better" if found.low > 0 else "worse" if found.high < 0 else "undecided"
-                decided = decided if len(numbers) > 2 else ("one seed", "two seeds")[len(numbers) - 1]
+                decided = decided if len(cards) > 2 else ("one seed", "two seeds")[len(cards) - 1]
                 ends = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
                 cells += [f"{100 * found.value:+.1f}", ends, decided]
             lines.append(cells)
         parts += [
             f"Paired differences from `{base}` in balanced accuracy, the same seeds and test images, each with its own "
-            f"95 % interval{alone if 1 in map(len, seeds.values()) else ''}:",
+            f"95 % interval{alone if 1 in map(len, rows.values()) else ''}:",
             markdown_table(lines),
         ]
     return parts
 
 
-def seeds_of(folder: Path) -> dict[str, list[int]]:
-    """Return the seeds of every row of a folder, by the stem of its files."""
-    found: dict[str, list[int]] = {}
-    for path in folder.glob("*-seed*.json"):
-        stem, _, number = path.stem.rpartition("-seed")
-        found.setdefault(stem, []).append(int(number))
-    return {stem: sorted(numbers) for stem, numbers in sorted(found.items())}
+def by_seed(folder: Path, row: str) -> dict[int, ResultCard]:
+    """Return the cards of the files ROW-seed0.json, ROW-seed1.json and so on, by seed."""
+    found = {int(path.stem.rpartition("-seed")[2]): load_card(path) for path in folder.glob(f"{row}-seed*.json")}
+    return dict(sorted(found.items()))
+
+
+def compared(first: Mapping[int, ResultCard], second: Mapping[int, ResultCard], attack: str) -> Difference:
+    """Return how a row differs from one that has all of its seeds."""
+    return compare_runs([*first.values()], [second[seed] for seed in first], attack)
+
+
+def gain(found: Difference) -> str:
+    """Return a difference in points with its interval."""
+    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
 
 
 def precision_table(folder: Path) -> str:
@@ -301,21 +289,16 @@ def precision_table(folder: Path) -> str:
     heads = ("method", "attack", "n", "float32 (deviation of seeds)", "bf16 (deviation of seeds)", "difference, 95 %")
     lines = [heads]
     for name in sorted(path.name.removesuffix("-bf16-seed0.json") for path in folder.glob("*-bf16-seed0.json")):
-        wide, narrow = (
-            [load(path) for path in sorted(folder.glob(f"{name}-{precision}-seed*.json"))]
-            for precision in ("float32", "bf16")
-        )
+        wide, narrow = (by_seed(folder, f"{name}-{precision}") for precision in ("float32", "bf16"))
         for attack in (column.name for column in wide[0].columns):
-            found = compare_runs(narrow, wide, attack)
-            ends = f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-            cells = (wide[0].title, attack, str(found.runs), scatter(wide, attack), scatter(narrow, attack), ends)
-            lines.append(cells)
+            found, scattered = compared(narrow, wide, attack), [scatter(cards, attack) for cards in (wide, narrow)]
+            lines.append((wide[0].title, attack, str(found.runs), *scattered, gain(found)))
     return markdown_table(lines)
 
 
-def scatter(cards: Sequence[ResultCard], attack: str) -> str:
+def scatter(cards: Mapping[int, ResultCard], attack: str) -> str:
     """Return the mean balanced accuracy over several seeds and its sample standard deviation, in per cent."""
-    values = [100 * card.summary(attack).balanced for card in cards]
+    values = [100 * card.summary(attack).balanced for card in cards.values()]
     return f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})"
 
 
@@ -346,20 +329,16 @@ def section(folder: str, texts: Mapping[str, str]) -> str:
     if folder in PRECISIONS:
         return f"{texts[folder]}\n\n{precision_table(HERE / folder)}"
     parts = [texts[folder], table(HERE / folder)]
-    if folder in BY_CLASS:
-        parts.append(class_table(HERE / folder))
+    parts += [class_table(HERE / folder)] if folder in BY_CLASS else []
     if folder in FAIRNESS:
         parts += [
             "How evenly the classes fare (mean over the seeds of each run's number):",
             fairness_table(HERE / folder),
-        ]
-        parts += [
             "Rules of class budgets by loss, under the strongest attack: balanced accuracy, and the paired difference "
             "to no rule with its 95 % interval:",
             rule_table(HERE / folder),
         ]
-    if folder in PAIRS:
-        parts += paired_tables(HERE / folder)
+    parts += paired_tables(HERE / folder) if folder in PAIRS else []
     return "\n\n".join(parts)
 
 
@@ -368,11 +347,12 @@ def single_step() -> list[str]:
     found = json.loads((HERE / "single-step.json").read_text(encoding="utf-8"))
     lines = []
     for name, method in SINGLE_STEP.items():
-        cards = [load(path) for path in sorted((HERE / found["comparison"]).glob(f"{name}-seed*.json"))]
+        cards = [*by_seed(HERE / found["comparison"], name).values()]
         count = epochs(cards[0])
         seconds = [count * one for one in found["epoch_seconds"][method]]
         robust = [100 * card.summary("autoattack-fast").balanced for card in cards]
         cells = (
+            name,
             str(count),
             f"{min(seconds):.1f} ({min(seconds):.1f}–{max(seconds):.1f})",
             f"{min(seconds) / found['epochs'] / min(found['epoch_seconds']['at']):.2f}",
@@ -380,30 +360,29 @@ def single_step() -> list[str]:
             str(len(cards)),
             f"{statistics.mean(robust) / min(seconds):.2f}",
         )
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(cells)
     text = (
         f"The settings of `{found['comparison']}`: CPU seconds of one thread without the "
         f"curve, the least of the rounds (least–largest), and robust accuracy as above. `{found['command']}`, "
         f"{found['environment']['device']}, load {found['load']:.0f}: CPU seconds do not count waiting, but what runs "
         "beside makes them longer."
     )
-    heads = "row|epochs|CPU seconds|AT = 1|autoattack-fast|n|points per second"
-    return [f"### One attack step and ten, per second of training\n\n{text}", _grid(heads, lines)]
+    heads = ("row", "epochs", "CPU seconds", "AT = 1", "autoattack-fast", "n", "points per second")
+    return [f"### One attack step and ten, per second of training\n\n{text}", markdown_table([heads, *lines])]
 
 
 def verdicts() -> list[str]:
     """Return the cheap tier beside the official suite, and the search in bfloat16 beside that in float32."""
     measured = json.loads((HERE / "verdicts.json").read_text(encoding="utf-8"))
     tiers = [
-        f"| {row['model']} | `{row['attack']}` | {row['images']} | {row['clean']:.1f} | {row['autoattack']:.1f} "
-        f"| {row['quick']:.1f} | {row['quick'] - row['autoattack']:+.2f} | {row['worst_class_gap']:+.1f} "
-        f"| {row['only_autoattack_breaks']} | {row['only_quick_breaks']} | {row['fewer_passes']:.1f} "
-        f"| {', '.join(row['masking'])} |"
+        f"{row['model']}|`{row['attack']}`|{row['images']}|{row['clean']:.1f}|{row['autoattack']:.1f}|{row['quick']:.1f}|"
+        f"{row['quick'] - row['autoattack']:+.2f}|{row['worst_class_gap']:+.1f}|{row['only_autoattack_breaks']}|"
+        f"{row['only_quick_breaks']}|{row['fewer_passes']:.1f}|{', '.join(row['masking'])}"
         for row in measured["quick"]
     ]
     searched = [
-        f"| {row['model']} | `{row['attack']}` | {row['images']} | {row['correct'][0]} | {row['correct'][1]} "
-        f"| {row['differing']} | {' | '.join('' if one is None else f'{one:.1f}' for one in row['cpu_seconds'])} |"
+        f"{row['model']}|`{row['attack']}`|{row['images']}|{row['correct'][0]}|{row['correct'][1]}|{row['differing']}|"
+        + "|".join("" if one is None else f"{one:.1f}" for one in row["cpu_seconds"])
         for row in measured["search"]
     ]
     about = f"`{measured['command']}`, {measured['environment']['device']}."
@@ -412,10 +391,10 @@ def verdicts() -> list[str]:
     return [
         "### The cheap tier beside AutoAttack\n\nBalanced accuracy in per cent, gaps in points, images that only one "
         f"of the two breaks, and how many times fewer passes `quick` made. {about}\n\n" + "\n".join(sizes),
-        _grid(f"{heads}|masking flags", tiers),
+        _grid(f"{heads}|masking flags", *tiers),
         "### Search in bfloat16 beside float32\n\nImages that stay correct, images whose flag differs, CPU seconds of "
         "one thread (n = 1; empty: not measured).\n\n" + "\n".join(differing(measured["search"])),
-        _grid("model|attack|images|float32|bf16|differing|CPU seconds float32|CPU seconds bf16", searched),
+        _grid("model|attack|images|float32|bf16|differing|CPU seconds float32|CPU seconds bf16", *searched),
     ]
 
 
@@ -445,9 +424,9 @@ def differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _grid(heads: str, lines: Sequence[str]) -> str:
-    """Return a table with these heads, separated by bars, and lines."""
-    return "\n".join([f"| {heads.replace('|', ' | ')} |", "|---" * (heads.count("|") + 1) + "|", *lines])
+def _grid(*lines: str) -> str:
+    """Return a table of lines whose cells are separated by bars, the first as its head."""
+    return markdown_table([line.split("|") for line in lines])
 
 
 def tables(page: Path) -> str:
@@ -471,11 +450,16 @@ def tables(page: Path) -> str:
     return "\n\n".join(parts)
 
 
+def renewed(path: Path, begin: str, end: str, text: str) -> str:
+    """Return the text of a page with another part between two markers."""
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}{text}{end}{after}"
+
+
 def rendered(path: Path) -> str:
     """Return the text of a page with the tables between its markers."""
-    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{tables(path)}\n{END}{after}"
+    return renewed(path, BEGIN, END, f"\n{tables(path)}\n")
 
 
 if __name__ == "__main__":
