@@ -46,9 +46,7 @@ def write(
         raise UserError("report: got no run folder; allowed: one or more folders with a run or a result card")
     out, folders = Path(out), list(map(Path, run_dirs))
     _check_target(out)
-    named: dict[Path, str | None] = dict.fromkeys(folders)
-    if names is not None:
-        named.update(zip(folders, names, strict=True))
+    named = dict(zip(folders, [None] * len(folders) if names is None else names, strict=True))
     decisions = [DecisionCard.load(path) for path in named if read.is_decision(path)]
     shown = {path: name for path, name in named.items() if not read.is_decision(path)}
     runs = [read.read(path) for path in shown]

@@ -10,8 +10,8 @@ import numpy as np
 from taet import metrics
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
-from taet.report.measured import AttackKey, Heading, Measured, heads
-from taet.report.tables import MethodTable, TextCell
+from taet.report.measured import AttackKey, Measured, TextCell, heads
+from taet.report.tables import MethodTable
 
 
 def by_attack(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[MethodTable]:
@@ -20,7 +20,11 @@ def by_attack(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterato
     for ball in dict.fromkeys(attack.ball for attack in inside):
         here = [attack for attack in inside if attack.ball == ball]
         if len(here) > 1:
-            columns = [Heading("right, clean"), *(Heading(head.name) for head in heads(here)), Heading("left by all")]
+            columns = [
+                TextCell("right, clean"),
+                *(TextCell(head.text) for head in heads(here)),
+                TextCell("left by all"),
+            ]
             rows = tuple((run.series, _attacks(run, here)) for run in runs)
             yield MethodTable("Images that each attack breaks", tuple(columns), rows, here[0].threat)
 
@@ -53,7 +57,7 @@ def by_part(runs: Sequence[Measured], attacks: Sequence[AttackKey]) -> Iterator[
         members = [run for run in runs if attack in run.columns]
         parts = [list(column.parts) for run in members for _, column in run.columns[attack] if column.parts]
         if parts:
-            columns = [Heading("right, clean"), *(Heading(part) for part in parts[0]), Heading("left")]
+            columns = [TextCell("right, clean"), *(TextCell(part) for part in parts[0]), TextCell("left")]
             rows = tuple((run.series, _parts(run.columns[attack], parts[0])) for run in members)
             yield MethodTable(f"Parts of {attack.name}", tuple(columns), rows, attack.threat)
 

@@ -90,7 +90,7 @@ def training_curves(all_series: Sequence[Series], data: ReportedData, anchor: st
         return []
     attack = listed(dict.fromkeys(point.attack for point in points))
 
-    def value(point: CurvePoint, attacked: bool, members: Ints | slice) -> float:
+    def accuracy(attacked: bool, members: Ints | slice, point: CurvePoint) -> float:
         counts = point.attacked if attacked else point.clean
         return metrics.balanced_accuracy(counts.correct[members], counts.total[members])
 
@@ -99,22 +99,14 @@ def training_curves(all_series: Sequence[Series], data: ReportedData, anchor: st
         highest = max((value for value in drawn if not math.isnan(value)), default=1.0)
         return min(1.0, max(0.1, 1.1 * highest))
 
-    clean, attacked, tail_clean, tail_attacked = (
-        partial(value, attacked=attacked, members=members)
-        for members in (slice(None), data.groups["tail"])
-        for attacked in (False, True)
-    )
+    sides, tail = {"clean": False, attack: True}, data.groups["tail"]
+    whole = {name: partial(accuracy, attacked, slice(None)) for name, attacked in sides.items()}
     if len(all_series) > series.MANY:
-        values = {"clean": clean, attack: attacked, f"tail, {attack}": tail_attacked}
+        values = {**whole, f"tail, {attack}": partial(accuracy, True, tail)}
         base, reach = series.baseline(there), top(*values.values())
         return [_own_curves(one, None if one is base else base, values, reach) for one in there]
-    reach, tail_reach = top(clean, attacked), top(tail_clean, tail_attacked)
-    shown = (
-        ("clean", clean, reach),
-        (attack, attacked, reach),
-        ("tail classes, clean", tail_clean, tail_reach),
-        (f"tail classes, {attack}", tail_attacked, tail_reach),
-    )
+    of_tail = {f"tail classes, {name}": partial(accuracy, attacked, tail) for name, attacked in sides.items()}
+    shown = [(words, value, top(*pair.values())) for pair in (whole, of_tail) for words, value in pair.items()]
     return [
         _accuracy_curves(there, f"Balanced accuracy, {words}", value, reach, f"{anchor}-curve-{number}")
         for number, (words, value, reach) in enumerate(shown)

@@ -1,4 +1,4 @@
-"""Paired comparisons between the series of a page, on the same test images and with equal seeds."""
+"""Comparisons between the series of a page: paired differences on the same test images, and transferred examples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from taet.evaluation.card import ResultCard
 from taet.evaluation.column import Column
 from taet.evaluation.paired import Difference, difference
+from taet.evaluation.transfer import Transfer, matrices
 from taet.report import series
 from taet.report.measured import AttackKey, Measured
 from taet.report.series import Series
@@ -96,3 +97,21 @@ def paired_table(runs: Sequence[Measured], attack: AttackKey, pairs: Pairs) -> P
     rows = [(run.series, tuple(cell(row, other) for other in against)) for row, run in enumerate(there)]
     kept = rows if many else rows[:-1]  # the last row would be empty
     return PairedTable(attack, tuple(other.series for other in against), tuple(kept))
+
+
+def transfers(all_series: Sequence[Series]) -> list[Transfer]:
+    """Return the matrix of each attack whose examples were transferred between these models, without other models."""
+    cards = {
+        one.label if len(one.runs) == 1 else f"{one.label}, seed {run.seed}": run.card
+        for one in all_series
+        for run in one.runs
+        if run.card is not None
+    }
+    found = []
+    for matrix in matrices(cards):
+        there = ~np.isnan(matrix.balanced) & ~np.eye(len(matrix.names), dtype=bool)
+        part = np.flatnonzero(there.any(0) | there.any(1))
+        names, both = tuple(matrix.names[row] for row in part), np.ix_(part, part)
+        clean, balanced, accuracy = matrix.clean[part], matrix.balanced[both], matrix.accuracy[both]
+        found.append(replace(matrix, names=names, clean=clean, balanced=balanced, accuracy=accuracy))
+    return found

@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -112,6 +112,11 @@ def picture(figure: Figure, format: str) -> bytes:
     metadata = {"Date": None} if format == "svg" else {"Software": None}
     figure.savefig(buffer, format=format, metadata=metadata, dpi=200)
     return buffer.getvalue()
+
+
+def each(all_series: Sequence[Series], draw: Callable[[Series], Panel | None]) -> list[Panel]:
+    """Return the panels of the series that have one."""
+    return [panel for one in all_series if (panel := draw(one)) is not None]
 
 
 def percent_axis(axis: Axis) -> None:

@@ -67,14 +67,14 @@ class AttackKey(Identity):
 
 
 @dataclass(frozen=True)
-class Heading:
-    """The heading of a column: the name as in the card, with a detail below it."""
+class TextCell:
+    """A text with a detail below it: the heading of a column, or a cell that is not ranked."""
 
-    name: str
+    text: str
     detail: str = ""
 
 
-def heads(attacks: Sequence[AttackKey]) -> list[Heading]:
+def heads(attacks: Sequence[AttackKey]) -> list[TextCell]:
     """Return the heading of each attack; attacks of equal name in one ball show their settings."""
     names = Counter((attack.name, attack.threat) for attack in attacks)
 
@@ -86,7 +86,7 @@ def heads(attacks: Sequence[AttackKey]) -> list[Heading]:
         words = (f"{name} {[*value] if isinstance(value, tuple) else value}" for name, value in attack.settings)
         return attack.threat if names[attack.name, attack.threat] == 1 else ", ".join([attack.threat, *words])
 
-    return [Heading(attack.name, detail(attack)) for attack in attacks]
+    return [TextCell(attack.name, detail(attack)) for attack in attacks]
 
 
 def key(column: Column) -> AttackKey:

@@ -14,19 +14,8 @@ from taet import formatting, metrics
 from taet.errors import unknown
 from taet.evaluation.audit import Audit
 from taet.evaluation.decision_card import ACCURACY, DecisionCard
-from taet.report import (
-    broken_images,
-    curves,
-    decision,
-    epochs,
-    figures,
-    measured,
-    sentences,
-    series,
-    tables,
-    transfers,
-)
-from taet.report.differences import Pairs, paired_table
+from taet.report import broken_images, curves, epochs, figures, measured, sentences, series, tables
+from taet.report.differences import Pairs, paired_table, transfers
 from taet.report.gallery import gallery
 from taet.report.provenance import provenance
 from taet.report.read import ReportedData, ReportedRun
@@ -63,7 +52,7 @@ def page(
         large=figures.NAMED_CLASSES,
         named=figures.NAMED_ROWS,
         not_run=not_run,
-        decisions=[(one, decision.notes(one)) for one in decisions],
+        decisions=[(one, sentences.decided(one)) for one in decisions],
         accuracy=ACCURACY,
         unchecked=[one.label for one in all_series if not all(card.sealed for card in one.cards)],
         provenance=[(one, [(run, provenance(run)) for run in one.runs]) for one in all_series],
@@ -142,7 +131,7 @@ def section(
         breaks=list(broken_images.by_attack(runs, attacks)),
         parts=list(broken_images.by_part(runs, attacks)),
         attack_curves=curves.attack_curves(runs, anchor),
-        transfers=transfers.matrices(all_series),
+        transfers=transfers(all_series),
         classes=tables.per_class(runs, class_shown, data) if class_shown else None,
         histogram=figures.histogram(data, f"{anchor}-histogram"),
         scatter=figures.clean_against_robust(runs, clean, strongest, anchor),
@@ -153,11 +142,11 @@ def section(
         mistakes=tables.mistakes(runs, shown),
         curves=curves.training_curves(all_series, data, anchor),
         curve_splits=[(one.label, split) for one in all_series if (split := sentences.curve_split(one))],
-        losses=[panel for one in all_series if (panel := curves.loss_curves(one))],
-        predicted=[panel for one in all_series if (panel := figures.predicted_classes(one))],
-        class_curves=[panel for one in all_series if (panel := epochs.class_curves(one))],
-        shares=[panel for one in all_series if (panel := epochs.predicted_shares(one))],
-        distances=[panel for one in all_series if (panel := epochs.distances(one))],
+        losses=figures.each(all_series, curves.loss_curves),
+        predicted=figures.each(all_series, figures.predicted_classes),
+        class_curves=figures.each(all_series, epochs.class_curves),
+        shares=figures.each(all_series, epochs.predicted_shares),
+        distances=figures.each(all_series, epochs.distances),
         images=[(one, gallery(one.examples, data.ranks)) for one in all_series if one.examples],
         few_words=sentences.few(data),
         flags=_flags(evaluated),

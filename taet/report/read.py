@@ -146,15 +146,12 @@ def read(path: Path) -> ReportedRun:
         alone, epochs = ResultCard.load(path), (*map(Epoch.from_json, rows_beside(path)),)
         return ReportedRun(path, None, epochs, alone, None, data_of_card(alone))
     folder = RunFolder(path)
-    if not (folder.is_run or folder.card().exists()):
-        raise UserError(
-            f"{path}: no run folder (it has neither {RUN} nor {folder.card().name}); "
-            "allowed: folders that taet train or taet evaluate wrote"
-        )
     card = card_store.of_folder(folder)
     examples = None if card is None else read_examples(folder.examples(folder.card()), card)
     if not folder.is_run:
-        assert card is not None
+        if card is None:
+            lacks = f"no run folder (it has neither {RUN} nor {folder.card().name})"
+            raise UserError(f"{path}: {lacks}; allowed: folders that taet train or taet evaluate wrote")
         return ReportedRun(path, None, (), card, examples, data_of_card(card))
     record = folder.record
     kept, train, test = record.data, record.data.train, record.data.test

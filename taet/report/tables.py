@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -15,18 +16,16 @@ from taet import metrics
 from taet.evaluation.summary import Interval, Summary
 from taet.formatting import percent
 from taet.report.differences import Compared, Pairs
-from taet.report.measured import AttackKey, Heading, Measured, heads
+from taet.report.measured import AttackKey, Measured, TextCell, heads
 from taet.report.read import ReportedData
 from taet.report.series import Series, baseline
 
 LEVEL = 0.95
 """Confidence level of the interval of a mean over seeds."""
-EXTRA = (Heading("saw the removed tail", "extra images"),)
-COSTS = (Heading("training", "per run"), Heading("flags", "kinds"))
+EXTRA = (TextCell("saw the removed tail", "extra images"),)
+COSTS = (TextCell("training", "per run"), TextCell("flags", "kinds"))
 NAMED = 6
 """Largest number of classes that are named in a cell."""
-
-
 NUMBERED_CLASSES = 12
 """Largest number of classes for which the confusion matrix shows its numbers."""
 MOST_MISTAKES = 10
@@ -60,19 +59,11 @@ def spread(values: Sequence[float], intervals: Sequence[Interval], detail: str =
 
 
 @dataclass(frozen=True)
-class TextCell:
-    """A text cell, which is not ranked."""
-
-    text: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
 class MethodTable:
     """One row per series; a cell is None if it was not measured."""
 
     title: str
-    heads: tuple[Heading, ...]
+    heads: tuple[TextCell, ...]
     rows: tuple[tuple[Series, tuple[ScoreCell | TextCell | None, ...]], ...]
     note: str = ""
 
@@ -98,12 +89,9 @@ def marked(cells: Sequence[ScoreCell | None], apart: Apart | None = None) -> lis
     tied = {*near, *(tops if near or len(tops) > 1 else ())}
     has_second = values.count(ranking[0]) == values.count(ranking[1]) == 1 and ranking[1] > 0
     marks = {ranking[0]: "best", ranking[1]: "second" if has_second else ""}
-    return [
-        dataclasses.replace(cell, mark=marks.get(cell.value, ""), tied=row in tied)
-        if row in there and cell is not None
-        else cell
-        for row, cell in enumerate(cells)
-    ]
+    for row, cell in there.items():
+        there[row] = dataclasses.replace(cell, mark=marks.get(cell.value, ""), tied=row in tied)
+    return [there.get(row, cell) for row, cell in enumerate(cells)]
 
 
 Score = Callable[[Sequence[Summary]], ScoreCell | None]
@@ -114,7 +102,7 @@ Score = Callable[[Sequence[Summary]], ScoreCell | None]
 class Measure:
     """A column of a table: one number of each row under one attack."""
 
-    head: Heading
+    head: TextCell
     attack: AttackKey
     score: Score
     apart: Callable[[Measured, Measured], bool] | None = None
@@ -147,16 +135,16 @@ def headline(
     tied with the best if the paired comparison does not decide between them.
     """
 
-    def measure(head: Heading, attack: AttackKey, score: Score, of: Compared) -> Measure:
+    def measure(head: TextCell, attack: AttackKey, score: Score, of: Compared) -> Measure:
         return Measure(head, attack, score, lambda best, other: pairs.is_better(best, other, attack, of), attack.ranked)
 
     named = zip(heads(attacks), attacks, strict=True)
     measures = [measure(head, attack, balanced_cell, "balanced") for head, attack in named]
     if hardest is not None and data.train_counts is not None:
-        measures.append(measure(Heading("tail", hardest.name), hardest, partial(group_cell, group="tail"), "tail"))
+        measures.append(measure(TextCell("tail", hardest.name), hardest, partial(group_cell, group="tail"), "tail"))
     clean = next((attack for attack in attacks if attack.norm is None), None)
     if clean is not None and not even(runs):
-        measures.append(measure(Heading("accuracy", "plain, clean"), clean, accuracy_cell, "plain"))
+        measures.append(measure(TextCell("accuracy", "plain, clean"), clean, accuracy_cell, "plain"))
     scores, base = table("Balanced accuracy", measures, runs), baseline([run.series for run in runs])
     mixed = EXTRA if any(saw(run.series) for run in runs) else ()
     rows = tuple(
@@ -234,7 +222,7 @@ def by_group(runs: Sequence[Measured], attack: AttackKey, data: ReportedData) ->
     groups = {} if data.train_counts is None else metrics.class_groups(data.train_counts)
     measures = [
         Measure(
-            Heading(name.replace("_", " "), "1 class" if len(members) == 1 else f"{len(members)} classes"),
+            TextCell(name.replace("_", " "), "1 class" if len(members) == 1 else f"{len(members)} classes"),
             attack,
             partial(group_cell, group=name),
         )
@@ -243,13 +231,13 @@ def by_group(runs: Sequence[Measured], attack: AttackKey, data: ReportedData) ->
     ]
     share = f"worst {100 * metrics.WORST_SHARE:g} %"
     measures += [
-        Measure(Heading("worst class"), attack, worst),
-        Measure(Heading(share, "of the classes"), attack, tenth),
+        Measure(TextCell("worst class"), attack, worst),
+        Measure(TextCell(share, "of the classes"), attack, tenth),
     ]
     scores = table(attack.name, measures, runs, attack.threat)
     pairs = zip(runs, scores.rows, strict=True)
     rows = tuple((series, (*cells, unevenness(run, attack))) for run, (series, cells) in pairs)
-    return dataclasses.replace(scores, heads=(*scores.heads, Heading("deviation / mean", "of the classes")), rows=rows)
+    return dataclasses.replace(scores, heads=(*scores.heads, TextCell("deviation / mean", "of the classes")), rows=rows)
 
 
 def tenth(summaries: Sequence[Summary]) -> ScoreCell | None:
@@ -292,16 +280,13 @@ def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackK
             TextCell(str(len(weak)) if found else "–", named(ordered, data)),
         )
 
-    columns = [("answers changed", attack.name), ("ROC-AUC", "clean"), ("ROC-AUC", attack.name)]
-    columns.append(("weak classes", attack.name))
+    columns = [TextCell("answers changed", attack.name), TextCell("ROC-AUC", "clean"), TextCell("ROC-AUC", attack.name)]
+    columns.append(TextCell("weak classes", attack.name))
     rows = [(run.series, cells(run)) for run in runs]
     # A column without any values is left out: an attack in parts has no scores.
-    kept = [at for at in range(len(columns)) if any(row[at].text != "–" for _, row in rows)]
-    return MethodTable(
-        "Behaviour under attack",
-        tuple(Heading(*columns[at]) for at in kept),
-        tuple((series, tuple(row[at] for at in kept)) for series, row in rows),
-    )
+    kept = [any(row[at].text != "–" for _, row in rows) for at in range(len(columns))]
+    shown = tuple((series, tuple(compress(row, kept))) for series, row in rows)
+    return MethodTable("Behaviour under attack", tuple(compress(columns, kept)), shown)
 
 
 def class_cell(summaries: Sequence[Summary], index: int, detail: str = "") -> ScoreCell:

@@ -103,11 +103,6 @@ class Claim:
         return self.entry.get("most") or self.entry.get("columns", {})
 
     @property
-    def where(self) -> str:
-        """Its location in the paper."""
-        return self.entry["where"]
-
-    @property
     def test(self) -> str:
         """The kind of its test."""
         return next(kind for kind in TESTS if kind in self.entry)

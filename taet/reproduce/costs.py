@@ -43,11 +43,8 @@ def seconds_left(store: Store, one: StoredCell) -> float | None:
     run, known = one.cell.run, costs()
     if run is None or one.state == "done":
         return 0.0
-    network = known["networks"].get(run.model.name)
-    if network is None:
-        return None
-    facts = store.planner.facts_of(run.data)
-    if facts is None:
+    network, facts = known["networks"].get(run.model.name), store.planner.facts_of(run.data)
+    if network is None or facts is None:
         return None
     sizes = facts.sizes
     image = network["seconds"] / network["images"] * network["cores"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from taet.bounds import read_number
 from taet.report import embeddings, epochs, figures
 from taet.report.curves import training_curves
-from taet.report.figures import Panel, look_of, make_figure, make_panel, percent_axis, reach, short
+from taet.report.figures import Panel, each, look_of, make_figure, make_panel, percent_axis, reach, short
 from taet.report.measured import attacks_of, measured
 from taet.report.read import ReportedRun, data_of_card
 from taet.report.series import COLOURS, Series, grouped
@@ -75,12 +75,12 @@ def _of_epochs(item: Item, rows: Sequence[Filled], anchor: str) -> Drawings:
     """Figures of curves, of predicted classes and of distances."""
     every = _series(rows, anchor)
     if item.shows == "curves":
-        return Drawings([*training_curves(every, every[0].data, anchor), *_each(every, epochs.class_curves)], every)
+        return Drawings([*training_curves(every, every[0].data, anchor), *each(every, epochs.class_curves)], every)
     if item.shows == "predictions":
-        bars = _each(every, lambda one: figures.predicted_classes(one, item.epochs))
-        return Drawings([*_each(every, epochs.predicted_shares), *bars])
+        bars = each(every, lambda one: figures.predicted_classes(one, item.epochs))
+        return Drawings([*each(every, epochs.predicted_shares), *bars])
     together = epochs.class_distances(every, anchor)
-    return Drawings([*_each(every, epochs.distances), *([together] if together else [])])
+    return Drawings([*each(every, epochs.distances), *([together] if together else [])])
 
 
 def _classes(item: Item, rows: Sequence[Filled], anchor: str) -> Drawings:
@@ -92,10 +92,6 @@ def _classes(item: Item, rows: Sequence[Filled], anchor: str) -> Drawings:
     clean = next((attack for attack in chosen if attack.norm is None), None)
     robust = next((attack for attack in chosen if attack.norm is not None), None)
     return Drawings([*figures.class_dots(runs, chosen, anchor), *figures.class_bars(runs, clean, robust)], every)
-
-
-def _each(every: Sequence[Series], draw: Callable[[Series], Panel | None]) -> list[Panel]:
-    return [panel for one in every if (panel := draw(one)) is not None]
 
 
 def _columns(item: Item) -> list[PaperColumn]:

@@ -13,7 +13,7 @@ from taet.reproduce.claims import WORDS, Word, claims
 from taet.reproduce.leaderboard import LEAD
 from taet.reproduce.manifest import Scale, errata, items, row_words
 from taet.reproduce.render import difference_text, paired_cards
-from taet.reproduce.verdicts import Verdict, best_verdict, elsewhere
+from taet.reproduce.verdicts import Verdict, best_verdicts, elsewhere
 
 WIDTHS_OF = "cifar10-lt-ir10/at-bsl.json"
 TAET_TEST = (1000, 774, 599, 464, 359, 278, 215, 166, 129, 100)
@@ -22,7 +22,7 @@ TAET_TEST = (1000, 774, 599, 464, 359, 278, 215, 166, 129, 100)
 
 def findings(store: Store, scales: Sequence[Scale]) -> str:
     """The page of all claims with their verdicts, as Markdown: a pure function of cards and manifest."""
-    found = {name: best_verdict(claim, store, scales) for name, claim in claims().items()}
+    found = best_verdicts(store, scales)
     counts = ", ".join(f"{word} {[v.word for v in found.values()].count(word)}" for word in WORDS)
     parts = [
         HEAD.format(counts=counts, claims=len(found)),
@@ -102,7 +102,7 @@ def _section(word: Word, names: Sequence[str], found: Mapping[str, Verdict], sto
     for name in names:
         claim, one = claims()[name], found[name]
         scale = f", scale {one.scale}" if one.scale and one.word != "not tested" else ""
-        where = f"({claim.paper}, {claim.where}{scale})"
+        where = f"({claim.paper}, {claim.entry['where']}{scale})"
         lines.append(f"- **{name}** {claim.entry['says']} {where}. {sentence(one.because)}".rstrip())
         lines += [f"  - Rule: {claim.rule}."] if claim.is_tested and claim.test != "pairs" else []
         lines += [f"  - Outside the scales, {line}." for line in elsewhere(claim, store.results)]

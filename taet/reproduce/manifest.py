@@ -351,8 +351,7 @@ def _table(name: str, lines: Sequence[Mapping[str, str]]) -> Item:
 
 def _figure(name: str, entry: FigureEntry) -> Item:
     paper = name.partition("/")[0].upper()
-    own: dict[str, Any] = {key: value for key, value in entry.items() if key in PaperEntry.__annotations__}
-    rows = tuple(row_from(row, paper, own) for row in entry["rows"])
+    rows = tuple(row_from(row, paper, entry) for row in entry["rows"])
     columns = tuple(PaperColumn(metric, "cost" if metric == SECONDS else "balanced") for metric in entry["columns"])
     notes, epochs = (*_read()["notes"].get(name, ()),), (*entry.get("epochs", ()),)
     shows, of, costs = entry["shows"], entry.get("of", "features"), entry.get("costs_of", "")

@@ -16,7 +16,7 @@ from taet.experiments.comparison import OPEN, Comparison, deadline_of, fill
 from taet.experiments.parts import deal, gather
 from taet.files import make_folder, write_atomically
 from taet.formatting import duration
-from taet.reproduce.cell_store import Store, StoredCell, cell_hash
+from taet.reproduce.cell_store import Store, StoredCell
 from taet.reproduce.costs import seconds_left
 from taet.reproduce.manifest import Item, Scale, items, scales
 from taet.reproduce.text_table import TextTable
@@ -75,10 +75,9 @@ class Session:
 
     def by_worth(self, cells: Sequence[Cell]) -> list[Cell]:
         """Return the runs, ordered by the number of claims that they settle per hour, highest first."""
-        price = {one.key: seconds_left(self.store, one) or UNPRICED_SECONDS for one in self.cells}
+        price = {one.cell.name: seconds_left(self.store, one) or UNPRICED_SECONDS for one in self.cells}
         worth = worths(self.store, self.scale, price)
-        keys = {cell.name: cell_hash(cell.run) for cell in cells if cell.run is not None}
-        return sorted(cells, key=lambda cell: -worth.get(keys.get(cell.name, ""), 0.0))
+        return sorted(cells, key=lambda cell: -worth.get(cell.name, 0.0))
 
     def with_data(self, cells: Sequence[Cell]) -> list[Cell]:
         """Return the runs whose images are available and report the others; raise a `UserError` if none is."""
@@ -111,10 +110,8 @@ class Session:
 
 def state_of(store: Store, cells: Sequence[StoredCell]) -> str:
     """Return in words how many runs are in each state, and the cost of the rest."""
-    unique = {one.key or one.cell.name: one for one in cells}
-    for one in cells:  # a run is done if it is done for every item
-        if one.state != "done":
-            unique[one.key or one.cell.name] = one
+    unique = {one.cell.name: one for one in cells}
+    unique |= {one.cell.name: one for one in cells if one.state != "done"}  # done is a run that is so for every item
     counts = Counter(one.state for one in unique.values())
     prices = [seconds_left(store, one) for one in unique.values()]
     price = sum(filter(None, prices))

@@ -16,7 +16,7 @@ from taet.reproduce.manifest import Item, Scale, errata, items
 from taet.reproduce.render import filled, tables, what_differs
 from taet.reproduce.session import overview
 from taet.reproduce.text_table import html_page, in_html
-from taet.reproduce.verdicts import Verdict, best_verdict, elsewhere, verdict
+from taet.reproduce.verdicts import Verdict, best_verdicts, elsewhere, verdict
 
 PAGES = {"index.html": "Overview", "leaderboard.html": "Leaderboard", "claims.html": "Claims"}
 NAVIGATION = (
@@ -26,7 +26,7 @@ NAVIGATION = (
 
 def site(store: Store, scales: Sequence[Scale]) -> dict[str, str]:
     """Return the pages by file name. They need no network and no JavaScript."""
-    found = {name: best_verdict(claim, store, scales) for name, claim in claims().items()}
+    found = best_verdicts(store, scales)
     pages = {
         "index.html": _index(store, found),
         "leaderboard.html": leaderboard_page(boards(store, scales)),
@@ -41,7 +41,7 @@ def item_page(name: str) -> str:
 
 
 def _page(title: str, sections: Sequence[str]) -> str:
-    return html_page(title, [NAVIGATION, "<main>", *sections, "</main>"])
+    return html_page(title, [NAVIGATION, *sections])
 
 
 def _index(store: Store, found: Mapping[str, Verdict]) -> str:
@@ -92,7 +92,8 @@ def _claims(store: Store, scales: Sequence[Scale], found: Mapping[str, Verdict])
 def _claim(store: Store, scales: Sequence[Scale], claim: Claim, found: Verdict) -> str:
     """Return a claim with its location, rule, verdict at each scale, results outside the scales, and command."""
     head = f"<h3>{claim.name}. {html.escape(claim.entry['says'])}</h3>"
-    said = f"<p>{html.escape(f'{claim.paper}, {claim.where}')}. <strong>{found.word.capitalize()}</strong></p>"
+    where = html.escape(f"{claim.paper}, {claim.entry['where']}")
+    said = f"<p>{where}. <strong>{found.word.capitalize()}</strong></p>"
     lines = [f"<p>Rule: {html.escape(sentence(claim.rule))}</p>"]
     if claim.is_tested:
         each = [verdict(claim, store, scale) for scale in scales]
@@ -126,7 +127,8 @@ def drawn(found: Drawings, scale: Scale) -> list[str]:
     """The figures of an item at one scale."""
     if not found.panels:
         return []
-    shown = [f"<figure><figcaption>{html.escape(one.title)}</figcaption>{one.svg}</figure>" for one in found.panels]
+    panels = [f"<figcaption>{html.escape(one.title)}</figcaption>{one.svg}" for one in found.panels]
+    shown = [f'<figure class="panel">{panel}</figure>' for panel in panels]
     legend = "".join(f"<li>{_swatch(one)}{html.escape(one.label)}</li>" for one in found.legend)
     lead = [f'<ul class="legend">{legend}</ul>'] if legend else []
     head = f"<section><h2>Figures · scale {scale.name}</h2>"

@@ -7,20 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from taet.formatting import aligned, markdown_table
+from taet.report.page import template
 
 ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"})
-STYLE = """:root{color-scheme:light dark;--rule:#8886;--link:#00558a}
-@media(prefers-color-scheme:dark){:root{--link:#7cc4ff}}
-body{font:16px/1.55 system-ui,sans-serif;margin:0 auto;max-width:78rem;padding:1.5rem 1.25rem 4rem}
-h1{font-size:1.8rem;line-height:1.2}h2{font-size:1.3rem;margin-top:2.5rem}h3{font-size:1.05rem;margin:1.5rem 0 0}
-p,ul{max-width:46rem}a{color:var(--link)}nav ul{display:flex;flex-wrap:wrap;gap:1.25rem;padding:0;list-style:none}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.94rem;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .8rem .35rem 0;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
-th:first-child{text-align:left;font-weight:500;white-space:normal;min-width:9rem}thead th{font-weight:600}
-.panels{display:flex;flex-wrap:wrap;gap:1.5rem;align-items:flex-start}figure{margin:0;width:24rem;max-width:100%}
-fieldset{border:0;padding:0;margin:.25rem 0;display:flex;flex-wrap:wrap;gap:.2rem 1rem}legend{font-weight:600}
-.legend{display:flex;flex-wrap:wrap;gap:.3rem 1.25rem;padding:0;list-style:none;max-width:none}
-.swatch{width:36px;height:14px;vertical-align:-.15em;margin-right:.4rem}figcaption{font-weight:600}figure>svg{display:block;width:100%;height:auto;background:#fff}"""
+STYLE = """
+th:first-child { white-space: normal; min-width: 9rem; }
+fieldset { border: 0; padding: 0; margin: .25rem 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
+legend { font-weight: 600; }"""
+"""Rules in addition to those of the report."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +80,11 @@ def in_html(table: TextTable) -> str:
 
 
 def html_page(title: str, sections: Sequence[str]) -> str:
-    """A whole HTML page of one file."""
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    )
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n' + "\n".join(
-        [f"<h1>{html.escape(title)}</h1>", *sections, "</body></html>\n"]
-    )
+    """A whole HTML page of one file, in the style of the report."""
+    name, style = html.escape(title), template("style.css.j2").render() + STYLE
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
+    begin = f'<!doctype html>\n<html lang="en"><head>{head}<style>{style}</style></head><body><main>\n<h1>{name}</h1>'
+    return "\n".join([begin, *sections, "</main></body></html>\n"])
 
 
 FORMS: Mapping[str, Callable[[TextTable], str]] = {

@@ -13,6 +13,7 @@ from scipy import special
 
 from taet.evaluation.card import ResultCard
 from taet.evaluation.paired import LEVEL, Difference
+from taet.experiments.comparison import OPEN
 from taet.formatting import sentence
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed, load_card, thinned
 from taet.reproduce.claims import FEWEST_REVERSED, SIGNIFICANT_ORDER, Claim, ReversedEntry, SteadyEntry, Word, claims
@@ -52,12 +53,14 @@ def verdict(claim: Claim, store: Store, scale: Scale) -> Verdict:
     return _of_pairs(claim, store, scale)
 
 
-def best_verdict(claim: Claim, store: Store, scales: Sequence[Scale]) -> Verdict:
-    """The verdict at the largest scale that has one."""
-    for scale in scales:
-        found = verdict(claim, store, scale)
-        if found.word != "not tested" or not claim.is_tested:
-            break
+def best_verdicts(store: Store, scales: Sequence[Scale]) -> dict[str, Verdict]:
+    """Return the verdict on each claim by its name, at the largest scale that has one."""
+    found: dict[str, Verdict] = {}
+    for name, claim in claims().items():
+        for scale in scales:
+            found[name] = verdict(claim, store, scale)
+            if found[name].word != "not tested" or not claim.is_tested:
+                break
     return found
 
 
@@ -263,11 +266,11 @@ def committed(folders: Sequence[Path], pattern: str) -> dict[int, ResultCard]:
 
 
 def worths(store: Store, scale: Scale, price: Mapping[str, float]) -> dict[str, float]:
-    """Return, by hash of a run, the worth of the claims that it helps to settle, each per hour of its missing runs."""
+    """Return, by name of a run, the worth of the claims that it helps to settle, each per hour of its missing runs."""
     found: dict[str, float] = {}
     for claim in claims().values():
-        missing = {one.key for one in claim.cells(store, scale) if one.state in ("started", "missing")}
-        hours = sum(price.get(key, 0.0) for key in missing) / 3600
-        for key in missing:
-            found[key] = found.get(key, 0.0) + claim.entry.get("worth", 1.0) / max(hours, 1e-3)
+        missing = {one.cell.name for one in claim.cells(store, scale) if one.state in OPEN}
+        hours = sum(price.get(name, 0.0) for name in missing) / 3600
+        for name in missing:
+            found[name] = found.get(name, 0.0) + claim.entry.get("worth", 1.0) / max(hours, 1e-3)
     return found

@@ -19,7 +19,7 @@ from taet.evaluation import transfer
 from taet.evaluation.card import ResultCard, compare_runs
 from taet.evaluation.column import Column
 from taet.files import seal
-from taet.report import broken_images, curves, differences, figures, measured, page, read, series, tables, transfers
+from taet.report import broken_images, curves, differences, figures, measured, page, read, series, tables
 from taet.report.measured import Measured
 
 MakeRun = Callable[..., Path]
@@ -118,7 +118,7 @@ def cards_of(runs: list[Measured]) -> dict[str, ResultCard]:
 
 @pytest.mark.full
 def test_columns_are_grouped_by_threat_model_and_points_of_curves_are_no_columns(comparison: SimpleNamespace) -> None:
-    heads = {head.name: head.detail for head in comparison.headline.heads}
+    heads = {head.text: head.detail for head in comparison.headline.heads}
     linf = ["clean", "fgsm", "pgd-20", "autoattack", "autoattack-10", "worst-case"]
     assert [*heads] == [*linf, "pgd-l2-20", "cw-l2", "tail", "accuracy", "training", "flags"]
     assert heads["worst-case"] == "L∞, ε 8/255; 4 attacks"
@@ -129,7 +129,7 @@ def test_columns_are_grouped_by_threat_model_and_points_of_curves_are_no_columns
 def test_an_attack_without_a_ball_shows_its_median_distance_and_has_no_best(
     comparison: SimpleNamespace, rich_page: str
 ) -> None:
-    place = [head.name for head in comparison.headline.heads].index("cw-l2")
+    place = [head.text for head in comparison.headline.heads].index("cw-l2")
     cells = [cells[place] for _, cells in comparison.headline.rows]
     assert [(cell.detail, cell.mark, cell.tied) for cell in cells] == [("median 0.25", "", False)] * 2
     assert words(rich_page).count("median 0.25") == 2
@@ -190,7 +190,7 @@ def test_strongest_is_autoattack_in_the_ball_of_the_card(card: ResultCard, measu
 
 def test_images_that_only_one_attack_breaks_are_counted(runs: list[Measured]) -> None:
     (table,) = broken_images.by_attack(runs, measured.attacks_of(runs))
-    names = [head.name for head in table.heads][1:-1]
+    names = [head.text for head in table.heads][1:-1]
     assert names == ["fgsm", "pgd-20", "autoattack", "autoattack-10"]
     for run, (_, facts) in zip(runs, table.rows, strict=True):
         card = run.series.cards[0]
@@ -206,7 +206,7 @@ def test_images_that_only_one_attack_breaks_are_counted(runs: list[Measured]) ->
 
 def test_parts_of_autoattack_add_up(runs: list[Measured]) -> None:
     (table,) = broken_images.by_part(runs, measured.attacks_of(runs))
-    assert [head.name for head in table.heads] == ["right, clean", "apgd-ce", "square", "left"]
+    assert [head.text for head in table.heads] == ["right, clean", "apgd-ce", "square", "left"]
     for run, (_, facts) in zip(runs, table.rows, strict=True):
         right, first, second, left = (int(fact.text) for fact in facts)
         card = run.series.cards[0]
@@ -321,7 +321,7 @@ def test_marks_and_sentence_follow_the_pairs(make_run: MakeRun, tmp_path: Path) 
     columns = tuple(weaker if c.name == "autoattack" else c for c in strong.columns)
     dataclasses.replace(own, labels=strong.labels, columns=columns).save(folders[0] / "evaluation.json")
     comparison = compare(folders)
-    place = [head.name for head in comparison.headline.heads].index("autoattack")
+    place = [head.text for head in comparison.headline.heads].index("autoattack")
     cells = [cells[place] for _, cells in comparison.headline.rows]
     assert cells[1].high > cells[0].low  # so that intervals alone would not decide
     assert [(cell.mark, cell.tied) for cell in cells] == [("best", False), ("second", False)]
@@ -356,7 +356,7 @@ def test_changed_answers_auc_and_weak_classes_are_those_of_the_cards(runs: list[
     clean = next(attack for attack in runs[0].summaries if attack.norm is None)
     assert attack is not None
     table = tables.behaviour(runs, clean, attack, runs[0].series.data)
-    assert [(head.name, head.detail) for head in table.heads] == [
+    assert [(head.text, head.detail) for head in table.heads] == [
         ("answers changed", "autoattack"),
         ("ROC-AUC", "clean"),
         ("weak classes", "autoattack"),
@@ -396,7 +396,7 @@ def test_models_that_take_no_part_in_a_transfer_are_not_in_its_matrix(
     rich_runs: list[Path], make_run: MakeRun, tmp_path: Path
 ) -> None:
     folders = [*rich_runs, make_run(tmp_path / "other", "at-bsl", epochs=1, examples=False)]
-    (matrix,) = transfers.matrices(series.grouped([read.read(path) for path in folders], [None] * 3))
+    (matrix,) = differences.transfers(series.grouped([read.read(path) for path in folders], [None] * 3))
     assert (matrix.attack, matrix.names) == ("pgd-20", ("at", "taet"))
 
 
@@ -443,7 +443,7 @@ def test_a_card_without_training_counts_has_no_groups(card: ResultCard, tmp_path
     folder = card_alone(tmp_path / "alone", card, "ResNet", train_class_counts=None)
     text = words(report.write([folder], tmp_path / "report.html").read_text())
     found = compare([folder])
-    heads = [head.name for table in (found.headline, *found.groups) for head in table.heads]
+    heads = [head.text for table in (found.headline, *found.groups) for head in table.heads]
     assert {"head", "body", "tail", "last half"}.isdisjoint(heads)
     assert "worst class" in heads
     assert "The training counts are not known" in text

@@ -130,7 +130,7 @@ def test_plain_accuracy_is_left_out_where_the_test_set_is_balanced(
         run = measure(found)
         attacks, data = measured.attacks_of([run]), run.series.data
         headline = tables.headline([run], attacks, measured.strongest([run]), data, Pairs(data.groups["tail"]))
-        assert ("accuracy" in [head.name for head in headline.heads]) == (not balanced)
+        assert ("accuracy" in [head.text for head in headline.heads]) == (not balanced)
         plain = tables.plain([run], attacks)
         assert (len(plain.rows), len(plain.heads)) == ((0, 0) if balanced else (1, len(attacks)))
         assert bool(plain.note) == balanced
@@ -145,12 +145,12 @@ def test_classes_are_compared_by_their_worst_and_by_their_spread(
     (attack,) = [one for one in measured.attacks_of([run]) if one.name == "pgd-20"]
     table = tables.by_group([run], attack, run.series.data)
     ((_, cells),) = table.rows
-    shown = dict(zip([head.name for head in table.heads], cells, strict=True))
+    shown = dict(zip([head.text for head in table.heads], cells, strict=True))
     recalls = card.summary("pgd-20").per_class
     worst, spread = shown["worst 10 %"], shown["deviation / mean"]
     assert isinstance(worst, ScoreCell)
     assert worst.value == recalls.min()  # a tenth of ten classes
-    assert spread == tables.TextCell(f"{recalls.std() / recalls.mean():.2f}")
+    assert spread == measured.TextCell(f"{recalls.std() / recalls.mean():.2f}")
 
 
 @pytest.mark.drawn

@@ -38,7 +38,7 @@ def test_each_kind_of_figure_is_drawn_from_runs(smoke: Fill, name: str) -> None:
     ids = [part.split('"')[0] for panel in found.panels for part in panel.svg.split('id="')[1:]]
     assert len(ids) == len({*ids})
     page = "".join(drawn(found, SMOKE))
-    assert page.count("<figure>") == len(titles)
+    assert page.count('<figure class="panel">') == len(titles)
 
 
 @pytest.mark.full

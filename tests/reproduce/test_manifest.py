@@ -201,7 +201,7 @@ def test_a_typing_error_in_a_manifest_is_one_line(
     ],
 )
 def test_claimed_sizes_are_published_differences(name: str, item: str, first: str, second: str, column: str) -> None:
-    values = {key: said.value for key, said in items()[item].published.items()}
+    values = items()[item].published
     (found,) = [one for one in items()[item].columns if one.metric == column]
     size = values[row(item, first), found] - values[row(item, second), found]
     assert claims.claims()[name].sizes[column] == pytest.approx(size, abs=0.005)
