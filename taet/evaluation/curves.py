@@ -79,7 +79,9 @@ def _points(card: ResultCard, curve: str, varied: str) -> tuple[tuple[float, Col
     chosen = max(groups.values(), key=lambda group: (sum(one.curve == curve for one in group), len(group)), default=[])
     if varied == "eps":
         chosen = [*(column for column in card.columns if column.norm is None), *chosen]
-    return tuple(sorted({_place(column, varied): column for column in reversed(chosen)}.items()))
+    # Clean images are at radius 0, PGD without a factor is at factor 1.
+    places = {float(getattr(column.attack, varied, 1) or 0): column for column in reversed(chosen)}
+    return tuple(sorted(places.items()))
 
 
 def _fixed(column: Column, varied: str) -> Any:
@@ -92,11 +94,6 @@ def _fixed(column: Column, varied: str) -> Any:
     if varied == "eps":
         return column.identity.apart_from("eps", "step_size"), round(attack.step_size / (attack.radius or 1), 9)
     return column.identity.apart_from(varied)
-
-
-def _place(column: Column, varied: str) -> float:
-    """Return the position of a column on its curve: radius 0 for clean images, factor 1 for unscaled PGD."""
-    return float(getattr(column.attack, varied, 1) or 0)
 
 
 def _ball(ball: float, radius: float) -> str:

@@ -24,7 +24,7 @@ from taet.evaluation.match import Match, Player
 from taet.evaluation.measurement import begin, known_card, on_device
 from taet.evaluation.runner import one_threat_model
 from taet.evaluation.sequential import StopRule
-from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, given_images, subject_of
+from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, subject_of
 from taet.formatting import short, size
 from taet.progress import Progress
 from taet.training.environment import keep_freed_memory
@@ -94,8 +94,8 @@ def decide(
         raise UserError(f"decide: got {len(sides[0])} and {len(sides[1])} models; allowed: as many on both sides")
     rule = rule or StopRule()
     shared = replace(rule, alpha=rule.alpha / comparisons)
-    given = given_images("decide", images, labels)
-    subjects = [subject_of("decide", model, given, weights) for side in sides for model in side]
+    models = [model for side in sides for model in side]
+    subjects = [subject_of("decide", model, images, labels, weights=weights) for model in models]
     terms = _terms(subjects, attacks, worst_case, bundles.changes(settings))
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     folder = None if out is None else RunFolder(Path(out))

@@ -110,7 +110,7 @@ def embed(
     Source: van der Maaten, Hinton, "Visualizing data using t-SNE", JMLR 2008; Rousseeuw, "Silhouettes", 1987.
     """
     folder = Path(run)
-    subject = subject_of("embed", folder, None, weights)
+    subject = subject_of("embed", folder, weights=weights)
     chosen = parse_attack(attack, subject.settings, subject.train_eps)
     if chosen.not_transferable:
         raise UserError(f"embed: got {attack}, {chosen.not_transferable}; allowed: an attack such as fgsm or pgd-20")
@@ -180,10 +180,9 @@ def _tsne(values: Floats, seed: int) -> Floats:
     """Return positions (N, 2), which depend only on the values and the seed."""
     from sklearn.manifold import TSNE
 
-    settings: dict[str, Any] = {"init": "pca", "learning_rate": "auto", "random_state": seed, "n_jobs": 1}
-    found: Any = TSNE
-    made = found(perplexity=min(PERPLEXITY, (len(values) - 1) / 3), **settings).fit_transform(values)
-    return np.asarray(made, np.float64).round(DIGITS)
+    perplexity = min(PERPLEXITY, (len(values) - 1) / 3)
+    learner = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed, n_jobs=1)
+    return np.asarray(learner.fit_transform(values), np.float64).round(DIGITS)
 
 
 def numbers_of(space: Floats, labels: Ints, answers: Ints, seed: int) -> dict[str, float]:
@@ -192,12 +191,9 @@ def numbers_of(space: Floats, labels: Ints, answers: Ints, seed: int) -> dict[st
     from sklearn.metrics import silhouette_score
 
     classes, images = np.unique(labels, return_counts=True)
-    learn: Any = linear_model.LogisticRegression
-    scale: Any = preprocessing.StandardScaler
-    split: Any = model_selection.StratifiedKFold
-    chain: Any = pipeline.make_pipeline
-    cut = split(min(FOLDS, int(images.min())), shuffle=True, random_state=seed)
-    line = chain(scale(), learn(max_iter=1000, random_state=seed))
+    cut = model_selection.StratifiedKFold(min(FOLDS, int(images.min())), shuffle=True, random_state=seed)
+    learner = linear_model.LogisticRegression(max_iter=1000, random_state=seed)
+    line = pipeline.make_pipeline(preprocessing.StandardScaler(), learner)
     scores = model_selection.cross_val_score(line, space, labels, cv=cut, scoring="balanced_accuracy")
     recalls = [float((answers[labels == c] == c).mean()) for c in classes]
     silhouette = 0.0 if (space == space[0]).all() else float(silhouette_score(space, labels))

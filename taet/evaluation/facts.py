@@ -48,9 +48,11 @@ class ModelFacts:
     batch_difference: UnitDistance = 0.0
     """Difference when the image is in another batch."""
     pgd_correct: StoredCount = 0
+    """Images that PGD-20 on the cross-entropy (step eps / 8, uniform start) leaves correct."""
     scaled_pgd_correct: StoredCount = 0
     """The same, with the logits times 10 / `logit_gap` in the objective."""
     only_pgd_correct: StoredCount = 0
+    """Images that only the first of these attacks leaves correct; the next field: only the second."""
     only_scaled_pgd_correct: StoredCount = 0
     logit_gap: NonNegative = 0.0
     """Median gap between the two largest logits; 0 if not finite: then, as in older cards, the factor is 10."""

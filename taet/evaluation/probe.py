@@ -50,25 +50,11 @@ def is_of(facts: Mapping[str, int | float], seed: int, images: int) -> bool:
 def probe(runner: Runner, eps: float, images: int, progress: Callable[[float], None]) -> dict[str, int | float]:
     """Try the model on `images` images drawn evenly over the classes, in the L-infinity ball, and return the facts.
 
-    `progress` gets the passes so far.
-
-    Returns:
-        images, seed; the largest L2 distance between the logits of one image, each scaled to unit length:
-        repeat_difference when repeated at once, later_difference at the end of the probe, batch_difference in another
-        batch; distributions: images whose logits are at least 0 and sum to 1; clean_correct; zero_gradients:
-        correctly classified images at which the gradient of the cross-entropy is exactly zero; nonfinite_gradients:
-        images with a logit or gradient that is not finite, there or at a step of PGD; pgd_correct: images that
-        PGD-20 (step eps / 8, uniform start) leaves correct; scaled_pgd_correct: the same with the logits in the
-        objective multiplied so that the median distance of the two largest is 10; only_pgd_correct and
-        only_scaled_pgd_correct: images that only one leaves correct; and the other fields of `ModelFacts`.
+    These are the seed and the fields of `ModelFacts`. `progress` gets the passes so far.
     """
-
-    def measure(_: int) -> Unit:
-        return {name: np.asarray(value) for name, value in _measure(runner, eps, images, progress).items()}
-
     (facts,) = run_units(
         1,
-        measure,
+        lambda _: _measure(runner, eps, images, progress),
         state=runner.store("probe", [eps, images, runner.seed]),
         key=lambda _: "facts",
         valid=lambda _, unit: all(one.shape == () for one in unit.values()),
@@ -77,7 +63,7 @@ def probe(runner: Runner, eps: float, images: int, progress: Callable[[float], N
     return {name: value.item() for name, value in facts.items()}
 
 
-def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float], None]) -> dict[str, int | float]:
+def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float], None]) -> Unit:
     rows = even_sample(runner.labels, images, runner.seed)
     x, y = runner.batch(rows)
     noise = Draws(runner.seed, "probe", rows).start(x, eps)
@@ -116,7 +102,7 @@ def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float]
         "smooth_pgd_correct": smooth,
         "only_smooth_pgd_correct": smooth & ~plain,
     }
-    return {
+    found = {
         "images": len(rows),
         "seed": runner.seed,
         "repeat_difference": again,
@@ -128,6 +114,7 @@ def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float]
         "replaced": replaced,
         **{name: int(mask.sum()) for name, mask in masks.items()},
     }
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 class _Watch:
