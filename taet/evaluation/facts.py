@@ -19,11 +19,6 @@ LOGIT_FACTOR = 10.0
 """Factor of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling the logits."""
 
 
-def logit_factor(gap: float) -> float:
-    """Return the factor that scales the median gap of the two largest logits to 10; 10 if that gap is 0."""
-    return LOGIT_FACTOR / gap if gap > 0 else LOGIT_FACTOR
-
-
 @dataclass(frozen=True)
 class ModelFacts:
     """Outputs of a model on a sample of images, as `taet.evaluation.probe` and `taet check` measure them.
@@ -72,8 +67,8 @@ class ModelFacts:
 
     @property
     def logit_factor(self) -> float:
-        """Factor of the logits in the scaled objective."""
-        return logit_factor(self.logit_gap)
+        """Factor of the logits in the scaled objective: it scales `logit_gap` to 10, and is 10 if that is 0."""
+        return LOGIT_FACTOR / self.logit_gap if self.logit_gap > 0 else LOGIT_FACTOR
 
 
 def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from taet.attacks.objectives import Objective, margin, scaled
 from taet.attacks.units import Unit, run_units
 from taet.data.long_tail import even_sample
 from taet.evaluation import trial
-from taet.evaluation.facts import ModelFacts, logit_factor
+from taet.evaluation.facts import ModelFacts
 from taet.evaluation.runner import Runner
 from taet.losses.long_tail import cross_entropy
 
@@ -69,7 +69,7 @@ def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float]
     noise = Draws(runner.seed, "probe", rows).start(x, eps)
     with runner.still(), runner.model.ticking(len(rows) * passes(runner), progress):
         first = trial.attempt(runner.model, x, y)
-        again, divided = first.repeat_difference(), first.batch_difference()
+        facts = first.facts()
         watch = _Watch(runner.model, first.nonfinite)
 
         def survives(objective: Objective, replacement: Replacement | None = None) -> Tensor:
@@ -81,17 +81,13 @@ def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float]
             with torch.no_grad():
                 return watch(x_adv).max(1).indices == y
 
-        gap = first.gap()
-        steep = scaled(cross_entropy, logit_factor(gap))
+        steep = scaled(cross_entropy, facts.logit_factor)
         plain, magnified = survives(cross_entropy), survives(steep)
         straight = smooth = torch.zeros_like(plain)
         if replaced := sum(map(bool, runner.sites.values())):
             straight, smooth = survives(steep, "straight-through"), survives(margin, "smooth")
         later = first.repeat_difference()
     masks = {
-        "distributions": first.distributions,
-        "clean_correct": first.correct,
-        "zero_gradients": first.zero_gradients,
         "nonfinite_gradients": watch.broken,
         "pgd_correct": plain,
         "scaled_pgd_correct": magnified,
@@ -102,18 +98,9 @@ def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float]
         "smooth_pgd_correct": smooth,
         "only_smooth_pgd_correct": smooth & ~plain,
     }
-    found = {
-        "images": len(rows),
-        "seed": runner.seed,
-        "repeat_difference": again,
-        "later_difference": later,
-        "batch_difference": divided,
-        "gradient_difference": first.gradient_difference(),
-        "logit_gap": gap,
-        "sites": len(runner.sites),
-        "replaced": replaced,
-        **{name: int(mask.sum()) for name, mask in masks.items()},
-    }
+    counts = {name: int(mask.sum()) for name, mask in masks.items()}
+    facts = replace(facts, later_difference=later, sites=len(runner.sites), replaced=replaced, **counts)
+    found = {"seed": runner.seed, **{name: value for name, value in vars(facts).items() if name != "batch_size"}}
     return {name: np.asarray(value) for name, value in found.items()}
 
 
