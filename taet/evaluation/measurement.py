@@ -255,16 +255,13 @@ def _class_names(subject: Subject, device: torch.device) -> list[str]:
 def _refuse_card_of_another(path: Path, subject: Subject) -> None:
     """Raise a `UserError` if the stored card is about another model or other test images."""
     card = ResultCard.load(path)
-    facts = {
-        "another model (weights": (card.model.get("weights_sha256"), weights_digest(subject.model)),
-        "other test images (pixels and labels": (card.data.get("test_sha256"), subject.test_sha256),
-    }
-    for what, (there, here) in facts.items():
+    for what, there, here in (
+        ("another model (weights", card.model["weights_sha256"], weights_digest(subject.model)),
+        ("other test images (pixels and labels", card.data["test_sha256"], subject.test_sha256),
+    ):
         if there != here:
-            raise UserError(
-                f"evaluate: {path} is about {what} SHA-256 {str(there)[:12]}, here {here[:12]}); "
-                "allowed: another folder"
-            )
+            got = f"{what} SHA-256 {there[:12]}, here {here[:12]})"
+            raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
 
 
 @contextmanager
