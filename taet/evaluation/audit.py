@@ -150,13 +150,12 @@ def audit(
     sampled = audit_sample(subject, bundles.changes(settings, **changes), count)
     meter = Meter(progress)
     meter.begin(alike=1)
-    size, seed = sampled.settings.batch_size, sampled.settings.seed
+    size = sampled.settings.batch_size
     found = check(
         subject.model.to(where), subject.images, subject.labels, class_names=subject.class_names, batch_size=size
     )
     card = measure(sampled, Extent(curves=("eps",)), device=where, state_dir=state_dir, progress=meter, command=command)
-    model = subject.model.to(where)
-    runner = make_runner(model, sampled.images, sampled.labels, batch_size=size, seed=seed, state_dir=state_dir)
+    runner = sampled.runner(where, state_dir)
     if surrogate is not None:
         card = _with_surrogate(card, runner, surrogate, sampled)
     facts = _facts(card, runner, reaches, width)

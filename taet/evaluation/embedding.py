@@ -13,7 +13,7 @@ import torch
 
 from taet.errors import UserError, located, unknown
 from taet.evaluation.bundles import parse_attack
-from taet.evaluation.runner import Runner, make_runner
+from taet.evaluation.runner import Runner
 from taet.evaluation.subject import subject_of
 from taet.files import parse_json, read_bytes
 from taet.metrics import Floats, Ints
@@ -118,11 +118,7 @@ def embed(
         raise UserError(f"embed: the model of {folder} has no features that are known; allowed: --of logits")
     names = subject.class_names or [str(label) for label in range(int(subject.labels.max()) + 1)]
     rows = _rows(subject.labels, names, classes, images)
-    place = subject.on(device)
-    size = subject.settings.batch_size
-    model = subject.model.to(place)
-    runner = make_runner(model, subject.images, subject.labels, batch_size=size, seed=subject.settings.seed)
-    spaces, predictions = _spaces(runner, model, chosen, rows, of)
+    spaces, predictions = _spaces(subject.runner(subject.on(device)), chosen, rows, of)
     labels = subject.labels[rows]
     points = _tsne(np.concatenate([*spaces.values()]), seed)
     counts = subject.train_class_counts
@@ -158,12 +154,11 @@ def _rows(labels: Ints, names: Sequence[str], classes: Sequence[str], images: in
     return np.sort(np.concatenate([*found.values()]))
 
 
-def _spaces(
-    runner: Runner, model: torch.nn.Module, attack: Any, rows: Ints, of: Space
-) -> tuple[dict[str, Floats], dict[str, Ints]]:
+def _spaces(runner: Runner, attack: Any, rows: Ints, of: Space) -> tuple[dict[str, Floats], dict[str, Ints]]:
     """Return features or logits (N, D) of both sides, and the predictions."""
     spaces: dict[str, list[Floats]] = {"clean": [], "attacked": []}
     answers: dict[str, list[Ints]] = {"clean": [], "attacked": []}
+    model = runner.model.model
     with runner.still():
         for batch in runner.batches(rows):
             for side, x in zip(spaces, runner.perturb(attack, batch), strict=True):

@@ -23,6 +23,7 @@ from taet.errors import UserError, unknown
 from taet.evaluation.bundles import parse_attacks, settle
 from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.packing import plain
+from taet.evaluation.runner import Runner, make_runner
 from taet.files import file_sha256
 from taet.metrics import Ints
 from taet.training.decisive_settings import run_hash
@@ -71,6 +72,11 @@ class Subject:
     def on(self, device: str) -> torch.device:
         """Return the device of the work for auto, cpu, cuda or cuda:N."""
         return self.place if device == "auto" else resolve_device(device)
+
+    def runner(self, device: torch.device, state_dir: str | os.PathLike[str] | None = None) -> Runner:
+        """Return a runner for the model, which is moved to the device, and its images."""
+        model, batch_size, seed = self.model.to(device), self.settings.batch_size, self.settings.seed
+        return make_runner(model, self.images, self.labels, batch_size=batch_size, seed=seed, state_dir=state_dir)
 
     def changed(self, changes: Mapping[str, Any]) -> Subject:
         """Return the subject with these fields of its settings changed, as `taet.evaluation.bundles.settle` does."""
