@@ -103,10 +103,10 @@ def named_outside(run_dir: str | os.PathLike[str]) -> list[str]:
 def model_card(record: RunRecord, card: ResultCard, licence: str, name: str) -> str:
     """Return the page of a model, with front matter for the hub; every number comes from the result card."""
     columns = [column for column in card.columns if column.ordinary]
-    run, data = record.run, card.data
+    run, data, shape = record.run, card.data, " x ".join(map(str, record.data.image_shape))
     trained = [
         ("Method", f"{record.method_title} ({record.reference})"),
-        ("Network", f"{run.model.name}, {record.parameters:,} parameters, input {_shape(record)}"),
+        ("Network", f"{run.model.name}, {record.parameters:,} parameters, input {shape}"),
         ("Protocol", run.protocol + "".join(f"; leaves it: {text}" for text in record.deviations)),
         ("Training attack", f"L-infinity, eps {size(run.threat.eps)}"),
         ("Epoch", f"{card.model.get('epoch')} of {run.training.epochs}, selection {record.selection.rule}"),
@@ -195,10 +195,6 @@ def _per_class(card: ResultCard, columns: Sequence[Column]) -> list[tuple[str, .
         (name, count, f"{tests:,}", *(percent(s.per_class[label]) for s in summaries))
         for label, (name, count, tests) in enumerate(zip(card.class_names, counts, tested, strict=True))
     ]
-
-
-def _shape(record: RunRecord) -> str:
-    return " x ".join(map(str, record.data.image_shape))
 
 
 def _text(value: str) -> str:
