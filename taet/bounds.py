@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Le, Lt, MinLen
 
@@ -124,11 +124,11 @@ def _rules(hint: Any) -> Iterator[Any]:
     return (rule for leaf in _alternatives(hint) for rule in _declared(leaf))
 
 
-def _declared(hint: Any) -> Iterator[Any]:
-    """Yield the rules that a type itself declares."""
-    for rule in getattr(hint, "__metadata__", ()):
-        single = isinstance(rule, BaseMetadata) or not isinstance(rule, GroupedMetadata)  # the second test is slow
-        yield from (rule,) if single else rule
+@functools.cache
+def _declared(hint: Any) -> tuple[Any, ...]:
+    """Return the rules that a type itself declares."""
+    groups = (rule if isinstance(rule, GroupedMetadata) else [rule] for rule in getattr(hint, "__metadata__", ()))
+    return tuple(rule for group in groups for rule in group)
 
 
 def _holds(rule: Any, value: Any) -> bool:
@@ -171,8 +171,8 @@ def _fits(value: Any, hint: Any, *, bounds: bool = True) -> bool:
         hints = arguments[:1] * len(value) if arguments[-1] is ... else arguments
         pairs = zip(value, hints, strict=False)
         return len(value) == len(hints) and all(_fits(item, wanted, bounds=bounds) for item, wanted in pairs)
-    if hint in (int, float):
-        wanted = numbers.Integral if hint is int else numbers.Real
+    if hint in (int, float):  # Python's own types are recognised faster than numbers of other packages
+        wanted = (int, numbers.Integral) if hint is int else (float, int, numbers.Real)
         right = isinstance(value, wanted) and not isinstance(value, bool)
         return right and (not bounds or _is_finite(value))
     return isinstance(value, hint) and (not bounds or hint is not str or _is_text(value))
@@ -364,16 +364,30 @@ def _hints(kind: type) -> dict[str, Any]:
     return {field.name: found[field.name] for field in dataclasses.fields(kind)}
 
 
-@functools.cache
-def _conditions(kind: type) -> list[tuple[str, OnlyWith]]:
-    """Return the fields of a dataclass that have no effect without others."""
-    return [(name, rule) for name, hint in _hints(kind).items() for rule in _rules(hint) if isinstance(rule, OnlyWith)]
+class _Field(NamedTuple):
+    """What a dataclass declares about a field."""
+
+    name: str
+    hint: Any
+    default: Any
+    allows_default: bool
+    called: str | None
+    conditions: list[OnlyWith]
+
+    def words(self, label: str) -> tuple[str, str]:
+        """Return the label and the name in messages."""
+        return ("", self.called) if self.called else (label, self.name.replace("_", " "))
 
 
 @functools.cache
-def _names(kind: type) -> dict[str, str]:
-    """Return the fields of a dataclass that messages call by another name."""
-    return {name: rule.name for name, hint in _hints(kind).items() for rule in _rules(hint) if isinstance(rule, Called)}
+def _fields(kind: type) -> list[_Field]:
+    found = []
+    for field in dataclasses.fields(kind):
+        hint = hints(kind)[field.name]
+        called = next((rule.name for rule in _rules(hint) if isinstance(rule, Called)), None)
+        conditions = [rule for rule in _rules(hint) if isinstance(rule, OnlyWith)]
+        found.append(_Field(field.name, hint, field.default, _fits(field.default, hint), called, conditions))
+    return found
 
 
 def check_fields(config: Any, label: str = "") -> None:
@@ -382,21 +396,22 @@ def check_fields(config: Any, label: str = "") -> None:
     `label` precedes the names of fields in messages: `label name: got X; allowed: Y`.
     """
     kind: type = type(config)
-    called = _names(kind)
-    names = {  # in messages: the label, the name
-        name: ("", called[name]) if name in called else (label, name.replace("_", " ")) for name in hints(kind)
-    }
-    for name, hint in hints(kind).items():
-        value = getattr(config, name)
+    fields = _fields(kind)
+    for field in fields:
+        value = getattr(config, field.name)
+        if value is field.default and field.allows_default:
+            continue
         if isinstance(value, numbers.Number) and hasattr(value, "item"):  # NumPy's numbers are not JSON
             value = value.item()
-            object.__setattr__(config, name, value)
-        check_value(names[name][1], value, hint, names[name][0])
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name, rule in _conditions(kind):
-        value = getattr(config, name)
-        if value != defaults[name] and not rule.holds(config):
-            raise UserError(f"{' '.join(names[name]).strip()}: got {got_text(value)}; allowed: {rule.text(label)}")
+            object.__setattr__(config, field.name, value)
+        before, what = field.words(label)
+        check_value(what, value, field.hint, before)
+    for field in fields:
+        value = getattr(config, field.name)
+        for rule in field.conditions:
+            if value != field.default and not rule.holds(config):
+                what = " ".join(field.words(label)).strip()
+                raise UserError(f"{what}: got {got_text(value)}; allowed: {rule.text(label)}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 from annotated_types import Ge, Gt, Interval, Le, Lt, MultipleOf
 
 from taet import config, methods, protocols, registry
-from taet.bounds import OnlyWith, Share, bounds_text, check_value
+from taet.bounds import OnlyWith, Rule, Settings, Share, bounds_text, check_value
 from taet.config import Data, Evaluation, Model, Outer, Run, Threat, Training
 from taet.errors import UserError
 from taet.training.record import run_from_json
@@ -272,3 +272,34 @@ def test_bounds_in_words(hint: Any, text: str) -> None:
 def test_a_declaration_that_is_not_checked_is_an_error_of_the_program() -> None:
     with pytest.raises(TypeError, match="MultipleOf"):
         check_value("size", 5, Annotated[int, MultipleOf(2)])
+
+
+tried: list[int] = []
+
+
+def is_odd(value: int) -> bool:
+    tried.append(value)
+    return value % 2 == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd(Settings):
+    number: Annotated[int, Rule(is_odd, "odd")] = 1
+
+
+def test_a_default_is_checked_once_and_every_other_value_each_time() -> None:
+    for number in (1, 1, 1, 1001, 1001):
+        Odd(number)
+    assert tried == [1, 1001, 1001]
+    with pytest.raises(UserError, match="number: got 2; allowed: odd"):
+        Odd(2)
+
+
+def test_a_default_that_its_field_does_not_allow_is_refused_each_time() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Wrong(Settings):
+        number: Annotated[int, Ge(5)] = 1
+
+    for _ in range(2):
+        with pytest.raises(UserError, match="number: got 1; allowed: 5 or more"):
+            Wrong()

@@ -15,16 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet.attacks.ball import (
-    BALL_TOLERANCE,
-    Norm,
-    check_images,
-    choose,
-    distance,
-    frozen,
-    project,
-    verify,
-)
+from taet.attacks.ball import BALL_TOLERANCE, Norm, check_images, choose, distance, frozen, project, verify
 from taet.attacks.counted import WORK, Counted
 from taet.attacks.draws import Draws
 from taet.attacks.inputs import check_labels, check_type, refusing

@@ -9,15 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from taet.attacks.ball import (
-    Norm,
-    check_size,
-    choose,
-    distance,
-    finite,
-    frozen,
-    refuse_unsound,
-)
+from taet.attacks.ball import Norm, check_size, choose, distance, finite, frozen, refuse_unsound
 from taet.attacks.draws import Draws
 from taet.attacks.inputs import refusing
 from taet.attacks.objectives import Target, fooled, margin, target_classes, target_passes

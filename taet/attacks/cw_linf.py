@@ -13,9 +13,7 @@ from taet.attacks.objectives import Objective, margin
 from taet.attacks.pgd import ProjectedAscent, pgd
 from taet.attacks.spec import Model
 
-NAMES = {
-    "cw-linf": "cw-linf-N: pgd-N on the margin, independent of the logit scale (REAT's CW); 2N passes per restart",
-}
+NAMES = {"cw-linf": "cw-linf-N: pgd-N on the margin, independent of the logit scale (REAT's CW); 2N passes per restart"}
 
 
 def cw_linf(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, **settings: Any) -> Tensor:

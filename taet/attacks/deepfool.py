@@ -10,18 +10,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from taet.attacks.ball import (
-    Norm,
-    check_size,
-    choose,
-    distance,
-    finite,
-    frozen,
-    lengths,
-    refuse_unsound,
-    spread,
-    unit,
-)
+from taet.attacks.ball import Norm, check_size, choose, distance, finite, frozen, lengths, refuse_unsound, spread, unit
 from taet.attacks.draws import Draws
 from taet.attacks.inputs import refusing
 from taet.attacks.objectives import check_classes, fooled

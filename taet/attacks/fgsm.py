@@ -90,10 +90,4 @@ class Fgsm(AttackSpec):
     @property
     def parameters(self) -> dict[str, object]:
         objective = {} if self.objective == "ce" else {"objective": self.objective}
-        return {
-            "steps": 1,
-            "step_size": self.eps,
-            "start": "none",
-            **objective,
-            **self._stored("target", "seed"),
-        }
+        return {"steps": 1, "step_size": self.eps, "start": "none", **objective, **self._stored("target", "seed")}

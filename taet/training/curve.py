@@ -83,10 +83,7 @@ def monitor(
                 single = pgd(model, x, y, eps=eps, checked=True, **step) if fgsm else None
             with torch.no_grad():
                 features = model.features(attacked) if with_features else None
-                logits = {
-                    "clean": model(x),
-                    attack: model(attacked) if features is None else model.classify(features),
-                }
+                logits = {"clean": model(x), attack: model(attacked) if features is None else model.classify(features)}
                 logits |= {} if single is None else {"fgsm": model(single)}
                 for name, found in logits.items():
                     correct[name] += per_class(y, found.argmax(1) == y, num_classes)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -165,17 +166,12 @@ def check_model(resolved: Resolved, facts: DataFacts | None) -> None:
 
 
 class _NoDraws(TorchFunctionMode):
-    """Within this context, initial values are 0 instead of random. (The first use of the meta device takes seconds.)
-
-    Uninitialised memory would not do: `trunc_normal_` draws again until every value is in its range.
-    """
+    """Within this context, no initial value is drawn: the first draw on the meta device imports the compiler."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0].zero_()
-        if getattr(func, "__module__", "") == nn.init.__name__:  # nested calls are not intercepted
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == nn.init.__name__:
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
@@ -184,11 +180,11 @@ class _NoDraws(TorchFunctionMode):
 def _outline(
     name: str, classes: int, shape: tuple[int, int, int], head: Head, stem: str, weights: str | None
 ) -> nn.Module:
-    """Return the network; for a network of this package no weights are drawn."""
+    """Return the network; one of this package has no values and takes no memory."""
     entry = registry.entries("models").get(name)
     if entry is None or entry.path is not None or weights is not None:
         return models.build(name, classes, shape, head=head, stem=stem, weights=weights and read_weights(Path(weights)))
-    with _NoDraws():
+    with torch.device("meta"), _NoDraws():
         return models.build(name, classes, shape, head=head, stem=stem)
 
 
