@@ -51,10 +51,14 @@ class MedicalSet(NamedTuple):
     """What a user needs to know about the set."""
 
 
-SETS = {
-    name: MedicalSet(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
-    for name, entry in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items()
-}
+def _sets() -> dict[str, MedicalSet]:
+    published = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    for entry in published.values():
+        entry |= {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+    return {name: MedicalSet(**entry) for name, entry in published.items()}
+
+
+SETS = _sets()
 
 
 def _set(name: str) -> MedicalSet:
