@@ -14,7 +14,7 @@ from taet.bounds import Count, Radius, Whole
 from taet.cli import flags
 from taet.cli.processes import together
 from taet.cli.progress import progress
-from taet.cli.subject import OfNamed, OfRun, data_for_run, folder_for, here, is_folder, open_model, parse
+from taet.cli.subject import OfNamed, OfRun, folder_for, here, opened, parse
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation.audit import IMAGES, Audit, audit
@@ -106,12 +106,8 @@ def _audited(parsed: RunAudit | ModelAudit, settings: dict[str, Any]) -> Audit:
     settings |= {"attacks": parsed.attacks, "count": parsed.images, "settings": changes}
     if isinstance(parsed, RunAudit):
         return audit(parsed.run, weights=parsed.weights, **settings)
-    if is_folder(parsed.model):
-        dataset = data_for_run(parsed.model, parsed)
-        test = dataset.test
-        return audit(parsed.model, test.images, test.labels, class_names=dataset.class_names, **settings)
-    (model, notes), dataset = open_model(parsed.model, parsed)
-    settings |= {"device": str(resolve_device(parsed.device)), "name": parsed.model, "notes": notes}
+    model, dataset, name, notes = opened(parsed.model, parsed)
+    settings |= {"device": str(resolve_device(parsed.device)), "name": name, "notes": notes}
     return audit(model, dataset.test.images, dataset.test.labels, class_names=dataset.class_names, **settings)
 
 

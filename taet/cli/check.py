@@ -6,14 +6,13 @@ import json
 from dataclasses import dataclass
 
 from taet.bounds import Count
-from taet.cli.subject import OfNamed, OfRun, data_for_run, here, is_folder, open_model, parse
+from taet.cli.subject import OfNamed, OfRun, here, opened, parse
 from taet.config import Evaluation
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.check import Check, check
-from taet.evaluation.subject import by_name
+from taet.evaluation.subject import GivenImages, subject_of
 from taet.models import trusted
 from taet.training.environment import resolve_device
-from taet.training.finished import load_model, load_run
 
 EXAMPLES = (
     "taet check runs/x",
@@ -66,26 +65,18 @@ def run(arguments: list[str]) -> None:
 
 def _checked(parsed: RunCheck | ModelCheck) -> tuple[Check, tuple[str, ...]]:
     """Return the findings, and notes on the model."""
-    attacks, notes = Evaluation.attacks, tuple[str, ...]()
+    notes: tuple[str, ...] = ()
     if isinstance(parsed, RunCheck):
-        name = str(parsed.run)
-        chosen, model, dataset, _ = load_run(parsed.run, parsed.weights)
-        labels, class_names, attacks = dataset.test.labels, dataset.class_names, chosen.evaluation.attacks
-    elif is_folder(parsed.model):
-        name, dataset = parsed.model, data_for_run(parsed.model, parsed)
-        chosen, model, record = load_model(parsed.model)
-        class_names, attacks = record.data.class_names, chosen.evaluation.attacks
-        labels = by_name(dataset.test.labels, dataset.class_names, class_names)
+        name, subject = str(parsed.run), subject_of("check", parsed.run, None, parsed.weights)
     else:
-        name = parsed.model
-        (model, notes), dataset = open_model(parsed.model, parsed)
-        labels, class_names = dataset.test.labels, dataset.class_names
+        model, dataset, own_name, notes = opened(parsed.model, parsed)
+        name, subject = parsed.model, subject_of("check", model, GivenImages.of(dataset), name=own_name, notes=notes)
     found = check(
-        model.to(resolve_device(parsed.device)),
-        dataset.test.images,
-        labels,
-        attacks=parsed.attacks or attacks,
-        class_names=class_names,
+        subject.model.to(resolve_device(parsed.device)),
+        subject.images,
+        subject.labels,
+        attacks=parsed.attacks or subject.settings.attacks,
+        class_names=subject.class_names,
         batch_size=parsed.batch_size,
         name=name,
     )

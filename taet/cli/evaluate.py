@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from taet.cli import flags
 from taet.cli.compare import seconds
 from taet.cli.processes import allowed, number_of, run_together, that_pay, together
 from taet.cli.progress import progress, saved
-from taet.cli.subject import OfModel, OfRun, data_for_run, folder_for, here, open_model, options_of
+from taet.cli.subject import OfModel, OfRun, folder_for, here, opened, options_of, results_of
 from taet.config import Data, Evaluation
 from taet.data import load
 from taet.distributed import started_together
@@ -215,19 +214,13 @@ def _of_run(parsed: RunEvaluation, command: str) -> tuple[Path, str]:
 def _of_model(parsed: ModelEvaluation, command: str) -> tuple[Path, str]:
     """Attack a model of any origin; return the file of its card, and what is printed."""
     device = str(resolve_device(parsed.device))
-    subject: Path | torch.nn.Module = Path(parsed.model)
-    is_run = RunFolder(Path(parsed.model)).is_run
-    notes: tuple[str, ...] = ()
-    if is_run:
-        dataset = data_for_run(parsed.model, parsed)
-    else:
-        (subject, notes), dataset = open_model(parsed.model, parsed)
+    model, dataset, name, notes = opened(parsed.model, parsed)
     out = parsed.out or folder_for("evaluate", parsed.model, parsed)
     with progress(f"evaluate {parsed.model}") as report:
         card = _evaluation(parsed, command)(
-            subject,
+            model,
             GivenImages.of(dataset),
-            name=None if is_run else parsed.model,
+            name=name,
             notes=notes,
             out=out,
             device=device,
@@ -240,8 +233,7 @@ def _decide(parsed: DecideOptions, command: str) -> tuple[Path, str]:
     """Attack both models until the comparison is decided; return the file of the decision and the printed text."""
     settings = {**parsed.evaluation}
     attacks = settings.pop("attacks", None)
-    names = [re.sub(r"[^\w.-]+", "-", Path(name).name) for name in parsed.models]
-    out = parsed.out or Path("runs", f"decide-{names[0]}-{names[1]}")
+    out = parsed.out or results_of("decide", *(Path(name).name for name in parsed.models))
     with progress(f"evaluate {' '.join(parsed.models)}") as report:
         (first, second), given = _sides(parsed)
         decision = decide(
@@ -269,7 +261,7 @@ def _sides(parsed: DecideOptions) -> tuple[list[Path | torch.nn.Module], GivenIm
     if not parsed.data.get("name"):
         return [*map(Path, parsed.models)], None
     origin = OfModel(data=parsed.data, normalize=parsed.normalize)
-    models = [Path(name) if RunFolder(Path(name)).is_run else open_model(name, origin)[0][0] for name in parsed.models]
+    models = [Path(name) if RunFolder(Path(name)).is_run else opened(name, origin).model for name in parsed.models]
     return models, GivenImages.of(load(origin.chosen(" and ".join(parsed.models))))
 
 

@@ -17,7 +17,7 @@ import os
 import re
 import shlex
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -33,6 +33,8 @@ from taet.formatting import size
 T = TypeVar("T")
 Given = dict[str, Any]
 """The fields of a configuration that were given as options."""
+Options = dict[str, dict[str, Any]]
+"""The options of every prefix, with those without a prefix under "", each with the type of its value."""
 
 SOURCE_UNREAD = (tyro.conf.HelptextFromCommentsOff,)  # every text is in a docstring, not in a comment
 RunPath = Annotated[Path, bounds.Rule(lambda path: str(path) == printable(str(path)), "a path in UTF-8, on one line")]
@@ -107,46 +109,49 @@ def _described(hint: Any, text: str, default: Any, label: str = "") -> Any:
     return Annotated[hint, tyro.conf.arg(help=text, help_behavior_hint=f"({notes})" if notes else "")]
 
 
-def _given_type(default: Any, alias: str) -> Any:
-    """Return the type of a dictionary of the fields of `default`, none of them required."""
+def _given_types(default: Any) -> dict[str, Any]:
+    """Return the types of the options that change the fields of `default`."""
     kind = type(default)
-    texts = _documentation(kind)
-    fields = {
-        name: _described(hint, texts.get(name, ""), getattr(default, name), getattr(kind, "label", ""))
-        for name, hint in bounds.hints(kind).items()
-    }
-    if alias:
-        fields["name"] = Annotated[fields["name"], tyro.conf.arg(aliases=[alias])]  # noqa: F821, a key
-    given = typing.TypedDict(kind.__name__, fields, total=False)  # type: ignore[misc]
-    given.__doc__ = kind.__doc__
-    return given
+    texts, label = _documentation(kind), getattr(kind, "label", "")
+    types = bounds.hints(kind).items()
+    return {name: _described(hint, texts.get(name, ""), getattr(default, name), label) for name, hint in types}
 
 
-def _expanded(kind: type[T]) -> type[T]:
-    """Return `kind` with types that hold what --help says, and those that `options` stands for."""
+def _expanded(kind: type[T]) -> tuple[type[T], Options]:
+    """Return `kind` with types that hold what --help says, and those that `options` stands for; and all options."""
     made, texts = [], _documentation(kind)
+    found: Options = {"": {}}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        hint = bounds.hints(kind)[field.name]
-        if "default" in field.metadata:
-            given, prefix = _given_type(field.metadata["default"], field.metadata["alias"]), field.metadata["prefix"]
+        hint, about = bounds.hints(kind)[field.name], field.metadata
+        if "default" in about:
+            types, prefix, alias = _given_types(about["default"]), about["prefix"], about["alias"]
+            start = f"--{prefix}." if prefix else "--"
+            found.setdefault(prefix, {}).update({start + _dashed(name): own for name, own in types.items()})
+            if alias:
+                found[""][alias] = types["name"]
+                types["name"] = Annotated[types["name"], tyro.conf.arg(aliases=[alias])]  # noqa: F821, a key
+            given = typing.TypedDict(type(about["default"]).__name__, types, total=False)  # type: ignore[misc]
+            given.__doc__ = type(about["default"]).__doc__
             # Without a prefix, the field's name is only that of the section of --help.
             bare = tyro.conf.arg(name=field.name), tyro.conf.OmitArgPrefixes
             hint = Annotated[given, tyro.conf.arg(name=prefix)] if prefix else Annotated[given, *bare]
         else:
             hint = _described(hint, texts.get(field.name, ""), field.default)
+            named = (getattr(one, "name", None) for one in hint.__metadata__)
+            found[""][f"--{_dashed(next(filter(None, named), field.name))}"] = hint
         made.append((field.name, hint, field))
     expanded = dataclasses.make_dataclass(kind.__name__, made, bases=(kind,), frozen=True)
     expanded.__doc__ = kind.__doc__
-    return expanded
+    return expanded, found
 
 
 def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, examples: Sequence[str]) -> T:
     """Fill the dataclass `kind` from `arguments`; a mistake raises a one-line `UserError`, --help prints and exits."""
     text = wrapped(description) + "\n\nexamples:\n" + "\n".join(f"  {example}" for example in examples)
-    kind = _expanded(kind)
+    expanded, known = _expanded(kind)
 
     def read() -> T:
-        return tyro.cli(kind, args=arguments, prog=prog, description=TEXT, registry=REGISTRY, config=SOURCE_UNREAD)
+        return tyro.cli(expanded, args=arguments, prog=prog, description=TEXT, registry=REGISTRY, config=SOURCE_UNREAD)
 
     if {"-h", "--help"} & set(arguments):
         shown = io.StringIO()
@@ -160,11 +165,12 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, description: str, 
     with _captured() as output, contextlib.suppress(SystemExit):
         parsed = read()
     if parsed is not None:
-        for name, hint in bounds.hints(kind).items():
-            if not typing.is_typeddict(typing.get_args(hint)[0] if typing.get_args(hint) else hint):
-                bounds.check_value(name.replace("_", " "), getattr(parsed, name), hint)
+        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+            if "default" not in field.metadata:
+                value, hint = getattr(parsed, field.name), bounds.hints(kind)[field.name]
+                bounds.check_value(field.name.replace("_", " "), value, hint)
         return parsed
-    raise UserError(f"{_mistake(output.getvalue(), _option_types(kind), arguments, prog)}; see {prog} --help")
+    raise UserError(f"{_mistake(output.getvalue(), known, arguments, prog)}; see {prog} --help")
 
 
 def _without_none(page: str) -> str:
@@ -191,26 +197,7 @@ def _captured() -> Iterator[io.StringIO]:
             os.environ["COLUMNS"] = before
 
 
-def _option_types(kind: type) -> dict[str, dict[str, Any]]:
-    """Return the options of every prefix, with those without a prefix under "", each with the type of its value."""
-    parts: dict[str, dict[str, Any]] = {"": {}}
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        inner, *extras = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
-        named = next((extra.name for extra in extras if getattr(extra, "name", None) is not None), name)
-        named = "" if tyro.conf.OmitArgPrefixes in extras else named
-        if typing.is_typeddict(inner):
-            fields = typing.get_type_hints(inner, include_extras=True)
-            words = {f"--{named}.{field}" if named else f"--{field}": hint for field, hint in fields.items()}
-            for hint in fields.values():
-                aliases = (getattr(extra, "aliases", None) or () for extra in hint.__metadata__)
-                parts[""].update({alias: hint for found in aliases for alias in found})
-        else:
-            words, named = {f"--{named}": hint}, ""
-        parts.setdefault(named, {}).update({word.replace("_", "-"): hint for word, hint in words.items()})
-    return parts
-
-
-def _mistake(box: str, parts: Mapping[str, Mapping[str, Any]], words: Sequence[str], prog: str) -> str:
+def _mistake(box: str, parts: Options, words: Sequence[str], prog: str) -> str:
     """Return tyro's box of text (its typed errors are private) as one line: what, the given and the allowed values."""
     text = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯| \t") for line in box.splitlines()]
     lines = [line for line in text if set(line) - set("─-+ ")]  # first the title of the box, then its message
@@ -240,7 +227,7 @@ def value_of(option: str, words: Sequence[str]) -> str:
     return " ".join(values)
 
 
-def _unknown_option(option: str, parts: Mapping[str, Mapping[str, Any]], prog: str) -> str:
+def _unknown_option(option: str, parts: Options, prog: str) -> str:
     """Refuse an unknown option; one with a known prefix is compared with the options of that prefix."""
     if not option.startswith("-"):
         return f"got '{option}', which no option takes"
@@ -265,7 +252,11 @@ def call_text(words: Sequence[str]) -> str:
 
 def given(parsed: object, *names: str) -> list[str]:
     """Return those of the fields of a call that have a value, as options."""
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(parsed, name)]
+    return [f"--{_dashed(name)}" for name in names if getattr(parsed, name)]
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def without(words: Sequence[str], option: str) -> list[str]:

@@ -8,10 +8,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import tyro
+from torch import nn
 
+from taet import registry
 from taet.cli import flags
 from taet.config import Data
 from taet.data import Dataset, load
@@ -102,8 +104,21 @@ def data_for_run(name: str, origin: OfModel) -> Dataset:
     return load(data)
 
 
-def open_model(name: str, origin: OfModel) -> tuple[foreign.Loaded, Dataset]:
+class Opened(NamedTuple):
+    """A model and the test images that --data names."""
+
+    model: Path | nn.Module
+    """The folder of a run, or a model of any origin."""
+    dataset: Dataset
+    name: str | None = None
+    """Of a model of any origin, as are the notes."""
+    notes: tuple[str, ...] = ()
+
+
+def opened(name: str, origin: OfModel) -> Opened:
     """Load the data, and a model of any origin with as many classes."""
+    if is_folder(name):
+        return Opened(Path(name), data_for_run(name, origin))
     dataset = load(origin.chosen(name))
     loaded = foreign.load(
         name,
@@ -112,14 +127,18 @@ def open_model(name: str, origin: OfModel) -> tuple[foreign.Loaded, Dataset]:
         weights=origin.weights and published.read_weights(origin.weights),
         normalize=origin.normalize,
     )
-    return loaded, dataset
+    return Opened(loaded.model, dataset, name, loaded.notes)
 
 
 def folder_for(command: str, name: str, origin: OfModel) -> Path:
     """Return the default output folder of a command for the model called `name`."""
     parts = [name, *([origin.weights.stem] if origin.weights else [])]
-    parts += [origin.normalize] if origin.normalize != "none" else []
-    return Path("runs", f"{command}-" + re.sub(r"[^\w.-]+", "-", "-".join(parts)))
+    return results_of(command, *parts, *([origin.normalize] if origin.normalize != "none" else []))
+
+
+def results_of(command: str, *words: str) -> Path:
+    """Return the folder runs/COMMAND-WORDS."""
+    return Path("runs", "-".join([command, *(re.sub(r"[^\w.-]+", "-", word) for word in words)]))
 
 
 def here(parsed: flags.T, command: str = "") -> flags.T:
@@ -135,10 +154,12 @@ def here(parsed: flags.T, command: str = "") -> flags.T:
         return parsed
     changes: dict[str, Any] = {field: type(name)(published.local(name))}
     if command and getattr(parsed, "out", None) is None:
-        changes["out"] = Path("runs", f"{command}-" + re.sub(r"[^\w.-]+", "-", str(name)))
+        changes["out"] = results_of(command, str(name))
     return dataclasses.replace(parsed, **changes)  # type: ignore[type-var]
 
 
 def is_folder(name: str) -> bool:
     """Whether `name` refers to a folder rather than a model; a published model is a folder."""
-    return published.is_published(name) or Path(name).is_dir() or (":" not in name and os.sep in name)
+    if published.is_published(name) or RunFolder(Path(name)).is_run or (":" not in name and os.sep in name):
+        return True
+    return Path(name).is_dir() and name not in registry.entries("models")

@@ -6,11 +6,11 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -40,6 +40,7 @@ from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabel
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
 from taet.losses.long_tail import cross_entropy
+from taet.metrics import Ints
 from taet.progress import Meter, Progress
 
 SCHEMA = 1
@@ -70,10 +71,7 @@ class Audit:
     @property
     def sections(self) -> dict[str, list[ChecklistItem]]:
         """The items of each section, in order."""
-        found: dict[str, list[ChecklistItem]] = {}
-        for item in self.items:
-            found.setdefault(item.section, []).append(item)
-        return found
+        return {section: [*items] for section, items in groupby(self.items, key=lambda item: item.section)}
 
     @property
     def summary(self) -> str:
@@ -225,18 +223,11 @@ def _answer(model: nn.Module, x: Tensor) -> tuple[Tensor, bool]:
     with frozen(model), torch.enable_grad(), user_errors(failed):
         output: object = model(leaf)
     logits = check_output(output, leaf)
-    return logits, _reaches(logits, leaf)
-
-
-def _reaches(logits: Tensor, x: Tensor) -> bool:
-    """Whether the logits of images x have a gradient."""
-    if not logits.requires_grad:
-        return False
     try:
-        torch.autograd.grad(logits.sum(), x, allow_unused=True)
-    except RuntimeError:  # for example x // s, which has no derivative
-        return False
-    return True
+        torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+    except RuntimeError:  # for example of x // s, which has no derivative, or after a detach
+        return logits, False
+    return logits, True
 
 
 def audit_sample(subject: Subject, changed: Mapping[str, Any], count: int) -> Subject:
@@ -271,26 +262,21 @@ def _facts(card: ResultCard, runner: Runner, reaches: bool, width: int) -> Audit
     if not random and not several:
         return facts
     measured: dict[str, Any] = {"draws": DRAWS, "judged": JUDGED} if random else {}
-    units = runner.store("audit", [eps, runner.seed, random, several])
     batches = runner.batches()
-
-    def measure_batch(number: int) -> Unit:
-        found = _contrasts(runner, eps, batches[number], random, several)
-        return {name: np.asarray(value) for name, value in found.items()}
-
-    done = run_units(len(batches), measure_batch, state=units, key=str, valid=_is_counts)
-    for unit in done:
-        for name, value in unit.items():
-            measured[name] = measured.get(name, 0) + int(value.item())
+    done = run_units(
+        len(batches),
+        lambda number: _contrasts(runner, eps, batches[number], random, several),
+        state=runner.store("audit", [eps, runner.seed, random, several]),
+        key=str,
+        valid=lambda number, unit: all(mask.shape == batches[number].shape for mask in unit.values()),
+    )
+    for name in done[0]:
+        measured[name] = sum(int(unit[name].sum()) for unit in done)
     return replace(facts, **measured)
 
 
-def _is_counts(_: int, unit: Unit) -> bool:
-    return all(one.shape == () for one in unit.values())
-
-
-def _contrasts(runner: Runner, eps: float, rows: NDArray[np.int64], random: bool, several: bool) -> dict[str, int]:
-    """Return how many images of a batch are correct under each of two attacks, and under the second only."""
+def _contrasts(runner: Runner, eps: float, rows: Ints, random: bool, several: bool) -> Unit:
+    """Return which images of a batch are correct under each of two attacks, and under the second only."""
     x, y = runner.batch(rows)
     noise = Draws(runner.seed, "audit", rows).start(x, eps)
     model = runner.model.model
@@ -317,4 +303,4 @@ def _contrasts(runner: Runner, eps: float, rows: NDArray[np.int64], random: bool
             found["raw_correct"] = survives(model.model, cross_entropy, model)
             found["merged_correct"] = survives(model, margin, model)
             found["only_merged_correct"] = found["merged_correct"] & ~found["raw_correct"]
-    return {name: int(mask.sum()) for name, mask in found.items()}
+    return {name: mask.cpu().numpy() for name, mask in found.items()}

@@ -314,14 +314,10 @@ def _percent(value: float, interval: Interval) -> str:
 
 
 def _remark(column: Column, summary: Summary) -> str:
-    """Return remarks on the precision of the search and on the distances of an unbounded attack."""
-    searched = [f"searched in {column.parameters['precision']}"] if "precision" in column.parameters else []
-    return "; ".join([*searched, *filter(None, [_reach(column, summary)])])
-
-
-def _reach(column: Column, summary: Summary) -> str:
-    """Return the median distance of an unbounded attack in words; its accuracy, nearly 0, is not informative."""
-    if column.norm is None or column.bounded:
-        return ""
-    known = not math.isnan(summary.median_distance)
-    return f"no bound; median {column.norm} distance {summary.median_distance:.3g}" if known else "no bound"
+    """Return remarks on the precision of the search and on an unbounded attack, whose accuracy says little."""
+    said = [f"searched in {column.parameters['precision']}"] if "precision" in column.parameters else []
+    if column.norm is not None and not column.bounded:
+        said.append("no bound")
+        if not math.isnan(summary.median_distance):
+            said.append(f"median {column.norm} distance {summary.median_distance:.3g}")
+    return "; ".join(said)

@@ -67,9 +67,9 @@ def put(path: Path, card: ResultCard) -> None:
     An older card is copied before the new one replaces it, so that no failure can lose a card.
     """
     if path.exists():
-        before = ResultCard.load(path)
-        if not _holds(card, before):
-            _copy(path, before)
+        before, content = ResultCard.load(path), read_bytes(path, links=False)
+        if not _holds(card, before) and all(read_bytes(place, links=False) != content for place in _beside(path)):
+            write_atomically(_unused(path, before), content)
     card.save(path)
     for place in _beside(path):
         with contextlib.suppress(UserError, OSError):  # one that cannot be read or removed is in the way of nothing
@@ -81,15 +81,8 @@ def _beside(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.stem}-[0-9]*.json"), reverse=True)
 
 
-def _copy(path: Path, card: ResultCard) -> None:
-    """Copy the card at `path` to a name with its time, unless such a copy exists."""
-    content = read_bytes(path, links=False)
-    if all(read_bytes(place, links=False) != content for place in _beside(path)):
-        write_atomically(_place(path, card), content)
-
-
-def _place(path: Path, card: ResultCard) -> Path:
-    """Return an unused name."""
+def _unused(path: Path, card: ResultCard) -> Path:
+    """Return an unused name with the time of a card."""
     stamp = re.sub("[^0-9]", "", card.created) or "0"
     place = path.with_name(f"{path.stem}-{stamp}.json")
     while place.exists():

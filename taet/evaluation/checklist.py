@@ -12,7 +12,6 @@ from typing import Literal
 
 from taet.evaluation.card import ResultCard
 from taet.evaluation.check import RANDOMISED, Finding
-from taet.evaluation.column import Column
 from taet.evaluation.contrasts import accuracy, asked
 from taet.evaluation.curves import WHOLE, curves
 from taet.evaluation.diagnostics import audit_flags
@@ -54,7 +53,7 @@ class Evidence:
 
     def shares(self, names: Sequence[str]) -> str:
         """Return the accuracies under the attacks with these names that were run, as text."""
-        found = [column for column in asked(self.card) if any(_is(column, name) for name in names)]
+        found = [column for column in asked(self.card) if {column.name, column.attack.base} & {*names}]
         return ", ".join(f"{column.name} {percent(accuracy(column))} %" for column in found)
 
 
@@ -90,10 +89,6 @@ def _checked(found: Finding) -> ChecklistItem:
     status: Status = "not applicable" if found.text == RANDOMISED else "pass" if found.ok else "fail"
     text = found.text.removeprefix(f"{status}: ")
     return ChecklistItem(MODEL, found.subject, status, text)
-
-
-def _is(column: Column, name: str) -> bool:
-    return column.name == name or column.name.startswith(f"{name}:")
 
 
 def _threat(found: Evidence) -> str:

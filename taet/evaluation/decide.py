@@ -141,12 +141,12 @@ def _listed(side: Side) -> list[AnyModel]:
 
 def _names(sides: tuple[list[AnyModel], list[AnyModel]]) -> tuple[str, str]:
     """Name both sides after their first model."""
-    one, other = (side[0] for side in sides)
-    names = [type(model).__name__ if isinstance(model, nn.Module) else Path(model).name for model in (one, other)]
-    if names[0] == names[1]:
-        names = [f"{name} (first)" if isinstance(one, nn.Module) else str(one) for name in names[:1]]
-        names += [f"{type(other).__name__} (second)" if isinstance(other, nn.Module) else str(other)]
-    return names[0], names[1]
+    names, in_full = [], []
+    for side, place in zip(sides, ("first", "second"), strict=True):
+        name = type(side[0]).__name__ if isinstance(side[0], nn.Module) else Path(side[0]).name
+        names.append(name)
+        in_full.append(f"{name} ({place})" if isinstance(side[0], nn.Module) else str(side[0]))
+    return (names[0], names[1]) if names[0] != names[1] else (in_full[0], in_full[1])
 
 
 def _check_same(path: Path, before: DecisionCard, players: Sequence[Player]) -> None:

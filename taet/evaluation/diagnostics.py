@@ -543,9 +543,7 @@ def _small_probe(card: ResultCard) -> str | None:
 PROBE: tuple[Diagnostic[ResultCard], ...] = (
     Diagnostic("not-probed", _not_probed, "evaluate again without --no-probe"),
     Diagnostic(
-        "probe-small",
-        _small_probe,
-        f"run longer attacks, such as autoattack, in batches of {FEW_PROBED} or more",
+        "probe-small", _small_probe, f"run longer attacks, such as autoattack, in batches of {FEW_PROBED} or more"
     ),
 )
 

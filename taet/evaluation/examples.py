@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -95,7 +96,9 @@ def save_examples(
     Those of a stronger attack, which the card `before` was written with and this one still holds, are kept. Returns the
     SHA-256 of the file that belongs to the card; None if there is none.
     """
-    held = _held(path, before)
+    held = None
+    with contextlib.suppress(UserError):  # damaged ones are written anew
+        held = None if before is None else read_examples(path, before)
     columns = {column.name: column for column in card.columns}
     steps = columns[held.attack].attack.ascent_steps if held is not None and held.attack in columns else 0
     chains = [attack for attack in attacks if attack.name in columns and attack.norm == "linf"]
@@ -124,14 +127,6 @@ def save_examples(
         write_atomically(earlier(path), read_bytes(path, most=MOST_BYTES, links=False))
     write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
-
-
-def _held(path: Path, card: ResultCard | None) -> Examples | None:
-    """Return the images that are there, if they are those of a card; damaged ones are written anew."""
-    try:
-        return None if card is None else read_examples(path, card)
-    except UserError:
-        return None
 
 
 def _example_rows(labels: Ints, clean: Column, attacked: Column, num_classes: int) -> Ints:

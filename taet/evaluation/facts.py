@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from taet.bounds import Count, ImageCount, NonNegative, check_fields
-from taet.errors import UserError
-from taet.shapes import StoredCount
+from taet.bounds import Count, ImageCount, NonNegative
+from taet.shapes import StoredCount, check_shape
 
 UnitDistance = Annotated[float, Ge(0), Le(2.001)]
 """A distance between two vectors of unit length, rounded."""
@@ -83,12 +82,8 @@ def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:
     if not probe:
         return None
     values = {**probe, "batch_size": batch_size}
-    for field in fields(ModelFacts):
-        if field.default is MISSING and field.name not in values:
-            raise UserError(f"probe: the field '{field.name}' is missing")
-    facts = ModelFacts(**{field.name: values[field.name] for field in fields(ModelFacts) if field.name in values})
-    check_fields(facts, "probe")
-    return facts
+    check_shape("probe", values, ModelFacts)
+    return ModelFacts(**{field.name: values[field.name] for field in fields(ModelFacts) if field.name in values})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from taet.progress import Meter, Progress
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import version
 
-UNIT = {"rows", "predictions", "scores", "distances", *WORK}
+UNIT = {"predictions", "scores", "distances", *WORK}
 TRIED, QUICK = 32, 1.0  # images that are timed; a whole batch is timed as well if that takes fewer seconds
 USUAL = 0.55
 """Usual share of its largest number of passes that a suite takes, as it attacks only images that are still correct: on
@@ -48,11 +48,7 @@ FINGERPRINT = 4  # number of images whose outputs distinguish two models
 
 
 def attack_split(
-    runner: Runner,
-    attacks: Sequence[AttackSpec],
-    *,
-    known: Sequence[Column] = (),
-    progress: Progress | None = None,
+    runner: Runner, attacks: Sequence[AttackSpec], *, known: Sequence[Column] = (), progress: Progress | None = None
 ) -> tuple[Column, ...]:
     """Run every attack on all images, in float32, and return one column each, in the order of `attacks`.
 
@@ -315,7 +311,7 @@ class Runner:
             return _Result(rows, dict.fromkeys(parts, np.ones(0, dtype=bool)), dict.fromkeys(WORK, 0))
         labels = self.labels[rows]
         if not isinstance(attack, Suite):
-            done = self._batches(attack, rows, units, progress)
+            done = self.in_batches(attack, rows, partial(self._measure, attack), UNIT, units, progress)
             predictions, scores, distances = (
                 np.concatenate([unit[name] for unit in done]) for name in ("predictions", "scores", "distances")
             )
@@ -339,26 +335,36 @@ class Runner:
             parameters=outcome.facts,
         )
 
-    def _batches(self, attack: AttackSpec, rows: Ints, units: BatchStore | None, progress: Progress) -> list[Unit]:
-        batches, passes = self.batches(rows), attack.passes(self.num_classes)
+    def in_batches(
+        self,
+        attack: AttackSpec,
+        rows: Ints,
+        measure: Callable[[Ints], Unit],
+        needed: Collection[str],
+        units: BatchStore | None,
+        progress: Progress,
+        later: int = 0,
+    ) -> list[Unit]:
+        """Return "rows", and what `measure` returns, of every batch of the images `rows` under an attack.
+
+        Finished batches are saved in `units`; one without an array of the names `needed` is measured again. For the
+        progress, `later` is the number of passes of an image after the attack.
+        """
+        batches, passes = self.batches(rows), attack.passes(self.num_classes) + later
 
         def report(number: int, inside: float = 0) -> None:
-            progress(number * self.batch_size * passes + inside, len(rows) * passes, attack.name)
+            progress(min(number * self.batch_size, len(rows)) * passes + inside, len(rows) * passes, attack.name)
 
-        def measure(number: int) -> Unit:
+        def compute(number: int) -> Unit:
             expected = len(batches[number]) * passes
             with user_errors(_failed(attack)), self.model.ticking(expected, lambda inside: report(number, inside)):
-                return self._measure(attack, batches[number])
+                return {"rows": batches[number], **measure(batches[number])}
 
-        done = run_units(
-            len(batches),
-            measure,
-            state=units,
-            key=str,
-            valid=lambda number, unit: unit.keys() >= UNIT and np.array_equal(unit["rows"], batches[number]),
-            begin=report,
-        )
-        progress(len(rows) * passes, len(rows) * passes, attack.name)
+        def is_complete(number: int, unit: Unit) -> bool:
+            return unit.keys() >= {"rows", *needed} and np.array_equal(unit["rows"], batches[number])
+
+        done = run_units(len(batches), compute, state=units, key=str, valid=is_complete, begin=report)
+        report(len(batches))
         return done
 
     def _measure(self, attack: AttackSpec, rows: Ints) -> Unit:
@@ -369,7 +375,6 @@ class Runner:
         predictions = logits.max(1).indices.cpu().numpy()
         moved = distance(x_adv, x, attack.norm or "linf").cpu().numpy()
         return {
-            "rows": rows,
             "predictions": predictions,
             "scores": logits.softmax(1).cpu().numpy(),
             "distances": np.where(predictions != self.labels[rows], moved, np.nan).astype(np.float32),

@@ -16,8 +16,8 @@ import torch
 
 from taet import metrics
 from taet.attacks.spec import AttackSpec
-from taet.attacks.units import Unit, run_units
-from taet.config import Evaluation
+from taet.attacks.units import Unit
+from taet.config import Evaluation, Run
 from taet.data.dataset import Split, images_sha256
 from taet.distributed import first, joined, rank
 from taet.errors import UserError
@@ -31,6 +31,7 @@ from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, among, make_runner
 from taet.files import file_sha256
 from taet.formatting import aligned
+from taet.metrics import Ints
 from taet.progress import Meter, Progress
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
@@ -104,7 +105,7 @@ def transfer(
     Source: Papernot, McDaniel, Goodfellow, "Transferability in machine learning: from phenomena to black-box attacks
     using adversarial samples", arXiv:1605.07277.
     """
-    folders = _by_name([Path(run) for run in runs])
+    folders = _by_name([RunFolder(Path(run)) for run in runs])
     chosen = _agreed([*folders.values()], attack, eps)
     where = resolve_device(device)
     with joined(where.type), ExitStack() as owned:
@@ -112,7 +113,7 @@ def transfer(
         for number, (name, folder) in enumerate(folders.items()):
             meter.begin(alike=2 * len(folders) - number - 1)  # one evaluation and one transfer of every run
             cards[name] = evaluate(
-                folder,
+                folder.path,
                 attacks=[attack],
                 eps=eps,
                 batch_size=batch_size,
@@ -127,35 +128,30 @@ def transfer(
         for number, (source, targets) in enumerate(missing.items()):
             meter.begin(alike=len(missing) - number - 1)
             columns = transfer_columns(
-                runners[source],
-                [runners[target] for target in targets],
-                chosen,
-                name=source,
-                progress=meter,
+                runners[source], [runners[target] for target in targets], chosen, name=source, progress=meter
             )
             for target, column in zip(targets, columns, strict=True):
                 cards[target] = _added(cards[target], column)
         if rank() == 0:
             for name, folder in folders.items():
                 if any(name in targets for targets in missing.values()):
-                    path = RunFolder(folder).card()
-                    card_store.put(path, _with_images(cards[name], RunFolder(folder).examples(path)))
+                    card, path = cards[name], folder.card()
+                    if not card.sealed and folder.examples(path).exists():  # an older version did not name the images
+                        card = replace(card, examples_sha256=file_sha256(folder.examples(path)))
+                    card_store.put(path, card)
             for runner in runners.values():
                 runner.clear()
     return matrix(cards, attack)
 
 
-def _with_images(card: ResultCard, examples: Path) -> ResultCard:
-    """Return a card that names its example images, as one of an older version does not."""
-    return card if card.sealed or not examples.exists() else replace(card, examples_sha256=file_sha256(examples))
-
-
-def _own(folders: Mapping[str, Path], cards: Mapping[str, ResultCard], owned: ExitStack) -> None:
+def _own(folders: Mapping[str, RunFolder], cards: Mapping[str, ResultCard], owned: ExitStack) -> None:
     """Own all folders until their cards are written, which must be those that the evaluations left."""
     for name, folder in folders.items():
-        owned.enter_context(RunFolder(folder).own())
-        if ResultCard.load(folder).to_json() != cards[name].to_json():
-            raise UserError(f"transfer: {folder} was evaluated by another process meanwhile; run the transfer again")
+        owned.enter_context(folder.own())
+        if ResultCard.load(folder.path).to_json() != cards[name].to_json():
+            raise UserError(
+                f"transfer: {folder.path} was evaluated by another process meanwhile; run the transfer again"
+            )
 
 
 def transfer_columns(
@@ -186,18 +182,10 @@ def transfer_columns(
         return ()
     made = attack.on(name, weights_digest(source.model.model))
     keys = [target.identity for target in targets]
-    batches, making = source.batches(), attack.passes(source.num_classes)
 
-    def report(number: int, inside: float = 0) -> None:
-        if progress is not None:
-            count, passes = len(source.labels), making + len(targets)
-            progress(min(number * source.batch_size, count) * passes + inside, count * passes, made.name)
-
-    def measure(number: int) -> Unit:
-        rows = batches[number]
-        with source.model.ticking(len(rows) * making, lambda inside: report(number, inside)):
-            _, x_adv = source.perturb(attack, rows)
-        unit = {"rows": rows}
+    def measure(rows: Ints) -> Unit:
+        _, x_adv = source.perturb(attack, rows)
+        unit = {}
         for key, target in zip(keys, targets, strict=True):
             began = time.perf_counter()
             unit[key] = target.answers(made, x_adv.to(target.device), rows).max(1).indices.cpu().numpy()
@@ -207,16 +195,9 @@ def transfer_columns(
     with ExitStack() as stack:
         for held in (source, *targets):
             stack.enter_context(held.still())
-        units = run_units(
-            len(batches),
-            measure,
-            state=source.units(made),
-            key=str,
-            # A stored batch has no images: if a target is missing in it, as after adding a run, it is made again.
-            valid=lambda number, unit: {*keys} <= unit.keys() and np.array_equal(unit["rows"], batches[number]),
-            begin=report,
-        )
-    report(len(batches))
+        every, meter = np.arange(len(source.labels)), Meter(progress)
+        # A stored batch has no images: if a target is missing in it, as after adding a run, it is made again.
+        units = source.in_batches(made, every, measure, keys, source.units(made), meter, later=len(targets))
     return tuple(
         Column.of(
             made,
@@ -270,39 +251,40 @@ def _shares(card: ResultCard, column: Column | None) -> tuple[float, float]:
     return metrics.balanced_accuracy(*counts), metrics.accuracy(*counts)
 
 
-def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
+def _by_name(folders: Sequence[RunFolder]) -> dict[str, RunFolder]:
     """Return the folders by name; fewer than two, or two of one name, are a `UserError`."""
     if len(folders) < 2:
         raise UserError(f"transfer: got {len(folders)} run; allowed: two or more")
-    named: dict[str, Path] = {}
+    named: dict[str, RunFolder] = {}
     for folder in folders:
-        first = named.setdefault(folder.resolve().name, folder)
-        if first is not folder:
-            raise UserError(f"transfer: got {first} and {folder}, of one name; allowed: folders whose names differ")
+        other = named.setdefault(folder.path.resolve().name, folder)
+        if other is not folder:
+            got = f"{other.path} and {folder.path}"
+            raise UserError(f"transfer: got {got}, of one name; allowed: folders whose names differ")
     return named
 
 
-def _agreed(folders: Sequence[Path], name: str, eps: float | None) -> AttackSpec:
+def _agreed(folders: Sequence[RunFolder], name: str, eps: float | None) -> AttackSpec:
     """Return the attack, which must mean the same to all runs, on the same test images."""
     if len(expand([name], Evaluation()).attacks) > 1:
         raise UserError(f"transfer: got {name}, all columns of a protocol; allowed: {ALLOWED}")
-    records = [RunFolder(folder).record for folder in folders]
-    runs = [record.run for record in records]
-    sizes = [run.evaluation.eps if eps is None else eps for run in runs]
-    attacks = [
-        parse_attack(name, replace(run.evaluation, eps=size), run.threat.eps)
-        for run, size in zip(runs, sizes, strict=True)
-    ]
-    _check(attacks[0])
-    for folder, record, attack in zip(folders, records, attacks, strict=True):
-        if record.data.test.sha256 != records[0].data.test.sha256:
-            raise UserError(f"transfer: {folder} has other test images than {folders[0]}; allowed: the same ones")
-        for key, (here, there) in attack.identity.differences(attacks[0].identity, seeds=True).items():
+
+    def of(run: Run) -> AttackSpec:
+        settings = run.evaluation if eps is None else replace(run.evaluation, eps=eps)
+        return parse_attack(name, settings, run.threat.eps)
+
+    first_place, record = folders[0].path, folders[0].record
+    chosen = of(record.run)
+    _check(chosen)
+    for folder in folders[1:]:
+        if folder.record.data.test.sha256 != record.data.test.sha256:
+            raise UserError(f"transfer: {folder.path} has other test images than {first_place}; allowed: the same ones")
+        for key, (here, there) in of(folder.record.run).identity.differences(chosen.identity, seeds=True).items():
             raise UserError(
-                f"transfer: {name} has {key} {here} in {folder} and {there} in {folders[0]}; "
+                f"transfer: {name} has {key} {here} in {folder.path} and {there} in {first_place}; "
                 "allowed: the same, e.g. by --eps 8/255 or an option of the attack"
             )
-    return attacks[0]
+    return chosen
 
 
 def _check(attack: AttackSpec) -> None:
@@ -316,18 +298,16 @@ def _missing(cards: Mapping[str, ResultCard], source: str, attack: AttackSpec) -
     return [name for name, card in cards.items() if name != source and among(card.columns, made) is None]
 
 
-def _runners(folders: Mapping[str, Path], batch_size: int | None, device: torch.device) -> dict[str, Runner]:
+def _runners(folders: Mapping[str, RunFolder], batch_size: int | None, device: torch.device) -> dict[str, Runner]:
     """Load the models of runs that have the same test images, which are kept once."""
     runners: dict[str, Runner] = {}
     test: Split | None = None
     for name, folder in folders.items():
-        run, model, dataset, _ = load_run(folder)
+        run, model, dataset, _ = load_run(folder.path)
         test = dataset.test if test is None else test
-        size = run.evaluation.batch_size if batch_size is None else batch_size
-        seed, state = run.evaluation.seed, RunFolder(folder).state(STATE)
-        runners[name] = make_runner(
-            model.to(device), test.images, test.labels, batch_size=size, seed=seed, state_dir=state
-        )
+        size, seed = run.evaluation.batch_size if batch_size is None else batch_size, run.evaluation.seed
+        test_set, state = (test.images, test.labels), folder.state(STATE)
+        runners[name] = make_runner(model.to(device), *test_set, batch_size=size, seed=seed, state_dir=state)
     return runners
 
 

@@ -32,14 +32,13 @@ def verify(path: Path) -> list[FileFinding]:
     folder = RunFolder(path)
     if not path.is_dir():
         return [FileFinding(".", problem=f"no such folder: '{path}'")]
-    return [_tried(name, read) for name, read in _readers(folder)]
-
-
-def _tried(name: str, read: Callable[[], str]) -> FileFinding:
-    try:
-        return FileFinding(name, unverified=read())
-    except UserError as error:
-        return FileFinding(name, problem=" ".join(str(error).split()))
+    found = []
+    for name, read in _readers(folder):
+        try:
+            found.append(FileFinding(name, unverified=read()))
+        except UserError as error:
+            found.append(FileFinding(name, problem=" ".join(str(error).split())))
+    return found
 
 
 def _readers(folder: RunFolder) -> Iterator[tuple[str, Callable[[], str]]]:

@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def toml_table(content: bytes) -> dict[str, Any]:
 
 def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification:
     """Return the specification in a TOML table; `title` is the default title."""
-    _check_keys("key", values, KEYS)
+    check_keys("key", values, KEYS)
     found = {key: _list(values, key) for key in LISTS}
     protocol = _value(values, "protocol", str, Run.protocol)
     if protocol not in protocols.PROTOCOLS:
@@ -143,7 +143,10 @@ def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification
         Data(imbalance_ratio=ratio)
     for seed in found["seeds"]:
         check_value("seeds", seed, LongSeed)
-    entries, variants = [_entry(value) for value in found["methods"]], [_variant(value) for value in found["variants"]]
+    entries, variants = (
+        [entry_of(value) for value in found["methods"]],
+        [_variant(value) for value in found["variants"]],
+    )
     names = {"methods": [entry.name for entry in entries], "variants": [variant.name for variant in variants]}
     for key, items in (found | names).items():
         for item, count in Counter(items).items():
@@ -164,11 +167,12 @@ def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification
     )
 
 
-def _entry(value: Any) -> Entry:
+def entry_of(value: Any) -> Entry:
+    """Return a method of the comparison: its name alone, or a table with its name, method and settings."""
     if isinstance(value, str):
         registry.find("methods", value)
         return Entry(value, value)
-    _check_keys("key of an entry of methods", value, METHOD_KEYS)
+    check_keys("key of an entry of methods", value, METHOD_KEYS)
     name = _name("methods", value)
     method = _value(value, "method", str, name)
     registry.find("methods", method)
@@ -179,7 +183,7 @@ def _entry(value: Any) -> Entry:
 
 
 def _variant(value: Any) -> Variant:
-    _check_keys("key of an entry of variants", value, VARIANT_KEYS)
+    check_keys("key of an entry of variants", value, VARIANT_KEYS)
     name = _name("variants", value)
     settings = _settings(f"variants: {name}", _value(value, "settings", dict, {}))
     if not settings:
@@ -187,7 +191,8 @@ def _variant(value: Any) -> Variant:
     return Variant(name, settings)
 
 
-def _check_keys(what: str, values: Mapping[str, Any], allowed: Sequence[str]) -> None:
+def check_keys(what: str, values: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise a `UserError` for a key that is not allowed."""
     for key in values:
         if key not in allowed:
             raise unknown(what, key, allowed)

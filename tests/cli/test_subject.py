@@ -29,3 +29,14 @@ def test_other_images_fit_as_those_of_the_run_did(
     data: Any = subject.data_for_run("run", subject.OfModel(data={"name": "folder:images", **given}))
     assert (data.size, data.fit) == expected
     assert Path(data.name).name == "folder:images"
+
+
+def test_a_model_keeps_its_name_where_a_folder_has_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("resnet8", "mine"):
+        Path(name).mkdir()
+    assert [subject.is_folder(name) for name in ("resnet8", "mine", ".", "runs/x", "nets:build")] == [
+        False, True, True, True, False,
+    ]  # fmt: skip
+    Path("resnet8", "run.json").touch()
+    assert subject.is_folder("resnet8")
