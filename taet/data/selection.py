@@ -117,7 +117,7 @@ def _class_counts(train: Labelled, test: Labelled, data: Data) -> tuple[list[int
     )
 
 
-def _divided(
+def divided(
     labels: Labelled, counts: list[int], held_out: list[int], seed: int
 ) -> tuple[Positions | None, Positions | None]:
     """Return the positions of the kept and of the held-out images, among `counts` images of each class.
@@ -161,7 +161,7 @@ def select(source: Mapping[str, Labelled], data: Data) -> tuple[dict[str, Choice
         notes.append(
             f"{data.validation:.3g} of each training class, {rounded}, at least 1 of 2, is held out for validation"
         )
-    kept, held = _divided(train, train_counts, held_out, data.seed)
+    kept, held = divided(train, train_counts, held_out, data.seed)
     if data.train_share < 1:
         kept = _part_of(train.labels, np.arange(len(train)) if kept is None else kept, data)
         notes.append(f"{data.train_share:.3g} of each training class is used, at least 1 image")
@@ -173,7 +173,7 @@ def select(source: Mapping[str, Labelled], data: Data) -> tuple[dict[str, Choice
     if "validation" in source:
         chosen["validation"] = Choice("validation", None)
     if data.test != VALIDATION:
-        chosen["test"] = Choice("test", _divided(test, test_counts, none, data.seed)[0])
+        chosen["test"] = Choice("test", divided(test, test_counts, none, data.seed)[0])
         return chosen, notes
     if "validation" not in chosen:
         raise UserError("test set: got validation, but no validation images; allowed: with --data.validation, e.g. 0.2")
