@@ -98,15 +98,11 @@ def parse_json(content: bytes, where: str) -> Any:
         )
         if "\\u" in text:  # an escape may stand for half a character
             json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not JSON (byte {error.start} is not UTF-8); was the file changed?") from None
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: not JSON (a lone surrogate is not a character)") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: truncated or not JSON (line {error.lineno}: {error.msg})") from None
     except RecursionError:
         raise UserError(f"{where}: not JSON that taet writes (lists are nested too deeply)") from None
-    except ValueError as error:
+    except ValueError as error:  # also for bytes that are not UTF-8, and for half a character
         raise UserError(f"{where}: not JSON that taet writes ({error})") from None
     return value
 

@@ -119,25 +119,14 @@ def _check_scalar(what: str, value: object, kind: Any) -> None:
         raise UserError(f"{what}: got {kind_text(value)}; allowed: {allowed_text(kind)}")
     if isinstance(value, int) and not -WIDEST <= value < WIDEST:
         raise UserError(f"{what}: got a whole number of {value.bit_length()} bits; allowed: up to 64")
-    if isinstance(value, str):
-        _check_text(what, value)
     check_value(what, value, kind)
-
-
-def _check_text(what: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{what}: got a text with lone surrogates; allowed: Unicode") from None
 
 
 def _mapping(what: str, value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise UserError(f"{what}: got {kind_text(value)}; allowed: an object".removeprefix(": "))
     for key in value:
-        if not isinstance(key, str):
-            raise UserError(f"{what}: got a name that is {kind_text(key)}; allowed: texts".removeprefix(": "))
-        _check_text(f"{what}: a name".removeprefix(": "), key)
+        check_value(f"{what}: a name".removeprefix(": "), key, str)
     return value
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.deployment.abstention import Thresholds
+from taet.formatting import plural
 
 DIGITS = 6  # of a probability in rows; `probabilities` has full precision
 NO_CLASS = -1
@@ -104,7 +105,7 @@ class Predictions:
         counts = np.bincount(self.labels[self.labels != NO_CLASS], minlength=len(self.class_names))
         found = [f"{self.class_names[label]} {counts[label]}" for label in np.argsort(-counts, kind="stable")]
         named = ", ".join(found[: np.count_nonzero(counts)]) or "no class"
-        parts = [f"{len(self)} image{'s' if len(self) > 1 else ''}: {named}"]
+        parts = [f"{plural(len(self), 'image')}: {named}"]
         if self.survives is not None:
             parts.append(f"{int(self.survives.sum())} of {len(self) - self.unread} survive {self.attack}")
         if self.answered is not None:

@@ -95,11 +95,3 @@ def with_extra(record: RunRecord, extra: Extra, resolved: Resolved) -> RunRecord
     )
     deviations = (*record.deviations, found.sentence)
     return replace(record, data=replace(record.data, extra=found), deviations=deviations)
-
-
-def check_extra(folder: Path, record: RunRecord, extra: Extra | None) -> None:
-    """Refuse to continue a run with extra images other than those that it was started with."""
-    recorded = None if record.data.extra is None else record.data.extra.sha256
-    found = None if extra is None else extra.split.sha256
-    if recorded != found:
-        raise UserError(f"the extra images are not those that {folder} was started with; nothing was changed")

@@ -30,9 +30,14 @@ def build_model(
     resolved: Resolved, dataset: Dataset, given: nn.Module | None, device: torch.device, weights: str | None
 ) -> Classifier | Adapter:
     """Return the network on `device`: the run's own, with a file of `weights`, or the `given` one."""
-    run = resolved.run
+    run, chosen, shape = resolved.run, resolved.run.model, (dataset.num_classes, dataset.image_shape)
     if given is None:
-        model = _named(resolved, dataset, weights)
+        own = None if weights is None else read_weights(Path(weights))
+        head = resolved.method.task.head
+        model = models.build(chosen.name, *shape, seed=run.seed, head=head, stem=chosen.stem, weights=own)
+        # A custom callable handles the normalisation of images in [0, 1] itself.
+        if isinstance(model, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
+            model.normalize_by(*dataset.train.channel_statistics())
     else:
         with frozen(given.to(device)):
             models.check_logits(given, torch.zeros(2, *dataset.image_shape, device=device), dataset.num_classes)
@@ -40,23 +45,6 @@ def build_model(
     check_needs(model, resolved)
     model.to(device)
     return model.to(memory_format=torch.channels_last) if run.training.channels_last else model
-
-
-def _named(resolved: Resolved, dataset: Dataset, weights: str | None) -> Classifier | Adapter:
-    chosen, head = resolved.run.model, resolved.method.task.head
-    built = models.build(
-        chosen.name,
-        dataset.num_classes,
-        dataset.image_shape,
-        seed=resolved.run.seed,
-        head=head,
-        stem=chosen.stem,
-        weights=None if weights is None else read_weights(Path(weights)),
-    )
-    # A custom callable handles the normalisation of images in [0, 1] itself.
-    if isinstance(built, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
-        built.normalize_by(*dataset.train.channel_statistics())
-    return built
 
 
 def attack_view(model: nn.Module, run: Run, image_shape: tuple[int, int, int]) -> View | None:

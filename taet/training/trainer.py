@@ -121,7 +121,7 @@ class Trainer:
         self.run = self.resolved.run
         self.run_hash = run_hash(self.run)
         smallest = min(end - begin for begin, end in self.loader.bounds)
-        check_processes(self.run, self.device, smallest, self.model, self.method, self._split_hashes().values())
+        check_processes(self.run, self.device, smallest, self.model, self.method, self.hashes().values())
         copy_first(self.model.state_dict().values())  # processes may have different initial weights
         self.optimizer = build_optimizer(self.model, training)
         self.view = attack_view(self.model, self.run, self.dataset.image_shape)
@@ -156,7 +156,7 @@ class Trainer:
     def parts(self) -> dict[str, Part]:
         """The entries of a checkpoint."""
         return {
-            "splits": Part(self._split_hashes, self._check_splits),
+            "splits": Part(self.hashes, self._check_splits),
             "model": Part(self.model.state_dict, self._load_model),
             "method": checkpoint_parts.of(self.method),
             "method_optimizers": checkpoint_parts.each(self.method.optimizers),
@@ -198,12 +198,13 @@ class Trainer:
                 part.load(values[name])
         first(lambda: self.folder.cut_metrics(MetricsMark(self.metrics_bytes, self.metrics_sha256)))
 
-    def _split_hashes(self) -> dict[str, str]:
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of the images of every split, and of the extra images."""
         extra = {} if self.extra is None else {"extra": self.extra.split}
         return {name: split.sha256 for name, split in (*self.dataset.splits.items(), *extra.items())}
 
     def _check_splits(self, recorded: dict[str, str]) -> None:
-        if recorded != self._split_hashes():
+        if recorded != self.hashes():
             raise UserError("it was written on other images; nothing was changed")
 
     def _load_model(self, values: dict[str, Tensor]) -> None:
