@@ -136,11 +136,8 @@ def run(arguments: list[str]) -> None:
                 chosen, _ = request.planned()
             print(run_file.text(chosen))
             return
-        if options.resume is None:
-            device = request.run().training.device
-        else:
-            device = RunFolder(options.resume).record.run.training.device
-    with together(device):
+        asked = request.run() if options.resume is None else RunFolder(options.resume).record.run
+    with together(asked.training.device):
         if options.resume is None:
             finished = _train(request, arguments)
         else:
@@ -153,8 +150,7 @@ def run(arguments: list[str]) -> None:
             print(finished)
         if options.evaluate or (is_own(finished.run.data.name) and not options.no_evaluate):
             go_on = ["train", "--resume", str(finished.folder), *models.consent(finished.run.model.name)]
-            asked = ["--evaluate"] if options.evaluate else []
-            with saved([*go_on, *asked], finished.folder):
+            with saved([*go_on, *(["--evaluate"] if options.evaluate else [])], finished.folder):
                 _evaluate(finished, options.json)
         elif not options.json:
             words = ["taet", "evaluate", str(finished.folder), *models.consent(finished.run.model.name)]
@@ -164,14 +160,15 @@ def run(arguments: list[str]) -> None:
 def read(arguments: Sequence[str]) -> TrainingRequest:
     """Parse a call; no data are read."""
     words, has_method = list(arguments), bool(arguments) and not arguments[0].startswith("-")
-    names = {word.partition("=")[0] for word in words}
-    file = _file(words) if names & {"--config"} and not names & {"-h", "--help"} else None
-    if not has_method and not names & {"-h", "--help", "--resume"} and (file is None or file.method is None):
-        raise UserError("which method? taet train METHOD [options]; see taet list methods")
+    names = flags.options_of(words)
+    asks_help = bool(names & {"-h", "--help"})
+    file = _file(words) if "--config" in names and not asks_help else None
     if has_method:
         request = parse(words[0], words[1:], file=file)
-    else:
+    elif asks_help or "--resume" in names or (file is not None and file.method is not None):
         request = parse((file and file.method) or Run.method, words, "METHOD", file)
+    else:
+        raise UserError("which method? taet train METHOD [options]; see taet list methods")
     if request.options.evaluate and request.options.no_evaluate:
         raise UserError("got both --evaluate and --no-evaluate; allowed: one")
     if request.options.resume is not None:

@@ -169,9 +169,18 @@ class Planner:
     def start(self, protocol: str, entry: Entry) -> Run | str:
         """The run of the protocol, or why it has none for the method; a mistake in the entry is a UserError."""
         key = f"{protocol} {entry!r}"
-        if key not in self._starts:
-            self._starts[key] = _start(protocol, entry)
-        return self._starts[key]
+        if key in self._starts:
+            return self._starts[key]
+        with located(f"methods: {entry.name}"):
+            methods.find(entry.method)  # a broken file is a mistake under every protocol
+            start: Run | str
+            try:
+                start = checked = protocols.start(protocol, entry.method)
+            except UserError as error:
+                start, checked = str(error), protocols.taet(entry.method)
+            _run(checked, entry.method, entry.settings)
+        self._starts[key] = start
+        return start
 
     def cell(self, point: Point) -> Cell:
         """The cell of a point."""
@@ -292,19 +301,6 @@ def in_precision(cell: Cell, chosen: str) -> Cell:
 def is_open(cell: Cell) -> bool:
     """Return whether its precision is left to the machine."""
     return cell.run is not None and cell.run.training.precision == "auto"
-
-
-def _start(protocol: str, entry: Entry) -> Run | str:
-    """The run of the protocol, or why it has none for the method; a mistake in the entry is a UserError."""
-    start: Run | str
-    with located(f"methods: {entry.name}"):
-        methods.find(entry.method)  # a broken file is a mistake under every protocol
-        try:
-            start = protocols.start(protocol, entry.method)
-        except UserError as error:
-            start = str(error)
-        _run(protocols.taet(entry.method) if isinstance(start, str) else start, entry.method, entry.settings)
-    return start
 
 
 def _of_data(data: str, ratio: float | None) -> DottedSettings:

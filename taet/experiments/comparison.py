@@ -23,7 +23,7 @@ from taet.experiments.cells import Cell, State, cells
 from taet.experiments.forecast import rough_seconds, settled
 from taet.experiments.parts import deal, gather
 from taet.experiments.specification import Specification, parse, read
-from taet.experiments.until_decided import PairOutcome, Until, decide_pairs, pairs_of
+from taet.experiments.until_decided import RowPair, Until, decide_pairs, pairs_of
 from taet.files import flock, make_folder, write_json
 from taet.formatting import clock, duration, plural
 from taet.report import write
@@ -89,7 +89,7 @@ class Comparison:
     outcomes: tuple[CellOutcome, ...]
     out_of_time: bool = False
     report: Path | None = None
-    decisions: tuple[PairOutcome, ...] = ()
+    decisions: tuple[RowPair, ...] = ()
     """The rows against the baseline, if they were compared until decided."""
 
     def __repr__(self) -> str:
@@ -289,7 +289,7 @@ def _report(result: Comparison) -> Path | None:
     if not there:
         return None
     left = [outcome for outcome in result.outcomes if outcome.state != "done"]
-    decided = [one.pair.folder for one in result.decisions if one.decision is not None]
+    decided = [one.folder for one in result.decisions if one.decision is not None]
     return write(
         [*(cell.folder for cell in there), *decided],
         result.out / "report.html",
