@@ -184,7 +184,7 @@ class Listing:
         return Outline(splits, (self.survey.channels, height, width))
 
     def dataset(self, data: Data) -> Dataset:
-        """Read the files: images are grey if all files are, else RGB; see `taet.data.images.decode_each`.
+        """Read the files: images are grey if all files are, else RGB; see `taet.data.images.decode_all`.
 
         If validation images replace the test images, the test files are not decoded.
         """

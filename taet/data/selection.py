@@ -95,13 +95,11 @@ def _class_counts(train: Labelled, test: Labelled, data: Data) -> tuple[list[int
             if spread
             else f"training set cut to the {cut}, seed {data.seed}"
         ]
-        if data.test == VALIDATION:
-            pass
-        elif data.test == "long-tailed" and not spread:
+        if data.test == "long-tailed" and not spread:
             largest = _largest(test, "test set", ratio, profile, data.test_max_count)
             test_counts = long_tail_counts(len(names), largest, ratio, profile)
             notes.append("test set cut to the same profile and ratio")
-        else:
+        elif data.test != VALIDATION:
             most = "all images" if data.test_max_count is None else f"at most {data.test_max_count} images"
             notes.append(f"test set not made long-tailed: {most} of each class")
     if 0 in train_counts:
@@ -110,11 +108,9 @@ def _class_counts(train: Labelled, test: Labelled, data: Data) -> tuple[list[int
             f"class '{empty}' would get no training image: imbalance ratio {ratio:g} with {largest} images in the "
             f"largest class; allowed: up to {largest}"
         )
-    return (
-        train_counts,
-        test_counts,
-        notes if data.test == VALIDATION else [*notes, *_lacking("test", names, test_counts)],
-    )
+    if data.test != VALIDATION:
+        notes += _lacking("test", names, test_counts)
+    return train_counts, test_counts, notes
 
 
 def divided(
