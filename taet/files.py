@@ -98,15 +98,11 @@ def parse_json(content: bytes, where: str) -> Any:
         )
         if "\\u" in text:  # an escape may stand for half a character
             json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not JSON (byte {error.start} is not UTF-8); was the file changed?") from None
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: not JSON (a lone surrogate is not a character)") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: truncated or not JSON (line {error.lineno}: {error.msg})") from None
     except RecursionError:
         raise UserError(f"{where}: not JSON that taet writes (lists are nested too deeply)") from None
-    except ValueError as error:
+    except ValueError as error:  # also for bytes that are not UTF-8, and for half a character
         raise UserError(f"{where}: not JSON that taet writes ({error})") from None
     return value
 
@@ -411,7 +407,7 @@ def _acquire(path: Path) -> int | None:
         failed.callback(os.close, descriptor)
         try:
             check_kind(path, os.fstat(descriptor))
-            if not _locked(descriptor) and not created:  # no locks here: the file itself is the lock
+            if not locked(descriptor) and not created:  # no locks here: the file itself is the lock
                 _check_void(path, descriptor)
                 path.unlink()
                 return None
@@ -429,10 +425,10 @@ def _acquire(path: Path) -> int | None:
     return descriptor
 
 
-def _locked(descriptor: int) -> bool:
-    """Lock a file; False if the file system has no locks. BlockingIOError if another process holds it."""
+def locked(file: int | IO[Any]) -> bool:
+    """Lock an open file; False if the file system has no locks. BlockingIOError if another process holds it."""
     try:
-        flock(descriptor)
+        flock(file)
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             raise

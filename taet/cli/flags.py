@@ -216,6 +216,11 @@ def _mistake(box: str, parts: Options, words: Sequence[str], prog: str) -> str:
     return message.rstrip(".")
 
 
+def options_of(words: Sequence[str]) -> set[str]:
+    """Return the options among the words of a call, without values."""
+    return {word.partition("=")[0] for word in words if word.startswith("-")}
+
+
 def value_of(option: str, words: Sequence[str]) -> str:
     """Return the words that follow the last `option`, or its value after =; "" if it is not given."""
     values: list[str] = []

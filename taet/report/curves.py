@@ -17,7 +17,7 @@ from taet.report import series
 from taet.report.figures import INK, Look, Panel, make_figure, make_panel, percent_axis, short
 from taet.report.measured import Measured
 from taet.report.read import ReportedData
-from taet.report.series import DASHES, Series
+from taet.report.series import DASHES, Series, over_epochs
 from taet.report.tables import ScoreCell, balanced_cell
 from taet.training.record import CurvePoint
 
@@ -32,27 +32,28 @@ AXES = {
 }
 """For each curve of an evaluation, the label of its axis and its title."""
 
-Switches = Mapping[tuple[int, str], Sequence[str]]
-"""By first epoch of a stage, and its name: the methods whose label is shown there."""
 
-
-def _switches(one: Series) -> Switches:
-    """Return every stage after the first that the runs have reached, without names of methods."""
+def _switches(one: Series) -> list[tuple[int, str]]:
+    """Return the first epoch and the name of every stage after the first that the runs have reached."""
     last = max((epoch.epoch for run in one.runs for epoch in run.epochs), default=0)
     record = one.runs[0].record
     stages = () if record is None else record.stages
-    return {(change.from_epoch, change.stage): () for change in stages[1:] if change.from_epoch <= last}
+    return [(change.from_epoch, change.stage) for change in stages[1:] if change.from_epoch <= last]
 
 
 def _vertical(axes: Axes, position: float) -> None:
     axes.axvline(position, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
 
 
-def _epochs(axes: Axes, top: Axes, all_series: Sequence[Series], marks: Switches) -> None:
-    """Label the axis of the epochs, and mark every change of stage with its methods at the upper edge of `top`."""
+def mark_epochs(axes: Axes, top: Axes, all_series: Sequence[Series], named: bool = False) -> None:
+    """Label the axis of the epochs, and mark every change of stage, `named`: with its methods, at the edge of `top`."""
     from matplotlib.ticker import MaxNLocator
 
     last = max(run.epochs[-1].epoch for one in all_series for run in one.runs if run.epochs)
+    marks: dict[tuple[int, str], dict[str, None]] = {}
+    for one in all_series:
+        for switch in _switches(one):
+            marks.setdefault(switch, {})[one.method] = None
     axes.set_xlim(0.5, last + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=8))
     axes.set_xlabel("epoch")
@@ -61,7 +62,7 @@ def _epochs(axes: Axes, top: Axes, all_series: Sequence[Series], marks: Switches
         _vertical(top, position)
         right = position < 0.55 * last
         names = ", ".join(methods) if len(methods) <= 3 else f"{len(methods)} methods"
-        words = f"{names}: {stage} stage" if names else f"{stage} stage"
+        words = f"{names}: {stage} stage" if named else f"{stage} stage"
         top.annotate(
             words,
             (position, 1.0),
@@ -73,11 +74,6 @@ def _epochs(axes: Axes, top: Axes, all_series: Sequence[Series], marks: Switches
             fontsize=8,
             color=INK,
         )
-
-
-def mark_epochs(axes: Axes, top: Axes, one: Series) -> None:
-    """Label the axis of the epochs of one series, and mark its changes of stage at the upper edge of `top`."""
-    _epochs(axes, top, [one], _switches(one))
 
 
 Value = Callable[[CurvePoint], float]
@@ -127,29 +123,19 @@ def training_curves(all_series: Sequence[Series], data: ReportedData, anchor: st
 
 def _curve(one: Series, value: Value) -> tuple[list[int], list[float]]:
     """Return the epochs at which the curve of a series was measured, and the mean of `value` over seeds at each."""
-    points = one.over_seeds(lambda epoch: None if epoch.monitor is None else value(epoch.monitor))
-    return [epoch.epoch for epoch, _ in points], [float(mean) for _, mean in points]
-
-
-def _finish(axes: Axes, top: float, all_series: Sequence[Series], marks: Switches) -> None:
-    axes.set_ylim(0, top)
-    axes.grid(axis="y")
-    percent_axis(axes.yaxis)
-    _epochs(axes, axes, all_series, marks)
+    return over_epochs(one.over_seeds(lambda epoch: None if epoch.monitor is None else value(epoch.monitor)))
 
 
 def _accuracy_curves(all_series: Sequence[Series], title: str, value: Value, top: float, name: str) -> Panel:
     """Draw one value per epoch and series, where it was measured, and mark every change of stage."""
     figure, (axes,) = make_figure(2.7)
-    marks: dict[tuple[int, str], list[str]] = {}
     for one in all_series:
         x, y = _curve(one, value)
         marker = {"marker": one.marker, "markersize": 4.0, "markevery": max(1, len(x) // 8)}
         axes.plot(x, y, color=one.colour, linestyle=one.dashes, linewidth=1.6, **marker)
-        for mark in _switches(one):
-            methods = marks.setdefault(mark, [])
-            methods += [] if one.method in methods else [one.method]
-    _finish(axes, top, all_series, marks)
+    axes.set_ylim(0, top)
+    percent_axis(axes.yaxis)
+    mark_epochs(axes, axes, all_series, named=True)
     return make_panel(figure, name, title, "value per epoch, one line per method")
 
 
@@ -165,7 +151,9 @@ def _own_curves(one: Series, reference: Series | None, values: Mapping[str, Valu
         if reference is not None:
             axes.plot(*_curve(reference, value), color=PALE, **look)
         axes.plot(*_curve(one, value), color=one.colour, label=label, **look)
-    _finish(axes, top, [one], _switches(one))
+    axes.set_ylim(0, top)
+    percent_axis(axes.yaxis)
+    mark_epochs(axes, axes, [one])
     figure.legend(loc="outside lower center", ncols=len(values), handlelength=1.8, fontsize=8)
     return make_panel(figure, f"{one.anchor}-curve", one.label, f"value per epoch: {', '.join(values)}")
 
@@ -180,15 +168,14 @@ def loss_curves(one: Series) -> Panel | None:
     for axes, part in zip(grid, parts, strict=True):
         points = one.over_seeds(lambda epoch: epoch.loss.get(part, float("nan")))  # noqa: B023  # called at once
         look = {"linewidth": 1.8 if part == "total" else 1.2, "marker": one.marker, "markersize": 3.0}
-        x, y = [epoch.epoch for epoch, _ in points], [mean for _, mean in points]
-        axes.plot(x, y, color=one.colour, markevery=max(1, len(x) // 12), **look)
+        axes.plot(*over_epochs(points), color=one.colour, markevery=max(1, len(points) // 12), **look)
         axes.grid(axis="y")
         axes.set_ylabel(short(part), rotation=0, ha="right", va="center")
         axes.margins(y=0.15)
         for epoch, _ in _switches(one):
             _vertical(axes, epoch - 0.5)
     figure.align_ylabels(list(grid))
-    _epochs(grid[-1], grid[0], [one], _switches(one))
+    mark_epochs(grid[-1], grid[0], [one])
     return make_panel(figure, f"{one.anchor}-loss", one.label, f"loss per epoch: {', '.join(parts)}")
 
 
@@ -272,7 +259,6 @@ def _draw(
     axes.set_xticks(points, [f"{x:.0f}" if x >= 1000 else f"{x:.3g}" for x in points])
     axes.set_xticks([], minor=True)
     axes.set_ylim(0, min(1.0, 1.05 * max(cell.high for _, line in lines for cell in line.values())))
-    axes.grid(axis="y")
     percent_axis(axes.yaxis)
     axes.set_xlabel(axis)
     return make_panel(figure, name, title, f"balanced accuracy against {axis}")

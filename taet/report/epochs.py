@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,8 +13,8 @@ from taet.metrics import Floats, Ints
 from taet.report.curves import mark_epochs
 from taet.report.figures import GREY, Look, Panel, class_rows, make_figure, make_panel, percent_axis, short
 from taet.report.read import ReportedData
-from taet.report.series import Series
-from taet.training.record import Counts, CurvePoint, Epoch
+from taet.report.series import Series, over_epochs
+from taet.training.record import Counts, Epoch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +37,10 @@ class ClassLine(NamedTuple):
         """Return the mean of the known values (C,) of its classes; nan if none is known."""
         known = values[self.members][~np.isnan(values[self.members])]
         return float(known.mean()) if known.size else float("nan")
+
+    def share(self, counts: Floats | Ints) -> float:
+        """Return the share of its classes in all counts (C,)."""
+        return float(counts[self.members].sum() / max(counts.sum(), 1))
 
 
 def _classes(data: ReportedData) -> list[ClassLine]:
@@ -68,36 +73,30 @@ def class_curves(one: Series) -> Panel | None:
 
     Training accuracy that rises while held-out accuracy falls is overfitting. None if no epoch is recorded.
     """
-    found: list[tuple[str, Callable[[Epoch], Floats | None]]] = [("examples trained on", lambda e: _shares(e.trained))]
+    found: list[tuple[str, Callable[[Epoch], Counts | None]]] = [("examples trained on", lambda e: e.trained)]
     for attack in dict.fromkeys(e.monitor.attack for run in one.runs for e in run.epochs if e.monitor is not None):
-        found += [("clean", _at_point(lambda p: p.clean)), (attack, _at_point(lambda p: p.attacked))]
-    shown = [(name, points) for name, value in found if (points := one.over_seeds(value))]
-    if not shown:
-        return None
+        found.append(("clean", lambda e: e.monitor.clean if e.monitor else None))
+        found.append((attack, lambda e: e.monitor.attacked if e.monitor else None))
+    shown = [(name, points) for name, counts in found if (points := one.over_seeds(partial(_recalls, counts)))]
     lines = _classes(one.data)
-    if not lines:
+    if not shown or not lines:
         return None
     figure, grid = make_figure(0.9 + 1.6 * len(shown), rows=len(shown))
     for axes, (name, points) in zip(grid, shown, strict=True):
         for line in lines:
-            values = [line.mean(shares) for _, shares in points]
-            axes.plot([epoch.epoch for epoch, _ in points], values, label=line.label, linewidth=1.2, **line.look)
+            axes.plot(*over_epochs(points, line.mean), label=line.label, linewidth=1.2, **line.look)
         axes.set_ylim(-0.02, 1.02)
-        axes.grid(axis="y")
         percent_axis(axes.yaxis)
         axes.set_ylabel(name)
-    mark_epochs(grid[-1], grid[0], one)
+    mark_epochs(grid[-1], grid[0], [one])
     _legend(figure, grid[0])
     words = ", ".join(name for name, _ in shown)
     return make_panel(figure, f"{one.anchor}-class-curves", one.label, f"accuracy of each class per epoch: {words}")
 
 
-def _shares(counts: Counts | None) -> Floats | None:
-    return None if counts is None else metrics.per_class_accuracy(counts.correct, counts.total)
-
-
-def _at_point(counts: Callable[[CurvePoint], Counts]) -> Callable[[Epoch], Floats | None]:
-    return lambda epoch: None if epoch.monitor is None else _shares(counts(epoch.monitor))
+def _recalls(counts: Callable[[Epoch], Counts | None], epoch: Epoch) -> Floats | None:
+    known = counts(epoch)
+    return None if known is None else metrics.per_class_accuracy(known.correct, known.total)
 
 
 def predicted_shares(one: Series) -> Panel | None:
@@ -108,17 +107,13 @@ def predicted_shares(one: Series) -> Panel | None:
     labels = np.asarray(one.data.train_counts)
     figure, (axes,) = make_figure(2.7)
     for line in _groups(one.data):
-        values = [predicted[line.members].sum() / max(predicted.sum(), 1) for _, predicted in points]
-        axes.plot([epoch.epoch for epoch, _ in points], values, label=f"{line.label}, predicted", **line.look)
-        share = labels[line.members].sum() / max(labels.sum(), 1)
+        axes.plot(*over_epochs(points, line.share), label=f"{line.label}, predicted", **line.look)
         look = {**line.look, "linestyle": (0, (1, 3)), "linewidth": 1.0}
-        axes.axhline(share, label=f"{line.label}, labels", **look)
+        axes.axhline(line.share(labels), label=f"{line.label}, labels", **look)
     axes.set_ylim(0, 1)
-    axes.grid(axis="y")
     percent_axis(axes.yaxis)
-    mark_epochs(axes, axes, one)
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=7, handlelength=1.8)
+    mark_epochs(axes, axes, [one])
+    figure.legend(loc="outside lower center", ncols=3, fontsize=7, handlelength=1.8)
     return make_panel(figure, f"{one.anchor}-shares", one.label, "share of training examples predicted as each group")
 
 
@@ -133,16 +128,14 @@ def distances(one: Series) -> Panel | None:
     figure, (axes,) = make_figure(2.7)
     quartiles = one.over_seeds(lambda epoch: epoch.quartiles)
     for line in _groups(one.data):
-        axes.plot(
-            [epoch.epoch for epoch, _ in points], [line.mean(d) for _, d in points], label=line.label, **line.look
-        )
+        axes.plot(*over_epochs(points, line.mean), label=line.label, **line.look)
         low, high = ([line.mean(q[:, side]) for _, q in quartiles] for side in (0, 2))
         band: Look = {"color": line.look["color"], "alpha": 0.12, "linewidth": 0}
-        axes.fill_between([epoch.epoch for epoch, _ in quartiles], [*low], [*high], **band)
+        axes.fill_between([epoch.epoch for epoch, _ in quartiles], low, high, **band)
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")
     axes.set_ylabel("L2 distance")
-    mark_epochs(axes, axes, one)
+    mark_epochs(axes, axes, [one])
     _legend(figure, axes)
     return make_panel(figure, f"{one.anchor}-distances", one.label, "distance between examples of consecutive epochs")
 

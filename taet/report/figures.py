@@ -19,8 +19,8 @@ from taet.metrics import Floats, Ints
 from taet.report import tables
 from taet.report.measured import AttackKey, Measured
 from taet.report.read import ReportedData
-from taet.report.series import COLOURS, MARKERS, Series
-from taet.report.tables import ClassAccuracies, ScoreCell
+from taet.report.series import COLOURS, DASHES, MARKERS, Series
+from taet.report.tables import ScoreCell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,20 +83,12 @@ def style() -> Iterator[None]:
         yield
 
 
-def make_figure(height: float, rows: int = 1) -> tuple[Figure, npt.NDArray[Any]]:
-    """Return an empty figure of a height in inches and its axes, one below the other."""
+def make_figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, npt.NDArray[Any]]:
+    """Return an empty figure of a height in inches and its axes in one row or column, which share their scale."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-
-
-def make_side_by_side(height: float) -> tuple[Figure, npt.NDArray[Any]]:
-    """Return an empty figure of a height in inches and its two axes, which share their rows."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots(1, 2, sharey=True)
+    return figure, figure.subplots(rows, columns, sharex="col", sharey="row", squeeze=False).ravel()
 
 
 def make_panel(figure: Figure, name: str, title: str, description: str) -> Panel:
@@ -123,9 +115,10 @@ def picture(figure: Figure, format: str) -> bytes:
 
 
 def percent_axis(axis: Axis) -> None:
-    """Label an axis in per cent."""
+    """Label an axis in per cent, with a grid."""
     from matplotlib.ticker import FuncFormatter
 
+    axis.grid(visible=True)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
 
 
@@ -159,15 +152,24 @@ def class_rows(data: ReportedData) -> tuple[Figure, Axes, Ints]:
     return figure, axes, order
 
 
-def _whiskers(axes: Axes, classes: ClassAccuracies, order: Ints, rows: Floats, colour: str) -> None:
+def reach(cells: Sequence[ScoreCell]) -> Floats:
+    """Return how far the intervals of N cells reach below and above their values, (2, N), for error bars."""
+    return np.array([(cell.value - cell.low, cell.high - cell.value) for cell in cells]).T.clip(0)
+
+
+def look_of(place: int) -> Look:
+    """Return the colour, marker and line style at a place in a legend."""
+    shown = {"color": COLOURS, "marker": MARKERS, "linestyle": DASHES}
+    return {name: values[place % len(values)] for name, values in shown.items()}
+
+
+def _whiskers(axes: Axes, cells: Sequence[ScoreCell], rows: Floats, colour: str) -> None:
     """Draw the intervals of the classes, one per row, unless there are too many rows."""
-    if len(order) > WHISKERED_CLASSES:
-        return
-    values = classes.values[order]
-    keep = np.isfinite(values)
-    spans = np.stack([values - classes.low[order], classes.high[order] - values])[:, keep].clip(0)
-    width = 0.9 if len(values) <= NAMED_CLASSES else 0.4
-    axes.errorbar(values[keep], rows[keep], xerr=spans, fmt="none", ecolor=colour, elinewidth=width, capsize=0)
+    if len(cells) <= WHISKERED_CLASSES:
+        values = np.array([cell.value for cell in cells])
+        known, width = np.isfinite(values), 0.9 if len(cells) <= NAMED_CLASSES else 0.4
+        look: Look = {"fmt": "none", "ecolor": colour, "elinewidth": width, "capsize": 0}
+        axes.errorbar(values[known], rows[known], xerr=reach(cells)[:, known], **look)
 
 
 def histogram(data: ReportedData, name: str) -> Panel:
@@ -212,9 +214,9 @@ def class_bars(runs: Sequence[Measured], clean: AttackKey | None, strongest: Att
         if attack is not None:
             bars.append((attack, 0.19, {"color": series.colour, "linewidth": 0}, attack.name))
         for measured, shift, look, label in bars:
-            classes = tables.classes(run.summaries[measured])
-            axes.barh(rows + shift, np.nan_to_num(classes.values[order]), 0.36, label=label, **look)
-            _whiskers(axes, classes, order, rows + shift, INK)
+            cells = [tables.class_cell(run.summaries[measured], c) for c in order]
+            axes.barh(rows + shift, np.nan_to_num([cell.value for cell in cells]), 0.36, label=label, **look)
+            _whiskers(axes, cells, rows + shift, INK)
         _shares(figure, axes)
         description = f"clean accuracy and accuracy under {attack.name if attack else ''} of each class"
         panels.append(make_panel(figure, f"{series.anchor}-classes", series.label, description))
@@ -237,16 +239,8 @@ def crosses(points: Sequence[tuple[str, ScoreCell, ScoreCell]], attack: str, anc
     """Draw accuracy under an attack against clean accuracy, with both intervals as a cross for each label."""
     figure, (axes,) = make_figure(3.4)
     for place, (label, x, y) in enumerate(points):
-        look: Look = {
-            "marker": MARKERS[place % len(MARKERS)],
-            "markersize": 5.0,
-            "elinewidth": 0.8,
-            "linestyle": "none",
-        }
-        spans = [np.clip([[cell.value - cell.low], [cell.high - cell.value]], 0, None) for cell in (x, y)]
-        colour = COLOURS[place % len(COLOURS)]
-        axes.errorbar(x.value, y.value, xerr=spans[0], yerr=spans[1], color=colour, label=short(label, 28), **look)
-    axes.grid()
+        look = {**look_of(place), "linestyle": "none", "markersize": 5.0, "elinewidth": 0.8}
+        axes.errorbar(x.value, y.value, xerr=reach([x]), yerr=reach([y]), label=short(label, 28), **look)
     percent_axis(axes.xaxis)
     percent_axis(axes.yaxis)
     axes.set_xlabel("clean balanced accuracy")
@@ -304,10 +298,10 @@ def class_dots(runs: Sequence[Measured], attacks: Sequence[AttackKey], anchor: s
         size = 4.5 if len(order) <= NAMED_CLASSES else 2.0
         for run, shift in zip(there, np.linspace(-0.3, 0.3, len(there)), strict=True):
             rows, colour = np.arange(len(order)) + shift, run.series.colour
-            classes = tables.classes(run.summaries[attack])
-            _whiskers(axes, classes, order, rows, colour)
+            cells = [tables.class_cell(run.summaries[attack], c) for c in order]
+            _whiskers(axes, cells, rows, colour)
             look: Look = {"linestyle": "none", "marker": run.series.marker, "markersize": size, "color": colour}
-            axes.plot(classes.values[order], rows, **look)
+            axes.plot([cell.value for cell in cells], rows, **look)
         axes.set_xlim(-0.02, 1.02)
         percent_axis(axes.xaxis)
         description = "accuracy of each class, one marker per method"

@@ -108,6 +108,12 @@ class ReportedRun:
         return self.about.deviations
 
     @property
+    def selection(self) -> str | None:
+        """The rule that chose the epoch of the card's weights; without a card, of those that the run delivers."""
+        of_card = None if self.card is None else self.card.model.get("selection")
+        return of_card or self.settings.get("training.selection")
+
+    @property
     def seconds(self) -> float:
         """Seconds of training, with the points of its curve; 0 for a card alone, whose stored epochs are thinned."""
         return 0.0 if self.record is None else sum(epoch.seconds for epoch in self.epochs)

@@ -109,6 +109,6 @@ def curve_split(series: Series) -> str:
     splits = list(dict.fromkeys(epoch.monitor.split for epoch in epochs if epoch.monitor is not None))
     if splits != ["test"]:
         return f"the {listed(splits)} split" if splits else ""
-    if series.runs[0].settings.get("training.selection") == "best-test":
+    if any(run.selection == "best-test" for run in series.runs):
         return "the test set, on which the delivered epoch was chosen: a leak"
-    return "the test set, for drawing only, not to choose anything"
+    return "the test set, for drawing only: it did not choose the epoch"

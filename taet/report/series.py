@@ -106,15 +106,18 @@ class Series:
     def over_seeds(self, value: Callable[[Epoch], float | Ints | Floats | None]) -> list[tuple[Epoch, Floats]]:
         """Return one epoch and the mean of a value over the seeds, for each epoch in which the value is known."""
         found: dict[int, list[tuple[Epoch, float | Ints | Floats]]] = {}
-        for run in self.runs:
-            for epoch in run.epochs:
-                drawn = value(epoch)
-                if drawn is not None:
-                    found.setdefault(epoch.epoch, []).append((epoch, drawn))
-        return [
-            (found[e][0][0], np.mean(np.array([drawn for _, drawn in found[e]], dtype=np.float64), axis=0))
-            for e in sorted(found)
-        ]
+        for epoch in (epoch for run in self.runs for epoch in run.epochs):
+            if (known := value(epoch)) is not None:
+                found.setdefault(epoch.epoch, []).append((epoch, known))
+        each = (found[number] for number in sorted(found))
+        return [(seeds[0][0], np.mean(np.array([v for _, v in seeds], dtype=np.float64), axis=0)) for seeds in each]
+
+
+def over_epochs(
+    points: Sequence[tuple[Epoch, Floats]], value: Callable[[Floats], float] = float
+) -> tuple[list[int], list[float]]:
+    """Return the numbers of epochs, and a value of what was measured at each, as a line to draw."""
+    return [epoch.epoch for epoch, _ in points], [value(measured) for _, measured in points]
 
 
 def baseline(all_series: Sequence[Series]) -> Series | None:

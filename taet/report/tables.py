@@ -225,10 +225,10 @@ def by_group(runs: Sequence[Measured], attack: AttackKey, data: ReportedData) ->
     """
 
     def worst(summaries: Sequence[Summary]) -> ScoreCell | None:
-        values = classes(summaries).values
-        if np.isnan(values).all():
+        recalls, _ = metrics.mean_and_standard_error([s.per_class for s in summaries])
+        if np.isnan(recalls).all():
             return None
-        index = int(np.nanargmin(values))
+        index = int(np.nanargmin(recalls))
         return class_cell(summaries, index, named([index], data))
 
     groups = {} if data.train_counts is None else metrics.class_groups(data.train_counts)
@@ -302,22 +302,6 @@ def behaviour(runs: Sequence[Measured], clean: AttackKey | None, attack: AttackK
         tuple(Heading(*columns[at]) for at in kept),
         tuple((series, tuple(row[at] for at in kept)) for series, row in rows),
     )
-
-
-@dataclass(frozen=True)
-class ClassAccuracies:
-    """Accuracy of every class with its interval, (C,) each: for one run, or the mean over seeds."""
-
-    values: metrics.Floats
-    low: metrics.Floats
-    high: metrics.Floats
-
-
-def classes(summaries: Sequence[Summary]) -> ClassAccuracies:
-    """Return the accuracy of every class under one attack."""
-    cells = [class_cell(summaries, index) for index in range(len(summaries[0].per_class))]
-    ends = zip(*((cell.value, cell.low, cell.high) for cell in cells), strict=True)
-    return ClassAccuracies(*map(np.array, ends))
 
 
 def class_cell(summaries: Sequence[Summary], index: int, detail: str = "") -> ScoreCell:

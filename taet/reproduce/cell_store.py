@@ -83,10 +83,14 @@ class StoredCell:
         """State of the run; done means that a card has every attack."""
         if self.cell.run is None:
             return "not applicable"
-        held = {column.name for column in self.card.columns} if self.card is not None else set()
-        if held.issuperset(self.attacks):
+        if attacks_on(self.card).issuperset(self.attacks):
             return "done"
         return "missing" if self.card is None and not RunFolder(self.cell.folder).is_run else "started"
+
+
+def attacks_on(card: ResultCard | None) -> set[str]:
+    """The attacks that a card has; none without a card."""
+    return set() if card is None else {column.name for column in card.columns}
 
 
 def by_seed(cells: Iterable[StoredCell]) -> dict[int, ResultCard]:
@@ -162,7 +166,7 @@ class Store:
                 raise UserError(f"{paths[0]} and {path} are one run with other weights; remove one of them")
         if not cards:
             return None, ()
-        best = max(cards, key=lambda card: len({column.name for column in card.columns} & {*run.evaluation.attacks}))
+        best = max(cards, key=lambda card: len(attacks_on(card).intersection(run.evaluation.attacks)))
         best = dataclasses.replace(best, model={**best.model, "selection": run.training.selection})
         return best, next(filter(None, map(rows_beside, paths)), ())
 
@@ -285,11 +289,5 @@ def _weights(card: ResultCard) -> str:
 
 
 def _with_attacks(one: StoredCell, attacks: Sequence[str]) -> StoredCell:
-    assert one.cell.run is not None
-    changed = {"evaluation.attacks": tuple(dict.fromkeys(attacks))}
-    words = [*one.cell.flags]
-    begin = words.index("--evaluation.attacks") + 1
-    end = next((place for place in range(begin, len(words)) if words[place].startswith("--")), len(words))
-    flags = (*words[:begin], *changed["evaluation.attacks"], *words[end:])
-    cell = dataclasses.replace(one.cell, run=config.override(one.cell.run, changed), flags=flags)
-    return dataclasses.replace(one, cell=cell)
+    changes = {"evaluation.attacks": tuple(dict.fromkeys(attacks))}
+    return dataclasses.replace(one, cell=one.cell.changed(changes))

@@ -6,7 +6,7 @@ import functools
 from typing import TypedDict
 
 from taet.config import Threat
-from taet.reproduce.cell_store import Store, StoredCell
+from taet.reproduce.cell_store import Store, StoredCell, attacks_on
 from taet.reproduce.manifest import FOLDER, read_toml
 from taet.training.folder import RunFolder
 
@@ -54,8 +54,8 @@ def seconds_left(store: Store, one: StoredCell) -> float | None:
     steps = (run.threat.steps + 1) / (Threat().steps + 1)
     trained = RunFolder(one.cell.folder).is_done or one.card is not None
     epochs = 0 if trained else run.training.epochs * sizes["train"]
-    held = {column.name for column in one.card.columns} if one.card is not None else set()
-    missing = [attack.removeprefix("adaptive-").partition(":")[0] for attack in one.attacks if attack not in held]
+    left = [attack for attack in one.attacks if attack not in attacks_on(one.card)]
+    missing = [attack.removeprefix("adaptive-").partition(":")[0] for attack in left]
     attacks = sum(known["attacks"].get(attack, 0.0) for attack in missing)
     reference = known["networks"]["resnet8"]
     wider = image / (reference["seconds"] / reference["images"])

@@ -12,10 +12,10 @@ import numpy as np
 from taet.bounds import read_number
 from taet.report import embeddings, epochs, figures
 from taet.report.curves import training_curves
-from taet.report.figures import Look, Panel, make_figure, make_panel, make_side_by_side, percent_axis, short
+from taet.report.figures import Panel, look_of, make_figure, make_panel, percent_axis, reach, short
 from taet.report.measured import attacks_of, measured
 from taet.report.read import ReportedRun, data_of_card
-from taet.report.series import COLOURS, DASHES, MARKERS, Series, grouped
+from taet.report.series import COLOURS, Series, grouped
 from taet.report.tables import ScoreCell, spread
 from taet.reproduce.cell_store import Store
 from taet.reproduce.manifest import SECONDS, Item, PaperColumn, Scale, items
@@ -43,10 +43,10 @@ def drawings(store: Store, scale: Scale, item: Item) -> Drawings:
     with figures.style():
         of_classes = item.shows == "values" and item.columns and all(column.of_class for column in item.columns)
         if of_classes or item.shows == "classes":
-            return _classes(item, scale, rows, anchor)
+            return _classes(item, rows, anchor)
         if item.shows in ("curves", "predictions", "distances"):
             return _of_epochs(item, rows, anchor)
-        found = [*_values(item, scale, rows, anchor), _scatter(item, scale, rows, anchor)]
+        found = [*_values(item, rows, anchor), _scatter(item, rows, anchor)]
         if item.shows == "embedding":
             found = [*_embeddings(store, item, rows, anchor), *found]
         costs = rows if item.costs_of == item.name else []
@@ -66,13 +66,9 @@ def _embeddings(store: Store, item: Item, rows: Sequence[Filled], anchor: str) -
 
 def _series(rows: Sequence[Filled], anchor: str) -> list[Series]:
     """Return the runs as series of the report: one per row, over its seeds."""
-    found = [(row.label, one) for row in rows for one in row.cells]
-    runs, labels = [], []
-    for label, one in found:
-        if one.card is not None:
-            runs.append(ReportedRun(one.cell.folder, None, one.epochs, one.card, None, data_of_card(one.card)))
-            labels.append(label)
-    return [replace(one, anchor=f"{anchor}-{one.anchor}") for one in grouped(runs, labels)]
+    found = [(row.label, one, card) for row in rows for one in row.cells if (card := one.card) is not None]
+    runs = [ReportedRun(one.cell.folder, None, one.epochs, card, None, data_of_card(card)) for _, one, card in found]
+    return [replace(one, anchor=f"{anchor}-{one.anchor}") for one in grouped(runs, [label for label, *_ in found])]
 
 
 def _of_epochs(item: Item, rows: Sequence[Filled], anchor: str) -> Drawings:
@@ -87,11 +83,11 @@ def _of_epochs(item: Item, rows: Sequence[Filled], anchor: str) -> Drawings:
     return Drawings([*_each(every, epochs.distances), *([together] if together else [])])
 
 
-def _classes(item: Item, scale: Scale, rows: Sequence[Filled], anchor: str) -> Drawings:
+def _classes(item: Item, rows: Sequence[Filled], anchor: str) -> Drawings:
     """Accuracy of each class under the attacks of an item."""
     every = _series(rows, anchor)
     runs = measured(every)
-    names = {scale.attack(one.row, column.metric) for one in rows for column in item.columns}
+    names = {one.attack(column.metric) for one in rows for column in item.columns}
     chosen = [attack for attack in attacks_of(runs) if attack.name in names]
     clean = next((attack for attack in chosen if attack.norm is None), None)
     robust = next((attack for attack in chosen if attack.norm is not None), None)
@@ -108,9 +104,9 @@ def _columns(item: Item) -> list[PaperColumn]:
     return [column for column in found if column.metric in LEADING] or found[:3]
 
 
-def _cell(scale: Scale, one: Filled, column: PaperColumn) -> ScoreCell | None:
+def _cell(one: Filled, column: PaperColumn) -> ScoreCell | None:
     """Return a number of a row with its interval; for several seeds, their mean with its interval."""
-    found = one.values(scale, column)
+    found = one.values(column)
     if not found:
         return None
     return spread([held.value for held in found], [held.interval or (held.value, held.value) for held in found])
@@ -129,80 +125,73 @@ def setting_of(rows: Sequence[Filled]) -> tuple[str, list[float]] | None:
     return names.pop().replace("_", " "), [read_number(found[0]) for found in numbers]
 
 
-def _values(item: Item, scale: Scale, rows: Sequence[Filled], anchor: str) -> list[Panel]:
+def _values(item: Item, rows: Sequence[Filled], anchor: str) -> list[Panel]:
     """Draw an item's numbers against the setting in which its rows differ, or with a line per row."""
     columns, setting = _columns(item), setting_of(rows)
     if not columns:
         return []
     if setting is None:
-        return [_dots(scale, rows, columns, anchor)]
+        return [_dots(rows, columns, anchor)]
     axis, numbers = setting
     groups: dict[str, list[tuple[float, Filled]]] = {}
     for x, one in zip(numbers, rows, strict=True):
         parts = (one.row.shown_as, one.row.setting, one.row.data) if axis == "imbalance ratio" else ("",)
         groups.setdefault(", ".join(filter(None, parts)), []).append((x, one))
-    cells = {
-        column: {name: [(x, _cell(scale, one, column)) for x, one in points] for name, points in groups.items()}
-        for column in columns
-    }
+
+    def line(column: PaperColumn, points: Sequence[tuple[float, Filled]]) -> list[tuple[float, ScoreCell]]:
+        known = [(x, cell) for x, one in points if (cell := _cell(one, column)) is not None]
+        return sorted(known, key=lambda point: point[0])
+
     if len(groups) == 1:
-        drawn = [("Accuracy", {column.label: line for column, lines in cells.items() for line in lines.values()})]
+        drawn = [("Accuracy", {column.label: line(column, *groups.values()) for column in columns})]
     else:
-        drawn = [(column.label, lines) for column, lines in cells.items()]
-    return [
-        _against(lines, axis, title, f"{anchor}-setting-{place}")
-        for place, (title, lines) in enumerate(drawn)
-        if any(cell is not None for line in lines.values() for _, cell in line)
-    ]
+        drawn = [(c.label, {name: line(c, points) for name, points in groups.items()}) for c in columns]
+    named = ((f"{anchor}-setting-{place}", title, lines) for place, (title, lines) in enumerate(drawn))
+    return [_against(lines, axis, title, name) for name, title, lines in named if any(lines.values())]
 
 
-def _against(lines: Mapping[str, Sequence[tuple[float, ScoreCell | None]]], axis: str, title: str, name: str) -> Panel:
+def _against(lines: Mapping[str, Sequence[tuple[float, ScoreCell]]], axis: str, title: str, name: str) -> Panel:
     """Draw accuracy against a setting, with intervals, one line per name."""
     figure, (axes,) = make_figure(2.9)
     for place, (label, points) in enumerate(lines.items()):
-        known = sorted((x, cell.value, cell.low, cell.high) for x, cell in points if cell is not None)
-        if known:
-            x, y, low, high = map(np.array, zip(*known, strict=True))
-            spans = np.clip([y - low, high - y], 0, None)
-            look: Look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-            look |= {"linestyle": DASHES[place % len(DASHES)], "markersize": 4.0, "elinewidth": 0.9, "linewidth": 1.4}
-            axes.errorbar(x, y, yerr=spans, label=short(label, 28), **look)
+        if points:
+            x, cells = zip(*points, strict=True)
+            look = {**look_of(place), "markersize": 4.0, "elinewidth": 0.9, "linewidth": 1.4}
+            y = [cell.value for cell in cells]
+            axes.errorbar(x, y, yerr=reach(cells), label=short(label, 28), **look)
     axes.set_ylim(bottom=0)
-    axes.grid(axis="y")
     axes.set_xlabel(axis)
     percent_axis(axes.yaxis)
     figure.legend(loc="outside lower center", ncols=2, fontsize=7)
     return make_panel(figure, name, title, f"accuracy against {axis}")
 
 
-def _dots(scale: Scale, rows: Sequence[Filled], columns: Sequence[PaperColumn], anchor: str) -> Panel:
+def _dots(rows: Sequence[Filled], columns: Sequence[PaperColumn], anchor: str) -> Panel:
     """Draw the accuracy of each row with its interval, one marker per column."""
     figure, (axes,) = make_figure(1.1 + 0.32 * len(rows))
     for place, column in enumerate(columns):
-        cells = [(row, cell) for row, one in enumerate(rows) if (cell := _cell(scale, one, column)) is not None]
+        cells = [(row, cell) for row, one in enumerate(rows) if (cell := _cell(one, column)) is not None]
         if not cells:
             continue
-        spans = np.array([[cell.value - cell.low, cell.high - cell.value] for _, cell in cells]).T.clip(0)
-        look: Look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-        look |= {"linestyle": "none", "markersize": 4.5, "elinewidth": 0.9}
+        look = {**look_of(place), "linestyle": "none", "markersize": 4.5, "elinewidth": 0.9}
         heights = [row + 0.22 * (place - (len(columns) - 1) / 2) for row, _ in cells]
-        axes.errorbar([cell.value for _, cell in cells], heights, xerr=spans, label=column.label, **look)
+        values, spans = [cell.value for _, cell in cells], reach([cell for _, cell in cells])
+        axes.errorbar(values, heights, xerr=spans, label=column.label, **look)
     axes.set_yticks(range(len(rows)), [short(one.label, 28) for one in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(left=0)
-    axes.grid(axis="x")
     percent_axis(axes.xaxis)
     figure.legend(loc="outside lower center", ncols=len(columns), fontsize=7)
     return make_panel(figure, f"{anchor}-rows", "Each row", "accuracy of each row with its 95 % interval")
 
 
-def _scatter(item: Item, scale: Scale, rows: Sequence[Filled], anchor: str) -> Panel | None:
+def _scatter(item: Item, rows: Sequence[Filled], anchor: str) -> Panel | None:
     """Draw clean against robust accuracy, with both intervals as a cross for each row, for one data set only."""
     columns = {column.metric: column for column in item.columns if not column.of_class}
     if "clean" not in columns or len({(one.row.data, one.row.imbalance) for one in rows}) > 1:
         return None
     for robust in (columns[name] for name in ("autoattack", "pgd-20") if name in columns):
-        pairs = [(one.label, _cell(scale, one, columns["clean"]), _cell(scale, one, robust)) for one in rows]
+        pairs = [(one.label, _cell(one, columns["clean"]), _cell(one, robust)) for one in rows]
         known = [(label, x, y) for label, x, y in pairs if x is not None and y is not None]
         if len(known) > 1:
             return figures.crosses(known, robust.label, anchor)
@@ -218,7 +207,7 @@ def _costs(rows: Sequence[Filled], anchor: str) -> Panel | None:
             found.append((one.label, float(np.mean([epoch.seconds for epoch in known])), memory))
     if not found:
         return None
-    figure, grid = make_side_by_side(0.9 + 0.3 * len(found))
+    figure, grid = make_figure(0.9 + 0.3 * len(found), columns=2)
     for axes, values, title in zip(
         grid, list(zip(*found, strict=True))[1:], ("seconds", "peak memory, MB"), strict=True
     ):

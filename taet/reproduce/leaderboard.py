@@ -12,7 +12,7 @@ from taet import metrics
 from taet.evaluation.card import ResultCard
 from taet.evaluation.diagnostics import masking
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
-from taet.reproduce.cell_store import Store, by_seed, rules_of
+from taet.reproduce.cell_store import Store, attacks_on, by_seed, rules_of
 from taet.reproduce.manifest import PAPERS, Scale, items, row_words
 from taet.reproduce.render import paired_cards
 from taet.reproduce.text_table import TextTable
@@ -56,7 +56,7 @@ class Contender:
 
     def mean(self, attack: str) -> float:
         """Mean balanced accuracy over the seeds; nan without the attack."""
-        found = [card.summary(attack).balanced for card in self.cards.values() if _has(card, attack)]
+        found = [card.summary(attack).balanced for card in self.cards.values() if attack in attacks_on(card)]
         return sum(found) / len(found) if found else float("nan")
 
 
@@ -114,10 +114,10 @@ def boards(store: Store, scales: Sequence[Scale]) -> list[Standings]:
     found: dict[BoardKind, dict[str, Contender]] = {}
     for scale in scales:
         for item in items().values():
-            said = {row: value.value for (row, column), value in item.published.items() if column.metric == LEAD}
+            said = {row: value for (row, column), value in item.published.items() if column.metric == LEAD}
             for row in item.rows:
                 cells = store.cells(scale, row, ["clean"])
-                cards = {seed: card for seed, card in by_seed(cells).items() if _has(card, LEAD)}
+                cards = {seed: card for seed, card in by_seed(cells).items() if LEAD in attacks_on(card)}
                 if not cards:
                     continue
                 card = next(iter(cards.values()))
@@ -130,10 +130,6 @@ def boards(store: Store, scales: Sequence[Scale]) -> list[Standings]:
                     found[kind][cells[0].key] = made
     ordered = {kind: sorted(rows.values(), key=lambda one: -one.mean(LEAD)) for kind, rows in found.items()}
     return [Standings(kind, (*rows,)) for kind, rows in ordered.items()]
-
-
-def _has(card: ResultCard, attack: str) -> bool:
-    return attack in {column.name for column in card.columns}
 
 
 def placed(found: Sequence[Standings], card: ResultCard) -> tuple[Standings | None, list[str]]:
@@ -169,7 +165,7 @@ def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
     if training is None or rule not in rules_of(card.model, training):
         yield f"rule that chose the epoch: got {card.model.get('selection')}; the board has {rule}"
     for attack in ("clean", LEAD):
-        if not _has(card, attack):
+        if attack not in attacks_on(card):
             yield f"attack {attack}: the card has none; allowed: taet evaluate RUN --attacks clean {LEAD}"
         elif card.column(attack).identity != other.column(attack).identity:
             yield f"attack {attack}: other settings than the board's"

@@ -71,16 +71,6 @@ class PaperColumn:
 
 
 @dataclass(frozen=True)
-class PaperValue:
-    """A published number: an accuracy in per cent, or seconds."""
-
-    value: float
-    std_error: float | None = None
-    inferred: str = ""
-    """What the paper does not state and published.tsv adds."""
-
-
-@dataclass(frozen=True)
 class Item:
     """A table or a figure of a paper."""
 
@@ -89,7 +79,8 @@ class Item:
     shows: Shows
     rows: tuple[PaperRow, ...]
     columns: tuple[PaperColumn, ...]
-    published: Mapping[tuple[PaperRow, PaperColumn], PaperValue] = field(default_factory=dict)
+    published: Mapping[tuple[PaperRow, PaperColumn], float] = field(default_factory=dict)
+    """Accuracies in per cent, or seconds."""
     notes: tuple[str, ...] = ()
     epochs: tuple[int, ...] = ()
     """The epochs that a figure shows; by default the first and the last."""
@@ -343,14 +334,13 @@ def items() -> Mapping[str, Item]:
 
 
 def _table(name: str, lines: Sequence[Mapping[str, str]]) -> Item:
-    values: dict[tuple[PaperRow, PaperColumn], PaperValue] = {}
+    values: dict[tuple[PaperRow, PaperColumn], float] = {}
     for line in lines:
         column = PaperColumn(line["metric"], line["average"], line["class"])
         key = row_of(line), column
         if key in values:
             raise UserError(f"published.tsv: {name} has {line['shown_as']}, {column.label} twice")
-        error = float(line["std_error"]) if line["std_error"] else None
-        values[key] = PaperValue(float(line["value"]), error, line["inferred"])
+        values[key] = float(line["value"])
     rows, columns = dict.fromkeys(row for row, _ in values), dict.fromkeys(column for _, column in values)
     if name not in _read()["titles"]:
         raise UserError(f"items.toml: {name} has no title")

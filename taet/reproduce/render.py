@@ -11,14 +11,13 @@ import numpy as np
 from scipy import stats
 
 from taet import metrics
-from taet.errors import UserError
-from taet.evaluation.card import ResultCard, compare_runs
+from taet.evaluation.card import ResultCard
 from taet.evaluation.paired import Difference, difference
 from taet.formatting import MISSING, duration, percent, percent_interval, points
 from taet.metrics import Floats, Ints
-from taet.reproduce.cell_store import Store, StoredCell, by_seed
+from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed
 from taet.reproduce.costs import seconds_left
-from taet.reproduce.manifest import SECONDS, Item, PaperColumn, PaperRow, PaperValue, Scale, class_number
+from taet.reproduce.manifest import SECONDS, Item, PaperColumn, PaperRow, Scale, class_number
 from taet.reproduce.text_table import TextTable
 from taet.training.record import Epoch
 
@@ -41,8 +40,9 @@ class CardValue(NamedTuple):
 
 @dataclass(frozen=True)
 class Filled:
-    """The runs of one row of an item."""
+    """The runs of one row of an item at one scale."""
 
+    scale: Scale
     row: PaperRow
     label: str
     cells: tuple[StoredCell, ...]
@@ -57,29 +57,39 @@ class Filled:
         """The epochs of all its runs."""
         return [epoch for one in self.cells for epoch in one.epochs]
 
-    def values(self, scale: Scale, column: PaperColumn) -> list[CardValue]:
-        """Return the value of a column on each card that has it."""
-        found = (value_of(scale, self.row, column, card) for card in self.cards.values())
-        return [value for value in found if value is not None]
+    def attack(self, metric: str) -> str | None:
+        """Return the attack for a published column; None if the scale omits it or it is not an attack."""
+        return self.scale.attack(self.row, metric)
+
+    def values(self, column: PaperColumn) -> list[CardValue]:
+        """Return the value of a column on each card that has its attack."""
+        attack = self.attack(column.metric)
+        if attack is None:
+            return []
+        return [_value_of(column, card, attack) for card in self.cards.values() if attack in attacks_on(card)]
 
 
 def filled(store: Store, scale: Scale, item: Item) -> list[Filled]:
     """The runs of every row of an item."""
     found = store.of_item(scale, item)
-    return [Filled(row, label, (*found[row],)) for row, label in zip(item.rows, item.labels, strict=True)]
+    return [Filled(scale, row, label, (*found[row],)) for row, label in zip(item.rows, item.labels, strict=True)]
 
 
 def tables(store: Store, scale: Scale, item: Item) -> list[TextTable]:
     """Return the tables of an item: its numbers, and differences between its rows if there are any."""
     rows = filled(store, scale, item)
-    shown = {"classes": _classes, "curves": _curves, "predictions": _groups, "distances": _groups}.get(item.shows)
-    made = [] if shown is None else [table for table in [shown(item, scale, rows)] if table.rows]
-    title = f"{item.name} · {item.title} · scale {scale.name}"
     if item.shows in ("values", "embedding"):
-        differences = _differences(scale, item, rows)
-        return [_values(store, scale, item, rows, title), *made, *([] if differences is None else [differences])]
-    states = tuple((one.label, "done" if one.cards else _price(store, one)) for one in rows)
-    return [TextTable(title, ("", "state"), states, (*what_differs(scale, item, rows),)), *made]
+        first, more = _values(store, scale, item, rows), _differences(scale, item, rows)
+    else:
+        states = tuple((one.label, "done" if one.cards else _price(store, one)) for one in rows)
+        first = TextTable(_title(scale, item), ("", "state"), states, (*what_differs(scale, item, rows),))
+        shown = {"classes": _classes, "curves": _curves, "predictions": _groups, "distances": _groups}[item.shows]
+        more = shown(scale, item, rows)
+    return [first, *([more] if more.rows else [])]
+
+
+def _title(scale: Scale, item: Item, words: str = "") -> str:
+    return f"{item.name} · {words or item.title} · scale {scale.name}"
 
 
 def what_differs(scale: Scale, item: Item, rows: Sequence[Filled]) -> list[str]:
@@ -97,33 +107,33 @@ def what_differs(scale: Scale, item: Item, rows: Sequence[Filled]) -> list[str]:
     return [*said, *(f"Not applicable: {reason}." for reason in sorted(reasons)), *item.notes]
 
 
-def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled], title: str) -> TextTable:
+def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
     """Return the table of published and measured numbers, a line each."""
-    columns = [c for c in item.columns if any(_is_there(scale, r.row, c) for r in rows if c in item.columns_of(r.row))]
+    columns = [c for c in item.columns if any(_is_there(one, c) for one in rows if c in item.columns_of(one.row))]
     lines: list[tuple[str, ...]] = []
     for one in rows:
+        said = [item.published.get((one.row, column)) for column in columns]
         if item.published:
-            said = [item.published.get((one.row, column)) for column in columns]
             lines.append((one.label, "paper", *map(_said, columns, said)))
-        cells = [_measured(scale, one, column) if column in item.columns_of(one.row) else MISSING for column in columns]
+        cells = [_measured(one, column) if column in item.columns_of(one.row) else MISSING for column in columns]
         name = "" if item.published else one.label
         lines.append((name, scale.name if one.cards else _price(store, one), *cells))
         if scale.name == "full" and item.published and one.cards:
-            gaps = (_gap(scale, one, column, item) for column in columns)
+            gaps = (_gap(one, column, value) for column, value in zip(columns, said, strict=True))
             lines.append(("", "here − paper", *gaps))
     notes = what_differs(scale, item, rows)
     if item.shows == "embedding":
         notes.append(f"A t-SNE proves nothing: beside each picture stand numbers of the {item.of} themselves.")
     if any(DERIVED in cell for line in lines for cell in line):
         notes.append(f"{DERIVED} derived: recalls on the balanced test set, weighted like the training set.")
-    return TextTable(title, ("", "", *(c.label for c in columns)), (*lines,), (*notes,))
+    return TextTable(_title(scale, item), ("", "", *(c.label for c in columns)), (*lines,), (*notes,))
 
 
-def _said(column: PaperColumn, value: PaperValue | None) -> str:
+def _said(column: PaperColumn, value: float | None) -> str:
     """Format a published number; accuracies as in the papers."""
     if value is None:
         return MISSING
-    return f"{value.value:g}" if column.metric == SECONDS else f"{value.value:.2f}"
+    return f"{value:g}" if column.metric == SECONDS else f"{value:.2f}"
 
 
 def _price(store: Store, one: Filled) -> str:
@@ -135,16 +145,16 @@ def _price(store: Store, one: Filled) -> str:
     return f"{'started' if any(cell.state == 'started' for cell in one.cells) else 'missing'}, {price}"
 
 
-def _is_there(scale: Scale, row: PaperRow, column: PaperColumn) -> bool:
-    return column.metric == SECONDS or scale.attack(row, column.metric) is not None
+def _is_there(one: Filled, column: PaperColumn) -> bool:
+    return column.metric == SECONDS or one.attack(column.metric) is not None
 
 
-def _measured(scale: Scale, one: Filled, column: PaperColumn) -> str:
+def _measured(one: Filled, column: PaperColumn) -> str:
     """Format a number of a row, for one seed with its interval, for more with the standard error."""
     if column.metric == SECONDS:
         seconds = [epoch.seconds for epoch in one.epochs]
         return f"{np.mean(seconds):.3g}" if seconds else MISSING
-    found = one.values(scale, column)
+    found = one.values(column)
     if not found:
         return MISSING
     mark = DERIVED if found[0].derived else ""
@@ -155,19 +165,13 @@ def _measured(scale: Scale, one: Filled, column: PaperColumn) -> str:
     return f"{percent(float(mean))}{mark} ±{percent(float(error))} (n {len(found)})"
 
 
-def _gap(scale: Scale, one: Filled, column: PaperColumn, item: Item) -> str:
-    said = item.published.get((one.row, column))
-    if said is None or column.metric == SECONDS:
-        return MISSING
-    found = [held.value for held in one.values(scale, column)]
-    return points(float(np.mean(found)) - said.value / 100) if found else MISSING
+def _gap(one: Filled, column: PaperColumn, said: float | None) -> str:
+    found = [held.value for held in one.values(column)]
+    return MISSING if said is None or not found else points(float(np.mean(found)) - said / 100)
 
 
-def value_of(scale: Scale, row: PaperRow, column: PaperColumn, card: ResultCard) -> CardValue | None:
-    """Return the value of a column on a card; None without its attack."""
-    attack = scale.attack(row, column.metric)
-    if attack is None or attack not in {held.name for held in card.columns}:
-        return None
+def _value_of(column: PaperColumn, card: ResultCard, attack: str) -> CardValue:
+    """Return the value of a column on a card that has its attack."""
     summary = card.summary(attack)
     if column.average == "per-class":
         number = class_number(column.of_class)
@@ -181,7 +185,7 @@ def value_of(scale: Scale, row: PaperRow, column: PaperColumn, card: ResultCard)
     return CardValue(float(np.average(summary.per_class, weights=counts)), None, derived=True)
 
 
-def _differences(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable | None:
+def _differences(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
     """Return each row minus the first one of the same data, imbalance ratio and network, published and measured."""
     columns = [column for column in item.columns if column.average not in ("sample", "cost")]
     lines: list[tuple[str, ...]] = []
@@ -191,32 +195,19 @@ def _differences(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable 
             continue
         name = f"{one.label} minus {base.label}"
         if item.published:
-            said = [[item.published.get((row.row, column)) for row in (one, base)] for column in columns]
-            lines.append((name, "paper", *(_published_gap(*pair) for pair in said)))
-        found = [paired(scale, one, base, column) for column in columns]
+            said = [[item.published.get((row.row, column), math.nan) for row in (one, base)] for column in columns]
+            gaps = [ours / 100 - theirs / 100 for ours, theirs in said]
+            lines.append((name, "paper", *(MISSING if math.isnan(gap) else points(gap) for gap in gaps)))
+        found = [_paired(one, base, column) for column in columns]
         texts = [MISSING if pair is None else difference_text(pair) for pair in found]
         lines.append(("" if item.published else name, scale.name, *texts))
-    if not lines:
-        return None
     heads = ("points", "", *(column.label for column in columns))
-    notes = [
-        "Paired on the same test images, with the 95 % interval; of one seed it is about the models, not the method."
-    ]
-    return TextTable(
-        f"{item.name} · differences between rows · scale {scale.name}",
-        heads,
-        (*lines,),
-        (*notes, *_order(scale, item, rows)),
-    )
+    note = "Paired on the same test images, with the 95 % interval; of one seed it is about the models, not the method."
+    return TextTable(_title(scale, item, "differences between rows"), heads, (*lines,), (note, *_order(item, rows)))
 
 
 def _kind(row: PaperRow) -> tuple[object, ...]:
     return row.data.partition("-")[0], row.imbalance, row.model
-
-
-def _published_gap(first: object, second: object) -> str:
-    values = [getattr(value, "value", math.nan) / 100 for value in (first, second)]
-    return MISSING if math.isnan(sum(values)) else points(values[0] - values[1])
 
 
 def difference_text(found: Difference) -> str:
@@ -224,9 +215,8 @@ def difference_text(found: Difference) -> str:
     return f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
 
 
-def paired(scale: Scale, one: Filled, base: Filled, column: PaperColumn) -> Difference | None:
-    """Return the difference of two rows on the same images, over the seeds that both have; None if not measured."""
-    attacks = [scale.attack(row.row, column.metric) for row in (one, base)]
+def _paired(one: Filled, base: Filled, column: PaperColumn) -> Difference | None:
+    attacks = [row.attack(column.metric) for row in (one, base)]
     return paired_cards(one.cards, base.cards, attacks, class_number(column.of_class) if column.of_class else None)
 
 
@@ -254,11 +244,6 @@ def paired_cards(
         return None
     left, right = ([cards[seed] for seed in seeds] for cards in held)
     sides = [(left, ours), (right, theirs), *((cards, name) for name in subtracted for cards in (left, right))]
-    if of is None and less is None and ours == theirs:
-        try:
-            return compare_runs(left, right, ours, comparisons)
-        except UserError:  # other test images, or another setting of the attack
-            return None
     settings = {(name, card.column(name).identity) for cards, name in sides for card in cards}  # one per attack
     if len({card.data["test_sha256"] for card in (*left, *right)}) > 1 or len(settings) > len(dict(settings)):
         return None
@@ -275,7 +260,7 @@ def paired_cards(
 
 
 def _attacked(cards: Mapping[int, ResultCard], *names: str) -> dict[int, ResultCard]:
-    return {seed: card for seed, card in cards.items() if {*names} <= {column.name for column in card.columns}}
+    return {seed: card for seed, card in cards.items() if attacks_on(card).issuperset(names)}
 
 
 def _labels(card: ResultCard, of: int | str) -> list[int]:
@@ -284,31 +269,31 @@ def _labels(card: ResultCard, of: int | str) -> list[int]:
     return [int(label) for label in metrics.class_groups(card.data["train_class_counts"] or [])[of]]
 
 
-def _order(scale: Scale, item: Item, rows: Sequence[Filled]) -> Iterator[str]:
+def _order(item: Item, rows: Sequence[Filled]) -> Iterator[str]:
     """Yield sentences on the rank correlation of published and measured columns."""
     said = []
     for column in item.columns:
-        found = rank_correlation(scale, item, rows, column)
+        found = rank_correlation(item, rows, column)
         if found is not None:
             said.append(f"{column.label} {found[0]:+.2f} ({found[1]} rows)".replace("-", "−"))
     if said:
         yield f"Order of the rows, paper against here (Spearman): {', '.join(said)}."
 
 
-def rank_correlation(scale: Scale, item: Item, rows: Sequence[Filled], column: PaperColumn) -> tuple[float, int] | None:
+def rank_correlation(item: Item, rows: Sequence[Filled], column: PaperColumn) -> tuple[float, int] | None:
     """Return Spearman's correlation of a published and measured column, and the number of rows; None below three."""
     pairs = []
     for one in rows:
         value = item.published.get((one.row, column))
-        found = [held.value for held in one.values(scale, column)]
+        found = [held.value for held in one.values(column)]
         if value is not None and found:
-            pairs.append((value.value, float(np.mean(found))))
+            pairs.append((value, float(np.mean(found))))
     if len(pairs) < FEWEST or min(len({*side}) for side in zip(*pairs, strict=True)) == 1:
         return None
     return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic), len(pairs)
 
 
-def _classes(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
+def _classes(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
     """Return the recall of each class, or of head, body and tail for many classes, under each attack of a figure."""
     lines: list[tuple[str, ...]] = []
     heads: tuple[str, ...] = ()
@@ -316,15 +301,15 @@ def _classes(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
         few = card.num_classes <= SHOWN_CLASSES
         heads = tuple(card.class_names) if few else GROUPS
         for column in item.columns:
-            attack = scale.attack(one.row, column.metric)
-            if attack in {held.name for held in card.columns}:
-                summary = card.summary(str(attack))
+            attack = one.attack(column.metric)
+            if attack is not None and attack in attacks_on(card):
+                summary = card.summary(attack)
                 recalls = summary.per_class if few else [summary.groups[group] for group in GROUPS]
                 lines.append((one.label, column.label, *(percent(float(recall)) for recall in recalls)))
-    return TextTable(f"{item.name} · accuracy of each class · scale {scale.name}", ("", "", *heads), (*lines,))
+    return TextTable(_title(scale, item, "accuracy of each class"), ("", "", *heads), (*lines,))
 
 
-def _curves(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
+def _curves(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
     """Return balanced accuracy at points of the curve, with the best and the last point."""
     lines: list[tuple[str, ...]] = []
     heads: tuple[str, ...] = ()
@@ -340,12 +325,10 @@ def _curves(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
             peak = int(np.argmax(values))
             lines.append((one.label, attack, f"{percent(values[peak])} at {epochs[peak].epoch}", *shown))
     notes = ("Balanced accuracy on the split of the curve; the rows' epochs are those of the first.",)
-    return TextTable(
-        f"{item.name} · over the epochs · scale {scale.name}", ("", "", "best", *heads), _even(lines), notes
-    )
+    return TextTable(_title(scale, item, "over the epochs"), ("", "", "best", *heads), _even(lines), notes)
 
 
-def _groups(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
+def _groups(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
     """Return predicted classes of training examples, or their distances, for head, body and tail over the epochs."""
     predicted = item.shows == "predictions"
     field = "predicted" if predicted else "distance"
@@ -363,7 +346,7 @@ def _groups(item: Item, scale: Scale, rows: Sequence[Filled]) -> TextTable:
                 lines.append((one.label, group, *([share] if predicted else []), *shown))
     what = "share of examples predicted as a group, %" if predicted else "mean distance between epochs"
     heads = ("", "", *(["its labels, %"] if predicted else []), *heads)
-    return TextTable(f"{item.name} · {what} · scale {scale.name}", heads, _even(lines))
+    return TextTable(_title(scale, item, what), heads, _even(lines))
 
 
 def _of_group(values: Ints | Floats, predicted: bool, labels: Sequence[int]) -> float:

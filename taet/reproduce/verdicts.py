@@ -14,7 +14,7 @@ from scipy import special
 from taet.evaluation.card import ResultCard
 from taet.evaluation.paired import LEVEL, Difference
 from taet.formatting import sentence
-from taet.reproduce.cell_store import Store, StoredCell, by_seed, load_card, thinned
+from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed, load_card, thinned
 from taet.reproduce.claims import FEWEST_REVERSED, SIGNIFICANT_ORDER, Claim, ReversedEntry, SteadyEntry, Word, claims
 from taet.reproduce.manifest import PaperRow, Scale, items, row_words
 from taet.reproduce.render import Filled, difference_text, filled, paired_cards, rank_correlation
@@ -119,7 +119,7 @@ def _of_pairs(claim: Claim, store: Store, scale: Scale) -> Verdict:
 
 def _missing(row: PaperRow, cards: Mapping[int, ResultCard], attacks: set[str | None]) -> list[str]:
     """Return what a row lacks for a difference: its runs, or attacks that no card of it has."""
-    held = {column.name for card in cards.values() for column in card.columns}
+    held = set().union(*map(attacks_on, cards.values()))
     lacking = sorted(name for name in attacks if name is not None and name not in held)
     return [f"{name} of {row_words(row)}" for name in lacking] if cards else [row_words(row)]
 
@@ -135,7 +135,7 @@ def _text(found: Difference) -> str:
 def _order(claim: Claim, store: Store, scale: Scale) -> Verdict:
     item = items()[claim.entry["order"]["item"]]
     column = next(column for column in item.columns if column.metric == claim.entry["order"]["column"])
-    found = rank_correlation(scale, item, filled(store, scale, item), column)
+    found = rank_correlation(item, filled(store, scale, item), column)
     if found is None or found[1] < FEWEST_IN_ORDER:
         return Verdict("not tested", f"It takes {FEWEST_IN_ORDER} rows of {item.name} with runs", scale.name)
     value, count = found
@@ -156,25 +156,25 @@ def _reversed(entry: ReversedEntry, store: Store, scale: Scale) -> Verdict:
     limit = float(special.ndtri(1 - LEVEL / (4 * len(pairs) * len(entry["columns"]))))  # two sides, two averages
     said, most = list[str](), 0
     for column in entry["columns"]:
-        found = [one for pair in pairs if (one := _is_reversed(scale, *pair, column, limit)) is not None]
+        found = [one for pair in pairs if (one := _is_reversed(*pair, column, limit)) is not None]
         said += [f"{column} {sum(found)} of {len(found)}"] if found else []
         most = max(most, sum(found))
     word: Word = "holds" if most else "undecided" if said else "not tested"
     return Verdict(word, f"Pairs of rows of {entry['item']} with opposite orders: {', '.join(said)}", scale.name)
 
 
-def _is_reversed(scale: Scale, first: Filled, second: Filled, column: str, limit: float) -> bool | None:
+def _is_reversed(first: Filled, second: Filled, column: str, limit: float) -> bool | None:
     """Return whether plain and balanced accuracy differ in opposite directions, each by `limit` standard errors.
 
     Plain accuracy is that of a test set with the classes' shares in training. Of several common seeds, an image counts
     with its mean. The standard error of the paired difference over the test images is sqrt(sum_c w_c^2 s_c^2 / n_c),
     with the weight w_c of class c in the average. None if the rows have no common seed, attack and test images.
     """
-    seeds, attack = sorted(first.cards.keys() & second.cards.keys()), scale.attack(first.row, column)
+    seeds, attack = sorted(first.cards.keys() & second.cards.keys()), first.attack(column)
     sides = [[one.cards[seed] for seed in seeds] for one in (first, second)]
     cards = [card for side in sides for card in side]
-    held = all(attack in {one.name for one in card.columns} for card in cards)
-    if not cards or not held or attack is None or scale.attack(second.row, column) != attack:
+    held = all(attack in attacks_on(card) for card in cards)
+    if not cards or not held or attack is None or second.attack(column) != attack:
         return None
     counts = np.array(cards[0].data["train_class_counts"] or [], dtype=float)
     same = {(card.data["test_sha256"], card.column(attack).identity) for card in cards}

@@ -231,7 +231,7 @@ def test_cells_without_a_precision_train_as_those_that_were_begun(
     training = {name: value for name, value in small["settings"]["training"].items() if name != "precision"}
     settings = small["settings"] | {"training": training}
     fresh = planned(small, tmp_path, settings=settings)
-    assert not any("--precision" in cell.flags for cell in fresh)
+    assert not any("training.precision" in cell.settings for cell in fresh)
     shutil.copytree(template, fresh[0].folder)
     found = planned(small, tmp_path, settings=settings)
     assert [cell.run and cell.run.training.precision for cell in found] == ["float32"] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -156,7 +157,8 @@ def write_run(
     if evaluated:
         trained = {"config": json.loads(json.dumps(config.to_json(run)))}
         card = build_card(method, skill, names, train, test, seed, examples_sha256=drawn, run=trained)
-        card.save(path / "evaluation.json")
+        model = {**card.model, "selection": selection, "leak": selection == "best-test"}
+        dataclasses.replace(card, model=model).save(path / "evaluation.json")
     return path
 
 

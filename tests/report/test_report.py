@@ -106,7 +106,7 @@ def test_ids_are_unique_and_every_link_within_the_page_has_its_target(page: Page
 def test_every_part_is_there(page: Page) -> None:
     assert {f"data-1-{part}" for part in PARTS} | {"provenance", "run-1", "run-2", "run-3"} <= set(page.ids)
     expected = ["3 runs (at, at-bsl, taet) on digits-lt", "imbalance ratio 10", "L∞, ε 8/255", "368 test images"]
-    expected += ["taet: adversarial stage", "for drawing only, not to choose anything", "perturbation × 15"]
+    expected += ["taet: adversarial stage", "for drawing only: it did not choose the epoch", "perturbation × 15"]
     expected += ["class nine has 9 test images.", "taet evaluate runs/taet", "ab" * 32, f"{10:064x}", "bcl", "rcel"]
     assert [words for words in expected if words not in page.text] == []
 
@@ -359,7 +359,21 @@ def test_an_unevaluated_run_stays_with_the_runs_on_its_data(make_run: MakeRun, t
 def test_a_run_that_chose_its_epoch_on_the_test_set_says_so(make_run: MakeRun, tmp_path: Path) -> None:
     page = Page(report.write([make_run(tmp_path / "at", selection="best-test")], tmp_path / "report.html"))
     assert "on which the delivered epoch was chosen: a leak" in page.text
-    assert "not to choose anything" not in page.text
+    assert "for drawing only" not in page.text
+
+
+def test_the_last_epoch_of_a_run_that_chose_another_on_the_test_set_is_no_leak(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    """Its card, made with `--weights model-last`, with the epochs beside it."""
+    run = make_run(tmp_path / "at", selection="best-test")
+    card = ResultCard.load(run)
+    last = dataclasses.replace(card, model={**card.model, "selection": "last", "leak": False})
+    last.save(tmp_path / "last.json")
+    shutil.copy(run / "metrics.jsonl", tmp_path / "last.metrics.jsonl")
+    page = Page(report.write([tmp_path / "last.json"], tmp_path / "report.html"))
+    assert "the test set, for drawing only: it did not choose the epoch" in page.text
+    assert "a leak" not in page.text
 
 
 @pytest.mark.full

@@ -68,7 +68,9 @@ def test_nothing_is_drawn_without_runs(tmp_path: Path) -> None:
 )
 def test_rows_that_differ_in_one_number_are_drawn_against_it(name: str, axis: str | None, numbers: object) -> None:
     item = items()[name]
-    found = figures.setting_of([Filled(row, label, ()) for row, label in zip(item.rows, item.labels, strict=True)])
+    found = figures.setting_of(
+        [Filled(SMOKE, row, label, ()) for row, label in zip(item.rows, item.labels, strict=True)]
+    )
     if axis is None:
         assert found is None
     else:
