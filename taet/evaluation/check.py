@@ -25,7 +25,7 @@ from taet.evaluation.model_guard import restored
 from taet.evaluation.packing import Json, plain
 from taet.evaluation.runner import make_runner
 from taet.evaluation.trial import Trial, answer, attempt, input_gradient, nonfinite, user_errors
-from taet.formatting import clock, listed, percent
+from taet.formatting import aligned, clock, listed, percent
 from taet.metrics import Ints, Mask
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
@@ -99,7 +99,6 @@ class Check:
         rows = [("attack", "passes", "images", "at most")]
         rows += [(cost.attack, f"{cost.passes}", f"{cost.images}", clock(cost.seconds)) for cost in self.costs]
         rows += [("all", "", "", clock(sum(cost.seconds for cost in self.costs)))]
-        width = max(len(row[0]) for row in rows)
         return "\n".join(
             [
                 f"{self.model}: {self.parameters:,} parameters, {self.num_classes} logits for images of "
@@ -107,7 +106,7 @@ class Check:
                 *map(str, self.findings),
                 f"{self.forward_speed:.0f} images per second forward, {self.gradient_speed:.0f} forward and backward; "
                 f"{self.device}",
-                *(f"{name:{width}}{passes:>9}{images:>9}{clock:>19}" for name, passes, images, clock in rows),
+                *aligned(rows),
             ]
         )
 

@@ -167,11 +167,9 @@ class Match:
             self.work = {name: self.work[name] + arrays[name].item() for name in WORK}
 
     def _report(self, player: int, number: int) -> Progress:
-        whole = self.order.size
-        total = sum(one.passes(whole) for one in self.players)
-        met = min(whole, number * self.block * self.order.shape[1])
-        so_far = sum(one.passes(met) for one in self.players)
-        so_far += sum(one.passes(self.block * self.order.shape[1]) for one in self.players[:player])
+        whole, block = self.order.size, self.block * self.order.shape[1]
+        met, total = min(whole, number * block), sum(one.passes(whole) for one in self.players)
+        so_far = sum(one.passes(met) for one in self.players) + sum(one.passes(block) for one in self.players[:player])
 
         def report(done: float, _: float, label: str) -> None:
             if self.progress is not None:
