@@ -331,12 +331,12 @@ def _logit_scale(facts: ModelFacts) -> str | None:
     )
 
 
-def _replaced(correct: str, only: str, how: str) -> Callable[[ModelFacts], str | None]:
-    """Return a text for PGD on replaced gradients if it beats PGD-20; `correct` and `only` name fields of the facts."""
+def _replaced(attack: str, how: str) -> Callable[[ModelFacts], str | None]:
+    """Return a text for PGD on replaced gradients, `attack` as in the fields of the facts, if it beats PGD-20."""
 
     def says(facts: ModelFacts) -> str | None:
-        left = getattr(facts, correct)
-        if not facts.replaced or not _beaten(facts.pgd_correct, left, getattr(facts, only), facts.images):
+        left, only = (getattr(facts, f"{prefix}{attack}_pgd_correct") for prefix in ("", "only_"))
+        if not facts.replaced or not _beaten(facts.pgd_correct, left, only, facts.images):
             return None
         return (
             f"{how}, PGD-20 leaves {percent(left / facts.images)} % of {facts.images} images correct, otherwise "
@@ -424,20 +424,12 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
     ),
     Diagnostic(
         "straight-through-beats-gradients",
-        _replaced(
-            "straight_pgd_correct",
-            "only_straight_pgd_correct",
-            "With the identity as the derivative of operations that stop the gradient",
-        ),
+        _replaced("straight", "With the identity as the derivative of operations that stop the gradient"),
         "attack with a differentiable replacement (BPDA)",
     ),
     Diagnostic(
         "soft-beats-hard",
-        _replaced(
-            "smooth_pgd_correct",
-            "only_smooth_pgd_correct",
-            "On the margin of the model with smooth operations instead of rounding and thresholds",
-        ),
+        _replaced("smooth", "On the margin of the model with smooth operations instead of rounding and thresholds"),
         "attack with a differentiable replacement (BPDA)",
         unless=("straight-through-beats-gradients",),
     ),
