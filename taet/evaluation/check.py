@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taet import metrics
+from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
 from taet.attacks.inputs import SUM_TOLERANCE
 from taet.attacks.spec import AttackSpec
@@ -24,7 +25,7 @@ from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.model_guard import restored
 from taet.evaluation.packing import Json, plain
 from taet.evaluation.runner import make_runner
-from taet.evaluation.trial import Trial, answer, attempt, input_gradient, nonfinite, user_errors
+from taet.evaluation.trial import Trial, answer, attempt, input_gradient, user_errors
 from taet.formatting import aligned, clock, listed, percent
 from taet.metrics import Ints, Mask
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
@@ -149,7 +150,7 @@ def check(
             raise UserError(f"model output: got {width} logits; allowed: {len(class_names)}, one per class")
         with tried.still():
             trial = attempt(tried.model, *tried.batch(even_sample(classes, batch_size, tried.seed)))
-            if wrong := int(nonfinite(trial.logits).sum()):
+            if wrong := int((~finite(trial.logits)).sum()):
                 raise UserError(f"model output: not finite on {wrong} of {len(trial.y)} clean test images")
             correct = trial.correct.cpu().numpy()
             speeds = _speeds(trial)

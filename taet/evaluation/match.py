@@ -187,7 +187,6 @@ class Match:
     def _decision(self, done: int, reason: str, names: tuple[str, str], comparisons: int, command: str) -> DecisionCard:
         players, half = self.players, len(self.players) // 2
         card, used = players[0].card, self.order[:done]
-        counts = np.bincount(card.labels, minlength=card.num_classes)
         return DecisionCard(
             first={"label": names[0], "models": [one.about for one in players[:half]]},
             second={"label": names[1], "models": [one.about for one in players[half:]]},
@@ -199,7 +198,7 @@ class Match:
                 "name": card.data["name"],
                 "class_names": card.data["class_names"],
                 "test_sha256": card.data["test_sha256"],
-                "test_class_counts": counts.tolist(),
+                "test_class_counts": card.test_class_counts.tolist(),
                 "train_class_counts": card.data.get("train_class_counts"),
             },
             rule=self.rule,
