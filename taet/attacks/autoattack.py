@@ -157,20 +157,9 @@ def autoattack(
     attacks", ICML 2020, arXiv:2003.01690; the attacks are those of the package pyautoattack.
     """
     del checked  # `refusing` has read it
-    outcome = run_parts(
-        model,
-        x,
-        y,
-        eps=eps,
-        norm=norm,
-        version=version,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        natural=natural,
-        state=state,
-        progress=progress,
-    )
+    where = x.device if device is None else torch.device(device)
+    work = SuiteArguments(natural=natural, batch_size=batch_size, device=where, state=state, progress=progress)
+    outcome = run_parts(model, x, y, eps=eps, norm=norm, version=version, seed=seed, **work)
     assert outcome.x_adv is not None
     return outcome.x_adv
 

@@ -88,11 +88,7 @@ class Predictions:
         rows, text = self.rows(top), io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(rows[0])
-        words = {None: "", True: "true", False: "false"}
-        table.writerows(
-            [words[value] if value is None or isinstance(value, bool) else _harmless(value) for value in row.values()]
-            for row in rows
-        )
+        table.writerows(map(_cell, row.values()) for row in rows)
         return text.getvalue()
 
     def to_json(self, top: int = 1) -> dict[str, Any]:
@@ -115,8 +111,10 @@ class Predictions:
         return "; ".join(parts)
 
 
-def _harmless(cell: str | float) -> str | float:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
+def _cell(value: str | float | None) -> str | float:
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "true", False: "false"}[value]
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

@@ -12,6 +12,7 @@ from taet import config, models
 from taet.attacks.ball import frozen
 from taet.config import Model, Run
 from taet.data import Dataset
+from taet.data.extra import Extra
 from taet.distributed import gather, world_size
 from taet.errors import UserError
 from taet.files import file_sha256
@@ -21,6 +22,7 @@ from taet.models.sync_norm import normalisations
 from taet.models.view import View, make_view
 from taet.training.checkpoint import SCHEMA
 from taet.training.environment import environment
+from taet.training.extra import describe_extra
 from taet.training.published import read_weights, weights_file
 from taet.training.record import DataRecord, RunRecord, SelectionRecord, SplitRecord, StageRecord
 from taet.training.resolve import Resolved, check_needs
@@ -85,6 +87,7 @@ def check_pretrained(chosen: Model, recorded: str | None, folder: Path) -> None:
 def describe(
     resolved: Resolved,
     dataset: Dataset,
+    extra: Extra | None,
     model: Classifier | Adapter,
     threads: int,
     device: torch.device,
@@ -95,6 +98,8 @@ def describe(
 ) -> RunRecord:
     """Return the record of a new run; `command` is the call that started it."""
     run, method, weights = resolved.run, resolved.method, resolved.run.model.weights
+    added = None if extra is None else describe_extra(extra, resolved)
+    tuned = [f"tuned: {run.training.tuned} trials"] if run.training.tuned else []
     stages = method.task.stages
     changes = [e for e, stage in enumerate(stages) if e == 0 or stages[e - 1] != stage]
     leak = resolved.split == "test" and run.training.selection == "best-test"
@@ -103,7 +108,7 @@ def describe(
         settings=config.to_json(run),
         method_title=method.title,
         reference=method.reference,
-        deviations=(*method.deviations, *([f"tuned: {run.training.tuned} trials"] if run.training.tuned else [])),
+        deviations=(*method.deviations, *tuned, *([] if added is None else [added.sentence])),
         stages=tuple(StageRecord(stage=stages[e], from_epoch=e + 1) for e in changes),
         selection=SelectionRecord(rule=run.training.selection, split=resolved.split, leak=leak),
         data=DataRecord(
@@ -116,6 +121,7 @@ def describe(
             notes=dataset.notes,
             arrays=arrays,
             splits={name: SplitRecord(**split.manifest()) for name, split in dataset.splits.items()},
+            extra=added,
         ),
         model_given=model_given,
         head=method.task.head,

@@ -41,7 +41,7 @@ from taet.training.drift import Drift
 from taet.training.environment import keep_freed_memory, on_threads, peak_memory_mb, resolve_device
 from taet.training.epoch_sums import EpochSums
 from taet.training.estimate import work_of
-from taet.training.extra import load_extra, with_extra
+from taet.training.extra import load_extra
 from taet.training.folder import MetricsMark, RunFolder
 from taet.training.graphs import Graphs
 from taet.training.interruption import interruption
@@ -149,8 +149,9 @@ class Trainer:
 
     def description(self, command: str) -> RunRecord:
         """Return the content of run.json; `command` is the call that started the run."""
-        record = describe(self.resolved, self.dataset, self.model, self.threads, self.device, command, **self.given)
-        return record if self.extra is None else with_extra(record, self.extra, self.resolved)
+        return describe(
+            self.resolved, self.dataset, self.extra, self.model, self.threads, self.device, command, **self.given
+        )
 
     @property
     def parts(self) -> dict[str, Part]:
