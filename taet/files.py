@@ -394,7 +394,7 @@ def _acquire(path: Path) -> int | None:
                 created, descriptor = False, os.open(path, flags)
             failed.callback(os.close, descriptor)
             check_kind(path, os.fstat(descriptor))
-            if not _locked(descriptor) and not created:  # no locks here: the file itself is the lock
+            if not locked(descriptor) and not created:  # no locks here: the file itself is the lock
                 _check_void(path, descriptor)
                 path.unlink()
                 return None
@@ -412,10 +412,10 @@ def _acquire(path: Path) -> int | None:
     return descriptor
 
 
-def _locked(descriptor: int) -> bool:
-    """Lock a file; False if the file system has no locks. BlockingIOError if another process holds it."""
+def locked(file: int | IO[Any]) -> bool:
+    """Lock an open file; False if the file system has no locks. BlockingIOError if another process holds it."""
     try:
-        flock(descriptor)
+        flock(file)
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             raise

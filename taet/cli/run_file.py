@@ -72,21 +72,16 @@ def _settings(values: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[t
 
 def _value(name: str, value: Any, hint: Any) -> Any:
     """Return a value in the type of its field: lists as tuples, `8/255` as a number, `none` as None."""
-    if isinstance(value, list):
-        value = config.immutable(value)
-    elif isinstance(value, str) and not _is_allowed(value, hint):
+    value = config.immutable(value) if isinstance(value, list) else value
+    try:
+        bounds.check_value(name, value, hint)
+    except UserError:
+        if not isinstance(value, str):
+            raise
         with contextlib.suppress(ValueError):  # it is refused below, by its key
             value = bounds.read_text(value, hint)
-    bounds.check_value(name, value, hint)
+        bounds.check_value(name, value, hint)
     return value
-
-
-def _is_allowed(value: Any, hint: Any) -> bool:
-    try:
-        bounds.check_value("", value, hint)
-    except UserError:
-        return False
-    return True
 
 
 def text(run: Run) -> str:

@@ -90,6 +90,10 @@ class TrainOptions:
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the finished run as JSON."""
 
+    def attacks(self, run: Run) -> bool:
+        """Whether the finished run is attacked."""
+        return self.evaluate or (is_own(run.data.name) and not self.no_evaluate)
+
 
 class TrainingRequest(NamedTuple):
     """A parsed call that trains a new run."""
@@ -148,13 +152,12 @@ def run(arguments: list[str]) -> None:
             print(json.dumps(row))
         else:
             print(finished)
-        if options.evaluate or (is_own(finished.run.data.name) and not options.no_evaluate):
-            go_on = ["train", "--resume", str(finished.folder), *models.consent(finished.run.model.name)]
-            with saved([*go_on, *(["--evaluate"] if options.evaluate else [])], finished.folder):
+        named = [str(finished.folder), *models.consent(finished.run.model.name)]
+        if options.attacks(finished.run):
+            with saved(["train", "--resume", *named, *(["--evaluate"] if options.evaluate else [])], finished.folder):
                 _evaluate(finished, options.json)
         elif not options.json:
-            words = ["taet", "evaluate", str(finished.folder), *models.consent(finished.run.model.name)]
-            print(f"next: {shlex.join(words)}")
+            print(f"next: {shlex.join(['taet', 'evaluate', *named])}")
 
 
 def read(arguments: Sequence[str]) -> TrainingRequest:
@@ -231,14 +234,12 @@ def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult
     options = request.options
     with progress("read") as report, reporting_to(report):
         run, chosen = first(request.planned)
-    attacks = options.evaluate or (is_own(run.data.name) and not options.no_evaluate)
-
     begun: list[Path] = []
 
     def announce(trainer: Trainer) -> None:
         begun.append(trainer.folder.path)
         if not options.json:
-            say("\n".join([introduction(trainer, chosen), *expected(trainer, attacks)]))
+            say("\n".join([introduction(trainer, chosen), *expected(trainer, options.attacks(run))]))
 
     with progress(run.method) as report:
         command = flags.call_text(["train", *arguments])

@@ -21,10 +21,11 @@ from taet.bounds import Seed, Settings, check_value, got_text
 from taet.config import Run
 from taet.data.selection import VALIDATION
 from taet.errors import UserError, located
+from taet.experiments import specification
 from taet.experiments.cells import Cell, cells, in_precision
 from taet.experiments.comparison import CellOutcome, Comparison, Say, compare, deadline_of, fill, foretell
 from taet.experiments.journal import load_optuna, open_journal
-from taet.experiments.specification import DottedSettings, Entry, Specification, check_keys, entry_of, parse, table
+from taet.experiments.specification import DottedSettings, Entry, Specification
 from taet.files import digest, make_folder, seal, write_json
 from taet.formatting import clock
 from taet.training.folder import RunFolder
@@ -107,7 +108,7 @@ class Tuned:
 def read(path: str | os.PathLike[str]) -> Search:
     """Read a specification with table [tune] from a TOML file; raise a `UserError` that names the key of a mistake."""
     with located(f"specification {path}"):
-        return search_of(table(Path(path)), Path(path).stem)
+        return search_of(specification.table(Path(path)), Path(path).stem)
 
 
 def search_of(values: Mapping[str, Any], title: str = "tuning") -> Search:
@@ -115,16 +116,18 @@ def search_of(values: Mapping[str, Any], title: str = "tuning") -> Search:
     told = values.get("tune")
     if not isinstance(told, Mapping):
         raise UserError(f"tune: got {got_text(told)}; allowed: a table with trials and space")
-    check_keys("key of tune", told, KEYS)
+    specification.check_keys("key of tune", told, KEYS)
     check_value("tune trials", told.get("trials"), Trials)
     check_value("tune seed", told.get("seed", 0), Seed)
-    grid = parse({key: value for key, value in values.items() if key != "tune"}, title)
+    grid = specification.parse({key: value for key, value in values.items() if key != "tune"}, title)
     for key, found in (("data", grid.data), ("imbalance", grid.imbalance), ("variants", grid.variants)):
         if len(found) != 1:
             raise UserError(f"{key}: got {len(found)}; allowed: one, since a search is about one data set")
-    shared, own = _mapping("tune space", told.get("space", {})), _mapping("tune methods", told.get("methods", {}))
-    check_keys("method of tune", own, [entry.name for entry in grid.methods])
-    spaces = {entry.name: _space(entry, {**shared, **own.get(entry.name, {})}) for entry in grid.methods}
+    with located("tune"):
+        shared, own = (specification.value_in(told, key, dict, {}) for key in ("space", "methods"))
+        asked = {entry.name: {**shared, **specification.value_in(own, entry.name, dict, {})} for entry in grid.methods}
+    specification.check_keys("method of tune", own, [entry.name for entry in grid.methods])
+    spaces = {entry.name: _space(entry, asked[entry.name]) for entry in grid.methods}
     settings = {"data.validation": VALIDATION_SHARE, **grid.settings}
     for where, own_settings in [("settings", {}), *((f"methods: {one.name}", one.settings) for one in grid.methods)]:
         merged = {**settings, **own_settings}
@@ -138,12 +141,6 @@ def search_of(values: Mapping[str, Any], title: str = "tuning") -> Search:
     return Search(replace(grid, settings=settings), told["trials"], told.get("seed", 0), spaces)
 
 
-def _mapping(what: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UserError(f"{what}: got {got_text(value)}; allowed: a table")
-    return value
-
-
 def _space(entry: Entry, asked: Mapping[str, Any]) -> dict[str, Choices]:
     """Return the values of a method's settings by dotted name; each is checked like the setting itself."""
     found: dict[str, Choices] = {}
@@ -152,7 +149,9 @@ def _space(entry: Entry, asked: Mapping[str, Any]) -> dict[str, Choices]:
             choices = _choices(value)
 
             def checked(value: Any, key: str = key) -> DottedSettings:
-                return entry_of({"name": entry.name, "method": entry.method, "settings": {key: value}}).settings
+                return specification.entry_of(
+                    {"name": entry.name, "method": entry.method, "settings": {key: value}}
+                ).settings
 
             (name,) = checked(choices.ends[0])
             if name.startswith(FIXED):

@@ -289,6 +289,7 @@ def test_two_processes_share_the_work_and_never_make_a_trial_too_many(
         (changed(space={"lrr": [0.1]}), "unknown setting 'lrr'"),
         (changed(space={"beta": [0.1]}), "tune: at: beta: methods: at: unknown setting 'beta'"),
         (changed(methods={"mart": {}}), "unknown method of tune 'mart'; allowed: at, trades"),
+        (changed(methods={"trades": 3}), "tune: trades: got 3; allowed: a table"),
         (changed(space={}), "tune: at: got nothing to tune"),
         ({**SPEC, "data": ["digits-lt", "cifar10-lt"]}, "data: got 2; allowed: one"),
         ({**SPEC, "settings": {"data.test": "validation"}}, "got data.test = validation or selection = best-test"),
