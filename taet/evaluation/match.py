@@ -67,12 +67,6 @@ class Player:
         """The attacks with their settings, as cards store them."""
         return [plain(attack.to_json()) for attack in self.chain]
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Facts that must be equal in a decision whose flags are reused for this model."""
-        software = {name: self.card.environment[name] for name in ("versions", "device")}
-        return {"attacks": self.attacks, "batch_size": self.runner.batch_size, "environment": software}
-
     def learn_whole(self, whole: ResultCard | None) -> None:
         """Take the flags from a full card of this model, if it has every attack."""
         found = [] if whole is None else [among(whole.columns, attack) for attack in self.chain]
@@ -82,7 +76,7 @@ class Player:
 
     def learn(self, decision: DecisionCard) -> None:
         """Take the flags from an earlier decision, if it has any of this model."""
-        if not card_store.agrees(decision, self.facts) or decision.data["test_sha256"] != self.card.data["test_sha256"]:
+        if not card_store.agrees(decision, {"attacks": self.attacks, **card_store.conditions(self.card)}):
             return
         for about, flags in ((decision.first, decision.correct[0]), (decision.second, decision.correct[1])):
             for model, mask in zip(about["models"], flags, strict=True):
