@@ -44,7 +44,7 @@ ATTACKS = ("cifar10-lt-attacks", "digits-lt-attacks")
 TRANSFORMERS = ("digits-lt-vit",)
 PRECISIONS = ("cifar10-lt-precision", "digits-lt-precision")  # of training: rows NAME-float32 beside NAME-bf16
 BY_CLASS = ("ham10000",)  # a table of every class as well
-FAIRNESS = ("digits-lt-class-wise",)  # how evenly the classes fare, and rules of budgets by loss, as well
+FAIRNESS = ("digits-lt-class-wise", "cifar10-lt-class-wise")  # how evenly classes fare, and rules of budgets, as well
 # Rows by the method whose seconds of an epoch are measured: as many epochs as AT, then as many seconds.
 SINGLE_STEP = {
     "at": "at",
@@ -64,9 +64,23 @@ PAIRS: dict[str, dict[str, tuple[str, ...]]] = {
         "n-fgsm-long": ("dafa+at", "at-long"),
         "cgr": ("cgr-no-margin", "cgr-no-prior", "cgr-prior-alone"),
     },
+    "cifar10-lt-class-wise": {
+        "at-bsl": (),
+        "at": ("n-fgsm", "liet"),
+        "cgr": ("cgr-prior-alone",),
+    },
     "digits-lt-extra": {
         "none": (),
         "copies": ("held-back", "mixed", "gaussian-inverse"),
+    },
+}
+# Rows of a folder whose runs are those of another.
+ELSEWHERE = {
+    "cifar10-lt-class-wise": {
+        "at-seed0": "reproduce/mini/at_cifar10-lt_ir50_seed0-44a790f3.json",
+        "at-bsl-seed0": "reproduce/mini/at-bsl_cifar10-lt_ir50_seed0-0e677bf7.json",
+        "at-bsl-seed1": "reproduce/mini/at-bsl_cifar10-lt_ir50_seed1-39f20092.json",
+        "at-bsl-seed2": "reproduce/mini/at-bsl_cifar10-lt_ir50_seed2-2ec37721.json",
     },
 }
 BEFORE_SINE = (
@@ -77,12 +91,20 @@ FRONT, FRONT_COLUMNS = ("digits-lt-methods",), ("clean", "pgd-20", "autoattack")
 FRONT_SCALE, FRONT_HEADS = "mini", ("", "rank", "autoattack", "95 % or ± error", "clean", "pgd-20", "tail", "seeds")
 
 
+def files_of(folder: Path) -> dict[str, Path]:
+    """Return the files of the cards of a folder by name, without its variants; ROW-seedN for seed N of a row."""
+    elsewhere = {name: HERE / path for name, path in ELSEWHERE.get(folder.name, {}).items()}
+    return dict(sorted([*((path.stem, path) for path in folder.glob("*.json")), *elsewhere.items()]))
+
+
 def cards_by_row(folder: Path, variants: bool = True) -> dict[str, list[ResultCard]]:
     """Return the cards of every row by name: the title of the method, its file if named differently, the variant."""
+    files = {(name,): path for name, path in files_of(folder).items()}
+    if variants:
+        files |= {(*path.relative_to(folder).parent.parts, path.stem): path for path in folder.glob("*/**/*.json")}
     groups: dict[tuple[str, str], list[ResultCard]] = {}
-    for path in sorted(folder.rglob("*.json") if variants else folder.glob("*.json")):
-        variant = " + ".join(path.relative_to(folder).parent.parts)
-        groups.setdefault((variant, re.sub(r"-seed\d+$", "", path.stem)), []).append(load_card(path))
+    for (*variant, name), path in sorted(files.items()):
+        groups.setdefault((" + ".join(variant), re.sub(r"-seed\d+$", "", name)), []).append(load_card(path))
     rows = {}
     for (variant, stem), cards in groups.items():
         title = cards[0].title if stem == cards[0].method else f"{cards[0].title} ({stem})"
@@ -230,11 +252,13 @@ def brackets(values: Sequence[float], digits: int) -> str:
 
 def rule_table(folder: Path) -> str:
     """Return rules of class budgets by loss: balanced accuracy under the last attack, and the difference to none."""
-    lines = [["rule", *LOSSES]]
+    rows = by_seed(folder)
+    bases = {loss: base for loss, base in LOSSES.items() if all(prefix + base in rows for prefix in RULES.values())}
+    lines = [["rule", *bases]]
     for rule, prefix in RULES.items():
         cells = []
-        for base in LOSSES.values():
-            cards, plain = (by_seed(folder, row) for row in (prefix + base, base))
+        for base in bases.values():
+            cards, plain = rows[prefix + base], rows[base]
             attack = next(iter(cards.values())).columns[-1].name
             text = brackets([100 * card.summary(attack).balanced for card in cards.values()], 1)
             cells.append(f"{text}; {gain(compared(cards, plain, attack))}" if prefix else text)
@@ -244,15 +268,15 @@ def rule_table(folder: Path) -> str:
 
 def paired_tables(folder: Path) -> list[str]:
     """Return for each row of `PAIRS` how others differ from it, seed by seed, clean and under the last attack."""
-    parts, alone = [], " (with n = 1 over the test images only, which says nothing about another seed)"
+    every, parts = by_seed(folder), []
+    alone = " (with n = 1 over the test images only, which says nothing about another seed)"
     for base, wanted in PAIRS[folder.name].items():
-        stems = sorted({path.stem.rpartition("-seed")[0] for path in folder.glob("*-seed*.json")} - {base})
-        rows = {stem: by_seed(folder, stem) for stem in stems if stem in (wanted or stems)}
-        plain = by_seed(folder, base)
+        plain = every[base]
+        shown = {row: cards for row, cards in every.items() if row in (wanted or every.keys() - {base})}
         attacks = ("clean", plain[0].columns[-1].name)
         lines = [["row", "n", *(head for attack in attacks for head in (f"{attack}, points", "95 %", ""))]]
-        for stem, cards in rows.items():
-            cells = [stem, str(len(cards))]
+        for row, cards in shown.items():
+            cells = [row, str(len(cards))]
             for attack in attacks:
                 found = compared(cards, plain, attack)
                 decided = "better" if found.low > 0 else "worse" if found.high < 0 else "undecided"
@@ -262,16 +286,20 @@ def paired_tables(folder: Path) -> list[str]:
             lines.append(cells)
         parts += [
             f"Paired differences from `{base}` in balanced accuracy, the same seeds and test images, each with its own "
-            f"95 % interval{alone if 1 in map(len, rows.values()) else ''}:",
+            f"95 % interval{alone if 1 in map(len, shown.values()) else ''}:",
             markdown_table(lines),
         ]
     return parts
 
 
-def by_seed(folder: Path, row: str) -> dict[int, ResultCard]:
-    """Return the cards of the files ROW-seed0.json, ROW-seed1.json and so on, by seed."""
-    found = {int(path.stem.rpartition("-seed")[2]): load_card(path) for path in folder.glob(f"{row}-seed*.json")}
-    return dict(sorted(found.items()))
+def by_seed(folder: Path) -> dict[str, dict[int, ResultCard]]:
+    """Return the cards of the rows of a folder with seeds in their names, by row and seed."""
+    found: dict[str, dict[int, ResultCard]] = {}
+    for name, path in files_of(folder).items():
+        row, seeded, number = name.rpartition("-seed")
+        if seeded:
+            found.setdefault(row, {})[int(number)] = load_card(path)
+    return {row: dict(sorted(cards.items())) for row, cards in sorted(found.items())}
 
 
 def compared(first: Mapping[int, ResultCard], second: Mapping[int, ResultCard], attack: str) -> Difference:
@@ -288,8 +316,9 @@ def precision_table(folder: Path) -> str:
     """Return balanced accuracy of models trained in bf16 and in float32: means, deviations over seeds, difference."""
     heads = ("method", "attack", "n", "float32 (deviation of seeds)", "bf16 (deviation of seeds)", "difference, 95 %")
     lines = [heads]
-    for name in sorted(path.name.removesuffix("-bf16-seed0.json") for path in folder.glob("*-bf16-seed0.json")):
-        wide, narrow = (by_seed(folder, f"{name}-{precision}") for precision in ("float32", "bf16"))
+    rows = by_seed(folder)
+    for name in (row.removesuffix("-bf16") for row in rows if row.endswith("-bf16")):
+        wide, narrow = rows[f"{name}-float32"], rows[f"{name}-bf16"]
         for attack in (column.name for column in wide[0].columns):
             found, scattered = compared(narrow, wide, attack), [scatter(cards, attack) for cards in (wide, narrow)]
             lines.append((wide[0].title, attack, str(found.runs), *scattered, gain(found)))
@@ -345,9 +374,9 @@ def section(folder: str, texts: Mapping[str, str]) -> str:
 def single_step() -> list[str]:
     """Return robust accuracy per second of training, with one attack step and with ten."""
     found = json.loads((HERE / "single-step.json").read_text(encoding="utf-8"))
-    lines = []
+    rows, lines = by_seed(HERE / found["comparison"]), []
     for name, method in SINGLE_STEP.items():
-        cards = [*by_seed(HERE / found["comparison"], name).values()]
+        cards = [*rows[name].values()]
         count = epochs(cards[0])
         seconds = [count * one for one in found["epoch_seconds"][method]]
         robust = [100 * card.summary("autoattack-fast").balanced for card in cards]

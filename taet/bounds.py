@@ -180,7 +180,7 @@ def _fits(value: Any, hint: Any, *, bounds: bool = True) -> bool:
 
 def _is_text(value: str) -> bool:
     """Whether a text can be encoded; arguments that are not UTF-8 contain lone surrogates."""
-    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+    return re.search("[\0\ud800-\udfff]", value) is None
 
 
 def _is_finite(value: Any) -> bool:
@@ -368,8 +368,8 @@ class _Field(NamedTuple):
     """What a dataclass declares about a field."""
 
     name: str
-    hint: Any
-    default: Any
+    hint: object
+    default: object
     allows_default: bool
     called: str | None
     conditions: list[OnlyWith]

@@ -163,11 +163,7 @@ def first(work: Callable[[], T]) -> T:
     """Run `work` on the first process only and return its result on all; a UserError there is raised on all."""
     if world_size() == 1:
         return work()
-    outcome = [_attempt(work) if rank() == 0 else None]
-    with _exchange():
-        dist.broadcast_object_list(outcome, device=torch.device("cpu"))
-    assert outcome[0] is not None
-    value, error = outcome[0]
+    value, error = gather(_attempt(work) if rank() == 0 else (None, None))[0]
     if error is not None:
         raise error
     return value  # type: ignore[return-value]

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from taet.errors import UserError
+from taet.errors import UserError, cut
 
 MOST_BYTES = 2**31
 """Default size limit of a file that is read at once."""
@@ -61,7 +61,9 @@ def opened(path: Path, *, links: bool = True) -> Iterator[io.BufferedReader]:
             yield closed.enter_context(open(descriptor, "rb", closefd=False))
     except OSError as error:
         linked = error.errno == errno.ELOOP and os.path.islink(path)
-        raise _wrong_kind(path, stat.S_IFLNK) if linked else _unread(path, error) from None
+        raise (
+            _wrong_kind(path, stat.S_IFLNK) if linked else UserError(f"cannot read {path}: {_reason(error)}")
+        ) from None
     except ValueError:
         if "\0" not in str(path):
             raise
@@ -98,15 +100,11 @@ def parse_json(content: bytes, where: str) -> Any:
         )
         if "\\u" in text:  # an escape may stand for half a character
             json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not JSON (byte {error.start} is not UTF-8); was the file changed?") from None
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: not JSON (a lone surrogate is not a character)") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: truncated or not JSON (line {error.lineno}: {error.msg})") from None
     except RecursionError:
         raise UserError(f"{where}: not JSON that taet writes (lists are nested too deeply)") from None
-    except ValueError as error:
+    except ValueError as error:  # also for bytes that are not UTF-8, and for half a character
         raise UserError(f"{where}: not JSON that taet writes ({error})") from None
     return value
 
@@ -118,18 +116,14 @@ def _no_number(name: str) -> float:
 def _finite(text: str) -> float:
     value = float(text)
     if abs(value) == float("inf"):
-        raise ValueError(f"{_start(text)} is beyond every number of 64 bits")
+        raise ValueError(f"{cut(text, 24)} is beyond every number of 64 bits")
     return value
 
 
 def _integer(text: str) -> int:
     if len(text) > 20 or not -(2**63) <= (value := int(text)) < 2**64:
-        raise ValueError(f"{_start(text)} is beyond every integer of 64 bits")
+        raise ValueError(f"{cut(text, 24)} is beyond every integer of 64 bits")
     return value
-
-
-def _start(text: str) -> str:
-    return text if len(text) <= 24 else f"{text[:12]}... of {len(text)} characters"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -148,10 +142,6 @@ def check_kind(path: Path, found: os.stat_result) -> None:
 
 def _wrong_kind(path: Path, kind: int) -> UserError:
     return UserError(f"{path}: got {_KINDS.get(kind, 'no file')}; allowed: an ordinary file")
-
-
-def _unread(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot read {path}: {error.strerror or error}")
 
 
 def file_sha256(path: Path, *, links: bool = True) -> str:
@@ -396,22 +386,15 @@ def _acquire(path: Path) -> int | None:
     """Return a descriptor of the lock file, locked; None if its last owner removed it meanwhile."""
     created = True
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        try:
-            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            created, descriptor = False, os.open(path, flags)
-    except FileNotFoundError as error:
-        if path.parent.is_dir():
-            return None
-        raise _unowned(path, error) from None
-    except OSError as error:
-        raise _unowned(path, error) from None
     with contextlib.ExitStack() as failed:
-        failed.callback(os.close, descriptor)
         try:
+            try:
+                descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileExistsError:
+                created, descriptor = False, os.open(path, flags)
+            failed.callback(os.close, descriptor)
             check_kind(path, os.fstat(descriptor))
-            if not _locked(descriptor) and not created:  # no locks here: the file itself is the lock
+            if not locked(descriptor) and not created:  # no locks here: the file itself is the lock
                 _check_void(path, descriptor)
                 path.unlink()
                 return None
@@ -419,20 +402,20 @@ def _acquire(path: Path) -> int | None:
                 return None
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
-        except FileNotFoundError:
-            return None
         except BlockingIOError:
             raise _owned(path, descriptor) from None
         except OSError as error:
-            raise _unowned(path, error) from None
+            if isinstance(error, FileNotFoundError) and path.parent.is_dir():  # the file alone is gone
+                return None
+            raise UserError(f"cannot lock {path.parent}: {path.name}: {error.strerror or error}") from None
         failed.pop_all()
     return descriptor
 
 
-def _locked(descriptor: int) -> bool:
-    """Lock a file; False if the file system has no locks. BlockingIOError if another process holds it."""
+def locked(file: int | IO[Any]) -> bool:
+    """Lock an open file; False if the file system has no locks. BlockingIOError if another process holds it."""
     try:
-        flock(descriptor)
+        flock(file)
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             raise
@@ -486,7 +469,3 @@ def _owned(path: Path, descriptor: int, otherwise: str = "") -> UserError:
         where = "" if owner.get("host") == socket.gethostname() else f" on {owner.get('host')}"
         who = f"process {owner.get('pid')}{where} ({owner.get('command')}, since {owner.get('since')})"
     return UserError(f"{path.parent} is in use by {who}; nothing was changed; wait for it, or end it{otherwise}")
-
-
-def _unowned(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot lock {path.parent}: {path.name}: {error.strerror or error}")

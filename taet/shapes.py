@@ -57,10 +57,8 @@ def _check(what: str, value: object, shape: Any, depth: int) -> None:
     origin, arguments = typing.get_origin(inner), typing.get_args(inner)
     if kind is Any:
         _check_any(what, value, depth)
-    elif typing.is_typeddict(kind):
-        _check_fields(what, value, _fields(kind), depth)
-    elif record is not None or dataclasses.is_dataclass(kind) or hasattr(kind, "_field_defaults"):
-        _check_fields(what, value, _record_fields(record or kind), depth)
+    elif record or typing.is_typeddict(kind) or dataclasses.is_dataclass(kind) or hasattr(kind, "_field_defaults"):
+        _check_fields(what, value, _fields(record or kind), depth)
     elif origin in (dict, Mapping):
         for key, entry in _mapping(what, value).items():
             _check(f"{what} '{key[:60]}'".strip(), entry, arguments[1], depth + 1)
@@ -87,20 +85,15 @@ def _check_fields(what: str, value: object, fields: Mapping[str, Any], depth: in
 
 @functools.cache
 def _fields(kind: Any) -> Mapping[str, Any]:
-    """Return the shape of every field of a TypedDict, marked NotRequired where it may be missing."""
-    found = typing.get_type_hints(kind, include_extras=True)
-    return found if kind.__total__ else {name: NotRequired[shape] for name, shape in found.items()}
-
-
-@functools.cache
-def _record_fields(kind: Any) -> Mapping[str, Any]:
-    """Return the shape of every field of a dataclass or a named tuple, marked NotRequired where it has a default."""
-    if hasattr(kind, "_field_defaults"):
-        found, optional = typing.get_type_hints(kind, include_extras=True), kind._field_defaults
+    """Return the shape of every field of a class, marked NotRequired where it may be missing or has a default."""
+    if typing.is_typeddict(kind):
+        found = typing.get_type_hints(kind, include_extras=True)
+        optional = {*(() if kind.__total__ else found)}
+    elif hasattr(kind, "_field_defaults"):
+        found, optional = typing.get_type_hints(kind, include_extras=True), {*kind._field_defaults}
     else:
-        found = hints(kind)
-        missing = dataclasses.MISSING
-        optional = {f.name for f in dataclasses.fields(kind) if (f.default, f.default_factory) != (missing, missing)}
+        found, missing = hints(kind), (dataclasses.MISSING, dataclasses.MISSING)
+        optional = {f.name for f in dataclasses.fields(kind) if (f.default, f.default_factory) != missing}
     return {name: NotRequired[one] if name in optional else one for name, one in found.items()}
 
 
@@ -119,25 +112,14 @@ def _check_scalar(what: str, value: object, kind: Any) -> None:
         raise UserError(f"{what}: got {kind_text(value)}; allowed: {allowed_text(kind)}")
     if isinstance(value, int) and not -WIDEST <= value < WIDEST:
         raise UserError(f"{what}: got a whole number of {value.bit_length()} bits; allowed: up to 64")
-    if isinstance(value, str):
-        _check_text(what, value)
     check_value(what, value, kind)
-
-
-def _check_text(what: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{what}: got a text with lone surrogates; allowed: Unicode") from None
 
 
 def _mapping(what: str, value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise UserError(f"{what}: got {kind_text(value)}; allowed: an object".removeprefix(": "))
     for key in value:
-        if not isinstance(key, str):
-            raise UserError(f"{what}: got a name that is {kind_text(key)}; allowed: texts".removeprefix(": "))
-        _check_text(f"{what}: a name".removeprefix(": "), key)
+        check_value(f"{what}: a name".removeprefix(": "), key, str)
     return value
 
 

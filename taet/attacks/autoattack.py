@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taet.attacks.ball import BALL_TOLERANCE, Norm, check_images, choose, distance, frozen, project, verify
+from taet.attacks.ball import BALL_TOLERANCE, Norm, choose, distance, frozen, project, verify
 from taet.attacks.counted import WORK, Counted
 from taet.attacks.draws import Draws
 from taet.attacks.inputs import check_labels, check_type, refusing
@@ -157,20 +157,9 @@ def autoattack(
     attacks", ICML 2020, arXiv:2003.01690; the attacks are those of the package pyautoattack.
     """
     del checked  # `refusing` has read it
-    outcome = run_parts(
-        model,
-        x,
-        y,
-        eps=eps,
-        norm=norm,
-        version=version,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        natural=natural,
-        state=state,
-        progress=progress,
-    )
+    where = x.device if device is None else torch.device(device)
+    work = SuiteArguments(natural=natural, batch_size=batch_size, device=where, state=state, progress=progress)
+    outcome = run_parts(model, x, y, eps=eps, norm=norm, version=version, seed=seed, **work)
     assert outcome.x_adv is not None
     return outcome.x_adv
 
@@ -200,7 +189,7 @@ def run_parts(
     already `Counted` keeps its view. Images may also be uint8, which are divided by 255 batch by batch. Another
     `precision` applies to the attacks only; the verdict stays in float32.
     """
-    check_inputs(x, y, eps, norm, batch_size, natural)
+    check_settings(x, eps, norm, batch_size, natural)
     device = x.device if device is None else torch.device(device)
     every_gpu = range(torch.cuda.device_count())
     counted = model if isinstance(model, Counted) else Counted(model)
@@ -239,8 +228,8 @@ def run_parts(
     return SuiteResult(x_adv, predictions, correct, parts, chosen.facts(), **work)
 
 
-def check_inputs(x: Tensor, y: Tensor, eps: float, norm: Norm, batch_size: int, natural: Tensor | None) -> None:
-    """Raise a `UserError` for wrong images, labels, predictions, radius or batch size."""
+def check_settings(x: Tensor, eps: float, norm: Norm, batch_size: int, natural: Tensor | None) -> None:
+    """Raise a `UserError` for a wrong shape of images, predictions, radius or batch size; callers check the values."""
     if isinstance(eps, Tensor):
         raise UserError(f"eps: got a tensor of shape {tuple(eps.shape)}; allowed: one number (all images share a ball)")
     check_radius("eps", eps, norm)
@@ -249,12 +238,9 @@ def check_inputs(x: Tensor, y: Tensor, eps: float, norm: Norm, batch_size: int, 
     check_value("batch size", batch_size, Count)
     if x.ndim != 4 or len(x) == 0:
         raise UserError(f"images: got shape {tuple(x.shape)}; allowed: (N, C, H, W) with N of 1 or more")
-    if x.dtype != torch.uint8:
-        check_images(x)
-    for what, classes in (("labels", y), ("natural predictions", y if natural is None else natural)):
-        if classes.dtype != torch.int64 or classes.shape != (len(x),):
-            got = f"{classes.dtype} {tuple(classes.shape)}"
-            raise UserError(f"{what}: got {got}; allowed: torch.int64 ({len(x)},)")
+    if natural is not None and (natural.dtype != torch.int64 or natural.shape != (len(x),)):
+        got = f"{natural.dtype} {tuple(natural.shape)}"
+        raise UserError(f"natural predictions: got {got}; allowed: torch.int64 ({len(x)},)")
 
 
 def as_float(x: Tensor) -> Tensor:

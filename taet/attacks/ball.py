@@ -28,16 +28,6 @@ def check_floating(x: Tensor) -> None:
         raise UserError(f"images: got {x.dtype}; allowed: floating point in [0, 1] (divide uint8 by 255)")
 
 
-def check_images(x: Tensor) -> None:
-    """Raise a `UserError` for images that are not floating point in [0, 1]; this waits for the device."""
-    check_floating(x)
-    if x.numel() == 0:
-        return
-    low, high = x.amin(), x.amax()
-    if not bool((low >= 0) & (high <= 1)):
-        raise UserError(f"images: got values from {low:g} to {high:g}; allowed: 0 to 1, without NaN")
-
-
 def check_size(what: str, size: float | Tensor, x: Tensor, norm: Norm) -> None:
     """Raise a `UserError` for a size that a ball of `norm` cannot have; for a tensor only the shape is checked."""
     if not isinstance(size, Tensor):

@@ -67,7 +67,7 @@ def _checked(parsed: RunCheck | ModelCheck) -> tuple[Check, tuple[str, ...]]:
     """Return the findings, and notes on the model."""
     notes: tuple[str, ...] = ()
     if isinstance(parsed, RunCheck):
-        name, subject = str(parsed.run), subject_of("check", parsed.run, None, parsed.weights)
+        name, subject = str(parsed.run), subject_of("check", parsed.run, weights=parsed.weights)
     else:
         model, dataset, own_name, notes = opened(parsed.model, parsed)
         name, subject = parsed.model, subject_of("check", model, GivenImages.of(dataset), name=own_name, notes=notes)

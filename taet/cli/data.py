@@ -20,7 +20,7 @@ from taet.cli.progress import progress
 from taet.config import Data
 from taet.data import is_own, load
 from taet.data.dataset import Dataset
-from taet.data.description import describe, render
+from taet.data.description import describe, draw, render
 from taet.errors import UserError, unknown
 from taet.experiments import own_data
 from taet.progress import reporting_to
@@ -105,8 +105,6 @@ def _show(arguments: list[str]) -> None:
         print("\n".join(["decided; each can be set by its option:", *choice_lines(choices)]), file=sys.stderr)
     print(json.dumps(describe(dataset), indent=1) if parsed.json else render(dataset))
     if parsed.out is not None:
-        from taet.data.distribution import draw
-
         draw(dataset, parsed.out)
         print(f"written: {parsed.out}", file=sys.stderr if parsed.json else sys.stdout)
 

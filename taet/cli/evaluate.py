@@ -16,12 +16,12 @@ from taet.cli import flags
 from taet.cli.compare import seconds
 from taet.cli.processes import allowed, number_of, run_together, that_pay, together
 from taet.cli.progress import progress, saved
-from taet.cli.subject import OfModel, OfRun, folder_for, here, opened, options_of, results_of
+from taet.cli.subject import OfModel, OfRun, folder_for, here, opened, results_of
 from taet.config import Data, Evaluation
 from taet.data import load
 from taet.distributed import started_together
 from taet.errors import UserError
-from taet.evaluation import GivenImages, ResultCard, StopRule, decide, evaluate
+from taet.evaluation import GivenImages, StopRule, decide, evaluate
 from taet.evaluation.bundles import attacks_of, settle
 from taet.evaluation.measurement import Extent
 from taet.models import trusted
@@ -141,17 +141,9 @@ def run(arguments: list[str]) -> int:
             return run_together(count, words, threads=allowed() // count if parsed.processes is None else None)
     named = parsed.trust_model if isinstance(parsed, DecideOptions) else (parsed.trust_model,)
     with saved(["evaluate", *arguments], place), together(parsed.device), trusted(*named):
-        command = flags.call_text([*words])
-        if isinstance(parsed, DecideOptions):
-            card, text = _decide(parsed, command)
-        elif isinstance(parsed, ModelEvaluation):
-            card, text = _of_model(parsed, command)
-        else:
-            card, text = _of_run(parsed, command)
-        if parsed.json:
-            print(card.read_text(encoding="utf-8"), end="")
-        else:
-            print(text)
+        command = flags.call_text(words)
+        file, text = _decide(parsed, command) if isinstance(parsed, DecideOptions) else _attack(parsed, command)
+        print(file.read_text(encoding="utf-8") if parsed.json else f"{text}\n", end="")
     return 0
 
 
@@ -171,7 +163,7 @@ def _count(parsed: RunEvaluation | ModelEvaluation | DecideOptions) -> int:
 
 def read(arguments: list[str]) -> RunEvaluation | ModelEvaluation | DecideOptions:
     """Parse a call; mistakes in attacks and in the stop rule are refused before anything is loaded."""
-    options = options_of(arguments)
+    options = flags.options_of(arguments)
     parsed: RunEvaluation | ModelEvaluation | DecideOptions
     if "--until" in options:
         parsed = flags.parse(DecideOptions, arguments, "taet evaluate", UNTIL_DESCRIPTION, UNTIL_EXAMPLES)
@@ -191,42 +183,28 @@ def read(arguments: list[str]) -> RunEvaluation | ModelEvaluation | DecideOption
     return parsed
 
 
-def _evaluation(parsed: AttackOptions, command: str) -> partial[ResultCard]:
-    """Return `evaluate` with the options of a call."""
-    return partial(
-        evaluate,
-        settings=parsed.evaluation,
-        curves=parsed.curves,
-        worst_case=parsed.worst_case,
-        probe=parsed.probe,
-        command=command,
-    )
-
-
-def _of_run(parsed: RunEvaluation, command: str) -> tuple[Path, str]:
-    """Attack a finished run; return the file of its card, and what is printed."""
-    with progress(f"evaluate {parsed.run}") as report:
-        evaluated = _evaluation(parsed, command)
-        card = evaluated(parsed.run, weights=parsed.weights, device=parsed.device, progress=report)
-    return RunFolder(parsed.run).card(parsed.weights), f"{card}\nnext: taet report {parsed.run}"
-
-
-def _of_model(parsed: ModelEvaluation, command: str) -> tuple[Path, str]:
-    """Attack a model of any origin; return the file of its card, and what is printed."""
-    device = str(resolve_device(parsed.device))
-    model, dataset, name, notes = opened(parsed.model, parsed)
-    out = parsed.out or folder_for("evaluate", parsed.model, parsed)
-    with progress(f"evaluate {parsed.model}") as report:
-        card = _evaluation(parsed, command)(
-            model,
-            GivenImages.of(dataset),
-            name=name,
-            notes=notes,
-            out=out,
-            device=device,
+def _attack(parsed: RunEvaluation | ModelEvaluation, command: str) -> tuple[Path, str]:
+    """Attack the model of a run or of any origin; return the file of its card, and what is printed."""
+    notes: tuple[str, ...] = ()
+    if isinstance(parsed, RunEvaluation):
+        named, weights, out = str(parsed.run), parsed.weights, parsed.run
+        evaluated = partial(evaluate, parsed.run, weights=weights, device=parsed.device)
+    else:
+        device = str(resolve_device(parsed.device))
+        model, dataset, name, notes = opened(parsed.model, parsed)
+        named, weights, out = parsed.model, DELIVERED, parsed.out or folder_for("evaluate", parsed.model, parsed)
+        given = GivenImages.of(dataset)
+        evaluated = partial(evaluate, model, given, name=name, notes=notes, out=out, device=device)
+    with progress(f"evaluate {named}") as report:
+        card = evaluated(
+            settings=parsed.evaluation,
+            curves=parsed.curves,
+            worst_case=parsed.worst_case,
+            probe=parsed.probe,
             progress=report,
+            command=command,
         )
-    return RunFolder(out).card(), "\n".join([str(card), *notes, f"next: taet report {out}"])
+    return RunFolder(out).card(weights), "\n".join([str(card), *notes, f"next: taet report {out}"])
 
 
 def _decide(parsed: DecideOptions, command: str) -> tuple[Path, str]:

@@ -216,12 +216,17 @@ def _mistake(box: str, parts: Options, words: Sequence[str], prog: str) -> str:
     return message.rstrip(".")
 
 
+def options_of(words: Sequence[str]) -> set[str]:
+    """Return the options among the words of a call, without values."""
+    return {word.partition("=")[0] for word in words if word.startswith("-")}
+
+
 def value_of(option: str, words: Sequence[str]) -> str:
     """Return the words that follow the last `option`, or its value after =; "" if it is not given."""
     values: list[str] = []
     for position, word in enumerate(words):
         name, equals, value = word.partition("=")
-        if name.replace("_", "-") == option:
+        if _dashed(name) == option:
             after = itertools.takewhile(lambda other: not re.match(r"--?[A-Za-z]", other), words[position + 1 :])
             values = [value] if equals else list(after)
     return " ".join(values)

@@ -132,7 +132,7 @@ def _rule(parsed: PredictOptions) -> Thresholds | None:
 
 def read(arguments: list[str]) -> PredictOptions:
     """Parse a call."""
-    if any(word.partition("=")[0] in ("--certify-attack", "--certify_attack") for word in arguments):
+    if flags.options_of(arguments) & {"--certify-attack", "--certify_attack"}:
         raise UserError("--certify-attack is now --attack: surviving an attack is no certificate")
     parsed = flags.parse(PredictOptions, arguments, "taet predict", DESCRIPTION, EXAMPLES)
     if not parsed.images:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from taet import bounds, config, methods, protocols
 from taet.config import Run
-from taet.errors import UserError, cut, located, nearest
+from taet.errors import UserError, cut, located, nearest, unknown
 from taet.experiments.specification import MOST_BYTES, flat, toml_table
 from taet.files import parse_json, read_bytes
 from taet.formatting import size
@@ -40,18 +40,14 @@ def read(path: Path, method: str | None = None) -> RunFile:
         if isinstance(values.get("run"), Mapping):  # run.json
             values = values["run"]
         values = {key: value for key, value in values.items() if not (key == "settings" and value is None)}
-        found = {name: _word(name, values[name]) for name in ("method", "protocol") if name in values}
-        method = method or found.get("method")
+        for name in ("method", "protocol"):
+            bounds.check_value(name, values.get(name, ""), str)
+        protocol = values.get("protocol")
+        if protocol is not None and protocol not in protocols.PROTOCOLS:
+            raise unknown("protocol", protocol, protocols.PROTOCOLS)
+        method = method or values.get("method")
         known = _known(methods.find(method or Run.method).Config)
-        return RunFile(path, method, found.get("protocol"), dict(_settings(values, known)))
-
-
-def _word(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{name}: got {bounds.got_text(value)}; allowed: text")
-    if name == "protocol" and value not in protocols.PROTOCOLS:
-        raise UserError(f"protocol: got '{value}'; allowed: {', '.join(protocols.PROTOCOLS)}")
-    return value
+        return RunFile(path, method, protocol, dict(_settings(values, known)))
 
 
 def _known(own: type) -> dict[str, Any]:
@@ -76,21 +72,16 @@ def _settings(values: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[t
 
 def _value(name: str, value: Any, hint: Any) -> Any:
     """Return a value in the type of its field: lists as tuples, `8/255` as a number, `none` as None."""
-    if isinstance(value, list):
-        value = config.immutable(value)
-    elif isinstance(value, str) and not _is_allowed(value, hint):
+    value = config.immutable(value) if isinstance(value, list) else value
+    try:
+        bounds.check_value(name, value, hint)
+    except UserError:
+        if not isinstance(value, str):
+            raise
         with contextlib.suppress(ValueError):  # it is refused below, by its key
             value = bounds.read_text(value, hint)
-    bounds.check_value(name, value, hint)
+        bounds.check_value(name, value, hint)
     return value
-
-
-def _is_allowed(value: Any, hint: Any) -> bool:
-    try:
-        bounds.check_value("", value, hint)
-    except UserError:
-        return False
-    return True
 
 
 def text(run: Run) -> str:

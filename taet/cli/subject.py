@@ -80,14 +80,9 @@ def parse(
     if not {"-h", "--help"} & set(arguments) and (not arguments or arguments[0].startswith("-")):
         takes = "a run folder, or what taet evaluate --model takes"
         raise UserError(f"which model? taet {command} MODEL [options]: {takes}")
-    own_data = not options_of(arguments) & {"--data", "--data.name"}
+    own_data = not flags.options_of(arguments) & {"--data", "--data.name"}
     kind: type[R] | type[M] = run if is_folder(arguments[0]) and own_data else model
     return flags.parse(kind, arguments, f"taet {command}", description, examples)
-
-
-def options_of(words: list[str]) -> set[str]:
-    """Return the options among the words of a call, without values."""
-    return {word.partition("=")[0] for word in words if word.startswith("-")}
 
 
 def data_for_run(name: str, origin: OfModel) -> Dataset:

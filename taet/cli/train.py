@@ -90,6 +90,10 @@ class TrainOptions:
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the finished run as JSON."""
 
+    def attacks(self, run: Run) -> bool:
+        """Whether the finished run is attacked."""
+        return self.evaluate or (is_own(run.data.name) and not self.no_evaluate)
+
 
 class TrainingRequest(NamedTuple):
     """A parsed call that trains a new run."""
@@ -136,11 +140,8 @@ def run(arguments: list[str]) -> None:
                 chosen, _ = request.planned()
             print(run_file.text(chosen))
             return
-        if options.resume is None:
-            device = request.run().training.device
-        else:
-            device = RunFolder(options.resume).record.run.training.device
-    with together(device):
+        asked = request.run() if options.resume is None else RunFolder(options.resume).record.run
+    with together(asked.training.device):
         if options.resume is None:
             finished = _train(request, arguments)
         else:
@@ -151,27 +152,26 @@ def run(arguments: list[str]) -> None:
             print(json.dumps(row))
         else:
             print(finished)
-        if options.evaluate or (is_own(finished.run.data.name) and not options.no_evaluate):
-            go_on = ["train", "--resume", str(finished.folder), *models.consent(finished.run.model.name)]
-            asked = ["--evaluate"] if options.evaluate else []
-            with saved([*go_on, *asked], finished.folder):
+        named = [str(finished.folder), *models.consent(finished.run.model.name)]
+        if options.attacks(finished.run):
+            with saved(["train", "--resume", *named, *(["--evaluate"] if options.evaluate else [])], finished.folder):
                 _evaluate(finished, options.json)
         elif not options.json:
-            words = ["taet", "evaluate", str(finished.folder), *models.consent(finished.run.model.name)]
-            print(f"next: {shlex.join(words)}")
+            print(f"next: {shlex.join(['taet', 'evaluate', *named])}")
 
 
 def read(arguments: Sequence[str]) -> TrainingRequest:
     """Parse a call; no data are read."""
     words, has_method = list(arguments), bool(arguments) and not arguments[0].startswith("-")
-    names = {word.partition("=")[0] for word in words}
-    file = _file(words) if names & {"--config"} and not names & {"-h", "--help"} else None
-    if not has_method and not names & {"-h", "--help", "--resume"} and (file is None or file.method is None):
-        raise UserError("which method? taet train METHOD [options]; see taet list methods")
+    names = flags.options_of(words)
+    asks_help = bool(names & {"-h", "--help"})
+    file = _file(words) if "--config" in names and not asks_help else None
     if has_method:
         request = parse(words[0], words[1:], file=file)
-    else:
+    elif asks_help or "--resume" in names or (file is not None and file.method is not None):
         request = parse((file and file.method) or Run.method, words, "METHOD", file)
+    else:
+        raise UserError("which method? taet train METHOD [options]; see taet list methods")
     if request.options.evaluate and request.options.no_evaluate:
         raise UserError("got both --evaluate and --no-evaluate; allowed: one")
     if request.options.resume is not None:
@@ -224,24 +224,16 @@ def parse(method: str, words: Sequence[str], prog: str = "", file: RunFile | Non
     return request
 
 
-def configure(method: str, words: Sequence[str]) -> tuple[Run, Path | None]:
-    """Return the run, and the folder if one is named, that `METHOD [options]` describes; no data are read."""
-    request = parse(method, words)
-    return request.run(), request.options.out
-
-
 def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult:
     options = request.options
     with progress("read") as report, reporting_to(report):
         run, chosen = first(request.planned)
-    attacks = options.evaluate or (is_own(run.data.name) and not options.no_evaluate)
-
     begun: list[Path] = []
 
     def announce(trainer: Trainer) -> None:
         begun.append(trainer.folder.path)
         if not options.json:
-            say("\n".join([introduction(trainer, chosen), *expected(trainer, attacks)]))
+            say("\n".join([introduction(trainer, chosen), *expected(trainer, options.attacks(run))]))
 
     with progress(run.method) as report:
         command = flags.call_text(["train", *arguments])

@@ -13,7 +13,7 @@ from taet.config import Data
 from taet.data import npz
 from taet.data.dataset import Arrays, Dataset, Outline, to_dataset
 from taet.data.downloads import Download, official
-from taet.data.places import not_found, roots
+from taet.data.places import find, not_found
 from taet.errors import UserError, located
 
 NAMES = {
@@ -101,23 +101,15 @@ def _official(place: Path, version: CifarVersion) -> Arrays:
     return arrays
 
 
-def _find(data: Data, version: CifarVersion) -> Path:
-    file = f"{_kind(data)}.npz"
-    for root in roots(data):
-        if (root / version.folder).is_dir():
-            return root / version.folder
-        if (root / file).is_file():
-            return root / file
-    raise not_found(version.title, data, f"unpack {version.archive.url} (or put {file})")
-
-
 def read(data: Data) -> Dataset:
     """Return the whole set, balanced: 50,000 training and 10,000 test images. Source: Krizhevsky, 2009.
 
     CIFAR-100 has its 100 fine classes. A file that is missing, damaged or has other content raises a `UserError`.
     """
-    version = VERSIONS[_kind(data)]
-    place = _find(data, version)
+    version, file = VERSIONS[_kind(data)], f"{_kind(data)}.npz"
+    place = find(data, version.folder, file)
+    if place is None:
+        raise not_found(version.title, data, f"unpack {version.archive.url} (or put {file})")
     arrays = _official(place, version) if place.is_dir() else npz.read_arrays(place, data.storage)
     with located(f"{version.title} in '{place}'"):
         dataset = to_dataset(arrays, class_names=version.class_names, name=data.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
@@ -54,10 +54,9 @@ class Download(NamedTuple):
         """Name of the file, without folders."""
         return Path(self.file).name
 
-    def root(self, folders: Iterable[Path]) -> Path | None:
+    def root(self, folders: Sequence[Path]) -> Path | None:
         """Return the first data folder with the unpacked archive, else the first one with the file."""
-        kept = [name for name in (self.unpacks_to, self.file) if name is not None]
-        folders = list(folders)
+        kept = filter(None, (self.unpacks_to, self.file))
         return next((folder for name in kept for folder in folders if (folder / name).exists()), None)
 
 

@@ -14,7 +14,7 @@ from taet.data.dataset import Dataset, Outline, to_dataset
 from taet.data.downloads import Download, official
 from taet.data.foreign_files import MOST_BYTES, check_unpacked, reading
 from taet.data.npz import REQUIRED
-from taet.data.places import not_found, roots
+from taet.data.places import find, not_found
 from taet.errors import UserError, located
 
 NAMES = {
@@ -54,19 +54,17 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 def _find(data: Data) -> list[Path]:
     """Return the four files in one folder, each compressed as published or unpacked."""
-    for root in roots(data):
-        places = [root / download.file for download in FILES]
-        found = [place if place.is_file() else place.with_suffix("") for place in places]
-        lost = [place.name for place, path in zip(places, found, strict=True) if not path.is_file()]
-        if not lost:
-            return found
-        if len(lost) < len(FILES):
-            raise UserError(
-                f"Fashion-MNIST: '{root / FOLDER}' has no {', '.join(lost)}; run taet data prepare {data.name}, "
-                f"or get it from {URL}"
-            )
-    files = ", ".join(download.name for download in FILES)
-    raise not_found("Fashion-MNIST", data, f"put {files} from {URL} below {FOLDER}")
+    names = [download.name for download in FILES]
+    folder = find(data, FOLDER)
+    if folder is None:
+        raise not_found("Fashion-MNIST", data, f"put {', '.join(names)} from {URL} below {FOLDER}")
+    found = [path if (path := folder / name).is_file() else path.with_suffix("") for name in names]
+    if lost := [name for name, path in zip(names, found, strict=True) if not path.is_file()]:
+        raise UserError(
+            f"Fashion-MNIST: '{folder}' has no {', '.join(lost)}; run taet data prepare {data.name}, "
+            f"or get it from {URL}"
+        )
+    return found
 
 
 def outline(data: Data) -> Outline:  # noqa: ARG001 - there is one set

@@ -215,20 +215,20 @@ def listing(data: Data) -> Listing:
         for name in found.keys() - set(names):
             raise unknown(f"class folder in '{folders[split]}':", name, names)
     rows = [
-        (file, label, split)
+        (file, label, split, "/".join(_below(file, folders[split] / name)))
         for split, found in classes.items()
         for label, name in enumerate(names)
         for file in found.get(name, ())
     ]
-    subfolders = tuple("/".join(_below(file, folders[split] / names[label])) for file, label, split in rows)
+    files, labels, splits, subfolders = zip(*rows, strict=True)
     if data.group == GROUP and not any(subfolders):
         raise UserError(f"data group: got '{GROUP}', but no class folder in '{path}' holds folders")
     others = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common() if count)
     return Listing(
         names,
-        tuple(file for file, _, _ in rows),
-        np.array([label for _, label, _ in rows], np.int64),
-        None if "all" in folders else tuple(split for _, _, split in rows),
+        files,
+        np.array(labels, np.int64),
+        None if "all" in folders else splits,
         "no folder 'test'",
         subfolders if data.group == GROUP else None,
         "--data.group None",

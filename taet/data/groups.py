@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,30 +41,30 @@ def _nearest(sizes: Sequence[int], target: int, everything: bool) -> list[int]:
     return chosen
 
 
-def _choose(groups: Sequence[list[tuple[int, int]]], room: list[float], left: list[int]) -> list[int]:
-    """Return positions of groups that together have about room[c] images of each class c.
+def _choose(groups: Mapping[int, list[tuple[int, int]]], room: list[float], left: list[int]) -> list[int]:
+    """Return which of the groups together have about room[c] images of each class c.
 
     Each group is a list of (class, number of its images). Local search: groups are added and removed one by one while
     that lowers the sum over c of room[c]^2 / max(its initial value, 1), where `room` is what is still missing. left[c]
     is the number of groups with images of class c that are not chosen; it stays at least 1. Both are changed in place.
     """
-    weights = [1 / max(number, 1) for number in room]
+    weights = [1 / max(wanted, 1) for wanted in room]
     chosen: set[int] = set()
     changed = True
     while changed:
         changed = False
-        for position, group in enumerate(groups):
-            sign = -1 if position in chosen else 1
+        for number, group in groups.items():
+            sign = -1 if number in chosen else 1
             if sign == 1 and any(left[label] <= 1 for label, _ in group):
                 continue
             gain = sum(weights[label] * count * (2 * sign * room[label] - count) for label, count in group)
             if gain > ROUNDING:
                 changed = True
-                chosen ^= {position}
+                chosen ^= {number}
                 for label, count in group:
                     room[label] -= sign * count
                     left[label] -= sign
-    return sorted(chosen)
+    return list(chosen)
 
 
 def _hold_one_of_each(
@@ -113,9 +113,8 @@ def hold_out(
     for owner, label, count in zip(*(array[shared].tolist() for array in (owners, classes, counts)), strict=True):
         several[owner].append((label, count))
     share = np.bincount(classes, counts * shared, total) / np.bincount(labels, minlength=total).clip(min=1)
-    numbers = list(several)
     held = np.zeros(len(names), bool)
-    held[[numbers[position] for position in _choose(list(several.values()), (share * held_out).tolist(), left)]] = True
+    held[_choose(several, (share * held_out).tolist(), left)] = True
 
     without_single = np.setdiff1d(np.flatnonzero(held_out), classes[~shared])
     _hold_one_of_each(without_single.tolist(), owners, classes, np.bincount(codes), held)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import tomllib
 from pathlib import Path
@@ -14,9 +12,9 @@ from numpy.typing import NDArray
 from taet.config import Data
 from taet.data.dataset import Dataset, Labels, Outline, Split
 from taet.data.downloads import Download, official
-from taet.data.foreign_files import MOST_BYTES, reading
 from taet.data.images import FITTED, decode_all
 from taet.data.places import not_found, roots
+from taet.data.rows import read_rows
 from taet.errors import UserError
 
 NAMES = {
@@ -82,13 +80,12 @@ def _test(place: Path) -> tuple[list[Path], NDArray[np.int64]]:
     table = next((path for path in tables if path.is_file()), None)
     if table is None:
         raise UserError(f"GTSRB: '{tables[0]}' is missing; {AGAIN}")
-    with reading(table, f"a table with the columns Filename and ClassId; {AGAIN}", most=MOST_BYTES) as file:
-        lines = csv.DictReader(io.TextIOWrapper(file, "utf-8", newline=""), delimiter=";")
-        rows = [(row["Filename"], int(row["ClassId"])) for row in lines]
-    outside = next((label for _, label in rows if not 0 <= label < len(CLASS_NAMES)), None)
-    if outside is not None:
-        raise UserError(f"GTSRB: '{table}': got class {outside}; allowed: 0 to {len(CLASS_NAMES) - 1}")
-    return [images / name for name, _ in rows], np.array([label for _, label in rows], np.int64)
+    rows = read_rows(table).rows
+    numbers = {str(label): label for label in range(len(CLASS_NAMES))}
+    for row in rows:
+        if row.label not in numbers:
+            raise UserError(f"GTSRB: {row.place}: got class {row.label}; allowed: 0 to {len(CLASS_NAMES) - 1}; {AGAIN}")
+    return [images / row.path for row in rows], np.array([numbers[row.label] for row in rows], np.int64)
 
 
 def _check(what: str, folder: Path, labels: NDArray[np.int64], expected: int) -> None:

@@ -392,31 +392,16 @@ def _decode(path: Path, size: tuple[int, int] | None, fit: Fit) -> NDArray[np.ui
 def decode_where_possible(
     paths: Sequence[Path], size: tuple[int, int] | None, most: int = AHEAD, fit: Fit = "squeeze"
 ) -> Iterator[tuple[Path, NDArray[np.uint8] | str]]:
-    """Yield each file with its image, as `decode_each` does, or with the reason why it cannot be read.
+    """Yield each file with its image, turned upright by its EXIF tag: uint8 (H,W) if it is greyscale, else (H,W,3).
 
-    `most`: images that are decoded before the first of them is used up.
+    16 bits per channel are scaled to 8, palettes and CMYK become RGB, an alpha channel is dropped, and the first of
+    several frames or pages is read. With `size`, images are resized to that width and height, see `scaled`. The reason
+    why it cannot be read is in the place of an image with 32 bits or floating point numbers per channel or with more
+    pixels than Pillow allows (89 million), of a damaged file, and of anything but an ordinary file of one of FORMATS.
+    Threads decode up to `most` images in advance; do not call it from a thread.
     """
     with _settled():
         yield from zip(paths, ahead(lambda path: _decode(path, size, fit), paths, most), strict=True)
-
-
-def decode_each(
-    paths: Sequence[Path], size: int | None, most: int = AHEAD, fit: Fit = "squeeze"
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield each image file in order, turned upright by its EXIF tag: uint8 (H,W) if it is greyscale, else (H,W,3).
-
-    16 bits per channel are scaled to 8, palettes and CMYK become RGB, an alpha channel is dropped, and the first of
-    several frames or pages is read. With `size`, images are resized to size x size pixels, those that are not square by
-    `fit`. Threads read some files in advance; do not call it from a thread. These files raise a `UserError`, which also
-    counts the other unreadable files: 32 bits or floating point numbers per channel, a damaged file, anything but an
-    ordinary file of one of FORMATS, and more pixels than Pillow allows (89 million).
-    """
-    decoded = decode_where_possible(paths, None if size is None else (size, size), most, fit)
-    for path, image in decoded:
-        if isinstance(image, str):
-            rest = {other: fault for other, fault in decoded if isinstance(fault, str)}
-            raise _refusal({path: image} | rest, len(paths))
-        yield image
 
 
 def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
@@ -442,18 +427,22 @@ def pillow() -> str:
 def decode_all(
     paths: Sequence[Path], size: int | None, storage: str = "memory", found: Survey | None = None, fit: Fit = "squeeze"
 ) -> Images:
-    """Read image files as one array uint8 (N,H,W,C), C 1 if all are greyscale, else 3: see `decode_each`.
+    """Read image files as one array uint8 (N,H,W,C), C 1 if all are greyscale, else 3: see `decode_where_possible`.
 
-    `found` is a survey of these files, if there is one already. `taet.data.image_store.gather` decides where the images
-    are kept. Files of different sizes without `size`, and files that cannot be read, raise a `UserError`.
+    With `size`, images are resized to size x size pixels. `found` is a survey of these files, if there is one already.
+    `taet.data.image_store.gather` decides where the images are kept. Files of different sizes without `size`, and files
+    that cannot be read, which are counted, raise a `UserError`.
     """
     found = survey(paths) if found is None else found
     width, height = found.common_size(size)
     most = min(AHEAD, max(1, KEPT_BYTES // (width * height * found.channels)))
 
     def images() -> Iterator[NDArray[np.uint8]]:
-        decoded = counted(decode_each(paths, size, most, fit), len(paths), "image files")
-        for path, image in zip(paths, decoded, strict=True):
+        decoded = decode_where_possible(paths, None if size is None else (size, size), most, fit)
+        for path, image in counted(decoded, len(paths), "image files"):
+            if isinstance(image, str):
+                rest = {other: fault for other, fault in decoded if isinstance(fault, str)}
+                raise _refusal({path: image} | rest, len(paths))
             if image.shape[:2] != (height, width):  # turned by a tag behind its pixels
                 raise _different(found.paths[0], (width, height), path, image.shape[1::-1])
             yield np.broadcast_to(image.reshape(height, width, -1), (height, width, found.channels))

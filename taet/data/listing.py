@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from taet.config import Data
 from taet.data.dataset import PARTS, Dataset, Labels, Outline, Split
-from taet.data.groups import hold_out
 from taet.data.images import Survey, decode_all, survey
-from taet.data.long_tail import divide, held_out_counts
-from taet.data.selection import VALIDATION
+from taet.data.long_tail import held_out_counts
+from taet.data.selection import VALIDATION, divided
 from taet.errors import UserError
 
 FRAME = re.compile(r"(.*\d)[_-](\d+)\.\w+")
@@ -52,13 +51,13 @@ class Listing:
     """For a table without groups: a column that may hold them."""
 
     @cached_property
-    def groups(self) -> NDArray[np.int64] | None:
-        """The groups as numbers, (N,); a file without a group gets a number of its own."""
+    def whole(self) -> Labels:
+        """The labels of all files, with groups as numbers; a file without a group gets a number of its own."""
         if self.group_names is None:
-            return None
+            return Labels(self.labels, self.class_names)
         numbers: dict[str | int, int] = {}
         found = [numbers.setdefault(name or i, len(numbers)) for i, name in enumerate(self.group_names)]
-        return np.array(found, np.int64)
+        return Labels(self.labels, self.class_names, np.array(found, np.int64))
 
     def grouped_by(self, pattern: str) -> Listing:
         """Return the same files with groups from their names: the match of the pattern, or its first capture group.
@@ -92,11 +91,9 @@ class Listing:
     def recounted(self) -> bool:
         """Whether most files share their name with a file of another class in the same split."""
         splits = self.splits or ("",) * len(self.files)
-        named = list(zip(splits, (file.name for file in self.files), strict=True))
-        owners: dict[tuple[str, str], set[int]] = defaultdict(set)
-        for name, label in zip(named, self.labels.tolist(), strict=True):
-            owners[name].add(label)
-        return sum(len(owners[name]) > 1 for name in named) > len(named) / 2
+        named = [(split, file.name) for split, file in zip(splits, self.files, strict=True)]
+        classes = Counter(name for name, _ in set(zip(named, self.labels.tolist(), strict=True)))
+        return sum(classes[name] > 1 for name in named) > len(named) / 2
 
     @cached_property
     def survey(self) -> Survey:
@@ -115,7 +112,7 @@ class Listing:
             parts = self.parts(seed=0)
         except UserError:
             return False
-        owners = np.unique(np.stack([self.labels, np.asarray(self.groups)]), axis=1)[0]
+        owners = np.unique(np.stack([self.labels, np.asarray(self.whole.groups)]), axis=1)[0]
         fewest = np.bincount(owners, minlength=len(self.class_names)).min()
         return bool(fewest > 1) and (self.splits is not None or len(parts["train"]) > len(parts["test"]))
 
@@ -156,16 +153,11 @@ class Listing:
         return found
 
     def _divided(self, seed: int) -> dict[str, NDArray[np.int64]]:
-        counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
-        held_out = held_out_counts(counts, TEST_SHARE)
-        if self.groups is None:
-            train, test = divide(self.labels, counts, held_out, seed)
-        else:
-            held = hold_out(self.labels, self.groups, held_out, seed)
-            train, test = np.flatnonzero(~held), np.flatnonzero(held)
-        if len(test) == 0:
-            reason = f"no class has a {'second image' if self.groups is None else 'group to spare'}"
-            others = "" if self.groups is None else f"; without groups: {self.ungrouped}"
+        counts = self.whole.class_counts.tolist()
+        train, test = divided(self.whole, counts, held_out_counts(counts, TEST_SHARE), seed)
+        if train is None or test is None:
+            reason = f"no class has a {'second image' if self.group_names is None else 'group to spare'}"
+            others = "" if self.group_names is None else f"; without groups: {self.ungrouped}"
             raise UserError(
                 f"{self.undivided}, and {reason} to test on; allowed: test images, or more of each class{others}"
             )
@@ -178,20 +170,18 @@ class Listing:
         """
         if self.splits is None:
             return dict.fromkeys(PARTS, self.files)
-        found: dict[str, list[Path]] = {part: [] for part in PARTS}
-        for file, part in zip(self.files, self.splits, strict=True):
-            found[part].append(file)
+        pairs = list(zip(self.files, self.splits, strict=True))
+        found = {part: [file for file, split in pairs if split == part] for part in PARTS}
         return {part: found[part] or found["train"] for part in PARTS}
 
     def outline(self, data: Data) -> Outline:
         """Return the labels of each split, and the shape of the images by their headers."""
         width, height = self.survey.common_size(data.size)
-        whole = Labels(self.labels, self.class_names, self.groups)
-        splits = {part: whole.choose(positions) for part, positions in self.parts(data.seed).items()}
+        splits = {part: self.whole.choose(positions) for part, positions in self.parts(data.seed).items()}
         return Outline(splits, (self.survey.channels, height, width))
 
     def dataset(self, data: Data) -> Dataset:
-        """Read the files: images are grey if all files are, else RGB; see `taet.data.images.decode_each`.
+        """Read the files: images are grey if all files are, else RGB; see `taet.data.images.decode_all`.
 
         If validation images replace the test images, the test files are not decoded.
         """
@@ -200,8 +190,8 @@ class Listing:
         read = np.sort(np.concatenate([*parts.values()]))
         files = [self.files[position] for position in read]
         images = decode_all(files, data.size, data.storage, self.survey, data.fit)
-        groups = None if self.groups is None else self.groups[read]
-        whole = Split(images, self.labels[read], self.class_names, read, groups)
+        chosen = self.whole.choose(read)
+        whole = Split(images, chosen.labels, self.class_names, read, chosen.groups)
         splits = {part: whole.choose(np.searchsorted(read, positions)) for part, positions in parts.items()}
         if self.splits is not None:
             splits = {part: replace(split, indices=np.arange(len(split))) for part, split in splits.items()}
@@ -211,7 +201,7 @@ class Listing:
 
     def _check(self, parts: dict[str, NDArray[np.int64]]) -> None:
         """Refuse a class without a training image, and a group in two splits."""
-        in_training = np.bincount(self.labels[parts["train"]], minlength=len(self.class_names))
+        in_training = self.whole.choose(parts["train"]).class_counts
         if not in_training.all():
             label = int(in_training.argmin())
             file = self.files[int((self.labels == label).argmax())]
@@ -231,7 +221,7 @@ class Listing:
         notes = []
         if self.splits is None:
             share = f"{TEST_SHARE:.0%} of each class"
-            share = f"{share}, rounded" if self.groups is None else f"as near to {share} as whole groups come"
+            share = f"{share}, rounded" if self.group_names is None else f"as near to {share} as whole groups come"
             notes.append(f"{self.undivided}: {share}, at least 1 of 2, is for testing (seed {seed})")
         if self.group_names is not None:
             alone = sum(not name for name in self.group_names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard
 
 import numpy as np
@@ -75,18 +76,17 @@ def batch_bounds(images: int, batch_size: int, mixed: bool = False) -> list[tupl
     return list(zip([0, *ends], [*ends, images], strict=True))
 
 
+@dataclass(frozen=True)
 class Joined:
     """The images of a split followed by extra ones, read by position without copying."""
 
-    def __init__(self, first: Images, second: Images) -> None:
-        self.parts = first, second
-        self.shape = (len(first) + len(second), *first.shape[1:])
-        self.nbytes = first.nbytes + second.nbytes
+    first: Images
+    second: Images
 
     def __getitem__(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-        found = np.empty((len(positions), *self.shape[1:]), np.uint8)
-        own = positions < len(self.parts[0])
-        found[own], found[~own] = self.parts[0][positions[own]], self.parts[1][positions[~own] - len(self.parts[0])]
+        found = np.empty((len(positions), *self.first.shape[1:]), np.uint8)
+        own = positions < len(self.first)
+        found[own], found[~own] = self.first[positions[own]], self.second[positions[~own] - len(self.first)]
         return found
 
 

@@ -11,7 +11,7 @@ from taet.config import Data
 from taet.data import npz
 from taet.data.dataset import PARTS, Dataset, Outline, to_dataset
 from taet.data.downloads import Download
-from taet.data.places import not_found, roots
+from taet.data.places import find, not_found
 from taet.errors import UserError, located
 
 NAMES = {
@@ -88,9 +88,8 @@ def downloads(data: Data) -> tuple[Download, ...]:
 
 def _find(data: Data) -> tuple[Path, int] | None:
     """Return the file of the requested size or else the smallest one, and its pixels per side."""
-    sides = dict.fromkeys((_side(data.size), SIZES[0]))
-    paths = ((root / _file(data.name, side), side) for side in sides for root in roots(data))
-    return next(((path, side) for path, side in paths if path.is_file()), None)
+    paths = ((find(data, _file(data.name, side)), side) for side in (_side(data.size), SIZES[0]))
+    return next(((path, side) for path, side in paths if path is not None), None)
 
 
 def outline(data: Data) -> Outline | None:

@@ -15,6 +15,12 @@ def roots(data: Data) -> list[Path]:
     return list(dict.fromkeys(Path(os.path.expanduser(root)) for root in given if root))
 
 
+def find(data: Data, *names: str | Path) -> Path | None:
+    """Return the first of these files and folders that is in a folder of `roots`; None if none is."""
+    places = (root / name for root in roots(data) for name in names)
+    return next((place for place in places if place.exists()), None)
+
+
 def not_found(what: str, data: Data, put: str, options: str = "") -> UserError:
     """Return the error for official files that no folder has; `put` says which file to put where by hand."""
     looked = ", ".join(f"'{root}'" for root in roots(data))
@@ -37,5 +43,4 @@ def passed_over(data: Data) -> list[str]:
 def locate(data: Data) -> Path:
     """Return the path in a name such as npz:PATH: unchanged or, if it is relative, in one of the folders."""
     path = Path(os.path.expanduser(data.name.partition(":")[2]))
-    candidates = [path, *(root / path for root in roots(data))]
-    return next((candidate for candidate in candidates if candidate.exists()), path)
+    return path if path.exists() else find(data, path) or path

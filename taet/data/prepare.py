@@ -11,7 +11,7 @@ from taet.config import Data
 from taet.data.archives import unpack
 from taet.data.dataset import Dataset
 from taet.data.downloads import Download, check, fetch
-from taet.data.places import roots
+from taet.data.places import find, roots
 from taet.data.sources import load
 from taet.errors import UserError
 from taet.progress import Progress
@@ -36,7 +36,7 @@ def _is_there(data: Data) -> bool:
 def check_there(data: Data) -> None:
     """Refuse a published data set that `load` would not find; images are read only if official files are missing."""
     places = [download.unpacks_to or download.file for download in _downloads(data)]
-    if not all(any((root / place).exists() for root in roots(data)) for place in places):
+    if not all(find(data, place) for place in places):
         load(data)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
 from taet.bounds import LongSeed, Whole, check_value
+from taet.data.dataset import checked_labels
 from taet.data.loader import class_balanced
-from taet.errors import UserError
 from taet.randomness import generator
 
 
@@ -32,11 +31,8 @@ class ClassBalancedSampler(Sampler[int]):
 
     def __init__(self, labels: torch.Tensor | ArrayLike, *, seed: int = 0) -> None:
         check_value("seed", seed, LongSeed)
-        classes = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
-        if classes.ndim != 1 or not len(classes) or classes.dtype.kind not in "iu" or classes.min() < 0:
-            got = f"{classes.dtype} {classes.shape}"
-            raise UserError(f"labels: got {got}; allowed: integers (N,), 0 or more, with N of 1 or more")
-        self.labels = torch.from_numpy(classes.astype(np.int64))
+        given = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
+        self.labels = torch.from_numpy(checked_labels("labels", given))
         self.seed = seed
         self.epoch = 0
 

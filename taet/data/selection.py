@@ -95,13 +95,11 @@ def _class_counts(train: Labelled, test: Labelled, data: Data) -> tuple[list[int
             if spread
             else f"training set cut to the {cut}, seed {data.seed}"
         ]
-        if data.test == VALIDATION:
-            pass
-        elif data.test == "long-tailed" and not spread:
+        if data.test == "long-tailed" and not spread:
             largest = _largest(test, "test set", ratio, profile, data.test_max_count)
             test_counts = long_tail_counts(len(names), largest, ratio, profile)
             notes.append("test set cut to the same profile and ratio")
-        else:
+        elif data.test != VALIDATION:
             most = "all images" if data.test_max_count is None else f"at most {data.test_max_count} images"
             notes.append(f"test set not made long-tailed: {most} of each class")
     if 0 in train_counts:
@@ -110,14 +108,12 @@ def _class_counts(train: Labelled, test: Labelled, data: Data) -> tuple[list[int
             f"class '{empty}' would get no training image: imbalance ratio {ratio:g} with {largest} images in the "
             f"largest class; allowed: up to {largest}"
         )
-    return (
-        train_counts,
-        test_counts,
-        notes if data.test == VALIDATION else [*notes, *_lacking("test", names, test_counts)],
-    )
+    if data.test != VALIDATION:
+        notes += _lacking("test", names, test_counts)
+    return train_counts, test_counts, notes
 
 
-def _divided(
+def divided(
     labels: Labelled, counts: list[int], held_out: list[int], seed: int
 ) -> tuple[Positions | None, Positions | None]:
     """Return the positions of the kept and of the held-out images, among `counts` images of each class.
@@ -161,7 +157,7 @@ def select(source: Mapping[str, Labelled], data: Data) -> tuple[dict[str, Choice
         notes.append(
             f"{data.validation:.3g} of each training class, {rounded}, at least 1 of 2, is held out for validation"
         )
-    kept, held = _divided(train, train_counts, held_out, data.seed)
+    kept, held = divided(train, train_counts, held_out, data.seed)
     if data.train_share < 1:
         kept = _part_of(train.labels, np.arange(len(train)) if kept is None else kept, data)
         notes.append(f"{data.train_share:.3g} of each training class is used, at least 1 image")
@@ -173,7 +169,7 @@ def select(source: Mapping[str, Labelled], data: Data) -> tuple[dict[str, Choice
     if "validation" in source:
         chosen["validation"] = Choice("validation", None)
     if data.test != VALIDATION:
-        chosen["test"] = Choice("test", _divided(test, test_counts, none, data.seed)[0])
+        chosen["test"] = Choice("test", divided(test, test_counts, none, data.seed)[0])
         return chosen, notes
     if "validation" not in chosen:
         raise UserError("test set: got validation, but no validation images; allowed: with --data.validation, e.g. 0.2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +94,6 @@ def _listing(data: Data, source: registry.RegistryEntry) -> Listing | None:
 def image_listing(data: Data) -> Listing | None:
     """Return the image files of folder:PATH, csv:PATH or a bare path with their labels; None for other data."""
     return _listing(*_source(data))
-
-
-def outline(data: Data) -> tuple[Data, Outline] | None:
-    """Return `data` with what its name implies, and the facts about its source known without images, or None."""
-    data, source = _source(data)
-    listed = _listing(data, source)
-    if listed is not None:
-        found: Outline | None = listed.outline(data)
-    elif hasattr(source.load(), "outline"):
-        found = source.call("outline", Outline | None, data)  # type: ignore[arg-type]
-    else:
-        found = None
-    if found is None:
-        return None
-    _check_group(data, found.splits["train"].groups)
-    return data, found
 
 
 def _check_group(data: Data, groups: object) -> None:
@@ -242,4 +226,71 @@ def load(name: str | Data, **settings: Any) -> Dataset:
         resized=source.resized or data.size is not None,
         mirror=mirrors(data, source.mirror, source.class_names),
         notes=(*source.notes, *notes),
+    )
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Class counts, shape and sizes of a data set as a run uses it: after cut, split and resizing."""
+
+    class_counts: tuple[int, ...]
+    """Training images of each class, (C,)."""
+    image_shape: tuple[int, int, int]
+    """(C,H,W), as a model takes it."""
+    sizes: Mapping[str, int]
+    """Images of each split: "train", "test" and, if there is one, "validation"."""
+    class_names: tuple[str, ...] | None = None
+    """In the order of the labels; None if they are in files that are not there."""
+    mirror: bool = True
+    """Whether a mirrored image keeps its label."""
+    test_counts: tuple[int, ...] = ()
+    """Test images of each class, (C,)."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_counts)
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DataFacts:
+        """Return the facts of a data set that is loaded."""
+        return cls(
+            tuple(dataset.class_counts.tolist()),
+            dataset.image_shape,
+            {part: len(split) for part, split in dataset.splits.items()},
+            dataset.class_names,
+            dataset.mirror,
+            tuple(dataset.test.class_counts.tolist()),
+        )
+
+
+def facts(data: Data) -> DataFacts | None:
+    """Return the facts about `taet.data.load(data)` that are known without reading images, or None.
+
+    Published sets are known from their constants, so that their files need not be there: digits, CIFAR, Fashion-MNIST,
+    Tiny-ImageNet, GTSRB, and six sets of MedMNIST. User data are listed: image files by their headers, arrays by their
+    labels. None: a set of a plugin, or one whose class counts are in files that are not there. Settings that `load`
+    refuses raise the same `UserError`.
+    """
+    data, file = _source(data)
+    listed = _listing(data, file)
+    source: Outline | None = None
+    if listed is not None:
+        source = listed.outline(data)
+    elif hasattr(file.load(), "outline"):
+        source = file.call("outline", Outline | None, data)  # type: ignore[arg-type]
+    if source is None:
+        return None
+    _check_group(data, source.splits["train"].groups)
+    chosen, _ = select(source.splits, data)
+    counts = {part: tuple(choice.of(source.splits).class_counts.tolist()) for part, choice in chosen.items()}
+    channels, height, width = source.image_shape
+    names = source.splits["train"].class_names if source.named else None
+    return DataFacts(
+        counts["train"],
+        (channels, data.size or height, data.size or width),
+        {part: sum(count) for part, count in counts.items()},
+        names,
+        mirrors(data, source.mirror, names or ()),
+        counts["test"],
     )

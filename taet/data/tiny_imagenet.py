@@ -13,7 +13,7 @@ from taet.data.dataset import Dataset, Outline, Split
 from taet.data.downloads import Download, official
 from taet.data.foreign_files import MOST_BYTES, reading
 from taet.data.images import decode_all
-from taet.data.places import not_found, roots
+from taet.data.places import find, not_found
 from taet.errors import UserError
 
 NAMES = {
@@ -91,7 +91,7 @@ def read(data: Data) -> Dataset:
     of a class are in the order of their file names. Greyscale files become colour. Source: Le and Yang, Tiny ImageNet
     visual recognition challenge, Stanford CS 231N, 2015.
     """
-    folder = next((root / FOLDER for root in roots(data) if (root / FOLDER).is_dir()), None)
+    folder = find(data, FOLDER)
     if folder is None:
         raise not_found("Tiny-ImageNet", data, f"unpack {ARCHIVE.url}")
     wnids = sorted({wnid.strip() for (wnid,) in _rows(folder / "wnids.txt", 1)})

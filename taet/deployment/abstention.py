@@ -182,8 +182,11 @@ def thresholds(
     run, network, record = load_model(path, weights, model=model)
     specs: list[AttackSpec] = [Clean(name="clean")]
     for name in dict.fromkeys(attacks):
-        specs.append(_with_scores(in_ball(parse_attack(name, run.evaluation, run.threat.eps))))
-        specs[-1].check_classes(record.data.num_classes)
+        spec = in_ball(parse_attack(name, run.evaluation, run.threat.eps))
+        if isinstance(spec, Suite):
+            raise UserError(f"abstain attacks: got {spec.name}, which returns no probabilities; allowed: e.g. pgd-20")
+        spec.check_classes(record.data.num_classes)
+        specs.append(spec)
     folder = RunFolder(path)
     file, digest = folder.abstention(weights), tensors_digest(network.state_dict())
     wanted = [spec.to_json() for spec in specs]
@@ -192,14 +195,17 @@ def thresholds(
         _check_unseen(record, weights)
         _, network, data, record = load_run(path, weights, model=model, dataset=dataset)
         split = _one_of_each_group(_validation(data, record), run.seed)
-        _check_enough(len(split), share, len(data.class_names))
+        images, least = len(split), needed(share, len(data.class_names) * len(CANDIDATES))
+        if images < least:
+            got = f"got {count(images)} validation images for a share of {share:g}"
+            raise UserError(f"abstain: {got}; allowed: {count(least)} or more answered as one class")
         with folder.own():
             under = _attacked(network.to(resolve_device(device)), split, specs, folder, run.evaluation.seed, progress)
             stored = {
                 "schema": SCHEMA,
                 "weights_sha256": digest,
                 "validation_sha256": split.sha256,
-                "images": len(split),
+                "images": images,
                 "candidates": list(CANDIDATES),
                 "class_names": list(record.data.class_names),
                 "under": under,
@@ -213,12 +219,6 @@ def in_ball(attack: AttackSpec) -> AttackSpec:
     if not attack.bounded:
         advice = "" if attack.norm is None else f", or {attack.name} with a radius of its own, such as eps=0.5"
         raise UserError(f"attack: got {attack.name}, which has no ball; allowed: e.g. pgd-20, autoattack{advice}")
-    return attack
-
-
-def _with_scores(attack: AttackSpec) -> AttackSpec:
-    if isinstance(attack, Suite):
-        raise UserError(f"abstain attacks: got {attack.name}, which returns no probabilities; allowed: e.g. pgd-20")
     return attack
 
 
@@ -254,15 +254,6 @@ def _one_of_each_group(split: Split, seed: int) -> Split:
     order = np.random.default_rng(seed).permutation(len(split))
     _, first = np.unique(split.groups[order], return_index=True)
     return split.choose(np.sort(order[first]))
-
-
-def _check_enough(images: int, share: float, classes: int) -> None:
-    least = needed(share, classes * len(CANDIDATES))
-    if images < least:
-        held = f"{count(images)} validation images"
-        raise UserError(
-            f"abstain: got {held} for a share of {share:g}; allowed: {count(least)} or more answered as one class"
-        )
 
 
 def _attacked(

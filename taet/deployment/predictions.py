@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taet.deployment.abstention import Thresholds
+from taet.formatting import plural
 
 DIGITS = 6  # of a probability in rows; `probabilities` has full precision
 NO_CLASS = -1
@@ -87,11 +88,7 @@ class Predictions:
         rows, text = self.rows(top), io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(rows[0])
-        words = {None: "", True: "true", False: "false"}
-        table.writerows(
-            [words[value] if value is None or isinstance(value, bool) else _harmless(value) for value in row.values()]
-            for row in rows
-        )
+        table.writerows(map(_cell, row.values()) for row in rows)
         return text.getvalue()
 
     def to_json(self, top: int = 1) -> dict[str, Any]:
@@ -104,7 +101,7 @@ class Predictions:
         counts = np.bincount(self.labels[self.labels != NO_CLASS], minlength=len(self.class_names))
         found = [f"{self.class_names[label]} {counts[label]}" for label in np.argsort(-counts, kind="stable")]
         named = ", ".join(found[: np.count_nonzero(counts)]) or "no class"
-        parts = [f"{len(self)} image{'s' if len(self) > 1 else ''}: {named}"]
+        parts = [f"{plural(len(self), 'image')}: {named}"]
         if self.survives is not None:
             parts.append(f"{int(self.survives.sum())} of {len(self) - self.unread} survive {self.attack}")
         if self.answered is not None:
@@ -114,8 +111,10 @@ class Predictions:
         return "; ".join(parts)
 
 
-def _harmless(cell: str | float) -> str | float:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
+def _cell(value: str | float | None) -> str | float:
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "true", False: "false"}[value]
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

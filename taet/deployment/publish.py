@@ -25,6 +25,7 @@ from taet.training.folder import DONE, PUBLISHED, RunFolder
 from taet.training.record import RunRecord
 
 TO_FILL_IN = "to be filled in by the publisher"
+RESULTS = ("attack", "accuracy %", "balanced %", "95 % interval", "worst class")
 
 
 def publish(run_dir: str | os.PathLike[str], target: str, *, licence: str = "", private: bool = False) -> str:
@@ -102,10 +103,10 @@ def named_outside(run_dir: str | os.PathLike[str]) -> list[str]:
 def model_card(record: RunRecord, card: ResultCard, licence: str, name: str) -> str:
     """Return the page of a model, with front matter for the hub; every number comes from the result card."""
     columns = [column for column in card.columns if column.ordinary]
-    run, data = record.run, card.data
+    run, data, shape = record.run, card.data, " x ".join(map(str, record.data.image_shape))
     trained = [
         ("Method", f"{record.method_title} ({record.reference})"),
-        ("Network", f"{run.model.name}, {record.parameters:,} parameters, input {_shape(record)}"),
+        ("Network", f"{run.model.name}, {record.parameters:,} parameters, input {shape}"),
         ("Protocol", run.protocol + "".join(f"; leaves it: {text}" for text in record.deviations)),
         ("Training attack", f"L-infinity, eps {size(run.threat.eps)}"),
         ("Epoch", f"{card.model.get('epoch')} of {run.training.epochs}, selection {record.selection.rule}"),
@@ -125,7 +126,7 @@ def model_card(record: RunRecord, card: ResultCard, licence: str, name: str) -> 
         "## Data\n\n" + _table([("", ""), *about]),
         "## Training\n\n" + _table([("", ""), *trained]),
         "## Results\n\nBalanced accuracy: the mean recall over the classes. 95 % intervals: over the test images.\n\n"
-        + _table([("attack", "accuracy %", "balanced %", "95 % interval", "worst class"), *_results(card, columns)]),
+        + _table([RESULTS, *(_result(card, column) for column in columns)]),
         "### Per class\n\nAccuracy in per cent.\n\n" + _table(_per_class(card, columns)),
         "## Warnings of the evaluation\n\n"
         + ("\n".join(f"- `{flag['flag']}`: {_text(flag['text'])}" for flag in card.flags) or "None was raised."),
@@ -177,22 +178,12 @@ def _front_matter(record: RunRecord, card: ResultCard, columns: Sequence[Column]
     return "".join([*([] if licence else [f"# license: {TO_FILL_IN}\n"]), *lines])
 
 
-def _results(card: ResultCard, columns: Sequence[Column]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for column in columns:
-        found = card.summary_of(column)
-        label, value = found.worst_class
-        worst = f"{percent(value)} ({card.class_names[label]})" if label >= 0 else ""
-        rows.append(
-            (
-                column.name,
-                percent(found.accuracy),
-                percent(found.balanced),
-                percent_interval(*found.balanced_interval),
-                worst,
-            )
-        )
-    return rows
+def _result(card: ResultCard, column: Column) -> tuple[str, ...]:
+    found = card.summary_of(column)
+    label, value = found.worst_class
+    worst = f"{percent(value)} ({card.class_names[label]})" if label >= 0 else ""
+    interval = percent_interval(*found.balanced_interval)
+    return column.name, percent(found.accuracy), percent(found.balanced), interval, worst
 
 
 def _per_class(card: ResultCard, columns: Sequence[Column]) -> list[tuple[str, ...]]:
@@ -204,10 +195,6 @@ def _per_class(card: ResultCard, columns: Sequence[Column]) -> list[tuple[str, .
         (name, count, f"{tests:,}", *(percent(s.per_class[label]) for s in summaries))
         for label, (name, count, tests) in enumerate(zip(card.class_names, counts, tested, strict=True))
     ]
-
-
-def _shape(record: RunRecord) -> str:
-    return " x ".join(map(str, record.data.image_shape))
 
 
 def _text(value: str) -> str:

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taet.errors import UserError, custom_code, needed
+from taet.errors import custom_code, needed, unknown
 from taet.evaluation import card_store
 from taet.files import digest, read_json, write_json
 from taet.training.decisive_settings import training_settings
 from taet.training.folder import RunFolder
 from taet.training.tensorboard import scalars
 
-TRACKERS = ("mlflow", "wandb")
 UNNAMED = re.compile(r"[^A-Za-z0-9_./ -]")
 """Characters of attack names that a metric of MLflow may not have; the colon is refused by some versions only."""
 IDENTITY, MOST_METRICS, MOST_PARAMS, MOST_TEXT = "taet.id", 1000, 100, 250
@@ -103,7 +102,7 @@ def track(run_dir: str | os.PathLike[str], to: str, project: str = "taet") -> Wr
     path = Path(run_dir)
     writers = {"mlflow": _to_mlflow, "wandb": _to_wandb}
     if to not in writers:
-        raise UserError(f"tracker: got '{to}'; allowed: {', '.join(TRACKERS)}")
+        raise unknown("tracker", to, writers)
     run = told(path)
     library = needed(to, f"taet track --to {to}", to)
     with custom_code(to):

@@ -35,8 +35,8 @@ from taet.evaluation.image_arrays import as_unit
 from taet.evaluation.measurement import Extent, measure
 from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
-from taet.evaluation.runner import Runner, make_runner
-from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, check_used, given_images, subject_of
+from taet.evaluation.runner import Runner
+from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, subject_of
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
 from taet.losses.long_tail import cross_entropy
@@ -142,22 +142,20 @@ def audit(
         UserError: as `taet.evaluate` and `taet.evaluation.check`.
     """
     check_value("images", count, Count)
-    given = given_images("audit", images, labels, class_names)
-    if given is None and not isinstance(model_or_run_dir, nn.Module):
-        check_used("audit", "a run, which has its own", "images=", class_names=class_names)
-    subject = subject_of("audit", model_or_run_dir, given, weights, name=name, notes=notes)
+    subject = subject_of(
+        "audit", model_or_run_dir, images, labels, weights=weights, name=name, notes=notes, class_names=class_names
+    )
     where = subject.on(device)
     subject, reaches, width = _attackable(subject, where)
     sampled = audit_sample(subject, bundles.changes(settings, **changes), count)
     meter = Meter(progress)
     meter.begin(alike=1)
-    size, seed = sampled.settings.batch_size, sampled.settings.seed
+    size = sampled.settings.batch_size
     found = check(
         subject.model.to(where), subject.images, subject.labels, class_names=subject.class_names, batch_size=size
     )
     card = measure(sampled, Extent(curves=("eps",)), device=where, state_dir=state_dir, progress=meter, command=command)
-    model = subject.model.to(where)
-    runner = make_runner(model, sampled.images, sampled.labels, batch_size=size, seed=seed, state_dir=state_dir)
+    runner = sampled.runner(where, state_dir)
     if surrogate is not None:
         card = _with_surrogate(card, runner, surrogate, sampled)
     facts = _facts(card, runner, reaches, width)
@@ -245,10 +243,8 @@ def audit_sample(subject: Subject, changed: Mapping[str, Any], count: int) -> Su
 def _with_surrogate(card: ResultCard, runner: Runner, surrogate: tuple[str, nn.Module], subject: Subject) -> ResultCard:
     """Return the card with the column of examples made on another model, and its flags."""
     name, model = surrogate
-    test, size = (runner.images, runner.labels), runner.batch_size
-    source = make_runner(model.to(runner.device), *test, batch_size=size, seed=runner.seed, state_dir=runner.state_dir)
-    attack = parse_attack("pgd-20", subject.settings, subject.eps)
-    columns = transfer_columns(source, [runner], attack, name=name)
+    source = replace(subject, model=model).runner(runner.device, runner.state_dir)
+    columns = transfer_columns(source, [runner], parse_attack("pgd-20", subject.settings, subject.eps), name=name)
     return diagnostics.flagged(replace(card, columns=(*card.columns, *columns)))
 
 

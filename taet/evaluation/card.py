@@ -108,6 +108,11 @@ class ResultCard:
     def num_classes(self) -> int:
         return len(self.data["class_names"])
 
+    @property
+    def test_class_counts(self) -> Ints:
+        """Number of test images of each class, (C,)."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
     @cached_property
     def facts(self) -> ModelFacts | None:
         """The facts of the probe, typed; None if nothing was attacked."""
@@ -160,19 +165,12 @@ class ResultCard:
         masks = np.stack([column.correct for column in columns])
         left = dict(zip((column.name for column in columns), metrics.worst_case(masks), strict=True))
         first = masks.argmin(0)  # the first that is False; 0 where none is, and there every prediction is the label
-        return Column(
-            name=WORST_CASE[norm],
-            norm=norm,
-            eps=radii[0],
-            bounded=True,
-            parameters={
-                "attacks": [
-                    {"name": c.name, "norm": c.norm, "eps": c.eps, **c.parameters}
-                    for c in sorted(inside, key=lambda one: one.name)
-                ]
-            },
-            correct=left[columns[-1].name],
-            predictions=np.stack([column.predictions for column in columns])[first, np.arange(len(first))],
+        return Column.worst_of(
+            ({"name": column.name, "norm": norm, "eps": column.eps, **column.parameters} for column in inside),
+            norm,
+            radii[0],
+            np.stack([column.predictions for column in columns])[first, np.arange(len(first))],
+            self.labels,
             parts={column.name: left[column.name] for column in inside},
             seconds=sum(column.seconds for column in columns),
             forwards=sum(column.forwards for column in columns),

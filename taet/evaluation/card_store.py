@@ -90,6 +90,13 @@ def _unused(path: Path, card: ResultCard) -> Path:
     return place
 
 
+def conditions(card: ResultCard) -> dict[str, Any]:
+    """Return the test images, the batch size and the software of a card, which comparable results share."""
+    software = {name: card.environment[name] for name in ("versions", "device")}
+    images = {"test_sha256": card.data["test_sha256"]}
+    return {"data": images, "batch_size": card.batch_size, "environment": software}
+
+
 def agrees(card: object, facts: Mapping[str, Any]) -> bool:
     """Return whether fields of a card, or the named entries of these fields, have these values."""
 

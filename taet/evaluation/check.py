@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taet import metrics
+from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
 from taet.attacks.inputs import SUM_TOLERANCE
 from taet.attacks.spec import AttackSpec
@@ -20,13 +21,12 @@ from taet.data.long_tail import even_sample
 from taet.errors import UserError
 from taet.evaluation.bundles import attacks_of
 from taet.evaluation.diagnostics import REPEAT_DIFFERENCE, problems
-from taet.evaluation.facts import ModelFacts
 from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.model_guard import restored
 from taet.evaluation.packing import Json, plain
 from taet.evaluation.runner import make_runner
-from taet.evaluation.trial import Trial, answer, attempt, input_gradient, nonfinite, user_errors
-from taet.formatting import clock, listed, percent
+from taet.evaluation.trial import Trial, answer, attempt, input_gradient, user_errors
+from taet.formatting import aligned, clock, listed, percent
 from taet.metrics import Ints, Mask
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
@@ -100,7 +100,6 @@ class Check:
         rows = [("attack", "passes", "images", "at most")]
         rows += [(cost.attack, f"{cost.passes}", f"{cost.images}", clock(cost.seconds)) for cost in self.costs]
         rows += [("all", "", "", clock(sum(cost.seconds for cost in self.costs)))]
-        width = max(len(row[0]) for row in rows)
         return "\n".join(
             [
                 f"{self.model}: {self.parameters:,} parameters, {self.num_classes} logits for images of "
@@ -108,7 +107,7 @@ class Check:
                 *map(str, self.findings),
                 f"{self.forward_speed:.0f} images per second forward, {self.gradient_speed:.0f} forward and backward; "
                 f"{self.device}",
-                *(f"{name:{width}}{passes:>9}{images:>9}{clock:>19}" for name, passes, images, clock in rows),
+                *aligned(rows),
             ]
         )
 
@@ -151,9 +150,9 @@ def check(
             raise UserError(f"model output: got {width} logits; allowed: {len(class_names)}, one per class")
         with tried.still():
             trial = attempt(tried.model, *tried.batch(even_sample(classes, batch_size, tried.seed)))
-            if wrong := int(nonfinite(trial.logits).sum()):
+            if wrong := int((~finite(trial.logits)).sum()):
                 raise UserError(f"model output: not finite on {wrong} of {len(trial.y)} clean test images")
-            correct = _right(trial.logits, trial.y)
+            correct = trial.correct.cpu().numpy()
             speeds = _speeds(trial)
             normalisations = _normalisations(trial, correct)
             highest = int(classes.max()) if class_names is None else width - 1
@@ -176,10 +175,6 @@ def check(
     )
 
 
-def _right(logits: Tensor, y: Tensor) -> Mask:
-    return np.asarray((logits.max(1).indices == y).cpu())
-
-
 def _findings(
     trial: Trial,
     correct: Mask,
@@ -193,16 +188,7 @@ def _findings(
     `highest` is the highest label, `came` a remark on the mode of the model, and `changes` names its changed tensors.
     """
     (accuracies, better), logits, width = normalisations, trial.logits, trial.logits.shape[1]
-    facts = ModelFacts(
-        batch_size=len(trial.y),
-        images=len(trial.y),
-        clean_correct=int(trial.correct.sum()),
-        distributions=int(trial.distributions.sum()),
-        zero_gradients=int(trial.zero_gradients.sum()),
-        nonfinite_gradients=int(trial.nonfinite.sum()),
-        repeat_difference=trial.repeat_difference(),
-        batch_difference=trial.batch_difference(),
-    )
+    facts = trial.facts()
     random = facts.repeat_difference > REPEAT_DIFFERENCE
     each = ", ".join(f"{name} {percent(value)}" for name, value in accuracies.items())
     given = f"{100 * float(correct.mean()):.1f} % correct as given"
@@ -256,7 +242,7 @@ def _normalisations(trial: Trial, correct: Mask) -> tuple[dict[str, float], str]
     masks = {}
     for name, how in ways.items():
         normalised = network if how is None else Normalized(network, how).to(trial.x.device)
-        masks[name] = _right(answer(Counted(normalised), trial.x), trial.y)
+        masks[name] = (answer(Counted(normalised), trial.x).max(1).indices == trial.y).cpu().numpy()
     accuracies = {name: float(mask.mean()) for name, mask in masks.items()}
     best = max(accuracies, key=lambda name: accuracies[name])
     gained, lost = int((masks[best] & ~correct).sum()), int((correct & ~masks[best]).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -91,6 +92,14 @@ class Column:
             curve=attack.curve,
             **measured,
         )
+
+    @classmethod
+    def worst_of(
+        cls, attacks: Iterable[Json], norm: str, eps: float | None, predictions: Ints, labels: Ints, **measured: Any
+    ) -> Column:
+        """Return the worst case over attacks, given as JSON, within one ball."""
+        chain = {"attacks": sorted(attacks, key=lambda attack: str(attack["name"]))}
+        return cls(WORST_CASE[norm], norm, eps, True, chain, predictions == labels, predictions, **measured)
 
     def __repr__(self) -> str:
         ball = f", {self.norm} {self.eps:.4g}" if self.eps is not None else ""

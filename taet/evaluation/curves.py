@@ -21,11 +21,6 @@ CHAIN = 20  # steps of the PGD whose radius or logit scale is varied
 BALLS = (1 / 4, 1 / 2, 1, 2, 4, 8)  # times eps
 WHOLE = 1.0  # this ball contains every image: no classifier is robust in it
 FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)  # below 1 for masking by large logits, above 1 for masking by small ones
-CURVES = {
-    "steps": "accuracy under PGD against its number of steps (REAT, figures 4a and 8)",
-    "eps": "accuracy under PGD-20 against the radius of the ball, up to one that contains every image",
-    "logit-scale": "accuracy under PGD-20 against the factor of the logits in its objective",
-}
 
 
 @dataclass(frozen=True)
@@ -45,14 +40,14 @@ def curve_attacks(names: Sequence[str], settings: Evaluation, eps: float) -> lis
     """
     radius = settings.eps if settings.eps is not None else eps
     wanted: dict[str, list[str]] = {
-        "steps": [f"pgd-{steps}" for steps in STEPS],
+        "steps": [f"pgd-{steps}" for steps in STEPS],  # REAT, figures 4a and 8
         "eps": [_ball(ball, radius) for ball in sorted({*(b * radius for b in BALLS if b * radius < WHOLE), WHOLE})],
         "logit-scale": [_scale(factor) for factor in FACTORS],
     }
     attacks: dict[str, AttackSpec] = {}
     for name in names:
         if name not in wanted:
-            raise unknown("curve", name, CURVES)
+            raise unknown("curve", name, wanted)
         for attack in wanted[name]:
             attacks.setdefault(attack, replace(parse_attack(attack, settings, eps), curve=name))
     return list(attacks.values())
@@ -79,7 +74,9 @@ def _points(card: ResultCard, curve: str, varied: str) -> tuple[tuple[float, Col
     chosen = max(groups.values(), key=lambda group: (sum(one.curve == curve for one in group), len(group)), default=[])
     if varied == "eps":
         chosen = [*(column for column in card.columns if column.norm is None), *chosen]
-    return tuple(sorted({_place(column, varied): column for column in reversed(chosen)}.items()))
+    # Clean images are at radius 0, PGD without a factor is at factor 1.
+    places = {float(getattr(column.attack, varied, 1) or 0): column for column in reversed(chosen)}
+    return tuple(sorted(places.items()))
 
 
 def _fixed(column: Column, varied: str) -> Any:
@@ -92,11 +89,6 @@ def _fixed(column: Column, varied: str) -> Any:
     if varied == "eps":
         return column.identity.apart_from("eps", "step_size"), round(attack.step_size / (attack.radius or 1), 9)
     return column.identity.apart_from(varied)
-
-
-def _place(column: Column, varied: str) -> float:
-    """Return the position of a column on its curve: radius 0 for clean images, factor 1 for unscaled PGD."""
-    return float(getattr(column.attack, varied, 1) or 0)
 
 
 def _ball(ball: float, radius: float) -> str:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from taet.evaluation.match import Match, Player
 from taet.evaluation.measurement import begin, known_card, on_device
 from taet.evaluation.runner import one_threat_model
 from taet.evaluation.sequential import StopRule
-from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, given_images, subject_of
+from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, subject_of
 from taet.formatting import short, size
 from taet.progress import Progress
 from taet.training.environment import keep_freed_memory
@@ -94,9 +94,9 @@ def decide(
         raise UserError(f"decide: got {len(sides[0])} and {len(sides[1])} models; allowed: as many on both sides")
     rule = rule or StopRule()
     shared = replace(rule, alpha=rule.alpha / comparisons)
-    given = given_images("decide", images, labels)
-    subjects = [subject_of("decide", model, given, weights) for side in sides for model in side]
-    terms = _terms(subjects, attacks, worst_case, bundles.changes(settings))
+    models = [model for side in sides for model in side]
+    given = [subject_of("decide", model, images, labels, weights=weights) for model in models]
+    subjects, name, chain = _agreed(given, attacks, worst_case, bundles.changes(settings))
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     folder = None if out is None else RunFolder(Path(out))
     if folder is not None and (folder.is_run or folder.card().exists()):
@@ -107,10 +107,10 @@ def decide(
     keep_freed_memory(where)
     with ExitStack() as stack:
         players = []
-        for subject in terms.subjects:
+        for subject in subjects:
             stack.enter_context(on_device(subject.model, where))
             runner, card = begin(subject, where, state)
-            players.append(Player(runner, card, terms.name, terms.chain))
+            players.append(Player(runner, card, name, chain))
             players[-1].learn_whole(known_card(subject.card, card, runner))
         half = len(players) // 2
         if [one.weights for one in players[:half]] == [one.weights for one in players[half:]]:
@@ -174,44 +174,37 @@ def _check_rule(path: Path, before: StopRule, asked: StopRule) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Terms:
-    """The conditions that all models share."""
-
-    name: str
-    chain: tuple[AttackSpec, ...]
-    """Attacks in order, each on the images that are still correct; usually one attack."""
-    subjects: list[Subject]
-    """The models with the settings of these attacks."""
-
-
-def _terms(
+def _agreed(
     subjects: Sequence[Subject], attacks: Sequence[str] | str | None, worst_case: bool, changes: Mapping[str, Any]
-) -> _Terms:
-    """Return the attacks that decide, the same for every model; raise a `UserError` if the models' terms differ."""
+) -> tuple[list[Subject], str, tuple[AttackSpec, ...]]:
+    """Return the models with the settings of the attacks that decide, the name of the result, and these attacks.
+
+    Several attacks run in this order, each on the images that are still correct. A `UserError` is raised if they would
+    not be the same for every model, on the same images.
+    """
     asked = bundles.changes(changes, attacks=attacks)
     chosen = _chosen(subjects[0].changed(asked), attacks is not None, worst_case)
     wanted = tuple(attack.name for attack in chosen)
-    subjects = [subject.changed({**changes, "attacks": wanted}) for subject in subjects]
-    chains = [tuple(one for one in subject.attacks if one.name in wanted) for subject in subjects]
-    for subject, chain in zip(subjects, chains, strict=True):
-        if subject.test_sha256 != subjects[0].test_sha256:
-            got = f"{short(subjects[0].test_sha256[:12])} and {short(subject.test_sha256[:12])}"
+    agreed = [subject.changed({**changes, "attacks": wanted}) for subject in subjects]
+    chains = [tuple(one for one in subject.attacks if one.name in wanted) for subject in agreed]
+    own, batch_size = agreed[0], agreed[0].settings.batch_size
+    for subject, chain in zip(agreed, chains, strict=True):
+        if subject.test_sha256 != own.test_sha256:
+            got = f"{short(own.test_sha256[:12])} and {short(subject.test_sha256[:12])}"
             raise UserError(f"decide: got test images of SHA-256 {got}; allowed: the same images on both sides")
-        if subject.eps != subjects[0].eps:
-            own = size(subjects[0].eps)
-            got = f"{own} and {size(subject.eps)}"
-            raise UserError(f"decide: got threat models of eps {got}; allowed: one, e.g. --eps {own}")
-        if subject.settings.batch_size != subjects[0].settings.batch_size:
-            got = f"{subjects[0].settings.batch_size} and {subject.settings.batch_size}"
+        if subject.eps != own.eps:
+            got = f"{size(own.eps)} and {size(subject.eps)}"
+            raise UserError(f"decide: got threat models of eps {got}; allowed: one, e.g. --eps {size(own.eps)}")
+        if subject.settings.batch_size != batch_size:
+            got = f"{batch_size} and {subject.settings.batch_size}"
             raise UserError(f"decide: got batch sizes {got}; allowed: one, e.g. --batch-size 250")
         for one, other in zip(chains[0], chain, strict=True):
             for name, (here, there) in one.identity.differences(other.identity, seeds=True).items():
                 got = f"{name} {short(here)} and {short(there)}"
                 raise UserError(f"decide: '{one.name}' would run with {got}; allowed: the same settings")
     if not worst_case:
-        return _Terms(chosen[0].name, chains[0], subjects)
-    return _Terms(WORST_CASE[chosen[0].norm or "linf"], (subjects[0].attacks[0], *chains[0]), subjects)
+        return agreed, chosen[0].name, chains[0]
+    return agreed, WORST_CASE[chosen[0].norm or "linf"], (own.attacks[0], *chains[0])
 
 
 def _chosen(subject: Subject, asked: bool, worst_case: bool) -> list[AttackSpec]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 
 from taet.errors import UserError, located, unknown
 from taet.evaluation.bundles import parse_attack
-from taet.evaluation.runner import Runner, make_runner
+from taet.evaluation.runner import Runner
 from taet.evaluation.subject import subject_of
 from taet.files import parse_json, read_bytes
 from taet.metrics import Floats, Ints
@@ -68,8 +68,9 @@ class Embedding:
             raise UserError("got other sides for points than for answers or numbers; allowed: the same")
         if not all(0 <= label < classes for label in values["labels"]):
             raise UserError(f"got a label that is no class; allowed: 0 to {classes - 1}")
+        known = {one.name: values[one.name] for one in fields(cls)}  # a later version may have added others
         tuples = {name: tuple(values[name]) for name in ("class_names", "rows", "labels")}
-        return cls(**{**values, **tuples, "train_class_counts": None if counts is None else tuple(counts)})
+        return cls(**{**known, **tuples, "train_class_counts": None if counts is None else tuple(counts)})
 
 
 def load(path: Path) -> Embedding:
@@ -110,7 +111,7 @@ def embed(
     Source: van der Maaten, Hinton, "Visualizing data using t-SNE", JMLR 2008; Rousseeuw, "Silhouettes", 1987.
     """
     folder = Path(run)
-    subject = subject_of("embed", folder, None, weights)
+    subject = subject_of("embed", folder, weights=weights)
     chosen = parse_attack(attack, subject.settings, subject.train_eps)
     if chosen.not_transferable:
         raise UserError(f"embed: got {attack}, {chosen.not_transferable}; allowed: an attack such as fgsm or pgd-20")
@@ -118,11 +119,7 @@ def embed(
         raise UserError(f"embed: the model of {folder} has no features that are known; allowed: --of logits")
     names = subject.class_names or [str(label) for label in range(int(subject.labels.max()) + 1)]
     rows = _rows(subject.labels, names, classes, images)
-    place = subject.on(device)
-    size = subject.settings.batch_size
-    model = subject.model.to(place)
-    runner = make_runner(model, subject.images, subject.labels, batch_size=size, seed=subject.settings.seed)
-    spaces, predictions = _spaces(runner, model, chosen, rows, of)
+    spaces, predictions = _spaces(subject.runner(subject.on(device)), chosen, rows, of)
     labels = subject.labels[rows]
     points = _tsne(np.concatenate([*spaces.values()]), seed)
     counts = subject.train_class_counts
@@ -158,12 +155,11 @@ def _rows(labels: Ints, names: Sequence[str], classes: Sequence[str], images: in
     return np.sort(np.concatenate([*found.values()]))
 
 
-def _spaces(
-    runner: Runner, model: torch.nn.Module, attack: Any, rows: Ints, of: Space
-) -> tuple[dict[str, Floats], dict[str, Ints]]:
+def _spaces(runner: Runner, attack: Any, rows: Ints, of: Space) -> tuple[dict[str, Floats], dict[str, Ints]]:
     """Return features or logits (N, D) of both sides, and the predictions."""
     spaces: dict[str, list[Floats]] = {"clean": [], "attacked": []}
     answers: dict[str, list[Ints]] = {"clean": [], "attacked": []}
+    model = runner.model.model
     with runner.still():
         for batch in runner.batches(rows):
             for side, x in zip(spaces, runner.perturb(attack, batch), strict=True):
@@ -180,10 +176,9 @@ def _tsne(values: Floats, seed: int) -> Floats:
     """Return positions (N, 2), which depend only on the values and the seed."""
     from sklearn.manifold import TSNE
 
-    settings: dict[str, Any] = {"init": "pca", "learning_rate": "auto", "random_state": seed, "n_jobs": 1}
-    found: Any = TSNE
-    made = found(perplexity=min(PERPLEXITY, (len(values) - 1) / 3), **settings).fit_transform(values)
-    return np.asarray(made, np.float64).round(DIGITS)
+    perplexity = min(PERPLEXITY, (len(values) - 1) / 3)
+    learner = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed, n_jobs=1)
+    return np.asarray(learner.fit_transform(values), np.float64).round(DIGITS)
 
 
 def numbers_of(space: Floats, labels: Ints, answers: Ints, seed: int) -> dict[str, float]:
@@ -192,12 +187,9 @@ def numbers_of(space: Floats, labels: Ints, answers: Ints, seed: int) -> dict[st
     from sklearn.metrics import silhouette_score
 
     classes, images = np.unique(labels, return_counts=True)
-    learn: Any = linear_model.LogisticRegression
-    scale: Any = preprocessing.StandardScaler
-    split: Any = model_selection.StratifiedKFold
-    chain: Any = pipeline.make_pipeline
-    cut = split(min(FOLDS, int(images.min())), shuffle=True, random_state=seed)
-    line = chain(scale(), learn(max_iter=1000, random_state=seed))
+    cut = model_selection.StratifiedKFold(min(FOLDS, int(images.min())), shuffle=True, random_state=seed)
+    learner = linear_model.LogisticRegression(max_iter=1000, random_state=seed)
+    line = pipeline.make_pipeline(preprocessing.StandardScaler(), learner)
     scores = model_selection.cross_val_score(line, space, labels, cv=cut, scoring="balanced_accuracy")
     recalls = [float((answers[labels == c] == c).mean()) for c in classes]
     silhouette = 0.0 if (space == space[0]).all() else float(silhouette_score(space, labels))

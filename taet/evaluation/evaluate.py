@@ -18,7 +18,7 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.curves import curve_attacks
 from taet.evaluation.measurement import Extent, measure
 from taet.evaluation.schema import CurveName
-from taet.evaluation.subject import AnyModel, ImagesArgument, TestLabels, check_used, given_images, subject_of
+from taet.evaluation.subject import AnyModel, ImagesArgument, TestLabels, check_used, subject_of
 from taet.progress import Progress
 from taet.training.folder import DELIVERED, RunFolder
 
@@ -103,19 +103,24 @@ def evaluate(
     folder = None if out is None else RunFolder(Path(out))
     if folder is not None and folder.is_run:
         raise UserError(f"evaluate: {out} is a run, whose card is about its own model and data; allowed: another")
-    given = given_images("evaluate", images, labels, class_names, train_class_counts, data_about)
     if isinstance(model_or_run_dir, nn.Module):
         of_run = {"weights": None if weights == DELIVERED else weights, "model": model, "dataset": dataset}
         check_used("evaluate", "a Module", "a run folder", **of_run)
-    elif isinstance(model_or_run_dir, str | os.PathLike):
-        own = "a run, which has its own"
-        check_used("evaluate", own, "a Module", train_class_counts=train_class_counts)
-        if given is None:
-            check_used("evaluate", own, "images=", class_names=class_names, data_about=data_about)
-        elif folder is None:
-            raise UserError(f"evaluate: got images beside {own}; allowed: with out=")
+    elif isinstance(model_or_run_dir, str | os.PathLike) and images is not None and folder is None:
+        raise UserError("evaluate: got images beside a run, which has its own; allowed: with out=")
     subject = subject_of(
-        "evaluate", model_or_run_dir, given, weights, model=model, dataset=dataset, name=name, notes=notes
+        "evaluate",
+        model_or_run_dir,
+        images,
+        labels,
+        weights=weights,
+        model=model,
+        dataset=dataset,
+        name=name,
+        notes=notes,
+        class_names=class_names,
+        train_class_counts=train_class_counts,
+        data_about=data_about,
     )
     subject = replace(subject, settings=whole or subject.settings).changed(changed)
     if worst_case and "attacks" not in changed:

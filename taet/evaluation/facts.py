@@ -19,11 +19,6 @@ LOGIT_FACTOR = 10.0
 """Factor of REAT's adaptive attack, which showed that RoBal masks gradients; here the gap after scaling the logits."""
 
 
-def logit_factor(gap: float) -> float:
-    """Return the factor that scales the median gap of the two largest logits to 10; 10 if that gap is 0."""
-    return LOGIT_FACTOR / gap if gap > 0 else LOGIT_FACTOR
-
-
 @dataclass(frozen=True)
 class ModelFacts:
     """Outputs of a model on a sample of images, as `taet.evaluation.probe` and `taet check` measure them.
@@ -48,9 +43,11 @@ class ModelFacts:
     batch_difference: UnitDistance = 0.0
     """Difference when the image is in another batch."""
     pgd_correct: StoredCount = 0
+    """Images that PGD-20 on the cross-entropy (step eps / 8, uniform start) leaves correct."""
     scaled_pgd_correct: StoredCount = 0
     """The same, with the logits times 10 / `logit_gap` in the objective."""
     only_pgd_correct: StoredCount = 0
+    """Images that only the first of these attacks leaves correct; the next field: only the second."""
     only_scaled_pgd_correct: StoredCount = 0
     logit_gap: NonNegative = 0.0
     """Median gap between the two largest logits; 0 if not finite: then, as in older cards, the factor is 10."""
@@ -70,8 +67,8 @@ class ModelFacts:
 
     @property
     def logit_factor(self) -> float:
-        """Factor of the logits in the scaled objective."""
-        return logit_factor(self.logit_gap)
+        """Factor of the logits in the scaled objective: it scales `logit_gap` to 10, and is 10 if that is 0."""
+        return LOGIT_FACTOR / self.logit_gap if self.logit_gap > 0 else LOGIT_FACTOR
 
 
 def probed(probe: Mapping[str, Any], batch_size: int) -> ModelFacts | None:

@@ -67,12 +67,6 @@ class Player:
         """The attacks with their settings, as cards store them."""
         return [plain(attack.to_json()) for attack in self.chain]
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Facts that must be equal in a decision whose flags are reused for this model."""
-        software = {name: self.card.environment[name] for name in ("versions", "device")}
-        return {"attacks": self.attacks, "batch_size": self.runner.batch_size, "environment": software}
-
     def learn_whole(self, whole: ResultCard | None) -> None:
         """Take the flags from a full card of this model, if it has every attack."""
         found = [] if whole is None else [among(whole.columns, attack) for attack in self.chain]
@@ -82,7 +76,7 @@ class Player:
 
     def learn(self, decision: DecisionCard) -> None:
         """Take the flags from an earlier decision, if it has any of this model."""
-        if not card_store.agrees(decision, self.facts) or decision.data["test_sha256"] != self.card.data["test_sha256"]:
+        if not card_store.agrees(decision, {"attacks": self.attacks, **card_store.conditions(self.card)}):
             return
         for about, flags in ((decision.first, decision.correct[0]), (decision.second, decision.correct[1])):
             for model, mask in zip(about["models"], flags, strict=True):
@@ -173,11 +167,9 @@ class Match:
             self.work = {name: self.work[name] + arrays[name].item() for name in WORK}
 
     def _report(self, player: int, number: int) -> Progress:
-        whole = self.order.size
-        total = sum(one.passes(whole) for one in self.players)
-        met = min(whole, number * self.block * self.order.shape[1])
-        so_far = sum(one.passes(met) for one in self.players)
-        so_far += sum(one.passes(self.block * self.order.shape[1]) for one in self.players[:player])
+        whole, block = self.order.size, self.block * self.order.shape[1]
+        met, total = min(whole, number * block), sum(one.passes(whole) for one in self.players)
+        so_far = sum(one.passes(met) for one in self.players) + sum(one.passes(block) for one in self.players[:player])
 
         def report(done: float, _: float, label: str) -> None:
             if self.progress is not None:
@@ -195,7 +187,6 @@ class Match:
     def _decision(self, done: int, reason: str, names: tuple[str, str], comparisons: int, command: str) -> DecisionCard:
         players, half = self.players, len(self.players) // 2
         card, used = players[0].card, self.order[:done]
-        counts = np.bincount(card.labels, minlength=card.num_classes)
         return DecisionCard(
             first={"label": names[0], "models": [one.about for one in players[:half]]},
             second={"label": names[1], "models": [one.about for one in players[half:]]},
@@ -207,7 +198,7 @@ class Match:
                 "name": card.data["name"],
                 "class_names": card.data["class_names"],
                 "test_sha256": card.data["test_sha256"],
-                "test_class_counts": counts.tolist(),
+                "test_class_counts": card.test_class_counts.tolist(),
                 "train_class_counts": card.data.get("train_class_counts"),
             },
             rule=self.rule,

@@ -82,7 +82,7 @@ def measure(
     with on_device(subject.model, device):
         if new and path is not None and path.exists():
             _refuse_card_of_another(path, subject)
-        runner, card = begin(subject, device, None if state_dir is None else Path(state_dir), command)
+        runner, card = begin(subject, device, state_dir, command)
         with owned(folder):
             known = known_card(path, card, runner)
             card = _measured(card, runner, subject, extent, known, progress)
@@ -99,7 +99,7 @@ def measure(
 
 
 def begin(
-    subject: Subject, device: torch.device, state_dir: Path | None, command: str = ""
+    subject: Subject, device: torch.device, state_dir: str | os.PathLike[str] | None, command: str = ""
 ) -> tuple[Runner, ResultCard]:
     """Return a runner for the model of a subject, which is on `device`, and its card without columns."""
     class_names = _class_names(subject, device)
@@ -149,10 +149,8 @@ def known_card(path: Path | None, card: ResultCard, runner: Runner) -> ResultCar
         return None
     facts = {
         "model": {"weights_sha256": card.model["weights_sha256"]},
-        "data": {"test_sha256": card.data["test_sha256"]},
         "threat": card.threat,
-        "batch_size": card.batch_size,
-        "environment": {name: card.environment[name] for name in ("versions", "device")},
+        **card_store.conditions(card),
     }
     answers = runner.fingerprint
     return first(lambda: card_store.find(path, facts, runner.labels, answers))  # one process reads, so that all agree
@@ -257,16 +255,13 @@ def _class_names(subject: Subject, device: torch.device) -> list[str]:
 def _refuse_card_of_another(path: Path, subject: Subject) -> None:
     """Raise a `UserError` if the stored card is about another model or other test images."""
     card = ResultCard.load(path)
-    facts = {
-        "another model (weights": (card.model.get("weights_sha256"), weights_digest(subject.model)),
-        "other test images (pixels and labels": (card.data.get("test_sha256"), subject.test_sha256),
-    }
-    for what, (there, here) in facts.items():
+    for what, there, here in (
+        ("another model (weights", card.model["weights_sha256"], weights_digest(subject.model)),
+        ("other test images (pixels and labels", card.data["test_sha256"], subject.test_sha256),
+    ):
         if there != here:
-            raise UserError(
-                f"evaluate: {path} is about {what} SHA-256 {str(there)[:12]}, here {here[:12]}); "
-                "allowed: another folder"
-            )
+            got = f"{what} SHA-256 {there[:12]}, here {here[:12]})"
+            raise UserError(f"evaluate: {path} is about {got}; allowed: another folder")
 
 
 @contextmanager

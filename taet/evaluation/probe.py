@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from taet.attacks import pgd
+from taet.attacks.ball import finite
 from taet.attacks.differentiable import Replaced, Replacement
 from taet.attacks.draws import Draws
 from taet.attacks.objectives import Objective, margin, scaled
 from taet.attacks.units import Unit, run_units
 from taet.data.long_tail import even_sample
 from taet.evaluation import trial
-from taet.evaluation.facts import ModelFacts, logit_factor
+from taet.evaluation.facts import ModelFacts
 from taet.evaluation.runner import Runner
 from taet.losses.long_tail import cross_entropy
 
@@ -50,25 +51,11 @@ def is_of(facts: Mapping[str, int | float], seed: int, images: int) -> bool:
 def probe(runner: Runner, eps: float, images: int, progress: Callable[[float], None]) -> dict[str, int | float]:
     """Try the model on `images` images drawn evenly over the classes, in the L-infinity ball, and return the facts.
 
-    `progress` gets the passes so far.
-
-    Returns:
-        images, seed; the largest L2 distance between the logits of one image, each scaled to unit length:
-        repeat_difference when repeated at once, later_difference at the end of the probe, batch_difference in another
-        batch; distributions: images whose logits are at least 0 and sum to 1; clean_correct; zero_gradients:
-        correctly classified images at which the gradient of the cross-entropy is exactly zero; nonfinite_gradients:
-        images with a logit or gradient that is not finite, there or at a step of PGD; pgd_correct: images that
-        PGD-20 (step eps / 8, uniform start) leaves correct; scaled_pgd_correct: the same with the logits in the
-        objective multiplied so that the median distance of the two largest is 10; only_pgd_correct and
-        only_scaled_pgd_correct: images that only one leaves correct; and the other fields of `ModelFacts`.
+    These are the seed and the fields of `ModelFacts`. `progress` gets the passes so far.
     """
-
-    def measure(_: int) -> Unit:
-        return {name: np.asarray(value) for name, value in _measure(runner, eps, images, progress).items()}
-
     (facts,) = run_units(
         1,
-        measure,
+        lambda _: _measure(runner, eps, images, progress),
         state=runner.store("probe", [eps, images, runner.seed]),
         key=lambda _: "facts",
         valid=lambda _, unit: all(one.shape == () for one in unit.values()),
@@ -77,13 +64,13 @@ def probe(runner: Runner, eps: float, images: int, progress: Callable[[float], N
     return {name: value.item() for name, value in facts.items()}
 
 
-def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float], None]) -> dict[str, int | float]:
+def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float], None]) -> Unit:
     rows = even_sample(runner.labels, images, runner.seed)
     x, y = runner.batch(rows)
     noise = Draws(runner.seed, "probe", rows).start(x, eps)
     with runner.still(), runner.model.ticking(len(rows) * passes(runner), progress):
         first = trial.attempt(runner.model, x, y)
-        again, divided = first.repeat_difference(), first.batch_difference()
+        facts = first.facts()
         watch = _Watch(runner.model, first.nonfinite)
 
         def survives(objective: Objective, replacement: Replacement | None = None) -> Tensor:
@@ -95,17 +82,13 @@ def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float]
             with torch.no_grad():
                 return watch(x_adv).max(1).indices == y
 
-        gap = first.gap()
-        steep = scaled(cross_entropy, logit_factor(gap))
+        steep = scaled(cross_entropy, facts.logit_factor)
         plain, magnified = survives(cross_entropy), survives(steep)
         straight = smooth = torch.zeros_like(plain)
         if replaced := sum(map(bool, runner.sites.values())):
             straight, smooth = survives(steep, "straight-through"), survives(margin, "smooth")
         later = first.repeat_difference()
     masks = {
-        "distributions": first.distributions,
-        "clean_correct": first.correct,
-        "zero_gradients": first.zero_gradients,
         "nonfinite_gradients": watch.broken,
         "pgd_correct": plain,
         "scaled_pgd_correct": magnified,
@@ -116,18 +99,10 @@ def _measure(runner: Runner, eps: float, images: int, progress: Callable[[float]
         "smooth_pgd_correct": smooth,
         "only_smooth_pgd_correct": smooth & ~plain,
     }
-    return {
-        "images": len(rows),
-        "seed": runner.seed,
-        "repeat_difference": again,
-        "later_difference": later,
-        "batch_difference": divided,
-        "gradient_difference": first.gradient_difference(),
-        "logit_gap": gap,
-        "sites": len(runner.sites),
-        "replaced": replaced,
-        **{name: int(mask.sum()) for name, mask in masks.items()},
-    }
+    counts = {name: int(mask.sum()) for name, mask in masks.items()}
+    facts = replace(facts, later_difference=later, sites=len(runner.sites), replaced=replaced, **counts)
+    found = {"seed": runner.seed, **{name: value for name, value in vars(facts).items() if name != "batch_size"}}
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 class _Watch:
@@ -144,4 +119,4 @@ class _Watch:
         return logits
 
     def _note(self, values: Tensor) -> None:
-        self.broken = self.broken | trial.nonfinite(values)
+        self.broken = self.broken | ~finite(values)

@@ -29,7 +29,7 @@ from taet.attacks.units import Unit, run_units
 from taet.data.dataset import images_sha256
 from taet.errors import UserError
 from taet.evaluation.batch_store import BatchStore
-from taet.evaluation.column import WORST_CASE, Column
+from taet.evaluation.column import Column
 from taet.evaluation.image_arrays import TestImages, as_arrays, as_unit, channels_first
 from taet.evaluation.model_guard import restored
 from taet.evaluation.trial import attempt, input_gradient, user_errors
@@ -112,7 +112,7 @@ class Runner:
     batch_size: int
     seed: int
     device: torch.device
-    state_dir: Path | None = None
+    state_dir: str | os.PathLike[str] | None = None
     """Folder of finished batches, from which an interrupted evaluation continues."""
     opened: list[BatchStore] = field(default_factory=list)
     """Stores of finished batches that were used; they are removed when the card is written."""
@@ -196,7 +196,7 @@ class Runner:
         """Return a store of finished work that depends on these settings, the model and the images."""
         if self.state_dir is None:
             return None
-        self.opened.append(BatchStore(self.state_dir, name, digest([self.identity, *settings])))
+        self.opened.append(BatchStore(Path(self.state_dir), name, digest([self.identity, *settings])))
         return self.opened[-1]
 
     def clear(self) -> None:
@@ -290,17 +290,8 @@ class Runner:
                 for part, mask in result.parts.items():
                     parts[part] = before.copy()
                     parts[part][rows] = mask
-        return Column(
-            name=WORST_CASE[order[0].norm or "linf"],
-            norm=order[0].norm,
-            eps=order[0].eps,
-            bounded=True,
-            parameters={"attacks": sorted((attack.to_json() for attack in order), key=lambda one: str(one["name"]))},
-            correct=predictions == self.labels,
-            predictions=predictions,
-            parts=parts,
-            **work,
-        )
+        chain, norm, eps = (attack.to_json() for attack in order), order[0].norm or "linf", order[0].eps
+        return Column.worst_of(chain, norm, eps, predictions, self.labels, parts=parts, **work)
 
     def attack(
         self, attack: AttackSpec, rows: Ints, natural: Ints | None, units: BatchStore | None, progress: Progress
@@ -403,8 +394,7 @@ def make_runner(
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
     pixels, classes = as_arrays(images, labels)
     width = count_classes(model, pixels, classes, device)
-    state = None if state_dir is None else Path(state_dir)
-    return Runner(Counted(model), pixels, classes, width, batch_size, seed, device, state)
+    return Runner(Counted(model), pixels, classes, width, batch_size, seed, device, state_dir)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,20 +16,21 @@ from torch import Tensor, nn
 
 from taet.attacks.clean import Clean
 from taet.attacks.spec import AttackSpec
-from taet.config import EXTRA_COPIES, Evaluation, Run, Threat
+from taet.config import EXTRA_COPIES, Evaluation, Threat
 from taet.data import Dataset
 from taet.data.dataset import images_sha256
 from taet.errors import UserError, unknown
 from taet.evaluation.bundles import parse_attacks, settle
 from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.packing import plain
+from taet.evaluation.runner import Runner, make_runner
 from taet.files import file_sha256
 from taet.metrics import Ints
 from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device
 from taet.training.finished import load_model, load_run
 from taet.training.folder import BEST, DELIVERED, LAST, RunFolder
-from taet.training.record import RunRecord, SelectionRecord
+from taet.training.record import SelectionRecord
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Subject:
         """Return the device of the work for auto, cpu, cuda or cuda:N."""
         return self.place if device == "auto" else resolve_device(device)
 
+    def runner(self, device: torch.device, state_dir: str | os.PathLike[str] | None = None) -> Runner:
+        """Return a runner for the model, which is moved to the device, and its images."""
+        model, batch_size, seed = self.model.to(device), self.settings.batch_size, self.settings.seed
+        return make_runner(model, self.images, self.labels, batch_size=batch_size, seed=seed, state_dir=state_dir)
+
     def changed(self, changes: Mapping[str, Any]) -> Subject:
         """Return the subject with these fields of its settings changed, as `taet.evaluation.bundles.settle` does."""
         return replace(self, settings=settle(self.settings, changes, self.train_eps))
@@ -105,51 +111,47 @@ ImagesArgument = TestImages | Tensor | GivenImages | None
 """Images of a call, alone or with their labels and further information."""
 
 
-def given_images(
-    what: str,
-    images: ImagesArgument,
-    labels: TestLabels | None,
-    class_names: Sequence[str] | None = None,
-    train_class_counts: Sequence[int] | None = None,
-    data_about: Mapping[str, object] | None = None,
-) -> GivenImages | None:
-    """Return the images that a call gives with their labels; None if it gives none."""
-    known = {"class_names": class_names, "train_class_counts": train_class_counts, "data_about": data_about}
-    if isinstance(images, GivenImages):
-        check_used(what, "GivenImages, which have their own", "arrays", labels=labels, **known)
-        return images
-    if (images is None) != (labels is None):
-        raise UserError(f"{what}: got images without labels, or labels without images; allowed: both, or neither")
-    if images is None or labels is None:
-        return None
-    return GivenImages(images, labels, class_names, train_class_counts, data_about)
-
-
 def subject_of(
     what: str,
     source: AnyModel,
-    given: GivenImages | None,
-    weights: str = DELIVERED,
+    images: ImagesArgument = None,
+    labels: TestLabels | None = None,
     *,
+    weights: str = DELIVERED,
     model: nn.Module | None = None,
     dataset: Dataset | None = None,
     name: str | None = None,
     notes: Sequence[str] = (),
+    class_names: Sequence[str] | None = None,
+    train_class_counts: Sequence[int] | None = None,
+    data_about: Mapping[str, object] | None = None,
 ) -> Subject:
     """Return the subject for the model of a run, or a Module, on the given images or else those of the run.
 
     Errors begin with `what`, the caller's name. `model` and `dataset` are the objects in memory that a run may need;
-    `name` and `notes` describe a Module.
+    `name` and `notes` describe a Module, the last three arguments the images.
     """
+    given = None
+    known = {"class_names": class_names, "train_class_counts": train_class_counts, "data_about": data_about}
+    if isinstance(images, GivenImages):
+        given = images
+        check_used(what, "GivenImages, which have their own", "arrays", labels=labels, **known)
+    elif (images is None) != (labels is None):
+        raise UserError(f"{what}: got images without labels, or labels without images; allowed: both, or neither")
+    elif images is not None and labels is not None:
+        given = GivenImages(images, labels, class_names, train_class_counts, data_about)
     if isinstance(source, nn.Module):
         if given is None:
             raise UserError(f"{what}: got a model without images and labels; allowed: both, or a run folder alone")
         return _of_module(source, given, name or type(source).__name__, notes)
     if not isinstance(source, str | os.PathLike):
         raise UserError(f"{what}: got a {type(source).__name__}; allowed: a torch.nn.Module, or the folder of a run")
-    check_used(what, "a run, which has its own", "a Module", name=name, notes=notes or None)
-    folder = Path(source)
-    return _of_own(folder, weights, model, dataset) if given is None else _of_run_on(folder, weights, model, given)
+    own = "a run, which has its own"
+    of_module = {"name": name, "notes": notes or None, "train_class_counts": train_class_counts}
+    check_used(what, own, "a Module", **of_module)
+    if given is None:
+        check_used(what, own, "images=", class_names=class_names, data_about=data_about)
+    return _of_run(Path(source), weights, model, dataset, given)
 
 
 def check_used(what: str, beside: str, allowed: str, **given: object) -> None:
@@ -178,29 +180,6 @@ def _of_module(model: nn.Module, given: GivenImages, name: str, notes: Sequence[
     )
 
 
-def _of_own(folder: Path, weights: str, given: nn.Module | None, arrays: Dataset | None) -> Subject:
-    """Return the subject for the model of a run on the test images of its data set."""
-    run, model, dataset, record = load_run(folder, weights, model=given, dataset=arrays)
-    test = dataset.test
-    images = test.images, test.labels, test.sha256
-    subject = _of_run(folder, weights, given, (run, model, record), images, dataset.about())
-    return replace(subject, card=RunFolder(folder).card(weights))
-
-
-def _of_run_on(folder: Path, weights: str, model: nn.Module | None, given: GivenImages) -> Subject:
-    """Return the subject for the model of a run on other images, whose labels refer to their own class names."""
-    loaded = load_model(folder, weights, model=model)
-    pixels, classes = as_arrays(given.images, given.labels)
-    about = {"name": "arrays", **(given.about or {})}
-    if given.class_names is not None:
-        known = loaded[2].data.class_names
-        classes = by_name(classes, given.class_names, known)
-        absent = [name for label, name in enumerate(known) if label not in classes]
-        note = [f"no test image of the run's classes: {', '.join(absent)}"] if absent else []
-        about["notes"] = [*about.get("notes", ()), *note]
-    return _of_run(folder, weights, model, loaded, (pixels, classes, images_sha256(pixels, classes)), about)
-
-
 def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
     """Return labels (N,), indices into `names`, as indices of the same names in `known`.
 
@@ -220,16 +199,25 @@ def by_name(labels: Ints, names: Sequence[str], known: Sequence[str]) -> Ints:
 
 
 def _of_run(
-    folder: Path,
-    weights: str,
-    given: nn.Module | None,
-    loaded: tuple[Run, nn.Module, RunRecord],
-    test: tuple[TestImages, Ints, str],
-    data_about: dict[str, Any],
+    folder: Path, weights: str, given: nn.Module | None, arrays: Dataset | None, images: GivenImages | None
 ) -> Subject:
-    """Return the subject for the model of a run on test images, given with their labels and SHA-256."""
-    run, model, record = loaded
-    images, labels, sha256 = test
+    """Return the subject for the model of a run on its own test images, or on others with class names of their own."""
+    held = RunFolder(folder)
+    if images is None:
+        run, model, dataset, record = load_run(folder, weights, model=given, dataset=arrays)
+        pixels, labels, sha256 = dataset.test.images, dataset.test.labels, dataset.test.sha256
+        data_about = dataset.about()
+    else:
+        run, model, record = load_model(folder, weights, model=given)
+        pixels, labels = as_arrays(images.images, images.labels)
+        data_about = {"name": "arrays", **(images.about or {})}
+        if images.class_names is not None:
+            known = record.data.class_names
+            labels = by_name(labels, images.class_names, known)
+            absent = [name for label, name in enumerate(known) if label not in labels]
+            note = [f"no test image of the run's classes: {', '.join(absent)}"] if absent else []
+            data_about["notes"] = [*data_about.get("notes", ()), *note]
+        sha256 = images_sha256(pixels, labels)
     extra = record.data.extra
     if extra is not None:
         kept = ("source", "saw_removed_tail", "sha256", "per_batch", "batch_size", "classes", "class_counts")
@@ -239,7 +227,7 @@ def _of_run(
         data_about = {**data_about, "extra": {**about_extra, "compared": compared}}
     return Subject(
         model=model,
-        images=images,
+        images=pixels,
         labels=labels,
         test_sha256=sha256,
         class_names=list(record.data.class_names),
@@ -262,11 +250,12 @@ def _of_run(
         model_about={
             "name": run.model.name if given is None else type(given).__name__,
             "selection": (chosen := selection_of(weights, record.selection)).rule,
-            "epoch": RunFolder(folder).weights_about(weights).epoch,
+            "epoch": held.weights_about(weights).epoch,
             "leak": chosen.leak,
-            "file_sha256": file_sha256(RunFolder(folder).weights(weights), links=False),
+            "file_sha256": file_sha256(held.weights(weights), links=False),
         },
         data_about=data_about,
+        card=held.card(weights) if images is None else None,
     )
 
 

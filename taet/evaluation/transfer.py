@@ -18,7 +18,7 @@ from taet import metrics
 from taet.attacks.spec import AttackSpec
 from taet.attacks.units import Unit
 from taet.config import Evaluation, Run
-from taet.data.dataset import Split, images_sha256
+from taet.data.dataset import images_sha256
 from taet.distributed import first, joined, rank
 from taet.errors import UserError
 from taet.evaluation import card_store
@@ -28,14 +28,14 @@ from taet.evaluation.column import Column
 from taet.evaluation.diagnostics import flagged
 from taet.evaluation.evaluate import evaluate
 from taet.evaluation.packing import plain
-from taet.evaluation.runner import Runner, among, make_runner
+from taet.evaluation.runner import Runner, among
+from taet.evaluation.subject import subject_of
 from taet.files import file_sha256
 from taet.formatting import aligned
 from taet.metrics import Ints
 from taet.progress import Meter, Progress
 from taet.training.checkpoint import weights_digest
 from taet.training.environment import resolve_device
-from taet.training.finished import load_run
 from taet.training.folder import RunFolder
 
 STATE = "transfer"
@@ -301,13 +301,11 @@ def _missing(cards: Mapping[str, ResultCard], source: str, attack: AttackSpec) -
 def _runners(folders: Mapping[str, RunFolder], batch_size: int | None, device: torch.device) -> dict[str, Runner]:
     """Load the models of runs that have the same test images, which are kept once."""
     runners: dict[str, Runner] = {}
-    test: Split | None = None
     for name, folder in folders.items():
-        run, model, dataset, _ = load_run(folder.path)
-        test = dataset.test if test is None else test
-        size, seed = run.evaluation.batch_size if batch_size is None else batch_size, run.evaluation.seed
-        test_set, state = (test.images, test.labels), folder.state(STATE)
-        runners[name] = make_runner(model.to(device), *test_set, batch_size=size, seed=seed, state_dir=state)
+        subject = subject_of("transfer", folder.path).changed({} if batch_size is None else {"batch_size": batch_size})
+        kept = next(iter(runners.values()), subject)
+        subject = replace(subject, images=kept.images, labels=kept.labels)
+        runners[name] = subject.runner(device, folder.state(STATE))
     return runners
 
 

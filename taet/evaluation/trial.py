@@ -15,6 +15,7 @@ from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
 from taet.attacks.inputs import distributions
 from taet.errors import UserError, is_out_of_memory
+from taet.evaluation.facts import ModelFacts
 from taet.losses.long_tail import cross_entropy
 
 PASSES = 3  # of an image through the model, forward or backward, in `attempt`
@@ -40,33 +41,13 @@ class Trial:
         return self.logits.max(1).indices == self.y
 
     @property
-    def distributions(self) -> Tensor:
-        """Whether the logits of an image are at least 0 and sum to 1, (N,)."""
-        return distributions(self.logits)
-
-    @property
-    def zero_gradients(self) -> Tensor:
-        """Whether an image is classified correctly and has a gradient of exactly zero, (N,)."""
-        return self.correct & (self.gradient == 0).flatten(1).all(1)
-
-    @property
     def nonfinite(self) -> Tensor:
         """Whether a logit or the gradient of an image is not finite, (N,)."""
-        return nonfinite(self.logits) | nonfinite(self.gradient)
+        return ~(finite(self.logits) & finite(self.gradient))
 
     def repeat_difference(self) -> float:
         """Repeat the forward pass and return the `difference` of the logits."""
         return difference(answer(self.model, self.x), self.logits)
-
-    def gradient_difference(self) -> float:
-        """Return the `difference` between the logits with and without a gradient."""
-        return difference(self.traced, self.logits)
-
-    def gap(self) -> float:
-        """Return the median gap between the two largest logits of an image; 0 if it is not finite."""
-        largest = self.logits.topk(2).values
-        gap = float((largest[:, 0] - largest[:, 1]).median())
-        return gap if math.isfinite(gap) else 0.0
 
     def batch_difference(self) -> float:
         """Repeat the forward pass in two halves and return the `difference` of the logits.
@@ -77,6 +58,23 @@ class Trial:
         order = self.y.argsort(stable=True)
         halves = order.chunk(2 if len(order) > 3 else 1)
         return difference(torch.cat([answer(self.model, self.x[rows]) for rows in halves]), self.logits[order])
+
+    def facts(self) -> ModelFacts:
+        """Return what the outputs show; the forward pass is repeated, whole and in two halves."""
+        largest = self.logits.topk(2).values
+        gap = float((largest[:, 0] - largest[:, 1]).median())
+        return ModelFacts(
+            batch_size=len(self.y),
+            images=len(self.y),
+            clean_correct=int(self.correct.sum()),
+            distributions=int(distributions(self.logits).sum()),
+            zero_gradients=int((self.correct & (self.gradient == 0).flatten(1).all(1)).sum()),
+            nonfinite_gradients=int(self.nonfinite.sum()),
+            repeat_difference=self.repeat_difference(),
+            batch_difference=self.batch_difference(),
+            gradient_difference=difference(self.traced, self.logits),
+            logit_gap=gap if math.isfinite(gap) else 0.0,
+        )
 
 
 def attempt(model: Counted, x: Tensor, y: Tensor) -> Trial:
@@ -127,11 +125,6 @@ def user_errors(failed: str) -> Iterator[None]:
 
 def _on(x: Tensor) -> str:
     return f"model: fails on a batch of {len(x)} images ({{reason}})"
-
-
-def nonfinite(values: Tensor) -> Tensor:
-    """Return whether any value of each sample (N, ...) is not finite, (N,)."""
-    return ~finite(values)
 
 
 def difference(first: Tensor, second: Tensor) -> float:

@@ -18,7 +18,7 @@ from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import ResultCard
 from taet.evaluation.runner import among
 from taet.experiments import own_data
-from taet.experiments.specification import SHORT, DottedSettings, Entry, Point, Specification, Variant
+from taet.experiments.specification import SHORT, DottedSettings, Entry, Point, Specification, Variant, check_keys
 from taet.formatting import size
 from taet.models import check_consent, consent
 from taet.training.decisive_settings import CURVE, training_settings
@@ -41,11 +41,16 @@ class Cell:
     seed: int
     folder: Path
     run: Run | None
-    flags: tuple[str, ...]
-    """Options of `taet train METHOD`."""
+    settings: DottedSettings
+    """Settings of the run, its protocol and its seed, as options of `taet train METHOD` give them."""
     reason: str = ""
     attacked: bool = True
     """Whether it is attacked on all test images; False if pairs of cells are attacked until decided."""
+
+    def changed(self, changes: DottedSettings) -> Cell:
+        """Return the cell with these settings of its run changed."""
+        run = None if self.run is None else config.override(self.run, changes)
+        return dataclasses.replace(self, run=run, settings={**self.settings, **changes})
 
     @property
     def row(self) -> str:
@@ -66,10 +71,11 @@ class Cell:
         if run is None:
             return CellLook("not applicable", [], held)
         folder, trust, asked = str(self.folder), consent(run.model.name), list(run.evaluation.attacks)
-        evaluate, resume = ["evaluate", folder, *trust], ["train", "--resume", folder, *trust]
+        unattacked = [] if self.attacked else ["--no-evaluate"]  # which is on by default for the user's own images
+        evaluate, resume = ["evaluate", folder, *trust], ["train", "--resume", folder, *trust, *unattacked]
         if not held.is_run:
-            given = () if "--threads" in self.flags else ("--threads", str(threads))
-            train = ["train", run.method, *self.flags, *given, "--out", folder]
+            settings = {**self.settings, "training.threads": self.settings.get("training.threads", threads)}
+            train = ["train", run.method, *_options(settings), *unattacked, "--out", folder]
             return CellLook("missing", [train, evaluate] if self.attacked else [train], held)
         card = card_store.of_folder(held) if held.is_done else None
         if card is not None and _measured(run, card):
@@ -163,16 +169,28 @@ class Planner:
     def start(self, protocol: str, entry: Entry) -> Run | str:
         """The run of the protocol, or why it has none for the method; a mistake in the entry is a UserError."""
         key = f"{protocol} {entry!r}"
-        if key not in self._starts:
-            self._starts[key] = _start(protocol, entry)
-        return self._starts[key]
+        if key in self._starts:
+            return self._starts[key]
+        with located(f"methods: {entry.name}"):
+            methods.find(entry.method)  # a broken file is a mistake under every protocol
+            start: Run | str
+            try:
+                start = checked = protocols.start(protocol, entry.method)
+            except UserError as error:
+                start, checked = str(error), protocols.taet(entry.method)
+            _run(checked, entry.method, entry.settings)
+        self._starts[key] = start
+        return start
 
     def cell(self, point: Point) -> Cell:
         """The cell of a point."""
         key = repr(dataclasses.replace(point, seed=0))
         if key not in self._unseeded:
             self._unseeded[key] = self._cell(point)
-        return _with_seed(self._unseeded[key], point.seed)
+        cell, seed = self._unseeded[key], point.seed
+        name = f"{cell.name}_seed{seed}"
+        folder = cell.folder.with_name(name)
+        return dataclasses.replace(cell, name=name, seed=seed, folder=folder).changed({"seed": seed})
 
     def _cell(self, point: Point) -> Cell:
         """The cell of a point without its seed."""
@@ -187,8 +205,8 @@ class Planner:
             if variant.settings[key] != entry.settings[key]:
                 made = f"its own settings say {key} {entry.settings[key]}"
         run, reason = (made, "") if isinstance(made, Run) else (None, made)
-        flags = _flags({**settings, "protocol": point.protocol})
-        return Cell(name, entry, variant, data, ratio, 0, self.out / "runs" / name, run, flags, reason)
+        said = {**settings, "protocol": point.protocol}
+        return Cell(name, entry, variant, data, ratio, 0, self.out / "runs" / name, run, said, reason)
 
     def _chosen(self, point: Point, settings: DottedSettings) -> DottedSettings:
         """Return settings that `taet train` would choose for the user's own images; every command then states them."""
@@ -277,10 +295,7 @@ def _alike(planned: list[Cell]) -> list[Cell]:
 
 def in_precision(cell: Cell, chosen: str) -> Cell:
     """Return the cell with this precision of training, unless it has one."""
-    if cell.run is None or not is_open(cell):
-        return cell
-    run = config.override(cell.run, {"training.precision": chosen})
-    return dataclasses.replace(cell, run=run, flags=(*cell.flags, "--precision", chosen))
+    return cell.changed({"training.precision": chosen}) if is_open(cell) else cell
 
 
 def is_open(cell: Cell) -> bool:
@@ -288,28 +303,8 @@ def is_open(cell: Cell) -> bool:
     return cell.run is not None and cell.run.training.precision == "auto"
 
 
-def _start(protocol: str, entry: Entry) -> Run | str:
-    """The run of the protocol, or why it has none for the method; a mistake in the entry is a UserError."""
-    start: Run | str
-    with located(f"methods: {entry.name}"):
-        methods.find(entry.method)  # a broken file is a mistake under every protocol
-        try:
-            start = protocols.start(protocol, entry.method)
-        except UserError as error:
-            start = str(error)
-        _run(protocols.taet(entry.method) if isinstance(start, str) else start, entry.method, entry.settings)
-    return start
-
-
 def _of_data(data: str, ratio: float | None) -> DottedSettings:
     return {"data.name": data} | ({} if ratio is None else {"data.imbalance_ratio": ratio})
-
-
-def _with_seed(cell: Cell, seed: int) -> Cell:
-    name = f"{cell.name}_seed{seed}"
-    run = None if cell.run is None else config.override(cell.run, {"seed": seed})
-    flags, folder = (*cell.flags, "--seed", str(seed)), cell.folder.with_name(name)
-    return dataclasses.replace(cell, name=name, seed=seed, run=run, flags=flags, folder=folder)
 
 
 def _run(start: Run, method: str, settings: DottedSettings) -> Run:
@@ -317,18 +312,16 @@ def _run(start: Run, method: str, settings: DottedSettings) -> Run:
     knobs: Any = methods.find(method).Config() if start.settings is None else start.settings
     own = {key.removeprefix("method."): value for key, value in settings.items() if key.startswith("method.")}
     known = [field.name for field in dataclasses.fields(knobs)]
-    for name in own:
-        if not known:
-            raise UserError(f"unknown setting 'method.{name}'; {method} has none of its own")
-        if name not in known:
-            raise unknown(f"option of {method}", name, known)
+    if own and not known:
+        raise UserError(f"unknown setting 'method.{next(iter(own))}'; {method} has none of its own")
+    check_keys(f"option of {method}", own, known)
     shared = {key: value for key, value in settings.items() if not key.startswith("method.")}
     run = config.override(start, {"settings": config.override(knobs, own), **shared})
     attacks_of(run.evaluation)
     return run
 
 
-def _flags(settings: DottedSettings) -> tuple[str, ...]:
+def _options(settings: DottedSettings) -> list[str]:
     """Return the command-line options of dotted settings."""
     words: list[str] = []
     for key, value in settings.items():
@@ -339,7 +332,7 @@ def _flags(settings: DottedSettings) -> tuple[str, ...]:
         else:
             values = value if isinstance(value, tuple) else (value,)
             words += [f"--{name}", *(_word(name, item) for item in values)]
-    return tuple(words)
+    return words
 
 
 def _word(name: str, value: Any) -> str:

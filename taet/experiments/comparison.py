@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import math
 import os
 import shlex
@@ -23,8 +23,8 @@ from taet.experiments.cells import Cell, State, cells
 from taet.experiments.forecast import rough_seconds, settled
 from taet.experiments.parts import deal, gather
 from taet.experiments.specification import Specification, parse, read
-from taet.experiments.until_decided import PairOutcome, Until, decide_pairs, pairs_of
-from taet.files import flock, make_folder, write_json
+from taet.experiments.until_decided import RowPair, Until, decide_pairs, pairs_of
+from taet.files import locked, make_folder, write_json
 from taet.formatting import clock, duration, plural
 from taet.report import write
 from taet.training.environment import cores, taet_command
@@ -37,7 +37,6 @@ LOOK_SECONDS = 0.1  # between two polls of the processes
 TOLD_SECONDS = 60.0  # shorter estimates are not reported
 TELL_SECONDS = 30.0  # between two lines about the progress of the running cells
 OPEN = ("started", "missing")
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # network file systems mounted without locks
 
 Say = Callable[[str], None]
 AnySpecification: TypeAlias = Specification | Mapping[str, Any] | str | os.PathLike[str]
@@ -89,7 +88,7 @@ class Comparison:
     outcomes: tuple[CellOutcome, ...]
     out_of_time: bool = False
     report: Path | None = None
-    decisions: tuple[PairOutcome, ...] = ()
+    decisions: tuple[RowPair, ...] = ()
     """The rows against the baseline, if they were compared until decided."""
 
     def __repr__(self) -> str:
@@ -289,7 +288,7 @@ def _report(result: Comparison) -> Path | None:
     if not there:
         return None
     left = [outcome for outcome in result.outcomes if outcome.state != "done"]
-    decided = [one.pair.folder for one in result.decisions if one.decision is not None]
+    decided = [one.folder for one in result.decisions if one.decision is not None]
     return write(
         [*(cell.folder for cell in there), *decided],
         result.out / "report.html",
@@ -472,17 +471,13 @@ class _Work:
 
 def _locked(path: Path) -> BinaryIO | None:
     """Open the log of a cell and lock it if the file system supports locks; None if another process holds it."""
-    log = path.open("ab")
-    try:
-        flock(log)
-    except OSError as error:
-        if error.errno in NO_LOCKS:
+    with contextlib.ExitStack() as failed:
+        log = failed.enter_context(path.open("ab"))
+        with contextlib.suppress(BlockingIOError):
+            locked(log)
+            failed.pop_all()
             return log
-        log.close()
-        if not isinstance(error, BlockingIOError):
-            raise
-        return None
-    return log
+    return None
 
 
 def _last_line(log: Path) -> str:

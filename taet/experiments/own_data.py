@@ -115,10 +115,9 @@ def planned(run: Run, accelerated: bool | None = None) -> OwnDataPlan:
             f"data: got {run.data.name}, whose protocol decides all; allowed: folder:, csv:, npz: and a path"
         )
     accelerated = torch.cuda.is_available() if accelerated is None else accelerated
-    machine = _machine(accelerated)
     found = own_images(replace(run.data, group=None))
     choices = {
-        **_size(found, run.data.fit, accelerated, machine),
+        **_size(found, run.data.fit, accelerated),
         **_groups(run, found),
         "model.name": network(found.median, accelerated),
         **length(run, found, accelerated),
@@ -142,14 +141,14 @@ def _machine(accelerated: bool) -> str:
     return f"this machine has {'an' if accelerated else 'no'} accelerator"
 
 
-def _size(found: OwnImages, fit: Fit, accelerated: bool, machine: str) -> dict[str, Chosen]:
+def _size(found: OwnImages, fit: Fit, accelerated: bool) -> dict[str, Chosen]:
     """Choose the image size: unchanged if it is the same for all, feasible on the machine, and need not be square."""
     most = SIDES[0] if accelerated else SIDES[-1]
     if found.uniform and max(found.largest) <= most and (found.square or fit == "squeeze"):
         return {}
     side = next((side for side in SIDES if side <= min(most, *found.median)), SIDES[-1])
     sizes = "they have many sizes" if not found.uniform else "they are {}x{}".format(*found.largest)
-    size = {"data.size": Chosen(side, f"{sizes}, and {machine}")}
+    size = {"data.size": Chosen(side, f"{sizes}, and {_machine(accelerated)}")}
     others = " or ".join(name for name in FITTED if name != fit)
     how = {"data.fit": Chosen(fit, f"images that are not square are {FITTED[fit]}; also: {others}")}
     return size if found.square else size | how

@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,16 +134,19 @@ def toml_table(content: bytes) -> dict[str, Any]:
 
 def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification:
     """Return the specification in a TOML table; `title` is the default title."""
-    _check_keys("key", values, KEYS)
+    check_keys("key", values, KEYS)
     found = {key: _list(values, key) for key in LISTS}
-    protocol = _value(values, "protocol", str, Run.protocol)
+    protocol = value_in(values, "protocol", str, Run.protocol)
     if protocol not in protocols.PROTOCOLS:
         raise unknown("protocol", protocol, protocols.PROTOCOLS)
     for ratio in found["imbalance"]:
         Data(imbalance_ratio=ratio)
     for seed in found["seeds"]:
         check_value("seeds", seed, LongSeed)
-    entries, variants = [_entry(value) for value in found["methods"]], [_variant(value) for value in found["variants"]]
+    entries, variants = (
+        [entry_of(value) for value in found["methods"]],
+        [_variant(value) for value in found["variants"]],
+    )
     names = {"methods": [entry.name for entry in entries], "variants": [variant.name for variant in variants]}
     for key, items in (found | names).items():
         for item, count in Counter(items).items():
@@ -153,41 +156,43 @@ def parse(values: Mapping[str, Any], title: str = "comparison") -> Specification
     if math.prod(map(len, points)) > MOST_CELLS:
         raise UserError(f"got {math.prod(map(len, points)):,} cells; allowed: at most {MOST_CELLS:,}")
     return Specification(
-        title=_value(values, "title", str, title),
+        title=value_in(values, "title", str, title),
         methods=tuple(entries),
         data=tuple(found["data"]),
         imbalance=tuple(found["imbalance"]),
         seeds=tuple(found["seeds"]),
         protocol=protocol,
-        settings=_settings("settings", _value(values, "settings", dict, {})),
+        settings=_settings("settings", value_in(values, "settings", dict, {})),
         variants=(Variant(), *variants),
     )
 
 
-def _entry(value: Any) -> Entry:
+def entry_of(value: Any) -> Entry:
+    """Return a method of the comparison: its name alone, or a table with its name, method and settings."""
     if isinstance(value, str):
         registry.find("methods", value)
         return Entry(value, value)
-    _check_keys("key of an entry of methods", value, METHOD_KEYS)
+    check_keys("key of an entry of methods", value, METHOD_KEYS)
     name = _name("methods", value)
-    method = _value(value, "method", str, name)
+    method = value_in(value, "method", str, name)
     registry.find("methods", method)
-    own, where = _value(value, "settings", dict, {}), f"methods: {name}"
+    own, where = value_in(value, "settings", dict, {}), f"methods: {name}"
     with located(where):  # a method is imported only for its settings
         knobs = [field.name for field in dataclasses.fields(methods.find(method).Config)] if own else []
     return Entry(name, method, _settings(where, own, knobs))
 
 
 def _variant(value: Any) -> Variant:
-    _check_keys("key of an entry of variants", value, VARIANT_KEYS)
+    check_keys("key of an entry of variants", value, VARIANT_KEYS)
     name = _name("variants", value)
-    settings = _settings(f"variants: {name}", _value(value, "settings", dict, {}))
+    settings = _settings(f"variants: {name}", value_in(value, "settings", dict, {}))
     if not settings:
         raise UserError(f"variants: {name}: got no settings; allowed: one or more")
     return Variant(name, settings)
 
 
-def _check_keys(what: str, values: Mapping[str, Any], allowed: Sequence[str]) -> None:
+def check_keys(what: str, values: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise a `UserError` for a key that is not allowed."""
     for key in values:
         if key not in allowed:
             raise unknown(what, key, allowed)
@@ -215,7 +220,8 @@ def _list(values: Mapping[str, Any], key: str) -> list[Any]:
     return found
 
 
-def _value(values: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+def value_in(values: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    """Return the text or the table that a key of a table holds; raise a `UserError` for any other kind of value."""
     value = values.get(key, default)
     if not _is(value, kind):
         raise UserError(f"{key}: got {got_text(value)}; allowed: {'a table' if kind is dict else 'text'}")
@@ -223,7 +229,7 @@ def _value(values: Mapping[str, Any], key: str, kind: type, default: Any) -> Any
 
 
 def _name(key: str, values: Mapping[str, Any]) -> str:
-    name = _value(values, "name", str, "")
+    name = value_in(values, "name", str, "")
     if not NAME.fullmatch(name):
         raise UserError(f"{key}: got the name {name!r}; allowed: letters, digits and the signs . + -")
     return str(name)
@@ -232,17 +238,17 @@ def _name(key: str, values: Mapping[str, Any]) -> str:
 def _settings(where: str, values: Mapping[str, Any], knobs: Sequence[str] = ()) -> dict[str, Any]:
     """Return settings by dotted name, from dotted or command-line names; `knobs` need no `method.`."""
     settings: dict[str, Any] = {}
-    for key, value in flat(values):
-        name = key.replace("-", "_")
-        name = f"method.{name}" if name in knobs else BARE.get(name, name)
-        if name in OWN:
-            raise UserError(f"{where}: got {key}; allowed: as {OWN[name]} of the specification")
-        part, dot, _ = name.partition(".")
-        if not dot or part not in (*PARTS, "method"):
-            raise UserError(f"{where}: {_no_part(name, knobs)}")
-        if name in settings:
-            raise UserError(f"{where}: got {key} twice; allowed: each once")
-        with located(where):
+    with located(where):
+        for key, value in flat(values):
+            name = key.replace("-", "_")
+            name = f"method.{name}" if name in knobs else BARE.get(name, name)
+            if name in OWN:
+                raise UserError(f"got {key}; allowed: as {OWN[name]} of the specification")
+            part, dot, _ = name.partition(".")
+            if not dot or part not in (*PARTS, "method"):
+                raise UserError(_no_part(name, knobs))
+            if name in settings:
+                raise UserError(f"got {key} twice; allowed: each once")
             settings[name] = _setting(name, value)
     return settings
 

@@ -17,14 +17,15 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get
 from annotated_types import Ge, Le
 
 from taet import methods, metrics
-from taet.bounds import Seed, check_value, got_text
+from taet.bounds import Seed, Settings, check_value, got_text
 from taet.config import Run
 from taet.data.selection import VALIDATION
-from taet.errors import UserError, located, unknown
+from taet.errors import UserError, located
+from taet.experiments import specification
 from taet.experiments.cells import Cell, cells, in_precision
 from taet.experiments.comparison import CellOutcome, Comparison, Say, compare, deadline_of, fill, foretell
 from taet.experiments.journal import load_optuna, open_journal
-from taet.experiments.specification import DottedSettings, Entry, Specification, parse, table
+from taet.experiments.specification import DottedSettings, Entry, Specification
 from taet.files import digest, make_folder, seal, write_json
 from taet.formatting import clock
 from taet.training.folder import RunFolder
@@ -44,17 +45,28 @@ Study: TypeAlias = Any
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(Settings):
     """The values of one setting: a list or a range."""
 
-    values: tuple[Any, ...] = ()
+    values: tuple[str | float | bool, ...] = ()
     low: float = 0.0
     high: float = 0.0
     log: bool = False
     step: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.values:
+            return
+        if not (math.isfinite(self.high - self.low) and self.low < self.high):
+            raise UserError(f"got low {self.low} and high {self.high}; allowed: low below high")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise UserError(f"got low {self.low}, step {self.step}; allowed: log with low above 0 and without step")
+        if self.step is not None and not 0 < self.step <= self.high - self.low:
+            raise UserError(f"got step {self.step}; allowed: above 0, up to high - low")
+
     @property
-    def ends(self) -> tuple[Any, ...]:
+    def ends(self) -> tuple[str | float | bool, ...]:
         """Values whose validity implies that of all values: the list, or both ends of the range."""
         return self.values or (self.low, self.high)
 
@@ -96,7 +108,7 @@ class Tuned:
 def read(path: str | os.PathLike[str]) -> Search:
     """Read a specification with table [tune] from a TOML file; raise a `UserError` that names the key of a mistake."""
     with located(f"specification {path}"):
-        return search_of(table(Path(path)), Path(path).stem)
+        return search_of(specification.table(Path(path)), Path(path).stem)
 
 
 def search_of(values: Mapping[str, Any], title: str = "tuning") -> Search:
@@ -104,22 +116,18 @@ def search_of(values: Mapping[str, Any], title: str = "tuning") -> Search:
     told = values.get("tune")
     if not isinstance(told, Mapping):
         raise UserError(f"tune: got {got_text(told)}; allowed: a table with trials and space")
-    for key in told:
-        if key not in KEYS:
-            raise unknown("key of tune", key, KEYS)
+    specification.check_keys("key of tune", told, KEYS)
     check_value("tune trials", told.get("trials"), Trials)
     check_value("tune seed", told.get("seed", 0), Seed)
-    rest = {key: value for key, value in values.items() if key != "tune"}
-    grid = parse(rest, title)
+    grid = specification.parse({key: value for key, value in values.items() if key != "tune"}, title)
     for key, found in (("data", grid.data), ("imbalance", grid.imbalance), ("variants", grid.variants)):
         if len(found) != 1:
             raise UserError(f"{key}: got {len(found)}; allowed: one, since a search is about one data set")
-    shared, own = _mapping("tune space", told.get("space", {})), _mapping("tune methods", told.get("methods", {}))
-    names = [entry.name for entry in grid.methods]
-    for name in own:
-        if name not in names:
-            raise unknown("method of tune", name, names)
-    spaces = {entry.name: _space(rest, entry, {**shared, **own.get(entry.name, {})}) for entry in grid.methods}
+    with located("tune"):
+        shared, own = (specification.value_in(told, key, dict, {}) for key in ("space", "methods"))
+        asked = {entry.name: {**shared, **specification.value_in(own, entry.name, dict, {})} for entry in grid.methods}
+    specification.check_keys("method of tune", own, [entry.name for entry in grid.methods])
+    spaces = {entry.name: _space(entry, asked[entry.name]) for entry in grid.methods}
     settings = {"data.validation": VALIDATION_SHARE, **grid.settings}
     for where, own_settings in [("settings", {}), *((f"methods: {one.name}", one.settings) for one in grid.methods)]:
         merged = {**settings, **own_settings}
@@ -133,13 +141,7 @@ def search_of(values: Mapping[str, Any], title: str = "tuning") -> Search:
     return Search(replace(grid, settings=settings), told["trials"], told.get("seed", 0), spaces)
 
 
-def _mapping(what: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UserError(f"{what}: got {got_text(value)}; allowed: a table")
-    return value
-
-
-def _space(rest: Mapping[str, Any], entry: Entry, asked: Mapping[str, Any]) -> dict[str, Choices]:
+def _space(entry: Entry, asked: Mapping[str, Any]) -> dict[str, Choices]:
     """Return the values of a method's settings by dotted name; each is checked like the setting itself."""
     found: dict[str, Choices] = {}
     for key, value in asked.items():
@@ -147,8 +149,9 @@ def _space(rest: Mapping[str, Any], entry: Entry, asked: Mapping[str, Any]) -> d
             choices = _choices(value)
 
             def checked(value: Any, key: str = key) -> DottedSettings:
-                one = {"name": entry.name, "method": entry.method, "settings": {key: value}}
-                return parse({**rest, "methods": [one]}).methods[0].settings
+                return specification.entry_of(
+                    {"name": entry.name, "method": entry.method, "settings": {key: value}}
+                ).settings
 
             (name,) = checked(choices.ends[0])
             if name.startswith(FIXED):
@@ -177,23 +180,11 @@ def _is_whole(entry: Entry, name: str) -> bool:
 
 
 def _choices(value: Any) -> Choices:
-    if isinstance(value, list) and value and all(isinstance(item, str | int | float | bool) for item in value):
-        return Choices(values=tuple(value))
+    if isinstance(value, list) and value:
+        return Choices(tuple(value))
     if not isinstance(value, Mapping) or not {"low", "high"} <= value.keys() <= {*RANGE_KEYS}:
         raise UserError(f"got {got_text(value)}; allowed: a list of values, or low and high, with log or step")
-    numbers = [value[key] for key in ("low", "high", "step") if key in value]
-    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
-        raise UserError(f"got {got_text(value)}; allowed: numbers for low, high and step")
-    if not isinstance(value.get("log", False), bool):
-        raise UserError(f"got log {got_text(value['log'])}; allowed: true or false")
-    choices = Choices(**value)
-    if not (math.isfinite(choices.high - choices.low) and choices.low < choices.high):
-        raise UserError(f"got low {choices.low} and high {choices.high}; allowed: low below high")
-    if choices.log and (choices.low <= 0 or choices.step is not None):
-        raise UserError(f"got {got_text(value)}; allowed: log with low above 0 and without step")
-    if choices.step is not None and not 0 < choices.step <= choices.high - choices.low:
-        raise UserError(f"got step {choices.step}; allowed: above 0, up to high - low")
-    return choices
+    return Choices(**value)
 
 
 def tune(
@@ -292,7 +283,7 @@ def _cells(search: Search, work: Sequence[Asked], place: Path) -> list[Cell]:
     begun = (RunFolder(path) for path in sorted((place / "runs").glob("*")))
     held = next((run.record.run.training.precision for run in begun if run.is_run), None)
     planned = planned if held is None else [in_precision(cell, held) for cell in planned]
-    return [replace(cell, attacked=False, flags=(*cell.flags, "--no-evaluate")) for cell in planned]
+    return [replace(cell, attacked=False) for cell in planned]
 
 
 def _studies(search: Search, place: Path) -> dict[str, Study]:

@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Until:
 
 @dataclass(frozen=True)
 class RowPair:
-    """A row and the baseline on the same data, with their cells of equal seeds."""
+    """A row and the baseline on the same data, with their cells of equal seeds, and their decision."""
 
     row: str
     baseline: str
@@ -40,6 +40,9 @@ class RowPair:
     first: tuple[Cell, ...]
     second: tuple[Cell, ...]
     folder: Path
+    decision: DecisionCard | None = None
+    reason: str = ""
+    """Why there is no decision."""
 
     @property
     def name(self) -> str:
@@ -52,30 +55,20 @@ class RowPair:
         """Whether all its runs are finished."""
         return all(cell.state == "done" for cell in (*self.first, *self.second))
 
-
-@dataclass(frozen=True)
-class PairOutcome:
-    """A pair with its decision, or why there is none."""
-
-    pair: RowPair
-    decision: DecisionCard | None
-    reason: str = ""
-
     @property
     def sentence(self) -> str:
         """The outcome in one sentence."""
-        return f"{self.pair.name}: {self.decision.sentence if self.decision else self.reason}"
+        return f"{self.name}: {self.decision.sentence if self.decision else f'not decided: {self.reason}'}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the pair's entry in comparison.json."""
-        pair = self.pair
         found = {} if self.decision is None else self.decision.summary()["findings"]
         return {
-            "row": pair.row,
-            "baseline": pair.baseline,
-            "data": pair.data,
-            "imbalance": pair.imbalance,
-            "folder": str(pair.folder),
+            "row": self.row,
+            "baseline": self.baseline,
+            "data": self.data,
+            "imbalance": self.imbalance,
+            "folder": str(self.folder),
             "sentence": self.sentence,
             "findings": plain(found),
         }
@@ -112,27 +105,27 @@ def pairs_of(planned: Sequence[Cell], out: Path, baseline: str | None = None) ->
 
 def decide_pairs(
     planned: Sequence[Cell], out: Path, until: Until, deadline: float, say: Callable[[str], None], command: str = ""
-) -> list[PairOutcome]:
+) -> list[RowPair]:
     """Decide every pair whose runs are finished, one after another, before `deadline` on `time.monotonic`.
 
     Results of the baseline in one pair are reused for the next. A pair that cannot be compared, because its rows were
     tested on other images or its decision is damaged, does not affect the others.
     """
-    outcomes: list[PairOutcome] = []
+    ended: list[RowPair] = []
     every = pairs_of(planned, out, until.baseline)
     known = [card for pair in every if (card := _known(pair)) is not None]
     for number, pair in enumerate(every, 1):
         left = deadline - time.monotonic()
         if not pair.is_ready:
-            outcome = PairOutcome(pair, None, "not decided: a run is not finished")
+            pair = replace(pair, reason="a run is not finished")
         elif left <= 0:
-            outcome = PairOutcome(pair, None, "not decided: the time was up")
+            pair = replace(pair, reason="the time was up")
         else:
-            outcome = _decided(pair, len(every), until.rule, left, known, command)
-            known += [outcome.decision] if outcome.decision else []
-        outcomes.append(outcome)
-        say(f"[{number}/{len(every)}] {outcome.sentence}")
-    return outcomes
+            pair = _decided(pair, len(every), until.rule, left, known, command)
+            known += [pair.decision] if pair.decision else []
+        ended.append(pair)
+        say(f"[{number}/{len(every)}] {pair.sentence}")
+    return ended
 
 
 def _known(pair: RowPair) -> DecisionCard | None:
@@ -144,7 +137,7 @@ def _known(pair: RowPair) -> DecisionCard | None:
 
 def _decided(
     pair: RowPair, comparisons: int, rule: StopRule, left: float, known: Sequence[DecisionCard], command: str
-) -> PairOutcome:
+) -> RowPair:
     try:
         decision = decide(
             [cell.folder for cell in pair.first],
@@ -159,5 +152,5 @@ def _decided(
             command=command,
         )
     except UserError as error:
-        return PairOutcome(pair, None, f"not decided: {error}")
-    return PairOutcome(pair, decision)
+        return replace(pair, reason=str(error))
+    return replace(pair, decision=decision)

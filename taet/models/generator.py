@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taet.models.resnet import BasicBlock
+from taet.models.sync_norm import normalisations
 
 INIT_SCALE = 0.02  # standard deviation of the generator's first weights (public code)
 PUBLISHED_SIDE = 32  # pixels; the encoder's layers have no padding and need as many
@@ -80,7 +81,6 @@ class Encoder(nn.Module):
 
 def use_batch_statistics(module: nn.Module) -> None:
     """Make every batch normalisation in `module` use batch statistics only, so that a forward pass has no effect."""
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.track_running_stats = False
-            norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+    for norm in normalisations(module):
+        norm.track_running_stats = False
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None

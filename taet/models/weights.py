@@ -232,7 +232,9 @@ def _copy(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         shapes = [f"{key} {tuple(state[key].shape)} for {tuple(held[key].shape)}" for key in other]
         found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         parts = [f"{len(names)} {kind} ({listed(names, FEW)})" for kind, names in found if names]
-        raise UserError(f"{path} does not fit the model: {'; '.join(parts)}{_hint(state, held)}")
+        theirs = {"conv1.weight", "layer1.0.conv1.weight"} <= state.keys() and "conv1.weight" not in held
+        hint = "; the names are torchvision's: --model torchvision:NAME" if theirs else ""
+        raise UserError(f"{path} does not fit the model: {'; '.join(parts)}{hint}")
 
 
 def _kind(value: Tensor, held: Tensor) -> str:
@@ -245,9 +247,3 @@ def _kind(value: Tensor, held: Tensor) -> str:
     if value.dtype != held.dtype and not (value.is_floating_point() and held.is_floating_point()):
         return str(value.dtype)
     return "" if bool(value.isfinite().all()) else "values that are not finite"
-
-
-def _hint(state: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> str:
-    """A hint if the names are those of torchvision's residual networks and the model's are not."""
-    theirs = {"conv1.weight", "layer1.0.conv1.weight"} <= state.keys()
-    return "" if not theirs or "conv1.weight" in held else "; the names are torchvision's: --model torchvision:NAME"

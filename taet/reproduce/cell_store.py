@@ -289,11 +289,5 @@ def _weights(card: ResultCard) -> str:
 
 
 def _with_attacks(one: StoredCell, attacks: Sequence[str]) -> StoredCell:
-    assert one.cell.run is not None
-    changed = {"evaluation.attacks": tuple(dict.fromkeys(attacks))}
-    words = [*one.cell.flags]
-    begin = words.index("--evaluation.attacks") + 1
-    end = next((place for place in range(begin, len(words)) if words[place].startswith("--")), len(words))
-    flags = (*words[:begin], *changed["evaluation.attacks"], *words[end:])
-    cell = dataclasses.replace(one.cell, run=config.override(one.cell.run, changed), flags=flags)
-    return dataclasses.replace(one, cell=cell)
+    changes = {"evaluation.attacks": tuple(dict.fromkeys(attacks))}
+    return dataclasses.replace(one, cell=one.cell.changed(changes))

@@ -88,15 +88,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
         tensors = load(read_bytes(path, most=MOST_BYTES, links=False))
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file, or is truncated ({error})") from None
-    expected = model.state_dict()
-    wrong = [
-        name
-        for name in sorted({*tensors, *expected})
-        if name not in tensors
-        or name not in expected
-        or (tensors[name].shape, tensors[name].dtype) != (expected[name].shape, expected[name].dtype)
-    ]
-    if wrong:
+    held, wanted = (
+        {(name, value.shape, value.dtype) for name, value in state.items()} for state in (tensors, model.state_dict())
+    )
+    if wrong := sorted({name for name, *_ in held ^ wanted}):
         raise UserError(f"{path} holds the weights of another model: {wrong[0]} does not fit ({len(wrong)} in all)")
     if infinite := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
         raise UserError(f"{path}: {infinite[0]}: got values that are not finite; allowed: finite weights")

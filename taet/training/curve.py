@@ -49,7 +49,6 @@ def monitor(
     pause: Callable[[], None],
     fgsm: bool = False,
     sums: FeedbackSums | None = None,
-    with_features: bool = False,
 ) -> dict[str, CountsJson]:
     """Return {"clean": ..., "pgd-N": ...}, each with the correct and total images per class, in float32.
 
@@ -58,8 +57,7 @@ def monitor(
     The images are moved to `device`, where the model is, batch by batch. The start noise is U(-eps, eps), the same in
     every epoch, so that only the model changes the curve. Each of P processes takes every P-th batch; `pause` is called
     before each batch, equally often in all processes. With `fgsm` there is a third entry, one step of eps from the
-    clean image. `sums` collects further values that a method learns from, among them the features of a Classifier if
-    the method uses them.
+    clean image. `sums` collects further values that a method learns from.
     """
     steps, batch_size, num_classes = run.training.monitor_steps, run.evaluation.batch_size, len(split.class_names)
     attack, eps = f"pgd-{steps}", run.threat.eps
@@ -82,7 +80,7 @@ def monitor(
                 attacked = pgd(model, x, y, eps=eps, generator=noise, checked=True, **walk)
                 single = pgd(model, x, y, eps=eps, checked=True, **step) if fgsm else None
             with torch.no_grad():
-                features = model.features(attacked) if with_features else None
+                features = model.features(attacked) if sums is not None and sums.with_features else None
                 logits = {"clean": model(x), attack: model(attacked) if features is None else model.classify(features)}
                 logits |= {} if single is None else {"fgsm": model(single)}
                 for name, found in logits.items():
@@ -98,14 +96,12 @@ class TrainingCurve:
 
     def __init__(self, resolved: Resolved, split: Split, device: torch.device) -> None:
         self.run, self.name, self.chooses = resolved.run, resolved.split, resolved.chooses
-        self.learns = resolved.method.needs_feedback
-        most = watched_images(self.run, self.learns)
+        learns = resolved.method.needs_feedback
+        most = watched_images(self.run, learns)
         if most is not None and most < len(split):
             split = split.choose(even_sample(split.labels, most, self.run.seed))
-        self.split, self.device = split, device
-        self.with_features = self.learns and resolved.method.uses_features
-        self.single_step = resolved.method.single_step
-        self.epochs = set(watched_epochs(self.run, self.learns))
+        self.split, self.device, self.method = split, device, resolved.method
+        self.epochs = set(watched_epochs(self.run, learns))
         self.batches = math.ceil(len(split) / self.run.evaluation.batch_size)
         self.best_score, self.best_epoch = -math.inf, -1
         self.best_weights: dict[str, Tensor] | None = None
@@ -122,17 +118,8 @@ class TrainingCurve:
 
     def look(self, model: nn.Module, pause: Callable[[], None]) -> WatchedEpoch:
         """Return the same point as `measure`, without keeping weights."""
-        counted = torch.from_numpy(self.split.class_counts).to(self.device)
-        sums = FeedbackSums(counted) if self.learns else None
-        counts = monitor(
-            model,
-            self.split,
-            self.run,
-            device=self.device,
-            pause=pause,
-            fgsm=self.single_step,
-            sums=sums,
-            with_features=self.with_features,
-        )
-        seen = None if sums is None else sums.seen(self.name, with_features=self.with_features)
-        return WatchedEpoch({"split": self.name, **counts}, seen)
+        split, method, sums = self.split, self.method, None
+        if method.needs_feedback:
+            sums = FeedbackSums(torch.from_numpy(split.class_counts).to(self.device), method.uses_features)
+        counts = monitor(model, split, self.run, device=self.device, pause=pause, fgsm=method.single_step, sums=sums)
+        return WatchedEpoch({"split": self.name, **counts}, None if sums is None else sums.seen(self.name))

@@ -49,25 +49,24 @@ def commit() -> str | None:
         return None
 
 
+def _reported(*names: str) -> str:
+    """The first line about the processor that begins with one of these names; empty if the system reports none."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.lower().startswith(names)), "")
+    return ""
+
+
 def processor() -> str:
     """The processor's name as the system reports it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return _reported("model name").partition(":")[2].strip() or platform.processor() or platform.machine()
 
 
 def instructions() -> str:
     """The instructions that torch may use: its own level, limits set by the environment, the processor's features."""
-    flags = ""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    flags = sorted(_reported("flags", "features").split())
     limits = [f"{name}={os.environ.get(name, '')}" for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")]
-    return " ".join([torch.backends.cpu.get_cpu_capability(), *limits, digest(sorted(flags.split()))[:16]])
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *limits, digest(flags)[:16]])
 
 
 def cores() -> int:

@@ -71,11 +71,11 @@ def kept_by(model: nn.Module, split: Split, share: float, device: torch.device) 
     return np.sort(order[place < np.repeat(np.ceil(share * counts - 1e-9), counts)])
 
 
-def with_extra(record: RunRecord, extra: Extra, resolved: Resolved) -> RunRecord:
-    """Return the record of a new run with its extra images; every table repeats their sentence."""
+def describe_extra(extra: Extra, resolved: Resolved) -> ExtraRecord:
+    """Return the record of the extra images of a new run; every table repeats its sentence."""
     data, mixture = resolved.run.data, resolved.mixture
     assert mixture is not None
-    found = ExtraRecord(
+    return ExtraRecord(
         source=data.extra_source or COPIES,
         trained_on="this-set" if extra.copies else data.extra_trained_on,
         saw_removed_tail=saw_removed_tail(data),
@@ -93,13 +93,3 @@ def with_extra(record: RunRecord, extra: Extra, resolved: Resolved) -> RunRecord
         left_out_by=f"pixels, and {repeats.SIDE} x {repeats.SIDE} means within {repeats.NEAR:g} (root mean square)",
         test_sha256=extra.test_sha256,
     )
-    deviations = (*record.deviations, found.sentence)
-    return replace(record, data=replace(record.data, extra=found), deviations=deviations)
-
-
-def check_extra(folder: Path, record: RunRecord, extra: Extra | None) -> None:
-    """Refuse to continue a run with extra images other than those that it was started with."""
-    recorded = None if record.data.extra is None else record.data.extra.sha256
-    found = None if extra is None else extra.split.sha256
-    if recorded != found:
-        raise UserError(f"the extra images are not those that {folder} was started with; nothing was changed")

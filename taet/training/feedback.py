@@ -14,8 +14,8 @@ from taet.methods.base import Seen
 class FeedbackSums:
     """Sums over the images of each class in this process; `seen` adds up those of all processes."""
 
-    def __init__(self, class_counts: Tensor) -> None:
-        classes = len(class_counts)
+    def __init__(self, class_counts: Tensor, with_features: bool) -> None:
+        classes, self.with_features = len(class_counts), with_features
         self.images = class_counts.double()
         self.sums = self.images.new_zeros(classes, 4 + classes)
         self.features: Tensor | None = None
@@ -38,12 +38,12 @@ class FeedbackSums:
             summed = members @ features.double()
             self.features = summed if self.features is None else self.features + summed
 
-    def seen(self, split: str, *, with_features: bool) -> Seen:
+    def seen(self, split: str) -> Seen:
         """Return the sums over all processes; a process without a batch has no features."""
         together = global_sum(self.sums)
         clean, clean_loss, robust_loss, divergence = together[:, :4].unbind(1)
         features = None
-        if with_features:
+        if self.with_features:
             width = max(gather(0 if self.features is None else self.features.shape[1]))
             mine = self.images.new_zeros(len(self.images), width) if self.features is None else self.features
             features = global_sum(mine)

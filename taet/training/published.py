@@ -109,13 +109,10 @@ def verify(folder: Path) -> None:
     check_shape(f"{path}: files", sums, dict[str, Sha256])
     for name in {WEIGHTS, CARD, RUN} - {*sums}:
         raise UserError(f"{path}: files: {name} is missing")
-    found = {}
     for name in PUBLISHED:
-        if name in sums:
-            found[name] = file_sha256(folder / name, links=False)
-            if found[name] != sums[name]:
-                raise UserError(f"{folder / name} was changed or damaged: its SHA-256 differs from the one in {CONFIG}")
+        if name in sums and file_sha256(folder / name, links=False) != sums[name]:
+            raise UserError(f"{folder / name} was changed or damaged: its SHA-256 differs from the one in {CONFIG}")
     card = read_json(folder / CARD, links=False)
     model: Any = card.get("model") if isinstance(card, dict) and check_seal(folder / CARD, card) else None
-    if not isinstance(model, dict) or model.get("file_sha256") != found[WEIGHTS]:
+    if not isinstance(model, dict) or model.get("file_sha256") != sums[WEIGHTS]:
         raise UserError(f"{folder / CARD} was made with other weights than {WEIGHTS}: the checksums differ")

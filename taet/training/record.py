@@ -128,6 +128,12 @@ class DataRecord:
                 raise UserError(f"data splits {name} class_counts: got {len(counts)}; allowed: {classes}")
 
     @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the images of every split, and of the extra images."""
+        extra = {} if self.extra is None else {"extra": self.extra.sha256}
+        return {name: split.sha256 for name, split in self.splits.items()} | extra
+
+    @property
     def test(self) -> SplitRecord:
         return self.splits["test"]
 
@@ -321,21 +327,6 @@ class CurvePoint:
         return cls(values["split"], attacks[0], clean, attacked, *single)
 
 
-def _per_class(row: Mapping[str, Any], name: str, dimensions: int) -> Floats | None:
-    """Values per class; None if the row has none."""
-    if row.get(name) is None:
-        return None
-    try:
-        values = np.asarray(row[name], dtype=np.float64)
-    except ValueError:  # rows of different lengths
-        values = np.empty(0)
-    if values.ndim != dimensions or (dimensions == 2 and values.shape[1] != 3):
-        raise UserError(
-            f"{name}: got values of another shape; allowed: {'three' if dimensions == 2 else 'one'} per class"
-        )
-    return values
-
-
 @dataclass(frozen=True)
 class Epoch:
     """One row of metrics.jsonl."""
@@ -361,14 +352,17 @@ class Epoch:
         """Build an epoch from a row and check its fields; a loss of None becomes nan."""
         check_shape("", row, StoredEpoch)
         point, predicted, trained = row.get("monitor"), row.get("predicted"), row.get("train")
+        distance, quartiles = row.get("distance"), row.get("distance_quartiles")
+        if quartiles is not None and {*map(len, quartiles)} != {3}:
+            raise UserError("distance_quartiles: got values of another shape; allowed: three per class")
         return cls(
             epoch=row["epoch"],
             stage=row["stage"],
             loss={name: float("nan") if value is None else float(value) for name, value in row["loss"].items()},
             predicted=None if predicted is None else np.asarray(predicted, dtype=np.int64),
             trained=None if trained is None else Counts.from_json(trained, "train"),
-            distance=_per_class(row, "distance", 1),
-            quartiles=_per_class(row, "distance_quartiles", 2),
+            distance=None if distance is None else np.asarray(distance, dtype=np.float64),
+            quartiles=None if quartiles is None else np.asarray(quartiles, dtype=np.float64),
             monitor=None if point is None else CurvePoint.from_json(point),
             seconds=row["seconds"],
             peak_memory_mb=row.get("peak_memory_mb"),

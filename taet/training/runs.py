@@ -16,7 +16,6 @@ from taet.errors import UserError
 from taet.progress import Progress
 from taet.training.decisive_settings import run_hash
 from taet.training.environment import resolve_device
-from taet.training.extra import check_extra
 from taet.training.finished import check_given
 from taet.training.folder import MetricsMark, RunFolder
 from taet.training.result import TrainingResult
@@ -116,13 +115,12 @@ def resume(
             if not begun:
                 check_pretrained(run.model, record.pretrained_sha256, place.path)
         trainer = Trainer(run, place.path, model=model, dataset=dataset, progress=progress, begun=begun)
-        for split, recorded in record.data.splits.items():
-            found = trainer.dataset.splits.get(split)
-            if found is None or found.sha256 != recorded.sha256:
+        recorded, held = record.data.hashes, trainer.hashes()
+        for name in (*recorded, *held):
+            if held.get(name) != recorded.get(name):
                 raise UserError(
-                    f"the {split} images are not those that {place.path} was started with; nothing was changed"
+                    f"the {name} images are not those that {place.path} was started with; nothing was changed"
                 )
-        check_extra(place.path, record, trainer.extra)
         trainer.run_hash = record.run_hash  # as in the version that began the run: this one may have more settings
         if begun:
             trainer.restore()

@@ -12,6 +12,7 @@ from taet import config, models
 from taet.attacks.ball import frozen
 from taet.config import Model, Run
 from taet.data import Dataset
+from taet.data.extra import Extra
 from taet.distributed import gather, world_size
 from taet.errors import UserError
 from taet.files import file_sha256
@@ -21,6 +22,7 @@ from taet.models.sync_norm import normalisations
 from taet.models.view import View, make_view
 from taet.training.checkpoint import SCHEMA
 from taet.training.environment import environment
+from taet.training.extra import describe_extra
 from taet.training.published import read_weights, weights_file
 from taet.training.record import DataRecord, RunRecord, SelectionRecord, SplitRecord, StageRecord
 from taet.training.resolve import Resolved, check_needs
@@ -30,9 +32,14 @@ def build_model(
     resolved: Resolved, dataset: Dataset, given: nn.Module | None, device: torch.device, weights: str | None
 ) -> Classifier | Adapter:
     """Return the network on `device`: the run's own, with a file of `weights`, or the `given` one."""
-    run = resolved.run
+    run, chosen, shape = resolved.run, resolved.run.model, (dataset.num_classes, dataset.image_shape)
     if given is None:
-        model = _named(resolved, dataset, weights)
+        own = None if weights is None else read_weights(Path(weights))
+        head = resolved.method.task.head
+        model = models.build(chosen.name, *shape, seed=run.seed, head=head, stem=chosen.stem, weights=own)
+        # A custom callable handles the normalisation of images in [0, 1] itself.
+        if isinstance(model, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
+            model.normalize_by(*dataset.train.channel_statistics())
     else:
         with frozen(given.to(device)):
             models.check_logits(given, torch.zeros(2, *dataset.image_shape, device=device), dataset.num_classes)
@@ -40,23 +47,6 @@ def build_model(
     check_needs(model, resolved)
     model.to(device)
     return model.to(memory_format=torch.channels_last) if run.training.channels_last else model
-
-
-def _named(resolved: Resolved, dataset: Dataset, weights: str | None) -> Classifier | Adapter:
-    chosen, head = resolved.run.model, resolved.method.task.head
-    built = models.build(
-        chosen.name,
-        dataset.num_classes,
-        dataset.image_shape,
-        seed=resolved.run.seed,
-        head=head,
-        stem=chosen.stem,
-        weights=None if weights is None else read_weights(Path(weights)),
-    )
-    # A custom callable handles the normalisation of images in [0, 1] itself.
-    if isinstance(built, Classifier) and chosen.normalize == "data" and not models.is_own(chosen.name):
-        built.normalize_by(*dataset.train.channel_statistics())
-    return built
 
 
 def attack_view(model: nn.Module, run: Run, image_shape: tuple[int, int, int]) -> View | None:
@@ -97,6 +87,7 @@ def check_pretrained(chosen: Model, recorded: str | None, folder: Path) -> None:
 def describe(
     resolved: Resolved,
     dataset: Dataset,
+    extra: Extra | None,
     model: Classifier | Adapter,
     threads: int,
     device: torch.device,
@@ -107,6 +98,8 @@ def describe(
 ) -> RunRecord:
     """Return the record of a new run; `command` is the call that started it."""
     run, method, weights = resolved.run, resolved.method, resolved.run.model.weights
+    added = None if extra is None else describe_extra(extra, resolved)
+    tuned = [f"tuned: {run.training.tuned} trials"] if run.training.tuned else []
     stages = method.task.stages
     changes = [e for e, stage in enumerate(stages) if e == 0 or stages[e - 1] != stage]
     leak = resolved.split == "test" and run.training.selection == "best-test"
@@ -115,7 +108,7 @@ def describe(
         settings=config.to_json(run),
         method_title=method.title,
         reference=method.reference,
-        deviations=(*method.deviations, *([f"tuned: {run.training.tuned} trials"] if run.training.tuned else [])),
+        deviations=(*method.deviations, *tuned, *([] if added is None else [added.sentence])),
         stages=tuple(StageRecord(stage=stages[e], from_epoch=e + 1) for e in changes),
         selection=SelectionRecord(rule=run.training.selection, split=resolved.split, leak=leak),
         data=DataRecord(
@@ -128,6 +121,7 @@ def describe(
             notes=dataset.notes,
             arrays=arrays,
             splits={name: SplitRecord(**split.manifest()) for name, split in dataset.splits.items()},
+            extra=added,
         ),
         model_given=model_given,
         head=method.task.head,

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -67,7 +66,7 @@ def precision(
 
     try:
         with on_threads(1):
-            found = _kept({"what": "precision", **_facts(model, image_shape)}, measured)
+            found = _kept({"what": "precision"}, model, image_shape, measured)
     except Exception:  # a custom network may fail under autocast, for any reason
         return Chosen("float32", "this network could not be timed in bf16")
     if CLEAR * found["float32"] <= found["bf16"] <= found["float32"]:
@@ -104,8 +103,7 @@ def _threads(model: nn.Module, image_shape: tuple[int, int, int], batch_size: in
         return _fastest({name: partial(on, int(name), work, size) for name in names}, time.perf_counter)
 
     try:
-        facts = {"what": "threads", "bf16": bf16, "batch": batch_size, **_facts(model, image_shape)}
-        found = _kept(facts, measured)
+        found = _kept({"what": "threads", "bf16": bf16, "batch": batch_size}, model, image_shape, measured)
     except Exception:
         return None
     if found["1"] >= CLEAR * found[names[1]]:
@@ -157,32 +155,30 @@ def _fastest(sides: Mapping[str, Callable[[], None]], clock: Callable[[], float]
     return found
 
 
-def _facts(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Return the facts that determine the speed of a network: machine, software, and the shapes of its layers."""
-    layers = [[name, list(value.shape)] for name, value in model.state_dict().items()]
-    return {
+def _kept(
+    what: Mapping[str, object], model: nn.Module, image_shape: tuple[int, int, int], measure: Callable[[], Seconds]
+) -> Seconds:
+    """Return the cached seconds for the same facts about machine, software and network, or measure and cache them.
+
+    A missing, damaged or unrelated file is replaced by a new measurement; if it cannot be written, nothing is cached.
+    """
+    facts = {
+        **what,
         "processor": processor(),
         "instructions": instructions(),
         "cores": cores(),
         "torch": version("torch"),
-        "network": digest(layers),
+        "network": digest([[name, list(value.shape)] for name, value in model.state_dict().items()]),
         "image_shape": list(image_shape),
     }
-
-
-def _kept(facts: Mapping[str, Any], measure: Callable[[], Seconds]) -> Seconds:
-    """Return the cached seconds for the same facts, or measure and cache them.
-
-    A missing, damaged or unrelated file is replaced by a new measurement; if it cannot be written, nothing is cached.
-    """
-    path = cache() / "speed" / f"{digest(dict(facts))[:24]}.json"
+    path = cache() / "speed" / f"{digest(facts)[:24]}.json"
     with suppress(UserError):
         held = read_json(path, most=1 << 16)
-        if isinstance(held, dict) and check_seal(path, held) and held.get("facts") == dict(facts):
+        if isinstance(held, dict) and check_seal(path, held) and held.get("facts") == facts:
             found: Seconds = held["seconds"]
             return found
     found = measure()
     with suppress(UserError):
         make_folder(path.parent)
-        write_json(path, seal({"facts": dict(facts), "seconds": found}))
+        write_json(path, seal({"facts": facts, "seconds": found}))
     return found

@@ -41,7 +41,7 @@ from taet.training.drift import Drift
 from taet.training.environment import keep_freed_memory, on_threads, peak_memory_mb, resolve_device
 from taet.training.epoch_sums import EpochSums
 from taet.training.estimate import work_of
-from taet.training.extra import load_extra, with_extra
+from taet.training.extra import load_extra
 from taet.training.folder import MetricsMark, RunFolder
 from taet.training.graphs import Graphs
 from taet.training.interruption import interruption
@@ -121,7 +121,7 @@ class Trainer:
         self.run = self.resolved.run
         self.run_hash = run_hash(self.run)
         smallest = min(end - begin for begin, end in self.loader.bounds)
-        check_processes(self.run, self.device, smallest, self.model, self.method, self._split_hashes().values())
+        check_processes(self.run, self.device, smallest, self.model, self.method, self.hashes().values())
         copy_first(self.model.state_dict().values())  # processes may have different initial weights
         self.optimizer = build_optimizer(self.model, training)
         self.view = attack_view(self.model, self.run, self.dataset.image_shape)
@@ -149,14 +149,15 @@ class Trainer:
 
     def description(self, command: str) -> RunRecord:
         """Return the content of run.json; `command` is the call that started the run."""
-        record = describe(self.resolved, self.dataset, self.model, self.threads, self.device, command, **self.given)
-        return record if self.extra is None else with_extra(record, self.extra, self.resolved)
+        return describe(
+            self.resolved, self.dataset, self.extra, self.model, self.threads, self.device, command, **self.given
+        )
 
     @property
     def parts(self) -> dict[str, Part]:
         """The entries of a checkpoint."""
         return {
-            "splits": Part(self._split_hashes, self._check_splits),
+            "splits": Part(self.hashes, self._check_splits),
             "model": Part(self.model.state_dict, self._load_model),
             "method": checkpoint_parts.of(self.method),
             "method_optimizers": checkpoint_parts.each(self.method.optimizers),
@@ -198,12 +199,13 @@ class Trainer:
                 part.load(values[name])
         first(lambda: self.folder.cut_metrics(MetricsMark(self.metrics_bytes, self.metrics_sha256)))
 
-    def _split_hashes(self) -> dict[str, str]:
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of the images of every split, and of the extra images."""
         extra = {} if self.extra is None else {"extra": self.extra.split}
         return {name: split.sha256 for name, split in (*self.dataset.splits.items(), *extra.items())}
 
     def _check_splits(self, recorded: dict[str, str]) -> None:
-        if recorded != self._split_hashes():
+        if recorded != self.hashes():
             raise UserError("it was written on other images; nothing was changed")
 
     def _load_model(self, values: dict[str, Tensor]) -> None:

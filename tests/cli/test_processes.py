@@ -206,7 +206,7 @@ def test_a_run_with_enough_work_is_shared_unasked(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     started: list[tuple[int, int | None]] = []
     monkeypatch.setattr(evaluate, "run_together", lambda count, _, threads: started.append((count, threads)) or 0)
-    monkeypatch.setattr(evaluate, "_of_run", lambda *_: (folder, ""))
+    monkeypatch.setattr(evaluate, "_attack", lambda *_: (folder, ""))
     assert main(["evaluate", str(folder), "--device", "cpu", *words]) == 0
     assert started == ([(2, 1)] if count == 2 else [])
 

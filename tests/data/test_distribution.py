@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from taet.data import Dataset
-from taet.data.distribution import COLOURS, draw
+from taet.data.description import COLOURS, draw
 
 
 def make(classes, names=None):

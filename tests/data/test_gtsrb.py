@@ -133,7 +133,7 @@ def test_damaged_trees_are_refused(tmp_path):
     table = tmp_path / "gtsrb/GT-final_test.csv"
     text = table.read_text()
     for changed, message in (
-        (text.replace(";ClassId", ""), "is missing; allowed: a table with the columns Filename and ClassId"),
+        (text.replace(";ClassId", ""), "has no column 'label'"),
         (text.replace(";42\n", ";43\n"), "got class 43; allowed: 0 to 42"),
         (text.replace(";42\n", ";41\n"), "got 86 test images, none of class 42 in"),
         (text[: text.index("00085")], "got 85 test images in"),
@@ -206,12 +206,12 @@ def test_tracks_counted_anew_in_each_class_are_groups_of_one_class(tmp_path, giv
     assert listed.are_frames()
     grouped = listed.grouped_by(FRAMES_PATTERN)
     alone = TEST * CLASSES if given else 0
-    assert len(set(grouped.groups)) == TRACKS * CLASSES + alone
-    for group in set(grouped.groups):
-        assert len(set(grouped.labels[grouped.groups == group])) == 1
+    assert len(set(grouped.whole.groups)) == TRACKS * CLASSES + alone
+    for group in set(grouped.whole.groups):
+        assert len(set(grouped.labels[grouped.whole.groups == group])) == 1
     assert "file names repeat in several classes: each group by file names is of one class" in grouped.notes
     parts = grouped.parts(0)
-    assert not set(grouped.groups[parts["train"]]) & set(grouped.groups[parts["test"]])
+    assert not set(grouped.whole.groups[parts["train"]]) & set(grouped.whole.groups[parts["test"]])
 
 
 def patients(place, repeated):
@@ -227,9 +227,9 @@ def patients(place, repeated):
 @pytest.mark.parametrize("repeated", [0, 1, 20])
 def test_a_pattern_of_ones_own_keeps_a_patient_in_one_group_whatever_names_repeat(tmp_path, repeated):
     grouped = patients(tmp_path / "own", repeated).grouped_by(r"(p\d+)_")
-    assert len(set(grouped.groups)) == 20
+    assert len(set(grouped.whole.groups)) == 20
     parts = grouped.parts(0)
-    assert not set(grouped.groups[parts["train"]]) & set(grouped.groups[parts["test"]])
+    assert not set(grouped.whole.groups[parts["train"]]) & set(grouped.whole.groups[parts["test"]])
 
 
 def test_a_pattern_with_a_slash_is_searched_in_paths(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from taet.data import images as module
 from taet.data.image_store import Stored
-from taet.data.images import SUFFIXES, decode_all, decode_each, resized, scaled, survey, unreadable
+from taet.data.images import SUFFIXES, decode_all, decode_where_possible, resized, scaled, survey, unreadable
 from taet.errors import UserError
 
 
@@ -20,9 +20,9 @@ def save(path, mode="RGB", size=(6, 4), colour=(10, 20, 30), **options):
     return path
 
 
-def decode(path, size):
-    """The image in one file."""
-    return next(decode_each([path], size))
+def decode(path):
+    """The pixels of one file."""
+    return next(decode_where_possible([path], None))[1]
 
 
 def turned(path, orientation, size=(6, 3)):
@@ -68,7 +68,7 @@ def test_images_that_are_not_square_are_squeezed_cut_or_get_bars(turn):
 @pytest.mark.parametrize("mode", ["1", "L", "LA"])
 def test_greyscale_modes_stay_grey(tmp_path, mode):
     Image.new("L", (5, 4), 255).convert(mode).save(tmp_path / "a.png")
-    image = decode(tmp_path / "a.png", None)
+    image = decode(tmp_path / "a.png")
     assert image.shape == (4, 5)
     assert (image == 255).all()
 
@@ -79,31 +79,31 @@ def test_greyscale_modes_stay_grey(tmp_path, mode):
 def test_colour_modes_become_rgb(tmp_path, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.new("RGB", (5, 4), (255, 0, 0)).convert(mode).save(path)
-    assert (decode(path, None) == np.full((4, 5, 3), (255, 0, 0))).all()
+    assert (decode(path) == np.full((4, 5, 3), (255, 0, 0))).all()
 
 
 def test_palette_with_transparency_gives_no_warning(tmp_path):
     image = Image.new("RGB", (5, 4), (0, 255, 0)).convert("P")
     image.save(tmp_path / "a.png", transparency=bytes([128] * 256))
-    assert (decode(tmp_path / "a.png", None) == np.full((4, 5, 3), (0, 255, 0))).all()
+    assert (decode(tmp_path / "a.png") == np.full((4, 5, 3), (0, 255, 0))).all()
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(tmp_path / "a.png")
-    assert decode(tmp_path / "a.png", None).tolist() == [[0, 100, 255]]
+    assert decode(tmp_path / "a.png").tolist() == [[0, 100, 255]]
 
 
 @pytest.mark.parametrize("levels", [np.full((4, 4), 1e6, np.int32), np.zeros((4, 4), np.float32)])
 def test_other_depths_are_refused(tmp_path, levels):
     Image.fromarray(levels).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match=r"cannot read image '.*a\.tif'.*allowed: 8 or 16"):
-        decode(tmp_path / "a.tif", None)
+        decode_all([tmp_path / "a.tif"], None)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 def test_exif_orientation_is_applied(tmp_path, suffix):
     path = turned(tmp_path / f"a.{suffix}", 6)  # to be turned by 90 degrees: left becomes top
-    image = decode(path, None)
+    image = decode(path)
     assert image.shape[:2] == (6, 3)
     assert image[:2].max() < 50
     assert image[-2:].min() > 200
@@ -117,7 +117,7 @@ def test_of_several_frames_the_first_is_read(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     options = {"lossless": True} if suffix == "webp" else {}
     frames[0].save(path, save_all=True, append_images=frames[1:], **options)
-    assert (decode(path, None) == np.full((4, 5, 3), (255, 0, 0))).all()
+    assert (decode(path) == np.full((4, 5, 3), (255, 0, 0))).all()
     assert survey([path]).unusual["frames"] == (path,)
 
 
@@ -125,8 +125,8 @@ def test_an_alpha_channel_is_dropped_and_said_to_be(tmp_path):
     Image.new("RGBA", (5, 4), (9, 8, 7, 0)).save(tmp_path / "a.png")
     Image.new("LA", (5, 4), (9, 0)).save(tmp_path / "b.png")
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
-    assert decode(paths[0], None)[0, 0].tolist() == [9, 8, 7]
-    assert decode(paths[1], None)[0, 0] == 9
+    assert decode(paths[0])[0, 0].tolist() == [9, 8, 7]
+    assert decode(paths[1])[0, 0] == 9
     assert "2 of 2 images: an alpha channel, dropped" in survey(paths).sentences()[1]
 
 
@@ -144,7 +144,7 @@ def test_an_unreadable_image_is_named(tmp_path, content, reason):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=rf"cannot read image '{path}': .*{reason}"):
-        decode(path, None)
+        decode_all([path], None)
 
 
 def test_a_truncated_image_is_named(tmp_path):
@@ -215,7 +215,7 @@ def test_a_survey_and_decoding_agree_about_any_mode_and_kind_of_file(tmp_path):
     assert len(paths) > 40
     for path in paths:
         found = survey([path])
-        shape = decode(path, None).shape
+        shape = decode(path).shape
         assert shape[1::-1] == tuple(found.sizes[0])
         assert (3 if len(shape) == 3 else 1) == found.channels
         assert decode_all([path], None).shape == (1, 4, 6, found.channels)
@@ -258,9 +258,9 @@ def test_too_many_pixels_are_refused_in_one_line_and_warnings_stay_as_they_were(
     path = save(tmp_path / "a.png", size=(30, 20))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
     before = list(warnings.filters)
-    for read in (lambda: decode(path, 8), lambda: decode_all([path], 8), lambda: list(decode_each([path], 8))):
+    for size in (8, None):
         with pytest.raises(UserError, match=r"cannot read image '.*a\.png': Image size \(600 pixels\) exceeds limit"):
-            read()
+            decode_all([path], size)
         assert warnings.filters == before
 
 
@@ -288,7 +288,7 @@ def test_few_images_are_decoded_ahead(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png")
     decoded = []
     monkeypatch.setattr(module, "_decode", lambda *arguments: decoded.append(arguments) or np.zeros((4, 6), np.uint8))
-    images = decode_each([path] * 500, None)
+    images = decode_where_possible([path] * 500, None)
     next(images)
     assert len(decoded) <= module.AHEAD
     images.close()
@@ -297,7 +297,7 @@ def test_few_images_are_decoded_ahead(tmp_path, monkeypatch):
 def test_sixteen_bits_are_rounded_as_the_quotient_of_real_numbers_is(tmp_path):
     levels = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
     Image.fromarray(levels).save(tmp_path / "a.png")
-    assert (decode(tmp_path / "a.png", None).squeeze() == np.rint(levels / 257)).all()
+    assert (decode(tmp_path / "a.png").squeeze() == np.rint(levels / 257)).all()
 
 
 def test_as_many_pixels_are_decoded_at_once_as_there_is_room_for():

@@ -227,5 +227,5 @@ def test_a_card_that_could_not_be_read_again_is_never_made(change: dict[str, Any
 
 
 def test_only_the_keys_of_an_object_are_texts() -> None:
-    with pytest.raises(UserError, match="data: got a name that is a number; allowed: texts"):
+    with pytest.raises(UserError, match="data: a name: got 1; allowed: a text"):
         check_shape("data", {1: 2}, dict[str, Any])

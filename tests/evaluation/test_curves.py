@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,8 +17,9 @@ from taet.attacks.draws import Draws
 from taet.config import Evaluation
 from taet.errors import UserError
 from taet.evaluation import Column, ResultCard
-from taet.evaluation.curves import CURVES, curve_attacks, curves
+from taet.evaluation.curves import curve_attacks, curves
 from taet.evaluation.runner import Runner
+from taet.evaluation.schema import CurveName
 
 Evaluated = Callable[..., ResultCard]
 EPS, STEP = 0.05, 0.01
@@ -51,7 +52,7 @@ def linear() -> tuple[Linear, Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def card(linear: tuple[Linear, Tensor, Tensor]) -> ResultCard:
     model, x, y = linear
-    return taet.evaluate(model, x, y, attacks="clean", curves=tuple(CURVES), eps=EPS, step_size=STEP)
+    return taet.evaluate(model, x, y, attacks="clean", curves=get_args(CurveName), eps=EPS, step_size=STEP)
 
 
 def points(card: ResultCard, name: str) -> dict[float, np.ndarray]:
@@ -128,7 +129,7 @@ def test_a_typing_mistake_is_told() -> None:
 
 @pytest.mark.full
 def test_points_are_columns_of_the_card_which_tables_leave_out(evaluated: Evaluated, tmp_path: Path) -> None:
-    card = evaluated("pgd-20", curves=tuple(CURVES), out=tmp_path)
+    card = evaluated("pgd-20", curves=get_args(CurveName), out=tmp_path)
     assert ResultCard.load(tmp_path / "evaluation.json").to_json() == card.to_json()
     assert len({column.name for column in card.columns}) == len(card.columns) == 2 + 6 + 6 + 4
     assert {column.name for column in card.columns if not column.curve} == {"clean", "pgd-20"}

@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ from torch.nn import functional
 import taet
 from taet.attacks import pgd
 from taet.evaluation import ResultCard, parse_attack
-from taet.evaluation.curves import CURVES, curves
+from taet.evaluation.curves import curves
 from taet.evaluation.diagnostics import ATTACKS, MODEL, TEST_SET, flags
 from taet.evaluation.runner import make_runner
+from taet.evaluation.schema import CurveName
 from taet.evaluation.transfer import transfer_columns
 
 EPS = 0.15
@@ -137,7 +139,7 @@ def evaluate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ResultCard]:
 
     def run(model: nn.Module, *attacks: str, count: int = TEST) -> ResultCard:
         x, y = (tensor[TRAIN : TRAIN + count] for tensor in digits())
-        kinds = tuple(CURVES) if count == TEST else ()
+        kinds = get_args(CurveName) if count == TEST else ()
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return taet.evaluate(model, x, y, attacks=attacks, curves=kinds, eps=EPS, step_size=STEP, batch_size=count)

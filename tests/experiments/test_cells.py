@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from taet import config, methods, registry
-from taet.cli.train import configure, read
+from taet.cli.train import read
 from taet.data import facts
 from taet.errors import UserError
 from taet.evaluation import ResultCard
@@ -21,6 +21,7 @@ from taet.experiments import parse
 from taet.experiments.cells import Cell, cells
 from taet.files import seal
 from taet.training.decisive_settings import training_settings
+from tests.calls import configure
 
 
 def planned(small: dict[str, Any], out: Path, **changes: Any) -> list[Cell]:
@@ -231,7 +232,7 @@ def test_cells_without_a_precision_train_as_those_that_were_begun(
     training = {name: value for name, value in small["settings"]["training"].items() if name != "precision"}
     settings = small["settings"] | {"training": training}
     fresh = planned(small, tmp_path, settings=settings)
-    assert not any("--precision" in cell.flags for cell in fresh)
+    assert not any("training.precision" in cell.settings for cell in fresh)
     shutil.copytree(template, fresh[0].folder)
     found = planned(small, tmp_path, settings=settings)
     assert [cell.run and cell.run.training.precision for cell in found] == ["float32"] * 3

@@ -39,7 +39,7 @@ def grid(methods: int, data: int, ratios: int, seeds: int, absent: int | None = 
             seed,
             Path(),
             None if method == absent else Run(),
-            (),
+            {},
         )
         for seed, name, ratio, method in itertools.product(*map(range, (seeds, data, ratios, methods)))
     ]

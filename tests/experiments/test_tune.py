@@ -289,6 +289,7 @@ def test_two_processes_share_the_work_and_never_make_a_trial_too_many(
         (changed(space={"lrr": [0.1]}), "unknown setting 'lrr'"),
         (changed(space={"beta": [0.1]}), "tune: at: beta: methods: at: unknown setting 'beta'"),
         (changed(methods={"mart": {}}), "unknown method of tune 'mart'; allowed: at, trades"),
+        (changed(methods={"trades": 3}), "tune: trades: got 3; allowed: a table"),
         (changed(space={}), "tune: at: got nothing to tune"),
         ({**SPEC, "data": ["digits-lt", "cifar10-lt"]}, "data: got 2; allowed: one"),
         ({**SPEC, "settings": {"data.test": "validation"}}, "got data.test = validation or selection = best-test"),
@@ -310,7 +311,7 @@ def test_two_processes_share_the_work_and_never_make_a_trial_too_many(
             )
         ),
         (changed(methods={"trades": {"monitor-every": [2]}}), "trades: monitor-every: got training.monitor_every"),
-        (changed(space={"lr": {"low": 0.1, "high": 1, "log": 1}}), "got log 1; allowed: true or false"),
+        (changed(space={"lr": {"low": 0.1, "high": 1, "log": 1}}), "log: got 1; allowed: true or false"),
         (changed(space={"lr": {"low": 0.1, "high": 0.5, "step": 0}}), "got step 0; allowed: above 0, up to high -"),
         (changed(space={"lr": {"low": 0.1, "high": 0.5, "step": 0.6}}), "got step 0.6; allowed: above 0, up to high"),
         (changed(space={"epochs": {"low": 2, "high": 8, "step": 1.5}}), "allowed: whole numbers for low, high and"),

@@ -45,6 +45,7 @@ def test_every_row_meets_the_baseline_on_the_same_data_with_equal_seeds(planned:
 def test_its_cells_are_trained_and_not_attacked_as_a_whole(planned: list[Cell]) -> None:
     for cell in planned:
         assert [words[0] for words in cell.commands(1)] == ([] if cell.run is None else ["train"])
+        assert all("--no-evaluate" in words for words in cell.commands(1)), "own images would be attacked by default"
 
 
 def test_what_is_not_trained_or_out_of_time_is_said(planned: list[Cell], tmp_path: Path) -> None:

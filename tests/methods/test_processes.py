@@ -123,10 +123,10 @@ def told(cut: int, rank: int | None = None) -> Values:
     draw = torch.Generator().manual_seed(3)
     clean, attacked = torch.randn(2, SAMPLES, CLASSES, generator=draw)
     features = torch.randn(SAMPLES, 3, generator=draw)
-    sums = FeedbackSums(torch.bincount(LABELS, minlength=CLASSES))
+    sums = FeedbackSums(torch.bincount(LABELS, minlength=CLASSES), with_features=True)
     if len(LABELS[share]):
         sums.add(LABELS[share], clean[share], attacked[share], features[share])
-    seen = sums.seen("validation", with_features=True)
+    seen = sums.seen("validation")
     return {name: value for name, value in vars(seen).items() if isinstance(value, Tensor)}
 
 

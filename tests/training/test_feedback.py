@@ -352,7 +352,7 @@ def test_two_averages_are_refused(tiny: Tiny, average: dict[str, float]) -> None
 
 def test_what_was_seen_of_another_split_is_no_feedback() -> None:
     with pytest.raises(ValueError, match="got images of the test split; allowed: validation"):
-        FeedbackSums(torch.tensor([1, 1])).seen("test", with_features=False)
+        FeedbackSums(torch.tensor([1, 1]), with_features=False).seen("test")
 
 
 def test_a_class_without_an_image_counts_as_the_mean_of_the_others() -> None:
