@@ -43,7 +43,7 @@ ATTACKS = ("cifar10-lt-attacks", "digits-lt-attacks")
 TRANSFORMERS = ("digits-lt-vit",)
 PRECISIONS = ("cifar10-lt-precision", "digits-lt-precision")  # of training: rows NAME-float32 beside NAME-bf16
 BY_CLASS = ("ham10000",)  # a table of every class as well
-FAIRNESS = ("digits-lt-class-wise",)  # how evenly the classes fare, and rules of budgets by loss, as well
+FAIRNESS = ("digits-lt-class-wise", "cifar10-lt-class-wise")  # how evenly classes fare, and rules of budgets, as well
 # Rows by the method whose seconds of an epoch are measured: as many epochs as AT, then as many seconds.
 SINGLE_STEP = {
     "at": "at",
@@ -63,9 +63,23 @@ PAIRS: dict[str, dict[str, tuple[str, ...]]] = {
         "n-fgsm-long": ("dafa+at", "at-long"),
         "cgr": ("cgr-no-margin", "cgr-no-prior", "cgr-prior-alone"),
     },
+    "cifar10-lt-class-wise": {
+        "at-bsl": (),
+        "at": ("n-fgsm", "liet"),
+        "cgr": ("cgr-prior-alone",),
+    },
     "digits-lt-extra": {
         "none": (),
         "copies": ("held-back", "mixed", "gaussian-inverse"),
+    },
+}
+# Rows of a folder whose runs are those of another.
+ELSEWHERE = {
+    "cifar10-lt-class-wise": {
+        "at-seed0": "reproduce/mini/at_cifar10-lt_ir50_seed0-44a790f3.json",
+        "at-bsl-seed0": "reproduce/mini/at-bsl_cifar10-lt_ir50_seed0-0e677bf7.json",
+        "at-bsl-seed1": "reproduce/mini/at-bsl_cifar10-lt_ir50_seed1-39f20092.json",
+        "at-bsl-seed2": "reproduce/mini/at-bsl_cifar10-lt_ir50_seed2-2ec37721.json",
     },
 }
 BEFORE_SINE = (
@@ -82,12 +96,20 @@ def load(path: Path) -> ResultCard:
     return ResultCard.load(path)
 
 
+def files_of(folder: Path) -> dict[str, Path]:
+    """Return the files of the cards of a folder by name, without its variants; ROW-seedN for seed N of a row."""
+    elsewhere = {name: HERE / path for name, path in ELSEWHERE.get(folder.name, {}).items()}
+    return dict(sorted([*((path.stem, path) for path in folder.glob("*.json")), *elsewhere.items()]))
+
+
 def cards_by_row(folder: Path, variants: bool = True) -> dict[str, list[ResultCard]]:
     """Return the cards of every row by name: the title of the method, its file if named differently, the variant."""
+    files = {(name,): path for name, path in files_of(folder).items()}
+    if variants:
+        files |= {(*path.relative_to(folder).parent.parts, path.stem): path for path in folder.glob("*/**/*.json")}
     groups: dict[tuple[str, str], list[ResultCard]] = {}
-    for path in sorted(folder.rglob("*.json") if variants else folder.glob("*.json")):
-        variant = " + ".join(path.relative_to(folder).parent.parts)
-        groups.setdefault((variant, re.sub(r"-seed\d+$", "", path.stem)), []).append(load(path))
+    for (*variant, name), path in sorted(files.items()):
+        groups.setdefault((" + ".join(variant), re.sub(r"-seed\d+$", "", name)), []).append(load(path))
     rows = {}
     for (variant, stem), cards in groups.items():
         title = cards[0].title if stem == cards[0].method else f"{cards[0].title} ({stem})"
@@ -243,13 +265,14 @@ def brackets(values: Sequence[float], digits: int) -> str:
 
 def rule_table(folder: Path) -> str:
     """Return rules of class budgets by loss: balanced accuracy under the last attack, and the difference to none."""
-    lines = [["rule", *LOSSES]]
+    files, seeds = files_of(folder), seeds_of(folder)
+    bases = {loss: base for loss, base in LOSSES.items() if all(prefix + base in seeds for prefix in RULES.values())}
+    lines = [["rule", *bases]]
     for rule, prefix in RULES.items():
         cells = []
-        for base in LOSSES.values():
-            files = sorted(folder.glob(f"{prefix}{base}-seed*.json"))
-            cards = [load(path) for path in files]
-            plain = [load(path.with_name(path.name.removeprefix(prefix))) for path in files]
+        for base in bases.values():
+            numbers = seeds[prefix + base]
+            cards, plain = ([load(files[f"{row}-seed{number}"]) for number in numbers] for row in (prefix + base, base))
             attack = cards[0].columns[-1].name
             text = brackets([100 * card.summary(attack).balanced for card in cards], 1)
             if prefix:
@@ -262,15 +285,16 @@ def rule_table(folder: Path) -> str:
 
 def paired_tables(folder: Path) -> list[str]:
     """Return for each row of `PAIRS` how others differ from it, seed by seed, clean and under the last attack."""
-    parts, alone = [], " (with n = 1 over the test images only, which says nothing about another seed)"
+    files, parts = files_of(folder), []
+    alone = " (with n = 1 over the test images only, which says nothing about another seed)"
     for base, wanted in PAIRS[folder.name].items():
         seeds = {stem: found for stem, found in seeds_of(folder).items() if stem != base and stem in (wanted or [stem])}
-        first = load(folder / f"{base}-seed0.json")
+        first = load(files[f"{base}-seed0"])
         attacks = ("clean", first.columns[-1].name)
         heads = ["row", "n", *(head for attack in attacks for head in (f"{attack}, points", "95 %", ""))]
         lines = [heads]
         for stem, numbers in seeds.items():
-            sides = [[load(folder / f"{name}-seed{number}.json") for number in numbers] for name in (stem, base)]
+            sides = [[load(files[f"{name}-seed{number}"]) for number in numbers] for name in (stem, base)]
             cells = [stem, str(len(numbers))]
             for attack in attacks:
                 found = compare_runs(sides[0], sides[1], attack)
@@ -290,8 +314,10 @@ def paired_tables(folder: Path) -> list[str]:
 def seeds_of(folder: Path) -> dict[str, list[int]]:
     """Return the seeds of every row of a folder, by the stem of its files."""
     found: dict[str, list[int]] = {}
-    for path in folder.glob("*-seed*.json"):
-        stem, _, number = path.stem.rpartition("-seed")
+    for name in files_of(folder):
+        stem, seeded, number = name.rpartition("-seed")
+        if not seeded:
+            continue
         found.setdefault(stem, []).append(int(number))
     return {stem: sorted(numbers) for stem, numbers in sorted(found.items())}
 

@@ -40,7 +40,6 @@ from taet.cli import (
     transfer,
     tune,
 )
-from taet.cli.train import configure
 from taet.config import Threat
 from taet.evaluation import ResultCard, diagnostics
 from taet.evaluation.card import compare_runs
@@ -50,6 +49,7 @@ from taet.methods.base import Attack
 from taet.models import build
 from taet.protocols import PROTOCOLS
 from taet.training import collapse
+from tests.calls import configure
 
 
 def parser(command: ModuleType, options: type) -> Callable[[list[str]], object]:

@@ -13,11 +13,11 @@ import pytest
 
 from taet import config, methods, protocols, registry
 from taet.cli import list as listing
-from taet.cli.train import configure
 from taet.config import Run
 from taet.data import load
 from taet.errors import UserError
 from taet.training.resolve import resolve
+from tests.calls import configure
 
 
 def test_taet_is_the_default() -> None:

@@ -15,9 +15,9 @@ import pytest
 
 from taet import methods, registry
 from taet.cli import main
-from taet.cli.train import configure
 from taet.errors import UserError
 from taet.registry import Kind
+from tests.calls import configure
 
 KINDS = typing.get_args(Kind)
 # What the project promises by name; more may come.

@@ -51,21 +51,19 @@ def run(arguments: list[str]) -> int:
     if parsed.json:
         print(json.dumps(found, indent=1))
         return 0
-    for name, value in found["versions"].items():
-        print(f"{name:12} {value or 'MISSING: pip install ' + name}")
-    print(f"{'device':12} {found['device']}, threads: {found['threads']}")
-    for name, speed in found["pgd_10_images_per_second"].items():
-        print(f"{'PGD-10':12} {speed:.0f} images a second, ResNet-8, 32 x 32, {name}")
     speeds = found["pgd_10_images_per_second"]
     slow, fast = sorted(speeds, key=speeds.__getitem__)
-    print(
-        f"{'precision':12} {slow} is slower than {fast} on this {'GPU' if 'cuda' in found['device'] else 'processor'}"
-    )
     files = ", ".join(found["data"]) or "no known file"
-    print(f"{'data root':12} {found['data_root'] or 'TAET_DATA is not set'}: {files}")
-    print(f"{'disk':12} {found['disk_free_gb']:.1f} GB free here")
-    for problem in found["problems"]:
-        print(f"{'problem':12} {problem}")
+    rows = [
+        *((name, version or f"MISSING: pip install {name}") for name, version in found["versions"].items()),
+        ("device", f"{found['device']}, threads: {found['threads']}"),
+        *(("PGD-10", f"{speed:.0f} images a second, ResNet-8, 32 x 32, {name}") for name, speed in speeds.items()),
+        ("precision", f"{slow} is slower than {fast} on this {'GPU' if 'cuda' in found['device'] else 'processor'}"),
+        ("data root", f"{found['data_root'] or 'TAET_DATA is not set'}: {files}"),
+        ("disk", f"{found['disk_free_gb']:.1f} GB free here"),
+        *(("problem", problem) for problem in found["problems"]),
+    ]
+    print("\n".join(f"{name:12} {text}" for name, text in rows))
     if not found["problems"]:
         print("no problem found")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -62,13 +61,12 @@ def run(arguments: list[str]) -> None:
     from taet.report import embeddings, figures
 
     parsed = read(arguments)
-    call = shlex.join(["taet", "embed", *arguments])
     with trusted(*parsed.trust_model):
         names = ("attack", "of", "classes", "images", "seed", "weights", "device")
         found = [embed(run, **{name: getattr(parsed, name) for name in names}) for run in parsed.runs]
     make_folder(parsed.out.parent)
     beside = parsed.out.with_suffix(".json")
-    values = {"command": call, "embeddings": [one.to_json() for one in found]}
+    values = {"command": flags.call_text(["embed", *arguments]), "embeddings": [one.to_json() for one in found]}
     write_atomically(beside, (json.dumps(values) + "\n").encode())
     with figures.style():
         drawn = embeddings.draw(found, [one.name for one in found])

@@ -226,7 +226,7 @@ def value_of(option: str, words: Sequence[str]) -> str:
     values: list[str] = []
     for position, word in enumerate(words):
         name, equals, value = word.partition("=")
-        if name.replace("_", "-") == option:
+        if _dashed(name) == option:
             after = itertools.takewhile(lambda other: not re.match(r"--?[A-Za-z]", other), words[position + 1 :])
             values = [value] if equals else list(after)
     return " ".join(values)

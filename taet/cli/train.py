@@ -224,12 +224,6 @@ def parse(method: str, words: Sequence[str], prog: str = "", file: RunFile | Non
     return request
 
 
-def configure(method: str, words: Sequence[str]) -> tuple[Run, Path | None]:
-    """Return the run, and the folder if one is named, that `METHOD [options]` describes; no data are read."""
-    request = parse(method, words)
-    return request.run(), request.options.out
-
-
 def _train(request: TrainingRequest, arguments: Sequence[str]) -> TrainingResult:
     options = request.options
     with progress("read") as report, reporting_to(report):

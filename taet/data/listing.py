@@ -91,11 +91,9 @@ class Listing:
     def recounted(self) -> bool:
         """Whether most files share their name with a file of another class in the same split."""
         splits = self.splits or ("",) * len(self.files)
-        named = list(zip(splits, (file.name for file in self.files), strict=True))
-        owners: dict[tuple[str, str], set[int]] = defaultdict(set)
-        for name, label in zip(named, self.labels.tolist(), strict=True):
-            owners[name].add(label)
-        return sum(len(owners[name]) > 1 for name in named) > len(named) / 2
+        named = [(split, file.name) for split, file in zip(splits, self.files, strict=True)]
+        classes = Counter(name for name, _ in set(zip(named, self.labels.tolist(), strict=True)))
+        return sum(classes[name] > 1 for name in named) > len(named) / 2
 
     @cached_property
     def survey(self) -> Survey:
@@ -172,9 +170,8 @@ class Listing:
         """
         if self.splits is None:
             return dict.fromkeys(PARTS, self.files)
-        found: dict[str, list[Path]] = {part: [] for part in PARTS}
-        for file, part in zip(self.files, self.splits, strict=True):
-            found[part].append(file)
+        pairs = list(zip(self.files, self.splits, strict=True))
+        found = {part: [file for file, split in pairs if split == part] for part in PARTS}
         return {part: found[part] or found["train"] for part in PARTS}
 
     def outline(self, data: Data) -> Outline:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from taet.data.foreign_files import MOST_BYTES, MOST_IMAGES, reading
 from taet.errors import UNPRINTABLE, UserError, cut, unknown
 
-COLUMNS = ("path", "label", "split", "group")
 DELIMITERS = ",;\t"
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 PATHS = ("path", "file", "filename", "file_name", "image", "image_id")
 LABELS = ("label", "class", "classid", "class_id", "target", "dx")
+COLUMNS = {"path": PATHS, "label": LABELS, "split": ("split",), "group": ("group",)}
 """Usual names of columns, in upper or lower case; by default the first that exists is used."""
 LIKELY_GROUP = re.compile(r"(^|_)(patient|lesion|track|subject|site)(_?(id|no|number|name))?$", re.IGNORECASE)
 """Columns that name groups of images in tables such as those of HAM10000 and ISIC 2020."""
@@ -93,8 +93,7 @@ OPTIONS = {"path": "image-column", "label": "label-column", "group": "group"}
 
 def _columns(names: list[str], table: Path, wanted: Wanted) -> dict[str, int]:
     lower = [name.lower() for name in names]
-    usual = {"path": PATHS, "label": LABELS, "split": ("split",), "group": ("group",)}
-    there = {name: [lower.index(one) for one in ones if one in lower] for name, ones in usual.items()}
+    there = {name: [lower.index(one) for one in ones if one in lower] for name, ones in COLUMNS.items()}
     columns = {name: places[0] for name, places in there.items() if places}
     for name, option in OPTIONS.items():
         column = getattr(wanted, name)

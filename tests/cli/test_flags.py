@@ -11,9 +11,10 @@ import pytest
 from taet import protocols
 from taet.cli.evaluate import read as read_evaluation
 from taet.cli.flags import without
-from taet.cli.train import configure, parse
+from taet.cli.train import parse
 from taet.config import Evaluation, override
 from taet.errors import UserError
+from tests.calls import configure
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from taet.cli import compare
-from taet.cli.train import configure
+from tests.calls import configure
 
 FOLDER = Path(__file__).parents[2] / "examples" / "slurm"
 SCRIPTS = sorted(FOLDER.glob("*.sbatch"))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from taet import config, methods, registry
-from taet.cli.train import configure, read
+from taet.cli.train import read
 from taet.data import facts
 from taet.errors import UserError
 from taet.evaluation import ResultCard
@@ -21,6 +21,7 @@ from taet.experiments import parse
 from taet.experiments.cells import Cell, cells
 from taet.files import seal
 from taet.training.decisive_settings import training_settings
+from tests.calls import configure
 
 
 def planned(small: dict[str, Any], out: Path, **changes: Any) -> list[Cell]:
