@@ -35,7 +35,7 @@ from taet.evaluation.image_arrays import as_unit
 from taet.evaluation.measurement import Extent, measure
 from taet.evaluation.packing import Json
 from taet.evaluation.probe import STEP_SHARE, STEPS
-from taet.evaluation.runner import Runner, make_runner
+from taet.evaluation.runner import Runner
 from taet.evaluation.subject import AnyModel, ImagesArgument, Subject, TestLabels, subject_of
 from taet.evaluation.transfer import transfer_columns
 from taet.evaluation.trial import user_errors
@@ -243,10 +243,8 @@ def audit_sample(subject: Subject, changed: Mapping[str, Any], count: int) -> Su
 def _with_surrogate(card: ResultCard, runner: Runner, surrogate: tuple[str, nn.Module], subject: Subject) -> ResultCard:
     """Return the card with the column of examples made on another model, and its flags."""
     name, model = surrogate
-    test, size = (runner.images, runner.labels), runner.batch_size
-    source = make_runner(model.to(runner.device), *test, batch_size=size, seed=runner.seed, state_dir=runner.state_dir)
-    attack = parse_attack("pgd-20", subject.settings, subject.eps)
-    columns = transfer_columns(source, [runner], attack, name=name)
+    source = replace(subject, model=model).runner(runner.device, runner.state_dir)
+    columns = transfer_columns(source, [runner], parse_attack("pgd-20", subject.settings, subject.eps), name=name)
     return diagnostics.flagged(replace(card, columns=(*card.columns, *columns)))
 
 

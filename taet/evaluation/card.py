@@ -108,6 +108,11 @@ class ResultCard:
     def num_classes(self) -> int:
         return len(self.data["class_names"])
 
+    @property
+    def test_class_counts(self) -> Ints:
+        """Number of test images of each class, (C,)."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
     @cached_property
     def facts(self) -> ModelFacts | None:
         """The facts of the probe, typed; None if nothing was attacked."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from taet import metrics
+from taet.attacks.ball import finite
 from taet.attacks.counted import Counted
 from taet.attacks.inputs import SUM_TOLERANCE
 from taet.attacks.spec import AttackSpec
@@ -24,8 +25,8 @@ from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.model_guard import restored
 from taet.evaluation.packing import Json, plain
 from taet.evaluation.runner import make_runner
-from taet.evaluation.trial import Trial, answer, attempt, input_gradient, nonfinite, user_errors
-from taet.formatting import clock, listed, percent
+from taet.evaluation.trial import Trial, answer, attempt, input_gradient, user_errors
+from taet.formatting import aligned, clock, listed, percent
 from taet.metrics import Ints, Mask
 from taet.models.foreign import NORMALIZATIONS, Normalized, Statistics
 from taet.randomness import generator
@@ -99,7 +100,6 @@ class Check:
         rows = [("attack", "passes", "images", "at most")]
         rows += [(cost.attack, f"{cost.passes}", f"{cost.images}", clock(cost.seconds)) for cost in self.costs]
         rows += [("all", "", "", clock(sum(cost.seconds for cost in self.costs)))]
-        width = max(len(row[0]) for row in rows)
         return "\n".join(
             [
                 f"{self.model}: {self.parameters:,} parameters, {self.num_classes} logits for images of "
@@ -107,7 +107,7 @@ class Check:
                 *map(str, self.findings),
                 f"{self.forward_speed:.0f} images per second forward, {self.gradient_speed:.0f} forward and backward; "
                 f"{self.device}",
-                *(f"{name:{width}}{passes:>9}{images:>9}{clock:>19}" for name, passes, images, clock in rows),
+                *aligned(rows),
             ]
         )
 
@@ -150,7 +150,7 @@ def check(
             raise UserError(f"model output: got {width} logits; allowed: {len(class_names)}, one per class")
         with tried.still():
             trial = attempt(tried.model, *tried.batch(even_sample(classes, batch_size, tried.seed)))
-            if wrong := int(nonfinite(trial.logits).sum()):
+            if wrong := int((~finite(trial.logits)).sum()):
                 raise UserError(f"model output: not finite on {wrong} of {len(trial.y)} clean test images")
             correct = trial.correct.cpu().numpy()
             speeds = _speeds(trial)

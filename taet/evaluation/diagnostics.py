@@ -156,18 +156,16 @@ def _one_step(card: ResultCard) -> str | None:
 
 
 def _convergence(card: ResultCard) -> str | None:
+    def work(column: Column) -> tuple[int, int]:
+        return column.attack.ascent_steps, column.parameters.get("restarts", 1)
+
     for norm, usual in CONVERGENCE_GAP.items():
         columns = [column for column in chains(card) if column.norm == norm]
         pairs = [pair for setting in ("steps", "restarts") for pair in differing(columns, setting)]
-        if pair := strongest((pair for pair in pairs if _is_longer(*pair)), usual):
+        longer = ((one, other) for one, other in pairs if work(one) > work(other))
+        if pair := strongest(longer, usual):
             return f"{_far_below(pair)}: PGD has not converged, so the true robustness is lower"
     return None
-
-
-def _is_longer(one: Column, other: Column) -> bool:
-    """Return whether an attack takes more steps or more starts than the other."""
-    work = [(column.attack.ascent_steps, column.parameters.get("restarts", 1)) for column in (one, other)]
-    return work[0] > work[1]
 
 
 def _autoattack(card: ResultCard) -> str | None:
@@ -331,12 +329,12 @@ def _logit_scale(facts: ModelFacts) -> str | None:
     )
 
 
-def _replaced(correct: str, only: str, how: str) -> Callable[[ModelFacts], str | None]:
-    """Return a text for PGD on replaced gradients if it beats PGD-20; `correct` and `only` name fields of the facts."""
+def _replaced(attack: str, how: str) -> Callable[[ModelFacts], str | None]:
+    """Return a text for PGD on replaced gradients, `attack` as in the fields of the facts, if it beats PGD-20."""
 
     def says(facts: ModelFacts) -> str | None:
-        left = getattr(facts, correct)
-        if not facts.replaced or not _beaten(facts.pgd_correct, left, getattr(facts, only), facts.images):
+        left, only = (getattr(facts, f"{prefix}{attack}_pgd_correct") for prefix in ("", "only_"))
+        if not facts.replaced or not _beaten(facts.pgd_correct, left, only, facts.images):
             return None
         return (
             f"{how}, PGD-20 leaves {percent(left / facts.images)} % of {facts.images} images correct, otherwise "
@@ -424,20 +422,12 @@ MODEL: tuple[Diagnostic[ModelFacts], ...] = (
     ),
     Diagnostic(
         "straight-through-beats-gradients",
-        _replaced(
-            "straight_pgd_correct",
-            "only_straight_pgd_correct",
-            "With the identity as the derivative of operations that stop the gradient",
-        ),
+        _replaced("straight", "With the identity as the derivative of operations that stop the gradient"),
         "attack with a differentiable replacement (BPDA)",
     ),
     Diagnostic(
         "soft-beats-hard",
-        _replaced(
-            "smooth_pgd_correct",
-            "only_smooth_pgd_correct",
-            "On the margin of the model with smooth operations instead of rounding and thresholds",
-        ),
+        _replaced("smooth", "On the margin of the model with smooth operations instead of rounding and thresholds"),
         "attack with a differentiable replacement (BPDA)",
         unless=("straight-through-beats-gradients",),
     ),
@@ -462,7 +452,7 @@ def _chance(card: ResultCard) -> str | None:
 
 
 def _no_images(card: ResultCard) -> str | None:
-    total = _tested(card)
+    total = card.test_class_counts
     absent = [name for name, count in zip(card.class_names, total, strict=True) if not count]
     return (
         f"{listed(absent, most=3)} {'have' if len(absent) > 1 else 'has'} no test images: balanced numbers cover the "
@@ -473,7 +463,7 @@ def _no_images(card: ResultCard) -> str | None:
 
 
 def _few_images(card: ResultCard) -> str | None:
-    few = [card.class_names[label] for label in metrics.few_images(_tested(card))]
+    few = [card.class_names[label] for label in metrics.few_images(card.test_class_counts)]
     some = f"{', '.join(few[:3])}{' ...' if len(few) > 3 else ''}"
     return (
         f"{len(few)} of {card.num_classes} classes have fewer than {metrics.FEW_PER_CLASS} test images ({some}): their "
@@ -503,11 +493,6 @@ def _extra(card: ResultCard) -> str | None:
     apart = "they were compared only with those of the run's own data set"
     compared = card.data.get("extra", {}).get("compared", True)  # cards of older versions do not say
     return None if compared else f"The extra training images may contain some of these test images: {apart}"
-
-
-def _tested(card: ResultCard) -> metrics.Ints:
-    """Return the number of test images of each class, (C,)."""
-    return metrics.class_counts(card.labels >= 0, card.labels, card.num_classes)[1]
 
 
 TEST_SET: tuple[Diagnostic[ResultCard], ...] = (

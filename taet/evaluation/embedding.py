@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,8 +68,9 @@ class Embedding:
             raise UserError("got other sides for points than for answers or numbers; allowed: the same")
         if not all(0 <= label < classes for label in values["labels"]):
             raise UserError(f"got a label that is no class; allowed: 0 to {classes - 1}")
+        known = {one.name: values[one.name] for one in fields(cls)}  # a later version may have added others
         tuples = {name: tuple(values[name]) for name in ("class_names", "rows", "labels")}
-        return cls(**{**values, **tuples, "train_class_counts": None if counts is None else tuple(counts)})
+        return cls(**{**known, **tuples, "train_class_counts": None if counts is None else tuple(counts)})
 
 
 def load(path: Path) -> Embedding:

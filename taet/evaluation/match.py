@@ -167,11 +167,9 @@ class Match:
             self.work = {name: self.work[name] + arrays[name].item() for name in WORK}
 
     def _report(self, player: int, number: int) -> Progress:
-        whole = self.order.size
-        total = sum(one.passes(whole) for one in self.players)
-        met = min(whole, number * self.block * self.order.shape[1])
-        so_far = sum(one.passes(met) for one in self.players)
-        so_far += sum(one.passes(self.block * self.order.shape[1]) for one in self.players[:player])
+        whole, block = self.order.size, self.block * self.order.shape[1]
+        met, total = min(whole, number * block), sum(one.passes(whole) for one in self.players)
+        so_far = sum(one.passes(met) for one in self.players) + sum(one.passes(block) for one in self.players[:player])
 
         def report(done: float, _: float, label: str) -> None:
             if self.progress is not None:
@@ -189,7 +187,6 @@ class Match:
     def _decision(self, done: int, reason: str, names: tuple[str, str], comparisons: int, command: str) -> DecisionCard:
         players, half = self.players, len(self.players) // 2
         card, used = players[0].card, self.order[:done]
-        counts = np.bincount(card.labels, minlength=card.num_classes)
         return DecisionCard(
             first={"label": names[0], "models": [one.about for one in players[:half]]},
             second={"label": names[1], "models": [one.about for one in players[half:]]},
@@ -201,7 +198,7 @@ class Match:
                 "name": card.data["name"],
                 "class_names": card.data["class_names"],
                 "test_sha256": card.data["test_sha256"],
-                "test_class_counts": counts.tolist(),
+                "test_class_counts": card.test_class_counts.tolist(),
                 "train_class_counts": card.data.get("train_class_counts"),
             },
             rule=self.rule,

@@ -58,10 +58,7 @@ def pack_integers(values: NDArray[np.int64]) -> PackedIntegers:
 
 def unpack_integers(packed: PackedIntegers) -> NDArray[np.int64]:
     """Return the integers; raise `ValueError` if their number is not the count."""
-    values = np.frombuffer(_decode(packed["uint16"]), dtype="<u2")
-    if len(values) != packed["count"]:
-        raise ValueError(f"{len(values)} integers for {packed['count']}")
-    return values.astype(np.int64)
+    return np.frombuffer(_decode(packed["uint16"]), dtype="<u2").astype(np.int64).reshape(packed["count"])
 
 
 def pack_floats(values: NDArray[np.float32] | None) -> PackedFloats | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from taet.attacks import pgd
+from taet.attacks.ball import finite
 from taet.attacks.differentiable import Replaced, Replacement
 from taet.attacks.draws import Draws
 from taet.attacks.objectives import Objective, margin, scaled
@@ -118,4 +119,4 @@ class _Watch:
         return logits
 
     def _note(self, values: Tensor) -> None:
-        self.broken = self.broken | trial.nonfinite(values)
+        self.broken = self.broken | ~finite(values)

@@ -153,14 +153,8 @@ class StoredColumn(TypedDict):
 
 
 ADDED_2 = (
-    "flip_rate",
-    "class_flip_rate",
-    "natural_error",
-    "boundary_error",
-    "weak_classes",
-    "few_images",
-    "median_distance",
-    "roc_auc",
+    *("flip_rate", "class_flip_rate", "natural_error", "boundary_error"),
+    *("weak_classes", "few_images", "median_distance", "roc_auc"),
 )
 """The numbers of a summary that schema 2 added."""
 CHANGED_3 = ("balanced_interval", "group_intervals")

@@ -43,7 +43,7 @@ class Trial:
     @property
     def nonfinite(self) -> Tensor:
         """Whether a logit or the gradient of an image is not finite, (N,)."""
-        return nonfinite(self.logits) | nonfinite(self.gradient)
+        return ~(finite(self.logits) & finite(self.gradient))
 
     def repeat_difference(self) -> float:
         """Repeat the forward pass and return the `difference` of the logits."""
@@ -125,11 +125,6 @@ def user_errors(failed: str) -> Iterator[None]:
 
 def _on(x: Tensor) -> str:
     return f"model: fails on a batch of {len(x)} images ({{reason}})"
-
-
-def nonfinite(values: Tensor) -> Tensor:
-    """Return whether any value of each sample (N, ...) is not finite, (N,)."""
-    return ~finite(values)
 
 
 def difference(first: Tensor, second: Tensor) -> float:

@@ -70,6 +70,8 @@ def test_it_is_read_as_it_was_written_and_checked(made: Embedding, tmp_path: Pat
     path = tmp_path / "embedding.json"
     path.write_text(json.dumps(made.to_json()))
     assert embedding.load(path) == made
+    path.write_text(json.dumps({**made.to_json(), "added_by_a_later_version": 1}))
+    assert embedding.load(path) == made
     assert all(round(value, 3) == value for point in made.points["clean"] for value in point)
     damages = ({"labels": made.labels[1:]}, {"labels": [99] * len(made.labels)}, {"numbers": {}})
     for damage in (*damages, {"weights_sha256": "x"}):
