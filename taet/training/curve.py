@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -62,8 +63,7 @@ def monitor(
     steps, batch_size, num_classes = run.training.monitor_steps, run.evaluation.batch_size, len(split.class_names)
     attack, eps = f"pgd-{steps}", run.threat.eps
     precision: SearchPrecision = "bf16" if run.training.precision == "bf16" else "float32"
-    walk: dict[str, Any] = {"step_size": run.evaluation.step_size, "steps": steps, "start": "uniform"}
-    step: dict[str, Any] = {"step_size": eps, "steps": 1, "start": "none"}
+    ascend = functools.partial(pgd, model, eps=eps, checked=True)
     names = ("clean", *(["fgsm"] if fgsm else []), attack)
     correct = {name: torch.zeros(num_classes, dtype=torch.int64, device=device) for name in names}
     with frozen(model), exact_float32(device.type):
@@ -77,8 +77,8 @@ def monitor(
             y = torch.from_numpy(split.labels[rows]).to(device)
             noise = generator(device, run.seed, "monitor", number)
             with arithmetic(device.type, precision):
-                attacked = pgd(model, x, y, eps=eps, generator=noise, checked=True, **walk)
-                single = pgd(model, x, y, eps=eps, checked=True, **step) if fgsm else None
+                attacked = ascend(x, y, steps=steps, step_size=run.evaluation.step_size, generator=noise)
+                single = ascend(x, y, steps=1, step_size=eps, start="none") if fgsm else None
             with torch.no_grad():
                 features = model.features(attacked) if sums is not None and sums.with_features else None
                 logits = {"clean": model(x), attack: model(attacked) if features is None else model.classify(features)}

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, TypedDict
 
 import torch
 from annotated_types import Ge, Le
@@ -90,13 +90,13 @@ class Trainer:
         with reporting_to(self.progress):
             self.dataset = dataset if dataset is not None else in_turn(lambda: load(run.data))
         facts = DataFacts.of(self.dataset)
-        known: dict[str, Any] = {"processes": world_size(), "arrays": dataset is not None}
+        resolved = functools.partial(resolve, run, facts, processes=world_size(), arrays=dataset is not None)
         self.extra = None
-        if resolve(run, facts, **known).mixture is not None:
+        if resolved().mixture is not None:
             with reporting_to(self.progress):
                 self.extra = in_turn(lambda: load_extra(run.data, self.dataset, self.device))
         distinct = None if self.extra is None else self.extra.distinct_counts
-        self.resolved = resolve(run, facts, **known, extra_counts=distinct)
+        self.resolved = resolved(extra_counts=distinct)
         if self.extra is not None and self.resolved.mixture is not None:
             check_classes(self.extra, self.resolved.mixture)
         self.method = self.resolved.method.to(self.device)
