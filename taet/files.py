@@ -60,10 +60,9 @@ def opened(path: Path, *, links: bool = True) -> Iterator[io.BufferedReader]:
             check_kind(path, os.fstat(descriptor))
             yield closed.enter_context(open(descriptor, "rb", closefd=False))
     except OSError as error:
-        linked = error.errno == errno.ELOOP and os.path.islink(path)
-        raise (
-            _wrong_kind(path, stat.S_IFLNK) if linked else UserError(f"cannot read {path}: {_reason(error)}")
-        ) from None
+        if error.errno == errno.ELOOP and os.path.islink(path):
+            raise _wrong_kind(path, stat.S_IFLNK) from None
+        raise UserError(f"cannot read {path}: {_reason(error)}") from None
     except ValueError:
         if "\0" not in str(path):
             raise
