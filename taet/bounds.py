@@ -124,11 +124,11 @@ def _rules(hint: Any) -> Iterator[Any]:
     return (rule for leaf in _alternatives(hint) for rule in _declared(leaf))
 
 
-@functools.cache
-def _declared(hint: Any) -> tuple[Any, ...]:
-    """Return the rules that a type itself declares."""
-    groups = (rule if isinstance(rule, GroupedMetadata) else [rule] for rule in getattr(hint, "__metadata__", ()))
-    return tuple(rule for group in groups for rule in group)
+def _declared(hint: Any) -> Iterator[Any]:
+    """Yield the rules that a type itself declares."""
+    for rule in getattr(hint, "__metadata__", ()):
+        single = isinstance(rule, BaseMetadata) or not isinstance(rule, GroupedMetadata)  # the second test is slow
+        yield from (rule,) if single else rule
 
 
 def _holds(rule: Any, value: Any) -> bool:
@@ -386,7 +386,9 @@ def _fields(kind: type) -> list[_Field]:
         hint = hints(kind)[field.name]
         called = next((rule.name for rule in _rules(hint) if isinstance(rule, Called)), None)
         conditions = [rule for rule in _rules(hint) if isinstance(rule, OnlyWith)]
-        found.append(_Field(field.name, hint, field.default, _fits(field.default, hint), called, conditions))
+        plain = field.default is not dataclasses.MISSING and not hasattr(field.default, "item")  # no NumPy number
+        fits = plain and _fits(field.default, hint)
+        found.append(_Field(field.name, hint, field.default, fits, called, conditions))
     return found
 
 

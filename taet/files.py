@@ -383,7 +383,7 @@ os.register_at_fork(after_in_child=_not_for_children)
 
 def _acquire(path: Path) -> int | None:
     """Return a descriptor of the lock file, locked; None if its last owner removed it meanwhile."""
-    created = True
+    created, descriptor = True, None
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with contextlib.ExitStack() as failed:
         try:
@@ -401,9 +401,9 @@ def _acquire(path: Path) -> int | None:
                 return None
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
-        except BlockingIOError:
-            raise _owned(path, descriptor) from None
         except OSError as error:
+            if isinstance(error, BlockingIOError) and descriptor is not None:
+                raise _owned(path, descriptor) from None
             if isinstance(error, FileNotFoundError) and path.parent.is_dir():  # the file alone is gone
                 return None
             raise UserError(f"cannot lock {path.parent}: {path.name}: {error.strerror or error}") from None

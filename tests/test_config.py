@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
-from annotated_types import Ge, Gt, Interval, Le, Lt, MultipleOf
+from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen, MultipleOf
 
 from taet import config, methods, protocols, registry
 from taet.bounds import OnlyWith, Rule, Settings, Share, bounds_text, check_value
@@ -293,6 +293,21 @@ def test_a_default_is_checked_once_and_every_other_value_each_time() -> None:
     assert tried == [1, 1001, 1001]
     with pytest.raises(UserError, match="number: got 2; allowed: odd"):
         Odd(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unusual(Settings):
+    """What a custom method may declare: NumPy numbers, notes that cannot be hashed, a field without a default."""
+
+    text: Annotated[Any, MinLen(1)]
+    lr: Annotated[float, {"unit": "per step"}] = np.float32(0.5)  # type: ignore[assignment]
+
+
+def test_fields_of_custom_settings() -> None:
+    unusual = Unusual("a")
+    assert json.dumps(dataclasses.asdict(unusual)) == '{"text": "a", "lr": 0.5}'
+    with pytest.raises(UserError, match=r"text: got ''; allowed: .*at least 1"):
+        Unusual("")
 
 
 def test_a_default_that_its_field_does_not_allow_is_refused_each_time() -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from taet.errors import UserError
 from taet.files import (
+    LOCK,
     MOST_JSON_BYTES,
     check_seal,
     file_sha256,
@@ -368,6 +369,20 @@ def test_a_lock_belongs_to_its_block_alone_even_in_one_process(tmp_path: Path) -
         pass
     os.kill(child, 9)
     os.waitpid(child, 0)
+
+
+def test_a_lock_file_that_another_system_holds_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file server answers where another machine has a lease on the file."""
+    opens = os.open
+
+    def held(path: str | Path, *rest: int) -> int:
+        if Path(path).name == LOCK:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return opens(path, *rest)
+
+    monkeypatch.setattr(os, "open", held)
+    with pytest.raises(UserError, match=r"cannot lock .*: \.lock: Resource temporarily unavailable"):
+        lock(tmp_path).__enter__()
 
 
 def test_a_folder_that_is_removed_meanwhile_or_missing(tmp_path: Path) -> None:

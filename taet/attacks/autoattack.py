@@ -147,7 +147,7 @@ def autoattack(
             The caller makes sure that the model is the same.
         progress: called as progress(done, total, label) before each batch and at most twice a second inside it, in
             estimated passes of an image through the model.
-        checked: skip the checks of the model, among them that its outputs are not probabilities.
+        checked: skip the checks of the model, images and labels, as in `pgd`.
 
     Raises:
         UserError: invalid inputs, as in `pgd`; images of another shape; an eps that is not one number above 0; a model

@@ -55,9 +55,11 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 def _find(data: Data) -> list[Path]:
     """Return the four files in one folder, each compressed as published or unpacked."""
     names = [download.name for download in FILES]
-    folder = find(data, FOLDER)
-    if folder is None:
+    places = [FOLDER / name for name in names]
+    some = find(data, *places, *(place.with_suffix("") for place in places))
+    if some is None:
         raise not_found("Fashion-MNIST", data, f"put {', '.join(names)} from {URL} below {FOLDER}")
+    folder = some.parent
     found = [path if (path := folder / name).is_file() else path.with_suffix("") for name in names]
     if lost := [name for name, path in zip(names, found, strict=True) if not path.is_file()]:
         raise UserError(

@@ -40,7 +40,11 @@ def reading(path: Path, allowed: str, what: str = "", *, most: int | None = None
 
     Readers of foreign formats raise errors of any type. `what` names the part of the file that is read.
     """
-    if not os.path.exists(path):
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {reason(error)}; allowed: {allowed}") from None
+    if not there:
         raise UserError(f"no such file: '{path}'; allowed: {allowed}")
     with opened(path) as file:
         try:

@@ -80,7 +80,10 @@ def _test(place: Path) -> tuple[list[Path], NDArray[np.int64]]:
     table = next((path for path in tables if path.is_file()), None)
     if table is None:
         raise UserError(f"GTSRB: '{tables[0]}' is missing; {AGAIN}")
-    rows = read_rows(table).rows
+    try:
+        rows = read_rows(table).rows
+    except UserError as error:
+        raise UserError(f"GTSRB: {error}; {AGAIN}") from None
     numbers = {str(label): label for label in range(len(CLASS_NAMES))}
     for row in rows:
         if row.label not in numbers:

@@ -180,7 +180,7 @@ def _is_whole(entry: Entry, name: str) -> bool:
 
 
 def _choices(value: Any) -> Choices:
-    if isinstance(value, list) and value:
+    if isinstance(value, list) and value and all(isinstance(item, str | int | float | bool) for item in value):
         return Choices(tuple(value))
     if not isinstance(value, Mapping) or not {"low", "high"} <= value.keys() <= {*RANGE_KEYS}:
         raise UserError(f"got {got_text(value)}; allowed: a list of values, or low and high, with log or step")

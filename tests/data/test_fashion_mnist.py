@@ -107,6 +107,13 @@ def test_a_missing_set_is_one_line_that_names_the_files(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_without_any_of_the_files_is_passed_over(raw, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "interrupted"
+    (elsewhere / raw.relative_to(tmp_path)).mkdir(parents=True)
+    monkeypatch.setenv("TAET_DATA", str(tmp_path))
+    assert len(load("fashion-mnist", root=str(elsewhere)).train) == 100
+
+
 def test_a_missing_file_is_named(raw, tmp_path):
     (raw / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(UserError, match=r"raw' has no t10k-labels-idx1-ubyte.gz; run taet data prepare fashion-mnist,"):

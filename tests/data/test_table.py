@@ -6,6 +6,7 @@ from PIL import Image
 
 from taet.config import Data
 from taet.data import image_listing, load
+from taet.data.foreign_files import reading
 from taet.errors import UserError
 
 
@@ -254,6 +255,8 @@ def test_a_missing_group_column_is_named(table):
 def test_other_files_are_refused(table, tmp_path):
     with pytest.raises(UserError, match=r"no such file: '.*nowhere\.csv'"):
         load(str(tmp_path / "nowhere.csv"))
+    with pytest.raises(UserError, match=r"cannot read '.*x\.csv': File name too long"):
+        reading(tmp_path / f"{'x' * 300}.csv", "a table").__enter__()
     with pytest.raises(UserError, match=r"cannot read '.*list\.csv': it is not in UTF-8"):
         load(table("path,label", *rows(range(4), "nävus"), encoding="latin-1"))
 

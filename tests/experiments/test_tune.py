@@ -284,6 +284,7 @@ def test_two_processes_share_the_work_and_never_make_a_trial_too_many(
             "unknown key of tune 'tials'; allowed: methods, seed, space, trials; did you mean 'trials'?",
         ),
         (changed(space={"lr": 0.1}), "tune: at: lr: got 0.1; allowed: a list of values, or low and high"),
+        (changed(space={"lr": [[1]]}), "allowed: a list of values, or low and high"),
         (changed(space={"lr": {"low": 1, "high": 0.1}}), "allowed: low below high"),
         (changed(space={"lr": {"low": 0, "high": 0.1, "log": True}}), "log with low above 0"),
         (changed(space={"lrr": [0.1]}), "unknown setting 'lrr'"),
