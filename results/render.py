@@ -64,7 +64,7 @@ PAIRS: dict[str, dict[str, tuple[str, ...]]] = {
         "n-fgsm-long": ("dafa+at", "at-long"),
         "cgr": ("cgr-no-margin", "cgr-no-prior", "cgr-prior-alone"),
     },
-    "cifar10-lt-class-wise": {"at-bsl": ()},
+    "cifar10-lt-class-wise": {"at-bsl": (), "cgr": ("cgr-prior-alone",)},
     "digits-lt-extra": {
         "none": (),
         "copies": ("held-back", "mixed", "gaussian-inverse"),

@@ -275,6 +275,7 @@ def test_the_changelog_knows_this_version() -> None:
 
 
 MINI, CHOSEN = "reproduce/mini", "reproduce/mini-selected"
+WISE, SAME = "cifar10-lt-class-wise", f"{MINI}/at-bsl_cifar10-lt_ir50_seed0-0e677bf7"
 SHOWN = {  # paired differences in hand-written text, by page: folder of results, first row, second row, attack
     "README.md": f"""
         {MINI} taet_cifar10-lt_ir10_seed0-8323d86a at-bsl_cifar10-lt_ir10_seed0-8108faaa autoattack
@@ -299,6 +300,18 @@ SHOWN = {  # paired differences in hand-written text, by page: folder of results
         digits-lt-extra mixed-seed? copies-seed? clean
         digits-lt-extra gaussian-inverse-seed? copies-seed? autoattack-fast
         digits-lt-extra gaussian-inverse-seed? none-seed? autoattack-fast""",
+    "results/cifar10-lt-class-wise/about.md": f"""
+        . {WISE}/counts+at-bsl-seed0 {SAME} autoattack
+        . {WISE}/dafa+at-bsl-seed0 {SAME} autoattack
+        . {WISE}/cfa+at-bsl-seed0 {SAME} autoattack
+        . {WISE}/counts+at-bsl-seed0 {SAME} clean
+        . {WISE}/cgr-prior-alone-seed0 {SAME} autoattack
+        . {WISE}/cgr-seed0 {SAME} clean
+        . {WISE}/cgr-seed0 {SAME} autoattack
+        . {WISE}/dafa-seed0 {SAME} autoattack
+        . {WISE}/dafa-seed0 {SAME} clean
+        {WISE} cgr-prior-alone-seed0 cgr-seed0 autoattack
+        {WISE} cgr-seed0 cgr-prior-alone-seed0 clean""",
     "results/digits-lt-class-wise/about.md": """
         digits-lt-class-wise cfa+at-seed? at-seed? autoattack-fast
         digits-lt-class-wise cfa+at-bsl-seed? at-bsl-seed? autoattack-fast
