@@ -284,9 +284,11 @@ def rows() -> list[tuple[str, str, list[ResultCard]]]:
 
 def changed(card: ResultCard) -> str:
     """Options of the method that the run changed."""
-    plain = json.loads(json.dumps(config.to_json(methods.find(card.method).Config())))  # lists, as in cards
+    plain = config.to_json(methods.find(card.method).Config())
     given = card.run["config"]["settings"] or {}
-    return ", ".join(f"{knob} {shown(value)}" for knob, value in given.items() if plain.get(knob) != value)
+    return ", ".join(
+        f"{knob} {shown(value)}" for knob, value in given.items() if plain.get(knob) != config.immutable(value)
+    )
 
 
 def measured(name: str) -> str:

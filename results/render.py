@@ -253,12 +253,12 @@ def rule_table(folder: Path) -> str:
     """
     rows = by_seed(folder)
     bases = {loss: base for loss, base in LOSSES.items() if all(prefix + base in rows for prefix in RULES.values())}
+    seeds = {base: set.intersection(*({*rows[prefix + base]} for prefix in RULES.values())) for base in bases.values()}
     lines = [["rule", *bases]]
     for rule, prefix in RULES.items():
         cells = []
-        for base in bases.values():
-            shared = set.intersection(*({*rows[one + base]} for one in RULES.values()))
-            cards, plain = ({seed: rows[name][seed] for seed in sorted(shared)} for name in (prefix + base, base))
+        for base, shared in seeds.items():
+            cards, plain = {seed: rows[prefix + base][seed] for seed in sorted(shared)}, rows[base]
             attack = next(iter(cards.values())).columns[-1].name
             text = brackets([100 * card.summary(attack).balanced for card in cards.values()], 1)
             cells.append(f"{text}; {gain(compared(cards, plain, attack))}" if prefix else text)
@@ -281,8 +281,7 @@ def paired_tables(folder: Path) -> list[str]:
                 found = compared(cards, plain, attack)
                 decided = "better" if found.low > 0 else "worse" if found.high < 0 else "undecided"
                 decided = decided if len(cards) > 2 else ("one seed", "two seeds")[len(cards) - 1]
-                ends = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
-                cells += [f"{100 * found.value:+.1f}", ends, decided]
+                cells += [f"{100 * found.value:+.1f}", ends(found), decided]
             lines.append(cells)
         parts += [
             f"Paired differences from `{base}` in balanced accuracy, the same seeds and test images, each with its own "
@@ -309,7 +308,12 @@ def compared(first: Mapping[int, ResultCard], second: Mapping[int, ResultCard], 
 
 def gain(found: Difference) -> str:
     """Return a difference in points with its interval."""
-    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    return f"{100 * found.value:+.1f} ({ends(found)})"
+
+
+def ends(found: Difference) -> str:
+    """Return the interval of a difference in points."""
+    return f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
 
 
 def precision_table(folder: Path) -> str:

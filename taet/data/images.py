@@ -242,18 +242,19 @@ class Survey:
         return 1 if self.grey.all() else 3
 
     @cached_property
-    def _by_area(self) -> list[tuple[int, int]]:
-        return sorted(((width, height) for width, height in self.sizes.tolist()), key=math.prod)
+    def _smallest_median_largest(self) -> list[tuple[int, int]]:
+        order = np.argsort(self.sizes.prod(1), kind="stable")
+        return [(width, height) for width, height in self.sizes[order[[0, len(order) // 2, -1]]].tolist()]
 
     @property
     def median(self) -> tuple[int, int]:
         """Width and height of the image in the middle by number of pixels."""
-        return self._by_area[len(self.paths) // 2]
+        return self._smallest_median_largest[1]
 
     @property
     def largest(self) -> tuple[int, int]:
         """Width and height of the image with the most pixels."""
-        return self._by_area[-1]
+        return self._smallest_median_largest[-1]
 
     @property
     def uniform(self) -> bool:
@@ -287,8 +288,7 @@ class Survey:
         total, grey = len(self.paths), int(self.grey.sum())
         if total == 0:
             return []
-        order = (self._by_area[0], self.median, self.largest)
-        smallest, median, largest = (f"{width}x{height}" for width, height in order)
+        smallest, median, largest = (f"{width}x{height}" for width, height in self._smallest_median_largest)
         spread = smallest if self.uniform else f"{smallest} to {largest}, median {median}"
         colour = "grey" if grey == total else "colour" if grey == 0 else f"{grey} grey, read as colour like the others"
         found = [f"{total} image files, {spread} pixels, {colour}"]
