@@ -40,6 +40,7 @@ from taet.bounds import (
 from taet.errors import UserError, unknown
 
 T = TypeVar("T")
+SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
 
 
 def _no_attack_hint(value: float) -> str:
@@ -393,6 +394,11 @@ def epoch_at(share: float, epochs: int) -> int:
     0.75 of two epochs is 1, so that the learning rate also falls in a run this short.
     """
     return math.ceil(share * epochs - 0.5 - 1e-9)  # a half with a rounding error is a half
+
+
+def option(name: str) -> str:
+    """Return the option of `taet train` that changes a setting, by its dotted name and without dashes in front."""
+    return SHORT.get(name, name.removeprefix("training.")).replace("_", "-")
 
 
 def override(run: Run, changes: Mapping[str, object]) -> Run:

@@ -25,7 +25,7 @@ import docstring_parser
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from taet import bounds
+from taet import bounds, config
 from taet.cli import wrapped
 from taet.errors import Done, UserError, printable, unknown
 from taet.formatting import size
@@ -126,7 +126,7 @@ def _expanded(kind: type[T]) -> tuple[type[T], Options]:
         if "default" in about:
             types, prefix, alias = _given_types(about["default"]), about["prefix"], about["alias"]
             start = f"--{prefix}." if prefix else "--"
-            found.setdefault(prefix, {}).update({start + _dashed(name): own for name, own in types.items()})
+            found.setdefault(prefix, {}).update({start + config.option(name): own for name, own in types.items()})
             if alias:
                 found[""][alias] = types["name"]
                 types["name"] = Annotated[types["name"], tyro.conf.arg(aliases=[alias])]  # noqa: F821, a key
@@ -138,7 +138,7 @@ def _expanded(kind: type[T]) -> tuple[type[T], Options]:
         else:
             hint = _described(hint, texts.get(field.name, ""), field.default)
             named = (getattr(one, "name", None) for one in hint.__metadata__)
-            found[""][f"--{_dashed(next(filter(None, named), field.name))}"] = hint
+            found[""][f"--{config.option(next(filter(None, named), field.name))}"] = hint
         made.append((field.name, hint, field))
     expanded = dataclasses.make_dataclass(kind.__name__, made, bases=(kind,), frozen=True)
     expanded.__doc__ = kind.__doc__
@@ -226,7 +226,7 @@ def value_of(option: str, words: Sequence[str]) -> str:
     values: list[str] = []
     for position, word in enumerate(words):
         name, equals, value = word.partition("=")
-        if _dashed(name) == option:
+        if config.option(name) == option:
             after = itertools.takewhile(lambda other: not re.match(r"--?[A-Za-z]", other), words[position + 1 :])
             values = [value] if equals else list(after)
     return " ".join(values)
@@ -257,11 +257,7 @@ def call_text(words: Sequence[str]) -> str:
 
 def given(parsed: object, *names: str) -> list[str]:
     """Return those of the fields of a call that have a value, as options."""
-    return [f"--{_dashed(name)}" for name in names if getattr(parsed, name)]
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
+    return [f"--{config.option(name)}" for name in names if getattr(parsed, name)]
 
 
 def without(words: Sequence[str], option: str) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from typing import Any, cast
 
 from taet import registry
+from taet.config import option
 from taet.errors import UserError, unknown
 from taet.protocols import PROTOCOLS, recipe_settings, recipes
 
@@ -59,6 +60,6 @@ def run(arguments: list[str]) -> None:
             print(f"{'':{width}}  {row['reference']}")
         for setting, value in row.get("settings", {}).items():
             words = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            print(f"{'':{width}}  --{setting.removeprefix('training.').replace('_', '-')} {words}")
+            print(f"{'':{width}}  --{option(setting)} {words}")
         for text in row.get("deviations", ()):
             print(f"{'':{width}}  leaves the protocol: {text}")

@@ -18,7 +18,7 @@ from taet.evaluation.bundles import attacks_of
 from taet.evaluation.card import ResultCard
 from taet.evaluation.runner import among
 from taet.experiments import own_data
-from taet.experiments.specification import SHORT, DottedSettings, Entry, Point, Specification, Variant, check_keys
+from taet.experiments.specification import DottedSettings, Entry, Point, Specification, Variant, check_keys
 from taet.formatting import size
 from taet.models import check_consent, consent
 from taet.training.decisive_settings import CURVE, training_settings
@@ -325,7 +325,7 @@ def _options(settings: DottedSettings) -> list[str]:
     """Return the command-line options of dotted settings."""
     words: list[str] = []
     for key, value in settings.items():
-        name = SHORT.get(key, key.removeprefix("training.")).replace("_", "-")
+        name = config.option(key)
         if isinstance(value, bool):
             part, dot, last = name.rpartition(".")
             words.append(f"--{part}{dot}{'' if value else 'no-'}{last}")

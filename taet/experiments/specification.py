@@ -18,7 +18,7 @@ from typing import Any
 
 from taet import methods, protocols, registry
 from taet.bounds import LongSeed, check_value, got_text, read_number
-from taet.config import Data, Run, Training
+from taet.config import SHORT, Data, Run, Training
 from taet.errors import UserError, cut, located, unknown
 from taet.files import read_bytes
 
@@ -34,7 +34,6 @@ LISTS: dict[str, tuple[type | tuple[type, ...], str, list[Any] | None]] = {  # t
 }
 NAME = re.compile(r"[A-Za-z0-9.+-]+")  # names become folders; parts of a folder's name are joined by _
 PARTS = tuple(f.name for f in dataclasses.fields(Run) if dataclasses.is_dataclass(f.default_factory))
-SHORT = {"data.name": "data", "model.name": "model", "outer.name": "outer"}  # their names on the command line
 BARE = {short: name for name, short in SHORT.items()} | {
     f.name: f"training.{f.name}" for f in dataclasses.fields(Training)
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from taet.config import option
 from taet.formatting import size
 
 
@@ -17,13 +18,9 @@ class Chosen(NamedTuple):
 
 def choice_lines(choices: Mapping[str, Chosen]) -> list[str]:
     """Return a line for each choice, by dotted name of the setting, with the option that changes it."""
-    rows = [(_option(name), _words(made.value), made.why) for name, made in choices.items()]
+    rows = [(f"--{option(name)}", _words(made.value), made.why) for name, made in choices.items()]
     wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
-    return [f"{option:{wide[0]}}  {value:{wide[1]}}  {why}" for option, value, why in rows]
-
-
-def _option(name: str) -> str:
-    return "--" + name.removeprefix("training.").replace("model.name", "model").replace("_", "-")
+    return [f"{name:{wide[0]}}  {value:{wide[1]}}  {why}" for name, value, why in rows]
 
 
 def _words(value: Any) -> str:
