@@ -64,7 +64,11 @@ PAIRS: dict[str, dict[str, tuple[str, ...]]] = {
         "n-fgsm-long": ("dafa+at", "at-long"),
         "cgr": ("cgr-no-margin", "cgr-no-prior", "cgr-prior-alone"),
     },
-    "cifar10-lt-class-wise": {"at-bsl": (), "cgr": ("cgr-prior-alone",)},
+    "cifar10-lt-class-wise": {
+        "at-bsl": (),
+        "at": ("cfa", "dafa", "faal", "frl", "n-fgsm", "liet"),
+        "cgr": ("cgr-prior-alone",),
+    },
     "digits-lt-extra": {
         "none": (),
         "copies": ("held-back", "mixed", "gaussian-inverse"),
@@ -267,12 +271,13 @@ def rule_table(folder: Path) -> str:
 
 
 def paired_tables(folder: Path) -> list[str]:
-    """Return for each row of `PAIRS` how others differ from it, seed by seed, clean and under the last attack."""
+    """Return for each row of `PAIRS` how others differ from it, by shared seeds, clean and under the last attack."""
     every, parts = by_seed(folder), []
     alone = " (with n = 1 over the test images only, which says nothing about another seed)"
     for base, wanted in PAIRS[folder.name].items():
         plain = every[base]
-        shown = {row: cards for row, cards in every.items() if row in (wanted or every.keys() - {base})}
+        shown = {row: every[row] for row in every if row in (wanted or every.keys() - {base})}
+        shown = {row: {seed: cards[seed] for seed in cards if seed in plain} for row, cards in shown.items()}
         attacks = ("clean", plain[0].columns[-1].name)
         lines = [["row", "n", *(head for attack in attacks for head in (f"{attack}, points", "95 %", ""))]]
         for row, cards in shown.items():

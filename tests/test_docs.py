@@ -311,8 +311,13 @@ SHOWN = {  # paired differences in hand-written text, by page: folder of results
         . {WISE}/cgr-prior-alone-seed0 {BSL} autoattack
         . {WISE}/cgr-seed0 {BSL} clean
         . {WISE}/cgr-seed0 {BSL} autoattack
-        . {WISE}/dafa-seed0 {BSL} autoattack
-        . {WISE}/dafa-seed0 {BSL} clean
+        . {WISE}/faal-seed0 {PLAIN} autoattack
+        . {WISE}/frl-seed0 {PLAIN} autoattack
+        . {WISE}/cfa-seed0 {PLAIN} autoattack
+        . {WISE}/dafa-seed0 {PLAIN} autoattack
+        . {WISE}/n-fgsm-seed0 {PLAIN} autoattack
+        . {WISE}/liet-seed0 {PLAIN} autoattack
+        . {WISE}/wat-seed0 {BSL} autoattack
         {WISE} cgr-prior-alone-seed0 cgr-seed0 autoattack
         {WISE} cgr-seed0 cgr-prior-alone-seed0 clean""",
     "results/digits-lt-class-wise/about.md": """

@@ -96,9 +96,7 @@ class ConfusionGuided(Method):
 
     title = "CGR"
     reference = "arXiv:2608.09688, 2026"
-    deviations = (
-        "training eps and step size differ by class; weights and margins follow the confusion of validation images",
-    )
+    deviations: tuple[str, ...] = ("training eps and step size differ by class", "the loss follows validation images")
     needs_feedback = True
 
     @dataclass(frozen=True)
@@ -129,6 +127,8 @@ class ConfusionGuided(Method):
         super().__init__(config, task)
         self.margin = FACTORS[config.form] if config.margin is None else config.margin
         self.uses_features = self.margin > 0
+        uses = config.budget, config.weights or self.margin > 0 or (config.form == "trades" and config.class_beta > 0)
+        self.deviations = tuple(text for text, used in zip(self.deviations, uses, strict=True) if used)
         if task.weighting != "none" and (config.form == "trades" or config.balanced):
             why = "its attack raises no loss on labels" if config.form == "trades" else "it balances its attack itself"
             raise UserError(f"cgr: got the weighting {task.weighting}; {why}: only none")

@@ -136,6 +136,22 @@ def test_with_all_parts_off_it_is_its_base(form, base, network, digits):
         found.append((adversarial.x, each.loss(model, digits.x, digits.y, adversarial).total))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
+    assert method.deviations == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, (0, 1)),
+        ({**OFF, "budget": True}, (0,)),
+        ({**OFF, "weights": True}, (1,)),
+        ({**OFF, "margin": 0.1}, (1,)),
+        ({**OFF, "form": "trades"}, (1,)),
+    ],
+)
+def test_only_parts_that_are_on_are_named_as_leaving_the_protocol(settings, told):
+    method = build((14, 12, 10, 9, 8, 7, 6, 5, 4, 3), **settings)
+    assert method.deviations == tuple(type(method).deviations[part] for part in told)
 
 
 def test_the_prediction_on_clean_images_is_no_target_that_moves(network, digits):
