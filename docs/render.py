@@ -188,7 +188,7 @@ def in_a_run(name: str) -> str:
         lines.append("- uses the features of the model, so your own module must be a `taet.models.Classifier`")
     if method.needs_feedback:
         lines.append(
-            "- learns from the validation split at every point of the curve; without `--data.validation` it is refused"
+            "- learns from the validation split, at points of the curve; without `--data.validation` it is refused"
         )
     lines += [f"- leaves the protocol: {text}" for text in method.deviations]
     return "\n".join(lines)
@@ -197,7 +197,7 @@ def in_a_run(name: str) -> str:
 def official(name: str) -> str:
     """The differences between the profile `official` and the protocol taet."""
     if not methods.find(name).official:
-        return "The method has no published settings of its own: `--protocol official` is refused."
+        return "taet has no profile `official` for this method: `--protocol official` is refused."
     plain, own = protocols.taet(name), protocols.official(name)
     rows = []
     for key in methods.find(name).official:

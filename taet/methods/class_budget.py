@@ -43,7 +43,7 @@ class ClassBudget(ClassBudgets):
         a: Annotated[Share, OnlyWith(rule="counts")] = 0.3
         """counts: share of the budget that depends on the class counts (RobustLT)."""
         b: Annotated[Share | None, OnlyWith(rule="counts")] = None
-        """counts: length of the warm-up as a share of the epochs. Default: 1.0 with taet, 0.8 with others (same)."""
+        """counts: warm-up as a share of the epochs. Default: 1.0 with taet, 0.8 with others (RobustLT)."""
         lam: Annotated[NonNegative | None, OnlyWith(rule="dafa")] = None
         """dafa: factor of the differences between classes. Default: 1, with 100 classes or more 1.5 (DAFA)."""
         floor: Annotated[InnerShare, OnlyWith(rule="dafa")] = 0.25

@@ -84,7 +84,7 @@ class Dafa(ClassBudgets):
     negative radius and a loss that is maximised. Here lambda is scaled down so that the smallest weight is `floor`.
     Classes that are equally hard take nothing from each other; the public code takes from both. In the public code's
     form for AT every attack iteration moves twice and clips to eps last, so that no ball is larger than eps: it differs
-    from its paper. With at-bsl as the base, the class is balanced twice.
+    from its paper. With at-bsl as the base, both the weights and the log prior favour rare classes.
     """
 
     title = "DAFA"

@@ -32,7 +32,7 @@ class FairnessAware(Method):
     probabilities p_j. No gradient flows through p. With `utility` count-margin u is that times the class's images in
     the batch, as in the public code, where on a long tail the largest classes have hardly any weight. With `absent`
     official an absent class has u = 0 there, above every class that is mostly right: it takes its share of p, and the
-    loss shrinks by as much. `aggregate` class weighs means of classes, sum_c p_c mean_c l, which is the text's.
+    loss of the other classes shrinks by that share. `aggregate` class is the paper's form, sum_c p_c mean_c l.
 
     Published as two epochs of fine-tuning; here it begins at the first decay of the learning rate, so that it has no
     more epochs than other methods.

@@ -64,11 +64,11 @@ class FairRobust(Method):
         delta: PartialShare | None = None
         """Tolerated gap to the mean. Default: 0.07, without margin 0.1 (public code)."""
         rate: NonNegative = 0.05
-        """Rate r of the weights, for a run with 40 points of the curve in its second stage (same)."""
+        """Rate r of the weights, for a run with 40 points of the curve in its second stage (public code)."""
         margin_rate: Annotated[NonNegative, OnlyWith(margin=True)] = 0.2
-        """Rate s of the budgets, for the same number of points (same)."""
+        """Rate s of the budgets, for the same number of points (public code)."""
         limit: PartialShare = 0.5
-        """Largest sum of the multipliers of the weights (same)."""
+        """Largest sum of the multipliers of the weights (public code)."""
         begin: Share | None = None
         """Share of the epochs before the second stage. Default: up to the first milestone."""
 

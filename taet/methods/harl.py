@@ -54,9 +54,9 @@ class Harl(Method):
         alpha: NonNegative = 0.1
         """Factor of the balanced classification loss (public code of TAET)."""
         beta: NonNegative = 0.1
-        """Factor of the hierarchical deviation loss (same)."""
+        """Factor of the hierarchical deviation loss (public code of TAET)."""
         gamma: NonNegative = 0.1
-        """Factor of the rare-class emphasis loss (same)."""
+        """Factor of the rare-class emphasis loss (public code of TAET)."""
         absent: Absent = "zero"
         """zero: loss 0 (public code); skip: left out of the means; ema: a running mean of its past loss."""
         momentum: Annotated[PartialShare, OnlyWith(absent="ema")] = 0.9

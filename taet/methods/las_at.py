@@ -131,19 +131,19 @@ class LearnableAttackStrategy(Method):
         eps: Range | None = None
         """Lowest and highest radius in eighths of the threat's. Default: 3 15, las-trades 5 9 (public commands)."""
         steps: Range | None = None
-        """Fewest and most steps. Default: 3 14, las-trades 7 14 (same)."""
+        """Fewest and most steps. Default: 3 14, las-trades 7 14 (public commands)."""
         step_size: Range | None = None
-        """Shortest and longest step in eighths of the threat's eps. Default: 1 5, las-trades 2 4 (same)."""
+        """Shortest and longest step in eighths of the threat's eps. Default: 1 5, las-trades 2 4 (public commands)."""
         beta: Annotated[Range | None, OnlyWith(variant="las-trades")] = None
-        """las-trades: lowest and highest factor of the KL. Default: 5 9 (same)."""
+        """las-trades: lowest and highest factor of the KL. Default: 5 9 (public commands)."""
         interval: Count | None = None
-        """Training steps between two updates of the strategy. Default: 20, las-trades 1 (same)."""
+        """Training steps between two updates of the strategy. Default: 20, las-trades 1 (public commands)."""
         robust_reward: NonNegative | None = None
         """Factor of the copy's robust accuracy in the reward. Default: 4, las-trades 8 (public code)."""
         clean_reward: NonNegative | None = None
-        """Factor of the copy's clean accuracy in the reward. Default: 2, las-trades 4 (same)."""
+        """Factor of the copy's clean accuracy in the reward. Default: 2, las-trades 4 (public code)."""
         strategy_lr: Positive = 1e-4
-        """Learning rate of the strategy (same); las-trades divides it by ten at every milestone."""
+        """Learning rate of the strategy (public code); las-trades divides it by ten at every milestone."""
         width: Annotated[int, Ge(1), Le(1024)] = 16
         """Channels of the strategy network's first layer; the published ResNet-18 has 64."""
 

@@ -81,6 +81,7 @@ class Standings:
             "Balanced accuracy, %. A range of ranks: a paired test over equal seeds cannot tell these rows apart.",
             "One seed has its 95 % interval over the test images; several have their mean with one standard error.",
             "Tail and worst class are under AutoAttack. Paper: its AutoAttack at full size.",
+            *(f"{one.label} leaves the protocol: {text}." for one in self.rows for text in one.card.deviations),
         )
         return TextTable(self.kind.title, HEADS, tuple(self._line(one) for one in self.rows), notes)
 
@@ -153,8 +154,10 @@ def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
     other = board.rows[0].card
     facts = {
         "test images (SHA-256)": (card.data["test_sha256"], other.data["test_sha256"]),
+        "extra training images": (_extra(card), _extra(other)),
         "training counts": (card.data.get("train_class_counts"), other.data.get("train_class_counts")),
         "network": (card.model["name"], other.model["name"]),
+        "pretrained weights": (_pretrained(card), _pretrained(other)),
         "protocol": (card.protocol, other.protocol),
         "threat": (card.threat, other.threat),
     }
@@ -173,6 +176,16 @@ def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
         card.model["weights_sha256"] == one.model["weights_sha256"] for row in board.rows for one in row.cards.values()
     ):
         yield "weights: these are on the board already"
+
+
+def _extra(card: ResultCard) -> str:
+    """Return what made the extra images of a training, or "none"."""
+    return str(card.data.get("extra", {}).get("source", "none"))
+
+
+def _pretrained(card: ResultCard) -> str:
+    """Return where the weights before the training came from, or "none"."""
+    return str(card.run.get("config", {}).get("model", {}).get("weights") or "none")
 
 
 def _faults(card: ResultCard) -> Iterator[str]:

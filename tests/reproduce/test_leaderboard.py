@@ -39,11 +39,17 @@ def test_a_comparable_card_is_placed(found: Sequence[Standings]) -> None:
 
 def test_each_reason_to_refuse_is_a_line(found: Sequence[Standings]) -> None:
     card = found[0].rows[0].card
+    config: dict[str, Any] = card.run["config"]
+    pretrained = {**config, "model": {**config["model"], "weights": "clean.safetensors"}}
+    extra = {"source": "EDM", "saw_removed_tail": "yes", "sha256": "0" * 64, "per_batch": 64, "batch_size": 128}
+    extra |= {"classes": "prior", "class_counts": [1] * 10}
     board, reasons = placed(found, card)
     assert board is None
     assert reasons[0] == "weights: these are on the board already"
     changes: dict[str, dict[str, Any]] = {
         "test images (SHA-256)": {"data": {**card.data, "test_sha256": "0" * 64}},
+        "extra training images": {"data": {**card.data, "extra": extra}},
+        "pretrained weights": {"run": {**card.run, "config": pretrained}},
         "training counts": {"data": {**card.data, "train_class_counts": [1] * 10}},
         "network": {"model": {**card.model, "name": "resnet18", "weights_sha256": "0" * 64}},
         "protocol": {"protocol": "other"},
@@ -86,6 +92,13 @@ def test_only_the_last_epoch_joins_a_board_of_last_epochs(
     }
     _, reasons = placed([board], dataclasses.replace(card, **changes))  # type: ignore[arg-type]
     assert [reason.partition(":")[0] for reason in reasons[:-1]] == ([] if fits else ["rule that chose the epoch"])
+
+
+def test_what_leaves_the_protocol_is_a_note(found: Sequence[Standings]) -> None:
+    card = handed_in(found)
+    board, _ = placed(found, dataclasses.replace(card, run={**card.run, "deviations": ["balls differ by class"]}))
+    assert board is not None
+    assert f"{submitted(card)} leaves the protocol: balls differ by class." in board.table().notes
 
 
 def test_without_a_board_there_is_a_reason(found: Sequence[Standings]) -> None:
