@@ -71,7 +71,7 @@ class Cfa(ClassBudgets):
 
     With the base trades, the loss becomes (1 + beta) mean [(1 - b_y) CE(f(x), y) + b_y KL(f(x) || f(x'))] with
     b_c = (lambda_2 + R_c) beta / (1 + (lambda_2 + R_c) beta): TRADES where lambda_2 + R_c is 1. `regulariser` official
-    lacks the factor 1 + beta, so its steps are a seventh as long with beta = 6. In the public code the form for AT takes
+    lacks the factor 1 + beta, so its steps are a seventh as long at beta 6. In the public code the form for AT takes
     these weights and ignores them. Steps follow the class's ball; published ones are all alike.
 
     With a `gate` the run delivers an average of the weights of its epochs, d average + (1 - d) weights, which an epoch

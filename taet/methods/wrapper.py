@@ -27,7 +27,7 @@ def _is_other(name: str) -> bool:
     return name not in registry.entries("methods") or not issubclass(methods.find(name), ClassBudgets)
 
 
-Base = Annotated[str, Rule(_is_other, "any other method")]
+Base = Annotated[str, Rule(_is_other, "a method that wraps no other")]
 """Name of a method that can be held."""
 
 

@@ -169,7 +169,7 @@ def test_knobs_are_the_bases_own_settings():
 
 
 @pytest.mark.parametrize(("base", "knobs", "message"), [
-    ("robust-lt", (), "method base: got 'robust-lt'; allowed: any other method"),
+    ("robust-lt", (), "method base: got 'robust-lt'; allowed: a method that wraps no other"),
     ("trads", (), r"unknown method 'trads'; .*did you mean 'trades'\?"),
     ("trades", ("beta",), "robust-lt: option of trades: got 'beta'; allowed: beta=value$"),
     ("trades", ("betta=3",), r"robust-lt: option of trades: unknown name 'betta'; allowed: beta; .* 'beta'\?"),
