@@ -72,6 +72,7 @@ PAIRS: dict[str, dict[str, tuple[str, ...]]] = {
     "digits-lt-extra": {
         "none": (),
         "copies": ("held-back", "mixed", "gaussian-inverse"),
+        "copies-inverse": ("held-back", "mixed-inverse", "gaussian-inverse"),
     },
 }
 # Rows of a folder whose runs are those of another.

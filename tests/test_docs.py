@@ -285,7 +285,7 @@ SHOWN = {  # paired differences in hand-written text, by page: folder of results
         . {REAT} {CHOSEN}/at-bsl_cifar10-lt_ir50_seed0-2df819c8 autoattack
         {CHOSEN} reat_cifar10-lt_ir50_seed1-4aa0faaa at-bsl_cifar10-lt_ir50_seed1-7e9396c1 autoattack
         . {REAT} {BSL} autoattack""",
-    "docs/extra-data.md": "digits-lt-extra gaussian-inverse-seed? copies-seed? autoattack-fast",
+    "docs/extra-data.md": "digits-lt-extra gaussian-inverse-seed? copies-inverse-seed? autoattack-fast",
     "docs/fine-tuning.md": """
         ham10000-fine-tune trades standard clean
         ham10000-fine-tune trades standard autoattack-fast""",
@@ -297,12 +297,14 @@ SHOWN = {  # paired differences in hand-written text, by page: folder of results
         digits-lt-extra held-back-seed? none-seed? pgd-20
         digits-lt-extra held-back-seed? none-seed? autoattack-fast
         digits-lt-extra copies-seed? none-seed? clean
-        digits-lt-extra held-back-seed? copies-seed? clean
-        digits-lt-extra held-back-seed? copies-seed? autoattack-fast
-        digits-lt-extra mixed-seed? none-seed? autoattack-fast
-        digits-lt-extra mixed-seed? copies-seed? clean
-        digits-lt-extra gaussian-inverse-seed? copies-seed? autoattack-fast
-        digits-lt-extra gaussian-inverse-seed? none-seed? autoattack-fast""",
+        digits-lt-extra copies-inverse-seed? none-seed? clean
+        digits-lt-extra held-back-seed? copies-inverse-seed? clean
+        digits-lt-extra held-back-seed? copies-inverse-seed? autoattack-fast
+        digits-lt-extra mixed-inverse-seed? copies-inverse-seed? clean
+        digits-lt-extra mixed-inverse-seed? copies-inverse-seed? autoattack-fast
+        digits-lt-extra gaussian-inverse-seed? copies-inverse-seed? clean
+        digits-lt-extra gaussian-inverse-seed? copies-inverse-seed? autoattack-fast
+        digits-lt-extra mixed-inverse-seed? mixed-seed? clean""",
     "results/cifar10-lt-class-wise/about.md": f"""
         . {WISE}/counts+at-bsl-seed0 {BSL} autoattack
         . {WISE}/dafa+at-bsl-seed0 {BSL} autoattack
