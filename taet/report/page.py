@@ -14,7 +14,7 @@ from taet import formatting, metrics
 from taet.errors import unknown
 from taet.evaluation.audit import Audit
 from taet.evaluation.decision_card import ACCURACY, DecisionCard
-from taet.report import broken_images, curves, epochs, figures, measured, sentences, series, tables
+from taet.report import broken_images, curves, epochs, figures, measured, rules, sentences, series, tables
 from taet.report.differences import Pairs, paired_table, transfers
 from taet.report.gallery import gallery
 from taet.report.provenance import provenance
@@ -128,6 +128,7 @@ def section(
         more_groups=[tables.by_group(runs, attack, data) for attack in attacks if attack not in shown],
         behaviour=tables.behaviour(runs, clean, strongest, data) if strongest else None,
         paired=[table for attack in reversed(shown) if (table := paired_table(runs, attack, pairs))],
+        rules=rules.rule_table(runs, strongest) if strongest else None,
         breaks=list(broken_images.by_attack(runs, attacks)),
         parts=list(broken_images.by_part(runs, attacks)),
         attack_curves=curves.attack_curves(runs, anchor),
@@ -160,6 +161,7 @@ def _contents(c: SimpleNamespace) -> dict[str, tuple[str, object]]:
     return {
         "results": ("Results", True),
         "paired": ("Differences", c.paired),
+        "rules": ("Rules", c.rules),
         "breaks": ("Which attack", c.breaks or c.parts),
         "attack-curves": ("Curves", c.attack_curves),
         "transfer": ("Transfer", c.transfers),
