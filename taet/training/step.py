@@ -13,7 +13,7 @@ from taet.data.loader import Batch
 from taet.distributed import average_gradients, rank
 from taet.errors import UserError
 from taet.methods.base import Attack, Loss, Method, Step
-from taet.models.sync_norm import normalisations
+from taet.models.sync_norm import average_statistics, normalisations
 from taet.models.view import View
 from taet.randomness import derive_seed, generator
 from taet.training.graphs import Graphs
@@ -32,12 +32,15 @@ def training_step(
     number: int = 0,
     view: View | None = None,
     graphs: Graphs | None = None,
+    own_statistics: bool = False,
 ) -> Loss:
     """Perturb on the frozen model; loss (with `awp` at perturbed weights); backward; update; `after_step`.
 
     `awp` is the relative length of the weight perturbation, `number` counts the steps of the run. The attack runs on
     `view` if there is one: a cheaper copy of the model in eval mode. With `graphs` everything except `after_step` is
-    replayed. Gradients of model and method are averaged over processes. Nothing here waits for the device.
+    replayed. Gradients of model and method are averaged over processes, and with `own_statistics`, where batch
+    normalisation is not synchronised, its running statistics: before `after_step`, which may run the model with them.
+    Nothing here waits for the device.
     """
 
     def part(batch: Batch, attack: Attack) -> Loss:
@@ -69,8 +72,12 @@ def training_step(
     else:
         stages = tuple(module.stage for module in method.modules() if isinstance(module, Method))
         loss = graphs.run(part, (stages, awp), batch, attack, lambda: _tensors(model, method, optimizer), optimizer)
+    if own_statistics:
+        average_statistics(model, method)
     with _precision(batch.x.device, autocast):
         method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack, optimizer, number, view))
+    if own_statistics:
+        average_statistics(method)  # its own networks may be trained there
     return loss
 
 
@@ -117,7 +124,15 @@ class Steps:
         awp = training.awp if epoch >= epoch_at(training.awp_start, training.epochs) else 0.0
         own = (model, method, optimizer, batch, attack)
         try:
-            return training_step(*own, autocast=self.autocast, awp=awp, number=number, view=view, graphs=graphs)
+            return training_step(
+                *own,
+                autocast=self.autocast,
+                awp=awp,
+                number=number,
+                view=view,
+                graphs=graphs,
+                own_statistics=not training.sync_bn,
+            )
         except ValueError as error:
             if len(batch.y) > 1 or not normalisations(model, method):
                 raise

@@ -258,8 +258,6 @@ class Trainer:
                 attack = self.steps.attack(place, "attack", epoch, self.step)
                 own = (self.model, self.method, self.optimizer)
                 loss = self.steps.take(*own, batch, attack, epoch, number, self.view, self.graphs)
-                if not run.training.sync_bn:
-                    average_statistics(self.model, self.method)
                 self.epoch_sums.add(loss, batch.y, total=place[1])
                 self.step += 1
                 if self.average is not None and run.training.ema:

@@ -6,6 +6,7 @@ generators of ADT, the strategy of LAS-AT).
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -77,6 +78,8 @@ class LocalMean(Method):
 
 
 OWN_STATISTICS = Job("statistics of each", 7, synchronised=False)
+REFRESHED = ("las-at", "liet")
+"""Methods whose `after_step` runs the model with its statistics."""
 LOCAL_MEAN = LocalMean(Method.Config(), Task((5, 4, 3, 2, 1), SHAPE, epochs=1, steps_per_epoch=1))
 
 
@@ -105,7 +108,8 @@ def trained(case: Case, share: slice, job: Job) -> Values:
         batch = Batch(torch.arange(SAMPLES)[share], x[share], LABELS[share])
         attack = Attack(replace(THREAT, bn_mode=job.bn_mode), Source(noise, share.start, SAMPLES))
         with synchronised(model, method, wanted=job.synchronised):
-            loss = training_step(model, method, optimizer, batch, attack, autocast=False, awp=job.awp, number=number)
+            more = {"awp": job.awp, "number": number, "own_statistics": not job.synchronised}
+            loss = training_step(model, method, optimizer, batch, attack, autocast=False, **more)
         values = {"loss": loss.total, "logits": loss.logits} | {f"part {name}": v for name, v in loss.parts.items()}
         for owner, module in (("model", model), ("method", method)):
             for name, parameter in module.named_parameters():
@@ -138,7 +142,7 @@ def work(rank: int, folder: Path) -> None:
     whole = slice(0, SAMPLES)
     wanted = (folder / "cases.txt").read_text().splitlines()
     plan = [(case, job) for case in (*CASES, LOCAL_MEAN) for job in jobs(case) if str(case) in wanted]
-    plan += [(case, OWN_STATISTICS) for case in CASES if case.name == "at"]
+    plan += [(case, OWN_STATISTICS) for case in CASES if case.name == "at" or case.name in REFRESHED]
     if rank == 0:
         alone = {f"{case}/{job.name}": trained(case, whole, job) for case, job in plan}
         torch.save(alone | {"told": told(SAMPLES)}, folder / "alone.pt")
@@ -213,6 +217,16 @@ def test_statistics_of_ones_own_share_are_found_out(
     (case,) = stages("at")
     with pytest.raises(AssertionError, match="statistics of each, step 0: loss"):
         assert_as_one(case, OWN_STATISTICS, *results)
+
+
+def test_processes_with_statistics_of_their_own_stay_alike(
+    results: tuple[dict[str, Values], list[dict[str, Values]]], stages: Callable[[str], list[Case]]
+) -> None:
+    for case in itertools.chain(*map(stages, REFRESHED)):
+        mine, other = (values[f"{case}/{OWN_STATISTICS.name}"] for values in results[1])
+        state = [key for key in mine if ": model " in key or ": method " in key]
+        assert any("running_mean" in key for key in state)
+        assert not [key for key in state if not torch.equal(mine[key], other[key])], case
 
 
 if __name__ == "__main__":
