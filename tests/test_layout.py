@@ -257,7 +257,8 @@ def test_a_name_of_a_type_is_used_once() -> None:
 #       13  extra images and pretrained weights of submitted cards
 #     130  rules of class budgets by base method in reports
 #      12  processes that train alike
-MOST_LINES = 41_000
+#      22  processes that train alike, class weights on every label term
+MOST_LINES = 41_009
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

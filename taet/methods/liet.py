@@ -84,17 +84,24 @@ class LabelInitialized(Method):
         reach = 3 if wide else 1
         return Adversarial(one_step(attack, model, x, y, reach, objective, start="none", start_noise=start - x), info)
 
-    def smoothed(self, losses: Tensor, logits: Tensor, info: Mapping[str, Tensor]) -> Tensor:
-        """Losses (N,) of the label, mixed with the cross-entropy with the drawn shares of the other classes."""
+    def smoothed(
+        self, losses: Tensor, logits: Tensor, info: Mapping[str, Tensor], weighed_by: Tensor | None = None
+    ) -> Tensor:
+        """Losses (N,) of the label, mixed with the cross-entropy with the drawn shares of the other classes.
+
+        `weighed_by` are the labels (N,) whose class weights these shares have; `losses` have them already.
+        """
         if not self.config.smoothing:
             return losses
         spread_out = -(info["others"] * logits.log_softmax(1)).sum(1)
+        if weighed_by is not None:
+            spread_out = self.outer.weighed(spread_out, weighed_by)
         mixed: Tensor = (1 - self.config.smoothing) * losses + self.config.smoothing * spread_out
         return mixed
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         logits, start = model(adversarial.x), model(adversarial.info["start"])
-        label = global_mean(self.smoothed(self.outer(logits, y), self.outer.prepared(logits, y), adversarial.info))
+        label = global_mean(self.smoothed(self.outer(logits, y), self.outer.prepared(logits, y), adversarial.info, y))
         js = global_mean(js_divergence(start, logits))
         return Loss(label + self.strength * js, {"label": label, "js": js}, logits)
 

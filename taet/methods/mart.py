@@ -20,8 +20,9 @@ class Mart(Method):
     """Loss: mean BCE(f(x'), y) + beta mean KL(f(x) || f(x')) (1 - p_y(x)), on PGD examples.
 
     BCE is the cross-entropy, for which the run's outer loss stands, plus a penalty on the most likely wrong class. The
-    penalty uses the logits with the outer loss's shift by the class prior. Nothing is detached, as in the public code:
-    gradients flow through p, the factor and the attacked prediction (see `taet.losses.consistency`).
+    penalty uses the logits with the outer loss's shift by the class prior, and has its class weights. Nothing is
+    detached, as in the public code: gradients flow through p, the factor and the attacked prediction (see
+    `taet.losses.consistency`).
 
     Official: a ResNet-18, with the rounded values 0.031 and 0.007. The settings for the WRN-34-10 are lr 0.1, weight
     decay 7e-4, beta 6 and 90 epochs.
@@ -54,6 +55,7 @@ class Mart(Method):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Adversarial) -> Loss:
         natural = model(x)
         logits = model(adversarial.x)
-        label = global_mean(self.outer(logits, y) + runner_up_penalty(self.outer.shifted(logits), y))
+        penalty = self.outer.weighed(runner_up_penalty(self.outer.shifted(logits), y), y)
+        label = global_mean(self.outer(logits, y) + penalty)
         kl = global_mean(misclassification_kl(natural, logits, y))
         return Loss(label + self.config.beta * kl, {"label": label, "kl": kl}, logits)

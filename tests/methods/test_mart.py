@@ -95,6 +95,16 @@ def test_focal_replaces_the_cross_entropy_within_the_boosted_loss():
     torch.testing.assert_close(loss.parts["label"], plain + penalty)
 
 
+def test_class_weights_act_on_both_terms_of_the_boosted_loss():
+    _, natural, logits, labels = golden()
+    method = build("class-balanced")
+    weights = method.outer.weights[labels] / method.outer.weights[labels].mean()
+    assert weights.std() > 0.1
+    each = torch.stack([boosted_cross_entropy(logits[[i]], labels[[i]])[0] for i in range(len(labels))])
+    loss = loss_of(method, natural, logits, labels)
+    torch.testing.assert_close(loss.parts["label"], (weights * each).mean())
+
+
 def test_the_attack_is_the_protocols_on_cross_entropy(network, digits):
     threat = Threat(steps=2)
     first, second = (Attack(threat, Source(torch.Generator().manual_seed(0))) for _ in range(2))

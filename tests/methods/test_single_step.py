@@ -138,6 +138,19 @@ def test_a_smoothed_target_spreads_its_part_over_the_other_classes(network, digi
     assert "others" not in build("liet", 10, (1, 8, 8)).perturb(model, digits.x, digits.y, attack()).info
 
 
+def test_class_weights_act_on_the_label_and_on_what_is_spread(network, digits):
+    budget = methods.build("class-budget", {"rule": "dafa", "base": "liet", "knobs": ("smoothing=0.6",)},
+                           build("liet", 10, (1, 8, 8)).task)  # fmt: skip
+    method, model = budget.base, network(10)
+    method.outer.factor.copy_(torch.linspace(0.25, 1.75, 10))
+    with frozen(model):
+        found = method.perturb(model, digits.x, digits.y, attack())
+    loss = method.loss(model, digits.x, digits.y, found)
+    target = 0.6 * found.info["others"] + 0.4 * torch.nn.functional.one_hot(digits.y, 10)
+    each = torch.nn.functional.cross_entropy(loss.logits, target, reduction="none")
+    torch.testing.assert_close(loss.parts["label"], (method.outer.factor.float()[digits.y] * each).mean())
+
+
 def test_adversarial_is_what_the_loss_is_on(network, digits):
     method, at = build("n-fgsm", 10, (1, 8, 8)), methods.build("at", None, build("n-fgsm", 10, (1, 8, 8)).task)
     given = Adversarial(digits.x)
