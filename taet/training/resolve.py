@@ -90,7 +90,7 @@ def resolve(
         other = f"ema {training.ema:g}" if training.ema else f"swa {training.swa:g}"
         raise UserError(f"{run.method}: got {other} with its own average; allowed: one average of the weights")
     if method.needs_feedback:
-        _check_feedback(run, split, facts, arrays)
+        _check_feedback(run, method, split, facts, arrays)
     resolved = Resolved(config.override(run, {"settings": method.config}), method, split, mixed)
     if resolved.averages_epochs and resolved.first_averaged >= training.epochs:
         raise UserError(f"swa: got {training.swa:g}; that leaves none of {training.epochs} epochs to average")
@@ -143,13 +143,21 @@ def _validation(arrays: bool) -> str:
     return "Dataset.from_arrays(validation=...)" if arrays else "--data.validation 0.1"
 
 
-def _check_feedback(run: Run, split: str, facts: DataFacts | None, arrays: bool) -> None:
-    """Refuse a method that learns from validation images if the curve is not measured on them."""
+def _check_feedback(run: Run, method: Method, split: str, facts: DataFacts | None, arrays: bool) -> None:
+    """Refuse a method that learns from validation images if the curve is not measured on them, or only at the end."""
     name, training = run.method, run.training
     if training.selection == "best-test":
         raise UserError(f"{name}: got selection best-test; allowed: last, best-validation: it learns from the curve")
     if training.monitor_every == 0:
         raise UserError(f"{name}: got monitor every 0; allowed: 1 or more: it learns from the points of the curve")
+    # A point after the last epoch decides whether that one enters an average, and teaches nothing.
+    learns = any(isinstance(m, Method) and m.needs_feedback and not m.average_decay for m in method.modules())
+    if learns and min(method.task.watched) + 1 >= training.epochs:
+        got, allowed = f"epochs {training.epochs}", "2 or more"
+        if training.epochs > 1:
+            got = f"monitor every {training.monitor_every} of {training.epochs} epochs"
+            allowed = f"up to {training.epochs - 1}"
+        raise UserError(f"{name}: got {got}; allowed: {allowed}: it learns from the curve before the last epoch")
     if split != "validation" and facts is not None:
         got = "got no validation split, which it learns from (never from the test set)"
         raise UserError(f"{name}: {got}: add {_validation(arrays)}")

@@ -267,6 +267,33 @@ def test_every_method_that_learns_from_feedback_is_refused_without_validation_im
             resolve(tiny(name), DataFacts((50, 20, 10), (1, 8, 8), {"train": 80, "test": 30}))
 
 
+@pytest.mark.parametrize(
+    ("epochs", "every", "message"),
+    [
+        (24, 24, "got monitor every 24 of 24 epochs; allowed: up to 23: it learns from the curve before"),
+        (2, 5, "got monitor every 5 of 2 epochs; allowed: up to 1: it learns"),
+        (1, None, "got epochs 1; allowed: 2 or more: it learns from the curve before the last epoch$"),
+        (24, 23, None),
+        (2, None, None),
+    ],
+)
+def test_a_curve_whose_only_point_follows_the_last_epoch_is_refused(
+    tiny: Tiny, epochs: int, every: int | None, message: str | None
+) -> None:
+    facts = DataFacts((50, 20, 10), (1, 8, 8), {"train": 80} | FACTS)
+    for name, settings in (("wat", {}), ("cgr", {}), ("frl", {"begin": 0.0}), ("robust-lt", {"base": "wat"})):
+        changes = {"method": name, "training.epochs": epochs, "training.monitor_every": every}
+        run = override(tiny("wat"), changes | {"settings": methods.find(name).Config(**settings)})
+        if message is None:
+            assert min(resolve(run, facts).method.task.watched) < epochs - 1
+        else:
+            with pytest.raises(UserError, match=f"^{name}: {message}"):
+                resolve(run, facts)
+    # An average of admitted epochs may begin with the last one.
+    gate = {"settings": methods.find("cfa").Config(gate="relative")}
+    assert resolve(override(tiny("cfa"), gate | {"training.epochs": 24, "training.monitor_every": 24}), facts)
+
+
 def _own(tmp_path: Path, name: str, body: str) -> Path:
     """A method of the file `name`, whose constructor ends with `body`."""
     path = tmp_path / f"{name}.py"
