@@ -259,7 +259,8 @@ def test_a_name_of_a_type_is_used_once() -> None:
 #      12  processes that train alike
 #      22  processes that train alike, class weights on every label term
 #      30  processes that train alike, class weights on every label term, feedback and stages that no epoch follows
-MOST_LINES = 41_017
+#      37  processes that train alike, class weights on every label term, feedback and stages that no epoch follows
+MOST_LINES = 41_024
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

@@ -357,6 +357,13 @@ def refuse_smoothing(method: str, task: Task, why: str) -> None:
 
 
 def second_stage(begin: float | None, task: Task, epoch: int, name: str) -> str:
-    """Return `name` from a share `begin` of the epochs on, by default from the first milestone on; before: burn-in."""
+    """Return `name` from a share `begin` of the epochs on, by default from the first milestone on; before: burn-in.
+
+    A run without an epoch of that stage is refused: it would be the burn-in's method under another name.
+    """
     first = min(task.milestones, default=task.epochs) if begin is None else round(begin * task.epochs)
+    if first >= task.epochs:
+        got = "no milestone within" if begin is None else f"{begin:.3g} of"
+        epochs = f"{task.epochs} epochs, which leaves none of them"
+        raise UserError(f"method begin: got {got} {epochs}; allowed: {'a' if begin is None else 'another'} share")
     return name if epoch >= first else "burn-in"

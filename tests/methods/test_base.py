@@ -165,3 +165,28 @@ def test_a_weighting_is_refused_where_the_attack_raises_no_label_loss(monkeypatc
     with pytest.raises(UserError, match=r"^at: got the weighting rw; its attack raises no loss on labels: only none$"):
         methods.build("at", None, task)
     methods.build("at", None, dataclasses.replace(task, weighting="none"))
+
+
+@pytest.mark.parametrize("name", ["faal", "frl"])
+@pytest.mark.parametrize(
+    ("epochs", "milestones", "begin", "message"),
+    [
+        (10, (7,), 1.0, "got 1 of 10 epochs, which leaves none of them; allowed: another share"),
+        (2, (1,), 0.8, "got 0.8 of 2 epochs, which leaves none of them; allowed: another share"),
+        (10, (), None, "got no milestone within 10 epochs, which leaves none of them; allowed: a share"),
+        (1, (1,), None, "got no milestone within 1 epochs, which leaves none of them; allowed: a share"),
+        (2, (1,), None, None),
+        (1, (), 0.0, None),
+    ],
+)
+def test_a_run_of_burn_in_alone_is_refused(
+    name: str, epochs: int, milestones: tuple[int, ...], begin: float | None, message: str | None
+) -> None:
+    task = Task((4, 2), (1, 8, 8), epochs, 1, milestones)
+    for holder, settings in ((name, {"begin": begin}), ("robust-lt", {"base": name, "knobs": (f"begin={begin}",)})):
+        if message is None:
+            assert "fair" in methods.build(holder, settings, task).task.stages
+        else:
+            with pytest.raises(UserError) as error:
+                methods.build(holder, settings, task)
+            assert str(error.value) == f"method begin: {message}"

@@ -119,7 +119,6 @@ def test_means_of_classes_and_samples_are_two_aggregates():
 def test_stages_and_refusals():
     assert [build().task.stages[epoch] for epoch in (5, 6)] == ["burn-in", "fair"]
     assert build(begin=0.0).task.stages[0] == "fair"
-    assert build(milestones=()).task.stages[9] == "burn-in"
     with pytest.raises(UserError, match=r"^method beta: got 3; allowed: with form trades only$"):
         build(beta=3.0)
     with pytest.raises(UserError, match=r"^method radius: got -1; allowed: 0 or more"):
