@@ -264,6 +264,8 @@ class Method(nn.Module):
     """Whether reports compare the other methods with this one."""
     budget_warm_up: ClassVar[float] = 0.8
     """Share of the epochs over which a wrapper raises the training budget from 0, where it does."""
+    label_term: ClassVar[bool] = True
+    """Whether the loss on attacked images has a label term that goes through `outer`, and thus class weights."""
     label_and_divergence: ClassVar[bool] = False
     """Whether the loss is a label term on clean images plus beta KL(f(x) || f(x')), which can be weighed by class."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from taet.bounds import NonNegative, OnlyWith, PartialShare, Positive, Share
 from taet.methods.base import Task
 from taet.methods.cfa import BEGIN, CfaRule
-from taet.methods.dafa import WARM_UP, DafaRule, InnerShare
+from taet.methods.dafa import WARM_UP, DafaRule, InnerShare, in_words
 from taet.methods.robust_lt import CountsRule
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
 
@@ -58,6 +58,8 @@ class ClassBudget(ClassBudgets):
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task, lambda: _rule(config, task))
         self.title = f"{ClassBudget.title} ({config.rule}) + {self.base.title}"
+        if config.rule == "dafa":
+            self.deviations = (*self.base.deviations, f"{in_words(self.base)}, by the rule")
 
 
 def _rule(config: ClassBudget.Config, task: Task) -> BudgetRule:

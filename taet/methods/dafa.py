@@ -15,7 +15,7 @@ from torch import Tensor
 from taet.bounds import NonNegative
 from taet.errors import UserError
 from taet.losses.class_sums import class_sums
-from taet.methods.base import Task
+from taet.methods.base import Method, Task
 from taet.methods.wrapper import Base, BudgetRule, ClassBudgets
 
 InnerShare = Annotated[float, Gt(0), Lt(1)]
@@ -73,6 +73,13 @@ class DafaRule(BudgetRule):
         return class_weights(mean, self.lam, self.floor)
 
 
+def in_words(base: Method) -> str:
+    """Return what `DafaRule` changes around `base`, for tables."""
+    if base.label_term:
+        return "training eps, step size and weight of the label term differ by class"
+    return "training eps and step size differ by class: the budgets alone, since no label term can be weighed"
+
+
 class Dafa(ClassBudgets):
     """The base's loss with label terms weighted by class, W_y CE, on examples in balls of W_y eps with steps W_y alpha.
 
@@ -107,3 +114,4 @@ class Dafa(ClassBudgets):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task, lambda: DafaRule(task, config.lam, config.floor, config.warm_up))
+        self.deviations = (*self.base.deviations, in_words(self.base))

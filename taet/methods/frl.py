@@ -47,7 +47,7 @@ class FairRobust(Method):
 
     title = "FRL"
     reference = "Xu et al., ICML 2021"
-    deviations = (
+    deviations: tuple[str, ...] = (
         "weights, eps (0.98 to 3 times) and step size of the classes follow their error on validation images",
     )
     label_attack = False
@@ -78,6 +78,12 @@ class FairRobust(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
+        moved = {
+            "weights": config.rate > 0 and config.limit > 0,
+            "eps (0.98 to 3 times) and step size": config.margin and config.margin_rate > 0,
+        }
+        what = ", ".join(name for name, moves in moved.items() if moves)
+        self.deviations = (f"{what} of the classes follow their error on validation images",) if what else ()
         self.delta = config.delta if config.delta is not None else 0.07 if config.margin else 0.1
         used = sum(self._is_followed(epoch) for epoch in task.watched)
         self.scale = FEEDBACKS / max(used, 1)

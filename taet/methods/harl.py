@@ -32,6 +32,7 @@ class Harl(Method):
 
     title = "HARL"
     reference = "TAET, CVPR 2025, arXiv:2503.01924"
+    label_term = False
     official: ClassVar[Overrides] = {
         "model.normalize": "none",
         "threat.eps": 0.031,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from taet.attacks.ball import draw_noise
 from taet.bounds import NonNegative
 from taet.distributed import global_mean
-from taet.methods.base import Adversarial, Attack, Loss, Method
+from taet.methods.base import Adversarial, Attack, Loss, Method, Task
 
 
 def one_step(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, reach: float, *given: Any, **more: Any) -> Tensor:
@@ -34,7 +34,9 @@ class NoisyFgsm(Method):
 
     title = "N-FGSM"
     reference = "de Jorge et al., NeurIPS 2022"
-    deviations = ("one step of eps from uniform noise, not projected: examples are up to 3 eps from the image",)
+    deviations: tuple[str, ...] = (
+        "one step of eps from uniform noise, not projected: examples are up to 3 eps from the image",
+    )
     single_step = True
 
     @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class NoisyFgsm(Method):
 
         noise: NonNegative = 2.0
         """Radius k of the noise, in units of eps (paper)."""
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task)
+        start = f"uniform noise, not projected: examples are up to {config.noise + 1:g} eps from the image"
+        self.deviations = (f"one step of eps from {start if config.noise else 'the image'}",)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Adversarial:
         k = self.config.noise

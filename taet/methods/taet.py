@@ -30,6 +30,7 @@ class Taet(Method):
 
     title = "TAET"
     reference = "CVPR 2025, arXiv:2503.01924"
+    label_term = False
     official = Harl.official
     budget_warm_up = 1.0  # RobustLT, its experiments with TAET
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -165,6 +166,30 @@ def test_a_weighting_is_refused_where_the_attack_raises_no_label_loss(monkeypatc
     with pytest.raises(UserError, match=r"^at: got the weighting rw; its attack raises no loss on labels: only none$"):
         methods.build("at", None, task)
     methods.build("at", None, dataclasses.replace(task, weighting="none"))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("class-budget", {"rule": "dafa"}, "eps, step size and weight of the label term differ by class, by the rule"),
+        ("class-budget", {"rule": "dafa", "base": "harl"}, "differ by class: the budgets alone, since"),
+        ("dafa", {"base": "harl"}, "differ by class: the budgets alone, since"),
+        ("dafa", {"base": "taet"}, "differ by class: the budgets alone, since"),
+        ("n-fgsm", {"noise": 0.5}, "noise, not projected: examples are up to 1.5 eps from the image"),
+        ("n-fgsm", {"noise": 0.0}, "one step of eps from the image"),
+        ("frl", {"margin": False}, "weights of the classes follow their error on validation images"),
+        ("frl", {"margin_rate": 0.0}, "weights of the classes follow their error on validation images"),
+        ("frl", {"rate": 0.0}, "eps (0.98 to 3 times) and step size of the classes follow"),
+        ("frl", {"rate": 0.0, "margin": False}, None),
+    ],
+)
+def test_tables_name_how_the_settings_leave_the_protocol(name: str, settings: dict[str, Any], told: str | None) -> None:
+    method = methods.build(name, settings, Task((4, 2), (1, 8, 8), 11, 1, milestones=(8,)))
+    assert len(method.deviations) == (told is not None)
+    assert told is None or told in method.deviations[0]
+    assert type(method).deviations != method.deviations
+    plain = {"base": "at"} if name in ("dafa", "class-budget") else {}
+    assert methods.build(name, plain, method.task).deviations == type(method).deviations
 
 
 @pytest.mark.parametrize("name", ["faal", "frl"])
