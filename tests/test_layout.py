@@ -256,10 +256,6 @@ def test_a_name_of_a_type_is_used_once() -> None:
 #      107  last and selected epochs: on cards, at small scales, in embeddings, and a warning of few validation images
 #       13  extra images and pretrained weights of submitted cards
 #     130  rules of class budgets by base method in reports
-#      12  processes that train alike
-#      22  processes that train alike, class weights on every label term
-#      30  processes that train alike, class weights on every label term, feedback and stages that no epoch follows
-#      37  processes that train alike, class weights on every label term, feedback and stages that no epoch follows
 #      63  processes that train alike, class weights on every label term, deviations as set, stages that no epoch has
 MOST_LINES = 41_051
 
