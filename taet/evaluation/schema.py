@@ -61,8 +61,24 @@ class ExtraAbout(TypedDict):
     batch_size: StoredCount
     classes: str
     class_counts: list[StoredCount]
+    trained_on: NotRequired[str]
+    """What their generator was trained on: this-set, balanced-original or other."""
+    labels: NotRequired[str]
+    """given with the images, or pseudo: predicted by a model."""
+    kept: NotRequired[NonNegative]
+    """Fraction of each class that a filter kept."""
+    judge_sha256: NotRequired[Sha256 | None]
+    """SHA-256 of the weights of the model that filtered them."""
+    left_out: NotRequired[dict[str, tuple[StoredCount, StoredCount]]]
+    """For each split: images left out as exact and as near duplicates of its images; empty for copies."""
+    left_out_by: NotRequired[str]
+    """How duplicates were found."""
     compared: NotRequired[bool]
     """Whether they were compared with the test images, which excludes duplicates."""
+
+
+EXTRA_ABOUT = tuple(name for name in ExtraAbout.__annotations__ if name != "compared")
+"""What a card repeats of the run's record of its extra images."""
 
 
 class DataAbout(TypedDict):

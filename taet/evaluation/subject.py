@@ -24,6 +24,7 @@ from taet.evaluation.bundles import parse_attacks, settle
 from taet.evaluation.image_arrays import TestImages, as_arrays
 from taet.evaluation.packing import plain
 from taet.evaluation.runner import Runner, make_runner
+from taet.evaluation.schema import EXTRA_ABOUT
 from taet.files import file_sha256
 from taet.metrics import Ints
 from taet.training.decisive_settings import run_hash
@@ -220,8 +221,7 @@ def _of_run(
         sha256 = images_sha256(pixels, labels)
     extra = record.data.extra
     if extra is not None:
-        kept = ("source", "saw_removed_tail", "sha256", "per_batch", "batch_size", "classes", "class_counts")
-        about_extra = {name: plain(getattr(extra, name)) for name in kept}
+        about_extra = {name: plain(getattr(extra, name)) for name in EXTRA_ABOUT}
         # Copies of training images are never test images.
         compared = run.data.extra == EXTRA_COPIES or sha256 in (record.data.test.sha256, extra.test_sha256)
         data_about = {**data_about, "extra": {**about_extra, "compared": compared}}

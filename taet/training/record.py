@@ -16,6 +16,7 @@ from taet import config, methods, metrics
 from taet.bounds import Count, NonNegative
 from taet.config import Run
 from taet.errors import UserError
+from taet.formatting import listed
 from taet.metrics import Floats, Ints
 from taet.models.heads import Head
 from taet.shapes import Sha256, StoredCount, check_shape, kind_text
@@ -88,11 +89,14 @@ class ExtraRecord:
     @property
     def sentence(self) -> str:
         """The sentence about extra images in every table."""
-        removed = sum(map(sum, self.left_out.values()))
+        exact, near = (sum(counts[degree] for counts in self.left_out.values()) for degree in (0, 1))
+        judge = f" by the model {self.judge_sha256[:12]}" if self.judge_sha256 else ""
         return (
             f"extra images, {self.per_batch} of {self.batch_size} in every batch, by the rule {self.classes}: "
             f"{self.source.strip().rstrip('.')}; saw the removed tail: {self.saw_removed_tail}"
-            + (f"; {removed} left out as repeats of held-out images" if removed else "")
+            + (f"; labels: {self.labels}" if self.labels else "")
+            + (f"; filter: kept {self.kept:g} of each class{judge}" if self.kept < 1 else "")
+            + (f"; left out as images of {listed(self.left_out)}: {exact} exact, {near} near" if self.left_out else "")
         )
 
 

@@ -20,14 +20,17 @@ from taet.data import load
 from taet.data.dataset import Split
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
+from taet.evaluation.schema import ExtraAbout
 from taet.losses.long_tail import log_prior, rebalancing_weights
 from taet.losses.tail_margin import tail_classes
 from taet.methods import Task
 from taet.methods.robust_lt import class_budgets
+from taet.shapes import check_shape
 from taet.training import resume, train
 from taet.training import step as steps
 from taet.training.extra import kept_by
 from taet.training.folder import RunFolder
+from taet.training.record import ExtraRecord
 
 AssertSame = Callable[[Path, Path], None]
 COUNTS, EXPOSURE, DISTINCT = (50, 20, 10), (30.0, 25.0, 25.0), (60, 60, 60)
@@ -117,14 +120,20 @@ def test_source_and_what_it_saw_go_into_record_card_and_report(tiny: Callable[..
     train(tiny("at"), out=tmp_path / "plain")
     record = RunFolder(tmp_path / "mixed").record
     assert record.data.extra is not None
-    sentence = "extra images, 16 of 32 in every batch, by the rule inverse: noise; saw the removed tail: yes"
+    sentence = (
+        "extra images, 16 of 32 in every batch, by the rule inverse: noise; saw the removed tail: yes; labels: given; "
+        "left out as images of test: 0 exact, 0 near"
+    )
     assert record.data.extra.sentence == sentence == record.deviations[-1]
     assert record.data.extra.left_out == {"test": [0, 0]} or record.data.extra.left_out == {"test": (0, 0)}
     assert sum(record.data.extra.exposure) == pytest.approx(sum(record.data.train.class_counts))
     for name in ("mixed", "plain"):
         evaluate(tmp_path / name, attacks=["clean", "fgsm"])
     card = ResultCard.load(tmp_path / "mixed")
-    assert card.data["extra"]["saw_removed_tail"] == "yes"
+    about = card.data["extra"]
+    assert (about["saw_removed_tail"], about["trained_on"], about["labels"]) == ("yes", "balanced-original", "given")
+    assert (about["kept"], about["judge_sha256"], about["left_out"]) == (1.0, None, {"test": [0, 0]})
+    assert about["left_out_by"].startswith("pixels, and 8 x 8 means")
     assert sentence in card.deviations
     assert "extra" not in ResultCard.load(tmp_path / "plain").data
     page = report.write([tmp_path / "mixed", tmp_path / "plain"], tmp_path / "report.html").read_text()
@@ -185,6 +194,9 @@ def test_a_filter_has_seen_the_same_training_images(tiny: Callable[..., Run], tm
     assert found is not None
     assert found.class_counts == (2,) * 10
     assert found.judge_sha256
+    assert f"; filter: kept 0.5 of each class by the model {found.judge_sha256[:12]}; left out" in found.sentence
+    about = evaluate(tmp_path / "run", attacks=["clean"], probe=False).data["extra"]
+    assert (about["kept"], about["judge_sha256"]) == (0.5, found.judge_sha256)
     with pytest.raises(
         UserError, match=r"data extra filter model: '.*judge' was trained on other images; allowed: a run"
     ):
@@ -234,3 +246,29 @@ def test_a_record_of_an_older_version_has_no_extra_images(tiny: Callable[..., Ru
     values = config.to_json(tiny("at"))
     values["data"] = {name: value for name, value in values["data"].items() if not name.startswith("extra")}
     assert config.from_json(Run, json.loads(json.dumps(values)) | {"settings": None}).data == tiny("at").data
+
+
+def test_the_sentence_says_labels_filter_and_what_was_left_out_as_far_as_recorded() -> None:
+    known = {"source": "noise.", "saw_removed_tail": "no", "sha256": "ab" * 32, "per_batch": 1, "batch_size": 2}
+    start = "extra images, 1 of 2 in every batch, by the rule prior: noise; saw the removed tail: no"
+    left = {"validation": (0, 1), "test": (2, 3)}
+    more: list[tuple[dict[str, Any], str]] = [
+        ({}, ""),  # a record of an older version
+        ({"labels": "pseudo"}, "; labels: pseudo"),
+        ({"kept": 0.25, "judge_sha256": "cd" * 32}, "; filter: kept 0.25 of each class by the model cdcdcdcdcdcd"),
+        ({"left_out": left}, "; left out as images of validation and test: 2 exact, 4 near"),
+        ({"left_out": {"test": (0, 0)}}, "; left out as images of test: 0 exact, 0 near"),
+    ]
+    for values, end in more:
+        assert ExtraRecord(**known, classes="prior", **values).sentence == start + end  # type: ignore[arg-type]
+
+
+def test_a_card_checks_what_it_says_of_extra_images(tiny: Callable[..., Run], tmp_path: Path) -> None:
+    train(tiny("standard", {"training.epochs": 1, "data.extra": "copies", "data.extra_fraction": 0.5}), out=tmp_path)
+    stored = evaluate(tmp_path, attacks=["clean"], probe=False).data["extra"]
+    assert (stored["trained_on"], stored["left_out"]) == ("this-set", {})
+    later = ("trained_on", "labels", "kept", "judge_sha256", "left_out", "left_out_by")
+    check_shape("extra", {name: value for name, value in stored.items() if name not in later}, ExtraAbout)
+    for name, wrong in (("labels", 3), ("kept", -1.0), ("judge_sha256", "x"), ("left_out", {"test": [-1, 0]})):
+        with pytest.raises(UserError, match=name):
+            check_shape("extra", stored | {name: wrong}, ExtraAbout)
