@@ -279,6 +279,7 @@ WISE, IR50 = "cifar10-lt-class-wise", MINI + "/{}_cifar10-lt_ir50_seed{}"
 PLAIN, BSL, REAT = (
     IR50.format(*row) for row in (("at", "0-44a790f3"), ("at-bsl", "0-0e677bf7"), ("reat", "0-4be6c47b"))
 )
+BSLS = IR50.format("at-bsl", "?-[0-3]???????")
 SHOWN = {  # paired differences in hand-written text, by page: folder of results, first row, second row, attack
     "README.md": f"""
         {MINI} taet_cifar10-lt_ir10_seed0-8323d86a at-bsl_cifar10-lt_ir10_seed0-8108faaa autoattack
@@ -310,9 +311,12 @@ SHOWN = {  # paired differences in hand-written text, by page: folder of results
         . {WISE}/dafa+at-bsl-seed0 {BSL} autoattack
         . {WISE}/cfa+at-bsl-seed0 {BSL} autoattack
         . {WISE}/counts+at-bsl-seed0 {BSL} clean
-        . {WISE}/cgr-prior-alone-seed0 {BSL} autoattack
+        . {WISE}/cgr-prior-alone-seed? {BSLS} autoattack
         . {WISE}/cgr-seed0 {BSL} clean
         . {WISE}/cgr-seed0 {BSL} autoattack
+        . {WISE}/faal-seed? {BSLS} autoattack
+        . {WISE}/faal-seed? {BSLS} clean
+        . {WISE}/n-fgsm-seed? {BSLS} autoattack
         . {WISE}/faal-seed0 {PLAIN} autoattack
         . {WISE}/frl-seed0 {PLAIN} autoattack
         . {WISE}/cfa-seed0 {PLAIN} autoattack

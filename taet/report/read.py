@@ -5,6 +5,7 @@ A folder may contain only a result card, of a model that was trained elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from taet import metrics
+from taet.config import Run
 from taet.errors import UserError, located
 from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
@@ -23,7 +25,7 @@ from taet.files import parse_json, read_bytes
 from taet.metrics import Ints
 from taet.training.decisive_settings import training_settings
 from taet.training.folder import METRICS, RUN, RunFolder
-from taet.training.record import Epoch, MetricsRow, RunRecord
+from taet.training.record import Epoch, MetricsRow, RunRecord, run_from_json
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,15 @@ class ReportedRun:
 
     @property
     def settings(self) -> Json:
-        """Settings that determine the results, by dotted name, without the seed: equal for runs of one series."""
-        return {name: value for name, value in training_settings(self.written).items() if name != "seed"}
+        """Settings that determine the results, by dotted name, without the seed: equal for runs of one series.
+
+        Those of later versions have their defaults, if the method is known here.
+        """
+        run: Run | Mapping[str, Any] = self.written
+        if self.written:
+            with contextlib.suppress(UserError):
+                run = run_from_json(self.written)
+        return {name: value for name, value in training_settings(run).items() if name != "seed"}
 
 
 def is_decision(path: Path) -> bool:

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taet import metrics, report
+from taet import config, methods, metrics, report
 from taet.cli.report import runs_in
+from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.report import figures, measured, provenance, read, sentences, series, tables
@@ -248,6 +249,17 @@ def test_one_run_has_no_best(make_run: MakeRun, tmp_path: Path) -> None:
     page = Page(report.write([make_run(tmp_path / "at")], tmp_path / "report.html"))
     assert "▲" not in page.text
     assert "Under autoattack, at keeps a balanced accuracy of" in page.text
+
+
+def test_a_card_of_a_version_with_fewer_settings_is_a_seed_of_the_same_row(make_card: Callable[..., Any]) -> None:
+    new = json.loads(json.dumps(config.to_json(Run(settings=methods.find("at").Config()))))
+    old = {**new, "outer": {name: value for name, value in new["outer"].items() if name != "label_smoothing"}}
+    other = {**new, "outer": {**new["outer"], "label_smoothing": 0.1}}
+    cards = [make_card("at", seed, run={"config": stored}) for seed, stored in enumerate((new, old, other))]
+    runs = [read.ReportedRun(Path(str(card.seed)), None, (), card, None, read.data_of_card(card)) for card in cards]
+    rows = series.grouped(runs, [None] * 3)
+    assert [[run.seed for run in row.runs] for row in rows] == [[0, 1], [2]]
+    assert rows[1].label == "at (outer.label_smoothing 0.1)"
 
 
 @pytest.mark.full
