@@ -108,9 +108,9 @@ class ConfusionGuided(Method):
         balanced: bool = True
         """Add log pi to the logits in the label term, and under at in the attack: balanced softmax."""
         weights: bool = True
-        """Weight the classes by their scores."""
+        """Weight the classes by their scores; off: all scores stay 1, so that the divergences are equal too."""
         class_beta: Annotated[Share, OnlyWith(form="trades")] = 0.5
-        """trades: dependence of the divergence factor on the score of a class; 0: 4 for all classes."""
+        """trades, with weights: dependence of the divergence factor on the score of a class; 0: 4 for all classes."""
         margin: NonNegative | None = None
         """Factor l_m of the margins; 0: none. Default: 0.05 with at, 0.1 with trades (public code)."""
         budget: bool = True
@@ -127,11 +127,13 @@ class ConfusionGuided(Method):
         super().__init__(config, task)
         self.margin = FACTORS[config.form] if config.margin is None else config.margin
         self.uses_features = self.margin > 0
-        uses = config.budget, config.weights or self.margin > 0 or (config.form == "trades" and config.class_beta > 0)
+        uses = config.budget, config.weights or self.margin > 0
         self.deviations = tuple(text for text, used in zip(self.deviations, uses, strict=True) if used)
         if task.weighting != "none" and (config.form == "trades" or config.balanced):
             why = "its attack raises no loss on labels" if config.form == "trades" else "it balances its attack itself"
             raise UserError(f"cgr: got the weighting {task.weighting}; {why}: only none")
+        if not config.weights and config.class_beta != ConfusionGuided.Config.class_beta:
+            raise UserError(f"method class beta: got {config.class_beta:g}; allowed: with weights only")
         targets = [(point * task.epochs / POINTS) for point in range(1, POINTS)]
         self.points = {min(task.watched, key=lambda epoch: abs(epoch + 1 - target)) for target in targets}
         self.budget = CountsRule(task, 0.3, 0.8)
@@ -188,11 +190,11 @@ class ConfusionGuided(Method):
 
     def update(self, seen: Seen) -> None:
         """Move scores, weights, divergences and the graph by what was seen."""
-        self.score.copy_(next_score(self.score.double(), seen.rates(seen.robust)))
         if self.config.weights:
+            self.score.copy_(next_score(self.score.double(), seen.rates(seen.robust)))
             self.weights.copy_(class_weights(self.score))
-        if self.config.form == "trades":
-            self.betas.copy_(class_betas(self.score, self.config.class_beta))
+            if self.config.form == "trades":
+                self.betas.copy_(class_betas(self.score, self.config.class_beta))
         if seen.features is not None:
             edges = rivals(seen.confusion, seen.features, self.exposure.double())
             self.graph.copy_(MOMENTUM * self.graph + (1 - MOMENTUM) * edges)

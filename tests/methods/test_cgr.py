@@ -83,6 +83,17 @@ def test_the_loss_is_the_golden_one(form, kind):
     assert loss.parts["margin"].item() == pytest.approx(method.margin * expected["margin"], abs=1e-8)
 
 
+def test_without_weights_the_scores_stay_and_the_divergences_are_equal():
+    robust, images = torch.tensor([0.8, 0.5, 0.3, 0.1]).double(), torch.full((4,), 100.0).double()
+    zero = torch.zeros(4).double()
+    seen = Seen("validation", images, images, torch.diag(100 * robust), zero, zero, zero)
+    for weights in (True, False):
+        method = build(form="trades", weights=weights)
+        method.update(seen)
+        for name, first in (("score", 1), ("weights", 1), ("betas", 4)):
+            assert bool((getattr(method, name) == first).all()) != weights, name
+
+
 @pytest.mark.parametrize("classes", [2, 10, 50])
 def test_scores_weights_and_edges_keep_to_their_bounds(classes):
     draw = torch.Generator().manual_seed(classes)
@@ -121,8 +132,7 @@ def test_feedback_is_taken_where_it_was_published():
 @pytest.mark.parametrize(("form", "base"), [("at", "at"), ("trades", "trades")])
 def test_with_all_parts_off_it_is_its_base(form, base, network, digits):
     counts = (14, 12, 10, 9, 8, 7, 6, 5, 4, 3)
-    knobs = {**OFF, "form": form} | ({"class_beta": 0.0} if form == "trades" else {})
-    method = build(counts, **knobs)
+    method = build(counts, **OFF, form=form)
     plain = methods.build(base, {"beta": 4.0} if form == "trades" else None, method.task)
     method.update(seen(torch.rand(10, 10, dtype=torch.float64), None))
     attack = Attack(Threat(steps=2), Source(torch.Generator().manual_seed(0)))
@@ -146,7 +156,7 @@ def test_with_all_parts_off_it_is_its_base(form, base, network, digits):
         ({**OFF, "budget": True}, (0,)),
         ({**OFF, "weights": True}, (1,)),
         ({**OFF, "margin": 0.1}, (1,)),
-        ({**OFF, "form": "trades"}, (1,)),
+        ({**OFF, "form": "trades"}, ()),
     ],
 )
 def test_only_parts_that_are_on_are_named_as_leaving_the_protocol(settings, told):
@@ -169,6 +179,7 @@ def test_the_prediction_on_clean_images_is_no_target_that_moves(network, digits)
     ({"weighting": "brw"}, "cgr: got the weighting brw; it balances its attack itself: only none$"),
     ({"weighting": "rw", "form": "trades", "balanced": False}, "cgr: got the weighting rw; its attack raises no loss"),
     ({"class_beta": 0.2}, "method class beta: got 0.2; allowed: with form trades only$"),
+    ({"class_beta": 0.2, "form": "trades", "weights": False}, "method class beta: got 0.2; .* with weights only$"),
 ])  # fmt: skip
 def test_what_would_count_twice_or_do_nothing_is_refused(settings, message):
     with pytest.raises(UserError, match=f"^{message}"):
