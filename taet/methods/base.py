@@ -259,7 +259,8 @@ class Method(nn.Module):
     average_decay: float = 0.0
     """Decay of an average of the weights of the epochs that the method `admits`, which the run delivers; 0: none."""
     single_step: bool = False
-    """Whether the attack is a single step: the curve then watches for catastrophic overfitting, under FGSM too."""
+    """Whether the attack is a single step, as with threat.steps 1: the curve then watches for catastrophic overfitting,
+    under FGSM too."""
     baseline: ClassVar[bool] = False
     """Whether reports compare the other methods with this one."""
     budget_warm_up: ClassVar[float] = 0.8

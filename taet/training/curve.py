@@ -121,5 +121,7 @@ class TrainingCurve:
         split, method, sums = self.split, self.method, None
         if method.needs_feedback:
             sums = FeedbackSums(torch.from_numpy(split.class_counts).to(self.device), method.uses_features)
-        counts = monitor(model, split, self.run, device=self.device, pause=pause, fgsm=method.single_step, sums=sums)
+        # One step of the protocol's attack is a single-step method too, unless no epoch attacks.
+        fgsm = method.single_step or (self.run.threat.steps == 1 and set(method.task.stages) != {"clean"})
+        counts = monitor(model, split, self.run, device=self.device, pause=pause, fgsm=fgsm, sums=sums)
         return WatchedEpoch({"split": self.name, **counts}, None if sums is None else sums.seen(self.name))

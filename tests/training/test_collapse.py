@@ -60,12 +60,20 @@ def test_one_flag_at_most_says_when_how_far_and_why() -> None:
 
 
 def test_the_curve_of_a_single_step_run_has_fgsm(tiny: Callable[..., Run], tmp_path: Path) -> None:
-    for method, names in (("n-fgsm", ["split", "clean", "fgsm", "pgd-2"]), ("at", ["split", "clean", "pgd-2"])):
-        run = tiny(method, {"training.monitor_steps": 2, "training.precision": "float32"})
-        finished = train(run, out=tmp_path / method)
+    usual, single = ["split", "clean", "pgd-2"], ["split", "clean", "fgsm", "pgd-2"]
+    courses = (
+        ("n-fgsm", 2, single),
+        ("at", 2, usual),
+        ("at", 1, single),
+        ("robust-lt", 1, single),
+        ("standard", 1, usual),
+    )
+    for method, steps, names in courses:
+        changes = {"threat.steps": steps, "training.monitor_steps": 2, "training.precision": "float32"}
+        finished = train(tiny(method, changes), out=tmp_path / f"{method}-{steps}")
         for row in finished.history:
             point = row["monitor"]
             assert list(point) == names
-            if method == "n-fgsm":
+            if names == single:
                 assert point["pgd-2"]["total"] == point["fgsm"]["total"]
                 assert sum(point["fgsm"]["correct"]) <= sum(point["clean"]["correct"])

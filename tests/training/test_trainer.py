@@ -122,7 +122,7 @@ def test_rows_are_complete(result: TrainingResult) -> None:
         assert row["seconds"] > 0
         assert row["images_per_second"] > 0
         assert row["peak_memory_mb"] > 0
-        assert row["monitor"].keys() == {"split", "clean", "pgd-1"}
+        assert row["monitor"].keys() == {"split", "clean", "fgsm", "pgd-1"}
         assert row["monitor"]["clean"]["total"] == result.dataset.test.class_counts.tolist()
     assert stored[0]["loss"].keys() == {"total"}
     for row in stored[1:]:
@@ -405,7 +405,7 @@ def test_the_curve_is_on_the_validation_split_and_the_best_is_its_best(
     scores = [metrics.balanced_accuracy(**row["monitor"]["pgd-1"]) for row in finished.history]
     epoch = 1 + int(np.argmax(scores))
     assert delivered(finished.folder)[1] == epoch
-    again = monitor(finished.model, split, finished.run, device=torch.device("cpu"), pause=lambda: None)
+    again = monitor(finished.model, split, finished.run, device=torch.device("cpu"), pause=lambda: None, fgsm=True)
     assert {"split": "validation", **again} == finished.history[epoch - 1]["monitor"]
 
 
