@@ -126,8 +126,8 @@ class ReportedRun:
 
         Those of later versions have their defaults, if the method is known here.
         """
-        run: Run | Mapping[str, Any] = self.written
-        if self.written:
+        run: Run | Json = {**self.written}
+        if run:
             with contextlib.suppress(UserError):
                 run = run_from_json(self.written)
         return {name: value for name, value in training_settings(run).items() if name != "seed"}
