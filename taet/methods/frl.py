@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from taet.attacks.objectives import natural_divergence
 from taet.bounds import NonNegative, OnlyWith, PartialShare, Share
 from taet.distributed import global_mean
+from taet.errors import UserError
 from taet.losses import kl_divergence
 from taet.methods.base import Adversarial, Attack, Loss, Method, Seen, Task, second_stage
 from taet.methods.gairat import weighted_mean
@@ -86,6 +87,8 @@ class FairRobust(Method):
         self.deviations = (f"{what} of the classes follow their error on validation images",) if what else ()
         self.delta = config.delta if config.delta is not None else 0.07 if config.margin else 0.1
         used = sum(self._is_followed(epoch) for epoch in task.watched)
+        if task.watched and not used:
+            raise UserError("frl: got no point of the curve that it could use; allowed: a smaller --monitor-every")
         self.scale = FEEDBACKS / max(used, 1)
         self.register_buffer("multipliers", torch.zeros(3, task.num_classes, dtype=torch.float64))
         self.register_buffer("weights", torch.full((2, task.num_classes), 1 / task.num_classes))

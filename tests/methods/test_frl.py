@@ -11,6 +11,7 @@ import torch
 from taet import methods
 from taet.attacks.noise import Source
 from taet.config import Threat
+from taet.errors import UserError
 from taet.methods import Task
 from taet.methods.base import Adversarial, Attack, Seen
 from taet.methods.frl import FACTORS
@@ -105,6 +106,12 @@ def test_it_follows_feedback_from_the_last_epoch_of_the_burn_in_on_and_scales_it
         assert bool(method.multipliers.any()) == moved
     assert method.scale == 40 / 4, "epochs 5, 6, 7 and 8 are followed by one that has the weights"
     assert build(epochs=10, begin=0.3, watched=tuple(range(10))).task.stages[3] == "fair"
+
+
+def test_a_curve_that_no_epoch_could_follow_is_refused():
+    with pytest.raises(UserError, match=r"^frl: got no point of the curve"):
+        build(epochs=10, milestones=(6,), watched=(3, 9))
+    build(epochs=10, milestones=(6,), watched=(5, 9))
 
 
 def test_examples_keep_to_the_budget_of_their_class(network, digits):
