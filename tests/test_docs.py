@@ -405,6 +405,16 @@ DISCUSSION = [  # words of results/README.md, the attack, the row of each number
     ("which is 5.8 points above AT-BSL", "autoattack", [(EQUAL, BSL)]),
     ("on the long tail, and 45.8 on clean images", "clean", [EQUAL]),
     (
+        "FAAL 19.4, N-FGSM 18.9, LIET 18.6, FRL 18.5, CFA 17.9, CGR's prior alone 17.7, AT-BSL 17.1, DAFA 16.9,",
+        "autoattack",
+        [
+            *(f"{WISE}/{name}-seed?" for name in ("faal", "n-fgsm", "liet", "frl", "cfa", "cgr-prior-alone")),
+            BSLS,
+            f"{WISE}/dafa-seed?",
+        ],
+    ),
+    ("TAET 15.6, CGR 15.1, WAT 13.5", "autoattack", [f"{WISE}/{name}-seed?" for name in ("taet", "cgr", "wat")]),
+    (
         "RoBal 65.5, AT and AT-BSL, which are then the same, 63.5,",
         "autoattack",
         [RA.format(name) for name in ("robal", "at")],
