@@ -266,7 +266,7 @@ class Method(nn.Module):
     budget_warm_up: ClassVar[float] = 0.8
     """Share of the epochs over which a wrapper raises the training budget from 0, where it does."""
     label_term: ClassVar[bool] = True
-    """Whether the loss on attacked images has a label term that goes through `outer`, and thus class weights."""
+    """Whether the loss has a label term that goes through `outer`, and thus class weights."""
     label_and_divergence: ClassVar[bool] = False
     """Whether the loss is a label term on clean images plus beta KL(f(x) || f(x')), which can be weighed by class."""
 
@@ -366,7 +366,6 @@ def second_stage(begin: float | None, task: Task, epoch: int, name: str) -> str:
     """
     first = min(task.milestones, default=task.epochs) if begin is None else round(begin * task.epochs)
     if first >= task.epochs:
-        got = "no milestone within" if begin is None else f"{begin:.3g} of"
-        epochs = f"{task.epochs} epochs, which leaves none of them"
-        raise UserError(f"method begin: got {got} {epochs}; allowed: {'a' if begin is None else 'another'} share")
+        got = "no milestone in" if begin is None else f"{begin:.3g} of"
+        raise UserError(f"method begin: got {got} {task.epochs} epochs; allowed: a share that leaves an epoch after it")
     return name if epoch >= first else "burn-in"

@@ -96,7 +96,7 @@ class ConfusionGuided(Method):
 
     title = "CGR"
     reference = "arXiv:2608.09688, 2026"
-    deviations: tuple[str, ...] = ("training eps and step size differ by class", "the loss follows validation images")
+    deviations: tuple[str, ...] = ("training eps and step size differ by class", "weights or margins follow validation")
     needs_feedback = True
 
     @dataclass(frozen=True)

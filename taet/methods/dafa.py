@@ -77,7 +77,7 @@ def in_words(base: Method) -> str:
     """Return what `DafaRule` changes around `base`, for tables."""
     if base.label_term:
         return "training eps, step size and weight of the label term differ by class"
-    return "training eps and step size differ by class: the budgets alone, since no label term can be weighed"
+    return "training eps and step size, and no label weight, differ by class"
 
 
 class Dafa(ClassBudgets):

@@ -73,7 +73,7 @@ class Harl(Method):
             )
         if task.outer.drw:
             raise UserError("harl: got deferred re-weighting; its loss already balances the classes and takes none")
-        refuse_smoothing("harl", task, "its loss compares classes by one label: add --outer.label-smoothing 0")
+        refuse_smoothing("harl", task, "its loss compares classes by one label; allowed: --outer.label-smoothing 0")
         # log C: the cross-entropy of a model that knows nothing, until a class has been seen.
         self.register_buffer("running", torch.full((task.num_classes,), math.log(task.num_classes)))
 

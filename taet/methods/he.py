@@ -72,7 +72,7 @@ class HypersphereEmbedding(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
-        refuse_smoothing("he", task, "its margin is defined for one label: add --outer.label-smoothing 0")
+        refuse_smoothing("he", task, "its margin is defined for one label; allowed: --outer.label-smoothing 0")
         if config.variant == "trades" and task.weighting != "none":
             raise UserError(
                 f"he: got the weighting {task.weighting}; the attack of its variant trades raises no loss on labels: "

@@ -100,7 +100,7 @@ class RoBal(Method):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
-        refuse_smoothing("robal", task, "its margins are defined for one label: add --outer.label-smoothing 0")
+        refuse_smoothing("robal", task, "its margins are defined for one label; allowed: --outer.label-smoothing 0")
         self.constants = constants(config, task)
         for name in ("margin", "tau_b", "tau_m"):
             value = getattr(config, name)

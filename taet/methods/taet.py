@@ -53,7 +53,7 @@ class Taet(Method):
                 f"{task.epochs} epochs none is clean"
             )
         if self.stage != "clean":
-            refuse_smoothing("taet", task, "none of the epochs is clean: add --outer.label-smoothing 0")
+            refuse_smoothing("taet", task, "none of the epochs is clean; allowed: --outer.label-smoothing 0")
         self.equalization = Harl(config, replace(task, outer=Outer(), stages=()))
 
     @staticmethod

@@ -16,6 +16,7 @@ import numpy as np
 
 from taet import metrics
 from taet.config import Run
+from taet.data.sources import is_own
 from taet.errors import UserError, located
 from taet.evaluation import card_store
 from taet.evaluation.card import ResultCard
@@ -124,10 +125,12 @@ class ReportedRun:
     def settings(self) -> Json:
         """Settings that determine the results, by dotted name, without the seed: equal for runs of one series.
 
-        Those of later versions have their defaults, if the method is known here.
+        A setting that is newer than the stored run has its default, if its method is known here. Not on own images
+        without `data.mirror`: such runs mirrored them all.
         """
         run: Run | Json = {**self.written}
-        if run:
+        data = self.written.get("data", {})
+        if self.written and ("mirror" in data or not is_own(str(data.get("name")))):
             with contextlib.suppress(UserError):
                 run = run_from_json(self.written)
         return {name: value for name, value in training_settings(run).items() if name != "seed"}

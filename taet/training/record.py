@@ -96,7 +96,11 @@ class ExtraRecord:
             f"{self.source.strip().rstrip('.')}; saw the removed tail: {self.saw_removed_tail}"
             + (f"; labels: {self.labels}" if self.labels else "")
             + (f"; filter: kept {self.kept:g} of each class{judge}" if self.kept < 1 else "")
-            + (f"; left out as images of {listed(self.left_out)}: {exact} exact, {near} near" if self.left_out else "")
+            + (
+                f"; left out as repeats of images in {listed(self.left_out)}: {exact} exact, {near} near"
+                if self.left_out
+                else ""
+            )
         )
 
 

@@ -77,7 +77,7 @@ def training_step(
     with _precision(batch.x.device, autocast):
         method.after_step(model, Step(batch.index, batch.x, batch.y, loss, attack, optimizer, number, view))
     if own_statistics:
-        average_statistics(method)  # its own networks may be trained there
+        average_statistics(model, method)  # it may run them in train mode
     return loss
 
 

@@ -172,9 +172,9 @@ def test_a_weighting_is_refused_where_the_attack_raises_no_label_loss(monkeypatc
     ("name", "settings", "told"),
     [
         ("class-budget", {"rule": "dafa"}, "eps, step size and weight of the label term differ by class, by the rule"),
-        ("class-budget", {"rule": "dafa", "base": "harl"}, "differ by class: the budgets alone, since"),
-        ("dafa", {"base": "harl"}, "differ by class: the budgets alone, since"),
-        ("dafa", {"base": "taet"}, "differ by class: the budgets alone, since"),
+        ("class-budget", {"rule": "dafa", "base": "harl"}, "and no label weight, differ by class"),
+        ("dafa", {"base": "harl"}, "and no label weight, differ by class"),
+        ("dafa", {"base": "taet"}, "and no label weight, differ by class"),
         ("n-fgsm", {"noise": 0.5}, "noise, not projected: examples are up to 1.5 eps from the image"),
         ("n-fgsm", {"noise": 0.0}, "one step of eps from the image"),
         ("frl", {"margin": False}, "weights of the classes follow their error on validation images"),
@@ -196,12 +196,12 @@ def test_tables_name_how_the_settings_leave_the_protocol(name: str, settings: di
 @pytest.mark.parametrize(
     ("epochs", "milestones", "begin", "message"),
     [
-        (10, (7,), 1.0, "got 1 of 10 epochs, which leaves none of them; allowed: another share"),
-        (2, (1,), 0.8, "got 0.8 of 2 epochs, which leaves none of them; allowed: another share"),
-        (10, (), None, "got no milestone within 10 epochs, which leaves none of them; allowed: a share"),
-        (1, (1,), None, "got no milestone within 1 epochs, which leaves none of them; allowed: a share"),
+        (10, (7,), 1.0, "got 1 of 10 epochs; allowed: a share that leaves an epoch after it"),
+        (2, (1,), 0.8, "got 0.8 of 2 epochs; allowed: a share that leaves an epoch after it"),
+        (10, (), None, "got no milestone in 10 epochs; allowed: a share that leaves an epoch after it"),
+        (1, (1,), None, "got no milestone in 1 epochs; allowed: a share that leaves an epoch after it"),
         (2, (1,), None, None),
-        (1, (), 0.0, None),
+        (2, (), 0.0, None),
     ],
 )
 def test_a_run_of_burn_in_alone_is_refused(

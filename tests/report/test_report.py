@@ -262,6 +262,17 @@ def test_a_card_of_a_version_with_fewer_settings_is_a_seed_of_the_same_row(make_
     assert rows[1].label == "at (outer.label_smoothing 0.1)"
 
 
+def test_own_images_of_a_version_without_mirror_were_mirrored_and_are_another_row(
+    make_card: Callable[..., Any],
+) -> None:
+    run = config.override(Run(settings=methods.find("at").Config()), {"data.name": "folder:x"})
+    new = json.loads(json.dumps(config.to_json(run)))
+    old = {**new, "data": {name: value for name, value in new["data"].items() if name != "mirror"}}
+    cards = [make_card("at", seed, run={"config": stored}) for seed, stored in enumerate((new, old))]
+    runs = [read.ReportedRun(Path(str(card.seed)), None, (), card, None, read.data_of_card(card)) for card in cards]
+    assert len(series.grouped(runs, [None] * 2)) == 2
+
+
 @pytest.mark.full
 def test_seeds_are_one_row_with_mean_and_standard_error_and_a_repeated_folder_is_one(
     make_run: MakeRun, tmp_path: Path

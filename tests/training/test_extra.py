@@ -122,7 +122,7 @@ def test_source_and_what_it_saw_go_into_record_card_and_report(tiny: Callable[..
     assert record.data.extra is not None
     sentence = (
         "extra images, 16 of 32 in every batch, by the rule inverse: noise; saw the removed tail: yes; labels: given; "
-        "left out as images of test: 0 exact, 0 near"
+        "left out as repeats of images in test: 0 exact, 0 near"
     )
     assert record.data.extra.sentence == sentence == record.deviations[-1]
     assert record.data.extra.left_out == {"test": [0, 0]} or record.data.extra.left_out == {"test": (0, 0)}
@@ -256,8 +256,8 @@ def test_the_sentence_says_labels_filter_and_what_was_left_out_as_far_as_recorde
         ({}, ""),  # a record of an older version
         ({"labels": "pseudo"}, "; labels: pseudo"),
         ({"kept": 0.25, "judge_sha256": "cd" * 32}, "; filter: kept 0.25 of each class by the model cdcdcdcdcdcd"),
-        ({"left_out": left}, "; left out as images of validation and test: 2 exact, 4 near"),
-        ({"left_out": {"test": (0, 0)}}, "; left out as images of test: 0 exact, 0 near"),
+        ({"left_out": left}, "; left out as repeats of images in validation and test: 2 exact, 4 near"),
+        ({"left_out": {"test": (0, 0)}}, "; left out as repeats of images in test: 0 exact, 0 near"),
     ]
     for values, end in more:
         assert ExtraRecord(**known, classes="prior", **values).sentence == start + end  # type: ignore[arg-type]
