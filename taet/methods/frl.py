@@ -87,7 +87,7 @@ class FairRobust(Method):
         self.deviations = (f"{what} of the classes follow their error on validation images",) if what else ()
         self.delta = config.delta if config.delta is not None else 0.07 if config.margin else 0.1
         used = sum(self._is_followed(epoch) for epoch in task.watched)
-        if task.watched and not used:
+        if min(task.watched, default=task.epochs) + 1 < task.epochs and not used:
             raise UserError(
                 "frl: got no point of the curve that it could use; allowed: a smaller --monitor-every, or more epochs"
             )
