@@ -17,8 +17,6 @@ from taet.report.differences import Pairs
 from taet.report.measured import AttackKey, Measured
 from taet.report.series import Series
 from taet.report.tables import ScoreCell, balanced_cell
-from taet.training.decisive_settings import training_settings
-from taet.training.record import run_from_json
 
 METHOD = "class-budget"
 RuleSettings = tuple[tuple[str, object], ...]
@@ -72,24 +70,19 @@ def rule_table(runs: Sequence[Measured], attack: AttackKey) -> RuleTable | None:
 
 def _place(series: Series) -> tuple[str, RuleSettings] | None:
     """Return the column of a series, its base and all other settings as text, and its rule; None if not readable."""
-    written = series.runs[0].written
-    if not written:
+    settings = series.runs[0].settings
+    if not settings:
         return None
-    try:
-        run = run_from_json(written)
-        base, own, rule = run.method, run.settings, RuleSettings()
-        if base == METHOD:
-            base, own = run.settings.base, base_settings(run.settings.base, run.settings.knobs, METHOD)
-            values = dataclasses.asdict(run.settings)
-            rule = tuple((name, value) for name, value in values.items() if name not in ("base", "knobs"))
-    except UserError:  # a method that is not installed
-        return None
-    others = {
-        name: value
-        for name, value in training_settings(run).items()
-        if name not in ("method", "seed") and not name.startswith("settings.")
-    }
-    text = json.dumps([base, config.to_json(own), others], sort_keys=True)
+    own = {name.removeprefix("settings."): value for name, value in settings.items() if name.startswith("settings.")}
+    others = {name: settings[name] for name in settings if name != "method" and not name.startswith("settings.")}
+    base, rule = settings["method"], RuleSettings()
+    if base == METHOD:
+        try:
+            base, knobs = own.pop("base"), own.pop("knobs")
+            own, rule = config.to_json(base_settings(base, knobs, METHOD)), tuple(own.items())
+        except (KeyError, UserError):  # no settings stored, or a base that is not installed
+            return None
+    text = json.dumps([base, own, others], sort_keys=True)
     return json.dumps(json.loads(text, parse_int=float)), rule  # 3 and 3.0 are one value
 
 
