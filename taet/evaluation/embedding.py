@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from taet.errors import UserError, located, unknown
 from taet.evaluation.bundles import parse_attack
@@ -26,6 +28,8 @@ Space = Literal["features", "logits"]
 FOLDS = 5
 PERPLEXITY = 30.0
 DIGITS = 3
+ROUNDING = 1e-9
+"""Largest difference between a stored accuracy and that of the stored answers."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Embedding:
     """By side: positions in the common t-SNE of both sides, (N, 2) each."""
     numbers: dict[str, dict[str, float]]
     """By side: accuracy of the model, silhouette and linear separability, before t-SNE."""
+    separated: dict[str, list[int]] = field(default_factory=dict)
+    """By side: for each image the answer of a logistic regression that was fitted without it. None in older files."""
 
     def to_json(self) -> dict[str, Any]:
         """The embedding as JSON."""
@@ -60,15 +66,22 @@ class Embedding:
         """Check and build an embedding."""
         check_shape("", values, cls)
         counts, classes = values["train_class_counts"], len(values["class_names"])
-        sides = [*values["points"].values(), *values["predictions"].values()]
-        whole = all(len(side) == len(values["labels"]) for side in (*sides, values["rows"]))
+        sides, labels = {*values["points"]}, values["labels"]
+        separated = values.get("separated", {})
+        answers = {"accuracy": values["predictions"], "linear_separability": separated}
+        listed = [side for found in (values["points"], *answers.values()) for side in found.values()]
+        whole = all(len(side) == len(labels) for side in (*listed, values["rows"]))
         if not whole or any(len(point) != 2 for side in values["points"].values() for point in side):
             raise UserError("got sides of several lengths; allowed: a point and an answer for each image")
-        if {*values["predictions"]} != {*values["points"]} or {*values["numbers"]} != {*values["points"]}:
+        if any({*found} != sides for found in (values["numbers"], values["predictions"], separated or sides)):
             raise UserError("got other sides for points than for answers or numbers; allowed: the same")
-        if not all(0 <= label < classes for label in values["labels"]):
+        if not all(0 <= label < classes for label in labels):
             raise UserError(f"got a label that is no class; allowed: 0 to {classes - 1}")
-        known = {one.name: values[one.name] for one in fields(cls)}  # a later version may have added others
+        for name, side in ((name, side) for name, found in answers.items() for side in found):
+            number = values["numbers"][side].get(name, math.nan)
+            if not math.isclose(number, _balanced(answers[name][side], labels), abs_tol=ROUNDING):
+                raise UserError(f"got {name} {number:g} of {side} images; allowed: that of the answers in the file")
+        known = {one.name: values[one.name] for one in fields(cls) if one.name in values}  # a later version has others
         tuples = {name: tuple(values[name]) for name in ("class_names", "rows", "labels")}
         return cls(**{**known, **tuples, "train_class_counts": None if counts is None else tuple(counts)})
 
@@ -123,6 +136,7 @@ def embed(
     labels = subject.labels[rows]
     points = _tsne(np.concatenate([*spaces.values()]), seed)
     counts = subject.train_class_counts
+    separated = {side: separate(space, labels, seed) for side, space in spaces.items()}
     return Embedding(
         name=folder.name if weights == DELIVERED else f"{folder.name} ({weights})",
         of=of,
@@ -136,7 +150,8 @@ def embed(
         labels=(*labels.tolist(),),
         predictions={side: found.tolist() for side, found in predictions.items()},
         points={side: part.tolist() for side, part in zip(spaces, np.split(points, 2), strict=True)},
-        numbers={side: numbers_of(space, labels, predictions[side], seed) for side, space in spaces.items()},
+        numbers={side: numbers_of(space, labels, predictions[side], separated[side]) for side, space in spaces.items()},
+        separated={side: found.tolist() for side, found in separated.items()},
     )
 
 
@@ -181,16 +196,26 @@ def _tsne(values: Floats, seed: int) -> Floats:
     return np.asarray(learner.fit_transform(values), np.float64).round(DIGITS)
 
 
-def numbers_of(space: Floats, labels: Ints, answers: Ints, seed: int) -> dict[str, float]:
-    """Return the balanced accuracy of the predictions, the silhouette and the linear separability of the space."""
+def separate(space: Floats, labels: Ints, seed: int) -> Ints:
+    """Return for each image the answer of a logistic regression on the space that was fitted to the other folds."""
     from sklearn import linear_model, model_selection, pipeline, preprocessing
-    from sklearn.metrics import silhouette_score
 
-    classes, images = np.unique(labels, return_counts=True)
-    cut = model_selection.StratifiedKFold(min(FOLDS, int(images.min())), shuffle=True, random_state=seed)
+    smallest = int(np.unique(labels, return_counts=True)[1].min())
+    cut = model_selection.StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=seed)
     learner = linear_model.LogisticRegression(max_iter=1000, random_state=seed)
     line = pipeline.make_pipeline(preprocessing.StandardScaler(), learner)
-    scores = model_selection.cross_val_score(line, space, labels, cv=cut, scoring="balanced_accuracy")
-    recalls = [float((answers[labels == c] == c).mean()) for c in classes]
+    return np.asarray(model_selection.cross_val_predict(line, space, labels, cv=cut), np.int64)
+
+
+def numbers_of(space: Floats, labels: Ints, answers: Ints, separated: Ints) -> dict[str, float]:
+    """Return the balanced accuracy of the predictions, the silhouette and the linear separability of the space."""
+    from sklearn.metrics import silhouette_score
+
     silhouette = 0.0 if (space == space[0]).all() else float(silhouette_score(space, labels))
-    return {"accuracy": float(np.mean(recalls)), "silhouette": silhouette, "linear_separability": float(scores.mean())}
+    accuracy, separability = (_balanced(found, labels) for found in (answers, separated))
+    return {"accuracy": accuracy, "silhouette": silhouette, "linear_separability": separability}
+
+
+def _balanced(answers: ArrayLike, labels: ArrayLike) -> float:
+    found, true = np.asarray(answers), np.asarray(labels)
+    return float(np.mean([(found[true == c] == c).mean() for c in np.unique(true)]))

@@ -18,6 +18,7 @@ from taet.reproduce.manifest import (
     PaperRow,
     RowEntry,
     Scale,
+    Shows,
     items,
     read_toml,
     row_from,
@@ -27,8 +28,14 @@ from taet.reproduce.manifest import (
 Word = Literal["holds", "does not hold", "undecided", "not tested"]
 WORDS: tuple[Word, ...] = ("does not hold", "holds", "undecided", "not tested")
 Group = Literal["head", "body", "tail"]
-BY_RUNS = ("pairs", "order", "reversed", "steady")
+BY_RUNS = ("pairs", "order", "reversed", "steady", "fails", "separable")
 """The kinds of tests that take runs."""
+ITEMS: Mapping[str, tuple[Shows, tuple[str, ...]]] = {
+    "steady": ("predictions", ()),
+    "fails": ("values", ("clean",)),
+    "separable": ("embedding", ("clean", "pgd-20")),
+}
+"""What the item of a test of single rows shows, and its columns."""
 TESTS = (*BY_RUNS, "settled", "open", "theorem")
 """The kinds of tests; a claim has one."""
 FEWEST_REVERSED = 8
@@ -58,6 +65,13 @@ class SteadyEntry(TypedDict):
     most: float
 
 
+class FailsEntry(TypedDict):
+    """Rows, and how many times chance their clean balanced accuracy reaches at most if their training fails."""
+
+    rows: list[RowEntry]
+    chances: float
+
+
 class ClaimEntry(TypedDict):
     """The entry of a claim in claims.toml."""
 
@@ -72,6 +86,8 @@ class ClaimEntry(TypedDict):
     order: NotRequired[OrderEntry]
     reversed: NotRequired[ReversedEntry]
     steady: NotRequired[SteadyEntry]
+    fails: NotRequired[FailsEntry]
+    separable: NotRequired[list[RowEntry]]
     settled: NotRequired[Word]
     because: NotRequired[str]
     open: NotRequired[str]
@@ -96,6 +112,13 @@ class Claim:
         """The pairs of rows whose differences, first minus second, the claim is about."""
         found = self.entry.get("pairs", [])
         return [(row_from(first, self.paper), row_from(second, self.paper)) for first, second in found]
+
+    @property
+    def rows(self) -> list[PaperRow]:
+        """The rows that a test names one by one."""
+        entry = self.entry
+        named = entry.get("separable") or entry.get("steady", entry.get("fails", {"rows": []}))["rows"]
+        return [row_from(one, self.paper) for one in named]
 
     @property
     def sizes(self) -> Mapping[str, float]:
@@ -126,6 +149,13 @@ class Claim:
                 most = f"{100 * self.entry['steady']['most']:g} %"
                 moved = "the mean total variation between the predicted classes of epochs 1, 5, 10 and so on"
                 return f"it fails if {moved} is above {most} in a row; the limit was set when the runs were there"
+            case "fails":
+                below = f"of clean balanced accuracy is below {self.entry['fails']['chances']:g} / (number of classes)"
+                one = "with every row and seed; the claim fails if one is above; the limit was set before the runs"
+                return f"the 95 % interval {below} {one}"
+            case "separable":
+                what = "linear separability of features (docs/evaluation.md), clean and attacked"
+                return f"the intervals of both differences are above 0: {what}"
             case "open":
                 return "not written as a comparison of runs yet"
             case "theorem":
@@ -150,12 +180,12 @@ class Claim:
             wanted = [entry["order"]["column"]] if "order" in entry else entry["reversed"]["columns"]
             columns = tuple(column for column in table.columns if column.metric in wanted)
             return dataclasses.replace(table, name=named[0], title=named[1], columns=columns, notes=())
-        steady = entry.get("steady", {"rows": []})["rows"]
-        rows = [row for pair in self.pairs for row in reversed(pair)] + [row_from(one, self.paper) for one in steady]
+        shows, measured = ITEMS.get(self.test, ("values", ()))
+        rows = [row for pair in self.pairs for row in reversed(pair)] + self.rows
         shown = tuple(dataclasses.replace(row, shown_as=row_words(row)) for row in dict.fromkeys(rows))
-        metrics = [*self.sizes, *entry.get("attacks", []), *filter(None, [entry.get("less")])]
+        metrics = [*self.sizes, *entry.get("attacks", []), *filter(None, [entry.get("less")]), *measured]
         columns = tuple(PaperColumn(metric) for metric in dict.fromkeys(metrics))
-        return Item(*named, "predictions" if steady else "values", shown, columns)
+        return Item(*named, shows, shown, columns)
 
     def attacks(self, scale: Scale, first: PaperRow, second: PaperRow, column: str) -> tuple[str | None, str | None]:
         """The attacks on both sides of a pair."""

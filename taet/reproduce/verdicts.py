@@ -12,7 +12,8 @@ import numpy as np
 from scipy import special
 
 from taet.evaluation.card import ResultCard
-from taet.evaluation.paired import LEVEL, Difference
+from taet.evaluation.embedding import Embedding
+from taet.evaluation.paired import LEVEL, Difference, difference
 from taet.experiments.comparison import OPEN
 from taet.formatting import sentence
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed, load_card, thinned
@@ -50,6 +51,10 @@ def verdict(claim: Claim, store: Store, scale: Scale) -> Verdict:
             return _reversed(entry["reversed"], store, scale)
         case "steady":
             return _steady(claim, entry["steady"], store, scale)
+        case "fails":
+            return _fails(claim, entry["fails"]["chances"], store, scale)
+        case "separable":
+            return _separable(claim, store, scale)
     return _of_pairs(claim, store, scale)
 
 
@@ -199,7 +204,7 @@ def _steady(claim: Claim, entry: SteadyEntry, store: Store, scale: Scale) -> Ver
     """
     parts: list[Word] = []
     said, missing = list[str](), list[str]()
-    for row in claim.item.rows:
+    for row in claim.rows:
         found = {one.cell.seed: moved for one in store.cells(scale, row, []) if (moved := _moved(one)) is not None}
         if found:
             parts.append("does not hold" if np.mean([*found.values()]) > entry["most"] else "undecided")
@@ -219,6 +224,61 @@ def _moved(one: StoredCell) -> float | None:
     if len(counts) < FEWEST_IN_ORDER:
         return None
     return float(np.abs(np.diff(counts / counts.sum(1, keepdims=True), axis=0)).sum(1).mean() / 2)
+
+
+def _fails(claim: Claim, chances: float, store: Store, scale: Scale) -> Verdict:
+    """Return whether the clean balanced accuracy of each row is near chance, as after a training that diverged."""
+    parts: list[Word] = []
+    said, missing = list[str](), list[str]()
+    for row in claim.rows:
+        cards = by_seed(one for one in store.cells(scale, row, ["clean"]) if one.state == "done")
+        sides = {seed: _above(card, chances / card.num_classes) for seed, card in cards.items()}
+        parts.append(combined([*sides.values()]))
+        if cards:
+            values = (f"{100 * card.summary('clean').balanced:.1f} % (seed {seed})" for seed, card in cards.items())
+            said.append(f"{row_words(row)} {', '.join(values)}")
+        else:
+            missing.append(row_words(row))
+    said += [f"missing at scale {scale.name}: {', '.join(missing)}"] if missing else []
+    return Verdict(combined(parts), f"Clean balanced accuracy: {'; '.join(said)}", scale.name)
+
+
+def _above(card: ResultCard, limit: float) -> Word:
+    low, high = card.summary("clean").balanced_interval
+    return "holds" if high < limit else "does not hold" if low > limit else "undecided"
+
+
+def _separable(claim: Claim, store: Store, scale: Scale) -> Verdict:
+    """Return whether a linear classifier tells the features of the first row better apart than those of the second.
+
+    A fold's classifier is fitted to features of the same test images that the other row has in this fold, so the
+    answers are paired by image.
+    """
+    sides = [_embeddings(store, scale, row) for row in claim.rows]
+    first, second = sides
+    seeds = [seed for seed in sorted(first.keys() & second.keys()) if _images(first[seed]) == _images(second[seed])]
+    if not seeds or len({_images(first[seed]) for seed in seeds}) > 1:
+        return Verdict("not tested", f"Missing at scale {scale.name}: embeddings of both rows, of one seed", scale.name)
+    labels, classes = np.array(first[seeds[0]].labels), len(first[seeds[0]].class_names)
+    parts: list[Word] = []
+    said = []
+    for side in first[seeds[0]].separated:
+        left, right = ([np.array(one[seed].separated[side]) == labels for seed in seeds] for one in sides)
+        found = difference(left, right, labels, classes, comparisons=2)
+        parts.append(word_of(found, 0.0, most=False))
+        said.append(f"{side} {_text(found)}")
+    return Verdict(combined(parts), f"{_named(*claim.rows)}{'; '.join(said)}", scale.name)
+
+
+def _embeddings(store: Store, scale: Scale, row: PaperRow) -> dict[int, Embedding]:
+    """The embeddings of a row by seed; older files lack the answers per image."""
+    found = {one.cell.seed: store.embedding(one, "features") for one in store.cells(scale, row, [])}
+    return {seed: one for seed, one in found.items() if one is not None and one.separated}
+
+
+def _images(one: Embedding) -> tuple[object, ...]:
+    """What two embeddings share that are compared image by image."""
+    return one.test_sha256, one.rows, one.labels, one.attack, one.seed
 
 
 def _theorem(store: Store) -> Verdict:
@@ -252,7 +312,7 @@ def elsewhere(claim: Claim, folders: Sequence[Path]) -> Iterator[str]:
                 word = f" ({word_of(found, size, 'most' in claim.entry)})" if "pairs" in claim.entry else ""
                 names = "" if first == second else f"{_stem(first)} minus {_stem(second)}, "
                 under = " minus ".join(dict.fromkeys(own)) + (f" less {less}" if less else "")
-                yield f"results/{first.partition('/')[0]}: {names}{under} {_text(found)}{word}"
+                yield f"results/{Path(first).parent.as_posix()}: {names}{under} {_text(found)}{word}"
 
 
 def _stem(pattern: str) -> str:

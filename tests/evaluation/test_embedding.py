@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -73,8 +74,16 @@ def test_it_is_read_as_it_was_written_and_checked(made: Embedding, tmp_path: Pat
     path.write_text(json.dumps({**made.to_json(), "added_by_a_later_version": 1}))
     assert embedding.load(path) == made
     assert all(round(value, 3) == value for point in made.points["clean"] for value in point)
+    without = {name: value for name, value in made.to_json().items() if name != "separated"}
+    path.write_text(json.dumps(without))
+    assert embedding.load(path) == dataclasses.replace(made, separated={})
+    other = {
+        side: {**own, "linear_separability": own["linear_separability"] + 0.01} for side, own in made.numbers.items()
+    }
+    better = {side: {**own, "accuracy": 1.01} for side, own in made.numbers.items()}
     damages = ({"labels": made.labels[1:]}, {"labels": [99] * len(made.labels)}, {"numbers": {}})
-    for damage in (*damages, {"weights_sha256": "x"}):
+    sides = ({"predictions": {}}, {"separated": {"clean": made.separated["clean"]}})
+    for damage in (*damages, *sides, {"weights_sha256": "x"}, {"numbers": other}, {"numbers": better}):
         path.write_text(json.dumps(made.to_json() | damage))
         with pytest.raises(UserError, match=r"embedding\.json: .*allowed"):
             embedding.load(path)
@@ -83,10 +92,11 @@ def test_it_is_read_as_it_was_written_and_checked(made: Embedding, tmp_path: Pat
 def test_numbers_tell_separate_classes_from_mixed_ones() -> None:
     labels = np.repeat([0, 1], 20)
     apart = np.random.default_rng(0).normal(size=(40, 3)) + 20 * labels[:, None]
-    found = embedding.numbers_of(apart, labels, labels, 0)
+    found = embedding.numbers_of(apart, labels, labels, embedding.separate(apart, labels, 0))
     assert found["accuracy"] == found["linear_separability"] == 1
     assert found["silhouette"] > 0.8
-    mixed = embedding.numbers_of(np.ones((40, 3)), labels, np.zeros(40, dtype=np.int64), 0)
+    flat = np.ones((40, 3))
+    mixed = embedding.numbers_of(flat, labels, np.zeros(40, dtype=np.int64), embedding.separate(flat, labels, 0))
     assert mixed == {"accuracy": 0.5, "silhouette": 0.0, "linear_separability": 0.5}
 
 

@@ -88,10 +88,11 @@ def test_numbers_are_drawn_with_their_intervals(smoke: Fill) -> None:
 
 @pytest.mark.full
 def test_an_embedding_of_any_seed_is_shown(committed: Store) -> None:
-    """AT-BSL and REAT have embeddings of seed 1 only."""
+    """REAT has embeddings of seeds 1 and 2 only."""
     panels = figures.drawings(committed, scales()["mini"], items()["reat/figure10"]).panels
     titles = [panel.title for panel in panels if "t-SNE" in panel.title]
-    assert titles == [f"{name}, seed 1, t-SNE of features, pgd-20" for name in ("at-bsl", "reat")]
+    seeds = (("at-bsl", 0), ("robal", 0), ("reat", 1))
+    assert titles == [f"{name}, seed {seed}, t-SNE of features, pgd-20" for name, seed in seeds]
 
 
 def test_an_embedding_is_kept_shown_and_saved_with_its_run(smoke: Fill, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -153,6 +154,44 @@ def test_predicted_classes_that_move_much_are_not_steady(committed: Store, tmp_p
     assert verdict(loose, committed, MINI).word == "undecided", "equal shares do not prove equal predictions"
     missing = verdict(claim, Store(tmp_path, []), MINI).because
     assert missing.endswith("missing at scale mini: 5 recorded epochs of at-bsl and reat")
+
+
+@pytest.mark.parametrize(("chances", "word"), [(2.0, "does not hold"), (2.7, "undecided"), (5.0, "holds")])
+def test_a_training_fails_if_its_clean_accuracy_is_near_chance(committed: Store, chances: float, word: str) -> None:
+    """AT at imbalance ratio 50 has 27.4 % (25.5 to 29.3) of ten classes."""
+    claim = Claim("R11", {**claims()["R11"].entry, "fails": {"rows": [{"method": "at"}], "chances": chances}})
+    found = verdict(claim, committed, MINI)
+    assert found.word == word
+    assert found.because.startswith("Clean balanced accuracy: at 27.4 % (seed 0)")
+    both = [{"method": "at"}, {"method": "standard"}]
+    lacking = Claim("R11", {**claim.entry, "fails": {"rows": both, "chances": chances}})
+    assert verdict(lacking, committed, MINI).because.endswith("; missing at scale mini: standard")
+    assert verdict(lacking, committed, MINI).word == ("does not hold" if word == "does not hold" else "not tested")
+
+
+def test_separability_is_compared_image_by_image(committed: Store, tmp_path: Path) -> None:
+    claim = claims()["R19"]
+    gains: dict[str, list[float]] = {"clean": [], "attacked": []}
+    for one, other in zip(*(committed.cells(MINI, row, []) for row in claim.rows), strict=True):
+        first, second = (committed.embedding(cell, "features") for cell in (one, other))
+        if first is None or second is None:
+            continue
+        assert first.labels == second.labels
+        for side, found in gains.items():
+            right, wrong = (np.array(side_of.separated[side]) == first.labels for side_of in (first, second))
+            found.append(100 * (right.mean() - wrong.mean()))  # classes of equal size
+    assert len(gains["clean"]) >= 2
+    found = verdict(claim, committed, MINI)
+    assert found.because.startswith(f"reat minus at-bsl, clean {np.mean(gains['clean']):+.1f} (".replace("-0.0", "0.0"))
+    assert f"; attacked {np.mean(gains['attacked']):+.1f} (" in found.because
+    assert found.word == "undecided"
+    for path in (committed.results[0] / "reproduce" / "mini").glob("*_ir50_seed1-*"):
+        values = json.loads(path.read_text()) if path.suffix == ".json" else None
+        if values is not None:
+            values.pop("separated", None)
+            (tmp_path / path.name).write_text(json.dumps(values))
+    old = verdict(claim, Store(tmp_path / "none", [tmp_path]), MINI)
+    assert old.because == "Missing at scale mini: embeddings of both rows, of one seed"
 
 
 def test_verdicts_are_printed_for_the_claims_among_the_names(committed: Store) -> None:
