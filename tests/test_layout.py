@@ -259,7 +259,8 @@ def test_a_name_of_a_type_is_used_once() -> None:
 #      20  provenance of extra images on cards
 #      68  processes that train alike, class weights on every label term, deviations as set, stages that no epoch has
 #      115  tests by runs for claims R11, R19 and C21; answers for each image in embeddings
-MOST_LINES = 41_204
+#        9  repeated extra images in LDAM's counts
+MOST_LINES = 41_213
 
 
 def test_the_package_does_not_grow_unnoticed() -> None:

@@ -52,11 +52,20 @@ class Extra:
     judge_sha256: str | None = None
     """SHA-256 of the weights by which they were filtered."""
 
-    @property
-    def distinct_counts(self) -> tuple[int, ...]:
-        """Images of each class that are not training images, (C,)."""
-        counts = self.split.class_counts
-        return tuple((counts * 0 if self.copies else counts).tolist())
+
+def distinct_counts(extra: Extra, train: Split) -> tuple[int, ...]:
+    """Return the number of different images of each class, (C,), that are no training images of it.
+
+    Images with equal pixels count once.
+    """
+    if extra.copies:
+        return (0,) * len(train.class_names)
+    own, real = (
+        np.stack([split.labels.astype(np.uint64), repeats.fingerprints(split.images)]) for split in (extra.split, train)
+    )
+    every, firsts = np.unique(np.concatenate([real, own], axis=1), axis=1, return_index=True)
+    labels = every[0, firsts >= len(train)].astype(np.int64)
+    return tuple(np.bincount(labels, minlength=len(train.class_names)).tolist())
 
 
 def read_extra(data: Data, dataset: Dataset) -> Extra:

@@ -24,7 +24,7 @@ from taet.attacks.weighting import generation_weighting
 from taet.bounds import NonNegative
 from taet.config import Run
 from taet.data import DataFacts, Dataset, load
-from taet.data.extra import check_classes
+from taet.data.extra import check_classes, distinct_counts
 from taet.data.loader import Batch, Loader
 from taet.distributed import copy_first, first, in_any, in_turn, rank, unless_one_ends, world_size
 from taet.errors import UserError, custom_code, located
@@ -95,7 +95,7 @@ class Trainer:
         if resolved().mixture is not None:
             with reporting_to(self.progress):
                 self.extra = in_turn(lambda: load_extra(run.data, self.dataset, self.device))
-        distinct = None if self.extra is None else self.extra.distinct_counts
+        distinct = None if self.extra is None else distinct_counts(self.extra, self.dataset.train)
         self.resolved = resolved(extra_counts=distinct)
         if self.extra is not None and self.resolved.mixture is not None:
             check_classes(self.extra, self.resolved.mixture)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from taet.config import Data, Training
 from taet.data import Dataset, Split, load, repeats
-from taet.data.extra import Extra, check_classes, read_extra
+from taet.data.extra import Extra, check_classes, distinct_counts, read_extra
 from taet.data.image_store import gather
 from taet.data.loader import Joined, Loader
 from taet.data.mixture import class_shares, mixture
@@ -123,6 +123,18 @@ def test_images_keep_their_labels_and_copies_are_training_images(dataset: Datase
             assert int(batch.index.max()) < most
             assert np.array_equal(batch.y, pool[1][batch.index])
             assert np.array_equal((batch.x * 255).round().numpy(), pool[0][batch.index].transpose(0, 3, 1, 2))
+
+
+def test_images_that_repeat_each_other_or_training_images_count_once(dataset: Dataset) -> None:
+    new = images(5, 5)
+    pixels = np.concatenate([new, new[:2], dataset.train.images[-4:], new[:1]])
+    labels = np.array([0, 0, 1, 1, 1, 0, 0, 2, 2, 2, 1, 2])  # also copies under another label
+    found = Extra(Split(pixels, labels, dataset.class_names, np.arange(len(labels))))
+    pairs = {(label, image.tobytes()) for label, image in zip(labels, pixels, strict=True)}
+    real = {(label, image.tobytes()) for label, image in zip(dataset.train.labels, dataset.train.images, strict=True)}
+    slow = [sum(label == c for label, _ in pairs - real) for c in range(3)]
+    assert distinct_counts(found, dataset.train) == tuple(slow) == (2, 4, 2)
+    assert distinct_counts(Extra(dataset.train, copies=True), dataset.train) == (0, 0, 0)
 
 
 def test_shares_of_processes_and_later_steps_are_parts_of_the_batches(dataset: Dataset) -> None:
