@@ -33,8 +33,8 @@ from taet.errors import UserError
 from taet.evaluation import ResultCard, paired
 from taet.formatting import markdown_table
 from taet.methods import Method, Task
+from taet.reproduce.differences import difference_text, paired_cards
 from taet.reproduce.findings import findings
-from taet.reproduce.render import difference_text, paired_cards
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"

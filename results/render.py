@@ -89,7 +89,10 @@ BEFORE_SINE = (
 )
 # The README shows the comparison of all methods without variants with these columns, and the leaderboards of a scale.
 FRONT, FRONT_COLUMNS = ("digits-lt-methods",), ("clean", "pgd-20", "autoattack")
-FRONT_SCALE, FRONT_HEADS = "mini", ("", "rank", "autoattack", "95 % or ± error", "clean", "pgd-20", "tail", "seeds")
+FRONT_SCALES, FRONT_HEADS = (
+    ("cpu", "mini"),
+    ("", "rank", "autoattack", "95 % or ± error", "clean", "pgd-20", "tail", "seeds"),
+)
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -352,15 +355,18 @@ def cost_model() -> list[str]:
 
 
 def leaderboards() -> list[str]:
-    """Return the leaderboards of the scale that the README shows, with the most important columns."""
-    scale = scales()[FRONT_SCALE]
-    parts = [f"### CIFAR-10-LT at the published number of epochs, small network\n\nScale {scale.name}: {scale.says}."]
-    for board in boards(Store(HERE / "none", [HERE]), [scale]):
-        table = board.table()
-        places = [table.heads.index(head) for head in FRONT_HEADS]
-        lines = [["method", *FRONT_HEADS[1:]], *([row[place] for place in places] for row in table.rows)]
-        parts += [f"{board.kind.title}:", markdown_table(lines)]
-    return [*parts, " ".join(table.notes[:2])]
+    """Return the leaderboards of the scales that the README shows, with the most important columns."""
+    parts, notes = ["### CIFAR-10-LT at the published number of epochs, small network"], ()
+    for scale in (scales()[name] for name in FRONT_SCALES):
+        found = boards(Store(HERE / "none", [HERE]), [scale])
+        parts += [f"Scale {scale.name}: {scale.says}."] if found else []
+        for board in found:
+            table = board.table()
+            places = [table.heads.index(head) for head in FRONT_HEADS]
+            lines = [["method", *FRONT_HEADS[1:]], *([row[place] for place in places] for row in table.rows)]
+            parts += [f"{board.kind.title}:", markdown_table(lines)]
+            notes = table.notes[:2]
+    return [*parts, " ".join(notes)]
 
 
 def section(folder: str, texts: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""`taet leaderboard`: print it; `taet leaderboard submit CARD`: check a result card against it."""
+"""`taet leaderboard`: print it; `taet leaderboard submit CARD...`: check result cards against it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ from taet.reproduce.leaderboard import boards, placed, submitted
 from taet.reproduce.manifest import scales
 from taet.reproduce.text_table import rendered
 
-EXAMPLES = ("taet leaderboard", "taet leaderboard submit runs/mine/evaluation.json")
+EXAMPLES = (
+    "taet leaderboard",
+    "taet leaderboard submit runs/mine/evaluation.json",
+    "taet leaderboard submit seed?.json",
+)
 DESCRIPTION = """Print the leaderboard of the committed cards: a table for each scale, protocol, data set, imbalance
-ratio and network. With submit CARD: check a submitted result card and print its rank. Its checksum and format are
-verified, its numbers are recomputed from its predictions, and test images, training counts, network, threat model and
-the settings of AutoAttack must be those of a table.
+ratio and network. With submit CARD...: check the result cards of a method, one per seed, and print its rank. Checksum
+and format are verified, the numbers are recomputed from the predictions, and test images, training counts, network,
+threat model and the settings of AutoAttack must be those of a table. Nothing is stored: a table lists the cards below
+the folders of --results that fit it.
 
 Exit status: 0 success; 1 the card is refused, with one line per reason; 2 a mistake in the call or a damaged card."""
 
 
 @dataclass(frozen=True)
 class LeaderboardOptions:
-    """A card to check, or nothing."""
+    """Cards to check, or nothing."""
 
     words: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Nothing, or submit and the file of a result card."""
+    """Nothing, or submit and the files of result cards of one method, one per seed."""
     out: Path = Path("runs/reproduce")
     """Folder of the runs of taet reproduce."""
     results: tuple[Path, ...] | None = None
@@ -42,16 +47,16 @@ class LeaderboardOptions:
 def run(arguments: list[str]) -> int:
     """Print the boards, or the place of a card; return 1 if it is refused."""
     parsed = read(arguments)
-    card = ResultCard.load(Path(parsed.words[1])) if parsed.words else None
+    cards = [ResultCard.load(Path(path)) for path in parsed.words[1:]]
     found = boards(Store(parsed.out, parsed.results), [one for one in scales().values() if one.name != "smoke"])
-    if card is None:
+    if not cards:
         print(rendered([board.table() for board in found], parsed.form) if found else "no run under AutoAttack")
         return 0
-    board, reasons = placed(found, card)
+    board, reasons = placed(found, cards)
     if board is None:
         print("\n".join(f"refused: {reason}" for reason in reasons))
         return 1
-    row = next(one for one in board.rows if one.label == submitted(card))
+    row = next(one for one in board.rows if one.label == submitted(cards[0]))
     print(f"accepted: rank {board.rank(row)} of {len(board.rows)}\n\n{rendered([board.table()], parsed.form)}")
     return 0
 
@@ -61,6 +66,6 @@ def read(arguments: list[str]) -> LeaderboardOptions:
     parsed = flags.parse(LeaderboardOptions, arguments, "taet leaderboard", DESCRIPTION, EXAMPLES)
     if parsed.words and parsed.words[0] != "submit":
         raise unknown("action", parsed.words[0], ["submit"])
-    if len(parsed.words) not in (0, 2):
-        raise UserError(f"leaderboard: got {len(parsed.words) - 1} cards; allowed: submit and one result card")
+    if len(parsed.words) == 1:
+        raise UserError("leaderboard: got no card; allowed: submit and one or more result cards")
     return parsed

@@ -38,8 +38,8 @@ DESCRIPTION = """Reproduce tables and figures of both papers with runs of this p
 published numbers. Without ITEM: print what is done at which scale and what the rest costs; nothing is run.
 
 A run is trained once for all items that need it, in OUT/runs. Finished runs are kept, and interrupted runs continue.
-Runs that settle most claims per hour come first. Scales: full (as published), cpu, mini (half an hour to an hour
-a run), smoke (digits, seconds). Numbers of two scales are never mixed in a table.
+Runs that settle most claims per hour come first. Scales: full (as published), cpu, mini (about an hour of one
+core a run), smoke (digits, seconds). Numbers of two scales are never mixed in a table.
 
 Exit status: 0 all done, or the time budget is used up; 1 a run failed; 2 a mistake in the call; 130 interrupted, with
 all finished work saved."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 GREY, INK, GRID = "#6b6b6b", "#1a1a1a", "#dcdcdc"
 WIDTH = 4.0
 """Width of every panel in inches: 384 CSS pixels, nearly full size on a phone."""
+CLEAN = "clean balanced accuracy"
 NAMED_CLASSES = 30
 """Largest number of classes that are drawn large."""
 NAMED_ROWS, SMALL = 100, 7
@@ -121,10 +122,10 @@ def each(all_series: Sequence[Series], draw: Callable[[Series], Panel | None]) -
 
 def percent_axis(axis: Axis) -> None:
     """Label an axis in per cent, with a grid."""
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import PercentFormatter
 
     axis.grid(visible=True)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+    axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 
 
 def short(name: str, length: int = 16) -> str:
@@ -240,7 +241,7 @@ def clean_against_robust(
     return crosses(points, attack.name, anchor)
 
 
-def crosses(points: Sequence[tuple[str, ScoreCell, ScoreCell]], attack: str, anchor: str) -> Panel:
+def crosses(points: Sequence[tuple[str, ScoreCell, ScoreCell]], attack: str, anchor: str, clean: str = CLEAN) -> Panel:
     """Draw accuracy under an attack against clean accuracy, with both intervals as a cross for each label."""
     figure, (axes,) = make_figure(3.4)
     for place, (label, x, y) in enumerate(points):
@@ -248,9 +249,9 @@ def crosses(points: Sequence[tuple[str, ScoreCell, ScoreCell]], attack: str, anc
         axes.errorbar(x.value, y.value, xerr=reach([x]), yerr=reach([y]), label=short(label, 28), **look)
     percent_axis(axes.xaxis)
     percent_axis(axes.yaxis)
-    axes.set_xlabel("clean balanced accuracy")
+    axes.set_xlabel(clean)
     axes.set_ylabel(f"under {attack}")
-    figure.legend(loc="outside lower center", ncols=3, fontsize=7)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7)
     description = "accuracy under attack against clean accuracy, one cross of two intervals per row"
     return make_panel(figure, f"{anchor}-scatter", f"Clean accuracy and {attack}", description)
 

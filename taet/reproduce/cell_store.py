@@ -18,6 +18,7 @@ from taet.errors import UserError
 from taet.evaluation import card_store, embedding
 from taet.evaluation.card import ResultCard
 from taet.evaluation.embedding import Embedding
+from taet.evaluation.packing import Json
 from taet.experiments.cells import Cell, Planner
 from taet.experiments.specification import Point
 from taet.files import digest, make_folder, read_bytes, write_atomically
@@ -40,9 +41,13 @@ def cell_hash(run: Run) -> str:
 
     Later versions may add settings: at their defaults these do not change the hash.
     """
+    return digest(unusual(run) | {"method": run.method})
+
+
+def unusual(run: Run) -> dict[str, object]:
+    """Return the settings that determine a run's results and differ from the defaults of its method, by dotted name."""
     usual, own = _usual(run.method), training_settings(run)
-    differs = {name: value for name, value in own.items() if name not in usual or usual[name] != value}
-    return digest(differs | {"method": run.method})
+    return {name: value for name, value in own.items() if name not in usual or usual[name] != value}
 
 
 @functools.cache
@@ -178,15 +183,24 @@ class Store:
         which delivers its last epoch.
         """
         found = []
-        for path in sorted(path for folder in self.results for path in folder.glob("**/*.json")):
-            values = json.loads(path.read_text(encoding="utf-8"))
-            settings = values.get("run", {}).get("config") if isinstance(values, dict) else None
-            if settings is not None and "columns" in values and isinstance(values.get("model"), dict):
-                with contextlib.suppress(UserError):
-                    run = run_from_json(settings)
-                    rules = rules_of(values["model"], vars(run.training))
-                    found += [(path, config.override(run, {"training.selection": rule})) for rule in rules]
+        for path, values in self._cards:
+            with contextlib.suppress(UserError):
+                run = run_from_json(values["run"]["config"])
+                rules = rules_of(values["model"], vars(run.training))
+                found += [(path, config.override(run, {"training.selection": rule})) for rule in rules]
         return found
+
+    @functools.cached_property
+    def _cards(self) -> list[tuple[Path, Json]]:
+        """The committed cards of runs of this package, as they are stored."""
+        paths = sorted(path for folder in self.results for path in folder.glob("**/*.json"))
+        read = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+        return [(path, values) for path, values in read if _is_card(values)]
+
+    @property
+    def configs(self) -> list[tuple[Path, Json]]:
+        """The committed cards with the stored settings of their runs, also of methods that are not installed."""
+        return [(path, values["run"]["config"]) for path, values in self._cards]
 
     @functools.cached_property
     def _index(self) -> Mapping[str, list[Path]]:
@@ -212,6 +226,14 @@ class Store:
         if found is not None and (one.card is None or found.weights_sha256 != _weights(one.card)):
             raise UserError(f"{path} was made with other weights than the card of {one.cell.name}; remove it")
         return found
+
+    def source(self, one: StoredCell) -> str:
+        """Return where the card of a run is: below a folder of results, or its run folder."""
+        for path in self._index.get(one.key, []):
+            folder = next(folder for folder in self.results if path.is_relative_to(folder))
+            if load_card(path).model["weights_sha256"] == (one.card and one.card.model["weights_sha256"]):
+                return f"results/{path.relative_to(folder).as_posix()}"
+        return f"runs/{one.cell.name}"
 
     def every_card(self) -> Iterator[ResultCard]:
         """Yield every committed card once."""
@@ -244,6 +266,13 @@ class Store:
                 write_atomically(beside(target, drawn.name), read_bytes(drawn))
             written.append(target)
         return written
+
+
+def _is_card(values: object) -> bool:
+    """Whether a file is the card of a run; its numbers are checked where it is loaded."""
+    if not isinstance(values, dict) or "columns" not in values or not isinstance(values.get("model"), dict):
+        return False
+    return values.get("run", {}).get("config") is not None
 
 
 def rules_of(model: Mapping[str, object], training: Mapping[str, object]) -> list[str]:

@@ -167,9 +167,12 @@ class Claim:
         named = [(f"{column}{of}{less}", size) for column, size in self.sizes.items()]
         sizes = ", ".join(f"{what} {size:g}" if size else what for what, size in named)
         if "most" in self.entry:
-            return f"the intervals of all differences lie within these points: {sizes}"
-        half = " and reach half of these points" if any(self.sizes.values()) else ""
-        return f"the intervals of all differences are above 0{half}: {sizes}"
+            within = "it holds if the interval of every difference lies within these points"
+            return f"{within}, and fails if one lies outside: {sizes}"
+        if any(self.sizes.values()):
+            holds = "it holds if the interval of every difference is above 0 and reaches half of the claimed points"
+            return f"{holds}, and fails if one is below 0 or between 0 and that half: {sizes}"
+        return f"it holds if the interval of every difference is above 0, and fails if one is below 0: {sizes}"
 
     @property
     def item(self) -> Item:

@@ -56,12 +56,17 @@ def drawings(store: Store, scale: Scale, item: Item) -> Drawings:
 
 
 def _embeddings(store: Store, item: Item, rows: Sequence[Filled], anchor: str) -> Iterator[Panel]:
-    """Yield the embedding of features or logits of each row, of the first seed for which it was stored."""
-    for place, one in enumerate(rows):
-        stored = ((cell.cell.seed, store.embedding(cell, item.of)) for cell in one.cells if cell.card is not None)
-        seed, kept = next(((seed, found) for seed, found in stored if found is not None), (0, None))
-        if kept is not None:
-            yield embeddings.panel(kept, f"{one.label}, seed {seed}", f"{anchor}-embedding-{place}")
+    """Yield the embedding of features or logits of each row, if possible of one seed, else of its first."""
+    stored = [
+        {cell.cell.seed: kept for cell in one.cells if cell.card and (kept := store.embedding(cell, item.of))}
+        for one in rows
+    ]
+    seeds = [*dict.fromkeys(seed for found in stored for seed in found)]
+    seeds.sort(key=lambda seed: -sum(seed in found for found in stored))  # keeps the order of equally frequent ones
+    for place, (one, found) in enumerate(zip(rows, stored, strict=True)):
+        seed = next((seed for seed in seeds if seed in found), None)
+        if seed is not None:
+            yield embeddings.panel(found[seed], f"{one.label}, seed {seed}", f"{anchor}-embedding-{place}")
 
 
 def _series(rows: Sequence[Filled], anchor: str) -> list[Series]:
@@ -190,7 +195,8 @@ def _scatter(item: Item, rows: Sequence[Filled], anchor: str) -> Panel | None:
         pairs = [(one.label, _cell(one, columns["clean"]), _cell(one, robust)) for one in rows]
         known = [(label, x, y) for label, x, y in pairs if x is not None and y is not None]
         if len(known) > 1:
-            return figures.crosses(known, robust.label, anchor)
+            plain = columns["clean"].average == "sample"
+            return figures.crosses(known, robust.label, anchor, "clean plain accuracy" if plain else figures.CLEAN)
     return None
 
 

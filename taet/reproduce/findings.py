@@ -10,9 +10,9 @@ from taet import metrics
 from taet.formatting import points, sentence
 from taet.reproduce.cell_store import Store, by_seed, load_card
 from taet.reproduce.claims import WORDS, Word, claims
+from taet.reproduce.differences import difference_text, paired_cards
 from taet.reproduce.leaderboard import LEAD
 from taet.reproduce.manifest import Scale, errata, items, row_words
-from taet.reproduce.render import difference_text, paired_cards
 from taet.reproduce.verdicts import Verdict, best_verdicts, elsewhere
 
 WIDTHS_OF = "cifar10-lt-ir10/at-bsl.json"
@@ -94,7 +94,8 @@ def _selected(store: Store, scale: Scale) -> list[str]:
     said = f"At scale {scale.name} {len(others)} of {len(changes)} curves select another epoch than the last"
     less = f"Selected minus last, AutoAttack: mean over all {points(float(np.mean(changes)))} points"
     listed = "; ".join(text for _, text in sorted(others))
-    return [f"- **Selection on few validation images**. {said}. {less}; {listed}."]
+    again = "Runs that were trained a second time for their last epoch are left out."
+    return [f"- **Selection on few validation images**. {said}. {less}; {listed}. {again}"]
 
 
 def _section(word: Word, names: Sequence[str], found: Mapping[str, Verdict], store: Store) -> str:

@@ -6,20 +6,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
-
 from taet import metrics
+from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.evaluation.diagnostics import masking
+from taet.files import digest
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
-from taet.reproduce.cell_store import Store, attacks_on, by_seed, rules_of
+from taet.reproduce.cell_store import Store, attacks_on, by_seed, load_card, rules_of, unusual
+from taet.reproduce.differences import paired_cards
 from taet.reproduce.manifest import PAPERS, Scale, items, row_words
-from taet.reproduce.render import paired_cards
 from taet.reproduce.text_table import TextTable
+from taet.training.decisive_settings import training_settings
+from taet.training.record import run_from_json
 
 LEAD = "autoattack"
+UNNAMED = ("seed", "training.monitor", "data.", "model.", "evaluation.", "protocol")
+"""Settings that a board fixes, or that change no weights."""
 ACCURACIES = ("95 % or ± error", "paper", "clean", "pgd-20", "PGD-20 − AutoAttack", "tail", "worst class")
-HEADS = ("", "rank", LEAD, *ACCURACIES, "s per epoch", "flags", "seeds")
+HEADS = ("", "rank", LEAD, *ACCURACIES, "flags", "seeds")
+PGD_ALONE = {"autoattack-far-below-pgd", "logit-scale", "adaptive-beats-plain", "margin-beats-cross-entropy"}
+"""Flags of a loss or scale that misleads PGD but not AutoAttack, whose losses are a margin and free of the scale."""
 
 
 class BoardKind(NamedTuple):
@@ -46,8 +52,6 @@ class Contender:
     cards: Mapping[int, ResultCard]
     published: float | None = None
     """Its AutoAttack accuracy in the paper, in per cent."""
-    seconds: float | None = None
-    """Mean seconds of an epoch of training."""
 
     @property
     def card(self) -> ResultCard:
@@ -68,8 +72,8 @@ class Standings:
     rows: tuple[Contender, ...]
 
     def rank(self, one: Contender) -> str:
-        """Return the possible ranks of a row, by the paired differences that are decided."""
-        others = [other for other in self.rows if other is not one and other.cards.keys() == one.cards.keys()]
+        """Return the possible ranks of a row, by the paired differences over common seeds that are decided."""
+        others = [other for other in self.rows if other is not one]
         differences = [paired_cards(one.cards, other.cards, [LEAD, LEAD]) for other in others]
         decided = [found.value for found in differences if found is not None and found.decided]
         best, worst = 1 + sum(value < 0 for value in decided), len(self.rows) - sum(value > 0 for value in decided)
@@ -78,9 +82,10 @@ class Standings:
     def table(self) -> TextTable:
         """Return the rows as texts."""
         notes = (
-            "Balanced accuracy, %. A range of ranks: a paired test over equal seeds cannot tell these rows apart.",
+            "Balanced accuracy, %. A range of ranks: paired tests over common seeds do not tell these rows apart.",
             "One seed has its 95 % interval over the test images; several have their mean with one standard error.",
             "Tail and worst class are under AutoAttack. Paper: its AutoAttack at full size.",
+            *(["Flags: warnings about the evaluation (docs/evaluation.md)."] if any(map(_flags, self.rows)) else []),
             *(f"{one.label} leaves the protocol: {text}." for one in self.rows for text in one.card.deviations),
         )
         return TextTable(self.kind.title, HEADS, tuple(self._line(one) for one in self.rows), notes)
@@ -100,8 +105,7 @@ class Standings:
             MISSING if under != under else points(under - one.mean(LEAD)),
             percent(sum(tails) / len(tails)) if tails else MISSING,
             percent(sum(summary.worst_class[1] for summary in found) / len(found)),
-            MISSING if one.seconds is None else f"{one.seconds:.3g}",
-            str(max(len(card.flags) for card in one.cards.values())),
+            ", ".join(_flags(one)) or MISSING,
             str(len(one.cards)),
         )
 
@@ -110,8 +114,14 @@ class Standings:
         return replace(self, rows=tuple(sorted((*self.rows, one), key=lambda row: -row.mean(LEAD))))
 
 
+def _flags(one: Contender) -> list[str]:
+    """The flags of any seed, except that of the size of the test set, which the intervals show."""
+    found = dict.fromkeys(flag["flag"] for card in one.cards.values() for flag in card.flags)
+    return [name for name in found if name != "small-test-set"]
+
+
 def boards(store: Store, scales: Sequence[Scale]) -> list[Standings]:
-    """Return every board that has a run under AutoAttack."""
+    """Return every board of runs that an item needs, with all other committed runs that fit it."""
     found: dict[BoardKind, dict[str, Contender]] = {}
     for scale in scales:
         for item in items().values():
@@ -123,25 +133,56 @@ def boards(store: Store, scales: Sequence[Scale]) -> list[Standings]:
                     continue
                 card = next(iter(cards.values()))
                 kind = BoardKind(scale.name, PAPERS[row.paper], card.data["name"], row.imbalance, card.model["name"])
-                seconds = [epoch.seconds for one in cells for epoch in one.epochs]
-                mean = float(np.mean(seconds)) if seconds else None
-                made = Contender(row_words(row), cards, said.get(row), mean)
+                made = Contender(row_words(row), cards, said.get(row))
                 held = found.setdefault(kind, {}).setdefault(cells[0].key, made)
                 if held.published is None and made.published is not None:
                     found[kind][cells[0].key] = made
-    ordered = {kind: sorted(rows.values(), key=lambda one: -one.mean(LEAD)) for kind, rows in found.items()}
-    return [Standings(kind, (*rows,)) for kind, rows in ordered.items()]
+    return [_with_others(Standings(kind, (*rows.values(),)), store) for kind, rows in found.items()]
 
 
-def placed(found: Sequence[Standings], card: ResultCard) -> tuple[Standings | None, list[str]]:
-    """Return the board of a card with the card added, or None and the reasons for rejection."""
-    refused = [(board, [*_differs(board, card)]) for board in found]
+def _with_others(board: Standings, store: Store) -> Standings:
+    """Return a board in order, with the committed runs that no item needs, if nothing excludes their cards."""
+    others: dict[str, dict[int, ResultCard]] = {}
+    for path, config in store.configs:
+        if config["protocol"] == board.kind.protocol and config["data"]["name"] == board.kind.data:
+            card = load_card(path)
+            if not [*_differs(board, card), *_faults(card)]:
+                others.setdefault(digest({**config, "seed": None}), {})[card.seed or 0] = card
+    usual = training_settings(board.rows[0].card.run["config"])
+    rows = [*board.rows, *(Contender(_label(cards, usual), cards) for cards in others.values())]
+    return replace(board, rows=tuple(sorted(rows, key=lambda row: -row.mean(LEAD))))
+
+
+def _label(cards: Mapping[int, ResultCard], usual: Mapping[str, object]) -> str:
+    """Return a method with those of its settings that are neither its defaults nor those of a board's first row."""
+    card = next(iter(cards.values()))
+    try:
+        run = run_from_json(card.run["config"])
+    except UserError:  # a method that is not installed
+        return str(card.method)
+    own = {name: value for name, value in unusual(run).items() if usual.get(name) != value}
+    said = [f"{name.rpartition('.')[2]} {words(value)}" for name, value in own.items() if not name.startswith(UNNAMED)]
+    return f"{card.method} ({', '.join(said)})" if said else str(card.method)
+
+
+def placed(found: Sequence[Standings], cards: Sequence[ResultCard]) -> tuple[Standings | None, list[str]]:
+    """Return the board of a method's cards, one per seed, with their row, or None and the reasons for rejection."""
+    refused = [(board, [why for card in cards for why in _differs(board, card)]) for board in found]
     board, reasons = min(refused, key=lambda one: len(one[1]), default=(None, ["there is no board yet"]))
-    reasons = [*reasons, *_faults(card)]
+    reasons = list(dict.fromkeys([*reasons, *_unlike(cards), *(why for card in cards for why in _faults(card))]))
     if board is None or reasons:
         near = [] if board is None else [f"the nearest board is {board.kind.title}"]
         return None, [*reasons, *near]
-    return board.joined(Contender(submitted(card), {card.seed or 0: card})), []
+    return board.joined(Contender(submitted(cards[0]), {card.seed or 0: card for card in cards})), []
+
+
+def _unlike(cards: Sequence[ResultCard]) -> Iterator[str]:
+    """Yield why cards are not the seeds of one method."""
+    if len({digest({**card.run.get("config", {}), "seed": None}) for card in cards}) > 1:
+        yield "cards: got runs with other settings than their seed; allowed: the seeds of one method"
+    seeds = [card.seed or 0 for card in cards]
+    if len({*seeds}) < len(seeds):
+        yield f"cards: got the seeds {listed(map(str, seeds))}; allowed: one card for each seed"
 
 
 def submitted(card: ResultCard) -> str:
@@ -194,8 +235,8 @@ def _faults(card: ResultCard) -> Iterator[str]:
         yield "checksum: the card has none, so it may have been changed; evaluate again"
     if card.model.get("leak") and card.model.get("selection") != "best-test":
         yield "test images: the epoch was chosen on them"
-    if raised := masking(card):
-        yield f"flags: {listed(raised)}; explain them with taet audit first"
+    if raised := {*masking(card)} - PGD_ALONE:
+        yield f"flags: {listed(sorted(raised))}: gradients may mislead AutoAttack as well; see taet audit"
 
 
 def _short(value: object) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import tomllib
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from taet.bounds import read_number
 from taet.errors import UserError, cut, located, unknown
 from taet.evaluation.embedding import Space
 from taet.experiments.specification import Entry, Point
-from taet.formatting import words
+from taet.formatting import size, words
 from taet.shapes import check_shape
 
 FOLDER = Path(__file__).parent
@@ -118,16 +119,22 @@ class Scale:
 
     def differences(self, item: Item) -> list[str]:
         """Return what the scale changes in an item, in words."""
-        said: dict[str, None] = {}
+        said: dict[tuple[str, str], list[str]] = {}
+        having: Counter[str] = Counter()
         for row in item.rows:
             model = self.models.get(row.model, self.models.get("all", row.model))
             data = self.data.get(row.data, self.data.get("all", {})).get("name", row.data)
             attacks = {column.metric: self.attack(row, column.metric) for column in item.columns_of(row)}
             changes = {row.model: model, row.data: data, **attacks}
+            having.update(changes.keys())
             for old, new in changes.items():
                 if old != new and old != SECONDS:
-                    said[f"{new} for {old}" if new else f"no {old}"] = None
-        return [*said]
+                    said.setdefault((old, new or ""), []).append(row.method)
+        texts = {change: f"{change[1]} for {change[0]}" if change[1] else f"no {change[0]}" for change in said}
+        return [
+            text if len(said[change]) == having[change[0]] else f"{text} ({', '.join(dict.fromkeys(said[change]))})"
+            for change, text in texts.items()
+        ]
 
     def attack(self, row: PaperRow, metric: str) -> str | None:
         """Return the attack for a published column of a row; None if the scale omits it or it is not an attack."""
@@ -298,13 +305,16 @@ def row_from(entry: Mapping[str, Any], paper: str, defaults: Mapping[str, Any] |
 def row_words(row: PaperRow) -> str:
     """Return a row in words: its method, and how it differs from the paper's usual run."""
     usual = row_from({"method": row.method}, row.paper)
-    own = [
-        words(value) if name == "outer.name" else f"{name.rpartition('.')[2]} {words(value)}"
-        for name, value in row.settings
-    ]
+    own = [words(value) if name == "outer.name" else _setting_words(name, value) for name, value in row.settings]
     own += [] if row.data == usual.data else [row.data]
     own += [] if row.imbalance in (None, usual.imbalance) else [f"IR {row.imbalance:g}"]
     return f"{row.method} ({', '.join(own)})" if own else row.method
+
+
+def _setting_words(name: str, value: object) -> str:
+    """Return a setting in words; a step as k/255."""
+    said = size(value) if name == "threat.step_size" and isinstance(value, float) else words(value)
+    return f"{name.rpartition('.')[2]} {said}"
 
 
 def errata() -> Mapping[str, Sequence[str]]:

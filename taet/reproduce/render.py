@@ -12,11 +12,12 @@ from scipy import stats
 
 from taet import metrics
 from taet.evaluation.card import ResultCard
-from taet.evaluation.paired import Difference, difference
+from taet.evaluation.paired import Difference
 from taet.formatting import MISSING, duration, percent, percent_interval, points
 from taet.metrics import Floats, Ints
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed
 from taet.reproduce.costs import seconds_left
+from taet.reproduce.differences import difference_text, paired_cards
 from taet.reproduce.manifest import SECONDS, Item, PaperColumn, PaperRow, Scale, class_number
 from taet.reproduce.text_table import TextTable
 from taet.training.record import Epoch
@@ -28,6 +29,13 @@ EPOCHS = 6
 """Largest number of epochs in a table."""
 SHOWN_CLASSES = 10
 GROUPS = ("head", "body", "tail")
+PAIRED = (
+    "Paired on the same test images, with the 95 % interval. One seed compares two trained models, not two methods.",
+    "A difference is over the seeds that both rows have, so it may differ from that of the rows' means.",
+)
+UNITS = (
+    "Balanced accuracy, %: with its 95 % interval over the test images for one seed, ± one standard error for n seeds."
+)
 
 
 class CardValue(NamedTuple):
@@ -81,7 +89,7 @@ def tables(store: Store, scale: Scale, item: Item) -> list[TextTable]:
     if item.shows in ("values", "embedding"):
         first, more = _values(store, scale, item, rows), _differences(scale, item, rows)
     else:
-        states = tuple((one.label, "done" if one.cards else _price(store, one)) for one in rows)
+        states = tuple((one.label, _state(item, one) if one.cards else _price(store, one)) for one in rows)
         first = TextTable(_title(scale, item), ("", "state"), states, (*what_differs(scale, item, rows),))
         shown = {"classes": _classes, "curves": _curves, "predictions": _groups, "distances": _groups}[item.shows]
         more = shown(scale, item, rows)
@@ -122,11 +130,25 @@ def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> T
             gaps = (_gap(one, column, value) for column, value in zip(columns, said, strict=True))
             lines.append(("", "here − paper", *gaps))
     notes = what_differs(scale, item, rows)
+    if any(column.average.startswith("balanced") for column in columns) and any(one.cards for one in rows):
+        notes.append(UNITS)
     if item.shows == "embedding":
         notes.append(f"A t-SNE proves nothing: beside each picture stand numbers of the {item.of} themselves.")
     if any(DERIVED in cell for line in lines for cell in line):
         notes.append(f"{DERIVED} derived: recalls on the balanced test set, weighted like the training set.")
-    return TextTable(_title(scale, item), ("", "", *(c.label for c in columns)), (*lines,), (*notes,))
+    notes += [
+        f"{row.label}: {column.label} is {attack} here."
+        for column in columns
+        for row in rows
+        if column in item.columns_of(row.row) and _head(column, rows) == column.label
+        if (attack := row.attack(column.metric)) not in (None, column.metric)
+    ]
+    return TextTable(_title(scale, item), ("", "", *(_head(c, rows) for c in columns)), (*lines,), (*notes,))
+
+
+def _state(item: Item, one: Filled) -> str:
+    """Return the state of a row with a card in a figure."""
+    return "done" if one.epochs or item.shows == "classes" else "done, but its epochs were not kept"
 
 
 def _said(column: PaperColumn, value: float | None) -> str:
@@ -199,74 +221,32 @@ def _differences(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
             gaps = [ours / 100 - theirs / 100 for ours, theirs in said]
             lines.append((name, "paper", *(MISSING if math.isnan(gap) else points(gap) for gap in gaps)))
         found = [_paired(one, base, column) for column in columns]
-        texts = [MISSING if pair is None else difference_text(pair) for pair in found]
+        texts = [MISSING if pair is None else f"{difference_text(pair)}{_seeds(pair, one, base)}" for pair in found]
         lines.append(("" if item.published else name, scale.name, *texts))
-    heads = ("points", "", *(column.label for column in columns))
-    note = "Paired on the same test images, with the 95 % interval; of one seed it is about the models, not the method."
-    return TextTable(_title(scale, item, "differences between rows"), heads, (*lines,), (note, *_order(item, rows)))
+    heads = ("points", "", *(_head(column, rows) for column in columns))
+    notes = (*PAIRED, *_order(item, rows)) if columns and lines else ()
+    return TextTable(_title(scale, item, "differences between rows"), heads, (*lines,) if columns else (), notes)
+
+
+def _seeds(pair: Difference, one: Filled, base: Filled) -> str:
+    """Return the number of seeds of a difference if a row has others."""
+    return f", n {pair.runs}" if max(len(one.cards), len(base.cards)) > pair.runs else ""
+
+
+def _head(column: PaperColumn, rows: Sequence[Filled]) -> str:
+    """Return the heading of a column, with the attack here if it is another one in every row."""
+    here = {one.attack(column.metric) for one in rows} - {None}
+    other = len(here) == 1 and column.metric not in here and column.metric != SECONDS
+    return f"{column.label} (here: {here.pop()})" if other else column.label
 
 
 def _kind(row: PaperRow) -> tuple[object, ...]:
     return row.data.partition("-")[0], row.imbalance, row.model
 
 
-def difference_text(found: Difference) -> str:
-    """Format a difference in points with its interval."""
-    return f"{points(found.value)} ({points(found.low)} to {points(found.high)})"
-
-
 def _paired(one: Filled, base: Filled, column: PaperColumn) -> Difference | None:
     attacks = [row.attack(column.metric) for row in (one, base)]
     return paired_cards(one.cards, base.cards, attacks, class_number(column.of_class) if column.of_class else None)
-
-
-def paired_cards(
-    first: Mapping[int, ResultCard],
-    second: Mapping[int, ResultCard],
-    attacks: Sequence[str | None],
-    of: int | str | None = None,
-    comparisons: int = 1,
-    less: str | None = None,
-) -> Difference | None:
-    """Return the paired difference of two sets of cards by seed, each under its attack.
-
-    Seeds count whose runs were both attacked so. `of` is a class, or a group of classes (head, body, tail) by training
-    images; by default all classes count. `comparisons` differences share the error of their intervals. With `less`, the
-    difference under this attack is subtracted, image by image.
-    """
-    ours, theirs = attacks
-    if ours is None or theirs is None:
-        return None
-    subtracted = () if less is None else (less,)
-    held = _attacked(first, ours, *subtracted), _attacked(second, theirs, *subtracted)
-    seeds = sorted(held[0].keys() & held[1].keys())
-    if not seeds:
-        return None
-    left, right = ([cards[seed] for seed in seeds] for cards in held)
-    sides = [(left, ours), (right, theirs), *((cards, name) for name in subtracted for cards in (left, right))]
-    settings = {(name, card.column(name).identity) for cards, name in sides for card in cards}  # one per attack
-    if len({card.data["test_sha256"] for card in (*left, *right)}) > 1 or len(settings) > len(dict(settings)):
-        return None
-    labels, classes = left[0].labels, left[0].num_classes
-    keep = np.ones(len(labels), dtype=bool) if of is None else np.isin(labels, _labels(left[0], of))
-    first_right, second_right, *lesser = (
-        np.array([card.column(name).correct[keep] for card in cards], dtype=int) for cards, name in sides
-    )
-    if lesser:
-        first_right, second_right = first_right + lesser[1], second_right + lesser[0]
-    return difference(
-        first_right, second_right, labels[keep], classes, answers=1 + bool(lesser), comparisons=comparisons
-    )
-
-
-def _attacked(cards: Mapping[int, ResultCard], *names: str) -> dict[int, ResultCard]:
-    return {seed: card for seed, card in cards.items() if attacks_on(card).issuperset(names)}
-
-
-def _labels(card: ResultCard, of: int | str) -> list[int]:
-    if isinstance(of, int):
-        return [of]
-    return [int(label) for label in metrics.class_groups(card.data["train_class_counts"] or [])[of]]
 
 
 def _order(item: Item, rows: Sequence[Filled]) -> Iterator[str]:
@@ -275,7 +255,8 @@ def _order(item: Item, rows: Sequence[Filled]) -> Iterator[str]:
     for column in item.columns:
         found = rank_correlation(item, rows, column)
         if found is not None:
-            said.append(f"{column.label} {found[0]:+.2f} ({found[1]} rows)".replace("-", "−"))
+            value = f"{found[0]:+.2f}".replace("-", "−")
+            said.append(f"{column.label} {value} ({found[1]} rows)")
     if said:
         yield f"Order of the rows, paper against here (Spearman): {', '.join(said)}."
 
@@ -324,7 +305,7 @@ def _curves(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
             attack = "clean" if name == "clean" else str(getattr(epochs[0].monitor, "attack", ""))
             peak = int(np.argmax(values))
             lines.append((one.label, attack, f"{percent(values[peak])} at {epochs[peak].epoch}", *shown))
-    notes = ("Balanced accuracy on the split of the curve; the rows' epochs are those of the first.",)
+    notes = ("Balanced accuracy on the images of the curve, at epochs of the first row.",)
     return TextTable(_title(scale, item, "over the epochs"), ("", "", "best", *heads), _even(lines), notes)
 
 

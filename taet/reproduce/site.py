@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from taet.reproduce.cell_store import Store
 from taet.reproduce.claims import WORDS, Claim, claims
 from taet.reproduce.figures import Drawings, drawings
 from taet.reproduce.leaderboard import BoardKind, Standings, boards
-from taet.reproduce.manifest import Item, Scale, errata, items
+from taet.reproduce.manifest import Item, Scale, errata, items, scales
 from taet.reproduce.render import filled, tables, what_differs
 from taet.reproduce.session import overview
 from taet.reproduce.text_table import html_page, in_html
@@ -51,7 +52,9 @@ def _index(store: Store, found: Mapping[str, Verdict]) -> str:
     for name, item in items().items():  # each name appears once, in the first column
         label = html.escape(f"{name} · {item.title}")
         text = text.replace(f">{label}<", f'><a href="{item_page(name)}">{label}</a><', 1)
-    lead = f'<p>Of {len(found)} <a href="claims.html">claims</a> of both papers: {counts}.</p>'
+    papers = "TAET (CVPR 2025) and REAT (arXiv 2307.10205)"
+    said = "; ".join(f"<strong>{one.name}</strong>: {html.escape(one.says)}" for one in scales().values())
+    lead = f'<p>Of {len(found)} <a href="claims.html">claims</a> of {papers}: {counts}. Scales: {said}.</p>'
     return _page("Adversarial robustness under long-tailed data, reproduced", [lead, text])
 
 
@@ -74,7 +77,7 @@ def leaderboard_page(found: Sequence[Standings]) -> str:
                 rules.append(f"main:has(#{one}:checked) .board:not(.{one}){{display:none}}")
             choices.append(f"<fieldset><legend>{title}</legend>{''.join(picks)}</fieldset>")
     shown = [f'<div class="{" ".join(m)}">{in_html(one.table())}</div>' for m, one in zip(marks, found, strict=True)]
-    submit = "<p>A card of your own: <code>taet leaderboard submit CARD</code></p>"
+    submit = "<p>Cards of your own: <code>taet leaderboard submit CARD...</code></p>"
     return _page("Leaderboard", [f"<style>{''.join(rules)}</style>", *choices, *shown, submit])
 
 
@@ -92,7 +95,7 @@ def _claims(store: Store, scales: Sequence[Scale], found: Mapping[str, Verdict])
 def _claim(store: Store, scales: Sequence[Scale], claim: Claim, found: Verdict) -> str:
     """Return a claim with its location, rule, verdict at each scale, results outside the scales, and command."""
     head = f"<h3>{claim.name}. {html.escape(claim.entry['says'])}</h3>"
-    where = html.escape(f"{claim.paper}, {claim.entry['where']}")
+    where = _linked(claim)
     said = f"<p>{where}. <strong>{found.word.capitalize()}</strong></p>"
     lines = [f"<p>Rule: {html.escape(sentence(claim.rule))}</p>"]
     if claim.is_tested:
@@ -107,6 +110,24 @@ def _claim(store: Store, scales: Sequence[Scale], claim: Claim, found: Verdict) 
     return f'<article id="{claim.name}">{head}{said}{"".join(lines)}</article>'
 
 
+def _linked(claim: Claim) -> str:
+    """Return the place of a claim, with a link to each table and figure that is an item."""
+
+    def link(found: re.Match[str]) -> str:
+        name = f"{claim.paper.lower()}/{found[1]}{found[2]}"
+        return f'<a href="{item_page(name)}">{found[0]}</a>' if name in items() else found[0]
+
+    return re.sub(r"\b(table|figure)s? (\d+)", link, html.escape(f"{claim.paper}, {claim.entry['where']}"))
+
+
+def _runs(store: Store, scale: Scale, item: Item) -> list[str]:
+    """Return the list of the cards behind an item at a scale, closed at first."""
+    found = {one.key: (row, one) for row in filled(store, scale, item) for one in row.cells if one.card is not None}
+    lines = [f"{row.label}, seed {one.cell.seed}: {store.source(one)}" for row, one in found.values()]
+    shown = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return [f"<details><summary>Cards · scale {scale.name} ({len(lines)})</summary><ul>{shown}</ul></details>"]
+
+
 def _item(store: Store, scales: Sequence[Scale], item: Item) -> str:
     """The tables of an item at every scale with a run; the smallest scale shows what is missing."""
     sections, differs = [], []
@@ -117,6 +138,7 @@ def _item(store: Store, scales: Sequence[Scale], item: Item) -> str:
             own = [(table, [note for note in table.notes if note not in about]) for table in tables(store, scale, item)]
             sections += [in_html(replace(table, notes=(*notes,))) for table, notes in own]
             sections += drawn(drawings(store, scale, item), scale)
+            sections += _runs(store, scale, item)
     lead = ["<h2>What differs from the paper</h2><ul>", *differs, "</ul>"]
     lead += [f"<p>In the paper: {html.escape(note)}</p>" for note in item.notes]
     command = f"taet reproduce {item.name} --scale {scales[-1].name}"

@@ -18,8 +18,9 @@ from taet.experiments.comparison import OPEN
 from taet.formatting import sentence
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed, load_card, thinned
 from taet.reproduce.claims import FEWEST_REVERSED, SIGNIFICANT_ORDER, Claim, ReversedEntry, SteadyEntry, Word, claims
+from taet.reproduce.differences import difference_text, paired_cards
 from taet.reproduce.manifest import PaperRow, Scale, items, row_words
-from taet.reproduce.render import Filled, difference_text, filled, paired_cards, rank_correlation
+from taet.reproduce.render import Filled, filled, rank_correlation
 from taet.reproduce.text_table import TextTable
 
 FEWEST_IN_ORDER = 5
@@ -115,8 +116,10 @@ def _of_pairs(claim: Claim, store: Store, scale: Scale) -> Verdict:
             found = paired_cards(sides[0], sides[1], attacks, claim.entry.get("group"), comparisons=count, less=less)
             parts.append("not tested" if found is None else word_of(found, size, "most" in claim.entry))
             if found is not None:
-                of = f"{column} less {less}" if less else column
-                said.append(f"{_named(first, second)}{of} {_text(found)}")
+                under = " minus ".join(map(str, dict.fromkeys(attacks))) if first == second else column
+                of = f" less {less}" if less else ""
+                group = f" on {claim.entry['group']} classes" if "group" in claim.entry else ""
+                said.append(f"{_named(first, second)}{under}{of}{group} {_text(found)}")
             for row, cards, attack in zip((first, second), sides, attacks, strict=True):
                 missing |= dict.fromkeys(_missing(row, cards, {attack, less}))
             if found is None and all(sides) and not missing:
@@ -133,7 +136,7 @@ def _missing(row: PaperRow, cards: Mapping[int, ResultCard], attacks: set[str | 
 
 
 def _named(first: PaperRow, second: PaperRow) -> str:
-    return "" if first == second else f"{row_words(first)} minus {row_words(second)}, "
+    return f"{row_words(first)}, " if first == second else f"{row_words(first)} minus {row_words(second)}, "
 
 
 def _text(found: Difference) -> str:

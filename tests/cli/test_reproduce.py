@@ -20,7 +20,7 @@ def test_a_claim_is_an_item_with_a_verdict(taet, tmp_path: Path) -> None:
     said = taet("reproduce", "R17", "--out", tmp_path / "out", "--dry-run")
     assert said.code == 0
     assert "R17 · It is easier to lift clean accuracy than robustness · scale mini" in said.out
-    assert "\nR17: The intervals of all differences are above 0" in said.out
+    assert "\nR17: It holds if the interval of every difference is above 0" in said.out
     assert "At-bsl minus at, clean less autoattack +" in said.out
     assert "Claims" not in taet("reproduce", "taet/table10", "--out", tmp_path / "out", "--dry-run").out
 
@@ -100,7 +100,7 @@ def test_a_card_is_checked_against_the_leaderboard(taet) -> None:
     ("words", "said"),
     [
         (["sumbit", "x"], "did you mean 'submit'?"),
-        (["submit"], "got 0 cards; allowed: submit and one result card"),
+        (["submit"], "got no card; allowed: submit and one or more result cards"),
         (["submit", "no-such.json"], "no-such.json"),
     ],
 )

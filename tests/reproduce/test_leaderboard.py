@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taet.evaluation.card import ResultCard
-from taet.reproduce import Store, scales
+from taet.reproduce import Store, leaderboard, scales
 from taet.reproduce.leaderboard import Standings, boards, placed, submitted
 from taet.reproduce.site import leaderboard_page
 
@@ -28,7 +28,7 @@ def handed_in(found: Sequence[Standings], **changes: Any) -> ResultCard:
 
 def test_a_comparable_card_is_placed(found: Sequence[Standings]) -> None:
     card = handed_in(found)
-    board, reasons = placed(found, card)
+    board, reasons = placed(found, [card])
     assert reasons == []
     assert board is not None
     assert len(board.rows) == len(found[0].rows) + 1
@@ -43,7 +43,7 @@ def test_each_reason_to_refuse_is_a_line(found: Sequence[Standings]) -> None:
     pretrained = {**config, "model": {**config["model"], "weights": "clean.safetensors"}}
     extra = {"source": "EDM", "saw_removed_tail": "yes", "sha256": "0" * 64, "per_batch": 64, "batch_size": 128}
     extra |= {"classes": "prior", "class_counts": [1] * 10}
-    board, reasons = placed(found, card)
+    board, reasons = placed(found, [card])
     assert board is None
     assert reasons[0] == "weights: these are on the board already"
     changes: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ def test_each_reason_to_refuse_is_a_line(found: Sequence[Standings]) -> None:
         "attack autoattack": {"columns": tuple(column for column in card.columns if column.name != "autoattack")},
     }
     for name, change in changes.items():
-        board, reasons = placed(found, handed_in(found, **change))
+        board, reasons = placed(found, [handed_in(found, **change)])
         assert board is None, name
         assert [reason.partition(":")[0] for reason in reasons[:-1]] == [name]
         assert reasons[-1].startswith("the nearest board is cifar10-lt, imbalance ratio ")
@@ -90,19 +90,79 @@ def test_only_the_last_epoch_joins_a_board_of_last_epochs(
         "flags": (),
         "sealed": True,
     }
-    _, reasons = placed([board], dataclasses.replace(card, **changes))  # type: ignore[arg-type]
+    _, reasons = placed([board], [dataclasses.replace(card, **changes)])  # type: ignore[arg-type]
     assert [reason.partition(":")[0] for reason in reasons[:-1]] == ([] if fits else ["rule that chose the epoch"])
 
 
 def test_what_leaves_the_protocol_is_a_note(found: Sequence[Standings]) -> None:
     card = handed_in(found)
-    board, _ = placed(found, dataclasses.replace(card, run={**card.run, "deviations": ["balls differ by class"]}))
+    board, _ = placed(found, [dataclasses.replace(card, run={**card.run, "deviations": ["balls differ by class"]})])
     assert board is not None
     assert f"{submitted(card)} leaves the protocol: balls differ by class." in board.table().notes
 
 
+def test_committed_runs_that_no_item_needs_are_listed_if_they_fit(found: Sequence[Standings], committed: Store) -> None:
+    board = next(one for one in found if one.kind.protocol == "reat" and one.kind.data == "cifar10-lt")
+    labels = {row.label: [*row.cards] for row in board.rows}
+    assert labels["faal"] == labels["n-fgsm"] == labels["cgr (weights no, margin 0, budget no)"] == [0, 1, 2]
+    assert labels["class-budget (base at-bsl, rule cfa)"] == [0]
+    assert not {"standard", "vit-mini-p4"} & {*labels}
+    weights = [card.model["weights_sha256"] for row in board.rows for card in row.cards.values()]
+    assert len({*weights}) == len(weights), "no run is there twice"
+    every = {path.parent.name for path, _ in committed.configs}
+    assert len(every) > 5, "cards of other data and protocols are known, and in no row"
+    assert [row.mean("autoattack") for row in board.rows] == sorted(
+        (row.mean("autoattack") for row in board.rows), reverse=True
+    )
+
+
+def test_a_run_of_a_method_that_is_not_installed_is_named_by_it(found: Sequence[Standings]) -> None:
+    card = handed_in(found)
+    other = dataclasses.replace(card, run={**card.run, "config": {**card.run["config"], "method": "my-idea"}})
+    assert leaderboard._label({0: dataclasses.replace(other, method="my-idea")}, {}) == "my-idea"
+
+
+def test_ranks_compare_the_seeds_that_two_rows_share(found: Sequence[Standings]) -> None:
+    board = next(one for one in found if one.kind.protocol == "reat" and one.kind.data == "cifar10-lt")
+    rows = {row.label: row for row in board.rows}
+    three, one = rows["reat"], rows["robal"]
+    assert ([*three.cards], [*one.cards]) == ([0, 1, 2], [0])
+    pair = Standings(board.kind, (three, one))
+    assert three.cards[0].compare(one.cards[0], "autoattack").decided
+    assert [pair.rank(three), pair.rank(one)] == ["1", "2"]
+
+
+def test_several_seeds_of_a_method_are_one_row(found: Sequence[Standings]) -> None:
+    first = handed_in(found)
+    second = dataclasses.replace(
+        handed_in(found, model={**first.model, "weights_sha256": "1" * 64}),
+        run={**first.run, "config": {**first.run["config"], "seed": 1}},
+        seed=1,
+    )
+    assert (first.seed, second.seed) == (0, 1)
+    board, reasons = placed(found, [first, second])
+    assert reasons == []
+    assert board is not None
+    assert [len(row.cards) for row in board.rows if row.label == submitted(first)] == [2]
+    _, reasons = placed(found, [first, first])
+    assert reasons[0] == "cards: got the seeds 0 and 0; allowed: one card for each seed"
+    config = {**second.run["config"], "training": {**second.run["config"]["training"], "lr": 0.5}}
+    _, reasons = placed(found, [first, dataclasses.replace(second, run={**second.run, "config": config})])
+    assert reasons[0] == "cards: got runs with other settings than their seed; allowed: the seeds of one method"
+
+
+def test_a_flag_about_pgd_alone_is_named_and_not_refused(found: Sequence[Standings]) -> None:
+    card = handed_in(found, flags=({"flag": "logit-scale", "text": "PGD on scaled logits."},))
+    board, reasons = placed(found, [card])
+    assert reasons == []
+    assert board is not None
+    (line,) = [row for row in board.table().rows if row[0] == submitted(card)]
+    assert "logit-scale" in line
+    assert "Flags: warnings about the evaluation (docs/evaluation.md)." in board.table().notes
+
+
 def test_without_a_board_there_is_a_reason(found: Sequence[Standings]) -> None:
-    assert placed([], handed_in(found)) == (None, ["there is no board yet"])
+    assert placed([], [handed_in(found)]) == (None, ["there is no board yet"])
 
 
 def test_its_page_can_be_filtered_without_a_script(found: Sequence[Standings]) -> None:

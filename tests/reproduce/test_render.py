@@ -346,6 +346,26 @@ def test_rows_of_the_leaderboard_that_cannot_be_told_apart_share_ranks(committed
     assert [row[1] for row in alike.table().rows] == ["1–2"] * 2
 
 
+def test_a_column_names_the_attack_that_replaces_it(committed: Store) -> None:
+    heads = [table.heads for table in render.tables(committed, scales()["mini"], items()["taet/table1"])]
+    assert all("cw-l2 (here: cw-linf-100)" in head for head in heads)
+    first, _ = render.tables(committed, scales()["mini"], items()["reat/table3"])
+    assert "pgd-20" in first.heads
+    (note,) = [note for note in first.notes if note.endswith(" here.")][:1]
+    assert note.startswith("RoBal")
+    assert note.endswith(": pgd-20 is adaptive-pgd-20:factor=0.1 here.")
+    differs = render.what_differs(scales()["mini"], items()["taet/table1"], [])
+    assert any("adaptive-pgd-20:factor=0.1 for pgd-20 (robal)" in line for line in differs)
+
+
+def test_a_difference_says_its_seeds_where_a_row_has_others(committed: Store) -> None:
+    _, table = render.tables(committed, scales()["mini"], items()["reat/table8"])
+    cells = [cell for line in table.rows for cell in line if cell.endswith(", n 1")]
+    assert cells, "AT on balanced images has one seed, AT-BSL three"
+    assert table.notes[0].startswith("Paired on the same test images")
+    assert len(render.tables(committed, scales()["mini"], items()["taet/table6"])) == 1, "no column, no table"
+
+
 @pytest.mark.full
 def test_the_site_is_whole_and_needs_no_network(committed: Store) -> None:
     pages = site.site(committed, [scales()["mini"]])

@@ -17,7 +17,8 @@ from taet.evaluation import ResultCard
 from taet.reproduce import Store, items, scales, verdicts
 from taet.reproduce.cell_store import by_seed, thinned
 from taet.reproduce.claims import Claim, claims
-from taet.reproduce.render import Filled, filled, paired_cards
+from taet.reproduce.differences import paired_cards
+from taet.reproduce.render import Filled, filled
 from taet.reproduce.verdicts import verdict
 
 MINI = scales()["mini"]
