@@ -283,6 +283,7 @@ BSLS = IR50.format("at-bsl", "?-[0-3]???????")
 SHOWN = {  # paired differences in hand-written text, by page: folder of results, first row, second row, attack
     "README.md": f"""
         {MINI} taet_cifar10-lt_ir10_seed0-8323d86a at-bsl_cifar10-lt_ir10_seed0-8108faaa autoattack
+        reproduce/cpu taet_cifar10-lt_ir10_seed0-c6ca4bc1 at-bsl_cifar10-lt_ir10_seed0-1790144f autoattack
         . {REAT} {CHOSEN}/at-bsl_cifar10-lt_ir50_seed0-2df819c8 autoattack
         {CHOSEN} reat_cifar10-lt_ir50_seed1-4aa0faaa at-bsl_cifar10-lt_ir50_seed1-7e9396c1 autoattack
         . {REAT} {BSL} autoattack""",
@@ -377,8 +378,12 @@ LT, RA = "digits-lt-methods/{}-seed?", "digits-lt-methods/ra+bsl/{}-seed0"
 FOCAL, LDAM, BALANCED = (IR50.format("at", f"0-{cell}") for cell in ("b49df1da", "30e2c483", "9644792c"))
 MART, TRADES, ROBAL = (IR50.format(name, "0-*") for name in ("mart", "trades", "robal"))
 EQUAL = f"{MINI}/at_cifar10-balanced-small_*"
+IR10 = "reproduce/{}/{}_cifar10-lt_ir10_seed0-*"
 DISCUSSION = [  # words of results/README.md, the attack, the row of each number, or the two rows of a difference
     ("are level (65.0, 64.7, 64.7;", "autoattack", [LT.format(name) for name in ("reat", "at", "at-bsl")]),
+    ("21.3 against 27.7 % under AutoAttack", "autoattack", [IR10.format("cpu", name) for name in ("taet", "at-bsl")]),
+    ("49.6 against 58.6 on clean images", "clean", [IR10.format("cpu", name) for name in ("taet", "at-bsl")]),
+    ("(16.1 against 22.7;", "autoattack", [IR10.format("mini", name) for name in ("taet", "at-bsl")]),
     ("12.6 points better than AT on clean images", "clean", [(BSL, PLAIN)]),
     ("2.6 points worse under AutoAttack", "autoattack", [(PLAIN, BSL)]),
     ("(16.8 against 19.4)", "autoattack", [BSL, PLAIN]),

@@ -85,7 +85,7 @@ class Standings:
             "Balanced accuracy, %. A range of ranks: paired tests over common seeds do not tell these rows apart.",
             "One seed has its 95 % interval over the test images; several have their mean with one standard error.",
             "Tail and worst class are under AutoAttack. Paper: its AutoAttack at full size.",
-            *(["Flags: warnings about the evaluation (docs/evaluation.md)."] if any(map(_flags, self.rows)) else []),
+            *self._flagged(),
             *(f"{one.label} leaves the protocol: {text}." for one in self.rows for text in one.card.deviations),
         )
         return TextTable(self.kind.title, HEADS, tuple(self._line(one) for one in self.rows), notes)
@@ -105,9 +105,15 @@ class Standings:
             MISSING if under != under else points(under - one.mean(LEAD)),
             percent(sum(tails) / len(tails)) if tails else MISSING,
             percent(sum(summary.worst_class[1] for summary in found) / len(found)),
-            ", ".join(_flags(one)) or MISSING,
+            str(len(_flags(one))),
             str(len(one.cards)),
         )
+
+    def _flagged(self) -> Iterator[str]:
+        """Yield a note for each flag, with its rows."""
+        for name in dict.fromkeys(name for one in self.rows for name in _flags(one)):
+            rows = listed(one.label for one in self.rows if name in _flags(one))
+            yield f"Flag {name} (docs/evaluation.md): {rows}."
 
     def joined(self, one: Contender) -> Standings:
         """Return the board with another row."""

@@ -136,13 +136,6 @@ def _values(store: Store, scale: Scale, item: Item, rows: Sequence[Filled]) -> T
         notes.append(f"A t-SNE proves nothing: beside each picture stand numbers of the {item.of} themselves.")
     if any(DERIVED in cell for line in lines for cell in line):
         notes.append(f"{DERIVED} derived: recalls on the balanced test set, weighted like the training set.")
-    notes += [
-        f"{row.label}: {column.label} is {attack} here."
-        for column in columns
-        for row in rows
-        if column in item.columns_of(row.row) and _head(column, rows) == column.label
-        if (attack := row.attack(column.metric)) not in (None, column.metric)
-    ]
     return TextTable(_title(scale, item), ("", "", *(_head(c, rows) for c in columns)), (*lines,), (*notes,))
 
 
