@@ -12,7 +12,7 @@ from taet.cli import flags
 from taet.errors import UserError, unknown
 from taet.evaluation.card import ResultCard
 from taet.reproduce.cell_store import Store
-from taet.reproduce.leaderboard import boards, placed, submitted
+from taet.reproduce.leaderboard import SUBMITTED, boards, placed
 from taet.reproduce.manifest import scales
 from taet.reproduce.text_table import rendered
 
@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> int:
     if board is None:
         print("\n".join(f"refused: {reason}" for reason in reasons))
         return 1
-    row = next(one for one in board.rows if one.label == submitted(cards[0]))
+    row = next(one for one in board.rows if one.label.endswith(SUBMITTED))
     print(f"accepted: rank {board.rank(row)} of {len(board.rows)}\n\n{rendered([board.table()], parsed.form)}")
     return 0
 

@@ -21,7 +21,7 @@ from taet.evaluation.embedding import Embedding
 from taet.evaluation.packing import Json
 from taet.experiments.cells import Cell, Planner
 from taet.experiments.specification import Point
-from taet.files import digest, make_folder, read_bytes, write_atomically
+from taet.files import digest, make_folder, parse_json, read_bytes, write_atomically
 from taet.report.read import beside, rows_beside
 from taet.reproduce.manifest import Item, PaperRow, Scale
 from taet.training.decisive_settings import training_settings
@@ -194,7 +194,7 @@ class Store:
     def _cards(self) -> list[tuple[Path, Json]]:
         """The committed cards of runs of this package, as they are stored."""
         paths = sorted(path for folder in self.results for path in folder.glob("**/*.json"))
-        read = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+        read = [(path, parse_json(read_bytes(path), str(path))) for path in paths]
         return [(path, values) for path, values in read if _is_card(values)]
 
     @property

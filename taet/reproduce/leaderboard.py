@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from taet import metrics
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
@@ -16,7 +18,7 @@ from taet.reproduce.cell_store import Store, attacks_on, by_seed, load_card, rul
 from taet.reproduce.differences import paired_cards
 from taet.reproduce.manifest import PAPERS, Scale, items, row_words
 from taet.reproduce.text_table import TextTable
-from taet.training.decisive_settings import training_settings
+from taet.training.decisive_settings import run_hash, training_settings
 from taet.training.record import run_from_json
 
 LEAD = "autoattack"
@@ -24,6 +26,8 @@ UNNAMED = ("seed", "training.monitor", "data.", "model.", "evaluation.", "protoc
 """Settings that a board fixes, or that change no weights."""
 ACCURACIES = ("95 % or ± error", "paper", "clean", "pgd-20", "PGD-20 − AutoAttack", "tail", "worst class")
 HEADS = ("", "rank", LEAD, *ACCURACIES, "flags", "seeds")
+SUBMITTED = "(submitted)"
+"""The end of the label of a submitted row."""
 PGD_ALONE = {"autoattack-far-below-pgd", "logit-scale", "adaptive-beats-plain", "margin-beats-cross-entropy"}
 """Flags of a loss or scale that misleads PGD but not AutoAttack, whose losses are a margin and free of the scale."""
 
@@ -179,7 +183,9 @@ def placed(found: Sequence[Standings], cards: Sequence[ResultCard]) -> tuple[Sta
     if board is None or reasons:
         near = [] if board is None else [f"the nearest board is {board.kind.title}"]
         return None, [*reasons, *near]
-    return board.joined(Contender(submitted(cards[0]), {card.seed or 0: card for card in cards})), []
+    own = {card.seed or 0: card for card in cards}
+    label = _label(own, training_settings(board.rows[0].card.run["config"]))
+    return board.joined(Contender(f"{label} {SUBMITTED}", own)), []
 
 
 def _unlike(cards: Sequence[ResultCard]) -> Iterator[str]:
@@ -191,27 +197,26 @@ def _unlike(cards: Sequence[ResultCard]) -> Iterator[str]:
         yield f"cards: got the seeds {listed(map(str, seeds))}; allowed: one card for each seed"
 
 
-def submitted(card: ResultCard) -> str:
-    """Return the label of a submitted card."""
-    return f"{card.method} (submitted)"
-
-
 def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
     """Yield the reasons why a card is not comparable with a board."""
-    other = board.rows[0].card
+    other, config = board.rows[0].card, card.run.get("config", {})
     facts = {
+        "data": (_same(card.data["name"], config.get("data", {}).get("name")), other.data["name"]),
+        "classes": (card.class_names, other.class_names),
         "test images (SHA-256)": (card.data["test_sha256"], other.data["test_sha256"]),
         "extra training images": (_extra(card), _extra(other)),
         "training counts": (card.data.get("train_class_counts"), other.data.get("train_class_counts")),
-        "network": (card.model["name"], other.model["name"]),
+        "network": (_same(card.model["name"], config.get("model", {}).get("name")), other.model["name"]),
         "pretrained weights": (_pretrained(card), _pretrained(other)),
-        "protocol": (card.protocol, other.protocol),
+        "protocol": (_same(card.protocol, config.get("protocol")), other.protocol),
         "threat": (card.threat, other.threat),
     }
     for name, (ours, theirs) in facts.items():
         if ours != theirs:
             yield f"{name}: got {_short(ours)}; the board has {_short(theirs)}"
-    training, rule = card.run.get("config", {}).get("training"), other.model["selection"]
+    if not np.array_equal(card.labels, other.labels):
+        yield "test labels: got others than the board's"
+    training, rule = config.get("training"), other.model["selection"]
     if training is None or rule not in rules_of(card.model, training):
         yield f"rule that chose the epoch: got {card.model.get('selection')}; the board has {rule}"
     for attack in ("clean", LEAD):
@@ -223,6 +228,11 @@ def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
         card.model["weights_sha256"] == one.model["weights_sha256"] for row in board.rows for one in row.cards.values()
     ):
         yield "weights: these are on the board already"
+
+
+def _same(said: object, stored: object) -> object:
+    """Return what a card says, with what its settings say if that differs."""
+    return said if stored in (None, said) else f"{said}, and {stored} in its settings"
 
 
 def _extra(card: ResultCard) -> str:
@@ -239,6 +249,13 @@ def _faults(card: ResultCard) -> Iterator[str]:
     """Yield the faults of a card that exclude it from every board."""
     if not card.sealed:
         yield "checksum: the card has none, so it may have been changed; evaluate again"
+    config = card.run.get("config")
+    if config is not None and (card.run.get("hash", run_hash(config)) != run_hash(config)):
+        yield "settings: their hash is not that of the card"
+    elif config is not None and config.get("method") != card.method:
+        yield f"settings: got method {config.get('method')}; the card has {card.method}"
+    if card.clean is not None and LEAD in attacks_on(card) and (card.column(LEAD).correct & ~card.clean.correct).any():
+        yield f"{LEAD}: right on images that are wrong without an attack"
     if card.model.get("leak") and card.model.get("selection") != "best-test":
         yield "test images: the epoch was chosen on them"
     if raised := {*masking(card)} - PGD_ALONE:

@@ -114,6 +114,8 @@ class Scale:
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     attacks: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """By paper, what its runs do otherwise."""
     name: str = ""
     """Its key in scales.toml."""
 
@@ -143,7 +145,7 @@ class Scale:
         default = self.attacks.get(metric, metric)
         wanted = self.attacks.get(f"{row.paper} {metric}", default)
         columns = _read()["columns"]
-        own = columns.get(f"{row.method} {row.data} {metric}", wanted) if wanted == metric else wanted
+        own = columns.get(f"{row.paper} {row.method} {row.data} {metric}", wanted) if wanted == metric else wanted
         return own or None
 
     def points(self, row: PaperRow, metrics: Sequence[str]) -> list[Point]:

@@ -103,6 +103,7 @@ def _title(scale: Scale, item: Item, words: str = "") -> str:
 def what_differs(scale: Scale, item: Item, rows: Sequence[Filled]) -> list[str]:
     """Return the differences from the paper, and the errors in it."""
     said = [f"Scale {scale.name}: {scale.says}."]
+    said += [note for paper, note in scale.notes.items() if paper in {row.paper for row in item.rows}]
     changes = scale.differences(item)
     said += [f"In place of what is published: {', '.join(changes)}."] if changes else []
     if scale.name != "full":
@@ -310,7 +311,8 @@ def _groups(scale: Scale, item: Item, rows: Sequence[Filled]) -> TextTable:
     heads: tuple[str, ...] = ()
     for one, card in _first_cards(rows):
         recorded = [[epoch for epoch in cell.epochs if getattr(epoch, field) is not None] for cell in one.cells]
-        chosen = _spread(next(filter(None, recorded), []))
+        first: Sequence[Epoch] = next(filter(None, recorded), [])
+        chosen = [epoch for epoch in first if epoch.epoch in item.epochs] or _spread(first)
         heads = heads or tuple(f"epoch {epoch.epoch}" for epoch in chosen)
         counts = card.data["train_class_counts"] or []
         for group, labels in metrics.class_groups(counts).items() if chosen else ():

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.reproduce import Store, leaderboard, scales
-from taet.reproduce.leaderboard import Standings, boards, placed, submitted
+from taet.reproduce.leaderboard import SUBMITTED, Standings, boards, placed
 from taet.reproduce.site import leaderboard_page
+from taet.training.decisive_settings import run_hash
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +30,43 @@ def handed_in(found: Sequence[Standings], **changes: Any) -> ResultCard:
     return dataclasses.replace(card, **changed)
 
 
+def with_config(card: ResultCard, config: dict[str, Any]) -> dict[str, Any]:
+    """The run of a card with other settings, and their hash."""
+    return {**card.run, "config": config, "hash": run_hash(config)}
+
+
+def test_what_no_evaluation_can_have_given_is_refused(found: Sequence[Standings]) -> None:
+    card = handed_in(found)
+    columns = {column.name: column for column in card.columns}
+    every = np.ones(len(card.labels), dtype=bool)
+    right = dataclasses.replace(columns["autoattack"], predictions=card.labels.copy(), correct=every, parts={})
+    masks = tuple(right if column.name == "autoattack" else column for column in card.columns)
+    few = card.labels.copy()
+    few[[0, -1]] = few[[-1, 0]]
+    moved = tuple(dataclasses.replace(one, correct=one.predictions == few, parts={}) for one in card.columns)
+    other = {**card.run["config"], "method": "trades"}
+    for changes, reason in (
+        ({"columns": masks}, "autoattack: right on images that are wrong without an attack"),
+        ({"labels": few, "columns": moved}, "test labels: got others than the board's"),
+        ({"run": {**card.run, "config": other}}, "settings: their hash is not that of the card"),
+        ({"run": with_config(card, other)}, f"settings: got method trades; the card has {card.method}"),
+    ):
+        _, reasons = placed(found, [dataclasses.replace(card, **changes)])  # type: ignore[arg-type]
+        assert reasons[0] == reason
+    config = card.run["config"]
+    shorter = {**config, "training": {**config["training"], "lr": 0.02}}
+    board, _ = placed(found, [dataclasses.replace(card, run=with_config(card, shorter))])
+    assert board is not None
+    assert f"{card.method} (lr 0.02) {SUBMITTED}" in [row.label for row in board.rows], "other settings are named"
+
+
 def test_a_comparable_card_is_placed(found: Sequence[Standings]) -> None:
     card = handed_in(found)
     board, reasons = placed(found, [card])
     assert reasons == []
     assert board is not None
     assert len(board.rows) == len(found[0].rows) + 1
-    row = next(one for one in board.rows if one.label == submitted(card))
+    row = next(one for one in board.rows if one.label == f"{card.method} {SUBMITTED}")
     assert "–" in board.rank(row), "equal answers cannot be told apart"
     assert any(line[0] == f"{card.method} (submitted)" for line in board.table().rows)
 
@@ -49,7 +83,7 @@ def test_each_reason_to_refuse_is_a_line(found: Sequence[Standings]) -> None:
     changes: dict[str, dict[str, Any]] = {
         "test images (SHA-256)": {"data": {**card.data, "test_sha256": "0" * 64}},
         "extra training images": {"data": {**card.data, "extra": extra}},
-        "pretrained weights": {"run": {**card.run, "config": pretrained}},
+        "pretrained weights": {"run": with_config(card, pretrained)},
         "training counts": {"data": {**card.data, "train_class_counts": [1] * 10}},
         "network": {"model": {**card.model, "name": "resnet18", "weights_sha256": "0" * 64}},
         "protocol": {"protocol": "other"},
@@ -86,7 +120,7 @@ def test_only_the_last_epoch_joins_a_board_of_last_epochs(
     training = {**card.run["config"]["training"], "selection": own, "epochs": 80}
     changes = {
         "model": {**card.model, "weights_sha256": "0" * 64, "selection": rule, "epoch": epoch},
-        "run": {**card.run, "config": {**card.run["config"], "training": training}},
+        "run": with_config(card, {**card.run["config"], "training": training}),
         "flags": (),
         "sealed": True,
     }
@@ -98,7 +132,7 @@ def test_what_leaves_the_protocol_is_a_note(found: Sequence[Standings]) -> None:
     card = handed_in(found)
     board, _ = placed(found, [dataclasses.replace(card, run={**card.run, "deviations": ["balls differ by class"]})])
     assert board is not None
-    assert f"{submitted(card)} leaves the protocol: balls differ by class." in board.table().notes
+    assert f"{card.method} {SUBMITTED} leaves the protocol: balls differ by class." in board.table().notes
 
 
 def test_committed_runs_that_no_item_needs_are_listed_if_they_fit(found: Sequence[Standings], committed: Store) -> None:
@@ -136,18 +170,18 @@ def test_several_seeds_of_a_method_are_one_row(found: Sequence[Standings]) -> No
     first = handed_in(found)
     second = dataclasses.replace(
         handed_in(found, model={**first.model, "weights_sha256": "1" * 64}),
-        run={**first.run, "config": {**first.run["config"], "seed": 1}},
+        run=with_config(first, {**first.run["config"], "seed": 1}),
         seed=1,
     )
     assert (first.seed, second.seed) == (0, 1)
     board, reasons = placed(found, [first, second])
     assert reasons == []
     assert board is not None
-    assert [len(row.cards) for row in board.rows if row.label == submitted(first)] == [2]
+    assert [len(row.cards) for row in board.rows if row.label == f"{first.method} {SUBMITTED}"] == [2]
     _, reasons = placed(found, [first, first])
     assert reasons[0] == "cards: got the seeds 0 and 0; allowed: one card for each seed"
     config = {**second.run["config"], "training": {**second.run["config"]["training"], "lr": 0.5}}
-    _, reasons = placed(found, [first, dataclasses.replace(second, run={**second.run, "config": config})])
+    _, reasons = placed(found, [first, dataclasses.replace(second, run=with_config(second, config))])
     assert reasons[0] == "cards: got runs with other settings than their seed; allowed: the seeds of one method"
 
 
@@ -157,7 +191,7 @@ def test_a_flag_about_pgd_alone_is_named_and_not_refused(found: Sequence[Standin
     assert reasons == []
     assert board is not None
     (note,) = [note for note in board.table().notes if note.startswith("Flag logit-scale (docs/evaluation.md): ")]
-    assert submitted(card) in note
+    assert f"{card.method} {SUBMITTED}" in note
 
 
 def test_without_a_board_there_is_a_reason(found: Sequence[Standings]) -> None:
@@ -171,3 +205,9 @@ def test_its_page_can_be_filtered_without_a_script(found: Sequence[Standings]) -
     assert "main:has(#by-data-1:checked) .board:not(.by-data-1){display:none}" in page
     assert page.count('class="board ') == 2
     assert "by-scale" not in page.split("</style>")[1].split("<div")[0], "one value needs no choice"
+
+
+def test_a_damaged_file_among_the_results_is_named(tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text("{bad")
+    with pytest.raises(UserError, match=r"card\.json"):
+        boards(Store(tmp_path / "none", [tmp_path]), [scales()["mini"]])

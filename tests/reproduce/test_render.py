@@ -351,8 +351,9 @@ def test_a_column_names_the_attack_that_replaces_it(committed: Store) -> None:
     assert all("cw-l2 (here: cw-linf-100)" in head for head in heads)
     first, _ = render.tables(committed, scales()["mini"], items()["reat/table3"])
     assert "pgd-20" in first.heads, "of RoBal alone it is another attack"
-    differs = render.what_differs(scales()["mini"], items()["taet/table1"], [])
+    differs = render.what_differs(scales()["mini"], items()["reat/table3"], [])
     assert any("adaptive-pgd-20:factor=0.1 for pgd-20 (robal)" in line for line in differs)
+    assert not any("adaptive" in line for line in render.what_differs(scales()["mini"], items()["taet/table1"], []))
 
 
 def test_a_difference_says_its_seeds_where_a_row_has_others(committed: Store) -> None:
@@ -361,6 +362,11 @@ def test_a_difference_says_its_seeds_where_a_row_has_others(committed: Store) ->
     assert cells, "AT on balanced images has one seed, AT-BSL three"
     assert table.notes[0].startswith("Paired on the same test images")
     assert len(render.tables(committed, scales()["mini"], items()["taet/table6"])) == 1, "no column, no table"
+
+
+def test_a_figure_of_chosen_epochs_has_them_in_its_table(committed: Store) -> None:
+    _, table = render.tables(committed, scales()["mini"], items()["reat/figure6"])
+    assert table.heads[3:] == ("epoch 10", "epoch 30", "epoch 60")
 
 
 @pytest.mark.full
