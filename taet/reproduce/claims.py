@@ -93,6 +93,7 @@ class ClaimEntry(TypedDict):
     open: NotRequired[str]
     theorem: NotRequired[bool]
     worth: NotRequired[float]
+    beside: NotRequired[list[RowEntry]]
     elsewhere: NotRequired[list[list[str]]]
 
 
@@ -119,6 +120,11 @@ class Claim:
         entry = self.entry
         named = entry.get("separable") or entry.get("steady", entry.get("fails", {"rows": []}))["rows"]
         return [row_from(one, self.paper) for one in named]
+
+    @property
+    def beside(self) -> list[PaperRow]:
+        """Rows that are run and shown with the claim, but do not decide it."""
+        return [row_from(one, self.paper) for one in self.entry.get("beside", [])]
 
     @property
     def sizes(self) -> Mapping[str, float]:
@@ -184,7 +190,7 @@ class Claim:
             columns = tuple(column for column in table.columns if column.metric in wanted)
             return dataclasses.replace(table, name=named[0], title=named[1], columns=columns, notes=())
         shows, measured = ITEMS.get(self.test, ("values", ()))
-        rows = [row for pair in self.pairs for row in reversed(pair)] + self.rows
+        rows = [row for pair in self.pairs for row in reversed(pair)] + self.rows + self.beside
         shown = tuple(dataclasses.replace(row, shown_as=row_words(row)) for row in dict.fromkeys(rows))
         metrics = [*self.sizes, *entry.get("attacks", []), *filter(None, [entry.get("less")]), *measured]
         columns = tuple(PaperColumn(metric) for metric in dict.fromkeys(metrics))

@@ -13,7 +13,7 @@ from taet.reproduce.claims import WORDS, Word, claims
 from taet.reproduce.differences import difference_text, paired_cards
 from taet.reproduce.leaderboard import LEAD
 from taet.reproduce.manifest import Scale, errata, items, row_words
-from taet.reproduce.verdicts import Verdict, best_verdicts, elsewhere
+from taet.reproduce.verdicts import Verdict, beside, best_verdicts, elsewhere
 
 WIDTHS_OF = "cifar10-lt-ir10/at-bsl.json"
 TAET_TEST = (1000, 774, 599, 464, 359, 278, 215, 166, 129, 100)
@@ -26,7 +26,7 @@ def findings(store: Store, scales: Sequence[Scale]) -> str:
     counts = ", ".join(f"{word} {[v.word for v in found.values()].count(word)}" for word in WORDS)
     parts = [
         HEAD.format(counts=counts, claims=len(found)),
-        *(_section(word, [name for name in found if found[name].word == word], found, store) for word in WORDS),
+        *(_section(word, [name for name in found if found[name].word == word], found, store, scales) for word in WORDS),
         _protocols(store, scales),
         "## Errata and open points of the papers\n",
         *(f"- {paper}: {note}" for paper, notes in errata().items() for note in notes),
@@ -98,7 +98,9 @@ def _selected(store: Store, scale: Scale) -> list[str]:
     return [f"- **Selection on few validation images**. {said}. {less}; {listed}. {again}"]
 
 
-def _section(word: Word, names: Sequence[str], found: Mapping[str, Verdict], store: Store) -> str:
+def _section(
+    word: Word, names: Sequence[str], found: Mapping[str, Verdict], store: Store, scales: Sequence[Scale]
+) -> str:
     lines = [f"## {word.capitalize()}\n"]
     for name in names:
         claim, one = claims()[name], found[name]
@@ -106,6 +108,7 @@ def _section(word: Word, names: Sequence[str], found: Mapping[str, Verdict], sto
         where = f"({claim.paper}, {claim.entry['where']}{scale})"
         lines.append(f"- **{name}** {claim.entry['says']} {where}. {sentence(one.because)}".rstrip())
         lines += [f"  - Rule: {claim.rule}."] if claim.is_tested and claim.test != "pairs" else []
+        lines += [f"  - Beside the test, {line}." for line in beside(claim, store, scales)]
         lines += [f"  - Outside the scales, {line}." for line in elsewhere(claim, store.results)]
     return "\n".join([*lines, ""])
 

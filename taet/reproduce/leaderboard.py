@@ -56,6 +56,8 @@ class Contender:
     cards: Mapping[int, ResultCard]
     published: float | None = None
     """Its AutoAttack accuracy in the paper, in per cent."""
+    also: tuple[str, ...] = ()
+    """Labels of other settings whose runs have the same weights."""
 
     @property
     def card(self) -> ResultCard:
@@ -90,6 +92,7 @@ class Standings:
             "One seed has its 95 % interval over the test images; several have their mean with one standard error.",
             "Tail and worst class are under AutoAttack. Paper: its AutoAttack at full size.",
             *self._flagged(),
+            *(f"{listed(one.also)}: the same weights as {one.label}, so one row." for one in self.rows if one.also),
             *(f"{one.label} leaves the protocol: {text}." for one in self.rows for text in one.card.deviations),
         )
         return TextTable(self.kind.title, HEADS, tuple(self._line(one) for one in self.rows), notes)
@@ -159,8 +162,22 @@ def _with_others(board: Standings, store: Store) -> Standings:
             if not [*_differs(board, card), *_faults(card)]:
                 others.setdefault(digest({**config, "seed": None}), {})[card.seed or 0] = card
     usual = training_settings(board.rows[0].card.run["config"])
-    rows = [*board.rows, *(Contender(_label(cards, usual), cards) for cards in others.values())]
+    rows = [*board.rows]
+    for cards in others.values():
+        label, hashes = _label(cards, usual), _weights(cards)
+        same = next((at for at, row in enumerate(rows) if hashes & _weights(row.cards)), None)
+        if same is None:
+            rows.append(Contender(label, cards))
+        else:
+            held = rows[same]
+            also = held.also if label == held.label else (*held.also, label)
+            rows[same] = replace(held, cards=dict(sorted({**cards, **held.cards}.items())), also=also)
     return replace(board, rows=tuple(sorted(rows, key=lambda row: -row.mean(LEAD))))
+
+
+def _weights(cards: Mapping[int, ResultCard]) -> set[str]:
+    """The checksums of the weights of cards."""
+    return {card.model["weights_sha256"] for card in cards.values()}
 
 
 def _label(cards: Mapping[int, ResultCard], usual: Mapping[str, object]) -> str:
@@ -180,6 +197,8 @@ def placed(found: Sequence[Standings], cards: Sequence[ResultCard]) -> tuple[Sta
     refused = [(board, [why for card in cards for why in _differs(board, card)]) for board in found]
     board, reasons = min(refused, key=lambda one: len(one[1]), default=(None, ["there is no board yet"]))
     reasons = list(dict.fromkeys([*reasons, *_unlike(cards), *(why for card in cards for why in _faults(card))]))
+    if board and any(_weights(row.cards) & {card.model["weights_sha256"] for card in cards} for row in board.rows):
+        reasons.append("weights: these are on the board already")
     if board is None or reasons:
         near = [] if board is None else [f"the nearest board is {board.kind.title}"]
         return None, [*reasons, *near]
@@ -224,10 +243,6 @@ def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
             yield f"attack {attack}: the card has none; allowed: taet evaluate RUN --attacks clean {LEAD}"
         elif card.column(attack).identity != other.column(attack).identity:
             yield f"attack {attack}: other settings than the board's"
-    if any(
-        card.model["weights_sha256"] == one.model["weights_sha256"] for row in board.rows for one in row.cards.values()
-    ):
-        yield "weights: these are on the board already"
 
 
 def _same(said: object, stored: object) -> object:

@@ -17,7 +17,7 @@ from taet.reproduce.manifest import Item, Scale, errata, items, scales
 from taet.reproduce.render import filled, tables, what_differs
 from taet.reproduce.session import overview
 from taet.reproduce.text_table import html_page, in_html
-from taet.reproduce.verdicts import Verdict, best_verdicts, elsewhere, verdict
+from taet.reproduce.verdicts import Verdict, beside, best_verdicts, elsewhere, verdict
 
 PAGES = {"index.html": "Overview", "leaderboard.html": "Leaderboard", "claims.html": "Claims"}
 NAVIGATION = (
@@ -101,6 +101,7 @@ def _claim(store: Store, scales: Sequence[Scale], claim: Claim, found: Verdict) 
     if claim.is_tested:
         each = [verdict(claim, store, scale) for scale in scales]
         shown = [f"<li>{one.scale}: {one.word}. {html.escape(sentence(one.because))}</li>" for one in each]
+        shown += [f"<li>Beside the test: {html.escape(line)}</li>" for line in beside(claim, store, scales)]
         lines += ["<ul>", *shown, "</ul>"]
     elif found.because:
         lines.append(f"<p>{html.escape(sentence(found.because))}</p>")

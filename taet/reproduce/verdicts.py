@@ -15,7 +15,7 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.embedding import Embedding
 from taet.evaluation.paired import LEVEL, Difference, difference
 from taet.experiments.comparison import OPEN
-from taet.formatting import sentence
+from taet.formatting import percent, percent_interval, sentence
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed, load_card, thinned
 from taet.reproduce.claims import FEWEST_REVERSED, SIGNIFICANT_ORDER, Claim, ReversedEntry, SteadyEntry, Word, claims
 from taet.reproduce.differences import difference_text, paired_cards
@@ -301,6 +301,18 @@ def bound_gap(card: ResultCard) -> float | None:
     found = [card.summary(name) for name in names] if card.clean is not None else []
     gaps = [s.natural_error + s.class_flip_rate - (1 - s.per_class) for s in found]
     return max((float(np.nanmean(gap)) for gap in gaps), default=None)
+
+
+def beside(claim: Claim, store: Store, scales: Sequence[Scale]) -> Iterator[str]:
+    """Yield a line for each run of the rows that are shown with a claim but do not decide it."""
+    for scale, row in itertools.product(scales, claim.beside):
+        for seed, card in by_seed(store.cells(scale, row, [*claim.sizes])).items():
+            found = {name: card.summary(name) for name in ("clean", *claim.sizes) if name in attacks_on(card)}
+            said = [
+                f"{name} {percent(of.balanced)} % ({percent_interval(*of.balanced_interval)})"
+                for name, of in found.items()
+            ]
+            yield f"{row_words(row)}, seed {seed}, scale {scale.name}: {', '.join(said)}"
 
 
 def elsewhere(claim: Claim, folders: Sequence[Path]) -> Iterator[str]:

@@ -71,6 +71,14 @@ def test_a_comparable_card_is_placed(found: Sequence[Standings]) -> None:
     assert any(line[0] == f"{card.method} (submitted)" for line in board.table().rows)
 
 
+def test_two_names_of_one_training_are_one_row_with_all_seeds(found: Sequence[Standings]) -> None:
+    board = next(one for one in found if one.kind.imbalance == 50 and one.kind.data == "cifar10-lt")
+    row = next(row for row in board.rows if row.label == "at-bsl (weighting brw)")
+    assert row.cards[0].method == "at-bsl"
+    assert {row.cards[seed].method for seed in (1, 2)} == {"cgr"}
+    assert any(note.endswith("the same weights as at-bsl (weighting brw), so one row.") for note in board.table().notes)
+
+
 def test_each_reason_to_refuse_is_a_line(found: Sequence[Standings]) -> None:
     card = found[0].rows[0].card
     config: dict[str, Any] = card.run["config"]
@@ -138,7 +146,7 @@ def test_what_leaves_the_protocol_is_a_note(found: Sequence[Standings]) -> None:
 def test_committed_runs_that_no_item_needs_are_listed_if_they_fit(found: Sequence[Standings], committed: Store) -> None:
     board = next(one for one in found if one.kind.protocol == "reat" and one.kind.data == "cifar10-lt")
     labels = {row.label: [*row.cards] for row in board.rows}
-    assert labels["faal"] == labels["n-fgsm"] == labels["cgr (weights no, margin 0, budget no)"] == [0, 1, 2]
+    assert labels["faal"] == labels["n-fgsm"] == labels["at-bsl (weighting brw)"] == [0, 1, 2]
     assert labels["class-budget (base at-bsl, rule cfa)"] == [0]
     assert not {"standard", "vit-mini-p4"} & {*labels}
     weights = [card.model["weights_sha256"] for row in board.rows for card in row.cards.values()]
