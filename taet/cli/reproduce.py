@@ -17,6 +17,7 @@ from taet.errors import UserError
 from taet.files import make_folder, write_atomically
 from taet.formatting import listed
 from taet.reproduce.cell_store import Store
+from taet.reproduce.checks import check_manifest
 from taet.reproduce.claims import chosen
 from taet.reproduce.manifest import scale_named, scales
 from taet.reproduce.render import tables
@@ -120,6 +121,7 @@ def run(arguments: list[str]) -> int:
 def read(arguments: list[str]) -> ReproduceOptions:
     """Parse a call; contradictory options and unknown items are refused."""
     parsed = flags.parse(ReproduceOptions, arguments, "taet reproduce", DESCRIPTION, EXAMPLES)
+    check_manifest()
     scale_named(parsed.scale)
     chosen(parsed.items, parsed.methods if parsed.items else ())
     given = flags.given(parsed, "seeds", "time_budget", "part", "merge", "save")

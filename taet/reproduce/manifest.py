@@ -144,7 +144,7 @@ class Scale:
             return None
         default = self.attacks.get(metric, metric)
         wanted = self.attacks.get(f"{row.paper} {metric}", default)
-        columns = _read()["columns"]
+        columns = items_file()["columns"]
         own = columns.get(f"{row.paper} {row.method} {row.data} {metric}", wanted) if wanted == metric else wanted
         return own or None
 
@@ -245,7 +245,8 @@ def _check_keys(where: str, value: Any, shape: Any) -> None:
 
 
 @functools.cache
-def _read() -> ItemsFile:
+def items_file() -> ItemsFile:
+    """The content of items.toml."""
     found: ItemsFile = read_toml(FOLDER / "items.toml", ItemsFile)
     return found
 
@@ -273,7 +274,7 @@ def published() -> tuple[Mapping[str, str], ...]:
 
 def row_of(line: Mapping[str, str]) -> PaperRow:
     """Return the run behind a row of published.tsv."""
-    read, method, setting = _read(), line["method"], line["setting"]
+    read, method, setting = items_file(), line["method"], line["setting"]
     entry = read["rows"].get(f"{method} {setting}")
     if entry is not None:
         method, settings = entry["method"], entry.get("settings", {})
@@ -297,8 +298,8 @@ def _pairs(settings: Mapping[str, Any]) -> SettingPairs:
 
 def row_from(entry: Mapping[str, Any], paper: str, defaults: Mapping[str, Any] | None = None) -> PaperRow:
     """Return the run of an entry in a manifest; missing keys are taken from `defaults`, then from the paper."""
-    said = {**_read()["papers"][paper], **(defaults or {}), **entry}
-    natural = said["data"] in _read()["natural"] or said["data"] in ("cifar10", "cifar100")
+    said = {**items_file()["papers"][paper], **(defaults or {}), **entry}
+    natural = said["data"] in items_file()["natural"] or said["data"] in ("cifar10", "cifar100")
     ratio = None if natural else float(said["imbalance"])
     name = entry.get("name", entry["method"])
     return PaperRow(paper, said["method"], said["data"], ratio, said["model"], _pairs(said.get("settings", {})), name)
@@ -321,12 +322,12 @@ def _setting_words(name: str, value: object) -> str:
 
 def errata() -> Mapping[str, Sequence[str]]:
     """Return, by paper, the statements outside its tables in which it contradicts itself."""
-    return _read()["errata"]
+    return items_file()["errata"]
 
 
 def class_number(name: str) -> int:
     """Return the label of a class that a table names."""
-    return _read()["classes"][name]
+    return items_file()["classes"][name]
 
 
 @functools.cache
@@ -335,7 +336,7 @@ def items() -> Mapping[str, Item]:
     tables: dict[str, list[Mapping[str, str]]] = {}
     for line in published():
         tables.setdefault(f"{PAPERS[line['paper']]}/table{line['table']}", []).append(line)
-    read = _read()
+    read = items_file()
     for name in [*read["notes"], *read["titles"]]:
         if name not in tables and name not in read["figures"]:
             raise unknown("item in items.toml", name, [*tables, *read["figures"]])
@@ -354,17 +355,17 @@ def _table(name: str, lines: Sequence[Mapping[str, str]]) -> Item:
             raise UserError(f"published.tsv: {name} has {line['shown_as']}, {column.label} twice")
         values[key] = float(line["value"])
     rows, columns = dict.fromkeys(row for row, _ in values), dict.fromkeys(column for _, column in values)
-    if name not in _read()["titles"]:
+    if name not in items_file()["titles"]:
         raise UserError(f"items.toml: {name} has no title")
-    notes = tuple(_read()["notes"].get(name, ()))
+    notes = tuple(items_file()["notes"].get(name, ()))
     costs = name if any(column.metric == SECONDS for column in columns) else ""
-    return Item(name, _read()["titles"][name], "values", (*rows,), (*columns,), values, notes, costs_of=costs)
+    return Item(name, items_file()["titles"][name], "values", (*rows,), (*columns,), values, notes, costs_of=costs)
 
 
 def _figure(name: str, entry: FigureEntry) -> Item:
     paper = name.partition("/")[0].upper()
     rows = tuple(row_from(row, paper, entry) for row in entry["rows"])
     columns = tuple(PaperColumn(metric, "cost" if metric == SECONDS else "balanced") for metric in entry["columns"])
-    notes, epochs = (*_read()["notes"].get(name, ()),), (*entry.get("epochs", ()),)
+    notes, epochs = (*items_file()["notes"].get(name, ()),), (*entry.get("epochs", ()),)
     shows, of, costs = entry["shows"], entry.get("of", "features"), entry.get("costs_of", "")
     return Item(name, entry["title"], shows, rows, columns, {}, notes, epochs, of, costs)

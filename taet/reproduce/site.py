@@ -105,8 +105,8 @@ def _claim(store: Store, scales: Sequence[Scale], claim: Claim, found: Verdict) 
         lines += ["<ul>", *shown, "</ul>"]
     elif found.because:
         lines.append(f"<p>{html.escape(sentence(found.because))}</p>")
-    beside = [f"<li>{html.escape(line)}</li>" for line in elsewhere(claim, store.results)]
-    lines += ["<p>Outside the scales:</p><ul>", *beside, "</ul>"] if beside else []
+    others = [f"<li>{html.escape(line)}</li>" for line in elsewhere(claim, store.results)]
+    lines += ["<p>Outside the scales:</p><ul>", *others, "</ul>"] if others else []
     lines += [f"<p><code>taet reproduce {claim.name}</code></p>"] if claim.is_tested else []
     return f'<article id="{claim.name}">{head}{said}{"".join(lines)}</article>'
 

@@ -1,0 +1,165 @@
+"""Checks of the manifest: a mistyped name or number is one line, not a run or a verdict that is silently missing."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from taet import registry
+from taet.errors import UserError, located, unknown
+from taet.evaluation.bundles import parse_attack
+from taet.experiments.cells import Planner
+from taet.experiments.specification import Entry
+from taet.reproduce.claims import Claim, claims
+from taet.reproduce.manifest import (
+    PAPERS,
+    SECONDS,
+    PaperRow,
+    Scale,
+    items,
+    items_file,
+    published,
+    row_of,
+    scales,
+)
+
+AVERAGES = ("balanced", "balanced-test-set", "sample", "per-class", "cost")
+SELECTIONS = ("", "best", "last")
+ALL = "all"
+
+
+@functools.cache
+def check_manifest() -> None:
+    """Raise a `UserError` of one line for the first mistake in published.tsv, items, scales or claims."""
+    for number, line in enumerate(published(), 2):
+        with located(f"published.tsv: line {number}"):
+            _check_line(line)
+    planner = Planner(Path(), "taet reproduce")
+    with located("items.toml"):
+        _check_items()
+        for item in items().values():
+            with located(item.name):
+                _check_rows(planner, item.rows)
+                _metrics(column.metric for column in item.columns)
+    for scale in scales().values():
+        with located(f"scales.toml: {scale.name}"):
+            _check_scale(planner, scale)
+    for claim in claims().values():
+        with located(f"claims.toml: {claim.name}"):
+            _check_claim(planner, claim)
+
+
+def _check_line(line: Mapping[str, str]) -> None:
+    """Check a row of published.tsv."""
+    if None in line or None in line.values():
+        raise UserError(f"got {'more' if None in line else 'fewer'} fields than the first line has")
+    _known("paper", [line["paper"]], PAPERS)
+    _known("data set", [line["dataset"]], _names("data"))
+    _known("network", [line["model"]], _names("models"))
+    _known("method", [line["method"]], _names("methods"))
+    _known("average", [line["average"]], AVERAGES)
+    _known("selection", [line["selection"]], SELECTIONS)
+    _known("class", filter(None, [line["class"]]), items_file()["classes"])
+    _metrics([line["metric"]])
+    _number("value", line["value"], most=math.inf if line["metric"] == SECONDS else 100.0)
+    if line["dataset"] not in items_file()["natural"]:
+        _number("imbalance_ratio", line["imbalance_ratio"], least=1.0)
+    row_of(line)
+
+
+def _check_items() -> None:
+    """Check the tables of items.toml that give words a meaning."""
+    read = items_file()
+    _known("data set in natural", read["natural"], _names("data"))
+    _known("paper in papers", read["papers"], PAPERS)
+    for words, attack in read["columns"].items():
+        with located(f"columns: {words}"):
+            paper, method, data, metric = words.split() if words.count(" ") == 3 else ("", "", "", "")
+            _known("paper", [paper], PAPERS)
+            _known("method", [method], _names("methods"))
+            _known("data set", [data], _names("data"))
+            _metrics([metric, attack])
+
+
+def _check_rows(planner: Planner, rows: Iterable[PaperRow]) -> None:
+    """Check the runs behind rows: method with its settings, data set, network and imbalance ratio."""
+    for row in rows:
+        _known("data set", [row.data], _names("data"))
+        _known("network", [row.model], _names("models"))
+        if row.imbalance is not None and not row.imbalance >= 1:
+            raise UserError(f"imbalance: got {row.imbalance:g}; allowed: 1 or more")
+        planner.start(PAPERS[row.paper], Entry(row.method, row.method, dict(row.settings)))
+
+
+def _check_scale(planner: Planner, scale: Scale) -> None:
+    """Check what a scale puts in the place of published networks, data, attacks and seeds."""
+    papers, networks, data = [*PAPERS, ALL], [*_names("models"), ALL], [*_names("data"), ALL]
+    _known("paper in seeds", scale.seeds, papers)
+    _known("paper in notes", scale.notes, PAPERS)
+    _known("network in models", [*scale.models, *scale.models.values()], networks)
+    _known("data set in data", scale.data, data)
+    _known("data set in data", [entry.get("name", key) for key, entry in scale.data.items()], data)
+    published_metrics = {line["metric"] for line in published()}
+    for column, attack in scale.attacks.items():
+        paper, _, metric = column.rpartition(" ")
+        _known("paper in attacks", filter(None, [paper]), PAPERS)
+        _known("column in attacks", [metric], published_metrics)
+        _metrics(filter(None, [attack]))
+    _known("key of settings", scale.settings, {*papers, *networks, *data})
+    for settings in scale.settings.values():
+        planner.start(PAPERS["TAET"], Entry("at", "at", dict(settings)))
+
+
+def _check_claim(planner: Planner, claim: Claim) -> None:
+    """Check the rows and columns of a claim."""
+    entry = claim.entry
+    if claim.name[:1] not in ("C", "R") or not claim.name[1:].isdigit():
+        raise UserError("unknown name; allowed: C (TAET) or R (REAT) and a number")
+    if not entry.get("worth", 1.0) > 0:
+        raise UserError(f"worth: got {entry['worth']:g}; allowed: more than 0")
+    _check_rows(planner, [*claim.rows, *claim.beside, *(row for pair in claim.pairs for row in pair)])
+    _metrics([*claim.sizes, *entry.get("attacks", []), *filter(None, [entry.get("less")])])
+    if "order" in entry:
+        _known("column of order", [entry["order"]["column"]], _columns_of(entry["order"]["item"]))
+    if "reversed" in entry:
+        _known("column of reversed", entry["reversed"]["columns"], _columns_of(entry["reversed"]["item"]))
+
+
+def _columns_of(item: str) -> list[str]:
+    return [column.metric for column in items()[item].columns]
+
+
+@functools.cache
+def _names(kind: registry.Kind) -> Mapping[str, Any]:
+    return registry.entries(kind)
+
+
+def _known(what: str, names: Iterable[str], allowed: Iterable[str]) -> None:
+    known = {*allowed}
+    for name in names:
+        if name not in known:
+            raise unknown(what, name, known)
+
+
+def _metrics(names: Iterable[str]) -> None:
+    """Check that columns are attacks, clean images or seconds."""
+    for name in names:
+        _metric(name)
+
+
+@functools.cache
+def _metric(name: str) -> None:
+    if name != SECONDS:
+        parse_attack(name)
+
+
+def _number(what: str, text: str, least: float = 0.0, most: float = math.inf) -> None:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most or math.isinf(value):
+        raise UserError(f"{what}: got '{text}'; allowed: a number, {least:g} to {most:g}")
