@@ -386,6 +386,8 @@ DISCUSSION = [  # words of results/README.md, the attack, the row of each number
         "clean",
         FAILING,
     ),
+    ("ends at 13.0 % of the clean", "clean", [IR50.format("reat", "0-baff*")]),
+    ("and 2.1 % under AutoAttack: that", "autoattack", [IR50.format("reat", "0-baff*")]),
     ("are level (65.0, 64.7, 64.7;", "autoattack", [LT.format(name) for name in ("reat", "at", "at-bsl")]),
     ("21.3 against 27.7 % under AutoAttack", "autoattack", [IR10.format("cpu", name) for name in ("taet", "at-bsl")]),
     ("49.6 against 58.6 on clean images", "clean", [IR10.format("cpu", name) for name in ("taet", "at-bsl")]),

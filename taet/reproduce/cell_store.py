@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 import taet
 from taet import config, methods
 from taet.config import Run
-from taet.errors import UserError
+from taet.errors import UserError, located
 from taet.evaluation import card_store, embedding
 from taet.evaluation.card import ResultCard
 from taet.evaluation.embedding import Embedding
@@ -55,7 +55,7 @@ def _usual(method: str) -> Mapping[str, object]:
     return training_settings(Run(method=method, settings=methods.find(method).Config()))
 
 
-def _any_seed(run: Run) -> str:
+def any_seed_hash(run: Run) -> str:
     """Return the hash that a run shares with runs of other seeds."""
     return cell_hash(dataclasses.replace(run, seed=Run.seed))
 
@@ -150,7 +150,7 @@ class Store:
         run = cell.run
         if run is None:
             return StoredCell(cell, "", "", None, ())
-        key, any_seed = cell_hash(run), _any_seed(run)
+        key, any_seed = cell_hash(run), any_seed_hash(run)
         ratio = "" if cell.imbalance is None else f"_ir{cell.imbalance:g}"
         name = f"{cell.entry.method}_{cell.data}{ratio}_seed{cell.seed}-{key[:8]}"
         cell = dataclasses.replace(cell, name=name, folder=self.out / "runs" / name)
@@ -194,8 +194,12 @@ class Store:
     def _cards(self) -> list[tuple[Path, Json]]:
         """The committed cards of runs of this package, as they are stored."""
         paths = sorted(path for folder in self.results for path in folder.glob("**/*.json"))
-        read = [(path, parse_json(read_bytes(path), str(path))) for path in paths]
-        return [(path, values) for path, values in read if _is_card(values)]
+        found = []
+        for path in paths:
+            values = parse_json(read_bytes(path), str(path))
+            with located(str(path)):
+                found += [(path, values)] if _is_card(values) else []
+        return found
 
     @property
     def configs(self) -> list[tuple[Path, Json]]:
@@ -215,7 +219,7 @@ class Store:
         for folder in own:
             with contextlib.suppress(UserError):  # one that no row needs; others are verified where they are read
                 runs += [folder.record.run] if folder.is_done else []
-        return _by_key((_any_seed(run), run.seed) for run in runs)
+        return _by_key((any_seed_hash(run), run.seed) for run in runs)
 
     def embedding(self, one: StoredCell, of: str) -> Embedding | None:
         """Return the embedding of a run, from its folder or committed beside its card; None if there is none."""
@@ -272,7 +276,18 @@ def _is_card(values: object) -> bool:
     """Whether a file is the card of a run; its numbers are checked where it is loaded."""
     if not isinstance(values, dict) or "columns" not in values or not isinstance(values.get("model"), dict):
         return False
-    return values.get("run", {}).get("config") is not None
+    run = values.get("run") or {}
+    config = run.get("config") if isinstance(run, dict) else run
+    if config is None:
+        return False
+    data = config.get("data") if isinstance(config, dict) else None
+    if (
+        not isinstance(data, dict)
+        or not isinstance(data.get("name"), str)
+        or not isinstance(config.get("protocol"), str)
+    ):
+        raise UserError("got a card whose run has no settings with a protocol and data; allowed: cards as evaluated")
+    return True
 
 
 def rules_of(model: Mapping[str, object], training: Mapping[str, object]) -> list[str]:

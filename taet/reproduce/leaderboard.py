@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import nan
 from typing import NamedTuple
 
 import numpy as np
 
-from taet import metrics
+from taet import metrics, registry
+from taet.config import Run
 from taet.errors import UserError
 from taet.evaluation.card import ResultCard
 from taet.evaluation.diagnostics import masking
 from taet.files import digest
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
-from taet.reproduce.cell_store import Store, attacks_on, by_seed, load_card, rules_of, unusual
+from taet.reproduce.cell_store import Store, any_seed_hash, attacks_on, by_seed, load_card, rules_of
 from taet.reproduce.differences import paired_cards
-from taet.reproduce.manifest import PAPERS, Scale, items, row_words
+from taet.reproduce.manifest import PAPERS, Item, PaperRow, Scale, items, settings_words
 from taet.reproduce.text_table import TextTable
-from taet.training.decisive_settings import run_hash, training_settings
+from taet.training.decisive_settings import CURVE, run_hash, training_settings
 from taet.training.record import run_from_json
 
 LEAD = "autoattack"
-UNNAMED = ("seed", "training.monitor", "data.", "model.", "evaluation.", "protocol")
-"""Settings that a board fixes, or that change no weights."""
+UNNAMED = (
+    *("seed", "protocol", "data.", "model.name", "model.weights", "training.selection", "evaluation."),
+    *("training.distance_images", "training.monitor_images"),
+)
+"""Settings that differ between seeds, whose effect on a card is compared with the board, or that change no weights."""
 ACCURACIES = ("95 % or ± error", "paper", "clean", "pgd-20", "PGD-20 − AutoAttack", "tail", "worst class")
 HEADS = ("", "rank", LEAD, *ACCURACIES, "flags", "seeds")
 SUBMITTED = "(submitted)"
@@ -45,7 +50,8 @@ class BoardKind(NamedTuple):
     def title(self) -> str:
         """The heading of its table."""
         ratio = words(self.imbalance or "of the set")
-        return f"{self.data}, imbalance ratio {ratio}, {self.model} · protocol {self.protocol} · scale {self.scale}"
+        counts = f"as many images as imbalance ratio {ratio}" if "balanced" in self.data else f"imbalance ratio {ratio}"
+        return f"{self.data}, {counts}, {self.model} · protocol {self.protocol} · scale {self.scale}"
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,14 @@ class Contender:
         return next(iter(self.cards.values()))
 
     def mean(self, attack: str) -> float:
-        """Mean balanced accuracy over the seeds; nan without the attack."""
-        found = [card.summary(attack).balanced for card in self.cards.values() if attack in attacks_on(card)]
-        return sum(found) / len(found) if found else float("nan")
+        """Mean balanced accuracy over the seeds; nan if a seed lacks the attack."""
+        found = [card.summary(attack).balanced if attack in attacks_on(card) else nan for card in self.cards.values()]
+        return sum(found) / len(found)
+
+    @property
+    def weights(self) -> set[str]:
+        """The checksums of the weights of its runs."""
+        return {card.model["weights_sha256"] for card in self.cards.values()}
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,22 @@ class Standings:
 
     kind: BoardKind
     rows: tuple[Contender, ...]
+    reference: ResultCard
+    """The card that others are compared with: of the first row that an item needs."""
+    plain: Callable[[str], Run | None] = lambda _: None
+    """The run of a method with the board's settings and none of its own."""
+
+    def label(self, card: ResultCard) -> str:
+        """Return a method with its settings that the board does not bring."""
+        plain = self.plain(str(card.method))
+        if plain is None:
+            return str(card.method)
+        usual, own = training_settings(plain), training_settings(run_from_json(card.run["config"]))
+        left = (*UNNAMED, *(CURVE if plain.training.selection == "last" else ()))
+        settings = {
+            name: value for name, value in own.items() if usual.get(name) != value and not name.startswith(left)
+        }
+        return settings_words(str(card.method), tuple(sorted(settings.items())))
 
     def rank(self, one: Contender) -> str:
         """Return the possible ranks of a row, by the paired differences over common seeds that are decided."""
@@ -124,7 +151,7 @@ class Standings:
 
     def joined(self, one: Contender) -> Standings:
         """Return the board with another row."""
-        return replace(self, rows=tuple(sorted((*self.rows, one), key=lambda row: -row.mean(LEAD))))
+        return replace(self, rows=_best_first([*self.rows, one]))
 
 
 def _flags(one: Contender) -> list[str]:
@@ -136,9 +163,10 @@ def _flags(one: Contender) -> list[str]:
 def boards(store: Store, scales: Sequence[Scale]) -> list[Standings]:
     """Return every board of runs that an item needs, with all other committed runs that fit it."""
     found: dict[BoardKind, dict[str, Contender]] = {}
+    firsts: dict[BoardKind, tuple[Scale, PaperRow]] = {}
     for scale in scales:
         for item in items().values():
-            said = {row: value for (row, column), value in item.published.items() if column.metric == LEAD}
+            said = _published(item)
             for row in item.rows:
                 cells = store.cells(scale, row, ["clean"])
                 cards = {seed: card for seed, card in by_seed(cells).items() if LEAD in attacks_on(card)}
@@ -146,79 +174,95 @@ def boards(store: Store, scales: Sequence[Scale]) -> list[Standings]:
                     continue
                 card = next(iter(cards.values()))
                 kind = BoardKind(scale.name, PAPERS[row.paper], card.data["name"], row.imbalance, card.model["name"])
-                made = Contender(row_words(row), cards, said.get(row))
+                made = Contender(settings_words(row.method, row.settings), cards, said.get(row))
                 held = found.setdefault(kind, {}).setdefault(cells[0].key, made)
+                firsts.setdefault(kind, (scale, row))
                 if held.published is None and made.published is not None:
                     found[kind][cells[0].key] = made
-    return [_with_others(Standings(kind, (*rows.values(),)), store) for kind, rows in found.items()]
+    return [_board(kind, [*rows.values()], store, *firsts[kind]) for kind, rows in found.items()]
 
 
-def _with_others(board: Standings, store: Store) -> Standings:
+def _published(item: Item) -> dict[PaperRow, float]:
+    """Return the published balanced accuracies of an item under AutoAttack, in per cent."""
+    every = item.published.items()
+    return {row: said for (row, of), said in every if of.metric == LEAD and of.average.startswith("balanced")}
+
+
+def _board(kind: BoardKind, rows: list[Contender], store: Store, scale: Scale, first: PaperRow) -> Standings:
     """Return a board in order, with the committed runs that no item needs, if nothing excludes their cards."""
+
+    def plain(method: str) -> Run | None:
+        if method not in registry.entries("methods"):
+            return None
+        (point, *_) = scale.points(replace(first, method=method, settings=()), [LEAD])
+        return store.planner.cell(point).run
+
+    board = Standings(kind, tuple(rows), rows[0].card, plain)
     others: dict[str, dict[int, ResultCard]] = {}
     for path, config in store.configs:
-        if config["protocol"] == board.kind.protocol and config["data"]["name"] == board.kind.data:
+        if config["protocol"] == kind.protocol and config["data"]["name"] == kind.data:
             card = load_card(path)
             if not [*_differs(board, card), *_faults(card)]:
-                others.setdefault(digest({**config, "seed": None}), {})[card.seed or 0] = card
-    usual = training_settings(board.rows[0].card.run["config"])
-    rows = [*board.rows]
+                cards = others.setdefault(_any_seed(card), {})
+                if _weights([cards.setdefault(card.seed or 0, card)]) != _weights([card]):
+                    raise UserError(f"{path}: another card of this run has other weights; remove one of them")
     for cards in others.values():
-        label, hashes = _label(cards, usual), _weights(cards)
-        same = next((at for at, row in enumerate(rows) if hashes & _weights(row.cards)), None)
+        label = board.label(next(iter(cards.values())))
+        same = next((at for at, row in enumerate(rows) if row.weights & _weights(cards.values())), None)
         if same is None:
             rows.append(Contender(label, cards))
         else:
             held = rows[same]
             also = held.also if label == held.label else (*held.also, label)
             rows[same] = replace(held, cards=dict(sorted({**cards, **held.cards}.items())), also=also)
-    return replace(board, rows=tuple(sorted(rows, key=lambda row: -row.mean(LEAD))))
+    return replace(board, rows=_best_first(rows))
 
 
-def _weights(cards: Mapping[int, ResultCard]) -> set[str]:
-    """The checksums of the weights of cards."""
-    return {card.model["weights_sha256"] for card in cards.values()}
+def _best_first(rows: Iterable[Contender]) -> tuple[Contender, ...]:
+    return tuple(sorted(rows, key=lambda row: -row.mean(LEAD)))
 
 
-def _label(cards: Mapping[int, ResultCard], usual: Mapping[str, object]) -> str:
-    """Return a method with those of its settings that are neither its defaults nor those of a board's first row."""
-    card = next(iter(cards.values()))
-    try:
-        run = run_from_json(card.run["config"])
-    except UserError:  # a method that is not installed
-        return str(card.method)
-    own = {name: value for name, value in unusual(run).items() if usual.get(name) != value}
-    said = [f"{name.rpartition('.')[2]} {words(value)}" for name, value in own.items() if not name.startswith(UNNAMED)]
-    return f"{card.method} ({', '.join(said)})" if said else str(card.method)
+def _weights(cards: Iterable[ResultCard]) -> set[str]:
+    return {card.model["weights_sha256"] for card in cards}
+
+
+def _any_seed(card: ResultCard) -> str:
+    """Return the hash that a card shares with those of other seeds; machine and later attacks do not count."""
+    settings = card.run.get("config", {})
+    if settings.get("method") not in registry.entries("methods"):
+        return digest({**training_settings(settings), "seed": None})
+    return any_seed_hash(run_from_json(settings))
 
 
 def placed(found: Sequence[Standings], cards: Sequence[ResultCard]) -> tuple[Standings | None, list[str]]:
     """Return the board of a method's cards, one per seed, with their row, or None and the reasons for rejection."""
     refused = [(board, [why for card in cards for why in _differs(board, card)]) for board in found]
     board, reasons = min(refused, key=lambda one: len(one[1]), default=(None, ["there is no board yet"]))
-    reasons = list(dict.fromkeys([*reasons, *_unlike(cards), *(why for card in cards for why in _faults(card))]))
-    if board and any(_weights(row.cards) & {card.model["weights_sha256"] for card in cards} for row in board.rows):
+    faults = [why for card in cards for why in _faults(card)]
+    reasons = list(dict.fromkeys([*reasons, *faults, *([] if faults else _unlike(cards))]))
+    if board is not None and any(row.weights & _weights(cards) for row in board.rows):
         reasons.append("weights: these are on the board already")
     if board is None or reasons:
         near = [] if board is None else [f"the nearest board is {board.kind.title}"]
         return None, [*reasons, *near]
     own = {card.seed or 0: card for card in cards}
-    label = _label(own, training_settings(board.rows[0].card.run["config"]))
-    return board.joined(Contender(f"{label} {SUBMITTED}", own)), []
+    return board.joined(Contender(f"{board.label(cards[0])} {SUBMITTED}", own)), []
 
 
 def _unlike(cards: Sequence[ResultCard]) -> Iterator[str]:
     """Yield why cards are not the seeds of one method."""
-    if len({digest({**card.run.get("config", {}), "seed": None}) for card in cards}) > 1:
+    if len({*map(_any_seed, cards)}) > 1:
         yield "cards: got runs with other settings than their seed; allowed: the seeds of one method"
     seeds = [card.seed or 0 for card in cards]
     if len({*seeds}) < len(seeds):
         yield f"cards: got the seeds {listed(map(str, seeds))}; allowed: one card for each seed"
+    elif len(_weights(cards)) < len(cards):
+        yield "cards: got the same weights for several seeds"
 
 
 def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
     """Yield the reasons why a card is not comparable with a board."""
-    other, config = board.rows[0].card, card.run.get("config", {})
+    other, config = board.reference, card.run.get("config", {})
     facts = {
         "data": (_same(card.data["name"], config.get("data", {}).get("name")), other.data["name"]),
         "classes": (card.class_names, other.class_names),
@@ -235,13 +279,14 @@ def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
             yield f"{name}: got {_short(ours)}; the board has {_short(theirs)}"
     if not np.array_equal(card.labels, other.labels):
         yield "test labels: got others than the board's"
-    training, rule = config.get("training"), other.model["selection"]
+    training, rule = config.get("training"), other.model.get("selection")
     if training is None or rule not in rules_of(card.model, training):
         yield f"rule that chose the epoch: got {card.model.get('selection')}; the board has {rule}"
-    for attack in ("clean", LEAD):
+    for attack in ("clean", LEAD, "pgd-20"):
         if attack not in attacks_on(card):
-            yield f"attack {attack}: the card has none; allowed: taet evaluate RUN --attacks clean {LEAD}"
-        elif card.column(attack).identity != other.column(attack).identity:
+            if attack != "pgd-20":
+                yield f"attack {attack}: the card has none; allowed: taet evaluate RUN --attacks clean {LEAD}"
+        elif attack in attacks_on(other) and card.column(attack).identity != other.column(attack).identity:
             yield f"attack {attack}: other settings than the board's"
 
 
@@ -264,17 +309,33 @@ def _faults(card: ResultCard) -> Iterator[str]:
     """Yield the faults of a card that exclude it from every board."""
     if not card.sealed:
         yield "checksum: the card has none, so it may have been changed; evaluate again"
-    config = card.run.get("config")
-    if config is not None and (card.run.get("hash", run_hash(config)) != run_hash(config)):
-        yield "settings: their hash is not that of the card"
-    elif config is not None and config.get("method") != card.method:
-        yield f"settings: got method {config.get('method')}; the card has {card.method}"
+    yield from _setting_faults(card)
     if card.clean is not None and LEAD in attacks_on(card) and (card.column(LEAD).correct & ~card.clean.correct).any():
         yield f"{LEAD}: right on images that are wrong without an attack"
     if card.model.get("leak") and card.model.get("selection") != "best-test":
         yield "test images: the epoch was chosen on them"
+    if not card.probe:
+        yield "probe: the card has none, so gradients may mislead; evaluate again without --no-probe"
     if raised := {*masking(card)} - PGD_ALONE:
         yield f"flags: {listed(sorted(raised))}: gradients may mislead AutoAttack as well; see taet audit"
+
+
+def _setting_faults(card: ResultCard) -> Iterator[str]:
+    """Yield the faults of the settings that a card states for its training."""
+    config = card.run.get("config") or {}
+    if missing := [part for part in ("method", "protocol", "data", "model", "training") if not config.get(part)]:
+        yield f"settings: no {listed(missing)}"
+    elif card.run.get("hash", run_hash(config)) != run_hash(config):
+        yield "settings: their hash is not that of the card"
+    elif config["method"] != card.method:
+        yield f"settings: got method {config['method']}; the card has {card.method}"
+    elif config.get("seed") != card.seed:
+        yield f"settings: got seed {config.get('seed')}; the card has {card.seed}"
+    elif config["method"] in registry.entries("methods"):
+        try:
+            run_from_json(config)
+        except UserError as error:
+            yield f"settings: {error}"
 
 
 def _short(value: object) -> str:

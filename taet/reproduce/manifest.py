@@ -308,10 +308,16 @@ def row_from(entry: Mapping[str, Any], paper: str, defaults: Mapping[str, Any] |
 def row_words(row: PaperRow) -> str:
     """Return a row in words: its method, and how it differs from the paper's usual run."""
     usual = row_from({"method": row.method}, row.paper)
-    own = [words(value) if name == "outer.name" else _setting_words(name, value) for name, value in row.settings]
-    own += [] if row.data == usual.data else [row.data]
+    own = [] if row.data == usual.data else [row.data]
     own += [] if row.imbalance in (None, usual.imbalance) else [f"IR {row.imbalance:g}"]
-    return f"{row.method} ({', '.join(own)})" if own else row.method
+    return settings_words(row.method, row.settings, own)
+
+
+def settings_words(method: str, settings: SettingPairs, others: Sequence[str] = ()) -> str:
+    """Return a method with its settings, and other words about its run, in parentheses."""
+    own = [words(value) if name == "outer.name" else _setting_words(name, value) for name, value in settings]
+    said = [*own, *others]
+    return f"{method} ({', '.join(said)})" if said else method
 
 
 def _setting_words(name: str, value: object) -> str:

@@ -339,10 +339,10 @@ def test_rows_of_the_leaderboard_that_cannot_be_told_apart_share_ranks(committed
     assert cards[1] is not None
     found = [Contender(row.method, {0: card}) for row, card in zip(rows, cards, strict=True) if card is not None]
     kind = BoardKind("mini", "reat", "cifar10-lt", 50.0, "resnet18")
-    board = Standings(kind, (found[1], found[0]))
+    board = Standings(kind, (found[1], found[0]), found[1].card)
     assert cards[1].compare(cards[0], "autoattack").decided
     assert [(row[0], row[1]) for row in board.table().rows] == [("at", "1"), ("at-bsl", "2")]
-    alike = Standings(kind, (Contender("at-bsl", {0: cards[0]}), Contender("at", {0: cards[0]})))
+    alike = Standings(kind, (Contender("at-bsl", {0: cards[0]}), Contender("at", {0: cards[0]})), cards[0])
     assert [row[1] for row in alike.table().rows] == ["1–2"] * 2
 
 

@@ -199,3 +199,14 @@ def test_verdicts_are_printed_for_the_claims_among_the_names(committed: Store) -
     (table,) = verdicts.verdicts(["taet/table1", "R17", "R4", "R17"], committed, MINI)
     assert [word for _, word in table.rows] == ["holds", "does not hold"]
     assert verdicts.verdicts(["taet/table1"], committed, MINI) == []
+
+
+def test_a_run_beside_a_claim_is_shown_and_decides_nothing(committed: Store) -> None:
+    claim = claims()["R5"]
+    (line,) = verdicts.beside(claim, committed, [MINI])
+    assert line.startswith("reat (form paper), seed 0, scale mini: clean 13.0 % (")
+    assert ", autoattack 2.1 % (" in line
+    (row,) = claim.beside
+    assert row in claim.item.rows, "taet reproduce R5 runs it"
+    assert "form paper" not in verdict(claim, committed, MINI).because
+    assert [*verdicts.beside(claims()["C1"], committed, [MINI])] == []

@@ -1,0 +1,88 @@
+"""A mistyped name or number in a file of the manifest is one line that says where it is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from taet.cli import reproduce
+from taet.errors import UserError
+from taet.reproduce import checks, claims, manifest
+
+CACHED = (manifest.items_file, manifest.scales, manifest.published, manifest.items, claims.claims)
+LINE = "TAET\t1\tcifar10-lt\t10\tresnet18\tat-bsl\tAT-BSL\t\tbalanced\tlast\tclean\t\t72.74"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the manifest that the package reads."""
+    for path in (*manifest.FOLDER.glob("*.toml"), manifest.FOLDER / "published.tsv"):
+        shutil.copy(path, tmp_path)
+    for module in (manifest, claims):
+        monkeypatch.setattr(module, "FOLDER", tmp_path)
+    for one in (*CACHED, checks.check_manifest):
+        one.cache_clear()
+    yield tmp_path
+    for one in (*CACHED, checks.check_manifest):
+        one.cache_clear()
+
+
+def test_the_manifest_has_no_mistake(folder: Path) -> None:
+    assert (folder / "published.tsv").exists()
+    checks.check_manifest()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("published.tsv", LINE, LINE.replace("TAET", "TEAT"), "line 2: unknown paper 'TEAT'"),
+        ("published.tsv", LINE, LINE.replace("cifar10-lt", "cifar10-tl"), "line 2: unknown data set 'cifar10-tl'"),
+        ("published.tsv", LINE, LINE.replace("resnet18", "resnet81"), "line 2: unknown network 'resnet81'"),
+        ("published.tsv", LINE, LINE.replace("at-bsl", "at-bls"), "line 2: unknown method 'at-bls'"),
+        ("published.tsv", LINE, LINE.replace("clean", "claen"), "line 2: unknown attack 'claen'"),
+        ("published.tsv", LINE, LINE.replace("balanced", "balance"), "line 2: unknown average 'balance'"),
+        (
+            "published.tsv",
+            LINE,
+            LINE.replace("72.74", "7274"),
+            "line 2: value: got '7274'; allowed: a number",
+        ),
+        ("published.tsv", LINE, LINE.replace("\t10\t", "\t0.1\t"), "line 2: imbalance_ratio: got '0.1'"),
+        ("published.tsv", LINE, f"{LINE}\t\t\t1", "line 2: got more fields"),
+        ("items.toml", '"training.awp" = 0.01', '"training.apw" = 0.01', "reat/table7: methods: at: unknown setting"),
+        ("items.toml", "dermamnist = true", "dermamnits = true", "unknown data set in natural 'dermamnits'"),
+        ("items.toml", '"adaptive-pgd-20:factor=0.1"', '"adaptive-pdg-20"', "unknown attack 'adaptive-pdg-20'"),
+        ("items.toml", '"REAT robal cifar10-lt pgd-20"', '"REAT robal pgd-20"', "columns: REAT robal pgd-20"),
+        ("scales.toml", "seeds = {TAET", "seeds = {TEAT", "full: unknown paper in seeds 'TEAT'"),
+        ("scales.toml", 'resnet18 = "resnet8"', 'resnet81 = "resnet8"', "cpu: unknown network in models 'resnet81'"),
+        ("scales.toml", '{"pgd-100" = "",', '{"pdg-100" = "",', "cpu: unknown column in attacks 'pdg-100'"),
+        ("scales.toml", '"TAET cw-l2" = "cw', '"TAET cw-l2" = "wc', "cpu: unknown attack 'wc-linf-100'"),
+        ("scales.toml", "cifar100-lt = {", "cifar101-lt = {", "cpu: unknown key of settings 'cifar101-lt'"),
+        ("scales.toml", '"training.monitor_every"', '"training.monitor_evry"', "cpu: methods: at: unknown setting"),
+        ("claims.toml", '{method = "mart"}', '{method = "matr"}', "C4: methods: matr: unknown method"),
+        ("claims.toml", "columns = {autoattack = 5.31}", "columns = {autoatack = 5.31}", "C1: unknown attack"),
+        ("claims.toml", 'column = "autoattack"}', 'column = "autoatack"}', "C3: unknown column of order 'autoatack'"),
+        ("claims.toml", "imbalance = 20}, {", "imbalance = -20}, {", "C17: imbalance: got -20; allowed: 1 or more"),
+        (
+            "claims.toml",
+            'beside = [{method = "reat"',
+            'beside = [{method = "raet"',
+            "R5: methods: raet",
+        ),
+        ("claims.toml", "[C2]", "[X2]", "X2: unknown name; allowed: C (TAET) or R (REAT) and a number"),
+        ("claims.toml", "worth = 5", "worth = -5", "C1: worth: got -5; allowed: more than 0"),
+    ],
+)
+def test_a_mistake_is_one_line(folder: Path, file: str, old: str, new: str, words: str) -> None:
+    text = (folder / file).read_text(encoding="utf-8")
+    assert old in text
+    (folder / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        reproduce.read(["taet/table1"])
+    said = str(caught.value)
+    assert said.startswith(file)
+    assert words in said
+    assert "\n" not in said
