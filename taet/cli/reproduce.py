@@ -124,9 +124,11 @@ def read(arguments: list[str]) -> ReproduceOptions:
     check_manifest()
     scale_named(parsed.scale)
     chosen(parsed.items, parsed.methods if parsed.items else ())
-    given = flags.given(parsed, "seeds", "time_budget", "part", "merge", "save")
+    given = flags.given(parsed, "methods", "seeds", "time_budget", "part", "merge", "save")
     if given and not parsed.items:
         raise UserError(f"reproduce: got {listed(given)} without an item; allowed: with items, e.g. taet/table1")
+    if parsed.merge == ():
+        raise UserError("reproduce: --merge: got no folder; allowed: folders --out of other calls")
     if parsed.site is not None and parsed.items:
         raise UserError("reproduce: --site is of all items: got some as well")
     if (parsed.dry_run or parsed.merge is not None) and (parsed.time_budget or parsed.part):

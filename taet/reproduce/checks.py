@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from taet import registry
 from taet.errors import UserError, located, unknown
@@ -133,7 +132,7 @@ def _columns_of(item: str) -> list[str]:
 
 
 @functools.cache
-def _names(kind: registry.Kind) -> Mapping[str, Any]:
+def _names(kind: registry.Kind) -> Mapping[str, object]:
     return registry.entries(kind)
 
 

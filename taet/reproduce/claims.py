@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
-from taet.errors import UserError, unknown
+from taet.errors import UserError, cut, nearest, unknown
 from taet.reproduce.cell_store import Store, StoredCell
 from taet.reproduce.manifest import (
     FOLDER,
@@ -239,7 +239,10 @@ def chosen(names: Sequence[str], methods: Sequence[str] = ()) -> list[Item]:
     every = items()
     for name in names:
         if name not in every and name not in PAPERS.values() and name not in claims():
-            raise unknown("item", name, [*every, *PAPERS.values(), *claims()])
+            near = nearest(name, [*every, *PAPERS.values(), *claims()])
+            allowed = "taet, reat, an item that `taet reproduce` lists, or a claim, C1 to C26 or R1 to R20"
+            hint = "" if near is None else f"; did you mean '{near}'?"
+            raise UserError(f"unknown item '{cut(name)}'; allowed: {allowed}{hint}")
     wanted = [item for item in every.values() if not names or {item.name, item.name.partition("/")[0]} & {*names}]
     wanted += [claims()[name].item for name in dict.fromkeys(names) if name in claims() and claims()[name].is_tested]
     known = {row.method for item in wanted for row in item.rows}

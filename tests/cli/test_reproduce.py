@@ -49,6 +49,8 @@ def test_tables_are_written_in_other_forms(taet, tmp_path: Path) -> None:
         (["taet/table1", "--methods", "reet"], "did you mean 'reat'?"),
         (["--save", "x"], "got --save without an item"),
         (["--seeds", "1"], "got --seeds without an item"),
+        (["--methods", "taet"], "got --methods without an item"),
+        (["taet/table1", "--merge"], "--merge: got no folder"),
         (["taet/table1", "--seeds", "-1"], "seeds: got (-1,); allowed: each 0"),
         (["taet/table1", "--dry-run", "--part", "1/2"], "run nothing: got --time-budget or --part as well"),
         (["taet/table1", "--results", "no-such-folder", "--dry-run"], "results: no folder no-such-folder"),
