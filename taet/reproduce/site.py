@@ -7,19 +7,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from taet.formatting import sentence, words
+from taet.evaluation.card import ResultCard
+from taet.formatting import MISSING, percent, percent_interval, sentence, words
 from taet.report.series import Series
-from taet.reproduce.cell_store import Store
+from taet.reproduce.cell_store import Store, StoredCell
 from taet.reproduce.claims import WORDS, Claim, claims
 from taet.reproduce.figures import Drawings, drawings
 from taet.reproduce.leaderboard import BoardKind, Standings, boards
-from taet.reproduce.manifest import Item, Scale, errata, items, scales
+from taet.reproduce.manifest import Item, Scale, errata, items, scales, settings_words
 from taet.reproduce.render import filled, tables, what_differs
 from taet.reproduce.session import overview
 from taet.reproduce.text_table import html_page, in_html
 from taet.reproduce.verdicts import Verdict, beside, best_verdicts, elsewhere, verdict
 
-PAGES = {"index.html": "Overview", "leaderboard.html": "Leaderboard", "claims.html": "Claims"}
+PAGES = {"index.html": "Overview", "leaderboard.html": "Leaderboard", "claims.html": "Claims", "runs.html": "Runs"}
 NAVIGATION = (
     "<nav><ul>" + "".join(f'<li><a href="{page}">{name}</a></li>' for page, name in PAGES.items()) + "</ul></nav>"
 )
@@ -32,6 +33,7 @@ def site(store: Store, scales: Sequence[Scale]) -> dict[str, str]:
         "index.html": _index(store, found),
         "leaderboard.html": leaderboard_page(boards(store, scales)),
         "claims.html": _claims(store, scales, found),
+        "runs.html": _runs_page(store, scales),
     }
     return pages | {item_page(name): _item(store, scales, item) for name, item in items().items()}
 
@@ -124,9 +126,48 @@ def _linked(claim: Claim) -> str:
 def _runs(store: Store, scale: Scale, item: Item) -> list[str]:
     """Return the list of the cards behind an item at a scale, closed at first."""
     found = {one.key: (row, one) for row in filled(store, scale, item) for one in row.cells if one.card is not None}
-    lines = [f"{row.label}, seed {one.cell.seed}: {store.source(one)}" for row, one in found.values()]
-    shown = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return [f"<details><summary>Cards · scale {scale.name} ({len(lines)})</summary><ul>{shown}</ul></details>"]
+    texts = [(one, f"{row.label}, seed {one.cell.seed}: {store.source(one)}") for row, one in found.values()]
+    lines = [f'<li><a href="runs.html#{one.cell.name}">{html.escape(text)}</a></li>' for one, text in texts]
+    return [f"<details><summary>Runs · scale {scale.name} ({len(lines)})</summary><ul>{''.join(lines)}</ul></details>"]
+
+
+def _runs_page(store: Store, scales: Sequence[Scale]) -> str:
+    """Return every run behind the items: what was trained and attacked, by which commands, where, and its numbers."""
+    sections = []
+    for scale in scales:
+        cells = store.every_cell(scale, [*items().values(), *(one.item for one in claims().values() if one.is_tested)])
+        found = {one.key: (one, one.card) for one in cells if one.card is not None}
+        if found:
+            sections.append(f"<h2>Scale {scale.name} ({len(found)})</h2>")
+            sections += [_run(store, one, card) for one, card in found.values()]
+    return _page("Runs", sections)
+
+
+def _run(store: Store, one: StoredCell, card: ResultCard) -> str:
+    """Return the card of a run in words."""
+    accuracies = [
+        f"{column.name} {percent(found.balanced)} ({percent_interval(*found.balanced_interval)})"
+        for column in card.columns
+        for found in [card.summary(column.name)]
+    ]
+    versions = card.environment.get("versions", {})
+    facts = {
+        "Balanced accuracy, %": ", ".join(accuracies),
+        "Test images": f"{len(card.labels):,}",
+        "Training images": f"{sum(card.data['train_class_counts'] or []):,}",
+        "Flags": ", ".join(flag["flag"] for flag in card.flags) or "none",
+        "Leaves the protocol": " ".join(map(sentence, card.deviations)) or "no",
+        "Card": store.source(one),
+        "Weights, SHA-256": card.model["weights_sha256"],
+        "Machine": card.environment.get("device") or MISSING,
+        "Versions": ", ".join(f"{name} {versions[name]}" for name in ("taet", "torch") if name in versions) or MISSING,
+    }
+    shown = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items())
+    commands = "\n".join(filter(None, [card.run.get("command"), card.command]))
+    about = settings_words(one.cell.entry.method, tuple(one.cell.entry.settings.items()))
+    ratio = "" if one.cell.imbalance is None else f", imbalance ratio {one.cell.imbalance:g}"
+    head = f"<h3>{html.escape(f'{about}, {one.cell.data}{ratio}, seed {one.cell.seed}')}</h3>"
+    return f'<article id="{one.cell.name}">{head}<dl>{shown}</dl><pre>{html.escape(commands)}</pre></article>'
 
 
 def _item(store: Store, scales: Sequence[Scale], item: Item) -> str:

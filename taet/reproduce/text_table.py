@@ -13,6 +13,7 @@ ESCAPED = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {"~": r"\tex
 STYLE = """
 th:first-child { white-space: normal; min-width: 9rem; }
 @media (max-width: 40rem) { th:first-child { min-width: 6rem; } td:first-of-type { white-space: normal; } }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 fieldset { border: 0; padding: 0; margin: .25rem 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
 legend { font-weight: 600; }"""
 """Rules in addition to those of the report."""

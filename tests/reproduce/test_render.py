@@ -372,14 +372,20 @@ def test_a_figure_of_chosen_epochs_has_them_in_its_table(committed: Store) -> No
 @pytest.mark.full
 def test_the_site_is_whole_and_needs_no_network(committed: Store) -> None:
     pages = site.site(committed, [scales()["mini"]])
-    assert len(pages) == 44 + 3
+    assert len(pages) == 44 + 4
     assert pages == site.site(committed, [scales()["mini"]])
     for name, text in pages.items():
         linked = re.findall(r'(?:href|src)="([^"]+)"', text)
-        within = {f"#{one}" for one in re.findall(r'\bid="([^"]+)"', text)}  # markers of a figure
-        assert {*linked} <= {*pages} | within, name
+        for page, _, part in (link.partition("#") for link in linked):
+            assert not part or f'id="{part}"' in pages[page or name], (name, page, part)
+            assert page in pages or not page, (name, page)
         assert "<script" not in text
     assert set(re.findall(r'href="([^"]+)"', pages["index.html"])) == {*pages}
+    card = next(iter(committed.cells(scales()["mini"], row_from({"method": "reat"}, "REAT"), ["clean"]))).card
+    assert card is not None
+    assert card.model["weights_sha256"] in pages["runs.html"]
+    assert card.run["command"].split()[0:3] == ["taet", "train", "reat"]
+    assert pages["reat-table1.html"].count("runs.html#reat_cifar10-lt_ir50_seed") >= 3
 
 
 @pytest.mark.full
