@@ -386,6 +386,13 @@ DISCUSSION = [  # words of results/README.md, the attack, the row of each number
         "clean",
         FAILING,
     ),
+    ("22.7, 21.4 and 21.4 %", "autoattack", [IR10.format("mini", name) for name in ("at-bsl", "at", "mart")]),
+    ("TRADES has 19.1 and TAET 16.1", "autoattack", [IR10.format("mini", name) for name in ("trades", "taet")]),
+    (
+        "AT-BSL has 47.8, TRADES 37.8, AT 34.2, MART 33.2 and TAET 30.8",
+        "clean",
+        [IR10.format("mini", name) for name in ("at-bsl", "trades", "at", "mart", "taet")],
+    ),
     ("ends at 13.0 % of the clean", "clean", [IR50.format("reat", "0-baff*")]),
     ("and 2.1 % under AutoAttack: that", "autoattack", [IR50.format("reat", "0-baff*")]),
     ("are level (65.0, 64.7, 64.7;", "autoattack", [LT.format(name) for name in ("reat", "at", "at-bsl")]),

@@ -17,14 +17,14 @@ from taet.evaluation.paired import LEVEL, Difference, difference
 from taet.experiments.comparison import OPEN
 from taet.formatting import percent, percent_interval, sentence
 from taet.reproduce.cell_store import Store, StoredCell, attacks_on, by_seed, load_card, thinned
-from taet.reproduce.claims import FEWEST_REVERSED, SIGNIFICANT_ORDER, Claim, ReversedEntry, SteadyEntry, Word, claims
+from taet.reproduce.claims import FEWEST_ROWS, SIGNIFICANT_ORDER, Claim, ReversedEntry, SteadyEntry, Word, claims
 from taet.reproduce.differences import difference_text, paired_cards
 from taet.reproduce.manifest import PaperRow, Scale, items, row_words
 from taet.reproduce.render import Filled, filled, rank_correlation
 from taet.reproduce.text_table import TextTable
 
-FEWEST_IN_ORDER = 5
-"""Least number of rows, or of epochs, of an order or a mean."""
+FEWEST_EPOCHS = 5
+"""Least number of recorded epochs in a mean over epochs."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,10 @@ def _order(claim: Claim, store: Store, scale: Scale) -> Verdict:
     item = items()[claim.entry["order"]["item"]]
     column = next(column for column in item.columns if column.metric == claim.entry["order"]["column"])
     found = rank_correlation(item, filled(store, scale, item), column)
-    if found is None or found[1] < FEWEST_IN_ORDER:
-        return Verdict("not tested", f"It takes {FEWEST_IN_ORDER} rows of {item.name} with runs", scale.name)
+    if found is None or found[1] < FEWEST_ROWS:
+        takes = f"It takes {FEWEST_ROWS} rows of {item.name} with runs"
+        there = "" if found is None else f"; over {found[1]} rows the correlation is {found[0]:+.2f}"
+        return Verdict("not tested", takes + there, scale.name)
     value, count = found
     word: Word = "holds" if value > SIGNIFICANT_ORDER else "does not hold" if value < 0 else "undecided"
     return Verdict(word, f"Spearman's correlation {value:+.2f} over {count} methods", scale.name)
@@ -160,8 +162,8 @@ def _reversed(entry: ReversedEntry, store: Store, scale: Scale) -> Verdict:
     Such a pair confirms the claim. No number of pairs without one refutes it.
     """
     rows = [one for one in filled(store, scale, items()[entry["item"]]) if one.cards]
-    if len(rows) < FEWEST_REVERSED:
-        takes = f"It takes {FEWEST_REVERSED} rows of {entry['item']} with runs"
+    if len(rows) < FEWEST_ROWS:
+        takes = f"It takes {FEWEST_ROWS} rows of {entry['item']} with runs"
         return Verdict("not tested", f"{takes}; there are {len(rows)}", scale.name)
     pairs = [*itertools.combinations(rows, 2)]
     limit = float(special.ndtri(1 - LEVEL / (4 * len(pairs) * len(entry["columns"]))))  # two sides, two averages
@@ -217,14 +219,14 @@ def _steady(claim: Claim, entry: SteadyEntry, store: Store, scale: Scale) -> Ver
             parts.append("not tested")
             missing.append(row_words(row))
     if missing:
-        said.append(f"missing at scale {scale.name}: {FEWEST_IN_ORDER} recorded epochs of {' and '.join(missing)}")
+        said.append(f"missing at scale {scale.name}: {FEWEST_EPOCHS} recorded epochs of {' and '.join(missing)}")
     return Verdict(combined(parts), f"Mean total variation: {'; '.join(said)}", scale.name)
 
 
 def _moved(one: StoredCell) -> float | None:
     """Return the mean total variation of the epochs that are committed, so that a card and its run give one number."""
     counts = np.array([row["predicted"] for row in thinned(one.rows) if row["predicted"] is not None], dtype=float)
-    if len(counts) < FEWEST_IN_ORDER:
+    if len(counts) < FEWEST_EPOCHS:
         return None
     return float(np.abs(np.diff(counts / counts.sum(1, keepdims=True), axis=0)).sum(1).mean() / 2)
 
