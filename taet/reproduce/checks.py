@@ -12,6 +12,7 @@ from taet.errors import UserError, located, unknown
 from taet.evaluation.bundles import parse_attack
 from taet.experiments.cells import Planner
 from taet.experiments.specification import Entry
+from taet.formatting import listed
 from taet.reproduce.claims import Claim, claims
 from taet.reproduce.manifest import (
     PAPERS,
@@ -25,6 +26,10 @@ from taet.reproduce.manifest import (
     scales,
 )
 
+HEADS = (
+    *("paper", "table", "dataset", "imbalance_ratio", "model", "method", "shown_as", "setting"),
+    *("average", "selection", "metric", "class", "value"),
+)
 AVERAGES = ("balanced", "balanced-test-set", "sample", "per-class", "cost")
 SELECTIONS = ("", "best", "last")
 ALL = "all"
@@ -33,6 +38,8 @@ ALL = "all"
 @functools.cache
 def check_manifest() -> None:
     """Raise a `UserError` of one line for the first mistake in published.tsv, items, scales or claims."""
+    if published() and not {*HEADS} <= {*published()[0]}:
+        raise UserError(f"published.tsv: got the columns {listed(map(str, published()[0]))}; allowed: {listed(HEADS)}")
     for number, line in enumerate(published(), 2):
         with located(f"published.tsv: line {number}"):
             _check_line(line)
@@ -74,6 +81,8 @@ def _check_items() -> None:
     read = items_file()
     _known("data set in natural", read["natural"], _names("data"))
     _known("paper in papers", read["papers"], PAPERS)
+    if missing := [paper for paper in PAPERS if paper not in read["papers"]]:
+        raise UserError(f"papers: no entry for {listed(missing)}")
     for words, attack in read["columns"].items():
         with located(f"columns: {words}"):
             paper, method, data, metric = words.split() if words.count(" ") == 3 else ("", "", "", "")
@@ -98,9 +107,15 @@ def _check_scale(planner: Planner, scale: Scale) -> None:
     papers, networks, data = [*PAPERS, ALL], [*_names("models"), ALL], [*_names("data"), ALL]
     _known("paper in seeds", scale.seeds, papers)
     _known("paper in notes", scale.notes, PAPERS)
-    _known("network in models", [*scale.models, *scale.models.values()], networks)
+    if min([min(seeds, default=-1) for seeds in scale.seeds.values()], default=-1) < 0:
+        raise UserError("seeds: got none, or a negative one; allowed: one or more of 0 and above")
+    _known("network in models", scale.models, networks)
+    _known("network in models", scale.models.values(), _names("models"))
     _known("data set in data", scale.data, data)
-    _known("data set in data", [entry.get("name", key) for key, entry in scale.data.items()], data)
+    for entry in scale.data.values():
+        _known("key of data", entry, ("name", "imbalance"))
+        _known("data set in data", [str(entry["name"])] if "name" in entry else [], _names("data"))
+        _number("imbalance of data", str(entry.get("imbalance", 1)), least=1.0)
     published_metrics = {line["metric"] for line in published()}
     for column, attack in scale.attacks.items():
         paper, _, metric = column.rpartition(" ")
@@ -120,6 +135,10 @@ def _check_claim(planner: Planner, claim: Claim) -> None:
     if not entry.get("worth", 1.0) > 0:
         raise UserError(f"worth: got {entry['worth']:g}; allowed: more than 0")
     _check_rows(planner, [*claim.rows, *claim.beside, *(row for pair in claim.pairs for row in pair)])
+    if claim.beside and claim.test in ("order", "reversed", "settled", "open", "theorem"):
+        raise UserError(f"beside: got rows beside a test of the kind {claim.test}; allowed: beside a test of rows")
+    if any(len(entry[kind]) != 2 for kind in ("attacks", "separable") if kind in entry):
+        raise UserError("attacks or separable: got another number; allowed: two, first and second")
     _metrics([*claim.sizes, *entry.get("attacks", []), *filter(None, [entry.get("less")])])
     if "order" in entry:
         _known("column of order", [entry["order"]["column"]], _columns_of(entry["order"]["item"]))

@@ -22,11 +22,25 @@ from taet.reproduce.manifest import PAPERS, Item, PaperRow, Scale, items, settin
 from taet.reproduce.text_table import TextTable
 from taet.training.decisive_settings import CURVE, run_hash, training_settings
 from taet.training.record import run_from_json
+from taet.training.resolve import learns_from_validation
+from taet.training.schedule import curve_decides
 
 LEAD = "autoattack"
+DATA = (
+    "name",
+    "root",
+    "storage",
+    "imbalance_ratio",
+    "default_imbalance_ratio",
+    "profile",
+    "max_count",
+    "test",
+    "test_max_count",
+)
+"""Settings of the data that only decide what a card is compared by: training counts and test images."""
 UNNAMED = (
-    *("seed", "protocol", "data.", "model.name", "model.weights", "training.selection", "evaluation."),
-    *("training.distance_images", "training.monitor_images"),
+    *("seed", "protocol", "model.name", "model.weights", "training.selection", "training.distance_images"),
+    *(f"data.{name}" for name in (*DATA, "validation")),
 )
 """Settings that differ between seeds, whose effect on a card is compared with the board, or that change no weights."""
 ACCURACIES = ("95 % or ± error", "paper", "clean", "pgd-20", "PGD-20 − AutoAttack", "tail", "worst class")
@@ -97,11 +111,11 @@ class Standings:
         plain = self.plain(str(card.method))
         if plain is None:
             return str(card.method)
-        usual, own = training_settings(plain), training_settings(run_from_json(card.run["config"]))
-        left = (*UNNAMED, *(CURVE if plain.training.selection == "last" else ()))
-        settings = {
-            name: value for name, value in own.items() if usual.get(name) != value and not name.startswith(left)
-        }
+        run = run_from_json(card.run["config"])
+        usual, own = training_settings(plain), training_settings(run)
+        left = {*UNNAMED, *(() if curve_decides(run, learns_from_validation(run)) else CURVE)}
+        named = own.keys() - left - {name for name in own if name.startswith("evaluation.")}
+        settings = {name: own[name] for name in named if usual.get(name) != own[name]}
         return settings_words(str(card.method), tuple(sorted(settings.items())))
 
     def rank(self, one: Contender) -> str:
@@ -208,7 +222,7 @@ def _board(kind: BoardKind, rows: list[Contender], store: Store, scale: Scale, f
                     raise UserError(f"{path}: another card of this run has other weights; remove one of them")
     for cards in others.values():
         label = board.label(next(iter(cards.values())))
-        same = next((at for at, row in enumerate(rows) if row.weights & _weights(cards.values())), None)
+        same = next((at for at, row in enumerate(rows) if _is_same(row.cards, cards)), None)
         if same is None:
             rows.append(Contender(label, cards))
         else:
@@ -216,6 +230,14 @@ def _board(kind: BoardKind, rows: list[Contender], store: Store, scale: Scale, f
             also = held.also if label == held.label else (*held.also, label)
             rows[same] = replace(held, cards=dict(sorted({**cards, **held.cards}.items())), also=also)
     return replace(board, rows=_best_first(rows))
+
+
+def _is_same(first: Mapping[int, ResultCard], second: Mapping[int, ResultCard]) -> bool:
+    """Whether two rows are one training: of one run, or of equal weights with every seed that both have."""
+    if {*map(_any_seed, first.values())} & {*map(_any_seed, second.values())}:
+        return True
+    common = first.keys() & second.keys()
+    return bool(common) and all(_weights([first[seed]]) == _weights([second[seed]]) for seed in common)
 
 
 def _best_first(rows: Iterable[Contender]) -> tuple[Contender, ...]:

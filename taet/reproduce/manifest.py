@@ -283,7 +283,10 @@ def row_of(line: Mapping[str, str]) -> PaperRow:
         missing = [name for name, _, _ in words if name not in read["settings"]]
         if missing:
             raise UserError(f"published.tsv: setting '{setting}' of {method} is in no table of items.toml")
-        numbers = (read_number(value) if {*value} & {*"./"} else int(value) for _, _, value in words)
+        try:
+            numbers = [read_number(value) if {*value} & {*"./"} else int(value) for _, _, value in words]
+        except (ValueError, ZeroDivisionError):
+            raise UserError(f"published.tsv: setting '{setting}' of {method}: got a value that is no number") from None
         settings = {read["settings"][name]: number for (name, _, _), number in zip(words, numbers, strict=True)}
     ratio = None if line["dataset"] in read["natural"] else float(line["imbalance_ratio"])
     shown, model = line["shown_as"], line["model"]

@@ -309,7 +309,8 @@ def beside(claim: Claim, store: Store, scales: Sequence[Scale]) -> Iterator[str]
     """Yield a line for each run of the rows that are shown with a claim but do not decide it."""
     for scale, row in itertools.product(scales, claim.beside):
         for seed, card in by_seed(store.cells(scale, row, [*claim.sizes])).items():
-            found = {name: card.summary(name) for name in ("clean", *claim.sizes) if name in attacks_on(card)}
+            wanted = [name for column in ("clean", *claim.sizes) if (name := scale.attack(row, column)) is not None]
+            found = {name: card.summary(name) for name in wanted if name in attacks_on(card)}
             said = [
                 f"{name} {percent(of.balanced)} % ({percent_interval(*of.balanced_interval)})"
                 for name, of in found.items()

@@ -79,7 +79,9 @@ def test_two_names_of_one_training_are_one_row_with_all_seeds(found: Sequence[St
     assert row.cards[0].method == "at-bsl"
     assert {row.cards[seed].method for seed in (1, 2)} == {"cgr"}
     alike = [note for board in found for note in board.table().notes if "the same weights" in note]
-    assert alike == ["cgr (budget no, margin 0, weights no): the same weights as at-bsl (weighting brw), so one row."]
+    assert alike == [
+        "cgr (budget no, margin 0, weights no, monitor_every 2): the same weights as at-bsl (weighting brw), so one row."
+    ]
 
 
 def test_each_reason_to_refuse_is_a_line(found: Sequence[Standings]) -> None:
@@ -232,15 +234,33 @@ def test_a_card_without_a_probe_is_refused(found: Sequence[Standings]) -> None:
     assert placed(found, [handed_in(found, probe={})])[1][0].startswith("probe: the card has none")
 
 
-def test_a_label_has_every_setting_that_changes_the_network(found: Sequence[Standings]) -> None:
+@pytest.mark.parametrize(
+    ("part", "name", "value", "words"),
+    [
+        ("model", "normalize", "none", "normalize none"),
+        ("data", "seed", 7, "seed 7"),
+        ("data", "mirror", "no", "mirror no"),
+    ],
+)
+def test_a_label_has_every_setting_that_changes_weights(
+    found: Sequence[Standings], part: str, name: str, value: object, words: str
+) -> None:
     card = handed_in(found)
-    config = {**card.run["config"], "model": {**card.run["config"]["model"], "normalize": "none"}}
-    other = dataclasses.replace(card, run=with_config(card, config))
-    assert found[0].label(other) == f"{card.method} (normalize none)"
-    for board in found:  # the best row says nothing about the others
-        first = board.rows[0].card
-        last = dataclasses.replace(board, rows=board.rows[::-1])
-        assert board.label(first) == last.label(first)
+    config = {**card.run["config"], part: {**card.run["config"][part], name: value}}
+    assert found[0].label(dataclasses.replace(card, run=with_config(card, config))) == f"{card.method} ({words})"
+
+
+def test_rows_are_one_only_if_every_common_seed_has_the_same_weights(found: Sequence[Standings]) -> None:
+    for board in found:
+        labels = [row.label for row in board.rows]
+        assert len({*labels}) == len(labels)
+    board = next(one for one in found if one.kind.imbalance == 50 and one.kind.data == "cifar10-lt")
+    rows = {row.label: row.cards for row in board.rows}
+    brw, faal = rows["at-bsl (weighting brw)"], rows["faal"]
+    shared = dataclasses.replace(faal[0], model=brw[0].model)
+    assert leaderboard._is_same({0: brw[0]}, {0: shared, 1: faal[1]})
+    assert not leaderboard._is_same({0: brw[0]}, {0: faal[0]})
+    assert not leaderboard._is_same({0: brw[0], 1: rows["reat"][1]}, {0: shared, 1: faal[1]})
 
 
 def test_an_attack_that_a_seed_lacks_has_no_mean(found: Sequence[Standings]) -> None:
