@@ -167,7 +167,7 @@ class Store:
         paths = self._index.get(key, [])
         cards = [load_card(path) for path in paths]
         for path, card in zip(paths, cards, strict=True):
-            if _weights(card) != _weights(cards[0]):
+            if weights_of(card) != weights_of(cards[0]):
                 raise UserError(f"{paths[0]} and {path} are one run with other weights; remove one of them")
         if not cards:
             return None, ()
@@ -227,7 +227,7 @@ class Store:
         places = [drawn, *(beside(card, drawn.name) for card in self._index.get(one.key, []))]
         path = next((path for path in places if path.exists()), None)
         found = None if path is None else embedding.load(path)
-        if found is not None and (one.card is None or found.weights_sha256 != _weights(one.card)):
+        if found is not None and (one.card is None or found.weights_sha256 != weights_of(one.card)):
             raise UserError(f"{path} was made with other weights than the card of {one.cell.name}; remove it")
         return found
 
@@ -235,7 +235,7 @@ class Store:
         """Return where the card of a run is: below a folder of results, or its run folder."""
         for path in self._index.get(one.key, []):
             folder = next(folder for folder in self.results if path.is_relative_to(folder))
-            if load_card(path).model["weights_sha256"] == (one.card and one.card.model["weights_sha256"]):
+            if one.card is not None and weights_of(load_card(path)) == weights_of(one.card):
                 return f"results/{path.relative_to(folder).as_posix()}"
         return f"runs/{one.cell.name}"
 
@@ -328,7 +328,8 @@ def thinned(rows: Sequence[MetricsRow]) -> list[MetricsRow]:
     return [row for row in rows if row.get("monitor") or row["epoch"] in (1, last) or not row["epoch"] % EVERY]
 
 
-def _weights(card: ResultCard) -> str:
+def weights_of(card: ResultCard) -> str:
+    """The SHA-256 of the weights that a card is about."""
     return str(card.model["weights_sha256"])
 
 

@@ -207,8 +207,11 @@ class Claim:
         return scale.attack(row, self.entry["less"]) if "less" in self.entry else None
 
     def cells(self, store: Store, scale: Scale) -> list[StoredCell]:
-        """The runs that its test needs."""
-        return store.every_cell(scale, [self.item]) if self.is_tested else []
+        """The runs that decide it."""
+        if not self.is_tested:
+            return []
+        rows = tuple(row for row in self.item.rows if row not in self.beside)
+        return store.every_cell(scale, [dataclasses.replace(self.item, rows=rows)])
 
 
 @functools.cache
@@ -241,7 +244,7 @@ def chosen(names: Sequence[str], methods: Sequence[str] = ()) -> list[Item]:
     for name in names:
         if name not in every and name not in PAPERS.values() and name not in claims():
             near = nearest(name, [*every, *PAPERS.values(), *claims()])
-            allowed = "taet, reat, an item that `taet reproduce` lists, or a claim, C1 to C26 or R1 to R20"
+            allowed = "taet, reat, an item that `taet reproduce` lists, or a claim, as C1 or R5"
             hint = "" if near is None else f"; did you mean '{near}'?"
             raise UserError(f"unknown item '{cut(name)}'; allowed: {allowed}{hint}")
     wanted = [item for item in every.values() if not names or {item.name, item.name.partition("/")[0]} & {*names}]

@@ -13,7 +13,7 @@ from taet.reproduce.claims import WORDS, Word, claims
 from taet.reproduce.differences import difference_text, paired_cards
 from taet.reproduce.leaderboard import LEAD
 from taet.reproduce.manifest import Scale, errata, items, row_words
-from taet.reproduce.verdicts import Verdict, beside, best_verdicts, elsewhere
+from taet.reproduce.verdicts import Verdict, best_verdicts, elsewhere, shown_beside
 
 WIDTHS_OF = "cifar10-lt-ir10/at-bsl.json"
 TAET_TEST = (1000, 774, 599, 464, 359, 278, 215, 166, 129, 100)
@@ -108,7 +108,7 @@ def _section(
         where = f"({claim.paper}, {claim.entry['where']}{scale})"
         lines.append(f"- **{name}** {claim.entry['says']} {where}. {sentence(one.because)}".rstrip())
         lines += [f"  - Rule: {claim.rule}."] if claim.is_tested and claim.test != "pairs" else []
-        lines += [f"  - Beside the test, {line}." for line in beside(claim, store, scales)]
+        lines += [f"  - Beside the test, {line}." for line in shown_beside(claim, store, scales)]
         lines += [f"  - Outside the scales, {line}." for line in elsewhere(claim, store.results)]
     return "\n".join([*lines, ""])
 

@@ -16,7 +16,7 @@ from taet.evaluation.card import ResultCard
 from taet.evaluation.diagnostics import masking
 from taet.files import digest
 from taet.formatting import MISSING, listed, percent, percent_interval, points, words
-from taet.reproduce.cell_store import Store, any_seed_hash, attacks_on, by_seed, load_card, rules_of
+from taet.reproduce.cell_store import Store, any_seed_hash, attacks_on, by_seed, load_card, rules_of, weights_of
 from taet.reproduce.differences import paired_cards
 from taet.reproduce.manifest import PAPERS, Item, PaperRow, Scale, items, settings_words
 from taet.reproduce.text_table import TextTable
@@ -88,11 +88,6 @@ class Contender:
         """Mean balanced accuracy over the seeds; nan if a seed lacks the attack."""
         found = [card.summary(attack).balanced if attack in attacks_on(card) else nan for card in self.cards.values()]
         return sum(found) / len(found)
-
-    @property
-    def weights(self) -> set[str]:
-        """The checksums of the weights of its runs."""
-        return {card.model["weights_sha256"] for card in self.cards.values()}
 
 
 @dataclass(frozen=True)
@@ -218,11 +213,12 @@ def _board(kind: BoardKind, rows: list[Contender], store: Store, scale: Scale, f
             card = load_card(path)
             if not [*_differs(board, card), *_faults(card)]:
                 cards = others.setdefault(_any_seed(card), {})
-                if _weights([cards.setdefault(card.seed or 0, card)]) != _weights([card]):
+                if weights_of(cards.setdefault(card.seed or 0, card)) != weights_of(card):
                     raise UserError(f"{path}: another card of this run has other weights; remove one of them")
-    for cards in others.values():
+    places = {_any_seed(card): at for at, row in enumerate(rows) for card in row.cards.values()}
+    for key, cards in others.items():
         label = board.label(next(iter(cards.values())))
-        same = next((at for at, row in enumerate(rows) if _is_same(row.cards, cards)), None)
+        same = places.get(key, next((at for at, row in enumerate(rows) if _is_same(row.cards, cards)), None))
         if same is None:
             rows.append(Contender(label, cards))
         else:
@@ -233,19 +229,13 @@ def _board(kind: BoardKind, rows: list[Contender], store: Store, scale: Scale, f
 
 
 def _is_same(first: Mapping[int, ResultCard], second: Mapping[int, ResultCard]) -> bool:
-    """Whether two rows are one training: of one run, or of equal weights with every seed that both have."""
-    if {*map(_any_seed, first.values())} & {*map(_any_seed, second.values())}:
-        return True
+    """Whether two rows have a seed in common, and equal weights with every seed that they have in common."""
     common = first.keys() & second.keys()
-    return bool(common) and all(_weights([first[seed]]) == _weights([second[seed]]) for seed in common)
+    return bool(common) and all(weights_of(first[seed]) == weights_of(second[seed]) for seed in common)
 
 
 def _best_first(rows: Iterable[Contender]) -> tuple[Contender, ...]:
     return tuple(sorted(rows, key=lambda row: -row.mean(LEAD)))
-
-
-def _weights(cards: Iterable[ResultCard]) -> set[str]:
-    return {card.model["weights_sha256"] for card in cards}
 
 
 def _any_seed(card: ResultCard) -> str:
@@ -262,7 +252,8 @@ def placed(found: Sequence[Standings], cards: Sequence[ResultCard]) -> tuple[Sta
     board, reasons = min(refused, key=lambda one: len(one[1]), default=(None, ["there is no board yet"]))
     faults = [why for card in cards for why in _faults(card)]
     reasons = list(dict.fromkeys([*reasons, *faults, *([] if faults else _unlike(cards))]))
-    if board is not None and any(row.weights & _weights(cards) for row in board.rows):
+    weights = {*map(weights_of, cards)}
+    if board is not None and any(weights_of(card) in weights for row in board.rows for card in row.cards.values()):
         reasons.append("weights: these are on the board already")
     if board is None or reasons:
         near = [] if board is None else [f"the nearest board is {board.kind.title}"]
@@ -278,7 +269,7 @@ def _unlike(cards: Sequence[ResultCard]) -> Iterator[str]:
     seeds = [card.seed or 0 for card in cards]
     if len({*seeds}) < len(seeds):
         yield f"cards: got the seeds {listed(map(str, seeds))}; allowed: one card for each seed"
-    elif len(_weights(cards)) < len(cards):
+    elif len({*map(weights_of, cards)}) < len(cards):
         yield "cards: got the same weights for several seeds"
 
 
@@ -304,11 +295,12 @@ def _differs(board: Standings, card: ResultCard) -> Iterator[str]:
     training, rule = config.get("training"), other.model.get("selection")
     if training is None or rule not in rules_of(card.model, training):
         yield f"rule that chose the epoch: got {card.model.get('selection')}; the board has {rule}"
-    for attack in ("clean", LEAD, "pgd-20"):
+    for attack in ("clean", LEAD):
         if attack not in attacks_on(card):
-            if attack != "pgd-20":
-                yield f"attack {attack}: the card has none; allowed: taet evaluate RUN --attacks clean {LEAD}"
-        elif attack in attacks_on(other) and card.column(attack).identity != other.column(attack).identity:
+            yield f"attack {attack}: the card has none; allowed: taet evaluate RUN --attacks clean {LEAD}"
+    for attack in ("clean", LEAD, "pgd-20"):
+        both = attack in attacks_on(card) and attack in attacks_on(other)
+        if both and card.column(attack).identity != other.column(attack).identity:
             yield f"attack {attack}: other settings than the board's"
 
 

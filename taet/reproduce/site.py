@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from taet.evaluation.card import ResultCard
-from taet.formatting import MISSING, percent, percent_interval, sentence, words
+from taet.formatting import MISSING, sentence, words
 from taet.report.series import Series
 from taet.reproduce.cell_store import Store, StoredCell
 from taet.reproduce.claims import WORDS, Claim, claims
@@ -18,7 +18,7 @@ from taet.reproduce.manifest import Item, Scale, errata, items, scales, settings
 from taet.reproduce.render import filled, tables, what_differs
 from taet.reproduce.session import overview
 from taet.reproduce.text_table import html_page, in_html
-from taet.reproduce.verdicts import Verdict, beside, best_verdicts, elsewhere, verdict
+from taet.reproduce.verdicts import Verdict, accuracies, best_verdicts, elsewhere, shown_beside, verdict
 
 PAGES = {"index.html": "Overview", "leaderboard.html": "Leaderboard", "claims.html": "Claims", "runs.html": "Runs"}
 NAVIGATION = (
@@ -103,7 +103,7 @@ def _claim(store: Store, scales: Sequence[Scale], claim: Claim, found: Verdict) 
     if claim.is_tested:
         each = [verdict(claim, store, scale) for scale in scales]
         shown = [f"<li>{one.scale}: {one.word}. {html.escape(sentence(one.because))}</li>" for one in each]
-        shown += [f"<li>Beside the test: {html.escape(line)}</li>" for line in beside(claim, store, scales)]
+        shown += [f"<li>Beside the test: {html.escape(line)}</li>" for line in shown_beside(claim, store, scales)]
         lines += ["<ul>", *shown, "</ul>"]
     elif found.because:
         lines.append(f"<p>{html.escape(sentence(found.because))}</p>")
@@ -145,14 +145,9 @@ def _runs_page(store: Store, scales: Sequence[Scale]) -> str:
 
 def _run(store: Store, one: StoredCell, card: ResultCard) -> str:
     """Return the card of a run in words."""
-    accuracies = [
-        f"{column.name} {percent(found.balanced)} ({percent_interval(*found.balanced_interval)})"
-        for column in card.columns
-        for found in [card.summary(column.name)]
-    ]
     versions = card.environment.get("versions", {})
     facts = {
-        "Balanced accuracy, %": ", ".join(accuracies),
+        "Balanced accuracy": accuracies(card, [column.name for column in card.columns]),
         "Test images": f"{len(card.labels):,}",
         "Training images": f"{sum(card.data['train_class_counts'] or []):,}",
         "Flags": ", ".join(flag["flag"] for flag in card.flags) or "none",

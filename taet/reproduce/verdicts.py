@@ -305,17 +305,21 @@ def bound_gap(card: ResultCard) -> float | None:
     return max((float(np.nanmean(gap)) for gap in gaps), default=None)
 
 
-def beside(claim: Claim, store: Store, scales: Sequence[Scale]) -> Iterator[str]:
+def shown_beside(claim: Claim, store: Store, scales: Sequence[Scale]) -> Iterator[str]:
     """Yield a line for each run of the rows that are shown with a claim but do not decide it."""
     for scale, row in itertools.product(scales, claim.beside):
         for seed, card in by_seed(store.cells(scale, row, [*claim.sizes])).items():
-            wanted = [name for column in ("clean", *claim.sizes) if (name := scale.attack(row, column)) is not None]
-            found = {name: card.summary(name) for name in wanted if name in attacks_on(card)}
-            said = [
-                f"{name} {percent(of.balanced)} % ({percent_interval(*of.balanced_interval)})"
-                for name, of in found.items()
-            ]
-            yield f"{row_words(row)}, seed {seed}, scale {scale.name}: {', '.join(said)}"
+            wanted = [scale.attack(row, column) for column in ("clean", *claim.sizes)]
+            said = accuracies(card, [name for name in wanted if name in attacks_on(card)])
+            yield f"{row_words(row)}, seed {seed}, scale {scale.name}: {said}"
+
+
+def accuracies(card: ResultCard, attacks: Sequence[str | None]) -> str:
+    """Return the balanced accuracies of a card under these attacks, with their 95 % intervals, in words."""
+    found = ((name, card.summary(name)) for name in attacks if name is not None)
+    return ", ".join(
+        f"{name} {percent(of.balanced)} % ({percent_interval(*of.balanced_interval)})" for name, of in found
+    )
 
 
 def elsewhere(claim: Claim, folders: Sequence[Path]) -> Iterator[str]:

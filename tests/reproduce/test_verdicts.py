@@ -203,13 +203,15 @@ def test_verdicts_are_printed_for_the_claims_among_the_names(committed: Store) -
 
 def test_a_run_beside_a_claim_is_shown_and_decides_nothing(committed: Store) -> None:
     claim = claims()["R5"]
-    (line,) = verdicts.beside(claim, committed, [MINI])
+    (line,) = verdicts.shown_beside(claim, committed, [MINI])
     assert line.startswith("reat (form paper), seed 0, scale mini: clean 13.0 % (")
     assert ", autoattack 2.1 % (" in line
     (row,) = claim.beside
     assert row in claim.item.rows, "taet reproduce R5 runs it"
+    own = {one.key for one in committed.cells(MINI, row, ["clean"])}
+    assert own.isdisjoint(one.key for one in claim.cells(committed, MINI)), "its run settles nothing"
     assert "form paper" not in verdict(claim, committed, MINI).because
-    assert [*verdicts.beside(claims()["C1"], committed, [MINI])] == []
+    assert [*verdicts.shown_beside(claims()["C1"], committed, [MINI])] == []
 
 
 def test_an_order_of_few_rows_is_not_judged(committed: Store) -> None:
