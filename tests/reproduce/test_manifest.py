@@ -258,3 +258,24 @@ def test_a_claim_names_the_runs_that_its_test_needs(tmp_path: Path) -> None:
 def test_rows_of_figures_take_what_they_do_not_say_from_the_paper() -> None:
     assert row_from({"method": "reat"}, "REAT") == row("reat/table3", "REAT, IR 50")
     assert row_from({"method": "at", "data": "cifar10"}, "REAT").imbalance is None
+
+
+@pytest.mark.parametrize(
+    ("name", "item"),
+    [
+        ("C4", "taet/table1"),
+        ("C8", "taet/figure7"),
+        ("C11", "taet/table4"),
+        ("C13", "taet/table9"),
+        ("C17", "taet/table5"),
+        ("C20", "taet/table3"),
+        ("R9", "reat/table1"),
+    ],
+)
+def test_a_claim_about_a_whole_table_is_tested_on_all_its_rows(name: str, item: str, tmp_path: Path) -> None:
+    store = Store(tmp_path, [])
+    ours, table = (
+        {one.key for one in store.every_cell(scales()["full"], [wanted])}
+        for wanted in (claims.claims()[name].item, items()[item])
+    )
+    assert ours == table
