@@ -23,6 +23,9 @@ from taet.reproduce.render import Filled, filled
 
 LEADING = ("clean", "pgd-20", "autoattack")
 """Columns of a figure of rows, if the item has them."""
+STEPS = re.compile(r"pgd-(\d+)")
+FEWEST_STEPS = 3
+"""Least number of points of a curve over the steps of an attack."""
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:/\d+)?")
 
 
@@ -92,11 +95,29 @@ def _classes(item: Item, rows: Sequence[Filled], anchor: str) -> Drawings:
     """Accuracy of each class under the attacks of an item."""
     every = _series(rows, anchor)
     runs = measured(every)
-    names = {one.attack(column.metric) for one in rows for column in item.columns}
+    names = {one.attack(column.metric) for one in rows for column in _columns(item) or item.columns}
     chosen = [attack for attack in attacks_of(runs) if attack.name in names]
     clean = next((attack for attack in chosen if attack.norm is None), None)
     robust = next((attack for attack in chosen if attack.norm is not None), None)
-    return Drawings([*figures.class_dots(runs, chosen, anchor), *figures.class_bars(runs, clean, robust)], every)
+    of_classes = [*figures.class_dots(runs, chosen, anchor), *figures.class_bars(runs, clean, robust)]
+    return Drawings([*_of_steps(item, rows, anchor), *of_classes], every)
+
+
+def _of_steps(item: Item, rows: Sequence[Filled], anchor: str) -> list[Panel]:
+    """Draw accuracy against the steps of PGD, a line per row, if an item has enough of them."""
+    columns = [column for column in item.columns if STEPS.fullmatch(column.metric)]
+    if len(columns) < FEWEST_STEPS:
+        return []
+
+    def line(one: Filled) -> list[tuple[float, ScoreCell]]:
+        """The points of a row, by the steps of the attack that a scale puts in the place of a column."""
+        found = ((STEPS.fullmatch(one.attack(column.metric) or ""), _cell(one, column)) for column in columns)
+        points = {float(steps[1]): cell for steps, cell in found if steps and cell}
+        return sorted(points.items(), key=lambda point: point[0])
+
+    lines = {one.label: line(one) for one in rows}
+    drawn = any(len(points) >= FEWEST_STEPS for points in lines.values())
+    return [_against(lines, "steps of PGD", "Steps of the attack", f"{anchor}-steps")] if drawn else []
 
 
 def _columns(item: Item) -> list[PaperColumn]:
@@ -131,6 +152,8 @@ def _values(item: Item, rows: Sequence[Filled], anchor: str) -> list[Panel]:
     columns, setting = _columns(item), setting_of(rows)
     if not columns:
         return []
+    if curve := _of_steps(item, rows, anchor):
+        return curve
     if setting is None:
         return [_dots(rows, columns, anchor)]
     axis, numbers = setting

@@ -49,6 +49,18 @@ def test_every_item_has_a_figure(smoke: Fill, name: str) -> None:
 
 
 @pytest.mark.full
+def test_accuracy_is_drawn_against_the_steps_of_the_attack_that_was_run(smoke: Fill) -> None:
+    """Scale smoke takes 2 and 3 steps in the place of 20 and 100."""
+    of_classes, of_rows = items()["reat/figure4"], items()["reat/figure8"]
+    panels = figures.drawings(smoke(of_classes), SMOKE, of_classes).panels
+    assert [one.title for one in panels] == ["Steps of the attack", "Clean", "Under pgd-2", "robal", "reat"]
+    assert "accuracy against steps of PGD" in panels[0].svg
+    assert figures.drawings(smoke(of_rows), SMOKE, of_rows).panels[0].title == "Steps of the attack"
+    few = dataclasses.replace(of_rows, columns=of_rows.columns[:3])
+    assert "Steps of the attack" not in [one.title for one in figures.drawings(smoke(few), SMOKE, few).panels]
+
+
+@pytest.mark.full
 def test_nothing_is_drawn_without_runs(tmp_path: Path) -> None:
     assert all(figures.drawings(Store(tmp_path, []), SMOKE, item).panels == () for item in items().values())
 
